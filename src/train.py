@@ -1,0 +1,67 @@
+"""Trains a Vision Transformer, keeps its best checkpoint, and tests that once.
+
+    python src/train.py                                        digits, a small ViT, a minute or two on a laptop
+    python src/train.py model=vit_b16 trainer.devices=4        any preset, any number of devices
+    python src/train.py -m model/size=tiny,small seed=0,1,2    a sweep: six runs
+
+`--help` shows the groups to choose from and every setting.
+"""
+
+from pathlib import Path
+
+from vitlab.command import command
+from vitlab.schema import Node
+
+
+@command("train")
+def main(
+    *,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    seed: int,
+    data_dir: str,
+    run_dir: str,
+    resume: str | None,
+    name: str,
+    objective: str,
+    compile: bool,
+    data: Node,
+    model: Node,
+    classifier: Node,
+    optimizer: Node,
+    schedule: Node,
+    trainer: Node,
+    logger: dict[str, Node] | None,
+    callbacks: dict[str, Node],
+) -> Node:
+    from lightning import seed_everything
+
+    from vitlab import build, figures, runs, tracking
+    from vitlab.callbacks import scores
+
+    folder = Path(run_dir)
+    datamodule = build.data(data)
+    seed_everything(seed, verbose=False)
+    module = build.classifier(model, datamodule, classifier, optimizer=optimizer, schedule=schedule)
+    if compile:
+        module.network.compile()  # in place: the names in a checkpoint stay as they are
+    with tracking.ended_truly():
+        run = build.trainer(trainer, run_dir=folder, logger=logger or {}, callbacks=callbacks)
+        build.describe(run, module, datamodule, batch_size=batch_size, config=runs.read_config(folder))
+
+        start = runs.checkpoint_to_resume(resume, folder)
+        run.fit(module, datamodule, ckpt_path=start, weights_only=True)
+        results = build.best_scores(run, module, datamodule)
+        run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
+
+        results |= scores(run, "test")
+        picture = folder / "figures" / "curves.png"
+        if run.is_global_zero:
+            figures.curves(folder / "metrics.csv", picture, f"{name}   test/acc {results['test/acc']:.4f}")
+            tracking.log_image(run.loggers, "curves", picture)
+            build.tell(results, folder)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""timm's models as baselines: the same data, training and evaluation, another network."""
+
+from typing import cast
+
+import timm
+from torch import nn
+
+from vitlab.schema import suggest
+
+
+def timm_model(
+    *,
+    model_name: str,
+    num_classes: int,
+    in_channels: int,
+    image_size: int | tuple[int, int] = 224,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+) -> nn.Module:
+    """`timm.create_model` in this project's words. Models of a fixed input size are built for `image_size`."""
+    if not timm.is_model(model_name):
+        raise ValueError(f"model.model_name={model_name} is no timm model{suggest(model_name, timm.list_models())}")
+    cfg = timm.get_pretrained_cfg(model_name)
+    size = {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
+    model = timm.create_model(
+        model_name,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        in_chans=in_channels,
+        drop_path_rate=drop_path,
+        **size,
+    )
+    return cast(nn.Module, model)

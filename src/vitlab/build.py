@@ -1,0 +1,132 @@
+"""From configuration nodes to objects, and from objects to results: what the commands have in common."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer
+from lightning.pytorch.loggers import Logger
+
+from vitlab.callbacks import Checkpoint, Monitor, scores
+from vitlab.classifier import Classifier
+from vitlab.data.module import DataModule
+from vitlab.schema import Node
+from vitlab.tracking import MetricsFile
+
+log = logging.getLogger(__name__)
+
+
+def data(node: Node) -> DataModule:
+    """The data, loaded: what it holds decides how the network looks."""
+    datamodule: DataModule = instantiate(node, _convert_="all")
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
+
+
+def classifier(
+    model: Node,
+    datamodule: DataModule,
+    options: Node,
+    *,
+    optimizer: Node | None = None,
+    schedule: Node | None = None,
+) -> Classifier:
+    """A classifier whose network has the data's channels and classes. Raises `ValueError` where `model` says other."""
+    measured = {"num_classes": datamodule.num_classes, "in_channels": datamodule.channels}
+    for key, value in measured.items():
+        if model.get(key, value) != value:
+            raise ValueError(
+                f"model.{key}={model[key]}, but the data has {value}; leave model.{key} out to take the data's"
+            )
+    return Classifier(
+        instantiate(model, _convert_="all", **measured),
+        num_classes=datamodule.num_classes,
+        optimizer=optimizer and instantiate(optimizer, _convert_="all"),
+        schedule=schedule and instantiate(schedule, _convert_="all"),
+        **options,
+    )
+
+
+def trainer(
+    node: Node, *, run_dir: Path, logger: dict[str, Node] | None = None, callbacks: dict[str, Node] | None = None
+) -> Trainer:
+    """Lightning's Trainer with the loggers and callbacks of the configuration, and `metrics.csv` always."""
+    loggers: list[Logger] = [MetricsFile(folder=str(run_dir))] if logger is not None else []
+    loggers += [instantiate(inner, _convert_="all") for inner in (logger or {}).values() if inner]
+    made = [instantiate(inner, _convert_="all") for inner in (callbacks or {}).values() if inner]
+    quiet = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    quiet.addFilter(lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage())
+    made_trainer: Trainer = instantiate(
+        node, _convert_="all", logger=loggers or False, callbacks=made, default_root_dir=str(run_dir)
+    )
+    return made_trainer
+
+
+def describe(run: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int, config: Node) -> None:
+    """Says what is about to be trained on what, and tells the loggers the configuration."""
+    parts = run.world_size * run.accumulate_grad_batches
+    each = f"{batch_size // parts}" if batch_size % parts == 0 else f"{batch_size / parts:.1f}"
+    parameters = sum(p.numel() for p in module.network.parameters())
+    samples = datamodule.samples
+    log.info("run folder: %s", config["run_dir"])
+    log.info(
+        "%s: %s parameters, %d classes; %s images to train on, %s to validate, %s to test",
+        config["name"],
+        f"{parameters:,}",
+        datamodule.num_classes,
+        *(f"{samples[split]:,}" for split in ("train", "val", "test")),
+    )
+    log.info(
+        "batch_size=%d: %d device(s) x %d accumulated x %s images; %d steps an epoch; %s, precision %s",
+        batch_size,
+        run.world_size,
+        run.accumulate_grad_batches,
+        each,
+        math.ceil(samples["train"] / batch_size),
+        run.strategy.root_device,
+        run.precision,
+    )
+    for logger in run.loggers:
+        logger.log_hyperparams(config)
+
+
+def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Node:
+    """Scores on the validation split at the best checkpoint, and what the training took."""
+    checkpoint = next(c for c in run.checkpoint_callbacks if isinstance(c, Checkpoint))
+    monitor = next(c for c in run.callbacks if isinstance(c, Monitor))  # type: ignore[attr-defined]
+    if not checkpoint.best_scores:  # training ended before its first validation
+        run.validate(module, datamodule, verbose=False)
+        checkpoint.best_scores = scores(run, "val")
+    device = run.strategy.root_device
+    return {
+        **checkpoint.best_scores,
+        "checkpoint": checkpoint.best_model_path,
+        "steps": run.global_step,
+        "epochs": run.current_epoch,
+        "images": monitor.images,
+        "images_per_second": round(monitor.images_per_second, 1),
+        "parameters": sum(p.numel() for p in module.network.parameters()),
+        "samples": datamodule.samples,
+        "devices": run.world_size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "precision": str(run.precision),
+    }
+
+
+def tell(results: dict[str, Any], folder: Path) -> None:
+    """The end of a run, in one line each: scores, and where everything lies."""
+    for split in ("train", "val", "test"):
+        if f"{split}/acc" in results:
+            log.info(
+                "%s accuracy %.2f %% (%d of %d)   loss %.4f",
+                split,
+                100 * results[f"{split}/acc"],
+                results[f"{split}/correct"],
+                results[f"{split}/count"],
+                results[f"{split}/loss"],
+            )
+    log.info("run folder: %s", folder)

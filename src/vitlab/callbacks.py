@@ -1,0 +1,171 @@
+"""What is watched while a run trains: progress, speed, gradients; and the checkpoints it keeps."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from vitlab.classifier import Classifier
+from vitlab.data.dataset import TrainBatch
+from vitlab.tracking import MetricsFile
+
+log = logging.getLogger(__name__)
+
+
+def scores(trainer: Trainer, split: str) -> dict[str, float]:
+    """What the last evaluation loop measured on a split: numbers by their logged names, counts as integers."""
+    measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{split}/")}
+    return {k: int(v) if k.endswith(("/correct", "/count")) else v for k, v in measured.items()}
+
+
+class Monitor(Callback):
+    """Logs one row every `trainer.log_every_n_steps` optimizer steps, and a line of text each epoch.
+
+    The row: mean loss over the images since the last row (of all ranks), learning rate of each parameter group,
+    norm of the gradient before clipping, images seen, images per second (of all devices, validation and
+    checkpoints not counted). Between rows nothing waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0  # seen by the optimizer, over all ranks
+        self.seconds = 0.0  # spent on training steps
+        self.images_timed = 0
+        self.gradient_norm: Tensor | None = None
+        self._window_images = 0
+        self._window_seconds = 0.0
+        self._since = 0.0
+        self._last_loss = float("nan")
+        self._done = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images = state_dict["images"]
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all of this process's training."""
+        return self.images_timed / self.seconds if self.seconds else 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._done = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.rewind(trainer.global_step)
+        self._since = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._window_seconds += time.perf_counter() - self._since
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.training:
+            self._tell(trainer)
+        self._since = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.training:
+            pl_module.log("images", float(self.images))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._done:
+            return  # gradients are still being accumulated
+        self._done = trainer.global_step
+        self.images += batch.count
+        self._window_images += batch.count
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._window_images:
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, Classifier)
+        loss = module.train_loss.compute()  # every rank: this sums over them
+        module.train_loss.reset()
+        row = {"train/loss": float(loss), "epoch": trainer.current_epoch, "images": self.images}
+        self._last_loss = row["train/loss"]
+        if self.gradient_norm is not None:
+            row["train/gradient_norm"] = float(self.gradient_norm)
+            self.gradient_norm = None
+        for group in trainer.optimizers[0].param_groups:
+            row[f"lr/{group['name']}"] = group["lr"]
+        now = time.perf_counter()
+        self._window_seconds += now - self._since
+        if self._window_seconds:
+            row["train/images_per_second"] = self._window_images / self._window_seconds
+        self.seconds += self._window_seconds
+        self.images_timed += self._window_images
+        self._since, self._window_seconds, self._window_images = now, 0.0, 0
+        trainer.progress_bar_metrics["train/loss"] = self._last_loss
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=trainer.global_step)
+
+    def _tell(self, trainer: Trainer) -> None:
+        epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/loss", "val/acc")}
+        parts = [f"epoch {trainer.current_epoch + 1}{epochs}", f"step {trainer.global_step}"]
+        parts += [f"train/loss {self._last_loss:.4f}", *(f"{k} {v:.4f}" for k, v in sorted(scores.items()))]
+        parts += [f"{self.images_per_second:,.0f} images/s"] if self.seconds else []
+        log.info("   ".join(parts))
+
+
+class Checkpoint(ModelCheckpoint):
+    """`best.ckpt` by `monitor` and `last.ckpt`, at every validation; with both even where none took place.
+
+    A training that ends before its first validation (`trainer.max_steps=3`) has no best weights: then its last
+    weights are kept under both names, and the log says so.
+    """
+
+    def __init__(self, *, dirpath: str, monitor: str, mode: str, save_top_k: int = 1) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=save_top_k,
+            save_last=True,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        self.best_scores: dict[str, float] = {}  # all of the validation's, at the best checkpoint
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.monitor is not None
+        current = trainer.callback_metrics.get(self.monitor)
+        if trainer.training and self.check_monitor_top_k(trainer, current):
+            self.best_scores = scores(trainer, "val")
+        super().on_validation_end(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best_scores": self.best_scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_scores = state_dict["best_scores"]
+        super().load_state_dict(state_dict)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if not self.best_model_path and self.dirpath:
+            log.warning("no validation in %d steps: the best checkpoint is the last", trainer.global_step)
+            for name in ("last", "best"):
+                trainer.save_checkpoint(Path(self.dirpath) / f"{name}.ckpt")
+            self.best_model_path = str(Path(self.dirpath) / "best.ckpt")

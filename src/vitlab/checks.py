@@ -1,0 +1,225 @@
+"""What is wrong with a configuration, before anything long starts: keys, types, and what one key demands of another.
+
+Nothing here raises: every problem becomes a line, so that a user sees all of them at once. The components check
+the same rules again, for those who build them without a configuration.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
+
+from vitlab import launch
+from vitlab.classifier import Classifier
+from vitlab.data.sources import FACTS, Facts
+from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
+from vitlab.vit import VisionTransformer
+
+# Parameters that the program passes itself: they may be missing in the configuration.
+SUPPLIED = {
+    "model": ("num_classes", "in_channels"),
+    "trainer": (),
+    "data": (),
+    "optimizer": ("params",),
+    "schedule": ("optimizer", "total_steps"),
+}
+OBJECTIVES = ("val/acc", "val/acc5", "val/loss")
+
+
+def problems(function: Callable[..., Any], config: Node) -> list[str]:
+    """Everything wrong with `function(**config)`, a resolved configuration of a command."""
+    nodes = {k: v for k, v in config.items() if k in SUPPLIED and isinstance(v, dict) and "_target_" in v}
+    found = call_problems("", {k: v for k, v in config.items() if k not in nodes}, function, supplied=nodes)
+    for key, node in nodes.items():
+        found += node_problems(key, node, SUPPLIED[key])
+    if isinstance(config.get("classifier"), dict):
+        supplied = ("network", "num_classes", "optimizer", "schedule")
+        found += call_problems("classifier", config["classifier"], Classifier, supplied=supplied)
+    known_bad = {problem.split("=")[0].split(" ")[0].rstrip(":") for problem in found}
+    # a rule is only asked about values that are of the right type: one mistake, one line
+    rules = (trainer_problems, model_problems, data_problems, batch_problems, schedule_problems, root_problems)
+    read = Reader(config, known_bad)
+    for rule in rules:
+        found += rule(read)
+    return found
+
+
+class Reader:
+    """Values by dotted path; None where a key is missing or was already found wrong."""
+
+    def __init__(self, config: Node, bad: set[str]) -> None:
+        self.config, self.bad = config, bad
+
+    def __call__(self, path: str, kind: Any = object) -> Any:
+        value: Any = self.config
+        for key in path.split("."):
+            if not isinstance(value, dict) or key not in value:
+                return None
+            value = value[key]
+        return value if path not in self.bad and fits(value, kind) else None
+
+    def facts(self) -> Facts | None:
+        """What is known of the data without loading it."""
+        target = self("data.source._target_", str)
+        return FACTS.get(target.rsplit(".", 1)[-1]) if target else None
+
+    def ranks(self) -> int:
+        """Processes that will train, over all nodes."""
+        devices, accelerator = self("trainer.devices"), self("trainer.accelerator", str)
+        if devices is None or not fits(devices, int | str | list[int]):
+            return 1
+        return launch.ranks_per_node(devices, accelerator or "auto") * (self("trainer.num_nodes", int) or 1)
+
+    def micro_batches(self) -> int:
+        """Parts that a step's batch is cut into."""
+        return self.ranks() * (self("trainer.accumulate_grad_batches", int) or 1)
+
+    def train_samples(self) -> int | None:
+        """Images left to train on after validation is cut off, where the data's size is known."""
+        facts, fraction = self.facts(), self("data.val_fraction", float)
+        samples = facts.train_samples if facts else None
+        if samples is None or fraction is None:
+            return None
+        limit = self("data.max_train_samples", int)
+        left = samples - math.ceil(samples * fraction)
+        return min(left, limit) if limit else left
+
+
+def trainer_problems(read: Reader) -> Iterator[str]:
+    for key, names in (
+        ("accelerator", {*AcceleratorRegistry.available_accelerators(), "auto", "gpu"}),
+        ("strategy", {*StrategyRegistry.available_strategies(), "auto"}),
+    ):
+        value = read(f"trainer.{key}", str)
+        if value is not None and value not in names:
+            yield f"trainer.{key}={value}: there is no such {key}{suggest(value, sorted(names))}"
+    devices = read("trainer.devices", int)
+    if devices is not None and (devices == 0 or devices < -1):
+        yield f"trainer.devices={devices} is not a number of devices; use 1 or more, or -1 for all"
+    gpus = torch.cuda.device_count() if read("trainer.accelerator", str) in ("auto", "gpu", "cuda") else 0
+    if devices and gpus and devices > gpus:
+        remedy = f"use trainer.devices={gpus}, or trainer.accelerator=cpu"
+        yield f"trainer.devices={devices}: this machine has {gpus} GPUs; {remedy}"
+    for key in ("accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
+        value = read(f"trainer.{key}", int)
+        if value is not None and value < 1:
+            yield f"trainer.{key}={value} must be at least 1"
+
+
+def model_problems(read: Reader) -> Iterator[str]:
+    node, facts = read("model", dict), read.facts()
+    if not node or "_target_" not in node:
+        return
+    for key, known, unit in (
+        ("num_classes", facts.num_classes if facts else None, "classes"),
+        ("in_channels", facts.channels if facts else None, "channels"),
+    ):
+        value = read(f"model.{key}", int)
+        if value is not None and known is not None and value != known:
+            yield f"model.{key}={value}, but the data has {known} {unit}; leave model.{key} out to take the data's"
+    try:
+        target = resolve(str(node["_target_"]))
+    except ImportError:
+        return  # already told
+    if target is VisionTransformer and not any(bad.startswith("model.") for bad in read.bad):
+        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
+        try:
+            with torch.device("meta"):
+                VisionTransformer(**arguments)
+        except (ValueError, TypeError) as error:
+            for line in str(error).splitlines():
+                # an option of the class by its name in the configuration
+                word = line.split("=")[0]
+                yield line if word == "image_size" or word not in node else f"model.{line}"
+        if read("model.pool", str) == "none":
+            yield "model.pool=none gives logits for each token, which is not for training; use cls or avg"
+    elif hasattr(target, "check"):
+        yield from target.check(**{k: v for k, v in node.items() if not k.startswith("_")})
+
+
+def data_problems(read: Reader) -> Iterator[str]:
+    fraction, facts = read("data.val_fraction", float), read.facts()
+    if fraction is not None and not 0 < fraction < 1:
+        yield f"data.val_fraction={fraction} must lie between 0 and 1: the best checkpoint is chosen on that part"
+    elif fraction is not None and facts and facts.train_samples and facts.num_classes:
+        held_out = math.ceil(facts.train_samples * fraction)
+        if held_out < facts.num_classes or facts.train_samples - held_out < facts.num_classes:
+            yield (
+                f"data.val_fraction={fraction} cuts {facts.train_samples} images into {facts.train_samples - held_out} "
+                f"to train on and {held_out} to validate on: fewer than one of each of the {facts.num_classes} classes"
+            )
+    augment = read("data.augment", dict)
+    if augment and "_target_" in augment and not any(bad.startswith("data.augment") for bad in read.bad):
+        try:
+            resolve(str(augment["_target_"]))(**{k: v for k, v in augment.items() if not k.startswith("_")})
+        except ValueError as error:
+            yield str(error)
+    if (read("data.source._target_", str) or "").endswith("image_folder"):
+        folder = read("data.source.data_dir", str)
+        if folder and not Path(folder).is_dir():
+            yield f"data_dir={folder} is not a folder; data=image_folder wants the folder of the images there"
+
+
+def batch_problems(read: Reader) -> Iterator[str]:
+    batch, parts, samples = read("batch_size", int), read.micro_batches(), read.train_samples()
+    if batch is None:
+        return
+    if batch < 1:
+        yield f"batch_size={batch} must be at least 1"
+    elif batch < parts:
+        yield (
+            f"batch_size={batch} is for all devices together and leaves nothing for some of {parts} parts "
+            f"({read.ranks()} processes x trainer.accumulate_grad_batches); the least is {parts}"
+        )
+    elif samples is not None and parts > samples:
+        yield f"batch_size={batch}: {samples} images can't be shared by {parts} processes and accumulated parts"
+    elif samples is not None and batch > samples and read("data.drop_last", bool):
+        yield f"batch_size={batch} is more than the {samples} images to train on, and data.drop_last drops them all"
+
+
+def schedule_problems(read: Reader) -> Iterator[str]:
+    for key in ("warmup_steps", "cooldown_steps"):
+        steps = read(f"schedule.{key}", int)
+        if steps is not None and steps < 0:
+            yield f"schedule.{key}={steps} must be 0 or more"
+    samples, batch = read.train_samples(), read("batch_size", int)
+    epochs, steps = read("trainer.max_epochs", int), read("trainer.max_steps", int)
+    total = steps if steps is not None and steps > 0 else math.inf
+    if samples and batch and batch > 0 and epochs is not None and epochs > 0:
+        per_epoch = samples // batch if read("data.drop_last", bool) else math.ceil(samples / batch)
+        total = min(total, epochs * per_epoch)
+    ends = read("schedule.warmup_steps", int) or 0, read("schedule.cooldown_steps", int) or 0
+    if min(ends) >= 0 and sum(ends) >= total:
+        cooldown = f" and schedule.cooldown_steps={ends[1]}" if ends[1] else ""
+        yield (
+            f"schedule.warmup_steps={ends[0]}{cooldown} leave nothing of the {total} steps of training; "
+            "lower them, or raise trainer.max_epochs or trainer.max_steps"
+        )
+
+
+def root_problems(read: Reader) -> Iterator[str]:
+    objective = read("objective", str)
+    if objective is not None and objective not in OBJECTIVES:
+        yield f"objective={objective} is not measured; use one of {', '.join(OBJECTIVES)}"
+    seed = read("seed", int)
+    if seed is not None and not 0 <= seed < 2**32:
+        yield f"seed={seed} must lie in 0 .. 2**32 - 1"
+    name = read("name", str)
+    if name is not None and (not name or name.startswith((".", "/")) or ".." in Path(name).parts):
+        yield f"name={name!r} must be a plain folder name below runs/"
+    lr = read("optimizer.lr", float)
+    if lr is not None and not lr > 0:
+        yield f"optimizer.lr={shown(lr)} must be above 0"
+    for key, kind in (("logger", "logger"), ("callbacks", "callback")):
+        group = read(key, dict)
+        for name_, inner in (group or {}).items():
+            if inner is not None and not nodes_in(inner):
+                yield f"{key}.{name_} is no {kind}: it has no _target_; remove it, or complete it"
+    folder = read("data_dir", str)
+    if folder and Path(folder).exists() and not os.access(folder, os.R_OK):
+        yield f"data_dir={folder} can't be read"

@@ -1,0 +1,127 @@
+"""The LightningModule: a network, its loss, its scores, its optimizer."""
+
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from vitlab.data.dataset import EvalBatch, TrainBatch
+from vitlab.optim import MakeOptimizer, MakeSchedule, parameter_groups
+
+
+class Classifier(LightningModule):
+    """Trains `network` to tell `num_classes` apart.
+
+    `loss`: `softmax` is cross-entropy; `sigmoid` a binary one per class, summed (as big_vision and DeiT III do).
+    `optimizer` gets parameter groups, `schedule` the optimizer and the total number of optimizer steps; both may be
+    None where nothing is trained.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        num_classes: int,
+        optimizer: MakeOptimizer | None = None,
+        schedule: MakeSchedule | None = None,
+        loss: Literal["softmax", "sigmoid"] = "softmax",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"classifier.label_smoothing={label_smoothing} is not in [0, 1)")
+        self.network = network
+        self.num_classes = num_classes
+        self.loss = loss
+        self.label_smoothing = label_smoothing
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.split = "test"  # what the test loop's images are: `evaluate.py` runs it on any split
+        self.train_loss = MeanMetric()
+        self.scores = nn.ModuleDict({f"{s}_scores": self.make_scores(s) for s in ("train", "val", "test")})
+
+    def make_scores(self, split: str) -> MetricCollection:
+        """Sums over the images of all ranks: exact, since no image is seen twice (`vitlab.data.sampler`)."""
+        metrics: dict[str, Any] = {
+            "acc": MulticlassAccuracy(self.num_classes, average="micro"),
+            "loss": MeanMetric(),
+            "correct": SumMetric(),
+            "count": SumMetric(),
+        }
+        if self.num_classes > 5:
+            metrics["acc5"] = MulticlassAccuracy(self.num_classes, top_k=5, average="micro")
+        return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] for normalised images [B, C, H, W]."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each image [B]. `targets`: class indices [B], or probabilities [B, classes]."""
+        if self.loss == "softmax":
+            return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
+        if not targets.is_floating_point():
+            targets = F.one_hot(targets, self.num_classes)
+        targets = targets.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """A micro-batch's share of the step's mean loss.
+
+        Lightning divides by the number of micro-batches and the ranks' gradients are averaged; the factor undoes
+        both. So the gradient is that of the mean over all `batch.count` images, however they are cut up.
+        """
+        losses = self.losses(self(batch.images), batch.targets)
+        self.train_loss.update(losses.detach())
+        share = self.trainer.world_size * self.trainer.accumulate_grad_batches / batch.count
+        return losses.sum() * share
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self.evaluation_step(batch, "val")
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self.evaluation_step(batch, self.split)
+
+    def evaluation_step(self, batch: EvalBatch, split: str) -> None:
+        """Adds a batch to the sums of `split`. Logged when the split is through."""
+        logits = self(batch.images).float()
+        scores = self.scores[f"{split}_scores"]
+        assert isinstance(scores, MetricCollection)
+        for name, metric in scores.items(keep_base=True, copy_state=False):
+            if name.startswith("acc"):
+                metric.update(logits, batch.targets)
+            elif name == "loss":
+                metric.update(F.cross_entropy(logits, batch.targets, reduction="none"))
+            elif name == "correct":
+                metric.update((logits.argmax(dim=1) == batch.targets).float())
+            else:
+                metric.update(torch.ones_like(batch.targets, dtype=torch.float))
+            shown = split == "val" and name in ("acc", "loss")
+            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown)
+
+    def configure_model(self) -> None:
+        """Shards the network block by block where the strategy is FSDP2 (`trainer=fsdp`); else does nothing."""
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        for block in getattr(self.network, "blocks", []):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.network, mesh=mesh)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        if self.make_optimizer is None or self.make_schedule is None:
+            return None
+        kind = getattr(self.make_optimizer, "func", self.make_optimizer)
+        groups = parameter_groups(self.network, hidden_apart=getattr(kind, "__name__", "") == "Muon")
+        optimizer = self.make_optimizer(groups)
+        schedule = self.make_schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,271 @@
+"""`@command(NAME)`: a function with a typed signature becomes a program configured by `conf/NAME.yaml`.
+
+    command line -> preflight: compose leniently, check everything, show all problems at once, or go on
+                 -> Hydra: compose, run or sweep, make the run folder
+                 -> job: one device in this process; several devices, or a sweep's job, in processes of their own
+                 -> function(**configuration), its results in `results.json`, its objective to the sweeper
+"""
+
+import logging
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vitlab import launch, resolvers, runs
+from vitlab.schema import Node, defaults, suggest
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+EXPERIMENTS = CONF.parent / "experiments"
+UNSET_RUN_DIR = "runs"  # stands for the run folder while the configuration is only being checked
+
+log = logging.getLogger(__name__)
+
+Function = Callable[..., dict[str, Any]]
+
+
+def command(name: str) -> Callable[[Function], Callable[[], None]]:
+    """Makes a program of a function. Its keyword parameters are the root keys of `conf/NAME.yaml`.
+
+    The function returns its results, a mapping that holds the value of the configuration's `objective`, if any.
+    """
+
+    def wrap(function: Function) -> Callable[[], None]:
+        entry = Path(sys.modules[function.__module__].__file__ or "").resolve()
+
+        def job(cfg: DictConfig) -> float | None:
+            return run_job(name, function, entry, cfg)
+
+        def program() -> None:
+            if run_dir := os.environ.pop(launch.RUN_VARIABLE, None):
+                run_recorded(name, function, Path(run_dir), runs.read_config(Path(run_dir)))
+                return
+            register()
+            sys.argv[1:] = preflight(name, function, sys.argv[1:])
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+
+        return program
+
+    return wrap
+
+
+def register() -> None:
+    """Tells Hydra what no YAML file has to repeat: signatures' defaults, experiments, resolvers."""
+    store = ConfigStore.instance()
+    for group, option, target, supplied in (
+        ("model", "vit_signature", "vitlab.vit.VisionTransformer", {"image_size", "num_classes", "in_channels"}),
+        ("classifier", "signature", "vitlab.classifier.Classifier", {"_target_"}),
+    ):
+        node = {k: v for k, v in defaults(target).items() if k not in supplied}
+        store.store(group=group, name=option, node=node, provider="signature")
+    for file in sorted(EXPERIMENTS.glob("*.yaml")):
+        node = OmegaConf.load(file)
+        store.store(group="experiment", name=file.stem, node=node, package="_global_", provider="experiments")
+    resolvers.register_resolvers()
+
+
+# ---------------------------------------------------------------------------------------------------- preflight
+
+
+def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
+    """Checks a command line before anything starts; exits with status 2 and every problem, or returns it.
+
+    Returned are the arguments for Hydra: settings that exist but that no YAML file lists (there are dozens in
+    `lightning.Trainer`) get Hydra's `++`, and `resume` becomes the folder to go on in.
+    """
+    arguments, asks = parse_arguments(argv)
+    if asks:
+        return argv
+    problems: list[str] = []
+    with initialized(arguments):
+        try:
+            resumed = runs.resumed_overrides(arguments.overrides, problems)
+            overrides = OverridesParser.create().parse_overrides([*resumed, *arguments.overrides])
+        except HydraException as error:
+            stop(name, [str(error)])
+        groups = {o.input_line: options for o in overrides if (options := group_options(o))}
+        for override in overrides:
+            problems += option_problems(override, groups.get(override.input_line, []))
+        if problems:
+            stop(name, problems)
+        choices = [(o, spellings(o, o.input_line in groups, arguments.multirun)) for o in overrides]
+        for lines in variants([c for _, c in choices if c]):
+            found = composed_problems(name, function, lines)
+            problems += [p for p in found if p not in problems]
+        if problems:
+            stop(name, problems)
+        listed = compose(name, [c[0] for o, c in choices if c and o.input_line in groups])
+        unlisted = {o.input_line for o in overrides if o.input_line not in groups and is_unlisted(o, listed)}
+        in_folder = any(o.key_or_group == "hydra.run.dir" for o in overrides)
+        if not arguments.multirun and not in_folder:
+            cfg = compose(name, [c[0] for _, c in choices if c])
+            config = plain(cfg, UNSET_RUN_DIR)
+            if isinstance(config, dict) and config.get("resume") == "auto":
+                resumed += runs.resume_auto(config, Path(cfg.hydra.run.dir).parent)
+    return [*resumed, *("++" + a if a in unlisted else a for a in argv)]
+
+
+def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
+    """Hydra's own parsing of a command line, and whether it only asks for help or shows the configuration."""
+    from hydra._internal.utils import get_args_parser
+
+    arguments = get_args_parser().parse_args(argv)
+    asks = ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")
+    return arguments, any(getattr(arguments, a) for a in asks)
+
+
+@contextmanager
+def initialized(arguments: Namespace) -> Iterator[None]:
+    """Hydra's loader on our `conf/` and what the command line adds to its search path."""
+    searchpath = [f"file://{Path(arguments.config_dir).resolve()}"] if arguments.config_dir else []
+    folder = str(Path(arguments.config_path).resolve()) if arguments.config_path else str(CONF)
+    with hydra.initialize_config_dir(folder, version_base="1.3", job_name="preflight"):
+        path = GlobalHydra.instance().config_loader().get_search_path()
+        for extra in searchpath:
+            path.append("command-line", extra)
+        yield
+
+
+def group_options(override: Override) -> list[str]:
+    """The options of the group that an override chooses from; empty for a value."""
+    loader = GlobalHydra.instance().config_loader()
+    return loader.get_group_options(override.key_or_group)
+
+
+def option_problems(override: Override, options: list[str]) -> list[str]:
+    """Whether the chosen option(s) of a group exist."""
+    value = override.value()
+    chosen = value if isinstance(value, list) else [value]
+    if override.is_sweep_override():
+        chosen = list(override.sweep_string_iterator()) if override.is_choice_sweep() else []
+    hidden = {o for o in options if o.endswith("signature")}
+    return [
+        f"{override.key_or_group}={option}: there is no such option{suggest(str(option), options)} "
+        f"(of {', '.join(sorted(set(options) - hidden))})"
+        for option in chosen
+        if isinstance(option, str | int) and str(option) not in options and "*" not in str(option)
+    ]
+
+
+def spellings(override: Override, is_group: bool, multirun: bool) -> list[str]:
+    """The single values that an override stands for, spelt so that composing never fails on an unknown key.
+
+    The check finds all unknown keys, where Hydra's own refusal names the first. What a search samples
+    (`interval(...)`) can't be known yet, so nothing stands for it: each job checks itself again when it starts.
+    """
+    line = override.input_line or ""
+    if override.is_sweep_override() and multirun:
+        values = list(override.sweep_string_iterator()) if override.is_choice_sweep() else []
+        return [f"{'' if is_group else '++'}{override.key_or_group}={value}" for value in values]
+    if is_group or override.is_delete() or override.is_hydra_override() or override.is_sweep_override():
+        return [line]
+    return ["++" + line.lstrip("+")]
+
+
+def is_unlisted(override: Override, listed: DictConfig) -> bool:
+    """Whether a plain `key=value` names a key that the composed files don't hold."""
+    plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+    missing = OmegaConf.select(listed, override.key_or_group, default="", throw_on_missing=False) == ""
+    return plain and missing and not override.is_hydra_override()
+
+
+def variants(choices: list[list[str]]) -> Iterator[list[str]]:
+    """Command lines that together hold every value of a sweep: its first job, then each other value in its place."""
+    first = [c[0] for c in choices]
+    yield first
+    for i, values in enumerate(choices):
+        for value in values[1:]:
+            yield [*first[:i], value, *first[i + 1 :]]
+
+
+def compose(name: str, overrides: list[str]) -> DictConfig:
+    """The configuration that Hydra composes, the `hydra` node included, outside a job."""
+    return hydra.compose(name, overrides, return_hydra_config=True)
+
+
+def composed_problems(name: str, function: Function, overrides: list[str]) -> list[str]:
+    """Everything wrong with the configuration that these overrides compose."""
+    try:
+        cfg = compose(name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        return [str(error.__cause__ or error)]
+    return check(function, plain(cfg, UNSET_RUN_DIR))
+
+
+def plain(cfg: DictConfig, run_dir: str) -> Node | str:
+    """The resolved configuration as plain data, with the run folder filled in; a message if it can't be resolved."""
+    cfg = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
+    OmegaConf.set_struct(cfg, False)
+    cfg.run_dir = run_dir
+    try:
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        return str(error).splitlines()[0]
+    assert isinstance(resolved, dict)
+    return {str(k): v for k, v in resolved.items()}
+
+
+def check(function: Function, config: Node | str) -> list[str]:
+    """All problems of a resolved configuration: keys and types first, then what one key demands of another."""
+    if isinstance(config, str):
+        return [config]
+    from vitlab.checks import problems
+
+    return problems(function, config)
+
+
+def stop(name: str, problems: list[str]) -> NoReturn:
+    """Shows the problems and ends the program with status 2, the status of a wrong command line."""
+    print(message(name, problems), file=sys.stderr)
+    sys.exit(2)
+
+
+def message(name: str, problems: list[str]) -> str:
+    """All problems of a configuration, a line each."""
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return "\n".join([f"{name}: {count} in the configuration; nothing was started.", *(f"  - {p}" for p in problems)])
+
+
+# ---------------------------------------------------------------------------------------------------------- jobs
+
+
+def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> float | None:
+    """A job as Hydra starts it: checks the configuration once more, writes it down, runs it, returns its score."""
+    hydra_cfg = HydraConfig.get()
+    run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
+    config = plain(cfg, str(run_dir))
+    if problems := check(function, config):
+        raise ValueError(message(name, problems))
+    assert isinstance(config, dict)
+    external = launch.started_by_others(os.environ)
+    runs.write_config(run_dir, config)
+    trainer = config["trainer"]
+    ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"])
+    if not external and (ranks > 1 or hydra_cfg.mode == RunMode.MULTIRUN):
+        launch.run_ranks(entry, run_dir, ranks)
+    else:
+        run_recorded(name, function, run_dir, config)
+    results = runs.read_results(run_dir)
+    objective = config.get("objective")
+    return float(results[objective]) if objective in results else None
+
+
+def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> None:
+    """Runs the function in this process, (a rank of) a job, with its log and its end kept in the run folder."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    with runs.logging_to(run_dir / f"{name}.log", first), runs.recorded(run_dir, first) as results:
+        results.update(function(**config))

@@ -1,0 +1,198 @@
+"""The run folder: what a run is made from and what it leaves, and how one is found again.
+
+    config.yaml      the resolved configuration: the run can be made again from this file alone
+    results.json     status, scores, counts, seconds, provenance
+    train.log        everything logged
+    metrics.csv      every logged number          (vitlab.tracking)
+    checkpoints/     best.ckpt, last.ckpt         (Lightning's ModelCheckpoint)
+    figures/         curves.png                   (vitlab.callbacks)
+    .hydra/          what Hydra composed it from
+"""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from vitlab.schema import Node
+
+CONFIG, RESULTS, OVERRIDES = "config.yaml", "results.json", ".hydra/overrides.yaml"
+LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
+
+# Root keys that don't change what is trained: two runs that differ in these alone are the same run.
+INCIDENTAL = ("run_dir", "resume", "logger", "callbacks", "name")
+
+log = logging.getLogger(__name__)
+
+
+def write_config(run_dir: Path, config: Node) -> None:
+    """Writes the resolved configuration; only one rank may call it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    replace(run_dir / CONFIG, yaml.safe_dump(config, sort_keys=False))
+
+
+def read_config(run_dir: Path) -> Node:
+    """The resolved configuration of a run. Raises `FileNotFoundError` for a folder that is no run."""
+    file = run_dir / CONFIG
+    if not file.is_file():
+        raise FileNotFoundError(f"run={run_dir} is not a run folder: it has no {CONFIG}")
+    config = yaml.safe_load(file.read_text())
+    assert isinstance(config, dict)
+    return config
+
+
+def read_results(run_dir: Path) -> Node:
+    """What `results.json` holds; empty where there is none yet."""
+    with suppress(FileNotFoundError):
+        results = json.loads((run_dir / RESULTS).read_text())
+        assert isinstance(results, dict)
+        return results
+    return {}
+
+
+def replace(file: Path, text: str) -> None:
+    """Writes a file so that a reader, or a kill, sees the old text or the new one, never half of it."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(file)
+
+
+# -------------------------------------------------------------------------------------------------------- resume
+
+
+def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
+    """For `resume=FOLDER`: what that run was started with, less what `overrides` says anew."""
+    given = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)}
+    if "resume" not in given or (target := str(given["resume"].value())) in ("auto", "None", "null"):
+        return []
+    run_dir = run_of(Path(target))
+    if run_dir is None:
+        problems.append(f"resume={target}: no run folder, nor a checkpoint in one; use resume=auto or a path")
+        return []
+    saved = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
+    parsed = OverridesParser.create().parse_overrides(saved)
+    kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume"}]
+    return [*kept, f"hydra.run.dir={quoted(run_dir)}"]
+
+
+def resume_auto(config: Node, search: Path) -> list[str]:
+    """For `resume=auto`: the newest unfinished run of the same configuration below `search`, as an override."""
+    candidates = []
+    for file in search.glob(f"*/{CONFIG}"):
+        run_dir = file.parent
+        same = settled(read_config(run_dir)) == settled(config)
+        if same and read_results(run_dir).get("status") != "finished" and (run_dir / LAST).is_file():
+            candidates.append(((run_dir / LAST).stat().st_mtime, run_dir))
+    return [f"hydra.run.dir={quoted(max(candidates)[1])}"] if candidates else []
+
+
+def settled(config: Node) -> Node:
+    """The part of a configuration that decides what is trained."""
+    return {k: v for k, v in config.items() if k not in INCIDENTAL}
+
+
+def run_of(path: Path) -> Path | None:
+    """The run folder that a path is or lies in."""
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / CONFIG).is_file():
+            return folder.resolve()
+    return None
+
+
+def checkpoint_to_resume(resume: str | None, run_dir: Path) -> Path | None:
+    """The checkpoint that a run goes on from: `resume` itself if it is one, else the folder's last, if any."""
+    if resume is None:
+        return None
+    if resume.endswith(".ckpt"):
+        return Path(resume)
+    return run_dir / LAST if (run_dir / LAST).is_file() else None
+
+
+def quoted(path: Path) -> str:
+    """A path as a value in Hydra's override grammar."""
+    return "'" + str(path).replace("'", "\\'") + "'"
+
+
+# ------------------------------------------------------------------------------------------------- log and record
+
+
+@contextmanager
+def logging_to(file: Path, first_rank: bool) -> Iterator[None]:
+    """Messages and warnings to the console and to `file`; from rank 0 alone, from the others only errors."""
+    root, level = logging.getLogger(), logging.INFO if first_rank else logging.ERROR
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    if first_rank:
+        handlers.append(logging.FileHandler(file))
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for handler in handlers:
+        handler.setLevel(level)
+        root.addHandler(handler)
+    former = root.level
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(former)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
+    """Keeps `results.json`: `running` until the block ends, then `finished`, or `crashed` with the error."""
+    start = time.time()
+    record: Node = {"status": "running", **provenance()}
+    results: Node = {}
+
+    def write(**more: Any) -> None:
+        if first_rank:
+            seconds = round(time.time() - start, 2)
+            replace(run_dir / RESULTS, json.dumps({**record, **results, "seconds": seconds, **more}, indent=2))
+
+    write()
+    try:
+        yield results
+    except BaseException as error:
+        write(status="crashed", error=f"{type(error).__name__}: {error}")
+        log.error("%s: %s", type(error).__name__, error)
+        raise
+    write(status="finished")
+
+
+def provenance() -> Node:
+    """What a result depends on beside its configuration."""
+    packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "numpy")
+    return {
+        "command": " ".join(sys.argv),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
+        "host": platform.node(),
+    }
+
+
+def commit() -> str | None:
+    """The source's git commit, `+changes` if files differ from it; None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    with suppress(OSError, subprocess.CalledProcessError):
+        name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = [*git, "status", "--porcelain", "--untracked-files=no"]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
+        return name + ("+changes" if changed else "")
+    return None

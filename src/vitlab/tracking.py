@@ -1,0 +1,178 @@
+"""Where numbers go: `metrics.csv` in every run folder, and Weights & Biases."""
+
+import csv
+import logging
+import netrc
+import os
+import re
+import secrets
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+class MetricsFile(Logger):
+    """`metrics.csv`: a row for each time something was logged, in the order of steps, an empty cell for what wasn't.
+
+    Lightning's CSVLogger deletes the file of a run that is resumed. This one keeps it, and `rewind` takes back
+    the rows of steps that will be made again, so that no row stands twice.
+    """
+
+    def __init__(self, *, folder: str) -> None:
+        super().__init__()
+        self.file = Path(folder) / "metrics.csv"
+        self.columns, self.rows = ["step"], list[dict[str, Any]]()
+        if self.file.exists():
+            with self.file.open(newline="") as lines:
+                reader = csv.DictReader(lines)
+                self.rows = list(reader)
+                self.columns = list(reader.fieldnames or self.columns)
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `config.yaml` holds them."""
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Appends a row. A name seen for the first time makes a column: the file is then written anew."""
+        row = {"step": step, **{k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}}
+        self.rows.append(row)
+        if new := [k for k in row if k not in self.columns]:
+            self.columns += new
+        if new or not self.file.exists():
+            self._write_all()
+        else:
+            with self.file.open("a", newline="") as lines:
+                csv.DictWriter(lines, self.columns).writerow(row)
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def rewind(self, step: int) -> None:
+        """Drops the rows after `step`."""
+        kept = [row for row in self.rows if int(row["step"]) <= step]
+        if len(kept) < len(self.rows):
+            self.rows = kept
+            self._write_all()
+
+    def _write_all(self) -> None:
+        temporary = self.file.with_suffix(".tmp")
+        with temporary.open("w", newline="") as lines:
+            writer = csv.DictWriter(lines, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        temporary.replace(self.file)
+
+
+def wandb_logger(
+    *,
+    run_dir: str,
+    project: str = "vitlab",
+    entity: str | None = None,
+    name: str | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    tags: list[str] | None = None,
+    notes: str | None = None,
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+    log_model: bool = False,
+) -> WandbLogger:
+    """Lightning's WandbLogger in the run's folder, with the run's own id, which a resumed run takes up again.
+
+    `mode=auto` is online where the user is logged in, else offline. `log_model` uploads the best checkpoint.
+    """
+    import wandb
+
+    wanted = os.environ.get("WANDB_MODE", "online") if mode == "auto" else mode
+    if mode == "auto" and wanted == "online" and not logged_in():
+        wanted = "offline"
+    folder = Path(run_dir)
+
+    def make(mode: str) -> WandbLogger:
+        return WandbLogger(
+            name=name,
+            project=project,
+            save_dir=str(folder),
+            log_model=log_model and mode == "online",
+            mode=mode,
+            id=run_id(folder),
+            resume="allow" if mode == "online" else None,
+            entity=entity,
+            group=group,
+            job_type=job_type,
+            tags=tags,
+            notes=notes,
+            settings=wandb.Settings(console="off", init_timeout=60, silent=mode != "online"),
+        )
+
+    logger = make(wanted)
+    if rank_zero_only.rank == 0 and wanted == "online":
+        try:
+            _ = logger.experiment
+        except wandb.errors.CommError as error:
+            log.warning("wandb can't be reached (%s): this run is tracked offline", error)
+            logger, wanted = make("offline"), "offline"
+    if wanted == "offline":
+        log.info("wandb: offline; after `wandb login`, send this run with: wandb sync %s/wandb/offline-run-*", folder)
+    return logger
+
+
+def logged_in() -> bool:
+    """Whether wandb would find a key without asking: in the environment, or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    file = os.environ.get("NETRC") or next(
+        (str(f) for f in (Path.home() / ".netrc", Path.home() / "_netrc") if f.is_file()), ""
+    )
+    try:
+        return bool(file) and netrc.netrc(file).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def run_id(folder: Path) -> str:
+    """The run's wandb id, made once and kept in its folder."""
+    file = folder / "wandb" / "run_id"
+    if not file.exists():
+        if rank_zero_only.rank != 0:
+            return "rank"  # the other ranks log nothing
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(secrets.token_hex(4))
+    return re.sub(r"\W", "", file.read_text())
+
+
+@contextmanager
+def ended_truly() -> Iterator[None]:
+    """Ends the wandb run that the block started, if any, as what it is: finished, or crashed."""
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and wandb.run is not None:
+            wandb.finish(exit_code=int(failed))
+
+
+def log_image(loggers: list[Logger], name: str, file: Path) -> None:
+    """Shows a picture in the dashboards that can show one."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(file)])
