@@ -1,0 +1,254 @@
+"""The Lightning data module: a source, cut into train, validation and test, as batches on the device.
+
+Every training batch reseeds torch from (seed, epoch, step, part of the step). All that follows in the step
+(augmentation, dropout, stochastic depth) then depends on nothing else, so a resumed run repeats exactly what
+an uninterrupted one does, and two devices draw what two accumulated batches on one device draw.
+
+The Trainer must run with `use_distributed_sampler=False`.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.accelerators import CUDAAccelerator
+from torch.utils.data import DataLoader
+
+from vitlab.data.augment import Augment, Prepare
+from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBatch
+from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, stable_seed
+from vitlab.data.sources import Source, Split, stratified
+
+log = logging.getLogger(__name__)
+SplitName = Literal["train", "val", "test"]
+Loader = DataLoader[TrainBatch | EvalBatch]
+MOST_WORKERS = 16  # per device
+
+
+class DataModule(LightningDataModule):
+    """Train, validation and test of one source; validation is cut from train alone.
+
+    Args:
+        source: Loads the data set; called once.
+        augment: How training images are varied.
+        image_size: What the model sees, a side or (height, width), in pixels.
+        batch_size: Images of one optimizer step, over all devices and accumulated batches.
+        seed: Decides the order and the augmentation.
+        val_fraction: Share of the train split held out for validation, stratified by class.
+        split_seed: Which samples those are; apart from `seed`, so that repeats share them.
+        num_workers: Processes per device that load; None: none for sets in memory, else the cores' share.
+        drop_last: Leave out an epoch's incomplete step; False makes its steps equal to within one image.
+        max_train_samples: Train on a stratified part of this size; validation and test stay whole.
+        eval_batch_size: Images of one evaluation batch over all devices; None: `batch_size`.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Callable[[], Source],
+        augment: Augment,
+        image_size: int | tuple[int, int],
+        batch_size: int,
+        seed: int,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        num_workers: int | None = None,
+        drop_last: bool = False,
+        max_train_samples: int | None = None,
+        eval_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        for knob, value, least in (
+            ("batch_size", batch_size, 1),
+            ("data.eval_batch_size", eval_batch_size, 1),
+            ("data.num_workers", num_workers, 0),
+            ("data.max_train_samples", max_train_samples, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{knob}={value} must be at least {least}")
+        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(f"image_size={image_size} must be a positive number of pixels, or two")
+        self.image_size: tuple[int, int] = (sides[0], sides[1])
+        self.load_source, self.augment, self.batch_size, self.seed = source, augment, batch_size, seed
+        self.val_fraction, self.split_seed = val_fraction, split_seed
+        self.num_workers, self.drop_last = num_workers, drop_last
+        self.max_train_samples = max_train_samples
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self._source: Source | None = None
+        self._splits: dict[SplitName, Split] = {}
+
+    def prepare_data(self) -> None:
+        """Load the source, which may download, in one process per machine before the others."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the source and cut the splits, once; needs no Trainer.
+
+        Raises:
+            ValueError: a split can't be cut, or a knob doesn't go with the source.
+        """
+        if self._source is not None:
+            return
+        source = self.load_source()
+        if source.train.files is not None and self.augment.crop_padding:
+            raise ValueError(
+                f"data.augment.crop_padding={self.augment.crop_padding} is for data sets in memory; image "
+                f"folders take random crops by data.augment.crop_scale, so set crop_padding to 0"
+            )
+        if source.channels not in (1, 3) and self.augment.auto_augment != "none":
+            raise ValueError(
+                f"data.augment.auto_augment={self.augment.auto_augment} works on 1 or 3 channels, and "
+                f"{source.name} has {source.channels}; set it to none"
+            )
+        kept, held_out = stratified(
+            source.train.labels, self.val_fraction, seed=self.split_seed, knob="data.val_fraction"
+        )
+        train, val = source.train.subset(kept), source.train.subset(held_out)
+        if self.max_train_samples is not None and self.max_train_samples < len(train):
+            _, part = stratified(
+                train.labels, self.max_train_samples, seed=self.split_seed, knob="data.max_train_samples"
+            )
+            train = train.subset(part)
+        self._splits = {"train": train, "val": val, "test": source.test}
+        self._prepare = Prepare(image_size=self.image_size, mean=source.mean, std=source.std)
+        self._source = source
+        log.info("%s: %s, %d classes", source.name, self.samples, self.num_classes)
+
+    @property
+    def source(self) -> Source:
+        """What `setup` loaded."""
+        if self._source is None:
+            raise RuntimeError("the data isn't loaded yet: call setup() first")
+        return self._source
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their labels."""
+        return self.source.classes
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.source.classes)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.source.channels
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """Number of images of each split."""
+        return {name: len(split) for name, split in self._splits.items()}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, on any number of devices; fewer under trainer.limit_train_batches."""
+        steps = count_steps(self.samples["train"], self.batch_size, self.drop_last)
+        if self.trainer is None:
+            return steps
+        limit, accumulate = self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
+        batches = steps * accumulate
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return -(-batches // accumulate)
+
+    def position(self) -> tuple[int, int]:
+        """Where training stands: (epoch, optimizer steps of it already done)."""
+        done = 0 if self.trainer is None else self.trainer.global_step
+        return divmod(done, max(1, self.steps_per_epoch))
+
+    def train_dataloader(self) -> Loader:
+        """The training batches of this device, from where training stands."""
+        rank, world_size = self._rank_and_world_size()
+        batches = EpochBatches(
+            samples=self.samples["train"],
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
+            drop_last=self.drop_last,
+            position=self.position,
+        )
+        return self._loader("train", batches, training=True)
+
+    def val_dataloader(self) -> Loader:
+        """The validation split, for this device."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> Loader:
+        """The test split, for this device."""
+        return self.loader("test")
+
+    def loader(self, split: SplitName) -> Loader:
+        """Any split in order and without augmentation: this device's share of it."""
+        rank, world_size = self._rank_and_world_size()
+        batches = EvalBatches(
+            samples=len(self._splits[split]),
+            batch_size=self.eval_batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
+        return self._loader(split, batches, training=False)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment and normalise on the device; a training batch reseeds torch first."""
+        if not isinstance(batch, TrainBatch | EvalBatch):
+            return batch
+        prepare = self._prepare.to(batch.images.device)
+        if isinstance(batch, TrainBatch):
+            torch.manual_seed(stable_seed(self.seed, batch.epoch, batch.step, batch.micro))
+            images, targets = self.augment(
+                batch.images,
+                batch.targets,
+                prepare=prepare,
+                num_classes=self.num_classes,
+                cropped=self._splits["train"].files is not None,
+            )
+            batch = batch._replace(images=images, targets=targets)
+        else:
+            batch = batch._replace(images=prepare(batch.images))
+        # Lightning converted the batch to the Trainer's precision while it was still uint8
+        return batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, name: SplitName, batches: EpochBatches | EvalBatches, *, training: bool) -> Loader:
+        split = self._splits[name]
+        dataset: MemoryDataset | FilesDataset
+        if split.files is None:
+            dataset = MemoryDataset(split, training=training)
+        else:
+            dataset = FilesDataset(
+                split, image_size=self.image_size, augment=self.augment, seed=self.seed, training=training
+            )
+        workers = self._workers(in_memory=split.files is None)
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,  # type: ignore[arg-type]  # a plan instead of a list of indices
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # the data set answers with a batch
+            num_workers=workers,
+            pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
+            persistent_workers=workers > 0 and name != "test",
+            generator=torch.Generator().manual_seed(self.seed),  # else each epoch draws from torch's own
+        )
+
+    def _workers(self, *, in_memory: bool) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        if in_memory:
+            # a batch is one selection of rows: sending it between processes would cost more
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            return 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(MOST_WORKERS, max(1, cores // (1 if self.trainer is None else self.trainer.num_devices)))
+
+
+def _as_it_is(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:
+    return batch

@@ -1,0 +1,223 @@
+"""Image operations on whole batches in which every image has random numbers of its own.
+
+`torchvision.transforms.v2` given a batch draws once for all its images. Here a draw is a tensor [B]. Draws
+are made on the CPU, so that the host knows the groups without waiting for the device and so that a run on a
+GPU sees the same augmentation as one on the CPU. Legend: B images, C channels, H x W pixels, uint8.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
+
+LEVELS = 31  # magnitudes come in levels 0..30, as in torchvision and in the papers' code
+
+
+def crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
+    """Shift each image by up to `padding` pixels (black comes in) and mirror half of them, by one gather."""
+    batch, channels, height, width = images.shape
+    rows = torch.arange(height) + torch.randint(2 * padding + 1, (batch, 1))  # [B, H] in the padded image
+    cols = torch.arange(width) + torch.randint(2 * padding + 1, (batch, 1))  # [B, W]
+    if flip:
+        cols = torch.where(torch.rand(batch, 1) < 0.5, cols.flip(1), cols)
+    rows, cols = rows.to(images.device), cols.to(images.device)
+    padded = F.pad(images, (padding,) * 4).flatten(2)
+    pixels = (rows[:, :, None] * (width + 2 * padding) + cols[:, None, :]).view(batch, 1, -1)
+    return padded.gather(2, pixels.expand(-1, channels, -1)).view_as(images)
+
+
+def affine_matrices(
+    *,
+    angle: Tensor,
+    shift_x: Tensor,
+    shift_y: Tensor,
+    scale: Tensor,
+    shear_x: Tensor,
+    shear_y: Tensor,
+) -> Tensor:
+    """[B, 2, 3]: output pixel -> input pixel, seen from the centre, with torchvision's conventions.
+
+    All [B]: `angle` clockwise and shears in radians, shifts in pixels.
+    """
+    a = torch.cos(angle - shear_y) / torch.cos(shear_y)
+    b = -torch.cos(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) - torch.sin(angle)
+    c = torch.sin(angle - shear_y) / torch.cos(shear_y)
+    d = -torch.sin(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) + torch.cos(angle)
+    inverse = torch.stack([d, -b, -c, a], dim=1).view(-1, 2, 2) / scale[:, None, None]
+    shift = torch.stack([shift_x, shift_y], dim=1)[:, :, None]
+    return torch.cat([inverse, -inverse @ shift], dim=2)
+
+
+def warp(images: Tensor, matrices: Tensor) -> Tensor:
+    """Each image through its matrix of `affine_matrices`: bilinear, black outside."""
+    height, width = images.shape[-2:]
+    half = torch.tensor([width / 2, height / 2])  # affine_grid counts in half sizes
+    theta = matrices * torch.cat([half, torch.ones(1)]) / half[:, None]
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    warped = F.grid_sample(images.float(), grid, align_corners=False)
+    return warped.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def random_affine(
+    images: Tensor, degrees: float, translate: float, scale: tuple[float, float], shear: float
+) -> Tensor:
+    """torchvision's RandomAffine, drawn per image; `translate` is a fraction of the side."""
+    batch, _, height, width = images.shape
+
+    def symmetric(limit: float) -> Tensor:
+        return (2 * torch.rand(batch) - 1) * limit
+
+    matrices = affine_matrices(
+        angle=symmetric(degrees).deg2rad(),
+        shift_x=symmetric(translate * width).round(),
+        shift_y=symmetric(translate * height).round(),
+        scale=scale[0] + (scale[1] - scale[0]) * torch.rand(batch),
+        shear_x=symmetric(shear).deg2rad(),
+        shear_y=torch.zeros(batch),
+    )
+    return warp(images, matrices)
+
+
+# Auto-augmentation: op -> (largest magnitude of RandAugment, of TrivialAugment's wide space, signed)
+OPS: dict[str, tuple[float, float, bool]] = {
+    "Identity": (0.0, 0.0, False),
+    "ShearX": (0.3, 0.99, True),
+    "ShearY": (0.3, 0.99, True),
+    "TranslateX": (150 / 331, 32.0, True),  # RandAugment: of the width; TrivialAugment: pixels
+    "TranslateY": (150 / 331, 32.0, True),
+    "Rotate": (30.0, 135.0, True),  # degrees, counter-clockwise
+    "Brightness": (0.9, 0.99, True),
+    "Color": (0.9, 0.99, True),
+    "Contrast": (0.9, 0.99, True),
+    "Sharpness": (0.9, 0.99, True),
+    "Posterize": (4.0, 6.0, False),  # bits taken away
+    "Solarize": (1.0, 1.0, False),
+    "AutoContrast": (0.0, 0.0, False),
+    "Equalize": (0.0, 0.0, False),
+}
+NAMES = tuple(OPS)
+GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+
+
+def rand_augment(images: Tensor, ops: int, level: int) -> Tensor:
+    """RandAugment (Cubuk et al., 2020): `ops` operations per image, each of magnitude `level` of 0..30."""
+    for _ in range(ops):
+        images = _random_ops(images, torch.full((len(images),), level), wide=False)
+    return images
+
+
+def trivial_augment(images: Tensor) -> Tensor:
+    """TrivialAugment, wide space (Müller and Hutter, 2021): one operation per image, of any magnitude."""
+    return _random_ops(images, torch.randint(LEVELS, (len(images),)), wide=True)
+
+
+def _random_ops(images: Tensor, levels: Tensor, wide: bool) -> Tensor:
+    chosen = torch.randint(len(NAMES), (len(images),))
+    signs = torch.where(torch.rand(len(images)) < 0.5, -1.0, 1.0)
+    magnitudes = torch.zeros(len(images))
+    for index, name in enumerate(NAMES):
+        here = chosen == index
+        magnitudes[here] = magnitude(name, levels[here], wide, (images.shape[-2], images.shape[-1]))
+        if OPS[name][2]:
+            magnitudes[here] *= signs[here]
+    return apply_ops(images, chosen, magnitudes)
+
+
+def magnitude(name: str, levels: Tensor, wide: bool, size: tuple[int, int]) -> Tensor:
+    """What `levels` (int64 [n] in 0..30) mean for an op, in the op's own unit, as in torchvision's table."""
+    largest = OPS[name][1 if wide else 0]
+    if name.startswith("Translate") and not wide:
+        largest *= size[1] if name == "TranslateX" else size[0]
+    if name == "Solarize":
+        return torch.linspace(1.0, 0.0, LEVELS)[levels]
+    value = torch.linspace(0.0, largest, LEVELS)[levels]
+    if name == "Posterize":
+        return 8 - value.round()
+    return value.trunc() if name.startswith("Translate") else value
+
+
+def apply_ops(images: Tensor, chosen: Tensor, magnitudes: Tensor) -> Tensor:
+    """Image i through the op NAMES[chosen[i]] with magnitudes[i]; all the images of an op at once."""
+    out = images.clone()
+    geometric = torch.isin(chosen, torch.tensor([NAMES.index(name) for name in GEOMETRIC]))
+    groups: list[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]] = [
+        (chosen == NAMES.index(name), op) for name, op in _POINTWISE.items()
+    ]
+    groups.append((geometric, lambda part, values: warp(part, _matrices(part, chosen[geometric], values))))
+    for members, op in groups:
+        where = members.nonzero().flatten()
+        if len(where):
+            on_device = where.to(images.device)
+            out[on_device] = op(images[on_device], magnitudes[where])
+    return out
+
+
+def _matrices(images: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
+    def of(name: str) -> Tensor:
+        return torch.where(chosen == NAMES.index(name), values, 0.0)
+
+    height, width = images.shape[-2:]
+    shear_x, shear_y = of("ShearX"), of("ShearY")
+    return affine_matrices(
+        angle=-of("Rotate").deg2rad(),
+        # shears hold the upper left corner still, not the centre
+        shift_x=of("TranslateX") + shear_x * (height / 2),
+        shift_y=of("TranslateY") + shear_y * (width / 2),
+        scale=torch.ones(len(values)),
+        shear_x=shear_x.atan(),
+        shear_y=shear_y.atan(),
+    )
+
+
+def _enhance(degenerate: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Pillow's ImageEnhance: between the image and what `degenerate` leaves of it, or beyond the image."""
+
+    def enhance(images: Tensor, magnitudes: Tensor) -> Tensor:
+        factor = (1 + magnitudes).to(images.device)[:, None, None, None]
+        mixed = torch.lerp(degenerate(images, 0.0).float(), images.float(), factor)
+        return mixed.clamp_(0, 255).to(torch.uint8)
+
+    return enhance
+
+
+def _posterize(images: Tensor, bits: Tensor) -> Tensor:
+    drop = (8 - bits).to(images.device, torch.uint8)[:, None, None, None]
+    return (images >> drop) << drop
+
+
+def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    bright = images >= (255 * threshold).to(images.device)[:, None, None, None]
+    return torch.where(bright, 255 - images, images)
+
+
+_POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Brightness": _enhance(tv.adjust_brightness),
+    "Color": _enhance(tv.adjust_saturation),
+    "Contrast": _enhance(tv.adjust_contrast),
+    "Sharpness": _enhance(tv.adjust_sharpness),
+    "Posterize": _posterize,
+    "Solarize": _solarize,
+    "AutoContrast": lambda images, _: tv.autocontrast(images),
+    "Equalize": lambda images, _: tv.equalize(images),
+}
+
+
+def erase(images: Tensor, probability: float) -> Tensor:
+    """Random Erasing (Zhong et al., 2020) of normalised float images: a rectangle each, set to zero.
+
+    Area 2 to 33 % and aspect ratio 0.3 to 3.3 as in the paper; a side that exceeds the image is cut.
+    """
+    batch, _, height, width = images.shape
+    area = (0.02 + 0.31 * torch.rand(batch)) * height * width
+    ratio = torch.exp((2 * torch.rand(batch) - 1) * torch.tensor(10 / 3).log())
+    tall = (area * ratio).sqrt().round().clamp(1, height)
+    wide = (area / ratio).sqrt().round().clamp(1, width)
+    top = (torch.rand(batch) * (height - tall + 1)).floor()
+    left = (torch.rand(batch) * (width - wide + 1)).floor()
+    tall[torch.rand(batch) >= probability] = 0
+    box = torch.stack([top, top + tall, left, left + wide]).to(images.device)[:, :, None]  # [4, B, 1]
+    row, col = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    rows, cols = (row >= box[0]) & (row < box[1]), (col >= box[2]) & (col < box[3])  # [B, H], [B, W]
+    return images.masked_fill(rows[:, None, :, None] & cols[:, None, None, :], 0.0)

@@ -1,0 +1,133 @@
+"""Which samples form which batch: every sample once an epoch, the same batches on any number of devices.
+
+The order of an epoch follows from (seed, epoch) alone. An epoch is cut into optimizer steps, a step into
+micro-batches, one per device and accumulation round; so two devices, or two accumulated batches on one, see
+the same images in the same steps, and a run resumed in mid-epoch goes on with the next step.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+
+class BatchPlan(NamedTuple):
+    """One batch of one device, told to the data set in place of a plain list of indices."""
+
+    epoch: int
+    step: int  # optimizer step within the epoch
+    indices: list[int]
+    # images of the whole optimizer step, over all devices and accumulated batches
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
+    micro: int = 0  # which part of the step, over all devices and accumulated batches
+
+
+def stable_seed(*key: int) -> int:
+    """A seed in [0, 2**63) that depends on the key alone: the same in every process and on every machine."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def count_steps(samples: int, batch_size: int, drop_last: bool) -> int:
+    """Optimizer steps in an epoch."""
+    return samples // batch_size if drop_last else -(-samples // batch_size)
+
+
+def cut(samples: int, parts: int) -> list[range]:
+    """`range(samples)` in `parts` runs whose lengths differ by one at most, the longer ones first."""
+    short, longer = divmod(samples, parts)
+    starts = [part * short + min(part, longer) for part in range(parts + 1)]
+    return [range(start, stop) for start, stop in itertools.pairwise(starts)]
+
+
+class EpochBatches(Sampler[BatchPlan]):
+    """The training batches of one device.
+
+    Args:
+        samples: Size of the training split.
+        batch_size: Images of one optimizer step, over all devices and accumulated batches.
+        seed: With the epoch, decides the order.
+        rank: This device, 0..world_size-1.
+        world_size: Number of devices.
+        accumulate: Batches of one device per optimizer step.
+        drop_last: False: steps are made equal to within one image, so that every image is seen exactly once
+            and no tiny last batch appears. True: steps of exactly `batch_size`, the remainder left out
+            (another remainder each epoch).
+        position: Read at the start of each iteration: (epoch, steps of it already done, which are skipped).
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        drop_last: bool = False,
+        position: Callable[[], tuple[int, int]],
+    ) -> None:
+        devices = f"trainer.devices={world_size} (all nodes) and trainer.accumulate_grad_batches={accumulate}"
+        if batch_size < world_size * accumulate:
+            raise ValueError(
+                f"batch_size={batch_size} can't be shared by {devices}; it counts the images of one "
+                f"optimizer step, so make it at least {world_size * accumulate}"
+            )
+        if drop_last and batch_size > samples:
+            raise ValueError(
+                f"batch_size={batch_size} exceeds the {samples} training samples, and data.drop_last leaves "
+                f"out incomplete batches; choose batch_size of at most {samples}"
+            )
+        if samples < 1:
+            raise ValueError("there are no training samples")
+        self.samples, self.seed, self.position = samples, seed, position
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.steps = count_steps(samples, batch_size, drop_last)
+        self.step_ranges = cut(self.steps * batch_size if drop_last else samples, self.steps)
+        if len(self.step_ranges[-1]) < world_size * accumulate:
+            raise ValueError(
+                f"batch_size={batch_size} cuts {samples} training samples into {self.steps} steps of "
+                f"{len(self.step_ranges[-1])}, too few for {devices}; lower one of these, or raise batch_size"
+            )
+
+    def __len__(self) -> int:
+        """Batches of one device in a whole epoch."""
+        return self.steps * self.accumulate
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        epoch, done = self.position()
+        generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch))
+        order = torch.randperm(self.samples, generator=generator)
+        for step in range(done, self.steps):
+            indices = order[self.step_ranges[step].start : self.step_ranges[step].stop].tolist()
+            micros = cut(len(indices), self.world_size * self.accumulate)
+            for micro in range(self.rank, len(micros), self.world_size):
+                part = indices[micros[micro].start : micros[micro].stop]
+                yield BatchPlan(epoch, step, part, len(indices), micro)
+
+
+class EvalBatches(Sampler[BatchPlan]):
+    """Every `world_size`-th sample from `rank` on, in order: over all ranks each sample exactly once.
+
+    Nothing is padded. Batches hold at most `batch_size` // `world_size` samples (at least one); where it can
+    be done, all ranks have equally many batches.
+    """
+
+    def __init__(self, *, samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size < 1:
+            raise ValueError(f"data.eval_batch_size={batch_size} must be at least 1")
+        self.indices = range(rank, samples, world_size)
+        largest_share = -(-samples // world_size)
+        batches = -(-largest_share // max(1, batch_size // world_size))
+        self.parts = cut(len(self.indices), min(batches, len(self.indices))) if self.indices else []
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        for step, part in enumerate(self.parts):
+            yield BatchPlan(0, step, list(self.indices[part.start : part.stop]), len(part))
