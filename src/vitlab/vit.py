@@ -1,0 +1,387 @@
+"""The Vision Transformer: an image becomes a sequence of patches, and a transformer encoder does the rest.
+
+"An Image is Worth 16x16 Words", Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929 (sections and
+equations in brackets). Submodules and parameters bear timm's names, so weights travel both ways through a
+strict `load_state_dict`. The file follows the data: patches, attention, MLP, block, whole model; beneath them
+the initialisation and plain functions.
+
+Shapes in the comments:
+    B images in the batch       C channels      D width of a token      h heads     d width of a head, D / h
+    R S rows and columns of the grid of patches        P Q height and width of a patch
+    N tokens: the prefix ([cls], then registers), then n = R * S patches
+    M tokens that are asked for: all N, or 1 in a last block of which only [cls] is read
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, cast, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class PatchEmbedding(nn.Module):
+    """Cut the image into patches and project each to a token [3.1, equation 1].
+
+    A convolution whose stride is its kernel and one matrix product over unfolded patches (`linear`) are the
+    same function of the same weights, so `proj` is a convolution in both.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        patch_size: tuple[int, int],
+        channels: int,
+        dim: int,
+        linear: bool,
+    ) -> None:
+        super().__init__()
+        self.expected, self.linear = (channels, *image_size), linear
+        self.grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1:] != self.expected:
+            came, expected = ", ".join(map(str, images.shape)), ", ".join(map(str, self.expected))
+            raise ValueError(
+                f"images are ({came}), the model expects (batch, {expected}): resize or convert the images, "
+                "or set the model's in_channels and image_size"
+            )
+        if not self.linear:
+            x: Tensor = self.proj(images)  # B D R S
+            return x.flatten(2).transpose(1, 2)  # B n D
+        (rows, columns), (channels, height, width) = self.grid, self.proj.weight.shape[1:]
+        x = images.reshape(images.shape[0], channels, rows, height, columns, width)  # B C R P S Q
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # B n C*P*Q
+        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)  # B n D
+
+
+class MultiHeadAttention(nn.Module):
+    """Each token mixes what all tokens offer [appendix A]: softmax(q k^T / sqrt(d)) v in each of h heads."""
+
+    def __init__(
+        self, *, dim: int, heads: int, bias: bool, dropout: float, attention_dropout: float, fused: bool
+    ):
+        super().__init__()
+        self.heads, self.scale, self.fused = heads, (dim // heads) ** -0.5, fused
+        self.dropout, self.attention_dropout = dropout, attention_dropout
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """Mix for all tokens, or for the first `queries` of them: B N D -> B M D."""
+        q, k, v = self.project(x, queries)
+        if self.fused:
+            rate = self.attention_dropout if self.training else 0.0
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)  # B h M d
+        else:
+            x = F.dropout(self.weigh(q, k), self.attention_dropout, self.training) @ v  # B h M d
+        return F.dropout(self.proj(x.transpose(1, 2).flatten(2)), self.dropout, self.training)  # B M D
+
+    def project(self, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries B h M d, keys and values B h N d: views of the projection, nothing is copied."""
+        layer, dim = self.qkv, x.shape[2]
+        # A layer that somebody hooks or has replaced (LoRA, quantised) is called as a whole.
+        special = type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks
+        if queries is None or special:
+            q, k, v = self.split(layer(x), 3)
+            return q[:, :, :queries], k, v
+        weight, bias = layer.weight, layer.bias
+        (q,) = self.split(F.linear(x[:, :queries], weight[:dim], None if bias is None else bias[:dim]), 1)
+        k, v = self.split(F.linear(x, weight[dim:], None if bias is None else bias[dim:]), 2)
+        return q, k, v
+
+    def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        x = x.view(x.shape[0], x.shape[1], parts, self.heads, x.shape[2] // (parts * self.heads))
+        return x.permute(2, 0, 3, 1, 4).unbind(0)  # B h N d each
+
+    def weigh(self, q: Tensor, k: Tensor) -> Tensor:
+        scores: Tensor = q * self.scale @ k.transpose(2, 3)  # B h M N
+        return scores.softmax(dim=-1)  # rows sum to 1
+
+
+class MLP(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them, on each token by itself [equation 3]."""
+
+    def __init__(self, *, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.dropout = nn.Linear(dim, hidden), nn.Linear(hidden, dim), dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)  # B M hidden
+        return F.dropout(self.fc2(x), self.dropout, self.training)  # B M D
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel of a residual branch, near 0 at first (https://arxiv.org/abs/2103.17239)."""
+
+    def __init__(self, *, dim: int, value: float) -> None:
+        super().__init__()
+        self.value, self.gamma = value, nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """One encoder layer: attention, then MLP; each reads normed tokens and adds to them [equations 2, 3]."""
+
+    def __init__(
+        self, *, dim: int, attn: MultiHeadAttention, mlp: MLP, layer_scale: float | None, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(dim, eps=1e-6), attn
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
+        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), mlp
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """All tokens, or the first `queries` of them, which still attend to all: B N D -> B M D."""
+        x = x[:, :queries] + self.drop(self.ls1(self.attn(self.norm1(x), queries)))
+        return x + self.drop(self.ls2(self.mlp(self.norm2(x))))
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Stochastic depth: in training lose a sample's branch at rate `drop_path`, the expectation stays."""
+        if not self.training or self.drop_path == 0.0:
+            return x
+        kept = x.new_empty(x.shape[0], 1, 1).bernoulli_(1.0 - self.drop_path)  # B 1 1
+        return x * kept.div_(1.0 - self.drop_path)
+
+
+class VisionTransformer(nn.Module):
+    """Images B C height width -> logits B classes.
+
+    image_size, patch_size    pixels, one number or (height, width)
+    num_classes               0: no head, the output is the features B D
+    mlp_ratio                 hidden width of the MLPs, in units of dim
+    pool                      what the head reads: the [cls] token; the mean of the patch tokens, normed after
+                              pooling by `fc_norm` and not by `norm` (as in timm); every token (B N classes)
+    position                  added to the tokens: learned, fixed sines and cosines, or nothing
+    registers                 extra learned tokens after [cls] (https://arxiv.org/abs/2309.16588)
+    position_on_patches_only  no position for the prefix (timm's no_embed_class)
+    layer_scale               first value of the LayerScale factors; None: without them
+    dropout                   rate after attention's projection and both MLP layers
+    drop_path                 rate of stochastic depth in the last block, growing linearly from 0 in the first
+    checkpointing             compute activations again in backward: less memory, more time
+    embedding                 how patches are projected, see PatchEmbedding; the weights are the same
+    fused_attention           torch's fused kernels, or the formula spelled out
+
+    With pool="cls", `forward` computes of the last block only what the head reads: keys and values of all
+    tokens, but queries, projection and MLP of [cls] alone. Logits are equal up to rounding. With dropout they
+    are equal in distribution: fewer random numbers are drawn, so a seed drops others than in a full block.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        dim: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        pool: Literal["cls", "avg", "none"] = "cls",
+        position: Literal["learned", "sincos2d", "none"] = "learned",
+        class_token: bool = True,
+        registers: int = 0,
+        position_on_patches_only: bool = False,
+        layer_scale: float | None = None,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        position_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        checkpointing: bool = False,
+        embedding: Literal["conv", "linear"] = "linear",
+        fused_attention: bool = True,
+    ) -> None:
+        super().__init__()
+        image, patch, hidden = pair(image_size), pair(patch_size), int(dim * mlp_ratio)
+        sizes = {"patch_size": min(patch), "in_channels": in_channels, "dim": dim, "dim * mlp_ratio": hidden}
+        for name, value in (sizes | {"depth": depth, "heads": heads}).items():
+            require(value >= 1, f"{name}={value} must be at least 1")
+        for name, value in {"num_classes": num_classes, "registers": registers}.items():
+            require(value >= 0, f"{name}={value} must be at least 0, which means none")
+        rates = {"dropout": dropout, "attention_dropout": attention_dropout}
+        for name, rate in (rates | {"position_dropout": position_dropout, "drop_path": drop_path}).items():
+            require(0 <= rate < 1, f"{name}={rate} is not a rate: it must be at least 0 (off) and below 1")
+        choices = {("pool", pool): "cls avg none", ("position", position): "learned sincos2d none"}
+        for (name, choice), known in (choices | {("embedding", embedding): "conv linear"}).items():
+            require(choice in known.split(), f"{name}={choice!r} is none of {', '.join(known.split())}")
+        missing = (
+            "pool='cls' reads a token that class_token=False leaves out; set class_token=True or pool='avg'"
+        )
+        require(pool != "cls" or class_token, missing)
+        for pixels, step in zip(image, patch, strict=True):
+            uneven = f"image_size={image_size} is not a multiple of patch_size={patch_size}"
+            require(pixels % step == 0 and pixels > 0, f"{uneven}; {nearest(pixels, step)}")
+        require(dim % heads == 0, f"dim={dim} is not a multiple of heads={heads}; {nearest(dim, heads)}")
+        uneven = f"dim={dim} is not a multiple of 4, which position='sincos2d' needs"
+        require(position != "sincos2d" or dim % 4 == 0, f"{uneven}; {nearest(dim, 4)}")
+
+        self.image_size, self.patch_size, self.in_channels = image, patch, in_channels
+        self.num_classes, self.dim, self.depth, self.heads = num_classes, dim, depth, heads
+        self.pool, self.checkpointing, self.position_dropout = pool, checkpointing, position_dropout
+        linear = embedding == "linear"
+        self.patch_embed = PatchEmbedding(
+            image_size=image, patch_size=patch, channels=in_channels, dim=dim, linear=linear
+        )
+        self.grid, self.prefix = self.patch_embed.grid, int(class_token) + registers
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
+        self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
+        length = self.grid[0] * self.grid[1] + (0 if position_on_patches_only else self.prefix)
+        self.pos_embed: Tensor | None
+        if position == "learned":
+            self.pos_embed = nn.Parameter(torch.empty(1, length, dim))
+        else:  # sines are computed, not learned: a buffer that no optimizer sees and no checkpoint carries
+            table = torch.empty(1, length, dim) if position == "sincos2d" else None
+            self.register_buffer("pos_embed", table, persistent=False)
+        attention = partial(MultiHeadAttention, dim=dim, heads=heads, bias=qkv_bias, fused=fused_attention)
+        blocks = [
+            Block(
+                dim=dim,
+                attn=attention(dropout=dropout, attention_dropout=attention_dropout),
+                mlp=MLP(dim=dim, hidden=hidden, dropout=dropout),
+                layer_scale=layer_scale,
+                drop_path=drop_path * index / max(depth - 1, 1),
+            )
+            for index in range(depth)
+        ]
+        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))  # which forgets the type of what it holds
+        self.norm = nn.Identity() if pool == "avg" else nn.LayerNorm(dim, eps=1e-6)
+        self.fc_norm = nn.LayerNorm(dim, eps=1e-6) if pool == "avg" else nn.Identity()
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)  # B N D
+        for index, block in enumerate(self.blocks, start=1):
+            x = self.run(block, x, queries=1 if self.pool == "cls" and index == self.depth else None)
+        return self.forward_head(self.norm(x))  # of B 1 D if [cls] is all it reads
+
+    @overload
+    def forward_features(self, images: Tensor, layers: None = None) -> Tensor: ...
+    @overload
+    def forward_features(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]: ...
+    def forward_features(self, images: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """All tokens B N D after `norm`; or what the blocks of `layers` (-1 is the last) give, not normed.
+
+        With pool="avg" `norm` does nothing, as in timm: forward_head norms what it has pooled.
+        """
+        chosen, outputs = self.indices([-1] if layers is None else layers), {}
+        x = self.embed(images)
+        for index, block in zip(range(max(chosen, default=-1) + 1), self.blocks, strict=False):
+            x = self.run(block, x)
+            if index in chosen:
+                outputs[index] = x
+        return self.norm(x) if layers is None else [outputs[index] for index in chosen]
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """What forward_features returns, B N D -> logits."""
+        if self.pool == "cls":
+            tokens = tokens[:, 0]  # B D
+        elif self.pool == "avg":
+            tokens = tokens[:, self.prefix :].mean(dim=1)  # B D
+        return cast(Tensor, self.head(self.fc_norm(tokens)))
+
+    def attention_maps(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
+        """Of each chosen block (None: all), B h N N: row i says what token i reads and sums to 1."""
+        chosen, maps = self.indices(range(self.depth) if layers is None else layers), {}
+        x = self.embed(images)
+        for index, block in zip(range(max(chosen, default=-1) + 1), self.blocks, strict=False):
+            if index in chosen:
+                q, k, _ = block.attn.project(block.norm1(x))
+                maps[index] = block.attn.weigh(q, k)
+            x = self.run(block, x)
+        return [maps[index] for index in chosen]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are no weights of a layer, so decay has no business with them."""
+        return {"pos_embed", "cls_token", "reg_token"}
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Prefix and patch tokens with their positions, what the first block reads: B N D [equation 1]."""
+        x = self.patch_embed(images)  # B n D
+        tokens: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix = torch.cat(tokens, dim=1) if tokens else x.new_empty(1, 0, self.dim)  # 1 prefix D
+        if self.pos_embed is not None:
+            covered = (
+                self.pos_embed.shape[1] - x.shape[1]
+            )  # tokens of the prefix that have a position: all or none
+            prefix = prefix + self.pos_embed[:, :covered] if covered else prefix
+            x = x + self.pos_embed[:, covered:]
+        x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1) if tokens else x  # B N D
+        return F.dropout(x, self.position_dropout, self.training)
+
+    def run(self, block: Block, x: Tensor, queries: int | None = None) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, x, queries, use_reentrant=False))
+        return cast(Tensor, block(x, queries))
+
+    def indices(self, layers: Sequence[int]) -> list[int]:
+        for layer in layers:
+            if not -self.depth <= layer < self.depth:
+                raise IndexError(
+                    f"layers={list(layers)}: {layer} is no block; depth={self.depth} has 0..{self.depth - 1}"
+                )
+        return [layer % self.depth for layer in layers]
+
+
+@torch.no_grad()
+def initialise(model: VisionTransformer) -> None:
+    """Fill all parameters, as timm does but for the patches: then a comparison of the two starts level.
+
+    linear layers, head   weight truncated normal, std 0.02; bias 0. (The paper's zero head is for
+                          fine-tuning: it hides the first step's gradient from all the rest.)
+    patch_embed.proj      weight normal, std 1 / sqrt(C * P * Q), bias 0: LeCun's, as in the paper's code
+                          (timm leaves torch's own, narrower by sqrt(3))
+    cls_token, reg_token  normal, std 1e-6
+    pos_embed             truncated normal, std 0.02; or sines and cosines, and 0 for the prefix
+    norms, LayerScale     weight 1, bias 0; gamma `layer_scale`
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            std = 0.02 if isinstance(module, nn.Linear) else module.weight[0].numel() ** -0.5
+            nn.init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, LayerScale):
+            nn.init.constant_(module.gamma, module.value)
+    for token in (model.cls_token, model.reg_token):
+        if token is not None:
+            nn.init.normal_(token, std=1e-6)
+    if isinstance(model.pos_embed, nn.Parameter):
+        nn.init.trunc_normal_(model.pos_embed, std=0.02)
+    elif model.pos_embed is not None:
+        table = sincos2d(*model.grid, model.dim)
+        model.pos_embed.zero_()[:, -len(table) :] = table
+
+
+def sincos2d(rows: int, columns: int, dim: int) -> Tensor:
+    """Positions as in MAE, n D: sin, cos of the column, then of the row, at D/4 frequencies from 1 down."""
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [position.reshape(-1, 1) * frequencies for position in (column, row)]  # R*S D/4, twice
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def nearest(value: int, step: int) -> str:
+    below = value // step * step
+    return f"the nearest are {below} and {below + step}" if below > 0 else f"the nearest is {step}"

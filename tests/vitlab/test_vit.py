@@ -1,0 +1,544 @@
+"""The model equals timm's, its short cuts equal the long way, and its sizes and costs are the known ones."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitlab.vit import Block, VisionTransformer, sincos2d
+
+TINY = {"dim": 192, "heads": 3}
+SMALL = {"dim": 384, "heads": 6}
+BASE: dict[str, Any] = {}
+LARGE = {"dim": 1024, "depth": 24, "heads": 16}
+HUGE = {"dim": 1280, "depth": 32, "heads": 16, "patch_size": 14}
+toy = partial(VisionTransformer, image_size=16, patch_size=4, dim=24, depth=3, heads=2, num_classes=5)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def fill(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of ordinary size: a fresh model's tokens, biases and factors are about 0 and hide mistakes."""
+    state = {}
+    for name, old in model.state_dict().items():
+        new = torch.empty(old.shape)
+        if old.ndim in (2, 4):  # linear layers and the patch projection keep the scale of what passes
+            new.normal_(std=old[0].numel() ** -0.5)
+        elif "norm" in name and name.endswith("weight"):
+            new.normal_(mean=1.0, std=0.2)
+        else:
+            new.normal_(std=0.3)
+        state[name] = new
+    return state
+
+
+def filled(model: VisionTransformer) -> VisionTransformer:
+    model.load_state_dict(fill(model))
+    return model.eval()
+
+
+def twins(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[Any, VisionTransformer]:
+    """timm's model and ours, of the same weights, after a strict load in both directions."""
+    with torch.device("meta"):  # nothing is initialised that is overwritten at once
+        one, two = timm.create_model(name, pretrained=False, **theirs), VisionTransformer(**ours)
+    state = fill(one)
+    two.load_state_dict({key: value.clone() for key, value in state.items()}, strict=True, assign=True)
+    one.load_state_dict(state, strict=True, assign=True)
+    one.load_state_dict(two.state_dict(), strict=True)
+    return one.eval(), two.eval()
+
+
+def images_for(model: VisionTransformer, batch: int = 2) -> Tensor:
+    return torch.randn(batch, model.in_channels, *model.image_size)
+
+
+def close(one: Tensor, two: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(one, two, rtol=0, atol=tolerance)
+
+
+def norm_difference(one: Tensor, two: Tensor) -> float:
+    return float(((one - two).norm() / two.norm().clamp_min(1e-12)).detach())
+
+
+SHALLOW = {"depth": 3, "num_classes": 7}  # of variants: three blocks show as much as twelve
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "avg pooling": ({"global_pool": "avg"}, {"pool": "avg"}),
+    "every token": ({"global_pool": ""}, {"pool": "none"}),
+    "registers and LayerScale": (
+        {"reg_tokens": 4, "init_values": 1e-5},
+        {"registers": 4, "layer_scale": 1e-5},
+    ),
+    "no position for the prefix": (
+        {"no_embed_class": True, "reg_tokens": 2},
+        {"position_on_patches_only": True, "registers": 2},
+    ),
+    "no class token": ({"class_token": False, "global_pool": "avg"}, {"class_token": False, "pool": "avg"}),
+    "registers without class token": (
+        {"class_token": False, "global_pool": "avg", "reg_tokens": 2},
+        {"class_token": False, "pool": "avg", "registers": 2},
+    ),
+    "no position": ({"pos_embed": "none"}, {"position": "none"}),
+    "no qkv bias": ({"qkv_bias": False}, {"qkv_bias": False}),
+    "not square": (
+        {"img_size": (64, 96), "patch_size": (16, 8)},
+        {"image_size": (64, 96), "patch_size": (16, 8)},
+    ),
+    "features": ({"num_classes": 0}, {"num_classes": 0}),
+    "features of avg": ({"num_classes": 0, "global_pool": "avg"}, {"num_classes": 0, "pool": "avg"}),
+    "one channel": ({"in_chans": 1}, {"in_channels": 1}),
+    "another mlp ratio": ({"mlp_ratio": 2.5}, {"mlp_ratio": 2.5}),
+    "convolution": ({}, {"embedding": "conv"}),
+    "explicit attention": ({}, {"fused_attention": False}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours"),
+    [
+        ("vit_tiny_patch16_224", {}, TINY),
+        ("vit_small_patch16_224", {}, SMALL),
+        ("vit_small_patch32_224", {}, SMALL | {"patch_size": 32}),
+        ("vit_base_patch32_224", {}, BASE | {"patch_size": 32}),
+        ("vit_large_patch16_224", {}, LARGE),
+        ("vit_base_patch16_384", {}, BASE | {"image_size": 384}),
+        ("vit_small_patch16_224", {"img_size": 384}, SMALL | {"image_size": 384}),
+        (
+            "vit_little_patch16_reg4_gap_256",
+            {},
+            {"image_size": 256, "dim": 320, "depth": 14, "heads": 5, "mlp_ratio": 5.6, "num_classes": 1000}
+            | {"pool": "avg", "class_token": False, "registers": 4, "layer_scale": 1e-5}
+            | {"position_on_patches_only": True},
+        ),
+    ],
+)
+def test_whole_models_give_timms_logits(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    one, two = twins(name, theirs, ours)
+    images = images_for(two, batch=1)
+    with torch.no_grad():
+        close(two(images), one(images))
+
+
+def test_base_16_gives_timms_logits_with_the_trained_weights_where_they_are_cached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no test waits for a network
+    name = "vit_base_patch16_224"
+    one, two = twins(name, {}, BASE)
+    cached = huggingface_hub.try_to_load_from_cache(one.pretrained_cfg["hf_hub_id"], "model.safetensors")
+    if isinstance(cached, str):
+        one = timm.create_model(name, pretrained=True).eval()
+        two.load_state_dict(one.state_dict(), strict=True)
+    images = images_for(two)
+    with torch.no_grad():
+        close(two(images), one(images))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_give_timms_logits_and_gradients(variant: str) -> None:
+    theirs, ours = VARIANTS[variant]
+    theirs, ours = {"img_size": 64} | SHALLOW | theirs, {"image_size": 64} | SHALLOW | TINY | ours
+    one, two = twins("vit_tiny_patch16_224", theirs, ours)
+    images = images_for(two)
+    close(two(images), one(images))
+    for model in (one, two):
+        logits = model(images).flatten(0, -2)
+        loss = F.cross_entropy(logits, torch.arange(len(logits)) % logits.shape[1])
+        torch.autograd.backward(loss)
+    gradients = {name: parameter.grad for name, parameter in one.named_parameters()}
+    for name, parameter in two.named_parameters():
+        assert parameter.grad is not None
+        if name.endswith(
+            "qkv.bias"
+        ):  # a key's bias shifts a row of scores and changes nothing: its gradient is noise
+            queries, _, values = parameter.grad.chunk(3)
+            expected = gradients[name].chunk(3)
+            assert norm_difference(queries, expected[0]) < 1e-5, name
+            assert norm_difference(values, expected[2]) < 1e-5, name
+        else:
+            assert norm_difference(parameter.grad, gradients[name]) < 1e-5, name
+
+
+def test_one_step_of_adamw_leads_to_timms_parameters() -> None:
+    """AdamW's first step is lr * g / (|g| + eps): the sign of g if eps is tiny, which rounding picks where
+    g is about 0. With eps = 1e-3 an error of 1e-7 in g moves the step by at most 1e-4 of lr.
+    """
+    one, two = twins("vit_tiny_patch16_224", {"img_size": 64} | SHALLOW, {"image_size": 64} | SHALLOW | TINY)
+    before = {name: value.clone() for name, value in two.state_dict().items()}
+    images = images_for(two)
+    for model in (one, two):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3, weight_decay=0.05)
+        torch.autograd.backward(F.cross_entropy(model(images), torch.tensor([3, 1])))
+        optimizer.step()
+    state = one.state_dict()
+    for name, value in two.state_dict().items():
+        close(value, state[name])
+        assert not torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("embedding", ["conv", "linear"])
+def test_a_patch_embedding_is_the_projection_of_each_patch_by_hand(embedding: Any) -> None:
+    model = filled(toy(image_size=(8, 12), patch_size=(4, 3), embedding=embedding))
+    images, (weight, bias) = images_for(model), model.patch_embed.proj.parameters()
+    tokens = model.patch_embed(images)
+    assert model.grid == (2, 4)
+    for row, column in product(range(2), range(4)):
+        patch = images[:, :, 4 * row : 4 * row + 4, 3 * column : 3 * column + 3]
+        by_hand = torch.einsum("bcpq,dcpq->bd", patch, weight) + bias
+        close(tokens[:, 4 * row + column], by_hand)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_a_last_block_for_the_class_token_alone_equals_a_full_one(fused: bool, qkv_bias: bool) -> None:
+    model = filled(toy(fused_attention=fused, qkv_bias=qkv_bias, registers=2, layer_scale=0.5))
+    images = images_for(model)
+    grads = []
+    for logits in (model(images), model.forward_head(model.forward_features(images))):
+        model.zero_grad()
+        logits.square().sum().backward()
+        grads.append([logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for short, full in zip(*grads, strict=True):
+        assert (short - full).norm() < 1e-5 * full.norm() + 1e-5
+
+
+def test_a_hooked_projection_of_the_last_block_is_called_as_a_whole() -> None:
+    model, shapes = filled(toy()), []
+    images = images_for(model)
+    expected = model(images)
+    model.blocks[-1].attn.qkv.register_forward_hook(lambda *call: shapes.append(call[2].shape))
+    close(model(images), expected)
+    assert shapes == [(2, 17, 72)]
+
+
+def test_fused_attention_equals_the_formula_and_the_maps() -> None:
+    fused, plain = filled(toy()), toy(fused_attention=False).eval()
+    plain.load_state_dict(fused.state_dict())
+    images = images_for(fused)
+    close(fused(images), plain(images))
+    maps = fused.attention_maps(images)
+    assert [tuple(each.shape) for each in maps] == [(2, 2, 17, 17)] * 3
+    for each in maps:
+        close(each.sum(dim=-1), torch.ones(2, 2, 17))
+    attn = fused.blocks[2].attn  # the maps times the values, projected, are what the block computes
+    (inputs,) = fused.forward_features(images, layers=[1])
+    x = fused.blocks[2].norm1(inputs)
+    mixed = (maps[2] @ attn.project(x)[2]).transpose(1, 2).flatten(2)
+    close(attn.proj(mixed), attn(x))
+    chosen = fused.attention_maps(images, layers=[-1, 0])
+    assert torch.equal(chosen[0], maps[2])
+    assert torch.equal(chosen[1], maps[0])
+
+
+def test_features_of_chosen_layers_are_the_outputs_of_those_blocks() -> None:
+    model, seen = filled(toy()), []
+    images = images_for(model)
+    for block in model.blocks:
+        block.register_forward_hook(lambda *call: seen.append(call[2]))
+    final = model.forward_features(images)
+    last, first, also_last = model.forward_features(images, layers=[-1, 0, 2])
+    assert torch.equal(last, seen[2])
+    assert torch.equal(first, seen[0])
+    assert torch.equal(also_last, last)
+    assert torch.equal(final, model.norm(last))
+    assert len(seen) == 6
+    assert len(model.forward_features(images, layers=[0])) == 1
+    assert len(seen) == 7, "blocks above the last chosen one need not run"
+
+
+@pytest.mark.parametrize("layer", [3, -4])
+def test_a_layer_that_is_not_there_is_named(layer: int) -> None:
+    model = toy()
+    for method in (model.forward_features, model.attention_maps):
+        with pytest.raises(IndexError, match=f"{layer} is no block; depth=3 has"):
+            method(images_for(model), layers=[0, layer])
+
+
+def test_checkpointing_gives_the_same_gradients_and_dropout() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        model = toy(checkpointing=checkpointing, dropout=0.2, attention_dropout=0.2, drop_path=0.5).train()
+        model(torch.linspace(-1, 1, 2 * 3 * 256).reshape(2, 3, 16, 16)).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for plain, recomputed in zip(*gradients, strict=True):
+        close(plain, recomputed, 1e-6)
+
+
+def test_drop_path_grows_linearly_and_is_off_in_eval() -> None:
+    model = toy(drop_path=0.4, depth=5)
+    assert [block.drop_path for block in model.blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    model.eval()
+    images = images_for(model)
+    assert torch.equal(model(images), model(images))
+    model.train()
+    assert not torch.equal(model(images), model(images))
+    assert toy(drop_path=0.4, depth=1).blocks[0].drop_path == 0.0
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_expectation() -> None:
+    block: Block = toy(drop_path=0.3).blocks[-1].train()
+    kept = block.drop(torch.ones(20_000, 2, 3))
+    assert torch.equal(kept, kept[:, :1, :1].expand_as(kept))
+    assert sorted(set(kept.flatten().tolist())) == pytest.approx([0.0, 1 / 0.7])
+    assert float(kept.mean()) == pytest.approx(1.0, abs=0.02)  # the standard error is 0.0046
+
+
+@pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "position_dropout"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_each_dropout_acts_in_training_only(rate: str, fused: bool) -> None:
+    settings: dict[str, Any] = {rate: 0.5, "fused_attention": fused}
+    model = toy(**settings)
+    images = images_for(model)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+def test_every_combination_of_pool_position_and_prefix_runs() -> None:
+    knobs: dict[str, list[Any]] = {
+        "pool": ["cls", "avg", "none"],
+        "position": ["learned", "sincos2d", "none"],
+        "class_token": [True, False],
+        "registers": [0, 2],
+        "position_on_patches_only": [True, False],
+        "embedding": ["conv", "linear"],
+    }
+    for values in product(*knobs.values()):
+        settings = dict(zip(knobs, values, strict=True))
+        if settings["pool"] == "cls" and not settings["class_token"]:
+            continue
+        model = toy(depth=1, **settings)
+        images = images_for(model)
+        tokens = 16 + settings["class_token"] + settings["registers"]
+        assert model(images).shape == ((2, tokens, 5) if settings["pool"] == "none" else (2, 5))
+        assert model.forward_features(images).shape == (2, tokens, 24)
+        close(model(images), model.forward_head(model.forward_features(images)))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"image_size": 4},
+        {"depth": 1},
+        {"heads": 1},
+        {"heads": 24},
+        {"in_channels": 1},
+        {"num_classes": 1},
+        {"patch_size": 1, "image_size": 2},
+        {"dim": 1, "heads": 1, "mlp_ratio": 1.0},
+    ],
+)
+def test_degenerate_sizes_run_forward_and_backward(sizes: dict[str, Any]) -> None:
+    model = toy(**sizes)
+    images = images_for(model, batch=1)
+    logits = model(images)
+    assert logits.shape == (1, model.num_classes)
+    logits.sum().backward()
+    assert model(images_for(model, batch=0)).shape == (0, model.num_classes)
+
+
+def test_no_classes_mean_features() -> None:
+    assert toy(num_classes=0)(torch.randn(2, 3, 16, 16)).shape == (2, 24)
+    assert toy(num_classes=0, pool="avg")(torch.randn(2, 3, 16, 16)).shape == (2, 24)
+    assert toy(num_classes=0, pool="none")(torch.randn(2, 3, 16, 16)).shape == (2, 17, 24)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"image_size": 100},
+            "image_size=100 is not a multiple of patch_size=16; the nearest are 96 and 112",
+        ),
+        (
+            {"image_size": (224, 100)},
+            r"image_size=(224, 100) is not a multiple of patch_size=16; the nearest are 96 and 112",
+        ),
+        ({"image_size": 8}, "image_size=8 is not a multiple of patch_size=16; the nearest is 16"),
+        ({"image_size": 0}, "image_size=0 is not a multiple of patch_size=16; the nearest is 16"),
+        (
+            {"class_token": False},
+            "pool='cls' reads a token that class_token=False leaves out; set class_token=True or pool='avg'",
+        ),
+        ({"heads": 5}, "dim=768 is not a multiple of heads=5; the nearest are 765 and 770"),
+        (
+            {"dim": 10, "heads": 2, "position": "sincos2d"},
+            "dim=10 is not a multiple of 4, which position='sincos2d' needs; the nearest are 8 and 12",
+        ),
+        ({"pool": "mean"}, "pool='mean' is none of cls, avg, none"),
+        ({"position": "rope"}, "position='rope' is none of learned, sincos2d, none"),
+        ({"embedding": "mlp"}, "embedding='mlp' is none of conv, linear"),
+        ({"num_classes": -1}, "num_classes=-1 must be at least 0, which means none"),
+        ({"registers": -1}, "registers=-1 must be at least 0, which means none"),
+        ({"mlp_ratio": 0.0}, "dim * mlp_ratio=0 must be at least 1"),
+        *[({name: 0}, f"{name}=0 must be at least 1") for name in ("depth", "heads", "dim", "in_channels")],
+        *[
+            ({name: rate}, f"{name}={rate} is not a rate: it must be at least 0 (off) and below 1")
+            for name in ("dropout", "attention_dropout", "position_dropout", "drop_path")
+            for rate in (-0.1, 1.0, math.nan)
+        ],
+    ],
+)
+def test_impossible_settings_are_refused_by_value_knob_and_remedy(
+    sizes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole text is compared
+        VisionTransformer(**sizes)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 3, 16, 20), (3, 16, 16)])
+def test_images_of_another_shape_are_refused_with_both_shapes(shape: tuple[int, ...]) -> None:
+    came = ", ".join(map(str, shape))
+    with pytest.raises(ValueError, match=rf"images are \({came}\), the model expects \(batch, 3, 16, 16\)"):
+        toy()(torch.zeros(shape))
+
+
+def test_fixed_positions_are_sines_and_cosines_of_column_then_row() -> None:
+    table = sincos2d(2, 3, 8)
+    for row, column in product(range(2), range(3)):
+        expected = [
+            wave(place / 10000 ** (index / 2))
+            for place in (column, row)
+            for wave in (math.sin, math.cos)
+            for index in range(2)
+        ]
+        close(table[3 * row + column], torch.tensor(expected), 1e-6)
+
+
+def test_fixed_positions_are_neither_trained_nor_stored_and_spare_the_prefix() -> None:
+    model = toy(position="sincos2d", registers=1)
+    assert isinstance(model.pos_embed, Tensor)
+    assert "pos_embed" not in dict(model.named_parameters())
+    assert "pos_embed" not in model.state_dict()
+    assert torch.equal(model.pos_embed[0, :2], torch.zeros(2, 24))
+    assert torch.equal(model.pos_embed[0, 2:], sincos2d(4, 4, 24))
+    images = images_for(model)
+    sparing = toy(position="sincos2d", registers=1, position_on_patches_only=True)
+    sparing.load_state_dict(model.state_dict())
+    assert torch.equal(model(images), sparing(images))
+
+
+def test_a_fresh_model_has_the_documented_scales() -> None:
+    model = VisionTransformer(image_size=32, depth=2, registers=4, layer_scale=1e-4, num_classes=100)
+    scales = {name: (float(p.mean()), float(p.std())) for name, p in model.state_dict().items()}
+    for name, (mean, std) in scales.items():
+        if "norm" in name and name.endswith("weight"):
+            expected = (1.0, 0.0)
+        elif name.endswith("gamma"):
+            expected = (1e-4, 0.0)
+        elif name.endswith("bias"):
+            expected = (0.0, 0.0)
+        elif name in ("cls_token", "reg_token"):
+            expected = (0.0, 1e-6)
+        else:
+            expected = (0.0, 768**-0.5 if name == "patch_embed.proj.weight" else 0.02)
+        assert (mean, std) == pytest.approx(expected, rel=0.1, abs=1.5e-3 if name == "pos_embed" else 2e-4), (
+            name
+        )
+
+
+def test_tokens_and_positions_are_named_as_not_to_decay() -> None:
+    model = toy(registers=1)
+    assert model.no_weight_decay() == {"pos_embed", "cls_token", "reg_token"}
+    assert model.no_weight_decay() <= set(dict(model.named_parameters()))
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_model_compiles_as_one_graph_and_keeps_its_names(pool: Any, checkpointing: bool) -> None:
+    torch.compiler.reset()
+    model = toy(pool=pool, drop_path=0.1, dropout=0.1, registers=1, checkpointing=checkpointing)
+    names, images = list(model.state_dict()), images_for(model)
+    model.eval()
+    expected = model(images)
+    model.compile(fullgraph=True, backend="eager")
+    close(model(images), expected)
+    model.train()(images).sum().backward()
+    assert list(model.state_dict()) == names
+
+
+def test_the_model_exports_with_a_free_batch_size() -> None:
+    model = filled(toy())
+    batch = {"images": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (images_for(model),), dynamic_shapes=batch)
+    images = images_for(model, batch=5)
+    close(program.module()(images), model(images))
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+@pytest.mark.parametrize("position", ["learned", "none"])
+def test_bfloat16_autocast_runs_close_to_float32(pool: Any, position: Any) -> None:
+    model = filled(toy(pool=pool, position=position))
+    images = images_for(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(images)
+    assert logits.dtype == torch.bfloat16
+    assert norm_difference(logits.float(), model(images)) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"),
+    [
+        (TINY, 5_717_416),
+        (SMALL, 22_050_664),
+        (BASE | {"patch_size": 32}, 88_224_232),
+        (BASE, 86_567_656),
+        (LARGE, 304_326_632),
+        (HUGE, 632_045_800),
+        (BASE | {"image_size": 384}, 86_859_496),
+    ],
+    ids=["Ti/16", "S/16", "B/32", "B/16", "L/16", "H/14", "B/16@384"],
+)
+def test_parameters_count_as_published(sizes: dict[str, Any], count: int) -> None:
+    with torch.device("meta"):
+        model = VisionTransformer(**sizes)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def counted(model: VisionTransformer, forward: Callable[[Tensor], Tensor]) -> int:
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        forward(images_for(model, batch=1))
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "published"),
+    [(TINY, 2.507), (SMALL, None), (BASE, 35.128), (LARGE, None)],
+    ids=["Ti", "S", "B", "L"],
+)
+@pytest.mark.parametrize("embedding", ["conv", "linear"])
+def test_operations_count_as_the_formula_says(
+    sizes: dict[str, Any], published: float | None, embedding: Any
+) -> None:
+    with torch.device("meta"):
+        model = VisionTransformer(**sizes, embedding=embedding)
+    patches, width = 14 * 14, model.dim
+    tokens = patches + 1
+
+    def block(
+        asked: int,
+    ) -> int:  # a product of a x b and b x c is a * b * c multiplications and as many additions
+        keys_and_values = tokens * width * 2 * width
+        attention = 2 * asked * tokens * width  # the scores, and the mixture of values
+        per_asked = width * width + width * width + 2 * width * 4 * width  # query, projection, MLP
+        return 2 * (keys_and_values + attention + asked * per_asked)
+
+    ends = 2 * (patches * 3 * 16 * 16 * width + width * 1000)
+    full = ends + model.depth * block(tokens)
+    assert counted(model, lambda x: model.forward_head(model.forward_features(x))) == full
+    assert counted(model, model) == ends + (model.depth - 1) * block(tokens) + block(1)
+    if published is not None:
+        assert full / 1e9 == pytest.approx(published, abs=5e-4)
