@@ -311,9 +311,7 @@ class VisionTransformer(nn.Module):
         tokens: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else x.new_empty(1, 0, self.dim)  # 1 prefix D
         if self.pos_embed is not None:
-            covered = (
-                self.pos_embed.shape[1] - x.shape[1]
-            )  # tokens of the prefix that have a position: all or none
+            covered = self.pos_embed.shape[1] - x.shape[1]  # how many of the prefix have one: all or none
             prefix = prefix + self.pos_embed[:, :covered] if covered else prefix
             x = x + self.pos_embed[:, covered:]
         x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1) if tokens else x  # B N D
