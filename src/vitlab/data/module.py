@@ -164,6 +164,8 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """The training batches of this device, from where training stands."""
+        # Lightning asks for a `state_dict`; the batches go on from `position` without one
+        warnings.filterwarnings("ignore", message=".*ended before the epoch ended and your dataloader is not")
         rank, world_size = self._rank_and_world_size()
         batches = EpochBatches(
             samples=self.samples["train"],

@@ -163,8 +163,8 @@ def _matrices(images: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
     return affine_matrices(
         angle=-of("Rotate").deg2rad(),
         # shears hold the upper left corner still, not the centre
-        shift_x=of("TranslateX") + shear_x * (height / 2),
-        shift_y=of("TranslateY") + shear_y * (width / 2),
+        shift_x=of("TranslateX") - shear_x * (height / 2),
+        shift_y=of("TranslateY") - shear_y * (width / 2),
         scale=torch.ones(len(values)),
         shear_x=shear_x.atan(),
         shear_y=shear_y.atan(),

@@ -1,0 +1,160 @@
+"""The knobs of augmentation, and the way from uint8 to normalised float."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from vitlab.data.augment import Augment, Prepare
+from vitlab.data.sources import fake
+
+KNOBS: list[dict[str, Any]] = [
+    {"crop_padding": 3},
+    {"flip": True},
+    {"degrees": 15.0},
+    {"translate": 0.2},
+    {"scale": (0.8, 1.2)},
+    {"shear": 10.0},
+    {"auto_augment": "randaugment"},
+    {"auto_augment": "trivialaugment"},
+    {"erasing": 1.0},
+]
+PREPARE = Prepare(image_size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def run(
+    augment: Augment, images: Tensor, targets: Tensor | None = None, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    targets = torch.arange(len(images)) % 10 if targets is None else targets
+    outputs: tuple[Tensor, Tensor] = augment(images, targets, prepare=PREPARE, num_classes=10)
+    return outputs
+
+
+def same(count: int) -> Tensor:
+    images = fake(samples=1, test_samples=1, size=16).train.images
+    assert images is not None
+    return images.expand(count, -1, -1, -1).contiguous()
+
+
+@pytest.mark.parametrize("knobs", KNOBS)
+def test_images_of_a_batch_are_varied_each_in_its_own_way(knobs: dict[str, Any]) -> None:
+    images = same(64)
+    before = images.clone()
+    varied, targets = run(Augment(**knobs), images)
+    assert varied.shape == (64, 3, 16, 16)
+    assert varied.dtype == torch.float32
+    assert len({tuple(image) for image in varied.flatten(1).tolist()}) >= (2 if "flip" in knobs else 10)
+    assert torch.equal(images, before), "the data set itself is not touched"
+    assert targets.dtype == torch.int64
+
+
+@pytest.mark.parametrize("knobs", [*KNOBS, {"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_augmentation_repeats_under_a_seed(knobs: dict[str, Any]) -> None:
+    augment = Augment(**knobs)
+    images = fake(samples=32, test_samples=1, size=16).train.images
+    assert images is not None
+    one, again, other = (run(augment, images, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one[0], again[0])
+    assert torch.equal(one[1], again[1])
+    assert not torch.equal(one[0], other[0])
+
+
+def test_uint8_stays_uint8_until_the_images_are_prepared() -> None:
+    augment = Augment(crop_padding=2, flip=True, degrees=5.0, auto_augment="randaugment")
+    varied = augment.vary(same(8))
+    assert varied.dtype == torch.uint8
+    assert varied.shape == (8, 3, 16, 16)
+
+
+def test_what_the_workers_did_is_not_done_again() -> None:
+    images = same(8)
+    augment = Augment(crop_padding=2, flip=True, auto_augment="trivialaugment")
+    assert torch.equal(augment.vary(images, cropped=True), images)
+    assert not torch.equal(augment.vary(images), images)
+
+
+def test_without_knobs_training_sees_what_evaluation_sees() -> None:
+    images = same(4)
+    varied, targets = run(Augment(), images)
+    assert torch.equal(varied, PREPARE(images))
+    assert targets.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.5}]
+)
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_mixed_targets_are_soft_and_sum_to_one(knobs: dict[str, Any], batch: int) -> None:
+    for seed in range(5):
+        images, targets = run(Augment(**knobs), same(batch), seed=seed)
+        assert images.shape == (batch, 3, 16, 16)
+        assert targets.shape == (batch, 10)
+        assert targets.dtype == torch.float32
+        assert torch.allclose(targets.sum(1), torch.ones(batch))
+        assert (targets >= 0).all()
+        assert ((targets > 0).sum(1) <= 2).all()
+
+
+def test_mixup_and_cutmix_take_turns() -> None:
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 16, 16)
+    augment = Augment(mixup=1.0, cutmix=1.0)
+    kinds = set()
+    for seed in range(20):
+        images, _ = run(augment, black_and_white, torch.tensor([0, 1]), seed)
+        kinds.add("cutmix" if torch.allclose(images.abs(), torch.tensor(2.0)) else "mixup")
+    assert kinds == {"mixup", "cutmix"}
+
+
+def test_cutmix_targets_are_the_shares_of_the_area() -> None:
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 16, 16)
+    images, targets = run(Augment(cutmix=1.0), black_and_white, torch.tensor([0, 1]))
+    white = (images > 0).float().mean((1, 2, 3))
+    assert torch.allclose(targets[:, 1], white, atol=1e-6)
+
+
+def test_prepare_resizes_and_normalises_like_torchvision() -> None:
+    images = fake(samples=4, test_samples=1, size=12).train.images
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    ours = Prepare(image_size=(16, 20), mean=mean, std=std)(images)
+    theirs = v2.Compose(
+        [
+            v2.Resize((16, 20), v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )(images)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_erased_pixels_have_the_mean_colour() -> None:
+    images, _ = run(Augment(erasing=1.0), same(4))
+    assert (images == 0).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "rule"),
+    [
+        ("crop_padding", -1, "at least 0"),
+        ("degrees", 181.0, "between 0 and 180"),
+        ("translate", 1.1, "fraction of the side"),
+        ("scale", (1.2, 0.8), "low <= high"),
+        ("scale", (0.0, 1.0), "0 < low"),
+        ("scale", [1.0, 1.0, 1.0], "two numbers"),
+        ("shear", 90.0, "below 90"),
+        ("auto_augment", "rand", "one of none, randaugment, trivialaugment"),
+        ("randaugment_ops", 0, "at least 1"),
+        ("randaugment_magnitude", 31, "between 0 and 30"),
+        ("erasing", 1.5, "probability"),
+        ("mixup", -0.1, "at least 0"),
+        ("cutmix", -0.1, "at least 0"),
+        ("crop_scale", (0.0, 1.0), "0 < low"),
+        ("crop_scale", (0.5, 1.5), "high <= 1"),
+        ("crop_fraction", 0.0, "above 0"),
+    ],
+)
+def test_a_knob_outside_its_range_is_named(knob: str, value: object, rule: str) -> None:
+    with pytest.raises(ValueError, match=rf"data\.augment\.{knob}=.*{rule}"):
+        Augment(**{knob: value})  # type: ignore[arg-type]
