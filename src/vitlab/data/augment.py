@@ -140,7 +140,7 @@ class Prepare(nn.Module):
         if tuple(images.shape[-2:]) != self.image_size:
             bicubic = v2.InterpolationMode.BICUBIC
             images = v2.functional.resize(images, list(self.image_size), bicubic, antialias=True)
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        return (images * self.scale).add_(self.shift)
 
 
 def _pair(knob: str, value: tuple[float, float]) -> tuple[float, float]:
