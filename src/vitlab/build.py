@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,21 @@ def classifier(
 
 
 def trainer(
-    node: Node, *, run_dir: Path, logger: dict[str, Node] | None = None, callbacks: dict[str, Node] | None = None
+    node: Node,
+    *,
+    run_dir: Path,
+    logger: dict[str, Node] | None = None,
+    callbacks: dict[str, Node] | None = None,
 ) -> Trainer:
     """Lightning's Trainer with the loggers and callbacks of the configuration, and `metrics.csv` always."""
     loggers: list[Logger] = [MetricsFile(folder=str(run_dir))] if logger is not None else []
     loggers += [instantiate(inner, _convert_="all") for inner in (logger or {}).values() if inner]
     made = [instantiate(inner, _convert_="all") for inner in (callbacks or {}).values() if inner]
-    quiet = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    quiet.addFilter(lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage())
+    # what it tells at INFO is told by `describe`, or is advertisement
+    for talker in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(talker).setLevel(logging.WARNING)
+    # lightning 2.6 under torch 2.14 and later; nothing a user could change
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     made_trainer: Trainer = instantiate(
         node, _convert_="all", logger=loggers or False, callbacks=made, default_root_dir=str(run_dir)
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -23,6 +24,11 @@ def scores(trainer: Trainer, split: str) -> dict[str, float]:
     """What the last evaluation loop measured on a split: numbers by their logged names, counts as integers."""
     measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{split}/")}
     return {k: int(v) if k.endswith(("/correct", "/count")) else v for k, v in measured.items()}
+
+
+def fitting(trainer: Trainer) -> bool:
+    """Whether a validation is part of the training, and not the check before it."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
 class Monitor(Callback):
@@ -66,17 +72,17 @@ class Monitor(Callback):
         self._window_seconds += time.perf_counter() - self._since
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking and trainer.training:
+        if fitting(trainer):
+            row = {**scores(trainer, "val"), "epoch": trainer.current_epoch, "images": self.images}
+            self._send(trainer, row)
             self._tell(trainer)
         self._since = time.perf_counter()
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.training:
-            pl_module.log("images", float(self.images))
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        self._send(trainer, {**scores(trainer, pl_module.split), "images": self.images})
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
@@ -116,6 +122,9 @@ class Monitor(Callback):
         self.images_timed += self._window_images
         self._since, self._window_seconds, self._window_images = now, 0.0, 0
         trainer.progress_bar_metrics["train/loss"] = self._last_loss
+        self._send(trainer, row)
+
+    def _send(self, trainer: Trainer, row: dict[str, float]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(row, step=trainer.global_step)
 
@@ -151,7 +160,7 @@ class Checkpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.monitor is not None
         current = trainer.callback_metrics.get(self.monitor)
-        if trainer.training and self.check_monitor_top_k(trainer, current):
+        if fitting(trainer) and self.check_monitor_top_k(trainer, current):
             self.best_scores = scores(trainer, "val")
         super().on_validation_end(trainer, pl_module)
 

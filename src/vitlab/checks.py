@@ -42,7 +42,14 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
         found += call_problems("classifier", config["classifier"], Classifier, supplied=supplied)
     known_bad = {problem.split("=")[0].split(" ")[0].rstrip(":") for problem in found}
     # a rule is only asked about values that are of the right type: one mistake, one line
-    rules = (trainer_problems, model_problems, data_problems, batch_problems, schedule_problems, root_problems)
+    rules = (
+        trainer_problems,
+        model_problems,
+        data_problems,
+        batch_problems,
+        schedule_problems,
+        root_problems,
+    )
     read = Reader(config, known_bad)
     for rule in rules:
         found += rule(read)
@@ -83,7 +90,7 @@ class Reader:
         """Images left to train on after validation is cut off, where the data's size is known."""
         facts, fraction = self.facts(), self("data.val_fraction", float)
         samples = facts.train_samples if facts else None
-        if samples is None or fraction is None:
+        if samples is None or fraction is None or not 0 < fraction < 1:
             return None
         limit = self("data.max_train_samples", int)
         left = samples - math.ceil(samples * fraction)

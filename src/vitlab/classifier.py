@@ -103,7 +103,8 @@ class Classifier(LightningModule):
             else:
                 metric.update(torch.ones_like(batch.targets, dtype=torch.float))
             shown = split == "val" and name in ("acc", "loss")
-            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown)
+            # to `callback_metrics` and the progress bar; the Monitor sends it on, at the right step
+            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown, logger=False)
 
     def configure_model(self) -> None:
         """Shards the network block by block where the strategy is FSDP2 (`trainer=fsdp`); else does nothing."""

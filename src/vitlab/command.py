@@ -1,9 +1,9 @@
 """`@command(NAME)`: a function with a typed signature becomes a program configured by `conf/NAME.yaml`.
 
-    command line -> preflight: compose leniently, check everything, show all problems at once, or go on
-                 -> Hydra: compose, run or sweep, make the run folder
-                 -> job: one device in this process; several devices, or a sweep's job, in processes of their own
-                 -> function(**configuration), its results in `results.json`, its objective to the sweeper
+command line -> preflight: compose leniently, check everything, show all problems at once, or go on
+             -> Hydra: compose, run or sweep, make the run folder
+             -> job: one device in this process; several devices, or a sweep's job, in processes of their own
+             -> function(**configuration), its results in `results.json`, its objective to the sweeper
 """
 
 import logging
@@ -35,7 +35,7 @@ UNSET_RUN_DIR = "runs"  # stands for the run folder while the configuration is o
 
 log = logging.getLogger(__name__)
 
-Function = Callable[..., dict[str, Any]]
+Function = Callable[..., Node]
 
 
 def command(name: str) -> Callable[[Function], Callable[[], None]]:
@@ -66,12 +66,20 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
 def register() -> None:
     """Tells Hydra what no YAML file has to repeat: signatures' defaults, experiments, resolvers."""
     store = ConfigStore.instance()
-    for group, option, target, supplied in (
-        ("model", "vit_signature", "vitlab.vit.VisionTransformer", {"image_size", "num_classes", "in_channels"}),
-        ("classifier", "signature", "vitlab.classifier.Classifier", {"_target_"}),
+
+    def signature(target: str, *supplied: str) -> Node:
+        return {k: v for k, v in defaults(target).items() if k not in supplied}
+
+    network = signature("vitlab.vit.VisionTransformer", "image_size", "num_classes", "in_channels")
+    data = signature("vitlab.data.module.DataModule")
+    data["augment"] = signature("vitlab.data.augment.Augment")
+    classifier = signature("vitlab.classifier.Classifier", "_target_", "optimizer", "schedule")
+    for group, name, node in (
+        ("model", "vit_signature", network),
+        ("data", "data_signature", data),
+        ("classifier", "signature", classifier),
     ):
-        node = {k: v for k, v in defaults(target).items() if k not in supplied}
-        store.store(group=group, name=option, node=node, provider="signature")
+        store.store(group=group, name=name, node=node, provider="signature")
     for file in sorted(EXPERIMENTS.glob("*.yaml")):
         node = OmegaConf.load(file)
         store.store(group="experiment", name=file.stem, node=node, package="_global_", provider="experiments")
@@ -98,14 +106,13 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         except HydraException as error:
             stop(name, [str(error)])
         groups = {o.input_line: options for o in overrides if (options := group_options(o))}
-        for override in overrides:
-            problems += option_problems(override, groups.get(override.input_line, []))
-        if problems:
-            stop(name, problems)
+        for override in list(overrides):
+            if found := option_problems(override, groups.get(override.input_line, [])):
+                problems += found
+                overrides.remove(override)  # so that what else is wrong can be seen as well
         choices = [(o, spellings(o, o.input_line in groups, arguments.multirun)) for o in overrides]
         for lines in variants([c for _, c in choices if c]):
-            found = composed_problems(name, function, lines)
-            problems += [p for p in found if p not in problems]
+            problems += [p for p in composed_problems(name, function, lines) if p not in problems]
         if problems:
             stop(name, problems)
         listed = compose(name, [c[0] for o, c in choices if c and o.input_line in groups])
@@ -147,7 +154,9 @@ def group_options(override: Override) -> list[str]:
 
 
 def option_problems(override: Override, options: list[str]) -> list[str]:
-    """Whether the chosen option(s) of a group exist."""
+    """Whether the chosen option(s) of a group exist; `options` is empty for what is no group."""
+    if not options:
+        return []
     value = override.value()
     chosen = value if isinstance(value, list) else [value]
     if override.is_sweep_override():
@@ -179,8 +188,10 @@ def spellings(override: Override, is_group: bool, multirun: bool) -> list[str]:
 def is_unlisted(override: Override, listed: DictConfig) -> bool:
     """Whether a plain `key=value` names a key that the composed files don't hold."""
     plain = not (override.is_add() or override.is_force_add() or override.is_delete())
-    missing = OmegaConf.select(listed, override.key_or_group, default="", throw_on_missing=False) == ""
-    return plain and missing and not override.is_hydra_override()
+    parent, _, key = override.key_or_group.rpartition(".")
+    holder = OmegaConf.select(listed, parent) if parent else listed
+    is_listed = OmegaConf.is_dict(holder) and key in holder.keys()  # noqa: SIM118 (`in` overlooks what is ???)
+    return plain and not is_listed and not override.is_hydra_override()
 
 
 def variants(choices: list[list[str]]) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""What configuration files compute: `${vitlab.name:}`, `${vitlab.native_size:...}`, `${vitlab.patch:...}`, `${vitlab.mode:...}`.
+"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch` and `mode`.
 
 Light on purpose: composing a configuration must not import torch.
 """

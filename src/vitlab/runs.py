@@ -1,18 +1,19 @@
 """The run folder: what a run is made from and what it leaves, and how one is found again.
 
-    config.yaml      the resolved configuration: the run can be made again from this file alone
-    results.json     status, scores, counts, seconds, provenance
-    train.log        everything logged
-    metrics.csv      every logged number          (vitlab.tracking)
-    checkpoints/     best.ckpt, last.ckpt         (Lightning's ModelCheckpoint)
-    figures/         curves.png                   (vitlab.callbacks)
-    .hydra/          what Hydra composed it from
+config.yaml      the resolved configuration: the run can be made again from this file alone
+results.json     status, scores, counts, seconds, provenance
+train.log        everything logged
+metrics.csv      every logged number          (vitlab.tracking)
+checkpoints/     best.ckpt, last.ckpt         (Lightning's ModelCheckpoint)
+figures/         curves.png                   (vitlab.callbacks)
+.hydra/          what Hydra composed it from
 """
 
 import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -130,34 +131,51 @@ def quoted(path: Path) -> str:
 
 @contextmanager
 def logging_to(file: Path, first_rank: bool) -> Iterator[None]:
-    """Messages and warnings to the console and to `file`; from rank 0 alone, from the others only errors."""
+    """Messages and warnings to the console and to `file`; from rank 0 alone, from the others only errors.
+
+    Handlers that the root logger had before (Hydra's own) wait meanwhile, or every line would be told twice.
+    """
     root, level = logging.getLogger(), logging.INFO if first_rank else logging.ERROR
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
-    handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    handlers: list[logging.Handler] = [CurrentStderr()]
+    handlers[0].setFormatter(MessageAlone("%(message)s"))
     if first_rank:
         handlers.append(logging.FileHandler(file))
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for handler in handlers:
         handler.setLevel(level)
-        root.addHandler(handler)
-    former = root.level
+    former, root.handlers, level = root.handlers, handlers, root.level
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
         yield
     finally:
         logging.captureWarnings(False)
-        root.setLevel(former)
+        root.handlers = former
+        root.setLevel(level)
         for handler in handlers:
-            root.removeHandler(handler)
             handler.close()
+
+
+class MessageAlone(logging.Formatter):
+    """Leaves tracebacks to the file: Python, or Hydra, prints them on the console itself."""
+
+    def formatException(self, ei: Any) -> str:
+        return ""
+
+
+class CurrentStderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is now: a progress bar puts itself between, to stay below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 @contextmanager
 def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
     """Keeps `results.json`: `running` until the block ends, then `finished`, or `crashed` with the error."""
     start = time.time()
-    record: Node = {"status": "running", **provenance()}
+    record: Node = {"status": "running", **provenance(run_dir)}
     results: Node = {}
 
     def write(**more: Any) -> None:
@@ -170,16 +188,17 @@ def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
         yield results
     except BaseException as error:
         write(status="crashed", error=f"{type(error).__name__}: {error}")
-        log.error("%s: %s", type(error).__name__, error)
+        log.error("%s: %s", type(error).__name__, error, exc_info=error)
         raise
     write(status="finished")
 
 
-def provenance() -> Node:
-    """What a result depends on beside its configuration."""
+def provenance(run_dir: Path) -> Node:
+    """What a result depends on beside its configuration, and the command that gives it again."""
+    overrides = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
     packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "numpy")
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(["python", sys.argv[0], *overrides]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},

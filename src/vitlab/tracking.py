@@ -4,7 +4,6 @@ import csv
 import logging
 import netrc
 import os
-import re
 import secrets
 import sys
 from argparse import Namespace
@@ -103,34 +102,23 @@ def wandb_logger(
     if mode == "auto" and wanted == "online" and not logged_in():
         wanted = "offline"
     folder = Path(run_dir)
-
-    def make(mode: str) -> WandbLogger:
-        return WandbLogger(
-            name=name,
-            project=project,
-            save_dir=str(folder),
-            log_model=log_model and mode == "online",
-            mode=mode,
-            id=run_id(folder),
-            resume="allow" if mode == "online" else None,
-            entity=entity,
-            group=group,
-            job_type=job_type,
-            tags=tags,
-            notes=notes,
-            settings=wandb.Settings(console="off", init_timeout=60, silent=mode != "online"),
-        )
-
-    logger = make(wanted)
-    if rank_zero_only.rank == 0 and wanted == "online":
+    settings = wandb.Settings(console="off", init_timeout=60, silent=wanted != "online")
+    run = None
+    if rank_zero_only.rank == 0:  # the other ranks log nothing
+        options: dict[str, Any] = {"entity": entity, "group": group, "job_type": job_type, "tags": tags}
+        options |= {"project": project, "name": name, "notes": notes, "dir": run_dir, "id": run_id(folder)}
         try:
-            _ = logger.experiment
+            run = wandb.init(mode=wanted, resume="allow" if wanted == "online" else None, settings=settings, **options)
         except wandb.errors.CommError as error:
             log.warning("wandb can't be reached (%s): this run is tracked offline", error)
-            logger, wanted = make("offline"), "offline"
+            wanted = "offline"
+            run = wandb.init(mode=wanted, settings=settings, **options)
     if wanted == "offline":
-        log.info("wandb: offline; after `wandb login`, send this run with: wandb sync %s/wandb/offline-run-*", folder)
-    return logger
+        log.info(
+            "wandb: offline; after `wandb login`, send this run with: wandb sync %s/wandb/offline-run-*",
+            folder,
+        )
+    return WandbLogger(save_dir=run_dir, project=project, log_model=log_model and wanted == "online", experiment=run)
 
 
 def logged_in() -> bool:
@@ -151,11 +139,9 @@ def run_id(folder: Path) -> str:
     """The run's wandb id, made once and kept in its folder."""
     file = folder / "wandb" / "run_id"
     if not file.exists():
-        if rank_zero_only.rank != 0:
-            return "rank"  # the other ranks log nothing
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(secrets.token_hex(4))
-    return re.sub(r"\W", "", file.read_text())
+    return file.read_text().strip()
 
 
 @contextmanager

@@ -62,9 +62,7 @@ class PatchEmbedding(nn.Module):
 class MultiHeadAttention(nn.Module):
     """Each token mixes what all tokens offer [appendix A]: softmax(q k^T / sqrt(d)) v in each of h heads."""
 
-    def __init__(
-        self, *, dim: int, heads: int, bias: bool, dropout: float, attention_dropout: float, fused: bool
-    ):
+    def __init__(self, *, dim: int, heads: int, bias: bool, dropout: float, attention_dropout: float, fused: bool):
         super().__init__()
         self.heads, self.scale, self.fused = heads, (dim // heads) ** -0.5, fused
         self.dropout, self.attention_dropout = dropout, attention_dropout
@@ -203,27 +201,36 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         image, patch, hidden = pair(image_size), pair(patch_size), int(dim * mlp_ratio)
-        sizes = {"patch_size": min(patch), "in_channels": in_channels, "dim": dim, "dim * mlp_ratio": hidden}
-        for name, value in (sizes | {"depth": depth, "heads": heads}).items():
-            require(value >= 1, f"{name}={value} must be at least 1")
-        for name, value in {"num_classes": num_classes, "registers": registers}.items():
-            require(value >= 0, f"{name}={value} must be at least 0, which means none")
+        sizes = {"patch_size": min(patch), "in_channels": in_channels, "dim": dim}
+        sizes |= {"dim * mlp_ratio": hidden} if dim > 0 else {}
         rates = {"dropout": dropout, "attention_dropout": attention_dropout}
-        for name, rate in (rates | {"position_dropout": position_dropout, "drop_path": drop_path}).items():
-            require(0 <= rate < 1, f"{name}={rate} is not a rate: it must be at least 0 (off) and below 1")
+        rates |= {"position_dropout": position_dropout, "drop_path": drop_path}
         choices = {("pool", pool): "cls avg none", ("position", position): "learned sincos2d none"}
+        wrong = [
+            f"{name}={value} must be at least 1"
+            for name, value in (sizes | {"depth": depth, "heads": heads}).items()
+            if value < 1
+        ]
+        for name, value in {"num_classes": num_classes, "registers": registers}.items():
+            wrong += [f"{name}={value} must be at least 0, which means none"] if value < 0 else []
+        for name, rate in rates.items():
+            off = f"{name}={rate} is not a rate: it must be at least 0 (off) and below 1"
+            wrong += [] if 0 <= rate < 1 else [off]
         for (name, choice), known in (choices | {("embedding", embedding): "conv linear"}).items():
-            require(choice in known.split(), f"{name}={choice!r} is none of {', '.join(known.split())}")
-        missing = (
-            "pool='cls' reads a token that class_token=False leaves out; set class_token=True or pool='avg'"
-        )
-        require(pool != "cls" or class_token, missing)
-        for pixels, step in zip(image, patch, strict=True):
+            wrong += [] if choice in known.split() else [f"{name}={choice!r} is none of {', '.join(known.split())}"]
+        if pool == "cls" and not class_token:
+            remedy = "set class_token=True or pool='avg'"
+            wrong += [f"pool='cls' reads a token that class_token=False leaves out; {remedy}"]
+        if min(*patch, dim, heads) >= 1:
             uneven = f"image_size={image_size} is not a multiple of patch_size={patch_size}"
-            require(pixels % step == 0 and pixels > 0, f"{uneven}; {nearest(pixels, step)}")
-        require(dim % heads == 0, f"dim={dim} is not a multiple of heads={heads}; {nearest(dim, heads)}")
-        uneven = f"dim={dim} is not a multiple of 4, which position='sincos2d' needs"
-        require(position != "sincos2d" or dim % 4 == 0, f"{uneven}; {nearest(dim, 4)}")
+            steps = {f"{uneven}; {nearest(i, p)}" for i, p in zip(image, patch, strict=True) if i < 1 or i % p}
+            wrong += sorted(steps)
+            if dim % heads:
+                wrong += [f"dim={dim} is not a multiple of heads={heads}; {nearest(dim, heads)}"]
+            if position == "sincos2d" and dim % 4:
+                wrong += [f"dim={dim} is not a multiple of 4, which position='sincos2d' needs; {nearest(dim, 4)}"]
+        if wrong:
+            raise ValueError("\n".join(wrong))
 
         self.image_size, self.patch_size, self.in_channels = image, patch, in_channels
         self.num_classes, self.dim, self.depth, self.heads = num_classes, dim, depth, heads
@@ -333,20 +340,26 @@ class VisionTransformer(nn.Module):
 
 @torch.no_grad()
 def initialise(model: VisionTransformer) -> None:
-    """Fill all parameters, as timm does but for the patches: then a comparison of the two starts level.
+    """Fill all parameters as the paper's own code does, but for the head.
 
-    linear layers, head   weight truncated normal, std 0.02; bias 0. (The paper's zero head is for
-                          fine-tuning: it hides the first step's gradient from all the rest.)
-    patch_embed.proj      weight normal, std 1 / sqrt(C * P * Q), bias 0: LeCun's, as in the paper's code
-                          (timm leaves torch's own, narrower by sqrt(3))
+    patch_embed.proj      weight normal, std 1 / sqrt(C * P * Q) (LeCun); bias 0
+    qkv, proj, fc1, fc2   weight uniform within sqrt(6 / (in + out)) (Xavier); q, k and v each for itself; bias 0.
+                          (timm's normal of std 0.02 suits a width near 768; narrow models learn far slower with it.)
+    head                  weight truncated normal, std 0.02; bias 0. (The paper's 0 is for fine-tuning: it hides
+                          the first step's gradient from all the rest.)
     cls_token, reg_token  normal, std 1e-6
     pos_embed             truncated normal, std 0.02; or sines and cosines, and 0 for the prefix
     norms, LayerScale     weight 1, bias 0; gamma `layer_scale`
     """
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            std = 0.02 if isinstance(module, nn.Linear) else module.weight[0].numel() ** -0.5
-            nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            elif name == "head":
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            else:
+                for matrix in module.weight.chunk(3) if name.endswith("qkv") else [module.weight]:
+                    nn.init.xavier_uniform_(matrix)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -373,11 +386,6 @@ def sincos2d(rows: int, columns: int, dim: int) -> Tensor:
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 def nearest(value: int, step: int) -> str:

@@ -1,0 +1,46 @@
+"""Scores a run's checkpoint on a split of its data: `python src/evaluate.py run=runs/NAME/STAMP split=test`.
+
+On the test split, with the best checkpoint, that is the number that training gave. It goes to the console and to
+`RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the run itself is left as it is.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from vitlab.command import command
+from vitlab.schema import Node
+
+
+@command("evaluate")
+def main(
+    *,
+    run: str,
+    split: Literal["train", "val", "test"],
+    checkpoint: Literal["best", "last"],
+    batch_size: int | None,
+    run_dir: str,
+    trainer: Node,
+) -> Node:
+    import torch
+
+    from vitlab import build, runs
+    from vitlab.callbacks import scores
+
+    config = runs.read_config(Path(run))
+    if batch_size is not None:
+        config["data"]["batch_size"] = batch_size
+    datamodule = build.data(config["data"])
+    module = build.classifier(config["model"], datamodule, config["classifier"])
+    module.split = split
+    file = Path(run) / "checkpoints" / f"{checkpoint}.ckpt"
+    module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+
+    tester = build.trainer(trainer, run_dir=Path(run_dir))
+    tester.test(module, datamodule.loader(split), verbose=False)
+    results = {**scores(tester, split), "run": run, "split": split, "checkpoint": str(file)}
+    build.tell(results, Path(run_dir))
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Pictures of a run, in its folder's `figures/`."""
+
+import csv
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+def curves(metrics: Path, figure_file: Path, title: str) -> None:
+    """Loss, accuracy, learning rate and speed against images seen, from `metrics.csv`."""
+    with metrics.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+
+    def series(name: str) -> tuple[list[float], list[float]]:
+        found = [(float(r["images"]), float(r[name])) for r in rows if r.get(name) and r.get("images")]
+        return [x for x, _ in found], [y for _, y in found]
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    figure.suptitle(title)
+    names = rows[0].keys() if rows else []
+    for axis, label, shown in (
+        (axes[0, 0], "loss", ["train/loss", "val/loss"]),
+        (axes[0, 1], "accuracy", ["val/acc", "val/acc5"]),
+        (axes[1, 0], "learning rate", [n for n in names if n.startswith("lr/")]),
+        (axes[1, 1], "images per second", ["train/images_per_second"]),
+    ):
+        for i, name in enumerate(shown):
+            x, y = series(name)
+            # groups with equal rates lie on each other: a dashed line lets the one below show
+            style = "--" if label == "learning rate" and i else "-"
+            if x:
+                axis.plot(x, y, style, marker="o" if len(x) < 3 else None, label=name)
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+    if series("train/loss")[1] and min(series("train/loss")[1]) > 0:
+        axes[0, 0].set_yscale("log")
+    for axis in axes[1]:
+        axis.set_xlabel("images seen")
+    figure_file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(figure_file, dpi=110)
