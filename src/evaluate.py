@@ -31,12 +31,12 @@ def main(
         config["data"]["batch_size"] = batch_size
     datamodule = build.data(config["data"])
     module = build.classifier(config["model"], datamodule, config["classifier"])
-    module.split = split
+    module.split = datamodule.tested = split
     file = Path(run) / "checkpoints" / f"{checkpoint}.ckpt"
     module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
 
     tester = build.trainer(trainer, run_dir=Path(run_dir))
-    tester.test(module, datamodule.loader(split), verbose=False)
+    tester.test(module, datamodule, verbose=False)
     results = {**scores(tester, split), "run": run, "split": split, "checkpoint": str(file)}
     build.tell(results, Path(run_dir))
     return results

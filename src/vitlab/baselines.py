@@ -1,6 +1,6 @@
 """timm's models as baselines: the same data, training and evaluation, another network."""
 
-from typing import cast
+from typing import Any
 
 import timm
 from torch import nn
@@ -21,8 +21,8 @@ def timm_model(
     if not timm.is_model(model_name):
         raise ValueError(f"model.model_name={model_name} is no timm model{suggest(model_name, timm.list_models())}")
     cfg = timm.get_pretrained_cfg(model_name)
-    size = {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
-    model = timm.create_model(
+    size: dict[str, Any] = {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
+    return timm.create_model(
         model_name,
         pretrained=pretrained,
         num_classes=num_classes,
@@ -30,4 +30,3 @@ def timm_model(
         drop_path_rate=drop_path,
         **size,
     )
-    return cast(nn.Module, model)

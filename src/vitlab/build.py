@@ -46,8 +46,8 @@ def classifier(
     return Classifier(
         instantiate(model, _convert_="all", **measured),
         num_classes=datamodule.num_classes,
-        optimizer=optimizer and instantiate(optimizer, _convert_="all"),
-        schedule=schedule and instantiate(schedule, _convert_="all"),
+        optimizer=instantiate(optimizer, _convert_="all") if optimizer else None,
+        schedule=instantiate(schedule, _convert_="all") if schedule else None,
         **options,
     )
 

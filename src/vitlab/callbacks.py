@@ -62,6 +62,7 @@ class Monitor(Callback):
         return self.images_timed / self.seconds if self.seconds else 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set in its constructor
         self._done = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
@@ -83,7 +84,7 @@ class Monitor(Callback):
         self._send(trainer, {**scores(trainer, pl_module.split), "images": self.images})
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        if (trainer.global_step + 1) % self.every == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -96,7 +97,7 @@ class Monitor(Callback):
         self._done = trainer.global_step
         self.images += batch.count
         self._window_images += batch.count
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % self.every == 0:
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

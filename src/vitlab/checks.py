@@ -94,7 +94,7 @@ class Reader:
             return None
         limit = self("data.max_train_samples", int)
         left = samples - math.ceil(samples * fraction)
-        return min(left, limit) if limit else left
+        return int(min(left, limit)) if limit else left
 
 
 def trainer_problems(read: Reader) -> Iterator[str]:
@@ -134,7 +134,9 @@ def model_problems(read: Reader) -> Iterator[str]:
     except ImportError:
         return  # already told
     if target is VisionTransformer and not any(bad.startswith("model.") for bad in read.bad):
-        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
+        arguments: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")
+        }
         try:
             with torch.device("meta"):
                 VisionTransformer(**arguments)

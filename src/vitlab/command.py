@@ -81,8 +81,9 @@ def register() -> None:
     ):
         store.store(group=group, name=name, node=node, provider="signature")
     for file in sorted(EXPERIMENTS.glob("*.yaml")):
-        node = OmegaConf.load(file)
-        store.store(group="experiment", name=file.stem, node=node, package="_global_", provider="experiments")
+        store.store(
+            group="experiment", name=file.stem, node=OmegaConf.load(file), package="_global_", provider="experiments"
+        )
     resolvers.register_resolvers()
 
 
@@ -219,7 +220,7 @@ def composed_problems(name: str, function: Function, overrides: list[str]) -> li
 
 def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     """The resolved configuration as plain data, with the run folder filled in; a message if it can't be resolved."""
-    cfg = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
+    cfg = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     OmegaConf.set_struct(cfg, False)
     cfg.run_dir = run_dir
     try:

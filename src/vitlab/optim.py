@@ -25,7 +25,8 @@ def parameter_groups(network: nn.Module, *, hidden_apart: bool = False) -> list[
     `hidden_apart`: for Muon, which is meant for the matrices between the first and the last layer; what is not in
     a block gets `use_fallback` (timm's word for "AdamW for these"), its matrices as a third group `decay_ends`.
     """
-    exempt: set[str] = network.no_weight_decay() if hasattr(network, "no_weight_decay") else set()
+    rule: Any = getattr(network, "no_weight_decay", set)
+    exempt: set[str] = rule()
     members: dict[str, list[nn.Parameter]] = {"decay": [], "decay_ends": [], "no_decay": []}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:

@@ -3,7 +3,7 @@
 Light on purpose: composing a configuration must not import torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ UNKNOWN_SIZE = 224  # where neither the model nor the data says anything: the pa
 
 def register_resolvers() -> None:
     """Makes the resolvers known to OmegaConf; again and again does no harm."""
-    for name, function in {
+    resolvers: dict[str, Callable[..., Any]] = {
         "name": run_name,
         "native_size": native_size,
         "patch": patch_for,
         "mode": lambda metric: "min" if "loss" in metric else "max",
-    }.items():
+    }
+    for name, function in resolvers.items():
         OmegaConf.register_new_resolver(f"vitlab.{name}", function, replace=True)
 
 

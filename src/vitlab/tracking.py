@@ -15,7 +15,6 @@ from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +44,14 @@ class MetricsFile(Logger):
     def version(self) -> str:
         return ""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: `config.yaml` holds them."""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Appends a row. A name seen for the first time makes a column: the file is then written anew."""
-        row = {"step": step, **{k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}}
+        row = {"step": step, **{k: float(v) for k, v in metrics.items()}}
         self.rows.append(row)
         if new := [k for k in row if k not in self.columns]:
             self.columns += new
@@ -62,7 +61,7 @@ class MetricsFile(Logger):
             with self.file.open("a", newline="") as lines:
                 csv.DictWriter(lines, self.columns).writerow(row)
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drops the rows after `step`."""
         kept = [row for row in self.rows if int(row["step"]) <= step]
@@ -98,13 +97,13 @@ def wandb_logger(
     """
     import wandb
 
-    wanted = os.environ.get("WANDB_MODE", "online") if mode == "auto" else mode
+    wanted: Any = os.environ.get("WANDB_MODE", "online") if mode == "auto" else mode
     if mode == "auto" and wanted == "online" and not logged_in():
         wanted = "offline"
     folder = Path(run_dir)
     settings = wandb.Settings(console="off", init_timeout=60, silent=wanted != "online")
     run = None
-    if rank_zero_only.rank == 0:  # the other ranks log nothing
+    if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks log nothing
         options: dict[str, Any] = {"entity": entity, "group": group, "job_type": job_type, "tags": tags}
         options |= {"project": project, "name": name, "notes": notes, "dir": run_dir, "id": run_id(folder)}
         try:

@@ -127,9 +127,7 @@ class Prepare(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(
-        self, *, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, *, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.image_size = image_size
         mean_, std_ = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)

@@ -7,7 +7,6 @@ an uninterrupted one does, and two devices draw what two accumulated batches on 
 The Trainer must run with `use_distributed_sampler=False`.
 """
 
-import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBat
 from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, stable_seed
 from vitlab.data.sources import Source, Split, stratified
 
-log = logging.getLogger(__name__)
 SplitName = Literal["train", "val", "test"]
 Loader = DataLoader[TrainBatch | EvalBatch]
 MOST_WORKERS = 16  # per device
@@ -79,6 +77,7 @@ class DataModule(LightningDataModule):
         self.num_workers, self.drop_last = num_workers, drop_last
         self.max_train_samples = max_train_samples
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.tested: SplitName = "test"  # what the test loop runs on: `evaluate.py` scores any split
         self._source: Source | None = None
         self._splits: dict[SplitName, Split] = {}
 
@@ -117,7 +116,6 @@ class DataModule(LightningDataModule):
         self._splits = {"train": train, "val": val, "test": source.test}
         self._prepare = Prepare(image_size=self.image_size, mean=source.mean, std=source.std)
         self._source = source
-        log.info("%s: %s, %d classes", source.name, self.samples, self.num_classes)
 
     @property
     def source(self) -> Source:
@@ -184,8 +182,8 @@ class DataModule(LightningDataModule):
         return self.loader("val")
 
     def test_dataloader(self) -> Loader:
-        """The test split, for this device."""
-        return self.loader("test")
+        """The test split, or what `tested` names, for this device."""
+        return self.loader(self.tested)
 
     def loader(self, split: SplitName) -> Loader:
         """Any split in order and without augmentation: this device's share of it."""

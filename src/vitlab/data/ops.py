@@ -60,9 +60,7 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     return warped.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def random_affine(
-    images: Tensor, degrees: float, translate: float, scale: tuple[float, float], shear: float
-) -> Tensor:
+def random_affine(images: Tensor, degrees: float, translate: float, scale: tuple[float, float], shear: float) -> Tensor:
     """torchvision's RandomAffine, drawn per image; `translate` is a fraction of the side."""
     batch, _, height, width = images.shape
 

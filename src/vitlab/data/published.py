@@ -74,8 +74,7 @@ def load_cifar(name: str, torchvision_name: str, data_dir: str) -> tuple[tuple[s
         remedy = f"unpack {dataset.filename} ({dataset.url}) there, as the folder {dataset.base_folder}"
         splits = _download(name, data_dir, lambda: load(download=True), remedy)
     train, test = (
-        (torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets))
-        for split in splits
+        (torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)) for split in splits
     )
     return tuple(splits[0].classes), train, test
 
@@ -122,7 +121,5 @@ def _read_idx(path: Path, item: tuple[int, ...]) -> Tensor:
         raise ValueError(f"{path} says shape {shape}, expected {['N', *item]}; {remedy}")
     values = bytearray(data[4 + 4 * axes :])
     if len(values) != math.prod(shape):
-        raise ValueError(
-            f"{path} holds {len(values):,} values where its header says {math.prod(shape):,}; {remedy}"
-        )
+        raise ValueError(f"{path} holds {len(values):,} values where its header says {math.prod(shape):,}; {remedy}")
     return torch.frombuffer(values, dtype=torch.uint8).reshape(shape)

@@ -90,9 +90,7 @@ def stratified(labels: "Tensor", held_out: int | float, *, seed: int, knob: str)
     if isinstance(held_out, float) and not 0.0 < held_out < 1.0:
         raise ValueError(f"{knob}={held_out:g} must lie between 0 and 1")
     try:
-        kept, out = train_test_split(
-            range(len(labels)), test_size=held_out, stratify=labels.numpy(), random_state=seed
-        )
+        kept, out = train_test_split(range(len(labels)), test_size=held_out, stratify=labels.numpy(), random_state=seed)
     except ValueError as error:
         counts = torch.bincount(labels)
         counts = counts[counts > 0]
@@ -119,9 +117,7 @@ def digits() -> Source:
     train, test = stratified(labels, 360, seed=0, knob="test samples of digits")
     everything = Split(images, labels)
     classes = tuple(str(name) for name in data.target_names)
-    return Source(
-        "digits", classes, 1, (0.3054,), (0.3760,), 8, everything.subset(train), everything.subset(test)
-    )
+    return Source("digits", classes, 1, (0.3054,), (0.3760,), 8, everything.subset(train), everything.subset(test))
 
 
 def mnist(*, data_dir: str) -> Source:

@@ -24,9 +24,7 @@ KNOBS: list[dict[str, Any]] = [
 PREPARE = Prepare(image_size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
-def run(
-    augment: Augment, images: Tensor, targets: Tensor | None = None, seed: int = 0
-) -> tuple[Tensor, Tensor]:
+def run(augment: Augment, images: Tensor, targets: Tensor | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
     torch.manual_seed(seed)
     targets = torch.arange(len(images)) % 10 if targets is None else targets
     outputs: tuple[Tensor, Tensor] = augment(images, targets, prepare=PREPARE, num_classes=10)
@@ -83,9 +81,7 @@ def test_without_knobs_training_sees_what_evaluation_sees() -> None:
     assert targets.tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "knobs", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.5}]
-)
+@pytest.mark.parametrize("knobs", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.5}])
 @pytest.mark.parametrize("batch", [1, 2, 9])
 def test_mixed_targets_are_soft_and_sum_to_one(knobs: dict[str, Any], batch: int) -> None:
     for seed in range(5):

@@ -42,9 +42,7 @@ def test_imagenets_published_validation_is_the_test_split(tmp_path: Path) -> Non
     assert all("/val/" in path for path in source.test.files or [])
 
 
-def test_a_labelled_test_folder_goes_before_val_and_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_labelled_test_folder_goes_before_val_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("train", "val", "test"):
         write(tmp_path / name, {"a": 2, "b": 2})
     with caplog.at_level(logging.INFO):

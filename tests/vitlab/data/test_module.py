@@ -77,10 +77,7 @@ def test_each_training_image_is_drawn_exactly_once_an_epoch(tmp_path: Path) -> N
     )
     assert model.evaluated == 2 * data.samples["val"]
     assert [(batch.epoch, batch.step, batch.micro) for batch in model.batches] == [
-        (epoch, step, micro)
-        for epoch in range(2)
-        for step in range(data.steps_per_epoch)
-        for micro in range(2)
+        (epoch, step, micro) for epoch in range(2) for step in range(data.steps_per_epoch) for micro in range(2)
     ]
 
 
@@ -201,9 +198,7 @@ class Interrupted(Tiny):
 
 @pytest.mark.parametrize("at_step", [5, 13, 20])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_an_interrupted_run_ends_with_the_very_same_weights(
-    tmp_path: Path, at_step: int, accumulate: int
-) -> None:
+def test_an_interrupted_run_ends_with_the_very_same_weights(tmp_path: Path, at_step: int, accumulate: int) -> None:
     augment = Augment(crop_padding=1, mixup=0.5, erasing=0.5)
     knobs: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": accumulate}
 
@@ -239,9 +234,7 @@ def test_limited_batches_keep_epoch_and_step_true(tmp_path: Path) -> None:
 
 def test_batches_arrive_in_the_trainers_precision(tmp_path: Path) -> None:
     model = Tiny()
-    trainer(tmp_path, max_steps=1, precision="64-true", limit_val_batches=1).fit(
-        model, datamodule=datamodule()
-    )
+    trainer(tmp_path, max_steps=1, precision="64-true", limit_val_batches=1).fit(model, datamodule=datamodule())
     assert model.batches[0].images.dtype == torch.float64
     assert model.batches[0].targets.dtype == torch.int64
 

@@ -56,9 +56,7 @@ def torchvision_op(name: str, image: Tensor, value: float) -> Tensor:
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("name", ops.NAMES)
 @pytest.mark.parametrize("shape", [(3, 20, 14), (1, 8, 8)])
-def test_each_op_equals_torchvisions_on_a_single_image(
-    name: str, wide: bool, shape: tuple[int, int, int]
-) -> None:
+def test_each_op_equals_torchvisions_on_a_single_image(name: str, wide: bool, shape: tuple[int, int, int]) -> None:
     levels = torch.arange(ops.LEVELS)
     values = ops.magnitude(name, levels, wide, shape[1:])
     if ops.OPS[name][2]:
@@ -66,9 +64,7 @@ def test_each_op_equals_torchvisions_on_a_single_image(
     batch = images(len(values), 20)[:, : shape[0], : shape[1], : shape[2]].contiguous()
     chosen = torch.full((len(values),), ops.NAMES.index(name))
     ours = ops.apply_ops(batch, chosen, values)
-    theirs = torch.stack(
-        [torchvision_op(name, image, float(v)) for image, v in zip(batch, values, strict=True)]
-    )
+    theirs = torch.stack([torchvision_op(name, image, float(v)) for image, v in zip(batch, values, strict=True)])
     difference = (ours.int() - theirs.int()).abs()
     exact = name in ("Identity", "Posterize", "Solarize", "AutoContrast", "Equalize")
     # the enhancements round the degenerate image, as Pillow does; bilinear sums differ in their last bit

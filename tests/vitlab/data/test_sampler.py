@@ -30,9 +30,7 @@ def plans_of_all_ranks(
 
 SMALL = [
     (samples, batch_size, world, accumulate)
-    for samples, batch_size, world, accumulate in itertools.product(
-        range(1, 20), range(1, 9), (1, 2, 3), (1, 2)
-    )
+    for samples, batch_size, world, accumulate in itertools.product(range(1, 20), range(1, 9), (1, 2, 3), (1, 2))
     if batch_size >= world * accumulate
     and samples // -(-samples // batch_size) >= world * accumulate  # the smallest step feeds every part
 ]
@@ -69,9 +67,7 @@ def test_drop_last_gives_full_steps_only() -> None:
     for samples, batch_size, world, accumulate in SMALL:
         if batch_size > samples:
             continue
-        plans = list(
-            itertools.chain(*plans_of_all_ranks(samples, batch_size, world, accumulate, drop_last=True))
-        )
+        plans = list(itertools.chain(*plans_of_all_ranks(samples, batch_size, world, accumulate, drop_last=True)))
         indices = [index for plan in plans for index in plan.indices]
         assert len(indices) == len(set(indices)) == samples // batch_size * batch_size
         assert {plan.count for plan in plans} == {batch_size}
@@ -113,8 +109,7 @@ def test_batches_that_cannot_be_shared_are_refused(arguments: dict[str, int], na
 def test_evaluation_sees_every_sample_once_in_order_and_unpadded() -> None:
     for samples, batch_size, world in itertools.product(range(1, 25), range(1, 9), (1, 2, 3)):
         loaders = [
-            EvalBatches(samples=samples, batch_size=batch_size, rank=rank, world_size=world)
-            for rank in range(world)
+            EvalBatches(samples=samples, batch_size=batch_size, rank=rank, world_size=world) for rank in range(world)
         ]
         for rank, loader in enumerate(loaders):
             plans = list(loader)

@@ -33,9 +33,7 @@ def test_digits_are_split_for_good() -> None:
     assert (len(source.train), len(source.test)) == (facts.train_samples, facts.test_samples) == (1437, 360)
     assert source.test.images is not None
     digest = hashlib.sha256(source.test.images.numpy().tobytes()).hexdigest()
-    assert digest.startswith("de85aee14a9506dd"), (
-        "the test split of digits moved: old results can't be compared"
-    )
+    assert digest.startswith("de85aee14a9506dd"), "the test split of digits moved: old results can't be compared"
     counts = torch.bincount(source.test.labels)
     assert counts.min() >= 34
     assert counts.max() <= 38
@@ -50,9 +48,7 @@ def test_digits_carry_their_own_mean_and_deviation() -> None:
     assert pixels.std().item() == pytest.approx(source.std[0], abs=1e-4)
 
 
-@pytest.mark.skipif(
-    not sources.DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed"
-)
+@pytest.mark.skipif(not sources.DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_fashion_mnist_is_read_where_debian_puts_it(tmp_path: Path) -> None:
     source = sources.fashion_mnist(data_dir=str(tmp_path))
     check(source)
@@ -134,7 +130,5 @@ def test_clip_art_is_a_source_of_drawings(caplog: pytest.LogCaptureFixture) -> N
     assert len(source.test) == pytest.approx(0.25 * (len(source.train) + len(source.test)), abs=1)
     reals = [Path(path).resolve() for path in source.train.files + source.test.files]
     assert len(set(reals)) == len(reals), "a linked picture is in the set twice"
-    assert all(
-        f"/{source.classes[k]}/" in f for f, k in zip(source.train.files, source.train.labels, strict=True)
-    )
+    assert all(f"/{source.classes[k]}/" in f for f, k in zip(source.train.files, source.train.labels, strict=True))
     assert "max_pixels=1000000" in caplog.text
