@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 
 from vitlab.callbacks import Checkpoint, Monitor, scores
@@ -64,6 +65,8 @@ def trainer(
     loggers += [instantiate(inner, _convert_="all") for inner in (logger or {}).values() if inner]
     made = [instantiate(inner, _convert_="all") for inner in (callbacks or {}).values() if inner]
     # what it tells at INFO is told by `describe`, or is advertisement
+    if not node.get("enable_progress_bar", True):
+        made = [callback for callback in made if not isinstance(callback, ProgressBar)]
     for talker in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(talker).setLevel(logging.WARNING)
     # lightning 2.6 under torch 2.14 and later; nothing a user could change

@@ -268,7 +268,14 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     trainer = config["trainer"]
     ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"])
     if not external and (ranks > 1 or hydra_cfg.mode == RunMode.MULTIRUN):
-        launch.run_ranks(entry, run_dir, ranks)
+        try:
+            launch.run_ranks(entry, run_dir, ranks)
+        except launch.JobFailed as error:
+            runs.record_crash(run_dir, str(error))
+            if hydra_cfg.mode == RunMode.MULTIRUN:
+                raise  # Hydra shows it, goes on with the next job, and ends with status 1
+            print(error, file=sys.stderr)
+            sys.exit(1)
     else:
         run_recorded(name, function, run_dir, config)
     results = runs.read_results(run_dir)

@@ -193,6 +193,13 @@ def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
     write(status="finished")
 
 
+def record_crash(run_dir: Path, error: str) -> None:
+    """Marks a run whose processes died too fast to do so themselves."""
+    results = read_results(run_dir)
+    if results.get("status") != "crashed":
+        replace(run_dir / RESULTS, json.dumps({**results, "status": "crashed", "error": error}, indent=2))
+
+
 def provenance(run_dir: Path) -> Node:
     """What a result depends on beside its configuration, and the command that gives it again."""
     overrides = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
