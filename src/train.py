@@ -31,8 +31,8 @@ def main(
     optimizer: Node,
     schedule: Node,
     trainer: Node,
-    logger: dict[str, Node] | None,
-    callbacks: dict[str, Node],
+    logger: dict[str, Node | None],
+    callbacks: dict[str, Node | None],
 ) -> Node:
     from lightning import seed_everything
 

@@ -12,7 +12,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 
-from vitlab.callbacks import Checkpoint, Monitor, scores
+from vitlab.callbacks import BestCheckpoint, Monitor, scores
 from vitlab.classifier import Classifier
 from vitlab.data.module import DataModule
 from vitlab.schema import Node
@@ -57,14 +57,16 @@ def trainer(
     node: Node,
     *,
     run_dir: Path,
-    logger: dict[str, Node] | None = None,
-    callbacks: dict[str, Node] | None = None,
+    logger: dict[str, Node | None] | None = None,
+    callbacks: dict[str, Node | None] | None = None,
 ) -> Trainer:
     """Lightning's Trainer with the loggers and callbacks of the configuration, and `metrics.csv` always."""
     loggers: list[Logger] = [MetricsFile(folder=str(run_dir))] if logger is not None else []
     loggers += [instantiate(inner, _convert_="all") for inner in (logger or {}).values() if inner]
     made = [instantiate(inner, _convert_="all") for inner in (callbacks or {}).values() if inner]
     # what it tells at INFO is told by `describe`, or is advertisement
+    # it does, in a run that goes on
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty")
     if not node.get("enable_progress_bar", True):
         made = [callback for callback in made if not isinstance(callback, ProgressBar)]
     for talker in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
@@ -107,7 +109,7 @@ def describe(run: Trainer, module: Classifier, datamodule: DataModule, *, batch_
 
 def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Node:
     """Scores on the validation split at the best checkpoint, and what the training took."""
-    checkpoint = next(c for c in run.checkpoint_callbacks if isinstance(c, Checkpoint))
+    checkpoint = next(c for c in run.checkpoint_callbacks if isinstance(c, BestCheckpoint))
     monitor = next(c for c in run.callbacks if isinstance(c, Monitor))  # type: ignore[attr-defined]
     if not checkpoint.best_scores:  # training ended before its first validation
         run.validate(module, datamodule, verbose=False)

@@ -5,13 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
@@ -43,7 +39,6 @@ class Monitor(Callback):
         self.images = 0  # seen by the optimizer, over all ranks
         self.seconds = 0.0  # spent on training steps
         self.images_timed = 0
-        self.gradient_norm: Tensor | None = None
         self._window_images = 0
         self._window_seconds = 0.0
         self._since = 0.0
@@ -83,12 +78,6 @@ class Monitor(Callback):
         assert isinstance(pl_module, Classifier)
         self._send(trainer, {**scores(trainer, pl_module.split), "images": self.images})
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if (trainer.global_step + 1) % self.every == 0:
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-            self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
     ) -> None:
@@ -110,9 +99,8 @@ class Monitor(Callback):
         module.train_loss.reset()
         row = {"train/loss": float(loss), "epoch": trainer.current_epoch, "images": self.images}
         self._last_loss = row["train/loss"]
-        if self.gradient_norm is not None:
-            row["train/gradient_norm"] = float(self.gradient_norm)
-            self.gradient_norm = None
+        if module.gradient_norm is not None:
+            row["train/gradient_norm"] = float(module.gradient_norm)
         for group in trainer.optimizers[0].param_groups:
             row[f"lr/{group['name']}"] = group["lr"]
         now = time.perf_counter()
@@ -138,25 +126,24 @@ class Monitor(Callback):
         log.info("   ".join(parts))
 
 
-class Checkpoint(ModelCheckpoint):
-    """`best.ckpt` by `monitor` and `last.ckpt`, at every validation; with both even where none took place.
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt` by `monitor`, and all of the validation's scores at that point.
 
     A training that ends before its first validation (`trainer.max_steps=3`) has no best weights: then its last
-    weights are kept under both names, and the log says so.
+    ones are kept under that name, and the log says so.
     """
 
-    def __init__(self, *, dirpath: str, monitor: str, mode: str, save_top_k: int = 1) -> None:
+    def __init__(self, *, dirpath: str, monitor: str, mode: str) -> None:
         super().__init__(
             dirpath=dirpath,
             filename="best",
             monitor=monitor,
             mode=mode,
-            save_top_k=save_top_k,
-            save_last=True,
+            save_on_train_epoch_end=False,  # but at each validation's end
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
-        self.best_scores: dict[str, float] = {}  # all of the validation's, at the best checkpoint
+        self.best_scores: dict[str, float] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.monitor is not None
@@ -176,6 +163,5 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         if not self.best_model_path and self.dirpath:
             log.warning("no validation in %d steps: the best checkpoint is the last", trainer.global_step)
-            for name in ("last", "best"):
-                trainer.save_checkpoint(Path(self.dirpath) / f"{name}.ckpt")
             self.best_model_path = str(Path(self.dirpath) / "best.ckpt")
+            trainer.save_checkpoint(self.best_model_path, weights_only=False)

@@ -201,6 +201,13 @@ def schedule_problems(read: Reader) -> Iterator[str]:
     total = steps if steps is not None and steps > 0 else math.inf
     if samples and batch and batch > 0 and epochs is not None and epochs > 0:
         per_epoch = samples // batch if read("data.drop_last", bool) else math.ceil(samples / batch)
+        accumulate, limit = (
+            read("trainer.accumulate_grad_batches", int) or 1,
+            read("trainer.limit_train_batches", float),
+        )
+        if limit is not None:
+            batches = per_epoch * accumulate
+            per_epoch = math.ceil(min(batches, limit if isinstance(limit, int) else batches * limit) / accumulate)
         total = min(total, epochs * per_epoch)
     ends = read("schedule.warmup_steps", int) or 0, read("schedule.cooldown_steps", int) or 0
     if min(ends) >= 0 and sum(ends) >= total:
