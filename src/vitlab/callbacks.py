@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from vitlab import tracking
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
 from vitlab.tracking import MetricsFile
@@ -62,6 +63,7 @@ class Monitor(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.rewind(trainer.global_step)
+                tracking.replay(logger.rows, trainer.loggers)
         self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -143,6 +143,19 @@ def run_id(folder: Path) -> str:
     return file.read_text().strip()
 
 
+def replay(rows: list[dict[str, Any]], loggers: list[Logger]) -> None:
+    """Tells an offline wandb run that goes on what it was told before.
+
+    Each part of an offline run is a folder of its own under the same id, and uploading one replaces the run on the
+    server: so the newest part has to hold everything. Online, the server knows it already.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and logger.experiment.offline:
+            for row in rows:
+                numbers = {k: float(v) for k, v in row.items() if k != "step" and v not in (None, "")}
+                logger.log_metrics(numbers, step=int(row["step"]))
+
+
 @contextmanager
 def ended_truly() -> Iterator[None]:
     """Ends the wandb run that the block started, if any, as what it is: finished, or crashed."""

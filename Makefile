@@ -1,0 +1,39 @@
+# `make help` lists the targets. Everything is installed into .venv, once; a changed pyproject.toml installs again.
+
+PYTHON ?= python3
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+# make train ARGS="model=vit_s16 trainer.max_epochs=5"
+ARGS   ?=
+# make install TORCH="torch torchvision --index-url URL": a CPU-only build, or one for a chosen CUDA
+TORCH  ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test check format
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make the environment in .venv (done by the others too)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("vitlab needs Python 3.11 or newer, and $(PYTHON) is %s: make PYTHON=python3.12 ..." % sys.version.split()[0])'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Debian and Ubuntu keep venv in a package of its own: apt install python3-venv" >&2; exit 1; }
+	$(if $(TORCH),$(VENV)/bin/python -m pip install $(TORCH))
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+train: $(STAMP) ## train the default model on handwritten digits: about a minute
+	$(VENV)/bin/python src/train.py $(ARGS)
+
+test: $(STAMP) ## run all tests
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(STAMP) ## format, lint and types: nothing is changed
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP) ## format the code and mend what lint can mend
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .

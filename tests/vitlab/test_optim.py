@@ -1,0 +1,237 @@
+"""Which parameters decay, what the learning rate is at each step, and that every optimizer of `conf/` learns."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from vitlab import optim
+from vitlab.optim import parameter_groups
+from vitlab.vit import VisionTransformer
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+PEAK, STEPS = 0.4, 40
+
+
+def toy(**knobs: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(image_size=8, patch_size=4, dim=16, depth=2, heads=2, num_classes=3, in_channels=1, **knobs)
+
+
+def names(network: nn.Module, group: dict[str, Any]) -> set[str]:
+    by_identity = {id(parameter): name for name, parameter in network.named_parameters()}
+    return {by_identity[id(parameter)] for parameter in group["params"]}
+
+
+def groups_by_name(network: nn.Module, **knobs: bool) -> dict[str, set[str]]:
+    groups = parameter_groups(network, **knobs)
+    return {group["name"]: names(network, group) for group in groups}
+
+
+# ------------------------------------------------------------------------------------------------------- groups
+
+
+def test_only_matrices_decay() -> None:
+    network = toy(layer_scale=0.1, registers=2)
+    found = groups_by_name(network)
+    blocks = {f"blocks.{i}.{m}.weight" for i in (0, 1) for m in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    assert found["decay"] == {*blocks, "patch_embed.proj.weight", "head.weight"}
+    assert found["decay"] | found["no_decay"] == {name for name, _ in network.named_parameters()}
+    assert {"cls_token", "pos_embed", "blocks.0.ls1.gamma", "norm.weight", "head.bias"} <= found["no_decay"]
+    for group in parameter_groups(network):
+        assert group.get("weight_decay") == (0.0 if group["name"] == "no_decay" else None)
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "resnet18"])
+def test_only_matrices_and_kernels_of_a_timm_model_decay(model: str) -> None:
+    network = timm.create_model(model, num_classes=3)
+    found = groups_by_name(network)
+    assert found["decay"] | found["no_decay"] == {name for name, _ in network.named_parameters()}
+    assert not found["decay"] & found["no_decay"]
+    assert all(name.endswith("weight") and network.get_parameter(name).ndim in (2, 4) for name in found["decay"])
+    exempt = {"cls_token", "pos_embed"} if model.startswith("vit") else {"bn1.weight", "fc.bias"}
+    assert exempt <= found["no_decay"]
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    network = toy()
+    network.patch_embed.requires_grad_(False)
+    network.blocks.requires_grad_(False)
+    found = groups_by_name(network)
+    assert found["decay"] == {"head.weight"}
+    assert found["no_decay"] == {"cls_token", "pos_embed", "norm.weight", "norm.bias", "head.bias"}
+    network.head.requires_grad_(False)
+    assert set(groups_by_name(network)) == {"no_decay"}, "no empty group is made"
+
+
+def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
+    network = toy()
+    groups = {group["name"]: group for group in parameter_groups(network, hidden_apart=True)}
+    assert all(name.startswith("blocks.") for name in names(network, groups["decay"]))
+    assert len(groups["decay"]["params"]) == 8
+    assert names(network, groups["decay_ends"]) == {"patch_embed.proj.weight", "head.weight"}
+    fallback = {name: group["use_fallback"] for name, group in groups.items()}
+    assert fallback == {"decay": False, "decay_ends": True, "no_decay": True}
+    assert groups["no_decay"]["weight_decay"] == 0.0
+
+
+def test_weight_decay_moves_matrices_and_nothing_else() -> None:
+    network = toy()
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    optimizer = torch.optim.AdamW(parameter_groups(network), lr=0.1, weight_decay=0.5)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    decaying = groups_by_name(network)["decay"]
+    for name, parameter in network.named_parameters():
+        expected = before[name] * (0.95 if name in decaying else 1.0)
+        torch.testing.assert_close(parameter.detach(), expected, msg=name)
+
+
+# ----------------------------------------------------------------------------------------------------- schedules
+
+
+def rates(make: Callable[..., LambdaLR], steps: int = STEPS) -> list[float]:
+    """The rate that a real optimizer used in each of its steps, read from how far plain SGD went."""
+    weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=PEAK)
+    schedule = make(optimizer, total_steps=STEPS)
+    used = []
+    for _ in range(steps):
+        before = weight.item()
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        schedule.step()
+        used.append(before - weight.item())
+    return used
+
+
+ALL: dict[str, Callable[..., LambdaLR]] = {
+    "warmup_cosine": optim.warmup_cosine,
+    "warmup_linear": optim.warmup_linear,
+    "reciprocal_sqrt": optim.reciprocal_sqrt,
+    "constant": optim.constant,
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_warmup_is_a_straight_line_whose_first_step_counts_and_whose_last_is_the_peak(name: str) -> None:
+    used = rates(partial(ALL[name], warmup_steps=8))
+    assert used[:8] == pytest.approx([PEAK * (step + 1) / 8 for step in range(8)])
+    assert max(used) == pytest.approx(PEAK)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_without_warmup_the_first_step_is_at_the_peak(name: str) -> None:
+    assert rates(ALL[name], 1) == pytest.approx([PEAK])
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_cosine_falls_by_half_a_cosine_to_its_floor(floor: float) -> None:
+    used = rates(partial(optim.warmup_cosine, warmup_steps=8, final_fraction=floor), STEPS + 3)
+    for step in (8, 9, 16, 24, 31, 39):
+        angle = math.pi * (step - 8) / 32
+        assert used[step] == pytest.approx(PEAK * (floor + (1 - floor) * (1 + math.cos(angle)) / 2)), step
+    assert used[24] == pytest.approx(PEAK * (1 + floor) / 2), "half way down in the middle"
+    assert used[STEPS:] == pytest.approx([PEAK * floor] * 3), "and stays there"
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_linear_falls_by_equal_steps_to_its_floor(floor: float) -> None:
+    used = rates(partial(optim.warmup_linear, warmup_steps=8, final_fraction=floor), STEPS + 1)
+    falls = [before - after for before, after in zip(used[8:], used[9:], strict=False)]
+    assert falls == pytest.approx([PEAK * (1 - floor) / 32] * 32)
+    assert used[STEPS] == pytest.approx(PEAK * floor)
+
+
+def test_reciprocal_sqrt_falls_with_the_root_of_the_steps_after_the_warmup() -> None:
+    used = rates(partial(optim.reciprocal_sqrt, warmup_steps=8, timescale=10))
+    for step in (8, 13, 18, 38):
+        assert used[step] == pytest.approx(PEAK / math.sqrt(1 + (step - 8) / 10)), step
+    assert used[18] == pytest.approx(PEAK / math.sqrt(2)), "at the time scale, as conf/ says"
+
+
+def test_reciprocal_sqrt_cools_down_by_a_straight_line_at_the_end_alone() -> None:
+    plain = rates(partial(optim.reciprocal_sqrt, warmup_steps=8, timescale=10))
+    cooled = rates(partial(optim.reciprocal_sqrt, warmup_steps=8, timescale=10, cooldown_steps=5))
+    assert cooled[:36] == pytest.approx(plain[:36])
+    shares = [cooled[step] / plain[step] for step in range(36, STEPS)]
+    assert shares == pytest.approx([0.8, 0.6, 0.4, 0.2])
+
+
+def test_constant_stays_at_the_peak() -> None:
+    assert rates(partial(optim.constant, warmup_steps=8), STEPS + 5)[8:] == pytest.approx([PEAK] * (STEPS - 3))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_warmup_that_leaves_nothing_is_refused_by_name(name: str) -> None:
+    rates(partial(ALL[name], warmup_steps=STEPS - 1), 1)
+    with pytest.raises(ValueError, match=r"schedule\.warmup_steps=40 leave nothing of the 40 steps.*max_epochs"):
+        rates(partial(ALL[name], warmup_steps=STEPS), 1)
+
+
+def test_a_cooldown_that_leaves_nothing_is_refused_as_well() -> None:
+    match = r"schedule\.warmup_steps=30 and schedule\.cooldown_steps=10 leave nothing of the 40 steps"
+    with pytest.raises(ValueError, match=match):
+        rates(partial(optim.reciprocal_sqrt, warmup_steps=30, cooldown_steps=10), 1)
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "schedule").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_schedule_of_conf_is_tested_here(file: Path) -> None:
+    node = OmegaConf.to_container(OmegaConf.load(file))
+    made = instantiate(node)
+    assert made.func is ALL[file.stem]
+    assert rates(partial(made, warmup_steps=4), 4)[3] == pytest.approx(PEAK)
+
+
+# ---------------------------------------------------------------------------------------------------- optimizers
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "optimizer").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_optimizer_of_conf_moves_every_parameter_and_lowers_the_loss(file: Path) -> None:
+    node = OmegaConf.to_container(OmegaConf.load(file))
+    network = toy()
+    images, targets = torch.randn(12, 1, 8, 8), torch.arange(12) % 3
+    make = instantiate(node, _convert_="all")
+    optimizer = make(parameter_groups(network, hidden_apart=file.stem == "muon"))
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(images), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0], losses
+    still = [name for name, parameter in network.named_parameters() if torch.equal(parameter, before[name])]
+    assert not still
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+
+
+def test_muon_makes_blocks_matrices_steps_orthogonal_and_no_others() -> None:
+    network = toy()
+    optimizer = instantiate(OmegaConf.load(CONF / "optimizer" / "muon.yaml"), _convert_="all", weight_decay=0.0)(
+        parameter_groups(network, hidden_apart=True)
+    )
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    F.cross_entropy(network(torch.randn(12, 1, 8, 8)), torch.arange(12) % 3).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+    def spread(name: str) -> float:
+        """Largest singular value of an update over its smallest: about 1 for an orthogonal one."""
+        values = torch.linalg.svdvals((network.get_parameter(name) - before[name]).detach())
+        return float(values[0] / values[-1])
+
+    assert spread("blocks.0.attn.proj.weight") < 3
+    assert spread("blocks.1.mlp.fc2.weight") < 3
+    assert spread("head.weight") > 3, "AdamW's first update is +-lr everywhere"
