@@ -12,6 +12,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,6 +51,7 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
         def job(cfg: DictConfig) -> float | None:
             return run_job(name, function, entry, cfg)
 
+        @wraps(function)
         def program() -> None:
             if run_dir := os.environ.pop(launch.RUN_VARIABLE, None):
                 run_recorded(name, function, Path(run_dir), runs.read_config(Path(run_dir)))
@@ -103,7 +105,8 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
     with initialized(arguments):
         try:
             resumed = runs.resumed_overrides(arguments.overrides, problems)
-            overrides = OverridesParser.create().parse_overrides([*resumed, *arguments.overrides])
+            parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+            overrides = parser.parse_overrides([*resumed, *arguments.overrides])
         except HydraException as error:
             stop(name, [str(error)])
         groups = {o.input_line: options for o in overrides if (options := group_options(o))}
@@ -161,7 +164,7 @@ def option_problems(override: Override, options: list[str]) -> list[str]:
     value = override.value()
     chosen = value if isinstance(value, list) else [value]
     if override.is_sweep_override():
-        chosen = list(override.sweep_string_iterator()) if override.is_choice_sweep() else []
+        chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
     hidden = {o for o in options if o.endswith("signature")}
     return [
         f"{override.key_or_group}={option}: there is no such option{suggest(str(option), options)} "
@@ -179,7 +182,7 @@ def spellings(override: Override, is_group: bool, multirun: bool) -> list[str]:
     """
     line = override.input_line or ""
     if override.is_sweep_override() and multirun:
-        values = list(override.sweep_string_iterator()) if override.is_choice_sweep() else []
+        values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
         return [f"{'' if is_group else '++'}{override.key_or_group}={value}" for value in values]
     if is_group or override.is_delete() or override.is_hydra_override() or override.is_sweep_override():
         return [line]
@@ -213,8 +216,10 @@ def composed_problems(name: str, function: Function, overrides: list[str]) -> li
     """Everything wrong with the configuration that these overrides compose."""
     try:
         cfg = compose(name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         return [str(error.__cause__ or error)]
+    if not OmegaConf.is_missing(cfg, "run_dir"):
+        return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     return check(function, plain(cfg, UNSET_RUN_DIR))
 
 
@@ -284,7 +289,17 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
 
 
 def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> None:
-    """Runs the function in this process, (a rank of) a job, with its log and its end kept in the run folder."""
-    first = int(os.environ.get("RANK", "0")) == 0
-    with runs.logging_to(run_dir / f"{name}.log", first), runs.recorded(run_dir, first) as results:
-        results.update(function(**config))
+    """Runs the function in this process, (a rank of) a job, with its log and its end kept in the run folder.
+
+    An error is told in one line, and ends the process with status 1: its traceback is in the log.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    file = run_dir / (f"{name}.rank{rank}.log" if rank else f"{name}.log")
+    try:
+        with runs.logging_to(file, rank == 0), runs.recorded(run_dir, rank == 0) as results:
+            results.update(function(**config))
+    except Exception:
+        if "HYDRA_FULL_ERROR" in os.environ:
+            raise
+        print(f"{name} failed; the traceback is in {file}", file=sys.stderr)
+        sys.exit(1)

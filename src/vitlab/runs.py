@@ -131,16 +131,14 @@ def quoted(path: Path) -> str:
 
 @contextmanager
 def logging_to(file: Path, first_rank: bool) -> Iterator[None]:
-    """Messages and warnings to the console and to `file`; from rank 0 alone, from the others only errors.
+    """Messages and warnings to the console and to `file`; from the ranks after the first, errors alone.
 
     Handlers that the root logger had before (Hydra's own) wait meanwhile, or every line would be told twice.
     """
     root, level = logging.getLogger(), logging.INFO if first_rank else logging.ERROR
-    handlers: list[logging.Handler] = [CurrentStderr()]
+    handlers: list[logging.Handler] = [CurrentStderr(), logging.FileHandler(file, delay=True)]
     handlers[0].setFormatter(MessageAlone("%(message)s"))
-    if first_rank:
-        handlers.append(logging.FileHandler(file))
-        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for handler in handlers:
         handler.setLevel(level)
     former, root.handlers, level = root.handlers, handlers, root.level

@@ -101,7 +101,7 @@ def wandb_logger(
     if mode == "auto" and wanted == "online" and not logged_in():
         wanted = "offline"
     folder = Path(run_dir)
-    settings = wandb.Settings(console="off", init_timeout=60, silent=wanted != "online")
+    settings = wandb.Settings(console="off", init_timeout=30, silent=wanted != "online")
     run = None
     if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks log nothing
         options: dict[str, Any] = {"entity": entity, "group": group, "job_type": job_type, "tags": tags}
@@ -110,6 +110,7 @@ def wandb_logger(
             run = wandb.init(mode=wanted, resume="allow" if wanted == "online" else None, settings=settings, **options)
         except wandb.errors.CommError as error:
             log.warning("wandb can't be reached (%s): this run is tracked offline", error)
+            wandb.teardown()  # or the next line would find the id in use
             wanted = "offline"
             run = wandb.init(mode=wanted, settings=settings, **options)
     if wanted == "offline":
@@ -122,14 +123,19 @@ def wandb_logger(
 
 def logged_in() -> bool:
     """Whether wandb would find a key without asking: in the environment, or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
+    import wandb
+
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    # wandb's own server has two names, and takes a login under either
+    own = [wandb.Settings().base_url, "https://api.wandb.ai"]
+    urls = [os.environ["WANDB_BASE_URL"]] if os.environ.get("WANDB_BASE_URL") else own
     file = os.environ.get("NETRC") or next(
         (str(f) for f in (Path.home() / ".netrc", Path.home() / "_netrc") if f.is_file()), ""
     )
     try:
-        return bool(file) and netrc.netrc(file).authenticators(host) is not None
+        known = netrc.netrc(file).hosts if file else {}
+        return any((urlparse(url).hostname or "") in known for url in urls)
     except (OSError, netrc.NetrcParseError):
         return False
 
