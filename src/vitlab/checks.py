@@ -28,6 +28,18 @@ SUPPLIED = {
     "optimizer": ("params",),
     "schedule": ("optimizer", "total_steps"),
 }
+# Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
+SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
+# What can't be set where it seems to belong, because the program sets it, and what to do instead.
+TAKEN = {
+    "trainer.logger": "use the group logger",
+    "trainer.callbacks": "use the group callbacks",
+    "trainer.default_root_dir": "use hydra.run.dir",
+    "classifier.network": "use the group model",
+    "classifier.num_classes": "the data has it",
+    "classifier.optimizer": "use the group optimizer",
+    "classifier.schedule": "use the group schedule",
+}
 OBJECTIVES = ("val/acc", "val/acc5", "val/loss")
 
 
@@ -40,9 +52,13 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     if isinstance(config.get("classifier"), dict):
         supplied = ("network", "num_classes", "optimizer", "schedule")
         found += call_problems("classifier", config["classifier"], Classifier, supplied=supplied)
-    known_bad = {problem.split("=")[0].split(" ")[0].rstrip(":") for problem in found}
-    # a rule is only asked about values that are of the right type: one mistake, one line
+    # a rule is only asked about values that nothing was wrong with so far: one mistake, one line
+    bad = {setting(problem) for problem in found}
+    read = Reader(config, bad)
+    # a wrong root key is wrong again wherever it is read
+    found = [problem for problem in found if problem.partition(".")[2] not in found]
     rules = (
+        place_problems,
         trainer_problems,
         model_problems,
         data_problems,
@@ -50,10 +66,28 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
         schedule_problems,
         root_problems,
     )
-    read = Reader(config, known_bad)
     for rule in rules:
-        found += rule(read)
+        more = list(rule(read))
+        bad |= {setting(problem) for problem in more}
+        found += more
     return found
+
+
+def setting(problem: str) -> str:
+    """The dotted path that a problem is about, which its line begins with."""
+    return problem.split("=")[0].split(" ")[0].rstrip(":")
+
+
+def place_problems(read: "Reader") -> Iterator[str]:
+    """What is set where it has no effect, or only half of one."""
+    for path in SHARED:
+        key = path.rpartition(".")[2]
+        inner, outer = read(path), read(key)
+        if inner is not None and outer is not None and inner != outer:
+            yield f"{path}={shown(inner)}, but {key}={shown(outer)}; set {key} alone, which everything reads"
+    for path, remedy in TAKEN.items():
+        if read(path) is not None:
+            yield f"{path}={shown(read(path))} can't be set here; {remedy}"
 
 
 class Reader:
@@ -116,6 +150,14 @@ def trainer_problems(read: Reader) -> Iterator[str]:
         value = read(f"trainer.{key}", int)
         if value is not None and value < 1:
             yield f"trainer.{key}={value} must be at least 1"
+    epochs, steps = read("trainer.max_epochs", int), read("trainer.max_steps", int)
+    for key, value in (("max_epochs", epochs), ("max_steps", steps)):
+        if value is not None and value < 1 and value != -1:
+            yield f"trainer.{key}={value} must be at least 1, or -1 for no limit"
+    if epochs == steps == -1:
+        yield "trainer.max_epochs=-1 and trainer.max_steps=-1 set no end, which the schedule needs; set one of them"
+    if read("trainer.use_distributed_sampler", bool):
+        yield "trainer.use_distributed_sampler=true would share out twice what vitlab's samplers share out; use false"
 
 
 def model_problems(read: Reader) -> Iterator[str]:
@@ -147,8 +189,12 @@ def model_problems(read: Reader) -> Iterator[str]:
                 yield line if word == "image_size" or word not in node else f"model.{line}"
         if read("model.pool", str) == "none":
             yield "model.pool=none gives logits for each token, which is not for training; use cls or avg"
-    elif hasattr(target, "check"):
-        yield from target.check(**{k: v for k, v in node.items() if not k.startswith("_")})
+    elif target.__module__ == "vitlab.baselines":
+        import timm
+
+        name = read("model.model_name", str)
+        if name is not None and not timm.is_model(name):
+            yield f"model.model_name={name} is no timm model{suggest(name, timm.list_models())}"
 
 
 def data_problems(read: Reader) -> Iterator[str]:
@@ -162,6 +208,10 @@ def data_problems(read: Reader) -> Iterator[str]:
                 f"data.val_fraction={fraction} cuts {facts.train_samples} images into {facts.train_samples - held_out} "
                 f"to train on and {held_out} to validate on: fewer than one of each of the {facts.num_classes} classes"
             )
+    for key, least in (("num_workers", 0), ("max_train_samples", 1), ("eval_batch_size", 1)):
+        value = read(f"data.{key}", int)
+        if value is not None and value < least:
+            yield f"data.{key}={value} must be at least {least}"
     augment = read("data.augment", dict)
     if augment and "_target_" in augment and not any(bad.startswith("data.augment") for bad in read.bad):
         try:
@@ -210,7 +260,7 @@ def schedule_problems(read: Reader) -> Iterator[str]:
             per_epoch = math.ceil(min(batches, limit if isinstance(limit, int) else batches * limit) / accumulate)
         total = min(total, epochs * per_epoch)
     ends = read("schedule.warmup_steps", int) or 0, read("schedule.cooldown_steps", int) or 0
-    if min(ends) >= 0 and sum(ends) >= total:
+    if min(ends) >= 0 and 0 < total <= sum(ends):
         cooldown = f" and schedule.cooldown_steps={ends[1]}" if ends[1] else ""
         yield (
             f"schedule.warmup_steps={ends[0]}{cooldown} leave nothing of the {total} steps of training; "
@@ -228,6 +278,9 @@ def root_problems(read: Reader) -> Iterator[str]:
     name = read("name", str)
     if name is not None and (not name or name.startswith((".", "/")) or ".." in Path(name).parts):
         yield f"name={name!r} must be a plain folder name below runs/"
+    smoothing = read("classifier.label_smoothing", float)
+    if smoothing is not None and not 0 <= smoothing < 1:
+        yield f"classifier.label_smoothing={smoothing} is not in [0, 1)"
     lr = read("optimizer.lr", float)
     if lr is not None and not lr > 0:
         yield f"optimizer.lr={shown(lr)} must be above 0"

@@ -41,9 +41,14 @@ def native_size(source: str) -> int:
 
 
 def patch_for(image_size: int | Sequence[int]) -> int:
-    """The smallest patch of at least 2 pixels that cuts an image into at most 8 x 8: 8 -> 2, 28 -> 4, 32 -> 4."""
-    sides = [image_size] if isinstance(image_size, int) else list(image_size)
-    for patch in range(2, max(sides) + 1):
+    """The smallest patch of at least 2 pixels that cuts an image into at most 8 x 8: 8 -> 2, 28 -> 4, 32 -> 4.
+
+    1 where there is none, and for what is no size: the checks tell that better than a resolver can.
+    """
+    sides = [image_size] if isinstance(image_size, int) else image_size
+    if not isinstance(sides, Sequence) or not all(isinstance(side, int) for side in sides):
+        return 1
+    for patch in range(2, max(sides, default=0) + 1):
         if all(side % patch == 0 and side // patch <= 8 for side in sides):
             return patch
     return 1
@@ -56,14 +61,16 @@ def run_name(*, _root_: DictConfig) -> str:
     if data == "image_folder":
         data = Path(str(source.data_dir)).name
     size = _root_.image_size
-    pixels = f"{size}px" if isinstance(size, int) else "x".join(map(str, size)) + "px"
-    return f"{data}-{model_name(_root_.model)}-{pixels}"
+    pixels = "x".join(map(str, size)) if OmegaConf.is_list(size) else str(size)
+    return f"{data}-{model_name(_root_.model)}-{pixels}px"
 
 
 def model_name(model: Any) -> str:
-    """`vit_s16` for the sizes of the papers, `vit_64x4_p2` (width x depth) for others, a timm model's own name."""
+    """`vit_s16` for the sizes of the papers, `vit_64x4_p2` (width x depth) for others, else the model's own name."""
     if "model_name" in model:
         return str(model.model_name).replace("/", "_")
+    if not all(key in model for key in ("patch_size", "dim", "depth", "heads")):
+        return str(model._target_).rsplit(".", 1)[-1]
     patch = model.patch_size if isinstance(model.patch_size, int) else "x".join(map(str, model.patch_size))
     size = SIZES.get((model.dim, model.depth, model.heads))
     return f"vit_{size}{patch}" if size else f"vit_{model.dim}x{model.depth}_p{patch}"

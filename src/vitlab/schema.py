@@ -36,10 +36,10 @@ def resolve(target: str) -> Callable[..., Any]:
             if error.name and ".".join(parts[:split]).startswith(error.name):
                 continue
             raise
-        for part in parts[split:]:
+        for end, part in enumerate(parts[split:], start=split):
             if not hasattr(found, part):
                 close = suggest(part, dir(found))
-                raise ImportError(f"{'.'.join(parts[:split])} has no {part!r}{close}")
+                raise ImportError(f"{'.'.join(parts[:end])} has no {part!r}{close}")
             found = getattr(found, part)
         return typing.cast(Callable[..., Any], found)
     raise ImportError(f"there is no module {parts[0]!r}")
@@ -99,7 +99,8 @@ def node_problems(path: str, node: Mapping[str, Any], supplied: Iterable[str] = 
         callable_ = resolve(target)
     except ImportError as error:
         return [f"{path}._target_={target} can't be imported: {error}"]
-    partial = node.get("_partial_", False)
+    # what calls a partial one is known where it is told what it supplies
+    partial = node.get("_partial_", False) and not supplied
     return call_problems(path, node, callable_, supplied=supplied, partial=partial)
 
 
@@ -189,8 +190,8 @@ def fits(value: Any, annotation: Any) -> bool:
         return issubclass(dict, kind) and all(fits(item, inner) for item in value.values())
     if issubclass(kind, Path):
         return isinstance(value, str)
-    # any other class is made by a node with a `_target_`, which a plain value is not
-    return isinstance(value, kind)
+    # any other class is made by a node with a `_target_`, which a plain value is not; a string is no list of letters
+    return isinstance(value, kind) and not isinstance(value, str)
 
 
 def choices(annotation: Any) -> list[str]:
@@ -213,6 +214,8 @@ def described(annotation: Any) -> str:
         return f"a list of {len(arguments)} ({', '.join(described(a) for a in arguments)})"
     if inspect.isclass(origin) and issubclass(origin, Sequence) and arguments:
         return f"a list of {described(arguments[0])}"
+    if annotation is dict or origin is dict:
+        return "a mapping"
     return {int: "an int", float: "a number", bool: "true or false", str: "a string"}.get(
         annotation, getattr(annotation, "__name__", str(annotation))
     )

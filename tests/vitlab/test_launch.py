@@ -1,0 +1,198 @@
+"""The processes of a job: as many as asked for, all on one configuration, none left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitlab import launch
+from vitlab.command import CONF
+
+GPUS_OR_ONE = max(1, torch.cuda.device_count())
+
+
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "ranks"),
+    [
+        (1, "cpu", 1),
+        (4, "cpu", 4),
+        (4, "auto", 4),
+        ("3", "cpu", 3),
+        ([0], "gpu", 1),
+        ([1, 3], "gpu", 2),
+        ((0, 1, 2), "gpu", 3),
+        ("0,2", "gpu", 2),
+        ("0,", "gpu", 1),
+        ("1, 2, 3", "gpu", 3),
+        ("auto", "cpu", 1),
+        (-1, "cpu", 1),
+        ("-1", "cpu", 1),
+        ("auto", "auto", GPUS_OR_ONE),
+        (-1, "gpu", GPUS_OR_ONE),
+        ("-1", "auto", GPUS_OR_ONE),
+    ],
+)
+def test_devices_in_every_spelling_are_a_number_of_ranks(devices: Any, accelerator: str, ranks: int) -> None:
+    assert launch.ranks_per_node(devices, accelerator) == ranks
+
+
+@pytest.mark.parametrize(
+    ("environment", "by_others"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "4"}, True),
+        ({"TORCHELASTIC_RUN_ID": "none"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_ranks_made_by_torchrun_or_slurm_are_known(environment: dict[str, str], by_others: bool) -> None:
+    assert launch.started_by_others(environment) is by_others
+
+
+def script(folder: Path, text: str) -> Path:
+    """An entry that writes what it is told into the run folder, as `FOLDER/RANK`."""
+    file = folder / "entry.py"
+    file.write_text(
+        "import json, os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "rank = os.environ.get('RANK', '0')\n"
+        "def write(text, name=rank):\n"
+        "    temporary = Path(os.environ['VITLAB_RUN'], f'.{name}')\n"
+        "    temporary.write_text(str(text))\n"
+        "    temporary.rename(temporary.with_name(name))\n" + text
+    )
+    return file
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that is dead but not yet waited for by anyone does not."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(condition: Any, what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain: {what}"
+        time.sleep(0.05)
+
+
+def test_two_ranks_know_their_number_their_count_and_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "a.job.before")  # what an earlier job left must not lead astray
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    entry = script(tmp_path, "write(json.dumps(dict(os.environ, arguments=sys.argv[1:])))\n")
+    launch.run_ranks(entry, tmp_path, 2)
+    ranks = [json.loads((tmp_path / rank).read_text()) for rank in "01"]
+    for number, rank in enumerate(ranks):
+        assert (rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"]) == (str(number), str(number), "2")
+        assert rank["VITLAB_RUN"] == str(tmp_path)
+        assert rank["arguments"] == [], "the command line, with a sweep in it, is not run again"
+        assert rank["MASTER_ADDR"] != "a.job.before"
+        assert int(rank["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert ranks[0]["MASTER_PORT"] == ranks[1]["MASTER_PORT"] != "1"
+    assert launch.RUN_VARIABLE not in os.environ
+
+
+def test_one_rank_is_one_plain_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    launch.run_ranks(script(tmp_path, "write(json.dumps(dict(os.environ)))\n"), tmp_path, 1)
+    environment = json.loads((tmp_path / "0").read_text())
+    assert environment["VITLAB_RUN"] == str(tmp_path)
+    assert environment["OMP_NUM_THREADS"] == "7", "what the user says about threads holds"
+    assert "WORLD_SIZE" not in environment
+
+
+def test_a_failed_rank_takes_the_others_down_and_the_job_fails(tmp_path: Path) -> None:
+    entry = script(
+        tmp_path,
+        "write(os.getpid())\n"
+        "while not all(Path(os.environ['VITLAB_RUN'], r).exists() for r in '01'):\n    time.sleep(0.02)\n"
+        "if rank == '1':\n    sys.exit(3)\n"
+        "time.sleep(600)\n",
+    )
+    start = time.monotonic()
+    with pytest.raises(launch.JobFailed, match=r"entry.py ended with status 1; its output is above and in "):
+        launch.run_ranks(entry, tmp_path, 2)
+    assert time.monotonic() - start < 120, "the rank that is left would sleep for ten minutes"
+    for rank in "01":
+        assert not is_alive(int((tmp_path / rank).read_text()))
+
+
+def test_a_single_process_that_fails_fails_the_job_with_its_status(tmp_path: Path) -> None:
+    with pytest.raises(launch.JobFailed, match="ended with status 7"):
+        launch.run_ranks(script(tmp_path, "sys.exit(7)\n"), tmp_path, 1)
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[Any]:
+    """A program that runs a job of so many ranks, started: the process that gets the signals."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(entry: Path, ranks: int) -> subprocess.Popen[bytes]:
+        program = (
+            "import sys; from pathlib import Path; from vitlab import launch\n"
+            f"try:\n    launch.run_ranks(Path({str(entry)!r}), Path({str(tmp_path)!r}), {ranks})\n"
+            f"except launch.JobFailed as error:\n    Path({str(tmp_path)!r}, 'error').write_text(str(error))\n"
+            "    sys.exit(1)\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(CONF.parent / "src")}
+        started.append(subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_signal_is_passed_on_and_waited_for_and_leaves_no_orphan(
+    tmp_path: Path, parent: Any, number: signal.Signals, ranks: int
+) -> None:
+    entry = script(
+        tmp_path,
+        "def end(number, frame):\n"
+        "    time.sleep(0.5)\n"  # the time that writing a checkpoint takes
+        "    write(number, f'signal{rank}')\n"
+        "    sys.exit(5)\n"
+        "for number in (signal.SIGTERM, signal.SIGINT):\n    signal.signal(number, end)\n"
+        "write(os.getpid())\n"
+        "time.sleep(600)\n",
+    )
+    process = parent(entry, ranks)
+    files = [tmp_path / str(rank) for rank in range(ranks)]
+    wait_until(lambda: all(file.exists() for file in files), "the ranks start")
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 1
+    for rank, file in enumerate(files):
+        assert not is_alive(int(file.read_text()))
+        assert int((tmp_path / f"signal{rank}").read_text()) == number
+    assert "entry.py ended with status" in (tmp_path / "error").read_text()
+
+
+def test_after_a_job_signals_mean_what_they_meant_before(tmp_path: Path) -> None:
+    def mine(number: int, frame: Any) -> None:
+        pass
+
+    former = signal.signal(signal.SIGTERM, mine)
+    try:
+        with pytest.raises(launch.JobFailed):
+            launch.run_ranks(script(tmp_path, "sys.exit(1)\n"), tmp_path, 1)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, former)
