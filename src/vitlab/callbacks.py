@@ -8,6 +8,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
 
 from vitlab import tracking
 from vitlab.classifier import Classifier
@@ -29,11 +30,12 @@ def fitting(trainer: Trainer) -> bool:
 
 
 class Monitor(Callback):
-    """Logs one row every `trainer.log_every_n_steps` optimizer steps, and a line of text each epoch.
+    """Logs a row every `trainer.log_every_n_steps` steps and at an epoch's end; tells a line of text each epoch.
 
-    The row: mean loss over the images since the last row (of all ranks), learning rate of each parameter group,
-    norm of the gradient before clipping, images seen, images per second (of all devices, validation and
-    checkpoints not counted). Between rows nothing waits for the device.
+    The row: mean loss over the images since the last row (of all ranks), the step's learning rate of each parameter
+    group, norm of the gradient before clipping, images seen, images per second (of all devices, validation and
+    checkpoints not counted). Between rows nothing waits for the device. No row spans two epochs, so a run that goes
+    on from an epoch's checkpoint logs what an uninterrupted one does.
     """
 
     def __init__(self) -> None:
@@ -45,6 +47,7 @@ class Monitor(Callback):
         self._since = 0.0
         self._last_loss = float("nan")
         self._done = 0
+        self._rates: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"images": self.images}
@@ -78,7 +81,10 @@ class Monitor(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
-        self._send(trainer, {**scores(trainer, pl_module.split), "images": self.images})
+        self._send(trainer, scores(trainer, pl_module.split))  # of the best checkpoint, which saw fewer images
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
@@ -91,7 +97,7 @@ class Monitor(Callback):
         if trainer.global_step % self.every == 0:
             self._log(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._window_images:
             self._log(trainer, pl_module)
 
@@ -103,8 +109,7 @@ class Monitor(Callback):
         self._last_loss = row["train/loss"]
         if module.gradient_norm is not None:
             row["train/gradient_norm"] = float(module.gradient_norm)
-        for group in trainer.optimizers[0].param_groups:
-            row[f"lr/{group['name']}"] = group["lr"]
+        row |= self._rates
         now = time.perf_counter()
         self._window_seconds += now - self._since
         if self._window_seconds:
