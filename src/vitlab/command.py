@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -109,6 +110,7 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
             overrides = parser.parse_overrides([*resumed, *arguments.overrides])
         except HydraException as error:
             stop(name, [str(error)])
+        look_in([str(f) for o in overrides if o.key_or_group == "hydra.searchpath" for f in listing(o.value())])
         groups = {o.input_line: options for o in overrides if (options := group_options(o))}
         for override in list(overrides):
             if found := option_problems(override, groups.get(override.input_line, [])):
@@ -142,13 +144,25 @@ def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
 @contextmanager
 def initialized(arguments: Namespace) -> Iterator[None]:
     """Hydra's loader on our `conf/` and what the command line adds to its search path."""
-    searchpath = [f"file://{Path(arguments.config_dir).resolve()}"] if arguments.config_dir else []
     folder = str(Path(arguments.config_path).resolve()) if arguments.config_path else str(CONF)
     with hydra.initialize_config_dir(folder, version_base="1.3", job_name="preflight"):
-        path = GlobalHydra.instance().config_loader().get_search_path()
-        for extra in searchpath:
-            path.append("command-line", extra)
+        if arguments.config_dir:
+            look_in([f"file://{Path(arguments.config_dir).resolve()}"])
         yield
+
+
+def look_in(folders: list[str]) -> None:
+    """Adds to where Hydra's loader looks for options; it lists the folders when it is made, so again now."""
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    for folder in folders:
+        loader.config_search_path.prepend("command-line", folder, anchor="schema")
+    loader.repository.initialize_sources(loader.config_search_path)
+
+
+def listing(value: Any) -> list[Any]:
+    """A value that may stand for a list of one."""
+    return value if isinstance(value, list) else [value]
 
 
 def group_options(override: Override) -> list[str]:
@@ -161,8 +175,7 @@ def option_problems(override: Override, options: list[str]) -> list[str]:
     """Whether the chosen option(s) of a group exist; `options` is empty for what is no group."""
     if not options:
         return []
-    value = override.value()
-    chosen = value if isinstance(value, list) else [value]
+    chosen = listing(override.value())
     if override.is_sweep_override():
         chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
     hidden = {o for o in options if o.endswith("signature")}
