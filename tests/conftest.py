@@ -1,6 +1,9 @@
-"""What several tests need: configurations composed as the programs compose them."""
+"""What several tests need: configurations composed as the programs compose them, a Trainer, finished runs."""
 
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,3 +53,73 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         return Trainer(**{**quiet, **knobs})
 
     return make
+
+
+# ------------------------------------------------------------------------------------- the programs, as users run them
+
+SRC = Path(command.__file__).resolve().parents[1]
+Start = Callable[..., "subprocess.Popen[str]"]
+Program = Callable[..., str]
+SMALL = [  # a ViT so small that loading torch takes longer than training it
+    "model.dim=16",
+    "model.depth=1",
+    "model.heads=2",
+    "data.val_fraction=0.1005",  # 145 images: a size that neither 2 nor 3 ranks divide
+    "schedule.warmup_steps=5",
+    "trainer.max_epochs=6",
+    "trainer.log_every_n_steps=5",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+]
+
+
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    """Overrides of `train.py`: digits, real but quick. 1,292 images to train on in 21 steps an epoch."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Starts `python src/NAME.py ARGUMENTS` in a folder elsewhere, as a user without a wandb account would."""
+    home = tmp_path_factory.mktemp("home")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "VITLAB_", "NETRC"))}
+    environment = {**inherited, "HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+    def run(name: str, *arguments: str, cwd: Path) -> "subprocess.Popen[str]":
+        line = [sys.executable, str(SRC / f"{name}.py"), *arguments]
+        return subprocess.Popen(
+            line,
+            cwd=cwd,
+            env=environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def program(start: Start) -> Program:
+    """Runs a program to its end and returns what it printed; `status` is the exit status that it must have."""
+
+    def run(name: str, *arguments: str, cwd: Path, status: int = 0) -> str:
+        output, _ = (process := start(name, *arguments, cwd=cwd)).communicate(timeout=400)
+        assert process.returncode == status, output
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def twins(start: Start, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The folders of two finished runs of the same command and seed, `a` and `b` in one folder."""
+    folder = tmp_path_factory.mktemp("twins")
+    processes = {name: start("train", *SMALL, f"hydra.run.dir={name}", cwd=folder) for name in "ab"}
+    for name, process in processes.items():
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output
+        (folder / f"{name}.txt").write_text(output)
+    return [folder / name for name in processes]

@@ -171,31 +171,36 @@ class CurrentStderr(logging.StreamHandler[TextIO]):
 
 @contextmanager
 def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
-    """Keeps `results.json`: `running` until the block ends, then `finished`, or `crashed` with the error."""
+    """Keeps `results.json`: `running` until the block ends, then `finished`, or `crashed` with the error.
+
+    The error is that of the rank that failed first: the launcher may end the others, rank 0 too, before they know.
+    """
     start = time.time()
     record: Node = {"status": "running", **provenance(run_dir)}
     results: Node = {}
 
+    def seconds() -> float:
+        return round(time.time() - start, 2)
+
     def write(**more: Any) -> None:
         if first_rank:
-            seconds = round(time.time() - start, 2)
-            replace(run_dir / RESULTS, json.dumps({**record, **results, "seconds": seconds, **more}, indent=2))
+            replace(run_dir / RESULTS, json.dumps({**record, **results, "seconds": seconds(), **more}, indent=2))
 
     write()
     try:
         yield results
     except BaseException as error:
-        write(status="crashed", error=f"{type(error).__name__}: {error}")
+        record_crash(run_dir, f"{type(error).__name__}: {error}", seconds=seconds())
         log.error("%s: %s", type(error).__name__, error, exc_info=error)
         raise
     write(status="finished")
 
 
-def record_crash(run_dir: Path, error: str) -> None:
-    """Marks a run whose processes died too fast to do so themselves."""
+def record_crash(run_dir: Path, error: str, **more: Any) -> None:
+    """Marks a run as crashed, unless that is already known: the first reason is the one that counts."""
     results = read_results(run_dir)
     if results.get("status") != "crashed":
-        replace(run_dir / RESULTS, json.dumps({**results, "status": "crashed", "error": error}, indent=2))
+        replace(run_dir / RESULTS, json.dumps({**results, "status": "crashed", "error": error, **more}, indent=2))
 
 
 def provenance(run_dir: Path) -> Node:

@@ -1,0 +1,283 @@
+"""`python src/train.py` as a user runs it: what it leaves, repeats, takes up again, and trains on several processes."""
+
+import csv
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from conftest import Program, Start
+
+STEPS, EPOCHS, IMAGES = 21, 6, 1292
+UNVARIED = ["data.augment.degrees=0", "data.augment.translate=0"]
+
+
+def checkpoint(run: Path, name: str) -> Any:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", map_location="cpu", weights_only=True)
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return {k: v for k, v in checkpoint(run, name)["state_dict"].items() if k.startswith("network.")}
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether two checkpoints' contents are equal, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return bool(one == two)
+
+
+def results(run: Path) -> Any:
+    return json.loads((run / "results.json").read_text())
+
+
+def config(run: Path) -> Any:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """What was logged but for the speed, which no two runs share."""
+    with (run / "metrics.csv").open(newline="") as lines:
+        return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(lines)]
+
+
+def losses(run: Path) -> list[float]:
+    return [float(row["train/loss"]) for row in rows(run) if row["train/loss"]]
+
+
+# -------------------------------------------------------------------------------------------------------- one run
+
+
+def test_a_run_leaves_everything_in_its_folder(twins: list[Path]) -> None:
+    run = twins[0]
+    for file in ("config.yaml", "train.log", ".hydra/overrides.yaml", "wandb/run_id", "figures/curves.png"):
+        assert (run / file).stat().st_size > 0, file
+    with Image.open(run / "figures" / "curves.png") as picture:
+        assert picture.size > (500, 300)
+    assert {p.name for p in run.parent.iterdir()} == {"a", "b", "a.txt", "b.txt"}, "and nothing beside it"
+
+
+def test_its_configuration_is_resolved_and_complete(twins: list[Path], small: list[str]) -> None:
+    saved = config(twins[0])
+    assert "${" not in (twins[0] / "config.yaml").read_text()
+    assert saved["run_dir"] == str(twins[0])
+    assert saved["image_size"] == saved["model"]["image_size"] == saved["data"]["image_size"] == 8
+    for override in small:
+        key, _, value = override.partition("=")
+        group, _, name = key.partition(".")
+        assert saved[group][name] == yaml.safe_load(value), override
+
+
+def test_its_results_have_the_logged_names_scores_counts_and_provenance(twins: list[Path]) -> None:
+    found = results(twins[0])
+    assert found["status"] == "finished"
+    assert found["samples"] == {"train": IMAGES, "val": 145, "test": 360}
+    assert (found["steps"], found["epochs"], found["images"]) == (STEPS * EPOCHS, EPOCHS, IMAGES * EPOCHS)
+    assert (found["devices"], found["device"], found["precision"]) == (1, "cpu", "32-true")
+    for split, count in (("val", 145), ("test", 360)):
+        assert found[f"{split}/count"] == count
+        assert isinstance(found[f"{split}/correct"], int)
+        assert found[f"{split}/acc"] == pytest.approx(found[f"{split}/correct"] / count)
+        assert 0 < found[f"{split}/acc"] <= found[f"{split}/acc5"] <= 1
+        assert found[f"{split}/loss"] > 0
+    assert found["test/acc"] > 0.25, "it learnt something"
+    assert found["seconds"] > 0
+    assert found["images_per_second"] > 0
+    assert "src/train.py" in found["command"]
+    assert "model.dim=16" in found["command"]
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_its_metrics_tell_losses_scores_rates_and_speed_by_step_and_images(twins: list[Path]) -> None:
+    found = rows(twins[0])
+    train = [int(row["step"]) for row in found if row["train/loss"]]
+    ends = [STEPS * epoch for epoch in range(1, EPOCHS + 1)]
+    assert train == sorted({*range(5, STEPS * EPOCHS + 1, 5), *ends}), "every 5 steps, and at an epoch's end"
+    val = [(int(row["step"]), float(row["images"])) for row in found if row["val/acc"]]
+    assert val == [(end, IMAGES * epoch) for epoch, end in enumerate(ends, start=1)]
+    assert [row["step"] for row in found if row["test/acc"]] == [str(STEPS * EPOCHS)]
+    first = next(row for row in found if row["step"] == "5")
+    assert float(first["lr/decay"]) == pytest.approx(config(twins[0])["optimizer"]["lr"]), "the warm-up's last step"
+    assert float(first["train/gradient_norm"]) > 0
+    assert [int(float(row["epoch"])) for row in found if row["train/loss"]] == [(step - 1) // STEPS for step in train]
+
+
+def test_its_checkpoints_hold_plain_clean_weights_and_the_best_is_the_best(twins: list[Path]) -> None:
+    scores = [float(row["val/acc"]) for row in rows(twins[0]) if row["val/acc"]]
+    for name, epoch in (("best", scores.index(max(scores)) + 1), ("last", EPOCHS)):
+        found = checkpoint(twins[0], name)
+        assert found["global_step"] == STEPS * epoch
+        assert not any("_orig_mod." in key for key in found["state_dict"])
+        assert "network.blocks.0.attn.qkv.weight" in found["state_dict"]
+    assert results(twins[0])["val/acc"] == pytest.approx(max(scores))
+    assert {p.name for p in (twins[0] / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_it_says_what_it_trains_how_it_ends_and_warns_of_nothing(twins: list[Path]) -> None:
+    printed, found = (twins[0].parent / "a.txt").read_text(), results(twins[0])
+    logged = (twins[0] / "train.log").read_text()
+    for text in (printed, logged):
+        assert "1,292 images to train on, 145 to validate, 360 to test" in text
+        assert "batch_size=64: 1 device(s) x 1 accumulated x 64 images; 21 steps an epoch" in text
+        assert len(re.findall(r"epoch \d/6", text)) == EPOCHS
+        percent = f"test accuracy {100 * found['test/acc']:.2f} % ({found['test/correct']} of 360)"
+        assert percent in text
+        assert f"run folder: {twins[0]}" in text
+        assert "wandb sync" in text, "not logged in: offline, and how to send it"
+        assert "warning" not in text.lower()
+
+
+def test_the_same_command_and_seed_give_the_same_run_bit_for_bit(twins: list[Path]) -> None:
+    for name in ("best", "last"):
+        one, two = (checkpoint(run, name) for run in twins)
+        assert same(one["state_dict"], two["state_dict"])
+        assert same(one["optimizer_states"], two["optimizer_states"])
+    assert rows(twins[0]) == rows(twins[1])
+
+
+# ---------------------------------------------------------------------------------------------------------- resume
+
+
+def interrupted(start: Start, folder: Path, *arguments: str) -> Path:
+    """The folder of a run that was killed in the middle of an epoch, after at least one checkpoint."""
+    process = start("train", *arguments, cwd=folder)
+    try:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and process.poll() is None:
+            for run in folder.glob("runs/*/*"):
+                last, metrics = run / "checkpoints" / "last.ckpt", run / "metrics.csv"
+                if last.exists() and metrics.exists() and int(rows(run)[-1]["step"]) % STEPS:
+                    os.kill(process.pid, signal.SIGKILL)
+                    return run
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        output, _ = process.communicate()
+    pytest.fail(f"it ended before it could be killed:\n{output}")
+
+
+@pytest.fixture(scope="module")
+def resumed(start: Start, program: Program, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run killed and taken up again by the same command, and what was found in between."""
+    folder = tmp_path_factory.mktemp("resumed")
+    run = interrupted(start, folder, *small, "resume=auto")
+    found = {"run": run, "status": results(run)["status"], "id": (run / "wandb" / "run_id").read_text()}
+    found |= {"step": checkpoint(run, "last")["global_step"], "logged": int(rows(run)[-1]["step"])}
+    return found | {"output": program("train", *small, "resume=auto", cwd=folder)}
+
+
+def test_a_killed_run_is_taken_up_again_in_its_folder_and_its_wandb_run(resumed: Any) -> None:
+    run = resumed["run"]
+    assert resumed["status"] == "running"
+    assert 0 < resumed["step"] < resumed["logged"] < STEPS * EPOCHS, "it was killed between two checkpoints"
+    assert [p for p in run.parent.parent.glob("*/*") if p.is_dir()] == [run]
+    assert results(run)["status"] == "finished"
+    assert (run / "wandb" / "run_id").read_text() == resumed["id"]
+    parts = {p.name.rsplit("-", 1)[-1] for p in (run / "wandb").glob("offline-run-*")}
+    assert parts == {resumed["id"]}
+    assert f"epoch {resumed['step'] // STEPS + 1}/6" in resumed["output"], "it went on"
+    assert "epoch 1/6" not in resumed["output"], "and did not begin anew"
+
+
+def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(resumed: Any, twins: list[Path]) -> None:
+    for name in ("best", "last"):
+        one, two = checkpoint(resumed["run"], name), checkpoint(twins[0], name)
+        assert same(one["state_dict"], two["state_dict"])
+        assert same(one["optimizer_states"], two["optimizer_states"])
+        assert same(one["lr_schedulers"], two["lr_schedulers"])
+
+
+def test_a_resumed_runs_metrics_have_no_row_twice_and_none_missing(resumed: Any, twins: list[Path]) -> None:
+    assert rows(resumed["run"]) == rows(twins[0])
+
+
+def test_a_resumed_run_remembers_its_best_score_and_all_that_it_saw(resumed: Any, twins: list[Path]) -> None:
+    one, two = results(resumed["run"]), results(twins[0])
+    assert {k: v for k, v in one.items() if k.startswith(("val/", "test/"))} == {
+        k: v for k, v in two.items() if k.startswith(("val/", "test/"))
+    }
+    assert (one["steps"], one["images"], one["epochs"]) == (two["steps"], two["images"], two["epochs"])
+
+
+# ----------------------------------------------------------------------------------------------- several processes
+
+
+@pytest.fixture(scope="module")
+def sweep(program: Program, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Jobs on one process and on two, each followed by one that fails when its Trainer is built."""
+    folder = tmp_path_factory.mktemp("sweep")
+    axes = ["trainer.devices=1,2", "trainer.gradient_clip_algorithm=norm,nonsense"]
+    program("train", "-m", *axes, *small, *UNVARIED, "seed=1", "hydra.sweep.dir=jobs", cwd=folder, status=1)
+    return [folder / "jobs" / str(number) for number in range(4)]
+
+
+def test_each_job_of_a_sweep_has_its_own_overrides_and_its_own_number_of_processes(sweep: list[Path]) -> None:
+    told = [config(run)["trainer"] for run in sweep]
+    assert [(t["devices"], t["gradient_clip_algorithm"]) for t in told] == [
+        (1, "norm"),
+        (1, "nonsense"),
+        (2, "norm"),
+        (2, "nonsense"),
+    ]
+    assert [results(run).get("devices") for run in sweep] == [1, None, 2, None]
+    assert "1 device(s) x 1 accumulated x 64 images" in (sweep[0] / "train.log").read_text()
+    assert "2 device(s) x 1 accumulated x 32 images" in (sweep[2] / "train.log").read_text()
+    assert len({(run / "wandb" / "run_id").read_text() for run in sweep}) == 4
+    assert {p.name for p in sweep[0].parent.iterdir()} - {"multirun.yaml"} == {"0", "1", "2", "3"}
+
+
+def test_a_job_that_fails_stops_no_other_and_says_why(sweep: list[Path]) -> None:
+    assert [results(run)["status"] for run in sweep] == ["finished", "crashed", "finished", "crashed"]
+    for run in (sweep[1], sweep[3]):
+        assert "nonsense" in results(run)["error"]
+        assert "Traceback" in (run / "train.log").read_text()
+
+
+def test_two_processes_draw_each_image_once_an_epoch_in_the_same_steps(sweep: list[Path]) -> None:
+    one, two = results(sweep[0]), results(sweep[2])
+    for found in (one, two):
+        assert (found["steps"], found["images"]) == (STEPS * EPOCHS, IMAGES * EPOCHS)
+        assert (found["val/count"], found["test/count"]) == (145, 360)
+    assert [row["images"] for row in rows(sweep[0])] == [row["images"] for row in rows(sweep[2])]
+
+
+def assert_equal_to_rounding(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for name in one:
+        # softmax doesn't see the keys' bias: its gradient is rounding alone, which Adam makes as large as any other
+        rows_told = slice(None) if "qkv.bias" not in name else torch.arange(48)[(torch.arange(48) // 16) != 1]
+        torch.testing.assert_close(one[name][rows_told], two[name][rows_told], rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_two_processes_train_as_one_does(sweep: list[Path]) -> None:
+    assert losses(sweep[2]) == pytest.approx(losses(sweep[0]), rel=1e-4)
+    assert_equal_to_rounding(weights(sweep[2]), weights(sweep[0]))
+
+
+def test_another_seed_gives_another_run(sweep: list[Path], twins: list[Path]) -> None:
+    one, two = weights(sweep[0]), weights(twins[0])
+    assert not same(one["network.patch_embed.proj.weight"], two["network.patch_embed.proj.weight"])
+
+
+def test_sharded_training_agrees_with_one_process_and_leaves_whole_checkpoints(
+    sweep: list[Path], program: Program, small: list[str], tmp_path: Path
+) -> None:
+    program("train", "trainer=fsdp", *small, *UNVARIED, "seed=1", "hydra.run.dir=run", cwd=tmp_path)
+    run = tmp_path / "run"
+    assert results(run)["devices"] == 2
+    assert results(run)["images"] == IMAGES * EPOCHS
+    assert losses(run) == pytest.approx(losses(sweep[0]), rel=1e-4)
+    assert_equal_to_rounding(weights(run), weights(sweep[0]))
+    assert (results(run)["test/count"], results(run)["val/count"]) == (360, 145)
