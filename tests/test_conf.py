@@ -1,0 +1,333 @@
+"""Every file of `conf/` and `experiments/` is right, is instantiated, and takes a real training step.
+
+The files are found when the tests are collected: a new one is tested without a line here, and a new preset
+without its golden numbers fails. What is made smaller than it stands is said in `STEP`.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import datasets
+
+import evaluate
+from conftest import Configure
+from vitlab import build, checks, command, runs
+from vitlab.data.sources import DEBIAN_FASHION_MNIST
+from vitlab.schema import Node
+from vitlab.vit import VisionTransformer
+
+PROGRAMS = ["train", "evaluate"]
+FILES = sorted(file.relative_to(command.CONF).with_suffix("") for file in command.CONF.rglob("*.yaml"))
+OPTIONS = [f"{file.parent}={file.name}" for file in FILES if str(file) not in PROGRAMS]
+EXPERIMENTS = [f"experiment={file.stem}" for file in sorted(command.EXPERIMENTS.glob("*.yaml"))]
+INCOMPLETE = ["data=base"]  # what the data sets have in common is none itself
+SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]  # trained in tests/test_train.py
+
+# What a file can't do without.
+NEEDS = {
+    "model=vit": ["image_size=224"],
+    "model/patch=p14": ["image_size=28"],
+    "model/patch=p16": ["image_size=32"],
+    "model/patch=p32": ["image_size=64"],
+    "model/patch=p8": ["image_size=16"],
+    "trainer=debug": ["schedule.warmup_steps=1"],  # of three steps
+}
+# What makes one step of a file a matter of a second. Width, patch and heads stay what they are.
+SMALL = ["model.dim=16", "model.depth=1", "model.heads=2"]
+STEP = {
+    "model=": ["batch_size=2"],
+    "model/size=": ["model.depth=1"],
+    "model=vit": ["model.depth=1", "batch_size=2"],
+    "model=vit_b16": ["model.depth=1", "batch_size=2"],
+    "model=vit_b32": ["model.depth=1", "batch_size=2"],
+    "model=vit_l16": ["model.depth=1", "batch_size=2"],
+    "model=vit_l32": ["model.depth=1", "batch_size=2"],
+    "model=vit_h14": ["model.depth=1", "batch_size=2"],
+    "experiment=": ["model.depth=1"],
+}
+ONE_STEP = [
+    "batch_size=4",
+    "data.num_workers=0",
+    "data.max_train_samples=40",
+    "data.val_fraction=0.5",
+    "schedule.warmup_steps=0",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=1",
+    "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false",
+    "++trainer.limit_val_batches=1",
+]
+
+# Parameters and forward FLOPs (a multiplication and an addition are two) for one image of 224 px and 1000 classes;
+# of vit_mini for a digit of 8 px and 10 classes. All tokens go through all blocks here: the papers' way to count.
+GOLDEN = {
+    "vit_ti16": (5_717_416, 2_507_366_400),
+    "vit_s32": (22_878_952, 2_285_819_904),
+    "vit_s16": (22_050_664, 9_197_764_608),
+    "vit_b32": (88_224_232, 8_818_372_608),
+    "vit_b16": (86_567_656, 35_127_656_448),
+    "vit_l32": (306_535_400, 30_755_078_144),
+    "vit_l16": (304_326_632, 123_109_425_152),
+    "vit_h14": (632_045_800, 334_590_218_240),
+    "vit_mini": (201_098, 6_990_080),
+}
+
+
+# ----------------------------------------------------------------------------------------------- data that is small
+
+
+def write_mnist(folder: Path) -> None:
+    """MNIST's four files with 60 images to train on and 20 to test on."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, count in (("train", 60), ("t10k", 20)):
+        images, labels = random.integers(0, 256, (count, 28, 28)), np.arange(count) % 10
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+            (folder / f"{part}-{kind}-ubyte").write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def write_cifar(folder: Path, dataset: Any, key: str, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR's pickles with four images a class in each file, their checksums not asked for."""
+    base = folder / dataset.base_folder
+    base.mkdir(parents=True)
+    for part in ("train_list", "test_list"):
+        files = [name for name, _ in getattr(dataset, part)]
+        monkeypatch.setattr(dataset, part, [[name, None] for name in files])
+        for name in files:
+            pixels = np.random.default_rng(0).integers(0, 256, (4 * classes, 3072), dtype=np.uint8)
+            labels = [number % classes for number in range(4 * classes)]
+            (base / name).write_bytes(pickle.dumps({"data": pixels, key: labels}))
+    monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": None})
+    names = [f"name{number}" for number in range(classes)]
+    (base / dataset.meta["filename"]).write_bytes(pickle.dumps({dataset.meta["key"]: names}))
+
+
+def write_folder(folder: Path, classes: list[str]) -> None:
+    """Ten small pictures a class."""
+    for index, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (40, 30), (25 * number, 30 * index, 99)).save(folder / name / f"{number}.png")
+
+
+@pytest.fixture
+def with_data(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Overrides -> the same, with `data_dir` set to a folder where the data set that they choose lies, if in files."""
+
+    def prepare(*overrides: str) -> list[str]:
+        data = configure(*overrides)["data"]["source"]
+        name, folder = data["_target_"].rsplit(".", 1)[-1], tmp_path / "data"
+        if name in ("digits", "fake"):
+            return list(overrides)
+        if name == "fashion_mnist":
+            if not DEBIAN_FASHION_MNIST.is_dir():
+                pytest.skip("Debian's package dataset-fashion-mnist is not installed")
+        elif name == "mnist":
+            write_mnist(folder / "mnist")
+        elif name == "cifar10":
+            write_cifar(folder, datasets.CIFAR10, "labels", 10, monkeypatch)
+        elif name == "cifar100":
+            write_cifar(folder, datasets.CIFAR100, "fine_labels", 100, monkeypatch)
+        elif name == "image_folder":
+            write_folder(folder, data["classes"] or ["cat", "dog", "emu"])
+        else:
+            raise LookupError(f"this test can't make the data set {name}: teach it to")
+        return [*overrides, f"data_dir={folder}"]
+
+    return prepare
+
+
+# ------------------------------------------------------------------------------------------------------- all files
+
+
+@pytest.fixture
+def found(configure: Configure, train_function: Callable[..., Node]) -> Callable[..., list[str]]:
+    """Overrides -> the problems of what they compose."""
+    return lambda *overrides: checks.problems(train_function, configure(*overrides))
+
+
+def test_the_files_are_found() -> None:
+    assert len(OPTIONS) > 40
+    assert len(EXPERIMENTS) >= 4
+    assert set(INCOMPLETE) | set(SEVERAL_PROCESSES) | set(NEEDS) <= set(OPTIONS)
+    assert {case for case in STEP if not case.endswith("=")} <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("option", [case for case in [*OPTIONS, *EXPERIMENTS] if case not in INCOMPLETE])
+def test_a_file_is_right_as_it_stands(
+    found: Callable[..., list[str]], with_data: Callable[..., list[str]], option: str
+) -> None:
+    assert found(*with_data(option, "trainer.accelerator=cpu", *NEEDS.get(option, []))) == []
+
+
+def test_the_defaults_are_right_as_they_stand(found: Callable[..., list[str]]) -> None:
+    assert found() == []
+
+
+@pytest.mark.parametrize("option", INCOMPLETE)
+def test_a_file_that_others_are_built_on_is_refused_alone(
+    train_function: Callable[..., Node], capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    with pytest.raises(SystemExit):
+        command.preflight("train", train_function, [option])
+    assert "source" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- one step
+
+
+@pytest.fixture
+def _global_settings() -> Iterator[None]:
+    """Takes back what a Trainer sets for the whole process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
+
+
+def in_one_step(option: str) -> list[str]:
+    """The option with what makes a step of it short."""
+    group = option.split("=")[0]
+    small = [] if group in ("model", "model/size", "experiment") else SMALL
+    reduced = STEP.get(option, STEP.get(f"{group}=", []))
+    classes = ["data.max_train_samples=null"] if "cifar100" in option else []  # a hundred of them
+    return [option, *NEEDS.get(option, []), *ONE_STEP, *small, *reduced, *classes]
+
+
+@pytest.mark.usefixtures("_global_settings")
+@pytest.mark.parametrize(
+    "option", [case for case in [*OPTIONS, *EXPERIMENTS] if case not in [*INCOMPLETE, *SEVERAL_PROCESSES]]
+)
+def test_a_file_takes_a_training_step(
+    configure: Configure,
+    with_data: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for kind in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{kind}_DIR", str(tmp_path / "wandb"))
+    logger = [] if option.startswith("logger") else ["logger=csv"]
+    checkpoints = [] if option.startswith("callbacks") else ["callbacks.best=null", "callbacks.last=null"]
+    config = configure(*with_data(*in_one_step(option), *logger, *checkpoints))
+    runs.write_config(tmp_path / "run", config)
+    seed_everything(0, verbose=False)
+    datamodule = build.data(config["data"])
+    parts = {key: config[key] for key in ("optimizer", "schedule")}
+    module = build.classifier(config["model"], datamodule, config["classifier"], **parts)
+    run = build.trainer(
+        config["trainer"], run_dir=tmp_path / "run", logger=config["logger"], callbacks=config["callbacks"]
+    )
+    before = {name: p.detach().clone() for name, p in module.network.named_parameters()}
+    run.fit(module, datamodule)
+    end_wandb()
+
+    assert run.global_step == 1
+    after = dict(module.network.named_parameters())
+    assert all(p.isfinite().all() for p in after.values())
+    moved = [name for name, p in after.items() if not torch.equal(p, before[name])]
+    assert len(moved) > len(after) / 2
+    assert any(name.endswith("weight") for name in moved)
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") >= 2
+    if option.startswith("callbacks"):
+        assert {f.name for f in (tmp_path / "run" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    if option.startswith("logger") and config["logger"] != {"csv": None}:
+        (name,) = config["logger"]
+        assert list((tmp_path / "run" / name).rglob("*" + {"wandb": ".wandb", "tensorboard": "tfevents*"}[name]))
+
+
+def end_wandb() -> None:
+    """Ends a wandb run, if there is one."""
+    import wandb
+
+    if wandb.run is not None:
+        wandb.finish()
+
+
+@pytest.mark.parametrize(
+    ("option", "strategy"), [("trainer=ddp", DDPStrategy), ("trainer=fsdp", ModelParallelStrategy)]
+)
+def test_a_trainer_of_several_processes_is_made_with_its_strategy(
+    configure: Configure, option: str, strategy: type
+) -> None:
+    node = configure(option, "trainer.accelerator=cpu", "trainer.enable_progress_bar=false")["trainer"]
+    trainer = instantiate(node, _convert_="all", logger=False, enable_checkpointing=False)
+    assert isinstance(trainer, Trainer)
+    assert isinstance(trainer.strategy, strategy)
+    assert trainer.world_size == 2
+
+
+@pytest.mark.usefixtures("_global_settings")
+def test_the_other_programs_configuration_is_right_and_gives_what_training_gave(
+    configure: Configure, train_function: Callable[..., Node], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    quick = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "schedule.warmup_steps=0"]
+    config = configure("logger=csv", "trainer.max_steps=1", "batch_size=64", *SMALL, *quick)
+    runs.write_config(run, config)
+    trained = train_function(**config)
+
+    function = evaluate.main.__wrapped__  # type: ignore[attr-defined]
+    with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
+        composed = command.compose("evaluate", [f"run={run}", *quick[:2]])
+        config = command.plain(composed, str(tmp_path / "evaluation"))  # type: ignore[assignment]
+    assert checks.problems(function, config) == []
+    evaluated = function(**config)
+    assert {k: evaluated[k] for k in evaluated if k.startswith("test/")} == {
+        k: trained[k] for k in trained if k.startswith("test/")
+    }
+    assert evaluated["test/count"] == 360
+
+
+# -------------------------------------------------------------------------------------------- golden sizes and costs
+
+PRESETS = [option.removeprefix("model=") for option in OPTIONS if option.startswith("model=vit_")]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_has_the_parameters_and_operations_that_are_written_down(configure: Configure, preset: str) -> None:
+    assert preset in GOLDEN, f"conf/model/{preset}.yaml is new: write its numbers into GOLDEN"
+    node = configure(f"model={preset}")["model"]
+    channels, classes = (1, 10) if preset == "vit_mini" else (3, 1000)
+    with torch.device("meta"):
+        model = instantiate(node, _convert_="all", in_channels=channels, num_classes=classes)
+        assert isinstance(model, VisionTransformer)
+        images = torch.empty(1, channels, *model.image_size)
+        with FlopCounterMode(display=False) as counter:
+            assert model.forward_head(model.forward_features(images)).shape == (1, classes)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert (parameters, counter.get_total_flops()) == GOLDEN[preset]
+
+    # the same from the sizes alone
+    tokens, width, area = 1 + model.grid[0] * model.grid[1], model.dim, channels * model.patch_size[0] ** 2
+    positions = 0 if node["position"] == "sincos2d" else tokens * width
+    ends = (area + 1) * width + width + positions + 2 * width + (width + 1) * classes
+    assert parameters == ends + model.depth * (12 * width**2 + 13 * width)
+    products = (tokens - 1) * area * width + width * classes
+    products += model.depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    assert counter.get_total_flops() == 2 * products
+
+
+def test_no_golden_number_is_left_of_a_preset_that_is_gone() -> None:
+    assert sorted(GOLDEN) == sorted(PRESETS)
+
+
+def test_the_baseline_of_timm_costs_what_ours_of_the_same_name_does(configure: Configure) -> None:
+    node = configure("model=timm")["model"]
+    assert node["model_name"] == "vit_tiny_patch16_224"
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = instantiate(node, _convert_="all", in_channels=3, num_classes=1000)
+        model(torch.empty(1, 3, 224, 224))
+    assert (sum(p.numel() for p in model.parameters()), counter.get_total_flops()) == GOLDEN["vit_ti16"]

@@ -1,0 +1,74 @@
+"""The house is in order: tests mirror the source, files are named by their subject, nothing names a machine."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+TEXTS = [*SOURCES, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((ROOT / "experiments").glob("*"))]
+
+# Tests of what is no module: the configuration files, the README, and the layout itself.
+NO_SOURCE = {Path("test_conf.py"), Path("test_layout.py"), Path("test_readme.py")}
+
+
+def named(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def test_the_files_are_found() -> None:
+    assert len(SOURCES) > 15
+    assert len(TESTS) > 10
+    assert {file.suffix for file in TEXTS} >= {".py", ".yaml"}
+
+
+def test_every_module_has_its_tests_and_every_test_its_module() -> None:
+    modules = {file.relative_to(ROOT / "src") for file in SOURCES if file.name != "__init__.py"}
+    expected = {module.with_name(f"test_{module.name}") for module in modules}
+    there = {file.relative_to(ROOT / "tests") for file in TESTS}
+    assert sorted(map(str, expected - there)) == [], "modules without tests"
+    assert sorted(map(str, there - expected - NO_SOURCE)) == [], "tests without a module"
+    assert there >= NO_SOURCE, "an exception that is no longer one"
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports them by their name alone."""
+    names = [file.name for file in TESTS]
+    assert sorted(set(names)) == sorted(names)
+
+
+@pytest.mark.parametrize("word", ["util", "helper", "common", "misc", "tools", "base"])
+def test_no_module_is_named_by_what_it_is_not_about(word: str) -> None:
+    words = [(file, part) for file in [*SOURCES, *TESTS] for part in re.split(r"[^a-z]+", named(file).lower())]
+    assert [named(file) for file, part in words if part in (word, f"{word}s")] == []
+
+
+def test_every_file_says_what_it_is_and_a_package_holds_no_more_than_that() -> None:
+    trees = {file: ast.parse(file.read_text()) for file in [*SOURCES, *TESTS]}
+    assert [named(file) for file, tree in trees.items() if not ast.get_docstring(tree)] == []
+    packages = [file for file in trees if file.name == "__init__.py"]
+    assert packages
+    assert [named(file) for file in packages if len(trees[file].body) > 1] == []
+
+
+def test_the_library_prints_nothing_and_imports_no_program() -> None:
+    programs = {program.stem for program in (ROOT / "src").glob("*.py")}
+    found = []
+    for file in (ROOT / "src" / "vitlab").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            prints = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            if prints and not any(k.arg == "file" for k in node.keywords):  # type: ignore[attr-defined]
+                found.append(f"{named(file)}:{node.lineno} prints; log it")  # type: ignore[attr-defined]
+            found += [f"{named(file)} imports {program}" for program in programs & set(imported)]
+    assert found == []
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    machines = re.compile(r"(?:/home|/root|/work|/Users|/mnt|/tmp|[A-Z]:\\)\b[/\\]?\w*")
+    found = {named(file): machines.findall(file.read_text()) for file in TEXTS}
+    assert {file: names for file, names in found.items() if names} == {}
