@@ -1,6 +1,7 @@
 """What several tests need: configurations composed as the programs compose them, a Trainer, finished runs."""
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
 SRC = Path(command.__file__).resolve().parents[1]
 Start = Callable[..., "subprocess.Popen[str]"]
 Program = Callable[..., str]
+Tracked = Callable[[Path], list[tuple[Any, list[Any]]]]
 SMALL = [  # a ViT so small that loading torch takes longer than training it
     "model.dim=16",
     "model.depth=1",
@@ -118,8 +120,26 @@ def twins(start: Start, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The folders of two finished runs of the same command and seed, `a` and `b` in one folder."""
     folder = tmp_path_factory.mktemp("twins")
     processes = {name: start("train", *SMALL, f"hydra.run.dir={name}", cwd=folder) for name in "ab"}
-    for name, process in processes.items():
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, output
+    outputs = {name: process.communicate(timeout=400)[0] for name, process in processes.items()}
+    for name, output in outputs.items():
+        assert processes[name].returncode == 0, output
         (folder / f"{name}.txt").write_text(output)
     return [folder / name for name in processes]
+
+
+@pytest.fixture(scope="session")
+def tracked() -> Tracked:
+    """Reads the parts of a folder's offline wandb run with wandb's own reader: (summary, rows), the oldest first."""
+
+    def read(run: Path) -> list[tuple[Any, list[Any]]]:
+        wandb = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+        parts = []
+        for part in sorted((run / "wandb").glob("offline-run-*"), key=lambda part: part.stat().st_ctime):
+            found = subprocess.run([*wandb, "--summary", str(part)], capture_output=True, text=True, check=True)
+            records = subprocess.run([*wandb, str(part)], capture_output=True, text=True, check=True)
+            lines = [json.loads(line) for line in records.stdout.splitlines()]
+            history = [line["history"]["item"] for line in lines if line["type"] == "history"]
+            parts.append((json.loads(found.stdout), history))
+        return parts
+
+    return read

@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from conftest import Program, Start
+from conftest import Program, Start, Tracked
 
 STEPS, EPOCHS, IMAGES = 21, 6, 1292
 UNVARIED = ["data.augment.degrees=0", "data.augment.translate=0"]
@@ -211,6 +211,17 @@ def test_a_resumed_run_remembers_its_best_score_and_all_that_it_saw(resumed: Any
     assert (one["steps"], one["images"], one["epochs"]) == (two["steps"], two["images"], two["epochs"])
 
 
+def test_the_newest_part_of_a_resumed_runs_tracking_holds_all_of_it(resumed: Any, tracked: Tracked) -> None:
+    parts = tracked(resumed["run"])
+    assert len(parts) == 2
+    assert {summary["run_id"] for summary, _ in parts} == {resumed["id"]}
+    summary, history = parts[-1]
+    assert (summary["state"], summary["exit_code"]) == ("finished", 0)
+    assert parts[0][0]["state"] != "finished", "the killed part never ended"
+    steps = [row["trainer/global_step"] for row in history if "train/loss" in row]
+    assert steps == [int(row["step"]) for row in rows(resumed["run"]) if row["train/loss"]]
+
+
 # ----------------------------------------------------------------------------------------------- several processes
 
 
@@ -243,6 +254,15 @@ def test_a_job_that_fails_stops_no_other_and_says_why(sweep: list[Path]) -> None
     for run in (sweep[1], sweep[3]):
         assert "nonsense" in results(run)["error"]
         assert "Traceback" in (run / "train.log").read_text()
+
+
+def test_each_job_is_a_tracked_run_of_its_own_with_its_true_end(sweep: list[Path], tracked: Tracked) -> None:
+    summaries = [tracked(run)[0][0] for run in sweep]
+    assert len({summary["run_id"] for summary in summaries}) == 4
+    assert [summary["config"]["trainer"]["devices"] for summary in summaries] == [1, 1, 2, 2]
+    assert [summary.get("exit_code") for summary in summaries[:3]] == [0, 1, 0]
+    assert summaries[3]["state"] != "finished", "a rank that the launcher ends has no time to say more"
+    assert all(len(tracked(run)) == 1 for run in sweep[2:]), "the second rank tracks nothing"
 
 
 def test_two_processes_draw_each_image_once_an_epoch_in_the_same_steps(sweep: list[Path]) -> None:

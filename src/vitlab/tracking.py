@@ -16,6 +16,8 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+PATIENCE = 30  # seconds until wandb's server counts as out of reach
+
 log = logging.getLogger(__name__)
 
 
@@ -101,7 +103,7 @@ def wandb_logger(
     if mode == "auto" and wanted == "online" and not logged_in():
         wanted = "offline"
     folder = Path(run_dir)
-    settings = wandb.Settings(console="off", init_timeout=30, silent=wanted != "online")
+    settings = wandb.Settings(console="off", init_timeout=PATIENCE, silent=wanted != "online")
     run = None
     if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks log nothing
         options: dict[str, Any] = {"entity": entity, "group": group, "job_type": job_type, "tags": tags}

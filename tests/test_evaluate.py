@@ -1,0 +1,100 @@
+"""`python src/evaluate.py` gives training's numbers, on any split, and the same ones on any number of processes."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import evaluate
+from conftest import Program
+
+Evaluate = Callable[..., Any]
+
+
+def results(folder: Path) -> Any:
+    return json.loads((folder / "results.json").read_text())
+
+
+def scores(found: Any, split: str) -> Any:
+    return {k: v for k, v in found.items() if k.startswith(f"{split}/")}
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Evaluate]:
+    """Runs the program in this process, which has torch loaded already: run folder, overrides -> its results."""
+
+    def run(folder: Path, *overrides: str) -> Any:
+        quiet = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+        monkeypatch.chdir(folder.parent)
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", f"run={folder.name}", *quiet, *overrides])
+        evaluate.main()
+        split = next((o.partition("=")[2] for o in overrides if o.startswith("split=")), "test")
+        checkpoint = next((o.partition("=")[2] for o in overrides if o.startswith("checkpoint=")), "best")
+        return results(folder / "evaluation" / f"{checkpoint}-{split}")
+
+    yield run
+    torch.use_deterministic_algorithms(False)
+
+
+def test_the_test_split_gives_exactly_the_numbers_of_training(twins: list[Path], evaluated: Evaluate) -> None:
+    training = results(twins[0])
+    before = {file: file.stat().st_mtime_ns for file in twins[0].iterdir() if file.is_file()}
+    found = evaluated(twins[0])
+    assert scores(found, "test") == scores(training, "test")
+    assert found["test/count"] == 360
+    assert (found["run"], found["split"], found["status"]) == ("a", "test", "finished")
+    assert {file: file.stat().st_mtime_ns for file in twins[0].iterdir() if file.is_file()} == before, "untouched"
+
+
+def test_the_validation_split_gives_the_score_that_the_checkpoint_was_chosen_by(
+    twins: list[Path], evaluated: Evaluate
+) -> None:
+    assert scores(evaluated(twins[0], "split=val"), "val") == scores(results(twins[0]), "val")
+
+
+@pytest.mark.parametrize("batch_size", [1000, 7])
+def test_the_training_split_can_be_scored_in_batches_of_any_size(
+    batch_size: int, twins: list[Path], evaluated: Evaluate
+) -> None:
+    found = evaluated(twins[0], "split=train", f"batch_size={batch_size}")
+    assert found["train/count"] == 1292
+    assert found["train/correct"] == evaluated(twins[0], "split=train")["train/correct"]
+    assert 0 < found["train/acc"] < 1
+
+
+def test_the_last_checkpoint_can_be_scored_instead_of_the_best(twins: list[Path], evaluated: Evaluate) -> None:
+    last = evaluated(twins[0], "checkpoint=last", "split=val")
+    with (twins[0] / "metrics.csv").open() as lines:
+        header = next(lines).strip().split(",")
+        accuracies = [v for v in (line.strip().split(",")[header.index("val/acc")] for line in lines) if v]
+    assert last["val/acc"] == pytest.approx(float(accuracies[-1]))
+    assert last["checkpoint"].endswith("last.ckpt")
+
+
+def test_a_folder_that_is_no_run_is_named(
+    evaluated: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as end:
+        evaluated(tmp_path / "empty")
+    assert end.value.code not in (0, None)
+    assert "run=empty is not a run folder: it has no config.yaml" in capsys.readouterr().err
+
+
+def test_one_two_and_three_processes_count_the_same_images_right(
+    twins: list[Path], evaluated: Evaluate, program: Program
+) -> None:
+    one = evaluated(twins[0], "split=val")
+    arguments = ["run=a", "split=val", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+    program("evaluate", "-m", "trainer.devices=2,3", *arguments, cwd=twins[0].parent)
+    for job in ("0", "1"):
+        found = results(twins[0] / "evaluation" / job)
+        assert found["val/count"] == one["val/count"] == 145, "a size that neither 2 nor 3 divides"
+        assert found["val/correct"] == one["val/correct"]
+        assert found["val/acc"] == pytest.approx(one["val/acc"], rel=1e-6)
+        assert found["val/acc5"] == pytest.approx(one["val/acc5"], rel=1e-6)
+        assert found["val/loss"] == pytest.approx(one["val/loss"], rel=1e-5)
