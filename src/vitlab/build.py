@@ -1,7 +1,6 @@
 """From configuration nodes to objects, and from objects to results: what the commands have in common."""
 
 import logging
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -64,11 +63,13 @@ def trainer(
     loggers: list[Logger] = [MetricsFile(folder=str(run_dir))] if logger is not None else []
     loggers += [instantiate(inner, _convert_="all") for inner in (logger or {}).values() if inner]
     made = [instantiate(inner, _convert_="all") for inner in (callbacks or {}).values() if inner]
-    # what it tells at INFO is told by `describe`, or is advertisement
-    # it does, in a run that goes on
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty")
     if not node.get("enable_progress_bar", True):
         made = [callback for callback in made if not isinstance(callback, ProgressBar)]
+    # it does, in a run that goes on
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty")
+    # the Monitor logs at each epoch's end as well
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval")
+    # what it tells at INFO is told by `describe`, or is advertisement
     for talker in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(talker).setLevel(logging.WARNING)
     # lightning 2.6 under torch 2.14 and later; nothing a user could change
@@ -99,7 +100,7 @@ def describe(run: Trainer, module: Classifier, datamodule: DataModule, *, batch_
         run.world_size,
         run.accumulate_grad_batches,
         each,
-        math.ceil(samples["train"] / batch_size),
+        datamodule.steps_per_epoch,
         run.strategy.root_device,
         run.precision,
     )
