@@ -324,8 +324,8 @@ def test_resume_auto_starts_anew_where_there_is_nothing_to_go_on_from(preflight:
 
 
 def test_resume_auto_leaves_a_folder_that_is_given_alone(preflight: Preflight, make_run: Callable[..., Path]) -> None:
-    make_run("stopped")
-    assert preflight("resume=auto", "hydra.run.dir=elsewhere") == ["resume=auto", "hydra.run.dir=elsewhere"]
+    given = f"hydra.run.dir={make_run('stopped').parent}/another"
+    assert preflight("resume=auto", given) == ["resume=auto", given]
 
 
 @pytest.mark.parametrize("target", ["", "checkpoints", runs.LAST])

@@ -110,11 +110,12 @@ def test_two_ranks_know_their_number_their_count_and_their_folder(
 
 def test_one_rank_is_one_plain_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("MASTER_ADDR", "a.job.before")
     launch.run_ranks(script(tmp_path, "write(json.dumps(dict(os.environ)))\n"), tmp_path, 1)
     environment = json.loads((tmp_path / "0").read_text())
     assert environment["VITLAB_RUN"] == str(tmp_path)
     assert environment["OMP_NUM_THREADS"] == "7", "what the user says about threads holds"
-    assert "WORLD_SIZE" not in environment
+    assert not {"WORLD_SIZE", "MASTER_ADDR"} & set(environment)
 
 
 def test_a_failed_rank_takes_the_others_down_and_the_job_fails(tmp_path: Path) -> None:
@@ -166,9 +167,11 @@ def test_a_signal_is_passed_on_and_waited_for_and_leaves_no_orphan(
 ) -> None:
     entry = script(
         tmp_path,
+        "seen = []\n"
         "def end(number, frame):\n"
+        "    seen.append(int(number))\n"
         "    time.sleep(0.5)\n"  # the time that writing a checkpoint takes
-        "    write(number, f'signal{rank}')\n"
+        "    write(seen, f'signal{rank}')\n"
         "    sys.exit(5)\n"
         "for number in (signal.SIGTERM, signal.SIGINT):\n    signal.signal(number, end)\n"
         "write(os.getpid())\n"
@@ -177,11 +180,13 @@ def test_a_signal_is_passed_on_and_waited_for_and_leaves_no_orphan(
     process = parent(entry, ranks)
     files = [tmp_path / str(rank) for rank in range(ranks)]
     wait_until(lambda: all(file.exists() for file in files), "the ranks start")
-    process.send_signal(number)
+    for file in files:
+        assert os.getpgid(int(file.read_text())) != process.pid, "Ctrl-C would come twice, here and passed on"
+    os.killpg(process.pid, number)  # as a terminal does it: to the whole group
     assert process.wait(timeout=60) == 1
     for rank, file in enumerate(files):
         assert not is_alive(int(file.read_text()))
-        assert int((tmp_path / f"signal{rank}").read_text()) == number
+        assert json.loads((tmp_path / f"signal{rank}").read_text()) == [number], "once, not twice"
     assert "entry.py ended with status" in (tmp_path / "error").read_text()
 
 
