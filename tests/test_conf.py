@@ -41,7 +41,6 @@ NEEDS = {
     "model/patch=p16": ["image_size=32"],
     "model/patch=p32": ["image_size=64"],
     "model/patch=p8": ["image_size=16"],
-    "trainer=debug": ["schedule.warmup_steps=1"],  # of three steps
 }
 # What makes one step of a file a matter of a second. Width, patch and heads stay what they are.
 SMALL = ["model.dim=16", "model.depth=1", "model.heads=2"]

@@ -65,6 +65,8 @@ def trainer(
     made = [instantiate(inner, _convert_="all") for inner in (callbacks or {}).values() if inner]
     if not node.get("enable_progress_bar", True):
         made = [callback for callback in made if not isinstance(callback, ProgressBar)]
+    # ours changes nothing but under FSDP2, which `checks` refuses beside averaged weights
+    warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides")
     # it does, in a run that goes on
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty")
     # the Monitor logs at each epoch's end as well

@@ -132,6 +132,12 @@ class Reader:
 
 
 def trainer_problems(read: Reader) -> Iterator[str]:
+    averaging = [
+        k for k, v in (read("callbacks", dict) or {}).items() if v and "WeightAveraging" in v.get("_target_", "")
+    ]
+    if averaging and "ModelParallel" in (read("trainer.strategy._target_", str) or ""):
+        remedy = "use trainer=ddp, or leave the averaging out: callbacks=default"
+        yield f"callbacks.{averaging[0]} can't average weights that trainer=fsdp shards over devices; {remedy}"
     for key, names in (
         ("accelerator", {*AcceleratorRegistry.available_accelerators(), "auto", "gpu"}),
         ("strategy", {*StrategyRegistry.available_strategies(), "auto"}),

@@ -46,6 +46,10 @@ def test_a_configuration_that_can_run_has_no_problem(found: Found, overrides: li
 
 
 ONE_LINE: list[tuple[list[str], str]] = [
+    (
+        ["trainer=fsdp", "callbacks=ema", CPU],
+        "callbacks.ema can't average weights that trainer=fsdp shards over devices",
+    ),
     # settings and types
     (["++sede=7"], "sede=7: there is no such setting; did you mean 'seed'"),
     (["seed=abc"], "seed=abc is not an int"),
