@@ -93,17 +93,20 @@ def test_the_rate_logged_is_the_one_that_the_step_used(make_trainer: MakeTrainer
         assert [rate for _, rate in logged(tmp_path, f"lr/{group}")] == pytest.approx(expected)
 
 
-def test_validation_is_not_counted_in_the_speed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_the_speed_counts_all_of_training_and_nothing_of_validation(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     class Slow(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            time.sleep(0.02)
+
         def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            time.sleep(30 / 101)
+            time.sleep(0.3)
 
     monitor = Monitor()
     started = time.perf_counter()
-    fit(make_trainer, tmp_path, classifier(), Slow(), monitor, max_epochs=10)
-    assert monitor.images_timed == monitor.images == 1010
-    assert 0 < monitor.seconds < time.perf_counter() - started - 290 / 101
-    assert monitor.images_per_second == pytest.approx(1010 / monitor.seconds)
+    fit(make_trainer, tmp_path, classifier(), Slow(), monitor, max_epochs=5, log_every_n_steps=3)
+    assert monitor.images_timed == monitor.images == 505
+    assert 20 * 0.02 <= monitor.seconds < time.perf_counter() - started - 5 * 0.3
+    assert monitor.images_per_second == pytest.approx(505 / monitor.seconds)
     assert all(speed > 0 for _, speed in logged(tmp_path, "train/images_per_second"))
 
 
