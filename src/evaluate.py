@@ -27,6 +27,8 @@ def main(
     from vitlab.callbacks import scores
 
     config = runs.read_config(Path(run))
+    if trainer["precision"] is None:
+        trainer["precision"] = config["trainer"]["precision"]
     if batch_size is not None:
         config["data"]["batch_size"] = batch_size
     datamodule = build.data(config["data"])

@@ -1,6 +1,7 @@
 """`python src/evaluate.py` gives training's numbers, on any split, and the same ones on any number of processes."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import evaluate
 from conftest import Program
@@ -73,6 +75,21 @@ def test_the_last_checkpoint_can_be_scored_instead_of_the_best(twins: list[Path]
         accuracies = [v for v in (line.strip().split(",")[header.index("val/acc")] for line in lines) if v]
     assert last["val/acc"] == pytest.approx(float(accuracies[-1]))
     assert last["checkpoint"].endswith("last.ckpt")
+
+
+def test_the_precision_is_that_of_training_unless_told_otherwise(
+    twins: list[Path], evaluated: Evaluate, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(twins[0], run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["trainer"]["precision"] = "bf16-true"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    exact = scores(results(twins[0]), "test")
+    rounded, told = evaluated(run), evaluated(run, "trainer.precision=32-true")
+    assert scores(rounded, "test")["test/loss"] != exact["test/loss"], "bfloat16 rounds"
+    assert rounded["test/loss"] == pytest.approx(exact["test/loss"], rel=0.05)
+    assert scores(told, "test") == exact
 
 
 def test_a_folder_that_is_no_run_is_named(

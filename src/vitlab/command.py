@@ -124,12 +124,17 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         listed = compose(name, [c[0] for o, c in choices if c and o.input_line in groups])
         unlisted = {o.input_line for o in overrides if o.input_line not in groups and is_unlisted(o, listed)}
         in_folder = any(o.key_or_group == "hydra.run.dir" for o in overrides)
+        if launch.started_by_others(os.environ) and not in_folder:
+            stop(
+                name, ["hydra.run.dir is not set: processes started by torchrun or srun need one folder, named by you"]
+            )
         if not arguments.multirun and not in_folder:
             cfg = compose(name, [c[0] for _, c in choices if c])
             config = plain(cfg, UNSET_RUN_DIR)
             if isinstance(config, dict) and config.get("resume") == "auto":
                 resumed += runs.resume_auto(config, Path(cfg.hydra.run.dir).parent)
-    return [*resumed, *("++" + a if a in unlisted else a for a in argv)]
+    quiet = ["hydra.output_subdir=null"] if launch.rank(os.environ) else []  # rank 0 writes it
+    return [*resumed, *("++" + a if a in unlisted else a for a in argv), *quiet]
 
 
 def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
@@ -241,6 +246,8 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     cfg = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     OmegaConf.set_struct(cfg, False)
     cfg.run_dir = run_dir
+    if isinstance(folder := cfg.get("data_dir"), str):  # a run may be evaluated, or resumed, from another folder
+        cfg.data_dir = str(Path(folder).expanduser().absolute())
     try:
         resolved = OmegaConf.to_container(cfg, resolve=True)
     except (OmegaConfBaseException, ValueError) as error:
@@ -282,7 +289,8 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
         raise ValueError(message(name, problems))
     assert isinstance(config, dict)
     external = launch.started_by_others(os.environ)
-    runs.write_config(run_dir, config)
+    if launch.rank(os.environ) == 0:
+        runs.write_config(run_dir, config)
     trainer = config["trainer"]
     ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"])
     if not external and (ranks > 1 or hydra_cfg.mode == RunMode.MULTIRUN):
@@ -306,7 +314,7 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
 
     An error is told in one line, and ends the process with status 1: its traceback is in the log.
     """
-    rank = int(os.environ.get("RANK", "0"))
+    rank = launch.rank(os.environ)
     file = run_dir / (f"{name}.rank{rank}.log" if rank else f"{name}.log")
     try:
         with runs.logging_to(file, rank == 0), runs.recorded(run_dir, rank == 0) as results:

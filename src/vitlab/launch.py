@@ -47,6 +47,11 @@ def started_by_others(environment: Mapping[str, str]) -> bool:
     return "TORCHELASTIC_RUN_ID" in environment or int(environment.get("SLURM_NTASKS", "1")) > 1
 
 
+def rank(environment: Mapping[str, str]) -> int:
+    """This process's number among all of a job's; 0 where nobody counted."""
+    return int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))
+
+
 def run_ranks(entry: Path, run_dir: Path, ranks: int) -> None:
     """Runs `entry` once per rank on the configuration in `run_dir`, and waits.
 

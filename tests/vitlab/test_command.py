@@ -260,6 +260,17 @@ def test_sweeping_over_a_setting_that_stands_in_no_file_adds_it(preflight: Prefl
     assert preflight("-m", "trainer.limit_val_batches=1,2") == ["-m", "++trainer.limit_val_batches=1,2"]
 
 
+def test_processes_started_by_others_want_one_folder_and_one_of_them_describes_it(
+    refused: Preflight, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert refused("trainer.devices=2")[0].startswith("hydra.run.dir is not set")
+    monkeypatch.setenv("RANK", "0")
+    assert preflight("hydra.run.dir=here") == ["hydra.run.dir=here"]
+    monkeypatch.setenv("RANK", "1")
+    assert preflight("hydra.run.dir=here") == ["hydra.run.dir=here", "hydra.output_subdir=null"]
+
+
 def test_variants_hold_every_value_but_not_every_combination() -> None:
     assert list(command.variants([["a=1", "a=2", "a=3"], ["b=1"], ["c=1", "c=2"]])) == [
         ["a=1", "b=1", "c=1"],

@@ -58,6 +58,14 @@ def test_ranks_made_by_torchrun_or_slurm_are_known(environment: dict[str, str], 
     assert launch.started_by_others(environment) is by_others
 
 
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [({}, 0), ({"RANK": "3", "SLURM_PROCID": "0"}, 3), ({"SLURM_PROCID": "2"}, 2)],
+)
+def test_a_process_knows_its_number(environment: dict[str, str], rank: int) -> None:
+    assert launch.rank(environment) == rank
+
+
 def script(folder: Path, text: str) -> Path:
     """An entry that writes what it is told into the run folder, as `FOLDER/RANK`."""
     file = folder / "entry.py"
