@@ -30,7 +30,7 @@ def main(
     if trainer["precision"] is None:
         trainer["precision"] = config["trainer"]["precision"]
     if batch_size is not None:
-        config["data"]["batch_size"] = batch_size
+        config["data"] |= {"batch_size": batch_size, "eval_batch_size": batch_size}
     datamodule = build.data(config["data"])
     module = build.classifier(config["model"], datamodule, config["classifier"])
     module.split = datamodule.tested = split

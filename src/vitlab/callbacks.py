@@ -70,7 +70,8 @@ class Monitor(Callback):
         self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._window_seconds += time.perf_counter() - self._since
+        if fitting(trainer) and self._window_images:
+            self._log(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if fitting(trainer):

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vitlab import launch
+from vitlab import launch, runs
 from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
@@ -58,6 +58,7 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     # a wrong root key is wrong again wherever it is read
     found = [problem for problem in found if problem.partition(".")[2] not in found]
     rules = (
+        evaluation_problems,
         place_problems,
         trainer_problems,
         model_problems,
@@ -133,7 +134,7 @@ class Reader:
 
 def trainer_problems(read: Reader) -> Iterator[str]:
     averaging = [
-        k for k, v in (read("callbacks", dict) or {}).items() if v and "WeightAveraging" in v.get("_target_", "")
+        k for k, node in nodes_in(read("callbacks", dict) or {}).items() if "WeightAveraging" in str(node["_target_"])
     ]
     if averaging and "ModelParallel" in (read("trainer.strategy._target_", str) or ""):
         remedy = "use trainer=ddp, or leave the averaging out: callbacks=default"
@@ -149,10 +150,17 @@ def trainer_problems(read: Reader) -> Iterator[str]:
     if devices is not None and (devices == 0 or devices < -1):
         yield f"trainer.devices={devices} is not a number of devices; use 1 or more, or -1 for all"
     gpus = torch.cuda.device_count() if read("trainer.accelerator", str) in ("auto", "gpu", "cuda") else 0
+    if devices == -1 and not gpus:
+        yield "trainer.devices=-1 means all GPUs, and there is none to be used; name a number of processes"
+    if (read("trainer.num_nodes", int) or 1) > 1 and not launch.started_by_others(os.environ):
+        nodes = read("trainer.num_nodes", int)
+        yield f"trainer.num_nodes={nodes}: start the processes of all nodes yourself, with torchrun or srun"
     if devices and gpus and devices > gpus:
         remedy = f"use trainer.devices={gpus}, or trainer.accelerator=cpu"
         yield f"trainer.devices={devices}: this machine has {gpus} GPUs; {remedy}"
-    for key in ("accumulate_grad_batches", "num_nodes", "log_every_n_steps"):
+    if (clip := read("trainer.gradient_clip_val", float)) is not None and clip < 0:
+        yield f"trainer.gradient_clip_val={clip} must be 0 (off) or more"
+    for key in ("accumulate_grad_batches", "num_nodes", "log_every_n_steps", "check_val_every_n_epoch"):
         value = read(f"trainer.{key}", int)
         if value is not None and value < 1:
             yield f"trainer.{key}={value} must be at least 1"
@@ -274,6 +282,16 @@ def schedule_problems(read: Reader) -> Iterator[str]:
         )
 
 
+def evaluation_problems(read: Reader) -> Iterator[str]:
+    run, checkpoint = read("run", str), read("checkpoint", str)
+    if run is None or checkpoint is None:
+        return
+    if not (Path(run) / runs.CONFIG).is_file():
+        yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
+    elif not (Path(run) / "checkpoints" / f"{checkpoint}.ckpt").is_file():
+        yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
+
+
 def root_problems(read: Reader) -> Iterator[str]:
     objective = read("objective", str)
     if objective is not None and objective not in OBJECTIVES:
@@ -287,6 +305,13 @@ def root_problems(read: Reader) -> Iterator[str]:
     smoothing = read("classifier.label_smoothing", float)
     if smoothing is not None and not 0 <= smoothing < 1:
         yield f"classifier.label_smoothing={smoothing} is not in [0, 1)"
+    if (decay := read("optimizer.weight_decay", float)) is not None and decay < 0:
+        yield f"optimizer.weight_decay={shown(decay)} must be 0 or more"
+    callbacks = read("callbacks", dict)
+    targets = [str(node["_target_"]) for node in nodes_in(callbacks or {}).values()]
+    for needed, what in (("BestCheckpoint", "keeps the checkpoint that is tested"), ("Monitor", "logs the training")):
+        if callbacks is not None and not any(target.endswith(f".{needed}") for target in targets):
+            yield f"callbacks has no vitlab.callbacks.{needed}, which {what}; use callbacks=default and add to it"
     lr = read("optimizer.lr", float)
     if lr is not None and not lr > 0:
         yield f"optimizer.lr={shown(lr)} must be above 0"

@@ -8,6 +8,7 @@ command line -> preflight: compose leniently, check everything, show all problem
 
 import logging
 import os
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -128,13 +129,21 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
             stop(
                 name, ["hydra.run.dir is not set: processes started by torchrun or srun need one folder, named by you"]
             )
-        if not arguments.multirun and not in_folder:
-            cfg = compose(name, [c[0] for _, c in choices if c])
-            config = plain(cfg, UNSET_RUN_DIR)
-            if isinstance(config, dict) and config.get("resume") == "auto":
-                resumed += runs.resume_auto(config, Path(cfg.hydra.run.dir).parent)
+        cfg = compose(name, [c[0] for _, c in choices if c])
+        config = plain(cfg, UNSET_RUN_DIR)
+        assert isinstance(config, dict)  # or it would have been refused above
+        if arguments.multirun:
+            if config.get("resume") not in (None, "auto"):
+                stop(name, [f"resume={config['resume']} names one run, and -m starts several; leave one of them out"])
+        elif in_folder:
+            if problems := runs.folder_problems(config, Path(cfg.hydra.run.dir).resolve()):
+                stop(name, problems)
+        elif config.get("resume") == "auto":
+            resumed += runs.resume_auto(config, Path(cfg.hydra.run.dir).parent)
     quiet = ["hydra.output_subdir=null"] if launch.rank(os.environ) else []  # rank 0 writes it
-    return [*resumed, *("++" + a if a in unlisted else a for a in argv), *quiet]
+    line = ["++" + a if a in unlisted else a for a in argv]
+    first = argv.index(arguments.overrides[0]) if arguments.overrides else len(argv)
+    return [*line[:first], *resumed, *line[first:], *quiet]
 
 
 def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
@@ -290,6 +299,11 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     assert isinstance(config, dict)
     external = launch.started_by_others(os.environ)
     if launch.rank(os.environ) == 0:
+        if problems := runs.folder_problems(config, run_dir):
+            raise ValueError(message(name, problems))
+        if config.get("resume") and (run_dir / runs.CONFIG).is_file():
+            for change in runs.changes(runs.settled(runs.read_config(run_dir)), runs.settled(config)):
+                print(f"resume with another setting: {change}", file=sys.stderr)
         runs.write_config(run_dir, config)
     trainer = config["trainer"]
     ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"])
@@ -319,6 +333,8 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
     try:
         with runs.logging_to(file, rank == 0), runs.recorded(run_dir, rank == 0) as results:
             results.update(function(**config))
+    except (KeyboardInterrupt, SystemExit) as error:
+        sys.exit(128 + (signal.SIGTERM if runs.told(error) == "ended by SIGTERM" else signal.SIGINT))
     except Exception:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise

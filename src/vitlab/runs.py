@@ -33,7 +33,7 @@ CONFIG, RESULTS, OVERRIDES = "config.yaml", "results.json", ".hydra/overrides.ya
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
 
 # Root keys that don't change what is trained: two runs that differ in these alone are the same run.
-INCIDENTAL = ("run_dir", "resume", "logger", "callbacks", "name")
+INCIDENTAL = ("run_dir", "resume", "logger", "name")
 
 log = logging.getLogger(__name__)
 
@@ -94,14 +94,59 @@ def resume_auto(config: Node, search: Path) -> list[str]:
     for file in search.glob(f"*/{CONFIG}"):
         run_dir = file.parent
         same = settled(read_config(run_dir)) == settled(config)
-        if same and read_results(run_dir).get("status") != "finished" and (run_dir / LAST).is_file():
+        results = read_results(run_dir)
+        stopped = results.get("status") != "finished" and not is_alive(results)
+        if same and stopped and (run_dir / LAST).is_file():
             candidates.append(((run_dir / LAST).stat().st_mtime, run_dir))
     return [f"hydra.run.dir={quoted(max(candidates)[1])}"] if candidates else []
 
 
 def settled(config: Node) -> Node:
     """The part of a configuration that decides what is trained."""
-    return {k: v for k, v in config.items() if k not in INCIDENTAL}
+    kept = {k: v for k, v in config.items() if k not in INCIDENTAL}
+    callbacks = {k: v for k, v in (config.get("callbacks") or {}).items() if k != "progress" and v}
+    kept["callbacks"] = {k: {n: x for n, x in v.items() if n != "dirpath"} for k, v in callbacks.items()}
+    return kept
+
+
+def folder_problems(config: Node, run_dir: Path) -> list[str]:
+    """Why a run of this configuration can't begin, or go on, in a folder: what is saved there must not be lost."""
+    if "resume" not in config:
+        return []
+    resume, results = config["resume"], read_results(run_dir)
+    if not (run_dir / LAST).is_file():
+        missing = f"resume={resume}: {run_dir} has no {LAST} to go on from"
+        return [] if resume in (None, "auto") or str(resume).endswith(".ckpt") else [missing]
+    if resume is None:
+        return [f"hydra.run.dir={run_dir} holds a run already: resume={run_dir} goes on with it; else name another"]
+    if is_alive(results):
+        return [f"resume={resume}: {run_dir} is being trained by process {results['process']} on this machine"]
+    if results.get("status") == "finished" and settled(read_config(run_dir)) == settled(config):
+        return [f"resume={resume}: {run_dir} is finished; raise trainer.max_epochs or trainer.max_steps to go on"]
+    return []
+
+
+def is_alive(results: Node) -> bool:
+    """Whether the process that trains a run still lives; known on its own machine alone."""
+    if results.get("status") != "running" or results.get("host") != platform.node():
+        return False
+    try:
+        os.kill(int(results["process"]), 0)
+    except (OSError, KeyError):
+        return False
+    return True
+
+
+def changes(before: Node, after: Node, path: str = "") -> list[str]:
+    """What differs between two configurations: `trainer.max_epochs: 3 -> 6`."""
+    found = []
+    for key in dict.fromkeys([*before, *after]):
+        old, new, where = before.get(key), after.get(key), f"{path}{key}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += changes(old, new, f"{where}.")
+        elif old != new:
+            found.append(f"{where}: {old} -> {new}")
+    return found
 
 
 def run_of(path: Path) -> Path | None:
@@ -190,10 +235,20 @@ def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
     try:
         yield results
     except BaseException as error:
-        record_crash(run_dir, f"{type(error).__name__}: {error}", seconds=seconds())
-        log.error("%s: %s", type(error).__name__, error, exc_info=error)
+        reason = told(error)
+        record_crash(run_dir, reason, seconds=seconds())
+        log.error(reason, exc_info=error)
         raise
     write(status="finished")
+
+
+def told(error: BaseException) -> str:
+    """An error in a line. Lightning turns signals into kinds of SystemExit."""
+    if type(error).__name__ == "SIGTERMException":
+        return "ended by SIGTERM"
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    return f"{type(error).__name__}: {error}"
 
 
 def record_crash(run_dir: Path, error: str, **more: Any) -> None:
@@ -213,6 +268,7 @@ def provenance(run_dir: Path) -> Node:
         "commit": commit(),
         "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
         "host": platform.node(),
+        "process": os.getpid(),
     }
 
 

@@ -104,12 +104,22 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["data.eval_batch_size=0"], "data.eval_batch_size=0 must be at least 1"),
     (["data.augment.erasing=2"], "data.augment.erasing=2 must be a probability between 0 and 1"),
     (["data.augment.scale=[2,1]"], "data.augment.scale=(2.0, 1.0) must be [low, high] with 0 < low <= high"),
-    (["data=image_folder", "data_dir=no/such"], "data_dir=no/such is not a folder; data=image_folder wants"),
+    (["data=image_folder", "data_dir=no/such"], "no/such is not a folder; data=image_folder wants"),
     # batch size against processes, accumulation and samples
     (["batch_size=0"], "batch_size=0 must be at least 1"),
     (["batch_size=3", CPU, "trainer.devices=4"], "leaves nothing for some of 4 parts (4 processes"),
     (["batch_size=3", "trainer.accumulate_grad_batches=4"], "the least is 4"),
-    (["batch_size=3", CPU, "trainer.devices=2", "trainer.num_nodes=2"], "(4 processes x"),
+    (["batch_size=3", CPU, "trainer.devices=4"], "(4 processes x"),
+    (
+        [CPU, "trainer.num_nodes=2"],
+        "trainer.num_nodes=2: start the processes of all nodes yourself, with torchrun or srun",
+    ),
+    ([CPU, "trainer.devices=-1"], "trainer.devices=-1 means all GPUs, and there is none to be used"),
+    (["callbacks.best=null"], "callbacks has no vitlab.callbacks.BestCheckpoint, which keeps the checkpoint"),
+    (["callbacks.monitor=null"], "callbacks has no vitlab.callbacks.Monitor, which logs the training"),
+    (["optimizer.weight_decay=-1"], "optimizer.weight_decay=-1 must be 0 or more"),
+    (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1 must be 0 (off) or more"),
+    (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0 must be at least 1"),
     (
         ["data.max_train_samples=5", CPU, "trainer.devices=8", "schedule.warmup_steps=0"],
         "batch_size=64: 5 images can't be shared by 8 processes",
@@ -117,7 +127,7 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["data.drop_last=true", "batch_size=1294"], "more than the 1293 images to train on, and data.drop_last drops"),
     # warm-up against the steps of training
     (["schedule.warmup_steps=-1"], "schedule.warmup_steps=-1 must be 0 or more"),
-    (["schedule.warmup_steps=2100"], "schedule.warmup_steps=2100 leave nothing of the 2100 steps of training; lower"),
+    (["schedule.warmup_steps=2520"], "schedule.warmup_steps=2520 leave nothing of the 2520 steps of training; lower"),
     (["trainer.max_steps=50"], "schedule.warmup_steps=50 leave nothing of the 50 steps"),
     (["trainer.max_epochs=2"], "leave nothing of the 42 steps"),
     (["trainer.max_epochs=2", "data.drop_last=true"], "leave nothing of the 40 steps"),
@@ -128,8 +138,8 @@ ONE_LINE: list[tuple[list[str], str]] = [
         "leave nothing of the 6 steps",
     ),
     (
-        ["schedule=reciprocal_sqrt", "schedule.cooldown_steps=2050"],
-        "schedule.warmup_steps=50 and schedule.cooldown_steps=2050 leave nothing of the 2100 steps",
+        ["schedule=reciprocal_sqrt", "schedule.cooldown_steps=2470"],
+        "schedule.warmup_steps=50 and schedule.cooldown_steps=2470 leave nothing of the 2520 steps",
     ),
     # the root
     (["objective=val/f1"], "objective=val/f1 is not measured; use one of val/acc, val/acc5, val/loss"),

@@ -200,7 +200,7 @@ def test_mistakes_in_a_model_of_a_users_own_are_told(
     ]
 
 
-def test_the_other_command_is_checked_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_other_command_is_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     function = evaluate.main.__wrapped__  # type: ignore[attr-defined]
     with pytest.raises(SystemExit) as stopped:
         command.preflight("evaluate", function, ["split=tset", "trainer.devices=0"])
@@ -211,7 +211,15 @@ def test_the_other_command_is_checked_too(capsys: pytest.CaptureFixture[str]) ->
         "  - split=tset is not one of 'train', 'val', 'test'; did you mean 'test'?\n"
         "  - trainer.devices=0 is not a number of devices; use 1 or more, or -1 for all\n"
     )
-    assert command.preflight("evaluate", function, ["run=some/where", "split=val"]) == ["run=some/where", "split=val"]
+    (tmp_path / "checkpoints").mkdir()
+    for line, remedy in ((f"run={tmp_path}", "it has no config.yaml"), (f"run={tmp_path}", "has no best.ckpt")):
+        with pytest.raises(SystemExit):
+            command.preflight("evaluate", function, [line])
+        assert remedy in capsys.readouterr().err
+        (tmp_path / "config.yaml").touch()
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
+    argv = [f"run={tmp_path}", "split=val"]
+    assert command.preflight("evaluate", function, argv) == argv
 
 
 # ---------------------------------------------------------------------------------------------------------- sweeps

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import platform
 import shlex
 import signal
 import subprocess
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from vitlab import runs
+from vitlab.schema import Node
 
 CONFIG: dict[str, Any] = {
     "image_size": 8,
@@ -160,15 +163,23 @@ def test_a_run_is_running_until_it_is_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first_rank", [True, False])
-@pytest.mark.parametrize("error", [ValueError("why"), KeyboardInterrupt("why"), SystemExit("why")])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("why"), "ValueError: why"),
+        (KeyboardInterrupt("why"), "interrupted"),
+        (SystemExit(1), "interrupted"),  # what Lightning makes of Ctrl-C
+        (SIGTERMException(), "ended by SIGTERM"),
+    ],
+)
 def test_a_run_that_fails_in_any_rank_has_crashed_and_says_why(
-    error: BaseException, first_rank: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    error: BaseException, told: str, first_rank: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(type(error)), runs.recorded(tmp_path, first_rank=True):  # noqa: SIM117
         with runs.recorded(tmp_path, first_rank=first_rank):
             raise error
     found = runs.read_results(tmp_path)
-    assert (found["status"], found["error"]) == ("crashed", f"{type(error).__name__}: why")
+    assert (found["status"], found["error"]) == ("crashed", told)
     assert found["commit"] == runs.commit()
     assert caplog.records[-1].exc_info is not None
 
@@ -269,3 +280,65 @@ def test_a_log_that_goes_on_is_appended_to(tmp_path: Path) -> None:
         with runs.logging_to(tmp_path / "train.log", first_rank=True):
             logging.getLogger("vitlab.x").info("start %d", number)
     assert [line[-7:] for line in (tmp_path / "train.log").read_text().splitlines()] == ["start 1", "start 2"]
+
+
+# ------------------------------------------------------------------------------------------ nothing saved is lost
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """The folder of a run that was stopped after its first checkpoint."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / runs.LAST).touch()
+    runs.write_config(tmp_path, {"trainer": {"max_epochs": 3}, "resume": None})
+    runs.replace(tmp_path / runs.RESULTS, '{"status": "crashed"}')
+    return tmp_path
+
+
+def configuration(resume: str | None, epochs: int = 3) -> Node:
+    return {"trainer": {"max_epochs": epochs}, "resume": resume}
+
+
+def test_a_stopped_run_may_be_resumed_and_not_begun_anew_in_its_folder(stopped: Path, tmp_path: Path) -> None:
+    assert runs.folder_problems(configuration(str(stopped)), stopped) == []
+    assert runs.folder_problems(configuration("auto"), stopped) == []
+    (problem,) = runs.folder_problems(configuration(None), stopped)
+    assert f"resume={stopped} goes on with it" in problem
+    assert runs.folder_problems(configuration(None), tmp_path / "new") == []
+    assert runs.folder_problems({"run": "x"}, stopped) == [], "an evaluation may be made again"
+
+
+def test_a_finished_run_goes_on_only_with_more_to_do(stopped: Path) -> None:
+    runs.replace(stopped / runs.RESULTS, '{"status": "finished"}')
+    (problem,) = runs.folder_problems(configuration(str(stopped)), stopped)
+    assert "is finished; raise trainer.max_epochs" in problem
+    assert runs.folder_problems(configuration(str(stopped), epochs=4), stopped) == []
+
+
+def test_a_run_without_a_checkpoint_cant_be_resumed_by_name(stopped: Path) -> None:
+    (stopped / runs.LAST).unlink()
+    (problem,) = runs.folder_problems(configuration(str(stopped)), stopped)
+    assert "has no checkpoints/last.ckpt to go on from" in problem
+    assert runs.folder_problems(configuration("auto"), stopped) == []
+
+
+def test_a_run_that_is_being_trained_is_left_alone(stopped: Path) -> None:
+    alive = {"status": "running", "host": platform.node(), "process": os.getpid()}
+    runs.replace(stopped / runs.RESULTS, json.dumps(alive))
+    assert "is being trained by process" in runs.folder_problems(configuration("auto"), stopped)[0]
+    assert not runs.is_alive({**alive, "host": "elsewhere"})
+    assert not runs.is_alive({**alive, "process": 2**22 + 1})
+    assert not runs.is_alive({"status": "running", "host": platform.node()})
+
+
+def test_changed_settings_are_told_by_name() -> None:
+    before, after = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
+    assert runs.changes(before, after) == ["a.c: 2 -> 4", "d: 3 -> None", "e: None -> 5"]
+
+
+def test_other_callbacks_make_another_run_but_not_another_progress_bar_or_folder() -> None:
+    def settled(**callbacks: object) -> Node:
+        return runs.settled({"callbacks": callbacks})
+
+    assert settled(last={"dirpath": "a"}, progress={"leave": True}) == settled(last={"dirpath": "b"}, progress=None)
+    assert settled(ema={"decay": 0.9}) != settled()
