@@ -120,12 +120,15 @@ def train_alike(one: Any, two: VisionTransformer, batch: int) -> None:
     for name, parameter in two.named_parameters():
         assert parameter.grad is not None
         assert parameter.grad.any(), name
-        # a key's bias shifts a row of scores and changes nothing: its gradient is noise
-        chosen = [0, 2] if name.endswith("qkv.bias") else [0]
-        parts = 3 if name.endswith("qkv.bias") else 1
-        for index in chosen:
-            found, expected = (g.chunk(parts)[index] for g in (parameter.grad, gradients[name]))
-            assert norm_difference(found, expected) < 1e-5, name
+        found, expected = parameter.grad, gradients[name]
+        if name.endswith("qkv.bias"):
+            # A key's bias shifts a row of scores and changes nothing: its gradient is noise. A query's gets what little
+            # is left of terms that cancel: in float32, timm's own is 1e-5 off what it is in float64.
+            (queries, _, values), told = found.chunk(3), expected.chunk(3)
+            assert norm_difference(queries, told[0]) < 1e-4, name
+            assert norm_difference(values, told[2]) < 1e-5, name
+            found, expected = torch.cat([queries, values]), torch.cat([told[0], told[2]])
+        assert norm_difference(found, expected) < 1e-5, name
     for model in (one, two):
         torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3, weight_decay=0.05, fused=True).step()
     state = one.state_dict()
@@ -162,7 +165,7 @@ def test_whole_models_give_timms_logits_gradients_and_step(
     name: str, theirs: dict[str, Any], ours: dict[str, Any]
 ) -> None:
     train_alike(*twins(name, theirs, ours), batch=1)
-    gc.collect()  # two L and their gradients take 5 GB
+    gc.collect()  # two of L, their gradients and the states of one optimizer take 8 GB
 
 
 def test_base_16_gives_timms_logits_with_the_trained_weights_where_they_are_cached(
