@@ -81,8 +81,10 @@ def test_its_configuration_is_resolved_and_complete(twins: list[Path], small: li
     assert saved["image_size"] == saved["model"]["image_size"] == saved["data"]["image_size"] == 8
     for override in small:
         key, _, value = override.partition("=")
-        group, _, name = key.partition(".")
-        assert saved[group][name] == yaml.safe_load(value), override
+        found = saved
+        for name in key.split("."):
+            found = found[name]
+        assert found == yaml.safe_load(value), override
 
 
 def test_its_results_have_the_logged_names_scores_counts_and_provenance(twins: list[Path]) -> None:

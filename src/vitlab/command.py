@@ -333,6 +333,7 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
     try:
         with runs.logging_to(file, rank == 0), runs.recorded(run_dir, rank == 0) as results:
             results.update(function(**config))
+            launch.leave_group()
     except (KeyboardInterrupt, SystemExit) as error:
         sys.exit(128 + (signal.SIGTERM if runs.told(error) == "ended by SIGTERM" else signal.SIGINT))
     except Exception:

@@ -52,6 +52,18 @@ def rank(environment: Mapping[str, str]) -> int:
     return int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))
 
 
+def leave_group() -> None:
+    """Ends this process's part in the ranks' communication, once all of them have come so far.
+
+    Lightning leaves it to the interpreter's end, where a thread that still listens may abort a process (seen with
+    gloo: status -6 after a job that was done).
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def run_ranks(entry: Path, run_dir: Path, ranks: int) -> None:
     """Runs `entry` once per rank on the configuration in `run_dir`, and waits.
 
