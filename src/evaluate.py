@@ -34,7 +34,7 @@ def main(
     datamodule = build.data(config["data"])
     module = build.classifier(config["model"], datamodule, config["classifier"])
     module.split = datamodule.tested = split
-    file = Path(run) / "checkpoints" / f"{checkpoint}.ckpt"
+    file = runs.checkpoint_file(Path(run), checkpoint)
     module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
 
     tester = build.trainer(trainer, run_dir=Path(run_dir))

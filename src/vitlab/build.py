@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 def data(node: Node) -> DataModule:
     """The data, loaded: what it holds decides how the network looks."""
     datamodule: DataModule = instantiate(node, _convert_="all")
-    datamodule.prepare_data()
     datamodule.setup()
     return datamodule
 

@@ -288,7 +288,7 @@ def evaluation_problems(read: Reader) -> Iterator[str]:
         return
     if not (Path(run) / runs.CONFIG).is_file():
         yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
-    elif not (Path(run) / "checkpoints" / f"{checkpoint}.ckpt").is_file():
+    elif not runs.checkpoint_file(Path(run), checkpoint).is_file():
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
 
 

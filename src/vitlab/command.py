@@ -253,7 +253,7 @@ def composed_problems(name: str, function: Function, overrides: list[str]) -> li
 def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     """The resolved configuration as plain data, with the run folder filled in; a message if it can't be resolved."""
     cfg = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
-    OmegaConf.set_struct(cfg, False)
+    OmegaConf.set_struct(cfg, False)  # a copy of ours, and only for the next lines: every key is checked after it
     cfg.run_dir = run_dir
     if isinstance(folder := cfg.get("data_dir"), str):  # a run may be evaluated, or resumed, from another folder
         cfg.data_dir = str(Path(folder).expanduser().absolute())

@@ -30,7 +30,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from vitlab.schema import Node
 
 CONFIG, RESULTS, OVERRIDES = "config.yaml", "results.json", ".hydra/overrides.yaml"
-LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
+LAST = "checkpoints/last.ckpt"
 
 # Root keys that don't change what is trained: two runs that differ in these alone are the same run.
 INCIDENTAL = ("run_dir", "resume", "logger", "name")
@@ -52,6 +52,11 @@ def read_config(run_dir: Path) -> Node:
     config = yaml.safe_load(file.read_text())
     assert isinstance(config, dict)
     return config
+
+
+def checkpoint_file(run_dir: Path, name: str) -> Path:
+    """Where a run keeps its checkpoint `best` or `last`."""
+    return run_dir / "checkpoints" / f"{name}.ckpt"
 
 
 def read_results(run_dir: Path) -> Node:
