@@ -24,6 +24,7 @@ def main(
     resume: str | None,
     name: str,
     objective: str,
+    restarts: int,
     compile: bool,
     data: Node,
     model: Node,
@@ -36,8 +37,9 @@ def main(
 ) -> Node:
     from lightning import seed_everything
 
-    from vitlab import build, figures, runs, tracking
+    from vitlab import build, figures, runs, stopping, tracking
     from vitlab.callbacks import scores
+    from vitlab.resume import checkpoint_to_resume, identity
 
     folder = Path(run_dir)
     datamodule = build.data(data)
@@ -47,10 +49,13 @@ def main(
         module.network.compile()  # in place: the names in a checkpoint stay as they are
     with tracking.ended_truly():
         run = build.trainer(trainer, run_dir=folder, logger=logger or {}, callbacks=callbacks)
-        build.describe(run, module, datamodule, batch_size=batch_size, config=runs.read_config(folder))
+        config = runs.read_config(folder)
+        build.describe(run, module, datamodule, batch_size=batch_size, config=config)
 
-        start = runs.checkpoint_to_resume(resume, folder)
-        run.fit(module, datamodule, ckpt_path=start, weights_only=True)
+        module.identity = identity(config, datamodule, tracking.known_run_id(folder))
+        start = checkpoint_to_resume(resume, folder, module.identity, first_rank=run.is_global_zero)
+        with stopping.patience():
+            run.fit(module, datamodule, ckpt_path=start, weights_only=True)
         results = build.best_scores(run, module, datamodule)
         run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
 

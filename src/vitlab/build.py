@@ -11,7 +11,8 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 
-from vitlab.callbacks import BestCheckpoint, Monitor, scores
+from vitlab.callbacks import Monitor, scores
+from vitlab.checkpoints import AtomicFiles, BestCheckpoint
 from vitlab.classifier import Classifier
 from vitlab.data.module import DataModule
 from vitlab.schema import Node
@@ -75,9 +76,17 @@ def trainer(
         logging.getLogger(talker).setLevel(logging.WARNING)
     # lightning 2.6 under torch 2.14 and later; nothing a user could change
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    plugins = instantiate(node.get("plugins"), _convert_="all") or []
     made_trainer: Trainer = instantiate(
-        node, _convert_="all", logger=loggers or False, callbacks=made, default_root_dir=str(run_dir)
+        {k: v for k, v in node.items() if k != "plugins"},
+        _convert_="all",
+        logger=loggers or False,
+        callbacks=made,
+        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicFiles()],
+        default_root_dir=str(run_dir),
     )
+    # Signals are ours (`vitlab.stopping`): Lightning's handler of SIGTERM communicates between ranks wherever they are
+    made_trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return made_trainer
 
 

@@ -1,16 +1,16 @@
-"""What is watched while a run trains: progress, speed, gradients; and the checkpoints it keeps."""
+"""What is watched while a run trains: progress, speed, gradients."""
 
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 
 from vitlab import tracking
+from vitlab.checkpoints import gathered
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
 from vitlab.tracking import MetricsFile
@@ -29,13 +29,21 @@ def fitting(trainer: Trainer) -> bool:
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
+def restored(metric: MeanMetric, state: dict[str, Any]) -> None:
+    """Gives a metric the sums that it had when a checkpoint was made."""
+    for name, value in state.items():
+        getattr(metric, name).copy_(value)
+    metric._update_count = 1  # or it would warn that nothing was added to it
+
+
 class Monitor(Callback):
     """Logs a row every `trainer.log_every_n_steps` steps and at an epoch's end; tells a line of text each epoch.
 
     The row: mean loss over the images since the last row (of all ranks), the step's learning rate of each parameter
     group, norm of the gradient before clipping, images seen, images per second (of all devices, validation and
-    checkpoints not counted). Between rows nothing waits for the device. No row spans two epochs, so a run that goes
-    on from an epoch's checkpoint logs what an uninterrupted one does.
+    checkpoints not counted). Between rows nothing waits for the device. No row spans two epochs. A checkpoint holds the
+    sums of the row that is open, of each rank, and how many rows were written: a run that goes on writes on from there
+    what an uninterrupted one does.
     """
 
     def __init__(self) -> None:
@@ -48,12 +56,30 @@ class Monitor(Callback):
         self._last_loss = float("nan")
         self._done = 0
         self._rates: dict[str, float] = {}
+        self._rows: int | None = 0  # of metrics.csv that the checkpoint knew
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"images": self.images}
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, Classifier)
+        rows = [len(logger.rows) for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+        checkpoint["monitor"] = {
+            "images": self.images,
+            "window_images": self._window_images,
+            "last_loss": self._last_loss,
+            "losses": gathered(trainer, pl_module.train_loss.metric_state),
+            "rows": rows[0] if rows else None,
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.images = state_dict["images"]
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, Classifier)
+        if trainer.state.fn != TrainerFn.FITTING:
+            return  # the best checkpoint, to be tested, knows less than the end of training
+        state = checkpoint["monitor"]
+        self.images, self._window_images = state["images"], state["window_images"]
+        self._last_loss, self._rows, losses = state["last_loss"], state["rows"], state["losses"]
+        if len(losses) == trainer.world_size:
+            restored(pl_module.train_loss, losses[trainer.global_rank])
+        elif trainer.global_rank == 0:  # on another number of devices: one of them takes all
+            restored(pl_module.train_loss, {k: sum(part[k] for part in losses) for k in losses[0]})
 
     @property
     def images_per_second(self) -> float:
@@ -65,7 +91,7 @@ class Monitor(Callback):
         self._done = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
-                logger.rewind(trainer.global_step)
+                logger.rewind(trainer.global_step, self._rows)
                 tracking.replay(logger.rows, trainer.loggers)
         self._since = time.perf_counter()
 
@@ -132,44 +158,3 @@ class Monitor(Callback):
         parts += [f"train/loss {self._last_loss:.4f}", *(f"{k} {v:.4f}" for k, v in sorted(scores.items()))]
         parts += [f"{self.images_per_second:,.0f} images/s"] if self.seconds else []
         log.info("   ".join(parts))
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt` by `monitor`, and all of the validation's scores at that point.
-
-    A training that ends before its first validation (`trainer.max_steps=3`) has no best weights: then its last
-    ones are kept under that name, and the log says so.
-    """
-
-    def __init__(self, *, dirpath: str, monitor: str, mode: str) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_on_train_epoch_end=False,  # but at each validation's end
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-        self.best_scores: dict[str, float] = {}
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.monitor is not None
-        current = trainer.callback_metrics.get(self.monitor)
-        if fitting(trainer) and self.check_monitor_top_k(trainer, current):
-            self.best_scores = scores(trainer, "val")
-        super().on_validation_end(trainer, pl_module)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "best_scores": self.best_scores}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_scores = state_dict["best_scores"]
-        super().load_state_dict(state_dict)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        if not self.best_model_path and self.dirpath:
-            log.warning("no validation in %d steps: the best checkpoint is the last", trainer.global_step)
-            self.best_model_path = str(Path(self.dirpath) / "best.ckpt")
-            trainer.save_checkpoint(self.best_model_path, weights_only=False)

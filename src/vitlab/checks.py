@@ -309,9 +309,19 @@ def root_problems(read: Reader) -> Iterator[str]:
         yield f"optimizer.weight_decay={shown(decay)} must be 0 or more"
     callbacks = read("callbacks", dict)
     targets = [str(node["_target_"]) for node in nodes_in(callbacks or {}).values()]
-    for needed, what in (("BestCheckpoint", "keeps the checkpoint that is tested"), ("Monitor", "logs the training")):
-        if callbacks is not None and not any(target.endswith(f".{needed}") for target in targets):
-            yield f"callbacks has no vitlab.callbacks.{needed}, which {what}; use callbacks=default and add to it"
+    for needed, what in (
+        ("checkpoints.BestCheckpoint", "keeps the checkpoint that is tested"),
+        ("checkpoints.LastCheckpoint", "keeps the checkpoint that a run goes on from"),
+        ("callbacks.Monitor", "logs the training"),
+    ):
+        if callbacks is not None and f"vitlab.{needed}" not in targets:
+            yield f"callbacks has no vitlab.{needed}, which {what}; use callbacks=default and add to it"
+    for name_ in ("best", "last"):
+        for key, value in (read(f"callbacks.{name_}", dict) or {}).items():
+            if ("every_n" in key or key == "keep") and fits(value, float) and value <= 0:
+                yield f"callbacks.{name_}.{key}={shown(value)} must be above 0" + " or null" * ("every_n" in key)
+    if (restarts := read("restarts", int)) is not None and restarts < 0:
+        yield f"restarts={restarts} must be 0 or more"
     lr = read("optimizer.lr", float)
     if lr is not None and not lr > 0:
         yield f"optimizer.lr={shown(lr)} must be above 0"

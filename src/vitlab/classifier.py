@@ -45,6 +45,7 @@ class Classifier(LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.split = "test"  # what the test loop's images are: `evaluate.py` runs it on any split
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
+        self.identity: dict[str, Any] = {}  # what a checkpoint says it is of (`vitlab.resume`)
         self.train_loss = MeanMetric()
         self.scores = nn.ModuleDict({f"{s}_scores": self.make_scores(s) for s in ("train", "val", "test")})
 
@@ -108,6 +109,9 @@ class Classifier(LightningModule):
             shown = split == "val" and name in ("acc", "loss")
             # to `callback_metrics` and the progress bar; the Monitor sends it on, at the right step
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown, logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vitlab"] = self.identity
 
     def configure_model(self) -> None:
         """Shards the network block by block where the strategy is FSDP2 (`trainer=fsdp`); else does nothing."""

@@ -8,11 +8,10 @@ command line -> preflight: compose leniently, check everything, show all problem
 
 import logging
 import os
-import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,8 +28,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import launch, resolvers, runs
+from vitlab import launch, resolvers, runs, stopping
 from vitlab.schema import Node, defaults, suggest
+from vitlab.stopping import Stopped
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 EXPERIMENTS = CONF.parent / "experiments"
@@ -103,10 +103,12 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
     arguments, asks = parse_arguments(argv)
     if asks:
         return argv
+    from vitlab import resume
+
     problems: list[str] = []
     with initialized(arguments):
         try:
-            resumed = runs.resumed_overrides(arguments.overrides, problems)
+            resumed = resume.resumed_overrides(arguments.overrides, problems)
             parser = OverridesParser.create(GlobalHydra.instance().config_loader())
             overrides = parser.parse_overrides([*resumed, *arguments.overrides])
         except HydraException as error:
@@ -135,11 +137,15 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         if arguments.multirun:
             if config.get("resume") not in (None, "auto"):
                 stop(name, [f"resume={config['resume']} names one run, and -m starts several; leave one of them out"])
-        elif in_folder:
-            if problems := runs.folder_problems(config, Path(cfg.hydra.run.dir).resolve()):
-                stop(name, problems)
-        elif config.get("resume") == "auto":
-            resumed += runs.resume_auto(config, Path(cfg.hydra.run.dir).parent)
+        else:
+            if config.get("resume", "") is None and launch.restarted(os.environ):
+                config["resume"] = "auto"
+                resumed.append("resume=auto")  # a requeued job goes on, whatever its command line says
+            if in_folder:
+                if problems := resume.folder_problems(config, Path(cfg.hydra.run.dir).resolve()):
+                    stop(name, problems)
+            elif config.get("resume") == "auto":
+                resumed += resume.resume_auto(config, Path(cfg.hydra.run.dir).parent)
     quiet = ["hydra.output_subdir=null"] if launch.rank(os.environ) else []  # rank 0 writes it
     line = ["++" + a if a in unlisted else a for a in argv]
     first = argv.index(arguments.overrides[0]) if arguments.overrides else len(argv)
@@ -291,36 +297,47 @@ def message(name: str, problems: list[str]) -> str:
 
 def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> float | None:
     """A job as Hydra starts it: checks the configuration once more, writes it down, runs it, returns its score."""
+    from vitlab import resume
+
     hydra_cfg = HydraConfig.get()
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
     config = plain(cfg, str(run_dir))
     if problems := check(function, config):
         raise ValueError(message(name, problems))
     assert isinstance(config, dict)
-    external = launch.started_by_others(os.environ)
     if launch.rank(os.environ) == 0:
-        if problems := runs.folder_problems(config, run_dir):
+        if problems := resume.folder_problems(config, run_dir):
             raise ValueError(message(name, problems))
-        if config.get("resume") and (run_dir / runs.CONFIG).is_file():
-            for change in runs.changes(runs.settled(runs.read_config(run_dir)), runs.settled(config)):
-                print(f"resume with another setting: {change}", file=sys.stderr)
-        runs.write_config(run_dir, config)
-    trainer = config["trainer"]
-    ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"])
-    if not external and (ranks > 1 or hydra_cfg.mode == RunMode.MULTIRUN):
-        try:
-            launch.run_ranks(entry, run_dir, ranks)
-        except launch.JobFailed as error:
-            runs.record_crash(run_dir, str(error))
-            if hydra_cfg.mode == RunMode.MULTIRUN:
-                raise  # Hydra shows it, goes on with the next job, and ends with status 1
-            print(error, file=sys.stderr)
-            sys.exit(1)
+        with runs.held(run_dir, "job"):
+            runs.write_config(run_dir, config)
+            start_job(name, function, entry, config, sweep=hydra_cfg.mode == RunMode.MULTIRUN)
     else:
         run_recorded(name, function, run_dir, config)
     results = runs.read_results(run_dir)
     objective = config.get("objective")
     return float(results[objective]) if objective in results else None
+
+
+def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep: bool) -> None:
+    """Runs a job in this process, or in processes of its own where it has several devices, belongs to a sweep, or may
+    have to be started again.
+    """
+    run_dir, trainer, restarts = Path(config["run_dir"]), config["trainer"], config.get("restarts", 0)
+    ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"])
+    if launch.started_by_others(os.environ) or not (ranks > 1 or sweep or restarts):
+        run_recorded(name, function, run_dir, config)
+        return
+    try:
+        launch.run_ranks(entry, run_dir, ranks, restarts=restarts)
+    except Stopped as stop:
+        runs.record_end(run_dir, stop.outcome)  # once more: the first rank may have been killed before it could
+        sys.exit(stopping.STATUS[stop.outcome])
+    except launch.JobFailed as error:
+        runs.record_crash(run_dir, str(error), first=error.killed)
+        if sweep:
+            raise  # Hydra shows it, goes on with the next job, and ends with status 1
+        print(f"{name} failed: {error}; {runs.way_on(run_dir)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> None:
@@ -330,14 +347,31 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
     """
     rank = launch.rank(os.environ)
     file = run_dir / (f"{name}.rank{rank}.log" if rank else f"{name}.log")
+    if launch.restarted(os.environ) and "resume" in config:
+        config["resume"] = config["resume"] or "auto"
+
+    def at_once(outcome: stopping.Outcome) -> None:
+        if rank == 0:
+            runs.record_end(run_dir, outcome)
+
     try:
-        with runs.logging_to(file, rank == 0), runs.recorded(run_dir, rank == 0) as results:
+        with ExitStack() as stack:
+            if rank == 0:
+                stack.enter_context(runs.held(run_dir, "rank0"))
+            stack.enter_context(runs.logging_to(file, rank == 0))
+            results = stack.enter_context(runs.recorded(run_dir, rank == 0))
+            stack.enter_context(stopping.heard(at_once))
             results.update(function(**config))
             launch.leave_group()
-    except (KeyboardInterrupt, SystemExit) as error:
-        sys.exit(128 + (signal.SIGTERM if runs.told(error) == "ended by SIGTERM" else signal.SIGINT))
+    except Stopped as stop:
+        sys.exit(stopping.STATUS[stop.outcome])
+    except (KeyboardInterrupt, SystemExit):
+        sys.exit(stopping.STATUS["interrupted"])
+    except runs.Occupied as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(1)
     except Exception:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
-        print(f"{name} failed; the traceback is in {file}", file=sys.stderr)
+        print(f"{name} failed; the traceback is in {file}; {runs.way_on(run_dir)}", file=sys.stderr)
         sys.exit(1)

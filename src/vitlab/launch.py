@@ -5,24 +5,42 @@ So the ranks cannot differ (no time stamp, random suggestion or sweep value is m
 which Hydra launcher the job came through. Lightning's own launcher re-runs the command line instead, which under
 `--multirun` runs the whole sweep in every rank.
 
-The ranks are started and watched by `torch.distributed.run`, torch's own launcher: it finds a free port, takes the
-others down when one dies, and Lightning knows its environment.
+The ranks are told their places in torchrun's variables, which torch and Lightning know. They are started here and
+not by torchrun, for what it can't do: signals reach each rank once and leave it the time to save, a rank's death
+takes the others down within seconds and is told in one line, and no process imports torch only to wait.
 """
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from vitlab import stopping
+from vitlab.stopping import Stopped
+
+TAKEDOWN = 15.0  # seconds for the other ranks to end once one has
 RUN_VARIABLE = "VITLAB_RUN"  # the run folder, for a process that is (a rank of) a job
 
 
+_stores: dict[Path, Any] = {}  # kept as long as this process: ranks that end talk to them to the last
+
+log = logging.getLogger(__name__)
+
+
 class JobFailed(RuntimeError):
-    """A job's processes ended with a status other than zero; the reason stands in its output and log."""
+    """A job's processes ended with a status other than zero; `killed`: by a signal, so that none could say why."""
+
+    def __init__(self, reason: str, *, killed: bool = False) -> None:
+        super().__init__(reason)
+        self.killed = killed
 
 
 def ranks_per_node(devices: int | str | Sequence[int], accelerator: str) -> int:
@@ -52,6 +70,11 @@ def rank(environment: Mapping[str, str]) -> int:
     return int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))
 
 
+def restarted(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun, the cluster or we start this job again: then it goes on instead of beginning."""
+    return any(int(environment.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
 def leave_group() -> None:
     """Ends this process's part in the ranks' communication, once all of them have come so far.
 
@@ -64,33 +87,103 @@ def leave_group() -> None:
         distributed.destroy_process_group()
 
 
-def run_ranks(entry: Path, run_dir: Path, ranks: int) -> None:
-    """Runs `entry` once per rank on the configuration in `run_dir`, and waits.
+def run_ranks(entry: Path, run_dir: Path, ranks: int, *, restarts: int = 0) -> None:
+    """Runs `entry` once per rank on the configuration in `run_dir`, and waits; after a failure, `restarts` times again.
 
-    Ctrl-C and SIGTERM are passed on and waited for. Raises `JobFailed` when a rank fails.
+    Signals that ask to stop are passed on. Raises `JobFailed` when a rank fails, `Stopped` when the job was asked to.
     """
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += [str(entry)]
+    for attempt in range(restarts + 1):
+        processes = start(entry, run_dir, ranks, attempt, restarts)
+        with passed_on(processes):
+            failure = wait(processes)
+        if failure is None:
+            break
+        reason = told(failure, ranks)
+        if attempt == restarts:
+            raise JobFailed(reason, killed=failure[1] < 0)
+        log.warning("%s; start %d of %d", reason, attempt + 2, restarts + 1)
+    for outcome, status in stopping.STATUS.items():
+        if any(process.returncode == status for process in processes):
+            raise Stopped(outcome)
+
+
+def start(entry: Path, run_dir: Path, ranks: int, attempt: int, restarts: int) -> list["subprocess.Popen[bytes]"]:
+    """Starts the ranks, each told its place as torchrun tells it."""
     environment = {k: v for k, v in os.environ.items() if k not in ("MASTER_ADDR", "MASTER_PORT")}
-    environment[RUN_VARIABLE] = str(run_dir)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    environment |= {RUN_VARIABLE: str(run_dir), "TORCHELASTIC_RESTART_COUNT": str(attempt)}
+    if ranks > 1:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    # A process group of its own: Ctrl-C comes to this process alone, which passes it on exactly once.
-    process = subprocess.Popen(command, env=environment, process_group=0)
+        # They meet at a store that this process serves, as torchrun does: its port is free because it is taken already.
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        _stores[run_dir] = store
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": run_dir.name}
+        environment |= {"TORCHELASTIC_MAX_RESTARTS": str(restarts), "GROUP_RANK": "0"}
+        environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {} for rank in range(ranks)]
+    # Process groups of their own: Ctrl-C comes to this process alone, which passes it on exactly once.
+    line = [sys.executable, str(entry)]
+    return [subprocess.Popen(line, env={**environment, **place}, process_group=0) for place in places]
+
+
+@contextmanager
+def passed_on(processes: list["subprocess.Popen[bytes]"]) -> Iterator[None]:
+    """Passes signals on to the ranks while the block runs; whatever ends it, no rank is left behind."""
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
+        for process in processes:
+            process.send_signal(number)
 
     # Only a main thread may set handlers; elsewhere (some launchers' workers) the launcher owns the signals.
-    passed = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    passed = stopping.SIGNALS if threading.current_thread() is threading.main_thread() else {}
     former = {number: signal.signal(number, pass_on) for number in passed}
     try:
-        status = process.wait()
+        yield
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    if status:
-        raise JobFailed(f"{entry.name} ended with status {status}; its output is above and in {run_dir}")
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def wait(processes: list["subprocess.Popen[bytes]"]) -> tuple[int, int, float] | None:
+    """Waits for all ranks: the one that failed first with its status and how long the others took after it, or None.
+
+    When one rank has ended as it should not, or was stopped, the others can't go on: they have `TAKEDOWN` seconds to
+    notice and to say what they know, then they are killed.
+    """
+    first: tuple[int, int] | None = None
+    ended = 0.0
+    while None in (codes := [process.poll() for process in processes]):
+        if not ended and any(code for code in codes):
+            ended = time.monotonic()
+        if ended and time.monotonic() - ended > TAKEDOWN:
+            for process in processes:
+                process.kill()  # does nothing to those that have ended
+        first = first or failed(codes)
+        time.sleep(0.02)
+    first = first or failed([process.returncode for process in processes])
+    return (*first, time.monotonic() - ended if ended else 0.0) if first else None
+
+
+def failed(codes: Sequence[int | None]) -> tuple[int, int] | None:
+    """The first rank that ended as it should not have, and its status. A signal's victim goes before its witnesses."""
+    bad = [(rank, code) for rank, code in enumerate(codes) if code and code not in stopping.STATUS.values()]
+    return min(bad, key=lambda found: found[1] > 0) if bad else None
+
+
+def told(failure: tuple[int, int, float], ranks: int) -> str:
+    """How a job failed, in a line."""
+    rank, code, seconds = failure
+    how = f"ended with status {code}"
+    if code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL:
+            how += " (by hand, or by the system where memory ran out)"
+    others = f"; the other ranks were gone {seconds:.1f} s later" if ranks > 1 else ""
+    return f"{f'rank {rank} of {ranks}' if ranks > 1 else 'the process'} {how}{others}"

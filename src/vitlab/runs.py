@@ -1,10 +1,10 @@
-"""The run folder: what a run is made from and what it leaves, and how one is found again.
+"""The run folder: what a run is made from, what it leaves, and who owns it.
 
 config.yaml      the resolved configuration: the run can be made again from this file alone
 results.json     status, scores, counts, seconds, provenance
 train.log        everything logged
 metrics.csv      every logged number          (vitlab.tracking)
-checkpoints/     best.ckpt, last.ckpt         (Lightning's ModelCheckpoint)
+checkpoints/     best, last, the one before   (vitlab.checkpoints)
 figures/         curves.png                   (vitlab.callbacks)
 .hydra/          what Hydra composed it from
 """
@@ -25,15 +25,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from filelock import FileLock, Timeout
 
 from vitlab.schema import Node
+from vitlab.stopping import Outcome, Stopped
 
 CONFIG, RESULTS, OVERRIDES = "config.yaml", "results.json", ".hydra/overrides.yaml"
-LAST = "checkpoints/last.ckpt"
-
-# Root keys that don't change what is trained: two runs that differ in these alone are the same run.
-INCIDENTAL = ("run_dir", "resume", "logger", "name")
 
 log = logging.getLogger(__name__)
 
@@ -75,105 +72,68 @@ def replace(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
-# -------------------------------------------------------------------------------------------------------- resume
+# ---------------------------------------------------------------------------------------------------------- one owner
 
 
-def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
-    """For `resume=FOLDER`: what that run was started with, less what `overrides` says anew."""
-    given = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)}
-    if "resume" not in given or (target := str(given["resume"].value())) in ("auto", "None", "null"):
-        return []
-    run_dir = run_of(Path(target))
-    if run_dir is None:
-        problems.append(f"resume={target}: no run folder, nor a checkpoint in one; use resume=auto or a path")
-        return []
-    saved = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
-    parsed = OverridesParser.create().parse_overrides(saved)
-    kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume"}]
-    return [*kept, f"hydra.run.dir={quoted(run_dir)}"]
+LOCKS = {"job": ".job.lock", "rank0": ".rank0.lock"}  # who starts the ranks, and the rank that writes
+LINGERS = 20.0  # seconds that what a killed process left (its loading workers) may hold a lock
 
 
-def resume_auto(config: Node, search: Path) -> list[str]:
-    """For `resume=auto`: the newest unfinished run of the same configuration below `search`, as an override."""
-    candidates = []
-    for file in search.glob(f"*/{CONFIG}"):
-        run_dir = file.parent
-        same = settled(read_config(run_dir)) == settled(config)
-        results = read_results(run_dir)
-        stopped = results.get("status") != "finished" and not is_alive(results)
-        if same and stopped and (run_dir / LAST).is_file():
-            candidates.append(((run_dir / LAST).stat().st_mtime, run_dir))
-    return [f"hydra.run.dir={quoted(max(candidates)[1])}"] if candidates else []
-
-
-def settled(config: Node) -> Node:
-    """The part of a configuration that decides what is trained."""
-    kept = {k: v for k, v in config.items() if k not in INCIDENTAL}
-    callbacks = {k: v for k, v in (config.get("callbacks") or {}).items() if k != "progress" and v}
-    kept["callbacks"] = {k: {n: x for n, x in v.items() if n != "dirpath"} for k, v in callbacks.items()}
-    return kept
-
-
-def folder_problems(config: Node, run_dir: Path) -> list[str]:
-    """Why a run of this configuration can't begin, or go on, in a folder: what is saved there must not be lost."""
-    if "resume" not in config:
-        return []
-    resume, results = config["resume"], read_results(run_dir)
-    if not (run_dir / LAST).is_file():
-        missing = f"resume={resume}: {run_dir} has no {LAST} to go on from"
-        return [] if resume in (None, "auto") or str(resume).endswith(".ckpt") else [missing]
-    if resume is None:
-        return [f"hydra.run.dir={run_dir} holds a run already: resume={run_dir} goes on with it; else name another"]
-    if is_alive(results):
-        return [f"resume={resume}: {run_dir} is being trained by process {results['process']} on this machine"]
-    if results.get("status") == "finished" and settled(read_config(run_dir)) == settled(config):
-        return [f"resume={resume}: {run_dir} is finished; raise trainer.max_epochs or trainer.max_steps to go on"]
-    return []
-
-
-def is_alive(results: Node) -> bool:
-    """Whether the process that trains a run still lives; known on its own machine alone."""
-    if results.get("status") != "running" or results.get("host") != platform.node():
-        return False
+@contextmanager
+def held(run_dir: Path, role: str) -> Iterator[None]:
+    """Owns a run folder until the block ends, or the process does, however it ends. Raises `Occupied`."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / LOCKS[role])
     try:
-        os.kill(int(results["process"]), 0)
-    except (OSError, KeyError):
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Occupied(f"{run_dir} is being trained in by {holder(read_results(run_dir))}") from None
+    except (OSError, NotImplementedError) as error:
+        log.warning("%s can't be locked (%s): take care that only one process trains in it", run_dir, error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether another process owns a run folder. Waits a moment for what a killed one has left behind."""
+    deadline = time.monotonic() + LINGERS
+    while True:
+        try:
+            for role in LOCKS:
+                if (run_dir / LOCKS[role]).exists():
+                    with FileLock(run_dir / LOCKS[role], timeout=0):
+                        pass
+        except Timeout:
+            results = read_results(run_dir)
+            if time.monotonic() > deadline or results.get("host") != platform.node() or lives(results.get("process")):
+                return True
+            time.sleep(0.2)
+        except (OSError, NotImplementedError):
+            return False
+        else:
+            return False
+
+
+def lives(process: Any) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(int(process), 0)
+    except (OSError, TypeError, ValueError):
         return False
     return True
 
 
-def changes(before: Node, after: Node, path: str = "") -> list[str]:
-    """What differs between two configurations: `trainer.max_epochs: 3 -> 6`."""
-    found = []
-    for key in dict.fromkeys([*before, *after]):
-        old, new, where = before.get(key), after.get(key), f"{path}{key}"
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += changes(old, new, f"{where}.")
-        elif old != new:
-            found.append(f"{where}: {old} -> {new}")
-    return found
+def holder(results: Node) -> str:
+    """Who trains in a folder, as far as its `results.json` tells."""
+    return f"process {results.get('process', '(not known)')} on {results.get('host', 'a machine not known')}"
 
 
-def run_of(path: Path) -> Path | None:
-    """The run folder that a path is or lies in."""
-    for folder in (path, path.parent, path.parent.parent):
-        if (folder / CONFIG).is_file():
-            return folder.resolve()
-    return None
-
-
-def checkpoint_to_resume(resume: str | None, run_dir: Path) -> Path | None:
-    """The checkpoint that a run goes on from: `resume` itself if it is one, else the folder's last, if any."""
-    if resume is None:
-        return None
-    if resume.endswith(".ckpt"):
-        return Path(resume)
-    return run_dir / LAST if (run_dir / LAST).is_file() else None
-
-
-def quoted(path: Path) -> str:
-    """A path as a value in Hydra's override grammar."""
-    return "'" + str(path).replace("'", "\\'") + "'"
+class Occupied(RuntimeError):
+    """Another process trains in the folder."""
 
 
 # ------------------------------------------------------------------------------------------------- log and record
@@ -221,7 +181,8 @@ class CurrentStderr(logging.StreamHandler[TextIO]):
 
 @contextmanager
 def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
-    """Keeps `results.json`: `running` until the block ends, then `finished`, or `crashed` with the error.
+    """Keeps `results.json`: `running` until the block ends, then `finished`, `preempted` or `interrupted` where it was
+    asked to stop, or `crashed` with the error.
 
     The error is that of the rank that failed first: the launcher may end the others, rank 0 too, before they know.
     """
@@ -239,6 +200,10 @@ def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
     write()
     try:
         yield results
+    except Stopped as stop:
+        write(status=stop.outcome)
+        log.warning("%s: stopped as it was asked to; resume=%s goes on", stop.outcome, run_dir)
+        raise
     except BaseException as error:
         reason = told(error)
         record_crash(run_dir, reason, seconds=seconds())
@@ -248,18 +213,30 @@ def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
 
 
 def told(error: BaseException) -> str:
-    """An error in a line. Lightning turns signals into kinds of SystemExit."""
-    if type(error).__name__ == "SIGTERMException":
-        return "ended by SIGTERM"
+    """An error in a line."""
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted"
     return f"{type(error).__name__}: {error}"
 
 
-def record_crash(run_dir: Path, error: str, **more: Any) -> None:
-    """Marks a run as crashed, unless that is already known: the first reason is the one that counts."""
+def record_end(run_dir: Path, outcome: Outcome) -> None:
+    """Marks a run as one that ended as it was asked to."""
+    replace(run_dir / RESULTS, json.dumps({**read_results(run_dir), "status": outcome}, indent=2))
+
+
+def way_on(run_dir: Path) -> str:
+    """What a user can do about a run that has ended too early."""
+    if any((run_dir / "checkpoints").glob("*.ckpt")):
+        return f"resume={run_dir} goes on from the last checkpoint"
+    return "no checkpoint was made yet"
+
+
+def record_crash(run_dir: Path, error: str, *, first: bool = False, **more: Any) -> None:
+    """Marks a run as crashed, unless that is already known: the reason told first is the one that counts, but one that
+    is known to have come `first` goes before.
+    """
     results = read_results(run_dir)
-    if results.get("status") != "crashed":
+    if first or results.get("status") != "crashed":
         replace(run_dir / RESULTS, json.dumps({**results, "status": "crashed", "error": error, **more}, indent=2))
 
 
@@ -274,6 +251,7 @@ def provenance(run_dir: Path) -> Node:
         "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
         "host": platform.node(),
         "process": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID"),  # a requeued job keeps it
     }
 
 

@@ -16,6 +16,9 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vitlab import stopping
+from vitlab.stopping import Stopped
+
 PATIENCE = 30  # seconds until wandb's server counts as out of reach
 
 log = logging.getLogger(__name__)
@@ -35,7 +38,7 @@ class MetricsFile(Logger):
         if self.file.exists():
             with self.file.open(newline="") as lines:
                 reader = csv.DictReader(lines)
-                self.rows = list(reader)
+                self.rows = [row for row in reader if None not in row.values()]  # a kill may cut the last one short
                 self.columns = list(reader.fieldnames or self.columns)
 
     @property
@@ -64,12 +67,19 @@ class MetricsFile(Logger):
                 csv.DictWriter(lines, self.columns).writerow(row)
 
     @rank_zero_only
-    def rewind(self, step: int) -> None:
-        """Drops the rows after `step`."""
-        kept = [row for row in self.rows if int(row["step"]) <= step]
-        if len(kept) < len(self.rows):
-            self.rows = kept
+    def rewind(self, step: int, rows: int | None = None) -> None:
+        """Drops the rows after `step`, and those after the first `rows`: what a checkpoint doesn't know of."""
+        kept = [row for row in self.rows[:rows] if int(row["step"]) <= step]
+        self.rows = kept
+        if self.file.exists():
             self._write_all()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Waits until the rows so far are on the disk."""
+        if self.file.exists():
+            with self.file.open("rb") as lines:
+                os.fsync(lines.fileno())
 
     def _write_all(self) -> None:
         temporary = self.file.with_suffix(".tmp")
@@ -151,6 +161,12 @@ def run_id(folder: Path) -> str:
     return file.read_text().strip()
 
 
+def known_run_id(folder: Path) -> str | None:
+    """The run's wandb id, if it is tracked there."""
+    file = folder / "wandb" / "run_id"
+    return file.read_text().strip() if file.exists() else None
+
+
 def replay(rows: list[dict[str, Any]], loggers: list[Logger]) -> None:
     """Tells an offline wandb run that goes on what it was told before.
 
@@ -166,15 +182,20 @@ def replay(rows: list[dict[str, Any]], loggers: list[Logger]) -> None:
 
 @contextmanager
 def ended_truly() -> Iterator[None]:
-    """Ends the wandb run that the block started, if any, as what it is: finished, or crashed."""
-    failed = True
+    """Ends the wandb run that the block started, if any, as what it is: finished, preempted, or crashed."""
+    status = 1
     try:
         yield
-        failed = False
+        status = 0
+    except Stopped as stop:
+        status = stopping.STATUS[stop.outcome]
+        raise
     finally:
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
-            wandb.finish(exit_code=int(failed))
+            if status == stopping.STATUS["preempted"]:
+                wandb.run.mark_preempting()  # with a status other than 0, wandb then calls it preempted
+            wandb.finish(exit_code=status)
 
 
 def log_image(loggers: list[Logger], name: str, file: Path) -> None:

@@ -144,6 +144,10 @@ class DataModule(LightningDataModule):
         """Number of images of each split."""
         return {name: len(split) for name, split in self._splits.items()}
 
+    def split(self, name: SplitName) -> Split:
+        """The images and labels of a split."""
+        return self._splits[name]
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch, on any number of devices; fewer under trainer.limit_train_batches."""

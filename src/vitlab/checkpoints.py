@@ -1,0 +1,406 @@
+"""Checkpoints: when they are made, what they hold, how they reach the disk, and how a damaged one is told.
+
+checkpoints/last.ckpt         the newest: after so many steps, minutes, epochs; what `resume` goes on from
+checkpoints/previous.ckpt     the one before, should the last be damaged
+checkpoints/best.ckpt         the best by `objective` on the validation split
+checkpoints/step-NNNNNN.ckpt  those to be kept, by choice
+
+Each holds model, averaged weights, optimizer, schedule, gradient scaler, the place in the epoch, the random states of
+every rank, best score, the sums of the log's open row, and `vitlab`: what it is a checkpoint of. All are plain tensors
+and plain data, which load with `weights_only=True`.
+"""
+
+import logging
+import os
+import random
+import shutil
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import distributed
+
+from vitlab import stopping
+from vitlab.stopping import Outcome, Stopped
+
+ORDER = ("last.ckpt", "previous.ckpt")  # of the equally new, which is taken first
+STOPS: tuple[Outcome | None, ...] = (None, "preempted", "interrupted")
+
+log = logging.getLogger(__name__)
+
+
+# ------------------------------------------------------------------------------------------------------- on the disk
+
+
+class AtomicFiles(TorchCheckpointIO):
+    """Writes to a temporary name, flushes to the disk, renames: a kill at any moment leaves the former file whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raises `OSError` naming the file and the disk's free space where it can't be written."""
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.tmp")
+        try:
+            torch.save(checkpoint, temporary)
+            synchronised(temporary)
+            temporary.replace(file)
+            synchronised(file.parent)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+            temporary.unlink(missing_ok=True)
+            free = shutil.disk_usage(file.parent).free / 2**20
+            raise OSError(
+                f"{file} can't be written ({error}); {free:,.0f} MiB are free there. The checkpoint before is whole: "
+                f"make room, and resume=auto goes on from it"
+            ) from error
+
+
+def synchronised(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def damage(file: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes, or None: torch's files carry a checksum (CRC-32) of each record."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # broken bytes end in many ways
+        return f"{type(error).__name__}: {error}"
+    return f"the checksum of its record {bad} is wrong" if bad else None
+
+
+def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest whole checkpoint in a folder, by steps trained; and what is wrong with newer ones.
+
+    Damaged files whose step can't be read count as newer.
+    """
+    files = [file for file in folder.glob("*.ckpt") if not file.name.startswith(".")]
+    damaged = {file: problem for file in files if file.name == ORDER[0] and (problem := damage(file))}
+    steps: dict[Path, int] = {}
+    for file in files:
+        try:
+            steps[file] = int(read(file)["global_step"])
+        except Exception as error:  # the record of steps itself is broken
+            damaged.setdefault(file, f"{type(error).__name__}: {error}")
+
+    def rank(file: Path) -> tuple[int, int]:
+        return steps[file], -(ORDER.index(file.name) if file.name in ORDER else len(ORDER))
+
+    for file in sorted((f for f in steps if f not in damaged), key=rank, reverse=True):
+        if problem := damage(file):
+            damaged[file] = problem
+        else:
+            return file, damaged
+    return None, damaged
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A checkpoint's content; tensors are read from the file when they are used."""
+    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return content
+
+
+def linked(file: Path, name: str) -> None:
+    """Gives a file a second name in its folder, in the place of what had it before."""
+    temporary = file.with_name(f".{name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(file, temporary)
+    except OSError:  # a file system without links
+        shutil.copyfile(file, temporary)
+        synchronised(temporary)
+    temporary.replace(file.with_name(name))
+
+
+# ------------------------------------------------------------------------------------------------------ when and what
+
+
+class LastCheckpoint(Checkpoint):
+    """`last.ckpt`, whenever one of the intervals is over, when training ends, and when it is asked to stop.
+
+    A checkpoint is taken between two optimizer steps: an epoch's before the validation that follows it, so that the
+    validation can be broken off and is repeated.
+
+    Args:
+        dirpath: The run's folder of checkpoints.
+        every_n_epochs: Epochs between two; None: not by epochs.
+        every_n_train_steps: Optimizer steps between two.
+        every_n_minutes: Minutes between two.
+        keep_every_n_epochs: Epochs between those that are kept for good, as `step-NNNNNN.ckpt`.
+        keep_every_n_train_steps: The same in optimizer steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        dirpath: str,
+        every_n_epochs: int | None = 1,
+        every_n_train_steps: int | None = None,
+        every_n_minutes: float | None = 10.0,
+        keep_every_n_epochs: int | None = None,
+        keep_every_n_train_steps: int | None = None,
+    ) -> None:
+        for knob, value in (
+            ("every_n_epochs", every_n_epochs),
+            ("every_n_train_steps", every_n_train_steps),
+            ("every_n_minutes", every_n_minutes),
+            ("keep_every_n_epochs", keep_every_n_epochs),
+            ("keep_every_n_train_steps", keep_every_n_train_steps),
+        ):
+            if value is not None and value <= 0:
+                raise ValueError(f"callbacks.last.{knob}={value} must be above 0, or null for never")
+        self.file = Path(dirpath) / "last.ckpt"
+        self.epochs, self.steps, self.minutes = every_n_epochs, every_n_train_steps, every_n_minutes
+        self.kept_epochs, self.kept_steps = keep_every_n_epochs, keep_every_n_train_steps
+        self.seconds = 0.0  # spent on saving
+        self.saves = 0
+        self._saved = self._seen = self._validated = -1  # optimizer steps at these moments
+        self._time = 0.0
+        self._random: list[dict[str, Any]] = []
+
+    # ------------------------------------------------------------------------------------------------------- when
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen = trainer.global_step
+        self._time = time.monotonic()
+        if self._random:
+            restore_random(self._random, trainer.global_rank)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._seen:
+            return  # gradients are still being accumulated
+        self._seen = step
+        late = self.minutes is not None and time.monotonic() - self._time > 60 * self.minutes
+        late, stop = agreed(trainer, late, stopping.requested())
+        ends, epoch = trainer.is_last_batch, trainer.current_epoch + 1
+        due = late or stop is not None or divides(self.steps, step) or divides(self.kept_steps, step)
+        if due or (ends and (divides(self.epochs, epoch) or divides(self.kept_epochs, epoch))):
+            self.save(trainer)
+            if trainer.is_global_zero and (
+                divides(self.kept_steps, step) or (ends and divides(self.kept_epochs, epoch))
+            ):
+                linked(self.file, f"step-{step:06d}.ckpt")
+        if stop:
+            raise Stopped(stop)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        stop = stopping.requested()
+        if stop and self._saved == trainer.global_step and trainer.state.fn == TrainerFn.FITTING:
+            raise Stopped(stop)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._validated = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt`; what had that name is `previous.ckpt` now. Every rank calls it."""
+        start = time.monotonic()
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()  # the rows that the checkpoint counts must not be lost when it is not
+            if self.file.exists() and self._saved != trainer.global_step:
+                linked(self.file, "previous.ckpt")
+        trainer.save_checkpoint(self.file, weights_only=False)
+        self._saved, self._time = trainer.global_step, time.monotonic()
+        self.seconds += self._time - start
+        self.saves += 1
+
+    # ------------------------------------------------------------------------------------------------------- what
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds to any checkpoint of a run: the random states, and a place in the loops that can be gone on from."""
+        checkpoint["random"] = gathered(trainer, random_state())
+        if trainer.state.fn == TrainerFn.FITTING:
+            fetcher = trainer.fit_loop._data_fetcher
+            epoch_loop = trainer.fit_loop.epoch_loop
+            due = fetcher is not None and epoch_loop._should_check_val_fx(fetcher)
+            rewrite_loops(
+                checkpoint["loops"]["fit_loop"],
+                step=trainer.global_step,
+                steps_per_epoch=-(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches),
+                batches_per_epoch=int(trainer.num_training_batches),
+                accumulate=trainer.accumulate_grad_batches,
+                validation_due=due and self._validated != trainer.global_step,
+            )
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._random = checkpoint.get("random", [])
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A rank that was stopped in a validation leaves the others without an answer: that is no failure of theirs."""
+        stop = stopping.requested()
+        if stop and not isinstance(exception, Stopped) and self._saved == trainer.global_step and trainer.validating:
+            raise Stopped(stop) from exception
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt` by `monitor`, and all of the validation's scores at that point.
+
+    `keep` above 1 keeps the next best as well, all as `best-STEP.ckpt`; `best.ckpt` is then another name of the best.
+
+    A training that ends before its first validation (`trainer.max_steps=3`) has no best weights: then its last
+    ones are kept under that name, and the log says so.
+    """
+
+    def __init__(self, *, dirpath: str, monitor: str, mode: str, keep: int = 1) -> None:
+        if keep < 1:
+            raise ValueError(f"callbacks.best.keep={keep} must be at least 1")
+        super().__init__(
+            dirpath=dirpath,
+            filename="best" if keep == 1 else "best-{step:06d}",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=keep,
+            save_on_train_epoch_end=False,  # but at each validation's end
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        self.file = Path(dirpath) / "best.ckpt"
+        self.best_scores: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        former = self.best_model_path
+        assert self.monitor is not None
+        current = trainer.callback_metrics.get(self.monitor)
+        better = current is not None and (
+            self.best_model_score is None
+            or bool(current < self.best_model_score if self.mode == "min" else current > self.best_model_score)
+        )
+        if better:
+            measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            self.best_scores = {k: int(v) if k.endswith(("/correct", "/count")) else v for k, v in measured.items()}
+        super().on_validation_end(trainer, pl_module)
+        if self.save_top_k > 1 and self.best_model_path != former and trainer.is_global_zero:
+            linked(Path(self.best_model_path), self.file.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best_scores": self.best_scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_scores = state_dict["best_scores"]
+        super().load_state_dict(state_dict)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if not self.best_model_path:
+            log.warning("no validation in %d steps: the best checkpoint is the last", trainer.global_step)
+            self.best_model_path = str(self.file)
+            trainer.save_checkpoint(self.file, weights_only=False)
+
+
+def divides(interval: int | None, count: int) -> bool:
+    """Whether `count` is a multiple of an interval that may be None."""
+    return interval is not None and count % interval == 0
+
+
+def agreed(trainer: Trainer, late: bool, stop: Outcome | None) -> tuple[bool, Outcome | None]:
+    """What the first rank knows of the clock and of signals, on all ranks."""
+    if trainer.world_size == 1:
+        return late, stop
+    told = torch.tensor([int(late), STOPS.index(stop)], device=trainer.strategy.root_device)
+    distributed.broadcast(told, src=0)
+    first, second = told.tolist()
+    return bool(first), STOPS[second]
+
+
+def gathered(trainer: Trainer, value: Any) -> list[Any]:
+    """Every rank's value, in the order of ranks, on all of them."""
+    if trainer.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    distributed.all_gather_object(values, value)
+    return values
+
+
+# ------------------------------------------------------------------------------------------------------ random states
+
+
+def random_state() -> dict[str, Any]:
+    """All random states of this process, as plain data.
+
+    Workers that load have none of their own to be kept: what they draw depends on (seed, epoch, index) alone.
+    """
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (the state that other people's code draws from)
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "devices": devices,
+    }
+
+
+def restore_random(states: list[dict[str, Any]], rank: int) -> None:
+    """Sets this process's random states to those of its rank; does nothing for a rank that had none yet."""
+    if rank >= len(states):
+        return
+    state = states[rank]
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"].cpu())
+    if len(state["devices"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([device.cpu() for device in state["devices"]])
+
+
+# ----------------------------------------------------------------------------------------------- place in the loops
+
+
+def rewrite_loops(
+    loops: dict[str, Any],
+    *,
+    step: int,
+    steps_per_epoch: int,
+    batches_per_epoch: int,
+    accumulate: int,
+    validation_due: bool,
+) -> None:
+    """Makes the counters of Lightning's fit loop say just this: `step` steps are done, and whether validation follows.
+
+    As Lightning saves them they depend on the hook that saves, and some of these states are resumed wrongly (lightning
+    2.6: after a checkpoint in an epoch's last `on_train_batch_end` the validation is left out, and with
+    `max_steps` an epoch's end is counted twice). Three states remain, and each is gone on from exactly: within an
+    epoch, before a validation, before an epoch. The training batches follow from the step alone (`DataModule.position`).
+    """
+    epoch, done = divmod(step, max(1, steps_per_epoch))
+    batches = done * accumulate
+    if validation_due and done == 0 and step:  # the epoch isn't over before its validation
+        epoch, batches = epoch - 1, batches_per_epoch
+    starts = batches == 0
+    at_start = {"ready": epoch + 1, "started": epoch, "processed": epoch, "completed": epoch}
+    within = {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
+    both("epoch_progress", loops, at_start if starts else within)
+    both("epoch_loop.batch_progress", loops, dict.fromkeys(within, batches))
+    loops["epoch_loop.batch_progress"]["total"] = dict.fromkeys(within, epoch * batches_per_epoch + batches)
+    loops["epoch_loop.batch_progress"]["is_last_batch"] = batches == batches_per_epoch
+    waiting = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    both("epoch_loop.val_loop.batch_progress", loops, waiting if validation_due else dict.fromkeys(waiting, 0))
+    loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step
+
+
+def both(name: str, loops: dict[str, Any], counts: dict[str, int]) -> None:
+    """Sets a counter of this epoch, and of the whole training."""
+    loops[name]["total"], loops[name]["current"] = dict(counts), dict(counts)
