@@ -65,6 +65,8 @@ class Monitor(Callback):
             "images": self.images,
             "window_images": self._window_images,
             "last_loss": self._last_loss,
+            "rates": self._rates,
+            "gradient_norm": pl_module.gradient_norm,
             "losses": gathered(trainer, pl_module.train_loss.metric_state),
             "rows": rows[0] if rows else None,
         }
@@ -76,6 +78,7 @@ class Monitor(Callback):
         state = checkpoint["monitor"]
         self.images, self._window_images = state["images"], state["window_images"]
         self._last_loss, self._rows, losses = state["last_loss"], state["rows"], state["losses"]
+        self._rates, pl_module.gradient_norm = state["rates"], state["gradient_norm"]
         if len(losses) == trainer.world_size:
             restored(pl_module.train_loss, losses[trainer.global_rank])
         elif trainer.global_rank == 0:  # on another number of devices: one of them takes all

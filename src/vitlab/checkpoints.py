@@ -166,6 +166,7 @@ class LastCheckpoint(Checkpoint):
         self.seconds = 0.0  # spent on saving
         self.saves = 0
         self._saved = self._seen = self._validated = -1  # optimizer steps at these moments
+        self._due: tuple[bool, bool, Outcome | None] = (False, False, None)  # save, keep, stop
         self._time = 0.0
         self._random: list[dict[str, Any]] = []
 
@@ -188,12 +189,22 @@ class LastCheckpoint(Checkpoint):
         late, stop = agreed(trainer, late, stopping.requested())
         ends, epoch = trainer.is_last_batch, trainer.current_epoch + 1
         due = late or stop is not None or divides(self.steps, step) or divides(self.kept_steps, step)
-        if due or (ends and (divides(self.epochs, epoch) or divides(self.kept_epochs, epoch))):
+        kept = divides(self.kept_steps, step) or (ends and divides(self.kept_epochs, epoch))
+        self._due = (due or kept or (ends and divides(self.epochs, epoch)), kept, stop)
+        if not ends or self.validation_due(trainer):
+            self._act(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._act(trainer)  # where no validation follows an epoch's last step, the epoch's last row still does
+
+    def _act(self, trainer: Trainer) -> None:
+        """Does what was found due after the last step, once."""
+        save, keep, stop = self._due
+        self._due = (False, False, None)
+        if save:
             self.save(trainer)
-            if trainer.is_global_zero and (
-                divides(self.kept_steps, step) or (ends and divides(self.kept_epochs, epoch))
-            ):
-                linked(self.file, f"step-{step:06d}.ckpt")
+        if keep and trainer.is_global_zero:
+            linked(self.file, f"step-{trainer.global_step:06d}.ckpt")
         if stop:
             raise Stopped(stop)
 
@@ -230,17 +241,20 @@ class LastCheckpoint(Checkpoint):
         """Adds to any checkpoint of a run: the random states, and a place in the loops that can be gone on from."""
         checkpoint["random"] = gathered(trainer, random_state())
         if trainer.state.fn == TrainerFn.FITTING:
-            fetcher = trainer.fit_loop._data_fetcher
-            epoch_loop = trainer.fit_loop.epoch_loop
-            due = fetcher is not None and epoch_loop._should_check_val_fx(fetcher)
             rewrite_loops(
                 checkpoint["loops"]["fit_loop"],
                 step=trainer.global_step,
                 steps_per_epoch=-(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches),
                 batches_per_epoch=int(trainer.num_training_batches),
                 accumulate=trainer.accumulate_grad_batches,
-                validation_due=due and self._validated != trainer.global_step,
+                validation_due=self.validation_due(trainer),
             )
+
+    def validation_due(self, trainer: Trainer) -> bool:
+        """Whether the step just done is followed by a validation that hasn't been."""
+        fetcher = trainer.fit_loop._data_fetcher
+        follows = fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+        return follows and self._validated != trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._random = checkpoint.get("random", [])
@@ -399,6 +413,10 @@ def rewrite_loops(
     both("epoch_loop.val_loop.batch_progress", loops, waiting if validation_due else dict.fromkeys(waiting, 0))
     loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step
+    steps = batches // accumulate if batches < batches_per_epoch else steps_per_epoch
+    progress = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for counter in (loops["epoch_loop.scheduler_progress"], progress["step"], progress["zero_grad"]):
+        counter["current"] = dict.fromkeys(counter["current"], steps)
 
 
 def both(name: str, loops: dict[str, Any], counts: dict[str, int]) -> None:
