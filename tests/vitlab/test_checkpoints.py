@@ -1,21 +1,16 @@
 """A run that is cut off at any step and goes on ends as the run that never was: weights, metrics, best checkpoint."""
 
-import csv
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from lightning import Callback, LightningModule, Trainer
-from PIL import Image
 
 from conftest import Configure
-from vitlab import build, checkpoints, resume, runs
-from vitlab.checkpoints import LastCheckpoint
+from faults import assert_same_run
+from vitlab import build, runs
 from vitlab.schema import Node
 
 Train = Callable[..., Node]
@@ -93,37 +88,6 @@ def run(
         return folder
 
     return train
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as lines:
-        return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(lines)]
-
-
-def same(one: Any, two: Any) -> bool:
-    """Whether two contents are equal, tensors bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, two)
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))
-    return bool(one == two)
-
-
-def assert_same_run(one: Path, two: Path) -> None:
-    """Same metrics, and the same content of the last and the best checkpoint but for paths."""
-    assert rows(one) == rows(two)
-    for name in ("last", "best"):
-        first, second = (checkpoints.read(run / "checkpoints" / f"{name}.ckpt") for run in (one, two))
-        parts = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "random", "monitor", "global_step")
-        for part in (*parts, "current_model_state", "averaging_state"):
-            assert same(first.get(part), second.get(part)), f"{name}: {part}"
-    ends = [runs.read_results(run) for run in (one, two)]
-    assert [{k: v for k, v in end.items() if k[:4] in ("val/", "test")} for end in ends[:1]] == [
-        {k: v for k, v in end.items() if k[:4] in ("val/", "test")} for end in ends[1:]
-    ]
-    assert ends[0]["status"] == ends[1]["status"] == "finished"
 
 
 # ------------------------------------------------------------------------------------------------------ exact resume

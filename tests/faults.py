@@ -1,0 +1,574 @@
+"""`make faults`: what happens to runs is done to runs, at random moments, and what they lost is counted.
+
+    python tests/faults.py                          the whole list, in under half an hour on two cores
+    python tests/faults.py --seed 7 --only killed   the draws of another seed; the faults whose names hold a word
+    python tests/faults.py --scale 0.1              a tenth of the trials
+
+A trial has survived when the run, taken up again, ended bit for bit as one that nothing happened to (weights, optimizer,
+metrics file, best checkpoint), or where nothing can go on, when it ended with the error that is documented and its last
+checkpoint was whole. Runs are real: `train.py`'s own path in forked processes, which skip only the imports.
+"""
+
+import argparse
+import collections
+import csv
+import inspect
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import hydra
+import torch
+from PIL import Image
+
+import train as train_program
+from vitlab import checkpoints, command, launch, runs, stopping
+from vitlab.schema import Node
+
+SMALL = [
+    "model.dim=16",
+    "model.depth=2",
+    "model.heads=2",
+    "objective=val/acc",
+    "schedule.warmup_steps=2",
+    "trainer.max_epochs=4",
+    "trainer.log_every_n_steps=3",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "logger=csv",
+    "batch_size=32",
+]
+# Everything that draws random numbers or keeps state between steps.
+HARD = [
+    "data.augment.mixup=0.4",
+    "data.augment.cutmix=0.5",
+    "data.augment.erasing=0.3",
+    "model.dropout=0.1",
+    "model.drop_path=0.2",
+    "trainer.accumulate_grad_batches=2",
+    "callbacks=ema",
+]
+DIGITS = [*SMALL, "data.max_train_samples=600", *HARD]
+PATIENCE = 120.0  # seconds that any part of a trial may take
+
+
+# ---------------------------------------------------------------------------------------------------- runs in processes
+
+
+def configured(folder: Path, *overrides: str) -> Node:
+    """The configuration of `train.py`, for a run in `folder`, checked."""
+    command.register()
+    with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
+        config = command.plain(command.compose("train", list(overrides)), str(folder))
+    problems = command.check(train_function(), config)
+    assert not problems, problems
+    assert isinstance(config, dict)
+    return config
+
+
+def train_function() -> Callable[..., Node]:
+    """What `python src/train.py` runs."""
+    function: Callable[..., Node] = inspect.getclosurevars(train_program.main).nonlocals["function"]
+    return function
+
+
+@dataclass
+class Job:
+    """A started run: the processes of its ranks."""
+
+    run: Path
+    pids: list[int]
+    status: dict[int, int] = field(default_factory=dict)
+    store: Any = None
+
+    def poll(self) -> bool:
+        """Whether all ranks have ended."""
+        for pid in self.pids:
+            if pid not in self.status:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    self.status[pid] = os.waitstatus_to_exitcode(status)
+        return len(self.status) == len(self.pids)
+
+    def wait(self, seconds: float = PATIENCE) -> list[int]:
+        """The ranks' statuses; those that take too long are killed, and that is an error."""
+        deadline = time.monotonic() + seconds
+        while not self.poll():
+            if time.monotonic() > deadline:
+                self.send(signal.SIGKILL)
+                raise AssertionError(f"still there after {seconds:.0f} s\n{told(self.run)}")
+            time.sleep(0.01)
+        return [self.status[pid] for pid in self.pids]
+
+    def send(self, number: int, rank: int | None = None) -> None:
+        for pid in self.pids if rank is None else [self.pids[rank]]:
+            if pid not in self.status:
+                os.kill(pid, number)
+
+
+def start(
+    run: Path, *overrides: str, ranks: int = 1, go_on: bool = False, before: Callable[[], None] | None = None
+) -> Job:
+    """Starts the ranks of a run; `before` is called in each of them first."""
+    config = configured(run, *overrides, f"trainer.devices={ranks}")
+    config["resume"] = "auto" if go_on else None
+    runs.write_config(run, config)
+    environment = {"OMP_NUM_THREADS": "1"}
+    store = None
+    if ranks > 1:
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks)}
+        environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "faults", "GROUP_RANK": "0"}
+        environment |= {"LOCAL_WORLD_SIZE": str(ranks)}
+    pids = []
+    for rank in range(ranks):
+        pid = os.fork()
+        if pid == 0:
+            status = 70
+            try:
+                os.environ.update(environment)
+                if ranks > 1:
+                    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
+                output = os.open(run / "output.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+                torch.set_num_threads(1)
+                if before:
+                    before()
+                command.run_recorded("train", train_function(), run, runs.read_config(run))
+                status = 0
+            except SystemExit as error:
+                status = error.code if isinstance(error.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        pids.append(pid)
+    return Job(run, pids, store=store)
+
+
+def told(run: Path) -> str:
+    """The end of what a run printed."""
+    file = run / "output.txt"
+    return "\n".join(file.read_text(errors="replace").splitlines()[-15:]) if file.exists() else ""
+
+
+def finish(run: Path, *overrides: str, ranks: int = 1, go_on: bool = True) -> None:
+    """Takes a run up again to its end."""
+    status = start(run, *overrides, ranks=ranks, go_on=go_on).wait()
+    assert not any(status), f"going on ended with {status}\n{told(run)}"
+
+
+def reference(work: Path, name: str, *overrides: str, ranks: int = 1) -> tuple[Path, float]:
+    """The run that nothing happened to, made once, and the seconds that it took."""
+    run = work / "references" / name
+    took = run.with_suffix(".seconds")
+    with runs_lock(work):
+        if not took.exists():
+            begin = time.monotonic()
+            finish(run, *overrides, ranks=ranks, go_on=False)
+            took.write_text(str(time.monotonic() - begin))
+    return run, float(took.read_text())
+
+
+@contextmanager
+def runs_lock(work: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    with FileLock(work / "references.lock"):
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------- what is equal
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """What was logged but for the speed, which no two runs share."""
+    with (run / "metrics.csv").open(newline="") as lines:
+        return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(lines)]
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether two contents are equal, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return bool(one == two)
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Same metrics, same scores, and the same content of the last and the best checkpoint but for paths."""
+    assert rows(one) == rows(two), "metrics.csv differs"
+    for name in ("last", "best"):
+        first, second = (checkpoints.read(run / "checkpoints" / f"{name}.ckpt") for run in (one, two))
+        parts = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "random", "monitor", "global_step")
+        for part in (*parts, "current_model_state", "averaging_state"):
+            assert same(first.get(part), second.get(part)), f"{name}.ckpt: {part} differs"
+    first, second = (runs.read_results(run) for run in (one, two))
+    assert first["status"] == second["status"] == "finished"
+    for key in (*(k for k in first if k.startswith(("val/", "test/"))), "steps", "epochs", "images"):
+        assert first[key] == second[key], f"results.json: {key} differs"
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+
+@dataclass
+class Trial:
+    """What a fault is given: its own random numbers, a folder of its own, and where references are kept."""
+
+    random: random.Random
+    folder: Path
+    work: Path
+
+
+Fault = Callable[[Trial], None]
+FAULTS: dict[str, tuple[int, Fault]] = {}  # by name: how often, and what
+
+
+def fault(name: str, times: int) -> Callable[[Fault], Fault]:
+    def add(function: Fault) -> Fault:
+        FAULTS[name] = (times, function)
+        return function
+
+    return add
+
+
+def images(work: Path) -> list[str]:
+    """Overrides for a folder of digits as PNG files, of three classes, loaded by two worker processes."""
+    folder = work / "images"
+    with runs_lock(work):
+        if not folder.exists():
+            from vitlab.data.sources import digits
+
+            train = digits().train
+            assert train.images is not None
+            for index, label in enumerate(train.labels.tolist()):
+                if label < 3 and index < 600:
+                    file = folder / str(label) / f"{index}.png"
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(train.images[index, 0].numpy()).resize((16, 16)).save(file)
+    return [
+        *(o for o in SMALL if not o.startswith("model.")),
+        "data=image_folder",
+        f"data_dir={folder}",
+        "image_size=16",
+        "data.num_workers=2",
+        "model.dim=16",
+        "model.depth=2",
+        "model.heads=2",
+        "model/patch=p8",
+        *(o for o in HARD if "crop_padding" not in o),
+    ]
+
+
+def run_until(trial: Trial, seconds: float, *overrides: str, ranks: int = 1, go_on: bool = False) -> Job:
+    """A run that has been going for so long."""
+    job = start(trial.folder / "run", *overrides, ranks=ranks, go_on=go_on)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not job.poll():
+        time.sleep(0.005)
+    return job
+
+
+def signalled(
+    trial: Trial, numbers: tuple[int, ...], name: str, *settings: str, ranks: int = 1, every: bool = True
+) -> None:
+    """Sends one of the signals, at up to three random moments of a run that is taken up again each time."""
+    settings = (*settings, f"callbacks.last.every_n_train_steps={trial.random.choice((1, 2, 5, 'null'))}")
+    # how often it is saved is no part of what is trained, and the references needn't know
+    whole, seconds = reference(trial.work, name, *settings[:-1], ranks=ranks)
+    run = trial.folder / "run"
+    for attempt in range(trial.random.choice((1, 1, 2, 3))):
+        job = run_until(trial, trial.random.uniform(0.02, 1.0) * seconds, *settings, ranks=ranks, go_on=attempt > 0)
+        number = trial.random.choice(numbers)
+        if every:
+            job.send(number)
+        else:
+            job.send(number, rank=trial.random.randrange(ranks))
+        statuses = job.wait(launch.TAKEDOWN + 45)
+        status = runs.read_results(run).get("status")
+        if number != signal.SIGKILL and any(statuses):
+            outcome = stopping.SIGNALS[number]
+            assert set(statuses) == {stopping.STATUS[outcome]}, f"ended with {statuses}\n{told(run)}"
+            assert status in (outcome, None), f"results.json says {status}"
+        for file in (run / "checkpoints").glob("*.ckpt"):
+            assert checkpoints.damage(file) is None, f"{file.name} is damaged"
+        if status == "finished":
+            break
+    else:
+        finish(run, *settings, ranks=ranks)
+    assert_same_run(whole, run)
+
+
+@fault("SIGKILL, one process, everything random on", 60)
+def killed(trial: Trial) -> None:
+    signalled(trial, (signal.SIGKILL,), "digits", *DIGITS)
+
+
+@fault("SIGKILL, image folder, two loading processes", 16)
+def killed_loading(trial: Trial) -> None:
+    signalled(trial, (signal.SIGKILL,), "images", *images(trial.work))
+
+
+@fault("SIGKILL, two gloo ranks", 16)
+def killed_ranks(trial: Trial) -> None:
+    signalled(trial, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2)
+
+
+@fault("SIGKILL, two gloo ranks, image folder, two loading processes each", 6)
+def killed_ranks_loading(trial: Trial) -> None:
+    signalled(trial, (signal.SIGKILL,), "images-2", *images(trial.work), ranks=2)
+
+
+@fault("SIGKILL, one of two gloo ranks: the other must end as well", 8)
+def killed_rank(trial: Trial) -> None:
+    signalled(trial, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2, every=False)
+
+
+@fault("SIGTERM or SIGUSR1: preempted, requeued", 20)
+def preempted(trial: Trial) -> None:
+    signalled(trial, (signal.SIGTERM, signal.SIGUSR1), "digits", *DIGITS)
+
+
+@fault("SIGTERM or SIGUSR1, two gloo ranks", 8)
+def preempted_ranks(trial: Trial) -> None:
+    signalled(trial, (signal.SIGTERM, signal.SIGUSR1), "digits-2", *DIGITS, ranks=2)
+
+
+@fault("Ctrl-C", 8)
+def interrupted(trial: Trial) -> None:
+    signalled(trial, (signal.SIGINT,), "digits", *DIGITS)
+
+
+@fault("a second signal: ends at once", 6)
+def signalled_twice(trial: Trial) -> None:
+    settings = [*DIGITS, "callbacks.last.every_n_train_steps=5"]
+    whole, seconds = reference(trial.work, "digits", *DIGITS)
+    job = run_until(trial, trial.random.uniform(0.1, 0.9) * seconds, *settings)
+    os.kill(job.pids[0], signal.SIGSTOP)  # so that the step can't be finished before the second one comes
+    job.send(signal.SIGTERM)
+    time.sleep(stopping.ECHO + 0.2)
+    job.send(signal.SIGINT)
+    os.kill(job.pids[0], signal.SIGCONT)
+    job.wait(10)
+    finish(trial.folder / "run", *settings)
+    assert_same_run(whole, trial.folder / "run")
+
+
+def cut(trial: Trial) -> tuple[Path, Path, list[str]]:
+    """The uninterrupted run, and one that was killed when it had several checkpoints, with its settings."""
+    settings = [*DIGITS, "callbacks.last.every_n_train_steps=3"]
+    whole, seconds = reference(trial.work, "digits", *DIGITS)
+    run = trial.folder / "run"
+    job = start(run, *settings)
+    while not (run / "checkpoints" / "previous.ckpt").exists() and not job.poll():
+        time.sleep(0.005)
+    time.sleep(trial.random.uniform(0, 0.4) * seconds)
+    job.send(signal.SIGKILL)
+    job.wait()
+    return whole, run, settings
+
+
+def spoilt(trial: Trial, spoil: Callable[[bytearray], bytearray]) -> None:
+    """Spoils the last checkpoint of a killed run: it must be noticed, and the one before must lead to the same end."""
+    whole, run, settings = cut(trial)
+    file = run / "checkpoints" / "last.ckpt"
+    content = file.read_bytes()
+    before = checkpoints.read(file)
+    before = {k: before[k] for k in ("state_dict", "optimizer_states", "loops", "global_step")}
+    before = json.loads(json.dumps(before, default=lambda tensor: tensor.tolist()))
+    file.write_bytes(spoil(bytearray(content)))
+    if checkpoints.damage(file) is None:  # a bit that says nothing (a date, a flag): then nothing may have changed
+        after = checkpoints.read(file)
+        after = json.loads(json.dumps({k: after[k] for k in before}, default=lambda tensor: tensor.tolist()))
+        assert before == after, "damage that wasn't noticed"
+    else:
+        finish(run, *settings)
+        assert "is damaged" in (run / "output.txt").read_text(), "it wasn't reported"
+        assert_same_run(whole, run)
+        assert (run / "checkpoints" / "last.ckpt.damaged").exists(), "what was damaged is gone"
+        return
+    finish(run, *settings)
+    assert_same_run(whole, run)
+
+
+@fault("last checkpoint truncated", 12)
+def truncated(trial: Trial) -> None:
+    spoilt(trial, lambda content: content[: trial.random.randrange(len(content))])
+
+
+@fault("last checkpoint zeroed from some place on", 8)
+def zeroed(trial: Trial) -> None:
+    def spoil(content: bytearray) -> bytearray:
+        begin = trial.random.randrange(len(content))
+        end = min(len(content), begin + trial.random.choice((512, 4096, len(content))))
+        content[begin:end] = bytes(end - begin)
+        return content
+
+    spoilt(trial, spoil)
+
+
+@fault("last checkpoint with a flipped bit", 20)
+def flipped(trial: Trial) -> None:
+    def spoil(content: bytearray) -> bytearray:
+        content[trial.random.randrange(len(content))] ^= 1 << trial.random.randrange(8)
+        return content
+
+    spoilt(trial, spoil)
+
+
+def refused(run: Path, *overrides: str, words: tuple[str, ...]) -> None:
+    """Going on is refused with these words, and what is saved stays as it is."""
+    saved = {file.name: file.read_bytes() for file in (run / "checkpoints").iterdir()}
+    config = runs.read_config(run)
+    status = start(run, *overrides, go_on=True).wait()
+    runs.write_config(run, config)
+    assert status == [1], f"ended with {status}"
+    output = (run / "output.txt").read_text()
+    for word in words:
+        assert word in output, f"{word!r} isn't in\n{told(run)}"
+    assert {file.name: file.read_bytes() for file in (run / "checkpoints").iterdir()} == saved
+
+
+@fault("taken up with another network or other data: refused", 10)
+def others(trial: Trial) -> None:
+    whole, run, settings = cut(trial)
+    for changed, word in trial.random.sample(
+        [
+            (["model.dim=32"], "model.dim: 16 in the checkpoint, 32 now"),
+            (["model.heads=4"], "model.heads: 2 in the checkpoint, 4 now"),
+            (["data.max_train_samples=500"], "train images"),
+            (["data.split_seed=1"], "differ, though they are as many"),
+            (["data.val_fraction=0.2"], "val images"),
+        ],
+        2,
+    ):
+        refused(run, *settings, *changed, words=(word, "begin a new run"))
+    finish(run, *settings)
+    assert_same_run(whole, run)
+
+
+@fault("two processes on one run folder: the second refused", 6)
+def occupied(trial: Trial) -> None:
+    whole, seconds = reference(trial.work, "digits", *DIGITS)
+    job = run_until(trial, trial.random.uniform(0.1, 0.5) * seconds, *DIGITS)
+    while not (trial.folder / "run" / runs.RESULTS).exists():
+        time.sleep(0.005)
+    status = start(trial.folder / "run", *DIGITS).wait()
+    assert status == [1]
+    assert "is being trained in by process" in (trial.folder / "run" / "output.txt").read_text()
+    assert job.wait() == [0]
+    assert_same_run(whole, trial.folder / "run")
+
+
+@fault("disk full while a checkpoint is written", 10)
+def full(trial: Trial) -> None:
+    whole, run, settings = cut(trial)
+    size = (run / "checkpoints" / "last.ckpt").stat().st_size
+    most = trial.random.randrange(size // 10, size)
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    content = (run / "checkpoints" / "last.ckpt").read_bytes()
+    assert start(run, *settings, go_on=True, before=limit).wait() == [1]
+    assert "can't be written" in (run / "output.txt").read_text()
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == content
+    finish(run, *settings)
+    assert_same_run(whole, run)
+
+
+# ------------------------------------------------------------------------------------------------------------- the list
+
+
+def tried(name: str, seed: int, number: int, work: Path) -> tuple[str, str, float]:
+    """One trial: the fault's name, what was lost (or nothing), seconds."""
+    begin = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="trial-", dir=work))
+    try:
+        FAULTS[name][1](Trial(random.Random(f"{seed} {name} {number}"), folder, work))
+    except Exception as error:
+        text = str(error) if isinstance(error, AssertionError) else traceback.format_exc()
+        (work / "lost").mkdir(exist_ok=True)
+        with suppress(OSError):
+            shutil.copytree(folder, work / "lost" / f"{name} {number}".replace("/", " "), dirs_exist_ok=True)
+        return name, f"trial {number}: {text}", time.monotonic() - begin
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return name, "", time.monotonic() - begin
+
+
+def table(times: dict[str, int], lost: dict[str, list[str]]) -> str:
+    """Fault, times tried, survived, lost; as Markdown."""
+    lines = ["| fault | tried | survived | lost |", "|---|---|---|---|"]
+    lines += [f"| {name} | {n} | {n - len(lost[name])} | {len(lost[name])} |" for name, n in times.items()]
+    total, bad = sum(times.values()), sum(map(len, lost.values()))
+    return "\n".join([*lines, f"| **all** | **{total}** | **{total - bad}** | **{bad}** |"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seed", type=int, default=None, help="of all draws; printed, so that a list can be repeated")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the trials, at least one of each")
+    parser.add_argument("--only", default="", help="faults whose names hold this")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="trials at a time")
+    arguments = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+    chosen = {name: max(1, round(times * arguments.scale)) for name, (times, _) in FAULTS.items()}
+    chosen = {name: times for name, times in chosen.items() if arguments.only.lower() in name.lower()}
+    print(f"seed {seed}: {sum(chosen.values())} trials of {len(chosen)} faults", flush=True)
+    begin, lost = time.monotonic(), {name: list[str]() for name in chosen}
+    work = Path(tempfile.mkdtemp(prefix="vitlab-faults-"))
+    trials = [(name, number) for name, times in chosen.items() for number in range(times)]
+    random.Random(seed).shuffle(trials)
+    done: collections.Counter[str] = collections.Counter()
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        futures = [pool.submit(tried, name, seed, number, work) for name, number in trials]
+        for future in as_completed(futures):
+            name, problem, seconds = future.result()
+            done[name] += 1
+            if problem:
+                lost[name].append(problem)
+            passed = time.monotonic() - begin
+            left = passed / sum(done.values()) * (len(trials) - sum(done.values()))
+            state = "LOST" if problem else "survived"
+            print(
+                f"{sum(done.values()):4d}/{len(trials)}  {state:8s} {seconds:5.1f} s  {name}  (about {left:.0f} s left)",
+                flush=True,
+            )
+            if problem:
+                print(problem, flush=True)
+    print()
+    print(table(chosen, lost))
+    print(f"\nseed {seed}, {time.monotonic() - begin:.0f} s")
+    if any(lost.values()):
+        print(f"what was left of the lost: {work / 'lost'}")
+        return 1
+    shutil.rmtree(work, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
