@@ -4,9 +4,9 @@
     python tests/faults.py --seed 7 --only killed   the draws of another seed; the faults whose names hold a word
     python tests/faults.py --scale 0.1              a tenth of the trials
 
-A trial has survived when the run, taken up again, ended bit for bit as one that nothing happened to (weights, optimizer,
-metrics file, best checkpoint), or where nothing can go on, when it ended with the error that is documented and its last
-checkpoint was whole. Runs are real: `train.py`'s own path in forked processes, which skip only the imports.
+A trial has survived when the run, taken up again, ended bit for bit as one that nothing happened to (weights,
+optimizer, metrics file, best checkpoint), or where nothing can go on, when it ended with the error that is documented
+and its last checkpoint was whole. Runs are real: `train.py`'s own path in forked processes, which skip only the imports.
 """
 
 import argparse
@@ -555,7 +555,7 @@ def main() -> int:
             left = passed / sum(done.values()) * (len(trials) - sum(done.values()))
             state = "LOST" if problem else "survived"
             print(
-                f"{sum(done.values()):4d}/{len(trials)}  {state:8s} {seconds:5.1f} s  {name}  (about {left:.0f} s left)",
+                f"{sum(done.values()):4d}/{len(trials)}  {state:8s} {seconds:5.1f} s  {name}  ({left:.0f} s left)",
                 flush=True,
             )
             if problem:

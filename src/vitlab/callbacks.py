@@ -56,7 +56,7 @@ class Monitor(Callback):
         self._last_loss = float("nan")
         self._done = 0
         self._rates: dict[str, float] = {}
-        self._rows: int | None = 0  # of metrics.csv that the checkpoint knew
+        self._step, self._rows = 0, 0  # of metrics.csv: what the checkpoint knew
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Classifier)
@@ -68,7 +68,7 @@ class Monitor(Callback):
             "rates": self._rates,
             "gradient_norm": pl_module.gradient_norm,
             "losses": gathered(trainer, pl_module.train_loss.metric_state),
-            "rows": rows[0] if rows else None,
+            "rows": rows[0] if rows else 0,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -77,7 +77,8 @@ class Monitor(Callback):
             return  # the best checkpoint, to be tested, knows less than the end of training
         state = checkpoint["monitor"]
         self.images, self._window_images = state["images"], state["window_images"]
-        self._last_loss, self._rows, losses = state["last_loss"], state["rows"], state["losses"]
+        self._step, self._rows = checkpoint["global_step"], state["rows"]
+        self._last_loss, losses = state["last_loss"], state["losses"]
         self._rates, pl_module.gradient_norm = state["rates"], state["gradient_norm"]
         if len(losses) == trainer.world_size:
             restored(pl_module.train_loss, losses[trainer.global_rank])
@@ -89,13 +90,16 @@ class Monitor(Callback):
         """Over all of this process's training."""
         return self.images_timed / self.seconds if self.seconds else 0.0
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # here and not at the training's start, which a run that was killed after its last step doesn't have
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.rewind(self._step, self._rows)
+                tracking.replay(logger.rows, trainer.loggers)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set in its constructor
         self._done = trainer.global_step
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.rewind(trainer.global_step, self._rows)
-                tracking.replay(logger.rows, trainer.loggers)
         self._since = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

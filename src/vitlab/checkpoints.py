@@ -40,7 +40,10 @@ log = logging.getLogger(__name__)
 
 
 class AtomicFiles(TorchCheckpointIO):
-    """Writes to a temporary name, flushes to the disk, renames: a kill at any moment leaves the former file whole."""
+    """Writes to a temporary name, flushes to the disk, renames: a kill at any moment leaves the former file whole.
+
+    What was `last.ckpt` becomes `previous.ckpt`.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Raises `OSError` naming the file and the disk's free space where it can't be written."""
@@ -50,6 +53,8 @@ class AtomicFiles(TorchCheckpointIO):
         try:
             torch.save(checkpoint, temporary)
             synchronised(temporary)
+            if file.name == ORDER[0] and file.exists():
+                linked(file, ORDER[1])  # only now: while the new one is written, the two before are there
             temporary.replace(file)
             synchronised(file.parent)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
@@ -223,13 +228,11 @@ class LastCheckpoint(Checkpoint):
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt`; what had that name is `previous.ckpt` now. Every rank calls it."""
+        """Writes `last.ckpt`. Every rank calls it."""
         start = time.monotonic()
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()  # the rows that the checkpoint counts must not be lost when it is not
-            if self.file.exists() and self._saved != trainer.global_step:
-                linked(self.file, "previous.ckpt")
         trainer.save_checkpoint(self.file, weights_only=False)
         self._saved, self._time = trainer.global_step, time.monotonic()
         self.seconds += self._time - start

@@ -147,11 +147,25 @@ class Classifier(LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training.
+
+        Lightning's own count makes the loader's iterator, and workers then load from the start of the training, before
+        a checkpoint has told where it stands.
+        """
+        steps_per_epoch = getattr(getattr(self.trainer, "datamodule", None), "steps_per_epoch", None)
+        if steps_per_epoch is None:
+            return int(self.trainer.estimated_stepping_batches)
+        ends = [self.trainer.max_steps] if self.trainer.max_steps > 0 else []
+        if self.trainer.max_epochs is not None and self.trainer.max_epochs > 0:
+            ends.append(self.trainer.max_epochs * steps_per_epoch)
+        return int(min(ends))
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.make_optimizer is None or self.make_schedule is None:
             return None
         kind = getattr(self.make_optimizer, "func", self.make_optimizer)
         groups = parameter_groups(self.network, hidden_apart=getattr(kind, "__name__", "") == "Muon")
         optimizer = self.make_optimizer(groups)
-        schedule = self.make_schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        schedule = self.make_schedule(optimizer, total_steps=self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

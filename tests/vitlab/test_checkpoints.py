@@ -9,7 +9,7 @@ import pytest
 from lightning import Callback, LightningModule, Trainer
 
 from conftest import Configure
-from faults import assert_same_run
+from faults import assert_same_run, images
 from vitlab import build, runs
 from vitlab.schema import Node
 
@@ -132,3 +132,14 @@ def test_cut_again_and_again_it_still_ends_the_same(run: Callable[..., Path]) ->
     for step in (4, 7, 11):
         run("cut", *settings, cut=CutAt(step), go_on=True)
     assert_same_run(whole, run("cut", *settings, go_on=True))
+
+
+def test_cut_at_any_step_images_that_workers_load_go_on_where_they_were(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = [*images(tmp_path), "callbacks.last.every_n_train_steps=1"]
+    whole = run("whole", *settings)
+    for step in (3, 4, 5, 6):
+        shutil.rmtree(whole.parent / "cut", ignore_errors=True)
+        run("cut", *settings, cut=CutAt(step))
+        assert_same_run(whole, run("cut", *settings, go_on=True))

@@ -206,6 +206,11 @@ class DataModule(LightningDataModule):
             return batch
         prepare = self._prepare.to(batch.images.device)
         if isinstance(batch, TrainBatch):
+            if self.trainer is not None and (batch.epoch, batch.step) != self.position():
+                raise RuntimeError(
+                    f"the batch of epoch {batch.epoch}, step {batch.step} came where {self.position()} was due: the "
+                    f"loader was started before the training's place was known"
+                )
             torch.manual_seed(stable_seed(self.seed, batch.epoch, batch.step, batch.micro))
             images, targets = self.augment(
                 batch.images,
