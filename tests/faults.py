@@ -6,7 +6,7 @@
 
 A trial has survived when the run, taken up again, ended bit for bit as one that nothing happened to (weights,
 optimizer, metrics file, best checkpoint), or where nothing can go on, when it ended with the error that is documented
-and its last checkpoint was whole. Runs are real: `train.py`'s own path in forked processes, which skip only the imports.
+and its last checkpoint was whole. Runs are real: `train.py`'s own path, in forked processes that skip only the imports.
 """
 
 import argparse
@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import hydra
 import torch
+import torch.distributed as distributed
 from PIL import Image
 
 import train as train_program
@@ -131,7 +132,7 @@ def start(
     environment = {"OMP_NUM_THREADS": "1"}
     store = None
     if ranks > 1:
-        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks)}
         environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "faults", "GROUP_RANK": "0"}
         environment |= {"LOCAL_WORLD_SIZE": str(ranks)}

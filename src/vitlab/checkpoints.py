@@ -396,10 +396,10 @@ def rewrite_loops(
 ) -> None:
     """Makes the counters of Lightning's fit loop say just this: `step` steps are done, and whether validation follows.
 
-    As Lightning saves them they depend on the hook that saves, and some of these states are resumed wrongly (lightning
-    2.6: after a checkpoint in an epoch's last `on_train_batch_end` the validation is left out, and with
+    As Lightning saves them they depend on the hook that saves, and some of these states are resumed wrongly
+    (lightning 2.6: after a checkpoint in an epoch's last `on_train_batch_end` the validation is left out, and with
     `max_steps` an epoch's end is counted twice). Three states remain, and each is gone on from exactly: within an
-    epoch, before a validation, before an epoch. The training batches follow from the step alone (`DataModule.position`).
+    epoch, before a validation, before an epoch. The training batches follow from the step (`DataModule.position`).
     """
     epoch, done = divmod(step, max(1, steps_per_epoch))
     batches = done * accumulate

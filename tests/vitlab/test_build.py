@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vitlab import build
-from vitlab.callbacks import BestCheckpoint, Monitor
+from vitlab.callbacks import Monitor
+from vitlab.checkpoints import BestCheckpoint
 from vitlab.schema import Node
 from vitlab.tracking import MetricsFile
 from vitlab.vit import VisionTransformer

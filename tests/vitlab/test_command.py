@@ -11,7 +11,7 @@ import yaml
 
 import evaluate
 from conftest import Configure
-from vitlab import command, runs
+from vitlab import command, resume, runs
 from vitlab.schema import Node
 
 Preflight = Callable[..., list[str]]
@@ -305,8 +305,8 @@ def make_run(configure: Configure, preflight: Preflight) -> Callable[..., Path]:
         (run_dir / runs.RESULTS).write_text(f'{{"status": "{status}"}}')
         if checkpoint:
             (run_dir / "checkpoints").mkdir()
-            (run_dir / runs.LAST).touch()
-            os.utime(run_dir / runs.LAST, (1_000_000 - age, 1_000_000 - age))
+            (run_dir / resume.LAST).touch()
+            os.utime(run_dir / resume.LAST, (1_000_000 - age, 1_000_000 - age))
         return run_dir
 
     return make
@@ -347,7 +347,7 @@ def test_resume_auto_leaves_a_folder_that_is_given_alone(preflight: Preflight, m
     assert preflight("resume=auto", given) == ["resume=auto", given]
 
 
-@pytest.mark.parametrize("target", ["", "checkpoints", runs.LAST])
+@pytest.mark.parametrize("target", ["", "checkpoints", resume.LAST])
 def test_resuming_a_run_takes_up_its_settings_and_its_folder(
     preflight: Preflight, make_run: Callable[..., Path], target: str
 ) -> None:

@@ -8,41 +8,18 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from vitlab import runs
-from vitlab.schema import Node
+from vitlab import runs, stopping
 
-CONFIG: dict[str, Any] = {
-    "image_size": 8,
-    "seed": 0,
-    "name": "digits",
-    "resume": None,
-    "run_dir": "runs",
-    "optimizer": {"lr": 0.1, "betas": [0.9, 0.95]},
-    "logger": {"csv": None},
-    "callbacks": {},
-}
-
-
-def made(folder: Path, *, status: str | None = "running", age: float = 0.0, last: bool = True, **changes: Any) -> Path:
-    """A run folder as a run that got so far leaves it."""
-    runs.write_config(folder, {**CONFIG, "run_dir": str(folder), **changes})
-    if status:
-        (folder / "results.json").write_text(json.dumps({"status": status}))
-    if last:
-        (folder / "checkpoints").mkdir()
-        (folder / "checkpoints" / "last.ckpt").touch()
-        os.utime(folder / "checkpoints" / "last.ckpt", (time.time() - age,) * 2)
-    return folder
+CONFIG: dict[str, Any] = {"image_size": 8, "name": "digits", "optimizer": {"lr": 0.1}, "logger": {"csv": None}}
 
 
 # --------------------------------------------------------------------------------------------------- configuration
@@ -80,75 +57,6 @@ def test_a_kill_while_writing_leaves_the_old_text(tmp_path: Path) -> None:
     assert file.read_text() in ("a" * 10**6, "b" * 10**6)
 
 
-# ---------------------------------------------------------------------------------------------------------- resume
-
-
-def test_auto_goes_on_with_the_newest_unfinished_run_of_the_same_configuration(tmp_path: Path) -> None:
-    made(tmp_path / "old", age=100)
-    newest = made(tmp_path / "crashed", status="crashed", age=50)
-    made(tmp_path / "older", age=200)
-    made(tmp_path / "finished", status="finished")
-    made(tmp_path / "other-seed", seed=1)
-    made(tmp_path / "other-rate", optimizer={"lr": 0.2, "betas": [0.9, 0.95]})
-    made(tmp_path / "no-checkpoint", last=False)
-    (tmp_path / "no-run").mkdir()
-    assert runs.resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{newest}'"]
-
-
-def test_what_does_not_change_the_training_does_not_hinder_going_on(tmp_path: Path) -> None:
-    run = made(tmp_path / "a", logger={"wandb": {"project": "x"}}, resume="auto")
-    assert runs.resume_auto({**CONFIG, "resume": "auto"}, tmp_path) == [f"hydra.run.dir='{run}'"]
-
-
-def test_a_run_killed_before_it_could_record_anything_can_go_on(tmp_path: Path) -> None:
-    run = made(tmp_path / "a", status=None)
-    assert runs.resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
-
-
-def test_auto_starts_anew_where_nothing_fits(tmp_path: Path) -> None:
-    assert runs.resume_auto(CONFIG, tmp_path / "nothing") == []
-    made(tmp_path / "a", status="finished")
-    assert runs.resume_auto(CONFIG, tmp_path) == []
-
-
-@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/last.ckpt"])
-def test_a_path_into_a_run_brings_back_its_overrides_but_for_what_is_said_anew(place: str, tmp_path: Path) -> None:
-    run = made(tmp_path / "it's a run")
-    (run / ".hydra").mkdir()
-    saved = ["data=fake", "optimizer.lr=0.1", "resume=auto", "model.dim=32"]
-    (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(saved))
-    problems: list[str] = []
-    quoted_target = "'" + str(run / place).replace("'", "\\'") + "'"
-    found = runs.resumed_overrides([f"resume={quoted_target}", "optimizer.lr=0.5"], problems)
-    assert problems == []
-    assert found == ["data=fake", "model.dim=32", f"hydra.run.dir={runs.quoted(run)}"]
-    assert OverridesParser.create().parse_override(found[-1]).value() == str(run), "Hydra reads the same path"
-
-
-@pytest.mark.parametrize("line", [[], ["resume=auto"], ["resume=null"], ["seed=1"]])
-def test_without_a_path_nothing_is_brought_back(line: list[str]) -> None:
-    problems: list[str] = []
-    assert runs.resumed_overrides(line, problems) == []
-    assert problems == []
-
-
-def test_a_path_to_no_run_is_a_problem_that_names_it(tmp_path: Path) -> None:
-    problems: list[str] = []
-    assert runs.resumed_overrides([f"resume={tmp_path}"], problems) == []
-    assert problems == [f"resume={tmp_path}: no run folder, nor a checkpoint in one; use resume=auto or a path"]
-
-
-def test_the_checkpoint_to_go_on_from_is_the_one_named_or_the_folders_last(tmp_path: Path) -> None:
-    run = made(tmp_path / "a")
-    last = run / "checkpoints" / "last.ckpt"
-    assert runs.checkpoint_to_resume(None, run) is None
-    assert runs.checkpoint_to_resume("auto", run) == last
-    assert runs.checkpoint_to_resume(str(run), run) == last
-    assert runs.checkpoint_to_resume("x/best.ckpt", run) == Path("x/best.ckpt")
-    last.unlink()
-    assert runs.checkpoint_to_resume("auto", run) is None
-
-
 # ---------------------------------------------------------------------------------------------------------- record
 
 
@@ -168,8 +76,7 @@ def test_a_run_is_running_until_it_is_finished(tmp_path: Path) -> None:
     [
         (ValueError("why"), "ValueError: why"),
         (KeyboardInterrupt("why"), "interrupted"),
-        (SystemExit(1), "interrupted"),  # what Lightning makes of Ctrl-C
-        (SIGTERMException(), "ended by SIGTERM"),
+        (SystemExit(1), "interrupted"),
     ],
 )
 def test_a_run_that_fails_in_any_rank_has_crashed_and_says_why(
@@ -282,63 +189,82 @@ def test_a_log_that_goes_on_is_appended_to(tmp_path: Path) -> None:
     assert [line[-7:] for line in (tmp_path / "train.log").read_text().splitlines()] == ["start 1", "start 2"]
 
 
-# ------------------------------------------------------------------------------------------ nothing saved is lost
+@pytest.mark.parametrize("outcome", ["preempted", "interrupted"])
+def test_a_run_that_was_asked_to_stop_ends_as_that_and_not_as_a_crash(
+    outcome: stopping.Outcome, tmp_path: Path
+) -> None:
+    def trained() -> None:
+        with runs.recorded(tmp_path, first_rank=True) as results:
+            results["steps"] = 3
+            raise stopping.Stopped(outcome)
+
+    with pytest.raises(stopping.Stopped):
+        trained()
+    found = runs.read_results(tmp_path)
+    assert (found["status"], found["steps"]) == (outcome, 3)
+    assert "error" not in found
+
+
+def test_a_rank_killed_by_a_signal_goes_before_what_the_others_saw_of_it(tmp_path: Path) -> None:
+    runs.record_crash(tmp_path, "RuntimeError: connection closed by peer")
+    runs.record_crash(tmp_path, "rank 1 of 2 was killed by SIGKILL", first=True)
+    assert runs.read_results(tmp_path)["error"] == "rank 1 of 2 was killed by SIGKILL"
+
+
+# -------------------------------------------------------------------------------------------------------- one owner
+
+
+OWNER = "import sys, time; from pathlib import Path; from vitlab import runs\nfolder = Path(sys.argv[1])\n"
+OWNER += "with runs.held(folder, sys.argv[2]):\n    (folder / 'held').touch()\n    time.sleep(60)\n"
 
 
 @pytest.fixture
-def stopped(tmp_path: Path) -> Path:
-    """The folder of a run that was stopped after its first checkpoint."""
+def owner(tmp_path: Path) -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
+    """Another process that owns the folder in a role."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(role: str) -> "subprocess.Popen[bytes]":
+        environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[1])}
+        started.append(subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path), role], env=environment))
+        while not (tmp_path / "held").exists():
+            time.sleep(0.01)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("role", runs.LOCKS)
+def test_a_folder_has_one_owner_until_that_ends_however_it_ends(role: str, tmp_path: Path, owner: Any) -> None:
+    assert not runs.is_held(tmp_path)
+    process = owner(role)
+    alive = {"status": "running", "host": platform.node(), "process": process.pid}
+    runs.replace(tmp_path / runs.RESULTS, json.dumps(alive))
+    assert runs.is_held(tmp_path)
+    with (
+        pytest.raises(runs.Occupied, match=rf"is being trained in by process {process.pid} on "),
+        runs.held(tmp_path, role),
+    ):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not runs.is_held(tmp_path)
+    with runs.held(tmp_path, role):
+        pass
+
+
+def test_what_a_killed_run_leaves_for_a_moment_is_waited_for(tmp_path: Path, owner: Any) -> None:
+    process = owner("rank0")
+    dead = {"status": "running", "host": platform.node(), "process": 2**22 + 1}
+    runs.replace(tmp_path / runs.RESULTS, json.dumps(dead))
+    threading.Timer(0.5, process.kill).start()
+    assert not runs.is_held(tmp_path), "the process that is recorded is dead: what holds the lock will go as well"
+
+
+def test_what_a_user_can_do_about_a_run_that_ended_too_early(tmp_path: Path) -> None:
+    assert runs.way_on(tmp_path) == "no checkpoint was made yet"
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / runs.LAST).touch()
-    runs.write_config(tmp_path, {"trainer": {"max_epochs": 3}, "resume": None})
-    runs.replace(tmp_path / runs.RESULTS, '{"status": "crashed"}')
-    return tmp_path
-
-
-def configuration(resume: str | None, epochs: int = 3) -> Node:
-    return {"trainer": {"max_epochs": epochs}, "resume": resume}
-
-
-def test_a_stopped_run_may_be_resumed_and_not_begun_anew_in_its_folder(stopped: Path, tmp_path: Path) -> None:
-    assert runs.folder_problems(configuration(str(stopped)), stopped) == []
-    assert runs.folder_problems(configuration("auto"), stopped) == []
-    (problem,) = runs.folder_problems(configuration(None), stopped)
-    assert f"resume={stopped} goes on with it" in problem
-    assert runs.folder_problems(configuration(None), tmp_path / "new") == []
-    assert runs.folder_problems({"run": "x"}, stopped) == [], "an evaluation may be made again"
-
-
-def test_a_finished_run_goes_on_only_with_more_to_do(stopped: Path) -> None:
-    runs.replace(stopped / runs.RESULTS, '{"status": "finished"}')
-    (problem,) = runs.folder_problems(configuration(str(stopped)), stopped)
-    assert "is finished; raise trainer.max_epochs" in problem
-    assert runs.folder_problems(configuration(str(stopped), epochs=4), stopped) == []
-
-
-def test_a_run_without_a_checkpoint_cant_be_resumed_by_name(stopped: Path) -> None:
-    (stopped / runs.LAST).unlink()
-    (problem,) = runs.folder_problems(configuration(str(stopped)), stopped)
-    assert "has no checkpoints/last.ckpt to go on from" in problem
-    assert runs.folder_problems(configuration("auto"), stopped) == []
-
-
-def test_a_run_that_is_being_trained_is_left_alone(stopped: Path) -> None:
-    alive = {"status": "running", "host": platform.node(), "process": os.getpid()}
-    runs.replace(stopped / runs.RESULTS, json.dumps(alive))
-    assert "is being trained by process" in runs.folder_problems(configuration("auto"), stopped)[0]
-    assert not runs.is_alive({**alive, "host": "elsewhere"})
-    assert not runs.is_alive({**alive, "process": 2**22 + 1})
-    assert not runs.is_alive({"status": "running", "host": platform.node()})
-
-
-def test_changed_settings_are_told_by_name() -> None:
-    before, after = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
-    assert runs.changes(before, after) == ["a.c: 2 -> 4", "d: 3 -> None", "e: None -> 5"]
-
-
-def test_other_callbacks_make_another_run_but_not_another_progress_bar_or_folder() -> None:
-    def settled(**callbacks: object) -> Node:
-        return runs.settled({"callbacks": callbacks})
-
-    assert settled(last={"dirpath": "a"}, progress={"leave": True}) == settled(last={"dirpath": "b"}, progress=None)
-    assert settled(ema={"decay": 0.9}) != settled()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert runs.way_on(tmp_path) == f"resume={tmp_path} goes on from the last checkpoint"

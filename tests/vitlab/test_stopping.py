@@ -1,0 +1,83 @@
+"""Asked to stop: a step is finished, what can be broken off is, a second signal ends at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitlab import stopping
+from vitlab.stopping import Stopped
+
+
+def never(outcome: stopping.Outcome) -> None:
+    pytest.fail("no second signal was sent")
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome", "status"),
+    [(signal.SIGTERM, "preempted", 75), (signal.SIGUSR1, "preempted", 75), (signal.SIGINT, "interrupted", 130)],
+)
+def test_what_is_not_training_is_broken_off(number: int, outcome: str, status: int) -> None:
+    def loading() -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    with pytest.raises(Stopped) as stopped, stopping.heard(never):
+        loading()
+    assert stopped.value.outcome == outcome
+    assert stopping.STATUS[stopped.value.outcome] == status
+    assert stopping.requested() is None, "it is done with"
+
+
+def test_training_is_told_and_ends_by_itself() -> None:
+    done = []
+
+    def training() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append(stopping.requested())
+
+    with pytest.raises(Stopped), stopping.heard(never), stopping.patience():
+        training()
+    assert done == ["preempted"], "the block went on to its end, and then nothing else was begun"
+
+
+def test_the_same_signal_from_a_cluster_and_from_the_launcher_counts_once() -> None:
+    def training() -> None:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped), stopping.heard(never), stopping.patience():
+        training()
+
+
+def test_afterwards_signals_mean_what_they_meant_before() -> None:
+    former = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    with stopping.heard(never):
+        assert signal.getsignal(signal.SIGTERM) is not former[signal.SIGTERM]
+    assert {number: signal.getsignal(number) for number in stopping.SIGNALS} == former
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from vitlab import stopping\n"
+        "folder = Path(sys.argv[1]); stopping.ECHO = 0.1\n"
+        "with stopping.heard(lambda outcome: (folder / outcome).touch()), stopping.patience():\n"
+        "    (folder / 'ready').touch()\n"
+        "    end = time.monotonic() + 60\n"
+        "    while time.monotonic() < end:\n        time.sleep(0.01)\n"
+    )
+    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(Path(stopping.__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None, "the first one is only noted"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) == 128 + signal.SIGINT
+    assert (tmp_path / "interrupted").exists()
