@@ -174,13 +174,13 @@ def test_a_run_without_a_checkpoint_cant_be_resumed_by_name(stopped: Path) -> No
 
 
 def test_changed_settings_are_told_with_what_comes_of_them() -> None:
-    before = {"optimizer": {"lr": 0.1}, "trainer": {"devices": 1}, "logger": {"csv": None}, "seed": 0}
+    before = {"optimizer": {"lr": 0.1}, "trainer": {"devices": 1}, "logger": {"csv": 1}, "seed": 0}
     after = {"optimizer": {"lr": 0.2}, "trainer": {"devices": 2}, "logger": {"wandb": 1}, "seed": 0, "x": 5}
     assert resume.changes(before, after) == [
         "optimizer.lr: 0.1 -> 0.2 (trains otherwise)",
         "x: (not there) -> 5 (trains otherwise)",
         "trainer.devices: 1 -> 2 (the same up to rounding)",
-        "logger.csv: None -> (not there) (no effect on training)",
+        "logger.csv: 1 -> (not there) (no effect on training)",
         "logger.wandb: (not there) -> 1 (no effect on training)",
     ]
 
