@@ -36,7 +36,7 @@ def main(
 ) -> Node:
     from lightning import seed_everything
 
-    from vitlab import build, figures, runs, tracking
+    from vitlab import build, figures, runs, tracking, trust
     from vitlab.callbacks import scores
 
     folder = Path(run_dir)
@@ -50,7 +50,8 @@ def main(
         build.describe(run, module, datamodule, batch_size=batch_size, config=runs.read_config(folder))
 
         start = runs.checkpoint_to_resume(resume, folder)
-        run.fit(module, datamodule, ckpt_path=start, weights_only=True)
+        with trust.weights_alone(start):
+            run.fit(module, datamodule, ckpt_path=start, weights_only=True)
         results = build.best_scores(run, module, datamodule)
         run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
 

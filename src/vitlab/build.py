@@ -11,6 +11,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 
+from vitlab import trust
 from vitlab.callbacks import BestCheckpoint, Monitor, scores
 from vitlab.classifier import Classifier
 from vitlab.data.module import DataModule
@@ -20,9 +21,15 @@ from vitlab.tracking import MetricsFile
 log = logging.getLogger(__name__)
 
 
+def make(node: Node, **supplied: Any) -> Any:
+    """What a node describes. Raises `trust.NotTrusted` where it would call what no configuration may."""
+    trust.demand(node)
+    return instantiate(node, _convert_="all", **supplied)
+
+
 def data(node: Node) -> DataModule:
     """The data, loaded: what it holds decides how the network looks."""
-    datamodule: DataModule = instantiate(node, _convert_="all")
+    datamodule: DataModule = make(node)
     datamodule.setup()
     return datamodule
 
@@ -43,10 +50,10 @@ def classifier(
                 f"model.{key}={model[key]}, but the data has {value}; leave model.{key} out to take the data's"
             )
     return Classifier(
-        instantiate(model, _convert_="all", **measured),
+        make(model, **measured),
         num_classes=datamodule.num_classes,
-        optimizer=instantiate(optimizer, _convert_="all") if optimizer else None,
-        schedule=instantiate(schedule, _convert_="all") if schedule else None,
+        optimizer=make(optimizer) if optimizer else None,
+        schedule=make(schedule) if schedule else None,
         **options,
     )
 
@@ -60,8 +67,8 @@ def trainer(
 ) -> Trainer:
     """Lightning's Trainer with the loggers and callbacks of the configuration, and `metrics.csv` always."""
     loggers: list[Logger] = [MetricsFile(folder=str(run_dir))] if logger is not None else []
-    loggers += [instantiate(inner, _convert_="all") for inner in (logger or {}).values() if inner]
-    made = [instantiate(inner, _convert_="all") for inner in (callbacks or {}).values() if inner]
+    loggers += [make(inner) for inner in (logger or {}).values() if inner]
+    made = [make(inner) for inner in (callbacks or {}).values() if inner]
     if not node.get("enable_progress_bar", True):
         made = [callback for callback in made if not isinstance(callback, ProgressBar)]
     # ours changes nothing but under FSDP2, which `checks` refuses beside averaged weights
@@ -75,9 +82,7 @@ def trainer(
         logging.getLogger(talker).setLevel(logging.WARNING)
     # lightning 2.6 under torch 2.14 and later; nothing a user could change
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-    made_trainer: Trainer = instantiate(
-        node, _convert_="all", logger=loggers or False, callbacks=made, default_root_dir=str(run_dir)
-    )
+    made_trainer: Trainer = make(node, logger=loggers or False, callbacks=made, default_root_dir=str(run_dir))
     return made_trainer
 
 

@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import launch, resolvers, runs
+from vitlab import launch, resolvers, runs, trust
 from vitlab.schema import Node, defaults, suggest
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -101,9 +101,12 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
     `lightning.Trainer`) get Hydra's `++`, and `resume` becomes the folder to go on in.
     """
     arguments, asks = parse_arguments(argv)
+    if arguments.experimental_rerun:
+        stop(name, ["--experimental-rerun reads a pickle, which may run code; use resume=RUN, or RUN/config.yaml"])
     if asks:
         return argv
     problems: list[str] = []
+    primary = arguments.config_name or name
     with initialized(arguments):
         try:
             resumed = runs.resumed_overrides(arguments.overrides, problems)
@@ -119,17 +122,17 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
                 overrides.remove(override)  # so that what else is wrong can be seen as well
         choices = [(o, spellings(o, o.input_line in groups, arguments.multirun)) for o in overrides]
         for lines in variants([c for _, c in choices if c]):
-            problems += [p for p in composed_problems(name, function, lines) if p not in problems]
+            problems += [p for p in composed_problems(primary, function, lines) if p not in problems]
         if problems:
             stop(name, problems)
-        listed = compose(name, [c[0] for o, c in choices if c and o.input_line in groups])
+        listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
         unlisted = {o.input_line for o in overrides if o.input_line not in groups and is_unlisted(o, listed)}
         in_folder = any(o.key_or_group == "hydra.run.dir" for o in overrides)
         if launch.started_by_others(os.environ) and not in_folder:
             stop(
                 name, ["hydra.run.dir is not set: processes started by torchrun or srun need one folder, named by you"]
             )
-        cfg = compose(name, [c[0] for _, c in choices if c])
+        cfg = compose(primary, [c[0] for _, c in choices if c])
         config = plain(cfg, UNSET_RUN_DIR)
         assert isinstance(config, dict)  # or it would have been refused above
         if arguments.multirun:
@@ -245,6 +248,8 @@ def composed_problems(name: str, function: Function, overrides: list[str]) -> li
         cfg = compose(name, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return [str(error.__cause__ or error)]
+    if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
+        return refused
     if not OmegaConf.is_missing(cfg, "run_dir"):
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     return check(function, plain(cfg, UNSET_RUN_DIR))
@@ -259,6 +264,8 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
         cfg.data_dir = str(Path(folder).expanduser().absolute())
     try:
         resolved = OmegaConf.to_container(cfg, resolve=True)
+    except RecursionError:
+        return "the configuration holds itself: an interpolation names a node that it lies in"
     except (OmegaConfBaseException, ValueError) as error:
         return str(error).splitlines()[0]
     assert isinstance(resolved, dict)
@@ -294,7 +301,8 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     hydra_cfg = HydraConfig.get()
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
     config = plain(cfg, str(run_dir))
-    if problems := check(function, config):
+    # once more: a sweep's own values, and what another sweeper suggests, have not been seen before
+    if problems := [*trust.hydra_problems(OmegaConf.to_container(hydra_cfg)), *check(function, config)]:
         raise ValueError(message(name, problems))
     assert isinstance(config, dict)
     external = launch.started_by_others(os.environ)

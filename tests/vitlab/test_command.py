@@ -11,7 +11,7 @@ import yaml
 
 import evaluate
 from conftest import Configure
-from vitlab import command, runs
+from vitlab import command, runs, trust
 from vitlab.schema import Node
 
 Preflight = Callable[..., list[str]]
@@ -190,6 +190,7 @@ def test_mistakes_in_a_model_of_a_users_own_are_told(
         "def linear(*, num_classes: int, in_channels: int, image_size: int, hidden: int = 3) -> nn.Module: ...\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(trust, "ALLOWED", ("my_networks",))
     (tmp_path / "mine" / "model").mkdir(parents=True)
     text = "_target_: my_networks.linear\nimage_size: ${image_size}\n"
     (tmp_path / "mine" / "model" / "linear.yaml").write_text(text)
