@@ -8,6 +8,7 @@
 """
 
 from pathlib import Path
+from typing import Literal
 
 from vitlab.command import command
 from vitlab.schema import Node
@@ -25,6 +26,7 @@ def main(
     name: str,
     objective: str,
     compile: bool,
+    on_out_of_memory: Literal["stop", "accumulate"],
     data: Node,
     model: Node,
     classifier: Node,
@@ -36,7 +38,7 @@ def main(
 ) -> Node:
     from lightning import seed_everything
 
-    from vitlab import build, figures, runs, tracking, trust
+    from vitlab import build, figures, memory, runs, tracking, trust
     from vitlab.callbacks import scores
 
     folder = Path(run_dir)
@@ -50,7 +52,7 @@ def main(
         build.describe(run, module, datamodule, batch_size=batch_size, config=runs.read_config(folder))
 
         start = runs.checkpoint_to_resume(resume, folder)
-        with trust.weights_alone(start):
+        with memory.explained(run, module, datamodule, batch_size=batch_size), trust.weights_alone(start):
             run.fit(module, datamodule, ckpt_path=start, weights_only=True)
         results = build.best_scores(run, module, datamodule)
         run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)

@@ -315,9 +315,10 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
         runs.write_config(run_dir, config)
     trainer = config["trainer"]
     ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"])
-    if not external and (ranks > 1 or hydra_cfg.mode == RunMode.MULTIRUN):
+    again = config.get("on_out_of_memory") == "accumulate"  # in fresh processes: this one must not hold the device
+    if not external and (ranks > 1 or again or hydra_cfg.mode == RunMode.MULTIRUN):
         try:
-            launch.run_ranks(entry, run_dir, ranks)
+            run_until_it_fits(entry, run_dir, ranks, config)
         except launch.JobFailed as error:
             runs.record_crash(run_dir, str(error))
             if hydra_cfg.mode == RunMode.MULTIRUN:
@@ -329,6 +330,29 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     results = runs.read_results(run_dir)
     objective = config.get("objective")
     return float(results[objective]) if objective in results else None
+
+
+def run_until_it_fits(entry: Path, run_dir: Path, ranks: int, config: Node) -> None:
+    """`launch.run_ranks`, and once more with smaller parts where memory was not enough and the configuration asks so."""
+    while True:
+        try:
+            return launch.run_ranks(entry, run_dir, ranks)
+        except launch.JobFailed:
+            from vitlab import memory
+
+            going_on = (run_dir / runs.LAST).is_file()
+            world = ranks * (config["trainer"].get("num_nodes") or 1)
+            smaller = memory.smaller_parts(config, runs.read_results(run_dir), ranks=world, going_on=going_on)
+            if smaller is None:
+                raise
+            config = smaller
+            runs.write_config(run_dir, config)
+            parts = config["trainer"]["accumulate_grad_batches"]
+            where = "its last checkpoint" if going_on else "the start"
+            line = f"out of memory: the run goes on from {where} with trainer.accumulate_grad_batches={parts}"
+            print(line, file=sys.stderr)
+            with (run_dir / f"{entry.stem}.log").open("a") as file:
+                file.write(f"{line}\n")
 
 
 def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> None:

@@ -33,7 +33,7 @@ CONFIG, RESULTS, OVERRIDES = "config.yaml", "results.json", ".hydra/overrides.ya
 LAST = "checkpoints/last.ckpt"
 
 # Root keys that don't change what is trained: two runs that differ in these alone are the same run.
-INCIDENTAL = ("run_dir", "resume", "logger", "name")
+INCIDENTAL = ("run_dir", "resume", "logger", "name", "on_out_of_memory")
 
 log = logging.getLogger(__name__)
 
