@@ -1,6 +1,7 @@
 """From configuration nodes to objects, and from objects to results: what the commands have in common."""
 
 import logging
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 
 from vitlab import trust
@@ -110,6 +111,20 @@ def describe(run: Trainer, module: Classifier, datamodule: DataModule, *, batch_
         run.strategy.root_device,
         run.precision,
     )
+    # weights and AdamW's two moments, in float32; a checkpoint is written beside the one that it replaces
+    kept = sum(
+        1 if c.save_top_k < 0 else c.save_top_k + bool(c.save_last)
+        for c in run.checkpoint_callbacks
+        if isinstance(c, ModelCheckpoint)
+    )
+    needed, free = 3 * 4 * parameters * (kept + 1), shutil.disk_usage(run.default_root_dir).free
+    if free < needed:
+        log.warning(
+            "%s has %.1f GB free, and its checkpoints take about %.1f GB; make room, or set hydra.run.dir",
+            run.default_root_dir,
+            free / 1e9,
+            needed / 1e9,
+        )
     for logger in run.loggers:
         logger.log_hyperparams(config)
 

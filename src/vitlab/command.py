@@ -12,7 +12,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -135,6 +135,10 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         cfg = compose(primary, [c[0] for _, c in choices if c])
         config = plain(cfg, UNSET_RUN_DIR)
         assert isinstance(config, dict)  # or it would have been refused above
+        folder = "hydra.sweep.dir" if arguments.multirun else "hydra.run.dir"
+        with suppress(OmegaConfBaseException):  # a folder named by what only a job knows
+            if problem := runs.unwritable(folder, Path(OmegaConf.select(cfg, folder)).absolute()):
+                stop(name, [problem])
         if arguments.multirun:
             if config.get("resume") not in (None, "auto"):
                 stop(name, [f"resume={config['resume']} names one run, and -m starts several; leave one of them out"])
@@ -333,7 +337,7 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
 
 
 def run_until_it_fits(entry: Path, run_dir: Path, ranks: int, config: Node) -> None:
-    """`launch.run_ranks`, and once more with smaller parts where memory was not enough and the configuration asks so."""
+    """`launch.run_ranks`, again with smaller parts where memory was not enough and the configuration asks so."""
     while True:
         try:
             return launch.run_ranks(entry, run_dir, ranks)

@@ -83,7 +83,7 @@ def explained(trainer: Trainer, module: Classifier, datamodule: DataModule, *, b
             note(Path(trainer.default_root_dir), fitting)
             at_once = f"{part} images on each device at once are too many"
             if fitting is None:
-                reason = f"{at_once}; raise trainer.accumulate_grad_batches={accumulate} (same batch_size={batch_size})"
+                reason = f"{at_once}; raise trainer.accumulate_grad_batches above {accumulate}, or lower batch_size"
             elif fitting == 0:
                 reason = (
                     f"not even one image on {device} at once fits; take a smaller model or image_size, "
@@ -181,7 +181,7 @@ def try_out(trainer: Trainer, module: Classifier, datamodule: DataModule, part: 
         batch = datamodule.on_after_batch_transfer(blank_batch(datamodule, images, device), 0)
         with trainer.precision_plugin.train_step_context():
             loss = module.training_step(batch, 0)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         del loss, batch
         if images == 1 and not optimizer.state:
             optimizer.step()
@@ -199,7 +199,7 @@ def blank_batch(datamodule: DataModule, images: int, device: torch.device) -> Tr
 
 
 def smaller_parts(config: Node, results: Node, *, ranks: int, going_on: bool) -> Node | None:
-    """For `on_out_of_memory=accumulate`: a failed job's configuration with its batches cut smaller; None: it stays failed.
+    """For `on_out_of_memory=accumulate`: a failed job's configuration, its batches cut smaller; None: it stays failed.
 
     `going_on`: there is a last checkpoint to go on from.
     """

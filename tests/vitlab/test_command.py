@@ -223,6 +223,12 @@ def test_the_other_command_is_checked_too(tmp_path: Path, capsys: pytest.Capture
     assert command.preflight("evaluate", function, argv) == argv
 
 
+def test_a_run_folder_that_cant_be_written_to_is_told(refused: Preflight) -> None:
+    for argv in (["hydra.run.dir=/dev/null/x"], ["-m", "hydra.sweep.dir=/dev/null/x"]):
+        name = argv[-1].partition("=")[0]
+        assert refused(*argv) == [f"{name}=/dev/null/x can't be written to (Not a directory); name another folder"]
+
+
 # ---------------------------------------------------------------------------------------------------------- sweeps
 
 

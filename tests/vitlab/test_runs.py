@@ -342,3 +342,15 @@ def test_other_callbacks_make_another_run_but_not_another_progress_bar_or_folder
 
     assert settled(last={"dirpath": "a"}, progress={"leave": True}) == settled(last={"dirpath": "b"}, progress=None)
     assert settled(ema={"decay": 0.9}) != settled()
+
+
+def test_a_folder_that_can_be_made_is_no_problem_and_isnt_made(tmp_path: Path) -> None:
+    assert runs.unwritable("hydra.run.dir", tmp_path / "a" / "b") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may write everywhere")
+def test_a_folder_without_permission_is_told(tmp_path: Path) -> None:
+    (locked := tmp_path / "locked").mkdir(mode=0o500)
+    words = f"hydra.run.dir={locked / 'a'} can't be written to (Permission denied); name another folder"
+    assert runs.unwritable("hydra.run.dir", locked / "a") == words

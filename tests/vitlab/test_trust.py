@@ -355,9 +355,9 @@ def test_a_checkpoint_that_would_run_code_is_refused_in_one_line(
     shutil.copytree(twins[0], run := tmp_path / "run")
     shutil.copy(zipped, run / "checkpoints" / "last.ckpt")
     shutil.copy(zipped, run / "checkpoints" / "best.ckpt")
-    file = "run/checkpoints/last.ckpt"
-    output = program("train", f"resume={file}", "trainer.max_epochs=7", cwd=tmp_path, status=1)
-    assert f"{file} is refused: it holds more than weights and plain data (posix.mkdir)" in output
+    last = "run/checkpoints/last.ckpt"
+    output = program("train", f"resume={last}", "trainer.max_epochs=7", cwd=tmp_path, status=1)
+    assert f"{last} is refused: it holds more than weights and plain data (posix.mkdir)" in output
     assert "weights_only" not in output, "torch's advice to run it all the same"
     error = json.loads((run / "results.json").read_text())["error"]
     assert error.startswith("NotTrusted: ")
