@@ -52,10 +52,11 @@ def main(
         build.describe(run, module, datamodule, batch_size=batch_size, config=runs.read_config(folder))
 
         start = runs.checkpoint_to_resume(resume, folder)
-        with memory.explained(run, module, datamodule, batch_size=batch_size), trust.weights_alone(start):
-            run.fit(module, datamodule, ckpt_path=start, weights_only=True)
-        results = build.best_scores(run, module, datamodule)
-        run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
+        with memory.explained(run, module, datamodule, batch_size=batch_size):
+            with trust.weights_alone(start):
+                run.fit(module, datamodule, ckpt_path=start, weights_only=True)
+            results = build.best_scores(run, module, datamodule)
+            run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
 
         results |= scores(run, "test")
         picture = folder / "figures" / "curves.png"
