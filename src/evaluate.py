@@ -23,7 +23,7 @@ def main(
 ) -> Node:
     import torch
 
-    from vitlab import build, runs
+    from vitlab import build, runs, trust
     from vitlab.callbacks import scores
 
     config = runs.read_config(Path(run))
@@ -35,7 +35,8 @@ def main(
     module = build.classifier(config["model"], datamodule, config["classifier"])
     module.split = datamodule.tested = split
     file = runs.checkpoint_file(Path(run), checkpoint)
-    module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+    with trust.weights_alone(file):
+        module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
 
     tester = build.trainer(trainer, run_dir=Path(run_dir))
     tester.test(module, datamodule, verbose=False)

@@ -8,6 +8,7 @@
 """
 
 from pathlib import Path
+from typing import Literal
 
 from vitlab.command import command
 from vitlab.schema import Node
@@ -26,6 +27,7 @@ def main(
     objective: str,
     restarts: int,
     compile: bool,
+    on_out_of_memory: Literal["stop", "accumulate"],
     data: Node,
     model: Node,
     classifier: Node,
@@ -37,7 +39,7 @@ def main(
 ) -> Node:
     from lightning import seed_everything
 
-    from vitlab import build, figures, runs, stopping, tracking
+    from vitlab import build, figures, memory, runs, stopping, tracking
     from vitlab.callbacks import scores
     from vitlab.resume import checkpoint_to_resume, identity
 
@@ -54,10 +56,11 @@ def main(
 
         module.identity = identity(config, datamodule, tracking.known_run_id(folder))
         start = checkpoint_to_resume(resume, folder, module.identity, first_rank=run.is_global_zero)
-        with stopping.patience():
-            run.fit(module, datamodule, ckpt_path=start, weights_only=True)
-        results = build.best_scores(run, module, datamodule)
-        run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
+        with memory.explained(run, module, datamodule, batch_size=batch_size):
+            with stopping.patience():
+                run.fit(module, datamodule, ckpt_path=start, weights_only=True)
+            results = build.best_scores(run, module, datamodule)
+            run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
 
         results |= scores(run, "test")
         picture = folder / "figures" / "curves.png"

@@ -1,6 +1,7 @@
 """From configuration nodes to objects, and from objects to results: what the commands have in common."""
 
 import logging
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 
+from vitlab import trust
 from vitlab.callbacks import Monitor, scores
 from vitlab.checkpoints import AtomicFiles, BestCheckpoint
 from vitlab.classifier import Classifier
@@ -21,9 +23,15 @@ from vitlab.tracking import MetricsFile
 log = logging.getLogger(__name__)
 
 
+def make(node: Node, **supplied: Any) -> Any:
+    """What a node describes. Raises `trust.NotTrusted` where it would call what no configuration may."""
+    trust.demand(node)
+    return instantiate(node, _convert_="all", **supplied)
+
+
 def data(node: Node) -> DataModule:
     """The data, loaded: what it holds decides how the network looks."""
-    datamodule: DataModule = instantiate(node, _convert_="all")
+    datamodule: DataModule = make(node)
     datamodule.setup()
     return datamodule
 
@@ -44,10 +52,10 @@ def classifier(
                 f"model.{key}={model[key]}, but the data has {value}; leave model.{key} out to take the data's"
             )
     return Classifier(
-        instantiate(model, _convert_="all", **measured),
+        make(model, **measured),
         num_classes=datamodule.num_classes,
-        optimizer=instantiate(optimizer, _convert_="all") if optimizer else None,
-        schedule=instantiate(schedule, _convert_="all") if schedule else None,
+        optimizer=make(optimizer) if optimizer else None,
+        schedule=make(schedule) if schedule else None,
         **options,
     )
 
@@ -61,8 +69,8 @@ def trainer(
 ) -> Trainer:
     """Lightning's Trainer with the loggers and callbacks of the configuration, and `metrics.csv` always."""
     loggers: list[Logger] = [MetricsFile(folder=str(run_dir))] if logger is not None else []
-    loggers += [instantiate(inner, _convert_="all") for inner in (logger or {}).values() if inner]
-    made = [instantiate(inner, _convert_="all") for inner in (callbacks or {}).values() if inner]
+    loggers += [make(inner) for inner in (logger or {}).values() if inner]
+    made = [make(inner) for inner in (callbacks or {}).values() if inner]
     if not node.get("enable_progress_bar", True):
         made = [callback for callback in made if not isinstance(callback, ProgressBar)]
     # ours changes nothing but under FSDP2, which `checks` refuses beside averaged weights
@@ -76,10 +84,9 @@ def trainer(
         logging.getLogger(talker).setLevel(logging.WARNING)
     # lightning 2.6 under torch 2.14 and later; nothing a user could change
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-    plugins = instantiate(node.get("plugins"), _convert_="all") or []
-    made_trainer: Trainer = instantiate(
+    plugins = make(node["plugins"]) if node.get("plugins") else []
+    made_trainer: Trainer = make(
         {k: v for k, v in node.items() if k != "plugins"},
-        _convert_="all",
         logger=loggers or False,
         callbacks=made,
         plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicFiles()],
@@ -114,6 +121,20 @@ def describe(run: Trainer, module: Classifier, datamodule: DataModule, *, batch_
         run.strategy.root_device,
         run.precision,
     )
+    # weights and AdamW's two moments, in float32; last.ckpt, previous.ckpt and what is being written beside the best
+    kept = sum(
+        1 if c.save_top_k < 0 else c.save_top_k + bool(c.save_last)
+        for c in run.checkpoint_callbacks
+        if isinstance(c, ModelCheckpoint)
+    )
+    needed, free = 3 * 4 * parameters * (kept + 3), shutil.disk_usage(run.default_root_dir).free
+    if free < needed:
+        log.warning(
+            "%s has %.1f GB free, and its checkpoints take about %.1f GB; make room, or set hydra.run.dir",
+            run.default_root_dir,
+            free / 1e9,
+            needed / 1e9,
+        )
     for logger in run.loggers:
         logger.log_hyperparams(config)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vitlab import launch, runs
+from vitlab import launch, runs, trust
 from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
@@ -40,11 +41,17 @@ TAKEN = {
     "classifier.optimizer": "use the group optimizer",
     "classifier.schedule": "use the group schedule",
 }
+LONGEST_NAME = 255  # bytes, on the usual file systems
 OBJECTIVES = ("val/acc", "val/acc5", "val/loss")
 
 
 def problems(function: Callable[..., Any], config: Node) -> list[str]:
-    """Everything wrong with `function(**config)`, a resolved configuration of a command."""
+    """Everything wrong with `function(**config)`, a resolved configuration of a command.
+
+    What it may not call comes alone: nothing more is asked of such a configuration, and nothing of it imported.
+    """
+    if refused := trust.problems(config):
+        return refused
     nodes = {k: v for k, v in config.items() if k in SUPPLIED and isinstance(v, dict) and "_target_" in v}
     found = call_problems("", {k: v for k, v in config.items() if k not in nodes}, function, supplied=nodes)
     for key, node in nodes.items():
@@ -286,8 +293,11 @@ def evaluation_problems(read: Reader) -> Iterator[str]:
     run, checkpoint = read("run", str), read("checkpoint", str)
     if run is None or checkpoint is None:
         return
-    if not (Path(run) / runs.CONFIG).is_file():
+    file = Path(run) / runs.CONFIG
+    if not file.is_file():
         yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
+    elif refused := trust.problems(yaml.safe_load(file.read_text())):
+        yield from (f"run={run}: {problem}" for problem in refused)
     elif not runs.checkpoint_file(Path(run), checkpoint).is_file():
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
 
@@ -300,8 +310,14 @@ def root_problems(read: Reader) -> Iterator[str]:
     if seed is not None and not 0 <= seed < 2**32:
         yield f"seed={seed} must lie in 0 .. 2**32 - 1"
     name = read("name", str)
-    if name is not None and (not name or name.startswith((".", "/")) or ".." in Path(name).parts):
-        yield f"name={name!r} must be a plain folder name below runs/"
+    if name is not None:
+        parts = name.split("/")
+        if not all(part.strip() == part != "" and not part.startswith(".") for part in parts) or "\\" in name:
+            yield f"name={name!r} must be a plain folder name below runs/"
+        elif not name.isprintable():
+            yield f"name={name!r} must be a plain folder name below runs/: it holds what can't be printed"
+        elif max(len(os.fsencode(part)) for part in parts) > LONGEST_NAME or len(parts) > 8:
+            yield f"name={shown(name)}: a folder name has at most {LONGEST_NAME} bytes, and 8 parts; set a shorter one"
     smoothing = read("classifier.label_smoothing", float)
     if smoothing is not None and not 0 <= smoothing < 1:
         yield f"classifier.label_smoothing={smoothing} is not in [0, 1)"

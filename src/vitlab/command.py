@@ -11,7 +11,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import launch, resolvers, runs, stopping
+from vitlab import launch, resolvers, runs, stopping, trust
 from vitlab.schema import Node, defaults, suggest
 from vitlab.stopping import Stopped
 
@@ -101,11 +101,14 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
     `lightning.Trainer`) get Hydra's `++`, and `resume` becomes the folder to go on in.
     """
     arguments, asks = parse_arguments(argv)
+    if arguments.experimental_rerun:
+        stop(name, ["--experimental-rerun reads a pickle, which may run code; use resume=RUN, or RUN/config.yaml"])
     if asks:
         return argv
     from vitlab import resume
 
     problems: list[str] = []
+    primary = arguments.config_name or name
     with initialized(arguments):
         try:
             resumed = resume.resumed_overrides(arguments.overrides, problems)
@@ -121,19 +124,23 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
                 overrides.remove(override)  # so that what else is wrong can be seen as well
         choices = [(o, spellings(o, o.input_line in groups, arguments.multirun)) for o in overrides]
         for lines in variants([c for _, c in choices if c]):
-            problems += [p for p in composed_problems(name, function, lines) if p not in problems]
+            problems += [p for p in composed_problems(primary, function, lines) if p not in problems]
         if problems:
             stop(name, problems)
-        listed = compose(name, [c[0] for o, c in choices if c and o.input_line in groups])
+        listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
         unlisted = {o.input_line for o in overrides if o.input_line not in groups and is_unlisted(o, listed)}
         in_folder = any(o.key_or_group == "hydra.run.dir" for o in overrides)
         if launch.started_by_others(os.environ) and not in_folder:
             stop(
                 name, ["hydra.run.dir is not set: processes started by torchrun or srun need one folder, named by you"]
             )
-        cfg = compose(name, [c[0] for _, c in choices if c])
+        cfg = compose(primary, [c[0] for _, c in choices if c])
         config = plain(cfg, UNSET_RUN_DIR)
         assert isinstance(config, dict)  # or it would have been refused above
+        folder = "hydra.sweep.dir" if arguments.multirun else "hydra.run.dir"
+        with suppress(OmegaConfBaseException):  # a folder named by what only a job knows
+            if problem := runs.unwritable(folder, Path(OmegaConf.select(cfg, folder)).absolute()):
+                stop(name, [problem])
         if arguments.multirun:
             if config.get("resume") not in (None, "auto"):
                 stop(name, [f"resume={config['resume']} names one run, and -m starts several; leave one of them out"])
@@ -251,6 +258,8 @@ def composed_problems(name: str, function: Function, overrides: list[str]) -> li
         cfg = compose(name, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return [str(error.__cause__ or error)]
+    if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
+        return refused
     if not OmegaConf.is_missing(cfg, "run_dir"):
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     return check(function, plain(cfg, UNSET_RUN_DIR))
@@ -265,6 +274,8 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
         cfg.data_dir = str(Path(folder).expanduser().absolute())
     try:
         resolved = OmegaConf.to_container(cfg, resolve=True)
+    except RecursionError:
+        return "the configuration holds itself: an interpolation names a node that it lies in"
     except (OmegaConfBaseException, ValueError) as error:
         return str(error).splitlines()[0]
     assert isinstance(resolved, dict)
@@ -302,7 +313,8 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     hydra_cfg = HydraConfig.get()
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
     config = plain(cfg, str(run_dir))
-    if problems := check(function, config):
+    # once more: a sweep's own values, and what another sweeper suggests, have not been seen before
+    if problems := [*trust.hydra_problems(OmegaConf.to_container(hydra_cfg)), *check(function, config)]:
         raise ValueError(message(name, problems))
     assert isinstance(config, dict)
     if launch.rank(os.environ) == 0:
@@ -322,13 +334,14 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
     """Runs a job in this process, or in processes of its own where it has several devices, belongs to a sweep, or may
     have to be started again.
     """
-    run_dir, trainer, restarts = Path(config["run_dir"]), config["trainer"], config.get("restarts", 0)
+    run_dir, trainer = Path(config["run_dir"]), config["trainer"]
     ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"])
-    if launch.started_by_others(os.environ) or not (ranks > 1 or sweep or restarts):
+    again = config.get("restarts") or config.get("on_out_of_memory") == "accumulate"
+    if launch.started_by_others(os.environ) or not (ranks > 1 or sweep or again):
         run_recorded(name, function, run_dir, config)
         return
     try:
-        launch.run_ranks(entry, run_dir, ranks, restarts=restarts)
+        run_until_it_fits(entry, run_dir, ranks, config)
     except Stopped as stop:
         runs.record_end(run_dir, stop.outcome)  # once more: the first rank may have been killed before it could
         sys.exit(stopping.STATUS[stop.outcome])
@@ -338,6 +351,29 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
             raise  # Hydra shows it, goes on with the next job, and ends with status 1
         print(f"{name} failed: {error}; {runs.way_on(run_dir)}", file=sys.stderr)
         sys.exit(1)
+
+
+def run_until_it_fits(entry: Path, run_dir: Path, ranks: int, config: Node) -> None:
+    """`launch.run_ranks`, again with smaller parts where memory was not enough and the configuration asks so."""
+    while True:
+        try:
+            return launch.run_ranks(entry, run_dir, ranks, restarts=config.get("restarts", 0))
+        except launch.JobFailed:
+            from vitlab import memory
+
+            going_on = any((run_dir / "checkpoints").glob("*.ckpt"))
+            world = ranks * (config["trainer"].get("num_nodes") or 1)
+            smaller = memory.smaller_parts(config, runs.read_results(run_dir), ranks=world, going_on=going_on)
+            if smaller is None:
+                raise
+            config = smaller
+            runs.write_config(run_dir, config)
+            parts = config["trainer"]["accumulate_grad_batches"]
+            where = "its last checkpoint" if going_on else "the start"
+            line = f"out of memory: the run goes on from {where} with trainer.accumulate_grad_batches={parts}"
+            print(line, file=sys.stderr)
+            with (run_dir / f"{entry.stem}.log").open("a") as file:
+                file.write(f"{line}\n")
 
 
 def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> None:

@@ -16,6 +16,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -73,6 +74,18 @@ def replace(file: Path, text: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- one owner
+
+
+def unwritable(setting: str, run_dir: Path) -> str | None:
+    """Why a run can't keep its files in a folder that may not be there yet; None if it can. Nothing is left behind."""
+    try:
+        there = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"x")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return f"{setting}={run_dir} can't be written to ({reason}); name another folder"
+    return None
 
 
 LOCKS = {"job": ".job.lock", "rank0": ".rank0.lock"}  # who starts the ranks, and the rank that writes

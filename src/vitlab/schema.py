@@ -15,7 +15,7 @@ import importlib.util
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -26,23 +26,31 @@ Node = dict[str, Any]
 RESERVED = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 
+def steps(target: str) -> Iterator[tuple[str, Any]]:
+    """The modules and attributes on the way to what a dotted path names, each with its path, in Hydra's order.
+
+    Nothing is imported before it is asked for. `ImportError` says which part of the path does not exist.
+    """
+    first, *rest = target.split(".")
+    if not rest or importlib.util.find_spec(first) is None:
+        raise ImportError(f"there is no module {first!r}")
+    path, found = first, typing.cast(Any, importlib.import_module(first))
+    yield path, found
+    for part in rest:
+        path, holder, before = f"{path}.{part}", found, path
+        if hasattr(holder, part):
+            found = getattr(holder, part)
+        elif hasattr(holder, "__path__") and importlib.util.find_spec(path) is not None:
+            found = importlib.import_module(path)
+        else:
+            raise ImportError(f"{before} has no {part!r}{suggest(part, dir(holder))}")
+        yield path, found
+
+
 def resolve(target: str) -> Callable[..., Any]:
     """The object behind a dotted path; `ImportError` says which part of the path does not exist."""
-    parts = target.split(".")
-    for split in range(len(parts) - 1, 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:split]))
-        except ModuleNotFoundError as error:
-            if error.name and ".".join(parts[:split]).startswith(error.name):
-                continue
-            raise
-        for end, part in enumerate(parts[split:], start=split):
-            if not hasattr(found, part):
-                close = suggest(part, dir(found))
-                raise ImportError(f"{'.'.join(parts[:end])} has no {part!r}{close}")
-            found = getattr(found, part)
-        return typing.cast(Callable[..., Any], found)
-    raise ImportError(f"there is no module {parts[0]!r}")
+    *_, (_, found) = steps(target)
+    return typing.cast(Callable[..., Any], found)
 
 
 @lru_cache

@@ -1,6 +1,7 @@
 """From configuration nodes to objects that fit each other, and what is told of a run at its start and end."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,18 @@ def test_the_end_is_told_in_a_line_for_each_split_that_was_scored(
         "val accuracy 50.00 % (72 of 144)   loss 1.2346",
         f"run folder: {tmp_path}",
     ]
+
+
+def test_too_little_space_for_the_checkpoints_is_a_warning(
+    configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(*TINY)
+    data, module, run = parts(config, tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    for free, told in ((usage.free, 0), (1000, 1)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        caplog.clear()
+        build.describe(run, module, data, batch_size=64, config=config)
+        warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == told
+    assert f"{tmp_path} has 0.0 GB free, and its checkpoints take about" in warnings[0].getMessage()

@@ -11,7 +11,7 @@ import yaml
 
 import evaluate
 from conftest import Configure
-from vitlab import command, resume, runs
+from vitlab import command, resume, runs, trust
 from vitlab.schema import Node
 
 Preflight = Callable[..., list[str]]
@@ -190,6 +190,7 @@ def test_mistakes_in_a_model_of_a_users_own_are_told(
         "def linear(*, num_classes: int, in_channels: int, image_size: int, hidden: int = 3) -> nn.Module: ...\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(trust, "ALLOWED", ("my_networks",))
     (tmp_path / "mine" / "model").mkdir(parents=True)
     text = "_target_: my_networks.linear\nimage_size: ${image_size}\n"
     (tmp_path / "mine" / "model" / "linear.yaml").write_text(text)
@@ -220,6 +221,12 @@ def test_the_other_command_is_checked_too(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "checkpoints" / "best.ckpt").touch()
     argv = [f"run={tmp_path}", "split=val"]
     assert command.preflight("evaluate", function, argv) == argv
+
+
+def test_a_run_folder_that_cant_be_written_to_is_told(refused: Preflight) -> None:
+    for argv in (["hydra.run.dir=/dev/null/x"], ["-m", "hydra.sweep.dir=/dev/null/x"]):
+        name = argv[-1].partition("=")[0]
+        assert refused(*argv) == [f"{name}=/dev/null/x can't be written to (Not a directory); name another folder"]
 
 
 # ---------------------------------------------------------------------------------------------------------- sweeps

@@ -268,3 +268,15 @@ def test_what_a_user_can_do_about_a_run_that_ended_too_early(tmp_path: Path) -> 
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     assert runs.way_on(tmp_path) == f"resume={tmp_path} goes on from the last checkpoint"
+
+
+def test_a_folder_that_can_be_made_is_no_problem_and_isnt_made(tmp_path: Path) -> None:
+    assert runs.unwritable("hydra.run.dir", tmp_path / "a" / "b") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may write everywhere")
+def test_a_folder_without_permission_is_told(tmp_path: Path) -> None:
+    (locked := tmp_path / "locked").mkdir(mode=0o500)
+    words = f"hydra.run.dir={locked / 'a'} can't be written to (Permission denied); name another folder"
+    assert runs.unwritable("hydra.run.dir", locked / "a") == words

@@ -1,0 +1,194 @@
+"""What a configuration may call: one that somebody else wrote is read as settings, never run as a program.
+
+Hydra calls whatever a `_target_` names, and importing a module runs it. So each `_target_`, at any depth, is judged
+before anything of it is imported:
+
+    A target is a class of a kind that experiments are made of (`KINDS`), or one of `FUNCTIONS`, named where one of
+    `PLACES` shows it and defined in one of `PLACES`; all else has to be allowed by the user, in `VITLAB_ALLOW`.
+
+The variable is read once, when the program starts: no configuration can set it.
+"""
+
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from vitlab.schema import resolve, shown, steps
+
+VARIABLE = "VITLAB_ALLOW"
+# A whole target, or a package or module whose own definitions are trusted.
+ALLOWED = tuple(entry for entry in re.split(r"[,\s]+", os.environ.get(VARIABLE, "")) if entry)
+
+OFFERED = "vitlab, torch, torchvision, timm, lightning, torchmetrics and hydra"
+PLACES = (
+    *("vitlab.vit", "vitlab.baselines", "vitlab.classifier", "vitlab.optim", "vitlab.callbacks", "vitlab.tracking"),
+    *("vitlab.checkpoints", "vitlab.nonfinite"),
+    *("vitlab.data.module", "vitlab.data.augment", "vitlab.data.sources"),
+    *("torch.nn", "torch.optim"),
+    *("torchvision.models", "torchvision.ops", "torchvision.transforms"),
+    *("timm.layers", "timm.loss", "timm.models", "timm.optim"),
+    *("lightning.fabric", "lightning.pytorch"),
+    *("torchmetrics.aggregation", "torchmetrics.classification", "torchmetrics.regression"),
+    *("hydra._internal.core_plugins", "hydra.experimental.callbacks"),
+)
+# A package may show at its top what it defines further in: lightning.Trainer.
+TOPS = ("lightning", "torchmetrics")
+KINDS = (
+    *("torch.nn.Module", "torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
+    *("lightning.pytorch.Trainer", "lightning.pytorch.Callback", "lightning.pytorch.LightningDataModule"),
+    *("lightning.pytorch.loggers.Logger", "lightning.pytorch.profilers.Profiler"),
+    *("lightning.pytorch.accelerators.Accelerator", "lightning.pytorch.strategies.Strategy"),
+    *("lightning.pytorch.plugins.Precision", "lightning.pytorch.plugins.LayerSync"),
+    *("lightning.fabric.plugins.CheckpointIO", "lightning.fabric.plugins.ClusterEnvironment"),
+    *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
+)
+FUNCTIONS = (  # functions, or modules of ours that hold nothing else
+    *("vitlab.baselines", "vitlab.data.sources", "vitlab.optim", "vitlab.tracking.wandb_logger"),
+    *(f"torch.optim.swa_utils.get_{kind}_avg_fn" for kind in ("ema", "ema_multi", "swa", "swa_multi")),
+)
+DEEPEST = 64  # levels of a configuration; one that holds itself has no end
+
+# What Hydra makes before any job can check itself: interpolations there could mean something else by then.
+MADE_BY_HYDRA = ("callbacks", "launcher", "sweeper")
+LOGGING = ("hydra_logging", "job_logging")
+LOG_CLASSES = ("logging.FileHandler", "logging.Formatter", "logging.NullHandler", "logging.StreamHandler")
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+
+
+class NotTrusted(ValueError):
+    """A configuration would call what it may not."""
+
+
+def problems(config: Any, prefix: str = "") -> list[str]:
+    """What a resolved configuration may not call, a line each; nothing of it has been imported then."""
+    found = []
+    for path, value in _values(config, prefix):
+        if path.count(".") >= DEEPEST:
+            return [f"{path.split('.')[0]} is nested in itself, or more than {DEEPEST} levels deep"]
+        if isinstance(value, dict) and "_target_" in value:
+            found += _refused(path, value["_target_"])
+        elif isinstance(value, str) and "${" in value:
+            # `instantiate` resolves a second time, and what comes out then has not been looked at
+            found.append(f"{path}={shown(value)}: an interpolation is left after resolving; write the value itself")
+    return found
+
+
+def hydra_problems(node: Any) -> list[str]:
+    """The same for the unresolved node `hydra`: its callbacks, launcher and sweeper are made before the job starts."""
+    if not isinstance(node, dict):
+        return [f"hydra={shown(node)} is not a mapping"]
+    found = []
+    for path, value in _values(node, "hydra"):
+        part, key = f"{path}.".split(".")[1], path.rpartition(".")[2]
+        if path.count(".") >= DEEPEST:
+            return [f"hydra.{part} is more than {DEEPEST} levels deep"]
+        if isinstance(value, dict) and "_target_" in value:
+            found += _refused(path, value["_target_"])
+        text = value if isinstance(value, str) else ""
+        if part in (*MADE_BY_HYDRA, *LOGGING) and not path.endswith("._target_"):
+            whole = text.startswith("${") and text.endswith("}")
+            if "\\$" in text or (whole and (part in LOGGING or not re.fullmatch(r"\$\{hydra\.[\w.]+\}", text))):
+                found.append(f"{path}={shown(text)} can't be checked before Hydra uses it; write the value itself")
+        if part in LOGGING:
+            calls = key in ("()", "factory") or (key == "class" and value not in LOG_CLASSES)
+            if calls or (re.search(r"\w+://", text) and text not in STREAMS):
+                found.append(f"{path}={shown(value)} is refused: logging would call it; use {', '.join(LOG_CLASSES)}")
+    settings = (node.get("job") or {}).get("env_set") or {}
+    for name in settings:
+        found.append(f"hydra.job.env_set.{name} can't be set here; set the variable where the program is started")
+    return found
+
+
+def demand(config: Any, prefix: str = "") -> None:
+    """Raises `NotTrusted` with all problems: the last look, just before a node is made."""
+    if found := problems(config, prefix):
+        raise NotTrusted("; ".join(found))
+
+
+def _values(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Everything in a tree of mappings and lists, with its dotted path, to one level below the deepest."""
+    yield path, value
+    if path.count(".") >= DEEPEST:
+        return
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, inner in pairs:
+        yield from _values(inner, f"{path}.{key}" if path else str(key))
+
+
+def _refused(path: str, target: Any) -> list[str]:
+    if not isinstance(target, str):
+        return [f"{path}._target_={shown(target)} is not a dotted path to a callable"]
+    reason = refusal(target)
+    where = f"{path}._target_={shown(target)}" if path else f"_target_={shown(target)}"
+    remedy = f"if you trust it, and who wrote this configuration, start with {VARIABLE}={target}"
+    return [f"{where} is refused: {reason}; {remedy}"] if reason else []
+
+
+def refusal(target: str) -> str | None:
+    """Why a target may not be called; None where it may be, or where an allowed place has nothing of that name."""
+    parent, _, name = target.rpartition(".")
+    if not all(part.isidentifier() for part in target.split(".")):
+        return "it is no dotted path"
+    if target in ALLOWED:
+        return None
+    by_user = _within(target, ALLOWED)
+    if not by_user and target.split(".")[0] not in {place.split(".")[0] for place in PLACES}:
+        return f"a configuration may call what {OFFERED} offer"
+    place = next((place for place in PLACES if _within(parent, (place,))), "")
+    private = any(part.startswith("_") for part in target[len(place) :].split("."))
+    if not by_user and (private or not (place or parent in TOPS)):
+        return "it lies where no parts of experiments are kept"
+    found: Any = None
+    try:
+        for path, found in steps(target):
+            if isinstance(found, ModuleType):
+                if found.__name__ != path:
+                    return f"{path} is another module, {found.__name__}"
+            elif path != target and not by_user:
+                return f"{path} is no module"
+    except ImportError:
+        return None  # nothing is there; `schema` tells that, with what was perhaps meant
+    defined = str(getattr(found, "__module__", None))
+    if _within(defined, ALLOWED):
+        return None
+    if not by_user and _within(defined, PLACES):
+        if isinstance(found, type) and issubclass(found, kinds()):
+            return None
+        if isinstance(found, FunctionType) and _within(f"{defined}.{found.__qualname__}", FUNCTIONS):
+            return None
+    return f"{name} is none of the classes and functions that experiments are made of"
+
+
+@lru_cache
+def kinds() -> tuple[type, ...]:
+    """`KINDS` as classes."""
+    return tuple(kind for name in KINDS if isinstance(kind := resolve(name), type))
+
+
+def _within(name: str, holders: tuple[str, ...]) -> bool:
+    return any(name == holder or name.startswith(f"{holder}.") for holder in holders)
+
+
+@contextmanager
+def weights_alone(file: Path | str | None) -> Iterator[None]:
+    """Around what loads a checkpoint with `weights_only=True`: its refusal in one line.
+
+    torch's own names the switch that would run the file's code.
+    """
+    try:
+        yield
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        if "weights_only" not in str(error):
+            raise
+        name = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+        what = f" ({name[1]})" if name else ""
+        raise NotTrusted(
+            f"{file} is refused: it holds more than weights and plain data{what}, and loading that could run code; "
+            "use a checkpoint that vitlab saved"
+        ) from error

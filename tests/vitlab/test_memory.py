@@ -1,0 +1,272 @@
+"""Where memory is not enough, the message tells what fits, and the same run goes on with that if it is asked to."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning import Trainer
+
+from conftest import SRC, Configure
+from vitlab import build, memory
+from vitlab.classifier import Classifier
+from vitlab.schema import Node
+
+Parts = tuple[Trainer, Classifier, Any]
+QUIET = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "logger=csv", "schedule.warmup_steps=0"]
+LARGE = ["data=fake", "data.source.size=64", "image_size=64", "model.patch_size=4", "data.source.samples=600"]
+LARGE += ["model.dim=32", "model.depth=2", "model.heads=4", "batch_size=512", "trainer.max_steps=1"]
+LARGE += ["model.fused_attention=false", "data.source.test_samples=20", "data.eval_batch_size=16"]
+LIMIT = 4_000_000 * 1024  # bytes of address space
+CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB"
+CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+
+
+# ------------------------------------------------------------------------------------------------- what is recognised
+
+
+@pytest.mark.parametrize(
+    ("error", "of_device"),
+    [
+        (torch.OutOfMemoryError(CUDA), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError(CPU), False),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), False),
+        (RuntimeError("std::bad_alloc"), False),
+        (MemoryError(), False),
+    ],
+)
+def test_an_allocator_s_refusal_is_recognised(error: BaseException, of_device: bool) -> None:
+    assert memory.is_out_of_memory(error)
+    assert memory.of_device(error) == of_device
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: device-side assert triggered"), ValueError(CPU), KeyboardInterrupt(), OSError(CUDA)],
+)
+def test_another_error_is_not(error: BaseException) -> None:
+    assert not memory.is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "accumulate", "expected"),
+    [
+        (64, 1, 1, [2, 4, 8, 16, 32, 64]),
+        (64, 4, 2, [4, 8, 16]),
+        (10, 1, 1, [2, 4, 8, 10]),
+        (10, 3, 1, [2, 3]),
+        (1, 1, 1, []),
+        (64, 1, 64, []),
+        (64, 1, 48, [64]),
+    ],
+)
+def test_parts_are_halved_until_they_are_single_images(
+    batch_size: int, world_size: int, accumulate: int, expected: list[int]
+) -> None:
+    assert memory.candidates(batch_size, world_size, accumulate) == expected
+
+
+# -------------------------------------------------------------------------------------------------- what fits is tried
+
+
+@pytest.fixture
+def failing(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Parts]:
+    """Parts of a training in which more than `most` images at once raise what an allocator raises."""
+
+    def make(most: int, *overrides: str, error: BaseException | None = None, evaluating: bool = False) -> Parts:
+        config = configure("model.dim=16", "model.depth=1", "trainer.max_epochs=1", *QUIET, *overrides)
+        data = build.data(config["data"])
+        module = build.classifier(
+            config["model"], data, config["classifier"], optimizer=config["optimizer"], schedule=config["schedule"]
+        )
+        run = build.trainer(config["trainer"], run_dir=tmp_path, callbacks=config["callbacks"])
+        forward = module.network.forward
+
+        def limited(images: torch.Tensor) -> torch.Tensor:
+            if len(images) > most and module.network.training != evaluating:
+                raise error or RuntimeError(CPU)
+            output: torch.Tensor = forward(images)
+            return output
+
+        monkeypatch.setattr(module.network, "forward", limited)
+        return run, module, data
+
+    return make
+
+
+def fitted(parts: Parts, batch_size: int = 64) -> None:
+    run, module, data = parts
+    with memory.explained(run, module, data, batch_size=batch_size):
+        run.fit(module, data)
+
+
+@pytest.mark.parametrize(
+    ("most", "overrides", "words"),
+    [
+        (
+            16,
+            [],
+            "out of memory: 64 images on each device at once are too many; 16 fit: add "
+            "trainer.accumulate_grad_batches=4 (same batch_size=64, same training), or lower batch_size to 16",
+        ),
+        (
+            9,
+            ["trainer.accumulate_grad_batches=2"],
+            "out of memory: 32 images on each device at once are too many; 8 fit: add "
+            "trainer.accumulate_grad_batches=8 (same batch_size=64, same training), or lower batch_size to 16",
+        ),
+        (1, ["optimizer=muon"], "1 fit: add trainer.accumulate_grad_batches=64"),
+        (1, ["optimizer=sgd", "callbacks=ema"], "1 fit: add trainer.accumulate_grad_batches=64"),
+        (0, [], "out of memory: not even one image on cpu at once fits; take a smaller model or image_size"),
+    ],
+)
+def test_the_message_names_the_largest_part_that_fits(
+    failing: Callable[..., Parts], tmp_path: Path, most: int, overrides: list[str], words: str
+) -> None:
+    with pytest.raises(memory.OutOfMemory) as found:
+        fitted(failing(most, *overrides))
+    assert str(found.value).startswith(words) or words in str(found.value)
+    noted = json.loads((tmp_path / "results.json").read_text())
+    expected = 0 if most == 0 else int(str(found.value).split("accumulate_grad_batches=")[1].split(" ")[0])
+    assert noted == {"out_of_memory": True, "fitting_accumulate_grad_batches": expected}
+
+
+def test_images_that_are_evaluated_have_a_knob_of_their_own(failing: Callable[..., Parts]) -> None:
+    parts = failing(16, "data.eval_batch_size=100", evaluating=True)
+    with pytest.raises(memory.OutOfMemory, match=r"100 images .* to evaluate; set data.eval_batch_size=50, or less"):
+        fitted(parts)
+
+
+def test_another_error_is_left_as_it_is(failing: Callable[..., Parts], tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        fitted(failing(16, error=RuntimeError("something else")))
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_what_fails_for_another_reason_when_tried_out_leaves_the_rest_of_the_message(
+    failing: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(memory, "try_out", broken)
+    with pytest.raises(memory.OutOfMemory, match=r"64 images .* raise trainer.accumulate_grad_batches above 1"):
+        fitted(failing(16))
+
+
+def test_what_is_tried_out_are_two_parts_beside_the_state_of_the_optimizer(
+    failing: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, module, data = failing(100)
+    run.fit(module, data)
+    seen: list[tuple[int, int, bool]] = []
+    forward, states = module.network.forward, 3 * len(list(module.parameters()))
+    made: list[Any] = []
+    maker = module.make_optimizer
+    assert maker is not None
+    module.make_optimizer = lambda groups: made.append(maker(groups)) or made[-1]  # type: ignore[func-returns-value]
+
+    def watched(images: torch.Tensor) -> torch.Tensor:
+        gradients = any(p.grad is not None for p in module.parameters())
+        seen.append((len(images), sum(len(s) for s in made[-1].state.values()), gradients))
+        return forward(images)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(module.network, "forward", watched)
+    memory.try_out(run, module, data, 7)
+    assert seen == [(1, 0, False), (7, states, False), (7, states, True)]
+
+
+def test_the_hooks_of_another_framework_stay_with_the_old_parameters() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    first, second = network[0], network[1]
+    assert isinstance(first, torch.nn.Linear)
+    assert isinstance(second, torch.nn.Linear)
+    second.weight = first.weight
+    called: list[int] = []
+    first.weight.register_hook(lambda gradient: called.append(1))  # type: ignore[no-untyped-call]
+    before = first.weight.data_ptr()
+    memory.detach_hooks(network)
+    network(torch.ones(1, 2)).sum().backward()
+    assert called == []
+    assert first.weight is second.weight
+    assert first.weight.data_ptr() == before
+    assert first.weight.grad is not None
+
+
+def test_nothing_of_the_failed_step_is_held_while_parts_are_tried(failing: Callable[..., Parts]) -> None:
+    alive: list[Any] = []
+
+    class Held: ...
+
+    def fail() -> None:
+        import weakref
+
+        held = Held()
+        alive.append(weakref.ref(held))
+        raise RuntimeError(CPU)
+
+    try:
+        fail()
+    except RuntimeError as error:
+        assert alive[0]() is not None
+        memory.free(error)
+        assert alive[0]() is None
+
+
+# ------------------------------------------------------------------------------------------------------- started again
+
+CONFIG: Node = {"on_out_of_memory": "accumulate", "batch_size": 64, "resume": None}
+CONFIG |= {"trainer": {"accumulate_grad_batches": 2}}
+FAILED = {memory.FLAG: True, memory.FITTING: 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "results", "going_on", "expected"),
+    [
+        ({}, FAILED, True, ("auto", 8)),
+        ({}, FAILED, False, (None, 8)),
+        ({"resume": "a.ckpt"}, FAILED, False, ("a.ckpt", 8)),
+        ({}, {**FAILED, memory.FITTING: None}, True, ("auto", 4)),
+        ({}, {**FAILED, memory.FITTING: 0}, True, None),
+        ({}, {"status": "crashed"}, True, None),
+        ({"on_out_of_memory": "stop"}, FAILED, True, None),
+        ({"batch_size": 2}, {**FAILED, memory.FITTING: None}, True, None),
+    ],
+)
+def test_a_failed_job_is_cut_smaller_where_that_is_asked_for_and_can_help(
+    config: Node, results: Node, going_on: bool, expected: tuple[str | None, int] | None
+) -> None:
+    before = {**CONFIG, **config}
+    found = memory.smaller_parts(before, results, ranks=1, going_on=going_on)
+    assert (found and (found["resume"], found["trainer"]["accumulate_grad_batches"])) == expected
+    assert before["trainer"] == {"accumulate_grad_batches": 2}, "the old one is left as it is"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_a_run_with_too_little_memory_goes_on_by_itself_in_parts_that_fit(tmp_path: Path) -> None:
+    """A real allocator, a real limit: the address space of the process."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+
+    line = [sys.executable, str(SRC / "train.py"), *LARGE, *QUIET, "hydra.run.dir=run", "on_out_of_memory=accumulate"]
+    done = subprocess.run(line, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert "OutOfMemory: out of memory: 512 images on each device at once are too many; " in done.stderr
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    parts = config["trainer"]["accumulate_grad_batches"]
+    again = f"out of memory: the run goes on from the start with trainer.accumulate_grad_batches={parts}"
+    assert parts in (2, 4, 8, 16)
+    assert again in done.stderr
+    assert again in (tmp_path / "run" / "train.log").read_text()
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["status"], results["steps"]) == ("finished", 1)
+    assert memory.FLAG not in results
