@@ -305,8 +305,8 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
             for change in runs.changes(runs.settled(runs.read_config(run_dir)), runs.settled(config)):
                 print(f"resume with another setting: {change}", file=sys.stderr)
         runs.write_config(run_dir, config)
-    trainer = config["trainer"]
-    ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"])
+    trainer = config.get("trainer")  # a command without one runs in one process
+    ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"]) if trainer else 1
     if not external and (ranks > 1 or hydra_cfg.mode == RunMode.MULTIRUN):
         try:
             launch.run_ranks(entry, run_dir, ranks)
