@@ -27,7 +27,7 @@ from vitlab.data.sources import DEBIAN_FASHION_MNIST
 from vitlab.schema import Node
 from vitlab.vit import VisionTransformer
 
-PROGRAMS = ["train", "evaluate"]
+PROGRAMS = ["train", "evaluate", "replay"]
 FILES = sorted(file.relative_to(command.CONF).with_suffix("") for file in command.CONF.rglob("*.yaml"))
 OPTIONS = [f"{file.parent}={file.name}" for file in FILES if str(file) not in PROGRAMS]
 EXPERIMENTS = [f"experiment={file.stem}" for file in sorted(command.EXPERIMENTS.glob("*.yaml"))]

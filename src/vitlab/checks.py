@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vitlab import launch, runs, trust
+from vitlab import launch, nonfinite, runs, trust
 from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
@@ -66,6 +66,7 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     found = [problem for problem in found if problem.partition(".")[2] not in found]
     rules = (
         evaluation_problems,
+        replay_problems,
         place_problems,
         trainer_problems,
         model_problems,
@@ -302,6 +303,22 @@ def evaluation_problems(read: Reader) -> Iterator[str]:
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
 
 
+def replay_problems(read: Reader) -> Iterator[str]:
+    capture, rank = read("capture", str), read("rank", int)
+    if capture is None or rank is None:
+        return
+    folder = Path(capture)
+    if not (folder / nonfinite.INFO).is_file():
+        inside = sorted(map(str, folder.glob(f"captures/*/{nonfinite.INFO}")))
+        there = f"; that run has {', '.join(str(Path(file).parent) for file in inside)}" if inside else ""
+        yield f"capture={capture} is not a captured step: it has no {nonfinite.INFO}{there}"
+    elif not (folder / runs.CONFIG).is_file():
+        yield f"capture={capture} has no {runs.CONFIG}, which says what the network is; copy the run's there"
+    elif not (folder / f"rank{rank}" / nonfinite.PARTS).is_file():
+        there = ", ".join(sorted(part.name.removeprefix("rank") for part in folder.glob("rank*")))
+        yield f"rank={rank}: {capture} has no part of it; there is {there}"
+
+
 def root_problems(read: Reader) -> Iterator[str]:
     objective = read("objective", str)
     if objective is not None and objective not in OBJECTIVES:
@@ -336,6 +353,9 @@ def root_problems(read: Reader) -> Iterator[str]:
         for key, value in (read(f"callbacks.{name_}", dict) or {}).items():
             if ("every_n" in key or key == "keep") and fits(value, float) and value <= 0:
                 yield f"callbacks.{name_}.{key}={shown(value)} must be above 0" + " or null" * ("every_n" in key)
+    for key in ("limit", "keep"):
+        if (value := read(f"callbacks.nonfinite.{key}", int)) is not None and value < 0:
+            yield f"callbacks.nonfinite.{key}={value} must be at least 0"
     if (restarts := read("restarts", int)) is not None and restarts < 0:
         yield f"restarts={restarts} must be 0 or more"
     lr = read("optimizer.lr", float)

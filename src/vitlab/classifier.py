@@ -1,5 +1,6 @@
 """The LightningModule: a network, its loss, its scores, its optimizer."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -46,7 +47,10 @@ class Classifier(LightningModule):
         self.split = "test"  # what the test loop's images are: `evaluate.py` runs it on any split
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         self.identity: dict[str, Any] = {}  # what a checkpoint says it is of (`vitlab.resume`)
-        self.train_loss = MeanMetric()
+        # asked before each optimizer step, with its gradients' norm (times the scale of a gradient scaler whose
+        # optimizer undoes it itself); may drop the gradients, or raise
+        self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
+        self.train_loss = MeanMetric(nan_strategy="ignore")
         self.scores = nn.ModuleDict({f"{s}_scores": self.make_scores(s) for s in ("train", "val", "test")})
 
     def make_scores(self, split: str) -> MetricCollection:
@@ -82,9 +86,8 @@ class Classifier(LightningModule):
         both. So the gradient is that of the mean over all `batch.count` images, however they are cut up.
         """
         losses = self.losses(self(batch.images), batch.targets)
-        self.train_loss.update(losses.detach())
-        share = self.trainer.world_size * self.trainer.accumulate_grad_batches / batch.count
-        return losses.sum() * share
+        self.train_loss.update(losses.detach().where(losses.isfinite(), torch.nan))  # the mean of those that are
+        return losses.sum() * share(batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         self.evaluation_step(batch, "val")
@@ -138,14 +141,17 @@ class Classifier(LightningModule):
         (16-mixed), where gradients are still scaled here, does it have to: that case is left to it.
         """
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if scaled or gradient_clip_algorithm not in (None, "norm"):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if gradient_clip_val:
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not scaled:
+            self.gradient_norm = whole
+        if self.before_step is not None:
+            self.before_step(self, optimizer, whole)
+        if scaled or gradient_clip_algorithm not in (None, "norm"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole training.
@@ -169,3 +175,8 @@ class Classifier(LightningModule):
         optimizer = self.make_optimizer(groups)
         schedule = self.make_schedule(optimizer, total_steps=self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def share(batch: TrainBatch, ranks: int, accumulated: int) -> float:
+    """What a micro-batch's sum of losses is multiplied by, before Lightning divides by `accumulated`."""
+    return ranks * accumulated / batch.count

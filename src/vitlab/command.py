@@ -334,8 +334,8 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
     """Runs a job in this process, or in processes of its own where it has several devices, belongs to a sweep, or may
     have to be started again.
     """
-    run_dir, trainer = Path(config["run_dir"]), config["trainer"]
-    ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"])
+    run_dir, trainer = Path(config["run_dir"]), config.get("trainer")  # a command without one runs in one process
+    ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"]) if trainer else 1
     again = config.get("restarts") or config.get("on_out_of_memory") == "accumulate"
     if launch.started_by_others(os.environ) or not (ranks > 1 or sweep or again):
         run_recorded(name, function, run_dir, config)
