@@ -52,6 +52,11 @@ def rank(environment: Mapping[str, str]) -> int:
     return int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))
 
 
+def local_rank(environment: Mapping[str, str]) -> int:
+    """This process's number among a job's on the same machine; 0 where nobody counted."""
+    return int(environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", "0")))
+
+
 def leave_group() -> None:
     """Ends this process's part in the ranks' communication, once all of them have come so far.
 

@@ -4,6 +4,7 @@ config.yaml      the resolved configuration: the run can be made again from this
 results.json     status, scores, counts, seconds, provenance
 train.log        everything logged
 metrics.csv      every logged number          (vitlab.tracking)
+skipped.csv      bad images left out, if any  (vitlab.data.scan)
 checkpoints/     best.ckpt, last.ckpt         (Lightning's ModelCheckpoint)
 figures/         curves.png                   (vitlab.callbacks)
 .hydra/          what Hydra composed it from
@@ -109,6 +110,8 @@ def resume_auto(config: Node, search: Path) -> list[str]:
 def settled(config: Node) -> Node:
     """The part of a configuration that decides what is trained."""
     kept = {k: v for k, v in config.items() if k not in INCIDENTAL}
+    if isinstance(config.get("data"), dict):
+        kept["data"] = {k: v for k, v in config["data"].items() if k != "skipped_file"}  # it lies in the run folder
     callbacks = {k: v for k, v in (config.get("callbacks") or {}).items() if k != "progress" and v}
     kept["callbacks"] = {k: {n: x for n, x in v.items() if n != "dirpath"} for k, v in callbacks.items()}
     return kept
