@@ -342,3 +342,9 @@ def test_other_callbacks_make_another_run_but_not_another_progress_bar_or_folder
 
     assert settled(last={"dirpath": "a"}, progress={"leave": True}) == settled(last={"dirpath": "b"}, progress=None)
     assert settled(ema={"decay": 0.9}) != settled()
+
+
+def test_where_bad_images_are_listed_makes_no_other_run_but_what_happens_to_them_does() -> None:
+    one, other = ({"data": {"skipped_file": f"{run}/skipped.csv", "on_error": "skip"}} for run in "ab")
+    assert runs.settled(one) == runs.settled(other)
+    assert runs.settled(one) != runs.settled({"data": {**one["data"], "on_error": "raise"}})

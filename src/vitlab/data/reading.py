@@ -98,11 +98,18 @@ def check_header(path: str) -> None:
 
     To be called under `quiet`, which isn't for threads.
     """
-    with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+    with open_regular(path) as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise ValueError("the file is empty")
+        check_opened(file)
+
+
+def check_opened(file: BinaryIO) -> None:
+    with Image.open(file, formats=FORMATS) as image:
         check_size(*image.size)
         check_mode(image)
         kind = image.format or ""
-        size = file.seek(0, os.SEEK_END)
+        size = os.fstat(file.fileno()).st_size
         if kind == "WEBP":
             file.seek(4)
             whole = size >= 8 + int.from_bytes(file.read(4), "little")
@@ -193,7 +200,11 @@ def decode_with_pillow(data: bytes) -> Tensor:
     with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
         check_size(*opened.size)
         check_mode(opened)
-        image = ImageOps.exif_transpose(opened)
+        opened.load()
+        try:
+            image = ImageOps.exif_transpose(opened)
+        except Exception:  # damaged metadata, in as many ways; the pixels are whole
+            image = opened.copy()
     if image.mode.startswith("I"):  # 16 bits, which Pillow before 11 calls I in a PNG file
         return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8)).expand(3, -1, -1)
     if image.has_transparency_data:

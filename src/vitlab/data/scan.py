@@ -85,7 +85,8 @@ def without_bad_files(
         with FileLock(record.with_name(f".{record.name}.lock")):  # of several ranks, one scans
             if not record.is_file():
                 faults, copies = look_through(source, "decode")
-                write_rows(record.with_name(DUPLICATES), Copy, copies)
+                if copies:
+                    write_rows(record.with_name(DUPLICATES), Copy, copies)
                 write_rows(record, Fault, faults)  # last: it says that the scan was finished
             faults, copies = read_rows(record, Fault), read_rows(record.with_name(DUPLICATES), Copy)
     return left_out(source, faults, max_skipped, record), copies

@@ -1,6 +1,8 @@
 """One image file to pixels: every format and mode, and every kind of damage."""
 
 import io
+import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from sklearn.datasets import load_digits, load_sample_image
 from torchvision.transforms import v2
 
 from vitlab.data import reading
-from vitlab.data.reading import read_image
+from vitlab.data.reading import UnreadableImage, read_image
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
 
@@ -101,3 +103,59 @@ def test_a_broken_image_is_named(tmp_path: Path, format: str) -> None:
             read_image(str(path))
     with pytest.raises(ValueError, match=r"missing\.png can't be read"):
         read_image(str(tmp_path / "missing.png"))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF"])
+def test_whatever_the_bytes_are_there_is_an_image_or_an_error_that_names_the_file(tmp_path: Path, format: str) -> None:
+    """torchvision's decoder of PNG ends the process on some of these."""
+    chance = random.Random(0)
+    data = encoded(PHOTO.resize((24, 16)), format, exif=b"Exif\0\0" + bytes(20)) if format != "PPM" else b""
+    data = data or encoded(PHOTO.resize((24, 16)), format)
+    path = tmp_path / "image"
+    outcomes: set[tuple[str, ...]] = set()
+    for _ in range(150):
+        damaged = bytearray(data[: chance.randrange(len(data))] if chance.random() < 0.3 else data)
+        for _ in range(chance.choice((1, 3, 20)) if damaged else 0):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            pixels = read_image(str(path))
+        except UnreadableImage as error:
+            outcomes.add(("error", *re.split(r" \(.*\); ", str(error))))
+        else:
+            assert pixels.dtype == torch.uint8
+            assert pixels.shape[0] == 3
+            outcomes.add(("image",))
+    remedy = "replace it, or look for all of its kind at once with data.scan=decode, or data.on_error=skip"
+    named = ("error", f"{path} can't be decoded", remedy)
+    assert outcomes == ({named} if format == "PNG" else {named, ("image",)})
+
+
+@pytest.mark.parametrize(("width", "height"), [(13_378, 13_378), (65_535, 65_535)])
+def test_a_size_is_refused_before_anything_is_decoded(tmp_path: Path, width: int, height: int) -> None:
+    path = tmp_path / "bomb"
+    jpeg = bytearray(encoded(PHOTO, "JPEG"))
+    at = jpeg.index(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    gif = bytearray(encoded(PHOTO, "GIF"))
+    gif[6:10] = width.to_bytes(2, "little") + height.to_bytes(2, "little")
+    for data in (jpeg, gif):
+        path.write_bytes(data)
+        with pytest.raises(UnreadableImage, match=r"[\d,]+ pixels: make it smaller|exceeds limit of 178956970"):
+            read_image(str(path))
+
+
+def test_the_size_of_a_jpeg_is_read_as_pillow_reads_it() -> None:
+    for options in ({}, {"progressive": True}, {"exif": Image.Exif()}, {"icc_profile": bytes(150_000)}):
+        assert reading.jpeg_size(encoded(PHOTO, "JPEG", **options)) == PHOTO.size
+    data = encoded(PHOTO, "JPEG")
+    assert reading.jpeg_size(data[:2] + b"\xff\xff\xff" + data[2:]) == PHOTO.size, "filling bytes"
+    with pytest.raises(ValueError, match="without an image"):
+        reading.jpeg_size(b"\xff\xd8\xff\xd9" + bytes(20))
+
+
+def test_a_named_error_crosses_from_a_worker_in_one_line() -> None:
+    wrapped = (
+        "Caught UnreadableImage in worker 0.\nOriginal Traceback ...\nvitlab.UnreadableImage: a.png can't be read\n"
+    )
+    assert str(UnreadableImage(wrapped)) == str(UnreadableImage("a.png can't be read")) == "a.png can't be read"

@@ -109,7 +109,7 @@ CONTENTS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "16-bit TIFF": ("tif", lambda: encoded("TIFF", DEEP)),
     "32-bit floating-point TIFF": ("tif", lambda: encoded("TIFF", DEEP.convert("F"))),
     "EXIF-rotated": ("jpg", lambda: encoded("JPEG", exif=exif(6), quality=95)),
-    "damaged EXIF": ("webp", lambda: encoded("WEBP", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(range(99)))),
+    "damaged EXIF": ("webp", lambda: encoded("WEBP", exif=b"Exif\0\0" + bytes(20))),
 }
 
 
@@ -153,9 +153,9 @@ ENTRIES: dict[str, Callable[[Path], Path]] = {
 FILES = ENTRIES | {name: lambda folder, name=name: write(folder / "bad", name) for name in CONTENTS}
 
 
-def write_digits(folder: Path, per_class: dict[str, int]) -> Path:
+def write_digits(folder: Path, per_class: dict[str, int], start: int = 0) -> Path:
     """Digits as PNG files, all of them different."""
-    digits = iter(load_digits().images)
+    digits = iter(load_digits().images[start:])
     for name, count in per_class.items():
         (folder / name).mkdir(parents=True)
         for number in range(count):
@@ -167,7 +167,7 @@ def write_digits(folder: Path, per_class: dict[str, int]) -> Path:
 def folder(tmp_path: Path) -> Path:
     """Twenty digits to train on and eight to test on, in two classes."""
     write_digits(tmp_path / "set" / "train", {"a": 10, "b": 10})
-    write_digits(tmp_path / "set" / "val", {"a": 4, "b": 4})
+    write_digits(tmp_path / "set" / "val", {"a": 4, "b": 4}, start=20)
     return tmp_path / "set"
 
 
@@ -497,11 +497,7 @@ def test_what_was_left_out_is_counted_listed_and_told(folder: Path, caplog: pyte
     ]
     assert f"left out 2 of 30 images that can't be used, listed in {record}" in caplog.text
     assert f"{folder}/train/a/bad.jpg: " in caplog.text
-    assert sorted(file.name for file in record.parent.iterdir()) == [
-        ".skipped.csv.lock",
-        "duplicates.csv",
-        "skipped.csv",
-    ]
+    assert sorted(file.name for file in record.parent.iterdir()) == [".skipped.csv.lock", "skipped.csv"]
 
 
 def batches(data: DataModule) -> list[TrainBatch]:
