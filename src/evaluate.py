@@ -31,6 +31,9 @@ def main(
         trainer["precision"] = config["trainer"]["precision"]
     if batch_size is not None:
         config["data"] |= {"batch_size": batch_size, "eval_batch_size": batch_size}
+    # the run has looked at its images, and listed what it left out
+    seen = {"scan": "none", "skipped_file": str(Path(run) / "skipped.csv")}
+    config["data"] |= {k: v for k, v in seen.items() if k in config["data"]}
     datamodule = build.data(config["data"])
     module = build.classifier(config["model"], datamodule, config["classifier"])
     module.split = datamodule.tested = split

@@ -234,6 +234,14 @@ def data_problems(read: Reader) -> Iterator[str]:
         value = read(f"data.{key}", int)
         if value is not None and value < least:
             yield f"data.{key}={value} must be at least {least}"
+    if (share := read("data.max_skipped", float)) is not None and not 0 <= share < 1:
+        yield f"data.max_skipped={share} must be at least 0 and below 1: a share of the images"
+    if read("data.on_error", str) == "skip":
+        source = (read("data.source._target_", str) or "").rpartition(".")[2]
+        if facts and source != "image_folder":
+            yield f"data.on_error=skip is for image folders, and {source} is none; leave it out"
+        elif read("data.scan", str) == "none":
+            yield "data.on_error=skip decodes every image beforehand, which data.scan=none forbids; leave one out"
     augment = read("data.augment", dict)
     if augment and "_target_" in augment and not any(bad.startswith("data.augment") for bad in read.bad):
         try:

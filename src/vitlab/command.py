@@ -148,10 +148,10 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
             if config.get("resume", "") is None and launch.restarted(os.environ):
                 config["resume"] = "auto"
                 resumed.append("resume=auto")  # a requeued job goes on, whatever its command line says
-            if in_folder:
+            if in_folder and launch.rank(os.environ) == 0:
                 if problems := resume.folder_problems(config, Path(cfg.hydra.run.dir).resolve()):
                     stop(name, problems)
-            elif config.get("resume") == "auto":
+            elif config.get("resume") == "auto" and not in_folder:
                 resumed += resume.resume_auto(config, Path(cfg.hydra.run.dir).parent)
     quiet = ["hydra.output_subdir=null"] if launch.rank(os.environ) else []  # rank 0 writes it
     line = ["++" + a if a in unlisted else a for a in argv]

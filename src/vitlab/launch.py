@@ -75,6 +75,11 @@ def restarted(environment: Mapping[str, str]) -> bool:
     return any(int(environment.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
+def local_rank(environment: Mapping[str, str]) -> int:
+    """This process's number among a job's on the same machine; 0 where nobody counted."""
+    return int(environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", "0")))
+
+
 def leave_group() -> None:
     """Ends this process's part in the ranks' communication, once all of them have come so far.
 

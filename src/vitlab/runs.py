@@ -4,6 +4,7 @@ config.yaml      the resolved configuration: the run can be made again from this
 results.json     status, scores, counts, seconds, provenance
 train.log        everything logged
 metrics.csv      every logged number          (vitlab.tracking)
+skipped.csv      bad images left out, if any  (vitlab.data.scan)
 checkpoints/     best, last, the one before   (vitlab.checkpoints)
 figures/         curves.png                   (vitlab.callbacks)
 .hydra/          what Hydra composed it from

@@ -104,6 +104,13 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["data.eval_batch_size=0"], "data.eval_batch_size=0 must be at least 1"),
     (["data.augment.erasing=2"], "data.augment.erasing=2 must be a probability between 0 and 1"),
     (["data.augment.scale=[2,1]"], "data.augment.scale=(2.0, 1.0) must be [low, high] with 0 < low <= high"),
+    (["data.max_skipped=1.0"], "data.max_skipped=1.0 must be at least 0 and below 1: a share of the images"),
+    (["data.on_error=skip"], "data.on_error=skip is for image folders, and digits is none; leave it out"),
+    (
+        ["data=image_folder", "data_dir=.", "data.on_error=skip", "data.scan=none"],
+        "data.on_error=skip decodes every image",
+    ),
+    (["data.on_error=ignore"], "data.on_error=ignore is not one of 'raise', 'skip'"),
     (["data=image_folder", "data_dir=no/such"], "no/such is not a folder; data=image_folder wants"),
     # batch size against processes, accumulation and samples
     (["batch_size=0"], "batch_size=0 must be at least 1"),

@@ -67,6 +67,12 @@ def test_a_process_knows_its_number(environment: dict[str, str], rank: int) -> N
     assert launch.rank(environment) == rank
 
 
+def test_a_process_knows_its_number_on_its_machine() -> None:
+    assert launch.local_rank({}) == 0
+    assert launch.local_rank({"RANK": "9", "LOCAL_RANK": "1"}) == 1
+    assert launch.local_rank({"SLURM_PROCID": "9", "SLURM_LOCALID": "2"}) == 2
+
+
 def script(folder: Path, text: str) -> Path:
     """An entry that writes what it is told into the run folder, as `FOLDER/RANK`."""
     file = folder / "entry.py"

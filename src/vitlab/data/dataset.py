@@ -4,26 +4,17 @@ A loader whose batch sampler yields a `BatchPlan` hands it to `__getitems__`; so
 stands in training. What a file becomes depends on (seed, epoch, index) alone, never on the workers.
 """
 
-import io
-import warnings
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
+from vitlab.data.reading import read_image
 from vitlab.data.sampler import BatchPlan, stable_seed
 from vitlab.data.sources import Split
-
-try:
-    from torchvision.io import decode_image
-except ImportError:  # its removal is announced; Pillow gives the same pixels at half the speed
-    decode_image = None
 
 BICUBIC, BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
 
@@ -112,6 +103,10 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
 
 def centre_crop(image: Tensor, image_size: tuple[int, int], crop_fraction: float) -> Tensor:
     """[C, H, W] resized to just cover `image_size` / `crop_fraction`, and its centre of `image_size`."""
+    # a line of 1 x 100,000 pixels would become 20 GB: of a side so long, the middle is enough
+    longest = 64 * min(image.shape[-2:]) * -(-max(image_size) // min(image_size))
+    if max(image.shape[-2:]) > longest:
+        image = v2.functional.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
     height, width = image.shape[-2:]
     cover_height, cover_width = (int(side / crop_fraction) for side in image_size)
     if cover_height * width >= cover_width * height:  # height binds
@@ -121,64 +116,3 @@ def centre_crop(image: Tensor, image_size: tuple[int, int], crop_fraction: float
     resized = v2.functional.resize(image, size, BICUBIC, antialias=True)
     cropped: Tensor = v2.functional.center_crop(resized, list(image_size))
     return cropped
-
-
-def read_image(path: str) -> Tensor:
-    """uint8 [3, H, W], upright as its EXIF tag says, transparency laid over white.
-
-    Raises:
-        ValueError: naming the file, where it can't be read or decoded.
-    """
-    try:
-        data = Path(path).read_bytes()
-        image = _decode(data) if _is_plain(data) else _decode_with_pillow(data)
-    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} can't be decoded ({error}); replace or remove it") from error
-    return image
-
-
-def _is_plain(data: bytes) -> bool:
-    """JPEG, or PNG of 8 or 16 bits without a palette: what torchvision decodes, nearly twice as fast."""
-    if decode_image is None:
-        return False
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        bits, colour, palette = data[24:25], data[25:26], b"\x03"
-        return bits in (b"\x08", b"\x10") and colour != palette
-    return data[:2] == b"\xff\xd8"
-
-
-def _decode(data: bytes) -> Tensor:
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities")
-        image: Tensor = decode_image(encoded, apply_exif_orientation=True)
-    channels = image.shape[0]
-    if data[:2] == b"\xff\xd8" and channels == 4:  # CMYK: torchvision's conversion isn't Pillow's
-        return _decode_with_pillow(data)
-    if image.dtype == torch.uint16:
-        image = (image.to(torch.int32) // 257).to(torch.uint8)
-    if channels in (2, 4):
-        image = _over_white(image)
-    return image.expand(3, -1, -1) if image.shape[0] == 1 else image
-
-
-def _decode_with_pillow(data: bytes) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a large image is still an image
-        with Image.open(io.BytesIO(data)) as opened:
-            image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I;16"):
-        return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8)).expand(3, -1, -1)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are of mode {image.mode}; save it with 8 bits a channel")
-    if image.has_transparency_data:
-        return _over_white(v2.functional.pil_to_tensor(image.convert("RGBA")))
-    pixels: Tensor = v2.functional.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
-    return pixels
-
-
-def _over_white(image: Tensor) -> Tensor:
-    """[colours + 1, H, W] with alpha last -> [colours, H, W]."""
-    alpha = image[-1:].to(torch.int32)
-    mixed = image[:-1].to(torch.int32) * alpha + 255 * (255 - alpha)
-    return ((mixed + 127) // 255).to(torch.uint8)

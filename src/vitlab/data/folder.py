@@ -101,18 +101,20 @@ def _images_below(folder: Path) -> list[str]:
 
 
 def _pixels(path: str) -> float:
-    """Width times height as the header says; infinite where Pillow refuses the size."""
+    """Width times height as the header says; infinite where Pillow refuses the size, 0 for what the scan will tell."""
     from PIL import Image
+
+    from vitlab.data.reading import FORMATS, open_regular
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
                 return image.width * image.height
     except Image.DecompressionBombError:
         return float("inf")
-    except OSError as error:
-        raise ValueError(f"{path} is no image that can be read ({error}); replace or remove it") from error
+    except Exception:  # a decoder meets any bytes
+        return 0
 
 
 def _tell(left_out: list[str], what: str) -> None:

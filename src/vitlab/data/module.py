@@ -10,6 +10,7 @@ The Trainer must run with `use_distributed_sampler=False`.
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,12 +18,14 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader
 
+from vitlab import launch
+from vitlab.data import scan
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBatch
 from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, stable_seed
+from vitlab.data.scan import SplitName
 from vitlab.data.sources import Source, Split, stratified
 
-SplitName = Literal["train", "val", "test"]
 Loader = DataLoader[TrainBatch | EvalBatch]
 MOST_WORKERS = 16  # per device
 
@@ -42,6 +45,12 @@ class DataModule(LightningDataModule):
         drop_last: Leave out an epoch's incomplete step; False makes its steps equal to within one image.
         max_train_samples: Train on a stratified part of this size; validation and test stay whole.
         eval_batch_size: Images of one evaluation batch over all devices; None: `batch_size`.
+        on_error: Image folders: what happens for bad images. `raise`: an error. `skip`: every image is decoded once
+            before training, and those that can't be are left out, counted and listed.
+        max_skipped: Share of the listed images above which `skip` refuses.
+        scan: How closely `raise` looks before training: at every file's header and end, or at all of it (which also
+            finds files with equal content in several splits), or not at all.
+        skipped_file: Where `skip` lists what it left out; believed instead of a new scan where it is.
     """
 
     def __init__(
@@ -58,6 +67,10 @@ class DataModule(LightningDataModule):
         drop_last: bool = False,
         max_train_samples: int | None = None,
         eval_batch_size: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: float = 0.01,
+        scan: Literal["none", "headers", "decode"] = "headers",
+        skipped_file: str | None = None,
     ) -> None:
         super().__init__()
         for knob, value, least in (
@@ -71,12 +84,16 @@ class DataModule(LightningDataModule):
         sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(sides) != 2 or min(sides) < 1:
             raise ValueError(f"image_size={image_size} must be a positive number of pixels, or two")
+        if not 0 <= max_skipped < 1:
+            raise ValueError(f"data.max_skipped={max_skipped} must be at least 0 and below 1, a share of the images")
         self.image_size: tuple[int, int] = (sides[0], sides[1])
         self.load_source, self.augment, self.batch_size, self.seed = source, augment, batch_size, seed
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.num_workers, self.drop_last = num_workers, drop_last
         self.max_train_samples = max_train_samples
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.on_error, self.max_skipped, self.scan = on_error, max_skipped, scan
+        self.skipped_file = None if skipped_file is None else Path(skipped_file)
         self.tested: SplitName = "test"  # what the test loop runs on: `evaluate.py` scores any split
         self._source: Source | None = None
         self._splits: dict[SplitName, Split] = {}
@@ -104,6 +121,21 @@ class DataModule(LightningDataModule):
                 f"data.augment.auto_augment={self.augment.auto_augment} works on 1 or 3 channels, and "
                 f"{source.name} has {source.channels}; set it to none"
             )
+        copies: list[scan.Copy] = []
+        if source.train.files is not None:
+            source, copies = scan.without_bad_files(
+                source,
+                on_error=self.on_error,
+                max_skipped=self.max_skipped,
+                scan=self.scan,
+                record=self.skipped_file,
+                first=launch.local_rank(os.environ) == 0,
+            )
+        elif self.on_error == "skip":
+            raise ValueError(f"data.on_error=skip is for image folders, and {source.name} is none; leave it out")
+        if len(only := set(source.train.labels.tolist())) == 1:
+            name = source.classes[only.pop()]
+            raise ValueError(f"{source.name} has the one class {name!r} to train on; classification needs two")
         kept, held_out = stratified(
             source.train.labels, self.val_fraction, seed=self.split_seed, knob="data.val_fraction"
         )
@@ -114,6 +146,8 @@ class DataModule(LightningDataModule):
             )
             train = train.subset(part)
         self._splits = {"train": train, "val": val, "test": source.test}
+        if copies:
+            scan.tell_copies(copies, self._splits, scan.common_folder(source), self.skipped_file)
         self._prepare = Prepare(image_size=self.image_size, mean=source.mean, std=source.std)
         self._source = source
 

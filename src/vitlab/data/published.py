@@ -1,19 +1,21 @@
 """Published data sets from the files their authors offer: MNIST's idx format, CIFAR, and the download."""
 
-import contextlib
 import gzip
 import logging
 import math
+import pickle
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,28 +57,84 @@ def load_idx(
 
 
 def load_cifar(name: str, torchvision_name: str, data_dir: str) -> tuple[tuple[str, ...], Labelled, Labelled]:
-    """Class names, train and test, through torchvision, which checks the files' checksums.
+    """Class names, train and test, from the authors' files, whose checksums torchvision knows.
 
     Raises:
         FileNotFoundError: not in `data_dir`, or corrupt, and the download failed.
+        ValueError: a file isn't what its name says.
     """
     dataset = getattr(datasets, torchvision_name)
+    folder = Path(data_dir).expanduser() / dataset.base_folder
+    meta = dataset.meta
+    sums = [*dataset.train_list, *dataset.test_list, (meta["filename"], meta["md5"])]
 
-    def load(download: bool) -> list[Any]:  # raises RuntimeError where a file is missing or corrupt
-        with warnings.catch_warnings():  # the files are pickles of 2009; NumPy 2.4 dislikes their dtypes
-            warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-            return [dataset(data_dir, train=train, download=download) for train in (True, False)]
+    def is_whole() -> bool:
+        return all(check_integrity(str(folder / file), md5) for file, md5 in sums)
 
-    splits = None
-    with contextlib.suppress(RuntimeError):
-        splits = load(download=False)
-    if splits is None:
+    def download() -> None:
+        if not is_whole():  # else another rank was faster
+            download_and_extract_archive(
+                dataset.url, str(folder.parent), filename=dataset.filename, md5=dataset.tgz_md5
+            )
+        if not is_whole():
+            raise OSError("the download left no complete set of files")
+
+    if not is_whole():
         remedy = f"unpack {dataset.filename} ({dataset.url}) there, as the folder {dataset.base_folder}"
-        splits = _download(name, data_dir, lambda: load(download=True), remedy)
+        _download(name, data_dir, download, remedy)
+    classes = tuple(str(word) for word in _unpickle(folder / meta["filename"])[meta["key"]])
     train, test = (
-        (torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)) for split in splits
+        [_read_cifar(folder / file, len(classes)) for file, _ in part]
+        for part in (dataset.train_list, dataset.test_list)
     )
-    return tuple(splits[0].classes), train, test
+    return classes, _joined(train), _joined(test)
+
+
+def _joined(parts: list[Labelled]) -> Labelled:
+    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def _read_cifar(path: Path, classes: int) -> Labelled:
+    """A pickled dictionary: `data` uint8 [N, 3072], planes of red, green and blue, and a list of labels."""
+    entry = _unpickle(path)
+    data, labels = entry.get("data"), entry.get("labels", entry.get("fine_labels"))
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+        raise ValueError(f"{path} holds no images of 3 x 32 x 32 bytes; delete it and get it again")
+    if not isinstance(labels, list) or len(labels) != len(data):
+        count = len(labels) if isinstance(labels, list) else "no"
+        raise ValueError(f"{path} holds {len(data)} images but {count} labels; delete it and get it again")
+    for label in labels:
+        if not isinstance(label, int) or not 0 <= label < classes:
+            raise ValueError(f"{path} holds the label {label!r}; expected 0..{classes - 1}")
+    return torch.from_numpy(data.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels)
+
+
+class _OnlyArrays(pickle.Unpickler):
+    """Makes what CIFAR's files are made of; a pickle that names anything else to be called is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np.ndarray.__reduce__(np.zeros(0))[0]
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
+            return lambda text, encoding: text.encode("latin1")
+        raise pickle.UnpicklingError(f"it would call {module}.{name}")
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            # of 2009: NumPy 2.4 dislikes their dtypes
+            warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
+            entry = _OnlyArrays(file, encoding="latin1").load()
+    except OSError:
+        raise
+    except Exception as error:  # damaged pickles end in errors of any kind
+        raise ValueError(f"{path} is no data of CIFAR ({error}); delete it and get it again") from error
+    if not isinstance(entry, dict):
+        raise ValueError(f"{path} holds no dictionary, but {type(entry).__name__}; delete it and get it again")
+    return entry
 
 
 def _download(name: str, data_dir: str, load: Callable[[], T], remedy: str) -> T:

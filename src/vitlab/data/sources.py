@@ -78,6 +78,17 @@ class Source:
     train: Split
     test: Split
 
+    def __post_init__(self) -> None:
+        for name, split in (("train", self.train), ("test", self.test)):
+            if len(split) == 0:
+                raise ValueError(f"{self.name} has no images in its {name} split; put some there")
+            for label in (int(split.labels.min()), int(split.labels.max())):
+                if not 0 <= label < len(self.classes):
+                    raise ValueError(
+                        f"{self.name} has the label {label} in its {name} split, and {len(self.classes)} classes: "
+                        f"labels are 0 to {len(self.classes) - 1}"
+                    )
+
 
 def stratified(labels: "Tensor", held_out: int | float, *, seed: int, knob: str) -> tuple["Tensor", "Tensor"]:
     """Cut indices (kept, held out), both sorted, with the shares of the classes kept.

@@ -125,8 +125,7 @@ def test_folders_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_pixels=3 left out all 1"):
         list_images(tmp_path, ["a", "b"], 3)
     (tmp_path / "b" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"broken\.png is no image"):
-        list_images(tmp_path, ["a", "b"], 10**6)
+    assert len(list_images(tmp_path, ["a", "b"], 10**6)[1]) == 3, "the scan tells what is wrong with it"
 
 
 def test_a_class_that_only_the_test_split_has_is_refused(tmp_path: Path) -> None:

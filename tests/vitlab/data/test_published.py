@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import http.server
 import pickle
+import shutil
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,10 +162,17 @@ def write_cifar(folder: Path, dataset: type[datasets.CIFAR10], labels: str, clas
     [("CIFAR10", "labels", 10, 50), ("CIFAR100", "fine_labels", 100, 10)],
 )
 def test_cifar_is_read_and_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, labels: str, classes: int, train: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server: tuple[str, Path],
+    name: str,
+    labels: str,
+    classes: int,
+    train: int,
 ) -> None:
     dataset = getattr(datasets, name)
     sums = write_cifar(tmp_path, dataset, labels, classes)
+    kept = shutil.copytree(tmp_path / dataset.base_folder, tmp_path / "kept")
     for part in ("train_list", "test_list"):
         monkeypatch.setattr(dataset, part, [[file, sums[file]] for file, _ in getattr(dataset, part)])
     monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": sums["meta"]})
@@ -178,7 +187,16 @@ def test_cifar_is_read_and_checked(
     red_row = entry["data"][0].reshape(3, 32, 32)[0, 0]  # planes of red, green and blue
     assert source.train.images[0, 0, 0].tolist() == red_row.tolist()
 
+    again = source.train.images
+    shutil.rmtree(tmp_path / dataset.base_folder)
+    with tarfile.open(server[1] / dataset.filename, "w:gz") as archive:
+        archive.add(kept, dataset.base_folder)
+    monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5((server[1] / dataset.filename).read_bytes()).hexdigest())
+    monkeypatch.setattr(dataset, "url", f"{server[0]}{dataset.filename}")
+    assert torch.equal(getattr(sources, name.lower())(data_dir=str(tmp_path)).train.images, again), "downloaded"
+
     first.write_bytes(first.read_bytes() + b"x")
+    (tmp_path / dataset.filename).unlink()
     monkeypatch.setattr(dataset, "url", "http://127.0.0.1:9/none.tar.gz")
     with pytest.raises(FileNotFoundError, match=f"{name.lower()} isn't in data_dir=.*{dataset.filename}"):
         getattr(sources, name.lower())(data_dir=str(tmp_path))

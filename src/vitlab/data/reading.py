@@ -1,0 +1,220 @@
+"""One image file becomes pixels, or one error that names it: formats, orientation, transparency, and what is refused.
+
+JPEG goes through torchvision, faster than Pillow. PNG does not: its decoder there ends the process with a segmentation
+fault where a file is damaged (torchvision 0.29). Nothing is decoded before its header has told how large it is.
+"""
+
+import io
+import os
+import stat
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import v2
+
+try:
+    from torchvision.io import decode_image
+except ImportError:  # its removal is announced; Pillow gives the same pixels more slowly
+    decode_image = None
+
+MAX_PIXELS = 178_956_970  # as Pillow's limit: half a gigabyte of RGB
+# What the suffixes of `folder` promise, and nothing else: Pillow would hand an EPS file to another program.
+Image.init()  # or a thread that opens the first WebP file would load the plugin while others look for it
+FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF") if name in Image.OPEN)
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
+
+
+class UnreadableImage(ValueError):
+    """A file that can't be read or decoded; the message begins with its path.
+
+    A DataLoader makes the error of a worker anew from the worker's whole traceback, of which the last line is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+def read_image(path: str) -> Tensor:
+    """uint8 [3, H, W], upright as its EXIF tag says, transparency laid over white; an animation's first frame.
+
+    Raises:
+        UnreadableImage: naming the file, where it can't be read or decoded, or is too large.
+    """
+    try:
+        data = read_bytes(path)
+    except OSError as error:
+        parent = Path(path).parent
+        gone = "" if parent.is_dir() else f", and the folder {parent} is gone as well: is its disk still there?"
+        remedy = "put it back, and resume=auto goes on with the run"
+        raise UnreadableImage(f"{path} can't be read ({explained(error)}){gone}; {remedy}") from error
+    try:
+        with quiet():
+            return decode(data)
+    except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
+        remedy = "replace it, or look for all of its kind at once with data.scan=decode, or data.on_error=skip"
+        raise UnreadableImage(f"{path} can't be decoded ({explained(error)}); {remedy}") from error
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a regular file (to open a named pipe would wait forever). Raises `OSError`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def open_regular(path: str) -> BinaryIO:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 a million
+        raise OSError("it is no regular file")
+    return open(path, "rb")  # noqa: PTH123 a million
+
+
+def explained(error: Exception) -> str:
+    """An error in a line, without the memory addresses and source files that libraries put there."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is no image of the formats {', '.join(FORMATS)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the decoders' warnings: of large images, of odd metadata, of torchvision's plans."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def check_header(path: str) -> None:
+    """What can be told without decoding; raises. A file that doesn't end as its format does is decoded after all.
+
+    To be called under `quiet`, which isn't for threads.
+    """
+    with open_regular(path) as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise ValueError("the file is empty")
+        check_opened(file)
+
+
+def check_opened(file: BinaryIO) -> None:
+    with Image.open(file, formats=FORMATS) as image:
+        check_size(*image.size)
+        check_mode(image)
+        kind = image.format or ""
+        size = os.fstat(file.fileno()).st_size
+        if kind == "WEBP":
+            file.seek(4)
+            whole = size >= 8 + int.from_bytes(file.read(4), "little")
+        else:
+            end = ENDS.get(kind, b"")
+            file.seek(-len(end), os.SEEK_END)
+            whole = file.read() == end
+        if not whole:
+            file.seek(0)
+            decode(file.read())
+
+
+def check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ValueError(f"it has no pixels: {width} x {height}")
+    if width * height > MAX_PIXELS:
+        remedy = "make it smaller, or leave out the largest images with data.source.max_pixels"
+        raise ValueError(f"{width} x {height} are more than {MAX_PIXELS:,} pixels: {remedy}")
+
+
+def check_mode(image: Image.Image) -> None:
+    if image.mode in ("I", "F") and image.format != "PNG":
+        raise ValueError(f"its pixels are of mode {image.mode}; save it with 8 bits a channel")
+
+
+def decode(data: bytes) -> Tensor:
+    """The pixels that `read_image` returns. Raises all kinds of errors."""
+    if not data:
+        raise ValueError("the file is empty")
+    if data[:2] == JPEG and decode_image is not None:
+        check_size(*jpeg_size(data))
+        try:
+            image = decode_jpeg(data)
+        except RuntimeError:
+            image = None  # Pillow reads it, or tells better why it can't be read
+        if image is not None:
+            return image
+    if data[:8] == PNG:
+        check_png(data)
+    return decode_with_pillow(data)
+
+
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    """(width, height) from the frame's header, found as libjpeg finds it."""
+    at = 2
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 9:
+        marker = data[at + 1]
+        if marker in (0xD9, 0xDA):  # the end, or pixels before any frame
+            break
+        if marker == 0xFF:  # a filling byte
+            at += 1
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # stands alone
+            at += 2
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = data[at + 5 : at + 7], data[at + 7 : at + 9]
+            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise ValueError("it is a JPEG file without an image, or cut off before it")
+
+
+def decode_jpeg(data: bytes) -> Tensor | None:
+    """None for CMYK: torchvision's conversion isn't Pillow's."""
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    image: Tensor = decode_image(encoded, apply_exif_orientation=True)
+    if image.shape[0] == 4:
+        return None
+    return image.expand(3, -1, -1)
+
+
+def check_png(data: bytes) -> None:
+    """Pillow passes over the checksums of the pixels, and takes what is missing for black."""
+    view, at = memoryview(data), 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(view[at : at + 4], "big")
+        kind = bytes(view[at + 4 : at + 8])
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ValueError(f"it is damaged: the checksum of a part {kind!r} is wrong")
+        if kind == b"IEND":
+            return
+        at = end + 4
+    raise ValueError("it is truncated: the end of the PNG file is missing")
+
+
+def decode_with_pillow(data: bytes) -> Tensor:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        check_size(*opened.size)
+        check_mode(opened)
+        opened.load()
+        try:
+            image = ImageOps.exif_transpose(opened)
+        except Exception:  # damaged metadata, in as many ways; the pixels are whole
+            image = opened.copy()
+    if image.mode.startswith("I"):  # 16 bits, which Pillow before 11 calls I in a PNG file
+        return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8)).expand(3, -1, -1)
+    if image.has_transparency_data:
+        return over_white(v2.functional.pil_to_tensor(image.convert("RGBA")))
+    pixels: Tensor = v2.functional.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
+    return pixels
+
+
+def over_white(image: Tensor) -> Tensor:
+    """[colours + 1, H, W] with alpha last -> [colours, H, W]."""
+    alpha = image[-1:].to(torch.int32)
+    mixed = image[:-1].to(torch.int32) * alpha + 255 * (255 - alpha)
+    return ((mixed + 127) // 255).to(torch.uint8)

@@ -1,0 +1,596 @@
+"""Every row of the table of bad inputs in `experiments/faults.md`, on real files, and what `skip` leaves out."""
+
+import io
+import logging
+import multiprocessing
+import os
+import pickle
+import re
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_image
+from torchvision import datasets
+
+from vitlab import resume
+from vitlab.data import published, scan, sources
+from vitlab.data.augment import Augment
+from vitlab.data.dataset import TrainBatch
+from vitlab.data.folder import list_images
+from vitlab.data.module import DataModule
+from vitlab.data.reading import MAX_PIXELS, UnreadableImage, read_image
+from vitlab.data.sources import Source, Split, image_folder
+
+ROOT = Path(__file__).resolve().parents[3]
+PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
+
+
+def encoded(format: str, image: Image.Image = PHOTO, **options: Any) -> bytes:
+    image.save(buffer := io.BytesIO(), format=format, **options)
+    return buffer.getvalue()
+
+
+def half(data: bytes, rest: bytes = b"") -> bytes:
+    return data[: len(data) // 2] + rest * (len(data) - len(data) // 2)
+
+
+def with_byte(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x55]) + data[middle + 1 :]
+
+
+def png(width: int, height: int, pixels: bytes) -> bytes:
+    """A grey PNG file whose compressed pixels are `pixels`, with checksums that are right."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def jpeg_of(width: int, height: int) -> bytes:
+    data = encoded("JPEG")
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def frames() -> dict[str, Any]:
+    return {"save_all": True, "append_images": [PHOTO.rotate(90), PHOTO.rotate(180)], "duration": 50}
+
+
+DEEP = Image.fromarray((load_digits().images[0] * 4095).astype(np.uint16))
+CONTENTS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "empty file": ("png", lambda: b""),
+    "PNG of 0 x 5 pixels": ("png", lambda: png(0, 5, zlib.compress(b""))),
+    "JPEG of 5 x 0 pixels": ("jpg", lambda: jpeg_of(5, 0)),
+    "text under an image's name": ("jpg", lambda: b"<html>404 Not Found</html>"),
+    "PostScript under an image's name": ("png", lambda: encoded("EPS")),
+    "JPEG named .png": ("png", lambda: encoded("JPEG")),
+    "truncated JPEG": ("jpg", lambda: half(encoded("JPEG"))),
+    "truncated progressive JPEG": ("jpg", lambda: half(encoded("JPEG", progressive=True))),
+    "truncated PNG": ("png", lambda: half(encoded("PNG"))),
+    "truncated WebP": ("webp", lambda: half(encoded("WEBP"))),
+    "truncated GIF": ("gif", lambda: half(encoded("GIF"))),
+    "truncated TIFF": ("tif", lambda: half(encoded("TIFF"))),
+    "truncated BMP": ("bmp", lambda: half(encoded("BMP"))),
+    "JPEG whose second half is zeros (an unfinished download)": ("jpg", lambda: half(encoded("JPEG"), b"\0")),
+    "PNG whose second half is zeros": ("png", lambda: half(encoded("PNG"), b"\0")),
+    "PNG with a damaged byte": ("png", lambda: with_byte(encoded("PNG"))),
+    "PNG with broken pixels under right checksums": (
+        "png",
+        lambda: png(99, 99, half(zlib.compress(bytes(9900)), b"?")),
+    ),
+    "JPEG with a damaged byte": ("jpg", lambda: with_byte(encoded("JPEG"))),
+    "decompression bomb (PNG)": ("png", lambda: png(15_000, 15_000, zlib.compress(bytes(9)))),
+    "decompression bomb (JPEG)": ("jpg", lambda: jpeg_of(60_000, 60_000)),
+    "decompression bomb (GIF)": ("gif", lambda: b"GIF89a" + struct.pack("<HH", 60_000, 60_000) + encoded("GIF")[10:]),
+    "line of 1 x 100,000 pixels": ("png", lambda: encoded("PNG", Image.new("L", (1, 100_000)))),
+    "animated GIF": ("gif", lambda: encoded("GIF", **frames())),
+    "animated WebP": ("webp", lambda: encoded("WEBP", **frames(), lossless=True)),
+    "animated PNG": ("png", lambda: encoded("PNG", **frames())),
+    "CMYK JPEG": ("jpg", lambda: encoded("JPEG", PHOTO.convert("CMYK"))),
+    "greyscale": ("jpg", lambda: encoded("JPEG", PHOTO.convert("L"))),
+    "black and white": ("png", lambda: encoded("PNG", PHOTO.convert("1"))),
+    "palette": ("png", lambda: encoded("PNG", PHOTO.convert("P"))),
+    "transparency": ("png", lambda: encoded("PNG", Image.new("RGBA", (9, 9)))),
+    "16-bit PNG": ("png", lambda: encoded("PNG", DEEP)),
+    "16-bit TIFF": ("tif", lambda: encoded("TIFF", DEEP)),
+    "32-bit floating-point TIFF": ("tif", lambda: encoded("TIFF", DEEP.convert("F"))),
+    "EXIF-rotated": ("jpg", lambda: encoded("JPEG", exif=exif(6), quality=95)),
+    "damaged EXIF": ("webp", lambda: encoded("WEBP", exif=b"Exif\0\0" + bytes(20))),
+}
+
+
+def write(path: Path, name: str) -> Path:
+    suffix, content = CONTENTS[name]
+    (file := path.with_suffix(f".{suffix}")).write_bytes(content())
+    return file
+
+
+def linked(path: Path, target: str) -> Path:
+    path.symlink_to(target)
+    return path
+
+
+def piped(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def forbidden(path: Path) -> Path:
+    PHOTO.save(path)
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("whoever runs this may read every file")
+    return path
+
+
+def nested(path: Path) -> Path:
+    path.mkdir()
+    PHOTO.save(path / "inner.png")
+    return path / "inner.png"
+
+
+ENTRIES: dict[str, Callable[[Path], Path]] = {
+    "file without permission to read": lambda folder: forbidden(folder / "bad.png"),
+    "link to nothing": lambda folder: linked(folder / "bad.png", "nowhere.png"),
+    "link to itself": lambda folder: linked(folder / "bad.png", "bad.png"),
+    "named pipe": lambda folder: piped(folder / "bad.png"),
+    "folder named like an image": lambda folder: nested(folder / "bad.png"),
+}
+FILES = ENTRIES | {name: lambda folder, name=name: write(folder / "bad", name) for name in CONTENTS}
+
+
+def write_digits(folder: Path, per_class: dict[str, int], start: int = 0) -> Path:
+    """Digits as PNG files, all of them different."""
+    digits = iter(load_digits().images[start:])
+    for name, count in per_class.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray((next(digits) * 15).astype(np.uint8)).save(folder / name / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twenty digits to train on and eight to test on, in two classes."""
+    write_digits(tmp_path / "set" / "train", {"a": 10, "b": 10})
+    write_digits(tmp_path / "set" / "val", {"a": 4, "b": 4}, start=20)
+    return tmp_path / "set"
+
+
+def datamodule(folder: Path, **knobs: Any) -> DataModule:
+    defaults: dict[str, Any] = {"augment": Augment(), "image_size": 8, "batch_size": 4, "seed": 0, "val_fraction": 0.2}
+    defaults |= {"max_skipped": 0.5, "num_workers": 0, "source": lambda: image_folder(data_dir=str(folder))}
+    return DataModule(**{**defaults, **knobs})
+
+
+def used(data: DataModule) -> dict[str, list[str]]:
+    """The names of each split's files."""
+    data.setup()
+    return {name: [Path(file).name for file in split.files or []] for name, split in data._splits.items()}
+
+
+def table() -> dict[str, list[str]]:
+    """Input -> what the table says becomes of it: default, skip, found."""
+    section = (ROOT / "experiments" / "faults.md").read_text().split("## Bad images and labels")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+# ------------------------------------------------------------------------------------------------ files that are bad
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_file_is_found_when_the_table_says(folder: Path, name: str) -> None:
+    default, skip, found = table()[name]
+    clean = image_folder(data_dir=str(folder))
+    path = str(FILES[name](folder / "train" / "a"))
+    source = image_folder(data_dir=str(folder))
+    assert path in (source.train.files or [])
+    assert len(source.train) == len(clean.train) + 1
+
+    reasons = {kind: [fault.path for fault in scan.look_through(source, kind)[0]] for kind in ("headers", "decode")}
+    bad = [path.removeprefix(f"{folder}/")]
+    assert reasons == {"headers": bad if found == "headers" else [], "decode": bad if default[:5] == "error" else []}
+    data = datamodule(folder, on_error="skip")
+    assert {"used": 1, "left out": 0}[skip] == sum(len(s) for s in used(data).values()) - (
+        len(clean.train) + len(clean.test)
+    )
+    if default.startswith("used"):
+        assert read_image(path).shape[0] == 3
+        for batch in data.train_dataloader():
+            assert batch.images.shape[1:] == (3, 8, 8)
+        for batch in data.loader("train"):
+            assert batch.images.shape[1:] == (3, 8, 8)
+        return
+    assert default.startswith("error")
+    with pytest.raises(UnreadableImage, match=f"^{path} can't be (read|decoded) "):
+        read_image(path)
+    with pytest.raises(ValueError, match=rf"1 of 29 .*data\.scan={found}[^$]*- {path}: [^$]*data\.on_error=skip"):
+        datamodule(folder, scan=found).setup()
+    datamodule(folder, scan="none").setup()
+
+
+def test_the_odd_images_are_what_their_rows_say(tmp_path: Path) -> None:
+    def pixels(name: str) -> torch.Tensor:
+        return read_image(str(write(tmp_path / "image", name)))
+
+    grey = np.asarray(PHOTO.convert("L"))
+    assert (pixels("greyscale").float() - torch.tensor(grey)).abs().mean() < 5
+    assert pixels("16-bit PNG")[0].tolist() == pixels("16-bit TIFF")[2].tolist() == (np.asarray(DEEP) // 257).tolist()
+    assert (pixels("transparency") == 255).all()
+    assert pixels("EXIF-rotated").shape == (3, 160, 107)
+    first = torch.tensor(np.asarray(PHOTO)).permute(2, 0, 1)
+    assert torch.equal(pixels("animated PNG"), first)
+    assert torch.equal(pixels("animated WebP"), first)
+    assert (pixels("animated GIF").float() - first).abs().mean() < 20
+    assert (pixels("JPEG with a damaged byte").float() - first).abs().mean() < 60
+
+
+# ------------------------------------------------------------------------------------- sets that are bad, and the rest
+
+
+def refused(message: str, call: Callable[[], object]) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        call()
+
+
+def listed(folder: Path, message: str) -> None:
+    """Refused before any scan, whatever happens to bad images."""
+    for on_error in ("raise", "skip"):
+        refused(message, datamodule(folder, on_error=on_error, scan="none").setup)
+
+
+def other_suffix(folder: Path) -> None:
+    (folder / "train" / "a" / "notes.txt").write_text("no image")
+    assert sum(map(len, used(datamodule(folder)).values())) == 28
+
+
+def link_to_listed(folder: Path) -> None:
+    (folder / "train" / "b" / "again.png").symlink_to(folder / "train" / "a" / "00.png")
+    assert "again.png" not in map(os.path.basename, list_images(folder / "train", None, None)[1])
+
+
+def missing(folder: Path) -> None:
+    listed(folder / "missing", f"data_dir={folder}/missing is no folder; set data_dir")
+
+
+def no_classes(folder: Path) -> None:
+    (folder / "flat").mkdir()
+    listed(folder / "flat", "holds no class folders; expected .*CLASS/IMAGE")
+
+
+def one_class(folder: Path) -> None:
+    shutil.rmtree(folder / "train" / "b")
+    listed(folder, "has the one class 'a'; classification needs two")
+
+
+def empty_class(folder: Path) -> None:
+    (folder / "train" / "c").mkdir()
+    listed(folder, "the class folder .*/c has no images; fill it, remove it")
+
+
+def foreign_class(folder: Path) -> None:
+    write_digits(folder / "val", {"c": 1})
+    listed(folder, "holds the class 'c', which train doesn't have")
+
+
+def one_label(folder: Path) -> None:
+    split = Split(None, torch.zeros(3).long(), [str(file) for file in sorted((folder / "train" / "a").iterdir())[:3]])
+    source = Source("mine", ("a", "b"), 3, (0.5,) * 3, (0.5,) * 3, None, split, split)
+    refused("mine has the one class 'a' to train on", datamodule(folder, source=lambda: source).setup)
+
+
+def small_class(folder: Path) -> None:
+    write_digits(folder / "train", {"c": 1})
+    write_digits(folder / "val", {"c": 1})
+    listed(folder, r"data\.val_fraction=0\.2 can't split .*the smallest of 1")
+
+
+def bad_class(folder: Path) -> None:
+    for file in (folder / "val" / "b").iterdir():
+        file.write_bytes(b"")
+    refused(r"4 of 28 images can't be used", datamodule(folder).setup)
+    refused("leaves no image of the class 'b' in test", datamodule(folder, on_error="skip").setup)
+
+
+def too_many(folder: Path) -> None:
+    for name in ("00", "01"):
+        (folder / "train" / "a" / f"{name}.png").write_bytes(b"")
+    refused(r"2 of 28 images can't be used", datamodule(folder).setup)
+    message = r"would leave out 2 of 28 images \(7\.14%\), more than data\.max_skipped=0\.05 allows"
+    refused(message, datamodule(folder, on_error="skip", max_skipped=0.05).setup)
+    assert len(used(datamodule(folder, on_error="skip", max_skipped=2 / 28))["train"]) == 14
+
+
+def idx(folder: Path, labels: list[int]) -> None:
+    images = np.zeros((2, 28, 28), np.uint8)
+    for part in ("train", "t10k"):
+        shape = b"".join(length.to_bytes(4, "big") for length in images.shape)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3]) + shape + images.tobytes())
+        count = len(labels).to_bytes(4, "big")
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + count + bytes(labels))
+    file = folder / "train-labels-idx1-ubyte"
+    message = (
+        rf"{file} holds the label {max(labels)}; expected" if max(labels) > 9 else rf"2 images but {file} 3 labels"
+    )
+    refused(message, lambda: sources.mnist(data_dir=str(folder)))
+
+
+def cifar(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: object, message: str) -> None:
+    base = folder / datasets.CIFAR10.base_folder
+    base.mkdir()
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": list("0123456789")}, protocol=2))
+    for name, _ in datasets.CIFAR10.train_list + datasets.CIFAR10.test_list:
+        (base / name).write_bytes(pickle.dumps(entry, protocol=2))
+    monkeypatch.setattr(published, "check_integrity", lambda path, md5: Path(path).is_file())  # files of our own
+    refused(message, lambda: sources.cifar10(data_dir=str(folder)))
+
+
+class Harmful:
+    """Its pickle makes a file where it is read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.file),)
+
+
+PIXELS = np.zeros((2, 3072), np.uint8)
+
+
+def cifar_label(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar(folder, monkeypatch, {"data": PIXELS, "labels": [0, 10]}, r"data_batch_1 holds the label 10; expected 0\.\.9")
+
+
+def cifar_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar(folder, monkeypatch, {"data": PIXELS, "labels": [0]}, "data_batch_1 holds 2 images but 1 labels")
+
+
+def cifar_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar(
+        folder, monkeypatch, {"data": Harmful(folder / "harm")}, r"data_batch_1 is no data .*it would call \w+\.mkdir"
+    )
+    assert not (folder / "harm").exists()
+
+
+def foreign_label(folder: Path) -> None:
+    split = Split(torch.zeros(3, 1, 8, 8).byte(), torch.tensor([0, 1, 2]))
+    for labels, told in ((torch.tensor([0, 1, 2]), 2), (torch.tensor([0, 1, -1]), -1)):
+        split = Split(torch.zeros(3, 1, 8, 8).byte(), labels)
+        message = f"mine has the label {told} in its train split, and 2 classes: labels are 0 to 1"
+        refused(message, lambda split=split: Source("mine", ("a", "b"), 1, (0.5,), (0.5,), 8, split, split))  # type: ignore[misc]
+
+
+def copies(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copy(folder / "train" / "a" / "00.png", folder / "val" / "b" / "copy.png")
+    shutil.copy(folder / "train" / "b" / "00.png", folder / "train" / "b" / "again.png")
+    shutil.rmtree(folder / "val" / "a")
+    write_digits(folder / "val", {"a": 1})  # the very first digit again
+    for number, knobs in enumerate(({"scan": "decode"}, {"on_error": "skip"})):
+        record = folder.parent / f"run{number}" / "skipped.csv"
+        record.parent.mkdir()
+        caplog.clear()
+        assert sum(map(len, used(datamodule(folder, skipped_file=str(record), **knobs)).values())) == 27
+        assert re.search(r"[1-9] images are in more than one of train, val and test", caplog.text)
+        assert re.search(r"train/a/00\.png \((train|val)\) = .*val/b/copy\.png \(test\)", caplog.text)
+        assert str(record.with_name("duplicates.csv")) in caplog.text
+        rows = [line.split(",") for line in record.with_name("duplicates.csv").read_text().splitlines()]
+        assert rows[0] == ["group", "path", "split", "label"]
+        assert {tuple(row[1:]) for row in rows} >= {
+            ("train/b/again.png", "train", "b"),
+            ("val/b/copy.png", "test", "b"),
+        }
+
+
+def failure(loaded: Iterator[Any]) -> str:
+    """What an iteration fails with. (With its traceback it would keep the workers alive.)"""
+    try:
+        list(loaded)
+    except UnreadableImage as error:
+        return str(error.with_traceback(None))
+    raise AssertionError("nothing failed")
+
+
+def breaks_later(folder: Path) -> None:
+    data = datamodule(folder, on_error="skip", num_workers=2, eval_batch_size=1)
+    data.setup()
+    file = data._splits["train"].files[-1]  # type: ignore[index]
+    Path(file).write_bytes(b"")
+    message = failure(iter(data.train_dataloader()))
+    assert re.fullmatch(rf"{file} can't be decoded \(the file is empty\); .*", message), "one line"
+
+
+def vanishes(folder: Path) -> None:
+    data = datamodule(folder, num_workers=1, batch_size=1)
+    data.setup()
+    loaded = iter(data.train_dataloader())
+    next(loaded)
+    shutil.rmtree(folder)
+    message = failure(loaded)
+    assert message.startswith(f"{folder}/train/")
+    assert "No such file" in message
+    assert f"the folder {folder}/train/" in message
+    assert "put it back, and resume=auto goes on" in message
+
+
+def other_images(folder: Path) -> None:
+    data = datamodule(folder)
+    data.setup()
+    before = resume.identity({}, data)
+    shutil.move(folder, moved := folder.with_name("moved"))
+    same = datamodule(moved)
+    same.setup()
+    assert resume.differences(before, resume.identity({}, same)) == []
+    (moved / "train" / "a" / "00.png").unlink()
+    other = datamodule(moved)
+    other.setup()
+    (told,) = resume.differences(before, resume.identity({}, other))
+    assert told.startswith("data: train images: ") or told.startswith("data: val images: ")
+
+
+SETS: dict[str, Callable[..., None]] = {
+    "file with another suffix": other_suffix,
+    "link to an image that is listed already": link_to_listed,
+    "data_dir is missing": missing,
+    "no class folders": no_classes,
+    "one class folder": one_class,
+    "empty class folder": empty_class,
+    "class that only the test split has": foreign_class,
+    "labels of one class only": one_label,
+    "class too small to be split": small_class,
+    "all images of a class are bad": bad_class,
+    "more bad images than data.max_skipped": too_many,
+    "idx file with a label above 9": lambda folder: idx(folder, [9, 10]),
+    "idx files with different counts": lambda folder: idx(folder, [0, 1, 2]),
+    "CIFAR file with a label out of range": cifar_label,
+    "CIFAR file with fewer labels than images": cifar_count,
+    "CIFAR file that would run code": cifar_code,
+    "label out of range in a source of one's own": foreign_label,
+    "same content in several splits": copies,
+    "file that breaks during training": breaks_later,
+    "data folder that vanishes during training": vanishes,
+    "images added or removed before a run is resumed": other_images,
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_bad_set_is_treated_as_the_table_says(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"folder": folder, "monkeypatch": monkeypatch, "caplog": caplog}
+    SETS[name](*[given[word] for word in SETS[name].__code__.co_varnames[: SETS[name].__code__.co_argcount]])
+
+
+def test_every_row_of_the_table_is_done_and_every_test_has_its_row() -> None:
+    rows = table()
+    assert set(rows) == {*FILES, *SETS}
+    assert {found for _, _, found in rows.values()} == {"headers", "decode", "listing", "loading", "-"}
+    assert f"{MAX_PIXELS:,} pixels" in rows["decompression bomb (PNG)"][0]
+
+
+# ------------------------------------------------------------------------------------------------ what is left out
+
+
+def test_what_was_left_out_is_counted_listed_and_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(folder / "train" / "a" / "bad", "truncated JPEG")
+    (folder / "val" / "b" / "line\nbreak.png").write_bytes(b"")
+    record = folder.parent / "run" / "skipped.csv"
+    splits = used(datamodule(folder, on_error="skip", skipped_file=str(record)))
+    assert {name: len(files) for name, files in splits.items()} == {"train": 16, "val": 4, "test": 8}
+    assert scan.read_rows(record, scan.Fault) == [
+        ("train/a/bad.jpg", "train", "image file is truncated (29 bytes not processed)"),
+        ("val/b/line\nbreak.png", "test", "the file is empty"),
+    ]
+    assert f"left out 2 of 30 images that can't be used, listed in {record}" in caplog.text
+    assert f"{folder}/train/a/bad.jpg: " in caplog.text
+    assert sorted(file.name for file in record.parent.iterdir()) == [".skipped.csv.lock", "skipped.csv"]
+
+
+def batches(data: DataModule) -> list[TrainBatch]:
+    data.setup()
+    return list(data.train_dataloader())
+
+
+def test_the_same_images_are_left_out_when_a_run_goes_on_even_if_they_were_mended(folder: Path) -> None:
+    good = (folder / "train" / "a" / "03.png").read_bytes()
+    (folder / "train" / "a" / "03.png").write_bytes(good[:50])
+    knobs: dict[str, Any] = {"on_error": "skip", "skipped_file": str(folder.parent / "skipped.csv"), "num_workers": 2}
+    before = batches(datamodule(folder, **knobs))
+    (folder / "train" / "a" / "03.png").write_bytes(good)
+    for data in (datamodule(folder, **knobs), datamodule(folder, **{**knobs, "num_workers": 0})):
+        for one, other in zip(before, batches(data), strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.targets, other.targets)
+    assert len(used(datamodule(folder, on_error="skip"))["train"]) == 16, "without the list it is an image again"
+
+
+def rank(folder: str, record: str, answers: Any) -> None:
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("vitlab").addHandler(handler)
+    logging.getLogger("vitlab").setLevel(logging.INFO)
+    splits = used(datamodule(Path(folder), on_error="skip", skipped_file=record))
+    answers.put((splits, sum(line.startswith("read the whole of") for line in told)))
+
+
+def test_of_several_ranks_one_scans_and_all_have_the_same_images(folder: Path) -> None:
+    (folder / "train" / "b" / "07.png").write_bytes(b"")
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    record = str(folder.parent / "run" / "skipped.csv")
+    ranks = [context.Process(target=rank, args=(str(folder), record, answers)) for _ in range(2)]
+    for process in ranks:
+        process.start()
+    (one, scans), (other, more) = answers.get(timeout=120), answers.get(timeout=120)
+    for process in ranks:
+        process.join()
+    assert one == other
+    assert scans + more == 1
+    assert sum(len(files) for files in one.values()) == 27
+
+
+def test_of_several_ranks_on_a_machine_the_first_looks_and_the_others_wait_for_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "train" / "b" / "07.png").write_bytes(b"")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    datamodule(folder).setup()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ValueError, match="1 of 28 images"):
+        datamodule(folder).setup()
+
+
+def test_many_bad_images_are_all_listed_in_a_file_and_ten_on_the_screen(folder: Path) -> None:
+    for file in [*(folder / "train" / "a").iterdir(), *(folder / "val" / "a").iterdir()]:
+        file.write_bytes(b"no image")
+    record = folder.parent / "run" / "skipped.csv"
+    with pytest.raises(ValueError, match=r"14 of 28") as caught:
+        datamodule(folder, skipped_file=str(record)).setup()
+    assert str(caught.value).count("it is no image of the formats JPEG, PNG") == 10
+    assert f"and 4 more, all listed in {record.with_name('bad_images.csv')}" in str(caught.value)
+    assert len(scan.read_rows(record.with_name("bad_images.csv"), scan.Fault)) == 14
+    assert not record.exists(), "or a later run with skip would believe it"
+
+
+def test_a_scan_tells_its_speed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        datamodule(folder).setup()
+    assert re.search(r"read the headers of 28 images in [\d.]+ s, \d+ a second", caplog.text)
+
+
+def test_skipping_is_refused_for_what_is_no_folder_and_shares_outside_0_to_1(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.on_error=skip is for image folders, and digits is none"):
+        datamodule(folder, source=sources.digits, on_error="skip").setup()
+    for share in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=rf"data\.max_skipped={share} must be at least 0 and below 1"):
+            datamodule(folder, max_skipped=share)
+
+
+@pytest.mark.parametrize("data_dir", [".", "set", "set/"])
+def test_a_folder_named_from_here_is_found_below_its_common_folder(
+    folder: Path, data_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    (folder / "train" / "a" / "03.png").write_bytes(b"")
+    if data_dir == ".":
+        monkeypatch.chdir(folder)
+    record = folder.parent / "skipped.csv"
+    used(datamodule(Path(data_dir), on_error="skip", skipped_file=str(record)))
+    assert [row.path for row in scan.read_rows(record, scan.Fault)] == ["train/a/03.png"]
