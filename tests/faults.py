@@ -19,6 +19,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,7 +39,7 @@ import torch.distributed as distributed
 from PIL import Image
 
 import train as train_program
-from vitlab import checkpoints, command, launch, runs, stopping
+from vitlab import checkpoints, command, launch, replaying, runs, stopping
 from vitlab.schema import Node
 
 SMALL = [
@@ -65,6 +66,7 @@ HARD = [
     "callbacks=ema",
 ]
 DIGITS = [*SMALL, "data.max_train_samples=600", *HARD]
+SRC = Path(train_program.__file__).parent
 PATIENCE = 120.0  # seconds that any part of a trial may take
 
 
@@ -499,6 +501,220 @@ def full(trial: Trial) -> None:
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == content
     finish(run, *settings)
     assert_same_run(whole, run)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def image_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.png"))
+
+
+def break_image(draw: random.Random, file: Path) -> None:
+    """One of the ways in which image files are broken."""
+    content = bytearray(file.read_bytes())
+    kind = draw.choice(("empty", "truncated", "text", "flipped", "link"))
+    if kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "truncated":
+        file.write_bytes(content[: draw.randrange(8, len(content) - 12)])
+    elif kind == "text":
+        file.write_text("not an image")
+    elif kind == "flipped":
+        content[draw.randrange(33, len(content) - 12)] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+    else:
+        file.unlink()
+        file.symlink_to("nowhere")
+
+
+def own_images(trial: Trial) -> tuple[Path, list[str]]:
+    """A copy of the images for this trial alone, and the overrides for it."""
+    settings = images(trial.work)
+    folder = trial.folder / "images"
+    shutil.copytree(trial.work / "images", folder)
+    return folder, [f"data_dir={folder}" if s.startswith("data_dir=") else s for s in settings]
+
+
+@fault("broken images: named before training, or left out and listed; killed and taken up again", 12)
+def broken_images(trial: Trial) -> None:
+    folder, settings = own_images(trial)
+    broken = trial.random.sample(image_files(folder), trial.random.randrange(1, 4))
+    for file in broken:
+        break_image(trial.random, file)
+    run = trial.folder / "refused"
+    status = start(run, *settings, "data.scan=decode").wait()
+    assert status == [1], f"ended with {status}"
+    assert not (run / "metrics.csv").exists(), "training had begun"
+    assert all(file.name in (run / "output.txt").read_text() for file in broken), told(run)
+
+    settings += ["data.on_error=skip", "data.max_skipped=0.05", "callbacks.last.every_n_train_steps=2"]
+    whole = trial.folder / "whole"
+    finish(whole, *settings, go_on=False)
+    listed = (whole / "skipped.csv").read_text()
+    assert all(file.name in listed for file in broken), listed
+    assert len(listed.splitlines()) == len(broken) + 1
+    job = run_until(trial, trial.random.uniform(0.5, 2.0), *settings)
+    job.send(signal.SIGKILL)
+    job.wait()
+    finish(trial.folder / "run", *settings)
+    assert_same_run(whole, trial.folder / "run")
+
+
+@fault("the data folder vanishes in mid-run and comes back", 6)
+def vanished(trial: Trial) -> None:
+    folder, settings = own_images(trial)
+    settings += ["callbacks.last.every_n_train_steps=1"]
+    whole = trial.folder / "whole"
+    begin = time.monotonic()
+    finish(whole, *settings, go_on=False)
+    job = run_until(trial, trial.random.uniform(0.3, 0.8) * (time.monotonic() - begin), *settings)
+    folder.rename(folder.with_name("gone"))
+    status = job.wait()
+    if status != [0]:
+        assert status == [1], f"ended with {status}"
+        assert str(folder) in (trial.folder / "run" / "output.txt").read_text(), told(trial.folder / "run")
+    folder.with_name("gone").rename(folder)
+    if status != [0]:
+        finish(trial.folder / "run", *settings)
+    assert_same_run(whole, trial.folder / "run")
+
+
+@fault("a loss that isn't finite: stopped, kept, made again", 8)
+def diverged(trial: Trial) -> None:
+    rate = 10 ** trial.random.uniform(12, 30)
+    settings = [*DIGITS, f"optimizer.lr={rate:.3g}", "trainer.gradient_clip_val=0", "schedule.warmup_steps=0"]
+    ranks = trial.random.choice((1, 1, 2))
+    run = trial.folder / "run"
+    status = start(run, *settings, ranks=ranks).wait()
+    assert 0 not in status, f"ended with {status}"
+    (capture,) = (run / "captures").iterdir()
+    assert f"capture={capture}" in (run / "output.txt").read_text().replace("'", ""), told(run)
+    for file in (run / "checkpoints").glob("*.ckpt"):
+        assert checkpoints.damage(file) is None
+    found = replaying.replay(capture, rank=trial.random.randrange(ranks), accelerator="cpu").results()
+    assert found["reproduced"], found
+    assert found["module"], found
+
+
+# ------------------------------------------------------------------------------------------------- untrusted things
+
+
+@fault("a checkpoint that would run code: refused", 4)
+def code(trial: Trial) -> None:
+    whole, run, settings = cut(trial)
+    flag = trial.folder / "executed"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(flag),))
+
+    torch.save({"global_step": 10**6, "state_dict": Evil()}, run / "checkpoints" / "last.ckpt")
+    finish(run, *settings)
+    assert not flag.exists(), "it was executed"
+    assert "last.ckpt is damaged" in (run / "output.txt").read_text()
+    assert_same_run(whole, run)
+
+
+@fault("a configuration that would call what it may not: refused", 8)
+def untrusted(trial: Trial) -> None:
+    flag = trial.folder / "executed"
+    target = trial.random.choice(
+        ("os.system", "subprocess.call", "torch.hub.load", "torch.load", "torch.os.system", "hydra.utils.get_method")
+    )
+    place = trial.random.choice(("optimizer", "callbacks", "data.augment", "model"))
+    node = {"_target_": target, "command": f"touch {flag}"}
+    command.register()
+    with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
+        config = command.plain(command.compose("train", SMALL), str(trial.folder / "run"))
+    assert isinstance(config, dict)
+    holder = config
+    for key in place.split(".")[:-1]:
+        holder = holder[key]
+    if place == "callbacks":
+        config["callbacks"]["mine"] = node
+    else:
+        holder[place.split(".")[-1]] = node
+    problems = command.check(train_function(), config)
+    assert any(target in problem and "VITLAB_ALLOW" in problem for problem in problems), problems
+    assert not flag.exists()
+
+
+# ------------------------------------------------------------------------------------------------ memory and launchers
+
+
+@fault("out of memory: says what fits", 3)
+def memory_used_up(trial: Trial) -> None:
+    run = trial.folder / "run"
+    settings = [s for s in SMALL if not s.startswith(("model.", "batch_size"))]
+    settings += ["model.dim=256", "model.depth=12", "model.heads=4", "batch_size=1200", "trainer.max_epochs=1"]
+    settings += ["schedule.warmup_steps=0"]
+
+    def limit() -> None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        most = used + trial.random.randrange(1200, 1800) * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+    assert start(run, *settings, before=limit).wait() == [1], told(run)
+    output = (run / "output.txt").read_text()
+    assert "out of memory: 1200 images" in output, told(run)
+    assert "fit: add trainer.accumulate_grad_batches=" in output, told(run)
+
+
+def programs(trial: Trial, *line: str) -> "subprocess.Popen[bytes]":
+    """A program as a user starts it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    with (trial.folder / "output.txt").open("wb") as output:
+        return subprocess.Popen(line, cwd=trial.folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def one_killed(trial: Trial, *line: str) -> None:
+    """Kills one of two ranks of a program that starts them again, after its first checkpoint."""
+    whole, _ = reference(trial.work, "digits-2", *DIGITS, ranks=2)
+    run = trial.folder / "run"
+    settings = [*DIGITS, "trainer.devices=2", "hydra.run.dir=run", "callbacks.last.every_n_train_steps=1"]
+    process = programs(trial, *line, *settings)
+    try:
+        while not (run / "checkpoints" / "previous.ckpt").exists() and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(trial.random.uniform(0, 0.5))
+        first = runs.read_results(run)["process"]
+        victim = first if trial.random.random() < 0.5 else other_rank(first)
+        os.kill(victim, signal.SIGKILL)
+        assert process.wait(180) == 0, (trial.folder / "output.txt").read_text()[-2000:]
+    finally:
+        process.kill()
+        process.wait()
+    assert runs.read_results(run)["process"] != first, "it was started again"
+    assert_same_run(whole, run)
+
+
+def other_rank(first: int) -> int:
+    """The process of the other rank: a child of the same parent with the same program."""
+
+    def parent(pid: int) -> str:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+
+    def rank(pid: int) -> bool:
+        return b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            pid = int(folder.name)
+            if pid != first and parent(pid) == parent(first) and rank(pid):
+                return pid
+    raise AssertionError("no other rank was found")
+
+
+@fault("one of two ranks killed under restarts=1: started again", 3)
+def restarted(trial: Trial) -> None:
+    one_killed(trial, sys.executable, str(SRC / "train.py"), "restarts=1")
+
+
+@fault("one of two ranks killed under torchrun --max-restarts=1", 3)
+def restarted_by_torchrun(trial: Trial) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")
+    one_killed(trial, sys.executable, *torchrun, str(SRC / "train.py"))
 
 
 # ------------------------------------------------------------------------------------------------------------- the list

@@ -397,6 +397,7 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
             stack.enter_context(runs.logging_to(file, rank == 0))
             results = stack.enter_context(runs.recorded(run_dir, rank == 0))
             stack.enter_context(stopping.heard(at_once))
+            launch.join_again(os.environ)
             results.update(function(**config))
             launch.leave_group()
     except Stopped as stop:

@@ -80,6 +80,23 @@ def local_rank(environment: Mapping[str, str]) -> int:
     return int(environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", "0")))
 
 
+def join_again(environment: Mapping[str, str]) -> None:
+    """In a rank that was started again: joins the others by a store of this start's own.
+
+    torchrun keeps its store when it starts the ranks again, with the addresses of the processes that are gone, and
+    these would be waited for (torch 2.15 with gloo).
+    """
+    count = int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    served = environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    if not count or not served or int(environment.get("WORLD_SIZE", "1")) < 2:
+        return
+    from torch.distributed import PrefixStore, TCPStore, init_process_group  # type: ignore[attr-defined]
+
+    store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    world = {"rank": int(environment["RANK"]), "world_size": int(environment["WORLD_SIZE"])}
+    init_process_group(store=PrefixStore(f"start-{count}", store), **world)
+
+
 def leave_group() -> None:
     """Ends this process's part in the ranks' communication, once all of them have come so far.
 
