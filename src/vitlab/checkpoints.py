@@ -243,6 +243,7 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds to any checkpoint of a run: the random states, and a place in the loops that can be gone on from."""
         checkpoint["random"] = gathered(trainer, random_state())
+        checkpoint["accumulate"] = trainer.accumulate_grad_batches
         if trainer.state.fn == TrainerFn.FITTING:
             rewrite_loops(
                 checkpoint["loops"]["fit_loop"],
@@ -261,6 +262,10 @@ class LastCheckpoint(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._random = checkpoint.get("random", [])
+        before, now = checkpoint.get("accumulate", 1), trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):  # steps are as many in other parts, batches aren't
+            counts.update({name: count // before * now for name, count in counts.items()})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """A rank that was stopped in a validation leaves the others without an answer: that is no failure of theirs."""

@@ -93,8 +93,8 @@ def join_again(environment: Mapping[str, str]) -> None:
     from torch.distributed import PrefixStore, TCPStore, init_process_group  # type: ignore[attr-defined]
 
     store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
-    world = {"rank": int(environment["RANK"]), "world_size": int(environment["WORLD_SIZE"])}
-    init_process_group(store=PrefixStore(f"start-{count}", store), **world)
+    rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    init_process_group(store=PrefixStore(f"start-{count}", store), rank=rank, world_size=world_size)
 
 
 def leave_group() -> None:

@@ -5,6 +5,7 @@ import logging
 import netrc
 import os
 import secrets
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -60,11 +61,15 @@ class MetricsFile(Logger):
         self.rows.append(row)
         if new := [k for k in row if k not in self.columns]:
             self.columns += new
-        if new or not self.file.exists():
-            self._write_all()
-        else:
-            with self.file.open("a", newline="") as lines:
-                csv.DictWriter(lines, self.columns).writerow(row)
+        try:
+            if new or not self.file.exists():
+                self._write_all()
+            else:
+                with self.file.open("a", newline="") as lines:
+                    csv.DictWriter(lines, self.columns).writerow(row)
+        except OSError as error:
+            free = shutil.disk_usage(self.file.parent).free / 2**20
+            raise OSError(f"{self.file} can't be written ({error}); {free:,.0f} MiB are free there") from error
 
     @rank_zero_only
     def rewind(self, step: int, rows: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What the Monitor logs is what happened."""
+"""What the Monitor logs is what happened; what the best checkpoint holds was the best."""
 
 import csv
 import logging
@@ -153,3 +153,43 @@ def test_a_test_is_logged_under_the_splits_name(make_trainer: MakeTrainer, tmp_p
     assert [type(found[f"test/{name}"]) for name in ("count", "correct", "acc")] == [int, int, float]
     assert found["test/count"] == 360
     assert scores(trainer, "val") == {}
+
+
+# ------------------------------------------------------------------------------------------------- best checkpoint
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("val/acc", "max"), ("val/loss", "min"), ("val/loss", "max")])
+def test_the_best_checkpoint_is_of_the_best_epoch_with_its_scores(
+    monitor: str, mode: str, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    best = BestCheckpoint(dirpath=str(tmp_path), monitor=monitor, mode=mode)
+    fit(make_trainer, tmp_path, classifier(), best, max_epochs=4)
+    values = logged(tmp_path, monitor)
+    step, value = (max if mode == "max" else min)(values, key=lambda pair: pair[1])
+    saved = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert saved["global_step"] == step
+    assert best.best_scores[monitor] == pytest.approx(value)
+    assert best.best_scores["val/count"] == 144
+    assert dict(logged(tmp_path, "val/correct"))[step] == best.best_scores["val/correct"]
+    assert [p.name for p in tmp_path.glob("*.ckpt")] == ["best.ckpt"]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_the_best_scores_are_remembered_by_a_run_that_goes_on(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    best = BestCheckpoint(dirpath=str(tmp_path), monitor="val/loss", mode="max")  # the first epoch stays the best
+    fit(make_trainer, tmp_path, classifier(), best, max_epochs=2).save_checkpoint(tmp_path / "stop.ckpt")
+    again = BestCheckpoint(dirpath=str(tmp_path), monitor="val/loss", mode="max")
+    fit(make_trainer, tmp_path, classifier(), again, max_epochs=3, ckpt_path=str(tmp_path / "stop.ckpt"))
+    assert again.best_scores == best.best_scores
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_training_that_ends_before_its_first_validation_keeps_its_last_weights_and_says_so(
+    make_trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, best = classifier(), BestCheckpoint(dirpath=str(tmp_path), monitor="val/acc", mode="max")
+    fit(make_trainer, tmp_path, module, best, max_epochs=-1, max_steps=3)
+    assert best.best_model_path == str(tmp_path / "best.ckpt")
+    saved = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+    assert torch.equal(saved["network.head.weight"], module.get_parameter("network.head.weight"))
+    assert "no validation in 3 steps: the best checkpoint is the last" in caplog.text

@@ -1,16 +1,22 @@
 """A run that is cut off at any step and goes on ends as the run that never was: weights, metrics, best checkpoint."""
 
+import os
+import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from conftest import Configure
-from faults import assert_same_run, images
-from vitlab import build, runs
+from faults import assert_same_run, images, rows
+from vitlab import build, checkpoints, runs
 from vitlab.schema import Node
 
 Train = Callable[..., Node]
@@ -143,3 +149,143 @@ def test_cut_at_any_step_images_that_workers_load_go_on_where_they_were(
         shutil.rmtree(whole.parent / "cut", ignore_errors=True)
         run("cut", *settings, cut=CutAt(step))
         assert_same_run(whole, run("cut", *settings, go_on=True))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+def test_in_other_parts_a_run_goes_on_with_the_same_steps_and_validations(
+    run: Callable[..., Path], before: int, after: int
+) -> None:
+    parts = "trainer.accumulate_grad_batches={}"
+    settings = ["callbacks.last.every_n_train_steps=1"]
+    whole = run("whole", *settings, parts.format(before))
+    for step in (2, STEPS, STEPS + 3):
+        shutil.rmtree(whole.parent / "cut", ignore_errors=True)
+        run("cut", *settings, parts.format(before), cut=CutAt(step))
+        other = run("cut", *settings, parts.format(after), go_on=True)
+        for name in ("step", "epoch", "images", "val/count"):
+            assert [row[name] for row in rows(other)] == [row[name] for row in rows(whole)]
+
+
+# --------------------------------------------------------------------------------------------------------- on the disk
+
+
+def saved(folder: Path, **content: Any) -> Path:
+    file = folder / "last.ckpt"
+    checkpoints.AtomicFiles().save_checkpoint({"global_step": 1, "weights": torch.arange(5000.0), **content}, file)
+    return file
+
+
+def test_a_whole_file_is_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    assert checkpoints.damage(saved(tmp_path)) is None
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_one_before_is_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        saved(tmp_path, global_step=step)
+    assert checkpoints.read(tmp_path / "last.ckpt")["global_step"] == 3
+    assert checkpoints.read(tmp_path / "previous.ckpt")["global_step"] == 2
+
+
+def test_any_damage_is_told_or_harmless(tmp_path: Path) -> None:
+    file = saved(tmp_path)
+    content = file.read_bytes()
+    draw = random.Random(0)
+    told = 0
+    for _ in range(400):
+        damaged = bytearray(content)
+        if draw.random() < 0.5:
+            damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        else:
+            damaged = damaged[: draw.randrange(len(content))]
+        file.write_bytes(damaged)
+        if checkpoints.damage(file):
+            told += 1
+        else:
+            found = checkpoints.read(file)
+            assert found["global_step"] == 1
+            assert torch.equal(found["weights"], torch.arange(5000.0))
+    assert told > 350
+
+
+def test_a_disk_that_is_full_leaves_the_former_file_and_says_so(tmp_path: Path) -> None:
+    file = saved(tmp_path)
+    content = file.read_bytes()
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path; from vitlab.checkpoints import AtomicFiles\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "AtomicFiles().save_checkpoint({'weights': torch.zeros(10**5)}, Path(sys.argv[1]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoints.__file__).parents[1])}
+    line = [sys.executable, "-c", code, str(file)]
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert f"OSError: {file} can't be written" in ended.stderr
+    assert "MiB are free there. The checkpoint before is whole" in ended.stderr
+    assert file.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_newest_is_found_by_its_steps_and_not_by_its_date(tmp_path: Path) -> None:
+    for name, step in (("best", 7), ("step-000004", 4), ("last", 9)):
+        checkpoints.AtomicFiles().save_checkpoint({"global_step": step}, tmp_path / f"{name}.ckpt")
+    os.utime(tmp_path / "last.ckpt", (1, 1))
+    assert checkpoints.newest(tmp_path) == (tmp_path / "last.ckpt", {})
+    (tmp_path / "last.ckpt").write_bytes(b"PK")
+    found, damaged = checkpoints.newest(tmp_path)
+    assert found == tmp_path / "best.ckpt"
+    assert list(damaged) == [tmp_path / "last.ckpt"]
+
+
+def test_the_random_states_of_a_process_come_back(tmp_path: Path) -> None:
+    state = saved(tmp_path, random=[checkpoints.random_state()])
+
+    def draws() -> list[Any]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
+
+    first = draws()
+    checkpoints.restore_random(checkpoints.read(state)["random"], rank=0)
+    assert draws() == first
+    checkpoints.restore_random(checkpoints.read(state)["random"], rank=5)  # there was no such rank
+
+
+# ---------------------------------------------------------------------------------------------------- what is kept
+
+
+def test_checkpoints_are_kept_by_choice_and_the_best_of_several(run: Callable[..., Path]) -> None:
+    kept = [
+        "callbacks.last.keep_every_n_train_steps=4",
+        "callbacks.last.keep_every_n_epochs=2",
+        "callbacks.best.keep=2",
+    ]
+    folder = run("run", *kept) / "checkpoints"
+    names = {path.name for path in folder.iterdir()}
+    assert {"last.ckpt", "previous.ckpt", "best.ckpt"} < names
+    assert {name for name in names if name.startswith("step-")} == {f"step-{step:06d}.ckpt" for step in (4, 8, 10, 12)}
+    best = sorted(name for name in names if name.startswith("best-"))
+    assert len(best) == 2
+    scores = {int(row["step"]): float(row["val/acc"]) for row in rows(folder.parent) if row["val/acc"]}
+    step = checkpoints.read(folder / "best.ckpt")["global_step"]
+    assert scores[step] == max(scores.values())
+    assert f"best-{step:06d}.ckpt" in best
+    assert checkpoints.read(folder / "step-000004.ckpt")["global_step"] == 4
+
+
+def test_a_checkpoint_is_taken_when_so_many_minutes_are_over(run: Callable[..., Path]) -> None:
+    seldom = ["callbacks.last.every_n_epochs=null", "callbacks.last.every_n_minutes=1e-9"]
+    folder = run("run", *seldom, cut=CutAt(3))
+    assert checkpoints.read(folder / "checkpoints" / "last.ckpt")["global_step"] == 3
+
+
+@pytest.mark.parametrize("knob", ["every_n_epochs", "every_n_train_steps", "every_n_minutes", "keep_every_n_epochs"])
+def test_an_interval_of_nothing_is_refused(knob: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"callbacks\.last\.{knob}=0 must be above 0, or null for never"):
+        checkpoints.LastCheckpoint(dirpath=str(tmp_path), **{knob: 0})  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_holds_what_it_is_of(run: Callable[..., Path]) -> None:
+    found = checkpoints.read(run("run") / "checkpoints" / "last.ckpt")
+    assert found["vitlab"]["config"]["model"]["dim"] == 16
+    assert found["vitlab"]["data"]["data set"] == "digits"
+    assert found["vitlab"].keys() == {"config", "data", "wandb"}
