@@ -9,7 +9,7 @@ ARGS   ?=
 TORCH  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test check format
+.PHONY: help install train test faults check format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ train: $(STAMP) ## train the default model on handwritten digits: about a minute
 
 test: $(STAMP) ## run all tests
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+faults: $(STAMP) ## do to runs what happens to runs, and count what was lost: about half an hour
+	$(VENV)/bin/python tests/faults.py $(ARGS)
 
 check: $(STAMP) ## format, lint and types: nothing is changed
 	$(VENV)/bin/ruff format --check .

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partialmethod
@@ -129,7 +131,7 @@ def test_its_checkpoints_hold_plain_clean_weights_and_the_best_is_the_best(twins
         assert not any("_orig_mod." in key for key in found["state_dict"])
         assert "network.blocks.0.attn.qkv.weight" in found["state_dict"]
     assert results(twins[0])["val/acc"] == pytest.approx(max(scores))
-    assert {p.name for p in (twins[0] / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.name for p in (twins[0] / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
 
 
 def test_it_says_what_it_trains_how_it_ends_and_warns_of_nothing(twins: list[Path]) -> None:
@@ -226,6 +228,43 @@ def test_the_newest_part_of_a_resumed_runs_tracking_holds_all_of_it(resumed: Any
     assert (summary["state"], summary["exit_code"], summary["run_id"]) == ("finished", 0, resumed["id"])
     steps = [row["trainer/global_step"] for row in history if "train/loss" in row]
     assert steps == [int(row["step"]) for row in rows(resumed["run"]) if row["train/loss"]]
+
+
+# ------------------------------------------------------------------------------------------------------- preemption
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one-process", "two-ranks"])
+def preempted(
+    request: pytest.FixtureRequest, start: Start, small: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """A run that a cluster warned in the middle of an epoch, and how it ended."""
+    folder = tmp_path_factory.mktemp("preempted")
+    process = start("train", *small, f"trainer.devices={request.param}", "hydra.run.dir=run", cwd=folder)
+    metrics = folder / "run" / "metrics.csv"
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and len(rows(folder / "run")) > 6) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    return folder / "run", process.returncode, output
+
+
+def test_a_warned_run_saves_its_step_and_ends_with_the_status_to_requeue_on(preempted: Any) -> None:
+    run, status, output = preempted
+    assert status == 75, output
+    assert results(run)["status"] == "preempted"
+    assert "error" not in results(run)
+    assert f"preempted: stopped as it was asked to; resume={run} goes on" in output
+    assert checkpoint(run, "last")["global_step"] >= int(rows(run)[-1]["step"])
+    assert "Traceback" not in (run / "train.log").read_text()
+
+
+def test_the_dashboard_knows_that_it_was_preempted(preempted: Any) -> None:
+    (part,) = (preempted[0] / "wandb").glob("offline-run-*")
+    records = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(part)]
+    found = subprocess.run(records, capture_output=True, text=True, check=True).stdout
+    assert '"type":"preempting"' in found.replace(" ", "")
 
 
 # ----------------------------------------------------------------------------------------------- several processes

@@ -337,6 +337,16 @@ def test_resume_auto_goes_on_in_the_newest_unfinished_run_of_this_configuration(
     assert found[1:] == ["optimizer.lr=1e-4", "resume=auto"]
 
 
+def test_a_requeued_job_goes_on_whatever_its_command_line_says(
+    preflight: Preflight, make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = make_run("stopped", "optimizer.lr=1e-4", status="preempted")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    found = preflight("optimizer.lr=1e-4")
+    assert folder(found) == [wanted]
+    assert "resume=auto" in found
+
+
 def test_resume_auto_overlooks_what_does_not_change_the_training(
     preflight: Preflight, make_run: Callable[..., Path]
 ) -> None:

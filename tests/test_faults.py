@@ -1,0 +1,24 @@
+"""A sample of `make faults`: one trial of some of its faults."""
+
+from pathlib import Path
+
+import pytest
+
+import faults
+
+SAMPLE = [name for name in faults.FAULTS if not any(word in name for word in ("restarts", "gloo", "memory", "folder"))]
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_run_survives(name: str, tmp_path: Path) -> None:
+    _, lost, _ = faults.tried(name, 0, 0, tmp_path)
+    assert lost == ""
+
+
+def test_at_least_two_hundred_trials_are_made() -> None:
+    assert sum(times for times, _ in faults.FAULTS.values()) >= 200
+
+
+def test_the_list_is_a_table() -> None:
+    lines = faults.table({"a": 3, "b": 2}, {"a": [], "b": ["trial 1: why"]}).splitlines()
+    assert lines[2:] == ["| a | 3 | 3 | 0 |", "| b | 2 | 1 | 1 |", "| **all** | **5** | **4** | **1** |"]
