@@ -52,6 +52,7 @@ class Monitor(Callback):
         self.images_timed = 0
         self._window_images = 0
         self._window_seconds = 0.0
+        self._untimed = 0  # images of the window that a former process trained on
         self._since = 0.0
         self._last_loss = float("nan")
         self._done = 0
@@ -66,8 +67,8 @@ class Monitor(Callback):
             "window_images": self._window_images,
             "last_loss": self._last_loss,
             "rates": self._rates,
-            "gradient_norm": pl_module.gradient_norm,
-            "losses": gathered(trainer, pl_module.train_loss.metric_state),
+            "gradient_norm": None if pl_module.gradient_norm is None else pl_module.gradient_norm.cpu(),
+            "losses": gathered(trainer, {k: v.cpu() for k, v in pl_module.train_loss.metric_state.items()}),
             "rows": rows[0] if rows else 0,
         }
 
@@ -77,6 +78,7 @@ class Monitor(Callback):
             return  # the best checkpoint, to be tested, knows less than the end of training
         state = checkpoint["monitor"]
         self.images, self._window_images = state["images"], state["window_images"]
+        self._untimed = self._window_images
         self._step, self._rows = checkpoint["global_step"], state["rows"]
         self._last_loss, losses = state["last_loss"], state["losses"]
         self._rates, pl_module.gradient_norm = state["rates"], state["gradient_norm"]
@@ -146,11 +148,12 @@ class Monitor(Callback):
         row |= self._rates
         now = time.perf_counter()
         self._window_seconds += now - self._since
-        if self._window_seconds:
-            row["train/images_per_second"] = self._window_images / self._window_seconds
+        timed = self._window_images - self._untimed
+        if self._window_seconds and timed:
+            row["train/images_per_second"] = timed / self._window_seconds
         self.seconds += self._window_seconds
-        self.images_timed += self._window_images
-        self._since, self._window_seconds, self._window_images = now, 0.0, 0
+        self.images_timed += timed
+        self._since, self._window_seconds, self._window_images, self._untimed = now, 0.0, 0, 0
         trainer.progress_bar_metrics["train/loss"] = self._last_loss
         self._send(trainer, row)
 
