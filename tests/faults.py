@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -109,9 +110,21 @@ class Job:
         return len(self.status) == len(self.pids)
 
     def wait(self, seconds: float = PATIENCE) -> list[int]:
-        """The ranks' statuses; those that take too long are killed, and that is an error."""
-        deadline = time.monotonic() + seconds
+        """The ranks' statuses; those that take too long are killed, and that is an error.
+
+        When one was stopped, the others have the time that `launch` gives them: one that hadn't begun to train waits
+        for it in vain.
+        """
+        deadline, ended = time.monotonic() + seconds, 0.0
         while not self.poll():
+            stopped = set(self.status.values()) & set(stopping.STATUS.values())
+            ended = ended or (time.monotonic() if stopped else 0.0)
+            if ended and time.monotonic() - ended > launch.TAKEDOWN:
+                self.send(signal.SIGKILL)
+                while not self.poll():
+                    time.sleep(0.01)
+                self.status = dict.fromkeys(self.pids, stopped.pop())
+                break
             if time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
                 raise AssertionError(f"still there after {seconds:.0f} s\n{told(self.run)}")
@@ -150,6 +163,8 @@ def start(
                 output = os.open(run / "output.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
                 os.dup2(output, 1)
                 os.dup2(output, 2)
+                sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1)
+                warnings.resetwarnings()  # under pytest they are errors
                 torch.set_num_threads(1)
                 if before:
                     before()

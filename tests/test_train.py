@@ -167,7 +167,7 @@ def interrupted(start: Start, folder: Path, *arguments: str) -> Path:
         while time.monotonic() < deadline and process.poll() is None:
             for run in folder.glob("runs/*/*"):
                 last, metrics = run / "checkpoints" / "last.ckpt", run / "metrics.csv"
-                if last.exists() and metrics.exists() and int(rows(run)[-1]["step"]) % STEPS:
+                if last.exists() and metrics.exists() and (step := int(rows(run)[-1]["step"])) > STEPS and step % STEPS:
                     os.kill(process.pid, signal.SIGKILL)
                     return run
             time.sleep(0.005)

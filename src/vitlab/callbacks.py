@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
@@ -62,13 +63,15 @@ class Monitor(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Classifier)
         rows = [len(logger.rows) for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+        state = pl_module.train_loss.metric_state
+        losses = {name: value.cpu() for name, value in state.items() if isinstance(value, Tensor)}
         checkpoint["monitor"] = {
             "images": self.images,
             "window_images": self._window_images,
             "last_loss": self._last_loss,
             "rates": self._rates,
             "gradient_norm": None if pl_module.gradient_norm is None else pl_module.gradient_norm.cpu(),
-            "losses": gathered(trainer, {k: v.cpu() for k, v in pl_module.train_loss.metric_state.items()}),
+            "losses": gathered(trainer, losses),
             "rows": rows[0] if rows else 0,
         }
 

@@ -184,12 +184,16 @@ def wait(processes: list["subprocess.Popen[bytes]"]) -> tuple[int, int, float] |
     while None in (codes := [process.poll() for process in processes]):
         if not ended and any(code for code in codes):
             ended = time.monotonic()
+        first = first or failed(codes)
         if ended and time.monotonic() - ended > TAKEDOWN:
             for process in processes:
                 process.kill()  # does nothing to those that have ended
-        first = first or failed(codes)
+            break
         time.sleep(0.02)
-    first = first or failed([process.returncode for process in processes])
+    else:
+        first = first or failed(codes)
+    for process in processes:
+        process.wait()
     return (*first, time.monotonic() - ended if ended else 0.0) if first else None
 
 

@@ -261,3 +261,13 @@ def test_ranks_that_were_asked_to_stop_are_no_failure_and_not_started_again(
 )
 def test_a_job_knows_that_it_was_started_before(environment: dict[str, str], again: bool) -> None:
     assert launch.restarted(environment) is again
+
+
+def test_ranks_that_wait_in_vain_for_one_that_was_stopped_are_stopped_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "TAKEDOWN", 1.0)
+    text = "if rank == '1':\n    sys.exit(75)\ntime.sleep(600)\n"
+    with pytest.raises(Stopped) as stopped:
+        launch.run_ranks(script(tmp_path, text), tmp_path, 2)
+    assert stopped.value.outcome == "preempted"
