@@ -27,7 +27,7 @@ train: $(STAMP) ## train the default model on handwritten digits: about a minute
 	$(VENV)/bin/python src/train.py $(ARGS)
 
 test: $(STAMP) ## run all tests
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 faults: $(STAMP) ## do to runs what happens to runs, and count what was lost: about half an hour
 	$(VENV)/bin/python tests/faults.py $(ARGS)

@@ -112,18 +112,18 @@ class Job:
     def wait(self, seconds: float = PATIENCE) -> list[int]:
         """The ranks' statuses; those that take too long are killed, and that is an error.
 
-        When one was stopped, the others have the time that `launch` gives them: one that hadn't begun to train waits
-        for it in vain.
+        When one has ended before its time, the others have as long as `launch` gives them: one that hadn't begun to
+        train may wait for it in vain. They then count as ended like the first.
         """
         deadline, ended = time.monotonic() + seconds, 0.0
         while not self.poll():
-            stopped = set(self.status.values()) & set(stopping.STATUS.values())
-            ended = ended or (time.monotonic() if stopped else 0.0)
+            early = [status for status in self.status.values() if status]
+            ended = ended or (time.monotonic() if early else 0.0)
             if ended and time.monotonic() - ended > launch.TAKEDOWN:
                 self.send(signal.SIGKILL)
                 while not self.poll():
                     time.sleep(0.01)
-                self.status = dict.fromkeys(self.pids, stopped.pop())
+                self.status = dict.fromkeys(self.pids, early[0])
                 break
             if time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
