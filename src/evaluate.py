@@ -23,7 +23,7 @@ def main(
 ) -> Node:
     import torch
 
-    from vitlab import build, runs, trust
+    from vitlab import build, checkpoints, runs, trust
     from vitlab.callbacks import scores
 
     config = runs.read_config(Path(run))
@@ -38,6 +38,7 @@ def main(
     module = build.classifier(config["model"], datamodule, config["classifier"])
     module.split = datamodule.tested = split
     file = runs.checkpoint_file(Path(run), checkpoint)
+    checkpoints.demand_whole(file)
     with trust.weights_alone(file):
         module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
 

@@ -41,6 +41,7 @@ def main(
 
     from vitlab import build, figures, memory, runs, stopping, tracking
     from vitlab.callbacks import scores
+    from vitlab.checkpoints import demand_whole
     from vitlab.resume import checkpoint_to_resume, identity
 
     folder = Path(run_dir)
@@ -60,6 +61,7 @@ def main(
             with stopping.patience():
                 run.fit(module, datamodule, ckpt_path=start, weights_only=True)
             results = build.best_scores(run, module, datamodule)
+            demand_whole(Path(results["checkpoint"]))
             run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
 
         results |= scores(run, "test")

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 
 from vitlab import trust
 from vitlab.callbacks import Monitor, scores
-from vitlab.checkpoints import AtomicFiles, BestCheckpoint
+from vitlab.checkpoints import AtomicFiles, BestCheckpoint, LastCheckpoint
 from vitlab.classifier import Classifier
 from vitlab.data.module import DataModule
 from vitlab.schema import Node
@@ -143,6 +143,7 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
     """Scores on the validation split at the best checkpoint, and what the training took."""
     checkpoint = next(c for c in run.checkpoint_callbacks if isinstance(c, BestCheckpoint))
     monitor = next(c for c in run.callbacks if isinstance(c, Monitor))  # type: ignore[attr-defined]
+    last = next((c for c in run.callbacks if isinstance(c, LastCheckpoint)), None)  # type: ignore[attr-defined]
     if not checkpoint.best_scores:  # training ended before its first validation
         run.validate(module, datamodule, verbose=False)
         checkpoint.best_scores = scores(run, "val")
@@ -150,6 +151,7 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
     return {
         **checkpoint.best_scores,
         "checkpoint": checkpoint.best_model_path,
+        "checkpoint_seconds": round(last.seconds / last.saves, 3) if last and last.saves else None,  # of one
         "steps": run.global_step,
         "epochs": run.current_epoch,
         "images": monitor.images,

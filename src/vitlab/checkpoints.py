@@ -10,12 +10,14 @@ every rank, best score, the sums of the log's open row, and `vitlab`: what it is
 and plain data, which load with `weights_only=True`.
 """
 
+import errno
 import logging
 import os
 import random
 import shutil
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,8 @@ class AtomicFiles(TorchCheckpointIO):
             temporary.replace(file)
             synchronised(file.parent)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             free = shutil.disk_usage(file.parent).free / 2**20
             raise OSError(
                 f"{file} can't be written ({error}); {free:,.0f} MiB are free there. The checkpoint before is whole: "
@@ -80,9 +83,19 @@ def damage(file: Path) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
+    except (PermissionError, MemoryError):
+        raise  # says nothing about the bytes
     except Exception as error:  # broken bytes end in many ways
+        if getattr(error, "errno", None) in (errno.EIO, errno.ESTALE):
+            raise
         return f"{type(error).__name__}: {error}"
     return f"the checksum of its record {bad} is wrong" if bad else None
+
+
+def demand_whole(file: Path) -> None:
+    """Raises `OSError` for a damaged file: torch itself looks at no checksum."""
+    if problem := damage(file):
+        raise OSError(f"{file} is damaged ({problem}): its weights aren't what was saved; use another checkpoint")
 
 
 def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
@@ -96,6 +109,8 @@ def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     for file in files:
         try:
             steps[file] = int(read(file)["global_step"])
+        except (PermissionError, MemoryError):
+            raise
         except Exception as error:  # the record of steps itself is broken
             damaged.setdefault(file, f"{type(error).__name__}: {error}")
 
@@ -200,7 +215,12 @@ class LastCheckpoint(Checkpoint):
             self._act(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._act(trainer)  # where no validation follows an epoch's last step, the epoch's last row still does
+        # where no validation follows an epoch's last step, the epoch's last row still does
+        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+        over = 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
+        if over or trainer.should_stop:  # here and not at the training's end, when averages have replaced the weights
+            self._due = (True, *self._due[1:])
+        self._act(trainer)
 
     def _act(self, trainer: Trainer) -> None:
         """Does what was found due after the last step, once."""
@@ -223,9 +243,6 @@ class LastCheckpoint(Checkpoint):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._validated = trainer.global_step
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
         """Writes `last.ckpt`. Every rank calls it."""
@@ -261,6 +278,11 @@ class LastCheckpoint(Checkpoint):
         return follows and self._validated != trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and len(set(gathered(trainer, checkpoint["global_step"]))) > 1:
+            raise RuntimeError(
+                "the ranks found different checkpoints to go on from: their machines see different files in the run "
+                "folder; wait for the file system, or name one with resume=FILE"
+            )
         self._random = checkpoint.get("random", [])
         before, now = checkpoint.get("accumulate", 1), trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
@@ -320,8 +342,19 @@ class BestCheckpoint(ModelCheckpoint):
         return {**super().state_dict(), "best_scores": self.best_scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_scores = state_dict["best_scores"]
-        super().load_state_dict(state_dict)
+        """Takes up the best so far, where its file is whole in this run's folder; else the next one is the best."""
+        assert self.dirpath is not None
+        files = {Path(self.dirpath) / Path(path).name: score for path, score in state_dict["best_k_models"].items()}
+        best = Path(self.dirpath) / Path(state_dict["best_model_path"]).name
+        if not state_dict["best_model_path"] or not best.is_file() or damage(best):
+            if state_dict["best_model_path"]:
+                log.warning("%s is missing or damaged: the best is what is best from here on", best)
+            return
+        self.best_scores, self.best_model_path = state_dict["best_scores"], str(best)
+        self.best_model_score = state_dict["best_model_score"]
+        self.best_k_models = {str(file): score for file, score in files.items() if file.is_file()}
+        worst = (max if self.mode == "min" else min)(self.best_k_models, key=lambda k: self.best_k_models[k])
+        self.kth_best_model_path, self.kth_value = worst, self.best_k_models[worst]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -337,11 +370,11 @@ def divides(interval: int | None, count: int) -> bool:
 
 
 def agreed(trainer: Trainer, late: bool, stop: Outcome | None) -> tuple[bool, Outcome | None]:
-    """What the first rank knows of the clock and of signals, on all ranks."""
+    """What any rank knows of the clock and of signals, on all ranks."""
     if trainer.world_size == 1:
         return late, stop
     told = torch.tensor([int(late), STOPS.index(stop)], device=trainer.strategy.root_device)
-    distributed.broadcast(told, src=0)
+    distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
     first, second = told.tolist()
     return bool(first), STOPS[second]
 

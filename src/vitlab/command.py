@@ -383,8 +383,9 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
     """
     rank = launch.rank(os.environ)
     file = run_dir / (f"{name}.rank{rank}.log" if rank else f"{name}.log")
-    if launch.restarted(os.environ) and "resume" in config:
-        config["resume"] = config["resume"] or "auto"
+    begun = any((run_dir / "checkpoints").glob("*.ckpt"))
+    if launch.restarted(os.environ) and "resume" in config and (begun or config["resume"] is None):
+        config["resume"] = "auto"  # also where it began from a file: it is further by now
 
     def at_once(outcome: stopping.Outcome) -> None:
         if rank == 0:

@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any
 
 from vitlab import stopping
-from vitlab.stopping import Stopped
+from vitlab.stopping import Outcome, Stopped
 
 TAKEDOWN = 15.0  # seconds for the other ranks to end once one has
 RUN_VARIABLE = "VITLAB_RUN"  # the run folder, for a process that is (a rank of) a job
@@ -114,19 +114,22 @@ def run_ranks(entry: Path, run_dir: Path, ranks: int, *, restarts: int = 0) -> N
 
     Signals that ask to stop are passed on. Raises `JobFailed` when a rank fails, `Stopped` when the job was asked to.
     """
-    for attempt in range(restarts + 1):
-        processes = start(entry, run_dir, ranks, attempt, restarts)
-        with passed_on(processes):
+    processes: list[subprocess.Popen[bytes]] = []
+    with passed_on(processes) as asked:
+        for attempt in range(restarts + 1):
+            processes[:] = start(entry, run_dir, ranks, attempt, restarts)
             failure = wait(processes)
-        if failure is None:
-            break
-        reason = told(failure, ranks)
-        if attempt == restarts:
-            raise JobFailed(reason, killed=failure[1] < 0)
-        log.warning("%s; start %d of %d", reason, attempt + 2, restarts + 1)
-    for outcome, status in stopping.STATUS.items():
-        if any(process.returncode == status for process in processes):
-            raise Stopped(outcome)
+            for outcome, status in stopping.STATUS.items():
+                if any(process.returncode == status for process in processes):
+                    raise Stopped(outcome)
+            if failure is None:
+                break
+            if asked:  # twice, or too early to be heard: no failure, and nothing to start again
+                raise Stopped(asked[0])
+            reason = told(failure, ranks)
+            if attempt == restarts:
+                raise JobFailed(reason, killed=failure[1] < 0)
+            log.warning("%s; start %d of %d", reason, attempt + 2, restarts + 1)
 
 
 def start(entry: Path, run_dir: Path, ranks: int, attempt: int, restarts: int) -> list["subprocess.Popen[bytes]"]:
@@ -152,10 +155,12 @@ def start(entry: Path, run_dir: Path, ranks: int, attempt: int, restarts: int) -
 
 
 @contextmanager
-def passed_on(processes: list["subprocess.Popen[bytes]"]) -> Iterator[None]:
-    """Passes signals on to the ranks while the block runs; whatever ends it, no rank is left behind."""
+def passed_on(processes: list["subprocess.Popen[bytes]"]) -> Iterator[list[Outcome]]:
+    """Passes signals on to the ranks while the block runs, and notes them; whatever ends it, no rank is left behind."""
+    asked: list[Outcome] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        asked.append(stopping.SIGNALS[number])
         for process in processes:
             process.send_signal(number)
 
@@ -163,7 +168,7 @@ def passed_on(processes: list["subprocess.Popen[bytes]"]) -> Iterator[None]:
     passed = stopping.SIGNALS if threading.current_thread() is threading.main_thread() else {}
     former = {number: signal.signal(number, pass_on) for number in passed}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
@@ -177,7 +182,7 @@ def wait(processes: list["subprocess.Popen[bytes]"]) -> tuple[int, int, float] |
     """Waits for all ranks: the one that failed first with its status and how long the others took after it, or None.
 
     When one rank has ended as it should not, or was stopped, the others can't go on: they have `TAKEDOWN` seconds to
-    notice and to say what they know, then they are killed.
+    notice and to say what they know, four times as long where the first was stopped; then they are killed.
     """
     first: tuple[int, int] | None = None
     ended = 0.0
@@ -185,7 +190,9 @@ def wait(processes: list["subprocess.Popen[bytes]"]) -> tuple[int, int, float] |
         if not ended and any(code for code in codes):
             ended = time.monotonic()
         first = first or failed(codes)
-        if ended and time.monotonic() - ended > TAKEDOWN:
+        if ended and time.monotonic() - ended > (
+            TAKEDOWN if first else 4 * TAKEDOWN
+        ):  # one that was stopped may upload
             for process in processes:
                 process.kill()  # does nothing to those that have ended
             break

@@ -69,7 +69,12 @@ def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.
     candidates = []
     for file in search.glob(f"*/{runs.CONFIG}"):
         run_dir, results = file.parent, runs.read_results(file.parent)
-        if results.get("status") == "finished" or settled(runs.read_config(run_dir)) != settled(config):
+        try:
+            other = settled(runs.read_config(run_dir))
+        except (OSError, yaml.YAMLError, AssertionError) as error:
+            log.warning("%s can't be read (%s), and is passed over", file, error)
+            continue
+        if results.get("status") == "finished" or other != settled(config):
             continue
         begun = [f for f in (run_dir / "checkpoints").glob("*.ckpt") if not f.name.startswith(".")]
         same_job = job is not None and results.get("job") == job
@@ -203,6 +208,17 @@ def differences(before: Node, after: Node) -> list[str]:
 # --------------------------------------------------------------------------------------------------- the checkpoint
 
 
+def abandon(file: Path) -> None:
+    """Sets aside, as `NAME.abandoned`, what a run has saved after a checkpoint that it goes back to."""
+    from vitlab import checkpoints
+
+    step = checkpoints.read(file)["global_step"]
+    for other in file.parent.glob("*.ckpt"):
+        if not other.name.startswith(".") and checkpoints.read(other)["global_step"] > step:
+            log.warning("%s is of a later step than %s, and is set aside as %s.abandoned", other, file.name, other.name)
+            other.replace(other.with_name(f"{other.name}.abandoned"))
+
+
 def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_rank: bool) -> Path | None:
     """The checkpoint that a run goes on from: `resume` itself if it is one, else the folder's newest whole one, if any.
 
@@ -222,6 +238,8 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_
         file = Path(resume)
         if problem := checkpoints.damage(file):
             raise CannotResume(f"resume={resume} is damaged ({problem}); resume={run_dir} takes the newest whole one")
+        if first_rank and file.resolve().parent == run_dir.resolve() / "checkpoints":
+            abandon(file)
     else:
         file, damaged = checkpoints.newest(run_dir / "checkpoints")
     for bad, problem in damaged.items():

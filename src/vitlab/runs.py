@@ -59,8 +59,8 @@ def checkpoint_file(run_dir: Path, name: str) -> Path:
 
 
 def read_results(run_dir: Path) -> Node:
-    """What `results.json` holds; empty where there is none yet."""
-    with suppress(FileNotFoundError):
+    """What `results.json` holds; empty where there is none yet, or no whole one."""
+    with suppress(FileNotFoundError, json.JSONDecodeError):
         results = json.loads((run_dir / RESULTS).read_text())
         assert isinstance(results, dict)
         return results
@@ -70,7 +70,10 @@ def read_results(run_dir: Path) -> Node:
 def replace(file: Path, text: str) -> None:
     """Writes a file so that a reader, or a kill, sees the old text or the new one, never half of it."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text)
+    with temporary.open("w") as output:
+        output.write(text)
+        output.flush()
+        os.fsync(output.fileno())
     temporary.replace(file)
 
 
@@ -99,7 +102,10 @@ def held(run_dir: Path, role: str) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / LOCKS[role])
     try:
-        lock.acquire(timeout=0)
+        if lock_is_left_behind(run_dir):
+            lock.acquire(timeout=LINGERS)
+        else:
+            lock.acquire(timeout=0)
     except Timeout:
         raise Occupied(f"{run_dir} is being trained in by {holder(read_results(run_dir))}") from None
     except (OSError, NotImplementedError) as error:
@@ -112,6 +118,12 @@ def held(run_dir: Path, role: str) -> Iterator[None]:
         lock.release()
 
 
+def lock_is_left_behind(run_dir: Path) -> bool:
+    """Whether the process that a folder knows of is dead: what still holds its lock will go as well."""
+    results = read_results(run_dir)
+    return results.get("host") == platform.node() and not lives(results.get("process"))
+
+
 def is_held(run_dir: Path) -> bool:
     """Whether another process owns a run folder. Waits a moment for what a killed one has left behind."""
     deadline = time.monotonic() + LINGERS
@@ -122,8 +134,7 @@ def is_held(run_dir: Path) -> bool:
                     with FileLock(run_dir / LOCKS[role], timeout=0):
                         pass
         except Timeout:
-            results = read_results(run_dir)
-            if time.monotonic() > deadline or results.get("host") != platform.node() or lives(results.get("process")):
+            if time.monotonic() > deadline or not lock_is_left_behind(run_dir):
                 return True
             time.sleep(0.2)
         except (OSError, NotImplementedError):
@@ -220,8 +231,9 @@ def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
         raise
     except BaseException as error:
         reason = told(error)
-        record_crash(run_dir, reason, seconds=seconds())
         log.error(reason, exc_info=error)
+        with suppress(OSError):  # the disk may be full, and that may be the reason
+            record_crash(run_dir, reason, seconds=seconds())
         raise
     write(status="finished")
 

@@ -15,7 +15,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from conftest import Configure
-from faults import assert_same_run, images, rows
+from faults import assert_same_run, images, rows, same
 from vitlab import build, checkpoints, runs
 from vitlab.schema import Node
 
@@ -289,3 +289,25 @@ def test_a_checkpoint_holds_what_it_is_of(run: Callable[..., Path]) -> None:
     assert found["vitlab"]["config"]["model"]["dim"] == 16
     assert found["vitlab"]["data"]["data set"] == "digits"
     assert found["vitlab"].keys() == {"config", "data", "wandb"}
+
+
+def test_a_finished_run_is_lengthened_as_if_it_had_been_longer_from_the_start(run: Callable[..., Path]) -> None:
+    settings = [*HARD, "schedule=constant"]
+    long, short = run("long", *settings), run("short", *settings, "trainer.max_epochs=2")
+    run("short", *settings, go_on=True)
+    one, two = (checkpoints.read(folder / "checkpoints" / "last.ckpt") for folder in (long, short))
+    for part in ("state_dict", "current_model_state", "optimizer_states", "averaging_state", "loops"):
+        assert same(one[part], two[part]), part
+
+
+def test_a_damaged_best_checkpoint_is_not_tested(run: Callable[..., Path]) -> None:
+    cut = run("cut", cut=CutAt(12))
+    best = cut / "checkpoints" / "best.ckpt"
+    content = bytearray(best.read_bytes())
+    content[len(content) // 2] ^= 1
+    best.write_bytes(content)
+    with pytest.raises(OSError, match=r"best.ckpt is damaged \(the checksum of its record"):
+        checkpoints.demand_whole(best)
+    results = runs.read_results(run("cut", go_on=True))
+    assert results["status"] == "finished"
+    assert checkpoints.damage(best) is None, "a later one took its place"

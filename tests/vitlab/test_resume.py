@@ -251,7 +251,7 @@ def test_the_newest_checkpoint_is_gone_on_from_or_the_one_that_is_named(saved: P
     folder = saved / "checkpoints"
     assert resume.checkpoint_to_resume(None, saved, {}, first_rank=True) is None
     assert begun(saved) == begun(saved, str(saved)) == folder / "last.ckpt"
-    assert begun(saved, str(folder / "previous.ckpt")) == folder / "previous.ckpt"
+    assert begun(saved, str(folder / "last.ckpt")) == folder / "last.ckpt"
     assert begun(saved / "nothing") is None
 
 
@@ -306,3 +306,19 @@ def test_changed_settings_are_warned_of(saved: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         assert begun(saved, dropout=0.5)
     assert caplog.messages == ["resume with another setting: model.dropout: 0.0 -> 0.5 (trains otherwise)"]
+
+
+def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(saved: Path) -> None:
+    folder = saved / "checkpoints"
+    assert begun(saved, str(folder / "previous.ckpt")) == folder / "previous.ckpt"
+    assert {file.name for file in folder.iterdir()} == {"previous.ckpt", "last.ckpt.abandoned"}
+    assert begun(saved) == folder / "previous.ckpt", "what was left is not taken up again"
+
+
+def test_a_run_that_cannot_be_read_hinders_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = made(tmp_path / "a")
+    made(tmp_path / "b")
+    (tmp_path / "b" / "config.yaml").write_text("")
+    (run / "results.json").write_text("")
+    assert resume.resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
+    assert "and is passed over" in caplog.text
