@@ -303,10 +303,9 @@ def test_a_finished_run_is_lengthened_as_if_it_had_been_longer_from_the_start(ru
 def test_a_damaged_best_checkpoint_is_not_tested(run: Callable[..., Path]) -> None:
     cut = run("cut", cut=CutAt(12))
     best = cut / "checkpoints" / "best.ckpt"
-    content = bytearray(best.read_bytes())
-    content[len(content) // 2] ^= 1
-    best.write_bytes(content)
-    with pytest.raises(OSError, match=r"best.ckpt is damaged \(the checksum of its record"):
+    content = best.read_bytes()
+    best.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r"best.ckpt is damaged \"):
         checkpoints.demand_whole(best)
     results = runs.read_results(run("cut", go_on=True))
     assert results["status"] == "finished"

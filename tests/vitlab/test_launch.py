@@ -164,7 +164,8 @@ def parent(tmp_path: Path) -> Iterator[Any]:
         program = (
             "import sys; from pathlib import Path; from vitlab import launch, stopping\n"
             f"try:\n    launch.run_ranks(Path({str(entry)!r}), Path({str(tmp_path)!r}), {ranks})\n"
-            f"except (launch.JobFailed, stopping.Stopped) as error:\n    Path({str(tmp_path)!r}, 'error').write_text(str(error))\n"
+            f"except (launch.JobFailed, stopping.Stopped) as error:\n"
+            f"    Path({str(tmp_path)!r}, 'error').write_text(str(error))\n"
             "    sys.exit(1)\n"
         )
         environment = {**os.environ, "PYTHONPATH": str(CONF.parent / "src")}
