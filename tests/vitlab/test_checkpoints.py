@@ -305,7 +305,7 @@ def test_a_damaged_best_checkpoint_is_not_tested(run: Callable[..., Path]) -> No
     best = cut / "checkpoints" / "best.ckpt"
     content = best.read_bytes()
     best.write_bytes(content[: len(content) // 2])
-    with pytest.raises(OSError, match=r"best.ckpt is damaged \"):
+    with pytest.raises(OSError, match=r"best.ckpt is damaged"):
         checkpoints.demand_whole(best)
     results = runs.read_results(run("cut", go_on=True))
     assert results["status"] == "finished"
