@@ -540,7 +540,7 @@ def break_image(draw: random.Random, file: Path) -> None:
         file.write_bytes(content)
     else:
         file.unlink()
-        file.symlink_to("nowhere")
+        file.symlink_to(f"nowhere-{file.name}")
 
 
 def own_images(trial: Trial) -> tuple[Path, list[str]]:
