@@ -195,7 +195,7 @@ def blank_batch(datamodule: DataModule, images: int, device: torch.device) -> Tr
     stored = datamodule._splits["train"].images
     shape = (datamodule.channels, *datamodule.image_size) if stored is None else stored.shape[1:]
     black = torch.zeros(images, *shape, dtype=torch.uint8, device=device)
-    return TrainBatch(black, torch.zeros(images, dtype=torch.int64, device=device), images, 0, 0)
+    return TrainBatch(black, torch.zeros(images, dtype=torch.int64, device=device), images, *datamodule.position())
 
 
 def smaller_parts(config: Node, results: Node, *, ranks: int, going_on: bool) -> Node | None:
