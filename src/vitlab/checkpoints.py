@@ -345,10 +345,11 @@ class BestCheckpoint(ModelCheckpoint):
         """Takes up the best so far, where its file is whole in this run's folder; else the next one is the best."""
         assert self.dirpath is not None
         files = {Path(self.dirpath) / Path(path).name: score for path, score in state_dict["best_k_models"].items()}
+        if not files:  # nothing was validated yet: the last weights may have had the name, and have no score
+            return
         best = Path(self.dirpath) / Path(state_dict["best_model_path"]).name
-        if not state_dict["best_model_path"] or not best.is_file() or damage(best):
-            if state_dict["best_model_path"]:
-                log.warning("%s is missing or damaged: the best is what is best from here on", best)
+        if not best.is_file() or damage(best):
+            log.warning("%s is missing or damaged: the best is what is best from here on", best)
             return
         self.best_scores, self.best_model_path = state_dict["best_scores"], str(best)
         self.best_model_score = state_dict["best_model_score"]
@@ -356,8 +357,9 @@ class BestCheckpoint(ModelCheckpoint):
         worst = (max if self.mode == "min" else min)(self.best_k_models, key=lambda k: self.best_k_models[k])
         self.kth_best_model_path, self.kth_value = worst, self.best_k_models[worst]
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # here and not at the training's end, which a run that was killed after its last step doesn't have
+        super().on_fit_end(trainer, pl_module)
         if not self.best_model_path:
             log.warning("no validation in %d steps: the best checkpoint is the last", trainer.global_step)
             self.best_model_path = str(self.file)
