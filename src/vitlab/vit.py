@@ -115,7 +115,7 @@ def swiglu(x: Tensor) -> Tensor:
     return F.silu(gate) * x
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": quick_gelu,
