@@ -246,6 +246,7 @@ GOOGLE = [
     *jax("pre_logits", "pre_logits"),
     *jax("head", "head"),
 ]
+# its successor, big_vision, counts the layers of a block otherwise
 BIG_VISION_SPELLINGS = (
     (r"^pos_embedding$", "Transformer/posembed_input/pos_embedding"),
     (r"(encoderblock_\d+)/MultiHeadDotProductAttention_0/", r"\1/MultiHeadDotProductAttention_1/"),
@@ -386,21 +387,12 @@ LAYOUTS: dict[str, Layout] = {
             settings={"norm_eps": 1e-6},
         ),
         Layout(
-            name="big_vision",
-            title="Google's big_vision (JAX)",
-            anchor="embedding/kernel",
-            marks=(r"pos_embedding", r"Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel"),
-            rules=tuple(GOOGLE),
-            spellings=BIG_VISION_SPELLINGS,
-            settings={"norm_eps": 1e-6},
-        ),
-        Layout(
             name="google",
-            title="Google's original (JAX)",
+            title="Google's own code (JAX)",
             anchor="embedding/kernel",
             marks=(r"Transformer/encoderblock_0/LayerNorm_0/scale",),
             rules=tuple(GOOGLE),
-            positions="all",
+            spellings=BIG_VISION_SPELLINGS,
             settings={"norm_eps": 1e-6},
         ),
     )
