@@ -276,7 +276,7 @@ LAYOUTS: dict[str, Layout] = {
         ),
         Layout(
             name="timm",
-            title="timm's VisionTransformer, or a code with its names (DeiT, DINO, MAE)",
+            title="timm's names (DeiT's, DINO's and MAE's too)",
             anchor="patch_embed.proj.weight",
             rules=tuple(TIMM),
             spellings=((r"\.gamma_([12])$", r".ls\1.gamma"), (r"^pre_logits\.fc\.", "pre_logits.")),
