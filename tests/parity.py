@@ -16,7 +16,6 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -66,7 +65,7 @@ def of_timm(name: str, *, ending: str = "safetensors", wrap: str = "", **options
     """A model of timm's, written with its config.json beside it as timm writes it to the hub."""
 
     def make(folder: Path) -> tuple[nn.Module, str]:
-        model = timm.create_model(name, pretrained=False, depth=DEPTH, **options).eval()
+        model: Any = timm.create_model(name, pretrained=False, depth=DEPTH, **options).eval()
         fill(model)
         state = {f"{wrap}{key}": value for key, value in model.state_dict().items()}
         if ending == "npz":
@@ -79,7 +78,7 @@ def of_timm(name: str, *, ending: str = "safetensors", wrap: str = "", **options
         if ending == "pth":
             torch.save({"model": state, "epoch": 3}, folder / "weights.pth")
             return model, str(folder / "weights.pth")
-        timm.models.save_for_hf(model, folder, model_config={"model_args": {"depth": DEPTH, **options}})
+        timm.models.save_for_hf(model, str(folder), model_config={"model_args": {"depth": DEPTH, **options}})
         return model, str(folder)
 
     return make
@@ -89,24 +88,27 @@ def of_timm(name: str, *, ending: str = "safetensors", wrap: str = "", **options
 
 
 def hf_outputs(model: Any, images: Tensor) -> tuple[Tensor | None, Tensor]:
-    said = model(images, output_hidden_states=True)
+    said = model(images)
     body = getattr(model, model.base_model_prefix, model)
     if hasattr(said, "logits"):
         return said.logits, body(images).last_hidden_state
     pooled = said.pooler_output if getattr(body, "pooler", None) is not None else None
-    return pooled, said.last_hidden_state
+    tokens = said.last_hidden_state
+    if "clip" in model.config.model_type:  # it norms [cls] alone, which is its output
+        return said.pooler_output, model.post_layernorm(tokens)
+    return pooled, tokens
 
 
 def of_transformers(
     name: str, *, options: dict[str, Any] | None = None, torch_file: bool = False, shards: bool = False
-):  # type: ignore[no-untyped-def]
+) -> Callable[[Path], Any]:
     """A model of transformers', written by its own `save_pretrained`."""
 
     def make(folder: Path) -> tuple[nn.Module, str]:
         import transformers
 
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         kind = getattr(transformers, name)
         sizes: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": DEPTH, "num_attention_heads": 6}
         sizes |= {"image_size": 56, "patch_size": 14, "num_labels": 7}
@@ -156,7 +158,7 @@ ROWS = [
     row("timm ViT", "vit_tiny_patch16_224", "[cls]", **SMALL),
     row("timm ViT", "vit_small_patch32_224", "not square, one channel", img_size=(64, 96), in_chans=1, num_classes=7),
     row("timm ViT", "vit_medium_patch16_gap_256", "mean, norm before pooling, no [cls]", **SMALL),
-    row("timm ViT", "vit_base_patch16_siglip_gap_224", "mean of all, no head", img_size=64),
+    row("timm ViT", "vit_giantopt_patch16_siglip_gap_256", "tanh GELU", img_size=64, embed_dim=192, num_heads=3),
     row("DeiT", "deit_tiny_patch16_224", "[cls]", **SMALL),
     row("DeiT", "deit_tiny_distilled_patch16_224", "distillation token, two heads", **SMALL),
     row("DeiT III", "deit3_small_patch16_224", "LayerScale, no position for [cls]", **SMALL),

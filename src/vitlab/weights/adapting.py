@@ -1,8 +1,6 @@
 """From the tensors of one Vision Transformer to those of another that differs in grid, patch, channels or head."""
 
 import torch
-from timm.layers.patch_embed import resample_patch_embed
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 Slot = tuple[str, int]  # a token of the prefix: ("reg_token", 2)
@@ -10,6 +8,8 @@ Slot = tuple[str, int]  # a token of the prefix: ("reg_token", 2)
 
 def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Positions of patches 1 n D on another grid: bicubic, with antialiasing where it is coarser."""
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
     if old == new:
         return table
     resampled: Tensor = resample_abs_pos_embed(table, list(new), list(old), num_prefix_tokens=0)
@@ -21,6 +21,8 @@ def resample_patches(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 
     A resized patch then gives the token that the patch gave, as nearly as can be (https://arxiv.org/abs/2212.08013).
     """
+    from timm.layers.patch_embed import resample_patch_embed
+
     resampled: Tensor = resample_patch_embed(kernel, list(size))
     return resampled
 

@@ -53,6 +53,7 @@ def derive(
         CannotRead: the tensors are of no network that ours can be, by name of what it can't.
     """
     said, origin = hints(opened)
+    said = {**(layout.settings or {}), **said}
     refuse_foreign(ours)
     patches = ours["patch_embed.proj.weight"]
     if patches.ndim != 4:
@@ -92,14 +93,12 @@ def derive(
     size = {} if trained_on is None else {"image_size": trained_on}
     arguments |= positions(ours, arguments, layout, opened.source, {**asked, **said, **size}, patch)
     assumed: dict[str, str] = {}
-    guesses = guessed(arguments, layout, ours)
-    for key, (value, why) in guesses.items():
+    for key, (value, why) in guessed(arguments).items():
         if key in said:
             arguments.setdefault(key, said[key])
         elif key not in arguments:
-            arguments[key] = asked.get(key) if asked.get(key) is not None else value
-            if asked.get(key) is None:
-                assumed[key] = why
+            arguments[key] = value if asked.get(key) is None else asked[key]
+            assumed[key] = why if asked.get(key) is None else ""
     if arguments["pool"] == "avg" and not fc_norm:
         arguments["fc_norm"] = False
     elif fc_norm == (arguments["pool"] == "avg"):
@@ -107,17 +106,16 @@ def derive(
     return Architecture(arguments, assumed, origin)
 
 
-def guessed(arguments: dict[str, Any], layout: Layout, ours: Mapping[str, Tensor]) -> dict[str, tuple[Any, str]]:
+def guessed(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """What is most likely where nothing tells, with the reason."""
-    dim, settings = arguments["dim"], layout.settings or {}
+    dim = arguments["dim"]
     known = next((heads for (width, depth, heads) in SIZES if (width, depth) == (dim, arguments["depth"])), None)
     heads = known or (dim // HEAD_WIDTH if dim % HEAD_WIDTH == 0 else 1)
-    epsilon = settings.get("norm_eps", 1e-5 if arguments["pre_norm"] else 1e-6)
     pool = "avg" if arguments["fc_norm"] or not arguments["class_token"] else "cls"
     return {
         "heads": (heads, f"{dim // heads} channels each"),
-        "activation": (settings.get("activation", "gelu"), ""),
-        "norm_eps": (epsilon, ""),
+        "activation": ("gelu", ""),
+        "norm_eps": (1e-5 if arguments["pre_norm"] else 1e-6, ""),
         "pool": (pool, "by its tokens and norms"),
     }
 

@@ -172,8 +172,9 @@ class Fit:
             for key, why in architecture.assumed.items()
         ]
         if guesses:
-            said = "as nothing beside the weights says otherwise"
-            self.report.notes.append(f"assumed, {said}: {', '.join(guesses)}; set model.KEY to change it")
+            self.report.notes.append(
+                f"nothing beside the weights tells these, set model.KEY if they are otherwise: {', '.join(guesses)}"
+            )
 
     def leave(self, name: str, why: str) -> None:
         """Notes that a tensor of ours that the weights have is made no use of."""

@@ -8,6 +8,7 @@ The model is made on the meta device and its tensors are assigned one by one: no
 tensor, and what the system keeps of the file.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,12 +16,47 @@ from torch import Tensor, nn
 
 from vitlab.vit import VisionTransformer
 from vitlab.weights.fitting import Fit
-from vitlab.weights.opening import Weights, described
+from vitlab.weights.opening import Weights, described, open_weights
 from vitlab.weights.outcome import Report, listed
 
 
 class DoesNotFit(ValueError):
     """Weights that are not of the model they were meant for, or that nothing may be loaded from."""
+
+
+def network(
+    arguments: Mapping[str, Any],
+    source: str,
+    *,
+    strict: bool = True,
+    part: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> tuple[VisionTransformer, Report]:
+    """A model of these arguments, with the weights behind a source (see `places`).
+
+    Args:
+        arguments: Of `VisionTransformer`; what they leave out has the signature's default.
+        source: Where the weights are.
+        strict: Whether what doesn't fit is an error; else it is initialised anew, or left out.
+        part: Which network, where a file holds several: `ema`, `raw`, or a name in it.
+        image_size: What the weights were trained on, where nothing beside them tells and no square grid fits.
+
+    Raises:
+        DoesNotFit: they are not of this model.
+        files.CannotRead: there are none, or they can't be read.
+        trust.NotTrusted: the file holds more than weights.
+    """
+    weights = open_weights(source, part=part, image_size=image_size, asked=arguments)
+    return pretrained(weights, strict=strict, whole=True, **arguments)
+
+
+def problems(arguments: Mapping[str, Any], weights: Weights) -> list[str]:
+    """Why weights don't fit a model of these arguments, without reading them; classes that it leaves out are theirs."""
+    theirs = {key: weights.architecture.arguments[key] for key in ("num_classes", "in_channels")}
+    given = {**theirs, **arguments}
+    with torch.device("meta"):
+        network = VisionTransformer(**given)
+    return Fit(network, given, weights, "").report.problems
 
 
 def pretrained(
@@ -40,6 +76,7 @@ def pretrained(
     with torch.device("meta"):
         network = VisionTransformer(**given)
     fit = Fit(network, given, weights, f"weights from {described(weights)}")
+    fit.report.prepared = weights.preprocessing
     if fit.report.problems and strict:
         lines = "".join(f"\n  - {problem}" for problem in fit.report.problems)
         raise DoesNotFit(

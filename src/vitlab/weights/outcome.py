@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from vitlab.weights.preprocessing import Preprocessing
+
 SHOWN = 6  # names that a line shows
 
 
@@ -16,6 +18,7 @@ class Report:
     resampled: dict[str, str] = field(default_factory=dict)  # our name -> from what, to what
     anew: dict[str, str] = field(default_factory=dict)  # our name -> why
     unused: dict[str, str] = field(default_factory=dict)  # name in the file -> why
+    prepared: Preprocessing = field(default_factory=Preprocessing)  # how images were, as far as that is known
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # what is not explained: refused unless strict is off
 
