@@ -206,6 +206,8 @@ def from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("model_type") in ("vit", "deit", "vit_mae", "vit_msn", "dinov2", "dinov2_with_registers"):
         small = 1e-6 if "dinov2" in config["model_type"] or config["model_type"] == "vit_msn" else 1e-12
         said = {"heads": 12, "norm_eps": small, **said}
+    if config.get("model_type") in ("clip", "clip_vision_model"):
+        said = {"heads": 12, **said}
     if (size := config.get("image_size")) is not None:
         said["image_size"] = tuple(size) if isinstance(size, list | tuple) else size
     act = config.get("hidden_act")

@@ -102,6 +102,9 @@ def test_transformers_config_is_believed() -> None:
     found = derive(state(), LAYOUTS["hf_vit"], opened(config=config), {})
     assert [found.arguments[key] for key in ("heads", "activation", "norm_eps")] == [4, "gelu_tanh", 1e-12]
     assert (found.assumed, found.origin) == ({}, "config.json")
+    vision = {"model_type": "clip", "vision_config": {"layer_norm_eps": 1e-4, "hidden_act": "gelu"}}
+    assert from_transformers(vision) == {"heads": 12, "norm_eps": 1e-4, "activation": "gelu"}
+    assert from_transformers({"model_type": "dinov2"}) == {"heads": 12, "norm_eps": 1e-6}
     with pytest.raises(CannotRead, match="hidden_act=relu is none of gelu, quick_gelu"):
         from_transformers(config | {"hidden_act": "relu"})
 
