@@ -61,11 +61,11 @@ def digest(value: Any, digits: int) -> str:
     return hashlib.blake2b(text.encode(), digest_size=digits // 2).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------- from the command line
+# ------------------------------------------------------------------------------------------ from the command line
 
 
 def parsed(overrides: Iterable[str]) -> list[Override]:
-    """Overrides that may lack a value's quotes no more: as Hydra keeps them."""
+    """Overrides as Hydra reads them."""
     return OverridesParser.create().parse_overrides(list(overrides))
 
 
@@ -76,18 +76,12 @@ def varying(overrides: Iterable[str], params: Mapping[str, Any] | None = None) -
 
 
 def settings(overrides: Iterable[str]) -> dict[str, str]:
-    """What a job's (or a sweep's) overrides set, by key; what has no effect on the result is left out."""
+    """What overrides set, by key, but for what a sweep varies and what is no part of a job."""
     return {
-        o.key_or_group: "null" if o.is_delete() else o.get_value_element_as_str()
+        o.key_or_group: "~" if o.is_delete() else o.get_value_element_as_str()
         for o in parsed(overrides)
         if not o.is_sweep_override() and o.key_or_group not in NOT_A_CHOICE
     }
-
-
-def choices(overrides: Iterable[str], varies: Iterable[str]) -> dict[str, str]:
-    """What a job has of what its sweep varies."""
-    there = settings(overrides)
-    return {key: there[key] for key in varies if key in there}
 
 
 # --------------------------------------------------------------------------------------------------------------- names
@@ -106,7 +100,7 @@ def sweep_name(subject: str, overrides: Iterable[str], varies: Iterable[str], sw
     It is made of the keys that vary and of what is fixed, in any order: `digits-lr-seed-3fa29c1b`.
     """
     keys = sorted(varies)
-    fixed = {k: v for k, v in settings(overrides).items() if k not in keys and counts(k) and not k.startswith("hydra")}
+    fixed = {k: v for k, v in settings(overrides).items() if counts(k) and not k.startswith(("hydra.", "hydra/"))}
     name = "-".join(safe(part) for part in [subject, *short_keys(keys).values()])[:LONGEST].strip("-_.")
     return f"{name}-{digest({'fixed': fixed, 'varies': keys, 'sweeper': sweeper}, 8)}"
 

@@ -10,15 +10,24 @@ and several processes, also on several machines, agree on it by the file system'
 """
 
 import json
-from contextlib import suppress
+import logging
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
-from vitlab import runs
+from vitlab import identity, resolvers, runs
 from vitlab.schema import Node, suggest
 
 SWEEPS = Path("runs") / "sweeps"
@@ -27,6 +36,8 @@ SWEEP, JOB, CANCELLED, LOCK = "sweep.json", "job.json", "cancelled", ".sweep.loc
 Status = Literal["waiting", "running", "finished", "pruned", "preempted", "interrupted", "crashed", "cancelled"]
 Direction = Literal["min", "max"]
 DONE: tuple[Status, ...] = ("finished", "pruned")  # nothing is left to do
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,13 +108,13 @@ def varying_keys(head: Node) -> list[str]:
     return list(dict.fromkeys([*head.get("varies", []), *differ]))
 
 
-def read_job(folder: Path, identity: str, entry: Node, varies: list[str]) -> Job:
+def read_job(folder: Path, name: str, entry: Node, varies: list[str]) -> Job:
     """A job from its folder, which may not be there yet."""
     config: Node = {}
     with suppress(OSError, AssertionError, yaml.YAMLError):
         config = runs.read_config(folder)
     return Job(
-        id=identity,
+        id=name,
         folder=folder,
         choices={key: entry["settings"][key] for key in varies if key in entry["settings"]},
         status=job_status(folder),
@@ -113,9 +124,9 @@ def read_job(folder: Path, identity: str, entry: Node, varies: list[str]) -> Job
     )
 
 
-def job_status(folder: Path) -> Status:
-    """What a job's folder says of it. One that was killed was interrupted."""
-    if is_run(folder):
+def job_status(folder: Path, *, held: bool = False) -> Status:
+    """What a job's folder says of it; `held`: by the one who asks. One that was killed was interrupted."""
+    if not held and is_run(folder):
         return "running"
     status: Status = runs.read_results(folder).get("status", "waiting")
     begun = status == "running" or (status == "waiting" and (folder / JOB).is_file())
@@ -146,3 +157,101 @@ def read_json(file: Path) -> Node:
         assert isinstance(found, dict)
         return found
     return {}
+
+
+# ----------------------------------------------------------------------------------------------------- to be written
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Nobody else changes the sweep's list of jobs while the block runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / LOCK)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        log.warning("%s can't be locked (%s): start only one process of this sweep at a time", folder, error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def begin(folder: Path, *, command: str, varies: Iterable[str], objectives: Mapping[str, Direction]) -> None:
+    """Writes down what a sweep is, or adds to it what another command varies."""
+    with alone(folder):
+        head = read_json(folder / SWEEP)
+        keys = list(dict.fromkeys([*head.get("varies", []), *varies]))
+        new = {"command": command, "varies": keys, "objectives": dict(objectives), "jobs": head.get("jobs", {})}
+        if new != head:
+            runs.replace(folder / SWEEP, json.dumps(new, indent=1))
+
+
+def enter(folder: Path, jobs: Mapping[str, Node]) -> None:
+    """Puts jobs on the list, by identity: `{"folder": name, "settings": {key: value}}`.
+
+    One of the same settings but another identity was of another source or other files of `conf`: it is no longer
+    listed, and its folder stays.
+    """
+    with alone(folder):
+        head = read_json(folder / SWEEP)
+        listed: dict[str, Node] = head.get("jobs", {})
+        former = {name: entry for name, entry in listed.items() if name not in jobs}
+        given = [entry["settings"] for entry in jobs.values()]
+        for name in [name for name, entry in former.items() if entry["settings"] in given]:
+            log.warning("%s is of other defaults than now, and leaves the sweep", folder / former.pop(name)["folder"])
+        found = {**{name: listed[name] for name in listed if name in former or name in jobs}, **jobs}
+        if found != listed:
+            runs.replace(folder / SWEEP, json.dumps({**head, "jobs": found}, indent=1))
+
+
+def entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple[str, Node]:
+    """A job's identity and its line on the list: the folder that it has, or is to have, and its settings.
+
+    `config` is a message where it couldn't be resolved: that job will fail, in a folder of its own.
+    """
+    head = read_json(sweep / SWEEP)
+    varies = head.get("varies", [])
+    settings = {k: v for k, v in identity.settings(overrides).items() if k in varies or identity.counts(k)}
+    chosen = {key: settings[key] for key in varies if key in settings}
+    name = identity.digest(settings, 12) if isinstance(config, str) else identity.job_id(config, chosen)
+    if listed := head.get("jobs", {}).get(name):
+        folder = str(listed["folder"])
+    else:  # begun once, if it is there
+        there = sorted(file.parent.name for file in sweep.glob(f"*{name}/{JOB}"))
+        folder = there[0] if there else identity.job_name(chosen, name)
+    return name, {"folder": folder, "settings": settings}
+
+
+def cancel(sweep: Sweep) -> int:
+    """Marks a sweep as cancelled, and returns how many of its jobs are asked to stop by that."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    runs.replace(sweep.folder / CANCELLED, f"{when} by process {os.getpid()} on {platform.node()}\n")
+    return sum(job.status == "running" for job in sweep.jobs)
+
+
+def cancelled_problem(folder: Path) -> str | None:
+    """Why nothing of a sweep may start: it was cancelled."""
+    mark = folder / CANCELLED
+    try:
+        said = mark.read_text().strip()
+    except FileNotFoundError:
+        return None
+    return f"sweep={folder.name} was cancelled ({said}); remove {mark} to go on with it"
+
+
+class Begins(Callback):
+    """Hydra's callback that writes the sweep down before its first job, whatever sweeper and launcher it has."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        hydra = config.hydra
+        params = hydra.sweeper.get("params") or hydra.sweeper.get("search_space") or {}
+        names = [config.objective] if isinstance(config.objective, str) else list(config.objective)
+        begin(
+            Path(hydra.sweep.dir),
+            command=shlex.join(["python", *sys.argv]),
+            varies=identity.varying(hydra.overrides.task, params),
+            objectives={name: resolvers.better(name) for name in names},
+        )
