@@ -148,10 +148,10 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         if multirun:
             if config.get("resume") not in (None, "auto"):
                 stop(name, [f"resume={config['resume']} names one run, and -m starts several; leave one of them out"])
-            if "sweep" in config:
+            if "retries" in config:  # it keeps a ledger
                 resumed += named_sweep(name, cfg, config, overrides)
         else:
-            if config.get("sweep") is not None:
+            if "retries" in config and config["sweep"] is not None:
                 stop(name, [f"sweep={config['sweep']} names a sweep, and this is one run; add -m, or leave it out"])
             if config.get("resume", "") is None and launch.restarted(os.environ):
                 config["resume"] = "auto"
@@ -356,7 +356,7 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
 
     if launch.rank(os.environ) != 0:
         run_recorded(name, function, run_dir, config)
-    elif sweep and config.get("sweep"):
+    elif sweep and "retries" in config:
         job, line = ledger_entry(hydra_cfg, config)
         ledger.enter(run_dir.parent, {job: line})
         waits = not str(hydra_cfg.sweeper._target_).endswith(
@@ -374,7 +374,7 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     return float(results[objective]) if objective in results else None
 
 
-def ledger_entry(hydra_cfg: DictConfig, config: Node | str) -> tuple[str, Node]:
+def ledger_entry(hydra_cfg: Any, config: Node | str) -> tuple[str, Node]:
     """A sweep's job as its ledger lists it: its identity, its folder's name and its settings."""
     return ledger.entry(Path(hydra_cfg.sweep.dir), config, list(hydra_cfg.overrides.task))
 
