@@ -288,7 +288,7 @@ def composed_problems(name: str, function: Function, overrides: list[str]) -> li
         return [str(error.__cause__ or error)]
     if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused
-    if "run_dir" in cfg and not OmegaConf.is_missing(cfg, "run_dir"):
+    if "run_dir" in cfg:  # and isn't ???, which `in` overlooks
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     return check(function, plain(cfg, UNSET_RUN_DIR))
 
@@ -297,7 +297,7 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     """The resolved configuration as plain data, with the run folder filled in; a message if it can't be resolved."""
     cfg = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     OmegaConf.set_struct(cfg, False)  # a copy of ours, and only for the next lines: every key is checked after it
-    if "run_dir" in cfg:  # or the command leaves no run
+    if "run_dir" in cfg.keys():  # noqa: SIM118 (as above); without it the command leaves no run
         cfg.run_dir = run_dir
     if isinstance(folder := cfg.get("data_dir"), str):  # a run may be evaluated, or resumed, from another folder
         cfg.data_dir = str(Path(folder).expanduser().absolute())
@@ -343,10 +343,12 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
     config = plain(cfg, str(run_dir))
     # once more: a sweep's own values, and what another sweeper suggests, have not been seen before
+    sweep = hydra_cfg.mode == RunMode.MULTIRUN
     if problems := [*trust.hydra_problems(OmegaConf.to_container(hydra_cfg)), *check(function, config)]:
+        if sweep and "retries" in config:
+            runs.record_crash(run_dir, "; ".join(problems))  # for the sweep's table; nothing was started
         raise ValueError(message(name, problems))
     assert isinstance(config, dict)
-    sweep = hydra_cfg.mode == RunMode.MULTIRUN
     if "run_dir" not in config:
         function(**config)
         return None
