@@ -115,97 +115,82 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
-def test_the_same_command_does_nothing_again_and_a_new_value_alone(
-    run: Callable[..., int], capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run("seed=0,1", "logger=csv") == 0
-    before = [(job.folder / "results.json").read_bytes() for job in sweep().jobs]
-    assert run("seed=1,0") == 0, "in another order, and logged elsewhere"
-    assert [(job.folder / "results.json").read_bytes() for job in sweep().jobs] == before
-    assert run("seed=0,1,2") == 0
-    assert states() == dict.fromkeys("012", ("finished", 1))
-    assert [starts(job) for job in sweep().jobs] == [1, 1, 1]
-    assert [job.results["val/loss"] for job in sweep().jobs] == [0, 1, 2]
-    assert {p.name for p in sweep().folder.iterdir() if p.is_dir()} == {
-        f"seed_{j.choices['seed']}-{j.id}" for j in sweep().jobs
+def later(here: Path, act: Callable[[], Any]) -> threading.Thread:
+    """Acts as soon as a job that wasn't running before is."""
+    known = {
+        job.folder: job.attempts for folder in here.glob("runs/sweeps/*") for job in ledger.read_sweep(folder).jobs
     }
 
+    def wait() -> None:
+        files = lambda: {file.parent: file.read_text().count("\n") for file in here.glob("runs/sweeps/*/*/starts")}  # noqa: E731
+        until(lambda: any(count > known.get(folder, 0) for folder, count in files().items()))
+        act()
 
-def test_a_failed_job_ends_no_other_and_is_tried_again_so_often(
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_a_grid_is_run_once_what_failed_is_tried_again_so_often_and_what_is_new_is_added(
     run: Callable[..., int], here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (here / "broken-0").touch()
-    assert run("seed=0,1", "retries=1") == 1
+    assert run("seed=0,1", "retries=1", "logger=csv") == 1
     assert states() == {"0": ("crashed", 1), "1": ("finished", 1)}
-    assert run("seed=0,1", "retries=1") == 1
+    assert run("seed=1,0", "retries=1") == 1, "in another order, and logged elsewhere: the same"
     capfd.readouterr()
     assert run("seed=0,1", "retries=1") == 1
+    told = "left out, it has failed 2 times: ValueError: seed 0 is broken; retries=2 tries it again"
+    assert told in capfd.readouterr().err
     assert states() == {"0": ("crashed", 2), "1": ("finished", 1)}
-    assert (
-        "left out, it has failed 2 times: ValueError: seed 0 is broken; retries=2 tries it again"
-        in capfd.readouterr().err
-    )
     (here / "broken-0").unlink()
-    assert run("seed=0,1", "retries=2") == 0
-    assert states() == {"0": ("finished", 3), "1": ("finished", 1)}
+    assert run("seed=0,1,2", "retries=2") == 0
+    assert states() == {"0": ("finished", 3), "1": ("finished", 1), "2": ("finished", 1)}
+    assert {job.choices["seed"]: starts(job) for job in sweep().jobs} == {"0": 3, "1": 1, "2": 1}
+    assert [job.results["val/loss"] for job in sweep().jobs] == [float(job.choices["seed"]) for job in sweep().jobs]
+    folders = {path.name for path in sweep().folder.iterdir() if path.is_dir()}
+    assert folders == {f"seed_{job.choices['seed']}-{job.id}" for job in sweep().jobs}
 
 
-@pytest.mark.parametrize(
-    ("number", "status", "outcome"), [(signal.SIGTERM, 75, "preempted"), (signal.SIGINT, 130, "interrupted")]
-)
-def test_a_signal_ends_the_job_and_starts_no_other(
-    run: Callable[..., int], here: Path, number: int, status: int, outcome: str
-) -> None:
-    (here / "wait").touch()
-    send = threading.Thread(
-        target=lambda: (until(lambda: list(here.glob("runs/sweeps/*/*/starts"))), os.kill(os.getpid(), number))
-    )
-    send.start()
-    assert run("seed=0,1") == status
-    send.join()
-    assert states() == {"0": (outcome, 1), "1": ("waiting", 0)}
-    (here / "wait").unlink()
-    assert run("seed=0,1") == 0
-    assert states() == {"0": ("finished", 2), "1": ("finished", 1)}
-
-
-def test_a_sweep_that_is_cancelled_ends_its_job_and_starts_no_more_until_the_mark_is_gone(
+def test_signals_and_cancel_end_the_job_and_start_no_other(
     run: Callable[..., int], here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (here / "wait").touch()
-    cancel = threading.Thread(
-        target=lambda: (until(lambda: list(here.glob("runs/sweeps/*/*/starts"))), ledger.cancel(sweep()))
-    )
-    cancel.start()
-    assert run("seed=0,1") == 130
-    cancel.join()
-    assert states() == {"0": ("cancelled", 1), "1": ("waiting", 0)}
+    actions: list[tuple[Callable[[], Any], int, str]] = [
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 75, "preempted"),
+        (lambda: os.kill(os.getpid(), signal.SIGINT), 130, "interrupted"),
+        (lambda: ledger.cancel(sweep()), 130, "cancelled"),
+    ]
+    for number, (act, status, outcome) in enumerate(actions, start=1):
+        acting = later(here, act)
+        assert run("seed=0,1") == status
+        acting.join()
+        assert states() == {"0": (outcome, number), "1": ("waiting", 0)}
     (here / "wait").unlink()
     assert run("seed=0,1") == 2
     assert f"remove {sweep().folder.relative_to(here) / 'cancelled'} to go on with it" in capfd.readouterr().err
     (sweep().folder / "cancelled").unlink()
     assert run("seed=0,1") == 0
-    assert states() == {"0": ("finished", 2), "1": ("finished", 1)}
+    assert states() == {"0": ("finished", 4), "1": ("finished", 1)}
 
 
-def test_two_terminals_share_a_sweep_and_what_a_killed_one_leaves_is_taken_over(
-    start: Callable[..., "subprocess.Popen[str]"], here: Path
+def test_two_processes_share_a_sweep_and_what_a_killed_one_leaves_is_taken_over(
+    start: Callable[..., "subprocess.Popen[str]"], run: Callable[..., int], here: Path
 ) -> None:
     (here / "wait").touch()
-    arguments = ["seed=0,1,2,3", "trainer.accelerator=cpu"]
-    one = start(*arguments)
+    other = start("seed=0,1,2,3", *QUIET)
     until(lambda: list(here.glob("runs/sweeps/*/seed_0-*/starts")))
-    two = start(*arguments)
-    until(lambda: list(here.glob("runs/sweeps/*/seed_1-*/starts")))
-    assert states() == {"0": ("running", 1), "1": ("running", 1), "2": ("waiting", 0), "3": ("waiting", 0)}
-    one.kill()
-    os.kill(runs.read_results(sweep().jobs[0].folder)["process"], signal.SIGKILL)
-    one.wait()
-    assert states()["0"] == ("interrupted", 1)
-    (here / "wait").unlink()
-    output, _ = two.communicate(timeout=120)
-    assert two.returncode == 0, output
+
+    def kill() -> None:
+        assert states() == {"0": ("running", 1), "1": ("running", 1), "2": ("waiting", 0), "3": ("waiting", 0)}
+        other.kill()
+        os.kill(runs.read_results(sweep().jobs[0].folder)["process"], signal.SIGKILL)
+        other.wait()
+        assert states()["0"] == ("interrupted", 1)
+        (here / "wait").unlink()
+
+    killing = later(here, kill)
+    assert run("seed=0,1,2,3") == 0
+    killing.join()
     assert states() == {"0": ("finished", 2), "1": ("finished", 1), "2": ("finished", 1), "3": ("finished", 1)}
     assert [starts(job) for job in sweep().jobs] == [2, 1, 1, 1]
-    assert "4 jobs: 1 run by other processes, 3 to be started" in output
-    assert "gone on with (it was interrupted; start 2)" in output
