@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 Function = Callable[..., Node]
 
+resolvers.register_resolvers()  # here: some launchers' workers import this, and then ask for a job's folder
+
 
 def command(name: str) -> Callable[[Function], Callable[[], None]]:
     """Makes a program of a function. Its keyword parameters are the root keys of `conf/NAME.yaml`.
@@ -71,7 +73,7 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
 
 
 def register() -> None:
-    """Tells Hydra what no YAML file has to repeat: signatures' defaults, experiments, resolvers."""
+    """Tells Hydra what no YAML file has to repeat: signatures' defaults, experiments."""
     store = ConfigStore.instance()
 
     def signature(target: str, *supplied: str) -> Node:
@@ -91,7 +93,6 @@ def register() -> None:
         store.store(
             group="experiment", name=file.stem, node=OmegaConf.load(file), package="_global_", provider="experiments"
         )
-    resolvers.register_resolvers()
 
 
 # ---------------------------------------------------------------------------------------------------- preflight
@@ -133,7 +134,8 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
         unlisted = {o.input_line for o in overrides if o.input_line not in groups and is_unlisted(o, listed)}
         in_folder = any(o.key_or_group == "hydra.run.dir" for o in overrides)
-        if launch.started_by_others(os.environ) and not in_folder:
+        by_others = launch.started_by_others(os.environ)
+        if by_others and not in_folder:
             stop(
                 name, ["hydra.run.dir is not set: processes started by torchrun or srun need one folder, named by you"]
             )
@@ -149,6 +151,11 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
             if config.get("resume") not in (None, "auto"):
                 stop(name, [f"resume={config['resume']} names one run, and -m starts several; leave one of them out"])
             if "retries" in config:  # it keeps a ledger
+                if by_others:
+                    stop(
+                        name,
+                        ["-m starts several runs, and torchrun or srun the processes of one; leave one of them out"],
+                    )
                 resumed += named_sweep(name, cfg, config, overrides)
         else:
             if "retries" in config and config["sweep"] is not None:

@@ -76,7 +76,7 @@ class GridSweeper(BasicSweeper):
         launched, left = 0, list(jobs)
         told = ""
         while left:
-            claiming.leave_if_cancelled(Path(self.config.hydra.sweep.dir))
+            claiming.leave_if_cancelled(sweep := Path(self.config.hydra.sweep.dir))
             states = {job.folder: ledger.job_status(job.folder) for job in left}
             left = [job for job in left if states[job.folder] not in ledger.DONE]
             free = [job for job in left if states[job.folder] != "running"]
@@ -99,6 +99,7 @@ class GridSweeper(BasicSweeper):
                 left = [job for job in left if job not in failed]
             if left and not free:
                 time.sleep(claiming.POLL)
+            claiming.leave_if_cancelled(sweep)  # goes before what that made of its jobs
         for end in failures:
             _ = end.return_value  # raises
         return returns
