@@ -184,7 +184,7 @@ def named_sweep(name: str, cfg: DictConfig, config: Node, overrides: list[Overri
     sweeper = cfg.hydra.sweeper
     if found is None:
         varies = identity.varying(lines, sweeper.get("params") or sweeper.get("search_space") or {})
-        found = identity.sweep_name(identity.subject(config), lines, varies, str(sweeper._target_))
+        found = identity.sweep_name(identity.subject(config, varies), lines, varies, str(sweeper._target_))
         if "hydra.sweep.dir" in given:
             found = identity.safe(Path(cfg.hydra.sweep.dir).name)
         added = [f"sweep={found}"]
@@ -368,9 +368,7 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     elif sweep and "retries" in config:
         job, line = ledger_entry(hydra_cfg, config)
         ledger.enter(run_dir.parent, {job: line})
-        waits = not str(hydra_cfg.sweeper._target_).endswith(
-            ".GridSweeper"
-        )  # which waits itself, when all else is done
+        waits = not str(hydra_cfg.sweeper._target_).endswith(".GridSweeper")  # that waits itself, at the end
         claiming.take_turn(run_dir, config, start, waits=waits)
     else:
         if problems := resume.folder_problems(config, run_dir):

@@ -55,13 +55,14 @@ class GridSweeper(BasicSweeper):
         entries = {}
         for overrides in self.split_arguments(parsed, None)[0]:
             config = loader.load_sweep_config(self.config, list(overrides))
-            HydraConfig.instance().set_config(config)
+            HydraConfig.instance().set_config(config)  # as when the job is run
             name, entry = command.ledger_entry(config.hydra, command.plain(config, command.UNSET_RUN_DIR))
             if name in planned:
                 log.warning("%s is the same job as %s", overrides, planned[name].overrides)
                 continue
             planned[name] = Planned(overrides, folder / entry["folder"])
             entries[name] = entry
+        HydraConfig.instance().cfg = None
         ledger.enter(folder, entries)
         return list(planned.values())
 
