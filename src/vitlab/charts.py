@@ -177,7 +177,9 @@ def scatter(
     return drawing("".join(parts), f"{y_name} against {x_name}")
 
 
-def strips(columns: Sequence[tuple[str, Sequence[Point]]], *, x_name: str, y_name: str, percent: bool = False) -> Markup | None:
+def strips(
+    columns: Sequence[tuple[str, Sequence[Point]]], *, x_name: str, y_name: str, percent: bool = False
+) -> Markup | None:
     """A column of points for each value of a setting, and a dash at the mean of each; `x` of a point isn't used."""
     values = [point.y for _, points in columns for point in points]
     if not values:

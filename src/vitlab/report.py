@@ -84,7 +84,7 @@ def page(sweep: Sweep) -> str:
 def number(value: Any, name: str = "") -> str:
     """A number as it is read: accuracies in percent, counts with separators, all else with four digits."""
     if value is None:
-        return "–"
+        return "\N{EN DASH}"
     if not isinstance(value, int | float) or isinstance(value, bool):
         return str(value)
     if is_share(name):
@@ -224,7 +224,9 @@ def effects(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
                     by_value[job.choices[name]].append(charts.Point(title, k, 0.0, measured[objective]))
         filled = [(value, points) for value, points in by_value.items() if points]
         if 1 < len(filled) <= 12:
-            drawn.append(charts.strips(filled, x_name=name, y_name=axis_name(sweep, objective), percent=is_share(objective)))
+            drawn.append(
+                charts.strips(filled, x_name=name, y_name=axis_name(sweep, objective), percent=is_share(objective))
+            )
         elif len(filled) > 12 and (places := [as_number(value) for value, _ in filled]) and None not in places:
             points = [
                 charts.Point(p.label, p.group, x, p.y)
@@ -232,7 +234,9 @@ def effects(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
                 if x is not None
                 for p in ps
             ]
-            drawn.append(charts.scatter(points, x_name=name, y_name=axis_name(sweep, objective), percent=is_share(objective)))
+            drawn.append(
+                charts.scatter(points, x_name=name, y_name=axis_name(sweep, objective), percent=is_share(objective))
+            )
     return [chart for chart in drawn if chart is not None]
 
 
@@ -266,7 +270,9 @@ def costs(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
         better: aggregate.Direction = "max" if cost == "images_per_second" else "min"
         best = aggregate.undominated([[p.x, p.y] for p in points], [better, "max"])
         arrow = ARROWS[better]
-        chart = charts.scatter(points, x_name=f"{unit} {arrow}", y_name=axis_name(sweep, score), front=best, percent=is_share(score))
+        chart = charts.scatter(
+            points, x_name=f"{unit} {arrow}", y_name=axis_name(sweep, score), front=best, percent=is_share(score)
+        )
         drawn += [chart] if chart is not None else []
     return drawn
 
@@ -294,6 +300,6 @@ def origin(sweep: Sweep) -> dict[str, list[str]]:
         "commit": [str(r["commit"]) for r in ran if r.get("commit")],
         "versions": [", ".join(f"{name} {version}" for name, version in v.items()) for v in versions],
         "host": [str(r["host"]) for r in ran if r.get("host")],
-        "device": [f"{r.get('devices', 1)} × {r['device']}, {r.get('precision')}" for r in ran if r.get("device")],
+        "device": [f"{r.get('devices', 1)} x {r['device']}, {r.get('precision')}" for r in ran if r.get("device")],
     }
     return {key: list(dict.fromkeys(values)) for key, values in found.items() if values}
