@@ -297,7 +297,7 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     """The resolved configuration as plain data, with the run folder filled in; a message if it can't be resolved."""
     cfg = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     OmegaConf.set_struct(cfg, False)  # a copy of ours, and only for the next lines: every key is checked after it
-    if "run_dir" in cfg:  # or the command leaves no run
+    if "run_dir" in cfg.keys():  # noqa: SIM118 (or the command leaves no run; `in` overlooks what is ???)
         cfg.run_dir = run_dir
     if isinstance(folder := cfg.get("data_dir"), str):  # a run may be evaluated, or resumed, from another folder
         cfg.data_dir = str(Path(folder).expanduser().absolute())

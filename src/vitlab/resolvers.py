@@ -1,4 +1,5 @@
-"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `mode`, and `job`.
+"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `mode`, and of sweeps `job`,
+`choices` and `title`.
 
 Light on purpose: composing a configuration must not import torch.
 """
@@ -7,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.data.sources import FACTS
@@ -30,6 +33,8 @@ def register_resolvers() -> None:
         "patch": patch_for,
         "mode": better,
         "job": job_folder,
+        "choices": choices,
+        "title": lambda name: " ".join(f"{key}={value}" for key, value in choices().items()) or name,
     }
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(f"vitlab.{name}", function, replace=True)
@@ -45,6 +50,18 @@ def job_folder(*, _root_: DictConfig) -> str:
     from vitlab import command
 
     return str(command.ledger_entry(_root_.hydra, command.plain(_root_, command.UNSET_RUN_DIR))[1]["folder"])
+
+
+def choices() -> dict[str, str]:
+    """What this job has of what its sweep varies; empty in a single run, and while nothing but a check is composed."""
+    from vitlab import identity, ledger
+
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra is None or hydra.mode != RunMode.MULTIRUN:
+        return {}
+    varies = ledger.read_json(Path(hydra.sweep.dir) / ledger.SWEEP).get("varies", [])
+    chosen = identity.settings(hydra.overrides.task)
+    return {key: chosen[key] for key in varies if key in chosen}
 
 
 def native_size(source: str) -> int:
