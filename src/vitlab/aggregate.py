@@ -5,6 +5,7 @@ crashed one has been trained less than the others.
 """
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
+from vitlab import runs
 from vitlab.ledger import Job, Sweep
 
 SEED = "seed"  # what a configuration is repeated over
@@ -162,7 +164,7 @@ def write_results(sweep: Sweep, file: Path) -> None:
     """The table of configurations, best first: each choice, jobs, n, and NAME/mean and NAME/std of each number."""
     names, rows = choice_names(sweep), configurations(sweep)
     measured = dict.fromkeys([*sweep.objectives, *(key for row in rows for key in row.scores)])
-    with file.open("w", newline="") as lines:
+    with io.StringIO(newline="") as lines:
         writer = csv.writer(lines)
         columns = [f"{key}/{part}" for key in measured for part in ("mean", "std")]
         writer.writerow(["rank", *names, "jobs", "n", *columns])
@@ -173,16 +175,18 @@ def write_results(sweep: Sweep, file: Path) -> None:
                 score = row.scores.get(key)
                 cells += ["", ""] if score is None else [score.mean, "" if score.deviation is None else score.deviation]
             writer.writerow(cells)
+        runs.replace(file, lines.getvalue())
 
 
 def write_jobs(sweep: Sweep, file: Path) -> None:
     """A row for each job: its choices, how it ended, and every number."""
     names = choice_names(sweep, seed=True)
     measured = dict.fromkeys([*sweep.objectives, *(key for job in sweep.jobs for key in numbers(job))])
-    with file.open("w", newline="") as lines:
+    with io.StringIO(newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(["id", *names, "status", "attempts", *measured, "error", "folder"])
         for job in sweep.jobs:
             cells: list[object] = [job.id, *(job.choices.get(name, "") for name in names), job.status, job.attempts]
             cells += [numbers(job).get(key, "") for key in measured]
             writer.writerow([*cells, job.results.get("error", ""), job.folder])
+        runs.replace(file, lines.getvalue())

@@ -1,5 +1,5 @@
 """What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `mode`, and of sweeps `job`,
-`choices` and `title`.
+`alone`, `choices` and `title`.
 
 Light on purpose: composing a configuration must not import torch.
 """
@@ -33,6 +33,7 @@ def register_resolvers() -> None:
         "patch": patch_for,
         "mode": better,
         "job": job_folder,
+        "alone": lambda: not in_sweep(),
         "choices": choices,
         "title": lambda name: " ".join(f"{key}={value}" for key, value in choices().items()) or name,
     }
@@ -52,13 +53,18 @@ def job_folder(*, _root_: DictConfig) -> str:
     return str(command.ledger_entry(_root_.hydra, command.plain(_root_, command.UNSET_RUN_DIR))[1]["folder"])
 
 
+def in_sweep() -> bool:
+    """Whether this is a job of a sweep; not so while nothing but a check is composed."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def choices() -> dict[str, str]:
-    """What this job has of what its sweep varies; empty in a single run, and while nothing but a check is composed."""
+    """What this job has of what its sweep varies; empty in a single run."""
     from vitlab import identity, ledger
 
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    if hydra is None or hydra.mode != RunMode.MULTIRUN:
+    if not in_sweep():
         return {}
+    hydra = HydraConfig.get()
     varies = ledger.read_json(Path(hydra.sweep.dir) / ledger.SWEEP).get("varies", [])
     chosen = identity.settings(hydra.overrides.task)
     return {key: chosen[key] for key in varies if key in chosen}
