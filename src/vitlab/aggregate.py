@@ -165,7 +165,7 @@ def write_results(sweep: Sweep, file: Path) -> None:
     names, rows = choice_names(sweep), configurations(sweep)
     measured = dict.fromkeys([*sweep.objectives, *(key for row in rows for key in row.scores)])
     with io.StringIO(newline="") as lines:
-        writer = csv.writer(lines)
+        writer = csv.writer(lines, lineterminator="\n")
         columns = [f"{key}/{part}" for key in measured for part in ("mean", "std")]
         writer.writerow(["rank", *names, "jobs", "n", *columns])
         for rank, row in enumerate(rows, 1):
@@ -183,7 +183,7 @@ def write_jobs(sweep: Sweep, file: Path) -> None:
     names = choice_names(sweep, seed=True)
     measured = dict.fromkeys([*sweep.objectives, *(key for job in sweep.jobs for key in numbers(job))])
     with io.StringIO(newline="") as lines:
-        writer = csv.writer(lines)
+        writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(["id", *names, "status", "attempts", *measured, "error", "folder"])
         for job in sweep.jobs:
             cells: list[object] = [job.id, *(job.choices.get(name, "") for name in names), job.status, job.attempts]
