@@ -75,6 +75,7 @@ class Watch:
         self.thread = threading.Thread(target=self.run, name="progress", daemon=True)
         self.known: dict[str, str] = {}
         self.looked = False
+        self.line = ""  # said last
         self.said = time.monotonic()
 
     def start(self) -> None:
@@ -107,9 +108,10 @@ class Watch:
         lines = [told_end(place, standing.objective) for place in new] if self.looked else []
         self.known = {place.name: place.status for place in ends}
         self.looked = True
-        if lines or last or time.monotonic() - self.said > QUIET:
-            self.said = time.monotonic()
-            print(*lines, told(standing), sep="\n", file=sys.stderr, flush=True)
+        lines.append(told(standing))
+        if len(lines) > 1 or (last and lines[0] != self.line) or time.monotonic() - self.said > QUIET:
+            self.said, self.line = time.monotonic(), lines[-1]
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         self.over.set()
@@ -152,7 +154,7 @@ class Screen:
             stream.flush()
         self.kept = [os.dup(1), os.dup(2)]
         self.out = os.fdopen(os.dup(1), "w")
-        console = Console(file=self.out, force_terminal=True, highlight=False, soft_wrap=True)
+        console = Console(file=self.out, force_terminal=True, highlight=False)
         self.live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         read, write = os.pipe()
         for descriptor in (1, 2):
@@ -171,7 +173,7 @@ class Screen:
         with os.fdopen(descriptor, errors="replace") as lines:
             for line in lines:
                 # of a line that was written over (a progress bar) what was last to be seen
-                self.live.console.print(Text.from_ansi(line.rstrip("\n").rsplit("\r", 1)[-1]))
+                self.live.console.print(Text.from_ansi(line.rstrip("\n").rsplit("\r", 1)[-1]), soft_wrap=True)
 
     def show(self, standing: Standing) -> None:
         """Draws the table anew."""

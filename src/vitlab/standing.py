@@ -19,6 +19,7 @@ from vitlab import ledger, runs
 from vitlab.ledger import Direction, Status
 
 TAIL = 4096  # bytes at the end of metrics.csv that are read
+ERROR = 120  # characters of an error in a line; results.json has all of it
 FAILED: tuple[Status, ...] = ("crashed", "preempted", "interrupted", "cancelled")
 
 
@@ -181,7 +182,8 @@ def told(standing: Standing) -> str:
 def told_end(place: Place, objective: str) -> str:
     """How a job ended, in a line."""
     if place.status == "crashed":
-        return f"{place.name}: crashed: {place.error or 'it told no error'}"
+        error = " ".join(place.error.split()) or "it told no error"
+        return f"{place.name}: crashed: {error if len(error) <= ERROR else f'{error[: ERROR - 3]}...'}"
     score = f", {objective} {place.score:.4g}" if place.score is not None else ""
     return f"{place.name}: {place.status}{score}" + (f", {duration(place.seconds)}" if place.seconds else "")
 

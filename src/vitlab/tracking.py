@@ -238,6 +238,17 @@ def ended_truly() -> Iterator[None]:
             wandb.finish(exit_code=status)
 
 
+def log_results(loggers: list[Logger], results: Mapping[str, Any]) -> None:
+    """Tells wandb's summary how a run ended: `best/val/...` at its best checkpoint (wandb keeps the last of a number by
+    itself), and what it cost.
+    """
+    scores = {f"best/{name}": value for name, value in results.items() if name in ("val/loss", "val/acc", "val/acc5")}
+    costs = {name: results[name] for name in ("parameters", "images_per_second", "epochs") if name in results}
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update({**scores, **costs})
+
+
 def log_image(loggers: list[Logger], name: str, file: Path) -> None:
     """Shows a picture in the dashboards that can show one."""
     for logger in loggers:
