@@ -133,9 +133,10 @@ class Lookout:
         work = sum(place.done for place in places)
         if self.first is None:
             self.first = work
-        gained, open_ = work - self.first, total - work - sum(p.status == "crashed" for p in places)
+        gained = work - self.first
+        open_ = total - len(places) + sum(1 - p.done for p in places if p.status not in (*ledger.DONE, "crashed"))
         elapsed = time.time() - self.began
-        return elapsed * max(0.0, open_) / gained if gained > 0.1 and elapsed > 1 else None
+        return elapsed * open_ / gained if gained > 0.1 and elapsed > 1 else None
 
 
 def as_score(value: Any) -> float | None:

@@ -55,7 +55,9 @@ def test_what_the_sweep_varies_always_counts(configure: Configure, key: str, val
 def test_varying_what_counts_anyway_makes_no_other_job(configure: Configure) -> None:
     config = configure("seed=3", "optimizer.lr=1")
     assert identity.job_id(config, {"seed": "3", "optimizer.lr": "1"}) == identity.job_id(config, {})
-    assert identity.job_id(configure("seed=3", "optimizer.lr=1.0"), {}) == identity.job_id(config, {}), "the same number"
+    assert identity.job_id(configure("seed=3", "optimizer.lr=1.0"), {}) == identity.job_id(config, {}), (
+        "the same number"
+    )
 
 
 def test_what_varies_is_read_off_the_command_line_and_the_sweepers_parameters() -> None:
