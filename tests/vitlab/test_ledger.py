@@ -29,7 +29,8 @@ def sweep(tmp_path: Path) -> Path:
 
 def record(folder: Path, **results: object) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / ledger.JOB).write_text(json.dumps({"attempts": [{"started": "now"}]}))
+    failed = {"error": results["error"]} if "error" in results else {}
+    (folder / ledger.JOB).write_text(json.dumps({"attempts": [{"started": "now", **failed}]}))
     if results:
         runs.replace(folder / runs.RESULTS, json.dumps(results))
 
@@ -54,12 +55,13 @@ def test_a_jobs_status_is_what_its_run_says(sweep: Path, status: str) -> None:
 def test_a_job_that_was_killed_was_interrupted(sweep: Path) -> None:
     record(sweep / "lr_0.1-seed_0", status="running", host="gone")
     record(sweep / "lr_0.1-seed_1")
-    assert [job.status for job in ledger.read_sweep(sweep).jobs] == ["interrupted", "interrupted", "waiting"]
+    record(sweep / "lr_0.1-seed_2", status="crashed")  # a rank without its launcher, which would have noted it
+    assert [job.status for job in ledger.read_sweep(sweep).jobs] == ["interrupted"] * 3
 
 
 @pytest.mark.parametrize("role", runs.LOCKS)
 def test_a_job_is_running_while_somebody_holds_it_whatever_was_written(sweep: Path, role: str) -> None:
-    record(sweep / "lr_0.1-seed_1", status="crashed")
+    record(sweep / "lr_0.1-seed_1", status="crashed", error="why")
     with runs.held(sweep / "lr_0.1-seed_1", role):
         assert ledger.read_sweep(sweep).jobs[1].status == "running"
     assert ledger.read_sweep(sweep).jobs[1].status == "crashed"
@@ -130,7 +132,7 @@ def test_a_sweep_is_found_by_its_name_or_its_folder(tmp_path: Path, monkeypatch:
         assert ledger.find_sweep(given) == folder
     with pytest.raises(ledger.NoSweep, match=r"sweep=digits-rl is no sweep: .* did you mean 'digits-lr'\?"):
         ledger.find_sweep("digits-rl")
-    with pytest.raises(ledger.NoSweep, match="there are digits-lr$"):
+    with pytest.raises(ledger.NoSweep, match=r"there are digits-lr$"):
         ledger.read_sweep(tmp_path)
 
 
