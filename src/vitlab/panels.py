@@ -114,7 +114,7 @@ def sweep_dashboard(sweep: Sweep, place: Project) -> "Workspace":
     ]
     direction = sweep.objectives[objective]
     settings = ws.RunsetSettings(
-        filters=[expr.Metric("Group") == sweep.name],
+        filters=expr.And(expr.Metric("Group") == sweep.name),
         order=[expr.Ordering(expr.Summary(main), ascending=direction == "min")],
         pinned_columns=[
             "run:displayName",
@@ -147,7 +147,7 @@ def run_dashboard(run_dir: Path, config: Node, place: Project) -> "Workspace":
         section("Training", lines),
         section("Pictures", [wr.MediaBrowser(title="pictures", media_keys=["curves"], num_columns=1)]),
     ]
-    settings = ws.RunsetSettings(filters=[expr.Metric("ID") == run_id])
+    settings = ws.RunsetSettings(filters=expr.And(expr.Metric("ID") == run_id))
     return workspace(f"run {config.get('name', run_dir.name)} {run_id}", place, sections, settings)
 
 
