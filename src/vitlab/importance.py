@@ -11,7 +11,7 @@ from vitlab.aggregate import numbers
 from vitlab.ledger import Job
 
 FEWEST = 4  # jobs, below which there is nothing to fit a forest to
-RELIABLE = 30  # jobs, below which shares are hints alone
+RELIABLE = 60  # jobs, below which shares are hints alone: how much they move then is in the tests
 
 
 @dataclass(frozen=True)
