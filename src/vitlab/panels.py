@@ -10,16 +10,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitlab import aggregate, runs
 from vitlab.ledger import Sweep
 from vitlab.schema import Node
 from vitlab.tracking import choice_key, known_run_id, plain
-
-if TYPE_CHECKING:  # an extra
-    from wandb_workspaces.reports.v2.interface import PanelTypes
-    from wandb_workspaces.workspaces import Section, Workspace
 
 INSTALL = "pip install 'vitlab[dashboard]'"
 X = "images"  # what curves are drawn against
@@ -37,8 +33,8 @@ class Project:
 
 def tracked_in(configs: Sequence[Node]) -> Project:
     """The wandb project of runs, by their configurations. Raises `ValueError` where they aren't tracked there."""
-    nodes = [(config.get("logger") or {}).get("wandb") for config in configs]
-    if not nodes or None in nodes:
+    nodes = [node for config in configs if (node := (config.get("logger") or {}).get("wandb")) is not None]
+    if not nodes or len(nodes) < len(configs):
         raise ValueError("it isn't tracked by wandb, so there is nothing to show there; run it with logger=wandb")
     return Project(nodes[0].get("project") or "vitlab", nodes[0].get("entity"))
 
@@ -53,7 +49,7 @@ def library() -> tuple[Any, Any, Any]:
     return wr, ws, expr
 
 
-def sweep_dashboard(sweep: Sweep, place: Project) -> "Workspace":
+def sweep_dashboard(sweep: Sweep, place: Project) -> Any:
     """A sweep's jobs: scores by setting with their spread over seeds, curves with bands, the best run's pictures."""
     wr, ws, expr = library()
     names = aggregate.choice_names(sweep)
@@ -71,7 +67,7 @@ def sweep_dashboard(sweep: Sweep, place: Project) -> "Workspace":
     ]
     columns += [wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(score), display_name=score) for score in scores]
 
-    by_setting: list[PanelTypes] = []
+    by_setting: list[Any] = []
     for name in names:
         by_setting.append(
             wr.BarPlot(
@@ -128,7 +124,7 @@ def sweep_dashboard(sweep: Sweep, place: Project) -> "Workspace":
     return workspace(f"sweep {sweep.name}", place, sections, settings, jobs=len(sweep.jobs))
 
 
-def run_dashboard(run_dir: Path, config: Node, place: Project) -> "Workspace":
+def run_dashboard(run_dir: Path, config: Node, place: Project) -> Any:
     """One run: losses, accuracies, learning rates, gradient norm, throughput and pictures."""
     wr, ws, expr = library()
     run_id = known_run_id(run_dir)
@@ -156,7 +152,7 @@ def summarised(name: str) -> str:
     return "_runtime" if name == "seconds" else f"best/{name}" if name.startswith("val/") else name
 
 
-def banded(name: str) -> "PanelTypes":
+def banded(name: str) -> Any:
     """Curves of a number, one for each configuration, in a band of one standard deviation over its seeds."""
     wr, _, _ = library()
     return wr.LinePlot(
@@ -170,7 +166,7 @@ def banded(name: str) -> "PanelTypes":
     )
 
 
-def section(name: str, panels: Sequence["PanelTypes"]) -> "Section":
+def section(name: str, panels: Sequence[Any]) -> Any:
     """An open section, of two panels in a row."""
     _, ws, _ = library()
     columns = 1 if len(panels) == 1 else 2
@@ -178,7 +174,7 @@ def section(name: str, panels: Sequence["PanelTypes"]) -> "Section":
     return ws.Section(name=name, panels=list(panels), is_open=True, layout_settings=layout)
 
 
-def workspace(name: str, place: Project, sections: Sequence["Section"], runset: Any, *, jobs: int = 1) -> "Workspace":
+def workspace(name: str, place: Project, sections: Sequence[Any], runset: Any, *, jobs: int = 1) -> Any:
     """The view, without the panels that wandb would make of everything that is logged."""
     _, ws, _ = library()
     settings = ws.WorkspaceSettings(x_axis=X, max_runs=min(MOST, max(10, jobs)))
@@ -214,20 +210,20 @@ def log_scale(sweep: Sweep, axis: Any) -> bool | None:
 # ---------------------------------------------------------------------------------------------------- to wandb, or not
 
 
-def specification(dashboard: "Workspace") -> Node:
+def specification(dashboard: Any) -> Node:
     """The view as wandb's server would be sent it."""
     found = json.loads(dashboard._to_model().model_dump_json(by_alias=True, exclude_none=True))
     assert isinstance(found, dict)
     return found
 
 
-def write_specification(dashboard: "Workspace", file: Path) -> None:
+def write_specification(dashboard: Any, file: Path) -> None:
     """Keeps the view in a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     runs.replace(file, json.dumps(specification(dashboard), indent=2))
 
 
-def save(dashboard: "Workspace") -> str:
+def save(dashboard: Any) -> str:
     """Saves the view where the user is logged in, and returns its address."""
     import wandb
 

@@ -8,6 +8,7 @@ import pytest
 from vitlab import panels
 from vitlab.ledger import Job, Sweep
 from vitlab.panels import Project
+from vitlab.schema import Node
 
 
 def sweep(jobs: list[Job], **objectives: Any) -> Sweep:
@@ -21,7 +22,9 @@ def job(**choices: str) -> Job:
 def test_runs_are_where_their_configuration_says() -> None:
     assert panels.tracked_in([{"logger": {"wandb": {"project": "p", "entity": "e"}}}]) == Project("p", "e")
     assert panels.tracked_in([{"logger": {"wandb": {}, "csv": None}}]) == Project("vitlab", None)
-    for configs in ([], [{"logger": {"csv": None}}], [{"logger": None}], [{"logger": {"wandb": {}}}, {"logger": {}}]):
+    untracked: list[list[Node]] = [[], [{"logger": {"csv": None}}], [{"logger": None}]]
+    untracked.append([{"logger": {"wandb": {}}}, {"logger": {}}])
+    for configs in untracked:
         with pytest.raises(ValueError, match="isn't tracked by wandb"):
             panels.tracked_in(configs)
 

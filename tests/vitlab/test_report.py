@@ -95,6 +95,11 @@ def opened(browser: webdriver.Chrome, page: Path, *, width: int = 1280, scheme: 
     return browser
 
 
+def said(browser: webdriver.Chrome, log: str = "browser") -> list[Any]:
+    """What the console, or another of the browser's logs, has said since the last time."""
+    return list(browser.get_log(log))  # type: ignore[no-untyped-call]
+
+
 def rows(browser: webdriver.Chrome, table: str = "configurations") -> list[WebElement]:
     return [row for row in browser.find_elements(By.CSS_SELECTOR, f"#{table} tbody tr") if row.is_displayed()]
 
@@ -105,9 +110,9 @@ def column(browser: webdriver.Chrome, number: int, table: str = "configurations"
 
 def test_it_loads_without_an_error_or_a_request(browser: webdriver.Chrome, page: Path) -> None:
     opened(browser, page)
-    assert browser.get_log("browser") == []
+    assert said(browser) == []
     asked = re.findall(
-        r'"requestWillBeSent".*?"url":"([^"]{4,60})', str([e["message"] for e in browser.get_log("performance")])
+        r'"requestWillBeSent".*?"url":"([^"]{4,60})', str([e["message"] for e in said(browser, "performance")])
     )
     assert not [url for url in asked if not url.startswith(("file:", "data:"))]
     assert browser.find_element(By.TAG_NAME, "h1").text == f"digits {EVIL}"
@@ -140,7 +145,7 @@ def test_it_has_the_table_best_first_and_all_other_parts(browser: webdriver.Chro
     assert "torch 2.14.1" in made
     assert "From 7 jobs this is a hint" in browser.find_element(By.TAG_NAME, "main").text
     picture = browser.find_element(By.CSS_SELECTOR, ".picture img")
-    assert browser.execute_script("return arguments[0].naturalWidth", picture) == 40  # type: ignore[no-untyped-call]
+    assert browser.execute_script("return arguments[0].naturalWidth", picture) == 40
 
 
 def test_a_heading_sorts_numbers_as_numbers_and_back(browser: webdriver.Chrome, page: Path) -> None:
@@ -152,7 +157,7 @@ def test_a_heading_sorts_numbers_as_numbers_and_back(browser: webdriver.Chrome, 
         assert seconds.get_attribute("aria-sort") == way
         assert column(browser, index, "all-jobs")[-1] == NOTHING, "what is missing stays last"
         assert column(browser, 0, "all-jobs")[:-1] == [f"job{k}" for k in order]
-    assert browser.get_log("browser") == []
+    assert said(browser) == []
 
 
 def test_a_filter_applies_to_tables_and_charts(browser: webdriver.Chrome, page: Path) -> None:
@@ -171,7 +176,7 @@ def test_a_filter_applies_to_tables_and_charts(browser: webdriver.Chrome, page: 
     box.send_keys(" ")
     browser.find_element(By.CSS_SELECTOR, "select[data-key='optimizer.lr'] option:nth-child(2)").click()
     assert column(browser, 1) == ["0.001", "0.001"]
-    assert browser.get_log("browser") == []
+    assert said(browser) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -180,14 +185,14 @@ def test_it_fits_every_width_and_can_be_read_in_both_schemes(
     browser: webdriver.Chrome, page: Path, width: int, scheme: str
 ) -> None:
     opened(browser, page, width=width, scheme=scheme)
-    sizes = browser.execute_script(  # type: ignore[no-untyped-call]
+    sizes = browser.execute_script(
         "const e = document.documentElement; return [e.scrollWidth, e.clientWidth, e.scrollHeight]"
     )
     assert sizes[0] <= sizes[1] <= width, "the page itself does not scroll sideways"
-    contrasts = browser.execute_script(CONTRASTS)  # type: ignore[no-untyped-call]
+    contrasts = browser.execute_script(CONTRASTS)
     assert len(contrasts) > 50
     assert {text: ratio for text, ratio in contrasts if ratio < 4.5} == {}
-    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")  # type: ignore[no-untyped-call]
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", paper))) < 200) == (scheme == "dark")
 
 
@@ -238,7 +243,7 @@ def test_a_sweep_in_which_nothing_has_finished_has_a_page_too(
     job = Job("a", tmp_path / "a", {"seed": "0"}, status, 1, {}, {})
     opened(browser, report.write_report(Sweep(tmp_path, "s", "c", {"val/acc": "max"}, [job]), tmp_path / "report"))
     assert "No job has finished yet" in browser.find_element(By.TAG_NAME, "main").text
-    assert browser.get_log("browser") == []
+    assert said(browser) == []
 
 
 def test_one_job_alone_and_many_configurations_have_a_page(
@@ -259,7 +264,7 @@ def test_one_job_alone_and_many_configurations_have_a_page(
     marked = [k for k, text in enumerate(column(browser, 0)) if "◆" in text]
     assert marked == [0, 1, 2, 3, 4, 5, 6], "nothing is better than these in both"
     assert len(browser.find_elements(By.CSS_SELECTOR, ".legend li")) == 8
-    assert browser.get_log("browser") == []
+    assert said(browser) == []
 
 
 def test_numbers_are_told_with_the_digits_that_are_known() -> None:

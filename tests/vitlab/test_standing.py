@@ -83,7 +83,7 @@ def test_a_job_that_was_killed_is_not_running(sweep: Path) -> None:
 
 def test_the_time_left_follows_what_was_done_since_the_first_look(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr(standing.time, "time", lambda: now[0])
+    monkeypatch.setattr("vitlab.standing.time.time", lambda: now[0])
     leave(sweep, 0, "finished", **{"val/loss": 1.0})
     lookout = Lookout(sweep, planned=5)
     assert looked(lookout).left is None, "nothing was measured yet"
