@@ -34,7 +34,7 @@ def register_resolvers() -> None:
         "mode": better,
         "job": job_folder,
         "alone": lambda: not in_sweep(),
-        "choices": choices,
+        "choices": lambda: OmegaConf.create(choices()),  # Hydra shows no plain dictionary
         "title": lambda name: " ".join(f"{key}={value}" for key, value in choices().items()) or name,
     }
     for name, function in resolvers.items():
