@@ -281,14 +281,15 @@ def sweep(start: Start, program: Program, small: list[str], tmp_path_factory: py
     axes += ["trainer.accumulate_grad_batches=${trainer.devices}"]
     arguments = ["-m", *axes, *small, *UNVARIED, "seed=1", "hydra.sweep.dir=jobs", "retries=0"]
     process = start("train", *arguments, cwd=folder)
-    deadline = time.monotonic() + 300
-    while not (begun := list(folder.glob("jobs/devices_2-*_norm-*/checkpoints/last.ckpt"))) and process.poll() is None:
-        assert time.monotonic() < deadline
+    deadline, begun = time.monotonic() + 600, list[Path]()
+    while not begun and process.poll() is None and time.monotonic() < deadline:
+        begun = list(folder.glob("jobs/devices_2-*_norm-*/checkpoints/last.ckpt"))
         time.sleep(0.01)
     process.kill()
-    output, _ = process.communicate()
+    for file in begun:
+        os.kill(results(file.parents[1])["process"], signal.SIGKILL)  # the first rank
+    output, _ = process.communicate(timeout=100)
     assert begun, output
-    os.kill(results(begun[0].parents[1])["process"], signal.SIGKILL)
     output = program("train", *arguments, cwd=folder, status=1)
     (folder / "again.txt").write_text(output)
     return [job.folder for job in ledger.read_sweep(folder / "jobs").jobs]

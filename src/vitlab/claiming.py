@@ -64,7 +64,8 @@ def begun(run_dir: Path, config: Node) -> list[Node] | None:
     if len(failures) > config["retries"]:
         times = f"{len(failures)} time{'s' if len(failures) > 1 else ''}"
         remedy = f"retries={len(failures)} tries it again"
-        raise launch.JobFailed(f"{run_dir.name}: left out, it has failed {times}: {failures[-1]}; {remedy}")
+        tell(reason := f"{run_dir.name}: left out, it has failed {times}: {failures[-1]}; {remedy}")
+        raise launch.JobFailed(reason)
     if status != "waiting":
         again = "tried again" if status == "crashed" else "gone on with"
         tell(f"{run_dir.name}: {again} (it was {status}; start {len(attempts) + 1})")

@@ -321,6 +321,7 @@ def test_processes_started_by_others_want_one_folder_and_one_of_them_describes_i
     assert refused("trainer.devices=2")[0].startswith("hydra.run.dir is not set")
     monkeypatch.setenv("RANK", "0")
     assert preflight("hydra.run.dir=here") == ["hydra.run.dir=here"]
+    assert refused("-m", "seed=0,1", "hydra.run.dir=here")[0].startswith("-m starts several runs, and torchrun or srun")
     monkeypatch.setenv("RANK", "1")
     assert preflight("hydra.run.dir=here") == ["hydra.run.dir=here", "hydra.output_subdir=null"]
 

@@ -135,5 +135,6 @@ def test_another_sweep_has_another(overrides: list[str]) -> None:
 
 
 def test_a_sweep_is_about_its_data(configure: Configure) -> None:
-    assert identity.subject(configure("data=fake")) == "fake"
+    assert identity.subject(configure("data=fake"), ["seed", "data.val_fraction"]) == "fake"
+    assert identity.subject(configure("data=fake"), ["seed", "data"]) == "sweep"
     assert identity.subject(configure("data=image_folder", "data_dir=a/photos")) == "photos"

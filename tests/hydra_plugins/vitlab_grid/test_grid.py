@@ -105,11 +105,12 @@ def states() -> dict[str, tuple[str, int]]:
 
 def starts(job: ledger.Job) -> int:
     """How often the job's own process says that it was started."""
-    return (job.folder / "starts").read_text().count("\n")
+    file = job.folder / "starts"
+    return file.read_text().count("\n") if file.exists() else 0
 
 
 def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -122,8 +123,8 @@ def later(here: Path, act: Callable[[], Any]) -> threading.Thread:
     }
 
     def wait() -> None:
-        files = lambda: {file.parent: file.read_text().count("\n") for file in here.glob("runs/sweeps/*/*/starts")}  # noqa: E731
-        until(lambda: any(count > known.get(folder, 0) for folder, count in files().items()))
+        until(lambda: list(here.glob(f"{ledger.SWEEPS}/*/{ledger.SWEEP}")))
+        until(lambda: any(starts(job) > known.get(job.folder, 0) for job in sweep().jobs))
         act()
 
     thread = threading.Thread(target=wait)
