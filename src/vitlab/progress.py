@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # it is imported when there is a terminal
 EVERY = 1.0  # seconds between two looks
 QUIET = 300.0  # seconds after which a log gets a line although nothing has ended
 ROWS = 8  # jobs that the table shows of a kind
+WORD = 11  # characters of the longest status
 REPORT = "report"  # the folder within the sweep's
 
 log = logging.getLogger(__name__)
@@ -210,8 +211,8 @@ def table(standing: Standing) -> "RenderableType":
     if standing.left:
         head.append(f"  about {duration(standing.left)} left", "dim")
     rows = Table.grid(padding=(0, 2))
-    rows.add_column(no_wrap=True)
-    rows.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    rows.add_column(no_wrap=True, min_width=WORD)
+    rows.add_column(ratio=1)  # the only one that gives way
     rows.add_column(no_wrap=True)
     rows.add_column(no_wrap=True, justify="right")
     rows.add_column(no_wrap=True, justify="right")
@@ -219,18 +220,25 @@ def table(standing: Standing) -> "RenderableType":
     def score(place: Place) -> str:
         return f"{standing.objective} {place.score:.4g}" if place.score is not None else ""
 
+    def cut(name: str) -> Text:
+        return Text(name, no_wrap=True, overflow="ellipsis")
+
     running = [place for place in standing.places if place.status == "running"]
     for place in running[:ROWS]:
-        bar = ProgressBar(total=1.0, completed=place.done, width=16)
-        rows.add_row(
-            Text("running", "cyan"), place.name, bar, f"epoch {place.epochs}" if place.epochs else "", score(place)
-        )
+        bar = ProgressBar(total=1.0, completed=place.done, width=12)
+        epochs = f"epoch {place.epochs}" if place.epochs else ""
+        rows.add_row(Text("running", "cyan"), cut(place.name), bar, epochs, score(place))
+    if (best := standing.best) is not None:
+        rows.add_row(Text("best", "green"), cut(best.name), "", "", Text(score(best), "bold"))
     failed = [place for place in standing.places if place.status in FAILED]
-    for place in failed[:ROWS]:
-        rows.add_row(Text(place.status, "red"), f"{place.name}  {place.error}", "", "", "")
+    # lines of their own: a long error would take the room of the columns
+    lines = [
+        Text.assemble((place.status.ljust(WORD + 2), "red"), f"{place.name}  {' '.join(place.error.split())}")
+        for place in failed[:ROWS]
+    ]
     for kind, count in (("running", len(running)), ("failed", len(failed))):
         if count > ROWS:
-            rows.add_row("", Text(f"and {count - ROWS} more {kind}", "dim"), "", "", "")
-    if (best := standing.best) is not None:
-        rows.add_row(Text("best", "green"), best.name, "", "", Text(score(best), "bold"))
-    return Group(Text(), head, rows) if rows.row_count else Group(Text(), head)
+            lines.append(Text(f"{' ' * (WORD + 2)}and {count - ROWS} more {kind}", "dim"))
+    for line in (head, *lines):
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return Group(Text(), head, *([rows] if rows.row_count else []), *lines)

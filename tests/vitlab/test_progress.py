@@ -133,12 +133,18 @@ def test_a_table_of_many_jobs_is_short_and_fits_its_width() -> None:
         for i in range(40)
     ]
     places += [Place(f"lr={i}", "crashed", error="ValueError: " + "x" * 300) for i in range(20)]
+    places.append(Place("lr=9", "finished", 1.0, score=0.75))
     console = Console(width=80, force_terminal=True, color_system=None)
     with console.capture() as captured:
-        console.print(progress.table(Standing("s", "val/acc", "max", places, 100, 60.0)))
+        console.print(progress.table(Standing("s", "val/acc", "max", places, 101, 60.0)))
     lines = captured.get().rstrip().splitlines()
     assert len(lines) <= 2 * progress.ROWS + 5
     assert max(map(len, lines)) <= 80
     assert "40 running" in lines[1]
     assert "40 waiting" in lines[1]
     assert any("and 32 more running" in line for line in lines)
+    assert (
+        sum(line.startswith("running  ") and "epoch " in line and line.endswith("val/acc 0.5") for line in lines) == 8
+    )
+    assert sum(line.startswith("crashed  ") and "ValueError" in line for line in lines) == 8
+    assert any(line.startswith("best  ") and line.endswith("val/acc 0.75") for line in lines), "no error takes its room"
