@@ -71,6 +71,7 @@ def main(
         if run.is_global_zero:
             figures.curves(folder / "metrics.csv", picture, f"{name}   test/acc {results['test/acc']:.4f}")
             tracking.log_image(run.loggers, "curves", picture)
+            tracking.log_results(run.loggers, results)
             build.tell(results, folder)
     return results
 

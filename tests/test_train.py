@@ -307,7 +307,7 @@ def test_each_job_of_a_sweep_has_its_own_overrides_and_its_own_number_of_process
     assert "1 device(s) x 1 accumulated x 64 images" in (sweep[0] / "train.log").read_text()
     assert "2 device(s) x 2 accumulated x 16 images" in (sweep[2] / "train.log").read_text()
     assert len({(run / "wandb" / "run_id").read_text() for run in sweep}) == 4
-    assert {p for p in sweep[0].parent.iterdir() if p.is_dir()} == set(sweep)
+    assert {p for p in sweep[0].parent.iterdir() if p.is_dir()} == {*sweep, sweep[0].parent / "report"}
 
 
 def test_a_killed_sweep_is_gone_on_with_by_the_same_command_and_each_job_is_trained_once(sweep: list[Path]) -> None:

@@ -4,6 +4,7 @@ Nothing here raises: every problem becomes a line, so that a user sees all of th
 the same rules again, for those who build them without a configuration.
 """
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vitlab import identity, launch, ledger, nonfinite, runs, trust
+from vitlab import identity, launch, ledger, nonfinite, panels, runs, trust
 from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
@@ -67,6 +68,7 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     rules = (
         evaluation_problems,
         replay_problems,
+        dashboard_problems,
         sweep_problems,
         place_problems,
         trainer_problems,
@@ -335,13 +337,44 @@ def sweep_problems(read: Reader) -> Iterator[str]:
             ledger.find_sweep(sweep)
         except ledger.NoSweep as error:
             yield str(error)
-    elif sweep is not None and (sweep != identity.safe(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME):
+    elif (
+        sweep is not None
+        and "run" not in read.config
+        and (sweep != identity.safe(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME)
+    ):
         yield (
             f"sweep={shown(sweep)} must be a plain folder name below runs/sweeps: {LONGEST_NAME} letters, digits, "
             "'.', '_', '-' or '+' at most, a letter or digit first"
         )
     if retries is not None and retries < 0:
         yield f"retries={retries} must be 0 or more"
+
+
+def dashboard_problems(read: Reader) -> Iterator[str]:
+    if not {"sweep", "run"} <= read.config.keys():
+        return
+    sweep, run = read("sweep", str), read("run", str)
+    if (sweep is None) == (run is None):
+        both = "sweep and run are both set" if sweep is not None else "neither sweep nor run is set"
+        yield f"{both}; a dashboard is of one of them: sweep=NAME or run=FOLDER"
+    elif importlib.util.find_spec("wandb_workspaces") is None:
+        yield f"wandb-workspaces, which makes dashboards, is not installed: {panels.INSTALL}"
+    elif sweep is not None:
+        try:
+            found = ledger.read_sweep(ledger.find_sweep(sweep))
+            panels.tracked_in([job.config for job in found.jobs if job.config])
+        except ledger.NoSweep as error:
+            yield str(error)
+        except ValueError as error:
+            yield f"sweep={sweep}: {error}"
+    elif run is not None:
+        if not (Path(run) / runs.CONFIG).is_file():
+            yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
+            return
+        try:
+            panels.tracked_in([runs.read_config(Path(run))])
+        except ValueError as error:
+            yield f"run={run}: {error}"
 
 
 def root_problems(read: Reader) -> Iterator[str]:

@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import claiming, identity, launch, ledger, resolvers, runs, stopping, trust
+from vitlab import claiming, identity, launch, ledger, progress, resolvers, runs, stopping, trust
 from vitlab.schema import Node, defaults, suggest
 from vitlab.stopping import Stopped
 
@@ -66,6 +66,8 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
             except Stopped as stop:  # a sweep, between two jobs
                 sys.exit(stopping.STATUS[stop.outcome])
+            finally:
+                progress.end()
 
         return program
 

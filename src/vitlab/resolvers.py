@@ -1,4 +1,5 @@
-"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `mode`, and `job`.
+"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `mode`, and of sweeps `job`,
+`alone`, `choices` and `title`.
 
 Light on purpose: composing a configuration must not import torch.
 """
@@ -7,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.data.sources import FACTS
@@ -30,6 +33,9 @@ def register_resolvers() -> None:
         "patch": patch_for,
         "mode": better,
         "job": job_folder,
+        "alone": lambda: not in_sweep(),
+        "choices": lambda: OmegaConf.create(choices()),  # Hydra shows no plain dictionary
+        "title": lambda name: " ".join(f"{key}={value}" for key, value in choices().items()) or name,
     }
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(f"vitlab.{name}", function, replace=True)
@@ -45,6 +51,23 @@ def job_folder(*, _root_: DictConfig) -> str:
     from vitlab import command
 
     return str(command.ledger_entry(_root_.hydra, command.plain(_root_, command.UNSET_RUN_DIR))[1]["folder"])
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of a sweep; not so while nothing but a check is composed."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def choices() -> dict[str, str]:
+    """What this job has of what its sweep varies; empty in a single run."""
+    from vitlab import identity, ledger
+
+    if not in_sweep():
+        return {}
+    hydra = HydraConfig.get()
+    varies = ledger.read_json(Path(hydra.sweep.dir) / ledger.SWEEP).get("varies", [])
+    chosen = identity.settings(hydra.overrides.task)
+    return {key: chosen[key] for key in varies if key in chosen}
 
 
 def native_size(source: str) -> int:

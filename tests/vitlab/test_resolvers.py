@@ -6,6 +6,7 @@ from typing import Any
 
 import hydra
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from conftest import Configure
@@ -79,6 +80,30 @@ def test_a_job_of_a_sweep_has_a_folder_named_by_what_varies_and_what_it_is(tmp_p
 
     assert re.fullmatch(r"lr_0\.001-[0-9a-f]{12}", folder())
     assert folder("logger=csv") == folder() != folder("seed=1")
+
+
+def test_a_job_of_a_sweep_tells_wandb_what_varies_and_a_single_run_nothing(tmp_path: Path) -> None:
+    ledger.begin(tmp_path, command="", varies=["optimizer.lr", "model/size"], objectives={})
+
+    def told(mode: str, *overrides: str) -> Any:
+        line = ["optimizer.lr=1e-3", "model/size=mini", "seed=7", f"hydra.sweep.dir='{tmp_path}'", "sweep=mine"]
+        with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
+            cfg = command.compose("train", [*line, f"hydra.mode={mode}", *overrides])
+        cfg.hydra.overrides.task = [*line[:3], *overrides]
+        HydraConfig.instance().set_config(cfg)
+        try:
+            config = command.plain(cfg, str(tmp_path / "run"))
+        finally:
+            HydraConfig.instance().cfg = None
+        assert isinstance(config, dict)
+        node = config["logger"]["wandb"]
+        return node["name"], node["choices"], node["tags"], config["trainer"]["enable_progress_bar"]
+
+    chosen = {"optimizer.lr": "0.001", "model/size": "mini"}
+    assert told("MULTIRUN") == ("optimizer.lr=0.001 model/size=mini", chosen, [], False)
+    assert told("RUN") == ("digits-vit_64x4_p2-8px", {}, [], True)
+    mine = ["logger.wandb.name=x", "logger.wandb.tags=[y]", "trainer.enable_progress_bar=true"]
+    assert told("MULTIRUN", *mine) == ("x", chosen, ["y"], True), "a user's own go before"
 
 
 @pytest.mark.parametrize(("objective", "mode"), [("val/acc", "max"), ("val/acc5", "max"), ("val/loss", "min")])
