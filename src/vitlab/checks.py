@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vitlab import launch, nonfinite, runs, trust
+from vitlab import freezing, launch, nonfinite, runs, trust
 from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
@@ -70,6 +70,7 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
         place_problems,
         trainer_problems,
         model_problems,
+        fine_tuning_problems,
         data_problems,
         batch_problems,
         schedule_problems,
@@ -217,6 +218,41 @@ def model_problems(read: Reader) -> Iterator[str]:
         name = read("model.model_name", str)
         if name is not None and not timm.is_model(name):
             yield f"model.model_name={name} is no timm model{suggest(name, timm.list_models())}"
+
+
+def fine_tuning_problems(read: Reader) -> Iterator[str]:
+    decay, factor = read("classifier.layer_decay", float), read("classifier.head_lr_factor", float)
+    if decay is not None and not 0 < decay <= 1:
+        yield f"classifier.layer_decay={shown(decay)} must be above 0 and at most 1 (off)"
+    if factor is not None and not factor > 0:
+        yield f"classifier.head_lr_factor={shown(factor)} must be above 0"
+    freeze = read("classifier.freeze", str | list[str])
+    if (freeze or decay not in (None, 1)) and (network := outline(read)) is not None:
+        if freeze:
+            try:
+                freezing.frozen_names(network, freeze if isinstance(freeze, str) else tuple(freeze))
+            except ValueError as error:
+                yield str(error)
+        if decay not in (None, 1) and not hasattr(network, "group_matcher"):
+            yield f"classifier.layer_decay={shown(decay)}: {type(network).__name__} says no layers; use 1.0"
+
+
+def outline(read: Reader) -> torch.nn.Module | None:
+    """The network that `model` describes, without memory for its parameters; None where something is wrong with it, or
+    it is somebody else's.
+    """
+    node = read("model", dict)
+    if not node or any(bad.startswith(("model", "image_size")) for bad in read.bad):
+        return None
+    known = ("vitlab.vit.VisionTransformer", "vitlab.baselines.timm_model")
+    if node.get("_target_") not in known:
+        return None
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
+    if node["_target_"] == known[1]:
+        arguments = {"in_channels": 3, "num_classes": 10, **arguments, "pretrained": False}
+    with torch.device("meta"):
+        network: torch.nn.Module = resolve(node["_target_"])(**arguments)
+    return network
 
 
 def data_problems(read: Reader) -> Iterator[str]:
