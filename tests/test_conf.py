@@ -21,15 +21,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets
 
 import evaluate
+import probe
 from conftest import Configure
-from vitlab import build, checks, command, runs
+from vitlab import build, checks, command, runs, schema
 from vitlab.data.sources import DEBIAN_FASHION_MNIST
 from vitlab.schema import Node
 from vitlab.vit import VisionTransformer
 
-PROGRAMS = ["train", "evaluate", "replay"]
+PROGRAMS = ["train", "evaluate", "replay", "probe"]
 FILES = sorted(file.relative_to(command.CONF).with_suffix("") for file in command.CONF.rglob("*.yaml"))
-OPTIONS = [f"{file.parent}={file.name}" for file in FILES if str(file) not in PROGRAMS]
+OTHERS = ["probe/"]  # groups of other programs than train
+GROUPED = [file for file in FILES if str(file) not in PROGRAMS]
+OPTIONS = [f"{file.parent}={file.name}" for file in GROUPED if not str(file).startswith(tuple(OTHERS))]
+PROBES = [file.name for file in GROUPED if str(file).startswith("probe/")]
 EXPERIMENTS = [f"experiment={file.stem}" for file in sorted(command.EXPERIMENTS.glob("*.yaml"))]
 INCOMPLETE = ["data=base"]  # what the data sets have in common is none itself
 SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]  # trained in tests/test_train.py
@@ -288,6 +292,25 @@ def test_the_other_programs_configuration_is_right_and_gives_what_training_gave(
         k: trained[k] for k in trained if k.startswith("test/")
     }
     assert evaluated["test/count"] == 360
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_a_probe_is_right_as_it_stands_in_both_programs_that_take_one(kind: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for name, text in ((runs.CONFIG, "{}"), ("checkpoints/best.ckpt", "")):
+        (run / name).write_text(text)
+    functions = (("evaluate", evaluate.main, f"run={run}"), ("probe", probe.main, "model=vit_mini"))
+    for name, main, override in functions:
+        with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
+            composed = command.compose(name, [override, f"probe={kind}", "trainer.accelerator=cpu"])
+            config = command.plain(composed, str(tmp_path / "probed"))
+        assert isinstance(config, dict)
+        assert checks.problems(main.__wrapped__, config) == []  # type: ignore[attr-defined]
+        assert config["probe"] == {
+            "_target_": config["probe"]["_target_"],
+            **schema.defaults(config["probe"]["_target_"]),
+        }
 
 
 # -------------------------------------------------------------------------------------------- golden sizes and costs

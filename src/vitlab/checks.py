@@ -28,6 +28,7 @@ SUPPLIED = {
     "data": (),
     "optimizer": ("params",),
     "schedule": ("optimizer", "total_steps"),
+    "probe": (),
 }
 # Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
 SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
@@ -66,6 +67,7 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     found = [problem for problem in found if problem.partition(".")[2] not in found]
     rules = (
         evaluation_problems,
+        probe_problems,
         replay_problems,
         place_problems,
         trainer_problems,
@@ -345,6 +347,21 @@ def evaluation_problems(read: Reader) -> Iterator[str]:
         yield from (f"run={run}: {problem}" for problem in refused)
     elif not runs.checkpoint_file(Path(run), checkpoint).is_file():
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
+
+
+def probe_problems(read: Reader) -> Iterator[str]:
+    node = read("probe", dict)
+    if not node or "_target_" not in node or any(bad.startswith("probe") for bad in read.bad):
+        return
+    try:
+        resolve(str(node["_target_"]))(**{k: v for k, v in node.items() if not k.startswith("_")})
+    except ValueError as error:
+        yield str(error)
+    if read("split", str) == "train":
+        yield "split=train: a probe is fitted to the training images, and is measured on others; use val or test"
+    kind, class_token = node.get("features"), read("model.class_token", bool)
+    if kind in ("cls", "both") and class_token is False:
+        yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
 
 
 def replay_problems(read: Reader) -> Iterator[str]:

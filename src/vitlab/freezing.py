@@ -12,9 +12,11 @@ ALL_BUT_HEAD = "all-but-head"
 
 
 def head_names(network: nn.Module) -> tuple[str, ...]:
-    """Names of the modules that give the logits: `head`, or what timm notes for a model of its own (`fc`)."""
+    """Names of the modules that give the logits: `head`, and `head_dist` where there is one, or what timm notes for a
+    model of its own (`fc`).
+    """
     noted: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}
-    names = noted.get("classifier") or "head"
+    names = noted.get("classifier") or ("head", "head_dist")
     return (names,) if isinstance(names, str) else tuple(names)
 
 

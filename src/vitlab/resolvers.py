@@ -1,4 +1,4 @@
-"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch` and `mode`.
+"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `objective`, `mode` and `probe`.
 
 Light on purpose: composing a configuration must not import torch.
 """
@@ -19,6 +19,7 @@ SIZES = {
     (1024, 24, 16): "l",
     (1280, 32, 16): "h",
 }
+FEW_IMAGES = 5000  # in a train split
 UNKNOWN_SIZE = 224  # where neither the model nor the data says anything: the paper's pre-training size
 
 
@@ -28,6 +29,8 @@ def register_resolvers() -> None:
         "name": run_name,
         "native_size": native_size,
         "patch": patch_for,
+        "objective": objective_for,
+        "probe": lambda probe: f"-{str(probe._target_).rpartition('.')[2].lower()}" if probe else "",
         "mode": lambda metric: "min" if "loss" in metric else "max",
     }
     for name, function in resolvers.items():
@@ -38,6 +41,16 @@ def native_size(source: str) -> int:
     """The side in pixels of a data set's images, by the last part of its `_target_`; 224 where it has no one size."""
     facts = FACTS.get(source.rsplit(".", 1)[-1])
     return facts.native_size if facts and facts.native_size else UNKNOWN_SIZE
+
+
+def objective_for(source: str) -> str:
+    """What the best checkpoint is chosen by: accuracy, or loss where it would have too coarse steps to choose by.
+
+    Of 144 digits to validate on, one is 0.7 %.
+    """
+    facts = FACTS.get(source.rsplit(".", 1)[-1])
+    few = facts is not None and facts.train_samples is not None and facts.train_samples < FEW_IMAGES
+    return "val/loss" if few else "val/acc"
 
 
 def patch_for(image_size: int | Sequence[int]) -> int:
