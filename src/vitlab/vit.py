@@ -314,7 +314,7 @@ class VisionTransformer(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that tell a parameter's layer, in timm's protocol (99999: that of the one before)."""
-        stem = r"^(cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)"
+        stem = r"^(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)"
         return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def embed(self, images: Tensor) -> Tensor:
