@@ -63,7 +63,7 @@ class KNN(Probe):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         rows, labels = F.normalize(known.rows).to(device), known.labels.to(device)
         found = []
-        for some in F.normalize(asked.rows).split(256):  # 256 x 1.3 million similarities are 1.3 GB
+        for some in torch.split(F.normalize(asked.rows), 256):  # 256 x 1.3 million similarities are 1.3 GB
             similarity, index = (some.to(device) @ rows.T).topk(self.k, dim=1)
             votes = torch.zeros(len(some), int(known.labels.max()) + 1, device=device)
             votes.scatter_add_(1, labels[index], (similarity / self.temperature).exp())
@@ -150,7 +150,7 @@ def measure(
 
     The others end their part in the ranks' communication: a fit may take longer than they would wait.
     """
-    splits: list[SplitName] = list(dict.fromkeys(["train", "val", split]))  # type: ignore[list-item]
+    splits: list[SplitName] = list(dict.fromkeys(["train", "val", split]))
     files = extract(network, datamodule, trainer, kind=probe.features, splits=splits, model=model, folder=folder)
     launch.leave_group()
     if trainer.global_rank:

@@ -14,10 +14,11 @@ from torch import nn
 from vitlab.data.augment import Augment
 from vitlab.data.module import DataModule
 from vitlab.data.sources import digits
-from vitlab.features import Extractor, digest, extract, put_together, read, share
+from vitlab.features import Extractor, Kind, digest, extract, put_together, read, share
 from vitlab.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
+KINDS: tuple[Kind, ...] = ("pooled", "cls", "mean", "both")
 MODEL = {"dim": 16}
 
 
@@ -46,29 +47,29 @@ def data(**knobs: Any) -> DataModule:
 @pytest.mark.parametrize("make", [toy, timms])
 @torch.no_grad()
 def test_the_kinds_are_the_tokens_that_they_say(make: Callable[..., nn.Module]) -> None:
-    network, images = make(**({"registers": 2} if make is toy else {"reg_tokens": 2})), torch.randn(3, 1, 8, 8)
-    tokens = network.forward_features(images)  # type: ignore[operator]
-    found = {kind: Extractor(network, kind)(images) for kind in ("pooled", "cls", "mean", "both")}  # type: ignore[arg-type]
+    network: Any = make(**({"registers": 2} if make is toy else {"reg_tokens": 2}))
+    images = torch.randn(3, 1, 8, 8)
+    tokens = network.forward_features(images)
+    found = {kind: Extractor(network, kind)(images) for kind in KINDS}
     torch.testing.assert_close(found["cls"], tokens[:, 0])
     torch.testing.assert_close(found["mean"], tokens[:, 3:].mean(dim=1))
     assert torch.equal(found["both"], torch.cat([found["cls"], found["mean"]], dim=1))
     torch.testing.assert_close(found["pooled"], found["cls"])
-    head = network.get_submodule("head")
-    torch.testing.assert_close(head(found["pooled"]), network(images))
+    torch.testing.assert_close(network.head(found["pooled"]), network(images))
 
 
 @torch.no_grad()
 def test_with_the_mean_as_the_pool_features_are_normed_as_the_head_reads_them() -> None:
     network, images = toy(pool="avg"), torch.randn(3, 1, 8, 8)
     nn.init.normal_(network.get_parameter("fc_norm.weight"))
-    mean, pooled = (Extractor(network, kind)(images) for kind in ("mean", "pooled"))  # type: ignore[arg-type]
+    mean, pooled = Extractor(network, "mean")(images), Extractor(network, "pooled")(images)
     torch.testing.assert_close(mean, pooled)
     torch.testing.assert_close(network.head(pooled), network(images))
 
 
 @torch.no_grad()
 def test_a_convolutional_network_has_pooled_features_and_no_others() -> None:
-    network = timm.create_model("resnet18", num_classes=3).eval()
+    network: Any = timm.create_model("resnet18", num_classes=3).eval()
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(network.fc(Extractor(network, "pooled")(images)), network(images))
     with pytest.raises(ValueError, match=r"probe\.features=mean: ResNet has no tokens; use pooled"):
