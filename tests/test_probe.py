@@ -45,7 +45,7 @@ def test_weights_that_are_no_run_s_are_measured_and_their_features_found_again(p
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        ([], "model"),
+        ([], "model.weights"),
         (["model=vit_mini", "optimizer.lr=1"], "optimizer"),
         (["model=vit_mini", "model.class_token=false", "model.pool=avg", "probe.features=cls"], "probe.features=cls"),
         (["model=vit_mini", "split=train"], "split=train is not one of 'val', 'test'"),

@@ -148,14 +148,12 @@ def named(
 ) -> dict[SplitName, Path]:
     """The file of each split's features, whether it is there or not."""
     images = resume.fingerprint(datamodule)
-    prepared = {name: buffer.tolist() for name, buffer in datamodule._prepare.named_buffers()}
     depends = {
         "weights": digest(network.state_dict()),
         "model": model,
         "features": kind,
         "image_size": datamodule.image_size,
-        "crop_fraction": datamodule.augment.crop_fraction,
-        "prepared": prepared,
+        "preprocessing": datamodule.preprocessing(),
         "precision": precision,
     }
 
