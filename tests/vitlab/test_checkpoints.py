@@ -61,6 +61,13 @@ class CutAt(Callback):
             raise Cut
 
 
+class CutAfterTraining(Callback):
+    """Raises when the last step is done and saved, before anything is tested."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise Cut
+
+
 @pytest.fixture
 def run(
     configure: Configure,
@@ -100,17 +107,17 @@ def run(
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("every", "settings"),
     [
-        [],
-        HARD,
-        ["trainer.check_val_every_n_epoch=2"],
-        ["++trainer.val_check_interval=0.4", "trainer.max_steps=13"],
-        ["data.drop_last=true", "callbacks.last.every_n_epochs=2", "callbacks.best.keep=2"],
+        (1, []),
+        (1, HARD),
+        (3, HARD),
+        (3, ["trainer.check_val_every_n_epoch=2"]),
+        (1, ["++trainer.val_check_interval=0.4", "trainer.max_steps=13"]),
+        (3, ["data.drop_last=true", "callbacks.last.every_n_epochs=2", "callbacks.best.keep=2"]),
     ],
-    ids=["plain", "hard", "validated-every-second-epoch", "validated-within-epochs", "dropped-last"],
+    ids=["plain", "hard", "hard-seldom", "validated-every-second-epoch", "validated-within-epochs", "dropped-last"],
 )
-@pytest.mark.parametrize("every", [1, 3])
 def test_cut_at_any_step_it_ends_as_one_that_was_not(run: Callable[..., Path], settings: list[str], every: int) -> None:
     settings = [*settings, f"callbacks.last.every_n_train_steps={every}"]
     whole = run("whole", *settings)
@@ -310,3 +317,19 @@ def test_a_damaged_best_checkpoint_is_not_tested(run: Callable[..., Path]) -> No
     results = runs.read_results(run("cut", go_on=True))
     assert results["status"] == "finished"
     assert checkpoints.damage(best) is None, "a later one took its place"
+
+
+@pytest.mark.parametrize("settings", [[], ["callbacks=ema"]], ids=["plain", "averaged"])
+def test_a_run_of_no_validation_that_is_cut_after_its_last_step_is_tested_when_it_goes_on(
+    run: Callable[..., Path], settings: list[str]
+) -> None:
+    settings = [*settings, "trainer.max_steps=3"]
+    whole = run("whole", *settings)
+    assert not (run("cut", *settings, cut=CutAfterTraining()) / "checkpoints" / "best.ckpt").exists()
+    cut = run("cut", *settings, go_on=True)
+    assert rows(cut) == rows(whole)
+    first, second = (checkpoints.read(folder / "checkpoints" / "best.ckpt") for folder in (whole, cut))
+    assert same(first["state_dict"], second["state_dict"])
+    one, two = (runs.read_results(folder) for folder in (whole, cut))
+    scores = {key for key in one if key.startswith(("val/", "test/"))}
+    assert {key: one[key] for key in scores} == {key: two[key] for key in scores}

@@ -30,7 +30,7 @@ def completed(config: Node) -> Node:
     options = config["weights"] if isinstance(config.get("weights"), dict) else {}
     config = {**config, "model": network, "weights": {**options, "source": source}}
     if not isinstance(source, str) or source == "???":
-        return sized(config, None)
+        return config
     if (before := recorded(config)) is not None:
         return filled(config, before["model"], before.get("data") or {})
     from vitlab.weights.opening import open_weights
@@ -41,7 +41,7 @@ def completed(config: Node) -> Node:
             source, part=options.get("part"), image_size=as_size(options.get("image_size")), asked=asked
         )
     except (ValueError, OSError, RuntimeError):
-        return sized(config, None)
+        return config if "dim" in network else sized(config, FALLBACK)
     prepared = weights.preprocessing
     data = {**prepared.settings(), "augment": {"crop_fraction": prepared.crop_fraction}}
     return filled(config, {**weights.architecture.arguments, "representation": None}, data)
@@ -73,10 +73,10 @@ def filled(config: Node, arguments: Node, data: Node) -> Node:
 
 
 def sized(config: Node, size: Any) -> Node:
-    """A configuration with an image size where it has none."""
+    """A configuration of model=auto with an image size where it has none."""
     if config.get("image_size", "") is not None:
         return config
-    config = {**config, "image_size": size or FALLBACK}
+    config = {**config, "image_size": size}
     for group in ("model", "data"):
         if isinstance(node := config.get(group), dict) and node.get("image_size", "") is None:
             config[group] = {**node, "image_size": config["image_size"]}
