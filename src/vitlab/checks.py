@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vitlab import identity, launch, ledger, nonfinite, panels, runs, trust
+from vitlab import freezing, identity, launch, ledger, nonfinite, panels, runs, trust
 from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
 from vitlab.vit import VisionTransformer
+from vitlab.weights import loading
+from vitlab.weights.opening import open_weights
 
 # Parameters that the program passes itself: they may be missing in the configuration.
 SUPPLIED = {
@@ -29,6 +32,7 @@ SUPPLIED = {
     "data": (),
     "optimizer": ("params",),
     "schedule": ("optimizer", "total_steps"),
+    "probe": (),
 }
 # Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
 SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
@@ -57,6 +61,9 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     found = call_problems("", {k: v for k, v in config.items() if k not in nodes}, function, supplied=nodes)
     for key, node in nodes.items():
         found += node_problems(key, node, SUPPLIED[key])
+    if isinstance(config.get("weights"), dict):
+        options = {key: value for key, value in config["weights"].items() if key != "source"}
+        found += call_problems("weights", options, loading.network, supplied=("arguments", "source"))
     if isinstance(config.get("classifier"), dict):
         supplied = ("network", "num_classes", "optimizer", "schedule")
         found += call_problems("classifier", config["classifier"], Classifier, supplied=supplied)
@@ -67,12 +74,15 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     found = [problem for problem in found if problem.partition(".")[2] not in found]
     rules = (
         evaluation_problems,
+        probe_problems,
         replay_problems,
         dashboard_problems,
         sweep_problems,
         place_problems,
         trainer_problems,
+        weights_problems,
         model_problems,
+        fine_tuning_problems,
         data_problems,
         batch_problems,
         schedule_problems,
@@ -222,6 +232,77 @@ def model_problems(read: Reader) -> Iterator[str]:
             yield f"model.model_name={name} is no timm model{suggest(name, timm.list_models())}"
 
 
+def fine_tuning_problems(read: Reader) -> Iterator[str]:
+    decay, factor = read("classifier.layer_decay", float), read("classifier.head_lr_factor", float)
+    if decay is not None and not 0 < decay <= 1:
+        yield f"classifier.layer_decay={shown(decay)} must be above 0 and at most 1 (off)"
+    if factor is not None and not factor > 0:
+        yield f"classifier.head_lr_factor={shown(factor)} must be above 0"
+    freeze = read("classifier.freeze", str | list[str])
+    if (freeze or decay not in (None, 1)) and (network := outline(read)) is not None:
+        if freeze:
+            try:
+                freezing.frozen_names(network, freeze if isinstance(freeze, str) else tuple(freeze))
+            except ValueError as error:
+                yield str(error)
+        if decay not in (None, 1) and not hasattr(network, "group_matcher"):
+            yield f"classifier.layer_decay={shown(decay)}: {type(network).__name__} says no layers; use 1.0"
+
+
+def outline(read: Reader) -> torch.nn.Module | None:
+    """The network that `model` describes, without memory for its parameters; None where something is wrong with it, or
+    it is somebody else's.
+    """
+    node = read("model", dict)
+    if not node or any(bad.startswith(("model", "image_size")) for bad in read.bad):
+        return None
+    known = ("vitlab.vit.VisionTransformer", "vitlab.baselines.timm_model")
+    if node.get("_target_") not in known:
+        return None
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
+    if node["_target_"] == known[1]:
+        arguments = {"in_channels": 3, "num_classes": 10, **arguments, "pretrained": False}
+    with torch.device("meta"):
+        network: torch.nn.Module = resolve(node["_target_"])(**arguments)
+    return network
+
+
+def weights_problems(read: Reader) -> Iterator[str]:
+    source, options = read("weights.source"), read("weights", dict)
+    if options is None or any(bad.startswith("weights") for bad in read.bad):
+        return
+    if source is None:
+        for key in ("part", "image_size"):
+            if (value := options.get(key)) is not None:
+                yield f"weights.{key}={shown(value)} is of no use without model.weights=SOURCE"
+        return
+    if not isinstance(source, str) or source == "???":
+        yield f"model.weights={shown(source)} names no weights; set a file, a folder, timm:NAME, hf:NAME or a run"
+        return
+    if read("model._target_", str) != "vitlab.vit.VisionTransformer":
+        yield f"model.weights={source} is for vitlab's own model; use model=auto (model=timm has model.pretrained=true)"
+        return
+    given = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in read.config["model"].items() if not k.startswith("_")
+    }
+    size = options.get("image_size")
+    try:
+        weights = open_weights(
+            source, part=options.get("part"), image_size=tuple(size) if isinstance(size, list) else size, asked=given
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        yield f"model.weights={source}: {error}"
+        return
+    facts = read.facts()
+    if facts is not None and facts.num_classes:
+        given |= {"num_classes": facts.num_classes}
+    if any(bad.startswith(("model", "image_size")) for bad in read.bad):
+        return
+    with suppress(ValueError):  # a model that can't be, which is told elsewhere
+        for problem in loading.problems(given, weights) if options.get("strict", True) else ():
+            yield f"model.weights={source} doesn't fit the model: {problem} (model=auto; or weights.strict=false)"
+
+
 def data_problems(read: Reader) -> Iterator[str]:
     fraction, facts = read("data.val_fraction", float), read.facts()
     if fraction is not None and not 0 < fraction < 1:
@@ -312,6 +393,21 @@ def evaluation_problems(read: Reader) -> Iterator[str]:
         yield from (f"run={run}: {problem}" for problem in refused)
     elif not runs.checkpoint_file(Path(run), checkpoint).is_file():
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
+
+
+def probe_problems(read: Reader) -> Iterator[str]:
+    node = read("probe", dict)
+    if not node or "_target_" not in node or any(bad.startswith("probe") for bad in read.bad):
+        return
+    try:
+        resolve(str(node["_target_"]))(**{k: v for k, v in node.items() if not k.startswith("_")})
+    except ValueError as error:
+        yield str(error)
+    if read("split", str) == "train":
+        yield "split=train: a probe is fitted to the training images, and is measured on others; use val or test"
+    kind, class_token = node.get("features"), read("model.class_token", bool)
+    if kind in ("cls", "both") and class_token is False:
+        yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
 
 
 def replay_problems(read: Reader) -> Iterator[str]:

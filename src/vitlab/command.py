@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitlab import claiming, identity, launch, ledger, progress, resolvers, runs, stopping, trust
 from vitlab.schema import Node, defaults, suggest
 from vitlab.stopping import Stopped
+from vitlab.weights.composing import completed
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 EXPERIMENTS = CONF.parent / "experiments"
@@ -85,10 +86,12 @@ def register() -> None:
     data = signature("vitlab.data.module.DataModule")
     data["augment"] = signature("vitlab.data.augment.Augment")
     classifier = signature("vitlab.classifier.Classifier", "_target_", "optimizer", "schedule")
+    weights = signature("vitlab.weights.loading.network", "_target_")
     for group, name, node in (
         ("model", "vit_signature", network),
         ("data", "data_signature", data),
         ("classifier", "signature", classifier),
+        ("weights", "signature", weights),
     ):
         store.store(group=group, name=name, node=node, provider="signature")
     for file in sorted(EXPERIMENTS.glob("*.yaml")):
@@ -317,7 +320,7 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     except (OmegaConfBaseException, ValueError) as error:
         return str(error).splitlines()[0]
     assert isinstance(resolved, dict)
-    return {str(k): v for k, v in resolved.items()}
+    return completed({str(k): v for k, v in resolved.items()})
 
 
 def check(function: Function, config: Node | str) -> list[str]:

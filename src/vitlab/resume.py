@@ -19,7 +19,7 @@ LAST = "checkpoints/last.ckpt"
 
 # What may differ between two runs that train the same, bit for bit ...
 WITHOUT_EFFECT = (
-    r"run_dir|resume|sweep|retries|name|logger|logger\..*|restarts|on_out_of_memory|data_dir",
+    r"run_dir|resume|sweep|retries|name|logger|logger\..*|restarts|on_out_of_memory|data_dir|weights\.strict",
     r"data\.(num_workers|eval_batch_size|source\.data_dir|skipped_file|scan)",
     r"callbacks\.(last|progress|nonfinite)(\..*)?|callbacks\.best\.keep|callbacks\.\w+\.dirpath",
     r"trainer\.(enable_\w+|log_every_n_steps|profiler|num_sanity_val_steps)",
@@ -33,6 +33,8 @@ UP_TO_ROUNDING = (
 TRAINING_OF_MODEL = (
     r"model\.(\w*dropout|drop_path|checkpointing|embedding|fused_attention|\w*drop_\w*rate|\w*drop_rate)"
 )
+# What the optimizer's groups follow from.
+GROUPED_BY = ("layer_decay", "head_lr_factor", "freeze")
 
 log = logging.getLogger(__name__)
 
@@ -166,8 +168,9 @@ def shown(path: str, values: dict[str, Any]) -> str:
 
 
 def identity(config: Node, datamodule: DataModule, run_id: str | None = None) -> Node:
-    """What a checkpoint says of its run: configuration, data, and the id under which wandb tracks it."""
-    return {"config": config, "data": fingerprint(datamodule), "wandb": run_id}
+    """What a checkpoint says of its run: configuration, data, how images are prepared, and wandb's id for it."""
+    prepared = datamodule.preprocessing()
+    return {"config": config, "data": fingerprint(datamodule), "preprocessing": prepared, "wandb": run_id}
 
 
 def fingerprint(datamodule: DataModule) -> Node:
@@ -195,6 +198,14 @@ def differences(before: Node, after: Node) -> list[str]:
         for path in dict.fromkeys([*old, *new])
         if old.get(path) != new.get(path) and not re.fullmatch(TRAINING_OF_MODEL, path)
     ]
+    begun = [((identity["config"].get("weights") or {}).get("source")) for identity in (before, after)]
+    if begun[0] != begun[1]:  # its weights are loaded where training begins, and never again
+        found.append(f"model.weights: {begun[0]} in the checkpoint, {begun[1]} now")
+    # what an optimizer's groups are is taken up with its state: other rates would be believed, and not used
+    groups = [identity["config"].get("classifier") or {} for identity in (before, after)]
+    for key in GROUPED_BY:
+        if all(key in group for group in groups) and groups[0][key] != groups[1][key]:
+            found.append(f"classifier.{key}: {groups[0][key]} in the checkpoint's optimizer, {groups[1][key]} now")
     for key in dict.fromkeys([*before["data"], *after["data"]]):
         one, two = before["data"].get(key), after["data"].get(key)
         counts = key.replace("digest", "images")

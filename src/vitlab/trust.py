@@ -28,7 +28,8 @@ ALLOWED = tuple(entry for entry in re.split(r"[,\s]+", os.environ.get(VARIABLE, 
 OFFERED = "vitlab, torch, torchvision, timm, lightning, torchmetrics and hydra"
 PLACES = (
     *("vitlab.vit", "vitlab.baselines", "vitlab.classifier", "vitlab.optim", "vitlab.callbacks", "vitlab.tracking"),
-    *("vitlab.checkpoints", "vitlab.nonfinite", "vitlab.ledger", "vitlab.progress", "hydra_plugins.vitlab_grid.grid"),
+    *("vitlab.checkpoints", "vitlab.nonfinite", "vitlab.probing", "vitlab.ledger", "vitlab.progress"),
+    "hydra_plugins.vitlab_grid.grid",
     *("vitlab.data.module", "vitlab.data.augment", "vitlab.data.sources"),
     *("torch.nn", "torch.optim"),
     *("torchvision.models", "torchvision.ops", "torchvision.transforms"),
@@ -46,6 +47,7 @@ KINDS = (
     *("lightning.pytorch.accelerators.Accelerator", "lightning.pytorch.strategies.Strategy"),
     *("lightning.pytorch.plugins.Precision", "lightning.pytorch.plugins.LayerSync"),
     *("lightning.fabric.plugins.CheckpointIO", "lightning.fabric.plugins.ClusterEnvironment"),
+    "vitlab.probing.Probe",
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
 )
 FUNCTIONS = (  # functions, or modules of ours that hold nothing else
@@ -176,8 +178,8 @@ def _within(name: str, holders: tuple[str, ...]) -> bool:
 
 
 @contextmanager
-def weights_alone(file: Path | str | None) -> Iterator[None]:
-    """Around what loads a checkpoint with `weights_only=True`: its refusal in one line.
+def weights_alone(file: Path | str | None, remedy: str = "use a checkpoint that vitlab saved") -> Iterator[None]:
+    """Around what loads a checkpoint with `weights_only=True`: its refusal in one line, and what to do instead.
 
     torch's own names the switch that would run the file's code.
     """
@@ -190,5 +192,5 @@ def weights_alone(file: Path | str | None) -> Iterator[None]:
         what = f" ({name[1]})" if name else ""
         raise NotTrusted(
             f"{file} is refused: it holds more than weights and plain data{what}, and loading that could run code; "
-            "use a checkpoint that vitlab saved"
+            f"{remedy}"
         ) from error

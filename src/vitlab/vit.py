@@ -12,14 +12,16 @@ Shapes in the comments:
     M tokens that are asked for: all N, or 1 in a last block of which only [cls] is read
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from vitlab.vit_arguments import demand_possible, pair
 
 
 class PatchEmbedding(nn.Module):
@@ -36,12 +38,13 @@ class PatchEmbedding(nn.Module):
         patch_size: tuple[int, int],
         channels: int,
         dim: int,
+        bias: bool,
         linear: bool,
     ) -> None:
         super().__init__()
         self.expected, self.linear = (channels, *image_size), linear
         self.grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
-        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1:] != self.expected:
@@ -101,15 +104,36 @@ class MultiHeadAttention(nn.Module):
         return scores.softmax(dim=-1)  # rows sum to 1
 
 
-class MLP(nn.Module):
-    """Two linear layers with the exact (erf) GELU between them, on each token by itself [equation 3]."""
+def quick_gelu(x: Tensor) -> Tensor:
+    """The GELU that CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
 
-    def __init__(self, *, dim: int, hidden: int, dropout: float) -> None:
+
+def swiglu(x: Tensor) -> Tensor:
+    """One half of the channels lets the other through (https://arxiv.org/abs/2002.05202)."""
+    gate, x = x.chunk(2, dim=-1)
+    return F.silu(gate) * x
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+    "swiglu": swiglu,
+}
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them (exact, with erf), on each token by itself [equation 3]."""
+
+    def __init__(self, *, dim: int, hidden: int, activation: str, dropout: float) -> None:
         super().__init__()
-        self.fc1, self.fc2, self.dropout = nn.Linear(dim, hidden), nn.Linear(hidden, dim), dropout
+        self.activation, self.dropout = ACTIVATIONS[activation], dropout
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden // 2 if activation == "swiglu" else hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)  # B M hidden
+        x = F.dropout(self.activation(self.fc1(x)), self.dropout, self.training)  # B M hidden, or half of it
         return F.dropout(self.fc2(x), self.dropout, self.training)  # B M D
 
 
@@ -128,12 +152,19 @@ class Block(nn.Module):
     """One encoder layer: attention, then MLP; each reads normed tokens and adds to them [equations 2, 3]."""
 
     def __init__(
-        self, *, dim: int, attn: MultiHeadAttention, mlp: MLP, layer_scale: float | None, drop_path: float
+        self,
+        *,
+        dim: int,
+        norm: Callable[[int], nn.Module],
+        attn: MultiHeadAttention,
+        mlp: MLP,
+        layer_scale: float | None,
+        drop_path: float,
     ) -> None:
         super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(dim, eps=1e-6), attn
+        self.norm1, self.attn = norm(dim), attn
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
-        self.norm2, self.mlp = nn.LayerNorm(dim, eps=1e-6), mlp
+        self.norm2, self.mlp = norm(dim), mlp
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
         self.drop_path = drop_path
 
@@ -156,11 +187,19 @@ class VisionTransformer(nn.Module):
     image_size, patch_size    pixels, one number or (height, width)
     num_classes               0: no head, the output is the features B D
     mlp_ratio                 hidden width of the MLPs, in units of dim
-    pool                      what the head reads: the [cls] token; the mean of the patch tokens, normed after
-                              pooling by `fc_norm` and not by `norm` (as in timm); every token (B N classes)
+    pool                      what the head reads: the [cls] token; the mean of the patch tokens; every token
+                              (B N classes)
+    fc_norm                   norm what was pooled, by `fc_norm`, and not the tokens before, by `norm`; None: with
+                              pool="avg" (as in timm)
+    activation                of the MLPs: exact GELU, its tanh approximation, CLIP's, or a gate (DINOv2 g/14)
+    pre_norm                  norm before the first block, and no bias of the patches (CLIP)
+    norm_eps                  of all norms
     position                  added to the tokens: learned, fixed sines and cosines, or nothing
     registers                 extra learned tokens after [cls] (https://arxiv.org/abs/2309.16588)
+    distilled                 a second token and head beside those of [cls]; the logits are both heads' mean (DeiT)
     position_on_patches_only  no position for the prefix (timm's no_embed_class)
+    position_on_registers     False: none for the registers (DINOv2)
+    representation            width of a hidden layer (with tanh) before the head, as in the paper's pre-training
     layer_scale               first value of the LayerScale factors; None: without them
     dropout                   rate after attention's projection and both MLP layers
     drop_path                 rate of stochastic depth in the last block, growing linearly from 0 in the first
@@ -188,9 +227,16 @@ class VisionTransformer(nn.Module):
         position: Literal["learned", "sincos2d", "none"] = "learned",
         class_token: bool = True,
         registers: int = 0,
+        distilled: bool = False,
         position_on_patches_only: bool = False,
+        position_on_registers: bool = True,
         layer_scale: float | None = None,
         qkv_bias: bool = True,
+        activation: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu",
+        pre_norm: bool = False,
+        fc_norm: bool | None = None,
+        norm_eps: float = 1e-6,
+        representation: int | None = None,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         position_dropout: float = 0.0,
@@ -199,77 +245,59 @@ class VisionTransformer(nn.Module):
         embedding: Literal["conv", "linear"] = "linear",
         fused_attention: bool = True,
     ) -> None:
+        demand_possible({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         super().__init__()
         image, patch, hidden = pair(image_size), pair(patch_size), int(dim * mlp_ratio)
-        sizes = {"patch_size": min(patch), "in_channels": in_channels, "dim": dim}
-        sizes |= {"dim * mlp_ratio": hidden} if dim > 0 else {}
-        rates = {"dropout": dropout, "attention_dropout": attention_dropout}
-        rates |= {"position_dropout": position_dropout, "drop_path": drop_path}
-        choices = {("pool", pool): "cls avg none", ("position", position): "learned sincos2d none"}
-        wrong = [
-            f"{name}={value} must be at least 1"
-            for name, value in (sizes | {"depth": depth, "heads": heads}).items()
-            if value < 1
-        ]
-        for name, value in {"num_classes": num_classes, "registers": registers}.items():
-            wrong += [f"{name}={value} must be at least 0, which means none"] if value < 0 else []
-        for name, rate in rates.items():
-            off = f"{name}={rate} is not a rate: it must be at least 0 (off) and below 1"
-            wrong += [] if 0 <= rate < 1 else [off]
-        for (name, choice), known in (choices | {("embedding", embedding): "conv linear"}).items():
-            wrong += [] if choice in known.split() else [f"{name}={choice!r} is none of {', '.join(known.split())}"]
-        if pool == "cls" and not class_token:
-            remedy = "set class_token=True or pool='avg'"
-            wrong += [f"pool='cls' reads a token that class_token=False leaves out; {remedy}"]
-        if min(*patch, dim, heads) >= 1:
-            uneven = f"image_size={image_size} is not a multiple of patch_size={patch_size}"
-            steps = {f"{uneven}; {nearest(i, p)}" for i, p in zip(image, patch, strict=True) if i < 1 or i % p}
-            wrong += sorted(steps)
-            if dim % heads:
-                wrong += [f"dim={dim} is not a multiple of heads={heads}; {nearest(dim, heads)}"]
-            if position == "sincos2d" and dim % 4:
-                wrong += [f"dim={dim} is not a multiple of 4, which position='sincos2d' needs; {nearest(dim, 4)}"]
-        if wrong:
-            raise ValueError("\n".join(wrong))
-
         self.image_size, self.patch_size, self.in_channels = image, patch, in_channels
         self.num_classes, self.dim, self.depth, self.heads = num_classes, dim, depth, heads
         self.pool, self.checkpointing, self.position_dropout = pool, checkpointing, position_dropout
-        linear = embedding == "linear"
+        self.distilled, norm = distilled, partial(nn.LayerNorm, eps=norm_eps)
         self.patch_embed = PatchEmbedding(
-            image_size=image, patch_size=patch, channels=in_channels, dim=dim, linear=linear
+            image_size=image,
+            patch_size=patch,
+            channels=in_channels,
+            dim=dim,
+            bias=not pre_norm,
+            linear=embedding == "linear",
         )
-        self.grid, self.prefix = self.patch_embed.grid, int(class_token) + registers
+        self.grid, self.prefix = self.patch_embed.grid, int(class_token) + int(distilled) + registers
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
+        self.dist_token = nn.Parameter(torch.empty(1, 1, dim)) if distilled else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
-        length = self.grid[0] * self.grid[1] + (0 if position_on_patches_only else self.prefix)
+        covered = self.prefix if position_on_registers else self.prefix - registers
+        length = self.grid[0] * self.grid[1] + (0 if position_on_patches_only else covered)
         self.pos_embed: Tensor | None
         if position == "learned":
             self.pos_embed = nn.Parameter(torch.empty(1, length, dim))
         else:  # sines are computed, not learned: a buffer that no optimizer sees and no checkpoint carries
             table = torch.empty(1, length, dim) if position == "sincos2d" else None
             self.register_buffer("pos_embed", table, persistent=False)
+        self.norm_pre = norm(dim) if pre_norm else nn.Identity()
         attention = partial(MultiHeadAttention, dim=dim, heads=heads, bias=qkv_bias, fused=fused_attention)
         blocks = [
             Block(
                 dim=dim,
+                norm=norm,
                 attn=attention(dropout=dropout, attention_dropout=attention_dropout),
-                mlp=MLP(dim=dim, hidden=hidden, dropout=dropout),
+                mlp=MLP(dim=dim, hidden=hidden, activation=activation, dropout=dropout),
                 layer_scale=layer_scale,
                 drop_path=drop_path * index / max(depth - 1, 1),
             )
             for index in range(depth)
         ]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))  # which forgets the type of what it holds
-        self.norm = nn.Identity() if pool == "avg" else nn.LayerNorm(dim, eps=1e-6)
-        self.fc_norm = nn.LayerNorm(dim, eps=1e-6) if pool == "avg" else nn.Identity()
-        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        norm_pooled = pool == "avg" if fc_norm is None else fc_norm
+        self.norm = nn.Identity() if norm_pooled else norm(dim)
+        self.fc_norm = norm(dim) if norm_pooled else nn.Identity()
+        self.pre_logits = nn.Linear(dim, representation) if representation else None
+        self.head = nn.Linear(representation or dim, num_classes) if num_classes else nn.Identity()
+        self.head_dist = nn.Linear(dim, num_classes) if num_classes and distilled else nn.Identity()
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)  # B N D
+        x, read = self.embed(images), 2 if self.distilled else 1  # B N D
         for index, block in enumerate(self.blocks, start=1):
-            x = self.run(block, x, queries=1 if self.pool == "cls" and index == self.depth else None)
+            x = self.run(block, x, queries=read if self.pool == "cls" and index == self.depth else None)
         return self.forward_head(self.norm(x))  # of B 1 D if [cls] is all it reads
 
     @overload
@@ -279,7 +307,7 @@ class VisionTransformer(nn.Module):
     def forward_features(self, images: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         """All tokens B N D after `norm`; or what the blocks of `layers` (-1 is the last) give, not normed.
 
-        With pool="avg" `norm` does nothing, as in timm: forward_head norms what it has pooled.
+        With `fc_norm`, so with pool="avg", `norm` does nothing, as in timm: forward_head norms what it has pooled.
         """
         chosen, outputs = self.indices([-1] if layers is None else layers), {}
         x = self.embed(images)
@@ -291,11 +319,15 @@ class VisionTransformer(nn.Module):
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """What forward_features returns, B N D -> logits."""
+        if self.distilled:
+            x = self.fc_norm(tokens[:, :2])
+            return cast(Tensor, (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2)
         if self.pool == "cls":
             tokens = tokens[:, 0]  # B D
         elif self.pool == "avg":
             tokens = tokens[:, self.prefix :].mean(dim=1)  # B D
-        return cast(Tensor, self.head(self.fc_norm(tokens)))
+        x = self.fc_norm(tokens)
+        return cast(Tensor, self.head(x if self.pre_logits is None else self.pre_logits(x).tanh()))
 
     def attention_maps(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Of each chosen block (None: all), B h N N: row i says what token i reads and sums to 1."""
@@ -310,19 +342,25 @@ class VisionTransformer(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are no weights of a layer, so decay has no business with them."""
-        return {"pos_embed", "cls_token", "reg_token"}
+        return {"pos_embed", "cls_token", "dist_token", "reg_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that tell a parameter's layer, in timm's protocol (99999: that of the one before)."""
+        stem = r"^(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)"
+        return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def embed(self, images: Tensor) -> Tensor:
         """Prefix and patch tokens with their positions, what the first block reads: B N D [equation 1]."""
         x = self.patch_embed(images)  # B n D
-        tokens: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        tokens: list[Tensor] = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else x.new_empty(1, 0, self.dim)  # 1 prefix D
         if self.pos_embed is not None:
-            covered = self.pos_embed.shape[1] - x.shape[1]  # how many of the prefix have one: all or none
-            prefix = prefix + self.pos_embed[:, :covered] if covered else prefix
+            covered = self.pos_embed.shape[1] - x.shape[1]  # the first so many of the prefix have one
+            if covered:
+                prefix = prefix + F.pad(self.pos_embed[:, :covered], (0, 0, 0, self.prefix - covered))
             x = x + self.pos_embed[:, covered:]
         x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1) if tokens else x  # B N D
-        return F.dropout(x, self.position_dropout, self.training)
+        return cast(Tensor, self.norm_pre(F.dropout(x, self.position_dropout, self.training)))
 
     def run(self, block: Block, x: Tensor, queries: int | None = None) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
@@ -345,9 +383,9 @@ def initialise(model: VisionTransformer) -> None:
     patch_embed.proj      weight normal, std 1 / sqrt(C * P * Q) (LeCun); bias 0
     qkv, proj, fc1, fc2   weight uniform within sqrt(6 / (in + out)) (Xavier); q, k and v each for itself; bias 0.
                           (timm's normal of std 0.02 suits a width near 768; narrow models learn far slower with it.)
-    head                  weight truncated normal, std 0.02; bias 0. (The paper's 0 is for fine-tuning: it hides
+    head, head_dist       weight truncated normal, std 0.02; bias 0. (The paper's 0 is for fine-tuning: it hides
                           the first step's gradient from all the rest.)
-    cls_token, reg_token  normal, std 1e-6
+    the prefix's tokens   normal, std 1e-6
     pos_embed             truncated normal, std 0.02; or sines and cosines, and 0 for the prefix
     norms, LayerScale     weight 1, bias 0; gamma `layer_scale`
     """
@@ -355,7 +393,7 @@ def initialise(model: VisionTransformer) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d):
             if isinstance(module, nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            elif name == "head":
+            elif name in ("head", "head_dist"):
                 nn.init.trunc_normal_(module.weight, std=0.02)
             else:
                 for matrix in module.weight.chunk(3) if name.endswith("qkv") else [module.weight]:
@@ -366,7 +404,7 @@ def initialise(model: VisionTransformer) -> None:
             module.reset_parameters()
         elif isinstance(module, LayerScale):
             nn.init.constant_(module.gamma, module.value)
-    for token in (model.cls_token, model.reg_token):
+    for token in (model.cls_token, model.dist_token, model.reg_token):
         if token is not None:
             nn.init.normal_(token, std=1e-6)
     if isinstance(model.pos_embed, nn.Parameter):
@@ -382,12 +420,3 @@ def sincos2d(rows: int, columns: int, dim: int) -> Tensor:
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [position.reshape(-1, 1) * frequencies for position in (column, row)]  # R*S D/4, twice
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
-
-
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def nearest(value: int, step: int) -> str:
-    below = value // step * step
-    return f"the nearest are {below} and {below + step}" if below > 0 else f"the nearest is {step}"

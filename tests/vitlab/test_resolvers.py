@@ -114,6 +114,20 @@ def test_the_best_checkpoint_has_the_least_loss_or_the_most_of_anything_else(
     assert (best["monitor"], best["mode"]) == (objective, mode)
 
 
+@pytest.mark.parametrize(("data", "objective"), [("digits", "val/loss"), ("mnist", "val/acc"), ("fake", "val/acc")])
+def test_the_best_is_chosen_by_accuracy_but_where_there_are_too_few_images_for_that(
+    configure: Configure, data: str, objective: str
+) -> None:
+    assert configure(f"data={data}")["objective"] == objective
+    assert configure(f"data={data}", "objective=val/acc5")["objective"] == "val/acc5"
+
+
+def test_a_probe_names_its_folder_and_none_leaves_no_trace() -> None:
+    node = {"probe": {"_target_": "vitlab.probing.KNN"}, "none": None}
+    found = OmegaConf.create({**node, "a": "x${vitlab.probe:${probe}}", "b": "x${vitlab.probe:${none}}"})
+    assert (found.a, found.b) == ("x-knn", "x")
+
+
 def test_every_preset_of_a_published_size_has_its_name(configure: Configure) -> None:
     folder = Path(__file__).parents[2] / "conf" / "model"
     presets = sorted(file.stem for file in folder.glob("vit_*.yaml") if file.stem != "vit_mini")

@@ -214,6 +214,18 @@ def test_the_same_network_on_the_same_data_can_go_on() -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "before", "now"), [("layer_decay", 0.7, 0.8), ("head_lr_factor", 1.0, 10.0), ("freeze", [], ["blocks"])]
+)
+def test_other_groups_of_the_optimizer_are_told_since_its_state_would_bring_the_old_ones(
+    key: str, before: Any, now: Any
+) -> None:
+    module = data()
+    one, two = (resume.identity({"model": {}, "classifier": {key: value}}, module) for value in (before, now))
+    assert resume.differences(one, two) == [f"classifier.{key}: {before} in the checkpoint's optimizer, {now} now"]
+    assert resume.differences(one, one) == []
+
+
+@pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"split_seed": 1}, "data: train images: differ, though they are as many"),

@@ -1,0 +1,75 @@
+"""Whether a Vision Transformer of the given arguments can be built: every problem in one `ValueError`."""
+
+from typing import Any
+
+CHOICES = {
+    "pool": ("cls", "avg", "none"),
+    "position": ("learned", "sincos2d", "none"),
+    "activation": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
+    "embedding": ("conv", "linear"),
+}
+AT_LEAST_1 = ("in_channels", "dim", "depth", "heads")
+AT_LEAST_0 = ("num_classes", "registers")  # 0 means none
+RATES = ("dropout", "attention_dropout", "position_dropout", "drop_path")
+
+
+def demand_possible(arguments: dict[str, Any]) -> None:
+    """Raises `ValueError` with a line for each problem; `arguments` are those of `VisionTransformer`, all of them."""
+    if wrong := [*_values(arguments), *_rules(arguments)]:
+        raise ValueError("\n".join(wrong))
+
+
+def _values(given: dict[str, Any]) -> list[str]:
+    """What is wrong with an argument by itself."""
+    patch, hidden = pair(given["patch_size"]), int(given["dim"] * given["mlp_ratio"])
+    sizes = {"patch_size": min(patch)} | {name: given[name] for name in AT_LEAST_1}
+    sizes |= {"dim * mlp_ratio": hidden} if given["dim"] > 0 else {}
+    sizes |= {} if given["representation"] is None else {"representation": given["representation"]}
+    wrong = [f"{name}={value} must be at least 1" for name, value in sizes.items() if value < 1]
+    for name in AT_LEAST_0:
+        wrong += [f"{name}={given[name]} must be at least 0, which means none"] if given[name] < 0 else []
+    for name in RATES:
+        off = f"{name}={given[name]} is not a rate: it must be at least 0 (off) and below 1"
+        wrong += [] if 0 <= given[name] < 1 else [off]
+    for name, known in CHOICES.items():
+        wrong += [] if given[name] in known else [f"{name}={given[name]!r} is none of {', '.join(known)}"]
+    if not given["norm_eps"] > 0:
+        wrong += [f"norm_eps={given['norm_eps']} must be above 0"]
+    return wrong
+
+
+def _rules(given: dict[str, Any]) -> list[str]:
+    """What one argument demands of another."""
+    image, patch, dim, heads = pair(given["image_size"]), pair(given["patch_size"]), given["dim"], given["heads"]
+    wrong = []
+    if given["pool"] == "cls" and not given["class_token"]:
+        remedy = "set class_token=True or pool='avg'"
+        wrong += [f"pool='cls' reads a token that class_token=False leaves out; {remedy}"]
+    if given["distilled"]:
+        if given["pool"] != "cls" or not given["class_token"]:
+            wrong += ["distilled=True adds a token and a head beside those of [cls], and so needs pool='cls'"]
+        if given["representation"] is not None:
+            wrong += ["distilled=True has two heads and representation is for one; leave one of them out"]
+    if min(*patch, dim, heads) >= 1:
+        uneven = f"image_size={given['image_size']} is not a multiple of patch_size={given['patch_size']}"
+        steps = {f"{uneven}; {nearest(i, p)}" for i, p in zip(image, patch, strict=True) if i < 1 or i % p}
+        wrong += sorted(steps)
+        if dim % heads:
+            wrong += [f"dim={dim} is not a multiple of heads={heads}; {nearest(dim, heads)}"]
+        if given["position"] == "sincos2d" and dim % 4:
+            wrong += [f"dim={dim} is not a multiple of 4, which position='sincos2d' needs; {nearest(dim, 4)}"]
+        hidden = int(dim * given["mlp_ratio"])
+        if given["activation"] == "swiglu" and hidden % 2:
+            wrong += [f"dim * mlp_ratio={hidden} is odd, and activation='swiglu' halves it; {nearest(hidden, 2)}"]
+    return wrong
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def nearest(value: int, step: int) -> str:
+    """The multiples of `step` next to a value, in words."""
+    below = value // step * step
+    return f"the nearest are {below} and {below + step}" if below > 0 else f"the nearest is {step}"

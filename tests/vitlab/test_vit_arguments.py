@@ -1,0 +1,71 @@
+"""A Vision Transformer that can't be built is refused with every reason, by value, knob and remedy."""
+
+import math
+from typing import Any
+
+import pytest
+
+from vitlab.vit import VisionTransformer
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"image_size": 100},
+            "image_size=100 is not a multiple of patch_size=16; the nearest are 96 and 112",
+        ),
+        (
+            {"image_size": (224, 100)},
+            r"image_size=(224, 100) is not a multiple of patch_size=16; the nearest are 96 and 112",
+        ),
+        ({"image_size": 8}, "image_size=8 is not a multiple of patch_size=16; the nearest is 16"),
+        ({"image_size": 0}, "image_size=0 is not a multiple of patch_size=16; the nearest is 16"),
+        (
+            {"class_token": False},
+            "pool='cls' reads a token that class_token=False leaves out; set class_token=True or pool='avg'",
+        ),
+        ({"heads": 5}, "dim=768 is not a multiple of heads=5; the nearest are 765 and 770"),
+        (
+            {"dim": 10, "heads": 2, "position": "sincos2d"},
+            "dim=10 is not a multiple of 4, which position='sincos2d' needs; the nearest are 8 and 12",
+        ),
+        ({"pool": "mean"}, "pool='mean' is none of cls, avg, none"),
+        ({"position": "rope"}, "position='rope' is none of learned, sincos2d, none"),
+        ({"embedding": "mlp"}, "embedding='mlp' is none of conv, linear"),
+        ({"num_classes": -1}, "num_classes=-1 must be at least 0, which means none"),
+        ({"registers": -1}, "registers=-1 must be at least 0, which means none"),
+        ({"norm_eps": 0.0}, "norm_eps=0.0 must be above 0"),
+        ({"representation": 0}, "representation=0 must be at least 1"),
+        ({"activation": "relu"}, "activation='relu' is none of gelu, gelu_tanh, quick_gelu, swiglu"),
+        (
+            {"dim": 2, "heads": 1, "mlp_ratio": 1.5, "activation": "swiglu"},
+            "dim * mlp_ratio=3 is odd, and activation='swiglu' halves it; the nearest are 2 and 4",
+        ),
+        (
+            {"distilled": True, "pool": "avg"},
+            "distilled=True adds a token and a head beside those of [cls], and so needs pool='cls'",
+        ),
+        (
+            {"distilled": True, "representation": 8},
+            "distilled=True has two heads and representation is for one; leave one of them out",
+        ),
+        ({"mlp_ratio": 0.0}, "dim * mlp_ratio=0 must be at least 1"),
+        *[({name: 0}, f"{name}=0 must be at least 1") for name in ("depth", "heads", "dim", "in_channels")],
+        *[
+            ({name: rate}, f"{name}={rate} is not a rate: it must be at least 0 (off) and below 1")
+            for name in ("dropout", "attention_dropout", "position_dropout", "drop_path")
+            for rate in (-0.1, 1.0, math.nan)
+        ],
+    ],
+)
+def test_impossible_settings_are_refused_by_value_knob_and_remedy(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole text is compared
+        VisionTransformer(**sizes)
+    assert str(caught.value) == message
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole text is compared
+        VisionTransformer(depth=0, dropout=1.5, image_size=100)
+    assert [line.split("=")[0] for line in str(caught.value).splitlines()] == ["depth", "dropout", "image_size"]

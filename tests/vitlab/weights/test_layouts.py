@@ -1,0 +1,95 @@
+"""The tables of layouts: each is whole, its names lead back to themselves, and it is recognised as itself."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitlab.vit import VisionTransformer
+from vitlab.weights.layouts import BLOCK, LAYOUTS, Rule
+from vitlab.weights.mapping import from_ours, plan, recognise, spelt, to_ours
+
+# What a network of each layout has, of what ours can have.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dinov2": {"layer_scale": 0.1, "registers": 2, "position_on_registers": False, "activation": "swiglu"},
+    "timm": {"layer_scale": 0.1, "registers": 2, "distilled": True},
+    "hf_deit_with_teacher": {"distilled": True},
+    "hf_deit": {"registers": 1},
+    "hf_dinov2": {"layer_scale": 0.1, "registers": 2, "position_on_registers": False, "activation": "swiglu"},
+    "hf_vit": {},
+    "hf_clip": {"pre_norm": True},
+    "open_clip": {"pre_norm": True},
+    "torchvision": {"representation": 6},
+    "google": {"representation": 6},
+}
+
+
+def network(name: str) -> dict[str, Tensor]:
+    """Weights of ours, as much as a layout has a place for; no two numbers alike."""
+    toy = {"image_size": 8, "patch_size": 4, "dim": 12, "depth": 2, "heads": 3, "num_classes": 5}
+    state = VisionTransformer(**toy | SETTINGS[name]).state_dict()
+    if name.endswith("clip"):  # these project to a common space, without a bias
+        del state["head.bias"]
+    return {key: torch.rand(value.shape) for key, value in state.items()}
+
+
+def test_every_layout_is_tried() -> None:
+    assert set(SETTINGS) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_network_written_in_a_layout_is_recognised_and_comes_back_bit_for_bit(name: str) -> None:
+    ours, layout = network(name), LAYOUTS[name]
+    theirs = from_ours(ours, layout, heads=3, inner=layout.inner[0] if layout.inner else "")
+    (found,) = recognise(theirs)
+    assert found.layout is layout
+    assert found.beside == []
+    assert plan(found).unknown == []
+    assert list(plan(found).left_out) == [f"{found.prefix}{zero}" for zero in layout.zeros or {}]
+    back = to_ours(theirs, found)
+    assert back.keys() == ours.keys()
+    for key, value in ours.items():
+        assert torch.equal(back[key], value), key
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_names_that_a_layout_writes_are_not_spelt_otherwise(name: str) -> None:
+    layout = LAYOUTS[name]
+    names = [theirs.replace(BLOCK, "7") for rule in layout.rules for theirs in rule.theirs]
+    assert [spelt(each, layout) for each in names if spelt(each, layout) != each and "/" not in each] == []
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_has_its_anchor_and_one_rule_for_each_of_our_tensors_that_suits(name: str) -> None:
+    layout = LAYOUTS[name]
+    assert any(layout.anchor in rule.theirs for rule in layout.rules)
+
+    def written(gated: bool) -> list[str]:
+        first: dict[str, Rule] = {}
+        for rule in layout.rules:
+            if rule.gated in (None, gated):
+                first.setdefault(rule.ours, rule)
+        return [theirs for rule in first.values() for theirs in rule.theirs]
+
+    for gated in (True, False):
+        assert len(set(written(gated))) == len(written(gated)), "two tensors of ours under one name"
+
+
+BIG_VISION = {
+    "Transformer/posembed_input/pos_embedding": "pos_embedding",
+    "/MultiHeadDotProductAttention_1/": "/MultiHeadDotProductAttention_0/",
+    "/MlpBlock_3/": "/MlpBlock_0/",
+    "/LayerNorm_2/": "/LayerNorm_1/",
+}
+
+
+def test_the_names_of_googles_newer_code_are_read_too() -> None:
+    ours = network("google")
+    theirs = from_ours(ours, LAYOUTS["google"], heads=3)
+    for original, newer in BIG_VISION.items():
+        theirs = {key.replace(original, newer): value for key, value in theirs.items()}
+    (found,) = recognise([f"params/{key}" for key in theirs])
+    assert found.prefix == "params/"
+    assert plan(found).made.keys() == ours.keys()
+    assert plan(found).unknown == []
