@@ -2,6 +2,9 @@
 
 On the test split, with the best checkpoint, that is the number that training gave. It goes to the console and to
 `RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the run itself is left as it is.
+
+`probe=linear` or `probe=knn` measures the features before the head instead (`vitlab.probing`). They are computed once,
+and kept in `RUN/features/`. `src/probe.py` does the same to weights that are no run's.
 """
 
 from pathlib import Path
@@ -18,12 +21,13 @@ def main(
     split: Literal["train", "val", "test"],
     checkpoint: Literal["best", "last"],
     batch_size: int | None,
+    probe: Node | None,
     run_dir: str,
     trainer: Node,
 ) -> Node:
     import torch
 
-    from vitlab import build, checkpoints, runs, trust
+    from vitlab import build, checkpoints, probing, runs, trust
     from vitlab.callbacks import scores
 
     config = runs.read_config(Path(run))
@@ -43,8 +47,14 @@ def main(
         module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
 
     tester = build.trainer(trainer, run_dir=Path(run_dir))
+    of = {"run": run, "split": split, "checkpoint": str(file)}
+    if probe is not None:
+        parts = {"model": config["model"], "folder": Path(run) / "features"}
+        results = probing.measure(build.make(probe), module.network, datamodule, tester, split=split, **parts)
+        probing.tell(results, split, Path(run_dir))
+        return {**results, **of}
     tester.test(module, datamodule, verbose=False)
-    results = {**scores(tester, split), "run": run, "split": split, "checkpoint": str(file)}
+    results = {**scores(tester, split), **of}
     build.tell(results, Path(run_dir))
     return results
 

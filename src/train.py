@@ -24,9 +24,11 @@ def main(
     data_dir: str,
     run_dir: str,
     resume: str | None,
+    sweep: str | None,
     name: str,
     objective: str,
     restarts: int,
+    retries: int,
     compile: bool,
     on_out_of_memory: Literal["stop", "accumulate"],
     data: Node,
@@ -73,6 +75,7 @@ def main(
         if run.is_global_zero:
             figures.curves(folder / "metrics.csv", picture, f"{name}   test/acc {results['test/acc']:.4f}")
             tracking.log_image(run.loggers, "curves", picture)
+            tracking.log_results(run.loggers, results)
             build.tell(results, folder)
     return results
 

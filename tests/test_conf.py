@@ -12,24 +12,30 @@ from typing import Any
 import hydra
 import numpy as np
 import pytest
+import timm
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from PIL import Image
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets
 
 import evaluate
+import probe
 from conftest import Configure
-from vitlab import build, checks, command, runs
+from vitlab import build, checks, command, runs, schema
 from vitlab.data.sources import DEBIAN_FASHION_MNIST
 from vitlab.schema import Node
 from vitlab.vit import VisionTransformer
 
-PROGRAMS = ["train", "evaluate", "replay"]
+PROGRAMS = ["train", "evaluate", "replay", "probe"]
 FILES = sorted(file.relative_to(command.CONF).with_suffix("") for file in command.CONF.rglob("*.yaml"))
-OPTIONS = [f"{file.parent}={file.name}" for file in FILES if str(file) not in PROGRAMS]
+OTHERS = ["probe/"]  # groups of other programs than train
+GROUPED = [file for file in FILES if str(file) not in PROGRAMS]
+OPTIONS = [f"{file.parent}={file.name}" for file in GROUPED if not str(file).startswith(tuple(OTHERS))]
+PROBES = [file.name for file in GROUPED if str(file).startswith("probe/")]
 EXPERIMENTS = [f"experiment={file.stem}" for file in sorted(command.EXPERIMENTS.glob("*.yaml"))]
 INCOMPLETE = ["data=base"]  # what the data sets have in common is none itself
 SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]  # trained in tests/test_train.py
@@ -37,11 +43,17 @@ SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]  # trained in tests/test_tra
 # What a file can't do without.
 NEEDS = {
     "model=vit": ["image_size=224"],
-    "model=auto": ["model.weights=WEIGHTS"],  # a file that `with_data` writes
     "model/patch=p14": ["image_size=28"],
     "model/patch=p16": ["image_size=32"],
     "model/patch=p32": ["image_size=64"],
     "model/patch=p8": ["image_size=16"],
+}
+# Experiments that begin from weights that somebody else keeps: a tiny model with this patch stands for them.
+PRETRAINED = {
+    "model=auto": 2,
+    "experiment=cifar10_vit_b16": 16,
+    "experiment=cifar100_vit_b16": 16,
+    "experiment=dinov2_s14": 14,
 }
 # What makes one step of a file a matter of a second. Width, patch and heads stay what they are.
 SMALL = ["model.dim=16", "model.depth=1", "model.heads=2"]
@@ -122,15 +134,24 @@ def write_folder(folder: Path, classes: list[str]) -> None:
             Image.new("RGB", (40, 30), (25 * number, 30 * index, 99)).save(folder / name / f"{number}.png")
 
 
+def write_weights(folder: Path, patch: int) -> Path:
+    """A model of one block in timm's layout."""
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=2 * patch, patch_size=patch, embed_dim=16, depth=1, num_heads=2, num_classes=7
+    )
+    save_file(model.state_dict(), file := folder / "weights.safetensors")
+    return file
+
+
 @pytest.fixture
 def with_data(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Overrides -> the same, with `data_dir` set to a folder where the data set that they choose lies, if in files."""
+    """Overrides -> the same, with `data_dir` set to a folder where the data set that they choose lies, if in files, and
+    with weights at hand for what begins from some.
+    """
 
     def prepare(*overrides: str) -> list[str]:
-        if "model.weights=WEIGHTS" in overrides:
-            sizes: dict[str, Any] = {"image_size": 8, "patch_size": 2, "dim": 64, "depth": 1, "heads": 1}
-            torch.save(VisionTransformer(**sizes).state_dict(), tmp_path / "weights.pth")
-            overrides = tuple(override.replace("WEIGHTS", str(tmp_path / "weights.pth")) for override in overrides)
+        if patches := [PRETRAINED[override] for override in overrides if override in PRETRAINED]:
+            overrides = (*overrides, f"model.weights={write_weights(tmp_path, patches[0])}", "++model.heads=2")
         data = configure(*overrides)["data"]["source"]
         name, folder = data["_target_"].rsplit(".", 1)[-1], tmp_path / "data"
         if name in ("digits", "fake"):
@@ -204,7 +225,7 @@ def in_one_step(option: str) -> list[str]:
     """The option with what makes a step of it short."""
     group = option.split("=")[0]
     small = [] if group in ("model", "model/size", "experiment") else SMALL
-    reduced = STEP.get(option, STEP.get(f"{group}=", []))
+    reduced = [] if option in PRETRAINED else STEP.get(option, STEP.get(f"{group}=", []))
     classes = ["data.max_train_samples=null"] if "cifar100" in option else []  # a hundred of them
     return [option, *NEEDS.get(option, []), *ONE_STEP, *small, *reduced, *classes]
 
@@ -229,8 +250,8 @@ def test_a_file_takes_a_training_step(
     runs.write_config(tmp_path / "run", config)
     seed_everything(0, verbose=False)
     datamodule = build.data(config["data"])
-    parts = {key: config[key] for key in ("optimizer", "schedule")}
-    module = build.classifier(config["model"], datamodule, config["classifier"], weights=config["weights"], **parts)
+    parts = {key: config[key] for key in ("weights", "optimizer", "schedule")}
+    module = build.classifier(config["model"], datamodule, config["classifier"], **parts)
     run = build.trainer(
         config["trainer"], run_dir=tmp_path / "run", logger=config["logger"], callbacks=config["callbacks"]
     )
@@ -295,6 +316,25 @@ def test_the_other_programs_configuration_is_right_and_gives_what_training_gave(
         k: trained[k] for k in trained if k.startswith("test/")
     }
     assert evaluated["test/count"] == 360
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_a_probe_is_right_as_it_stands_in_both_programs_that_take_one(kind: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for name, text in ((runs.CONFIG, "{}"), ("checkpoints/best.ckpt", "")):
+        (run / name).write_text(text)
+    functions = (("evaluate", evaluate.main, f"run={run}"), ("probe", probe.main, "model=vit_mini"))
+    for name, main, override in functions:
+        with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
+            composed = command.compose(name, [override, f"probe={kind}", "trainer.accelerator=cpu"])
+            config = command.plain(composed, str(tmp_path / "probed"))
+        assert isinstance(config, dict)
+        assert checks.problems(main.__wrapped__, config) == []  # type: ignore[attr-defined]
+        assert config["probe"] == {
+            "_target_": config["probe"]["_target_"],
+            **schema.defaults(config["probe"]["_target_"]),
+        }
 
 
 # -------------------------------------------------------------------------------------------- golden sizes and costs

@@ -36,7 +36,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Evaluate]:
         evaluate.main()
         split = next((o.partition("=")[2] for o in overrides if o.startswith("split=")), "test")
         checkpoint = next((o.partition("=")[2] for o in overrides if o.startswith("checkpoint=")), "best")
-        return results(folder / "evaluation" / f"{checkpoint}-{split}")
+        probe = next((f"-{o.partition('=')[2]}" for o in overrides if o.startswith("probe=")), "")
+        return results(folder / "evaluation" / f"{checkpoint}-{split}{probe}")
 
     yield run
     torch.use_deterministic_algorithms(False)
@@ -115,3 +116,60 @@ def test_one_two_and_three_processes_count_the_same_images_right(
         assert found["val/acc"] == pytest.approx(one["val/acc"], rel=1e-6)
         assert found["val/acc5"] == pytest.approx(one["val/acc5"], rel=1e-6)
         assert found["val/loss"] == pytest.approx(one["val/loss"], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------- probes
+
+
+def test_a_probe_measures_the_features_of_the_run_s_checkpoint_and_keeps_them(
+    twins: list[Path], evaluated: Evaluate, tmp_path: Path
+) -> None:
+    shutil.copytree(twins[0], run := tmp_path / "run")
+    linear = evaluated(run, "probe=linear", "probe.c=[0.1,1,10]")
+    kept = {file: file.stat().st_mtime_ns for file in (run / "features").iterdir()}
+    knn = evaluated(run, "probe=knn", "probe.k=5")
+    head = results(run)["test/acc"]
+    assert (linear["probe"], knn["probe"], knn["k"], linear["width"]) == ("linear", "knn", 5, 16)
+    assert linear["test/count"] == knn["test/count"] == 360
+    for found, name in ((linear, "linear"), (knn, "knn")):
+        assert found[f"test/{name}_acc"] == found[f"test/{name}_correct"] / 360
+        assert found[f"test/{name}_acc"] > head - 0.1, "the head reads the same features"
+        assert found["checkpoint"].endswith("best.ckpt")
+    assert linear["C"] in (0.1, 1.0, 10.0)
+    assert {file: file.stat().st_mtime_ns for file in (run / "features").iterdir()} == kept, "computed once"
+    assert len(kept) == 3
+
+
+def test_a_probe_of_the_training_split_or_of_nonsense_is_refused(
+    twins: list[Path], evaluated: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for overrides, told in (
+        (["split=train"], "split=train: a probe is fitted to the training images, and is measured on others"),
+        (["probe.k=0"], "probe.k=0 must be at least 1"),
+        (["probe.neighbours=3"], "probe.neighbours=3: there is no such setting"),
+        (
+            ["probe.features=clss"],
+            "probe.features=clss is not one of 'pooled', 'cls', 'mean', 'both'; did you mean 'cls'",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            evaluated(twins[0], "probe=knn", *overrides)
+        assert told in capsys.readouterr().err
+
+
+def test_three_processes_give_a_probe_the_features_and_scores_that_one_gives(
+    twins: list[Path], evaluated: Evaluate, program: Program, tmp_path: Path
+) -> None:
+    shutil.copytree(twins[0], run := tmp_path / "run")
+    one = evaluated(run, "probe=knn", "split=val")
+    alone = {file.name: torch.load(file) for file in (run / "features").iterdir()}
+    shutil.rmtree(run / "features")
+    arguments = ["run=run", "probe=knn", "split=val", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+    program("evaluate", "trainer.devices=3", *arguments, cwd=tmp_path)
+    together = {file.name: torch.load(file) for file in (run / "features").iterdir()}
+    assert together.keys() == alone.keys()
+    for name, rows in together.items():
+        torch.testing.assert_close(rows, alone[name], rtol=1e-4, atol=1e-5)
+    found = results(run / "evaluation" / "best-val-knn")
+    assert {k: found[k] for k in found if "/" in k} == {k: one[k] for k in one if "/" in k}
+    assert found["val/count"] == 145, "which 3 doesn't divide"

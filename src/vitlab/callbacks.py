@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from vitlab import tracking
+from vitlab import optim, tracking
 from vitlab.checkpoints import gathered
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
@@ -40,11 +40,11 @@ def restored(metric: MeanMetric, state: dict[str, Any]) -> None:
 class Monitor(Callback):
     """Logs a row every `trainer.log_every_n_steps` steps and at an epoch's end; tells a line of text each epoch.
 
-    The row: mean loss over the images since the last row (of all ranks), the step's learning rate of each parameter
-    group, norm of the gradient before clipping, images seen, images per second (of all devices, validation and
-    checkpoints not counted). Between rows nothing waits for the device. No row spans two epochs. A checkpoint holds the
-    sums of the row that is open, of each rank, and how many rows were written: a run that goes on writes on from there
-    what an uninterrupted one does.
+    The row: mean loss over the images since the last row (of all ranks), the step's learning rates
+    (`vitlab.optim.rates`), norm of the gradient before clipping, images seen, images per second (of all devices,
+    validation and checkpoints not counted). Between rows nothing waits for the device. No row spans two epochs. A
+    checkpoint holds the sums of the row that is open, of each rank, and how many rows were written: a run that goes on
+    writes on from there what an uninterrupted one does.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Monitor(Callback):
         self._send(trainer, scores(trainer, pl_module.split))  # of the best checkpoint, which saw fewer images
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
+        self._rates = {f"lr/{name}": rate for name, rate in optim.rates(optimizer).items()}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int

@@ -4,6 +4,7 @@ Nothing here raises: every problem becomes a line, so that a user sees all of th
 the same rules again, for those who build them without a configuration.
 """
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vitlab import launch, nonfinite, runs, trust
+from vitlab import freezing, identity, launch, ledger, nonfinite, panels, runs, trust
 from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
@@ -31,6 +32,7 @@ SUPPLIED = {
     "data": (),
     "optimizer": ("params",),
     "schedule": ("optimizer", "total_steps"),
+    "probe": (),
 }
 # Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
 SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
@@ -72,11 +74,15 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     found = [problem for problem in found if problem.partition(".")[2] not in found]
     rules = (
         evaluation_problems,
+        probe_problems,
         replay_problems,
+        dashboard_problems,
+        sweep_problems,
         place_problems,
         trainer_problems,
         weights_problems,
         model_problems,
+        fine_tuning_problems,
         data_problems,
         batch_problems,
         schedule_problems,
@@ -226,6 +232,41 @@ def model_problems(read: Reader) -> Iterator[str]:
             yield f"model.model_name={name} is no timm model{suggest(name, timm.list_models())}"
 
 
+def fine_tuning_problems(read: Reader) -> Iterator[str]:
+    decay, factor = read("classifier.layer_decay", float), read("classifier.head_lr_factor", float)
+    if decay is not None and not 0 < decay <= 1:
+        yield f"classifier.layer_decay={shown(decay)} must be above 0 and at most 1 (off)"
+    if factor is not None and not factor > 0:
+        yield f"classifier.head_lr_factor={shown(factor)} must be above 0"
+    freeze = read("classifier.freeze", str | list[str])
+    if (freeze or decay not in (None, 1)) and (network := outline(read)) is not None:
+        if freeze:
+            try:
+                freezing.frozen_names(network, freeze if isinstance(freeze, str) else tuple(freeze))
+            except ValueError as error:
+                yield str(error)
+        if decay not in (None, 1) and not hasattr(network, "group_matcher"):
+            yield f"classifier.layer_decay={shown(decay)}: {type(network).__name__} says no layers; use 1.0"
+
+
+def outline(read: Reader) -> torch.nn.Module | None:
+    """The network that `model` describes, without memory for its parameters; None where something is wrong with it, or
+    it is somebody else's.
+    """
+    node = read("model", dict)
+    if not node or any(bad.startswith(("model", "image_size")) for bad in read.bad):
+        return None
+    known = ("vitlab.vit.VisionTransformer", "vitlab.baselines.timm_model")
+    if node.get("_target_") not in known:
+        return None
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
+    if node["_target_"] == known[1]:
+        arguments = {"in_channels": 3, "num_classes": 10, **arguments, "pretrained": False}
+    with torch.device("meta"):
+        network: torch.nn.Module = resolve(node["_target_"])(**arguments)
+    return network
+
+
 def weights_problems(read: Reader) -> Iterator[str]:
     source, options = read("weights.source"), read("weights", dict)
     if options is None or any(bad.startswith("weights") for bad in read.bad):
@@ -356,6 +397,21 @@ def evaluation_problems(read: Reader) -> Iterator[str]:
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
 
 
+def probe_problems(read: Reader) -> Iterator[str]:
+    node = read("probe", dict)
+    if not node or "_target_" not in node or any(bad.startswith("probe") for bad in read.bad):
+        return
+    try:
+        resolve(str(node["_target_"]))(**{k: v for k, v in node.items() if not k.startswith("_")})
+    except ValueError as error:
+        yield str(error)
+    if read("split", str) == "train":
+        yield "split=train: a probe is fitted to the training images, and is measured on others; use val or test"
+    kind, class_token = node.get("features"), read("model.class_token", bool)
+    if kind in ("cls", "both") and class_token is False:
+        yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
+
+
 def replay_problems(read: Reader) -> Iterator[str]:
     capture, rank = read("capture", str), read("rank", int)
     if capture is None or rank is None:
@@ -370,6 +426,53 @@ def replay_problems(read: Reader) -> Iterator[str]:
     elif not (folder / f"rank{rank}" / nonfinite.PARTS).is_file():
         there = ", ".join(sorted(part.name.removeprefix("rank") for part in folder.glob("rank*")))
         yield f"rank={rank}: {capture} has no part of it; there is {there}"
+
+
+def sweep_problems(read: Reader) -> Iterator[str]:
+    sweep, retries = read("sweep", str), read("retries", int)
+    if sweep is not None and read("action", str) is not None:
+        try:
+            ledger.find_sweep(sweep)
+        except ledger.NoSweep as error:
+            yield str(error)
+    elif (
+        sweep is not None
+        and "run" not in read.config
+        and (sweep != identity.safe(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME)
+    ):
+        yield (
+            f"sweep={shown(sweep)} must be a plain folder name below runs/sweeps: {LONGEST_NAME} letters, digits, "
+            "'.', '_', '-' or '+' at most, a letter or digit first"
+        )
+    if retries is not None and retries < 0:
+        yield f"retries={retries} must be 0 or more"
+
+
+def dashboard_problems(read: Reader) -> Iterator[str]:
+    if not {"sweep", "run"} <= read.config.keys():
+        return
+    sweep, run = read("sweep", str), read("run", str)
+    if (sweep is None) == (run is None):
+        both = "sweep and run are both set" if sweep is not None else "neither sweep nor run is set"
+        yield f"{both}; a dashboard is of one of them: sweep=NAME or run=FOLDER"
+    elif importlib.util.find_spec("wandb_workspaces") is None:
+        yield f"wandb-workspaces, which makes dashboards, is not installed: {panels.INSTALL}"
+    elif sweep is not None:
+        try:
+            found = ledger.read_sweep(ledger.find_sweep(sweep))
+            panels.tracked_in([job.config for job in found.jobs if job.config])
+        except ledger.NoSweep as error:
+            yield str(error)
+        except ValueError as error:
+            yield f"sweep={sweep}: {error}"
+    elif run is not None:
+        if not (Path(run) / runs.CONFIG).is_file():
+            yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
+            return
+        try:
+            panels.tracked_in([runs.read_config(Path(run))])
+        except ValueError as error:
+            yield f"run={run}: {error}"
 
 
 def root_problems(read: Reader) -> Iterator[str]:

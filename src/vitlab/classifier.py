@@ -1,5 +1,7 @@
 """The LightningModule: a network, its loss, its scores, its optimizer."""
 
+import logging
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,8 +16,11 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from vitlab import freezing
 from vitlab.data.dataset import EvalBatch, TrainBatch
-from vitlab.optim import MakeOptimizer, MakeSchedule, parameter_groups
+from vitlab.optim import MakeOptimizer, MakeSchedule, group_table, make_optimizer
+
+log = logging.getLogger(__name__)
 
 
 class Classifier(LightningModule):
@@ -24,6 +29,15 @@ class Classifier(LightningModule):
     `loss`: `softmax` is cross-entropy; `sigmoid` a binary one per class, summed (as big_vision and DeiT III do).
     `optimizer` gets parameter groups, `schedule` the optimizer and the total number of optimizer steps; both may be
     None where nothing is trained.
+
+    For fine-tuning (all off by default):
+    `layer_decay`: the rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0, blocks
+    1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers are cut as timm cuts them).
+    `head_lr_factor`: the head's rate, in units of `lr`.
+    `freeze`: what stays as it is: `all-but-head`, or patterns as of a shell, each for names of parameters or of modules
+    with all that is in them (`patch_embed`, `blocks.[0-5]`, `*.norm?.bias`), in order; one that begins with `!` takes
+    back what it matches (`["*", "!blocks.11", "!head"]`). Frozen parts compute as in evaluation: no dropout, no
+    stochastic depth, and BatchNorm's statistics stay (`vitlab.freezing.put_to_rest`).
     """
 
     def __init__(
@@ -35,15 +49,26 @@ class Classifier(LightningModule):
         schedule: MakeSchedule | None = None,
         loss: Literal["softmax", "sigmoid"] = "softmax",
         label_smoothing: float = 0.0,
+        layer_decay: float = 1.0,
+        head_lr_factor: float = 1.0,
+        freeze: str | tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"classifier.label_smoothing={label_smoothing} is not in [0, 1)")
+        if not 0 < layer_decay <= 1:
+            raise ValueError(f"classifier.layer_decay={layer_decay} must be above 0 and at most 1 (off)")
+        if head_lr_factor <= 0:
+            raise ValueError(f"classifier.head_lr_factor={head_lr_factor} must be above 0")
+        if freeze:
+            freezing.freeze(network, freeze)
+            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
         self.network = network
         self.num_classes = num_classes
         self.loss = loss
         self.label_smoothing = label_smoothing
         self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.layer_decay, self.head_lr_factor = layer_decay, head_lr_factor
         self.split = "test"  # what the test loop's images are: `evaluate.py` runs it on any split
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         self.identity: dict[str, Any] = {}  # what a checkpoint says it is of (`vitlab.resume`)
@@ -52,6 +77,14 @@ class Classifier(LightningModule):
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
         self.train_loss = MeanMetric(nan_strategy="ignore")
         self.scores = nn.ModuleDict({f"{s}_scores": self.make_scores(s) for s in ("train", "val", "test")})
+        self.train()
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Training mode, in which frozen parts rest; or evaluation mode."""
+        super().train(mode)
+        if mode:
+            freezing.put_to_rest(self.network)
+        return self
 
     def make_scores(self, split: str) -> MetricCollection:
         """Sums over the images of all ranks: exact, since no image is seen twice (`vitlab.data.sampler`)."""
@@ -167,12 +200,19 @@ class Classifier(LightningModule):
             ends.append(self.trainer.max_epochs * steps_per_epoch)
         return int(min(ends))
 
+    def optimizer(self) -> Optimizer:
+        """An optimizer for what is trained, with each group's own peak rate."""
+        assert self.make_optimizer is not None
+        return make_optimizer(
+            self.make_optimizer, self.network, layer_decay=self.layer_decay, head_lr_factor=self.head_lr_factor
+        )
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.make_optimizer is None or self.make_schedule is None:
             return None
-        kind = getattr(self.make_optimizer, "func", self.make_optimizer)
-        groups = parameter_groups(self.network, hidden_apart=getattr(kind, "__name__", "") == "Muon")
-        optimizer = self.make_optimizer(groups)
+        optimizer = self.optimizer()
+        for line in group_table(self.network, optimizer):
+            log.info(line)
         schedule = self.make_schedule(optimizer, total_steps=self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

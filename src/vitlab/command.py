@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import launch, resolvers, runs, stopping, trust
+from vitlab import claiming, identity, launch, ledger, progress, resolvers, runs, stopping, trust
 from vitlab.schema import Node, defaults, suggest
 from vitlab.stopping import Stopped
 from vitlab.weights.composing import completed
@@ -40,6 +40,8 @@ UNSET_RUN_DIR = "runs"  # stands for the run folder while the configuration is o
 log = logging.getLogger(__name__)
 
 Function = Callable[..., Node]
+
+resolvers.register_resolvers()  # here: some launchers' workers import this, and then ask for a job's folder
 
 
 def command(name: str) -> Callable[[Function], Callable[[], None]]:
@@ -61,7 +63,12 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
                 return
             register()
             sys.argv[1:] = preflight(name, function, sys.argv[1:])
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+            except Stopped as stop:  # a sweep, between two jobs
+                sys.exit(stopping.STATUS[stop.outcome])
+            finally:
+                progress.end()
 
         return program
 
@@ -69,7 +76,7 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
 
 
 def register() -> None:
-    """Tells Hydra what no YAML file has to repeat: signatures' defaults, experiments, resolvers."""
+    """Tells Hydra what no YAML file has to repeat: signatures' defaults, experiments."""
     store = ConfigStore.instance()
 
     def signature(target: str, *supplied: str) -> Node:
@@ -91,7 +98,6 @@ def register() -> None:
         store.store(
             group="experiment", name=file.stem, node=OmegaConf.load(file), package="_global_", provider="experiments"
         )
-    resolvers.register_resolvers()
 
 
 # ---------------------------------------------------------------------------------------------------- preflight
@@ -133,21 +139,32 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
         unlisted = {o.input_line for o in overrides if o.input_line not in groups and is_unlisted(o, listed)}
         in_folder = any(o.key_or_group == "hydra.run.dir" for o in overrides)
-        if launch.started_by_others(os.environ) and not in_folder:
+        by_others = launch.started_by_others(os.environ)
+        if by_others and not in_folder:
             stop(
                 name, ["hydra.run.dir is not set: processes started by torchrun or srun need one folder, named by you"]
             )
         cfg = compose(primary, [c[0] for _, c in choices if c])
         config = plain(cfg, UNSET_RUN_DIR)
         assert isinstance(config, dict)  # or it would have been refused above
-        folder = "hydra.sweep.dir" if arguments.multirun else "hydra.run.dir"
+        multirun = arguments.multirun or cfg.hydra.mode == RunMode.MULTIRUN
+        folder = "hydra.sweep.dir" if multirun else "hydra.run.dir"
         with suppress(OmegaConfBaseException):  # a folder named by what only a job knows
             if problem := runs.unwritable(folder, Path(OmegaConf.select(cfg, folder)).absolute()):
                 stop(name, [problem])
-        if arguments.multirun:
+        if multirun:
             if config.get("resume") not in (None, "auto"):
                 stop(name, [f"resume={config['resume']} names one run, and -m starts several; leave one of them out"])
+            if "retries" in config:  # it keeps a ledger
+                if by_others:
+                    stop(
+                        name,
+                        ["-m starts several runs, and torchrun or srun the processes of one; leave one of them out"],
+                    )
+                resumed += named_sweep(name, cfg, config, overrides)
         else:
+            if "retries" in config and config["sweep"] is not None:
+                stop(name, [f"sweep={config['sweep']} names a sweep, and this is one run; add -m, or leave it out"])
             if config.get("resume", "") is None and launch.restarted(os.environ):
                 config["resume"] = "auto"
                 resumed.append("resume=auto")  # a requeued job goes on, whatever its command line says
@@ -160,6 +177,26 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
     line = ["++" + a if a in unlisted else a for a in argv]
     first = argv.index(arguments.overrides[0]) if arguments.overrides else len(argv)
     return [*line[:first], *resumed, *line[first:], *quiet]
+
+
+def named_sweep(name: str, cfg: DictConfig, config: Node, overrides: list[Override]) -> list[str]:
+    """The name of a sweep that was given none, as an override: the same command has to find it again."""
+    lines = [o.input_line or "" for o in overrides]
+    given = {o.key_or_group for o in overrides}
+    if "hydra.sweep.subdir" in given:
+        stop(name, ["hydra.sweep.subdir can't be set: a sweep finds its jobs again by the names of their folders"])
+    found, added = config["sweep"], list[str]()
+    sweeper = cfg.hydra.sweeper
+    if found is None:
+        varies = identity.varying(lines, sweeper.get("params") or sweeper.get("search_space") or {})
+        found = identity.sweep_name(identity.subject(config, varies), lines, varies, str(sweeper._target_))
+        if "hydra.sweep.dir" in given:
+            found = identity.safe(Path(cfg.hydra.sweep.dir).name)
+        added = [f"sweep={found}"]
+    folder = Path(cfg.hydra.sweep.dir) if "hydra.sweep.dir" in given else ledger.SWEEPS / found
+    if problem := ledger.cancelled_problem(folder):
+        stop(name, [problem])
+    return added
 
 
 def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
@@ -263,7 +300,7 @@ def composed_problems(name: str, function: Function, overrides: list[str]) -> li
         return [str(error.__cause__ or error)]
     if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused
-    if not OmegaConf.is_missing(cfg, "run_dir"):
+    if "run_dir" in cfg:  # and isn't ???, which `in` overlooks
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     return check(function, plain(cfg, UNSET_RUN_DIR))
 
@@ -272,7 +309,8 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     """The resolved configuration as plain data, with the run folder filled in; a message if it can't be resolved."""
     cfg = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     OmegaConf.set_struct(cfg, False)  # a copy of ours, and only for the next lines: every key is checked after it
-    cfg.run_dir = run_dir
+    if "run_dir" in cfg.keys():  # noqa: SIM118 (as above); without it the command leaves no run
+        cfg.run_dir = run_dir
     if isinstance(folder := cfg.get("data_dir"), str):  # a run may be evaluated, or resumed, from another folder
         cfg.data_dir = str(Path(folder).expanduser().absolute())
     try:
@@ -317,20 +355,40 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
     config = plain(cfg, str(run_dir))
     # once more: a sweep's own values, and what another sweeper suggests, have not been seen before
+    sweep = hydra_cfg.mode == RunMode.MULTIRUN
     if problems := [*trust.hydra_problems(OmegaConf.to_container(hydra_cfg)), *check(function, config)]:
+        if sweep and "retries" in config:
+            runs.record_crash(run_dir, "; ".join(problems))  # for the sweep's table; nothing was started
         raise ValueError(message(name, problems))
     assert isinstance(config, dict)
-    if launch.rank(os.environ) == 0:
+    if "run_dir" not in config:
+        function(**config)
+        return None
+
+    def start(config: Node) -> None:
+        start_job(name, function, entry, config, sweep=sweep)
+
+    if launch.rank(os.environ) != 0:
+        run_recorded(name, function, run_dir, config)
+    elif sweep and "retries" in config:
+        job, line = ledger_entry(hydra_cfg, config)
+        ledger.enter(run_dir.parent, {job: line})
+        waits = not str(hydra_cfg.sweeper._target_).endswith(".GridSweeper")  # that waits itself, at the end
+        claiming.take_turn(run_dir, config, start, waits=waits)
+    else:
         if problems := resume.folder_problems(config, run_dir):
             raise ValueError(message(name, problems))
         with runs.held(run_dir, "job"):
             runs.write_config(run_dir, config)
-            start_job(name, function, entry, config, sweep=hydra_cfg.mode == RunMode.MULTIRUN)
-    else:
-        run_recorded(name, function, run_dir, config)
+            start(config)
     results = runs.read_results(run_dir)
     objective = config.get("objective")
     return float(results[objective]) if objective in results else None
+
+
+def ledger_entry(hydra_cfg: Any, config: Node | str) -> tuple[str, Node]:
+    """A sweep's job as its ledger lists it: its identity, its folder's name and its settings."""
+    return ledger.entry(Path(hydra_cfg.sweep.dir), config, list(hydra_cfg.overrides.task))
 
 
 def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep: bool) -> None:
@@ -401,6 +459,7 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
             stack.enter_context(runs.logging_to(file, rank == 0))
             results = stack.enter_context(runs.recorded(run_dir, rank == 0))
             stack.enter_context(stopping.heard(at_once))
+            stack.enter_context(claiming.cancel_heard(run_dir, config))
             launch.join_again(os.environ)
             results.update(function(**config))
             launch.leave_group()

@@ -24,7 +24,6 @@ from vitlab import runs
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
 from vitlab.data.module import DataModule
-from vitlab.optim import parameter_groups
 from vitlab.schema import Node
 
 # What libraries say that have no exception of their own for it.
@@ -171,12 +170,11 @@ def try_out(trainer: Trainer, module: Classifier, datamodule: DataModule, part: 
     Several devices' gradients are averaged in buffers of their size, which are set aside as well. Raises what
     training would raise.
     """
-    assert module.make_optimizer is not None
     device = trainer.strategy.root_device
     module.to(device).train()
     parameters = [p for p in module.parameters() if p.requires_grad]
     buffers = [torch.empty_like(p) for p in parameters] if trainer.world_size > 1 else []
-    optimizer = module.make_optimizer(parameter_groups(module.network))
+    optimizer = module.optimizer()
     for images in (1, part, part):
         batch = datamodule.on_after_batch_transfer(blank_batch(datamodule, images, device), 0)
         with trainer.precision_plugin.train_step_context():

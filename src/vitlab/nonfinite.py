@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from vitlab import resume, runs
+from vitlab import optim, resume, runs
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
 from vitlab.schema import Node
@@ -214,7 +214,7 @@ def describe(module: Classifier, optimizer: Optimizer, parts: Sequence[Part], *,
         "epoch": batch.epoch,
         "losses": [[number(loss) for loss in of_rank] for of_rank in every.tolist()],  # [rank][micro-batch]
         "gradient_norm": number(norm.item()),
-        "learning_rates": {group["name"]: float(group["lr"]) for group in optimizer.param_groups},
+        "learning_rates": {name: float(rate) for name, rate in optim.rates(optimizer).items()},
         "gradient_scale": scale,
         "precision": str(trainer.precision),
         "ranks": trainer.world_size,

@@ -19,7 +19,7 @@ LAST = "checkpoints/last.ckpt"
 
 # What may differ between two runs that train the same, bit for bit ...
 WITHOUT_EFFECT = (
-    r"run_dir|resume|name|logger|logger\..*|restarts|on_out_of_memory|data_dir|weights\.strict",
+    r"run_dir|resume|sweep|retries|name|logger|logger\..*|restarts|on_out_of_memory|data_dir|weights\.strict",
     r"data\.(num_workers|eval_batch_size|source\.data_dir|skipped_file|scan)",
     r"callbacks\.(last|progress|nonfinite)(\..*)?|callbacks\.best\.keep|callbacks\.\w+\.dirpath",
     r"trainer\.(enable_\w+|log_every_n_steps|profiler|num_sanity_val_steps)",
@@ -33,6 +33,8 @@ UP_TO_ROUNDING = (
 TRAINING_OF_MODEL = (
     r"model\.(\w*dropout|drop_path|checkpointing|embedding|fused_attention|\w*drop_\w*rate|\w*drop_rate)"
 )
+# What the optimizer's groups follow from.
+GROUPED_BY = ("layer_decay", "head_lr_factor", "freeze")
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
         return []
     saved = yaml.safe_load((run_dir / runs.OVERRIDES).read_text()) if (run_dir / runs.OVERRIDES).is_file() else []
     parsed = OverridesParser.create().parse_overrides(saved)
-    kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume"}]
+    kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
     return [*kept, f"hydra.run.dir={quoted(run_dir)}"]
 
 
@@ -199,6 +201,11 @@ def differences(before: Node, after: Node) -> list[str]:
     begun = [((identity["config"].get("weights") or {}).get("source")) for identity in (before, after)]
     if begun[0] != begun[1]:  # its weights are loaded where training begins, and never again
         found.append(f"model.weights: {begun[0]} in the checkpoint, {begun[1]} now")
+    # what an optimizer's groups are is taken up with its state: other rates would be believed, and not used
+    groups = [identity["config"].get("classifier") or {} for identity in (before, after)]
+    for key in GROUPED_BY:
+        if all(key in group for group in groups) and groups[0][key] != groups[1][key]:
+            found.append(f"classifier.{key}: {groups[0][key]} in the checkpoint's optimizer, {groups[1][key]} now")
     for key in dict.fromkeys([*before["data"], *after["data"]]):
         one, two = before["data"].get(key), after["data"].get(key)
         counts = key.replace("digest", "images")

@@ -8,8 +8,8 @@ import secrets
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -21,6 +21,7 @@ from vitlab import stopping
 from vitlab.stopping import Stopped
 
 PATIENCE = 30  # seconds until wandb's server counts as out of reach
+TAG = 64  # characters that wandb takes
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ def wandb_logger(
     group: str | None = None,
     job_type: str | None = None,
     tags: list[str] | None = None,
+    choices: dict[str, str] | None = None,
     notes: str | None = None,
     mode: Literal["auto", "online", "offline", "disabled"] = "auto",
     log_model: bool = False,
@@ -111,8 +113,12 @@ def wandb_logger(
     """Lightning's WandbLogger in the run's folder, with the run's own id, which a resumed run takes up again.
 
     `mode=auto` is online where the user is logged in, else offline. `log_model` uploads the best checkpoint.
+    `choices`, what a sweep's job has of what varies, become tags beside `tags`, and `choices` and `configuration` (all
+    but the seed) of the run's config, by which a dashboard groups.
     """
     import wandb
+
+    chosen = choices or {}
 
     wanted: Any = os.environ.get("WANDB_MODE", "online") if mode == "auto" else mode
     if mode == "auto" and wanted == "online" and not logged_in():
@@ -121,7 +127,8 @@ def wandb_logger(
     settings = wandb.Settings(console="off", init_timeout=PATIENCE, silent=wanted != "online")
     run = None
     if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks log nothing
-        options: dict[str, Any] = {"entity": entity, "group": group, "job_type": job_type, "tags": tags}
+        options: dict[str, Any] = {"entity": entity, "group": group, "job_type": job_type}
+        options |= {"tags": [*(tags or []), *choice_tags(chosen)], "config": choice_config(chosen)}
         options |= {"project": project, "name": name, "notes": notes, "dir": run_dir, "id": run_id(folder)}
         try:
             run = wandb.init(mode=wanted, resume="allow" if wanted == "online" else None, settings=settings, **options)
@@ -136,6 +143,34 @@ def wandb_logger(
             folder,
         )
     return WandbLogger(save_dir=run_dir, project=project, log_model=log_model and wanted == "online", experiment=run)
+
+
+def choice_tags(choices: Mapping[str, str]) -> list[str]:
+    """`key=value` of each choice, cut to what wandb takes."""
+    whole = [f"{key}={value}" for key, value in choices.items()]
+    return [tag if len(tag) <= TAG else f"{tag[: TAG - 3]}..." for tag in whole]
+
+
+def choice_config(choices: Mapping[str, str]) -> dict[str, Any]:
+    """What a dashboard groups and sorts by. wandb reads a dot as a level, so the keys have slashes."""
+    if not choices:
+        return {}
+    fixed = {key: value for key, value in choices.items() if key != "seed"}
+    label = " ".join(f"{key}={value}" for key, value in fixed.items())
+    return {"choices": {choice_key(k): plain(v) for k, v in choices.items()}, "configuration": label}
+
+
+def choice_key(key: str) -> str:
+    """A setting's name below `choices` in wandb's config."""
+    return key.replace(".", "/")
+
+
+def plain(text: str) -> int | float | str:
+    """A value of the command line as a number, where it is one."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def logged_in() -> bool:
@@ -201,6 +236,17 @@ def ended_truly() -> Iterator[None]:
             if status == stopping.STATUS["preempted"]:
                 wandb.run.mark_preempting()  # with a status other than 0, wandb then calls it preempted
             wandb.finish(exit_code=status)
+
+
+def log_results(loggers: list[Logger], results: Mapping[str, Any]) -> None:
+    """Tells wandb's summary how a run ended: `best/val/...` at its best checkpoint (wandb keeps the last of a number by
+    itself), and what it cost.
+    """
+    scores = {f"best/{name}": value for name, value in results.items() if name in ("val/loss", "val/acc", "val/acc5")}
+    costs = {name: results[name] for name in ("parameters", "images_per_second", "epochs") if name in results}
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update({**scores, **costs})
 
 
 def log_image(loggers: list[Logger], name: str, file: Path) -> None:

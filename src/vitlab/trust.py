@@ -28,7 +28,8 @@ ALLOWED = tuple(entry for entry in re.split(r"[,\s]+", os.environ.get(VARIABLE, 
 OFFERED = "vitlab, torch, torchvision, timm, lightning, torchmetrics and hydra"
 PLACES = (
     *("vitlab.vit", "vitlab.baselines", "vitlab.classifier", "vitlab.optim", "vitlab.callbacks", "vitlab.tracking"),
-    *("vitlab.checkpoints", "vitlab.nonfinite"),
+    *("vitlab.checkpoints", "vitlab.nonfinite", "vitlab.probing", "vitlab.ledger", "vitlab.progress"),
+    "hydra_plugins.vitlab_grid.grid",
     *("vitlab.data.module", "vitlab.data.augment", "vitlab.data.sources"),
     *("torch.nn", "torch.optim"),
     *("torchvision.models", "torchvision.ops", "torchvision.transforms"),
@@ -46,6 +47,7 @@ KINDS = (
     *("lightning.pytorch.accelerators.Accelerator", "lightning.pytorch.strategies.Strategy"),
     *("lightning.pytorch.plugins.Precision", "lightning.pytorch.plugins.LayerSync"),
     *("lightning.fabric.plugins.CheckpointIO", "lightning.fabric.plugins.ClusterEnvironment"),
+    "vitlab.probing.Probe",
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
 )
 FUNCTIONS = (  # functions, or modules of ours that hold nothing else

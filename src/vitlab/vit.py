@@ -14,7 +14,7 @@ Shapes in the comments:
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -343,6 +343,11 @@ class VisionTransformer(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are no weights of a layer, so decay has no business with them."""
         return {"pos_embed", "cls_token", "dist_token", "reg_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that tell a parameter's layer, in timm's protocol (99999: that of the one before)."""
+        stem = r"^(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)"
+        return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def embed(self, images: Tensor) -> Tensor:
         """Prefix and patch tokens with their positions, what the first block reads: B N D [equation 1]."""

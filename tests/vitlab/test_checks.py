@@ -39,6 +39,8 @@ def found(configure: Configure, train_function: Callable[..., Node]) -> Found:
         ["++model.num_classes=10", "++model.in_channels=1"],
         ["callbacks.progress=null", "seed=4294967295", "objective=val/loss"],
         ["data.val_fraction=0.0069"],  # ten images of ten classes
+        ["classifier.layer_decay=0.65", "classifier.head_lr_factor=10", "classifier.freeze=[patch_embed,blocks.0]"],
+        ["model=timm", "model.model_name=resnet18", "classifier.layer_decay=0.5", "classifier.freeze='layer[12]'"],
     ],
     ids=" ".join,
 )
@@ -150,6 +152,19 @@ ONE_LINE: list[tuple[list[str], str]] = [
         "schedule.warmup_steps=50 and schedule.cooldown_steps=2470 leave nothing of the 2520 steps",
     ),
     # the root
+    (["classifier.layer_decay=0"], "classifier.layer_decay=0 must be above 0 and at most 1 (off)"),
+    (["classifier.head_lr_factor=-1"], "classifier.head_lr_factor=-1 must be above 0"),
+    (["classifier.freeze=[1]"], "classifier.freeze=[1] is not a string or a list of a string"),
+    (
+        ["classifier.freeze=[blok.0]"],
+        "classifier.freeze=blok.0: no parameter or module has such a name; did you mean 'blocks.0'",
+    ),
+    (["classifier.freeze=blocks.9"], "classifier.freeze=blocks.9: no parameter or module has such a name"),
+    (["classifier.freeze='*'"], "classifier.freeze=* leaves nothing to train"),
+    (
+        ["model=timm", "model.model_name=resnet18", "classifier.freeze=layer5"],
+        "classifier.freeze=layer5: no parameter or module has such a name; did you mean 'layer",
+    ),
     (["objective=val/f1"], "objective=val/f1 is not measured; use one of val/acc, val/acc5, val/loss"),
     (["seed=-1"], "seed=-1 must lie in 0 .. 2**32 - 1"),
     (["seed=4294967296"], "seed=4294967296 must lie in 0 .. 2**32 - 1"),

@@ -1,11 +1,14 @@
 """Losses against their formulas, the gradient of the global batch, clipping, and scores that are counts."""
 
 import itertools
+import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from lightning import Callback, LightningModule, Trainer
 from timm.optim.muon import Muon
@@ -265,3 +268,84 @@ def test_a_classifier_without_an_optimizer_evaluates_but_has_none() -> None:
     module = Classifier(nn.Identity(), num_classes=3)
     assert module.configure_optimizers() is None
     assert torch.equal(module(torch.ones(2, 3)), torch.ones(2, 3))
+
+
+# --------------------------------------------------------------------------------------------------- fine-tuning
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"layer_decay": 0.0}, r"classifier\.layer_decay=0\.0 must be above 0 and at most 1"),
+        ({"layer_decay": 1.1}, r"classifier\.layer_decay=1\.1 must be"),
+        ({"head_lr_factor": 0.0}, r"classifier\.head_lr_factor=0\.0 must be above 0"),
+        ({"freeze": "blok"}, r"classifier\.freeze=blok: no parameter or module"),
+    ],
+)
+def test_a_fine_tuning_knob_outside_its_range_is_refused(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        classifier(**wrong)
+
+
+def test_frozen_weights_stay_to_the_bit_and_all_others_move(make_trainer: MakeTrainer) -> None:
+    make_optimizer = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.5)
+    module = classifier(make_optimizer=make_optimizer, freeze=("patch_embed", "blocks.*.norm1"), layer_decay=0.7)
+    before = {name: p.detach().clone() for name, p in module.network.named_parameters()}
+    make_trainer(max_epochs=1).fit(module, digits_module())
+    same = {name for name, p in module.network.named_parameters() if torch.equal(p, before[name])}
+    frozen = {f"{part}.{kind}" for part in ("patch_embed.proj", "blocks.0.norm1") for kind in ("weight", "bias")}
+    assert same == frozen
+
+
+def test_a_frozen_convolutional_network_trains_its_head_on_features_that_stay(make_trainer: MakeTrainer) -> None:
+    network = timm.create_model("resnet18", num_classes=10, in_chans=1)
+    module = classifier(network=network, freeze="all-but-head")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    make_trainer(max_epochs=2).fit(module, digits_module())
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}, "BatchNorm's statistics are not among them"
+
+
+def test_a_run_with_rates_by_layer_that_goes_on_ends_as_one_that_was_never_interrupted(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def made() -> Classifier:
+        make_optimizer = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+        module = classifier(make_optimizer=make_optimizer, layer_decay=0.6, head_lr_factor=4.0, freeze="patch_embed")
+        module.make_schedule = partial(optim.warmup_cosine, warmup_steps=2)
+        return module
+
+    rates: list[list[float]] = []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            rates.append([group["lr"] for group in optimizer.param_groups])
+
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.should_stop = True
+
+    whole, part, resumed = made(), made(), made()
+    make_trainer(max_epochs=3, callbacks=[Rates()]).fit(whole, digits_module())
+    expected, rates[:] = list(rates), []
+    first = make_trainer(max_epochs=3, callbacks=[Rates(), Stop()])
+    first.fit(part, digits_module())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    trainer = make_trainer(max_epochs=3, callbacks=[Rates()])
+    trainer.fit(resumed, digits_module(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert rates == expected
+    assert {len(row) for row in rates} == {5}, "layer 0's vectors, then matrices and vectors of layer 1 and of the head"
+    assert [row[-1] / row[0] for row in rates[:-1]] == pytest.approx([4 / 0.6**2] * (len(rates) - 1))
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_the_groups_are_told_when_a_run_starts(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
+    module = classifier(layer_decay=0.5, freeze="blocks")
+    with caplog.at_level(logging.INFO, logger="vitlab"):
+        make_trainer(max_steps=1).fit(module, digits_module())
+    lines = [record.getMessage().split() for record in caplog.records if record.name == "vitlab.classifier"]
+    assert [line[0] for line in lines] == [
+        *("group", "layer0_decay", "layer0_no_decay", "layer1_no_decay", "head_decay", "head_no_decay", "frozen"),
+    ]
+    assert lines[1][2] == "0.025", "0.1 x 0.5 ^ 2: the peak, not the first step's"

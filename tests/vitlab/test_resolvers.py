@@ -1,13 +1,16 @@
 """What configuration files compute from other values, in files composed for real."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from conftest import Configure
-from vitlab import resolvers
+from vitlab import command, ledger, resolvers
 
 
 @pytest.mark.parametrize(
@@ -66,12 +69,63 @@ def test_where_no_patch_fits_none_is_made_up_and_the_checks_have_their_say(image
     assert resolvers.patch_for(image_size) == 1
 
 
+def test_a_job_of_a_sweep_has_a_folder_named_by_what_varies_and_what_it_is(tmp_path: Path) -> None:
+    ledger.begin(tmp_path, command="", varies=["optimizer.lr"], objectives={})
+
+    def folder(*overrides: str) -> str:
+        with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
+            cfg = command.compose("train", ["optimizer.lr=1e-3", f"hydra.sweep.dir='{tmp_path}'", *overrides])
+        cfg.hydra.overrides.task = ["optimizer.lr=0.001", *overrides]
+        return str(cfg.hydra.sweep.subdir)
+
+    assert re.fullmatch(r"lr_0\.001-[0-9a-f]{12}", folder())
+    assert folder("logger=csv") == folder() != folder("seed=1")
+
+
+def test_a_job_of_a_sweep_tells_wandb_what_varies_and_a_single_run_nothing(tmp_path: Path) -> None:
+    ledger.begin(tmp_path, command="", varies=["optimizer.lr", "model/size"], objectives={})
+
+    def told(mode: str, *overrides: str) -> Any:
+        line = ["optimizer.lr=1e-3", "model/size=mini", "seed=7", f"hydra.sweep.dir='{tmp_path}'", "sweep=mine"]
+        with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
+            cfg = command.compose("train", [*line, f"hydra.mode={mode}", *overrides])
+        cfg.hydra.overrides.task = [*line[:3], *overrides]
+        HydraConfig.instance().set_config(cfg)
+        try:
+            config = command.plain(cfg, str(tmp_path / "run"))
+        finally:
+            HydraConfig.instance().cfg = None
+        assert isinstance(config, dict)
+        node = config["logger"]["wandb"]
+        return node["name"], node["choices"], node["tags"], config["trainer"]["enable_progress_bar"]
+
+    chosen = {"optimizer.lr": "0.001", "model/size": "mini"}
+    assert told("MULTIRUN") == ("optimizer.lr=0.001 model/size=mini", chosen, [], False)
+    assert told("RUN") == ("digits-vit_64x4_p2-8px", {}, [], True)
+    mine = ["logger.wandb.name=x", "logger.wandb.tags=[y]", "trainer.enable_progress_bar=true"]
+    assert told("MULTIRUN", *mine) == ("x", chosen, ["y"], True), "a user's own go before"
+
+
 @pytest.mark.parametrize(("objective", "mode"), [("val/acc", "max"), ("val/acc5", "max"), ("val/loss", "min")])
 def test_the_best_checkpoint_has_the_least_loss_or_the_most_of_anything_else(
     configure: Configure, objective: str, mode: str
 ) -> None:
     best = configure(f"objective={objective}")["callbacks"]["best"]
     assert (best["monitor"], best["mode"]) == (objective, mode)
+
+
+@pytest.mark.parametrize(("data", "objective"), [("digits", "val/loss"), ("mnist", "val/acc"), ("fake", "val/acc")])
+def test_the_best_is_chosen_by_accuracy_but_where_there_are_too_few_images_for_that(
+    configure: Configure, data: str, objective: str
+) -> None:
+    assert configure(f"data={data}")["objective"] == objective
+    assert configure(f"data={data}", "objective=val/acc5")["objective"] == "val/acc5"
+
+
+def test_a_probe_names_its_folder_and_none_leaves_no_trace() -> None:
+    node = {"probe": {"_target_": "vitlab.probing.KNN"}, "none": None}
+    found = OmegaConf.create({**node, "a": "x${vitlab.probe:${probe}}", "b": "x${vitlab.probe:${none}}"})
+    assert (found.a, found.b) == ("x-knn", "x")
 
 
 def test_every_preset_of_a_published_size_has_its_name(configure: Configure) -> None:

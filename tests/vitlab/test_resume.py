@@ -110,7 +110,7 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None
 def test_a_path_into_a_run_brings_back_its_overrides_but_for_what_is_said_anew(place: str, tmp_path: Path) -> None:
     run = made(tmp_path / "it's a run")
     (run / ".hydra").mkdir()
-    saved = ["data=fake", "optimizer.lr=0.1", "resume=auto", "model.dim=32"]
+    saved = ["sweep=mine", "data=fake", "optimizer.lr=0.1", "resume=auto", "model.dim=32"]
     (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(saved))
     problems: list[str] = []
     quoted_target = "'" + str(run / place).replace("'", "\\'") + "'"
@@ -211,6 +211,18 @@ def test_the_same_network_on_the_same_data_can_go_on() -> None:
     one = identity(data())
     assert resume.differences(one, identity(data(seed=1, batch_size=10))) == []
     assert resume.differences(one, identity(data(), dropout=0.1)) == [], "a rate of training is no architecture"
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now"), [("layer_decay", 0.7, 0.8), ("head_lr_factor", 1.0, 10.0), ("freeze", [], ["blocks"])]
+)
+def test_other_groups_of_the_optimizer_are_told_since_its_state_would_bring_the_old_ones(
+    key: str, before: Any, now: Any
+) -> None:
+    module = data()
+    one, two = (resume.identity({"model": {}, "classifier": {key: value}}, module) for value in (before, now))
+    assert resume.differences(one, two) == [f"classifier.{key}: {before} in the checkpoint's optimizer, {now} now"]
+    assert resume.differences(one, one) == []
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,20 @@ def test_runs_one_after_the_other_in_one_process_are_two_each_with_its_true_end(
     assert {name: summary["name"] for name, summary in found.items()} == {name: name for name in found}
 
 
+def test_a_sweeps_job_is_tagged_and_configured_with_its_choices(apart: Path, tracked: Tracked) -> None:
+    choices = {"optimizer.lr": "1e-3", "seed": "0", "data.source.data_dir": "x" * 100}
+    with ended_truly():
+        logger = wandb_logger(run_dir=str(apart), tags=["mine"], choices=choices, group="g")
+        tracking.log_results([logger], {"val/acc": 0.5, "parameters": 9, "checkpoint": "x"})
+    [(summary, _)] = tracked(apart)
+    assert summary["tags"][:3] == ["mine", "optimizer.lr=1e-3", "seed=0"]
+    assert len(summary["tags"][3]) == 64, "wandb takes no longer one"
+    assert summary["config"]["choices"]["optimizer/lr"] == 0.001
+    assert summary["config"]["choices"]["seed"] == 0
+    assert summary["config"]["configuration"].startswith("optimizer.lr=1e-3 data.source.data_dir=xxx")
+    assert (summary["summary"]["best/val/acc"], summary["summary"]["parameters"]) == (0.5, 9)
+
+
 def test_a_run_that_goes_on_has_its_id_and_its_earlier_numbers(apart: Path, tracked: Tracked) -> None:
     file = MetricsFile(folder=str(apart))
     for start in (1, 3):

@@ -1,0 +1,50 @@
+"""Measures the features of any weights on any data without training them: `python src/probe.py model.weights=SOURCE`.
+
+    python src/probe.py model.weights=timm:vit_small_patch14_dinov2 data=cifar100 image_size=224 probe=linear
+    python src/probe.py model=timm model.model_name=resnet18 model.pretrained=true data=cifar100 probe=knn
+
+What `src/evaluate.py run=... probe=...` does to a run's checkpoint, for a model and data that no run has brought
+together. Features are kept in `features_dir`, where another probe of the same weights and images finds them.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from vitlab.command import command
+from vitlab.schema import Node
+
+
+@command("probe")
+def main(
+    *,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    seed: int,
+    split: Literal["val", "test"],
+    data_dir: str,
+    features_dir: str,
+    name: str,
+    run_dir: str,
+    data: Node,
+    model: Node,
+    weights: Node,
+    probe: Node,
+    trainer: Node,
+) -> Node:
+    from lightning import seed_everything
+
+    from vitlab import build, probing
+
+    datamodule = build.data(data)
+    seed_everything(seed, verbose=False)  # the same weights in every rank, also where they are drawn at random
+    network = build.classifier(model, datamodule, {}, weights=weights).network
+    tester = build.trainer(trainer, run_dir=Path(run_dir))
+    results = probing.measure(
+        build.make(probe), network, datamodule, tester, split=split, model=model, folder=Path(features_dir)
+    )
+    probing.tell(results, split, Path(run_dir))
+    return results
+
+
+if __name__ == "__main__":
+    main()

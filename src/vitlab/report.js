@@ -1,0 +1,74 @@
+"use strict";
+// Sorting: a heading sorts by its column, numbers as numbers, what is missing last; again, the other way round.
+for (const heading of document.querySelectorAll("th button")) {
+  heading.addEventListener("click", () => {
+    const th = heading.closest("th");
+    const body = th.closest("table").tBodies[0];
+    const column = [...th.parentNode.children].indexOf(th);
+    const way = th.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
+    for (const other of th.parentNode.children) other.removeAttribute("aria-sort");
+    th.setAttribute("aria-sort", way);
+    const value = row => row.cells[column].dataset.v;
+    const rows = [...body.rows];
+    const numeric = rows.every(row => value(row) === "" || !Number.isNaN(Number(value(row))));
+    const compare = (a, b) => {
+      if (a === "" || b === "") return (a === "") - (b === "");
+      const order = numeric ? Number(a) - Number(b) : a.localeCompare(b, "en", { numeric: true });
+      return way === "ascending" ? order : -order;
+    };
+    body.append(...rows.sort((a, b) => compare(value(a), value(b))));
+  });
+}
+
+// Filtering: rows of both tables, and what the charts show of the configurations that are left.
+const words = document.getElementById("filter");
+const selects = [...document.querySelectorAll("select[data-key]")];
+const rows = [...document.querySelectorAll("tr[data-c]")];
+const configurations = rows.filter(row => row.closest("#configurations"));
+function filter() {
+  const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const fits = row => {
+    const choices = JSON.parse(row.dataset.choices);
+    const text = row.dataset.text.toLowerCase();
+    return wanted.every(word => text.includes(word)) && selects.every(s => !s.value || choices[s.dataset.key] === s.value);
+  };
+  const left = new Set();
+  for (const row of rows) {
+    const shown = fits(row);
+    row.classList.toggle("off", !shown);
+    if (shown) left.add(row.dataset.c);
+  }
+  for (const drawn of document.querySelectorAll(".m[data-c], .legend [data-c]")) {
+    drawn.classList.toggle("off", !left.has(drawn.dataset.c));
+  }
+  const count = configurations.filter(row => !row.classList.contains("off")).length;
+  document.getElementById("shown").textContent = `${count} of ${configurations.length} shown`;
+}
+words.addEventListener("input", filter);
+for (const select of selects) select.addEventListener("change", filter);
+filter();
+
+// A configuration under the pointer stands out everywhere.
+for (const place of document.querySelectorAll("tr[data-c], .legend [data-c], .m[data-c]")) {
+  for (const [event, near] of [["pointerenter", true], ["pointerleave", false]]) {
+    place.addEventListener(event, () => {
+      for (const charts of document.querySelectorAll(".charts")) charts.classList.toggle("near", near);
+      for (const same of document.querySelectorAll(`[data-c="${place.dataset.c}"]`)) same.classList.toggle("near", near);
+    });
+  }
+}
+
+// Copying a command; where the browser gives a file no clipboard, it is selected instead.
+for (const button of document.querySelectorAll(".copy")) {
+  button.addEventListener("click", async () => {
+    const code = button.parentNode.querySelector("code");
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(code);
+      button.textContent = "Selected";
+    }
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  });
+}
