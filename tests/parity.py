@@ -1,6 +1,7 @@
 """The parity matrix: networks of other libraries with random weights, written down, loaded as ours, and compared.
 
-    python tests/parity.py        prints the table of experiments/weights.md
+    python tests/parity.py                prints the table of experiments/weights.md
+    python tests/parity.py memory pth     loads a ViT-H/14, or from safetensors, and prints by how much the process grew
 
 Each row names a library's class, its options, and how the weights reach us. Nothing is downloaded.
 """
@@ -16,13 +17,14 @@ import numpy as np
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from vitlab.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
-from vitlab.weights.loading import pretrained
+from vitlab.weights.loading import network, pretrained
 from vitlab.weights.mapping import from_ours
 from vitlab.weights.opening import open_weights
 
@@ -233,8 +235,45 @@ def difference(row: Row, model: nn.Module, ours: VisionTransformer) -> Differenc
     return Difference(apart, float((found - tokens).abs().max()))
 
 
+def growth(file: Path, arguments: dict[str, Any]) -> float:
+    """By how much the process grows while weights are loaded, in sizes of the file, whose mapping is counted too."""
+
+    def memory(key: str) -> int:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+        return int(line.split()[1]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory("VmRSS")
+    ours, _ = network(arguments, str(file))
+    assert sum(p.numel() for p in ours.parameters()) > 0
+    return (memory("VmHWM") - before) / file.stat().st_size
+
+
+def write(file: Path, arguments: dict[str, Any]) -> None:
+    """Weights of a network, all the same number: as safetensors or by torch, as the file is named."""
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in VisionTransformer(**arguments).state_dict().items()}
+    state = {key: torch.full(shape, 0.01) for key, shape in shapes.items()}
+    if file.suffix == ".safetensors":
+        save_file(state, file)
+    else:
+        torch.save(state, file)
+
+
+def print_memory(ending: str) -> None:
+    """ViT-H/14 from a kind of file; one in a process, since what was freed hides what is taken next."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"vit_h14.{ending}"
+        huge = {"dim": 1280, "depth": 32, "heads": 16, "patch_size": 14}
+        write(file, huge)
+        print(f"{file.name}: {file.stat().st_size / 2**30:.2f} GiB; grew by {growth(file, huge):.2f} times that")
+
+
 def main() -> None:
     """Prints the table, in Markdown."""
+    if sys.argv[1:2] == ["memory"]:
+        print_memory(sys.argv[2])
+        return
     print("| family | architecture | option | logits | patch features |\n|---|---|---|---|---|")
     for each in ROWS:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

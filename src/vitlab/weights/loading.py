@@ -18,6 +18,7 @@ from vitlab.vit import VisionTransformer
 from vitlab.weights.fitting import Fit
 from vitlab.weights.opening import Weights, described, open_weights
 from vitlab.weights.outcome import Report, listed
+from vitlab.weights.places import forget
 
 
 class DoesNotFit(ValueError):
@@ -47,7 +48,9 @@ def network(
         trust.NotTrusted: the file holds more than weights.
     """
     weights = open_weights(source, part=part, image_size=image_size, asked=arguments)
-    return pretrained(weights, strict=strict, whole=True, **arguments)
+    loaded = pretrained(weights, strict=strict, whole=True, **arguments)
+    forget()
+    return loaded
 
 
 def problems(arguments: Mapping[str, Any], weights: Weights) -> list[str]:

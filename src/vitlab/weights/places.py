@@ -75,6 +75,12 @@ def cached_read(file: Path, _changed: int) -> Content:
     return read(file)
 
 
+def forget() -> None:
+    """Lets go of the files that were read: they stay mapped as long as somebody may ask again."""
+    cached_read.cache_clear()
+    from_hub.cache_clear()
+
+
 def in_folder(folder: Path) -> Path:
     """The file of weights in a folder."""
     if named := next((folder / name for name in NAMES if (folder / name).is_file()), None):
