@@ -6,7 +6,7 @@ from typing import Any
 from vitlab.schema import Node, fits, node_problems, shown
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # Hydra's own: one job after the other
-OURS = "hydra_plugins.vitlab_launchers.launchers"
+OURS = "hydra_plugins.vitlab_launchers.plugins"
 ELSEWHERE = {f"{OURS}.SlurmLauncher": "submitit", f"{OURS}.RayLauncher": "ray"}  # on other machines, by this package
 # Options that are there once their package is.
 PLUGINS = {

@@ -12,7 +12,6 @@ imported is there already, and ranks are processes of their own anyway. What it 
 import logging
 import math
 import os
-import pickle
 import signal
 import sys
 import time
@@ -153,8 +152,8 @@ def into_file(file: Path) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     with file.open("ab") as output:
-        os.dup2(output.fileno(), sys.stdout.fileno())
-        os.dup2(output.fileno(), sys.stderr.fileno())
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
 
 
 # --------------------------------------------------------------------------------------------------------- devices
@@ -259,11 +258,10 @@ def run_forked(
     except KeyboardInterrupt:
         sys.exit(stopping.STATUS["interrupted"])
     try:
-        message = pickle.dumps(result)
+        returns.send(result)
     except Exception:  # an error that holds what can't be sent
         error = result._return_value
-        message = pickle.dumps(job.failed(f"{type(error).__name__}: {error}"))
-    returns.send_bytes(message)
+        returns.send(job.failed(f"{type(error).__name__}: {error}"))
 
 
 def launch(jobs: Sequence[Job], *, at_once: int | None) -> list[JobReturn]:
@@ -312,13 +310,12 @@ def launch(jobs: Sequence[Job], *, at_once: int | None) -> list[JobReturn]:
 
 def returned(job: Job, process: Forked) -> JobReturn:
     """What a job's process sent before its end; where it sent nothing, what is known of that end."""
-    message: bytes | None = None
+    result: JobReturn | None = None
     with suppress(EOFError):
-        message = process.results.recv_bytes()
+        result = process.results.recv()
     process.results.close()
     status = process.wait()
-    if message is not None:
-        result: JobReturn = pickle.loads(message)
+    if result is not None:
         return result
     stopped = {number: outcome for outcome, number in stopping.STATUS.items()}
     how = stopped.get(status or 0) or f"its process ended with status {status}"

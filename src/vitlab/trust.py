@@ -54,7 +54,7 @@ FUNCTIONS = (  # functions, or modules of ours that hold nothing else
 )
 # Launchers of sweeps, ours and two of Hydra's own plugins: exactly these.
 LAUNCHERS = (
-    *(f"hydra_plugins.vitlab_launchers.launchers.{kind}Launcher" for kind in ("Local", "Slurm", "Ray")),
+    *(f"hydra_plugins.vitlab_launchers.plugins.{kind}Launcher" for kind in ("Local", "Slurm", "Ray")),
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
 )

@@ -67,6 +67,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
         "lightning.pytorch.plugins.environments.SLURMEnvironment",
         "hydra.experimental.callbacks.LogJobReturnCallback",
         "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        *trust.LAUNCHERS,
     ],
 )
 def test_what_experiments_are_made_of_may_be_called(target: str) -> None:
@@ -208,6 +209,10 @@ HYDRA_ATTACKS = [
     "+hydra.callbacks.x={_target_: torch.nn.Linear, a: '\\${b}'}",
     "+hydra.callbacks=${model}",
     "hydra.launcher._target_=trap.Trap",
+    "hydra.launcher={_target_: hydra_plugins.vitlab_launchers.plugins.SlurmLauncher, setup: [touch trap]}",
+    f"hydra.launcher={{_target_: {trust.LAUNCHERS[-1]}, setup: [touch trap]}}",
+    f"hydra.launcher={{_target_: {trust.LAUNCHERS[-1].replace('.Local', '.Slurm')}}}",
+    "hydra.launcher={_target_: hydra_plugins.vitlab_launchers.plugins.JobsLauncher}",
     "+hydra.sweeper.params={_target_: trap.Trap}",
     "+hydra.job.env_set={_target_: trap.Trap}",
     "+hydra.job.env_set.VITLAB_ALLOW=trap",
