@@ -1,4 +1,4 @@
-"""FSDP2 (`trainer=fsdp`) whose runs go on from a checkpoint of any number of ranks and any strategy, or of one process."""
+"""FSDP2 (`trainer=fsdp`) that goes on from a checkpoint of any number of ranks and any strategy, or of one process."""
 
 from collections.abc import Mapping
 from pathlib import Path
