@@ -213,7 +213,11 @@ def make_importable(source: Path) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Has this process asked to stop, by SIGTERM, when `parent` is gone, however that ended. Linux can do it."""
+    """Has a rank hear the signals, and be asked to stop, by SIGTERM, when `parent` is gone, however that ended.
+
+    The latter is Linux's. Ray blocks SIGINT in its workers, and what they start inherits that.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from typing import Any
 
-from vitlab.schema import Node, fits, node_problems, shown
+from vitlab.schema import Node, node_problems, shown
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # Hydra's own: one job after the other
 OURS = "hydra_plugins.vitlab_launchers.plugins"
@@ -39,7 +39,8 @@ def problems(node: Any, *, sweep: bool) -> tuple[list[str], bool]:
     if str(target).startswith(f"{OURS}."):
         found += node_problems("hydra.launcher", node)
         for key in POSITIVE:
-            if fits(value := node.get(key), int | float) and value <= 0:
+            value = node.get(key)
+            if isinstance(value, int | float) and value <= 0:
                 found.append(f"hydra.launcher.{key}={value} must be more than 0")
     return found, package is not None
 

@@ -249,7 +249,6 @@ def run_forked(
     for number in stopping.SIGNALS:  # the parent's are for the parent
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     ranks.end_with(parent)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
     os.environ.update(environment)
     if affinity:
         os.sched_setaffinity(0, affinity)
