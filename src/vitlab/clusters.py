@@ -218,8 +218,8 @@ def run_on_ray(job: Job, threads: int, node: int = 0, spot: tuple[str, int] | No
     try:
         return run_there(job)
     except SystemExit as stop:
-        stopped = {number: outcome for outcome, number in stopping.STATUS.items()}
-        how = stopped.get(stop.code, f"its process ended with status {stop.code}")  # type: ignore[call-overload]
+        known = [outcome for outcome, status in stopping.STATUS.items() if status == stop.code]
+        how = known[0] if known else f"its process ended with status {stop.code}"
         return job.failed(f"{how}; {runs.way_on(job.folder)}")
 
 

@@ -90,13 +90,13 @@ def place(environment: Mapping[str, str]) -> Place | None:
     if text := environment.get(NODES_VARIABLE):
         node, nodes, address, port = text.split()
         return Place(int(node), int(nodes), address, int(port))
-    nodes = int(environment.get("SLURM_NNODES", "1"))
-    if "TORCHELASTIC_RUN_ID" in environment or nodes == 1 or int(environment.get("SLURM_NTASKS", "1")) != nodes:
+    machines, tasks = (int(environment.get(f"SLURM_{name}", "1")) for name in ("NNODES", "NTASKS"))
+    if "TORCHELASTIC_RUN_ID" in environment or machines == 1 or tasks != machines:
         return None
-    from lightning.fabric.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     address = SLURMEnvironment.resolve_root_node_address(environment["SLURM_JOB_NODELIST"])
-    return Place(int(environment["SLURM_NODEID"]), nodes, address, 15000 + int(environment["SLURM_JOB_ID"][-4:]))
+    return Place(int(environment["SLURM_NODEID"]), machines, address, 15000 + int(environment["SLURM_JOB_ID"][-4:]))
 
 
 def started_by_others(environment: Mapping[str, str]) -> bool:

@@ -81,7 +81,8 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where it keeps its files."""
-        former, HydraConfig.instance().cfg = HydraConfig.instance().cfg, self.config
+        former = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(self.config)
         try:
             return Path(self.config.hydra.sweep.dir, str(self.config.hydra.sweep.subdir)).absolute()
         finally:

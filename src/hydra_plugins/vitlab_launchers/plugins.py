@@ -83,9 +83,10 @@ class RayLauncher(JobsLauncher):
     """
 
     def __init__(self, *, address: str | None = None, cpus_per_device: float = 1.0, gpus: bool | None = None) -> None:
-        self.settings = {"address": address, "cpus_per_device": cpus_per_device, "gpus": gpus}
+        self.address, self.cpus_per_device, self.gpus = address, cpus_per_device, gpus
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from vitlab import clusters
 
-        return clusters.on_ray(self.jobs(job_overrides, initial_job_idx), **self.settings)
+        jobs = self.jobs(job_overrides, initial_job_idx)
+        return clusters.on_ray(jobs, address=self.address, cpus_per_device=self.cpus_per_device, gpus=self.gpus)
