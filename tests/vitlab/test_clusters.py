@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 from test_parallel import batch
@@ -41,7 +41,7 @@ SLURM |= {"signal_seconds": 60, "parallel": 8, "mem_gb": None, "setup": None}
 
 def ranks(cfg: DictConfig) -> float:
     """A job whose ranks leave what they were told; it fails, or ends as one that was stopped, as its seed says."""
-    run_dir = Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         launch.run_ranks(run_dir.parent / "rank.py", run_dir, cfg.trainer.devices)
     except Stopped as stop:

@@ -15,6 +15,7 @@ import hydra
 import pytest
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig
@@ -76,8 +77,8 @@ def test_gpus_are_counted_as_the_environment_names_them(monkeypatch: pytest.Monk
 
 def told(cfg: DictConfig) -> float:
     """A job that leaves what it was given in its folder, and fails as its seed says."""
-    folder = Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir)
-    given = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    given: dict[str, Any] = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
     given |= {"cores": sorted(os.sched_getaffinity(0)), "process": os.getpid(), "group": os.getpgid(0)}
     (folder / "given.json").write_text(json.dumps(given))
     os.environ["LEFT_BY_A_JOB"] = "1"
@@ -200,12 +201,13 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {source!r}]
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from vitlab import command, launch, parallel, stopping
 from test_parallel import batch
 command.register()
 folder = Path({folder!r})
 def task(cfg):
-    run_dir = Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         launch.run_ranks(folder / 'rank.py', run_dir, 2)
     except stopping.Stopped as stop:
