@@ -1,5 +1,5 @@
-"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `objective`, `mode`, `probe`, and of sweeps
-`job`, `alone`, `choices` and `title`.
+"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `objective`, `mode`, `probe`, and of
+sweeps `job`, `alone`, `choices` and `title`.
 
 Light on purpose: composing a configuration must not import torch.
 """

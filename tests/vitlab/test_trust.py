@@ -67,6 +67,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
         "lightning.pytorch.plugins.environments.SLURMEnvironment",
         "hydra.experimental.callbacks.LogJobReturnCallback",
         "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        *trust.LAUNCHERS,
     ],
 )
 def test_what_experiments_are_made_of_may_be_called(target: str) -> None:
@@ -208,6 +209,8 @@ HYDRA_ATTACKS = [
     "+hydra.callbacks.x={_target_: torch.nn.Linear, a: '\\${b}'}",
     "+hydra.callbacks=${model}",
     "hydra.launcher._target_=trap.Trap",
+    f"hydra.launcher={{_target_: {trust.LAUNCHERS[-1].replace('.Local', '.Slurm')}}}",
+    "hydra.launcher={_target_: hydra_plugins.vitlab_launchers.plugins.JobsLauncher}",
     "+hydra.sweeper.params={_target_: trap.Trap}",
     "+hydra.job.env_set={_target_: trap.Trap}",
     "+hydra.job.env_set.VITLAB_ALLOW=trap",
@@ -251,6 +254,18 @@ def test_no_override_lets_a_configuration_allow_itself_something(
             command.preflight("train", train_function, argv)
         assert "hydra.job.env_set.VITLAB_ALLOW can't be set here" in capsys.readouterr().err
     assert not trap()
+
+
+@pytest.mark.parametrize("target", trust.LAUNCHERS)
+def test_a_launcher_may_be_called_and_runs_no_line_of_shell_from_a_file(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = {"_target_": target, "setup": ["touch trap"]}
+    (problem,) = trust.hydra_problems({"launcher": launcher})
+    assert problem.startswith("hydra.launcher.setup=['touch trap'] is refused: a shell would run it; if you trust it")
+    assert trust.hydra_problems({"launcher": {**launcher, "setup": None}}) == []
+    monkeypatch.setattr(trust, "ALLOWED", (target,))
+    assert trust.hydra_problems({"launcher": launcher}) == []
 
 
 def test_hydra_s_own_parts_pass() -> None:
