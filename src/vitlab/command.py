@@ -125,6 +125,8 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         choices = [(o, spellings(o, o.input_line in groups, arguments.multirun)) for o in overrides]
         for lines in variants([c for _, c in choices if c]):
             problems += [p for p in composed_problems(primary, function, lines) if p not in problems]
+        single = [c[0] for _, c in choices if c]
+        problems += searched_problems(primary, function, overrides, single) if arguments.multirun else []
         if problems:
             stop(name, problems)
         listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
@@ -247,6 +249,32 @@ def variants(choices: list[list[str]]) -> Iterator[list[str]]:
             yield [*first[:i], value, *first[i + 1 :]]
 
 
+def searched_problems(name: str, function: Function, overrides: list[Override], single: list[str]) -> list[str]:
+    """Everything wrong with a search: what it says, and what comes of the ends of its ranges. `single`: the command
+    line with one value for each setting.
+    """
+    from vitlab import search
+
+    try:
+        cfg = compose(name, single)
+        sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return []  # already told
+    if not isinstance(sweeper, dict) or sweeper.get("_target_") != search.PLUGIN:
+        return []
+    lines = [o.input_line or "" for o in overrides if not o.is_hydra_override()]
+    config = plain(cfg, UNSET_RUN_DIR)
+    loader = GlobalHydra.instance().config_loader()
+    space, found = search.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
+    if found or isinstance(config, str):
+        return found
+    parser = OverridesParser.create(loader)
+    for corner in space.corners():
+        chosen = [s for o in parser.parse_overrides(corner) for s in spellings(o, bool(group_options(o)), False)]
+        found += [p for p in composed_problems(name, function, [*single, *chosen]) if p not in found]
+    return found
+
+
 def compose(name: str, overrides: list[str]) -> DictConfig:
     """The configuration that Hydra composes, the `hydra` node included, outside a job."""
     return hydra.compose(name, overrides, return_hydra_config=True)
@@ -308,7 +336,7 @@ def message(name: str, problems: list[str]) -> str:
 
 def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> float | None:
     """A job as Hydra starts it: checks the configuration once more, writes it down, runs it, returns its score."""
-    from vitlab import resume
+    from vitlab import resume, search
 
     hydra_cfg = HydraConfig.get()
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
@@ -317,6 +345,8 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     if problems := [*trust.hydra_problems(OmegaConf.to_container(hydra_cfg)), *check(function, config)]:
         raise ValueError(message(name, problems))
     assert isinstance(config, dict)
+    if added := search.callbacks_of(hydra_cfg):
+        config["callbacks"] |= added
     if launch.rank(os.environ) == 0:
         if problems := resume.folder_problems(config, run_dir):
             raise ValueError(message(name, problems))

@@ -28,7 +28,7 @@ def register_resolvers() -> None:
         "name": run_name,
         "native_size": native_size,
         "patch": patch_for,
-        "mode": lambda metric: "min" if "loss" in metric else "max",
+        "mode": mode,
     }
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(f"vitlab.{name}", function, replace=True)
@@ -38,6 +38,11 @@ def native_size(source: str) -> int:
     """The side in pixels of a data set's images, by the last part of its `_target_`; 224 where it has no one size."""
     facts = FACTS.get(source.rsplit(".", 1)[-1])
     return facts.native_size if facts and facts.native_size else UNKNOWN_SIZE
+
+
+def mode(metric: str) -> str:
+    """Whether a score is better when it is smaller, `min`, or `max`."""
+    return "min" if "loss" in metric else "max"
 
 
 def patch_for(image_size: int | Sequence[int]) -> int:

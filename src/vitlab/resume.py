@@ -21,7 +21,7 @@ LAST = "checkpoints/last.ckpt"
 WITHOUT_EFFECT = (
     r"run_dir|resume|name|logger|logger\..*|restarts|on_out_of_memory|data_dir",
     r"data\.(num_workers|eval_batch_size|source\.data_dir|skipped_file|scan)",
-    r"callbacks\.(last|progress|nonfinite)(\..*)?|callbacks\.best\.keep|callbacks\.\w+\.dirpath",
+    r"callbacks\.(last|progress|nonfinite|pruning)(\..*)?|callbacks\.best\.keep|callbacks\.\w+\.dirpath",
     r"trainer\.(enable_\w+|log_every_n_steps|profiler|num_sanity_val_steps)",
 )
 # ... and what changes no more than the order in which numbers are added up.

@@ -206,8 +206,8 @@ class CurrentStderr(logging.StreamHandler[TextIO]):
 
 @contextmanager
 def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
-    """Keeps `results.json`: `running` until the block ends, then `finished`, `preempted` or `interrupted` where it was
-    asked to stop, or `crashed` with the error.
+    """Keeps `results.json`: `running` until the block ends, then `finished` (or the `status` that the results have),
+    `preempted` or `interrupted` where it was asked to stop, or `crashed` with the error.
 
     The error is that of the rank that failed first: the launcher may end the others, rank 0 too, before they know.
     """
@@ -235,7 +235,7 @@ def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
         with suppress(OSError):  # the disk may be full, and that may be the reason
             record_crash(run_dir, reason, seconds=seconds())
         raise
-    write(status="finished")
+    write(status=results.get("status", "finished"))
 
 
 def told(error: BaseException) -> str:
