@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vitlab import launch, nonfinite, runs, trust
+from vitlab import identity, launch, ledger, nonfinite, runs, trust
 from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
@@ -67,6 +67,7 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     rules = (
         evaluation_problems,
         replay_problems,
+        sweep_problems,
         place_problems,
         trainer_problems,
         model_problems,
@@ -325,6 +326,22 @@ def replay_problems(read: Reader) -> Iterator[str]:
     elif not (folder / f"rank{rank}" / nonfinite.PARTS).is_file():
         there = ", ".join(sorted(part.name.removeprefix("rank") for part in folder.glob("rank*")))
         yield f"rank={rank}: {capture} has no part of it; there is {there}"
+
+
+def sweep_problems(read: Reader) -> Iterator[str]:
+    sweep, retries = read("sweep", str), read("retries", int)
+    if sweep is not None and read("action", str) is not None:
+        try:
+            ledger.find_sweep(sweep)
+        except ledger.NoSweep as error:
+            yield str(error)
+    elif sweep is not None and (sweep != identity.safe(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME):
+        yield (
+            f"sweep={shown(sweep)} must be a plain folder name below runs/sweeps, of letters, digits, '.', '_', '-' and "
+            f"'+', {LONGEST_NAME} at most"
+        )
+    if retries is not None and retries < 0:
+        yield f"retries={retries} must be 0 or more"
 
 
 def root_problems(read: Reader) -> Iterator[str]:

@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import launch, resolvers, runs, stopping, trust
+from vitlab import claiming, identity, launch, ledger, resolvers, runs, stopping, trust
 from vitlab.schema import Node, defaults, suggest
 from vitlab.stopping import Stopped
 
@@ -60,7 +60,10 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
                 return
             register()
             sys.argv[1:] = preflight(name, function, sys.argv[1:])
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+            except Stopped as stop:  # a sweep, between two jobs
+                sys.exit(stopping.STATUS[stop.outcome])
 
         return program
 
@@ -139,14 +142,19 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         cfg = compose(primary, [c[0] for _, c in choices if c])
         config = plain(cfg, UNSET_RUN_DIR)
         assert isinstance(config, dict)  # or it would have been refused above
-        folder = "hydra.sweep.dir" if arguments.multirun else "hydra.run.dir"
+        multirun = arguments.multirun or cfg.hydra.mode == RunMode.MULTIRUN
+        folder = "hydra.sweep.dir" if multirun else "hydra.run.dir"
         with suppress(OmegaConfBaseException):  # a folder named by what only a job knows
             if problem := runs.unwritable(folder, Path(OmegaConf.select(cfg, folder)).absolute()):
                 stop(name, [problem])
-        if arguments.multirun:
+        if multirun:
             if config.get("resume") not in (None, "auto"):
                 stop(name, [f"resume={config['resume']} names one run, and -m starts several; leave one of them out"])
+            if "sweep" in config:
+                resumed += named_sweep(name, cfg, config, overrides)
         else:
+            if config.get("sweep") is not None:
+                stop(name, [f"sweep={config['sweep']} names a sweep, and this is one run; add -m, or leave it out"])
             if config.get("resume", "") is None and launch.restarted(os.environ):
                 config["resume"] = "auto"
                 resumed.append("resume=auto")  # a requeued job goes on, whatever its command line says
@@ -159,6 +167,26 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
     line = ["++" + a if a in unlisted else a for a in argv]
     first = argv.index(arguments.overrides[0]) if arguments.overrides else len(argv)
     return [*line[:first], *resumed, *line[first:], *quiet]
+
+
+def named_sweep(name: str, cfg: DictConfig, config: Node, overrides: list[Override]) -> list[str]:
+    """The name of a sweep that was given none, as an override: the same command has to find it again."""
+    lines = [o.input_line or "" for o in overrides]
+    given = {o.key_or_group for o in overrides}
+    if "hydra.sweep.subdir" in given:
+        stop(name, ["hydra.sweep.subdir can't be set: a sweep finds its jobs again by the names of their folders"])
+    found, added = config["sweep"], list[str]()
+    sweeper = cfg.hydra.sweeper
+    if found is None:
+        varies = identity.varying(lines, sweeper.get("params") or sweeper.get("search_space") or {})
+        found = identity.sweep_name(identity.subject(config), lines, varies, str(sweeper._target_))
+        if "hydra.sweep.dir" in given:
+            found = identity.safe(Path(cfg.hydra.sweep.dir).name)
+        added = [f"sweep={found}"]
+    folder = Path(cfg.hydra.sweep.dir) if "hydra.sweep.dir" in given else ledger.SWEEPS / found
+    if problem := ledger.cancelled_problem(folder):
+        stop(name, [problem])
+    return added
 
 
 def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
@@ -253,19 +281,19 @@ def searched_problems(name: str, function: Function, overrides: list[Override], 
     """Everything wrong with a search: what it says, and what comes of the ends of its ranges. `single`: the command
     line with one value for each setting.
     """
-    from vitlab import search
+    from vitlab import search_checks
 
     try:
         cfg = compose(name, single)
         sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError):
         return []  # already told
-    if not isinstance(sweeper, dict) or sweeper.get("_target_") != search.PLUGIN:
+    if not isinstance(sweeper, dict) or sweeper.get("_target_") != search_checks.PLUGIN:
         return []
     lines = [o.input_line or "" for o in overrides if not o.is_hydra_override()]
     config = plain(cfg, UNSET_RUN_DIR)
     loader = GlobalHydra.instance().config_loader()
-    space, found = search.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
+    space, found = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
     if found or isinstance(config, str):
         return found
     parser = OverridesParser.create(loader)
@@ -288,7 +316,7 @@ def composed_problems(name: str, function: Function, overrides: list[str]) -> li
         return [str(error.__cause__ or error)]
     if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused
-    if not OmegaConf.is_missing(cfg, "run_dir"):
+    if "run_dir" in cfg and not OmegaConf.is_missing(cfg, "run_dir"):
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     return check(function, plain(cfg, UNSET_RUN_DIR))
 
@@ -297,7 +325,8 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     """The resolved configuration as plain data, with the run folder filled in; a message if it can't be resolved."""
     cfg = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     OmegaConf.set_struct(cfg, False)  # a copy of ours, and only for the next lines: every key is checked after it
-    cfg.run_dir = run_dir
+    if "run_dir" in cfg:  # or the command leaves no run
+        cfg.run_dir = run_dir
     if isinstance(folder := cfg.get("data_dir"), str):  # a run may be evaluated, or resumed, from another folder
         cfg.data_dir = str(Path(folder).expanduser().absolute())
     try:
@@ -347,17 +376,37 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     assert isinstance(config, dict)
     if added := search.callbacks_of(hydra_cfg):
         config["callbacks"] |= added
-    if launch.rank(os.environ) == 0:
+    sweep = hydra_cfg.mode == RunMode.MULTIRUN
+    if "run_dir" not in config:
+        function(**config)
+        return None
+
+    def start(config: Node) -> None:
+        start_job(name, function, entry, config, sweep=sweep)
+
+    if launch.rank(os.environ) != 0:
+        run_recorded(name, function, run_dir, config)
+    elif sweep and config.get("sweep"):
+        job, line = ledger_entry(hydra_cfg, config)
+        ledger.enter(run_dir.parent, {job: line})
+        waits = not str(hydra_cfg.sweeper._target_).endswith(
+            ".GridSweeper"
+        )  # which waits itself, when all else is done
+        claiming.take_turn(run_dir, config, start, waits=waits)
+    else:
         if problems := resume.folder_problems(config, run_dir):
             raise ValueError(message(name, problems))
         with runs.held(run_dir, "job"):
             runs.write_config(run_dir, config)
-            start_job(name, function, entry, config, sweep=hydra_cfg.mode == RunMode.MULTIRUN)
-    else:
-        run_recorded(name, function, run_dir, config)
+            start(config)
     results = runs.read_results(run_dir)
     objective = config.get("objective")
     return float(results[objective]) if objective in results else None
+
+
+def ledger_entry(hydra_cfg: DictConfig, config: Node | str) -> tuple[str, Node]:
+    """A sweep's job as its ledger lists it: its identity, its folder's name and its settings."""
+    return ledger.entry(Path(hydra_cfg.sweep.dir), config, list(hydra_cfg.overrides.task))
 
 
 def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep: bool) -> None:
@@ -428,6 +477,7 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
             stack.enter_context(runs.logging_to(file, rank == 0))
             results = stack.enter_context(runs.recorded(run_dir, rank == 0))
             stack.enter_context(stopping.heard(at_once))
+            stack.enter_context(claiming.cancel_heard(run_dir, config))
             launch.join_again(os.environ)
             results.update(function(**config))
             launch.leave_group()

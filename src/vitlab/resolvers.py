@@ -1,11 +1,11 @@
-"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch` and `mode`.
+"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `mode`, and `job`.
 
 Light on purpose: composing a configuration must not import torch.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,21 +28,29 @@ def register_resolvers() -> None:
         "name": run_name,
         "native_size": native_size,
         "patch": patch_for,
-        "mode": mode,
+        "mode": better,
+        "job": job_folder,
     }
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(f"vitlab.{name}", function, replace=True)
+
+
+def better(metric: str) -> Literal["min", "max"]:
+    """Which end of a score's range is the good one."""
+    return "min" if "loss" in metric else "max"
+
+
+def job_folder(*, _root_: DictConfig) -> str:
+    """The folder of a sweep's job within its sweep's, named by what varies and by what the job is."""
+    from vitlab import command
+
+    return str(command.ledger_entry(_root_.hydra, command.plain(_root_, command.UNSET_RUN_DIR))[1]["folder"])
 
 
 def native_size(source: str) -> int:
     """The side in pixels of a data set's images, by the last part of its `_target_`; 224 where it has no one size."""
     facts = FACTS.get(source.rsplit(".", 1)[-1])
     return facts.native_size if facts and facts.native_size else UNKNOWN_SIZE
-
-
-def mode(metric: str) -> str:
-    """Whether a score is better when it is smaller, `min`, or `max`."""
-    return "min" if "loss" in metric else "max"
 
 
 def patch_for(image_size: int | Sequence[int]) -> int:

@@ -19,7 +19,7 @@ LAST = "checkpoints/last.ckpt"
 
 # What may differ between two runs that train the same, bit for bit ...
 WITHOUT_EFFECT = (
-    r"run_dir|resume|name|logger|logger\..*|restarts|on_out_of_memory|data_dir",
+    r"run_dir|resume|sweep|retries|name|logger|logger\..*|restarts|on_out_of_memory|data_dir",
     r"data\.(num_workers|eval_batch_size|source\.data_dir|skipped_file|scan)",
     r"callbacks\.(last|progress|nonfinite|pruning)(\..*)?|callbacks\.best\.keep|callbacks\.\w+\.dirpath",
     r"trainer\.(enable_\w+|log_every_n_steps|profiler|num_sanity_val_steps)",
@@ -55,7 +55,7 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
         return []
     saved = yaml.safe_load((run_dir / runs.OVERRIDES).read_text()) if (run_dir / runs.OVERRIDES).is_file() else []
     parsed = OverridesParser.create().parse_overrides(saved)
-    kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume"}]
+    kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
     return [*kept, f"hydra.run.dir={quoted(run_dir)}"]
 
 

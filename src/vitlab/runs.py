@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -94,6 +94,7 @@ def unwritable(setting: str, run_dir: Path) -> str | None:
 
 LOCKS = {"job": ".job.lock", "rank0": ".rank0.lock"}  # who starts the ranks, and the rank that writes
 LINGERS = 20.0  # seconds that what a killed process left (its loading workers) may hold a lock
+GLANCE = 0.5  # seconds that somebody may hold it who only looks whether it is held
 
 
 @contextmanager
@@ -105,7 +106,7 @@ def held(run_dir: Path, role: str) -> Iterator[None]:
         if lock_is_left_behind(run_dir):
             lock.acquire(timeout=LINGERS)
         else:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=GLANCE)
     except Timeout:
         raise Occupied(f"{run_dir} is being trained in by {holder(read_results(run_dir))}") from None
     except (OSError, NotImplementedError) as error:
@@ -124,12 +125,12 @@ def lock_is_left_behind(run_dir: Path) -> bool:
     return results.get("host") == platform.node() and not lives(results.get("process"))
 
 
-def is_held(run_dir: Path) -> bool:
+def is_held(run_dir: Path, roles: Iterable[str] = LOCKS) -> bool:
     """Whether another process owns a run folder. Waits a moment for what a killed one has left behind."""
     deadline = time.monotonic() + LINGERS
     while True:
         try:
-            for role in LOCKS:
+            for role in roles:
                 if (run_dir / LOCKS[role]).exists():
                     with FileLock(run_dir / LOCKS[role], timeout=0):
                         pass
@@ -269,6 +270,7 @@ def record_crash(run_dir: Path, error: str, *, first: bool = False, **more: Any)
 def provenance(run_dir: Path) -> Node:
     """What a result depends on beside its configuration, and the command that gives it again."""
     overrides = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
+    overrides = [o for o in overrides if not o.startswith("sweep=")]  # a job alone is no sweep
     packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "numpy")
     return {
         "command": shlex.join(["python", sys.argv[0], *overrides]),

@@ -1,12 +1,12 @@
 """A search: Optuna suggests settings, Hydra's launcher trains them, and the study remembers all of it.
 
 SWEEP/study.db                   the study, unless `hydra.sweeper.storage` names another database
-SWEEP/NNNN/                      the run folder of suggestion NNNN, with the lock of the process that has it trained
+SWEEP/JOB/                       the run folder of a suggestion, a job of the sweep like any other (vitlab.ledger)
 SWEEP/optimization_results.yaml  the best trials, when nothing is left to do
 
     next trials: those that were cut off, those to be tried again, new suggestions
-      -> the launcher trains a batch of them, each a job like any other; a callback reports its scores (vitlab.pruning)
-      -> their results.json is told to the study
+      -> the launcher trains a batch of them; in each, a callback reports the scores (vitlab.pruning)
+      -> what their results.json says is told to the study
       -> ... until the study has `n_trials`
 
 The study and the run folders are all there is to know: a search that is killed goes on by the same command, and several
@@ -19,38 +19,31 @@ import math
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import yaml
 from filelock import FileLock, Timeout
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import runs
-from vitlab.resolvers import mode
-from vitlab.schema import Node, suggest
-from vitlab.space import NotASpace, Parameter, Space, read
+from vitlab import claiming, ledger, runs
+from vitlab.schema import Node
+from vitlab.search_checks import DIRECTIONS, objectives_of
+from vitlab.space import Parameter, Space, read
 
 if TYPE_CHECKING:  # it is imported when there is something to search
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-PLUGIN = "hydra_plugins.vitlab_sweepers.optuna_sweeper.OptunaSweeper"
-INSTALL = "pip install 'optuna>=4.4'"
-SCORES = ("val/acc", "val/acc5", "val/loss")  # measured at each validation: what a trial can be pruned by
-COSTS = ("parameters", "images_per_second", "seconds")
-DIRECTIONS = {"max": "maximize", "min": "minimize"}
-DATABASE, RESULTS, ASKING, CLAIM = "study.db", "optimization_results.yaml", ".search.lock", ".trial.lock"
-ORPHAN = 2.0  # seconds between two looks at a trial that goes on without the search that started it
+DATABASE, RESULTS, CLAIMS = "study.db", "optimization_results.yaml", ".claims"
 
 log = logging.getLogger(__name__)
 
@@ -58,100 +51,9 @@ Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]
 Compose = Callable[[Sequence[str]], DictConfig]
 
 
-# -------------------------------------------------------------------------------------------- before anything starts
-
-
-def problems(node: Node, lines: Sequence[str], config: Node, loader: ConfigLoader) -> tuple[Space, list[str]]:
-    """What is searched, and everything wrong with a sweeper's node, given the command line's other overrides.
-
-    `config` is the configuration with these overrides, which says what the objective is.
-    """
-    from vitlab import build, schema
-
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        return Space(), [f"hydra/sweeper=optuna needs Optuna, which is not installed: {INSTALL}"]
-    found = schema.node_problems("hydra.sweeper", node)
-    space = Space()
-    try:
-        space, _ = read(lines, node.get("params"), node.get("when"), loader)
-        if not space.parameters:
-            found.append("hydra/sweeper=optuna has nothing to search; add KEY=interval(A,B), or hydra.sweeper.params")
-    except NotASpace as error:
-        found += error.problems
-    if found:
-        return space, found
-    for key, least in (("n_trials", 1), ("n_jobs", 1), ("retries", 0), ("max_failures", 1)):
-        if node.get(key) is not None and node[key] < least:
-            found.append(f"hydra.sweeper.{key}={node[key]} must be at least {least}")
-    found += sampler_problems(node, space)
-    objectives = objectives_of(node, config)
-    found += objective_problems(node, objectives)
-    if (storage := node.get("storage")) is not None:
-        found += storage_problems(storage)
-    for part in ("sampler", "pruner"):
-        if node.get(part) and not found:
-            try:
-                build.make(node[part])
-            except Exception as error:  # they refuse in many ways
-                reason = str(error.__cause__ or error).splitlines()[0]
-                found.append(f"hydra.sweeper.{part}: {reason}")
-    return space, found
-
-
-def objectives_of(node: Node, config: Node) -> dict[str, str]:
-    """What is optimized, and whether to its `min` or its `max`."""
-    return dict(node.get("objectives") or {config["objective"]: mode(config["objective"])})
-
-
-def sampler_problems(node: Node, space: Space) -> Iterator[str]:
-    sampler = str((node.get("sampler") or {}).get("_target_", ""))
-    if sampler.endswith(("GridSampler", "BruteForceSampler")):
-        yield f"hydra.sweeper.sampler={sampler}: use hydra/sweeper=grid, which can be gone on with"
-    elif not sampler:
-        try:
-            space.combinations()
-        except NotASpace as error:
-            yield from error.problems
-    elif node.get("n_trials") is None:
-        yield "hydra.sweeper.n_trials is not set; only a grid has an end of its own"
-
-
-def objective_problems(node: Node, objectives: Mapping[str, str]) -> Iterator[str]:
-    for name, direction in objectives.items():
-        if name.startswith("test/"):
-            yield f"hydra.sweeper.objectives.{name}: what is chosen by the test split can't be tested on it; use val/"
-        elif name not in (*SCORES, *COSTS):
-            names = ", ".join((*SCORES, *COSTS))
-            yield f"hydra.sweeper.objectives.{name} is not measured{suggest(name, (*SCORES, *COSTS))} (of {names})"
-        if direction not in DIRECTIONS:
-            yield f"hydra.sweeper.objectives.{name}={direction} is no direction; use max or min"
-    if node.get("pruner") is not None:
-        remedy = "add hydra/sweeper/pruner=none"
-        if len(objectives) > 1:
-            yield f"hydra.sweeper.pruner: Optuna prunes by one objective, and there are {len(objectives)}; {remedy}"
-        elif next(iter(objectives)) in COSTS:
-            yield f"hydra.sweeper.pruner: {next(iter(objectives))} isn't known while a trial trains; {remedy}"
-
-
-def storage_problems(storage: str) -> Iterator[str]:
-    if "://" not in storage:
-        yield f"hydra.sweeper.storage={storage} is no URL; write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-    elif urlsplit(storage).password:
-        hidden = storage.replace(f":{urlsplit(storage).password}@", ":...@")
-        yield (
-            f"hydra.sweeper.storage={hidden} holds a password, which would stand in every run's folder; "
-            "leave it out, and put it into ~/.pgpass or the variable PGPASSWORD"
-        )
-
-
-# ------------------------------------------------------------------------------------------------------- the search
-
-
 @dataclass(frozen=True)
 class Plan:
-    """What is searched for, and where."""
+    """What is searched for, and where. `fixed`: the overrides that all trials have."""
 
     folder: Path
     name: str
@@ -160,19 +62,26 @@ class Plan:
     fixed: list[str]
     objectives: dict[str, str]
     settings: Node
+    retries: int
 
-    def trial_folder(self, number: int) -> str:
-        return f"{number:04d}"
+    @property
+    def place(self) -> list[str]:
+        """Where the run folders lie: machines may share a study and no file system."""
+        return [platform.node(), str(self.folder)]
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A trial that this process has trained: its Optuna number, its suggestion's, and its overrides."""
+    """A trial that this process has trained: as the study knows it, the number of its suggestion, and its job.
+
+    `problem`: why the job's configuration can't even be composed.
+    """
 
     trial: "FrozenTrial"
     number: int
-    lines: list[str]
+    job: list[str]
     folder: Path
+    problem: str | None = None
 
 
 def search(
@@ -189,6 +98,12 @@ def search(
 
     plan = planned(settings, cfg, arguments, loader)
     plan.folder.mkdir(parents=True, exist_ok=True)
+    ledger.begin(
+        plan.folder,
+        command=shlex.join(["python", *sys.argv]),
+        varies=dict.fromkeys(parameter.key for parameter in plan.space.parameters),
+        objectives=plan.objectives,  # type: ignore[arg-type]
+    )
     sampler = study.reseeded(settings["sampler"], build.make) if settings["sampler"] else None
     pruner = build.make(settings["pruner"]) if settings["pruner"] else None
     directions = [DIRECTIONS[direction] for direction in plan.objectives.values()]
@@ -200,26 +115,33 @@ def search(
             wanted = len(combinations) if wanted is None else min(wanted, len(combinations))
             with asking(plan):
                 study.queue(opened, combinations[:wanted])
-        for batch in itertools.count():
+        log.info("%s: %d of %d trials are done", plan.folder, done(opened), wanted)
+        for _ in itertools.count():
+            claiming.leave_if_cancelled(plan.folder)
             with ExitStack() as claims:
-                taken, waited_for = take(opened, plan, wanted, claims)
-                if taken:
-                    tell_batch(opened, plan, taken, train(plan, taken, launch, compose))
-                elif waited_for:
-                    if batch == 0:
-                        log.info("%d trials still go on by themselves; waiting for them", waited_for)
-                    time.sleep(ORPHAN)
-                else:
+                taken = take(opened, plan, wanted, compose, claims)
+                if not taken:
                     break
-            if len(failed := failures(opened)) >= settings["max_failures"]:
-                log.error("%d trials failed: the search gives up (hydra.sweeper.max_failures)", len(failed))
+                for one, error in zip(taken, train(taken, launch), strict=True):
+                    tell(opened, plan, one.trial, one.folder, error or RuntimeError("it ended without results"))
+            if len(failures(opened)) >= settings["max_failures"]:
+                log.error("%d trials failed: the search gives up", settings["max_failures"])
                 break
         results = summary(opened, plan)
         failed = failures(opened)
     if failed:
-        log.error("failed for good: %s", ", ".join(plan.trial_folder(number) for number in failed))
+        log.error("failed for good: %d of %d trials", len(failed), wanted)
         sys.exit(1)
     return results
+
+
+def callbacks_of(hydra: DictConfig) -> Node:
+    """The callbacks that a search adds to those of its trials, by name."""
+    trial = OmegaConf.select(hydra, "sweeper.trial")
+    return {"pruning": OmegaConf.to_container(trial)} if trial else {}
+
+
+# --------------------------------------------------------------------------------------------------------- the plan
 
 
 def planned(settings: Node, cfg: DictConfig, arguments: Sequence[str], loader: ConfigLoader) -> Plan:
@@ -234,6 +156,7 @@ def planned(settings: Node, cfg: DictConfig, arguments: Sequence[str], loader: C
         fixed=fixed,
         objectives=objectives_of(settings, {"objective": cfg.objective}),
         settings=settings,
+        retries=cfg.retries,
     )
 
 
@@ -248,13 +171,12 @@ def spelt(parameter: Parameter, cfg: DictConfig, loader: ConfigLoader) -> Parame
 
 
 def compared(plan: Plan, compose: Compose, loader: ConfigLoader) -> Node:
-    """What all trials of a study have in common, by dotted paths: settings that are searched are left out."""
+    """What all trials of a study have in common, by dotted paths: what is searched is left out."""
     from vitlab import command, resume
 
-    lines = [*plan.fixed, *next(plan.space.corners())]
-    config = command.plain(compose(lines), command.UNSET_RUN_DIR)
+    config = command.plain(compose([*plan.fixed, *next(plan.space.corners())]), command.UNSET_RUN_DIR)
     assert isinstance(config, dict)
-    searched = {p.key.replace("/", ".") for p in plan.space.parameters}
+    searched = {p.key for p in plan.space.parameters}
     groups = {p.key.partition("/")[0] for p in plan.space.parameters if loader.get_group_options(p.key)}
     return {
         path: value
@@ -267,109 +189,101 @@ def remember(study: "Study", plan: Plan, common: Node) -> None:
     """Writes down what a study is of; refuses, with status 2, one that is of something else."""
     from vitlab import resume
 
-    now = {"objectives": plan.objectives, "settings": common}
+    choices = {p.name: list(p.values) for p in plan.space.parameters if p.values}
+    now = {"objectives": plan.objectives, "settings": common, "choices": choices}
     before = study.user_attrs.get("vitlab")
     if before is None:
         study.set_user_attr("vitlab", now)
         return
-    found = resume.changes(before["settings"], now["settings"])
+    found = resume.changes(before["settings"], common)
+    for name, values in choices.items():
+        if before["choices"].get(name, values) != values:
+            found.append(f"{name}: choice of {before['choices'][name]} -> {values} (which Optuna can't go on with)")
     if list(before["objectives"].items()) != list(plan.objectives.items()):
-        found.insert(0, f"objectives: {before['objectives']} -> {plan.objectives}")
+        found.append(f"objectives: {before['objectives']} -> {plan.objectives}")
     if found:
         lines = "".join(f"\n  - {line}" for line in found)
         log.error(
-            "the study %s in %s is of other trials; name another hydra.sweep.dir:%s", plan.name, plan.folder, lines
+            "the study %s is of other trials; give this search a name of its own, sweep=NAME:%s", plan.name, lines
         )
         sys.exit(2)
+
+
+# ------------------------------------------------------------------------------------------------------- the trials
 
 
 @contextmanager
 def asking(plan: Plan) -> Iterator[None]:
     """One process at a time looks for what is to be done: it would be taken twice."""
-    with FileLock(plan.folder / ASKING):
+    (plan.folder / CLAIMS).mkdir(exist_ok=True)
+    with FileLock(plan.folder / CLAIMS / "asking"):
         yield
 
 
-def take(study: "Study", plan: Plan, wanted: int, claims: ExitStack) -> tuple[list[Taken], int]:
-    """The next trials, claimed until `claims` is closed; and how many go on without the search that started them.
-
-    What has ended without having been told to the study is told now.
-    """
+def take(study: "Study", plan: Plan, wanted: int, compose: Compose, claims: ExitStack) -> list[Taken]:
+    """The next trials, each claimed until `claims` is closed. What ended without having been told is told now."""
     from optuna.trial import TrialState
 
     from vitlab import study as studies
 
-    taken, orphans = list[Taken](), 0
+    taken = list[Taken]()
+
+    def add(trial: "FrozenTrial") -> None:
+        taken.append(job(study, plan, trial, compose))
+        studies.note(study, trial, studies.FOLDER, taken[-1].folder.name)
+
     with asking(plan):
         for number, trial in studies.suggestions(study).items():
-            if trial.state != TrialState.RUNNING or len(taken) == plan.settings["n_jobs"] or elsewhere(trial, plan):
+            if len(taken) == plan.settings["n_jobs"]:
+                break
+            if trial.state != TrialState.RUNNING or trial.user_attrs.get(studies.PLACE, plan.place) != plan.place:
                 continue
-            claim = FileLock(plan.folder / plan.trial_folder(number) / CLAIM)
+            claim = FileLock(plan.folder / CLAIMS / f"{number:04d}")
             try:
                 claim.acquire(timeout=0)
             except Timeout:
                 continue  # another process has it trained
-            folder = plan.folder / plan.trial_folder(number)
-            if runs.is_held(folder):
-                orphans += 1
-            elif tell(study, plan, trial, None):
-                pass
-            else:
-                claims.callback(claim.release)
-                taken.append(Taken(trial, number, studies.suggested(study, trial, plan.space), folder))
-                log.info("trial %04d was cut off, and is taken up again", number)
+            folder = plan.folder / trial.user_attrs.get(studies.FOLDER, CLAIMS)
+            if not ledger.is_run(folder) and tell(study, plan, trial, folder, None):
+                claim.release()
                 continue
-            claim.release()
+            claims.callback(claim.release)
+            add(trial)
+            log.info("trial %d was cut off, and is taken up again", number)
         while len(taken) < plan.settings["n_jobs"] and studies.to_be_tried(study, wanted):
             asked = study.ask()
-            trial = study._storage.get_trial(asked._trial_id)
-            number = studies.first(trial)
-            folder = plan.folder / plan.trial_folder(number)
-            folder.mkdir(exist_ok=True)
-            claim = FileLock(folder / CLAIM)
-            claims.enter_context(claim)
-            asked.set_user_attr(studies.PLACE, place(plan))
-            taken.append(Taken(trial, number, studies.suggested(study, trial, plan.space), folder))
-    return taken, orphans
+            trial = study.get_trials(deepcopy=False)[asked.number]
+            claims.enter_context(FileLock(plan.folder / CLAIMS / f"{studies.first(trial):04d}"))
+            studies.note(study, trial, studies.PLACE, plan.place)
+            add(trial)
+    return taken
 
 
-def place(plan: Plan) -> list[str]:
-    """Where a trial's folder lies: machines may share a study and no file system."""
-    return [platform.node(), str(plan.folder)]
-
-
-def elsewhere(trial: "FrozenTrial", plan: Plan) -> bool:
-    """Whether a trial is trained on a machine whose files can't be seen from here."""
+def job(study: "Study", plan: Plan, trial: "FrozenTrial", compose: Compose) -> Taken:
+    """A trial's job: its overrides, and its folder among those of the sweep."""
+    from vitlab import command
     from vitlab import study as studies
 
-    where = trial.user_attrs.get(studies.PLACE, place(plan))
-    there = (plan.folder / plan.trial_folder(studies.first(trial))).is_dir()
-    return where != place(plan) and not there
-
-
-def job(plan: Plan, taken: Taken) -> list[str]:
-    """The overrides of a trial's job."""
-    begun = any((taken.folder / "checkpoints").glob("*.ckpt"))
-    lines = [*plan.fixed, *taken.lines, f"hydra.sweep.subdir={plan.trial_folder(taken.number)}"]
-    if begun:
-        lines = [*(line for line in lines if not line.startswith("resume=")), "resume=auto"]
+    number = studies.first(trial)
+    lines = [*plan.fixed, *studies.suggested(study, trial, plan.space)]
     if plan.settings["pruner"]:
         callback = {
             "_target_": "vitlab.pruning.Pruning",
             "storage": plan.storage,
             "study": plan.name,
-            "trial": taken.trial.number,
+            "trial": trial.number,
             "monitor": next(iter(plan.objectives)),
             "pruner": plan.settings["pruner"],
         }
         lines.append(f"hydra.sweeper.trial={grammatical(callback)}")
-    return lines
-
-
-def callbacks_of(hydra: DictConfig) -> Node:
-    """The callbacks that a search adds to its trials' own, by name."""
-    trial = OmegaConf.select(hydra, "sweeper.trial")
-    return {"pruning": OmegaConf.to_container(trial)} if trial else {}
+    try:
+        config = compose(lines)
+        HydraConfig.instance().set_config(config)
+        name, entry = command.ledger_entry(config.hydra, command.plain(config, command.UNSET_RUN_DIR))
+    except (HydraException, OmegaConfBaseException) as error:
+        return Taken(trial, number, lines, plan.folder / CLAIMS, problem=str(error))
+    ledger.enter(plan.folder, {name: entry})
+    return Taken(trial, number, lines, plan.folder / entry["folder"])
 
 
 def grammatical(value: Any) -> str:
@@ -383,69 +297,49 @@ def grammatical(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-# --------------------------------------------------------------------------------------------------- what came of it
-
-
-def train(plan: Plan, taken: Sequence[Taken], launch: Launch, compose: Compose) -> list[JobReturn]:
-    """Has a batch trained: all whose configurations can be composed; a launcher would give up at the first that can't."""
-    jobs, returned = [job(plan, one) for one in taken], dict[int, JobReturn]()
-    for index, lines in enumerate(jobs):
-        try:
-            compose(lines)
-        except (HydraException, OmegaConfBaseException) as error:
-            returned[index] = JobReturn(status=JobStatus.FAILED, _return_value=ValueError(str(error)))
-    good = [index for index in range(len(jobs)) if index not in returned]
+def train(taken: Sequence[Taken], launch: Launch) -> list[BaseException | None]:
+    """Has a batch trained, and returns each one's error. A launcher would give up at the first that can't be composed."""
+    errors: dict[int, BaseException | None] = {
+        index: ValueError(one.problem) for index, one in enumerate(taken) if one.problem
+    }
+    good = [index for index in range(len(taken)) if index not in errors]
     if good:
-        results = launch([jobs[index] for index in good], min(taken[index].number for index in good))
-        returned |= dict(zip(good, results, strict=True))
-    return [returned[index] for index in range(len(jobs))]
+        returned = launch([taken[index].job for index in good], min(taken[index].number for index in good))
+        for index, result in zip(good, returned, strict=True):
+            errors[index] = result._return_value if result.status == JobStatus.FAILED else None
+    return [errors[index] for index in range(len(taken))]
 
 
-def tell_batch(study: "Study", plan: Plan, taken: Sequence[Taken], returned: Sequence[JobReturn]) -> None:
-    """Tells the study what a batch came to."""
-    for one, result in zip(taken, returned, strict=True):
-        error = None
-        if result.status == JobStatus.FAILED:
-            error = result._return_value
-        if not tell(study, plan, one.trial, error or RuntimeError("it ended without results")):
-            raise AssertionError("a trial that was trained has an end")
-
-
-def tell(study: "Study", plan: Plan, trial: "FrozenTrial", error: BaseException | None) -> bool:
-    """Tells the study how a trial ended, as its folder says, or `error`; whether it has ended."""
+def tell(study: "Study", plan: Plan, trial: "FrozenTrial", folder: Path, error: BaseException | None) -> bool:
+    """Tells the study how a trial ended, as its folder says, else `error`. Whether it has ended: not so without either."""
     from optuna.trial import TrialState
 
     from vitlab import study as studies
 
-    number = studies.first(trial)
-    results = runs.read_results(plan.folder / plan.trial_folder(number))
+    results, number = runs.read_results(folder), studies.first(trial)
     status = results.get("status")
-    shown = " ".join(f"{name}={results[name]:.6g}" for name in plan.objectives if name in results)
+    values = [float(results.get(name, math.nan)) for name in plan.objectives]
+    shown = "   ".join(f"{name} {value:.6g}" for name, value in zip(plan.objectives, values, strict=True))
     if status == "pruned":
         study.tell(trial.number, state=TrialState.PRUNED)
-        log.info("trial %04d pruned after %s epochs: %s", number, results.get("epochs"), shown)
+        log.info("trial %d: pruned after %s epochs   %s   %s", number, results.get("epochs"), shown, folder.name)
         return True
-    if status == "finished" and isinstance(error, ValueError):
-        error = None  # it was refused to be trained again
-    if status == "finished":
-        values = [float(results.get(name, math.nan)) for name in plan.objectives]
-        if not any(map(math.isnan, values)):
-            study.tell(trial.number, values)
-            log.info("trial %04d: %s   (%d of the study)", number, shown, done(study))
-            return True
-        missing = [name for name, value in zip(plan.objectives, values, strict=True) if math.isnan(value)]
-        reason = f"its results have no number for {', '.join(missing)}"
-    elif status == "crashed":
-        reason = results.get("error") or str(error)
-    elif error is None:
+    if status == "finished" and not any(map(math.isnan, values)):
+        study.tell(trial.number, values)
+        log.info("trial %d: %s   %s", number, shown, folder.name)
+        return True
+    if status not in ("finished", "crashed") and error is None:
         return False
-    else:
-        reason = str(error)
-    # what was refused before it began would be again
-    retries = 0 if isinstance(error, ValueError) and status != "crashed" else plan.settings["retries"]
-    again = studies.fail(study, trial, reason, retries=retries)
-    log.error("trial %04d failed%s: %s", number, ", and will be tried again" if again else "", reason)
+    reason = f"its results have no number for each objective: {shown}" if status == "finished" else str(error)
+    if status == "crashed":
+        reason = results.get("error", reason)
+    began = status == "crashed"  # what was refused before would be refused again
+    again = studies.fail(study, trial, reason, retries=plan.retries if began else 0)
+    log.error("trial %d failed%s: %s", number, ", and will be tried again" if again else "", reason)
     return True
+
+
+# ---------------------------------------------------------------------------------------------------- what came of it
 
 
 def done(study: "Study") -> int:
@@ -471,37 +365,41 @@ def summary(study: "Study", plan: Plan) -> dict[str, Any]:
     from vitlab import study as studies
 
     newest = studies.suggestions(study).values()
-    counts = {state.name.lower(): sum(t.state == state for t in newest) for state in TrialState}
-    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    counts = {state.name.lower(): n for state in TrialState if (n := sum(t.state == state for t in newest))}
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
     log.info("%s: %d trials (%s)", plan.folder, len(newest), told)
-    best = study.best_trials if counts["complete"] else []
-    rows = [solution(trial, plan) for trial in best]
+    if left := counts.get("running", 0) + counts.get("waiting", 0):
+        log.info("%d are trained by other processes; the same command tells the best of all when they have ended", left)
+    rows = [solution(trial, plan) for trial in (study.best_trials if counts.get("complete") else [])]
     if len(plan.objectives) > 1:
-        log.info("no other trial is better in all of %s than one of these %d:", ", ".join(plan.objectives), len(rows))
+        log.info("no trial is better than one of these %d in all of %s:", len(rows), ", ".join(plan.objectives))
     for row in rows:
         values = "   ".join(f"{name} {value:.6g}" for name, value in row["values"].items())
-        log.info("best: trial %s   %s   %s", row["folder"], values, " ".join(row["overrides"]))
-        log.info("  train it again: %s", row["command"])
-    name, objectives = "optuna", plan.objectives
-    results: dict[str, Any] = {"name": name, "objectives": objectives, "trials": counts}
-    if len(objectives) == 1 and rows:
+        log.info("best: trial %d   %s   %s", row["trial"], values, row["folder"])
+        log.info("  again: %s", row["command"])
+    results: dict[str, Any] = {"name": "optuna", "objectives": plan.objectives, "trials": counts}
+    if len(plan.objectives) == 1 and rows:
         results |= {"best_params": rows[0]["params"], "best_value": next(iter(rows[0]["values"].values()))}
-    results |= {"solutions": rows}
+    results["solutions"] = rows
     runs.replace(plan.folder / RESULTS, yaml.safe_dump(results, sort_keys=False))
     return results
 
 
 def solution(trial: "FrozenTrial", plan: Plan) -> dict[str, Any]:
-    """A trial that is as good as any: values, parameters, folder, and how it is trained again."""
+    """A trial that no other is better than: values, parameters, folder, and the command that trains it again."""
     from vitlab import study as studies
 
-    lines = plan.space.overrides(lambda parameter: trial.params[parameter.name])
-    script = sys.argv[0]
+    params: dict[str, Any] = {}
+
+    def trained(parameter: Parameter) -> Any:
+        params[parameter.key] = parameter.trained(trial.params[parameter.name])
+        return params[parameter.key]
+
+    lines = plan.space.overrides(trained)
     return {
         "trial": studies.first(trial),
-        "folder": plan.trial_folder(studies.first(trial)),
+        "folder": trial.user_attrs.get(studies.FOLDER),
         "values": dict(zip(plan.objectives, trial.values, strict=True)),
-        "params": {p.key: trial.params[p.name] for p in plan.space.parameters if p.name in trial.params},
-        "overrides": lines,
-        "command": shlex.join(["python", script, *plan.fixed, *lines]),
+        "params": params,
+        "command": shlex.join(["python", sys.argv[0], *(f for f in plan.fixed if not f.startswith("sweep=")), *lines]),
     }

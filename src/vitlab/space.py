@@ -3,7 +3,7 @@
     hydra:
       sweeper:
         params:
-          optimizer.lr: tag(log, interval(1e-4, 1e-2))     any number between, evenly on a logarithmic scale
+          optimizer.lr: tag(log, interval(1e-4, 1e-2))     any number between (of four digits), on a logarithmic scale
           model.depth: int(interval(2, 6))                 a whole number, both ends included
           model.dim: range(32, 129, 32)                    32, 64, 96, 128
           schedule: choice(warmup_cosine, reciprocal_sqrt)
@@ -58,8 +58,15 @@ class Parameter:
     log: bool = False
     when: tuple[Condition, ...] = ()
 
+    def trained(self, value: Any) -> Any:
+        """A suggested value as it is trained with: of a number that may be any, four digits."""
+        if self.values or self.step is not None or value in (self.low, self.high):
+            return value
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
+
     def spelt(self, value: Any) -> str:
         """The override that gives the setting a value."""
+        value = self.trained(value)
         return f"{self.written}={value!r}" if isinstance(value, float) else f"{self.written}={value}"
 
     @property

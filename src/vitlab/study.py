@@ -1,8 +1,7 @@
 """Optuna's side of a search: the stored study, what its trials are asked and told, and how they are counted.
 
-A trial is a set of parameters with a folder. One that fails is told to Optuna as failed, and what tries it again is a
-new trial of Optuna's with the same parameters, which knows the first one's number as `retry_of`. So `n_trials` counts
-suggestions, and a suggestion's folder has the number of its first trial.
+A suggestion that fails is told to Optuna as failed, and what tries it again is a new trial of Optuna's with the same
+parameters, which knows the first one's number as `retry_of`. `n_trials` counts suggestions.
 
 Imports Optuna: only what has begun to search imports this.
 """
@@ -27,7 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from vitlab.space import Parameter, Space
 
 BUSY = 60.0  # seconds to wait for a SQLite file that another process writes to
-RETRY_OF, ATTEMPT, PLACE, REASON = "retry_of", "attempt", "place", "reason"  # what a trial is remembered with
+RETRY_OF, ATTEMPT, PLACE, FOLDER, REASON = "retry_of", "attempt", "place", "folder", "reason"  # of a trial
 
 log = logging.getLogger(__name__)
 
@@ -170,9 +169,14 @@ def queue(study: Study, combinations: Sequence[Mapping[str, Any]]) -> None:
             study.enqueue_trial(dict(combination))
 
 
+def note(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Remembers something of a trial."""
+    study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
 def fail(study: Study, trial: FrozenTrial, reason: str, *, retries: int) -> bool:
     """Tells that a trial failed; whether it will be tried again."""
-    study._storage.set_trial_user_attr(trial._trial_id, REASON, reason[:2000])
+    note(study, trial, REASON, reason[:2000])
     study.tell(trial.number, state=TrialState.FAIL)
     attempt = int(trial.user_attrs.get(ATTEMPT, 0))
     if attempt >= retries:

@@ -28,7 +28,6 @@ class OptunaSweeper(Sweeper):
         when: What is searched only where other parameters have a value.
         sampler: One of Optuna's samplers; None: every combination, a grid.
         pruner: One of Optuna's pruners; None: every trial is trained to its end.
-        retries: How often a trial that failed is tried again.
         max_failures: Trials that failed for good, after which the search gives up.
         trial: What a trial's job is told; the search sets it.
     """
@@ -45,7 +44,6 @@ class OptunaSweeper(Sweeper):
         when: dict[str, Any] | None = None,
         sampler: Node | None = None,
         pruner: Node | None = None,
-        retries: int = 1,
         max_failures: int = 10,
         trial: Node | None = None,
     ) -> None:
@@ -57,9 +55,8 @@ class OptunaSweeper(Sweeper):
             "objectives": objectives,
             "params": params,
             "when": when,
-            "sampler": sampler,
-            "pruner": pruner,
-            "retries": retries,
+            "sampler": sampler or None,
+            "pruner": pruner or None,
             "max_failures": max_failures,
         }
         self.hydra_context: HydraContext | None = None
@@ -75,7 +72,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Searches, goes on with a search, or takes part in one. `arguments` are the command line's overrides."""
-        from vitlab import search
+        from vitlab import search, stopping
 
         assert self.config is not None
         assert self.launcher is not None
@@ -86,4 +83,5 @@ class OptunaSweeper(Sweeper):
             assert self.launcher is not None
             return self.launcher.launch(jobs, initial_job_idx=number)
 
-        return search.search(self.settings, self.config, arguments, loader, launch)
+        with stopping.heard(lambda outcome: None):
+            return search.search(self.settings, self.config, arguments, loader, launch)

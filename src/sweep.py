@@ -1,0 +1,78 @@
+"""Looks after a sweep that `python src/train.py -m ...` started, from any terminal.
+
+    python src/sweep.py status sweep=digits-lr-seed-3fa29c1b     its jobs, what became of each, and their scores
+    python src/sweep.py report sweep=digits-lr-seed-3fa29c1b     SWEEP/report/: a page and a table
+    python src/sweep.py cancel sweep=digits-lr-seed-3fa29c1b     its jobs save and end, and no other starts
+
+`sweep` is a name below runs/sweeps, or a folder.
+"""
+
+import sys
+from collections import Counter
+from typing import Literal, get_args
+
+from vitlab.command import command
+from vitlab.ledger import Job, Sweep
+from vitlab.schema import Node
+
+Action = Literal["status", "report", "cancel"]
+LONGEST_ERROR = 80  # characters; results.json has all of it
+
+
+@command("sweep")
+def main(*, action: Action, sweep: str) -> Node:
+    from vitlab import ledger
+
+    found = ledger.read_sweep(ledger.find_sweep(sweep))
+    if action == "status":
+        print(table(found))
+    elif action == "report":
+        from vitlab.report import write_report
+
+        print(write_report(found, found.folder / "report"))
+    else:
+        running = ledger.cancel(found)
+        print(f"{found.name} is cancelled: {running} running job{'s' * (running != 1)} will save and end, none starts;")
+        print(f"remove {found.folder / ledger.CANCELLED} to go on with it, by: {found.command}")
+    return {}
+
+
+def table(sweep: Sweep) -> str:
+    """The sweep's jobs in lines, their states counted first, the best score of each objective last."""
+    counts = Counter(job.status for job in sweep.jobs)
+    count = f"{len(sweep.jobs)} job{'s' * (len(sweep.jobs) != 1)}"
+    told = [f"{sweep.name}: {', '.join([count, *(f'{number} {status}' for status, number in counts.items())])}"]
+    keys = list(dict.fromkeys(key for job in sweep.jobs for key in job.choices))
+    rows = [["status", *keys, *sweep.objectives, "starts", "seconds", "error"]]
+    rows += [cells(job, keys, list(sweep.objectives)) for job in sweep.jobs]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    told += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for objective, direction in sweep.objectives.items():
+        scored = [job for job in sweep.jobs if job.status == "finished" and objective in job.results]
+        if scored:
+            best = (max if direction == "max" else min)(scored, key=lambda job: float(job.results[objective]))
+            told.append(f"best {objective}={best.results[objective]:.6g}: {best.folder}")
+    return "\n".join(told)
+
+
+def cells(job: Job, keys: list[str], objectives: list[str]) -> list[str]:
+    """A job's line of the table."""
+    scores = [
+        f"{job.results[name]:.6g}" if isinstance(job.results.get(name), int | float) else "" for name in objectives
+    ]
+    error = str(job.results.get("error", "")) if job.status == "crashed" else ""
+    line = " ".join(error.split())
+    shortened = line if len(line) <= LONGEST_ERROR else f"{line[: LONGEST_ERROR - 3]}..."
+    seconds = job.results.get("seconds")
+    chosen = [job.choices.get(key, "") for key in keys]
+    return [job.status, *chosen, *scores, str(job.attempts), "" if seconds is None else f"{seconds:.0f}", shortened]
+
+
+def spelt_out(arguments: list[str]) -> list[str]:
+    """`status` as `action=status`: the one word that stands by itself."""
+    return [f"action={word}" if word in get_args(Action) else word for word in arguments]
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = spelt_out(sys.argv[1:])
+    main()

@@ -1,0 +1,123 @@
+"""Which jobs of a sweep are the same, and what a job and a sweep are called.
+
+A job is identified by what decides its result: its resolved configuration without paths, logging and devices, hashed.
+What its sweep varies always counts, so that `-m trainer.devices=1,2` is two jobs. Names are made of what varies, and
+hold no `=` nor `,`: Hydra's command line would read these as its own.
+
+    runs/sweeps/digits-lr-seed-3fa29c1b/lr_0.001-seed_0-5be09d1c7a42
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from vitlab.schema import Node
+
+LONGEST = 120  # characters of a name that are made of choices
+NOT_A_CHOICE = ("sweep", "retries", "resume", "run_dir")
+
+
+def counts(path: str) -> bool:
+    """Whether a setting decides a job's result: a number's kind does, the devices it is computed on don't."""
+    from vitlab import resume
+
+    ignored = "|".join((*resume.WITHOUT_EFFECT, *resume.UP_TO_ROUNDING))
+    return path == "trainer.precision" or not re.fullmatch(ignored, path)
+
+
+def job_id(config: Node, choices: Mapping[str, str]) -> str:
+    """12 hexadecimal digits: equal for configurations that train the same.
+
+    `choices` (what the sweep varies) count where the configuration alone may not tell them apart.
+    """
+    from vitlab import resume
+
+    values = resume.flat(config)
+    decisive: Node = {path: plain_number(value) for path, value in values.items() if counts(path)}
+    for key, value in choices.items():
+        group = key.partition("/")[0]
+        within = [path for path in values if path == group or path.startswith(f"{group}.")]
+        if not within or not all(map(counts, within)):
+            decisive[f"choice of {key}"] = value
+    return digest(decisive, 12)
+
+
+def plain_number(value: Any) -> Any:
+    """1 and 1.0 are the same setting."""
+    if isinstance(value, list):
+        return [plain_number(item) for item in value]
+    return float(value) if type(value) is int else value
+
+
+def digest(value: Any, digits: int) -> str:
+    """A hash of plain data, in hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=digits // 2).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------ from the command line
+
+
+def parsed(overrides: Iterable[str]) -> list[Override]:
+    """Overrides as Hydra reads them."""
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def varying(overrides: Iterable[str], params: Mapping[str, Any] | None = None) -> list[str]:
+    """The keys that a sweep varies: on its command line, or in its sweeper's `params` or search space."""
+    on_line = [o.key_or_group for o in parsed(overrides) if o.is_sweep_override()]
+    return list(dict.fromkeys([*(params or {}), *on_line]))
+
+
+def settings(overrides: Iterable[str]) -> dict[str, str]:
+    """What overrides set, by key, but for what a sweep varies and what is no part of a job."""
+    return {
+        o.key_or_group: "~" if o.is_delete() else o.get_value_element_as_str()
+        for o in parsed(overrides)
+        if not o.is_sweep_override() and o.key_or_group not in NOT_A_CHOICE
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+def job_name(chosen: Mapping[str, str], identity: str) -> str:
+    """The name of a job's folder: `lr_0.001-seed_0-5be09d1c7a42`."""
+    short = short_keys(chosen)
+    parts = [safe(f"{short[key]}_{value}") for key, value in chosen.items()]
+    return "-".join([*([name] if (name := "-".join(parts)[:LONGEST].strip("-_.")) else []), identity])
+
+
+def sweep_name(subject: str, overrides: Iterable[str], varies: Iterable[str], sweeper: str) -> str:
+    """A sweep's name where it was given none: the same for the same command, also where values are added to a key.
+
+    It is made of the keys that vary and of what is fixed, in any order: `digits-lr-seed-3fa29c1b`.
+    """
+    keys = sorted(varies)
+    fixed = {k: v for k, v in settings(overrides).items() if counts(k) and not k.startswith(("hydra.", "hydra/"))}
+    name = "-".join(safe(part) for part in [subject, *short_keys(keys).values()])[:LONGEST].strip("-_.")
+    return f"{name}-{digest({'fixed': fixed, 'varies': keys, 'sweeper': sweeper}, 8)}"
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """The last part of each key, or all of it where two have the same."""
+    last = {key: re.split(r"[./@]", key)[-1] for key in keys}
+    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+
+
+def safe(text: str) -> str:
+    """Without what a shell, a file system or Hydra's command line gives a meaning of its own."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "_", text).strip("_.") or "_"
+
+
+def subject(config: Node) -> str:
+    """What a configuration is about, for a name: its data set."""
+    source = (config.get("data") or {}).get("source") or {}
+    data = str(source.get("_target_", "sweep")).rsplit(".", 1)[-1]
+    return Path(str(source.get("data_dir"))).name if data == "image_folder" else data

@@ -1,0 +1,257 @@
+"""The ledger of a sweep: which jobs there are, what became of each, and who does what is left.
+
+SWEEP/sweep.json       the command, what varies, the objectives, and the jobs that are planned or were begun
+SWEEP/cancelled        there once the sweep was cancelled: nothing more of it starts
+SWEEP/JOB/job.json     how often the job was started, and which of these starts failed
+SWEEP/JOB/...          its run folder (vitlab.runs): results.json says how it ended, a lock that it is being run
+
+A job's state isn't kept a second time: it is read from its run folder. So a kill at any moment leaves no lie behind,
+and several processes, also on several machines, agree on it by the file system's locks.
+"""
+
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from filelock import FileLock, Timeout
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from vitlab import identity, resolvers, runs
+from vitlab.schema import Node, suggest
+
+SWEEPS = Path("runs") / "sweeps"
+SWEEP, JOB, CANCELLED, LOCK = "sweep.json", "job.json", "cancelled", ".sweep.lock"
+
+Status = Literal["waiting", "running", "finished", "pruned", "preempted", "interrupted", "crashed", "cancelled"]
+Direction = Literal["min", "max"]
+DONE: tuple[Status, ...] = ("finished", "pruned")  # nothing is left to do
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as its folder tells: `choices` are what it has of what its sweep varies."""
+
+    id: str
+    folder: Path
+    choices: dict[str, str]
+    status: Status
+    attempts: int
+    results: Node
+    config: Node
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.choices.items()) or self.id
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All jobs of a sweep in the order of its plan; the first of its objectives is the main one."""
+
+    folder: Path
+    name: str
+    command: str
+    objectives: dict[str, Direction]
+    jobs: list[Job]
+
+
+class NoSweep(ValueError):
+    """A folder is no sweep's."""
+
+
+# -------------------------------------------------------------------------------------------------------- to be read
+
+
+def find_sweep(sweep: str | Path) -> Path:
+    """The folder of a sweep that is given by its name or its folder. Raises `NoSweep`."""
+    for folder in (Path(sweep), SWEEPS / sweep):
+        if (folder / SWEEP).is_file():
+            return folder.absolute()
+    names = sorted(file.parent.name for file in SWEEPS.glob(f"*/{SWEEP}"))
+    there = suggest(str(sweep), names) or (f"; there are {', '.join(names)}" if names else "")
+    raise NoSweep(f"sweep={sweep} is no sweep: neither it nor {SWEEPS / sweep} has a {SWEEP}{there}")
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """A sweep as it stands. Raises `NoSweep`."""
+    folder = find_sweep(folder)
+    head = read_json(folder / SWEEP)
+    entries: dict[str, Node] = head.get("jobs", {})
+    varies = varying_keys(head)
+    return Sweep(
+        folder=folder,
+        name=folder.name,
+        command=head.get("command", ""),
+        objectives=head.get("objectives", {}),
+        jobs=[read_job(folder / entry["folder"], name, entry, varies) for name, entry in entries.items()],
+    )
+
+
+def varying_keys(head: Node) -> list[str]:
+    """What a sweep was told to vary, and what differs between commands that share its name."""
+    settings = [entry["settings"] for entry in head.get("jobs", {}).values()]
+    keys = dict.fromkeys(key for values in settings for key in values)
+    differ = [key for key in keys if len({values.get(key) for values in settings}) > 1]
+    return list(dict.fromkeys([*head.get("varies", []), *differ]))
+
+
+def read_job(folder: Path, name: str, entry: Node, varies: list[str]) -> Job:
+    """A job from its folder, which may not be there yet."""
+    config: Node = {}
+    with suppress(OSError, AssertionError, yaml.YAMLError):
+        config = runs.read_config(folder)
+    return Job(
+        id=name,
+        folder=folder,
+        choices={key: entry["settings"][key] for key in varies if key in entry["settings"]},
+        status=job_status(folder),
+        attempts=len(read_json(folder / JOB).get("attempts", [])),
+        results=runs.read_results(folder),
+        config=config,
+    )
+
+
+def job_status(folder: Path, *, held: bool = False) -> Status:
+    """What a job's folder says of it; `held`: by the one who asks. One that was killed was interrupted."""
+    if not held and is_run(folder):
+        return "running"
+    status: Status = runs.read_results(folder).get("status", "waiting")
+    begun = status == "running" or (status == "waiting" and (folder / JOB).is_file())
+    return "interrupted" if begun else status
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a process runs the job now. A glance: it keeps nobody from taking the job for longer than that."""
+    try:
+        for name in runs.LOCKS.values():
+            if (folder / name).exists():
+                with FileLock(folder / name, timeout=0):
+                    pass
+    except Timeout:
+        return True
+    except (
+        OSError,
+        NotImplementedError,
+    ):  # no locks on this file system, or not ours to look at: what is written counts
+        return bool(runs.read_results(folder).get("status") == "running")
+    return False
+
+
+def read_json(file: Path) -> Node:
+    """What a file of the ledger holds; empty where there is none."""
+    with suppress(FileNotFoundError, json.JSONDecodeError):
+        found = json.loads(file.read_text())
+        assert isinstance(found, dict)
+        return found
+    return {}
+
+
+# ----------------------------------------------------------------------------------------------------- to be written
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Nobody else changes the sweep's list of jobs while the block runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / LOCK)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        log.warning("%s can't be locked (%s): start only one process of this sweep at a time", folder, error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def begin(folder: Path, *, command: str, varies: Iterable[str], objectives: Mapping[str, Direction]) -> None:
+    """Writes down what a sweep is, or adds to it what another command varies."""
+    with alone(folder):
+        head = read_json(folder / SWEEP)
+        keys = list(dict.fromkeys([*head.get("varies", []), *varies]))
+        new = {"command": command, "varies": keys, "objectives": dict(objectives), "jobs": head.get("jobs", {})}
+        if new != head:
+            runs.replace(folder / SWEEP, json.dumps(new, indent=1))
+
+
+def enter(folder: Path, jobs: Mapping[str, Node]) -> None:
+    """Puts jobs on the list, by identity: `{"folder": name, "settings": {key: value}}`.
+
+    One of the same settings but another identity was of another source or other files of `conf`: it is no longer
+    listed, and its folder stays.
+    """
+    with alone(folder):
+        head = read_json(folder / SWEEP)
+        listed: dict[str, Node] = head.get("jobs", {})
+        former = {name: entry for name, entry in listed.items() if name not in jobs}
+        given = [entry["settings"] for entry in jobs.values()]
+        for name in [name for name, entry in former.items() if entry["settings"] in given]:
+            log.warning("%s is of other defaults than now, and leaves the sweep", folder / former.pop(name)["folder"])
+        found = {**{name: listed[name] for name in listed if name in former or name in jobs}, **jobs}
+        if found != listed:
+            runs.replace(folder / SWEEP, json.dumps({**head, "jobs": found}, indent=1))
+
+
+def entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple[str, Node]:
+    """A job's identity and its line on the list: the folder that it has, or is to have, and its settings.
+
+    `config` is a message where it couldn't be resolved: that job will fail, in a folder of its own.
+    """
+    head = read_json(sweep / SWEEP)
+    varies = head.get("varies", [])
+    settings = {k: v for k, v in identity.settings(overrides).items() if k in varies or identity.counts(k)}
+    chosen = {key: settings[key] for key in varies if key in settings}
+    name = identity.digest(settings, 12) if isinstance(config, str) else identity.job_id(config, chosen)
+    if listed := head.get("jobs", {}).get(name):
+        folder = str(listed["folder"])
+    else:  # begun once, if it is there
+        there = sorted(file.parent.name for file in sweep.glob(f"*{name}/{JOB}"))
+        folder = there[0] if there else identity.job_name(chosen, name)
+    return name, {"folder": folder, "settings": settings}
+
+
+def cancel(sweep: Sweep) -> int:
+    """Marks a sweep as cancelled, and returns how many of its jobs are asked to stop by that."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    runs.replace(sweep.folder / CANCELLED, f"{when} by process {os.getpid()} on {platform.node()}\n")
+    return sum(job.status == "running" for job in sweep.jobs)
+
+
+def cancelled_problem(folder: Path) -> str | None:
+    """Why nothing of a sweep may start: it was cancelled."""
+    mark = folder / CANCELLED
+    try:
+        said = mark.read_text().strip()
+    except FileNotFoundError:
+        return None
+    return f"sweep={folder.name} was cancelled ({said}); remove {mark} to go on with it"
+
+
+class Begins(Callback):
+    """Hydra's callback that writes the sweep down before its first job, whatever sweeper and launcher it has."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        hydra = config.hydra
+        params = hydra.sweeper.get("params") or hydra.sweeper.get("search_space") or {}
+        names = [config.objective] if isinstance(config.objective, str) else list(config.objective)
+        begin(
+            Path(hydra.sweep.dir),
+            command=shlex.join(["python", *sys.argv]),
+            varies=identity.varying(hydra.overrides.task, params),
+            objectives={name: resolvers.better(name) for name in names},
+        )
