@@ -292,9 +292,11 @@ def searched_problems(name: str, function: Function, overrides: list[Override], 
         return []
     lines = [o.input_line or "" for o in overrides if not o.is_hydra_override()]
     config = plain(cfg, UNSET_RUN_DIR)
+    if isinstance(config, str):
+        return []
     loader = GlobalHydra.instance().config_loader()
     space, found = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
-    if found or isinstance(config, str):
+    if found:
         return found
     parser = OverridesParser.create(loader)
     for corner in space.corners():

@@ -135,7 +135,7 @@ def search(
     return results
 
 
-def callbacks_of(hydra: DictConfig) -> Node:
+def callbacks_of(hydra: Any) -> Node:
     """The callbacks that a search adds to those of its trials, by name."""
     trial = OmegaConf.select(hydra, "sweeper.trial")
     return {"pruning": OmegaConf.to_container(trial)} if trial else {}
@@ -298,7 +298,7 @@ def grammatical(value: Any) -> str:
 
 
 def train(taken: Sequence[Taken], launch: Launch) -> list[BaseException | None]:
-    """Has a batch trained, and returns each one's error. A launcher would give up at the first that can't be composed."""
+    """Has a batch trained, and returns the errors. A launcher would give up at the first that can't be composed."""
     errors: dict[int, BaseException | None] = {
         index: ValueError(one.problem) for index, one in enumerate(taken) if one.problem
     }
@@ -311,7 +311,7 @@ def train(taken: Sequence[Taken], launch: Launch) -> list[BaseException | None]:
 
 
 def tell(study: "Study", plan: Plan, trial: "FrozenTrial", folder: Path, error: BaseException | None) -> bool:
-    """Tells the study how a trial ended, as its folder says, else `error`. Whether it has ended: not so without either."""
+    """Tells the study how a trial ended: as its folder says, else by `error`. False where it has no end yet."""
     from optuna.trial import TrialState
 
     from vitlab import study as studies
@@ -328,7 +328,8 @@ def tell(study: "Study", plan: Plan, trial: "FrozenTrial", folder: Path, error: 
         study.tell(trial.number, values)
         log.info("trial %d: %s   %s", number, shown, folder.name)
         return True
-    if status not in ("finished", "crashed") and error is None:
+    failed = sum("error" in attempt for attempt in claiming.noted(folder)) > studies.attempt(trial)
+    if error is None and not (status == "finished" or (status == "crashed" and failed)):
         return False
     reason = f"its results have no number for each objective: {shown}" if status == "finished" else str(error)
     if status == "crashed":

@@ -1,7 +1,7 @@
 """What is wrong with a search, before anything starts: its space, objectives, sampler, pruner and database."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from hydra.core.config_loader import ConfigLoader
@@ -14,7 +14,7 @@ PLUGIN = "hydra_plugins.vitlab_sweepers.optuna_sweeper.OptunaSweeper"
 INSTALL = "pip install 'optuna>=4.5'"
 SCORES = ("val/acc", "val/acc5", "val/loss")  # measured at each validation: what a trial can be pruned by
 COSTS = ("parameters", "images_per_second", "seconds")
-DIRECTIONS = {"max": "maximize", "min": "minimize"}
+DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 
 
 def problems(node: Node, lines: Sequence[str], config: Node, loader: ConfigLoader) -> tuple[Space, list[str]]:

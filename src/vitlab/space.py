@@ -260,7 +260,7 @@ def parameter(override: Override, name: str, when: tuple[Condition, ...]) -> Par
         low, high = value.start, value.end
         assert low is not None
         assert high is not None
-        step = 1 if isinstance(low, int) and isinstance(high, int) else None
+        step: float | None = 1 if isinstance(low, int) and isinstance(high, int) else None
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"{text} is empty: write the lower end first, then the upper")
     elif isinstance(value, RangeSweep):

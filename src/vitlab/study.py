@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def opened(
     storage: str,
     name: str,
-    directions: Sequence[str] | None = None,
+    directions: Sequence[Literal["minimize", "maximize"]] | None = None,
     *,
     sampler: BaseSampler | None = None,
     pruner: BasePruner | None = None,
@@ -46,9 +46,9 @@ def opened(
     """
     from sqlalchemy.exc import SQLAlchemyError
 
-    optuna.logging.disable_default_handler()  # type: ignore[no-untyped-call]
+    optuna.logging.disable_default_handler()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    optuna.logging.enable_propagation()  # type: ignore[no-untyped-call]
+    optuna.logging.enable_propagation()
     options = {"connect_args": {"timeout": BUSY}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
     try:
         database = RDBStorage(storage, engine_kwargs=options)
@@ -146,6 +146,11 @@ def first(trial: FrozenTrial) -> int:
     return int(trial.user_attrs.get(RETRY_OF, trial.number))
 
 
+def attempt(trial: FrozenTrial) -> int:
+    """How often a trial's suggestion was tried before."""
+    return int(trial.user_attrs.get(ATTEMPT, 0))
+
+
 def suggestions(study: Study) -> dict[int, FrozenTrial]:
     """The newest trial of each suggestion, by its number."""
     newest: dict[int, FrozenTrial] = {}
@@ -178,9 +183,8 @@ def fail(study: Study, trial: FrozenTrial, reason: str, *, retries: int) -> bool
     """Tells that a trial failed; whether it will be tried again."""
     note(study, trial, REASON, reason[:2000])
     study.tell(trial.number, state=TrialState.FAIL)
-    attempt = int(trial.user_attrs.get(ATTEMPT, 0))
-    if attempt >= retries:
+    if attempt(trial) >= retries:
         return False
     params = study.get_trials(deepcopy=False)[trial.number].params
-    study.enqueue_trial(dict(params), user_attrs={RETRY_OF: first(trial), ATTEMPT: attempt + 1})
+    study.enqueue_trial(dict(params), user_attrs={RETRY_OF: first(trial), ATTEMPT: attempt(trial) + 1})
     return True

@@ -206,7 +206,7 @@ def ended_truly() -> Iterator[None]:
 def mark(loggers: list[Logger], status: str) -> None:
     """Tags a wandb run with how it ended, where that is none of wandb's own states."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+        if isinstance(logger, WandbLogger) and getattr(rank_zero_only, "rank", 0) == 0:
             logger.experiment.tags = (*(logger.experiment.tags or ()), status)
             logger.experiment.summary["status"] = status
 
