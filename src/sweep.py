@@ -57,12 +57,9 @@ def table(sweep: Sweep) -> str:
 
 def cells(job: Job, keys: list[str], objectives: list[str]) -> list[str]:
     """A job's line of the table."""
-    scores = [
-        f"{job.results[name]:.6g}" if isinstance(job.results.get(name), int | float) else "" for name in objectives
-    ]
-    error = str(job.results.get("error", "")) if job.status == "crashed" else ""
-    line = " ".join(error.split())
-    shortened = line if len(line) <= LONGEST_ERROR else f"{line[: LONGEST_ERROR - 3]}..."
+    scores = [f"{job.results[name]:.6g}" if name in job.results else "" for name in objectives]
+    error = " ".join(str(job.results.get("error", "")).split()) if job.status == "crashed" else ""
+    shortened = error if len(error) <= LONGEST_ERROR else f"{error[: LONGEST_ERROR - 3]}..."
     seconds = job.results.get("seconds")
     chosen = [job.choices.get(key, "") for key in keys]
     return [job.status, *chosen, *scores, str(job.attempts), "" if seconds is None else f"{seconds:.0f}", shortened]

@@ -337,8 +337,8 @@ def sweep_problems(read: Reader) -> Iterator[str]:
             yield str(error)
     elif sweep is not None and (sweep != identity.safe(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME):
         yield (
-            f"sweep={shown(sweep)} must be a plain folder name below runs/sweeps, of letters, digits, '.', '_', '-' and "
-            f"'+', {LONGEST_NAME} at most"
+            f"sweep={shown(sweep)} must be a plain folder name below runs/sweeps: {LONGEST_NAME} letters, digits, "
+            "'.', '_', '-' or '+' at most, a letter or digit first"
         )
     if retries is not None and retries < 0:
         yield f"retries={retries} must be 0 or more"

@@ -150,10 +150,10 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         if multirun:
             if config.get("resume") not in (None, "auto"):
                 stop(name, [f"resume={config['resume']} names one run, and -m starts several; leave one of them out"])
-            if "sweep" in config:
+            if "retries" in config:  # it keeps a ledger
                 resumed += named_sweep(name, cfg, config, overrides)
         else:
-            if config.get("sweep") is not None:
+            if "retries" in config and config["sweep"] is not None:
                 stop(name, [f"sweep={config['sweep']} names a sweep, and this is one run; add -m, or leave it out"])
             if config.get("resume", "") is None and launch.restarted(os.environ):
                 config["resume"] = "auto"
@@ -318,7 +318,7 @@ def composed_problems(name: str, function: Function, overrides: list[str]) -> li
         return [str(error.__cause__ or error)]
     if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused
-    if "run_dir" in cfg and not OmegaConf.is_missing(cfg, "run_dir"):
+    if "run_dir" in cfg:  # and isn't ???, which `in` overlooks
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     return check(function, plain(cfg, UNSET_RUN_DIR))
 
@@ -327,7 +327,7 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     """The resolved configuration as plain data, with the run folder filled in; a message if it can't be resolved."""
     cfg = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     OmegaConf.set_struct(cfg, False)  # a copy of ours, and only for the next lines: every key is checked after it
-    if "run_dir" in cfg:  # or the command leaves no run
+    if "run_dir" in cfg.keys():  # noqa: SIM118 (as above); without it the command leaves no run
         cfg.run_dir = run_dir
     if isinstance(folder := cfg.get("data_dir"), str):  # a run may be evaluated, or resumed, from another folder
         cfg.data_dir = str(Path(folder).expanduser().absolute())
@@ -373,12 +373,14 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
     config = plain(cfg, str(run_dir))
     # once more: a sweep's own values, and what another sweeper suggests, have not been seen before
+    sweep = hydra_cfg.mode == RunMode.MULTIRUN
     if problems := [*trust.hydra_problems(OmegaConf.to_container(hydra_cfg)), *check(function, config)]:
+        if sweep and "retries" in config:
+            runs.record_crash(run_dir, "; ".join(problems))  # for the sweep's table; nothing was started
         raise ValueError(message(name, problems))
     assert isinstance(config, dict)
     if added := search.callbacks_of(hydra_cfg):
         config["callbacks"] |= added
-    sweep = hydra_cfg.mode == RunMode.MULTIRUN
     if "run_dir" not in config:
         function(**config)
         return None
@@ -388,7 +390,7 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
 
     if launch.rank(os.environ) != 0:
         run_recorded(name, function, run_dir, config)
-    elif sweep and config.get("sweep"):
+    elif sweep and "retries" in config:
         job, line = ledger_entry(hydra_cfg, config)
         ledger.enter(run_dir.parent, {job: line})
         waits = not str(hydra_cfg.sweeper._target_).endswith(
@@ -406,7 +408,7 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     return float(results[objective]) if objective in results else None
 
 
-def ledger_entry(hydra_cfg: DictConfig, config: Node | str) -> tuple[str, Node]:
+def ledger_entry(hydra_cfg: Any, config: Node | str) -> tuple[str, Node]:
     """A sweep's job as its ledger lists it: its identity, its folder's name and its settings."""
     return ledger.entry(Path(hydra_cfg.sweep.dir), config, list(hydra_cfg.overrides.task))
 

@@ -328,14 +328,14 @@ def tell(study: "Study", plan: Plan, trial: "FrozenTrial", folder: Path, error: 
         study.tell(trial.number, values)
         log.info("trial %d: %s   %s", number, shown, folder.name)
         return True
-    failed = sum("error" in attempt for attempt in claiming.noted(folder)) > studies.attempt(trial)
-    if error is None and not (status == "finished" or (status == "crashed" and failed)):
+    failures = sum("error" in attempt for attempt in claiming.noted(folder))
+    if error is None and not (status == "finished" or (status == "crashed" and failures > studies.attempt(trial))):
         return False
     reason = f"its results have no number for each objective: {shown}" if status == "finished" else str(error)
     if status == "crashed":
         reason = results.get("error", reason)
-    began = status == "crashed"  # what was refused before would be refused again
-    again = studies.fail(study, trial, reason, retries=plan.retries if began else 0)
+    # what was refused before it began would be refused again
+    again = studies.fail(study, trial, reason, retries=plan.retries if failures else 0)
     log.error("trial %d failed%s: %s", number, ", and will be tried again" if again else "", reason)
     return True
 

@@ -29,7 +29,7 @@ ALLOWED = tuple(entry for entry in re.split(r"[,\s]+", os.environ.get(VARIABLE, 
 OFFERED = "vitlab, torch, torchvision, timm, lightning, torchmetrics and hydra"
 PLACES = (
     *("vitlab.vit", "vitlab.baselines", "vitlab.classifier", "vitlab.optim", "vitlab.callbacks", "vitlab.tracking"),
-    *("vitlab.checkpoints", "vitlab.nonfinite", "vitlab.ledger", "hydra_plugins.vitlab_grid"),
+    *("vitlab.checkpoints", "vitlab.nonfinite", "vitlab.ledger", "hydra_plugins.vitlab_grid.grid"),
     *("vitlab.data.module", "vitlab.data.augment", "vitlab.data.sources"),
     *("torch.nn", "torch.optim"),
     *("torchvision.models", "torchvision.ops", "torchvision.transforms"),

@@ -73,16 +73,22 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         returns: list[Sequence[JobReturn]] = []
         failures: list[JobReturn] = []
-        launched = 0
-        left = list(jobs)
+        launched, left = 0, list(jobs)
+        told = ""
         while left:
             claiming.leave_if_cancelled(Path(self.config.hydra.sweep.dir))
             states = {job.folder: ledger.job_status(job.folder) for job in left}
-            done = [job for job in left if states[job.folder] in ledger.DONE]
-            free = [job for job in left if job not in done and states[job.folder] != "running"]
-            if not launched:
-                log.info(f"{len(jobs)} jobs: {len(done)} done, {len(left) - len(done) - len(free)} run elsewhere")
-            left = [job for job in left if job not in done]
+            left = [job for job in left if states[job.folder] not in ledger.DONE]
+            free = [job for job in left if states[job.folder] != "running"]
+            numbers = {
+                "done": len(jobs) - len(left) - len(failures),
+                "failed": len(failures),
+                "run by other processes": len(left) - len(free),
+                "to be started": len(free),
+            }
+            line = f"{len(jobs)} jobs: {', '.join(f'{number} {what}' for what, number in numbers.items() if number)}"
+            if line != told:
+                log.info(told := line)
             for first in range(0, len(free), size := self.max_batch_size or max(1, len(free))):
                 batch = free[first : first + size]
                 found = self.launcher.launch([job.overrides for job in batch], initial_job_idx=launched)

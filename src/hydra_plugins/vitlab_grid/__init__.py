@@ -1,0 +1,1 @@
+"""Hydra's sweeper of a grid, as its plugins have to lie."""
