@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -115,6 +116,7 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
     with initialized(arguments):
         try:
             resumed = resume.resumed_overrides(arguments.overrides, problems)
+            resumed += hydra_groups_of_experiments(arguments.overrides)
             parser = OverridesParser.create(GlobalHydra.instance().config_loader())
             overrides = parser.parse_overrides([*resumed, *arguments.overrides])
         except HydraException as error:
@@ -129,7 +131,8 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         for lines in variants([c for _, c in choices if c]):
             problems += [p for p in composed_problems(primary, function, lines) if p not in problems]
         single = [c[0] for _, c in choices if c]
-        problems += searched_problems(primary, function, overrides, single) if arguments.multirun else []
+        if arguments.multirun or any(o.key_or_group in ("experiment", "hydra.mode") for o in overrides):
+            problems += searched_problems(primary, function, overrides, single)
         if problems:
             stop(name, problems)
         listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
@@ -217,6 +220,25 @@ def look_in(folders: list[str]) -> None:
     loader.repository.initialize_sources(loader.config_search_path)
 
 
+def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
+    """What an experiment says of Hydra's own groups (`override /hydra/sweeper: optuna`), as overrides.
+
+    Hydra lets the primary file go before a file that it includes.
+    """
+    parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)}
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    found = []
+    for name in listing(parsed["experiment"].value()) if "experiment" in parsed else []:
+        file = loader.repository.load_config(f"experiment/{name}") if isinstance(name, str) else None
+        for default in file.defaults_list or [] if file else []:
+            if default.is_override() and isinstance(default, GroupDefault):
+                group = (default.group or "").lstrip("/")
+                if group.startswith("hydra/") and group not in parsed:
+                    found.append(f"{group}={default.value}")
+    return found
+
+
 def listing(value: Any) -> list[Any]:
     """A value that may stand for a list of one."""
     return value if isinstance(value, list) else [value]
@@ -290,6 +312,8 @@ def searched_problems(name: str, function: Function, overrides: list[Override], 
         return []  # already told
     if not isinstance(sweeper, dict) or sweeper.get("_target_") != search_checks.PLUGIN:
         return []
+    if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
+        return refused
     lines = [o.input_line or "" for o in overrides if not o.is_hydra_override()]
     config = plain(cfg, UNSET_RUN_DIR)
     if isinstance(config, str):

@@ -380,7 +380,7 @@ def summary(study: "Study", plan: Plan) -> dict[str, Any]:
         log.info("  again: %s", row["command"])
     results: dict[str, Any] = {"name": "optuna", "objectives": plan.objectives, "trials": counts}
     if len(plan.objectives) == 1 and rows:
-        results |= {"best_params": rows[0]["params"], "best_value": next(iter(rows[0]["values"].values()))}
+        results |= {"best_params": dict(rows[0]["params"]), "best_value": next(iter(rows[0]["values"].values()))}
     results["solutions"] = rows
     runs.replace(plan.folder / RESULTS, yaml.safe_dump(results, sort_keys=False))
     return results
@@ -401,6 +401,6 @@ def solution(trial: "FrozenTrial", plan: Plan) -> dict[str, Any]:
         "trial": studies.first(trial),
         "folder": trial.user_attrs.get(studies.FOLDER),
         "values": dict(zip(plan.objectives, trial.values, strict=True)),
-        "params": params,
+        "params": dict(params),
         "command": shlex.join(["python", sys.argv[0], *(f for f in plan.fixed if not f.startswith("sweep=")), *lines]),
     }
