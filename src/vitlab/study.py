@@ -104,7 +104,8 @@ class Reseeded(BaseSampler):
 def reseeded(node: Mapping[str, Any], make: Callable[..., Any]) -> BaseSampler:
     """The sampler that a node describes, drawing anew for each trial.
 
-    A quasi-random sequence is numbered in the study itself and has one seed, or it would be none.
+    A quasi-random sequence is numbered in the study itself and has one seed, or it would be none: only what it leaves to
+    chance, choices and conditional parameters, is drawn anew.
     """
     from vitlab.schema import resolve
 
@@ -116,9 +117,13 @@ def reseeded(node: Mapping[str, Any], make: Callable[..., Any]) -> BaseSampler:
             sampler: BaseSampler = make(dict(node))
             return sampler
 
-    seeded = "seed" in inspect.signature(resolve(node["_target_"])).parameters
-    if not seeded or node["_target_"].endswith("QMCSampler"):
+    if "seed" not in inspect.signature(resolve(node["_target_"])).parameters:
         return quietly(node)
+    if node["_target_"].endswith("QMCSampler") and "independent_sampler" not in node:
+        chance = {"_target_": "optuna.samplers.RandomSampler"}
+        return Reseeded(
+            lambda seed: quietly({**node, "independent_sampler": {**chance, "seed": seed}}), node.get("seed")
+        )
     return Reseeded(lambda seed: quietly({**node, "seed": seed}), node.get("seed"))
 
 
