@@ -104,8 +104,8 @@ class Reseeded(BaseSampler):
 def reseeded(node: Mapping[str, Any], make: Callable[..., Any]) -> BaseSampler:
     """The sampler that a node describes, drawing anew for each trial.
 
-    A quasi-random sequence is numbered in the study itself and has one seed, or it would be none: only what it leaves to
-    chance, choices and conditional parameters, is drawn anew.
+    A quasi-random sequence is numbered in the study itself and has one seed, or it would be none: only what it leaves
+    to chance, choices and conditional parameters, is drawn anew.
     """
     from vitlab.schema import resolve
 

@@ -107,7 +107,7 @@ def test_a_grid_is_queued_once_and_in_order(opened: Study) -> None:
 
 def test_what_is_no_database_is_told_in_a_line(tmp_path: Path) -> None:
     for url in (f"sqlite:///{tmp_path / 'no' / 'folder' / 'a.db'}", "nonsense://x"):
-        with pytest.raises(ConnectionError, match="^hydra.sweeper.storage="), study.opened(url, "s", ["maximize"]):
+        with pytest.raises(ConnectionError, match=r"^hydra\.sweeper\.storage="), study.opened(url, "s", ["maximize"]):
             pass
     with study.opened(f"sqlite:///{tmp_path / 'a.db'}", "s", ["maximize"]):
         pass
