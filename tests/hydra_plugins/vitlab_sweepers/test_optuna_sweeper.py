@@ -1,4 +1,4 @@
-"""A search as a user starts it: killed in the middle of a trial on two devices, and gone on with by the same command."""
+"""A search as a user starts it: killed while a trial trains on two devices, and gone on with by the same command."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ from vitlab.command import CONF
 
 ARGUMENTS = [
     *("sweep=killed", "hydra/sweeper=optuna", "hydra/sweeper/pruner=none", "hydra.sweeper.n_trials=1"),
-    *("trainer.devices=2", "optimizer.lr=tag(log,interval(1e-3,1e-2))"),
-    # a pruner that ends everything from the fourth validation on
-    "++hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,lower:2.0,n_warmup_steps:4}",
+    *("trainer.devices=2", "trainer.max_epochs=8", "optimizer.lr=tag(log,interval(1e-3,1e-2))"),
+    # a pruner that ends everything from the sixth validation on
+    "++hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,lower:2.0,n_warmup_steps:6}",
 ]
 
 
@@ -26,10 +26,10 @@ def kill_all(process: "subprocess.Popen[str]") -> None:
     """SIGKILL to a search and to the ranks of its trial, at the same moment."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
-    process.communicate()
     for child in children:
         with suppress(ProcessLookupError):
             os.kill(int(child), signal.SIGKILL)
+    process.communicate()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds a process's children in /proc")
@@ -40,7 +40,7 @@ def test_a_killed_search_goes_on_with_its_trial_which_both_ranks_end_together(
     url = f"sqlite:///{sweep}/study.db"
     process = start("train", "-m", *small, *ARGUMENTS, cwd=tmp_path)
     deadline = time.monotonic() + 200
-    while not list(sweep.glob("*/checkpoints/previous.ckpt")):  # the second epoch is trained, and not the fourth
+    while not list(sweep.glob("*/checkpoints/previous.ckpt")):  # the second epoch is trained, and not the sixth
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -56,12 +56,12 @@ def test_a_killed_search_goes_on_with_its_trial_which_both_ranks_end_together(
         (trial,) = opened.get_trials()
     assert trial.state.name == "PRUNED"
     assert trial.params == before.params
-    assert list(trial.intermediate_values) == [1, 2, 3, 4], "each validation once"
+    assert list(trial.intermediate_values) == [1, 2, 3, 4, 5, 6], "each validation once"
     reported_before = before.intermediate_values
     assert {k: trial.intermediate_values[k] for k in reported_before} == reported_before
 
     (job,) = ledger.read_sweep(sweep).jobs
-    assert (job.status, job.attempts, job.results["devices"], job.results["epochs"]) == ("pruned", 2, 2, 4)
+    assert (job.status, job.attempts, job.results["devices"], job.results["epochs"]) == ("pruned", 2, 2, 6)
     assert "test/acc" not in job.results
     assert (job.folder / "checkpoints" / "last.ckpt").is_file()
     assert not runs.is_held(job.folder), "no rank is left"
