@@ -39,7 +39,7 @@ def test_a_killed_search_goes_on_with_its_trial_which_both_ranks_end_together(
     sweep = tmp_path / "runs" / "sweeps" / "killed"
     url = f"sqlite:///{sweep}/study.db"
     process = start("train", "-m", *small, *ARGUMENTS, cwd=tmp_path)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not list(sweep.glob("*/checkpoints/previous.ckpt")):  # the second epoch is trained, and not the sixth
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
