@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from conftest import Configure, Program, Start, Tracked
-from vitlab import runs
+from vitlab import ledger, runs
 from vitlab.schema import Node
 
 STEPS, EPOCHS, IMAGES = 21, 6, 1292
@@ -271,13 +271,28 @@ def test_the_dashboard_knows_that_it_was_preempted(preempted: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def sweep(program: Program, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Jobs of a process by itself and of two that accumulate, each followed by one whose Trainer can't be built."""
+def sweep(start: Start, program: Program, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Jobs of a process by itself and of two that accumulate, each followed by one whose Trainer can't be built.
+
+    In the third of them everything is killed, and the same command given again.
+    """
     folder = tmp_path_factory.mktemp("sweep")
     axes = ["trainer.devices=1,2", "trainer.gradient_clip_algorithm=norm,nonsense"]
     axes += ["trainer.accumulate_grad_batches=${trainer.devices}"]
-    program("train", "-m", *axes, *small, *UNVARIED, "seed=1", "hydra.sweep.dir=jobs", cwd=folder, status=1)
-    return [folder / "jobs" / str(number) for number in range(4)]
+    arguments = ["-m", *axes, *small, *UNVARIED, "seed=1", "hydra.sweep.dir=jobs", "retries=0"]
+    process = start("train", *arguments, cwd=folder)
+    deadline, begun = time.monotonic() + 600, list[Path]()
+    while not begun and process.poll() is None and time.monotonic() < deadline:
+        begun = list(folder.glob("jobs/devices_2-*_norm-*/checkpoints/last.ckpt"))
+        time.sleep(0.01)
+    process.kill()
+    for file in begun:
+        os.kill(results(file.parents[1])["process"], signal.SIGKILL)  # the first rank
+    output, _ = process.communicate(timeout=100)
+    assert begun, output
+    output = program("train", *arguments, cwd=folder, status=1)
+    (folder / "again.txt").write_text(output)
+    return [job.folder for job in ledger.read_sweep(folder / "jobs").jobs]
 
 
 def test_each_job_of_a_sweep_has_its_own_overrides_and_its_own_number_of_processes(sweep: list[Path]) -> None:
@@ -292,7 +307,20 @@ def test_each_job_of_a_sweep_has_its_own_overrides_and_its_own_number_of_process
     assert "1 device(s) x 1 accumulated x 64 images" in (sweep[0] / "train.log").read_text()
     assert "2 device(s) x 2 accumulated x 16 images" in (sweep[2] / "train.log").read_text()
     assert len({(run / "wandb" / "run_id").read_text() for run in sweep}) == 4
-    assert {p.name for p in sweep[0].parent.iterdir()} - {"multirun.yaml"} == {"0", "1", "2", "3"}
+    assert {p for p in sweep[0].parent.iterdir() if p.is_dir()} == set(sweep)
+
+
+def test_a_killed_sweep_is_gone_on_with_by_the_same_command_and_each_job_is_trained_once(sweep: list[Path]) -> None:
+    jobs, output = ledger.read_sweep(sweep[0].parent).jobs, (sweep[0].parents[1] / "again.txt").read_text()
+    assert [(job.status, job.attempts) for job in jobs] == [
+        ("finished", 1),
+        ("crashed", 1),
+        ("finished", 2),
+        ("crashed", 1),
+    ]
+    assert f"{sweep[2].name}: gone on with (it was interrupted; start 2)" in output
+    assert "retries=1 tries it again" in output
+    assert [int(row["step"]) for row in rows(sweep[2]) if row["val/loss"]] == [STEPS * n for n in range(1, EPOCHS + 1)]
 
 
 def test_a_job_that_fails_stops_no_other_and_says_why(sweep: list[Path]) -> None:
@@ -304,8 +332,8 @@ def test_a_job_that_fails_stops_no_other_and_says_why(sweep: list[Path]) -> None
 
 def test_each_job_is_a_tracked_run_of_its_own_with_its_true_end(sweep: list[Path], tracked: Tracked) -> None:
     parts = [tracked(run) for run in sweep]
-    assert [len(found) for found in parts] == [1, 1, 1, 1], "the second rank tracks nothing"
-    one, failed, two, ended = (found[0][0] for found in parts)
+    assert [len(found) for found in parts] == [1, 1, 2, 1], "one was killed; the second rank tracks nothing"
+    one, failed, two, ended = (found[-1][0] for found in parts)
     assert [summary["exit_code"] for summary in (one, failed, two)] == [0, 1, 0]
     assert ended["state"] != "finished", "a rank that its launcher ends may have no time to say more"
     assert len({summary["run_id"] for summary in (one, failed, two)}) == 3
@@ -350,7 +378,7 @@ def strategies(program: Program, small: list[str], tmp_path_factory: pytest.Temp
     folder, names = tmp_path_factory.mktemp("strategies"), ["ddp", "fsdp"]
     parts = ["trainer.accumulate_grad_batches=2", "hydra.sweep.dir=jobs"]
     program("train", "-m", f"trainer={','.join(names)}", *parts, *small, *UNVARIED, "seed=1", cwd=folder)
-    return {name: folder / "jobs" / str(number) for number, name in enumerate(names)}
+    return {job.choices["trainer"]: job.folder for job in ledger.read_sweep(folder / "jobs").jobs}
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

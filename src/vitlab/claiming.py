@@ -56,7 +56,7 @@ def take_turn(run_dir: Path, config: Node, start: Callable[[Node], None], *, wai
 def begun(run_dir: Path, config: Node) -> list[Node] | None:
     """Notes a start in `job.json`, and returns all of the job's; None where nothing is left to do."""
     results = runs.read_results(run_dir)
-    status, attempts = ledger.job_status(run_dir, held=True), noted(run_dir)
+    status, attempts = ledger.job_status(run_dir, held=True), ledger.attempts(run_dir)
     if status in ledger.DONE:
         tell(f"{run_dir.name}: {status} already")
         return None
@@ -64,7 +64,8 @@ def begun(run_dir: Path, config: Node) -> list[Node] | None:
     if len(failures) > config["retries"]:
         times = f"{len(failures)} time{'s' if len(failures) > 1 else ''}"
         remedy = f"retries={len(failures)} tries it again"
-        raise launch.JobFailed(f"{run_dir.name}: left out, it has failed {times}: {failures[-1]}; {remedy}")
+        tell(reason := f"{run_dir.name}: left out, it has failed {times}: {failures[-1]}; {remedy}")
+        raise launch.JobFailed(reason)
     if status != "waiting":
         again = "tried again" if status == "crashed" else "gone on with"
         tell(f"{run_dir.name}: {again} (it was {status}; start {len(attempts) + 1})")
@@ -80,21 +81,14 @@ def begun(run_dir: Path, config: Node) -> list[Node] | None:
     return attempts
 
 
-def noted(run_dir: Path) -> list[Node]:
-    """The starts of a job so far; how the last one failed is noted now, where there was no time to then."""
-    attempts: list[Node] = ledger.read_json(run_dir / ledger.JOB).get("attempts", [])
-    results = runs.read_results(run_dir)
-    if results.get("status") == "crashed" and attempts:
-        attempts[-1]["error"] = results.get("error", "unknown")
-    return attempts
-
-
 def ended(run_dir: Path, attempts: list[Node]) -> None:
-    """Notes how a start has ended."""
+    """Notes how a start has ended. What fails after its launcher was killed isn't noted: it was cut off."""
     results = runs.read_results(run_dir)
+    if results.get("status") == "crashed":
+        attempts[-1]["error"] = results.get("error", "unknown")
+        write_attempts(run_dir, attempts)
     if results.get("status") in ("preempted", "interrupted") and ledger.cancelled_problem(run_dir.parent):
         runs.replace(run_dir / runs.RESULTS, json.dumps({**results, "status": "cancelled"}, indent=2))
-    write_attempts(run_dir, noted(run_dir))
 
 
 def write_attempts(run_dir: Path, attempts: list[Node]) -> None:

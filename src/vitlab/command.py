@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 Function = Callable[..., Node]
 
+resolvers.register_resolvers()  # here: some launchers' workers import this, and then ask for a job's folder
+
 
 def command(name: str) -> Callable[[Function], Callable[[], None]]:
     """Makes a program of a function. Its keyword parameters are the root keys of `conf/NAME.yaml`.
@@ -72,7 +74,7 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
 
 
 def register() -> None:
-    """Tells Hydra what no YAML file has to repeat: signatures' defaults, experiments, resolvers."""
+    """Tells Hydra what no YAML file has to repeat: signatures' defaults, experiments."""
     store = ConfigStore.instance()
 
     def signature(target: str, *supplied: str) -> Node:
@@ -92,7 +94,6 @@ def register() -> None:
         store.store(
             group="experiment", name=file.stem, node=OmegaConf.load(file), package="_global_", provider="experiments"
         )
-    resolvers.register_resolvers()
 
 
 # ---------------------------------------------------------------------------------------------------- preflight
@@ -138,7 +139,8 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
         unlisted = {o.input_line for o in overrides if o.input_line not in groups and is_unlisted(o, listed)}
         in_folder = any(o.key_or_group == "hydra.run.dir" for o in overrides)
-        if launch.started_by_others(os.environ) and not in_folder:
+        by_others = launch.started_by_others(os.environ)
+        if by_others and not in_folder:
             stop(
                 name, ["hydra.run.dir is not set: processes started by torchrun or srun need one folder, named by you"]
             )
@@ -154,6 +156,11 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
             if config.get("resume") not in (None, "auto"):
                 stop(name, [f"resume={config['resume']} names one run, and -m starts several; leave one of them out"])
             if "retries" in config:  # it keeps a ledger
+                if by_others:
+                    stop(
+                        name,
+                        ["-m starts several runs, and torchrun or srun the processes of one; leave one of them out"],
+                    )
                 resumed += named_sweep(name, cfg, config, overrides)
         else:
             if "retries" in config and config["sweep"] is not None:
@@ -182,7 +189,7 @@ def named_sweep(name: str, cfg: DictConfig, config: Node, overrides: list[Overri
     sweeper = cfg.hydra.sweeper
     if found is None:
         varies = identity.varying(lines, sweeper.get("params") or sweeper.get("search_space") or {})
-        found = identity.sweep_name(identity.subject(config), lines, varies, str(sweeper._target_))
+        found = identity.sweep_name(identity.subject(config, varies), lines, varies, str(sweeper._target_))
         if "hydra.sweep.dir" in given:
             found = identity.safe(Path(cfg.hydra.sweep.dir).name)
         added = [f"sweep={found}"]
@@ -417,9 +424,7 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
     elif sweep and "retries" in config:
         job, line = ledger_entry(hydra_cfg, config)
         ledger.enter(run_dir.parent, {job: line})
-        waits = not str(hydra_cfg.sweeper._target_).endswith(
-            ".GridSweeper"
-        )  # which waits itself, when all else is done
+        waits = not str(hydra_cfg.sweeper._target_).endswith(".GridSweeper")  # that waits itself, at the end
         claiming.take_turn(run_dir, config, start, waits=waits)
     else:
         if problems := resume.folder_problems(config, run_dir):

@@ -116,8 +116,10 @@ def safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.+-]+", "_", text).strip("_.") or "_"
 
 
-def subject(config: Node) -> str:
-    """What a configuration is about, for a name: its data set."""
+def subject(config: Node, varies: Iterable[str] = ()) -> str:
+    """What a sweep of this configuration is about, for a name: its data set, where that doesn't vary."""
+    if any(key == "data" or key.startswith("data.source") for key in varies):
+        return "sweep"
     source = (config.get("data") or {}).get("source") or {}
     data = str(source.get("_target_", "sweep")).rsplit(".", 1)[-1]
     return Path(str(source.get("data_dir"))).name if data == "image_folder" else data

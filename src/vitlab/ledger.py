@@ -118,7 +118,7 @@ def read_job(folder: Path, name: str, entry: Node, varies: list[str]) -> Job:
         folder=folder,
         choices={key: entry["settings"][key] for key in varies if key in entry["settings"]},
         status=job_status(folder),
-        attempts=len(read_json(folder / JOB).get("attempts", [])),
+        attempts=len(attempts(folder)),
         results=runs.read_results(folder),
         config=config,
     )
@@ -129,8 +129,16 @@ def job_status(folder: Path, *, held: bool = False) -> Status:
     if not held and is_run(folder):
         return "running"
     status: Status = runs.read_results(folder).get("status", "waiting")
+    starts = attempts(folder)
+    unnoted = status == "crashed" and bool(starts) and "error" not in starts[-1]  # of a launcher that was killed
     begun = status == "running" or (status == "waiting" and (folder / JOB).is_file())
-    return "interrupted" if begun else status
+    return "interrupted" if begun or unnoted else status
+
+
+def attempts(folder: Path) -> list[Node]:
+    """A job's starts so far, each with its error if it failed."""
+    found: list[Node] = read_json(folder / JOB).get("attempts", [])
+    return found
 
 
 def is_run(folder: Path) -> bool:

@@ -11,7 +11,7 @@ import yaml
 
 import evaluate
 from conftest import Configure
-from vitlab import command, resume, runs, trust
+from vitlab import command, ledger, resume, runs, trust
 from vitlab.schema import Node
 
 Preflight = Callable[..., list[str]]
@@ -56,7 +56,6 @@ def refused(preflight: Preflight, capsys: pytest.CaptureFixture[str]) -> Preflig
         ["model=vit_b16", "trainer.devices=4", "trainer.accelerator=cpu"],
         ["model=vit_s16", "model/patch=p32"],
         ["optimizer.lr=3e-4", "image_size=384", "model/patch=p16"],
-        ["-m", "model/size=tiny,small", "seed=0,1,2"],
         ["+trainer.limit_test_batches=2", "++seed=3"],
         ["~callbacks.progress"],
         ["hydra.run.dir=elsewhere"],
@@ -82,7 +81,7 @@ def test_settings_of_the_option_that_is_chosen_are_not_added_again(preflight: Pr
 # ------------------------------------------------------------------------------------------------ what is refused
 
 TYPOS = {
-    "sede=7": "sede=7: there is no such setting; did you mean 'seed' or 'schedule'?",
+    "sede=7": "sede=7: there is no such setting; did you mean 'seed' or 'sweep'?",
     "model.dmi=3": "model.dmi=3: there is no such setting; did you mean 'dim'?",
     "data.num_worker=2": "data.num_worker=2: there is no such setting; did you mean 'num_workers'?",
     "data.augment.flpi=true": "data.augment.flpi=true: there is no such setting; did you mean 'flip'?",
@@ -177,7 +176,7 @@ def test_mistakes_in_a_users_own_file_are_told(refused: Preflight, preflight: Pr
     assert preflight(option, "model=right", "model.registers=2") == [option, "model=right", "model.registers=2"]
     search = f"hydra.searchpath=[file://{tmp_path / 'mine'}]"
     assert preflight(search, "model=right") == [search, "model=right"]
-    assert preflight("-m", search, "model=right,vit_mini") == ["-m", search, "model=right,vit_mini"]
+    assert preflight("-m", search, "model=right,vit_mini")[2:] == [search, "model=right,vit_mini"]
     (line,) = refused(search, "model=rihgt")
     assert "did you mean 'right'" in line
 
@@ -267,12 +266,52 @@ def test_every_way_to_write_a_grid_is_checked(refused: Preflight, argument: str,
 
 def test_what_a_search_samples_is_let_through_and_the_rest_is_checked(refused: Preflight, preflight: Preflight) -> None:
     search = ["-m", "optimizer.lr=interval(1e-4,1e-2)", "model.depth=range(1,4)", "seed=0,1"]
-    assert preflight(*search) == search
+    assert preflight(*search)[2:] == search[1:]
     assert refused(*search, "model.dmi=3") == ["model.dmi=3: there is no such setting; did you mean 'dim'?"]
 
 
 def test_sweeping_over_a_setting_that_stands_in_no_file_adds_it(preflight: Preflight) -> None:
-    assert preflight("-m", "trainer.limit_val_batches=1,2") == ["-m", "++trainer.limit_val_batches=1,2"]
+    assert preflight("-m", "trainer.limit_val_batches=1,2")[2:] == ["++trainer.limit_val_batches=1,2"]
+
+
+def test_a_sweep_is_named_so_that_the_same_command_finds_it_again(preflight: Preflight) -> None:
+    multirun, name, *line = preflight("-m", "model/size=tiny,small", "seed=0,1,2")
+    assert (multirun, line) == ("-m", ["model/size=tiny,small", "seed=0,1,2"])
+    assert name.startswith("sweep=digits-size-seed-")
+    assert preflight("-m", "seed=5,6", "model/size=mini,base", "logger=csv")[1] == name, "more values, logged elsewhere"
+    assert preflight("-m", "model/size=tiny,small", "seed=0,1,2", "batch_size=32")[1] != name
+    assert preflight("-m", "seed=0,1", "sweep=mine") == ["-m", "seed=0,1", "sweep=mine"]
+    assert preflight("-m", "seed=0,1", "hydra.sweep.dir=a/jobs")[1] == "sweep=jobs"
+    by_file = preflight("hydra.mode=MULTIRUN", "+hydra.sweeper.params={seed:'0,1'}")
+    assert by_file[0].startswith("sweep=digits-seed-"), "what varies, and that it does, may stand in a file"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["sweep=mine"], "sweep=mine names a sweep, and this is one run; add -m, or leave it out"),
+        (["-m", "seed=0,1", "sweep=a/b"], "sweep=a/b must be a plain folder name below runs/sweeps: "),
+        (["-m", "seed=0,1", "sweep=.."], "sweep=.. must be a plain folder name below runs/sweeps: "),
+        (["-m", "seed=0,1", "retries=-1"], "retries=-1 must be 0 or more"),
+        (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "hydra.sweep.subdir can't be set: a sweep finds its jobs again"),
+        (["-m", "seed=0,1", "resume=a"], "resume=a: no run folder"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_wrong_with_a_sweep_is_told(refused: Preflight, argv: list[str], line: str) -> None:
+    (found,) = refused(*argv)
+    assert found.startswith(line)
+
+
+def test_a_cancelled_sweep_isnt_gone_on_with_unasked(preflight: Preflight, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ledger.SWEEPS / "mine"
+    ledger.begin(folder, command="", varies=[], objectives={})
+    ledger.cancel(ledger.read_sweep(folder))
+    with pytest.raises(SystemExit):
+        preflight("-m", "seed=0,1", "sweep=mine")
+    assert "remove runs/sweeps/mine/cancelled to go on with it" in capsys.readouterr().err
+    (folder / ledger.CANCELLED).unlink()
+    assert preflight("-m", "seed=0,1", "sweep=mine")
 
 
 def test_processes_started_by_others_want_one_folder_and_one_of_them_describes_it(
@@ -282,6 +321,7 @@ def test_processes_started_by_others_want_one_folder_and_one_of_them_describes_i
     assert refused("trainer.devices=2")[0].startswith("hydra.run.dir is not set")
     monkeypatch.setenv("RANK", "0")
     assert preflight("hydra.run.dir=here") == ["hydra.run.dir=here"]
+    assert refused("-m", "seed=0,1", "hydra.run.dir=here")[0].startswith("-m starts several runs, and torchrun or srun")
     monkeypatch.setenv("RANK", "1")
     assert preflight("hydra.run.dir=here") == ["hydra.run.dir=here", "hydra.output_subdir=null"]
 

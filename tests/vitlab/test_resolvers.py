@@ -1,13 +1,15 @@
 """What configuration files compute from other values, in files composed for real."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
 from conftest import Configure
-from vitlab import resolvers
+from vitlab import command, ledger, resolvers
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,19 @@ def test_a_fitting_patch_is_the_smallest_that_leaves_at_most_8_by_8(image_size: 
 @pytest.mark.parametrize("image_size", [1, [7, 9], 0, "abc", 8.0, None, ["a", "b"], []])
 def test_where_no_patch_fits_none_is_made_up_and_the_checks_have_their_say(image_size: Any) -> None:
     assert resolvers.patch_for(image_size) == 1
+
+
+def test_a_job_of_a_sweep_has_a_folder_named_by_what_varies_and_what_it_is(tmp_path: Path) -> None:
+    ledger.begin(tmp_path, command="", varies=["optimizer.lr"], objectives={})
+
+    def folder(*overrides: str) -> str:
+        with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
+            cfg = command.compose("train", ["optimizer.lr=1e-3", f"hydra.sweep.dir='{tmp_path}'", *overrides])
+        cfg.hydra.overrides.task = ["optimizer.lr=0.001", *overrides]
+        return str(cfg.hydra.sweep.subdir)
+
+    assert re.fullmatch(r"lr_0\.001-[0-9a-f]{12}", folder())
+    assert folder("logger=csv") == folder() != folder("seed=1")
 
 
 @pytest.mark.parametrize(("objective", "mode"), [("val/acc", "max"), ("val/acc5", "max"), ("val/loss", "min")])

@@ -110,7 +110,7 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None
 def test_a_path_into_a_run_brings_back_its_overrides_but_for_what_is_said_anew(place: str, tmp_path: Path) -> None:
     run = made(tmp_path / "it's a run")
     (run / ".hydra").mkdir()
-    saved = ["data=fake", "optimizer.lr=0.1", "resume=auto", "model.dim=32"]
+    saved = ["sweep=mine", "data=fake", "optimizer.lr=0.1", "resume=auto", "model.dim=32"]
     (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(saved))
     problems: list[str] = []
     quoted_target = "'" + str(run / place).replace("'", "\\'") + "'"

@@ -111,10 +111,10 @@ def test_only_the_first_rank_records_a_good_end(tmp_path: Path) -> None:
 def test_a_record_says_what_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["src/train.py", "ignored"])
     (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "overrides.yaml").write_text("- model=vit_s16\n- name='a b'\n")
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- sweep=mine\n- model=vit_s16\n- name='a b'\n")
     found = runs.provenance(tmp_path)
     assert found["command"].startswith("python src/train.py model=vit_s16 ")
-    assert shlex.split(found["command"])[3:] == ["name='a b'"], "it can be pasted into a shell"
+    assert shlex.split(found["command"])[3:] == ["name='a b'"], "it can be pasted into a shell, and is no sweep"
     assert {"python", "torch", "lightning", "timm", "numpy"} <= found["versions"].keys()
 
 

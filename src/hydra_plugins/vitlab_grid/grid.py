@@ -55,13 +55,14 @@ class GridSweeper(BasicSweeper):
         entries = {}
         for overrides in self.split_arguments(parsed, None)[0]:
             config = loader.load_sweep_config(self.config, list(overrides))
-            HydraConfig.instance().set_config(config)
+            HydraConfig.instance().set_config(config)  # as when the job is run
             name, entry = command.ledger_entry(config.hydra, command.plain(config, command.UNSET_RUN_DIR))
             if name in planned:
                 log.warning("%s is the same job as %s", overrides, planned[name].overrides)
                 continue
             planned[name] = Planned(overrides, folder / entry["folder"])
             entries[name] = entry
+        HydraConfig.instance().cfg = None
         ledger.enter(folder, entries)
         return list(planned.values())
 
@@ -76,7 +77,7 @@ class GridSweeper(BasicSweeper):
         launched, left = 0, list(jobs)
         told = ""
         while left:
-            claiming.leave_if_cancelled(Path(self.config.hydra.sweep.dir))
+            claiming.leave_if_cancelled(sweep := Path(self.config.hydra.sweep.dir))
             states = {job.folder: ledger.job_status(job.folder) for job in left}
             left = [job for job in left if states[job.folder] not in ledger.DONE]
             free = [job for job in left if states[job.folder] != "running"]
@@ -99,6 +100,7 @@ class GridSweeper(BasicSweeper):
                 left = [job for job in left if job not in failed]
             if left and not free:
                 time.sleep(claiming.POLL)
+            claiming.leave_if_cancelled(sweep)  # goes before what that made of its jobs
         for end in failures:
             _ = end.return_value  # raises
         return returns
