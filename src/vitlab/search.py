@@ -328,7 +328,7 @@ def tell(study: "Study", plan: Plan, trial: "FrozenTrial", folder: Path, error: 
         study.tell(trial.number, values)
         log.info("trial %d: %s   %s", number, shown, folder.name)
         return True
-    failures = sum("error" in attempt for attempt in claiming.noted(folder))
+    failures = sum("error" in attempt for attempt in ledger.attempts(folder))
     if error is None and not (status == "finished" or (status == "crashed" and failures > studies.attempt(trial))):
         return False
     reason = f"its results have no number for each objective: {shown}" if status == "finished" else str(error)
