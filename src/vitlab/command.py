@@ -317,7 +317,7 @@ def searched_problems(name: str, function: Function, overrides: list[Override], 
         sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError):
         return []  # already told
-    if not isinstance(sweeper, dict) or sweeper.get("_target_") != search_checks.PLUGIN:
+    if not isinstance(sweeper, dict) or sweeper.get("_target_") not in search_checks.SWEEPERS:
         return []
     if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused

@@ -11,19 +11,23 @@ from vitlab.schema import Node, suggest
 from vitlab.space import NotASpace, Space, read
 
 PLUGIN = "hydra_plugins.vitlab_sweepers.optuna_sweeper.OptunaSweeper"
+GRID = "hydra_plugins.vitlab_grid.grid.GridSweeper"
+SWEEPERS = (PLUGIN, GRID)
 INSTALL = "pip install 'optuna>=4.5'"
 SCORES = ("val/acc", "val/acc5", "val/loss")  # measured at each validation: what a trial can be pruned by
 COSTS = ("parameters", "images_per_second", "seconds")
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 
 
-def problems(node: Node, lines: Sequence[str], config: Node, loader: ConfigLoader) -> tuple[Space, list[str]]:
+def problems(node: Node, lines: Sequence[str], config: Node, loader: ConfigLoader | None) -> tuple[Space, list[str]]:
     """What is searched, and everything wrong with a sweeper's node, given the command line's other overrides.
 
     `config` is the configuration with these overrides, which says what the objective is.
     """
     from vitlab import schema
 
+    if node["_target_"] == GRID:
+        return grid_problems(node, lines, loader)
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -46,6 +50,16 @@ def problems(node: Node, lines: Sequence[str], config: Node, loader: ConfigLoade
     if (storage := node.get("storage")) is not None:
         found += storage_problems(storage)
     return space, found or [*made_problems(node)]
+
+
+def grid_problems(node: Node, lines: Sequence[str], loader: ConfigLoader | None) -> tuple[Space, list[str]]:
+    """The same for a sweeper that goes through every combination, and has no conditions."""
+    try:
+        space, _ = read(lines, node.get("params"), None, loader)
+        space.combinations()
+    except NotASpace as error:
+        return Space(), error.problems
+    return space, []
 
 
 def objectives_of(node: Node, config: Node) -> dict[str, str]:
@@ -104,3 +118,5 @@ def made_problems(node: Node) -> Iterator[str]:
                 made[part] = make(node[part])
             except Exception as error:  # they refuse in many ways
                 yield f"hydra.sweeper.{part}: {str(error.__cause__ or error).splitlines()[0]}"
+    if node.get("storage") and (problem := study.unreachable(node["storage"])):
+        yield problem

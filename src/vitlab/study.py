@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import optuna
@@ -46,6 +47,7 @@ def opened(
     """
     from sqlalchemy.exc import SQLAlchemyError
 
+    storage = with_driver(storage)
     optuna.logging.disable_default_handler()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     optuna.logging.enable_propagation()
@@ -65,6 +67,38 @@ def opened(
     finally:
         database.remove_session()
         database.engine.dispose()
+
+
+def with_driver(storage: str) -> str:
+    """A database's URL that names a driver which is installed: SQLAlchemy's own choice differs from version to version.
+
+    Raises `ConnectionError` where none is.
+    """
+    scheme, _, rest = storage.partition("://")
+    if scheme not in ("postgresql", "postgres"):
+        return storage
+    for driver in ("psycopg2", "psycopg"):
+        if find_spec(driver):
+            return f"postgresql+{driver}://{rest}"
+    raise ConnectionError(f"hydra.sweeper.storage={storage} needs a driver: pip install psycopg2-binary")
+
+
+def unreachable(storage: str) -> str | None:
+    """Why a database can't be used; None where it can. Nothing is left there."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        engine = create_engine(with_driver(storage))
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+    except ConnectionError as error:
+        return str(error)
+    except (SQLAlchemyError, ImportError) as error:
+        return f"hydra.sweeper.storage={storage} can't be reached: {str(error).splitlines()[0]}"
+    return None
 
 
 class Reseeded(BaseSampler):
