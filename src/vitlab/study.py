@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -24,6 +25,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vitlab import runs
 from vitlab.space import Parameter, Space
 
 BUSY = 60.0  # seconds to wait for a SQLite file that another process writes to
@@ -85,9 +87,11 @@ def with_driver(storage: str) -> str:
 
 def unreachable(storage: str) -> str | None:
     """Why a database can't be used; None where it can. Nothing is left there."""
-    from sqlalchemy import create_engine
+    from sqlalchemy import create_engine, make_url
     from sqlalchemy.exc import SQLAlchemyError
 
+    if storage.startswith("sqlite"):  # to connect would make the file
+        return runs.unwritable("hydra.sweeper.storage", Path(make_url(storage).database or ".").absolute().parent)
     try:
         engine = create_engine(with_driver(storage))
         try:
