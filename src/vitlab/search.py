@@ -29,6 +29,7 @@ import yaml
 from filelock import FileLock, Timeout
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -390,13 +391,8 @@ def solution(trial: "FrozenTrial", plan: Plan) -> dict[str, Any]:
     """A trial that no other is better than: values, parameters, folder, and the command that trains it again."""
     from vitlab import study as studies
 
-    params: dict[str, Any] = {}
-
-    def trained(parameter: Parameter) -> Any:
-        params[parameter.key] = parameter.trained(trial.params[parameter.name])
-        return params[parameter.key]
-
-    lines = plan.space.overrides(trained)
+    lines = plan.space.overrides(lambda parameter: trial.params[parameter.name])
+    params = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(lines)}
     return {
         "trial": studies.first(trial),
         "folder": trial.user_attrs.get(studies.FOLDER),
