@@ -34,7 +34,8 @@ def _loud() -> Iterator[None]:
 def searching(
     _loud: None, small: list[str], train_function: Callable[..., Node], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Search]:
-    """Arguments -> the folders of the jobs that the search started, in order; each runs in this process, for speed.
+    """Arguments -> the folders of the jobs that the search started, in order; each runs in this process, for speed, and
+    the arguments, which are right, are not checked.
 
     `status` is the exit status that the search must have.
     """
@@ -56,10 +57,7 @@ def searching(
     def run(*arguments: str, status: int = 0) -> list[Path]:
         started.clear()
         try:
-            argv = command.preflight(
-                "train", train_function, ["-m", "hydra/sweeper=optuna", *small, *QUICK, *arguments]
-            )
-            patch.setattr(sys, "argv", ["src/train.py", *argv])
+            patch.setattr(sys, "argv", ["src/train.py", "-m", "hydra/sweeper=optuna", *small, *QUICK, *arguments])
             hydra.main(version_base="1.3", config_path=str(command.CONF), config_name="train")(job)()
             ended = 0
         except SystemExit as end:
