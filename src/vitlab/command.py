@@ -133,7 +133,7 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
             problems += [p for p in composed_problems(primary, function, lines) if p not in problems]
         single = [c[0] for _, c in choices if c]
         if arguments.multirun or any(o.key_or_group in ("experiment", "hydra.mode") for o in overrides):
-            problems += searched_problems(primary, function, overrides, single)
+            problems += searched_problems(primary, function, overrides, single, multirun=arguments.multirun)
         if problems:
             stop(name, problems)
         listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
@@ -306,7 +306,9 @@ def variants(choices: list[list[str]]) -> Iterator[list[str]]:
             yield [*first[:i], value, *first[i + 1 :]]
 
 
-def searched_problems(name: str, function: Function, overrides: list[Override], single: list[str]) -> list[str]:
+def searched_problems(
+    name: str, function: Function, overrides: list[Override], single: list[str], *, multirun: bool
+) -> list[str]:
     """Everything wrong with a search: what it says, and what comes of the ends of its ranges. `single`: the command
     line with one value for each setting.
     """
@@ -318,6 +320,8 @@ def searched_problems(name: str, function: Function, overrides: list[Override], 
     except (HydraException, OmegaConfBaseException, ValueError):
         return []  # already told
     if not isinstance(sweeper, dict) or sweeper.get("_target_") not in search_checks.SWEEPERS:
+        return []
+    if not multirun and cfg.hydra.mode != RunMode.MULTIRUN:
         return []
     if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused

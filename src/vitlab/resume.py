@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vitlab import runs
+from vitlab import identity, runs
 from vitlab.data.module import DataModule
 from vitlab.schema import Node
 
@@ -56,6 +56,8 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
     saved = yaml.safe_load((run_dir / runs.OVERRIDES).read_text()) if (run_dir / runs.OVERRIDES).is_file() else []
     parsed = OverridesParser.create().parse_overrides(saved)
     kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
+    if runs.read_config(run_dir).get("sweep"):
+        kept = [line for line in identity.alone(kept) if line.split("=")[0] not in given]
     return [*kept, f"hydra.run.dir={quoted(run_dir)}"]
 
 

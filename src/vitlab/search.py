@@ -35,7 +35,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import claiming, ledger, runs
+from vitlab import claiming, identity, ledger, runs
 from vitlab.schema import Node
 from vitlab.search_checks import DIRECTIONS, objectives_of
 from vitlab.space import Parameter, Space, read
@@ -398,5 +398,5 @@ def solution(trial: "FrozenTrial", plan: Plan) -> dict[str, Any]:
         "folder": trial.user_attrs.get(studies.FOLDER),
         "values": dict(zip(plan.objectives, trial.values, strict=True)),
         "params": dict(params),
-        "command": shlex.join(["python", sys.argv[0], *(f for f in plan.fixed if not f.startswith("sweep=")), *lines]),
+        "command": shlex.join(["python", sys.argv[0], *identity.alone([*plan.fixed, *lines])]),
     }

@@ -166,3 +166,6 @@ def test_an_experiment_chooses_its_sweeper_and_what_it_searches_is_checked(refus
     passed = command.preflight("train", inspect.unwrap(train.main), argv)
     assert passed[:3] == [argv[0], "hydra/sweeper=random", passed[2]]
     assert passed[2].startswith("sweep=digits-schedule-")
+    one = [*argv, "schedule=constant", "hydra.mode=RUN", "sweep=null"]
+    passed = command.preflight("train", inspect.unwrap(train.main), one)
+    assert passed == [argv[0], "hydra/sweeper=random", *one[1:]], "one of its trials alone"
