@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vitlab import identity, runs
+from vitlab import runs
 from vitlab.data.module import DataModule
+from vitlab.identity import alone
 from vitlab.schema import Node
 
 LAST = "checkpoints/last.ckpt"
@@ -57,7 +58,7 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
     parsed = OverridesParser.create().parse_overrides(saved)
     kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
     if runs.read_config(run_dir).get("sweep"):
-        kept = [line for line in identity.alone(kept) if line.split("=")[0] not in given]
+        kept = [line for line in alone(kept) if line.split("=")[0] not in given]
     return [*kept, f"hydra.run.dir={quoted(run_dir)}"]
 
 

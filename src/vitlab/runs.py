@@ -29,6 +29,7 @@ from typing import Any, TextIO
 import yaml
 from filelock import FileLock, Timeout
 
+from vitlab.identity import alone
 from vitlab.schema import Node
 from vitlab.stopping import Outcome, Stopped
 
@@ -271,7 +272,7 @@ def provenance(run_dir: Path) -> Node:
     """What a result depends on beside its configuration, and the command that gives it again."""
     overrides = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
     if (run_dir / CONFIG).is_file() and read_config(run_dir).get("sweep"):
-        overrides = identity.alone(overrides)
+        overrides = alone(overrides)
     packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "numpy")
     return {
         "command": shlex.join(["python", sys.argv[0], *overrides]),
