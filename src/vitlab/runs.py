@@ -271,8 +271,8 @@ def record_crash(run_dir: Path, error: str, *, first: bool = False, **more: Any)
 def provenance(run_dir: Path) -> Node:
     """What a result depends on beside its configuration, and the command that gives it again."""
     overrides = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
-    if (run_dir / CONFIG).is_file() and read_config(run_dir).get("sweep"):
-        overrides = alone(overrides)
+    in_sweep = (run_dir / CONFIG).is_file() and read_config(run_dir).get("sweep")
+    overrides = alone(overrides) if in_sweep else [o for o in overrides if not o.startswith("sweep=")]
     packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "numpy")
     return {
         "command": shlex.join(["python", sys.argv[0], *overrides]),
