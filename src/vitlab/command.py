@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -124,6 +125,7 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
     with initialized(arguments):
         try:
             resumed = resume.resumed_overrides(arguments.overrides, problems)
+            resumed += hydra_groups_of_experiments(arguments.overrides)
             parser = OverridesParser.create(GlobalHydra.instance().config_loader())
             overrides = parser.parse_overrides([*resumed, *arguments.overrides])
         except HydraException as error:
@@ -139,6 +141,9 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
             problems += [
                 p for p in composed_problems(primary, function, lines, sweep=arguments.multirun) if p not in problems
             ]
+        single = [c[0] for _, c in choices if c]
+        if arguments.multirun or any(o.key_or_group in ("experiment", "hydra.mode") for o in overrides):
+            problems += searched_problems(primary, function, overrides, single, multirun=arguments.multirun)
         if problems:
             stop(name, problems)
         listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
@@ -232,6 +237,25 @@ def look_in(folders: list[str]) -> None:
     loader.repository.initialize_sources(loader.config_search_path)
 
 
+def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
+    """What an experiment says of Hydra's own groups (`override /hydra/sweeper: optuna`), as overrides.
+
+    Hydra lets the primary file go before a file that it includes.
+    """
+    parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)}
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    found = []
+    for name in listing(parsed["experiment"].value()) if "experiment" in parsed else []:
+        file = loader.repository.load_config(f"experiment/{name}") if isinstance(name, str) else None
+        for default in file.defaults_list or [] if file else []:
+            if default.is_override() and isinstance(default, GroupDefault):
+                group = (default.group or "").lstrip("/")
+                if group.startswith("hydra/") and group not in parsed:
+                    found.append(f"{group}={default.value}")
+    return found
+
+
 def listing(value: Any) -> list[Any]:
     """A value that may stand for a list of one."""
     return value if isinstance(value, list) else [value]
@@ -291,6 +315,40 @@ def variants(choices: list[list[str]]) -> Iterator[list[str]]:
     for i, values in enumerate(choices):
         for value in values[1:]:
             yield [*first[:i], value, *first[i + 1 :]]
+
+
+def searched_problems(
+    name: str, function: Function, overrides: list[Override], single: list[str], *, multirun: bool
+) -> list[str]:
+    """Everything wrong with a search: what it says, and what comes of the ends of its ranges. `single`: the command
+    line with one value for each setting.
+    """
+    from vitlab import search_checks
+
+    try:
+        cfg = compose(name, single)
+        sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return []  # already told
+    if not isinstance(sweeper, dict) or sweeper.get("_target_") not in search_checks.SWEEPERS:
+        return []
+    if not multirun and cfg.hydra.mode != RunMode.MULTIRUN:
+        return []
+    if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
+        return refused
+    lines = [o.input_line or "" for o in overrides if not o.is_hydra_override()]
+    config = plain(cfg, UNSET_RUN_DIR)
+    if isinstance(config, str):
+        return []
+    loader = GlobalHydra.instance().config_loader()
+    space, found = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
+    if found:
+        return found
+    parser = OverridesParser.create(loader)
+    for corner in space.corners():
+        chosen = [s for o in parser.parse_overrides(corner) for s in spellings(o, bool(group_options(o)), False)]
+        found += [p for p in composed_problems(name, function, [*single, *chosen], sweep=True) if p not in found]
+    return found
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
@@ -357,7 +415,7 @@ def message(name: str, problems: list[str]) -> str:
 
 def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> float | None:
     """A job as Hydra starts it: checks the configuration once more, writes it down, runs it, returns its score."""
-    from vitlab import resume
+    from vitlab import resume, search
 
     hydra_cfg = HydraConfig.get()
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
@@ -369,6 +427,8 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
             runs.record_crash(run_dir, "; ".join(problems))  # for the sweep's table; nothing was started
         raise ValueError(message(name, problems))
     assert isinstance(config, dict)
+    if added := search.callbacks_of(hydra_cfg):
+        config["callbacks"] |= added
     if "run_dir" not in config:
         function(**config)
         return None

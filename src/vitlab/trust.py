@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -43,7 +44,8 @@ PLACES = (
     *("timm.layers", "timm.loss", "timm.models", "timm.optim"),
     *("lightning.fabric", "lightning.pytorch"),
     *("torchmetrics.aggregation", "torchmetrics.classification", "torchmetrics.regression"),
-    *("hydra._internal.core_plugins", "hydra.experimental.callbacks"),
+    *("hydra._internal.core_plugins", "hydra.experimental.callbacks", "hydra_plugins.vitlab_sweepers"),
+    *("optuna.samplers", "optuna.pruners", "vitlab.pruning"),
 )
 # A package may show at its top what it defines further in: lightning.Trainer.
 TOPS = ("lightning", "torchmetrics")
@@ -56,7 +58,9 @@ KINDS = (
     *("lightning.fabric.plugins.CheckpointIO", "lightning.fabric.plugins.ClusterEnvironment"),
     "vitlab.probing.Probe",
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
+    *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )
+EXTRAS = ("optuna",)  # packages that need not be there
 FUNCTIONS = (  # functions, or modules of ours that hold nothing else
     *("vitlab.baselines", "vitlab.data.sources", "vitlab.optim", "vitlab.tracking.wandb_logger"),
     *(f"torch.optim.swa_utils.get_{kind}_avg_fn" for kind in ("ema", "ema_multi", "swa", "swa_multi")),
@@ -187,8 +191,9 @@ def refusal(target: str) -> str | None:
 
 @lru_cache
 def kinds() -> tuple[type, ...]:
-    """`KINDS` as classes."""
-    return tuple(kind for name in KINDS if isinstance(kind := resolve(name), type))
+    """`KINDS` as classes, those of packages that are there."""
+    there = [name for name in KINDS if name.split(".")[0] not in EXTRAS or find_spec(name.split(".")[0])]
+    return tuple(kind for name in there if isinstance(kind := resolve(name), type))
 
 
 def _within(name: str, holders: tuple[str, ...]) -> bool:
