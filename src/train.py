@@ -43,7 +43,7 @@ def main(
 ) -> Node:
     from lightning import seed_everything
 
-    from vitlab import build, figures, launch, memory, runs, stopping, tracking
+    from vitlab import build, figures, launch, memory, pruning, runs, stopping, tracking
     from vitlab.callbacks import scores
     from vitlab.checkpoints import demand_whole
     from vitlab.resume import checkpoint_to_resume, identity
@@ -67,13 +67,18 @@ def main(
             with stopping.patience():
                 run.fit(module, datamodule, ckpt_path=start, weights_only=True)
             results = build.best_scores(run, module, datamodule)
-            demand_whole(Path(results["checkpoint"]))
-            run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
+            if pruning.pruned(run):
+                results["status"] = "pruned"
+                tracking.mark(run.loggers, "pruned")
+            else:
+                demand_whole(Path(results["checkpoint"]))
+                run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
+                results |= scores(run, "test")
 
-        results |= scores(run, "test")
         picture = folder / "figures" / "curves.png"
         if run.is_global_zero:
-            figures.curves(folder / "metrics.csv", picture, f"{name}   test/acc {results['test/acc']:.4f}")
+            score = "test/acc" if "test/acc" in results else "val/acc"
+            figures.curves(folder / "metrics.csv", picture, f"{name}   {score} {results[score]:.4f}")
             tracking.log_image(run.loggers, "curves", picture)
             tracking.log_results(run.loggers, results)
             build.tell(results, folder)

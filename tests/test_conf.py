@@ -55,6 +55,9 @@ PRETRAINED = {
     "experiment=cifar100_vit_b16": 16,
     "experiment=dinov2_s14": 14,
 }
+# Parts of a search, which need one, and change nothing of a run
+SEARCHES = [option for option in OPTIONS if option.startswith("hydra/")]
+NEEDS |= {option: ["hydra/sweeper=optuna"] for option in SEARCHES if option.count("/") > 1}
 # What makes one step of a file a matter of a second. Width, patch and heads stay what they are.
 SMALL = ["model.dim=16", "model.depth=1", "model.heads=2"]
 STEP = {
@@ -232,7 +235,7 @@ def in_one_step(option: str) -> list[str]:
 
 @pytest.mark.usefixtures("_global_settings")
 @pytest.mark.parametrize(
-    "option", [case for case in [*OPTIONS, *EXPERIMENTS] if case not in [*INCOMPLETE, *SEVERAL_PROCESSES]]
+    "option", [case for case in [*OPTIONS, *EXPERIMENTS] if case not in [*INCOMPLETE, *SEVERAL_PROCESSES, *SEARCHES]]
 )
 def test_a_file_takes_a_training_step(
     configure: Configure,

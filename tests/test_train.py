@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import torch
 import yaml
 from PIL import Image
 
-from conftest import Configure, Program, Start, Tracked
+from conftest import SRC, Configure, Program, Start, Tracked
 from vitlab import ledger, runs
 from vitlab.schema import Node
 
@@ -377,7 +378,7 @@ def test_another_seed_gives_another_run(sweep: list[Path], twins: list[Path]) ->
 def strategies(program: Program, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One job of each other strategy: two processes of two accumulated parts."""
     folder, names = tmp_path_factory.mktemp("strategies"), ["ddp", "fsdp"]
-    parts = ["trainer.accumulate_grad_batches=2", "hydra.sweep.dir=jobs"]
+    parts = ["trainer.accumulate_grad_batches=2", "hydra.sweep.dir=jobs", "hydra/launcher=local"]
     program("train", "-m", f"trainer={','.join(names)}", *parts, *small, *UNVARIED, "seed=1", cwd=folder)
     return {job.choices["trainer"]: job.folder for job in ledger.read_sweep(folder / "jobs").jobs}
 
@@ -392,6 +393,119 @@ def test_other_strategies_agree_with_one_process_and_leave_whole_checkpoints(
     assert results(run)["images"] == IMAGES * EPOCHS
     assert_trained_alike(run, sweep[0])
     assert (results(run)["test/count"], results(run)["val/count"]) == (360, 145)
+
+
+@pytest.fixture(scope="module")
+def two_nodes(start: Start, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two machines of one process each, as two of torchrun's agents on this one start it."""
+    folder = tmp_path_factory.mktemp("nodes")
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+    agent = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=two", f"--rdzv-endpoint={endpoint}"]
+    job = ["trainer.num_nodes=2", "trainer.devices=1", "trainer.accumulate_grad_batches=2", "hydra.run.dir=run"]
+    line = [str(SRC / "train.py"), *job, *small, *UNVARIED, "seed=1", "logger=csv"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    agents = [
+        subprocess.Popen([*torchrun, f"--node-rank={n}", *agent, *line], cwd=folder, env=environment) for n in range(2)
+    ]
+    try:
+        assert [process.wait(timeout=400) for process in agents] == [0, 0]
+    finally:
+        for process in agents:
+            process.kill()
+    return folder / "run"
+
+
+def test_two_machines_that_torchrun_brings_together_train_as_one_process_does(
+    two_nodes: Path, sweep: list[Path]
+) -> None:
+    found, one = results(two_nodes), results(sweep[0])
+    assert (found["status"], found["devices"]) == ("finished", 2)
+    for name in ("steps", "epochs", "images", "samples", "val/count", "test/count"):
+        assert found[name] == one[name], name
+    assert_trained_alike(two_nodes, sweep[0])
+
+
+# Runs jobs one after the other, each on so many ranks: forked from one process, since importing takes them the longest.
+RANKS = """
+import json, os, sys
+from pathlib import Path
+import hydra, lightning, torchmetrics
+from torch.distributed import TCPStore
+import evaluate, train
+from vitlab import build, checkpoints, command, figures, memory, resume, runs, tracking
+
+command.register()
+functions = {"train": train.main.__wrapped__, "evaluate": evaluate.main.__wrapped__}
+for program, name, world, *overrides in json.loads(sys.argv[1]):
+    with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
+        cfg = command.compose(program, [*overrides, f"trainer.devices={world}"])
+    config = command.plain(cfg, str(Path(name).resolve()))
+    assert command.check(functions[program], config) == []
+    runs.write_config(Path(name), config)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = []
+    for rank in range(world):
+        ranks.append(os.fork())
+        if not ranks[-1]:
+            if world > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+                os.environ |= {"LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": name}
+                os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+            try:
+                command.run_recorded(program, functions[program], Path(name), config)
+            except BaseException as error:
+                os._exit(1)
+            os._exit(0)
+    assert all(os.waitpid(rank, 0)[1] == 0 for rank in ranks), name
+"""
+
+
+@pytest.fixture(scope="module")
+def worlds(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of 21 steps by one process and by four ranks, of which some are gone on with by other numbers of ranks."""
+    folder = tmp_path_factory.mktemp("worlds")
+    first = [*small, *UNVARIED, "seed=1", "logger=csv", "trainer.log_every_n_steps=1", "trainer.max_epochs=1"]
+    second = [*first, "trainer.max_epochs=2"]
+    jobs: list[list[Any]] = [
+        ["train", "one", 1, *first],
+        ["train", "ddp4", 4, "trainer=ddp", *first],
+        ["train", "fsdp4", 4, "trainer=fsdp", *first],
+        ["train", "one-of-fsdp4", 1, *second, f"resume={folder}/fsdp4/checkpoints/last.ckpt"],
+        ["train", "ddp2-of-fsdp4", 2, "trainer=ddp", *second, f"resume={folder}/fsdp4/checkpoints/last.ckpt"],
+        ["train", "fsdp2-of-ddp4", 2, "trainer=fsdp", *second, f"resume={folder}/ddp4/checkpoints/last.ckpt"],
+        ["evaluate", "one-evaluates-fsdp4", 1, f"run={folder}/fsdp4", "trainer.accelerator=cpu"],
+        ["evaluate", "two-evaluate-fsdp4", 2, f"run={folder}/fsdp4", "trainer.accelerator=cpu"],
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)}
+    subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=folder, env=environment, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["ddp4", "fsdp4"])
+def test_four_ranks_train_as_one_process_does_step_by_step(worlds: Path, name: str) -> None:
+    assert results(worlds / name)["devices"] == 4
+    assert len(logged(worlds / name, "train/loss")) == STEPS
+    assert logged(worlds / name, "train/loss") == pytest.approx(logged(worlds / "one", "train/loss"), rel=1e-4)
+    assert_equal_to_rounding(weights(worlds / name), weights(worlds / "one"))
+
+
+def test_a_checkpoint_is_gone_on_with_by_any_other_number_of_ranks(worlds: Path) -> None:
+    alone = logged(worlds / "one-of-fsdp4", "train/loss")
+    assert len(alone) == STEPS, "it went on where the four stopped"
+    for name in ("ddp2-of-fsdp4", "fsdp2-of-ddp4"):
+        assert results(worlds / name)["devices"] == 2
+        assert results(worlds / name)["steps"] == 2 * STEPS
+        assert logged(worlds / name, "train/loss") == pytest.approx(alone, rel=1e-4), name
+
+
+def test_any_number_of_ranks_counts_the_same_right_answers(worlds: Path) -> None:
+    trained = results(worlds / "fsdp4")
+    for name in ("one-evaluates-fsdp4", "two-evaluate-fsdp4"):
+        assert [results(worlds / name)[f"test/{k}"] for k in ("correct", "count")] == [trained["test/correct"], 360]
 
 
 # --------------------------------------------------------------------------------------------------------- compile

@@ -50,8 +50,8 @@ LONGEST_NAME = 255  # bytes, on the usual file systems
 OBJECTIVES = ("val/acc", "val/acc5", "val/loss")
 
 
-def problems(function: Callable[..., Any], config: Node) -> list[str]:
-    """Everything wrong with `function(**config)`, a resolved configuration of a command.
+def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = False) -> list[str]:
+    """Everything wrong with `function(**config)`, a resolved configuration of a command; `elsewhere`: for a cluster.
 
     What it may not call comes alone: nothing more is asked of such a configuration, and nothing of it imported.
     """
@@ -69,7 +69,7 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
         found += call_problems("classifier", config["classifier"], Classifier, supplied=supplied)
     # a rule is only asked about values that nothing was wrong with so far: one mistake, one line
     bad = {setting(problem) for problem in found}
-    read = Reader(config, bad)
+    read = Reader(config, bad, elsewhere=elsewhere)
     # a wrong root key is wrong again wherever it is read
     found = [problem for problem in found if problem.partition(".")[2] not in found]
     rules = (
@@ -115,8 +115,8 @@ def place_problems(read: "Reader") -> Iterator[str]:
 class Reader:
     """Values by dotted path; None where a key is missing or was already found wrong."""
 
-    def __init__(self, config: Node, bad: set[str]) -> None:
-        self.config, self.bad = config, bad
+    def __init__(self, config: Node, bad: set[str], *, elsewhere: bool = False) -> None:
+        self.config, self.bad, self.elsewhere = config, bad, elsewhere
 
     def __call__(self, path: str, kind: Any = object) -> Any:
         value: Any = self.config
@@ -171,11 +171,21 @@ def trainer_problems(read: Reader) -> Iterator[str]:
     if devices is not None and (devices == 0 or devices < -1):
         yield f"trainer.devices={devices} is not a number of devices; use 1 or more, or -1 for all"
     gpus = torch.cuda.device_count() if read("trainer.accelerator", str) in ("auto", "gpu", "cuda") else 0
-    if devices == -1 and not gpus:
+    if read.elsewhere:
+        gpus = 0  # this machine's are not the job's
+        if read("trainer.devices") in (-1, "-1", "auto"):
+            yield f"trainer.devices={read('trainer.devices')}: a cluster must be asked for a number of devices; name it"
+    elif devices == -1 and not gpus:
         yield "trainer.devices=-1 means all GPUs, and there is none to be used; name a number of processes"
-    if (read("trainer.num_nodes", int) or 1) > 1 and not launch.started_by_others(os.environ):
-        nodes = read("trainer.num_nodes", int)
-        yield f"trainer.num_nodes={nodes}: start the processes of all nodes yourself, with torchrun or srun"
+    if (nodes := read("trainer.num_nodes", int) or 1) > 1:
+        by_others, each = launch.started_by_others(os.environ), launch.place(os.environ)
+        if not (by_others or each or read.elsewhere):
+            yield (
+                f"trainer.num_nodes={nodes}: start the processes of all nodes yourself, with torchrun or srun, "
+                "or leave that to -m hydra/launcher=slurm or ray"
+            )
+        elif read("restarts", int) and not by_others:
+            yield f"restarts={read('restarts', int)} starts one machine's processes again, not {nodes}; use restarts=0"
     if devices and gpus and devices > gpus:
         remedy = f"use trainer.devices={gpus}, or trainer.accelerator=cpu"
         yield f"trainer.devices={devices}: this machine has {gpus} GPUs; {remedy}"

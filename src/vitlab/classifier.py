@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -21,6 +22,9 @@ from vitlab.data.dataset import EvalBatch, TrainBatch
 from vitlab.optim import MakeOptimizer, MakeSchedule, group_table, make_optimizer
 
 log = logging.getLogger(__name__)
+
+
+MOVED = ("params", "lr")  # of a parameter group: what training itself changes
 
 
 class Classifier(LightningModule):
@@ -70,6 +74,7 @@ class Classifier(LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.layer_decay, self.head_lr_factor = layer_decay, head_lr_factor
         self.split = "test"  # what the test loop's images are: `evaluate.py` runs it on any split
+        self.configured: list[dict[str, Any]] = []  # of each parameter group, but for its parameters and rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         self.identity: dict[str, Any] = {}  # what a checkpoint says it is of (`vitlab.resume`)
         # asked before each optimizer step, with its gradients' norm (times the scale of a gradient scaler whose
@@ -214,7 +219,19 @@ class Classifier(LightningModule):
         for line in group_table(self.network, optimizer):
             log.info(line)
         schedule = self.make_schedule(optimizer, total_steps=self.total_steps())
+        self.configured = [{k: v for k, v in group.items() if k not in MOVED} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Puts what the configuration says of rates and decay before what a checkpoint has brought of them."""
+        for optimizer, configuration in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            for group, configured in zip(optimizer.param_groups, self.configured, strict=True):
+                group.update(configured)
+            schedule = configuration.scheduler
+            assert isinstance(schedule, LambdaLR)
+            schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+            for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
 
 
 def share(batch: TrainBatch, ranks: int, accumulated: int) -> float:

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -28,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import claiming, identity, launch, ledger, progress, resolvers, runs, stopping, trust
+from vitlab import claiming, identity, launch, launchers, ledger, progress, resolvers, runs, stopping, trust
 from vitlab.schema import Node, defaults, suggest
 from vitlab.stopping import Stopped
 from vitlab.weights.composing import completed
@@ -59,9 +60,12 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
         @wraps(function)
         def program() -> None:
             if run_dir := os.environ.pop(launch.RUN_VARIABLE, None):
+                if parent := os.environ.pop(launch.PARENT_VARIABLE, None):
+                    launch.end_with(int(parent))
                 run_recorded(name, function, Path(run_dir), runs.read_config(Path(run_dir)))
                 return
             register()
+            launch.make_importable(Path(__file__).resolve().parents[1])
             sys.argv[1:] = preflight(name, function, sys.argv[1:])
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
@@ -121,6 +125,7 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
     with initialized(arguments):
         try:
             resumed = resume.resumed_overrides(arguments.overrides, problems)
+            resumed += hydra_groups_of_experiments(arguments.overrides)
             parser = OverridesParser.create(GlobalHydra.instance().config_loader())
             overrides = parser.parse_overrides([*resumed, *arguments.overrides])
         except HydraException as error:
@@ -133,13 +138,18 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
                 overrides.remove(override)  # so that what else is wrong can be seen as well
         choices = [(o, spellings(o, o.input_line in groups, arguments.multirun)) for o in overrides]
         for lines in variants([c for _, c in choices if c]):
-            problems += [p for p in composed_problems(primary, function, lines) if p not in problems]
+            problems += [
+                p for p in composed_problems(primary, function, lines, sweep=arguments.multirun) if p not in problems
+            ]
+        single = [c[0] for _, c in choices if c]
+        if arguments.multirun or any(o.key_or_group in ("experiment", "hydra.mode") for o in overrides):
+            problems += searched_problems(primary, function, overrides, single, multirun=arguments.multirun)
         if problems:
             stop(name, problems)
         listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
         unlisted = {o.input_line for o in overrides if o.input_line not in groups and is_unlisted(o, listed)}
         in_folder = any(o.key_or_group == "hydra.run.dir" for o in overrides)
-        by_others = launch.started_by_others(os.environ)
+        by_others = launch.started_by_others(os.environ) or launch.place(os.environ)
         if by_others and not in_folder:
             stop(
                 name, ["hydra.run.dir is not set: processes started by torchrun or srun need one folder, named by you"]
@@ -227,6 +237,25 @@ def look_in(folders: list[str]) -> None:
     loader.repository.initialize_sources(loader.config_search_path)
 
 
+def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
+    """What an experiment says of Hydra's own groups (`override /hydra/sweeper: optuna`), as overrides.
+
+    Hydra lets the primary file go before a file that it includes.
+    """
+    parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)}
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    found = []
+    for name in listing(parsed["experiment"].value()) if "experiment" in parsed else []:
+        file = loader.repository.load_config(f"experiment/{name}") if isinstance(name, str) else None
+        for default in file.defaults_list or [] if file else []:
+            if default.is_override() and isinstance(default, GroupDefault):
+                group = (default.group or "").lstrip("/")
+                if group.startswith("hydra/") and group not in parsed:
+                    found.append(f"{group}={default.value}")
+    return found
+
+
 def listing(value: Any) -> list[Any]:
     """A value that may stand for a list of one."""
     return value if isinstance(value, list) else [value]
@@ -247,7 +276,8 @@ def option_problems(override: Override, options: list[str]) -> list[str]:
         chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
     hidden = {o for o in options if o.endswith("signature")}
     return [
-        f"{override.key_or_group}={option}: there is no such option{suggest(str(option), options)} "
+        launchers.missing(override.key_or_group, str(option))
+        or f"{override.key_or_group}={option}: there is no such option{suggest(str(option), options)} "
         f"(of {', '.join(sorted(set(options) - hidden))})"
         for option in chosen
         if isinstance(option, str | int) and str(option) not in options and "*" not in str(option)
@@ -287,13 +317,47 @@ def variants(choices: list[list[str]]) -> Iterator[list[str]]:
             yield [*first[:i], value, *first[i + 1 :]]
 
 
+def searched_problems(
+    name: str, function: Function, overrides: list[Override], single: list[str], *, multirun: bool
+) -> list[str]:
+    """Everything wrong with a search: what it says, and what comes of the ends of its ranges. `single`: the command
+    line with one value for each setting.
+    """
+    from vitlab import search_checks
+
+    try:
+        cfg = compose(name, single)
+        sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return []  # already told
+    if not isinstance(sweeper, dict) or sweeper.get("_target_") not in search_checks.SWEEPERS:
+        return []
+    if not multirun and cfg.hydra.mode != RunMode.MULTIRUN:
+        return []
+    if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
+        return refused
+    lines = [o.input_line or "" for o in overrides if not o.is_hydra_override()]
+    config = plain(cfg, UNSET_RUN_DIR)
+    if isinstance(config, str):
+        return []
+    loader = GlobalHydra.instance().config_loader()
+    space, found = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
+    if found:
+        return found
+    parser = OverridesParser.create(loader)
+    for corner in space.corners():
+        chosen = [s for o in parser.parse_overrides(corner) for s in spellings(o, bool(group_options(o)), False)]
+        found += [p for p in composed_problems(name, function, [*single, *chosen], sweep=True) if p not in found]
+    return found
+
+
 def compose(name: str, overrides: list[str]) -> DictConfig:
     """The configuration that Hydra composes, the `hydra` node included, outside a job."""
     return hydra.compose(name, overrides, return_hydra_config=True)
 
 
-def composed_problems(name: str, function: Function, overrides: list[str]) -> list[str]:
-    """Everything wrong with the configuration that these overrides compose."""
+def composed_problems(name: str, function: Function, overrides: list[str], *, sweep: bool) -> list[str]:
+    """Everything wrong with the configuration that these overrides compose, for a run or a job of a sweep."""
     try:
         cfg = compose(name, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -302,7 +366,9 @@ def composed_problems(name: str, function: Function, overrides: list[str]) -> li
         return refused
     if "run_dir" in cfg:  # and isn't ???, which `in` overlooks
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
-    return check(function, plain(cfg, UNSET_RUN_DIR))
+    sweep = sweep or cfg.hydra.mode == RunMode.MULTIRUN
+    problems, elsewhere = launchers.problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)
+    return problems + check(function, plain(cfg, UNSET_RUN_DIR), elsewhere=elsewhere)
 
 
 def plain(cfg: DictConfig, run_dir: str) -> Node | str:
@@ -323,13 +389,13 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     return completed({str(k): v for k, v in resolved.items()})
 
 
-def check(function: Function, config: Node | str) -> list[str]:
+def check(function: Function, config: Node | str, *, elsewhere: bool = False) -> list[str]:
     """All problems of a resolved configuration: keys and types first, then what one key demands of another."""
     if isinstance(config, str):
         return [config]
     from vitlab.checks import problems
 
-    return problems(function, config)
+    return problems(function, config, elsewhere=elsewhere)
 
 
 def stop(name: str, problems: list[str]) -> NoReturn:
@@ -349,7 +415,7 @@ def message(name: str, problems: list[str]) -> str:
 
 def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> float | None:
     """A job as Hydra starts it: checks the configuration once more, writes it down, runs it, returns its score."""
-    from vitlab import resume
+    from vitlab import resume, search
 
     hydra_cfg = HydraConfig.get()
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
@@ -361,6 +427,8 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
             runs.record_crash(run_dir, "; ".join(problems))  # for the sweep's table; nothing was started
         raise ValueError(message(name, problems))
     assert isinstance(config, dict)
+    if added := search.callbacks_of(hydra_cfg):
+        config["callbacks"] |= added
     if "run_dir" not in config:
         function(**config)
         return None
@@ -369,13 +437,18 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
         start_job(name, function, entry, config, sweep=sweep)
 
     if launch.rank(os.environ) != 0:
-        run_recorded(name, function, run_dir, config)
+        if launch.place(os.environ):  # another machine of a job: it starts its own ranks
+            start(config)
+        else:
+            run_recorded(name, function, run_dir, config)
     elif sweep and "retries" in config:
         job, line = ledger_entry(hydra_cfg, config)
         ledger.enter(run_dir.parent, {job: line})
         waits = not str(hydra_cfg.sweeper._target_).endswith(".GridSweeper")  # that waits itself, at the end
         claiming.take_turn(run_dir, config, start, waits=waits)
     else:
+        if config.get("resume", "") is None and launch.restarted(os.environ):
+            config["resume"] = "auto"  # a requeued job goes on
         if problems := resume.folder_problems(config, run_dir):
             raise ValueError(message(name, problems))
         with runs.held(run_dir, "job"):
@@ -398,7 +471,8 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
     run_dir, trainer = Path(config["run_dir"]), config.get("trainer")  # a command without one runs in one process
     ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"]) if trainer else 1
     again = config.get("restarts") or config.get("on_out_of_memory") == "accumulate"
-    if launch.started_by_others(os.environ) or not (ranks > 1 or sweep or again):
+    several = ranks > 1 or launch.place(os.environ)
+    if launch.started_by_others(os.environ) or not (several or sweep or again):
         run_recorded(name, function, run_dir, config)
         return
     try:
@@ -420,6 +494,8 @@ def run_until_it_fits(entry: Path, run_dir: Path, ranks: int, config: Node) -> N
         try:
             return launch.run_ranks(entry, run_dir, ranks, restarts=config.get("restarts", 0))
         except launch.JobFailed:
+            if launch.place(os.environ):
+                raise  # the other machines would have to do the same
             from vitlab import memory
 
             going_on = any((run_dir / "checkpoints").glob("*.ckpt"))

@@ -75,6 +75,12 @@ def varying(overrides: Iterable[str], params: Mapping[str, Any] | None = None) -
     return list(dict.fromkeys([*(params or {}), *on_line]))
 
 
+def alone(overrides: Iterable[str]) -> list[str]:
+    """The overrides of a sweep's job as those of a single run: an experiment's file may say that it is a sweep."""
+    kept = [line for line in overrides if not line.startswith("sweep=")]
+    return [*kept, "hydra.mode=RUN", "sweep=null"] if any(line.startswith("experiment=") for line in kept) else kept
+
+
 def settings(overrides: Iterable[str]) -> dict[str, str]:
     """What overrides set, by key, but for what a sweep varies and what is no part of a job."""
     return {

@@ -10,6 +10,7 @@ not by torchrun, for what it can't do: signals reach each rank once and leave it
 takes the others down within seconds and is told in one line, and no process imports torch only to wait.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -19,15 +20,23 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from vitlab import stopping
 from vitlab.stopping import Outcome, Stopped
 
 TAKEDOWN = 15.0  # seconds for the other ranks to end once one has
 RUN_VARIABLE = "VITLAB_RUN"  # the run folder, for a process that is (a rank of) a job
+PARENT_VARIABLE = "VITLAB_PARENT"  # the process that started a rank, without which it doesn't go on
+NODES_VARIABLE = "VITLAB_NODES"  # a `Place` as text, for a job on several machines
+MEETING = timedelta(minutes=10)  # that a machine waits for the first of a job's machines
+# Of a job's own processes SLURM knows nothing: Lightning must not take theirs for its own.
+TASK_VARIABLES = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID")
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 _stores: dict[Path, Any] = {}  # kept as long as this process: ranks that end talk to them to the last
@@ -60,13 +69,47 @@ def ranks_per_node(devices: int | str | Sequence[int], accelerator: str) -> int:
     return max(1, torch.cuda.device_count())
 
 
+@dataclass(frozen=True)
+class Place:
+    """This machine's number among those of a job, and where the first of them is met."""
+
+    node: int = 0
+    nodes: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0  # any that is free
+
+    def __str__(self) -> str:
+        return f"{self.node} {self.nodes} {self.address} {self.port}"
+
+
+def place(environment: Mapping[str, str]) -> Place | None:
+    """Where this process stands that is the only one of its job on a machine, with others of its kind on others.
+
+    So a launcher of ours says it, and `srun` with one task on each of several nodes; None elsewhere.
+    """
+    if text := environment.get(NODES_VARIABLE):
+        node, nodes, address, port = text.split()
+        return Place(int(node), int(nodes), address, int(port))
+    machines, tasks = (int(environment.get(f"SLURM_{name}", "1")) for name in ("NNODES", "NTASKS"))
+    if "TORCHELASTIC_RUN_ID" in environment or machines == 1 or tasks != machines:
+        return None
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    address = SLURMEnvironment.resolve_root_node_address(environment["SLURM_JOB_NODELIST"])
+    return Place(int(environment["SLURM_NODEID"]), machines, address, 15000 + int(environment["SLURM_JOB_ID"][-4:]))
+
+
 def started_by_others(environment: Mapping[str, str]) -> bool:
-    """Whether torchrun or `srun` with several tasks has already made the ranks."""
-    return "TORCHELASTIC_RUN_ID" in environment or int(environment.get("SLURM_NTASKS", "1")) > 1
+    """Whether torchrun or `srun` with several tasks on a node has already made the ranks."""
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return True
+    return int(environment.get("SLURM_NTASKS", "1")) > 1 and place(environment) is None
 
 
 def rank(environment: Mapping[str, str]) -> int:
     """This process's number among all of a job's; 0 where nobody counted."""
+    if "RANK" not in environment and NODES_VARIABLE in environment and (here := place(environment)):
+        return here.node
     return int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))
 
 
@@ -112,12 +155,14 @@ def leave_group() -> None:
 def run_ranks(entry: Path, run_dir: Path, ranks: int, *, restarts: int = 0) -> None:
     """Runs `entry` once per rank on the configuration in `run_dir`, and waits; after a failure, `restarts` times again.
 
-    Signals that ask to stop are passed on. Raises `JobFailed` when a rank fails, `Stopped` when the job was asked to.
+    Of a job on several machines, those of this one: `ranks` counts these. Signals that ask to stop are passed on.
+    Raises `JobFailed` when a rank fails, `Stopped` when the job was asked to.
     """
     processes: list[subprocess.Popen[bytes]] = []
+    here = place(os.environ) or Place()
     with passed_on(processes) as asked:
         for attempt in range(restarts + 1):
-            processes[:] = start(entry, run_dir, ranks, attempt, restarts)
+            processes[:] = start(entry, run_dir, ranks, attempt, restarts, here)
             failure = wait(processes)
             for outcome, status in stopping.STATUS.items():
                 if any(process.returncode == status for process in processes):
@@ -126,37 +171,74 @@ def run_ranks(entry: Path, run_dir: Path, ranks: int, *, restarts: int = 0) -> N
                 break
             if asked:  # twice, or too early to be heard: no failure, and nothing to start again
                 raise Stopped(asked[0])
-            reason = told(failure, ranks)
+            reason = told(failure, ranks, here)
             if attempt == restarts:
                 raise JobFailed(reason, killed=failure[1] < 0)
             log.warning("%s; start %d of %d", reason, attempt + 2, restarts + 1)
 
 
-def start(entry: Path, run_dir: Path, ranks: int, attempt: int, restarts: int) -> list["subprocess.Popen[bytes]"]:
-    """Starts the ranks, each told its place as torchrun tells it."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("MASTER_ADDR", "MASTER_PORT")}
+def start(
+    entry: Path, run_dir: Path, ranks: int, attempt: int, restarts: int, here: Place
+) -> list["subprocess.Popen[bytes]"]:
+    """Starts this machine's ranks, each told its place as torchrun tells it."""
+    own = ("MASTER_ADDR", "MASTER_PORT", NODES_VARIABLE, *TASK_VARIABLES)
+    environment = {k: v for k, v in os.environ.items() if k not in own}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
-    environment |= {RUN_VARIABLE: str(run_dir), "TORCHELASTIC_RESTART_COUNT": str(attempt)}
-    if ranks > 1:
+    environment |= {RUN_VARIABLE: str(run_dir), PARENT_VARIABLE: str(os.getpid())}
+    environment |= {"TORCHELASTIC_RESTART_COUNT": str(attempt)}
+    several, first = ranks * here.nodes > 1, ranks * here.node
+    if several:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        # They meet at a store that this process serves, as torchrun does: its port is free because it is taken already.
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        # They meet at a store that the first machine's process serves, as torchrun does: on one machine its port is
+        # free because it is taken already. On others, that it is there also says that the configuration is.
+        serves = here.node == 0
+        store = TCPStore(here.address, here.port, is_master=serves, wait_for_workers=False, timeout=MEETING)
         _stores[run_dir] = store
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        environment |= {"MASTER_ADDR": here.address, "MASTER_PORT": str(store.port)}
         environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": run_dir.name}
-        environment |= {"TORCHELASTIC_MAX_RESTARTS": str(restarts), "GROUP_RANK": "0"}
-        environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {} for rank in range(ranks)]
+        environment |= {"TORCHELASTIC_MAX_RESTARTS": str(restarts), "GROUP_RANK": str(here.node)}
+        environment |= {"WORLD_SIZE": str(ranks * here.nodes), "LOCAL_WORLD_SIZE": str(ranks)}
+    places = [{"RANK": str(first + n), "LOCAL_RANK": str(n)} if several else {} for n in range(ranks)]
     # Process groups of their own: Ctrl-C comes to this process alone, which passes it on exactly once.
     line = [sys.executable, str(entry)]
     return [subprocess.Popen(line, env={**environment, **place}, process_group=0) for place in places]
 
 
+def make_importable(source: Path) -> None:
+    """Has every Python that is started from here import the same vitlab, also where it is not installed."""
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(source)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(source), *others])
+
+
+def end_with(parent: int) -> None:
+    """Has a rank hear the signals, and be asked to stop, by SIGTERM, when `parent` is gone, however that ended.
+
+    The latter is Linux's. Ray blocks SIGINT in its workers, and what they start inherits that.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Process(Protocol):
+    """A process that was started: `subprocess.Popen`, or what does the same."""
+
+    def poll(self) -> int | None: ...
+    def send_signal(self, sig: int, /) -> None: ...
+    def kill(self) -> None: ...
+    def wait(self) -> Any: ...
+
+
 @contextmanager
-def passed_on(processes: list["subprocess.Popen[bytes]"]) -> Iterator[list[Outcome]]:
-    """Passes signals on to the ranks while the block runs, and notes them; whatever ends it, no rank is left behind."""
+def passed_on(processes: Sequence[Process]) -> Iterator[list[Outcome]]:
+    """Passes signals on to the processes while the block runs, and notes them; whatever ends it, none is left behind.
+
+    The block may put other processes into the list.
+    """
     asked: list[Outcome] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
@@ -210,9 +292,10 @@ def failed(codes: Sequence[int | None]) -> tuple[int, int] | None:
     return min(bad, key=lambda found: found[1] > 0) if bad else None
 
 
-def told(failure: tuple[int, int, float], ranks: int) -> str:
+def told(failure: tuple[int, int, float], ranks: int, here: Place) -> str:
     """How a job failed, in a line."""
     rank, code, seconds = failure
+    rank, ranks = ranks * here.node + rank, ranks * here.nodes
     how = f"ended with status {code}"
     if code < 0:
         how = f"was killed by {signal.Signals(-code).name}"

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vitlab import runs
 from vitlab.data.module import DataModule
+from vitlab.identity import alone
 from vitlab.schema import Node
 
 LAST = "checkpoints/last.ckpt"
@@ -21,7 +22,7 @@ LAST = "checkpoints/last.ckpt"
 WITHOUT_EFFECT = (
     r"run_dir|resume|sweep|retries|name|logger|logger\..*|restarts|on_out_of_memory|data_dir|weights\.strict",
     r"data\.(num_workers|eval_batch_size|source\.data_dir|skipped_file|scan)",
-    r"callbacks\.(last|progress|nonfinite)(\..*)?|callbacks\.best\.keep|callbacks\.\w+\.dirpath",
+    r"callbacks\.(last|progress|nonfinite|pruning)(\..*)?|callbacks\.best\.keep|callbacks\.\w+\.dirpath",
     r"trainer\.(enable_\w+|log_every_n_steps|profiler|num_sanity_val_steps)",
 )
 # ... and what changes no more than the order in which numbers are added up.
@@ -58,6 +59,8 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
     saved = yaml.safe_load((run_dir / runs.OVERRIDES).read_text()) if (run_dir / runs.OVERRIDES).is_file() else []
     parsed = OverridesParser.create().parse_overrides(saved)
     kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
+    if runs.read_config(run_dir).get("sweep"):
+        kept = [line for line in alone(kept) if line.split("=")[0] not in given]
     return [*kept, f"hydra.run.dir={quoted(run_dir)}"]
 
 

@@ -29,6 +29,7 @@ from typing import Any, TextIO
 import yaml
 from filelock import FileLock, Timeout
 
+from vitlab.identity import alone
 from vitlab.schema import Node
 from vitlab.stopping import Outcome, Stopped
 
@@ -207,8 +208,8 @@ class CurrentStderr(logging.StreamHandler[TextIO]):
 
 @contextmanager
 def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
-    """Keeps `results.json`: `running` until the block ends, then `finished`, `preempted` or `interrupted` where it was
-    asked to stop, or `crashed` with the error.
+    """Keeps `results.json`: `running` until the block ends, then `finished` (or the `status` that the results have),
+    `preempted` or `interrupted` where it was asked to stop, or `crashed` with the error.
 
     The error is that of the rank that failed first: the launcher may end the others, rank 0 too, before they know.
     """
@@ -236,7 +237,7 @@ def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
         with suppress(OSError):  # the disk may be full, and that may be the reason
             record_crash(run_dir, reason, seconds=seconds())
         raise
-    write(status="finished")
+    write(status=results.get("status", "finished"))
 
 
 def told(error: BaseException) -> str:
@@ -270,7 +271,8 @@ def record_crash(run_dir: Path, error: str, *, first: bool = False, **more: Any)
 def provenance(run_dir: Path) -> Node:
     """What a result depends on beside its configuration, and the command that gives it again."""
     overrides = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
-    overrides = [o for o in overrides if not o.startswith("sweep=")]  # a job alone is no sweep
+    in_sweep = (run_dir / CONFIG).is_file() and read_config(run_dir).get("sweep")
+    overrides = alone(overrides) if in_sweep else [o for o in overrides if not o.startswith("sweep=")]
     packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "numpy")
     return {
         "command": shlex.join(["python", sys.argv[0], *overrides]),

@@ -249,6 +249,14 @@ def log_results(loggers: list[Logger], results: Mapping[str, Any]) -> None:
             logger.experiment.summary.update({**scores, **costs})
 
 
+def mark(loggers: list[Logger], status: str) -> None:
+    """Tags a wandb run with how it ended, where that is none of wandb's own states."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and getattr(rank_zero_only, "rank", 0) == 0:
+            logger.experiment.tags = (*(logger.experiment.tags or ()), status)
+            logger.experiment.summary["status"] = status
+
+
 def log_image(loggers: list[Logger], name: str, file: Path) -> None:
     """Shows a picture in the dashboards that can show one."""
     for logger in loggers:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -28,7 +29,14 @@ ALLOWED = tuple(entry for entry in re.split(r"[,\s]+", os.environ.get(VARIABLE, 
 OFFERED = "vitlab, torch, torchvision, timm, lightning, torchmetrics and hydra"
 PLACES = (
     *("vitlab.vit", "vitlab.baselines", "vitlab.classifier", "vitlab.optim", "vitlab.callbacks", "vitlab.tracking"),
-    *("vitlab.checkpoints", "vitlab.nonfinite", "vitlab.probing", "vitlab.ledger", "vitlab.progress"),
+    *(
+        "vitlab.checkpoints",
+        "vitlab.nonfinite",
+        "vitlab.probing",
+        "vitlab.sharding",
+        "vitlab.ledger",
+        "vitlab.progress",
+    ),
     "hydra_plugins.vitlab_grid.grid",
     *("vitlab.data.module", "vitlab.data.augment", "vitlab.data.sources"),
     *("torch.nn", "torch.optim"),
@@ -36,7 +44,8 @@ PLACES = (
     *("timm.layers", "timm.loss", "timm.models", "timm.optim"),
     *("lightning.fabric", "lightning.pytorch"),
     *("torchmetrics.aggregation", "torchmetrics.classification", "torchmetrics.regression"),
-    *("hydra._internal.core_plugins", "hydra.experimental.callbacks"),
+    *("hydra._internal.core_plugins", "hydra.experimental.callbacks", "hydra_plugins.vitlab_sweepers"),
+    *("optuna.samplers", "optuna.pruners", "vitlab.pruning"),
 )
 # A package may show at its top what it defines further in: lightning.Trainer.
 TOPS = ("lightning", "torchmetrics")
@@ -49,11 +58,20 @@ KINDS = (
     *("lightning.fabric.plugins.CheckpointIO", "lightning.fabric.plugins.ClusterEnvironment"),
     "vitlab.probing.Probe",
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
+    *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )
+EXTRAS = ("optuna",)  # packages that need not be there
 FUNCTIONS = (  # functions, or modules of ours that hold nothing else
     *("vitlab.baselines", "vitlab.data.sources", "vitlab.optim", "vitlab.tracking.wandb_logger"),
     *(f"torch.optim.swa_utils.get_{kind}_avg_fn" for kind in ("ema", "ema_multi", "swa", "swa_multi")),
 )
+# Launchers of sweeps, ours and two of Hydra's own plugins: exactly these.
+LAUNCHERS = (
+    *(f"hydra_plugins.vitlab_launchers.plugins.{kind}Launcher" for kind in ("Local", "Slurm", "Ray")),
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+)
+SHELL = "hydra.launcher.setup"  # lines that some of them would run in a shell
 DEEPEST = 64  # levels of a configuration; one that holds itself has no end
 
 # What Hydra makes before any job can check itself: interpolations there could mean something else by then.
@@ -101,6 +119,10 @@ def hydra_problems(node: Any) -> list[str]:
             calls = key in ("()", "factory") or (key == "class" and value not in LOG_CLASSES)
             if calls or (re.search(r"\w+://", text) and text not in STREAMS):
                 found.append(f"{path}={shown(value)} is refused: logging would call it; use {', '.join(LOG_CLASSES)}")
+    launcher = node.get("launcher") or {}
+    if isinstance(launcher, dict) and launcher.get("setup") and launcher.get("_target_") not in ALLOWED:
+        remedy = f"if you trust it, start with {VARIABLE}={launcher.get('_target_')}"
+        found.append(f"{SHELL}={shown(launcher['setup'])} is refused: a shell would run it; {remedy}")
     settings = (node.get("job") or {}).get("env_set") or {}
     for name in settings:
         found.append(f"hydra.job.env_set.{name} can't be set here; set the variable where the program is started")
@@ -137,7 +159,7 @@ def refusal(target: str) -> str | None:
     parent, _, name = target.rpartition(".")
     if not all(part.isidentifier() for part in target.split(".")):
         return "it is no dotted path"
-    if target in ALLOWED:
+    if target in (*ALLOWED, *LAUNCHERS):
         return None
     by_user = _within(target, ALLOWED)
     if not by_user and target.split(".")[0] not in {place.split(".")[0] for place in PLACES}:
@@ -169,8 +191,9 @@ def refusal(target: str) -> str | None:
 
 @lru_cache
 def kinds() -> tuple[type, ...]:
-    """`KINDS` as classes."""
-    return tuple(kind for name in KINDS if isinstance(kind := resolve(name), type))
+    """`KINDS` as classes, those of packages that are there."""
+    there = [name for name in KINDS if name.split(".")[0] not in EXTRAS or find_spec(name.split(".")[0])]
+    return tuple(kind for name in there if isinstance(kind := resolve(name), type))
 
 
 def _within(name: str, holders: tuple[str, ...]) -> bool:

@@ -307,6 +307,17 @@ def test_a_finished_run_is_lengthened_as_if_it_had_been_longer_from_the_start(ru
         assert same(one[part], two[part]), part
 
 
+def test_a_run_that_goes_on_with_another_rate_and_decay_trains_with_these(run: Callable[..., Path]) -> None:
+    settings = ["schedule=constant", "optimizer.lr=1e-3", "callbacks.last.every_n_train_steps=1"]
+    run("run", *settings, cut=CutAt(7))
+    folder = run("run", *settings, "optimizer.lr=2e-4", "optimizer.weight_decay=0.5", go_on=True)
+    rates = {int(row["step"]): float(row["lr/decay"]) for row in rows(folder) if row["lr/decay"]}
+    assert rates[5] == 1e-3
+    assert {rate for step, rate in rates.items() if step > 7} == {2e-4}
+    groups = checkpoints.read(folder / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert {group["name"]: group["weight_decay"] for group in groups} == {"decay": 0.5, "no_decay": 0.0}
+
+
 def test_a_damaged_best_checkpoint_is_not_tested(run: Callable[..., Path]) -> None:
     cut = run("cut", cut=CutAt(12))
     best = cut / "checkpoints" / "best.ckpt"

@@ -122,7 +122,7 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["batch_size=3", CPU, "trainer.devices=4"], "(4 processes x"),
     (
         [CPU, "trainer.num_nodes=2"],
-        "trainer.num_nodes=2: start the processes of all nodes yourself, with torchrun or srun",
+        "trainer.num_nodes=2: start the processes of all nodes yourself, with torchrun or srun, or leave that to -m",
     ),
     ([CPU, "trainer.devices=-1"], "trainer.devices=-1 means all GPUs, and there is none to be used"),
     (["callbacks.best=null"], "callbacks has no vitlab.checkpoints.BestCheckpoint, which keeps the checkpoint"),
@@ -312,3 +312,14 @@ def test_weights_that_cant_be_loaded_are_told_before_anything_starts(
 def test_weights_that_cant_be_read_hide_no_other_mistake(found: Found) -> None:
     lines = found("model=auto", "model.weights=gone.pth", "++sede=7", "seed=abc")
     assert [line.split("=")[0] for line in lines] == ["seed", "sede", "model.weights"]
+
+
+def test_a_cluster_has_other_machines_and_must_be_asked_for_a_number_of_devices(
+    train_function: Callable[..., Node], configure: Configure
+) -> None:
+    several = configure("trainer.num_nodes=2", "trainer.devices=4", "batch_size=64")
+    assert checks.problems(train_function, several, elsewhere=True) == []
+    (problem,) = checks.problems(train_function, configure("trainer.devices=-1"), elsewhere=True)
+    assert problem == "trainer.devices=-1: a cluster must be asked for a number of devices; name it"
+    (problem,) = checks.problems(train_function, {**several, "restarts": 2}, elsewhere=True)
+    assert problem == "restarts=2 starts one machine's processes again, not 2; use restarts=0"

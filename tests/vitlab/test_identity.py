@@ -138,3 +138,10 @@ def test_a_sweep_is_about_its_data(configure: Configure) -> None:
     assert identity.subject(configure("data=fake"), ["seed", "data.val_fraction"]) == "fake"
     assert identity.subject(configure("data=fake"), ["seed", "data"]) == "sweep"
     assert identity.subject(configure("data=image_folder", "data_dir=a/photos")) == "photos"
+
+
+def test_a_job_alone_is_no_sweep_also_where_its_experiment_is_one() -> None:
+    assert identity.alone(["sweep=a", "seed=1"]) == ["seed=1"]
+    assert identity.alone(["sweep=a", "experiment=b", "seed=1"]) == [
+        *("experiment=b", "seed=1", "hydra.mode=RUN", "sweep=null")
+    ]

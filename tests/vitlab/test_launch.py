@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -57,6 +58,29 @@ def test_devices_in_every_spelling_are_a_number_of_ranks(devices: Any, accelerat
 )
 def test_ranks_made_by_torchrun_or_slurm_are_known(environment: dict[str, str], by_others: bool) -> None:
     assert launch.started_by_others(environment) is by_others
+
+
+SLURM = {"SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NODEID": "1", "SLURM_PROCID": "1", "SLURM_JOB_ID": "70042"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, None),
+        ({"VITLAB_NODES": str(launch.Place(1, 3, "ten", 7))}, launch.Place(1, 3, "ten", 7)),
+        ({**SLURM, "SLURM_JOB_NODELIST": "gpu[03,07-09]"}, launch.Place(1, 2, "gpu03", 15042)),
+        ({**SLURM, "SLURM_NTASKS": "8"}, None),
+        ({**SLURM, "TORCHELASTIC_RUN_ID": "none"}, None),
+        ({"SLURM_NNODES": "1", "SLURM_NTASKS": "1"}, None),
+    ],
+)
+def test_a_machines_place_in_a_job_is_what_its_launcher_says_or_slurm_with_one_task_on_each(
+    environment: dict[str, str], place: launch.Place | None
+) -> None:
+    assert launch.place(environment) == place
+    if place:
+        assert launch.rank(environment) == 1
+        assert not launch.started_by_others(environment)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +145,36 @@ def test_two_ranks_know_their_number_their_count_and_their_folder(
         assert int(rank["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
     assert ranks[0]["MASTER_PORT"] == ranks[1]["MASTER_PORT"] != "1"
     assert launch.RUN_VARIABLE not in os.environ
+
+
+def test_machines_of_a_job_count_their_ranks_on_and_meet_at_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = script(tmp_path, "write(json.dumps(dict(os.environ)))\n")
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port = listener.getsockname()[1]
+    kept: list[Any] = []
+    for node in range(2):
+        monkeypatch.setenv(launch.NODES_VARIABLE, str(launch.Place(node, 2, "127.0.0.1", port)))
+        monkeypatch.setenv("SLURM_NTASKS", "2")  # of which Lightning must not think that they are the ranks
+        launch.run_ranks(entry, tmp_path, 2)
+        kept.append(launch._stores[tmp_path])  # as the first machine's process does as long as it lives
+    ranks = [json.loads((tmp_path / rank).read_text()) for rank in "0123"]
+    assert [rank["LOCAL_RANK"] for rank in ranks] == ["0", "1", "0", "1"]
+    assert [rank["GROUP_RANK"] for rank in ranks] == ["0", "0", "1", "1"]
+    assert {rank["WORLD_SIZE"] for rank in ranks} == {"4"}
+    assert {rank["MASTER_PORT"] for rank in ranks} == {str(port)}
+    assert not any({"SLURM_NTASKS", launch.NODES_VARIABLE} & set(rank) for rank in ranks)
+    with pytest.raises(launch.JobFailed, match=r"^rank 3 of 4 ended with status 3"):
+        launch.run_ranks(script(tmp_path, "sys.exit(3 * (rank == '3'))\n"), tmp_path, 2)
+
+
+def test_every_python_that_is_started_finds_this_vitlab_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for former, now in (("", "/a"), ("/b", "/a:/b"), ("/a:/b", "/a:/b")):
+        monkeypatch.setenv("PYTHONPATH", former)
+        launch.make_importable(Path("/a"))
+        assert os.environ["PYTHONPATH"] == now
 
 
 def test_one_rank_is_one_plain_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

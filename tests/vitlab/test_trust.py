@@ -49,6 +49,10 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
         "vitlab.optim.warmup_cosine",
         "vitlab.callbacks.Monitor",
         "vitlab.tracking.wandb_logger",
+        "vitlab.pruning.Pruning",
+        "hydra_plugins.vitlab_sweepers.optuna_sweeper.OptunaSweeper",
+        "optuna.samplers.TPESampler",
+        "optuna.pruners.MedianPruner",
         "torch.nn.Linear",
         "torch.optim.AdamW",
         "torch.optim.Muon",
@@ -67,6 +71,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
         "lightning.pytorch.plugins.environments.SLURMEnvironment",
         "hydra.experimental.callbacks.LogJobReturnCallback",
         "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        *trust.LAUNCHERS,
     ],
 )
 def test_what_experiments_are_made_of_may_be_called(target: str) -> None:
@@ -100,6 +105,7 @@ REFUSED = [
     *("lightning.pytorch.cli.LightningCLI", "lightning.pytorch.seed_everything", "lightning.fabric.Fabric"),
     *("torch.nn.utils.clip_grad_norm_", "torch.nn.functional.relu", "torchvision.datasets.DatasetFolder"),
     *("vitlab.launch.run_ranks", "vitlab.runs.replace", "vitlab.schema.resolve", "vitlab.tracking.log_image"),
+    *("optuna.storages.RDBStorage", "optuna.create_study", "vitlab.search.search", "vitlab.study.opened"),
     *("torchmetrics.functional.accuracy", "torchmetrics.multimodal.CLIPScore", "torchmetrics.text.BERTScore"),
     # other modules, reached through offered ones
     *("torch.os.system", "torch.nn.modules.module.torch.load", "torch.optim.lr_scheduler.math.exp"),
@@ -208,6 +214,8 @@ HYDRA_ATTACKS = [
     "+hydra.callbacks.x={_target_: torch.nn.Linear, a: '\\${b}'}",
     "+hydra.callbacks=${model}",
     "hydra.launcher._target_=trap.Trap",
+    f"hydra.launcher={{_target_: {trust.LAUNCHERS[-1].replace('.Local', '.Slurm')}}}",
+    "hydra.launcher={_target_: hydra_plugins.vitlab_launchers.plugins.JobsLauncher}",
     "+hydra.sweeper.params={_target_: trap.Trap}",
     "+hydra.job.env_set={_target_: trap.Trap}",
     "+hydra.job.env_set.VITLAB_ALLOW=trap",
@@ -251,6 +259,18 @@ def test_no_override_lets_a_configuration_allow_itself_something(
             command.preflight("train", train_function, argv)
         assert "hydra.job.env_set.VITLAB_ALLOW can't be set here" in capsys.readouterr().err
     assert not trap()
+
+
+@pytest.mark.parametrize("target", trust.LAUNCHERS)
+def test_a_launcher_may_be_called_and_runs_no_line_of_shell_from_a_file(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = {"_target_": target, "setup": ["touch trap"]}
+    (problem,) = trust.hydra_problems({"launcher": launcher})
+    assert problem.startswith("hydra.launcher.setup=['touch trap'] is refused: a shell would run it; if you trust it")
+    assert trust.hydra_problems({"launcher": {**launcher, "setup": None}}) == []
+    monkeypatch.setattr(trust, "ALLOWED", (target,))
+    assert trust.hydra_problems({"launcher": launcher}) == []
 
 
 def test_hydra_s_own_parts_pass() -> None:

@@ -1,0 +1,1 @@
+"""vitlab's sweepers, where Hydra looks for plugins."""
