@@ -269,12 +269,14 @@ def test_a_trainer_of_several_processes_is_made_with_its_strategy(
 
 
 @pytest.mark.usefixtures("_global_settings")
+@pytest.mark.parametrize("settings", [["trainer.max_steps=1"], ["trainer.max_steps=22", "callbacks=ema"]])
 def test_the_other_programs_configuration_is_right_and_gives_what_training_gave(
-    configure: Configure, train_function: Callable[..., Node], tmp_path: Path
+    settings: list[str], configure: Configure, train_function: Callable[..., Node], tmp_path: Path
 ) -> None:
+    """Averaged weights are what is validated, tested, saved as best and evaluated."""
     run = tmp_path / "run"
     quick = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "schedule.warmup_steps=0"]
-    config = configure("logger=csv", "trainer.max_steps=1", "batch_size=64", *SMALL, *quick)
+    config = configure("logger=csv", "batch_size=64", *settings, *SMALL, *quick)
     runs.write_config(run, config)
     trained = train_function(**config)
 

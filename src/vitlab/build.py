@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger
 
 from vitlab import trust
@@ -75,6 +75,8 @@ def trainer(
         made = [callback for callback in made if not isinstance(callback, ProgressBar)]
     # ours changes nothing but under FSDP2, which `checks` refuses beside averaged weights
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides")
+    # what is meant: the best checkpoint's averages are tested
+    warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading a checkpoint outside the 'fit'")
     # it does, in a run that goes on
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty")
     # the Monitor logs at each epoch's end as well
@@ -147,6 +149,9 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
     if not checkpoint.best_scores:  # training ended before its first validation
         run.validate(module, datamodule, verbose=False)
         checkpoint.best_scores = scores(run, "val")
+    for callback in run.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging):
+            callback._average_model = None  # or the best checkpoint's weights would be tested as they are not averaged
     device = run.strategy.root_device
     return {
         **checkpoint.best_scores,

@@ -29,7 +29,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
-from vitlab import stopping
+from vitlab import stopping, trust
 from vitlab.stopping import Outcome, Stopped
 
 ORDER = ("last.ckpt", "previous.ckpt")  # of the equally new, which is taken first
@@ -126,8 +126,12 @@ def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A checkpoint's content; tensors are read from the file when they are used."""
-    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    """A checkpoint's content; tensors are read from the file when they are used.
+
+    Raises `trust.NotTrusted` for a file that holds more than weights and plain data.
+    """
+    with trust.weights_alone(file):
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     return content
 
 

@@ -228,7 +228,7 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_
     Raises:
         CannotResume: every checkpoint is damaged, or it is one of another network or of other data.
     """
-    from vitlab import checkpoints, trust
+    from vitlab import checkpoints
 
     if resume is None:
         return None
@@ -254,8 +254,7 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_
             bad.replace(bad.with_name(f"{bad.name}.damaged"))
     if file is None:
         return None
-    with trust.weights_alone(file):
-        before = checkpoints.read(file).get("vitlab")
+    before = checkpoints.read(file).get("vitlab")
     if not isinstance(before, dict):
         raise CannotResume(f"resume={resume}: {file} isn't a checkpoint of vitlab's, which say what they are of")
     changed = changes(before["config"], now["config"])

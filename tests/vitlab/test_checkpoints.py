@@ -61,6 +61,13 @@ class CutAt(Callback):
             raise Cut
 
 
+class CutAfterTraining(Callback):
+    """Raises when the last step is done and saved, before anything is tested."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise Cut
+
+
 @pytest.fixture
 def run(
     configure: Configure,
@@ -310,3 +317,19 @@ def test_a_damaged_best_checkpoint_is_not_tested(run: Callable[..., Path]) -> No
     results = runs.read_results(run("cut", go_on=True))
     assert results["status"] == "finished"
     assert checkpoints.damage(best) is None, "a later one took its place"
+
+
+@pytest.mark.parametrize("settings", [[], ["callbacks=ema"]], ids=["plain", "averaged"])
+def test_a_run_of_no_validation_that_is_cut_after_its_last_step_is_tested_when_it_goes_on(
+    run: Callable[..., Path], settings: list[str]
+) -> None:
+    settings = [*settings, "trainer.max_steps=3"]
+    whole = run("whole", *settings)
+    assert not (run("cut", *settings, cut=CutAfterTraining()) / "checkpoints" / "best.ckpt").exists()
+    cut = run("cut", *settings, go_on=True)
+    assert rows(cut) == rows(whole)
+    first, second = (checkpoints.read(folder / "checkpoints" / "best.ckpt") for folder in (whole, cut))
+    assert same(first["state_dict"], second["state_dict"])
+    one, two = (runs.read_results(folder) for folder in (whole, cut))
+    scores = {key for key in one if key.startswith(("val/", "test/"))}
+    assert {key: one[key] for key in scores} == {key: two[key] for key in scores}
