@@ -66,6 +66,7 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     found = [problem for problem in found if problem.partition(".")[2] not in found]
     rules = (
         evaluation_problems,
+        export_problems,
         replay_problems,
         place_problems,
         trainer_problems,
@@ -309,6 +310,25 @@ def evaluation_problems(read: Reader) -> Iterator[str]:
         yield from (f"run={run}: {problem}" for problem in refused)
     elif not runs.checkpoint_file(Path(run), checkpoint).is_file():
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
+
+
+def export_problems(read: Reader) -> Iterator[str]:
+    name, run, checkpoint, out = (read(key, str) for key in ("format", "run", "checkpoint", "out"))
+    if name is None or run is None or checkpoint is None or out is None:
+        return
+    if (tolerance := read("tolerance", float)) is not None and not tolerance >= 0:
+        yield f"tolerance={shown(tolerance)} must be 0 or more"
+    from vitlab.exporting import formats
+
+    yield from formats.problems(
+        run=Path(run),
+        checkpoint=checkpoint,
+        weights=read("weights", str),
+        name=name,
+        fold=bool(read("fold", bool)),
+        out=Path(out),
+        overwrite=bool(read("overwrite", bool)),
+    )
 
 
 def replay_problems(read: Reader) -> Iterator[str]:

@@ -166,8 +166,13 @@ def shown(path: str, values: dict[str, Any]) -> str:
 
 
 def identity(config: Node, datamodule: DataModule, run_id: str | None = None) -> Node:
-    """What a checkpoint says of its run: configuration, data, and the id under which wandb tracks it."""
-    return {"config": config, "data": fingerprint(datamodule), "wandb": run_id}
+    """What a checkpoint says of its run: configuration, data, preprocessing, and wandb's id of it."""
+    return {
+        "config": config,
+        "data": fingerprint(datamodule),
+        "preprocessing": datamodule.preprocessing,
+        "wandb": run_id,
+    }
 
 
 def fingerprint(datamodule: DataModule) -> Node:

@@ -178,6 +178,20 @@ class DataModule(LightningDataModule):
         """Number of images of each split."""
         return {name: len(split) for name, split in self._splits.items()}
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How an image becomes what the network sees, as plain data: what weights are worth nothing without.
+
+        Channels are scaled to 0 .. 1 and normalised by `mean` and `std`. `crop_fraction` is the share of the resized
+        side that a centre crop keeps; None: the whole image is resized.
+        """
+        return {
+            "mean": list(self.source.mean),
+            "std": list(self.source.std),
+            "interpolation": "bicubic",
+            "crop_fraction": None if self.source.train.files is None else self.augment.crop_fraction,
+        }
+
     def split(self, name: SplitName) -> Split:
         """The images and labels of a split."""
         return self._splits[name]
