@@ -7,6 +7,7 @@
 `--help` shows the groups to choose from and every setting.
 """
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ def main(
     on_out_of_memory: Literal["stop", "accumulate"],
     data: Node,
     model: Node,
+    weights: Node,
     classifier: Node,
     optimizer: Node,
     schedule: Node,
@@ -39,24 +41,26 @@ def main(
 ) -> Node:
     from lightning import seed_everything
 
-    from vitlab import build, figures, memory, runs, stopping, tracking
+    from vitlab import build, figures, launch, memory, runs, stopping, tracking
     from vitlab.callbacks import scores
     from vitlab.checkpoints import demand_whole
     from vitlab.resume import checkpoint_to_resume, identity
 
     folder = Path(run_dir)
     datamodule = build.data(data)
+    config = runs.read_config(folder)
+    now = identity(config, datamodule)
+    start = checkpoint_to_resume(resume, folder, now, first_rank=launch.rank(os.environ) == 0)
     seed_everything(seed, verbose=False)
-    module = build.classifier(model, datamodule, classifier, optimizer=optimizer, schedule=schedule)
+    module = build.classifier(
+        model, datamodule, classifier, weights=None if start else weights, optimizer=optimizer, schedule=schedule
+    )
     if compile:
         module.network.compile()  # in place: the names in a checkpoint stay as they are
     with tracking.ended_truly():
         run = build.trainer(trainer, run_dir=folder, logger=logger or {}, callbacks=callbacks)
-        config = runs.read_config(folder)
+        module.identity = {**now, "wandb": tracking.known_run_id(folder)}
         build.describe(run, module, datamodule, batch_size=batch_size, config=config)
-
-        module.identity = identity(config, datamodule, tracking.known_run_id(folder))
-        start = checkpoint_to_resume(resume, folder, module.identity, first_rank=run.is_global_zero)
         with memory.explained(run, module, datamodule, batch_size=batch_size):
             with stopping.patience():
                 run.fit(module, datamodule, ckpt_path=start, weights_only=True)

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger
+from torch import nn
 
 from vitlab import trust
 from vitlab.callbacks import Monitor, scores
@@ -19,6 +20,7 @@ from vitlab.classifier import Classifier
 from vitlab.data.module import DataModule
 from vitlab.schema import Node
 from vitlab.tracking import MetricsFile
+from vitlab.weights import loading
 
 log = logging.getLogger(__name__)
 
@@ -41,23 +43,50 @@ def classifier(
     datamodule: DataModule,
     options: Node,
     *,
+    weights: Node | None = None,
     optimizer: Node | None = None,
     schedule: Node | None = None,
 ) -> Classifier:
-    """A classifier whose network has the data's channels and classes. Raises `ValueError` where `model` says other."""
+    """A classifier whose network has the data's channels and classes, and `weights` if these name any.
+
+    Raises `ValueError` where `model` says other, and `weights.loading.DoesNotFit`.
+    """
     measured = {"num_classes": datamodule.num_classes, "in_channels": datamodule.channels}
     for key, value in measured.items():
         if model.get(key, value) != value:
             raise ValueError(
                 f"model.{key}={model[key]}, but the data has {value}; leave model.{key} out to take the data's"
             )
+    if weights and weights.get("source"):
+        network = pretrained(model, measured, weights, datamodule)
+    else:
+        network = make(model, **measured)
     return Classifier(
-        make(model, **measured),
+        network,
         num_classes=datamodule.num_classes,
         optimizer=make(optimizer) if optimizer else None,
         schedule=make(schedule) if schedule else None,
         **options,
     )
+
+
+def pretrained(model: Node, measured: Node, weights: Node, datamodule: DataModule) -> nn.Module:
+    """The network that `model` describes, with weights from elsewhere: says what became of each tensor, and how images
+    are prepared for them.
+    """
+    trust.demand(model)
+    arguments: Node = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items() if not k.startswith("_")}
+    options: Node = {key: tuple(value) if isinstance(value, list) else value for key, value in weights.items()}
+    network, report = loading.network(arguments | measured, **options)
+    known, now = report.prepared.settings(), datamodule.preprocessing()
+    others = {key: value for key, value in known.items() if now[key] != value}
+    line = ", ".join(f"{key}={value}" for key, value in now.items() if value is not None)
+    why = f"as {report.prepared.origin} says" if known else "nothing beside the weights tells how images were"
+    if others:
+        why += f", but for {', '.join(f'{key}={value}' for key, value in others.items())}"
+    for told in (*report.table().splitlines(), f"images are prepared with data.{{{line}}}: {why}"):
+        log.info("%s", told)
+    return network
 
 
 def trainer(

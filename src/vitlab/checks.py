@@ -7,6 +7,7 @@ the same rules again, for those who build them without a configuration.
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
 from vitlab.vit import VisionTransformer
+from vitlab.weights import loading
+from vitlab.weights.opening import open_weights
 
 # Parameters that the program passes itself: they may be missing in the configuration.
 SUPPLIED = {
@@ -56,6 +59,8 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     found = call_problems("", {k: v for k, v in config.items() if k not in nodes}, function, supplied=nodes)
     for key, node in nodes.items():
         found += node_problems(key, node, SUPPLIED[key])
+    if isinstance(config.get("weights"), dict):
+        found += call_problems("weights", config["weights"], loading.network, supplied=("arguments", "source"))
     if isinstance(config.get("classifier"), dict):
         supplied = ("network", "num_classes", "optimizer", "schedule")
         found += call_problems("classifier", config["classifier"], Classifier, supplied=supplied)
@@ -70,6 +75,7 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
         replay_problems,
         place_problems,
         trainer_problems,
+        weights_problems,
         model_problems,
         data_problems,
         batch_problems,
@@ -218,6 +224,42 @@ def model_problems(read: Reader) -> Iterator[str]:
         name = read("model.model_name", str)
         if name is not None and not timm.is_model(name):
             yield f"model.model_name={name} is no timm model{suggest(name, timm.list_models())}"
+
+
+def weights_problems(read: Reader) -> Iterator[str]:
+    source, options = read("weights.source"), read("weights", dict)
+    if options is None or any(bad.startswith("weights") for bad in read.bad):
+        return
+    if source is None:
+        for key in ("part", "image_size"):
+            if (value := options.get(key)) is not None:
+                yield f"weights.{key}={shown(value)} is of no use without model.weights=SOURCE"
+        return
+    if not isinstance(source, str) or source == "???":
+        yield f"model.weights={shown(source)} names no weights; set a file, a folder, timm:NAME, hf:NAME or a run"
+        return
+    if read("model._target_", str) != "vitlab.vit.VisionTransformer":
+        yield f"model.weights={source} is for vitlab's own model; use model=auto (model=timm has model.pretrained=true)"
+        return
+    given = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in read.config["model"].items() if not k.startswith("_")
+    }
+    size = options.get("image_size")
+    try:
+        weights = open_weights(
+            source, part=options.get("part"), image_size=tuple(size) if isinstance(size, list) else size, asked=given
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        yield f"model.weights={source}: {error}"
+        return
+    facts = read.facts()
+    if facts is not None and facts.num_classes:
+        given |= {"num_classes": facts.num_classes}
+    if any(bad.startswith(("model", "image_size")) for bad in read.bad):
+        return
+    with suppress(ValueError):  # a model that can't be, which is told elsewhere
+        for problem in loading.problems(given, weights) if options.get("strict", True) else ():
+            yield f"model.weights={source} doesn't fit the model: {problem} (model=auto; or weights.strict=false)"
 
 
 def data_problems(read: Reader) -> Iterator[str]:

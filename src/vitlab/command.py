@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitlab import launch, resolvers, runs, stopping, trust
 from vitlab.schema import Node, defaults, suggest
 from vitlab.stopping import Stopped
+from vitlab.weights.composing import completed
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 EXPERIMENTS = CONF.parent / "experiments"
@@ -78,10 +79,12 @@ def register() -> None:
     data = signature("vitlab.data.module.DataModule")
     data["augment"] = signature("vitlab.data.augment.Augment")
     classifier = signature("vitlab.classifier.Classifier", "_target_", "optimizer", "schedule")
+    weights = signature("vitlab.weights.loading.network", "_target_")
     for group, name, node in (
         ("model", "vit_signature", network),
         ("data", "data_signature", data),
         ("classifier", "signature", classifier),
+        ("weights", "signature", weights),
     ):
         store.store(group=group, name=name, node=node, provider="signature")
     for file in sorted(EXPERIMENTS.glob("*.yaml")):
@@ -279,7 +282,7 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     except (OmegaConfBaseException, ValueError) as error:
         return str(error).splitlines()[0]
     assert isinstance(resolved, dict)
-    return {str(k): v for k, v in resolved.items()}
+    return completed({str(k): v for k, v in resolved.items()})
 
 
 def check(function: Function, config: Node | str) -> list[str]:
@@ -411,5 +414,6 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
     except Exception:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
-        print(f"{name} failed; the traceback is in {file}; {runs.way_on(run_dir)}", file=sys.stderr)
+        way_on = f"; {runs.way_on(run_dir)}" if "resume" in config else ""  # a command that trains
+        print(f"{name} failed; the traceback is in {file}{way_on}", file=sys.stderr)
         sys.exit(1)

@@ -62,13 +62,19 @@ def run_name(*, _root_: DictConfig) -> str:
         data = Path(str(source.data_dir)).name
     size = _root_.image_size
     pixels = "x".join(map(str, size)) if OmegaConf.is_list(size) else str(size)
-    return f"{data}-{model_name(_root_.model)}-{pixels}px"
+    return f"{data}-{model_name(_root_.model)}" + (f"-{pixels}px" if size is not None else "")
 
 
 def model_name(model: Any) -> str:
-    """`vit_s16` for the sizes of the papers, `vit_64x4_p2` (width x depth) for others, else the model's own name."""
+    """`vit_s16` for the sizes of the papers, `vit_64x4_p2` (width x depth) for others, else the model's own name, or that
+    of the weights that tell the model.
+    """
     if "model_name" in model:
         return str(model.model_name).replace("/", "_")
+    if "weights" in model and "dim" not in model and not OmegaConf.is_missing(model, "weights"):  # model=auto
+        source = str(model.weights)
+        last = Path(source).name or source
+        return last.removeprefix("timm:").removesuffix(Path(last).suffix if Path(source).is_file() else "")
     if not all(key in model for key in ("patch_size", "dim", "depth", "heads")):
         return str(model._target_).rsplit(".", 1)[-1]
     patch = model.patch_size if isinstance(model.patch_size, int) else "x".join(map(str, model.patch_size))

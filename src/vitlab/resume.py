@@ -19,7 +19,7 @@ LAST = "checkpoints/last.ckpt"
 
 # What may differ between two runs that train the same, bit for bit ...
 WITHOUT_EFFECT = (
-    r"run_dir|resume|name|logger|logger\..*|restarts|on_out_of_memory|data_dir",
+    r"run_dir|resume|name|logger|logger\..*|restarts|on_out_of_memory|data_dir|weights\.strict",
     r"data\.(num_workers|eval_batch_size|source\.data_dir|skipped_file|scan)",
     r"callbacks\.(last|progress|nonfinite)(\..*)?|callbacks\.best\.keep|callbacks\.\w+\.dirpath",
     r"trainer\.(enable_\w+|log_every_n_steps|profiler|num_sanity_val_steps)",
@@ -166,13 +166,9 @@ def shown(path: str, values: dict[str, Any]) -> str:
 
 
 def identity(config: Node, datamodule: DataModule, run_id: str | None = None) -> Node:
-    """What a checkpoint says of its run: configuration, data, preprocessing, and wandb's id of it."""
-    return {
-        "config": config,
-        "data": fingerprint(datamodule),
-        "preprocessing": datamodule.preprocessing,
-        "wandb": run_id,
-    }
+    """What a checkpoint says of its run: configuration, data, how images are prepared, and wandb's id for it."""
+    prepared = datamodule.preprocessing()
+    return {"config": config, "data": fingerprint(datamodule), "preprocessing": prepared, "wandb": run_id}
 
 
 def fingerprint(datamodule: DataModule) -> Node:
@@ -200,6 +196,9 @@ def differences(before: Node, after: Node) -> list[str]:
         for path in dict.fromkeys([*old, *new])
         if old.get(path) != new.get(path) and not re.fullmatch(TRAINING_OF_MODEL, path)
     ]
+    begun = [((identity["config"].get("weights") or {}).get("source")) for identity in (before, after)]
+    if begun[0] != begun[1]:  # its weights are loaded where training begins, and never again
+        found.append(f"model.weights: {begun[0]} in the checkpoint, {begun[1]} now")
     for key in dict.fromkeys([*before["data"], *after["data"]]):
         one, two = before["data"].get(key), after["data"].get(key)
         counts = key.replace("digest", "images")

@@ -176,8 +176,8 @@ def _within(name: str, holders: tuple[str, ...]) -> bool:
 
 
 @contextmanager
-def weights_alone(file: Path | str | None) -> Iterator[None]:
-    """Around what loads a checkpoint with `weights_only=True`: its refusal in one line.
+def weights_alone(file: Path | str | None, remedy: str = "use a checkpoint that vitlab saved") -> Iterator[None]:
+    """Around what loads a checkpoint with `weights_only=True`: its refusal in one line, and what to do instead.
 
     torch's own names the switch that would run the file's code.
     """
@@ -190,5 +190,5 @@ def weights_alone(file: Path | str | None) -> Iterator[None]:
         what = f" ({name[1]})" if name else ""
         raise NotTrusted(
             f"{file} is refused: it holds more than weights and plain data{what}, and loading that could run code; "
-            "use a checkpoint that vitlab saved"
+            f"{remedy}"
         ) from error

@@ -31,7 +31,8 @@ class Augment(nn.Module):
         mixup: Alpha of Mixup's Beta distribution; 0 is off.
         cutmix: Alpha of CutMix's. With both on, each batch takes one of them by chance.
         crop_scale: Image folders only: share of the image's area that a random crop takes.
-        crop_fraction: Image folders only: share of the resized side that evaluation's centre crop keeps.
+        crop_fraction: Image folders only: share of the resized side that evaluation's centre crop keeps. None: what
+            the weights that training begins from were evaluated with, else 0.875.
 
     Raises:
         ValueError: a knob is outside its range.
@@ -53,7 +54,7 @@ class Augment(nn.Module):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         crop_scale: tuple[float, float] = (0.08, 1.0),
-        crop_fraction: float = 0.875,
+        crop_fraction: float | None = None,
     ) -> None:
         super().__init__()
         scale, crop_scale = _pair("scale", scale), _pair("crop_scale", crop_scale)
@@ -72,6 +73,7 @@ class Augment(nn.Module):
         _require("cutmix", cutmix, cutmix >= 0, "at least 0 (0 is off)")
         crop_is_valid = 0 < crop_scale[0] <= crop_scale[1] <= 1
         _require("crop_scale", crop_scale, crop_is_valid, "[low, high] with 0 < low <= high <= 1")
+        crop_fraction = 0.875 if crop_fraction is None else crop_fraction
         _require("crop_fraction", crop_fraction, 0 < crop_fraction <= 1, "above 0 and at most 1")
         self.crop_padding, self.flip = crop_padding, flip
         self.degrees, self.translate, self.scale, self.shear = degrees, translate, scale, shear
@@ -127,17 +129,23 @@ class Prepare(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, *, image_size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+    ) -> None:
         super().__init__()
-        self.image_size = image_size
+        self.image_size, self.interpolation = image_size, v2.InterpolationMode(interpolation)
         mean_, std_ = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
         self.register_buffer("scale", 1 / (255 * std_), persistent=False)
         self.register_buffer("shift", -mean_ / std_, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         if tuple(images.shape[-2:]) != self.image_size:
-            bicubic = v2.InterpolationMode.BICUBIC
-            images = v2.functional.resize(images, list(self.image_size), bicubic, antialias=True)
+            images = v2.functional.resize(images, list(self.image_size), self.interpolation, antialias=True)
         return (images * self.scale).add_(self.shift)
 
 

@@ -4,7 +4,7 @@ A loader whose batch sampler yields a `BatchPlan` hands it to `__getitems__`; so
 stands in training. What a file becomes depends on (seed, epoch, index) alone, never on the workers.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from vitlab.data.reading import read_image
 from vitlab.data.sampler import BatchPlan, stable_seed
 from vitlab.data.sources import Split
 
-BICUBIC, BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
+BILINEAR = v2.InterpolationMode.BILINEAR
 
 
 class TrainBatch(NamedTuple):
@@ -67,13 +67,21 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
     """
 
     def __init__(
-        self, split: Split, *, image_size: tuple[int, int], augment: Augment, seed: int, training: bool
+        self,
+        split: Split,
+        *,
+        image_size: tuple[int, int],
+        augment: Augment,
+        seed: int,
+        training: bool,
+        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> None:
         assert split.files is not None
         self.files, self.labels, self.seed, self.training = split.files, split.labels, seed, training
         self.image_size, self.crop_fraction = image_size, augment.crop_fraction
+        self.interpolation = v2.InterpolationMode(interpolation)
         steps: list[torch.nn.Module] = [
-            v2.RandomResizedCrop(image_size, augment.crop_scale, interpolation=BICUBIC, antialias=True)
+            v2.RandomResizedCrop(image_size, augment.crop_scale, interpolation=self.interpolation, antialias=True)
         ]
         if augment.flip:
             steps.append(v2.RandomHorizontalFlip())
@@ -94,14 +102,19 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
     def _load(self, index: int, epoch: int) -> Tensor:
         image = read_image(self.files[index])
         if not self.training:
-            return centre_crop(image, self.image_size, self.crop_fraction)
+            return centre_crop(image, self.image_size, self.crop_fraction, self.interpolation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_seed(self.seed, epoch, index))
             varied: Tensor = self.vary(image)
         return varied
 
 
-def centre_crop(image: Tensor, image_size: tuple[int, int], crop_fraction: float) -> Tensor:
+def centre_crop(
+    image: Tensor,
+    image_size: tuple[int, int],
+    crop_fraction: float,
+    interpolation: v2.InterpolationMode = v2.InterpolationMode.BICUBIC,
+) -> Tensor:
     """[C, H, W] resized to just cover `image_size` / `crop_fraction`, and its centre of `image_size`."""
     # a line of 1 x 100,000 pixels would become 20 GB: of a side so long, the middle is enough
     longest = 64 * min(image.shape[-2:]) * -(-max(image_size) // min(image_size))
@@ -113,6 +126,6 @@ def centre_crop(image: Tensor, image_size: tuple[int, int], crop_fraction: float
         size = [cover_height, cover_height * width // height]
     else:
         size = [cover_width * height // width, cover_width]
-    resized = v2.functional.resize(image, size, BICUBIC, antialias=True)
+    resized = v2.functional.resize(image, size, interpolation, antialias=True)
     cropped: Tensor = v2.functional.center_crop(resized, list(image_size))
     return cropped

@@ -51,6 +51,10 @@ class DataModule(LightningDataModule):
         scan: How closely `raise` looks before training: at every file's header and end, or at all of it (which also
             finds files with equal content in several splits), or not at all.
         skipped_file: Where `skip` lists what it left out; believed instead of a new scan where it is.
+        mean: Subtracted from each channel, in units of the brightest value. None: what the weights that training begins
+            from were trained with, else the source's own.
+        std: What each channel is divided by, then.
+        interpolation: How images are resized. None: as for the weights that training begins from, else bicubic.
     """
 
     def __init__(
@@ -71,6 +75,9 @@ class DataModule(LightningDataModule):
         max_skipped: float = 0.01,
         scan: Literal["none", "headers", "decode"] = "headers",
         skipped_file: str | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        interpolation: Literal["bicubic", "bilinear"] | None = None,
     ) -> None:
         super().__init__()
         for knob, value, least in (
@@ -93,6 +100,7 @@ class DataModule(LightningDataModule):
         self.max_train_samples = max_train_samples
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.on_error, self.max_skipped, self.scan = on_error, max_skipped, scan
+        self.mean, self.std, self.interpolation = mean, std, interpolation or "bicubic"
         self.skipped_file = None if skipped_file is None else Path(skipped_file)
         self.tested: SplitName = "test"  # what the test loop runs on: `evaluate.py` scores any split
         self._source: Source | None = None
@@ -148,7 +156,9 @@ class DataModule(LightningDataModule):
         self._splits = {"train": train, "val": val, "test": source.test}
         if copies:
             scan.tell_copies(copies, self._splits, scan.common_folder(source), self.skipped_file)
-        self._prepare = Prepare(image_size=self.image_size, mean=source.mean, std=source.std)
+        mean, std = (per_channel(*each, source) for each in (("mean", self.mean), ("std", self.std)))
+        self._prepare = Prepare(image_size=self.image_size, mean=mean, std=std, interpolation=self.interpolation)
+        self.mean, self.std = mean, std
         self._source = source
 
     @property
@@ -178,17 +188,12 @@ class DataModule(LightningDataModule):
         """Number of images of each split."""
         return {name: len(split) for name, split in self._splits.items()}
 
-    @property
     def preprocessing(self) -> dict[str, Any]:
-        """How an image becomes what the network sees, as plain data: what weights are worth nothing without.
-
-        Channels are scaled to 0 .. 1 and normalised by `mean` and `std`. `crop_fraction` is the share of the resized
-        side that a centre crop keeps; None: the whole image is resized.
-        """
+        """How images are prepared, by the names of the settings; sets in memory aren't cropped, and have no fraction."""
         return {
-            "mean": list(self.source.mean),
-            "std": list(self.source.std),
-            "interpolation": "bicubic",
+            "mean": list(self.mean or self.source.mean),
+            "std": list(self.std or self.source.std),
+            "interpolation": self.interpolation,
             "crop_fraction": None if self.source.train.files is None else self.augment.crop_fraction,
         }
 
@@ -283,7 +288,12 @@ class DataModule(LightningDataModule):
             dataset = MemoryDataset(split, training=training)
         else:
             dataset = FilesDataset(
-                split, image_size=self.image_size, augment=self.augment, seed=self.seed, training=training
+                split,
+                image_size=self.image_size,
+                augment=self.augment,
+                seed=self.seed,
+                training=training,
+                interpolation=self.interpolation,
             )
         workers = self._workers(in_memory=split.files is None)
         return DataLoader(
@@ -305,6 +315,19 @@ class DataModule(LightningDataModule):
             return 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(MOST_WORKERS, max(1, cores // (1 if self.trainer is None else self.trainer.num_devices)))
+
+
+def per_channel(knob: str, values: tuple[float, ...] | None, source: Source) -> tuple[float, ...]:
+    """A number for each of the source's channels: those asked for (their mean for grey images), or the source's own."""
+    if values is None:
+        return source.mean if knob == "mean" else source.std
+    if source.channels == 1 and len(values) > 1:
+        return (sum(values) / len(values),)
+    if len(values) != source.channels:
+        raise ValueError(
+            f"data.{knob}={list(values)} is for {len(values)} channels, and {source.name} has {source.channels}"
+        )
+    return tuple(values)
 
 
 def _as_it_is(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:

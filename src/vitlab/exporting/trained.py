@@ -20,7 +20,7 @@ from vitlab.vit_arguments import pair
 Kind = Literal["vit", "timm", "other"]
 NETWORK = "network."  # what the names of the network's tensors begin with in a checkpoint
 STATES = {"ema": "state_dict", "raw": "current_model_state"}  # of a checkpoint that has both: Lightning's names
-NOT_BUILT = ("pretrained", "weights")  # arguments that would fetch other weights, which these then replace
+NOT_BUILT = ("pretrained",)  # arguments that would fetch other weights, which these then replace
 
 
 class Kept(NamedTuple):
@@ -57,7 +57,7 @@ class Trained:
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: str
+    interpolation: Literal["bicubic", "bilinear"]
     crop_fraction: float | None
     loss: Literal["softmax", "sigmoid"]
     data: Node
@@ -70,7 +70,9 @@ class Trained:
 
     def prepare(self) -> Prepare:
         """uint8 images to what the network sees."""
-        return Prepare(image_size=self.image_size, mean=self.mean, std=self.std)
+        return Prepare(
+            image_size=self.image_size, mean=self.mean, std=self.std, interpolation=self.interpolation
+        )
 
 
 def kept_weights(run: Path, checkpoint: str, weights: str | None) -> Kept:
@@ -129,7 +131,7 @@ def load(kept: Kept) -> Trained:
         from vitlab.resume import fingerprint
 
         datamodule = build.data(seen(kept.config["data"], kept.run))
-        data, preprocessing = fingerprint(datamodule), datamodule.preprocessing
+        data, preprocessing = fingerprint(datamodule), datamodule.preprocessing()
     measured = {"num_classes": len(data["classes"]), "in_channels": len(preprocessing["mean"])}
     model = {k: v for k, v in kept.config["model"].items() if k not in NOT_BUILT}
     network = build.make(model, **measured)

@@ -276,7 +276,7 @@ LAYOUTS: dict[str, Layout] = {
         ),
         Layout(
             name="timm",
-            title="timm's VisionTransformer, or a code with its names (DeiT, DINO, MAE)",
+            title="timm's names (DeiT's, DINO's and MAE's too)",
             anchor="patch_embed.proj.weight",
             rules=tuple(TIMM),
             spellings=((r"\.gamma_([12])$", r".ls\1.gamma"), (r"^pre_logits\.fc\.", "pre_logits.")),
@@ -297,7 +297,7 @@ LAYOUTS: dict[str, Layout] = {
             spellings=HF_VIT_SPELLINGS,
             positions="all",
             left_out=(MASK,),
-            settings={"norm_eps": 1e-12},
+            settings={"pool": "cls", "norm_eps": 1e-12},
         ),
         Layout(
             name="hf_deit",
@@ -310,7 +310,7 @@ LAYOUTS: dict[str, Layout] = {
             spellings=HF_VIT_SPELLINGS,
             positions="all",
             left_out=(MASK,),
-            settings={"norm_eps": 1e-12},
+            settings={"pool": "cls", "norm_eps": 1e-12},
         ),
         Layout(
             name="hf_dinov2",
@@ -342,7 +342,7 @@ LAYOUTS: dict[str, Layout] = {
             positions="class",
             left_out=(MASK,),
             zeros={"embeddings.mask_token": (1, "D")},
-            settings={"norm_eps": 1e-6},
+            settings={"pool": "cls", "norm_eps": 1e-6},
         ),
         Layout(
             name="hf_vit",
@@ -354,7 +354,7 @@ LAYOUTS: dict[str, Layout] = {
             spellings=HF_VIT_SPELLINGS,
             positions="all",
             left_out=MAE,
-            settings={"norm_eps": 1e-12},
+            settings={"pool": "cls", "norm_eps": 1e-12},
         ),
         Layout(
             name="hf_clip",
@@ -365,7 +365,7 @@ LAYOUTS: dict[str, Layout] = {
             inner=("vision_model.",),
             positions="all",
             left_out=((r"embeddings\.position_ids", "counts the positions"),),
-            settings={"norm_eps": 1e-5, "activation": "quick_gelu"},
+            settings={"pool": "cls", "norm_eps": 1e-5, "activation": "quick_gelu"},
         ),
         Layout(
             name="open_clip",
@@ -374,7 +374,7 @@ LAYOUTS: dict[str, Layout] = {
             marks=(r"class_embedding", r"transformer\.resblocks\.0\.ln_1\.weight"),
             rules=tuple(OPEN_CLIP),
             positions="all",
-            settings={"norm_eps": 1e-5},
+            settings={"pool": "cls", "norm_eps": 1e-5},
         ),
         Layout(
             name="torchvision",
@@ -384,7 +384,7 @@ LAYOUTS: dict[str, Layout] = {
             rules=tuple(TORCHVISION),
             spellings=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
             positions="all",
-            settings={"norm_eps": 1e-6},
+            settings={"pool": "cls", "norm_eps": 1e-6},
         ),
         Layout(
             name="google",

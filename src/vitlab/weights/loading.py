@@ -1,0 +1,126 @@
+"""Weights from anywhere into a model of ours, with a report of what became of each tensor.
+
+    weights = open_weights("timm:vit_base_patch16_224")                 of what network they are
+    network, report = pretrained(weights)                               that network, with them
+    network, report = pretrained(weights, image_size=384, num_classes=10)       or one that differs from it
+
+The model is made on the meta device and its tensors are assigned one by one: no more is in memory than the model, one
+tensor, and what the system keeps of the file.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitlab.vit import VisionTransformer
+from vitlab.weights.fitting import Fit
+from vitlab.weights.opening import Weights, described, open_weights
+from vitlab.weights.outcome import Report, listed
+
+
+class DoesNotFit(ValueError):
+    """Weights that are not of the model they were meant for, or that nothing may be loaded from."""
+
+
+def network(
+    arguments: Mapping[str, Any],
+    source: str,
+    *,
+    strict: bool = True,
+    part: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> tuple[VisionTransformer, Report]:
+    """A model of these arguments, with the weights behind a source (see `places`).
+
+    Args:
+        arguments: Of `VisionTransformer`; what they leave out has the signature's default.
+        source: Where the weights are.
+        strict: Whether what doesn't fit is an error; else it is initialised anew, or left out.
+        part: Which network, where a file holds several: `ema`, `raw`, or a name in it.
+        image_size: What the weights were trained on, where nothing beside them tells and no square grid fits.
+
+    Raises:
+        DoesNotFit: they are not of this model.
+        files.CannotRead: there are none, or they can't be read.
+        trust.NotTrusted: the file holds more than weights.
+    """
+    weights = open_weights(source, part=part, image_size=image_size, asked=arguments)
+    return pretrained(weights, strict=strict, whole=True, **arguments)
+
+
+def problems(arguments: Mapping[str, Any], weights: Weights) -> list[str]:
+    """Why weights don't fit a model of these arguments, without reading them; classes that it leaves out are theirs."""
+    theirs = {key: weights.architecture.arguments[key] for key in ("num_classes", "in_channels")}
+    given = {**theirs, **arguments}
+    with torch.device("meta"):
+        network = VisionTransformer(**given)
+    return Fit(network, given, weights, "").report.problems
+
+
+def pretrained(
+    weights: Weights, *, strict: bool = True, whole: bool = False, **arguments: Any
+) -> tuple[VisionTransformer, Report]:
+    """The model that weights are of, with them; `arguments` of `VisionTransformer` go before what the weights say.
+
+    `whole`: the arguments are all that is said of the model, and what they leave out has the signature's default.
+    Without `strict`, what doesn't fit is initialised anew or left out, and told.
+
+    Raises:
+        DoesNotFit: tensors are missing, unused or of another shape, and the arguments don't explain it (with `strict`);
+            or they hold NaN or infinity.
+    """
+    given = arguments if whole else {**weights.architecture.arguments, **arguments}
+    source = weights.opened.source
+    with torch.device("meta"):
+        network = VisionTransformer(**given)
+    fit = Fit(network, given, weights, f"weights from {described(weights)}")
+    fit.report.prepared = weights.preprocessing
+    if fit.report.problems and strict:
+        lines = "".join(f"\n  - {problem}" for problem in fit.report.problems)
+        raise DoesNotFit(
+            f"model.weights={source}, read as {fit.weights.found.layout.title}, doesn't fit the model; model=auto "
+            f"takes the model from the weights, weights.strict=false loads what fits:{lines}"
+        )
+    fresh, bad = Fresh(given), []
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        value = torch.empty(tensor.shape)
+        if name in fit.readers:
+            value.copy_(fit.readers[name]())
+            if not value.isfinite().all():
+                bad += weights.plan.made[name][1] if name in weights.plan.made else [name]
+            fit.report.numbers += value.numel()
+        else:
+            value.copy_(fresh(name))
+        assign(network, name, value)
+    if bad:
+        raise DoesNotFit(f"model.weights={source}: NaN or infinity in {listed(bad)}; these weights can't be used")
+    return network, fit.report
+
+
+class Fresh:
+    """Tensors as a new model has them, for what the weights lack."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = {**arguments, "depth": 1}  # blocks are initialised alike, each by numbers of its own
+        self.models: dict[str, VisionTransformer] = {}
+
+    def __call__(self, name: str) -> Tensor:
+        """The tensor of a name; models of one block are made as they are needed."""
+        parts = name.split(".")
+        block = parts[1] if parts[0] == "blocks" else ""
+        if block not in self.models:
+            self.models[block] = VisionTransformer(**self.arguments)
+        tensors = dict([*self.models[block].named_parameters(), *self.models[block].named_buffers()])
+        return tensors[".".join(["blocks", "0", *parts[2:]]) if block else name].detach()
+
+
+def assign(network: nn.Module, name: str, value: Tensor) -> None:
+    """Puts a tensor in the place of one on the meta device."""
+    path, _, last = name.rpartition(".")
+    module = network.get_submodule(path)
+    if last in module._parameters:
+        module._parameters[last] = nn.Parameter(value)
+    else:
+        module._buffers[last] = value
