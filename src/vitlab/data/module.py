@@ -189,7 +189,7 @@ class DataModule(LightningDataModule):
         return {name: len(split) for name, split in self._splits.items()}
 
     def preprocessing(self) -> dict[str, Any]:
-        """How images are prepared, by the names of the settings; sets in memory aren't cropped, and have no fraction."""
+        """How images are prepared, by the names of the settings; sets in memory aren't cropped: no fraction."""
         return {
             "mean": list(self.mean or self.source.mean),
             "std": list(self.std or self.source.std),

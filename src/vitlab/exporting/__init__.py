@@ -1,1 +1,1 @@
-"""A trained network as other programs load it: files and folders of other libraries, graphs, a card that says what it is."""
+"""A trained network as other programs load it: other libraries' files, graphs, and a card that says what it is."""

@@ -26,7 +26,7 @@ class Score(NamedTuple):
     metric: str
     value: float
     correct: int
-    count: int
+    images: int
 
 
 def scores(kept: Kept) -> list[Score]:
@@ -60,9 +60,7 @@ def measured(results: Node) -> list[Score]:
     ]
 
 
-def text(
-    trained: Trained, record: Node, *, usage: str, library: str, license: str | None, fold: bool
-) -> str:
+def text(trained: Trained, record: Node, *, usage: str, library: str, license: str | None, fold: bool) -> str:
     """The card of an exported network."""
     found, title = scores(trained.kept), str(trained.kept.config.get("name") or trained.kept.run.name)
     header = yaml.safe_dump(
@@ -87,9 +85,7 @@ def text(
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(
-    trained: Trained, found: list[Score], *, title: str, library: str, license: str | None
-) -> Node:
+def front_matter(trained: Trained, found: list[Score], *, title: str, library: str, license: str | None) -> Node:
     """What Hugging Face's hub reads, as its `ModelCardData` writes it."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -114,7 +110,7 @@ def front_matter(
         model_name=title if results else None,
         eval_results=results or None,
     )
-    return dict(known.to_dict())
+    return dict(known.to_dict())  # type: ignore[no-untyped-call]
 
 
 def summary(trained: Trained, record: Node) -> str:
@@ -165,9 +161,9 @@ def table(found: list[Score], kept: Kept) -> str:
         return f"None were measured with these weights ({kept.file.name}{', ' + kept.chosen if kept.chosen else ''})."
     rows = ["| split | metric | value | images |", "|---|---|---|---|"]
     for score in found:
-        value, images = f"{score.value:.4f}", f"{score.count:,}"
+        value, images = f"{score.value:.4f}", f"{score.images:,}"
         if score.metric == "acc":
-            value, images = f"{100 * score.value:.2f} %", f"{score.correct:,} of {score.count:,}"
+            value, images = f"{100 * score.value:.2f} %", f"{score.correct:,} of {score.images:,}"
         if score.metric == "acc5":
             value = f"{100 * score.value:.2f} %"
         rows.append(f"| {SPLITS[score.split]} | {METRICS[score.metric][1]} | {value} | {images} |")

@@ -4,10 +4,14 @@ A position that a token has may be added to the token itself, a token without on
 norm after pooling [cls] is the norm before. None of this changes a number: the sums are the same, made earlier.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from vitlab.exporting.trained import Trained
+from vitlab.schema import Node
+from vitlab.vit import VisionTransformer
 from vitlab.weights.adapting import Slot, change_positions
 
 TOKENS = ("cls_token", "dist_token", "reg_token")  # the prefix, in its order
@@ -18,13 +22,14 @@ def tensors(trained: Trained, *, covered: int | None) -> dict[str, Tensor]:
 
     None: as they are, without a table where there is none.
     """
-    state = dict(trained.network.state_dict())
+    network = cast(VisionTransformer, trained.network)
+    state = dict(network.state_dict())
     if trained.arguments["pool"] == "cls" and "fc_norm.weight" in state:
         state |= {f"norm.{part}": state.pop(f"fc_norm.{part}") for part in ("weight", "bias")}
-    table = trained.network.pos_embed
+    table = network.pos_embed
     if covered is None:
         return state if table is None else {**state, "pos_embed": table.detach()}
-    grid: tuple[int, int] = trained.network.grid
+    grid = network.grid
     if table is None:
         table = torch.zeros(1, grid[0] * grid[1], trained.arguments["dim"])
     tokens = {name: state[name] for name in TOKENS if name in state}
@@ -32,12 +37,12 @@ def tensors(trained: Trained, *, covered: int | None) -> dict[str, Tensor]:
     return state | change_positions(tokens, table.detach(), old=grid, new=grid, slots=slots, covered=covered)
 
 
-def prefix(arguments: dict[str, object]) -> int:
+def prefix(arguments: Node) -> int:
     """Number of tokens before those of the patches."""
-    return int(bool(arguments["class_token"])) + int(bool(arguments["distilled"])) + int(str(arguments["registers"]))
+    return int(arguments["class_token"]) + int(arguments["distilled"]) + int(arguments["registers"])
 
 
-def unit_scales(arguments: dict[str, object]) -> dict[str, Tensor]:
+def unit_scales(arguments: Node) -> dict[str, Tensor]:
     """LayerScale's factors where there are none: ones, for a library whose blocks always have them."""
-    depth, dim = int(str(arguments["depth"])), int(str(arguments["dim"]))
-    return {f"blocks.{i}.ls{n}.gamma": torch.ones(dim) for i in range(depth) for n in (1, 2)}
+    names = [f"blocks.{i}.ls{n}.gamma" for i in range(arguments["depth"]) for n in (1, 2)]
+    return {name: torch.ones(arguments["dim"]) for name in names}

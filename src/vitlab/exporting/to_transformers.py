@@ -182,7 +182,7 @@ def load(folder: Path, trained: Trained) -> Callable[[Tensor], Tensor]:
     from transformers import AutoModelForImageClassification
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     network: Any = AutoModelForImageClassification.from_pretrained(folder).eval()
     return lambda images: network(pixel_values=images).logits
 

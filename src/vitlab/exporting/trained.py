@@ -1,7 +1,7 @@
 """What is exported: a run's network, and all that somebody who uses it elsewhere has to know.
 
-    kept = kept_weights(run, "best", None)      what a checkpoint holds; nothing but names and shapes is read yet
-    trained = load(kept)                        the network, in float32 on the CPU, with classes and preprocessing
+kept = kept_weights(run, "best", None)      what a checkpoint holds; nothing but names and shapes is read yet
+trained = load(kept)                        the network, in float32 on the CPU, with classes and preprocessing
 """
 
 from dataclasses import dataclass
@@ -70,9 +70,7 @@ class Trained:
 
     def prepare(self) -> Prepare:
         """uint8 images to what the network sees."""
-        return Prepare(
-            image_size=self.image_size, mean=self.mean, std=self.std, interpolation=self.interpolation
-        )
+        return Prepare(image_size=self.image_size, mean=self.mean, std=self.std, interpolation=self.interpolation)
 
 
 def kept_weights(run: Path, checkpoint: str, weights: str | None) -> Kept:
