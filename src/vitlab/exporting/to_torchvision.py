@@ -10,7 +10,7 @@ from torch import Tensor
 from vitlab.exporting import equivalent, writing
 from vitlab.exporting.trained import Trained
 from vitlab.resolvers import SIZES
-from vitlab.schema import Node
+from vitlab.schema import Node, shown
 from vitlab.vit_arguments import pair
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.mapping import from_ours
@@ -21,20 +21,20 @@ NORM_EPS = 1e-6
 def refusals(arguments: Node) -> list[str]:
     """What of our Vision Transformer torchvision's has no place for."""
     rules = (
-        ("in_channels", arguments["in_channels"] == 3, "its images have 3 channels"),
-        ("class_token", arguments["class_token"], "it always has one"),
-        ("pool", arguments["pool"] == "cls", "its head reads the [cls] token"),
-        ("registers", not arguments["registers"], "it has none"),
-        ("distilled", not arguments["distilled"], "it has one head"),
-        ("layer_scale", arguments["layer_scale"] is None, "it has no LayerScale"),
-        ("activation", arguments["activation"] == "gelu", "its MLPs have GELU"),
-        ("pre_norm", not arguments["pre_norm"], "it has no norm before its blocks"),
-        ("qkv_bias", arguments["qkv_bias"], "it always has one"),
-        ("image_size", square(arguments["image_size"]), "its images are square"),
-        ("patch_size", square(arguments["patch_size"]), "its patches are square"),
+        ("in_channels", arguments["in_channels"] == 3, "has images of 3 channels"),
+        ("class_token", arguments["class_token"], "always has one"),
+        ("pool", arguments["pool"] == "cls", "reads the [cls] token"),
+        ("registers", not arguments["registers"], "has none"),
+        ("distilled", not arguments["distilled"], "has one head"),
+        ("layer_scale", arguments["layer_scale"] is None, "has no LayerScale"),
+        ("activation", arguments["activation"] == "gelu", "has GELU in its MLPs"),
+        ("pre_norm", not arguments["pre_norm"], "has no norm before its blocks"),
+        ("qkv_bias", arguments["qkv_bias"], "always has these biases"),
+        ("image_size", square(arguments["image_size"]), "has square images"),
+        ("patch_size", square(arguments["patch_size"]), "has square patches"),
     )
     return [
-        f"model.{name}={arguments[name]}: of torchvision's VisionTransformer {reason}"
+        f"model.{name}={shown(arguments[name])}: torchvision's VisionTransformer {reason}"
         for name, holds, reason in rules
         if not holds
     ]
