@@ -1,7 +1,7 @@
 """The same function with other tensors: what one library keeps in a place of its own, another has elsewhere.
 
 A position that a token has may be added to the token itself, a token without one has zeros, sines may be a table, and a
-norm after pooling [cls] is the norm before. None of this changes a number: the sums are the same, made earlier.
+norm after pooling [cls] is the norm before. The sums are the same, made earlier.
 """
 
 from typing import cast

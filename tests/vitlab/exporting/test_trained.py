@@ -33,7 +33,7 @@ def averaging(configure: Configure, make_trainer: Any, tmp_path: Path) -> Path:
     return run
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*is smaller than the logging interval")
+@pytest.mark.filterwarnings("ignore:.*many workers", "ignore:.*logging interval", "ignore:.*overrides the configure_model")
 def test_averaged_and_raw_weights_are_chosen_by_name(averaging: Path) -> None:
     content = torch.load(averaging / "checkpoints" / "last.ckpt", weights_only=True)
     name = "head.weight"
