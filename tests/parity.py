@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from vitlab.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.loading import pretrained
 from vitlab.weights.mapping import from_ours
@@ -37,7 +38,6 @@ class Row(NamedTuple):
     option: str
     make: Callable[[Path], tuple[nn.Module, str]]  # writes weights into a folder: the network, and what to load
     outputs: Callable[[Any, Tensor], tuple[Tensor | None, Tensor]]  # logits if there is a head, tokens
-    rounds: bool = True  # whether it comes back bit for bit in its own layout
 
 
 def fill(model: nn.Module) -> None:
@@ -216,37 +216,32 @@ ROWS = [
 
 
 class Difference(NamedTuple):
-    """The largest difference of a row, relative to nothing: of logits and tokens near 1."""
+    """The largest differences of a row, of numbers that are a few units in size."""
 
     logits: float | None
     tokens: float
-    scale: float  # the largest token
 
 
 @torch.no_grad()
-def compare(row: Row, folder: Path) -> Difference:
-    """Makes a row's network, loads its weights as ours, and gives both the same images."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model, source = row.make(folder)
-    network, _ = pretrained(open_weights(source))
-    network.eval()
-    images = torch.randn(2, network.in_channels, *network.image_size, generator=torch.Generator().manual_seed(1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logits, tokens = row.outputs(model, images)
-    ours = network.forward_features(images)
-    assert ours.shape == tokens.shape, row
-    apart = None if logits is None else float((network(images) - logits).abs().max())
-    return Difference(apart, float((ours - tokens).abs().max()), float(tokens.abs().max()))
+def difference(row: Row, model: nn.Module, ours: VisionTransformer) -> Difference:
+    """How far both are apart on the same images."""
+    images = torch.randn(2, ours.in_channels, *ours.image_size, generator=torch.Generator().manual_seed(1))
+    logits, tokens = row.outputs(model, images)
+    found = ours.forward_features(images)
+    assert found.shape == tokens.shape, row
+    apart = None if logits is None else float((ours(images) - logits).abs().max())
+    return Difference(apart, float((found - tokens).abs().max()))
 
 
 def main() -> None:
     """Prints the table, in Markdown."""
     print("| family | architecture | option | logits | patch features |\n|---|---|---|---|---|")
     for each in ROWS:
-        with tempfile.TemporaryDirectory() as folder:
-            found = compare(each, Path(folder))
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, source = each.make(Path(folder))
+            ours, _ = pretrained(open_weights(source))
+            found = difference(each, model, ours.eval())
         logits = "none" if found.logits is None else f"{found.logits:.0e}"
         print(f"| {each.family} | `{each.architecture}` | {each.option} | {logits} | {found.tokens:.0e} |", flush=True)
 

@@ -37,6 +37,7 @@ SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]  # trained in tests/test_tra
 # What a file can't do without.
 NEEDS = {
     "model=vit": ["image_size=224"],
+    "model=auto": ["model.weights=WEIGHTS"],  # a file that `with_data` writes
     "model/patch=p14": ["image_size=28"],
     "model/patch=p16": ["image_size=32"],
     "model/patch=p32": ["image_size=64"],
@@ -126,6 +127,10 @@ def with_data(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Overrides -> the same, with `data_dir` set to a folder where the data set that they choose lies, if in files."""
 
     def prepare(*overrides: str) -> list[str]:
+        if "model.weights=WEIGHTS" in overrides:
+            sizes: dict[str, Any] = {"image_size": 8, "patch_size": 2, "dim": 64, "depth": 1, "heads": 1}
+            torch.save(VisionTransformer(**sizes).state_dict(), tmp_path / "weights.pth")
+            overrides = tuple(override.replace("WEIGHTS", str(tmp_path / "weights.pth")) for override in overrides)
         data = configure(*overrides)["data"]["source"]
         name, folder = data["_target_"].rsplit(".", 1)[-1], tmp_path / "data"
         if name in ("digits", "fake"):
@@ -225,7 +230,7 @@ def test_a_file_takes_a_training_step(
     seed_everything(0, verbose=False)
     datamodule = build.data(config["data"])
     parts = {key: config[key] for key in ("optimizer", "schedule")}
-    module = build.classifier(config["model"], datamodule, config["classifier"], **parts)
+    module = build.classifier(config["model"], datamodule, config["classifier"], weights=config["weights"], **parts)
     run = build.trainer(
         config["trainer"], run_dir=tmp_path / "run", logger=config["logger"], callbacks=config["callbacks"]
     )

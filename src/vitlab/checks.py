@@ -60,7 +60,8 @@ def problems(function: Callable[..., Any], config: Node) -> list[str]:
     for key, node in nodes.items():
         found += node_problems(key, node, SUPPLIED[key])
     if isinstance(config.get("weights"), dict):
-        found += call_problems("weights", config["weights"], loading.network, supplied=("arguments", "source"))
+        options = {key: value for key, value in config["weights"].items() if key != "source"}
+        found += call_problems("weights", options, loading.network, supplied=("arguments", "source"))
     if isinstance(config.get("classifier"), dict):
         supplied = ("network", "num_classes", "optimizer", "schedule")
         found += call_problems("classifier", config["classifier"], Classifier, supplied=supplied)

@@ -66,13 +66,13 @@ def run_name(*, _root_: DictConfig) -> str:
 
 
 def model_name(model: Any) -> str:
-    """`vit_s16` for the sizes of the papers, `vit_64x4_p2` (width x depth) for others, else the model's own name, or that
-    of the weights that tell the model.
+    """`vit_s16` for the sizes of the papers, `vit_64x4_p2` (width x depth) for others, else the model's own name.
+
+    With model=auto it is the name of the weights.
     """
     if "model_name" in model:
         return str(model.model_name).replace("/", "_")
-    if "weights" in model and "dim" not in model and not OmegaConf.is_missing(model, "weights"):  # model=auto
-        source = str(model.weights)
+    if "dim" not in model and isinstance(source := OmegaConf.select(model, "weights"), str):  # model=auto
         last = Path(source).name or source
         return last.removeprefix("timm:").removesuffix(Path(last).suffix if Path(source).is_file() else "")
     if not all(key in model for key in ("patch_size", "dim", "depth", "heads")):

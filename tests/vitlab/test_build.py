@@ -152,3 +152,23 @@ def test_too_little_space_for_the_checkpoints_is_a_warning(
         warnings = [record for record in caplog.records if record.levelname == "WARNING"]
         assert len(warnings) == told
     assert f"{tmp_path} has 0.0 GB free, and its checkpoints take about" in warnings[0].getMessage()
+
+
+def test_a_network_begins_from_weights_and_says_what_became_of_them(
+    configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 2, "dim": 64, "depth": 1, "heads": 1, "num_classes": 5}
+    source = VisionTransformer(**sizes)
+    torch.save(source.state_dict(), file := tmp_path / "w.pth")
+    config = configure("model=auto", f"model.weights={file}", "data.std=[0.5]", "logger=csv")
+    data = build.data(config["data"])
+    with caplog.at_level("INFO"):
+        module = build.classifier(config["model"], data, config["classifier"], weights=config["weights"])
+    loaded: Any = module.network
+    assert torch.equal(loaded.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
+    assert loaded.head.weight.shape == (10, 64)
+    assert "3 -> 1 channels (summed)" in caplog.text
+    assert "images are prepared with data.{mean=[0.3054], std=[0.5]" in caplog.text
+    assert "nothing beside the weights tells how images were" in caplog.text
+    fresh: Any = build.classifier(config["model"], data, config["classifier"]).network
+    assert not torch.equal(fresh.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)

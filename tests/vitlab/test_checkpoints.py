@@ -107,17 +107,17 @@ def run(
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("every", "settings"),
     [
-        [],
-        HARD,
-        ["trainer.check_val_every_n_epoch=2"],
-        ["++trainer.val_check_interval=0.4", "trainer.max_steps=13"],
-        ["data.drop_last=true", "callbacks.last.every_n_epochs=2", "callbacks.best.keep=2"],
+        (1, []),
+        (1, HARD),
+        (3, HARD),
+        (3, ["trainer.check_val_every_n_epoch=2"]),
+        (1, ["++trainer.val_check_interval=0.4", "trainer.max_steps=13"]),
+        (3, ["data.drop_last=true", "callbacks.last.every_n_epochs=2", "callbacks.best.keep=2"]),
     ],
-    ids=["plain", "hard", "validated-every-second-epoch", "validated-within-epochs", "dropped-last"],
+    ids=["plain", "hard", "hard-seldom", "validated-every-second-epoch", "validated-within-epochs", "dropped-last"],
 )
-@pytest.mark.parametrize("every", [1, 3])
 def test_cut_at_any_step_it_ends_as_one_that_was_not(run: Callable[..., Path], settings: list[str], every: int) -> None:
     settings = [*settings, f"callbacks.last.every_n_train_steps={every}"]
     whole = run("whole", *settings)

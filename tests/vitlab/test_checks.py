@@ -11,6 +11,7 @@ import torch
 from conftest import Configure
 from vitlab import checks
 from vitlab.schema import Node
+from vitlab.vit import VisionTransformer
 
 Found = Callable[..., list[str]]
 CPU = "trainer.accelerator=cpu"
@@ -247,3 +248,52 @@ def test_a_reader_answers_nothing_for_what_is_missing_wrong_or_of_another_kind()
     values: list[Any] = [read("a.b"), read("a.b", int), read("a.b", str), read("a.x"), read("a.b.c"), read("c")]
     assert values == [3, 3, None, None, None, None]
     assert checks.Reader({"a": {"b": 3}}, bad={"a.b"})("a.b") is None
+
+
+# ------------------------------------------------------------------------------------------------------------- weights
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT of 24 channels for 8 px, 10 classes and 3 colours, in a file."""
+    file = tmp_path_factory.mktemp("weights") / "w.pth"
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 2, "dim": 64, "depth": 1, "heads": 1, "num_classes": 10}
+    torch.save(VisionTransformer(**sizes, layer_scale=0.1).state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize("overrides", [["model=auto"], ["model.depth=1", "model.heads=1", "weights.strict=false"]])
+def test_weights_that_fit_or_need_not_are_no_problem(found: Found, weights: Path, overrides: list[str]) -> None:
+    assert found(f"model.weights={weights}", *overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=auto"], "model.weights=??? names no weights; set a file, a folder, timm:NAME, hf:NAME or a run"),
+        (["model=auto", "model.weights=gone.pth"], "model.weights=gone.pth: there is no file or folder gone.pth"),
+        (["model=auto", "model.weights=3"], "model.weights=3 names no weights"),
+        (["weights.part=ema"], "weights.part=ema is of no use without model.weights=SOURCE"),
+        (["weights.image_size=32"], "weights.image_size=32 is of no use without model.weights=SOURCE"),
+        (["++weights.stric=false"], "weights.stric=false: there is no such setting; did you mean 'strict'"),
+        (["weights.strict=0"], "weights.strict=0 is not true or false"),
+        (["model=auto", "model.weights=FILE", "weights.part=ema"], "weights.part=ema: "),
+        (["model=auto", "model.weights=FILE", "++model.depth=0"], "model.depth=0 must be at least 1"),
+        (["model=timm", "++model.weights=FILE"], "is for vitlab's own model; use model=auto"),
+        (
+            ["model.weights=FILE", "model.depth=1", "model.heads=1", "model.position=learned"],
+            "doesn't fit the model: in the weights, without a place in the model: blocks.0.ls1.gamma",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_weights_that_cant_be_loaded_are_told_before_anything_starts(
+    found: Found, weights: Path, overrides: list[str], message: str
+) -> None:
+    (line,) = found(*(override.replace("FILE", str(weights)) for override in overrides))
+    assert message in line
+
+
+def test_weights_that_cant_be_read_hide_no_other_mistake(found: Found) -> None:
+    lines = found("model=auto", "model.weights=gone.pth", "++sede=7", "seed=abc")
+    assert [line.split("=")[0] for line in lines] == ["seed", "sede", "model.weights"]

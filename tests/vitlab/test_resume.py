@@ -322,3 +322,16 @@ def test_a_run_that_cannot_be_read_hinders_no_other(tmp_path: Path, caplog: pyte
     (run / "results.json").write_text("")
     assert resume.resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
     assert "and is passed over" in caplog.text
+
+
+def test_a_run_that_began_from_other_weights_is_another_run() -> None:
+    here = identity(data())
+    there = {**here, "config": {**here["config"], "weights": {"source": "a.pth", "strict": True}}}
+    assert resume.differences(here, {**here, "config": {**here["config"], "weights": {"source": None}}}) == []
+    assert resume.differences(there, here) == ["model.weights: a.pth in the checkpoint, None now"]
+
+
+def test_a_checkpoint_says_how_images_are_prepared() -> None:
+    told = identity(data())["preprocessing"]
+    assert set(told) == {"mean", "std", "interpolation", "crop_fraction"}
+    assert told["interpolation"] == "bicubic"

@@ -99,6 +99,8 @@ def derive(
         elif key not in arguments:
             arguments[key] = value if asked.get(key) is None else asked[key]
             assumed[key] = why if asked.get(key) is None else ""
+    if not arguments["heads"] or dim % arguments["heads"]:
+        raise CannotRead(f"{opened.source}: nothing tells the number of heads at a width of {dim}; set model.heads")
     if arguments["pool"] == "avg" and not fc_norm:
         arguments["fc_norm"] = False
     elif fc_norm == (arguments["pool"] == "avg"):
@@ -110,10 +112,10 @@ def guessed(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """What is most likely where nothing tells, with the reason."""
     dim = arguments["dim"]
     known = next((heads for (width, depth, heads) in SIZES if (width, depth) == (dim, arguments["depth"])), None)
-    heads = known or (dim // HEAD_WIDTH if dim % HEAD_WIDTH == 0 else 1)
+    heads = known or (dim // HEAD_WIDTH if dim % HEAD_WIDTH == 0 else 0)
     pool = "avg" if arguments["fc_norm"] or not arguments["class_token"] else "cls"
     return {
-        "heads": (heads, f"{dim // heads} channels each"),
+        "heads": (heads, f"{dim // heads} channels each" if heads else ""),
         "activation": ("gelu", ""),
         "norm_eps": (1e-5 if arguments["pre_norm"] else 1e-6, ""),
         "pool": (pool, "by its tokens and norms"),

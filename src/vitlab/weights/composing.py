@@ -29,10 +29,11 @@ def completed(config: Node) -> Node:
         return {**config, "model": network}
     options = config["weights"] if isinstance(config.get("weights"), dict) else {}
     config = {**config, "model": network, "weights": {**options, "source": source}}
+    auto = "dim" not in network and network.get("_target_") == NETWORK
     if not isinstance(source, str) or source == "???":
-        return sized(config, None)
+        return sized(config, FALLBACK) if auto else config
     if (before := recorded(config)) is not None:
-        return filled(config, before["model"], before.get("data") or {})
+        return filled(config, before["model"], before.get("data") or {}, auto)
     from vitlab.weights.opening import open_weights
 
     asked = {key: value for key, value in network.items() if not key.startswith("_") and value is not None}
@@ -41,10 +42,10 @@ def completed(config: Node) -> Node:
             source, part=options.get("part"), image_size=as_size(options.get("image_size")), asked=asked
         )
     except (ValueError, OSError, RuntimeError):
-        return sized(config, None)
+        return sized(config, FALLBACK) if auto else config
     prepared = weights.preprocessing
     data = {**prepared.settings(), "augment": {"crop_fraction": prepared.crop_fraction}}
-    return filled(config, {**weights.architecture.arguments, "representation": None}, data)
+    return filled(config, {**weights.architecture.arguments, "representation": None}, data, auto)
 
 
 def recorded(config: Node) -> Node | None:
@@ -58,10 +59,10 @@ def recorded(config: Node) -> Node | None:
     return before if before and same and isinstance(before.get("model"), dict) else None
 
 
-def filled(config: Node, arguments: Node, data: Node) -> Node:
+def filled(config: Node, arguments: Node, data: Node, auto: bool) -> Node:
     """A configuration with a network's arguments, and settings of the data, where it leaves them open."""
     config = {**config}
-    if "dim" not in config["model"]:  # model=auto
+    if auto:
         given = {key: value for key, value in config["model"].items() if value is not None or key != "image_size"}
         found = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items() if not k.startswith("_")}
         whole = {**defaults(NETWORK), **found, **given}
@@ -73,10 +74,10 @@ def filled(config: Node, arguments: Node, data: Node) -> Node:
 
 
 def sized(config: Node, size: Any) -> Node:
-    """A configuration with an image size where it has none."""
+    """A configuration of model=auto with an image size where it has none."""
     if config.get("image_size", "") is not None:
         return config
-    config = {**config, "image_size": size or FALLBACK}
+    config = {**config, "image_size": size}
     for group in ("model", "data"):
         if isinstance(node := config.get(group), dict) and node.get("image_size", "") is None:
             config[group] = {**node, "image_size": config["image_size"]}

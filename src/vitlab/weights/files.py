@@ -6,7 +6,6 @@ file is never in memory as a whole beside the model. Nothing in a file is execut
 """
 
 import json
-import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -91,8 +90,12 @@ def torch_file(file: Path, *, mmap: bool) -> Content:
     try:
         with trust.weights_alone(file, remedy):
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise CannotRead(f"{file} can't be read ({str(error).splitlines()[0]}); get it again") from error
+    except (trust.NotTrusted, MemoryError):
+        raise
+    except Exception as error:  # broken bytes end in many ways
+        raise CannotRead(
+            f"{file} is damaged ({(str(error) or type(error).__name__).splitlines()[0]}); get it again"
+        ) from error
     parts: dict[str, dict[str, Stored]] = {}
     plain: dict[str, Any] = {}
 
@@ -152,12 +155,10 @@ def npz_file(file: Path) -> dict[str, Stored]:
     found = {}
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
-            with archive.open(name) as member:
-                version = np.lib.format.read_magic(member)
-                header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = header(member)
+            try:
+                shape, dtype = npz_header(archive, name)
+            except (ValueError, zipfile.BadZipFile, EOFError) as error:
+                raise CannotRead(f"{file} is damaged at {name} ({error}); get it again") from error
             if dtype.hasobject:
                 raise trust.NotTrusted(
                     f"{file} is refused: {name} holds Python objects, and reading them could run code"
@@ -166,6 +167,16 @@ def npz_file(file: Path) -> dict[str, Stored]:
             kind = "bfloat16" if dtype == np.dtype("V2") else str(dtype)
             found[key] = Stored(shape, kind, lambda name=name: load(name))  # type: ignore[misc]
     return found
+
+
+def npz_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array in an .npz file."""
+    formats = np.lib.format
+    with archive.open(name) as member:
+        version = formats.read_magic(member)
+        read_header = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
+        shape, _, dtype = read_header(member)
+    return shape, dtype
 
 
 def shards(index: Path) -> dict[str, Stored]:

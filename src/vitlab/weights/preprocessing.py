@@ -54,9 +54,11 @@ def from_transformers(said: Mapping[str, Any]) -> Preprocessing:
     mean, std = (tuple(said[key]) if said.get(key) else None for key in ("image_mean", "image_std"))
     if said.get("do_normalize") is False:
         mean, std = (0.0,) * 3, (1.0,) * 3
-    crop = 1.0
-    size, cropped = said.get("size"), said.get("crop_size")
-    if said.get("do_center_crop") and isinstance(size, Mapping) and isinstance(cropped, Mapping):
-        side = size.get("shortest_edge") or size.get("height")
-        crop = min(1.0, cropped["height"] / side) if side and "height" in cropped else 1.0
+    crop, size, cropped = 1.0, said.get("size"), said.get("crop_size")
+    if isinstance(size, Mapping):
+        size = size.get("shortest_edge") or size.get("height")
+    if isinstance(cropped, Mapping):
+        cropped = cropped.get("height")
+    if said.get("do_center_crop") and size and cropped:
+        crop = min(1.0, cropped / size)
     return Preprocessing(mean, std, RESAMPLE.get(said.get("resample", -1)), crop, "preprocessor_config.json")

@@ -116,3 +116,11 @@ def test_of_a_side_that_is_far_too_long_the_middle_is_seen() -> None:
     for image in (line, line.transpose(1, 2)):
         middle = v2.functional.center_crop(image, [min(side, 201) for side in image.shape[-2:]])
         assert torch.equal(centre_crop(image, (8, 8), 0.875), centre_crop(middle, (8, 8), 0.875))
+
+
+def test_images_are_resized_by_the_interpolation_asked_for(photos: Split) -> None:
+    pictures = {}
+    for kind in ("bicubic", "bilinear"):
+        data = FilesDataset(photos, image_size=(24, 24), augment=Augment(), seed=0, training=False, interpolation=kind)  # type: ignore[arg-type]
+        pictures[kind] = data.__getitems__(BatchPlan(0, 0, [0], 1)).images
+    assert not torch.equal(pictures["bicubic"], pictures["bilinear"])

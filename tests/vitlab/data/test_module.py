@@ -284,3 +284,24 @@ def test_workers_default_to_none_in_memory_and_to_the_cores_for_files(folder: Pa
     data = datamodule(lambda: image_folder(data_dir=str(folder)), batch_size=8)
     data.setup()
     assert 1 <= data.train_dataloader().num_workers <= 16
+
+
+def test_images_are_prepared_as_asked_for_or_as_the_source_is() -> None:
+    plain, asked = datamodule(), datamodule(mean=(0.2, 0.4, 0.6), std=(0.5,), interpolation="bilinear")
+    for each in (plain, asked):
+        each.setup()
+    assert plain.preprocessing()["mean"] == list(plain.source.mean)
+    assert asked.preprocessing() == {
+        "mean": [pytest.approx(0.4)],  # of three, for grey images
+        "std": [0.5],
+        "interpolation": "bilinear",
+        "crop_fraction": 0.875,
+    }
+    batch = next(iter(asked.val_dataloader()))
+    prepared = asked.on_after_batch_transfer(batch, 0).images
+    torch.testing.assert_close(prepared, (batch.images / 255 - 0.4) / 0.5)
+
+
+def test_colours_for_another_number_of_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.mean=\[0\.1, 0\.2\] is for 2 channels, and fake has 3"):
+        datamodule(fake, mean=(0.1, 0.2)).setup()
