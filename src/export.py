@@ -20,7 +20,7 @@ def main(
     run: str,
     format: Literal["safetensors", "timm", "hf", "torchvision", "onnx", "torch_export"],
     checkpoint: str,
-    weights: Literal["ema", "raw"] | None,
+    part: Literal["ema", "raw"] | None,
     fold: bool,
     tolerance: float,
     license: str | None,
@@ -31,7 +31,7 @@ def main(
     from vitlab.exporting import formats
     from vitlab.exporting.trained import kept_weights, load
 
-    trained = load(kept_weights(Path(run), checkpoint, weights))
+    trained = load(kept_weights(Path(run), checkpoint, part))
     return formats.export(
         trained, format, Path(out), fold=fold, tolerance=tolerance, license=license, overwrite=overwrite
     )

@@ -11,7 +11,6 @@ import onnxruntime
 import pytest
 
 import export
-from conftest import Program
 from vitlab.data.sources import digits
 
 Exported = Callable[..., Any]
@@ -50,19 +49,11 @@ def test_bytes_into_onnx_runtime_give_the_accuracy_of_training(twins: list[Path]
     assert f"| commit of the training | {training['commit']} |" in card
 
 
-def test_several_formats_are_a_sweep(twins: list[Path], program: Program) -> None:
-    printed = program("export", "-m", "run=b", "format=timm,hf", "license=mit", cwd=twins[1].parent)
-    for name in ("timm", "hf"):
-        folder = twins[1] / "export" / name
-        assert (folder / "model.safetensors").is_file(), printed
-        assert "license: mit" in (folder / "README.md").read_text()
-
-
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
         (["format=torchvision"], "format=torchvision can't express model.in_channels=1: torchvision's"),
-        (["format=timm", "weights=ema"], "weights=ema: a/checkpoints/best.ckpt has one kind of weights alone"),
+        (["format=timm", "part=ema"], "part=ema: a/checkpoints/best.ckpt has one kind of weights alone"),
         (["format=timm", "checkpoint=first"], "checkpoint=first: a/checkpoints has no first.ckpt"),
         (["format=timm", "out=a/checkpoints", "overwrite=true"], "out=a/checkpoints is there, and is no export"),
         (["format=timm", "tolerance=-1"], "tolerance=-1 must be 0 or more"),

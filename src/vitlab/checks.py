@@ -366,7 +366,7 @@ def export_problems(read: Reader) -> Iterator[str]:
     yield from formats.problems(
         run=Path(run),
         checkpoint=checkpoint,
-        weights=read("weights", str),
+        part=read("part", str),
         name=name,
         fold=bool(read("fold", bool)),
         out=Path(out),

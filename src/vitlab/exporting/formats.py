@@ -114,7 +114,7 @@ FORMATS = {
 
 
 def problems(
-    *, run: Path, checkpoint: str, weights: str | None, name: str, fold: bool, out: Path, overwrite: bool
+    *, run: Path, checkpoint: str, part: str | None, name: str, fold: bool, out: Path, overwrite: bool
 ) -> Iterator[str]:
     """Why an export can't be made, a line each, as far as names and shapes tell."""
     format_ = FORMATS[name]
@@ -126,7 +126,7 @@ def problems(
     if problem := writing.problem(out, overwrite) or runs.unwritable("out", out):
         yield problem
     try:
-        kept = kept_weights(run, checkpoint, weights)
+        kept = kept_weights(run, checkpoint, part)
     except (OSError, ValueError, NotTrusted) as error:
         yield str(error)
         return

@@ -73,10 +73,10 @@ class Trained:
         return Prepare(image_size=self.image_size, mean=self.mean, std=self.std, interpolation=self.interpolation)
 
 
-def kept_weights(run: Path, checkpoint: str, weights: str | None) -> Kept:
+def kept_weights(run: Path, checkpoint: str, part: str | None) -> Kept:
     """The network in a run's checkpoint of a name.
 
-    `weights`: `ema` or `raw` where the checkpoint has both; None: those that were tested, so the averages.
+    `part`: `ema` or `raw` where the checkpoint has both; None: those that were tested, so the averages.
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint.
@@ -90,12 +90,11 @@ def kept_weights(run: Path, checkpoint: str, weights: str | None) -> Kept:
     checkpoints.demand_whole(file)
     content = checkpoints.read(file)
     both = STATES["raw"] in content
-    if weights is not None and not both:
+    if part is not None and not both:
         raise ValueError(
-            f"weights={weights}: {file} has one kind of weights alone: its run averaged none (callbacks=ema); leave "
-            "weights out"
+            f"part={part}: {file} has one kind of weights alone: its run averaged none (callbacks=ema); leave part out"
         )
-    chosen = (weights or "ema") if both else None
+    chosen = (part or "ema") if both else None
     state = content[STATES[chosen] if chosen else "state_dict"]
     config = (content.get("vitlab") or {}).get("config") or runs.read_config(run)
     network = {name.removeprefix(NETWORK): tensor for name, tensor in state.items() if name.startswith(NETWORK)}

@@ -35,7 +35,9 @@ def test_the_card_says_what_the_run_recorded(exportable: Exportable, tmp_path: P
     (kept.run / "results.json").write_text(json.dumps(RESULTS))
     found = card_of(exportable(), tmp_path / "out", license="mit")
     assert (found.data.library_name, found.data.license, found.data.model_name) == ("timm", "mit", "tiny")
-    assert [(r.dataset_name, r.dataset_split, r.metric_name, r.metric_value) for r in found.data.eval_results or []] == [
+    assert [
+        (r.dataset_name, r.dataset_split, r.metric_name, r.metric_value) for r in found.data.eval_results or []
+    ] == [
         ("shapes", "test", "Accuracy", 0.75),
         ("shapes", "test", "Cross-entropy", 0.5),
         ("shapes", "val", "Accuracy", 0.9),

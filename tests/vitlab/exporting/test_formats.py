@@ -18,7 +18,7 @@ GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None, "overwrite": F
 
 
 def told(trained: Any, name: str, out: Path, **given: Any) -> list[str]:
-    asked = {"checkpoint": "best", "weights": None, "fold": False, "overwrite": False, **given}
+    asked = {"checkpoint": "best", "part": None, "fold": False, "overwrite": False, **given}
     return list(problems(run=trained.kept.run, name=name, out=out, **asked))
 
 
@@ -96,10 +96,10 @@ def test_all_that_is_wrong_is_told_at_once(exportable: Exportable, tmp_path: Pat
 
 def test_weights_that_the_checkpoint_has_not_are_told(exportable: Exportable, tmp_path: Path) -> None:
     trained = exportable()
-    (line,) = told(trained, "timm", tmp_path / "out", weights="raw")
-    assert line.startswith("weights=raw: ")
+    (line,) = told(trained, "timm", tmp_path / "out", part="raw")
+    assert line.startswith("part=raw: ")
     exportable(averaged=True)
-    assert told(trained, "timm", tmp_path / "out", weights="raw") == []
+    assert told(trained, "timm", tmp_path / "out", part="raw") == []
 
 
 def test_a_network_of_another_kind_goes_where_any_does(exportable: Exportable) -> None:

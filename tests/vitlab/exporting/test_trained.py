@@ -33,7 +33,9 @@ def averaging(configure: Configure, make_trainer: Any, tmp_path: Path) -> Path:
     return run
 
 
-@pytest.mark.filterwarnings("ignore:.*many workers", "ignore:.*logging interval", "ignore:.*overrides the configure_model")
+@pytest.mark.filterwarnings(
+    "ignore:.*many workers", "ignore:.*logging interval", "ignore:.*overrides the configure_model"
+)
 def test_averaged_and_raw_weights_are_chosen_by_name(averaging: Path) -> None:
     content = torch.load(averaging / "checkpoints" / "last.ckpt", weights_only=True)
     name = "head.weight"
@@ -49,7 +51,7 @@ def test_averaged_and_raw_weights_are_chosen_by_name(averaging: Path) -> None:
 def test_a_checkpoint_with_one_kind_of_weights_has_no_other(exportable: Exportable) -> None:
     run = exportable().kept.run
     assert kept_weights(run, "best", None).chosen is None
-    with pytest.raises(ValueError, match=r"weights=ema: .*best.ckpt has one kind of weights alone"):
+    with pytest.raises(ValueError, match=r"part=ema: .*best.ckpt has one kind of weights alone"):
         kept_weights(run, "best", "ema")
 
 
