@@ -159,7 +159,7 @@ def export(
     format_ = FORMATS[name]
     if problem := writing.problem(out, overwrite):
         raise FileExistsError(problem)
-    with writing.placed(out) as folder:
+    with writing.placed(out, overwrite=overwrite) as folder:
         format_.write(trained, folder, fold=fold)
         difference = largest_difference(format_, trained, folder, fold)
         if difference is None:

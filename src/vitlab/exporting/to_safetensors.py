@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vitlab import build
 from vitlab.exporting import writing
 from vitlab.exporting.trained import Trained
-from vitlab.schema import Node, resolve
+from vitlab.schema import Node
 
 
 def refusals(arguments: Node) -> list[str]:
@@ -41,7 +42,7 @@ def load(folder: Path, trained: Trained) -> Callable[[Tensor], Tensor]:
     from safetensors.torch import load_file
 
     node = json.loads((folder / "config.json").read_text())["vitlab"]["config"]["model"]
-    network = resolve(node.pop("_target_"))(**node)
+    network = build.make(node)
     network.load_state_dict(load_file(folder / "model.safetensors"))
     loaded: Callable[[Tensor], Tensor] = network.eval()
     return loaded

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitlab import build, checkpoints, runs
+from vitlab import build, checkpoints, runs, trust
 from vitlab.data.augment import Prepare
 from vitlab.schema import Node, defaults, resolve
 from vitlab.vit import VisionTransformer
@@ -104,6 +104,7 @@ def kept_weights(run: Path, checkpoint: str, part: str | None) -> Kept:
 
 def described(node: Node, state: dict[str, Tensor]) -> tuple[Kind, Node]:
     """What a network is, and the arguments of its constructor: what the configuration leaves to the data, too."""
+    trust.demand(node, "model")  # the checkpoint's word for it, which `checks` has not seen
     target = resolve(node["_target_"])
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
     given = {k: v for k, v in given.items() if k not in NOT_BUILT}

@@ -62,10 +62,10 @@ def problem(out: Path, overwrite: bool) -> str | None:
 
 
 @contextmanager
-def placed(out: Path) -> Iterator[Path]:
+def placed(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """An empty folder to write in, which becomes `out` when the block ends; nothing is left of it if the block raises.
 
-    What `out` was before is removed once the new one is there.
+    What `out` was before is removed once the new one is there. Raises `FileExistsError` where that may not be.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary, former = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
@@ -74,6 +74,8 @@ def placed(out: Path) -> Iterator[Path]:
     try:
         yield temporary
         synchronised(temporary)
+        if reason := problem(out, overwrite):  # once more: the block may have taken long
+            raise FileExistsError(reason)
         if out.exists():
             out.replace(former)
         try:

@@ -19,13 +19,19 @@ RESULTS = {
     "status": "finished",
     "checkpoint": "runs/here/checkpoints/best.ckpt",
     **SCORES,
-    **{"val/acc": 0.9, "val/acc5": 1.0, "val/loss": 0.25, "val/correct": 9, "val/count": 10},
-    **{"command": "python /home/me/src/train.py data_dir=/data/mine/photos lr=1e-3", "commit": "abc123"},
-    **{"started": "2026-11-25T01:37:07+00:00", "versions": {"torch": "2.14.1"}},
+    "val/acc": 0.9,
+    "val/acc5": 1.0,
+    "val/loss": 0.25,
+    "val/correct": 9,
+    "val/count": 10,
+    "command": "python /home/me/src/train.py data_dir=/data/mine/photos lr=1e-3",
+    "commit": "abc123",
+    "started": "2026-11-25T01:37:07+00:00",
+    "versions": {"torch": "2.14.1"},
 }
 
 
-def card_of(trained: Any, out: Path, **given: Any) -> ModelCard:
+def card_of(trained: Any, out: Path, **given: Any) -> Any:
     export(trained, "timm", out, **{**GIVEN, **given})
     return ModelCard.load(out / "README.md")
 

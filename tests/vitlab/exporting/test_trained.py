@@ -1,5 +1,6 @@
 """What a checkpoint keeps is what is exported: averaged or not, with the classes and the preprocessing of its run."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from conftest import Configure, Exportable
-from vitlab import build, resume, runs
+from vitlab import build, resume, runs, trust
 from vitlab.checkpoints import AtomicFiles
 from vitlab.exporting.trained import images, kept_weights, load
 
@@ -26,7 +27,7 @@ def averaging(configure: Configure, make_trainer: Any, tmp_path: Path) -> Path:
     parts = {key: config[key] for key in ("optimizer", "schedule")}
     module = build.classifier(config["model"], datamodule, config["classifier"], **parts)
     module.identity = resume.identity(config, datamodule)
-    ema = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    ema = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.5))  # type: ignore[no-untyped-call]
     trainer = make_trainer(max_steps=3, callbacks=[ema], limit_val_batches=0, plugins=[AtomicFiles()])
     trainer.fit(module, datamodule)
     trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
@@ -64,6 +65,16 @@ def test_a_missing_and_a_damaged_checkpoint_are_named(exportable: Exportable) ->
     file.write_bytes(content)
     with pytest.raises(OSError, match="is damaged"):
         kept_weights(file.parents[1], "best", None)
+
+
+def test_a_checkpoint_names_nothing_that_may_not_be_called(exportable: Exportable) -> None:
+    kept = exportable().kept
+    content = torch.load(kept.file, weights_only=True)
+    content["vitlab"]["config"]["model"] = {"_target_": "antigravity.webbrowser.open"}
+    torch.save(content, kept.file)
+    with pytest.raises(trust.NotTrusted, match=r"model._target_=antigravity.webbrowser.open is refused"):
+        kept_weights(kept.run, "best", None)
+    assert "antigravity" not in sys.modules
 
 
 def test_the_data_is_loaded_where_a_checkpoint_does_not_say_what_it_was(

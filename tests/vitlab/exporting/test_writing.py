@@ -16,7 +16,7 @@ def contents(folder: Path) -> set[str]:
 
 def test_the_folder_comes_into_its_place_when_all_is_written(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    with writing.placed(out) as folder:
+    with writing.placed(out, overwrite=False) as folder:
         writing.json_file(folder / writing.RECORD, {"café": 1})
         assert not out.exists()
     assert contents(tmp_path / "deep") == {"out"}
@@ -26,20 +26,40 @@ def test_the_folder_comes_into_its_place_when_all_is_written(tmp_path: Path) -> 
 def test_nothing_is_left_of_one_that_failed_and_the_former_stays(tmp_path: Path) -> None:
     (out := tmp_path / "out").mkdir()
     (out / "former").write_text("1")
-    with pytest.raises(KeyboardInterrupt), writing.placed(out) as folder:
-        (folder / "new").write_text("2")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with writing.placed(out, overwrite=True) as folder:
+            (folder / "new").write_text("2")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert contents(tmp_path) == {"out"}
     assert contents(out) == {"former"}
 
 
 def test_a_former_export_is_replaced_as_a_whole(tmp_path: Path) -> None:
     (out := tmp_path / "out").mkdir()
-    (out / "former").write_text("1")
-    with writing.placed(out) as folder:
+    (out / writing.RECORD).write_text("{}")
+    with writing.placed(out, overwrite=True) as folder:
         (folder / "new").write_text("2")
     assert contents(tmp_path) == {"out"}
     assert contents(out) == {"new"}
+
+
+def test_what_has_come_there_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def late() -> None:
+        with writing.placed(out, overwrite=True) as folder:
+            (folder / "new").write_text("2")
+            out.mkdir()
+            (out / "thesis.tex").write_text("1")
+
+    with pytest.raises(FileExistsError, match="is no export"):
+        late()
+    assert contents(tmp_path) == {"out"}
+    assert contents(out) == {"thesis.tex"}
 
 
 def test_an_export_that_is_there_wants_overwrite_and_anything_else_is_never_replaced(tmp_path: Path) -> None:
