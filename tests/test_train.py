@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -399,3 +400,24 @@ def test_a_compiled_run_leaves_the_checkpoints_of_one_that_is_not(
     assert len(graphs) >= 2, "one to train, one to test"
     for name in ("best", "last"):
         assert list(checkpoint(run, name)["state_dict"]) == list(checkpoint(twins[0], name)["state_dict"])
+
+
+def test_a_run_begins_from_anothers_weights_and_goes_on_without_them(
+    twins: list[Path], program: Program, tmp_path: Path
+) -> None:
+    shutil.copytree(twins[0], source := tmp_path / "source")
+    quick = ["schedule.warmup_steps=0", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "logger=csv"]
+    quick += ["optimizer.lr=1e-6", "data.val_fraction=0.1005", "trainer.max_steps=2"]
+    line = ["model=auto", "model.weights=source", "image_size=16", "model.patch_size=4", *quick]
+    output = program("train", *line, "hydra.run.dir=run", cwd=tmp_path)
+    assert re.search(r"weights from source: best\.ckpt, timm's names.*float32", output)
+    assert "patch_embed.proj.weight: 2x2 -> 4x4 pixels" in output
+    assert "images are prepared with data.{mean=[0.30" in output
+    assert "as its run says" in output
+    assert config(tmp_path / "run")["model"]["depth"] == 1
+    assert results(tmp_path / "run")["test/acc"] > results(source)["test/acc"] - 0.15, "it need not learn again"
+    assert "config" in checkpoint(tmp_path / "run", "last")["vitlab"]
+    shutil.rmtree(source)
+    output = program("train", "resume=run", "trainer.max_steps=4", cwd=tmp_path)
+    assert "weights from" not in output
+    assert results(tmp_path / "run")["steps"] == 4

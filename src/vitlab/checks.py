@@ -21,7 +21,7 @@ from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
 from vitlab.vit import VisionTransformer
-from vitlab.weights import loading
+from vitlab.weights import composing, loading
 from vitlab.weights.opening import open_weights
 
 # Parameters that the program passes itself: they may be missing in the configuration.
@@ -242,6 +242,8 @@ def weights_problems(read: Reader) -> Iterator[str]:
     if read("model._target_", str) != "vitlab.vit.VisionTransformer":
         yield f"model.weights={source} is for vitlab's own model; use model=auto (model=timm has model.pretrained=true)"
         return
+    if composing.recorded(read.config) is not None:
+        return  # the run goes on, and needs them no more
     given = {
         k: tuple(v) if isinstance(v, list) else v for k, v in read.config["model"].items() if not k.startswith("_")
     }

@@ -87,20 +87,18 @@ def in_folder(folder: Path) -> Path:
     raise CannotRead(f"{folder} holds {f'several files of weights ({listed}); name one' if found else 'no weights'}")
 
 
+@lru_cache(maxsize=4)
 def from_hub(source: str, name: str) -> Opened:
     """A repository of Hugging Face's hub: downloaded, or as it lies in the hub's cache."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     repo, _, revision = name.partition("@")
 
     def get(filename: str) -> Path | None:
         try:
             return Path(hf_hub_download(repo, filename, revision=revision or None))
-        except FileNotFoundError as error:
-            reasons.append(str(error).strip().splitlines()[0])
-            return None
-        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        except (HfHubHTTPError, OSError, ValueError) as error:
             reasons.append(str(error).strip().splitlines()[0])
             return None
 

@@ -121,6 +121,6 @@ def test_of_a_side_that_is_far_too_long_the_middle_is_seen() -> None:
 def test_images_are_resized_by_the_interpolation_asked_for(photos: Split) -> None:
     pictures = {}
     for kind in ("bicubic", "bilinear"):
-        data = FilesDataset(photos, image_size=(24, 24), augment=Augment(), seed=0, training=False, interpolation=kind)  # type: ignore[arg-type]
+        data = FilesDataset(photos, image_size=(24, 24), augment=Augment(), seed=0, training=False, interpolation=kind)
         pictures[kind] = data.__getitems__(BatchPlan(0, 0, [0], 1)).images
     assert not torch.equal(pictures["bicubic"], pictures["bilinear"])

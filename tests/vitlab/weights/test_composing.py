@@ -19,7 +19,7 @@ from vitlab.weights.composing import FALLBACK, as_size, completed
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small DeiT III as timm writes it to the hub: registers none, LayerScale, its own colours and crop."""
     place = tmp_path_factory.mktemp("deit3")
-    sizes = {"depth": 1, "img_size": 64, "num_classes": 7}
+    sizes: dict[str, Any] = {"depth": 1, "img_size": 64, "num_classes": 7}
     model = timm.create_model("deit3_small_patch16_224", pretrained=False, **sizes)
     timm.models.save_for_hf(model, str(place), model_config={"model_args": sizes})
     return place

@@ -86,7 +86,9 @@ def test_timms_name_brings_timms_word_for_the_images(hub: Path) -> None:
     save_file(VisionTransformer(dim=192, depth=1, heads=3).state_dict(), snapshot / "model.safetensors")
     opened = open_source(f"timm:{name}")
     assert opened.timm_name == "vit_tiny_patch16_224"
-    assert opened.config["pretrained_cfg"]["mean"] == timm.get_pretrained_cfg(name).mean == (0.5, 0.5, 0.5)
+    said = timm.get_pretrained_cfg(name)
+    assert said is not None
+    assert opened.config["pretrained_cfg"]["mean"] == said.mean == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(
