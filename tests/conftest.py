@@ -144,3 +144,64 @@ def tracked() -> Tracked:
         return parts
 
     return read
+
+
+# ------------------------------------------------------------------------------------------- networks to be exported
+
+Exportable = Callable[..., Any]
+
+
+@pytest.fixture
+def exportable(tmp_path: Path) -> Exportable:
+    """Arguments of `VisionTransformer` -> a tiny network, with random weights of ordinary size, as a run keeps it.
+
+    `keep` is the checkpoint's name; with `network`, that one is kept instead of a new one; `averaged`: the checkpoint
+    has weights that were averaged, and those that weren't (a tenth of them).
+    """
+    import torch
+    import yaml
+
+    from parity import fill
+    from vitlab.exporting.trained import kept_weights, load
+    from vitlab.vit import VisionTransformer
+
+    def make(
+        *,
+        keep: str = "best",
+        network: Any = None,
+        averaged: bool = False,
+        crop_fraction: float | None = None,
+        loss: str = "softmax",
+        **arguments: Any,
+    ) -> Any:
+        shape = {"image_size": 16, "patch_size": 4, "num_classes": 7, "dim": 32, "depth": 2, "heads": 2}
+        arguments = shape | arguments if network is None else arguments
+        if network is None:
+            fill(network := VisionTransformer(**arguments))
+        classes, channels = [f"kind {i}" for i in range(arguments["num_classes"])], arguments.get("in_channels", 3)
+        node = {"_target_": "vitlab.vit.VisionTransformer", **arguments}
+        data = {"_target_": "vitlab.data.module.DataModule", "val_fraction": 0.1}
+        config = {"name": "tiny", "image_size": arguments["image_size"], "model": node, "data": data}
+        config = json.loads(json.dumps(config | {"classifier": {"loss": loss}}))
+        numbers = {"train images": 90, "val images": 10, "test images": 20}
+        state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        checkpoint = {"state_dict": state, "global_step": 12, "epoch": 3}
+        if averaged:
+            checkpoint["current_model_state"] = {name: tensor / 10 for name, tensor in state.items()}
+        checkpoint["vitlab"] = {
+            "config": config,
+            "data": {"data set": "shapes", "classes": classes, **numbers},
+            "preprocessing": {
+                "mean": [0.5, 0.4, 0.3, 0.2][:channels],
+                "std": [0.2, 0.25, 0.3, 0.35][:channels],
+                "interpolation": "bicubic",
+                "crop_fraction": crop_fraction,
+            },
+        }
+        run = tmp_path / "run"
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        torch.save(checkpoint, run / "checkpoints" / f"{keep}.ckpt")
+        return load(kept_weights(run, keep, None))
+
+    return make

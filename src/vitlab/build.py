@@ -80,7 +80,7 @@ def pretrained(model: Node, measured: Node, weights: Node, datamodule: DataModul
     network, report = loading.network(arguments | measured, **options)
     known, now = report.prepared.settings(), datamodule.preprocessing()
     others = {key: value for key, value in known.items() if now[key] != value}
-    line = ", ".join(f"{key}={value}" for key, value in now.items())
+    line = ", ".join(f"{key}={value}" for key, value in now.items() if value is not None)
     why = f"as {report.prepared.origin} says" if known else "nothing beside the weights tells how images were"
     if others:
         why += f", but for {', '.join(f'{key}={value}' for key, value in others.items())}"

@@ -75,6 +75,7 @@ def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = Fa
     rules = (
         evaluation_problems,
         probe_problems,
+        export_problems,
         replay_problems,
         dashboard_problems,
         sweep_problems,
@@ -420,6 +421,25 @@ def probe_problems(read: Reader) -> Iterator[str]:
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:
         yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
+
+
+def export_problems(read: Reader) -> Iterator[str]:
+    name, run, checkpoint, out = (read(key, str) for key in ("format", "run", "checkpoint", "out"))
+    if name is None or run is None or checkpoint is None or out is None:
+        return
+    if (tolerance := read("tolerance", float)) is not None and not tolerance >= 0:
+        yield f"tolerance={shown(tolerance)} must be 0 or more"
+    from vitlab.exporting import formats
+
+    yield from formats.problems(
+        run=Path(run),
+        checkpoint=checkpoint,
+        part=read("part", str),
+        name=name,
+        fold=bool(read("fold", bool)),
+        out=Path(out),
+        overwrite=bool(read("overwrite", bool)),
+    )
 
 
 def replay_problems(read: Reader) -> Iterator[str]:

@@ -549,5 +549,6 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
     except Exception:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
-        print(f"{name} failed; the traceback is in {file}; {runs.way_on(run_dir)}", file=sys.stderr)
+        way_on = f"; {runs.way_on(run_dir)}" if "resume" in config else ""  # a command that trains
+        print(f"{name} failed; the traceback is in {file}{way_on}", file=sys.stderr)
         sys.exit(1)

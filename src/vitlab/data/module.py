@@ -189,12 +189,12 @@ class DataModule(LightningDataModule):
         return {name: len(split) for name, split in self._splits.items()}
 
     def preprocessing(self) -> dict[str, Any]:
-        """How images are prepared, by the names of the settings."""
+        """How images are prepared, by the names of the settings; sets in memory aren't cropped: no fraction."""
         return {
             "mean": list(self.mean or self.source.mean),
             "std": list(self.std or self.source.std),
             "interpolation": self.interpolation,
-            "crop_fraction": self.augment.crop_fraction,
+            "crop_fraction": None if self.source.train.files is None else self.augment.crop_fraction,
         }
 
     def split(self, name: SplitName) -> Split:

@@ -65,7 +65,7 @@ def beside(source: str, file: Path, timm_name: str | None = None, folder: Path |
     whole = file.absolute()
     content = cached_read(whole, whole.stat().st_mtime_ns)
     said = [_json((folder or file.parent) / name) for name in BESIDE]
-    ours = content.plain.get("vitlab")
+    ours = content.plain.get("vitlab") or said[0].get("vitlab")  # in a checkpoint, or beside what was exported
     return Opened(source, file, content, said[0], said[1], ours if isinstance(ours, dict) else {}, timm_name)
 
 

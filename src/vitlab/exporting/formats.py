@@ -1,0 +1,247 @@
+"""The formats, and an export from beginning to end: what can't be is refused, what is written is compared, then named.
+
+write into a folder that isn't there yet -> load it as the other library does -> compare with the live network
+-> model card, export.json -> rename
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitlab import runs
+from vitlab.exporting import card, to_graph, to_safetensors, to_timm, to_torchvision, to_transformers, writing
+from vitlab.exporting.trained import Kept, Kind, Trained, images, kept_weights
+from vitlab.schema import Node
+from vitlab.trust import NotTrusted
+
+COMPARED = (1, 2, 5)  # images at once, that an export is compared on
+
+log = logging.getLogger(__name__)
+
+
+class Differs(ArithmeticError):
+    """What was written gives other outputs than the network that it was made of."""
+
+
+class Format(NamedTuple):
+    """A format.
+
+    `needs`: packages without which it can't be written. `checked_by`: the one that loads it, to be compared.
+    """
+
+    library: str
+    write: Callable[..., None]
+    load: Callable[[Path, Trained], Callable[[Tensor], Tensor]]
+    usage: Callable[[Trained, bool], str]
+    refusals: Callable[[Node], list[str]]
+    checked_by: str
+    needs: tuple[str, ...] = ()
+    folds: bool = False
+    kinds: tuple[Kind, ...] = ("vit",)
+
+
+ANY: tuple[Kind, ...] = ("vit", "timm", "other")
+FORMATS = {
+    "safetensors": Format(
+        "pytorch",
+        to_safetensors.write,
+        to_safetensors.load,
+        lambda trained, _: to_safetensors.usage(trained),
+        to_safetensors.refusals,
+        "safetensors",
+        needs=("safetensors",),
+        kinds=ANY,
+    ),
+    "timm": Format(
+        "timm",
+        to_timm.write,
+        to_timm.load,
+        lambda trained, _: to_timm.usage(trained),
+        to_timm.refusals,
+        "timm",
+        needs=("safetensors",),
+        kinds=("vit", "timm"),
+    ),
+    "hf": Format(
+        "transformers",
+        to_transformers.write,
+        to_transformers.load,
+        lambda trained, _: to_transformers.usage(trained),
+        to_transformers.refusals,
+        "transformers",
+        needs=("safetensors",),
+    ),
+    "torchvision": Format(
+        "pytorch",
+        to_torchvision.write,
+        to_torchvision.load,
+        lambda trained, _: to_torchvision.usage(trained),
+        to_torchvision.refusals,
+        "torchvision",
+    ),
+    "onnx": Format(
+        "onnx",
+        to_graph.write_onnx,
+        to_graph.load_onnx,
+        to_graph.usage_onnx,
+        to_graph.refusals,
+        "onnxruntime",
+        needs=("onnx", "onnxscript", "onnxruntime"),
+        folds=True,
+        kinds=ANY,
+    ),
+    "torch_export": Format(
+        "pytorch",
+        to_graph.write_torch,
+        to_graph.load_torch,
+        to_graph.usage_torch,
+        to_graph.refusals,
+        "torch",
+        folds=True,
+        kinds=ANY,
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------------- what can't be
+
+
+def problems(
+    *, run: Path, checkpoint: str, part: str | None, name: str, fold: bool, out: Path, overwrite: bool
+) -> Iterator[str]:
+    """Why an export can't be made, a line each, as far as names and shapes tell."""
+    format_ = FORMATS[name]
+    if missing := [package for package in format_.needs if find_spec(package) is None]:
+        yield f"format={name} needs {' and '.join(missing)}: python -m pip install {' '.join(missing)}"
+    if fold and not format_.folds:
+        able = " and ".join(other for other, known in FORMATS.items() if known.folds)
+        yield f"fold=true: format={name} holds weights and no preprocessing code; {able} can fold it in"
+    if problem := writing.problem(out, overwrite) or runs.unwritable("out", out):
+        yield problem
+    try:
+        kept = kept_weights(run, checkpoint, part)
+    except (OSError, ValueError, NotTrusted) as error:
+        yield str(error)
+        return
+    if refused := refusals(kept, name):
+        able = ", ".join(other for other in FORMATS if not refusals(kept, other))
+        yield from (f"format={name} can't express {reason}; formats that can: {able}" for reason in refused)
+
+
+def refusals(kept: Kept, name: str) -> list[str]:
+    """What a format can't express of a network, and why."""
+    format_ = FORMATS[name]
+    if kept.kind not in format_.kinds:
+        what = f"timm's {kept.arguments.get('model_name')}" if kept.kind == "timm" else kept.config["model"]["_target_"]
+        return [f"{what}: it is for plain Vision Transformers"]
+    return format_.refusals(kept.arguments) if kept.kind == "vit" else []
+
+
+# ---------------------------------------------------------------------------------------------------- what is made
+
+
+def export(
+    trained: Trained, name: str, out: Path, *, fold: bool, tolerance: float, license: str | None, overwrite: bool
+) -> Node:
+    """Writes a network in a format to the folder `out`; what is known of it then, for `results.json`.
+
+    Raises:
+        Differs: what was written gives outputs that differ by more than `tolerance`; nothing is left of it.
+        FileExistsError: there is something in `out` that isn't to be overwritten.
+    """
+    format_ = FORMATS[name]
+    if problem := writing.problem(out, overwrite):
+        raise FileExistsError(problem)
+    with writing.placed(out, overwrite=overwrite) as folder:
+        format_.write(trained, folder, fold=fold)
+        difference = largest_difference(format_, trained, folder, fold)
+        if difference is None:
+            log.warning("not compared with the live network: %s isn't installed here", format_.checked_by)
+        else:
+            kind = "probabilities" if fold else "logits"
+            log.info(
+                "%s loads it: batches of %s images give %s that differ by %.2g at most (tolerance %g)",
+                format_.checked_by,
+                ", ".join(map(str, COMPARED)),
+                kind,
+                difference,
+                tolerance,
+            )
+            if not difference <= tolerance:  # nor if it is no number
+                raise Differs(
+                    f"what {format_.checked_by} loads gives {kind} that differ by {difference:.2g} from the live "
+                    f"network's, more than tolerance={tolerance:g}; nothing was written. Raise tolerance if that is "
+                    "near enough"
+                )
+        record = recorded(trained, name, folder, fold=fold, difference=difference)
+        usage = format_.usage(trained, fold)
+        text = card.text(trained, record, usage=usage, library=format_.library, license=license, fold=fold)
+        writing.text_file(folder / "README.md", text)
+        writing.json_file(folder / writing.RECORD, record)
+    log.info("%s: %s", out, ", ".join(sorted(file.name for file in out.iterdir())))
+    return {"out": str(out), **record}
+
+
+def largest_difference(format_: Format, trained: Trained, folder: Path, fold: bool) -> float | None:
+    """How far the outputs of what was written lie from the live network's, at most, in batches of several sizes.
+
+    In units of the largest output where that is above 1. None: what would load it isn't installed.
+    """
+    if find_spec(format_.checked_by) is None:
+        return None
+    theirs, ours = format_.load(folder, trained), to_graph.module(trained, fold)
+    largest = torch.zeros(())
+    with torch.no_grad():
+        for seed, count in enumerate(COMPARED):
+            batch = images(trained, count, seed=seed)
+            batch = batch if fold else trained.prepare()(batch)
+            expected, found = ours(batch), theirs(batch)
+            if found.shape != expected.shape:
+                raise Differs(
+                    f"{format_.checked_by} gives outputs of shape {tuple(found.shape)}, the live network "
+                    f"{tuple(expected.shape)}"
+                )
+            scale = expected.abs().max().clamp(min=1)
+            largest = torch.maximum(largest, (found - expected).abs().max() / scale)  # which keeps what is no number
+    return float(largest)
+
+
+def recorded(trained: Trained, name: str, folder: Path, *, fold: bool, difference: float | None) -> Node:
+    """export.json: what a program has to know of the folder."""
+    by = FORMATS[name].checked_by
+    version = metadata.version(by) if difference is not None else None
+    return {
+        "format": name,
+        "fold": fold,
+        "checkpoint": trained.kept.file.name,
+        "weights": trained.kept.chosen,
+        "step": trained.kept.content.get("global_step"),
+        "compared_with": f"{by} {version}" if version else None,
+        "largest_difference": difference,
+        "classes": list(trained.classes),
+        "preprocessing": {
+            "channels": trained.channels,
+            "image_size": list(trained.image_size),
+            "mean": list(trained.mean),
+            "std": list(trained.std),
+            "interpolation": trained.interpolation,
+            "crop_fraction": trained.crop_fraction,
+        },
+        "output": "probabilities" if fold else "logits",
+        "loss": trained.loss,
+        "commit": runs.commit(),
+        "sha256": {file.name: digest(file) for file in sorted(folder.iterdir())},
+    }
+
+
+def digest(file: Path) -> str:
+    """A file's SHA-256."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

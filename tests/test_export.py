@@ -1,0 +1,78 @@
+"""`python src/export.py` on a run that the program trained: what others load gives the scores that training gave."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import export
+from vitlab.data.sources import digits
+
+Exported = Callable[..., Any]
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> Exported:
+    """Runs the program in this process: run folder, overrides -> what it recorded."""
+
+    def run(folder: Path, *overrides: str) -> Any:
+        monkeypatch.chdir(folder.parent)
+        monkeypatch.setattr(sys, "argv", ["export.py", f"run={folder.name}", *overrides])
+        export.main()
+        name = next(o.partition("=")[2] for o in overrides if o.startswith("format="))
+        return json.loads((folder / "export" / "log" / name / "results.json").read_text())
+
+    return run
+
+
+def test_bytes_into_onnx_runtime_give_the_accuracy_of_training(twins: list[Path], exported: Exported) -> None:
+    found = exported(twins[0], "format=onnx", "fold=true")
+    folder = twins[0] / "export" / "onnx"
+    assert {file.name for file in folder.iterdir()} == {"model.onnx", "README.md", "export.json"}
+    assert (found["status"], found["out"]) == ("finished", "a/export/onnx")
+    assert found["largest_difference"] < 1e-5
+    test = digits().test
+    assert test.images is not None
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    (probabilities,) = session.run(None, {"images": test.images.numpy()})
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    correct = int((probabilities.argmax(axis=1) == test.labels.numpy()).sum())
+    training = json.loads((twins[0] / "results.json").read_text())
+    assert correct == training["test/correct"]
+    card = (folder / "README.md").read_text()
+    assert f"| test | Accuracy | {100 * training['test/acc']:.2f} % | {correct} of 360 |" in card
+    assert f"| commit of the training | {training['commit']} |" in card
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["format=torchvision"], "format=torchvision can't express model.in_channels=1: torchvision's"),
+        (["format=timm", "part=ema"], "part=ema: a/checkpoints/best.ckpt has one kind of weights alone"),
+        (["format=timm", "checkpoint=first"], "checkpoint=first: a/checkpoints has no first.ckpt"),
+        (["format=timm", "out=a/checkpoints", "overwrite=true"], "out=a/checkpoints is there, and is no export"),
+        (["format=timm", "tolerance=-1"], "tolerance=-1 must be 0 or more"),
+        (["format=tim"], "format=tim is not one of 'safetensors', 'timm', 'hf', 'torchvision', 'onnx', 'torch_export'"),
+        (["format=timm", "fold=true"], "fold=true: format=timm holds weights"),
+    ],
+)
+def test_what_can_not_be_is_told_before_anything_is_done(
+    overrides: list[str],
+    problem: str,
+    twins: list[Path],
+    exported: Exported,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = sorted(twins[0].rglob("*"))
+    with pytest.raises(SystemExit) as end:
+        exported(twins[0], *overrides)
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert problem in told
+    assert "1 problem in the configuration" in told
+    assert sorted(twins[0].rglob("*")) == before
