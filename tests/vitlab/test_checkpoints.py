@@ -295,7 +295,7 @@ def test_a_checkpoint_holds_what_it_is_of(run: Callable[..., Path]) -> None:
     found = checkpoints.read(run("run") / "checkpoints" / "last.ckpt")
     assert found["vitlab"]["config"]["model"]["dim"] == 16
     assert found["vitlab"]["data"]["data set"] == "digits"
-    assert found["vitlab"].keys() == {"config", "data", "wandb"}
+    assert found["vitlab"].keys() == {"config", "data", "preprocessing", "wandb"}
 
 
 def test_a_finished_run_is_lengthened_as_if_it_had_been_longer_from_the_start(run: Callable[..., Path]) -> None:

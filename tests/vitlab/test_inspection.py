@@ -46,7 +46,7 @@ def test_watching_changes_no_bit_and_sees_every_call_once_in_order(checkpointing
     assert torch.equal(*gradients)
     assert inspected is not None
     names = [call.name for call in inspected.calls]
-    assert names[:4] == ["patch_embed", "blocks.0.norm1", "blocks.0.attn.qkv", "blocks.0.attn.proj"]
+    assert names[:5] == ["patch_embed", "norm_pre", "blocks.0.norm1", "blocks.0.attn.qkv", "blocks.0.attn.proj"]
     assert names[-3:] == ["fc_norm", "head", "network"]
     assert len(names) == len(set(names))
 
