@@ -9,7 +9,7 @@ ARGS   ?=
 TORCH  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test faults check format
+.PHONY: help install train test long faults check format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,11 @@ $(STAMP): pyproject.toml
 train: $(STAMP) ## train the default model on handwritten digits: about a minute
 	$(VENV)/bin/python src/train.py $(ARGS)
 
-test: $(STAMP) ## run all tests
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+test: $(STAMP) ## run the tests: under ten minutes on two cores
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile -m "not long" $(ARGS)
+
+long: $(STAMP) ## run the tests that take longest: whole-size networks, clusters, many processes
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile -m long $(ARGS)
 
 faults: $(STAMP) ## do to runs what happens to runs, and count what was lost: about half an hour
 	$(VENV)/bin/python tests/faults.py $(ARGS)
