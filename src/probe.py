@@ -49,7 +49,7 @@ def main(
         build.tell(results, Path(run_dir))
         return results
     network = build.classifier(model, datamodule, {}, weights=weights).network
-    parts = {"model": model, "folder": Path(features_dir)}
+    parts: Node = {"model": model, "folder": Path(features_dir)}
     results = probing.measure(asked, network, datamodule, tester, split=split, **parts)
     probing.tell(results, split, Path(run_dir))
     return results

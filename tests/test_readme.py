@@ -78,10 +78,25 @@ def test_each_command_of_the_readme_that_trains_or_probes_passes_the_checks(line
         pytest.skip("shows help, or wants a run")
     # the folders that the commands name stand for the user's own, and a small file for published weights
     (tmp_path / "photos").mkdir()
-    weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=32, depth=1, heads=2, num_classes=1000)
+    weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=32, depth=1, heads=2, num_classes=10)
     save_file(weights.state_dict(), tmp_path / "weights.safetensors")
     here = {"data_dir": tmp_path / "photos", "model.weights": tmp_path / "weights.safetensors"}
     arguments = [f"{key}={here[key]}" if (key := a.partition("=")[0]) in here else a for a in arguments]
     arguments += ["model.heads=2"] * any(a.startswith("model.weights=") for a in arguments)
     program = {"train.py": train.main, "probe.py": probe.main}[file]
     assert command.preflight(file.removesuffix(".py"), inspect.unwrap(program), [*arguments, "trainer.accelerator=cpu"])
+
+
+def test_the_matrix_of_weights_is_the_full_one_summed_up() -> None:
+    """Of each family, the largest differences among the rows of experiments/weights.md."""
+    full = (command.EXPERIMENTS / "weights.md").read_text()
+    cell, number = "([^|]+)", r"(\d+e-\d+|none)"
+    rows = re.findall(rf"^\| {cell} \| {cell} \| {cell} \| {number} \| {number} \|$", full, flags=re.M)
+    summed: dict[str, list[str]] = {}
+    for family in dict.fromkeys(row[0] for row in rows):
+        found = [row[3:] for row in rows if row[0] == family]
+        seen = [[float(n) for n in column if n != "none"] for column in zip(*found, strict=True)]
+        summed[family] = [str(len(found)), *(f"{max(numbers):.0e}" if numbers else "none" for numbers in seen)]
+    table = re.findall(rf"^\| {cell} \| (\d+) \| {number} \| {number} \|$", README, flags=re.M)
+    assert {family: list(told) for family, *told in table} == summed
+    assert sum(int(count) for _, count, *_ in table) >= 12

@@ -85,7 +85,9 @@ def pretrained(
     if own_head and (why := report.anew.get("head.weight")):
         raise loading.DoesNotFit(loading.NO_HEAD.format(source=weights["source"], why=why))
     known, now = report.prepared.settings(), datamodule.preprocessing()
-    others = {key: value for key, value in known.items() if now[key] != value}
+    # for grey images, the mean over the colours is what the weights say
+    one = {k: [sum(v) / len(v)] if isinstance(v, list) and len(now[k]) == 1 else v for k, v in known.items()}
+    others = {key: value for key, value in one.items() if now[key] != value}
     line = ", ".join(f"{key}={value}" for key, value in now.items() if value is not None)
     why = f"as {report.prepared.origin} says" if known else "nothing beside the weights tells how images were"
     if others:
