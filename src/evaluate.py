@@ -48,9 +48,10 @@ def main(
 
     tester = build.trainer(trainer, run_dir=Path(run_dir))
     of = {"run": run, "split": split, "checkpoint": str(file)}
-    if probe is not None:
+    asked = build.make(probe) if probe is not None else probing.Head()
+    if not isinstance(asked, probing.Head):
         parts = {"model": config["model"], "folder": Path(run) / "features"}
-        results = probing.measure(build.make(probe), module.network, datamodule, tester, split=split, **parts)
+        results = probing.measure(asked, module.network, datamodule, tester, split=split, **parts)
         probing.tell(results, split, Path(run_dir))
         return {**results, **of}
     tester.test(module, datamodule, verbose=False)

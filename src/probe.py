@@ -1,10 +1,12 @@
-"""Measures the features of any weights on any data without training them: `python src/probe.py model.weights=SOURCE`.
+"""Measures any weights on any data without training them: `python src/probe.py model.weights=SOURCE`.
 
     python src/probe.py model.weights=timm:vit_small_patch14_dinov2 data=cifar100 image_size=224 probe=linear
+    python src/probe.py model.weights=hf:google/vit-base-patch16-224 data=image_folder data_dir=imagenet probe=head
     python src/probe.py model=timm model.model_name=resnet18 model.pretrained=true data=cifar100 probe=knn
 
-What `src/evaluate.py run=... probe=...` does to a run's checkpoint, for a model and data that no run has brought
-together. Features are kept in `features_dir`, where another probe of the same weights and images finds them.
+What `src/evaluate.py run=...` does to a run's checkpoint, for a model and data that no run has brought together.
+Features are kept in `features_dir`, where another probe of the same weights and images finds them. With `probe=head`
+the weights' own head is scored: its classes must be the data's, in their order.
 """
 
 from pathlib import Path
@@ -34,14 +36,21 @@ def main(
     from lightning import seed_everything
 
     from vitlab import build, probing
+    from vitlab.callbacks import scores
 
     datamodule = build.data(data)
     seed_everything(seed, verbose=False)  # the same weights in every rank, also where they are drawn at random
+    tester, asked = build.trainer(trainer, run_dir=Path(run_dir)), build.make(probe)
+    if isinstance(asked, probing.Head):
+        module = build.classifier(model, datamodule, {}, weights=weights, own_head=True)
+        module.split = datamodule.tested = split
+        tester.test(module, datamodule, verbose=False)
+        results = {**scores(tester, split), "weights": weights["source"], "split": split}
+        build.tell(results, Path(run_dir))
+        return results
     network = build.classifier(model, datamodule, {}, weights=weights).network
-    tester = build.trainer(trainer, run_dir=Path(run_dir))
-    results = probing.measure(
-        build.make(probe), network, datamodule, tester, split=split, model=model, folder=Path(features_dir)
-    )
+    parts: Node = {"model": model, "folder": Path(features_dir)}
+    results = probing.measure(asked, network, datamodule, tester, split=split, **parts)
     probing.tell(results, split, Path(run_dir))
     return results
 

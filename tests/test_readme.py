@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from train import main
+import probe
+import train
 from vitlab import command, vit
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -68,13 +70,33 @@ def test_each_step_of_the_walk_through_has_the_shape_it_says(
         assert callable(getattr(getattr(vit, owner), method))
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"^python src/train\.py (.+)$", README, flags=re.MULTILINE))))
-def test_each_training_command_of_the_readme_passes_the_checks(line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^python src/((?:train|probe)\.py .+)$", README, flags=re.M))))
+def test_each_command_of_the_readme_that_trains_or_probes_passes_the_checks(line: str, tmp_path: Path) -> None:
     command.register()
-    arguments = shlex.split(line, comments=True)
+    file, *arguments = shlex.split(line, comments=True)
     if arguments in (["--help"], ["resume=runs/NAME/STAMP"]):
         pytest.skip("shows help, or wants a run")
-    # the folders that the commands name stand for the user's own
+    # the folders that the commands name stand for the user's own, and a small file for published weights
     (tmp_path / "photos").mkdir()
-    arguments = [f"data_dir={tmp_path / 'photos'}" if a.startswith("data_dir=") else a for a in arguments]
-    assert command.preflight("train", inspect.unwrap(main), [*arguments, "trainer.accelerator=cpu"])
+    weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=32, depth=1, heads=2, num_classes=10)
+    save_file(weights.state_dict(), tmp_path / "weights.safetensors")
+    here = {"data_dir": tmp_path / "photos", "model.weights": tmp_path / "weights.safetensors"}
+    arguments = [f"{key}={here[key]}" if (key := a.partition("=")[0]) in here else a for a in arguments]
+    arguments += ["model.heads=2"] * any(a.startswith("model.weights=") for a in arguments)
+    program = {"train.py": train.main, "probe.py": probe.main}[file]
+    assert command.preflight(file.removesuffix(".py"), inspect.unwrap(program), [*arguments, "trainer.accelerator=cpu"])
+
+
+def test_the_matrix_of_weights_is_the_full_one_summed_up() -> None:
+    """Of each family, the largest differences among the rows of experiments/weights.md."""
+    full = (command.EXPERIMENTS / "weights.md").read_text()
+    cell, number = "([^|]+)", r"(\d+e-\d+|none)"
+    rows = re.findall(rf"^\| {cell} \| {cell} \| {cell} \| {number} \| {number} \|$", full, flags=re.M)
+    summed: dict[str, list[str]] = {}
+    for family in dict.fromkeys(row[0] for row in rows):
+        found = [row[3:] for row in rows if row[0] == family]
+        seen = [[float(n) for n in column if n != "none"] for column in zip(*found, strict=True)]
+        summed[family] = [str(len(found)), *(f"{max(numbers):.0e}" if numbers else "none" for numbers in seen)]
+    table = re.findall(rf"^\| {cell} \| (\d+) \| {number} \| {number} \|$", README, flags=re.M)
+    assert {family: list(told) for family, *told in table} == summed
+    assert sum(int(count) for _, count, *_ in table) >= 12

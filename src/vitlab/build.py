@@ -44,12 +44,14 @@ def classifier(
     options: Node,
     *,
     weights: Node | None = None,
+    own_head: bool = False,
     optimizer: Node | None = None,
     schedule: Node | None = None,
 ) -> Classifier:
     """A classifier whose network has the data's channels and classes, and `weights` if these name any.
 
-    Raises `ValueError` where `model` says other, and `weights.loading.DoesNotFit`.
+    `own_head`: they must bring the head too. Raises `ValueError` where `model` says other, and
+    `weights.loading.DoesNotFit`.
     """
     measured = {"num_classes": datamodule.num_classes, "in_channels": datamodule.channels}
     for key, value in measured.items():
@@ -58,7 +60,7 @@ def classifier(
                 f"model.{key}={model[key]}, but the data has {value}; leave model.{key} out to take the data's"
             )
     if weights and weights.get("source"):
-        network = pretrained(model, measured, weights, datamodule)
+        network = pretrained(model, measured, weights, datamodule, own_head=own_head)
     else:
         network = make(model, **measured)
     return Classifier(
@@ -70,16 +72,22 @@ def classifier(
     )
 
 
-def pretrained(model: Node, measured: Node, weights: Node, datamodule: DataModule) -> nn.Module:
+def pretrained(
+    model: Node, measured: Node, weights: Node, datamodule: DataModule, *, own_head: bool = False
+) -> nn.Module:
     """The network that `model` describes, with weights from elsewhere: says what became of each tensor, and how images
-    are prepared for them.
+    are prepared for them. With `own_head`, a head that would be a new one raises `weights.loading.DoesNotFit`.
     """
     trust.demand(model)
     arguments: Node = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items() if not k.startswith("_")}
     options: Node = {key: tuple(value) if isinstance(value, list) else value for key, value in weights.items()}
     network, report = loading.network(arguments | measured, **options)
+    if own_head and (why := report.anew.get("head.weight")):
+        raise loading.DoesNotFit(loading.NO_HEAD.format(source=weights["source"], why=why))
     known, now = report.prepared.settings(), datamodule.preprocessing()
-    others = {key: value for key, value in known.items() if now[key] != value}
+    # for grey images, the mean over the colours is what the weights say
+    one = {k: [sum(v) / len(v)] if isinstance(v, list) and len(now[k]) == 1 else v for k, v in known.items()}
+    others = {key: value for key, value in one.items() if now[key] != value}
     line = ", ".join(f"{key}={value}" for key, value in now.items() if value is not None)
     why = f"as {report.prepared.origin} says" if known else "nothing beside the weights tells how images were"
     if others:

@@ -278,11 +278,19 @@ def outline(read: Reader) -> torch.nn.Module | None:
     return network
 
 
+def scores_head(config: Node) -> bool:
+    """Whether it is weights from elsewhere whose own head is to be scored."""
+    probe = config.get("probe")
+    return "weights" in config and isinstance(probe, dict) and probe.get("_target_") == "vitlab.probing.Head"
+
+
 def weights_problems(read: Reader) -> Iterator[str]:
     source, options = read("weights.source"), read("weights", dict)
     if options is None or any(bad.startswith("weights") for bad in read.bad):
         return
     if source is None:
+        if scores_head(read.config):
+            yield "probe=head scores the weights' own head, and there are no weights; set model.weights=SOURCE"
         for key in ("part", "image_size"):
             if (value := options.get(key)) is not None:
                 yield f"weights.{key}={shown(value)} is of no use without model.weights=SOURCE"
@@ -312,7 +320,10 @@ def weights_problems(read: Reader) -> Iterator[str]:
     if any(bad.startswith(("model", "image_size")) for bad in read.bad):
         return
     with suppress(ValueError):  # a model that can't be, which is told elsewhere
-        for problem in loading.problems(given, weights) if options.get("strict", True) else ():
+        report = loading.foreseen(given, weights)
+        if scores_head(read.config) and (why := report.anew.get("head.weight")):
+            yield loading.NO_HEAD.format(source=source, why=why)
+        for problem in report.problems if options.get("strict", True) else ():
             yield f"model.weights={source} doesn't fit the model: {problem} (model=auto; or weights.strict=false)"
 
 
@@ -416,7 +427,7 @@ def probe_problems(read: Reader) -> Iterator[str]:
         resolve(str(node["_target_"]))(**{k: v for k, v in node.items() if not k.startswith("_")})
     except ValueError as error:
         yield str(error)
-    if read("split", str) == "train":
+    if read("split", str) == "train" and node["_target_"] != "vitlab.probing.Head":
         yield "split=train: a probe is fitted to the training images, and is measured on others; use val or test"
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:

@@ -38,6 +38,15 @@ class Probe:
         raise NotImplementedError
 
 
+class Head(Probe):
+    """The network's own head as it is. No features are taken and nothing is fitted: the programs run the test loop."""
+
+    name = "head"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
 class KNN(Probe):
     """The `k` training images that are nearest by cosine vote for their class, each with exp(cosine / `temperature`).
 

@@ -60,7 +60,7 @@ class Fit:
             width = shapes["pre_logits.weight"][0]
             why = f"the weights' head reads a hidden layer of width {width}, and the model has none"
             report.problems.append(f"{why}: set model.representation={width}")
-        elif shapes["head.weight"] != self.wanted["head.weight"]:
+        elif shapes["head.weight"] != self.wanted["head.weight"] and not self.half_head():
             reads, has = shapes["head.weight"][1], self.wanted["head.weight"][1]
             why = f"the weights' head reads {reads} numbers ([cls] and the patches' mean?), and ours {has}"
             report.problems.append(why)
@@ -74,6 +74,21 @@ class Fit:
                 self.leave(f"pre_logits.{end}", "the hidden layer goes with the head")
         if not why and "head.bias" not in shapes:
             report.anew["head.bias"] = "the weights' head has none"
+
+    def half_head(self) -> bool:
+        """Takes the half of a head over [cls] and the patches' mean that our pooling feeds, where the other is zero."""
+        reads, has = self.weights.shapes["head.weight"][1], self.wanted["head.weight"][1]
+        halves = {"cls": slice(0, has), "avg": slice(has, reads)}
+        if reads != 2 * has or self.network.pool not in halves:
+            return False
+        head, mine = self.weights.read("head.weight"), halves[self.network.pool]
+        others = next(half for half in halves.values() if half != mine)
+        if head[:, others].any():
+            return False
+        self.readers["head.weight"] = lambda: head[:, mine]
+        self.used.add("head.weight")
+        self.report.resampled["head.weight"] = f"{reads} -> {has} numbers: those of the others are zero"
+        return True
 
     def positions(self) -> None:
         """Prefix and positions, where the grid differs, or which tokens have a position."""

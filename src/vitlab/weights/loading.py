@@ -20,6 +20,11 @@ from vitlab.weights.opening import Weights, described, open_weights
 from vitlab.weights.outcome import Report, listed
 from vitlab.weights.places import forget
 
+NO_HEAD = (
+    "probe=head scores the weights' own head, and {source} would get a new one: {why}; take data with the weights' "
+    "classes, or probe=linear or knn"
+)
+
 
 class DoesNotFit(ValueError):
     """Weights that are not of the model they were meant for, or that nothing may be loaded from."""
@@ -53,13 +58,15 @@ def network(
     return loaded
 
 
-def problems(arguments: Mapping[str, Any], weights: Weights) -> list[str]:
-    """Why weights don't fit a model of these arguments, without reading them; classes that it leaves out are theirs."""
+def foreseen(arguments: Mapping[str, Any], weights: Weights) -> Report:
+    """What would become of weights in a model of these arguments, as far as names and shapes tell; classes that it
+    leaves out are theirs.
+    """
     theirs = {key: weights.architecture.arguments[key] for key in ("num_classes", "in_channels")}
     given = {**theirs, **arguments}
     with torch.device("meta"):
         network = VisionTransformer(**given)
-    return Fit(network, given, weights, "").report.problems
+    return Fit(network, given, weights, "").report
 
 
 def pretrained(

@@ -7,6 +7,9 @@ FILE, FOLDER                               anything that `files` reads
 """
 
 import json
+import ssl
+import urllib.error
+import urllib.request
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +26,7 @@ NAMES = (
 )
 ENDINGS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz", ".tar")
 BESIDE = ("config.json", "preprocessor_config.json")
+PATIENCE = 5  # seconds until the hub has to answer
 
 
 class Opened(NamedTuple):
@@ -95,15 +99,24 @@ def in_folder(folder: Path) -> Path:
 
 @lru_cache(maxsize=4)
 def from_hub(source: str, name: str) -> Opened:
-    """A repository of Hugging Face's hub: downloaded, or as it lies in the hub's cache."""
+    """A repository of Hugging Face's hub: downloaded, or as it lies in the hub's cache where the hub can't be reached.
+
+    Who has no network is told within seconds: the hub's own client would try six times for each file.
+    """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     repo, _, revision = name.partition("@")
+    absent = unreachable()
 
     def get(filename: str) -> Path | None:
         try:
-            return Path(hf_hub_download(repo, filename, revision=revision or None))
+            return Path(hf_hub_download(repo, filename, revision=revision or None, local_files_only=bool(absent)))
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            what = f"revision {revision} of it" if isinstance(error, RevisionNotFoundError) else "such repository"
+            raise CannotRead(
+                f"{source}: the hub has no {what}, or shows it to no one without `hf auth login`"
+            ) from error
         except (HfHubHTTPError, OSError, ValueError) as error:
             reasons.append(str(error).strip().splitlines()[0])
             return None
@@ -117,7 +130,30 @@ def from_hub(source: str, name: str) -> Opened:
                 for shard in sorted(set(json.loads(file.read_text())["weight_map"].values())):
                     get(shard)
             return beside(source, file)
+    if absent:
+        raise CannotRead(
+            f"{source}: the hub, and its cache here, have no weights of that name: {absent}; run "
+            f"`hf download {repo}` where there is a network, or name a file or folder that has the weights"
+        )
     raise CannotRead(f"{source}: the hub, and its cache here, have no weights of that name ({reasons[-1]})")
+
+
+def unreachable() -> str:
+    """Why the hub can't be asked; empty where it can. One try, of some seconds."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        return ""  # it answers
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return ""  # the hub's client may have certificates of its own
+        return f"{constants.ENDPOINT} can't be reached ({reason})"
+    return ""
 
 
 def from_timm(source: str, name: str) -> Opened:

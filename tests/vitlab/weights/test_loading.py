@@ -70,6 +70,20 @@ def test_the_matrix_has_what_was_asked_for() -> None:
 # -------------------------------------------------------------------------------------------------- what is adapted
 
 
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+def test_a_head_over_cls_and_patches_is_read_where_one_half_is_zero(saved: Callable[..., Path], pool: str) -> None:
+    model = filled(pool=pool, fc_norm=False)
+    state, head = dict(model.state_dict()), model.state_dict()["head.weight"]
+    zero, images = torch.zeros_like(head), torch.rand(2, 3, 24, 24)
+    state["head.weight"] = torch.cat([head, zero] if pool == "cls" else [zero, head], dim=1)
+    loaded, report = network(TOY | {"pool": pool, "fc_norm": False}, str(saved(state)))
+    assert torch.equal(loaded.eval()(images), model(images))
+    assert report.resampled == {"head.weight": "48 -> 24 numbers: those of the others are zero"}
+    state["head.weight"] = torch.cat([head, head], dim=1)
+    with pytest.raises(DoesNotFit, match="the weights' head reads 48 numbers"):
+        network(TOY | {"pool": pool, "fc_norm": False}, str(saved(state, "both.safetensors")))
+
+
 def test_a_model_of_another_grid_patch_channels_and_classes_is_adapted_and_the_table_says_so(
     saved: Callable[..., Path],
 ) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,18 @@ def test_timms_name_brings_timms_word_for_the_images(hub: Path) -> None:
 def test_what_is_not_there_is_told(hub: Path, source: str, message: str) -> None:
     with pytest.raises(CannotRead, match=message):
         open_source(source)
+
+
+def test_without_a_network_the_cache_is_used_and_what_is_not_in_it_is_told_at_once(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with socket.socket() as nobody:  # a port at which nobody listens
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        save_file(STATE, cached(hub, "somebody/else") / "model.safetensors")
+        assert list(from_hub("hf:somebody/else", "somebody/else").content.parts[""]) == ["a"]
+        begun = time.monotonic()
+        with pytest.raises(CannotRead, match=r"can't be reached \(.*; run `hf download nobody/nothing`"):
+            open_source("hf:nobody/nothing")
+        assert time.monotonic() - begun < 5, "tried once"
