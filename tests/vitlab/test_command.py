@@ -170,7 +170,7 @@ def test_mistakes_in_a_users_own_file_are_told(refused: Preflight, preflight: Pr
     option = f"--config-dir={tmp_path / 'mine'}"
     assert sorted(refused(option, "model=wrong", "optimizer.lrr=3")) == [
         "model.position=sincos is not one of 'learned', 'sincos2d', 'none'; did you mean 'sincos2d'?",
-        "model.registes=4: there is no such setting; did you mean 'registers'?",
+        "model.registes=4: there is no such setting; did you mean 'registers' or 'position_on_registers'?",
         "optimizer.lrr=3: there is no such setting; did you mean 'lr'?",
     ]
     assert preflight(option, "model=right", "model.registers=2") == [option, "model=right", "model.registers=2"]
@@ -265,9 +265,12 @@ def test_every_way_to_write_a_grid_is_checked(refused: Preflight, argument: str,
 
 
 def test_what_a_search_samples_is_let_through_and_the_rest_is_checked(refused: Preflight, preflight: Preflight) -> None:
-    search = ["-m", "optimizer.lr=interval(1e-4,1e-2)", "model.depth=range(1,4)", "seed=0,1"]
+    space = ["optimizer.lr=interval(1e-4,1e-2)", "model.depth=range(1,4)", "seed=0,1"]
+    search = ["-m", "hydra/sweeper=optuna", *space]
     assert preflight(*search)[2:] == search[1:]
     assert refused(*search, "model.dmi=3") == ["model.dmi=3: there is no such setting; did you mean 'dim'?"]
+    (line,) = refused("-m", *space)
+    assert line.startswith("optimizer.lr has no end of values, which no grid can go through; use choice(...) or range")
 
 
 def test_sweeping_over_a_setting_that_stands_in_no_file_adds_it(preflight: Preflight) -> None:
