@@ -137,10 +137,8 @@ class Space:
         """Every combination of values, by the parameters' names. Raises `NotASpace` where there is no end of them."""
         endless = [p for p in self.parameters if p.all is None]
         if endless:
-            raise NotASpace(
-                [f"{p.key} has no end of values, which no grid can go through; use choice(...) or range(...), or hydra/sweeper=optuna"
-                 for p in endless]
-            )  # fmt: skip
+            remedy = "use choice(...) or range(...), or hydra/sweeper=optuna"
+            raise NotASpace([f"{p.key} has no end of values, which no grid can go through; {remedy}" for p in endless])
 
         def below(rest: Sequence[Parameter], values: dict[str, Any], names: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if not rest:
