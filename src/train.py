@@ -41,16 +41,16 @@ def main(
     logger: dict[str, Node | None],
     callbacks: dict[str, Node | None],
 ) -> Node:
+    config: Node = {**locals()}  # as config.yaml has it: which the first rank of torchrun's may not have written yet
     from lightning import seed_everything
 
-    from vitlab import build, figures, launch, memory, pruning, runs, stopping, tracking
+    from vitlab import build, figures, launch, memory, pruning, stopping, tracking
     from vitlab.callbacks import scores
     from vitlab.checkpoints import demand_whole
     from vitlab.resume import checkpoint_to_resume, identity
 
     folder = Path(run_dir)
     datamodule = build.data(data)
-    config = runs.read_config(folder)
     now = identity(config, datamodule)
     start = checkpoint_to_resume(resume, folder, now, first_rank=launch.rank(os.environ) == 0)
     seed_everything(seed, verbose=False)

@@ -287,9 +287,10 @@ def sweep(start: Start, program: Program, small: list[str], tmp_path_factory: py
     while not begun and process.poll() is None and time.monotonic() < deadline:
         begun = list(folder.glob("jobs/devices_2-*_norm-*/checkpoints/last.ckpt"))
         time.sleep(0.01)
-    process.kill()
+    process.send_signal(signal.SIGSTOP)  # it can't say of its job any more how that ended
     for file in begun:
         os.kill(results(file.parents[1])["process"], signal.SIGKILL)  # the first rank
+    process.kill()
     output, _ = process.communicate(timeout=100)
     assert begun, output
     output = program("train", *arguments, cwd=folder, status=1)

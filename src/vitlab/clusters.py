@@ -132,8 +132,9 @@ def on_ray(jobs: Sequence[Job], *, address: str | None, cpus_per_device: float, 
                     told = len(asked)
                     for started in waiting.values():
                         started.cancel(force=told > 1)
-                refs = [ref for started in waiting.values() for ref in started.refs]
-                ray.wait(refs, num_returns=1, timeout=POLL)
+                # a machine of a job may be done long before its others are: what is over would be no wait
+                if refs := [ref for started in waiting.values() for ref in started.open()]:
+                    ray.wait(refs, num_returns=1, timeout=POLL)
                 for number, started in list(waiting.items()):
                     if (result := started.result()) is not None:
                         results[number] = started.job.ended(result)
@@ -174,6 +175,13 @@ class OnRay:
             task.options(**options, scheduling_strategy=place).remote(job, threads, node, spot)
             for node, place in enumerate(places)
         ]
+
+    def open(self) -> list[Any]:
+        """Its tasks that aren't over."""
+        import ray
+
+        found: list[Any] = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)[1]
+        return found
 
     def result(self) -> JobReturn | None:
         """What the job gave, once it is over on all machines; its end on one of them ends it on the others."""

@@ -143,7 +143,8 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
             ]
         single = [c[0] for _, c in choices if c]
         if arguments.multirun or any(o.key_or_group in ("experiment", "hydra.mode") for o in overrides):
-            problems += searched_problems(primary, function, overrides, single, multirun=arguments.multirun)
+            found = searched_problems(primary, function, overrides, single, multirun=arguments.multirun)
+            problems += [p for p in found if p not in problems]
         if problems:
             stop(name, problems)
         listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
@@ -345,7 +346,8 @@ def searched_problems(
     if found:
         return found
     parser = OverridesParser.create(loader)
-    for corner in space.corners():
+    known = {o.key_or_group for o in overrides if o.is_discrete_sweep()}  # each value was checked with the others
+    for corner in space.corners(known):
         chosen = [s for o in parser.parse_overrides(corner) for s in spellings(o, bool(group_options(o)), False)]
         found += [p for p in composed_problems(name, function, [*single, *chosen], sweep=True) if p not in found]
     return found

@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from vitlab import ledger
-from vitlab.standing import FAILED, Lookout, Place, Standing, duration, told, told_end
+from vitlab.standing import STOPPED, Lookout, Place, Standing, duration, told, told_end
 
 if TYPE_CHECKING:  # it is imported when there is a terminal
     from rich.console import RenderableType
@@ -103,7 +103,7 @@ class Watch:
 
     def tell(self, standing: Standing, *, last: bool) -> None:
         """Lines for a log: what has ended since the last look, and then where the sweep is."""
-        ends = [place for place in standing.places if place.status in (*ledger.DONE, *FAILED)]
+        ends = [place for place in standing.places if place.status in (*ledger.DONE, "crashed", *STOPPED)]
         new = [place for place in ends if self.known.get(place.name) != place.status]
         # what had ended before this process began is no news
         lines = [told_end(place, standing.objective) for place in new] if self.looked else []
@@ -204,7 +204,8 @@ def table(standing: Standing) -> "RenderableType":
     for words, style, number in (
         ("running", "cyan", standing.count("running")),
         ("waiting", "dim", standing.total - len(standing.places) + standing.count("waiting")),
-        ("failed", "red", standing.count(*FAILED)),
+        ("failed", "red", standing.count("crashed")),
+        ("stopped", "yellow", standing.count(*STOPPED)),
     ):
         if number:
             head.append(f"  {number} {words}", style)
@@ -230,7 +231,7 @@ def table(standing: Standing) -> "RenderableType":
         rows.add_row(Text("running", "cyan"), cut(place.name), bar, epochs, score(place))
     if (best := standing.best) is not None:
         rows.add_row(Text("best", "green"), cut(best.name), "", "", Text(score(best), "bold"))
-    failed = [place for place in standing.places if place.status in FAILED]
+    failed = [place for place in standing.places if place.status == "crashed"]
     # lines of their own: a long error would take the room of the columns
     lines = [
         Text.assemble((place.status.ljust(WORD + 2), "red"), f"{place.name}  {' '.join(place.error.split())}")

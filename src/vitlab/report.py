@@ -223,11 +223,12 @@ def effects(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
                     title = f"{described(job)}: {number(measured[objective], objective)}"
                     by_value[job.choices[name]].append(charts.Point(title, k, 0.0, measured[objective]))
         filled = [(value, points) for value, points in by_value.items() if points]
-        if 1 < len(filled) <= 12:
+        places = [as_number(value) for value, _ in filled]
+        if 1 < len(filled) <= (12 if None in places else 6):
             drawn.append(
                 charts.strips(filled, x_name=name, y_name=axis_name(sweep, objective), percent=is_share(objective))
             )
-        elif len(filled) > 12 and (places := [as_number(value) for value, _ in filled]) and None not in places:
+        elif len(filled) > 1 and None not in places:
             points = [
                 charts.Point(p.label, p.group, x, p.y)
                 for x, (_, ps) in zip(places, filled, strict=True)

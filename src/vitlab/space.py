@@ -18,7 +18,7 @@ Optuna.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,11 +112,11 @@ class Space:
         self.chosen(spell)
         return lines
 
-    def corners(self) -> Iterator[list[str]]:
-        """Overrides that together hold every value of each choice and both ends of all numbers."""
+    def corners(self, known: Collection[str] = ()) -> Iterator[list[str]]:
+        """Overrides that together hold every value of each choice and both ends of all numbers, but of `known` keys."""
         yielded: list[list[str]] = []
         for parameter in self.parameters:
-            for value in parameter.ends:
+            for value in parameter.ends if parameter.key not in known else ():
                 forced = {**self._demanded(parameter), parameter.name: value}
                 lines = self.overrides(lambda p, forced=forced: forced.get(p.name, p.ends[0]))  # type: ignore[misc]
                 if lines not in yielded:
@@ -137,10 +137,8 @@ class Space:
         """Every combination of values, by the parameters' names. Raises `NotASpace` where there is no end of them."""
         endless = [p for p in self.parameters if p.all is None]
         if endless:
-            raise NotASpace(
-                [f"{p.key} has no end of values, which no grid can go through; use choice(...) or range(...)"
-                 for p in endless]
-            )  # fmt: skip
+            remedy = "use choice(...) or range(...), or hydra/sweeper=optuna"
+            raise NotASpace([f"{p.key} has no end of values, which no grid can go through; {remedy}" for p in endless])
 
         def below(rest: Sequence[Parameter], values: dict[str, Any], names: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if not rest:
@@ -178,10 +176,12 @@ def read(lines: Sequence[str], params: Any, when: Any, loader: ConfigLoader | No
 
     def parsed(place: str, line: str) -> Override | None:
         try:
-            return parser.parse_override(line)
+            override = parser.parse_override(line)
         except HydraException as error:
             problems.append(f"{place}: {line!r} is no override ({str(error).splitlines()[0]})")
             return None
+        override.config_loader = loader
+        return override
 
     found: list[tuple[str, Override, tuple[Condition, ...]]] = []
     given = {o.key_or_group: o for line in lines if (o := parsed("command line", line))}

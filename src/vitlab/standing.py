@@ -20,7 +20,7 @@ from vitlab.ledger import Direction, Status
 
 TAIL = 4096  # bytes at the end of metrics.csv that are read
 ERROR = 120  # characters of an error in a line; results.json has all of it
-FAILED: tuple[Status, ...] = ("crashed", "preempted", "interrupted", "cancelled")
+STOPPED: tuple[Status, ...] = ("preempted", "interrupted", "cancelled")  # saved, and gone on with by the same command
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,13 @@ def last_rows(file: Path) -> Iterator[dict[str, str]]:
 
 def told(standing: Standing) -> str:
     """A sweep in a line, for a log."""
-    failed = standing.count(*FAILED)
     parts = [
         f"{standing.ended} of {standing.total} jobs done",
         f"{standing.count('running')} running",
-        f"{failed} failed",
+        f"{standing.count('crashed')} failed",
     ]
+    if stopped := standing.count(*STOPPED):
+        parts.append(f"{stopped} stopped")
     line = f"sweep {standing.name}: {', '.join(parts)}"
     if (best := standing.best) is not None:
         line += f"; best {standing.objective} {best.score:.4g} ({best.name})"

@@ -32,6 +32,8 @@ def stopped(number, frame):
     sys.exit(130)
 signal.signal(signal.SIGINT, stopped)
 (folder / rank).write_text(json.dumps(dict(os.environ, OWN=str(os.getpid()))))
+while len([*folder.glob('[0-9]')]) < int(os.environ.get('WORLD_SIZE', '1')):
+    time.sleep(0.05)  # real ranks don't end before all have met either
 if (folder.parent / 'wait').exists():
     time.sleep(600)
 """

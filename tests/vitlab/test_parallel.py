@@ -33,6 +33,7 @@ def batch(task: Callable[[DictConfig], Any], folder: Path, *jobs: list[str], sha
     former = [*root.handlers], root.level
     with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
         overrides = ["trainer.accelerator=cpu", f"hydra.sweep.dir={folder}", "hydra.mode=MULTIRUN", *shared]
+        overrides.append("hydra.sweep.subdir=${hydra.job.num}")
         config = hydra.compose("train", overrides, return_hydra_config=True)
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
         made = parallel.composed([[*overrides[:1], *job] for job in jobs], 0, context=context, task=task, config=config)
@@ -225,14 +226,16 @@ def sweep(tmp_path: Path) -> Iterator[Any]:
     environment = {**os.environ, "PYTHONPATH": str(source)}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True)
     files = [tmp_path / str(job) / str(rank) for job in range(2) for rank in range(2)]
-    end = time.monotonic() + 120
-    while not all(file.exists() for file in files):
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    yield process, files
-    process.kill()
-    process.wait()
+    try:
+        end = time.monotonic() + 120
+        while not all(file.exists() for file in files):
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield process, files
+    finally:
+        process.kill()
+        process.wait()
 
 
 def tree(session: int) -> list[int]:

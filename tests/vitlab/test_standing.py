@@ -115,6 +115,8 @@ def test_it_is_told_in_words() -> None:
     assert told(found) == (
         "sweep s: 1 of 8 jobs done, 1 running, 1 failed; best val/acc 0.25 (lr=1); about 12 min left"
     )
+    stopped = Standing("s", "val/acc", "max", [Place("lr=1", "interrupted"), Place("lr=2", "preempted")], 3, None)
+    assert told(stopped) == "sweep s: 0 of 3 jobs done, 0 running, 0 failed, 2 stopped"
     assert told_end(places[0], "val/acc") == "lr=1: finished, val/acc 0.25, 3 min"
     assert told_end(places[2], "val/acc") == "lr=3: crashed: it told no error"
     long = told_end(Place("a", "crashed", error="x\ny" * 100), "val/acc")

@@ -23,12 +23,12 @@ ARGUMENTS = [
 
 
 def kill_all(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL to a search and to the ranks of its trial, at the same moment."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.kill()
-    for child in children:
+    """SIGKILL to a search and to the ranks of its trial: none can save, nor say how another one ended."""
+    process.send_signal(signal.SIGSTOP)
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         with suppress(ProcessLookupError):
             os.kill(int(child), signal.SIGKILL)
+    process.kill()
     process.communicate()
 
 
