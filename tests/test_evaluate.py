@@ -157,6 +157,7 @@ def test_a_probe_of_the_training_split_or_of_nonsense_is_refused(
         assert told in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_two_processes_give_a_probe_the_features_and_scores_that_one_gives(
     twins: list[Path], evaluated: Evaluate, program: Program, tmp_path: Path
 ) -> None:

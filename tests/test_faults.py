@@ -10,7 +10,9 @@ LONG = ("restarts", "memory", "two loading processes each", "SIGUSR1, two gloo",
 SAMPLE = [name for name in faults.FAULTS if not any(word in name for word in LONG)]
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if "image folder" in name else []) for name in SAMPLE]
+)
 def test_a_run_survives(name: str, tmp_path: Path) -> None:
     _, lost, _ = faults.tried(name, 0, 0, tmp_path)
     assert lost == ""

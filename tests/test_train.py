@@ -235,7 +235,10 @@ def test_the_newest_part_of_a_resumed_runs_tracking_holds_all_of_it(resumed: Any
 # ------------------------------------------------------------------------------------------------------- preemption
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one-process", "two-ranks"])
+ONE_OR_TWO = [pytest.param(1, id="one-process", marks=pytest.mark.long), pytest.param(2, id="two-ranks")]
+
+
+@pytest.fixture(scope="module", params=ONE_OR_TWO)
 def preempted(
     request: pytest.FixtureRequest, start: Start, small: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
@@ -384,6 +387,7 @@ def strategies(program: Program, small: list[str], tmp_path_factory: pytest.Temp
     return {job.choices["trainer"]: job.folder for job in ledger.read_sweep(folder / "jobs").jobs}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_other_strategies_agree_with_one_process_and_leave_whole_checkpoints(
     sweep: list[Path], strategies: dict[str, Path], strategy: str
@@ -419,6 +423,7 @@ def two_nodes(start: Start, small: list[str], tmp_path_factory: pytest.TempPathF
     return folder / "run"
 
 
+@pytest.mark.long
 def test_two_machines_that_torchrun_brings_together_train_as_one_process_does(
     two_nodes: Path, sweep: list[Path]
 ) -> None:
@@ -487,6 +492,7 @@ def worlds(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["ddp4", "fsdp4"])
+@pytest.mark.long
 def test_four_ranks_train_as_one_process_does_step_by_step(worlds: Path, name: str) -> None:
     assert results(worlds / name)["devices"] == 4
     assert len(logged(worlds / name, "train/loss")) == STEPS
@@ -494,6 +500,7 @@ def test_four_ranks_train_as_one_process_does_step_by_step(worlds: Path, name: s
     assert_equal_to_rounding(weights(worlds / name), weights(worlds / "one"))
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_gone_on_with_by_any_other_number_of_ranks(worlds: Path) -> None:
     alone = logged(worlds / "one-of-fsdp4", "train/loss")
     assert len(alone) == STEPS, "it went on where the four stopped"
@@ -503,6 +510,7 @@ def test_a_checkpoint_is_gone_on_with_by_any_other_number_of_ranks(worlds: Path)
         assert logged(worlds / name, "train/loss") == pytest.approx(alone, rel=1e-4), name
 
 
+@pytest.mark.long
 def test_any_number_of_ranks_counts_the_same_right_answers(worlds: Path) -> None:
     trained = results(worlds / "fsdp4")
     for name in ("one-evaluates-fsdp4", "two-evaluate-fsdp4"):

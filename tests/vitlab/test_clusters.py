@@ -80,6 +80,7 @@ def queued(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[JobRetu
     return folder, results
 
 
+@pytest.mark.long
 def test_each_queued_job_starts_its_ranks_and_ends_alone(queued: tuple[Path, list[JobReturn]]) -> None:
     folder, results = queued
     assert [r.status == JobStatus.COMPLETED for r in results] == [True, False, False]
@@ -184,6 +185,7 @@ def rays(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
         process.wait()
 
 
+@pytest.mark.long
 def test_each_job_on_ray_starts_its_ranks_and_ends_alone(rays: tuple[Path, int]) -> None:
     folder, _ = rays
     ended = json.loads((folder / "ended.json").read_text())
@@ -197,6 +199,7 @@ def test_each_job_on_ray_starts_its_ranks_and_ends_alone(rays: tuple[Path, int])
         assert {e["OMP_NUM_THREADS"] for e in environments} == {"1"}, "and not what Ray reserved for both"
 
 
+@pytest.mark.long
 def test_a_job_of_two_nodes_on_ray_has_its_ranks_on_both(rays: tuple[Path, int]) -> None:
     environments = told(rays[0], 3)
     assert [e["RANK"] for e in environments] == ["0", "1", "2", "3"]
@@ -206,6 +209,7 @@ def test_a_job_of_two_nodes_on_ray_has_its_ranks_on_both(rays: tuple[Path, int])
     assert len({e["VITLAB_PARENT"] for e in environments}) == 2
 
 
+@pytest.mark.long
 def test_an_interrupt_reaches_the_ranks_on_ray_and_what_waits_never_begins(rays: tuple[Path, int]) -> None:
     folder, status = rays
     assert status == STATUS["interrupted"]

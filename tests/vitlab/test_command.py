@@ -470,7 +470,7 @@ def imported(errors: str) -> set[str]:
             [
                 "model: auto, timm, vit, vit_b16",
                 "model/size: base, huge",
-                "experiment: cifar10, digits",
+                "experiment: cifar10, cifar100_vit_b16, cifar10_vit_b16, digits",
                 "warmup_steps: 50",
                 "python src/train.py",
             ],

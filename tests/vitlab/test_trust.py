@@ -410,7 +410,9 @@ def unsafe(tree: ast.AST) -> list[str]:
             function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else ""
         )
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        if name in UNSAFE_MODULES.get(holder, ()) or (not holder and name in ("eval", "exec", "__import__")):
+        if name in UNSAFE_MODULES.get(holder, ()) or (
+            isinstance(function, ast.Name) and name in ("eval", "exec", "__import__")
+        ):
             found.append(ast.unparse(node))
         loads = (
             holder == "torch" or name in ("load_from_checkpoint", "load_state_dict_from_url") or "ckpt_path" in given

@@ -153,6 +153,7 @@ def test_a_grid_is_run_once_what_failed_is_tried_again_so_often_and_what_is_new_
     assert folders == {"report"} | {f"seed_{job.choices['seed']}-{job.id}" for job in sweep().jobs}
 
 
+@pytest.mark.long
 def test_signals_and_cancel_end_the_job_and_start_no_other(
     run: Callable[..., int], here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def kill_all(process: "subprocess.Popen[str]") -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds a process's children in /proc")
+@pytest.mark.long
 def test_a_killed_search_goes_on_with_its_trial_which_both_ranks_end_together(
     start: Start, program: Program, tracked: Tracked, small: list[str], tmp_path: Path
 ) -> None:
