@@ -27,10 +27,10 @@ train: $(STAMP) ## train the default model on handwritten digits: about a minute
 	$(VENV)/bin/python src/train.py $(ARGS)
 
 test: $(STAMP) ## run the tests: under ten minutes on two cores
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile -m "not long" $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
 long: $(STAMP) ## run the tests that take longest: whole-size networks, clusters, many processes
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile -m long $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 faults: $(STAMP) ## do to runs what happens to runs, and count what was lost: about half an hour
 	$(VENV)/bin/python tests/faults.py $(ARGS)

@@ -52,6 +52,7 @@ def the_capture(run: Path) -> Path:
     return capture
 
 
+@pytest.mark.long
 def test_a_diverging_run_of_two_processes_ends_with_one_reason_and_a_part_of_each(diverged: tuple[Path, str]) -> None:
     run, printed = diverged
     found, capture = results(run), the_capture(run)

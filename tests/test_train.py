@@ -553,6 +553,7 @@ def test_a_compiled_run_leaves_the_checkpoints_of_one_that_is_not(
         assert list(checkpoint(run, name)["state_dict"]) == list(checkpoint(twins[0], name)["state_dict"])
 
 
+@pytest.mark.long
 def test_a_run_begins_from_anothers_weights_and_goes_on_without_them(
     twins: list[Path], program: Program, tmp_path: Path
 ) -> None:

@@ -251,6 +251,7 @@ def test_a_failed_job_is_cut_smaller_where_that_is_asked_for_and_can_help(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+@pytest.mark.long
 def test_a_run_with_too_little_memory_goes_on_by_itself_in_parts_that_fit(tmp_path: Path) -> None:
     """A real allocator, a real limit: the address space of the process."""
 
