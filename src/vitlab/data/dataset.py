@@ -4,6 +4,7 @@ A loader whose batch sampler yields a `BatchPlan` hands it to `__getitems__`; so
 stands in training. What a file becomes depends on (seed, epoch, index) alone, never on the workers.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
+from vitlab.data.decoding import Box, decode_crop
 from vitlab.data.reading import read_image
 from vitlab.data.sampler import BatchPlan, stable_seed
 from vitlab.data.sources import Split
@@ -62,8 +64,9 @@ class MemoryDataset(Dataset[TrainBatch | EvalBatch]):
 class FilesDataset(Dataset[TrainBatch | EvalBatch]):
     """A split of files, decoded to RGB and brought to `image_size` (height, width) as uint8.
 
-    Training: random resized crop, flip and auto-augmentation as `augment` says. Evaluation: resized so that
-    the centre crop keeps `augment.crop_fraction` of the short side.
+    Training: random resized crop, flip and auto-augmentation as `augment` says; the crop is drawn before the file is
+    decoded, and with `scaled_decoding` a large one comes from a smaller decoding. Evaluation: decoded whole, resized so
+    that the centre crop keeps `augment.crop_fraction` of the short side.
     """
 
     def __init__(
@@ -75,38 +78,53 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         seed: int,
         training: bool,
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+        scaled_decoding: bool = True,
     ) -> None:
         assert split.files is not None
         self.files, self.labels, self.seed, self.training = split.files, split.labels, seed, training
         self.image_size, self.crop_fraction = image_size, augment.crop_fraction
         self.interpolation = v2.InterpolationMode(interpolation)
-        steps: list[torch.nn.Module] = [
-            v2.RandomResizedCrop(image_size, augment.crop_scale, interpolation=self.interpolation, antialias=True)
-        ]
-        if augment.flip:
-            steps.append(v2.RandomHorizontalFlip())
+        self.scaled_decoding = scaled_decoding
+        self.crop = v2.RandomResizedCrop(image_size, augment.crop_scale)
+        steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if augment.flip else []
         if augment.auto_augment == "randaugment":
             level = augment.randaugment_magnitude
             steps.append(v2.RandAugment(augment.randaugment_ops, level, interpolation=BILINEAR))
         if augment.auto_augment == "trivialaugment":
             steps.append(v2.TrivialAugmentWide(interpolation=BILINEAR))
-        self.vary = v2.Compose(steps)
+        self.steps = steps
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, plan: BatchPlan) -> TrainBatch | EvalBatch:
-        images = torch.stack([self._load(index, plan.epoch) for index in plan.indices])
+        images = torch.empty(len(plan.indices), 3, *self.image_size, dtype=torch.uint8)
+        with torch.random.fork_rng(devices=[]):
+            for place, index in enumerate(plan.indices):
+                images[place] = self._varied(index, plan.epoch) if self.training else self._centre(index)
         return make_batch(images, self.labels[torch.tensor(plan.indices)], plan, self.training)
 
-    def _load(self, index: int, epoch: int) -> Tensor:
-        image = read_image(self.files[index])
-        if not self.training:
-            return centre_crop(image, self.image_size, self.crop_fraction, self.interpolation)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable_seed(self.seed, epoch, index))
-            varied: Tensor = self.vary(image)
-        return varied
+    def _centre(self, index: int) -> Tensor:
+        return centre_crop(read_image(self.files[index]), self.image_size, self.crop_fraction, self.interpolation)
+
+    def _varied(self, index: int, epoch: int) -> Tensor:
+        torch.manual_seed(stable_seed(self.seed, epoch, index))
+        crop = partial(
+            decode_crop,
+            choose=self._choose,
+            size=self.image_size,
+            interpolation=self.interpolation,
+            scaled=self.scaled_decoding,
+        )
+        image = read_image(self.files[index], crop)
+        for step in self.steps:
+            image = step(image)
+        return image
+
+    def _choose(self, height: int, width: int) -> Box:
+        """A random crop of an image, as torchvision draws it."""
+        size = torch.empty(1).expand(1, height, width)  # only its shape is looked at
+        return Box(**self.crop.make_params([size]))
 
 
 def centre_crop(

@@ -9,7 +9,7 @@ import os
 import stat
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -43,8 +43,10 @@ class UnreadableImage(ValueError):
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-def read_image(path: str) -> Tensor:
+def read_image(path: str, into: Callable[[bytes], Tensor] | None = None) -> Tensor:
     """uint8 [3, H, W], upright as its EXIF tag says, transparency laid over white; an animation's first frame.
+
+    `into` makes something else of the file's bytes than `decode` does: a part of the image.
 
     Raises:
         UnreadableImage: naming the file, where it can't be read or decoded, or is too large.
@@ -58,7 +60,7 @@ def read_image(path: str) -> Tensor:
         raise UnreadableImage(f"{path} can't be read ({explained(error)}){gone}; {remedy}") from error
     try:
         with quiet():
-            return decode(data)
+            return decode(data) if into is None else into(data)
     except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
         remedy = "replace it, or look for all of its kind at once with data.scan=decode, or data.on_error=skip"
         raise UnreadableImage(f"{path} can't be decoded ({explained(error)}); {remedy}") from error
@@ -154,21 +156,28 @@ def decode(data: bytes) -> Tensor:
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
     """(width, height) from the frame's header, found as libjpeg finds it."""
+    for marker, at, _ in jpeg_segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = data[at + 5 : at + 7], data[at + 7 : at + 9]
+            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
+    raise ValueError("it is a JPEG file without an image, or cut off before it")
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, where it stands, length) of the segments before the pixels."""
     at = 2
     while 0 <= (at := data.find(b"\xff", at)) < len(data) - 9:
         marker = data[at + 1]
-        if marker in (0xD9, 0xDA):  # the end, or pixels before any frame
+        if marker in (0xD9, 0xDA):  # the end, or pixels
             break
         if marker == 0xFF:  # a filling byte
             at += 1
         elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # stands alone
             at += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = data[at + 5 : at + 7], data[at + 7 : at + 9]
-            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
         else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    raise ValueError("it is a JPEG file without an image, or cut off before it")
+            length = int.from_bytes(data[at + 2 : at + 4], "big")
+            yield marker, at, length
+            at += 2 + length
 
 
 def decode_jpeg(data: bytes) -> Tensor | None:
