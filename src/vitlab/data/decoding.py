@@ -31,8 +31,8 @@ BICUBIC = v2.InterpolationMode.BICUBIC
 FACTORS = (8, 4, 2)  # a side by these is what libjpeg-turbo decodes faster than all of it; 7/8 to 5/8 take longer
 REDUCED = 2  # of a side after such a decoding, as a multiple of what it is resized to: pixels stay as good
 BEYOND = 2  # rows below the box that its last row needs: colours are interpolated between neighbours
-# What libjpeg-turbo says, first of all, of codes that it wasn't asked for; anything else is damage
-LEFT_OVER = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd[0-79]")
+# What libjpeg-turbo says, first of all, of codes up to the file's end that it wasn't asked for; all else is damage
+LEFT_OVER = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
 
 
 class Box(NamedTuple):
@@ -50,7 +50,7 @@ class Plain(NamedTuple):
     width: int
     height: int
     at: int
-    sequential: bool  # each row's codes follow those of the row before
+    sequential: bool  # the codes are row after row, with nothing between them
 
 
 def decode_crop(
@@ -92,8 +92,9 @@ def plain_jpeg(data: bytes) -> Plain | None:
     """None for what isn't for this file: another format, CMYK, 12 bits, turned by its EXIF tag, without a header."""
     if data[:2] != JPEG:
         return None
-    found = None
+    found, markers = None, set()
     for marker, at, length in jpeg_segments(data):
+        markers.add(marker)
         if marker == 0xE1 and may_be_turned(data[at + 4 : at + 2 + length]):
             return None
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -102,7 +103,8 @@ def plain_jpeg(data: bytes) -> Plain | None:
                 return None
             height, width = (int.from_bytes(data[at + n : at + n + 2], "big") for n in (5, 7))
             found = Plain(width, height, at + 5, sequential=marker < 0xC2)
-    return found
+    # between restart markers, damage below the box would look like codes that weren't asked for
+    return found._replace(sequential=False) if found and 0xDD in markers else found
 
 
 def may_be_turned(metadata: bytes) -> bool:
