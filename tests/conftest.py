@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -40,6 +41,20 @@ def _no_hub() -> Iterator[None]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Hydra sets Python's logging up for the whole process: its handlers go with the test that ran a command."""
+
+    def handlers() -> list[logging.Handler]:  # but for pytest's own, which come and go by themselves
+        return [handler for handler in logging.getLogger().handlers if "pytest" not in type(handler).__module__]
+
+    before = handlers()
+    yield
+    for handler in handlers():
+        if handler not in before:
+            logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
