@@ -45,16 +45,18 @@ def _no_hub() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
-    """Hydra sets Python's logging up for the whole process: its handlers go with the test that ran a command."""
+    """Hydra sets Python's logging up for the whole process: that goes with the test that ran a command."""
+    root = logging.getLogger()
 
     def handlers() -> list[logging.Handler]:  # but for pytest's own, which come and go by themselves
-        return [handler for handler in logging.getLogger().handlers if "pytest" not in type(handler).__module__]
+        return [handler for handler in root.handlers if "pytest" not in type(handler).__module__]
 
-    before = handlers()
+    before, level = handlers(), root.level
     yield
+    root.setLevel(level)
     for handler in handlers():
         if handler not in before:
-            logging.getLogger().removeHandler(handler)
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

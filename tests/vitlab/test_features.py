@@ -114,6 +114,7 @@ def test_they_are_computed_once(extracted: Any, caplog: pytest.LogCaptureFixture
     network, module = toy(), data()
     first = extracted(network, module)
     before = {file: file.stat().st_mtime_ns for file in first.values()}
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="vitlab.features"):
         again = extracted(toy(), data(batch_size=7))
     assert again == first
