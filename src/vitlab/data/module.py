@@ -233,8 +233,7 @@ class DataModule(LightningDataModule):
             accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             drop_last=self.drop_last,
             position=self.position,
-            blocks=self._splits["train"].blocks,
-            buffer=self.source.shuffle_buffer,
+            order=self._splits["train"].order,
         )
         return self._loader("train", batches, training=True)
 
@@ -254,6 +253,7 @@ class DataModule(LightningDataModule):
             batch_size=self.eval_batch_size,
             rank=rank,
             world_size=world_size,
+            in_blocks=self._splits[split].blocks is not None,
         )
         return self._loader(split, batches, training=False)
 

@@ -13,8 +13,6 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Sampler
 
-TURNS = LANES = 8  # for up to as many loading workers, and devices
-
 
 class BatchPlan(NamedTuple):
     """One batch of one device, told to the data set in place of a plain list of indices."""
@@ -45,41 +43,6 @@ def cut(samples: int, parts: int) -> list[range]:
     return [range(start, stop) for start, stop in itertools.pairwise(starts)]
 
 
-def shuffled_blocks(blocks: torch.Tensor, sizes: list[int], buffer: int, generator: torch.Generator) -> torch.Tensor:
-    """An epoch's order in which few blocks are in use at a time, and each of them by few processes.
-
-    The blocks are shuffled and their samples laid end to end. That row is cut into `TURNS` x `LANES` pieces, each for
-    the same part of every `TURNS`-th step, and shuffled within stretches of `buffer` / `LANES`. So a step mixes `LANES`
-    places; a device reads those of its part of the step, and a loading worker, to which every n-th step goes, those of
-    its turns. That holds where `LANES` is a multiple of the devices and `TURNS` of the workers: with other numbers
-    blocks are read more often, in the same order.
-
-    Args:
-        blocks: The number of each sample's block, int64 [N].
-        sizes: Images of each step; samples beyond their sum are left out.
-        buffer: About how many samples the images of a step are drawn among.
-        generator: Decides everything.
-
-    Returns:
-        int64 [sum of sizes]: the samples of the first step, of the second, ...
-    """
-    places = torch.randperm(int(blocks.max()) + 1, generator=generator)[blocks]
-    row = torch.argsort(places, stable=True)[: sum(sizes)]
-    order = torch.empty_like(row)
-    starts = list(itertools.accumulate(sizes, initial=0))
-    begin = 0
-    for turn in range(min(TURNS, len(sizes))):
-        steps = [(starts[step], cut(sizes[step], LANES)) for step in range(turn, len(sizes), TURNS)]
-        for lane in range(LANES):
-            where = torch.cat([torch.arange(at + parts[lane].start, at + parts[lane].stop) for at, parts in steps])
-            piece = row[begin : begin + len(where)]
-            stretch = torch.arange(len(piece)) // max(1, buffer // LANES)
-            noise = torch.rand(len(piece), dtype=torch.float64, generator=generator)
-            order[where] = piece[torch.argsort(stretch + noise)]
-            begin += len(where)
-    return order
-
-
 class EpochBatches(Sampler[BatchPlan]):
     """The training batches of one device.
 
@@ -94,8 +57,7 @@ class EpochBatches(Sampler[BatchPlan]):
             and no tiny last batch appears. True: steps of exactly `batch_size`, the remainder left out
             (another remainder each epoch).
         position: Read at the start of each iteration: (epoch, steps of it already done, which are skipped).
-        blocks: Of samples that are read in blocks, the number of each one's, int64 [samples]: the order keeps to them.
-        buffer: Then, among about how many samples a step's are drawn.
+        order: (steps' sizes, generator) -> the samples of each step, one step after the other, int64; None: any order.
     """
 
     def __init__(
@@ -109,8 +71,7 @@ class EpochBatches(Sampler[BatchPlan]):
         accumulate: int = 1,
         drop_last: bool = False,
         position: Callable[[], tuple[int, int]],
-        blocks: torch.Tensor | None = None,
-        buffer: int = 1000,
+        order: Callable[[list[int], torch.Generator], torch.Tensor] | None = None,
     ) -> None:
         devices = f"trainer.devices={world_size} (all nodes) and trainer.accumulate_grad_batches={accumulate}"
         if batch_size < world_size * accumulate:
@@ -126,7 +87,7 @@ class EpochBatches(Sampler[BatchPlan]):
         if samples < 1:
             raise ValueError("there are no training samples")
         self.samples, self.seed, self.position = samples, seed, position
-        self.blocks, self.buffer = blocks, buffer
+        self.order = order
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.steps = count_steps(samples, batch_size, drop_last)
         self.step_ranges = cut(self.steps * batch_size if drop_last else samples, self.steps)
@@ -143,10 +104,10 @@ class EpochBatches(Sampler[BatchPlan]):
     def __iter__(self) -> Iterator[BatchPlan]:
         epoch, done = self.position()
         generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch))
-        if self.blocks is None:
+        if self.order is None:
             order = torch.randperm(self.samples, generator=generator)
         else:
-            order = shuffled_blocks(self.blocks, [len(part) for part in self.step_ranges], self.buffer, generator)
+            order = self.order([len(part) for part in self.step_ranges], generator)
         for step in range(done, self.steps):
             indices = order[self.step_ranges[step].start : self.step_ranges[step].stop].tolist()
             micros = cut(len(indices), self.world_size * self.accumulate)
@@ -155,17 +116,24 @@ class EpochBatches(Sampler[BatchPlan]):
                 yield BatchPlan(epoch, step, part, len(indices), micro)
 
 
+def eval_share(samples: int, rank: int, world_size: int, *, in_blocks: bool = False) -> range:
+    """The samples that a device evaluates: every `world_size`-th, or a run of those that are read in blocks."""
+    return cut(samples, world_size)[rank] if in_blocks else range(rank, samples, world_size)
+
+
 class EvalBatches(Sampler[BatchPlan]):
-    """Every `world_size`-th sample from `rank` on, in order: over all ranks each sample exactly once.
+    """A device's `eval_share`, in order: over all ranks each sample exactly once.
 
     Nothing is padded. Batches hold at most `batch_size` // `world_size` samples (at least one); where it can
     be done, all ranks have equally many batches.
     """
 
-    def __init__(self, *, samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, *, samples: int, batch_size: int, rank: int = 0, world_size: int = 1, in_blocks: bool = False
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.eval_batch_size={batch_size} must be at least 1")
-        self.indices = range(rank, samples, world_size)
+        self.indices = eval_share(samples, rank, world_size, in_blocks=in_blocks)
         largest_share = -(-samples // world_size)
         batches = -(-largest_share // max(1, batch_size // world_size))
         self.parts = cut(len(self.indices), min(batches, len(self.indices))) if self.indices else []

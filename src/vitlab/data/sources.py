@@ -7,7 +7,7 @@ Heavy libraries are imported inside the functions, because the configuration rea
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from vitlab.data.rows import Rows
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,11 @@ class Split:
         """What is streamed is read in blocks: the number of each sample's, int64 [N]. None: each is read alone."""
         return self.files.blocks if isinstance(self.files, Rows) else None
 
+    @property
+    def order(self) -> "Callable[[list[int], Generator], Tensor] | None":
+        """How to shuffle what is read in blocks, for `sampler.EpochBatches`."""
+        return self.files.order if isinstance(self.files, Rows) and self.files.blocks is not None else None
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -94,7 +99,6 @@ class Source:
     train: Split
     test: Split
     val: Split | None = None
-    shuffle_buffer: int = 1000  # of what is streamed: among about how many images a step's are drawn
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -242,7 +246,7 @@ def huggingface(
     test_split: str | None = None,
     test_fraction: float = 0.2,
     streaming: bool = False,
-    shuffle_buffer: int = 1000,
+    shuffle_buffer: int = 10_000,
     cache_dir: str | None = None,
 ) -> Source:
     """An image classification set of the Hugging Face Hub, or a local one in the formats of its library `datasets`.
@@ -259,7 +263,8 @@ def huggingface(
         test_split: None: `test`; `validation` where there is none with labels; else a `test_fraction` of train.
         test_fraction: Share of the images that becomes the test split, where the set has none.
         streaming: Read parquet files where they lie, a row group at a time, instead of downloading them first.
-        shuffle_buffer: Among about how many images the images of a streamed step are drawn at random.
+        shuffle_buffer: Among about how many images streamed ones are drawn at random. As many, as they are encoded, lie
+            in the memory of a machine's processes together, and at least two row groups.
         cache_dir: Where downloads are kept; None: where the Hub's library keeps them (`HF_HOME`).
     """
     from vitlab.data.huggingface import load
