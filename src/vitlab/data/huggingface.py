@@ -306,6 +306,7 @@ def load(
     return Source(
         *(found.short, classes, 3, IMAGENET_MEAN, IMAGENET_STD, None, training, testing),
         val=splits[val] if val else None,
+        shuffle_buffer=shuffle_buffer,
     )
 
 

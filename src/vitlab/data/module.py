@@ -233,7 +233,8 @@ class DataModule(LightningDataModule):
             accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             drop_last=self.drop_last,
             position=self.position,
-            order=self._splits["train"].order,
+            blocks=self._splits["train"].blocks,
+            buffer=self.source.shuffle_buffer,
         )
         return self._loader("train", batches, training=True)
 

@@ -15,10 +15,11 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 
 class Row(str):
@@ -68,10 +69,6 @@ class Rows(Sequence[str], ABC):
         found = hashlib.blake2b(self.chosen.numpy().tobytes(), digest_size=16)
         found.update(self.content())
         return found.digest()
-
-    def order(self, sizes: list[int], generator: "Generator") -> "Tensor":
-        """The rows of training steps of these sizes, shuffled so that blocks can be read one after another."""
-        raise NotImplementedError(f"{self.place} is read row by row, in any order")
 
     @abstractmethod
     def subset(self, indices: "Tensor") -> "Rows":
@@ -144,7 +141,6 @@ class ParquetRows(Rows):
     ) -> None:
         super().__init__(place, chosen)
         self.files, self.column, self.groups, self.buffer = files, column, groups, buffer
-        self.typical = sorted(group.rows for group in groups)[len(groups) // 2] if groups else 1
         self.starts = [group.start for group in groups]
         self._forget()
 
@@ -154,9 +150,14 @@ class ParquetRows(Rows):
         self._held: OrderedDict[int, Any] = OrderedDict()
         self._wanted: Tensor | None = None  # rows of each block
         self._left: dict[int, int] = {}  # of those held
+        self.__dict__.pop("most_held", None)  # another process may be a worker
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_open", "_held", "_wanted", "_left")}
+        return {
+            key: value
+            for key, value in self.__dict__.items()
+            if key not in ("_lock", "_open", "_held", "_wanted", "_left")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -171,20 +172,16 @@ class ParquetRows(Rows):
     def subset(self, indices: "Tensor") -> "ParquetRows":
         return ParquetRows(self.place, self.files, self.column, self.groups, self.buffer, self.chosen[indices])
 
-    def order(self, sizes: list[int], generator: "Generator") -> "Tensor":
-        from vitlab.data.blocks import pieces, shuffled
-
-        return shuffled(self.blocks, sizes, pieces(self.typical, self.buffer), generator)
-
-    @property
+    @cached_property
     def most_held(self) -> int:
         """Row groups that this process holds on to: of all that are in use, those of a loading worker's turns."""
         from torch.utils.data import get_worker_info
 
-        from vitlab.data.blocks import pieces
+        from vitlab.data.sampler import pieces, typical
 
-        layout, worker = pieces(self.typical, self.buffer), get_worker_info()
-        return 1 + layout.in_use(self.typical) // math.gcd(layout.turns, worker.num_workers if worker else 1)
+        rows, worker = typical(self.blocks), get_worker_info()
+        layout = pieces(rows, self.buffer)
+        return 1 + layout.in_use(rows) // math.gcd(layout.turns, worker.num_workers if worker else 1)
 
     def read(self, row: int) -> bytes:
         block = bisect.bisect_right(self.starts, row) - 1

@@ -7,7 +7,7 @@ Heavy libraries are imported inside the functions, because the configuration rea
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from vitlab.data.rows import Rows
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +77,6 @@ class Split:
         """What is streamed is read in blocks: the number of each sample's, int64 [N]. None: each is read alone."""
         return self.files.blocks if isinstance(self.files, Rows) else None
 
-    @property
-    def order(self) -> "Callable[[list[int], Generator], Tensor] | None":
-        """How to shuffle what is read in blocks, for `sampler.EpochBatches`."""
-        return self.files.order if isinstance(self.files, Rows) and self.files.blocks is not None else None
-
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -99,6 +94,7 @@ class Source:
     train: Split
     test: Split
     val: Split | None = None
+    shuffle_buffer: int = 1000  # of what is streamed: among about how many images a step's are drawn
 
     @property
     def splits(self) -> dict[str, Split]:
