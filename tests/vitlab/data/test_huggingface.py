@@ -2,9 +2,13 @@
 
 import importlib.util
 import io
+import json
 import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,9 +24,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from conftest import Configure
-from faults import rows
-from vitlab import resume, runs
+from conftest import SRC, Configure
+from faults import rows, same
+from test_train import RANKS
+from vitlab import checkpoints, resume, runs
 from vitlab.checks import problems as all_problems
 from vitlab.data import huggingface
 from vitlab.data.augment import Augment
@@ -455,40 +460,30 @@ def test_the_data_of_a_checkpoint_is_told_from_other_data(load: Load, parquet: P
 
 @pytest.mark.long
 def test_one_two_and_three_ranks_train_and_count_alike_and_go_on_exactly(
-    program: Callable[..., str], small: list[str], parquet: Path, tmp_path: Path
+    small: list[str], parquet: Path, tmp_path: Path
 ) -> None:
     """Real processes with gloo, two loading workers each, out of parquet files."""
     settings = [setting for setting in small if not setting.startswith("trainer.max_epochs")]
     settings += ["data=huggingface", f"data.name={parquet}", "data.source.streaming=true", "data.num_workers=2"]
-    settings += [
-        "data.source.shuffle_buffer=400",
-        "batch_size=100",
-        "image_size=8",
-        "logger=csv",
-        "trainer.max_epochs=2",
-    ]
-    settings += ["trainer.log_every_n_steps=1", "data.augment.flip=false"]
-    program("train", *settings, "-m", "trainer.devices=1,2,3", "sweep=ranks", cwd=tmp_path)
-    jobs = {runs.read_config(file.parent)["trainer"]["devices"]: file.parent for file in tmp_path.rglob("results.json")}
-    assert sorted(jobs) == [1, 2, 3]
-    one = rows(jobs[1])
-    for ranks in (2, 3):
-        other = rows(jobs[ranks])
-        assert [row["images"] for row in other] == [row["images"] for row in one]
-        losses = [[float(row["train/loss"]) for row in run if row["train/loss"]] for run in (one, other)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-        assert len(losses[0]) == 2 * 6, "550 images in steps of at most 100"
-        found = runs.read_results(jobs[ranks])
-        assert (found["val/count"], found["test/count"]) == (50, 200)
-        assert found["test/correct"] == runs.read_results(jobs[1])["test/correct"]
+    settings += ["data.source.shuffle_buffer=400", "batch_size=100", "image_size=8", "logger=csv", "schedule=constant"]
+    settings += ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "data.augment.flip=false"]
+    cut = [*settings, "trainer.max_steps=8", "callbacks.last.every_n_train_steps=1"]
+    jobs: list[list[Any]] = [["train", str(ranks), ranks, *settings] for ranks in (1, 2, 3)]
+    jobs += [["train", "cut", 2, *cut], ["train", "on", 2, *settings, f"resume={tmp_path}/cut/checkpoints/last.ckpt"]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)}
+    subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=tmp_path, env=environment, check=True)
 
-    begun = ["trainer.devices=2", "hydra.run.dir=cut", "callbacks.last.every_n_train_steps=1"]
-    program("train", *settings, *begun, "trainer.max_steps=8", cwd=tmp_path)
-    program("train", "resume=cut", "trainer.max_steps=-1", cwd=tmp_path)
-    whole, cut = (
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (jobs[2], tmp_path / "cut")
-    )
-    assert whole["global_step"] == cut["global_step"] == 12
-    assert [row["train/loss"] for row in rows(tmp_path / "cut")][:12] == [row["train/loss"] for row in rows(jobs[2])][
-        :12
-    ]
+    def losses(run: str) -> list[float]:
+        return [float(row["train/loss"]) for row in rows(tmp_path / run) if row["train/loss"]]
+
+    assert len(losses("1")) == 2 * 6, "550 images in steps of at most 100"
+    one = runs.read_results(tmp_path / "1")
+    for ranks in ("2", "3"):
+        assert losses(ranks) == pytest.approx(losses("1"), rel=1e-4)
+        found = runs.read_results(tmp_path / ranks)
+        assert (found["val/count"], found["test/count"], found["images"]) == (50, 200, 2 * 550)
+        assert found["test/correct"] == one["test/correct"]
+    assert losses("cut") == losses("2")[:8]
+    assert losses("on") == losses("2")[8:]
+    whole, on = (checkpoints.read(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("2", "on"))
+    assert same(whole["state_dict"], on["state_dict"])
