@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,10 +131,8 @@ def saved_to_disk(name: str, place: Path) -> Opened:
 
 def on_hub(name: str, subset: str | None, revision: str | None, cache_dir: str | None) -> Opened:
     """A set on the Hub, or what an earlier download of it left where the Hub can't be reached."""
-    from vitlab.weights.places import unreachable
-
     remedy = f"run `hf download --repo-type dataset {name}` where there is a network and name its folder"
-    if absent := unreachable():
+    if absent := hub_is_absent():
         import datasets
         import huggingface_hub
 
@@ -154,6 +153,14 @@ def on_hub(name: str, subset: str | None, revision: str | None, cache_dir: str |
         log.warning("%s: %s; the cache's %s is used", name, absent, found.version)
         return found
     return described(name, name, subset, cache_dir, on_hub=True, revision=revision)
+
+
+@lru_cache
+def hub_is_absent() -> str:
+    """Why the Hub can't be asked, found out once; empty where it can."""
+    from vitlab.weights.places import unreachable
+
+    return unreachable()
 
 
 def described(
@@ -196,7 +203,7 @@ def choose_splits(
     for knob, split in (("train_split", train), ("val_split", val), ("test_split", test)):
         if split is not None and split not in found.splits:
             hint = suggest(split, found.splits) or f"; there are {', '.join(found.splits) or 'none'}"
-            raise CannotOpen(f"data.source.{knob}={split}: {found.name} has no such split{hint}")
+            raise CannotOpen(f"data.source.{knob}={split}: {found.short} has no such split{hint}")
     validation = next((split for split in VALIDATION if split in found.splits), None)
     others = [split for split in found.splits if split not in ("test", validation, val, test)]
     if train is None:
@@ -219,7 +226,7 @@ def choose_columns(found: Opened, columns: Mapping[str, Any], image: str | None,
     for knob, column in (("image_column", image), ("label_column", label)):
         if column is not None and column not in columns:
             hint = suggest(column, columns) or f"; there are {', '.join(columns)}"
-            raise CannotOpen(f"data.source.{knob}={column}: {found.name} has no such column{hint}")
+            raise CannotOpen(f"data.source.{knob}={column}: {found.short} has no such column{hint}")
     if image is None:
         images = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
         images = images or [name for name, kind in columns.items() if holds_bytes(kind)]

@@ -277,43 +277,67 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ([], "data.name is not set: data=huggingface wants data.name=OWNER/NAME"),
+        ({"name": None}, "data.name is not set: data=huggingface wants data.name=OWNER/NAME"),
         (
-            ["data.name=ylecun/no_such_set"],
+            {"name": "ylecun/no_such_set"},
             "data.name=ylecun/no_such_set: there is no such folder here, the Hub can't be",
         ),
-        (["data.name=/no/such/folder"], "data.name=/no/such/folder: there is no such file or folder"),
-        (["data.name=SET", "data.source.subset=plain"], "data.source.subset=plain: BuilderConfig 'plain' not found"),
-        (["data.name=SET", "data.source.train_split=trian"], "has no such split; did you mean 'train'?"),
-        (["data.name=SET", "data.source.image_column=imag"], "has no such column; did you mean 'image'?"),
-        (["data.name=SET", "data.source.label_column=image"], "data.source.label_column=image holds several labels"),
-        (["data.name=SET", "data.source.image_column=id"], "data.source.image_column=id holds no images, but"),
-        (["data.name=SET", "data.source.test_fraction=1.5"], "data.source.test_fraction=1.5 must lie between 0 and 1"),
-        (["data.name=SET", "data.source.shuffle_buffer=0"], "data.source.shuffle_buffer=0 must be at least 1"),
-        (["data.name=SCRIPT"], "no code of a set is run"),
-        (["data.name=SAVED", "data.source.streaming=true"], "is mapped into memory without being copied anyway"),
-        (["data.name=IMAGES", "data.source.streaming=true"], "is of the kind imagefolder; use streaming=false"),
-        (["data.name=TEXT"], "is no parquet file; of other files, name the folder that they lie in"),
+        ({"name": "/no/such/folder"}, "data.name=/no/such/folder: there is no such file or folder"),
+        ({"subset": "plain"}, "data.source.subset=plain: BuilderConfig 'plain' not found"),
+        ({"train_split": "trian"}, "data.source.train_split=trian: digits has no such split; did you mean 'train'?"),
+        ({"val_split": "other"}, "data.source.val_split=other: digits has no such split; there are train, test"),
+        ({"image_column": "imag"}, "data.source.image_column=imag: digits has no such column; did you mean 'image'?"),
+        ({"label_column": "image"}, "data.source.label_column=image holds several labels"),
+        ({"image_column": "id"}, "data.source.image_column=id holds no images, but"),
+        ({"test_fraction": 1.5}, "data.source.test_fraction=1.5 must lie between 0 and 1"),
+        ({"shuffle_buffer": 0}, "data.source.shuffle_buffer=0 must be at least 1"),
+        ({"name": "scripted"}, "no code of a set is run"),
+        ({"name": "saved", "streaming": True}, "is mapped into memory without being copied anyway"),
+        ({"name": "images", "streaming": True}, "is of the kind imagefolder; use streaming=false"),
+        ({"name": "text.txt"}, "is no parquet file; of other files, name the folder that they lie in"),
     ],
 )
-def test_a_setting_that_cannot_be_is_told_before_anything_starts(
-    configure: Configure, train_function: Any, parquet: Path, tmp_path: Path, settings: list[str], told: str
+def test_a_setting_that_cannot_be_is_told(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Node, told: str
 ) -> None:
-    (tmp_path / "scripted").mkdir()
-    (tmp_path / "scripted" / "scripted.py").write_text("raise SystemExit('this was run')")
-    (tmp_path / "text.txt").write_text("text")
-    if any("SAVED" in setting for setting in settings):
-        saved(tmp_path / "saved", train=table([0, 1], CLASSES))
-    if any("IMAGES" in setting for setting in settings):
-        for name in ("a", "b"):
-            (tmp_path / "images" / name).mkdir(parents=True)
-            (tmp_path / "images" / name / "0.png").write_bytes(png(load_digits().images[0]))
-    places = {"SET": parquet, "SCRIPT": tmp_path / "scripted", "SAVED": tmp_path / "saved"}
-    for word, place in {**places, "IMAGES": tmp_path / "images", "TEXT": tmp_path / "text.txt"}.items():
-        settings = [setting.replace(word, str(place)) for setting in settings]
-    found = all_problems(train_function, configure("data=huggingface", "image_size=8", *settings))
+    monkeypatch.chdir(tmp_path)
+    Path("scripted").mkdir()
+    Path("scripted/scripted.py").write_text("raise SystemExit('this was run')")
+    Path("text.txt").write_text("text")
+    if settings.get("name") == "saved":
+        saved(Path("saved"), train=table([0, 1], CLASSES))
+    for name in ("a", "b"):
+        Path("images", name).mkdir(parents=True)
+        Path("images", name, "0.png").write_bytes(png(load_digits().images[0]))
+    found = list(huggingface.problems(**{"name": str(parquet), **settings}))
     assert len(found) == 1, found
     assert told in found[0]
+
+
+def test_a_program_tells_it_before_anything_starts(configure: Configure, train_function: Any, parquet: Path) -> None:
+    for settings, told in (
+        ([], "data.name is not set"),
+        ([f"data.name={parquet}", "data.source.test_split=tset"], "'test'"),
+    ):
+        found = all_problems(train_function, configure("data=huggingface", "image_size=8", *settings))
+        assert len(found) == 1, found
+        assert told in found[0]
+
+
+def test_without_the_hub_what_its_cache_has_is_used(load: Load, parquet: Path, tmp_path: Path) -> None:
+    load(name=str(parquet))
+    (tmp_path / "cache" / "digits").rename(tmp_path / "cache" / "someone___digits")  # as a download would lie there
+    (commit,) = [
+        folder.name for folder in (tmp_path / "cache").glob("someone___digits/default/0.0.0/*") if folder.is_dir()
+    ]
+    source = load(name="someone/digits")
+    assert (source.name, len(source.train)) == ("someone/digits", 600)
+    assert (source.train.files or [])[0] == "someone/digits/train/0"
+    assert len(load(name="someone/digits", revision=commit).train) == 600
+    with pytest.raises(
+        ValueError, match=f"revision=main: the Hub can't be asked .*, and what its cache has is {commit}"
+    ):
+        load(name="someone/digits", revision="main")
 
 
 def test_a_good_configuration_has_no_problems_and_is_named_by_its_data(
@@ -403,7 +427,7 @@ def test_over_a_network_only_the_row_groups_that_are_asked_for_are_read(
     assert 0.9 * group_and_footer < Ranges.sent - before < 1.1 * group_and_footer, "one row group, once"
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [pytest.param(False, marks=pytest.mark.long), True])
 def test_epochs_draw_each_image_once_on_any_number_of_ranks_with_workers(
     load: Load, parquet: Path, monkeypatch: pytest.MonkeyPatch, *, streaming: bool
 ) -> None:
