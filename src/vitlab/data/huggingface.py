@@ -169,6 +169,9 @@ def described(
     """A set that `datasets` makes tables of, which it hasn't done yet."""
     import datasets
 
+    for talker in ("httpx", "httpx2"):  # a line for each request would fill the log
+        logging.getLogger(talker).setLevel(logging.WARNING)
+    logging.getLogger("datasets").setLevel(logging.ERROR)  # what matters of its notes is told here
     try:
         builder = datasets.load_dataset_builder(path, subset, cache_dir=cache_dir, **options)
     except Exception as error:  # of the Hub, of files, of YAML, of configurations: as many kinds

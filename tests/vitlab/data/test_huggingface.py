@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial, partialmethod
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -511,3 +511,75 @@ def test_one_two_and_three_ranks_train_and_count_alike_and_go_on_exactly(
     assert losses("on") == losses("2")[8:]
     whole, on = (checkpoints.read(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("2", "on"))
     assert same(whole["state_dict"], on["state_dict"])
+
+
+class Hub(Ranges):
+    """Answers for one set, `some/digits`, as the Hub does, as far as its client asks."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, status: int, data: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"X-Repo-Commit": COMMIT, "Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def entry(self, file: Path) -> Node:
+        named = {"path": str(file.relative_to(self.directory)), "oid": "0" * 40}
+        return named | ({"type": "directory"} if file.is_dir() else {"type": "file", "size": file.stat().st_size})
+
+    def do_GET(self) -> None:
+        asked, root = self.path.partition("?")[0], Path(self.directory)
+        if asked.startswith(f"/api/datasets/some/digits/tree/{COMMIT}"):
+            inner = root / asked.rpartition(COMMIT)[2].strip("/")
+            self.answer(200, json.dumps([self.entry(file) for file in sorted(inner.iterdir())]).encode())
+        elif asked.startswith("/api/datasets/some/digits"):
+            self.answer(200, json.dumps({"id": "some/digits", "sha": COMMIT, "siblings": []}).encode())
+        elif (file := root / asked.partition(f"/resolve/{COMMIT}/")[2]).is_file():
+            data = file.read_bytes()
+            part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            Hub.parts += [asked] if part else []
+            if part:
+                at, to = int(part[1]), int(part[2]) + 1
+                self.answer(206, data[at:to], Content_Range=f"bytes {at}-{to - 1}/{len(data)}")
+            else:
+                self.answer(200, data, ETag='"0"', Accept_Ranges="bytes")
+        else:
+            self.answer(404, X_Error_Code="EntryNotFound" if "/some/digits/" in asked else "RepoNotFound")
+
+    do_HEAD = do_GET
+    parts: ClassVar[list[str]] = []
+
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+@pytest.mark.long
+def test_a_run_streams_a_set_by_its_name_on_the_hub(parquet: Path, small: list[str], tmp_path: Path) -> None:
+    class Here(Hub):
+        __init__ = partialmethod(Hub.__init__, directory=str(parquet))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Here) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "HF_HOME": str(tmp_path / "home")}
+        command = [*small, "data=huggingface", "data.source.streaming=true", "data.num_workers=2", "logger=csv"]
+        command += ["image_size=8", "trainer.max_epochs=1", "hydra.run.dir=run"]
+        environment = {**os.environ, **hub, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+
+        def train(name: str) -> "subprocess.CompletedProcess[str]":
+            line = [sys.executable, str(SRC / "train.py"), *command, f"data.name={name}"]
+            return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+        missing, done = train("some/other"), train("some/digits")
+        server.shutdown()
+    assert missing.returncode == 2
+    assert "data.name=some/other can't be opened: Dataset 'some/other' doesn't exist on the Hub" in missing.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert f"some/digits at {COMMIT}: train split train, validation cut from train, test test, streamed" in log
+    assert "HTTP" not in log
+    assert runs.read_results(tmp_path / "run")["test/count"] == 200
+    assert len(Hub.parts) > 12, "row groups"
+    assert not list((tmp_path / "home").rglob("*.parquet")), "nothing was downloaded"
