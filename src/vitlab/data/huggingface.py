@@ -407,6 +407,9 @@ def streamed(found: Opened, splits: list[str], image: str | None, label: str | N
         missing = [name for name in (image, label) if name not in file.schema_arrow.names]
         if missing:
             raise CannotOpen(f"data.name={found.name}: {place} has no column {missing[0]}, which other files have")
+        kind = datasets.Features.from_arrow_schema(file.schema_arrow)[label]
+        if getattr(kind, "names", None) not in (None, getattr(columns[label], "names", None)):
+            raise CannotOpen(f"data.name={found.name}: the classes of {place} have other names, or another order")
         groups = []
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
@@ -455,6 +458,11 @@ def encoded(found: Opened, tables: Mapping[str, Table], train: str) -> tuple[tup
                 f"where they are kept secret; choose another with data.source.{{train,val,test}}_split"
             )
     names = getattr(tables[train].kind, "names", None)
+    for split, table in tables.items():
+        if getattr(table.kind, "names", None) != names:
+            raise ValueError(
+                f"{found.name}: the classes of the split {split} have other names, or another order, than {train}'s"
+            )
     if names is not None:
         numbers = {split: torch.from_numpy(table.labels.to_numpy().copy()).long() for split, table in tables.items()}
         return tuple(map(str, names)), numbers

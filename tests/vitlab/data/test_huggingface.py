@@ -207,6 +207,17 @@ def test_labels_that_are_no_classes_are_refused(
         load(name=name)
 
 
+def test_classes_of_another_order_are_not_mixed_up(load: Load, tmp_path: Path) -> None:
+    one, other = (table([0, 1] * 4, datasets.ClassLabel(names=names)) for names in (["a", "b"], ["b", "a"]))
+    with pytest.raises(ValueError, match="the classes of the split test have other names, or another order"):
+        load(name=saved(tmp_path / "s", train=one, test=other))
+    (tmp_path / "p").mkdir()
+    for name, part in (("train-0", one), ("train-1", other)):
+        part.to_parquet(tmp_path / "p" / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"the classes of .*train-1\.parquet have other names, or another order"):
+        load(name=str(tmp_path / "p"), streaming=True)
+
+
 def test_columns_are_found_by_what_they_hold_or_named(load: Load, tmp_path: Path) -> None:
     fine = datasets.ClassLabel(names=["zero", "one", "two"])
     whole = table(["x"] * 6, datasets.Value("string"), fine=([0, 1, 2] * 2, fine), coarse=([0, 1] * 3, CLASSES))
