@@ -148,7 +148,7 @@ class ParquetRows(Rows):
         self._process, self._lock = os.getpid(), threading.RLock()
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._held: OrderedDict[int, Any] = OrderedDict()
-        self._wanted: Tensor | None = None  # rows of each block
+        self._wanted: Any = None
         self._left: dict[int, int] = {}  # of those held
         self.__dict__.pop("most_held", None)  # another process may be a worker
 
@@ -167,7 +167,13 @@ class ParquetRows(Rows):
     def blocks(self) -> "Tensor":
         import torch
 
-        return torch.searchsorted(torch.tensor(self.starts), self.chosen, right=True) - 1
+        return torch.from_numpy(self._numbers())
+
+    def _numbers(self) -> Any:
+        """The blocks as a NumPy array: in a process that was forked, torch's threads may wait for ever."""
+        import numpy as np
+
+        return np.searchsorted(np.array(self.starts), self.chosen.numpy(), side="right") - 1
 
     def subset(self, indices: "Tensor") -> "ParquetRows":
         return ParquetRows(self.place, self.files, self.column, self.groups, self.buffer, self.chosen[indices])
@@ -177,9 +183,10 @@ class ParquetRows(Rows):
         """Row groups that this process holds on to: of all that are in use, those of a loading worker's turns."""
         from torch.utils.data import get_worker_info
 
-        from vitlab.data.sampler import pieces, typical
+        from vitlab.data.sampler import pieces
 
-        rows, worker = typical(self.blocks), get_worker_info()
+        sizes, worker = sorted(size for size in self._sizes() if size), get_worker_info()
+        rows = int(sizes[(len(sizes) - 1) // 2])  # as `sampler.typical` says
         layout = pieces(rows, self.buffer)
         return 1 + layout.in_use(rows) // math.gcd(layout.turns, worker.num_workers if worker else 1)
 
@@ -192,6 +199,14 @@ class ParquetRows(Rows):
         """The sizes of all row groups."""
         return repr([(group.rows, group.size) for group in self.groups]).encode()
 
+    def _sizes(self) -> Any:
+        """Rows of each block, an array."""
+        import numpy as np
+
+        if self._wanted is None:
+            self._wanted = np.bincount(self._numbers(), minlength=len(self.groups))
+        return self._wanted
+
     def _images(self, block: int) -> Any:
         """The images of a row group, as an Arrow array."""
         if self._process != os.getpid():  # files that were opened before a fork are the parent's
@@ -201,9 +216,7 @@ class ParquetRows(Rows):
                 self._held.move_to_end(block)
                 self._left[block] -= 1
                 return self._held[block] if self._left[block] else self._held.pop(block)  # all of it was asked for
-            if self._wanted is None:
-                self._wanted = self.blocks.bincount(minlength=len(self.groups))
-            group, self._left[block] = self.groups[block], int(self._wanted[block]) - 1
+            group, self._left[block] = self.groups[block], int(self._sizes()[block]) - 1
             while len(self._held) >= self.most_held:
                 self._held.popitem(last=False)
             column = self._file(group.file).read_row_group(group.number, columns=[self.column], use_threads=False)
