@@ -9,7 +9,7 @@ ARGS   ?=
 TORCH  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test long faults check format
+.PHONY: help install train test long faults bench check format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ long: $(STAMP) ## run the tests that take longest: whole-size networks, clusters
 
 faults: $(STAMP) ## do to runs what happens to runs, and count what was lost: about half an hour
 	$(VENV)/bin/python tests/faults.py $(ARGS)
+
+bench: $(STAMP) ## measure vitlab beside timm, torchvision, transformers and vit-pytorch
+	$(VENV)/bin/python src/benchmark.py $(ARGS)
 
 check: $(STAMP) ## format, lint and types: nothing is changed
 	$(VENV)/bin/ruff format --check .

@@ -33,6 +33,7 @@ SUPPLIED = {
     "optimizer": ("params",),
     "schedule": ("optimizer", "total_steps"),
     "probe": (),
+    **dict.fromkeys(("networks", "training", "loading", "start", "scaling"), ()),  # parts of the benchmark
 }
 # Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
 SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
@@ -346,7 +347,7 @@ def data_problems(read: Reader) -> Iterator[str]:
         yield f"data.max_skipped={share} must be at least 0 and below 1: a share of the images"
     if read("data.on_error", str) == "skip":
         source = (read("data.source._target_", str) or "").rpartition(".")[2]
-        if facts and source != "image_folder":
+        if facts and source not in ("image_folder", "huggingface"):
             yield f"data.on_error=skip is for image folders, and {source} is none; leave it out"
         elif read("data.scan", str) == "none":
             yield "data.on_error=skip decodes every image beforehand, which data.scan=none forbids; leave one out"
@@ -360,6 +361,13 @@ def data_problems(read: Reader) -> Iterator[str]:
         folder = read("data.source.data_dir", str)
         if folder and not Path(folder).is_dir():
             yield f"data_dir={folder} is not a folder; data=image_folder wants the folder of the images there"
+    source = read("data.source", dict) or {}
+    if source.get("_target_") == "vitlab.data.sources.huggingface" and not any(
+        "data.source" in bad for bad in read.bad
+    ):
+        from vitlab.data import huggingface
+
+        yield from huggingface.problems(**{k: v for k, v in source.items() if not k.startswith("_")})
 
 
 def batch_problems(read: Reader) -> Iterator[str]:

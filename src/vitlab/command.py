@@ -388,7 +388,23 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     except (OmegaConfBaseException, ValueError) as error:
         return str(error).splitlines()[0]
     assert isinstance(resolved, dict)
-    return completed({str(k): v for k, v in resolved.items()})
+    return completed(placed({str(k): v for k, v in resolved.items()}))
+
+
+def placed(config: Node) -> Node:
+    """With `data.name`, which names a set of the Hugging Face Hub, where its source has it: a local set by its whole
+    path, since a run may be evaluated, or resumed, from another folder.
+    """
+    data = config.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(source, dict):
+        return config
+    if source.get("_target_") != "vitlab.data.sources.huggingface":
+        return config
+    data = {key: value for key, value in data.items() if key != "name"}
+    if isinstance(name := source.get("name"), str) and Path(name).expanduser().exists():
+        source = {**source, "name": str(Path(name).expanduser().absolute())}
+    return {**config, "data": {**data, "source": source}}
 
 
 def check(function: Function, config: Node | str, *, elsewhere: bool = False) -> list[str]:

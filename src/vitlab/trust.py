@@ -46,6 +46,7 @@ PLACES = (
     *("torchmetrics.aggregation", "torchmetrics.classification", "torchmetrics.regression"),
     *("hydra._internal.core_plugins", "hydra.experimental.callbacks", "hydra_plugins.vitlab_sweepers"),
     *("optuna.samplers", "optuna.pruners", "vitlab.pruning"),
+    "vitlab.benchmarking",
 )
 # A package may show at its top what it defines further in: lightning.Trainer.
 TOPS = ("lightning", "torchmetrics")
@@ -56,7 +57,7 @@ KINDS = (
     *("lightning.pytorch.accelerators.Accelerator", "lightning.pytorch.strategies.Strategy"),
     *("lightning.pytorch.plugins.Precision", "lightning.pytorch.plugins.LayerSync"),
     *("lightning.fabric.plugins.CheckpointIO", "lightning.fabric.plugins.ClusterEnvironment"),
-    "vitlab.probing.Probe",
+    *("vitlab.probing.Probe", "vitlab.benchmarking.timing.Part"),
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
     *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )

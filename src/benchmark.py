@@ -1,0 +1,40 @@
+"""Measures vitlab beside its peers on this machine: `python src/benchmark.py`, or parts of it.
+
+    python src/benchmark.py parts=[networks] networks.sizes=[s16] rounds=20
+    python src/benchmark.py parts=[loading,start]
+
+The run folder gets every measurement (`benchmark.csv`), tables with ratios and goals (`benchmark.md`) and pictures.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from vitlab.command import command
+from vitlab.schema import Node
+
+
+@command("benchmark")
+def main(
+    *,
+    parts: list[Literal["networks", "training", "loading", "start", "scaling"]],
+    rounds: int,
+    seconds: float,
+    threads: int | None,
+    accelerator: Literal["auto", "cpu", "gpu"],
+    networks: Node,
+    training: Node,
+    loading: Node,
+    start: Node,
+    scaling: Node,
+    run_dir: str,
+) -> Node:
+    from vitlab import build
+    from vitlab.benchmarking import machine, running
+
+    nodes = {"networks": networks, "training": training, "loading": loading, "start": start, "scaling": scaling}
+    clock = machine.clock(rounds=rounds, seconds=seconds, threads=threads, accelerator=accelerator)
+    return running.run({name: build.make(nodes[name]) for name in parts}, clock, Path(run_dir))
+
+
+if __name__ == "__main__":
+    main()

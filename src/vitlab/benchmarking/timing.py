@@ -1,0 +1,165 @@
+"""Times programs fairly: in one process and in turns, so that whatever disturbs the machine disturbs them all.
+
+    contenders -> warm up, and find how many calls last long enough -> rounds, each one a turn for everybody
+               -> seconds per call of every round -> medians, their ratios
+
+A round begins with another contender each time: no one always runs after the same neighbour.
+"""
+
+import gc
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+
+OURS = "vitlab"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """Something to be timed: a call of `run` handles `items` (images, mostly).
+
+    `figures` are of it, but no times: bytes, FLOPs. `peer` is False for what is no rival, such as the machine's limit.
+    """
+
+    name: str
+    run: Callable[[], object]
+    items: float = 1.0
+    peer: bool = True
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A contender's seconds per call, one number a round; `calls` of them made up a round's."""
+
+    name: str
+    seconds: tuple[float, ...]
+    calls: int
+    items: float
+    peer: bool
+    figures: Mapping[str, float]
+
+    @property
+    def median(self) -> float:
+        """Seconds per call."""
+        return median(self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """Items a second."""
+        return self.items / self.median
+
+    @property
+    def spread(self) -> float:
+        """The distance between the quartiles, as a share of the median: how far to trust it."""
+        if len(self.seconds) < 2:
+            return 0.0
+        first, _, third = quantiles(self.seconds, n=4, method="inclusive")
+        return (third - first) / self.median
+
+    def ratio(self, other: "Measured") -> float:
+        """How many times as fast as `other`: of the medians of items a second."""
+        return self.rate / other.rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """`ours` has to be `least` times as fast as `against`, or as the fastest peer where that is None."""
+
+    least: float
+    against: str | None = None
+    ours: str = OURS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One comparison: everybody did the same, in the same rounds. `unit` names the items ("images")."""
+
+    part: str
+    name: str
+    unit: str
+    measured: Sequence[Measured]
+    goals: Sequence[Goal] = ()
+
+    def __getitem__(self, name: str) -> Measured:
+        return next(measured for measured in self.measured if measured.name == name)
+
+    def outcomes(self) -> list[tuple[Goal, str, float]]:
+        """Each goal with the rival's name and the ratio that was reached; goals without a rival here are left out."""
+        found = []
+        for goal in self.goals:
+            ours = self[goal.ours]
+            rivals = [m for m in self.measured if m.peer and m.name != goal.ours and goal.against in (None, m.name)]
+            if rivals:
+                fastest = max(rivals, key=lambda rival: rival.rate)
+                found.append((goal, fastest.name, ours.ratio(fastest)))
+        return found
+
+
+class Part(ABC):
+    """A part of the benchmark: it says what it needs, and yields its cases as they are measured."""
+
+    @abstractmethod
+    def cases(self, clock: "Clock") -> Iterator[Case]: ...
+
+
+class Clock:
+    """rounds        measurements of each contender
+    seconds       the least that one of them lasts: short calls are repeated
+    synchronise   waits for a device that computes on its own; nothing to do for a CPU
+    """
+
+    def __init__(self, *, rounds: int, seconds: float, synchronise: Callable[[], object] = lambda: None) -> None:
+        self.rounds, self.seconds, self.synchronise = rounds, seconds, synchronise
+
+    def measure(self, contenders: Sequence[Contender]) -> list[Measured]:
+        calls = [self.calls(contender) for contender in contenders]
+        seconds: list[list[float]] = [[] for _ in contenders]
+        with no_collection():
+            for number in range(self.rounds):
+                gc.collect()
+                for place in range(len(contenders)):
+                    index = (place + number) % len(contenders)
+                    seconds[index].append(self.time(contenders[index], calls[index]))
+        return [
+            Measured(
+                name=contender.name,
+                seconds=tuple(times),
+                calls=repeated,
+                items=contender.items,
+                peer=contender.peer,
+                figures=contender.figures,
+            )
+            for contender, times, repeated in zip(contenders, seconds, calls, strict=True)
+        ]
+
+    def calls(self, contender: Contender) -> int:
+        """Warm up, and find how many calls last `seconds`: whatever the first does once is done then."""
+        contender.run()
+        self.synchronise()
+        once = self.time(contender, 1)
+        return max(1, round(self.seconds / once)) if once > 0 else 1
+
+    def time(self, contender: Contender, calls: int) -> float:
+        """Seconds per call."""
+        self.synchronise()
+        start = time.perf_counter()
+        for _ in range(calls):
+            contender.run()
+        self.synchronise()
+        return (time.perf_counter() - start) / calls
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Python's collector runs between the measurements, not in them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
