@@ -1,0 +1,387 @@
+"""A data set becomes shards: in parallel, shard after shard, so that what was killed goes on where it was.
+
+A shard is a function of the images and the settings alone. Each, once it is in its place, has a record in `.prepare/`;
+what has none is made again. When all are there, the indices are written, then `prepared.json`, and `.prepare/` goes.
+"""
+
+import csv
+import io
+import json
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitlab.checkpoints import synchronised
+from vitlab.data import containers, manifest
+from vitlab.data.encoding import encoded
+from vitlab.data.reading import explained
+from vitlab.data.rows import Rows
+from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
+from vitlab.data.scan import Fault, cores
+from vitlab.data.sources import Source, Split
+from vitlab.data.storage import INSTALL, not_installed
+from vitlab.schema import Node
+
+log = logging.getLogger(__name__)
+
+WORK, LOCK, BROKEN = ".prepare", ".prepare.lock", "broken.csv"
+SHOWN = 10
+BUFFER = 10_000  # of what is read in blocks: among how many images those of a shard are drawn
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a data set is packed; `problems` says what is possible."""
+
+    to: str
+    size: int | None
+    quality: int | None
+    shard_images: int
+    shuffle: bool
+    seed: int
+
+
+def problems(*, to: str, size: int | None, quality: int | None, shard_images: int, out: Path) -> Iterator[str]:
+    """What is wrong with settings, before anything is read."""
+    for package in ("litdata", "webdataset"):
+        if to == package and not_installed(package):
+            yield f"to={to} is written with the package {package}, which isn't installed: {INSTALL}"
+    for knob, value in (("size", size), ("shard_images", shard_images)):
+        if value is not None and value < 1:
+            yield f"{knob}={value} must be at least 1"
+    if quality is not None and not 1 <= quality <= 100:
+        yield f"quality={quality} must lie in 1 .. 100, or be null for PNG"
+    if (problem := occupied(out)) is not None:
+        yield problem
+
+
+def occupied(out: Path) -> str | None:
+    """Why a folder can't be packed into; None where it is new or empty, was begun by a run that ended, or is done."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        return f"out={out} is a file; name a folder"
+    if (out / WORK).is_dir() or (out / manifest.NAME).is_file():
+        return None
+    if others := sorted({entry.name for entry in out.iterdir()} - {LOCK}):
+        return f"out={out} holds something else ({', '.join(others[:3])}); name a new or empty folder"
+    return None
+
+
+class Shards(Dataset[Node]):
+    """All shards of a data set, each made when it is asked for; the answer is its record.
+
+    Args:
+        source: What is packed.
+        orders: For each split, its images in the order in which they are packed, int64 [n].
+        settings: How.
+        out: Where to.
+    """
+
+    def __init__(self, source: Source, orders: Mapping[str, Tensor], settings: Settings, out: Path) -> None:
+        self.source, self.orders, self.settings, self.out = source, orders, settings, out
+        self.jobs = [
+            (split, shard, part.start, part.stop)
+            for split, order in orders.items()
+            for shard, part in enumerate(cut(len(order), -(-len(order) // settings.shard_images)))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def record(self, number: int) -> Path:
+        """Where a shard's record is once it is made."""
+        split, shard, _, _ = self.jobs[number]
+        return self.out / WORK / f"{split}-{shard:06d}.json"
+
+    def __getitem__(self, number: int) -> Node:
+        name, shard, start, stop = self.jobs[number]
+        split, settings = self.source.splits[name], self.settings
+        items, rows, faults = list[containers.Item](), list[int](), list[Fault]()
+        for place, row in enumerate(self.orders[name][start:stop].tolist(), start):
+            try:
+                data = encoded(split, row, size=settings.size, quality=settings.quality)
+            except Exception as error:  # a decoder meets any bytes
+                faults.append(Fault(image_name(split, row, name), name, explained(error)))
+                continue
+            items.append(containers.Item(data, int(split.labels[row]), place))
+            rows.append(row)
+        record: Node = {"split": name, "shard": shard, "faults": faults, "images": len(items)}
+        scratch = self.out / WORK / f"making-{number}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        if items:
+            scratch.mkdir(parents=True)
+            written = containers.write(
+                settings.to, self.out, scratch, name, shard, items, self.source.classes
+            )
+            record |= {"file": written.file, "bytes": written.bytes, "sha256": written.sha256}
+            table = np.zeros(len(items), manifest.ENTRY)
+            for entry, item, row, offset in zip(table, items, rows, written.offsets, strict=True):
+                entry["offset"], entry["size"], entry["crc"] = offset, len(item.data), zlib.crc32(item.data)
+                entry["label"], entry["row"], entry["kind"] = item.label, row, manifest.kind_of(item.data)
+            whole(self.record(number).with_suffix(".npy"), array_bytes(table))
+        whole(self.record(number), json.dumps(record).encode())
+        shutil.rmtree(scratch, ignore_errors=True)
+        return record
+
+
+def image_name(split: Split, row: int, name: str) -> str:
+    """What an image is called in lists of broken ones."""
+    return str(split.files[row]) if split.files is not None else f"{name}/{row}"
+
+
+def whole(file: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all."""
+    temporary = file.with_name(f".{os.getpid()}.{file.name}")
+    temporary.write_bytes(data)
+    synchronised(temporary)
+    temporary.replace(file)
+
+
+def array_bytes(table: np.ndarray[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, table, allow_pickle=False)
+    return file.getvalue()
+
+
+def orders(source: Source, settings: Settings) -> dict[str, Tensor]:
+    """In which order each split is packed: train shuffled, by the seed alone, the others as they are.
+
+    What is read in blocks is shuffled so that few of them are in use at a time.
+    """
+    found = {name: torch.arange(len(split)) for name, split in source.splits.items()}
+    if settings.shuffle:
+        generator = torch.Generator().manual_seed(stable_seed(settings.seed))
+        samples, blocks = len(source.train), source.train.blocks
+        sizes = [len(part) for part in cut(samples, -(-samples // settings.shard_images))]
+        if blocks is None:
+            found["train"] = torch.randperm(samples, generator=generator)
+        else:
+            found["train"] = shuffled_blocks(blocks, sizes, BUFFER, generator)
+    return found
+
+
+def plan(source: Source, settings: Settings) -> Node:
+    """What decides the shards: a run that was cut off is gone on with only where this is the same."""
+    splits: Node = {}
+    for name, split in source.splits.items():
+        digest = zlib.crc32(split.labels.contiguous().numpy().tobytes())
+        if split.images is not None:
+            digest = zlib.crc32(split.images.contiguous().numpy().tobytes(), digest)
+        elif isinstance(split.files, Rows):
+            digest = zlib.crc32(split.files.digest(), digest)
+        else:
+            for file in split.files or []:
+                digest = zlib.crc32(os.fsencode(f"{file}\n"), digest)
+        splits[name] = {"images": len(split), "content": digest}
+    return {**vars(settings), "source": source.name, "classes": list(source.classes), "splits": splits}
+
+
+@contextmanager
+def owned(out: Path) -> Iterator[None]:
+    """Keeps a second process out of a folder. Raises `ValueError` where there is one."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"out={out} is being packed by another process; wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def pack(
+    source: Source,
+    settings: Settings,
+    out: Path,
+    *,
+    name: str,
+    on_error: str = "raise",
+    max_skipped: float = 0.01,
+    processes: int | None = None,
+) -> Node:
+    """Packs a data set, or what is left of it, and returns what was made.
+
+    Args:
+        source: What is packed.
+        settings: How.
+        out: Where to.
+        name: What the set is called.
+        on_error: `raise`: an image that can't be decoded is an error, once all are known. `skip`: it is left out.
+        max_skipped: Share of the images above which `skip` refuses.
+        processes: That read and encode; 0: this one; None: one for each core.
+
+    Raises:
+        ValueError: the folder is in use or holds something else; images are broken; a class has none left.
+    """
+    begun = time.monotonic()
+    if (problem := occupied(out)) is not None:
+        raise ValueError(problem)
+    with owned(out):
+        wanted = plan(source, settings)
+        if (out / manifest.NAME).is_file():
+            content: Node = json.loads((out / manifest.NAME).read_text(encoding="utf-8"))
+            if differs := differences(content.get("plan", {}), wanted):
+                raise ValueError(f"out={out} holds another packed set ({differs}); name another folder")
+            log.info("%s is there already, and is what this command makes", out)
+            return told(content, seconds=0.0, made=0)
+        work = out / WORK
+        work.mkdir(exist_ok=True)
+        noted = work / "plan.json"
+        if noted.is_file():
+            if differs := differences(json.loads(noted.read_text(encoding="utf-8")), wanted):
+                raise ValueError(
+                    f"out={out} was begun otherwise ({differs}); finish it with the same command, or name another folder"
+                )
+        else:
+            whole(noted, json.dumps(wanted).encode())
+        for left in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for record in work.glob("*.json"):  # what was broken may have been replaced
+            if record != noted and json.loads(record.read_text(encoding="utf-8"))["faults"]:
+                record.unlink()
+        shards = Shards(source, orders(source, settings), settings, out)
+        made = make_missing(shards, cores() if processes is None else processes)
+        content = finished(shards, wanted, name=name, on_error=on_error, max_skipped=max_skipped)
+        return told(content, seconds=time.monotonic() - begun, made=made)
+
+
+def differences(before: Node, now: Node) -> str:
+    """What differs between two plans, in a line; empty where nothing does."""
+    found = []
+    for key in now:
+        if before.get(key) != now[key]:
+            plain = not isinstance(now[key], dict | list)
+            found.append(f"{key}: {before.get(key)} there, {now[key]} now" if plain else f"other {key}")
+    return "; ".join(found)
+
+
+def make_missing(shards: Shards, processes: int) -> int:
+    """Makes the shards that have no record, tells how far that is, and returns how many images they have."""
+    missing = [number for number in range(len(shards)) if not shards.record(number).is_file()]
+    total = sum(shards.jobs[number][3] - shards.jobs[number][2] for number in missing)
+    if len(missing) < len(shards):
+        log.info("going on: %d of %d shards are there", len(shards) - len(missing), len(shards))
+    workers = min(processes, len(missing))
+    loader: DataLoader[Node] = DataLoader(
+        shards,
+        batch_size=None,
+        sampler=missing,
+        num_workers=workers,
+        collate_fn=as_it_is,
+        multiprocessing_context=None,
+        prefetch_factor=1 if workers else None,
+    )
+    start = last = time.monotonic()
+    done = broken = 0
+    for record in loader:
+        done += record["images"] + len(record["faults"])
+        broken += len(record["faults"])
+        if (now := time.monotonic()) - last > 10:
+            last = now
+            rate = done / (now - start)
+            left = (total - done) / rate
+            log.info("packed %d of %d images, %.0f a second, %d broken, %.0f s left", done, total, rate, broken, left)
+    return done
+
+
+def as_it_is(record: Node) -> Node:
+    return record
+
+
+def finished(shards: Shards, wanted: Node, *, name: str, on_error: str, max_skipped: float) -> Node:
+    """Writes the indices and the manifest of shards that are all there. Raises `ValueError` for what is broken."""
+    out, source, settings = shards.out, shards.source, shards.settings
+    records = [json.loads(shards.record(number).read_text()) for number in range(len(shards))]
+    faults = [Fault(*fault) for record in records for fault in record["faults"]]
+    total = sum(map(len, source.splits.values()))
+    if faults:
+        with (file := out / WORK / BROKEN).open("w", newline="", encoding="utf-8", errors="surrogateescape") as text:
+            csv.writer(text).writerows([Fault._fields, *faults])
+        refuse(faults, total, file, on_error=on_error, max_skipped=max_skipped)
+        file.replace(out / BROKEN)
+        log.warning("left out %d of %d images, listed in %s", len(faults), total, out / BROKEN)
+    splits: Node = {}
+    for split in source.splits:
+        parts, files = list[np.ndarray[Any, Any]](), list[Node]()
+        for number, record in enumerate(records):
+            if record["split"] == split and record["images"]:
+                part = np.load(shards.record(number).with_suffix(".npy"), allow_pickle=False)
+                part["shard"] = len(files)
+                parts.append(part)
+                files.append({key: record[key] for key in ("file", "images", "bytes", "sha256")})
+        table = np.concatenate(parts) if parts else np.zeros(0, manifest.ENTRY)
+        counts = np.bincount(table["label"], minlength=len(source.classes)).tolist()
+        before = torch.bincount(source.splits[split].labels, minlength=len(source.classes)).tolist()
+        for label, (had, has) in enumerate(zip(before, counts, strict=True)):
+            if had and not has:
+                raise ValueError(f"no image of the class {source.classes[label]!r} in {split} can be decoded")
+        whole(index := out / manifest.index_file(split), array_bytes(table))
+        if settings.to == "litdata":
+            whole(out / split / "index.json", containers.litdata_index(out / WORK / "making-index", files).encode())
+        size = sum(file["bytes"] for file in files)
+        splits[split] = {
+            **{"images": len(table), "bytes": size, "index": manifest.digest(index)},
+            **{"classes": dict(zip(source.classes, counts, strict=True)), "shards": files},
+        }
+    grey = source.channels == 1
+    content = {
+        "vitlab": manifest.VERSION,
+        "name": name,
+        "format": settings.to,
+        "classes": list(source.classes),
+        "mean": list(source.mean * 3 if grey else source.mean),
+        "std": list(source.std * 3 if grey else source.std),
+        "broken": len(faults),
+        "splits": splits,
+        "plan": wanted,
+    }
+    whole(out / manifest.NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    shutil.rmtree(out / WORK)
+    return content
+
+
+def refuse(faults: list[Fault], total: int, listed: Path, *, on_error: str, max_skipped: float) -> None:
+    """Raises `ValueError` where broken images may not be left out, or not so many."""
+    shown = "".join(f"\n  - {fault.path}: {fault.reason}" for fault in faults[:SHOWN])
+    more = f"\n  - and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    if on_error == "raise":
+        raise ValueError(
+            f"{len(faults)} of {total} images can't be decoded, listed in {listed}; the rest is packed. Replace them, or leave "
+            f"them out with data.on_error=skip, and give the command again:{shown}{more}"
+        )
+    if len(faults) > max_skipped * total:
+        raise ValueError(
+            f"data.on_error=skip would leave out {len(faults)} of {total} images ({len(faults) / total:.2%}), more "
+            f"than data.max_skipped={max_skipped:g} allows, listed in {listed}; raise that:{shown}{more}"
+        )
+
+
+def told(content: Node, *, seconds: float, made: int) -> Node:
+    """Says what a packed set is, a line for each split, and returns it as the command's results."""
+    results: Node = {"format": content["format"], "broken": content["broken"], "seconds": round(seconds, 1)}
+    log.info("%-6s %10s %8s %7s   %s", "split", "images", "MB", "shards", "images of a class")
+    for split, part in content["splits"].items():
+        counts = list(part["classes"].values())
+        spread = f"{min(counts)} to {max(counts)} in {len(counts)} classes"
+        sizes = (part["images"], part["bytes"] / 1e6, len(part["shards"]))
+        log.info("%-6s %10d %8.1f %7d   %s", split, *sizes, spread)
+        results |= {f"{split}/images": sizes[0], f"{split}/bytes": part["bytes"], f"{split}/shards": sizes[2]}
+    rate = f", {made / seconds:.0f} images a second" if made and seconds else ""
+    log.info("%d broken; %.1f s%s", content["broken"], seconds, rate)
+    return results
