@@ -1,9 +1,10 @@
 """Packs a data set into shards, once, so that training reads few large files instead of a million small ones.
 
-    python src/prepare.py data=image_folder data_dir=imagenet size=256 out=imagenet-256      then data=shards data_dir=imagenet-256
+    python src/prepare.py data=image_folder data_dir=imagenet size=256 out=imagenet-256
+    python src/train.py data=shards data_dir=imagenet-256
     python src/prepare.py data=cifar10 to=webdataset out=cifar10-tar
     python src/prepare.py verify=imagenet-256        compares every checksum
-    python src/prepare.py index=laion-tars           makes a WebDataset from elsewhere readable by data=shards
+    python src/prepare.py index=tars                 has data=shards read a WebDataset from elsewhere
 
 Killed at any time, the same command goes on, and what it makes is the same, byte for byte (experiments/data.md).
 """

@@ -85,9 +85,7 @@ def write_webdataset(file: Path, items: Sequence[Item]) -> Path:
     return file
 
 
-def write_folder(
-    root: Path, scratch: Path, split: str, items: Sequence[Item], classes: Sequence[str]
-) -> Written:
+def write_folder(root: Path, scratch: Path, split: str, items: Sequence[Item], classes: Sequence[str]) -> Written:
     """Images of no one file: the checksum is of all their bytes, one after the other."""
     digest, size = hashlib.sha256(), 0
     for item in items:

@@ -92,8 +92,14 @@ def index(folder: Path) -> Node:
             counts = np.bincount(table["label"], minlength=len(classes)).tolist()
             splits[split] |= {"index": manifest.digest(file), "classes": dict(zip(classes, counts, strict=True))}
         content = {
-            **{"vitlab": manifest.VERSION, "name": folder.resolve().name, "format": "webdataset", "classes": classes},
-            **{"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "broken": 0, "splits": splits},
+            "vitlab": manifest.VERSION,
+            "name": folder.resolve().name,
+            "format": "webdataset",
+            "classes": classes,
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "broken": 0,
+            "splits": splits,
         }
         whole(folder / manifest.NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return told(content, seconds=time.monotonic() - begun, made=sum(map(len, tables.values())))

@@ -53,7 +53,7 @@ def index_file(split: str) -> str:
 def read(storage: Storage) -> Node:
     """The manifest of a packed data set. Raises `NotPrepared`."""
     try:
-        content = json.loads(storage.local(NAME).read_text(encoding="utf-8"))
+        content = json.loads(storage.described(NAME))
     except FileNotFoundError:
         raise NotPrepared(missing(storage.folder)) from None
     except OSError as error:
@@ -90,7 +90,7 @@ def table(storage: Storage, manifest: Node, split: str, *, check: bool = True) -
     """A split's index, mapped into memory: an array of `ENTRY`. Raises `NotPrepared`."""
     file = storage.local(index_file(split))
     try:
-        found = np.load(file, mmap_mode="r", allow_pickle=False)
+        found: np.ndarray[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
         if found.dtype != ENTRY or found.shape != (manifest["splits"][split]["images"],):
             raise ValueError("it is of another data set")
         if check and digest(file) != manifest["splits"][split]["index"]:

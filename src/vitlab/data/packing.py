@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 WORK, LOCK, BROKEN = ".prepare", ".prepare.lock", "broken.csv"
 SHOWN = 10
+LINGERS = 20  # seconds in which the processes of a program that was killed have ended
 BUFFER = 10_000  # of what is read in blocks: among how many images those of a shard are drawn
 
 
@@ -124,9 +125,7 @@ class Shards(Dataset[Node]):
         shutil.rmtree(scratch, ignore_errors=True)
         if items:
             scratch.mkdir(parents=True)
-            written = containers.write(
-                settings.to, self.out, scratch, name, shard, items, self.source.classes
-            )
+            written = containers.write(settings.to, self.out, scratch, name, shard, items, self.source.classes)
             record |= {"file": written.file, "bytes": written.bytes, "sha256": written.sha256}
             table = np.zeros(len(items), manifest.ENTRY)
             for entry, item, row, offset in zip(table, items, rows, written.offsets, strict=True):
@@ -196,11 +195,12 @@ def owned(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LINGERS)
     except Timeout:
         raise ValueError(f"out={out} is being packed by another process; wait for it, or end it") from None
     try:
         yield
+        (out / LOCK).unlink(missing_ok=True)  # who waited for it finds that all is done
     finally:
         lock.release()
 
@@ -246,7 +246,7 @@ def pack(
         if noted.is_file():
             if differs := differences(json.loads(noted.read_text(encoding="utf-8")), wanted):
                 raise ValueError(
-                    f"out={out} was begun otherwise ({differs}); finish it with the same command, or name another folder"
+                    f"out={out} was begun otherwise ({differs}); finish it as it was begun, or name another folder"
                 )
         else:
             whole(noted, json.dumps(wanted).encode())
@@ -283,8 +283,7 @@ def make_missing(shards: Shards, processes: int) -> int:
         batch_size=None,
         sampler=missing,
         num_workers=workers,
-        collate_fn=as_it_is,
-        multiprocessing_context=None,
+        collate_fn=as_it_is,  # type: ignore[arg-type]  # there are no batches
         prefetch_factor=1 if workers else None,
     )
     start = last = time.monotonic()
@@ -336,8 +335,11 @@ def finished(shards: Shards, wanted: Node, *, name: str, on_error: str, max_skip
             whole(out / split / "index.json", containers.litdata_index(out / WORK / "making-index", files).encode())
         size = sum(file["bytes"] for file in files)
         splits[split] = {
-            **{"images": len(table), "bytes": size, "index": manifest.digest(index)},
-            **{"classes": dict(zip(source.classes, counts, strict=True)), "shards": files},
+            "images": len(table),
+            "bytes": size,
+            "index": manifest.digest(index),
+            "classes": dict(zip(source.classes, counts, strict=True)),
+            "shards": files,
         }
     grey = source.channels == 1
     content = {
@@ -362,8 +364,8 @@ def refuse(faults: list[Fault], total: int, listed: Path, *, on_error: str, max_
     more = f"\n  - and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     if on_error == "raise":
         raise ValueError(
-            f"{len(faults)} of {total} images can't be decoded, listed in {listed}; the rest is packed. Replace them, or leave "
-            f"them out with data.on_error=skip, and give the command again:{shown}{more}"
+            f"{len(faults)} of {total} images can't be decoded, listed in {listed}; the rest is packed. Replace them, or "
+            f"leave them out with data.on_error=skip, and give the command again:{shown}{more}"
         )
     if len(faults) > max_skipped * total:
         raise ValueError(

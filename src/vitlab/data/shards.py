@@ -10,8 +10,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ log = logging.getLogger(__name__)
 
 OPEN_FILES = 64  # of one split in one process
 SHOWN = 10
+MANY = 100  # shards, from which on whole ones are held out to validate on
 
 
 class ShardRows(Rows):
@@ -71,17 +71,21 @@ class ShardRows(Rows):
         self.table = np.load(self.file, mmap_mode="r", allow_pickle=False)
         self._forget()
 
-    def __del__(self) -> None:
-        if getattr(self, "_process", None) == os.getpid():
+    def __del__(self, this: Callable[[], int] = os.getpid, close: Callable[[int], None] = os.close) -> None:
+        if getattr(self, "_process", None) == this():
             for opened in self._open.values():
-                with suppress(OSError):
-                    os.close(opened)
+                close(opened)
 
     @property
     def blocks(self) -> "Tensor":
         import torch
 
         return torch.from_numpy(self.table["shard"].astype("int64"))[self.chosen]
+
+    @property
+    def held_whole(self) -> bool:
+        """Of few shards, whole ones would be too much or too little, and all of them are soon read anyway."""
+        return len(self.shards) >= MANY
 
     def subset(self, indices: "Tensor") -> "ShardRows":
         return ShardRows(self.place, self.storage, self.shards, (self.table, self.file), self.chosen[indices])
@@ -99,7 +103,7 @@ class ShardRows(Rows):
 
     def content(self) -> bytes:
         """Every image's length and checksum."""
-        return self.table["size"].tobytes() + self.table["crc"].tobytes()
+        return bytes(self.table["size"].tobytes() + self.table["crc"].tobytes())
 
     def _descriptor(self, shard: int) -> int:
         if self._process != os.getpid():  # after a fork: what the parent opened stays the parent's to close
@@ -133,7 +137,7 @@ def problems(
         if not_installed("litdata"):
             yield f"data_dir={data_dir} is read with the package litdata, which isn't installed: {INSTALL}"
         if shuffle_buffer is None:
-            yield f"data.source.shuffle_buffer=null would fetch a whole shard for each image of {data_dir}; set a number"
+            yield f"data.source.shuffle_buffer=null would fetch a shard for each image of {data_dir}; set a number"
         if verify:
             yield f"data.source.verify=true reads all of {data_dir}; verify the folder before it is uploaded"
         return
@@ -183,9 +187,16 @@ def load(
         train, test = splits["train"], splits["test"]
     else:
         train, test = held_out(splits["train"], test_fraction, seed=0, knob="data.source.test_fraction")
-    colours = [tuple(content[key]) for key in ("mean", "std")]
+    mean, std = (tuple(content[key]) for key in ("mean", "std"))
     return Source(
-        *(content["name"], tuple(content["classes"]), 3, *colours, None, train, test),
+        content["name"],
+        tuple(content["classes"]),
+        3,
+        mean,
+        std,
+        None,
+        train,
+        test,
         val=splits.get("val"),
         shuffle_buffer=shuffle_buffer,
     )

@@ -95,7 +95,7 @@ class Source:
     train: Split
     test: Split
     val: Split | None = None
-    shuffle_buffer: int | None = 1000  # of what is read in blocks: among about how many images a step's are drawn; all
+    shuffle_buffer: int | None = 1000  # of what is read in blocks: among how many images a step's are drawn; all
 
     @property
     def splits(self) -> dict[str, Split]:

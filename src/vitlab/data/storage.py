@@ -41,10 +41,29 @@ class Storage:
             if not_installed("litdata"):
                 raise ValueError(f"data_dir={place} is read with the package litdata, which isn't installed: {INSTALL}")
             digest = hashlib.blake2b(self.place.encode(), digest_size=8).hexdigest()
-            self.folder = Path(cache_dir or os.environ.get("VITLAB_CACHE") or CACHE).expanduser() / digest
+            self.cache = Path(cache_dir or CACHE).expanduser()
+            self.folder = self.cache / digest
             self.folder.mkdir(parents=True, exist_ok=True)
         else:
             self.folder = Path(self.place)
+
+    def described(self, name: str) -> bytes:
+        """The content of the file that describes the data set, as it is now; another description has files of its own.
+
+        Raises `OSError`.
+        """
+        file = self.folder / name
+        if self.remote:
+            file = self.folder / f".{os.getpid()}" / name
+            file.parent.mkdir(exist_ok=True)
+            self._fetch(name, file, None)
+        content = file.read_bytes()
+        if self.remote:
+            file.unlink()
+            file.parent.rmdir()
+            self.folder = self.folder / hashlib.blake2b(content, digest_size=8).hexdigest()
+            self.folder.mkdir(exist_ok=True)
+        return content
 
     def local(self, name: str, *, size: int | None = None) -> Path:
         """A file of this machine with the content of the file `name`; fetched where it has to be.
@@ -83,8 +102,8 @@ class Storage:
 
     def _make_room(self, size: int) -> None:
         """Removes what wasn't used for longest; indices, which are needed at every start, stay."""
-        with FileLock(self.folder / ".room.lock"):
-            kept = [file for file in self.folder.rglob("*") if file.is_file() and file.suffix in (".bin", ".tar")]
+        with FileLock(self.cache / ".room.lock"):
+            kept = [file for file in self.cache.rglob("*") if file.is_file() and file.suffix in (".bin", ".tar")]
             used = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in kept)
             total = sum(size for _, size, _ in used)
             for _, taken, file in used:
