@@ -163,6 +163,42 @@ def tracked() -> Tracked:
     return read
 
 
+# ------------------------------------------------------------------------------------- data sets of the Hub's formats
+
+
+@pytest.fixture(scope="session")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the Hub has them: digits as PNG in parquet files, 600 to train on in 3 files of 4 row groups, and
+    200 to test on, with class labels.
+    """
+    import io
+
+    import datasets
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    def png(image: Any) -> bytes:
+        Image.fromarray((image * 15).astype(np.uint8)).save(buffer := io.BytesIO(), "PNG")
+        return buffer.getvalue()
+
+    digits = load_digits()
+    label = datasets.ClassLabel(names=[f"digit {i}" for i in range(10)])
+    features = datasets.Features({"image": datasets.Image(), "label": label, "id": datasets.Value("int32")})
+    folder = tmp_path_factory.mktemp("hub") / "digits"
+    (folder / "data").mkdir(parents=True)
+    for name, start in (("train-0", 0), ("train-1", 200), ("train-2", 400), ("test-0", 600)):
+        rows = range(start, start + 200)
+        columns = {
+            "image": [{"bytes": png(digits.images[i]), "path": f"{i}.png"} for i in rows],
+            "label": [int(digits.target[i]) for i in rows],
+            "id": list(rows),
+        }
+        table = datasets.Dataset.from_dict(columns, features=features)
+        table.to_parquet(folder / "data" / f"{name}.parquet", batch_size=50)
+    return folder
+
+
 # ------------------------------------------------------------------------------------------- networks to be exported
 
 Exportable = Callable[..., Any]

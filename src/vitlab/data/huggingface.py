@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab.data.rows import ArrowRows, Group, ParquetRows, open_parquet
-from vitlab.data.sampler import LANES
 from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, Split
 from vitlab.data.splitting import held_out
 from vitlab.schema import suggest
@@ -75,7 +74,7 @@ def problems(
     test_split: str | None = None,
     test_fraction: float = 0.2,
     streaming: bool = False,
-    shuffle_buffer: int = 1000,
+    shuffle_buffer: int = 10_000,
     cache_dir: str | None = None,
 ) -> Iterator[str]:
     """What is wrong with the settings of `sources.huggingface`, as far as the set's description tells."""
@@ -294,8 +293,7 @@ def load(
         val = None
     used = {split: table for split, table in tables.items() if split in (train, val, test)}
     classes, labels = encoded(found, used, train)
-    keep = LANES * (2 + -(-shuffle_buffer // LANES) // tables[train].typical_block)
-    splits = {split: Split(None, labels[split], table.rows(keep)) for split, table in used.items()}
+    splits = {split: Split(None, labels[split], table.rows(shuffle_buffer)) for split, table in used.items()}
     log.info(
         "%s%s: train split %s, validation %s, test %s, %s",
         *(found.name, f" at {found.version}" if found.version else "", train, val or "cut from train"),
@@ -335,19 +333,14 @@ class Table:
             return missing
         return missing + int(pc.sum(pc.less(self.labels, 0)).as_py() or 0)
 
-    @property
-    def typical_block(self) -> int:
-        """Rows of a row group; 1 where there are none."""
-        return sorted(group.rows for group in self.groups)[len(self.groups) // 2] if self.groups else 1
-
-    def rows(self, keep: int) -> ArrowRows | ParquetRows:
-        """The images; of what is streamed, a process holds on to `keep` row groups."""
+    def rows(self, buffer: int) -> ArrowRows | ParquetRows:
+        """The images; about `buffer` of those that are streamed are in use at a time."""
         import torch
 
         chosen = torch.arange(len(self.labels))
         if self.dataset is not None:
             return ArrowRows(self.place, self.dataset, self.image, chosen)
-        return ParquetRows(self.place, self.files, self.image, self.groups, keep, chosen)
+        return ParquetRows(self.place, self.files, self.image, self.groups, buffer, chosen)
 
 
 def mapped(found: Opened, splits: list[str], image: str | None, label: str | None) -> dict[str, Table]:

@@ -254,6 +254,7 @@ class DataModule(LightningDataModule):
             batch_size=self.eval_batch_size,
             rank=rank,
             world_size=world_size,
+            in_blocks=self._splits[split].blocks is not None,
         )
         return self._loader(split, batches, training=False)
 

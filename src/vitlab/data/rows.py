@@ -7,12 +7,15 @@ are got. Nothing is opened before the first row is read, and each process opens 
     ParquetRows  a row group is read whole, and the last few are kept: meant to be read block after block
 """
 
+import bisect
 import hashlib
+import math
 import os
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 if TYPE_CHECKING:
@@ -134,27 +137,32 @@ class ParquetRows(Rows):
         files: Paths or URLs.
         column: The images' column: encoded bytes, or `bytes` beside a `path`.
         groups: All row groups of the files, in order.
-        keep: How many groups a process holds on to; the one that wasn't read from for longest goes first.
+        buffer: About how many rows may be in use at a time, of all processes of a machine together.
         chosen: As for all rows.
     """
 
     def __init__(
-        self, place: str, files: tuple[str, ...], column: str, groups: tuple[Group, ...], keep: int, chosen: "Tensor"
+        self, place: str, files: tuple[str, ...], column: str, groups: tuple[Group, ...], buffer: int, chosen: "Tensor"
     ) -> None:
-        import torch
-
         super().__init__(place, chosen)
-        self.files, self.column, self.groups, self.keep = files, column, groups, keep
-        self.starts = torch.tensor([group.start for group in groups])
+        self.files, self.column, self.groups, self.buffer = files, column, groups, buffer
+        self.starts = [group.start for group in groups]
         self._forget()
 
     def _forget(self) -> None:
         self._process, self._lock = os.getpid(), threading.RLock()
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._held: OrderedDict[int, Any] = OrderedDict()
+        self._wanted: Tensor | None = None  # rows of each block
+        self._left: dict[int, int] = {}  # of those held
+        self.__dict__.pop("most_held", None)  # another process may be a worker
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_open", "_held")}
+        return {
+            key: value
+            for key, value in self.__dict__.items()
+            if key not in ("_lock", "_open", "_held", "_wanted", "_left")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -164,15 +172,24 @@ class ParquetRows(Rows):
     def blocks(self) -> "Tensor":
         import torch
 
-        return torch.searchsorted(self.starts, self.chosen, right=True) - 1
+        return torch.searchsorted(torch.tensor(self.starts), self.chosen, right=True) - 1
 
     def subset(self, indices: "Tensor") -> "ParquetRows":
-        return ParquetRows(self.place, self.files, self.column, self.groups, self.keep, self.chosen[indices])
+        return ParquetRows(self.place, self.files, self.column, self.groups, self.buffer, self.chosen[indices])
+
+    @cached_property
+    def most_held(self) -> int:
+        """Row groups that this process holds on to: of all that are in use, those of a loading worker's turns."""
+        from torch.utils.data import get_worker_info
+
+        from vitlab.data.sampler import pieces, typical
+
+        rows, worker = typical(self.blocks), get_worker_info()
+        layout = pieces(rows, self.buffer)
+        return 1 + layout.in_use(rows) // math.gcd(layout.turns, worker.num_workers if worker else 1)
 
     def read(self, row: int) -> bytes:
-        import torch
-
-        block = int(torch.searchsorted(self.starts, row, right=True)) - 1
+        block = bisect.bisect_right(self.starts, row) - 1
         value = self._images(block)[row - self.groups[block].start].as_py()
         return stored(value if isinstance(value, dict) else {"bytes": value, "path": None})
 
@@ -187,15 +204,20 @@ class ParquetRows(Rows):
         with self._lock:
             if block in self._held:
                 self._held.move_to_end(block)
-                return self._held[block]
-            group = self.groups[block]
-            while len(self._held) >= self.keep:
+                self._left[block] -= 1
+                return self._held[block] if self._left[block] else self._held.pop(block)  # all of it was asked for
+            if self._wanted is None:
+                self._wanted = self.blocks.bincount(minlength=len(self.groups))
+            group, self._left[block] = self.groups[block], int(self._wanted[block]) - 1
+            while len(self._held) >= self.most_held:
                 self._held.popitem(last=False)
             column = self._file(group.file).read_row_group(group.number, columns=[self.column], use_threads=False)
             if len(column) != group.rows:
                 raise OSError(f"{self.files[group.file]} was changed since its row groups were counted")
-            self._held[block] = column.column(0).combine_chunks()
-            return self._held[block]
+            images = column.column(0).combine_chunks()
+            if self._left[block]:
+                self._held[block] = images
+            return images
 
     def _file(self, number: int) -> Any:
         if number not in self._open:

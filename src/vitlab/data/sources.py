@@ -243,7 +243,7 @@ def huggingface(
     test_split: str | None = None,
     test_fraction: float = 0.2,
     streaming: bool = False,
-    shuffle_buffer: int = 1000,
+    shuffle_buffer: int = 10_000,
     cache_dir: str | None = None,
 ) -> Source:
     """An image classification set of the Hugging Face Hub, or a local one in the formats of its library `datasets`.
@@ -260,7 +260,8 @@ def huggingface(
         test_split: None: `test`; `validation` where there is none with labels; else a `test_fraction` of train.
         test_fraction: Share of the images that becomes the test split, where the set has none.
         streaming: Read parquet files where they lie, a row group at a time, instead of downloading them first.
-        shuffle_buffer: Among about how many images the images of a streamed step are drawn at random.
+        shuffle_buffer: Among about how many images streamed ones are drawn at random. As many, as they are encoded, lie
+            in the memory of a machine's processes together, and at least two row groups.
         cache_dir: Where downloads are kept; None: where the Hub's library keeps them (`HF_HOME`).
     """
     from vitlab.data.huggingface import load
