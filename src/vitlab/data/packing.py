@@ -200,8 +200,9 @@ def owned(out: Path) -> Iterator[None]:
         raise ValueError(f"out={out} is being packed by another process; wait for it, or end it") from None
     try:
         yield
-        (out / LOCK).unlink(missing_ok=True)  # who waited for it finds that all is done
     finally:
+        if (out / manifest.NAME).is_file():  # who waits for it finds that all is done
+            (out / LOCK).unlink(missing_ok=True)
         lock.release()
 
 
