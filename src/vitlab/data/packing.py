@@ -365,8 +365,8 @@ def refuse(faults: list[Fault], total: int, listed: Path, *, on_error: str, max_
     more = f"\n  - and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     if on_error == "raise":
         raise ValueError(
-            f"{len(faults)} of {total} images can't be decoded, listed in {listed}; the rest is packed. Replace them, or "
-            f"leave them out with data.on_error=skip, and give the command again:{shown}{more}"
+            f"{len(faults)} of {total} images can't be decoded, listed in {listed}; the rest is packed. Replace them, "
+            f"or leave them out with data.on_error=skip, and give the command again:{shown}{more}"
         )
     if len(faults) > max_skipped * total:
         raise ValueError(

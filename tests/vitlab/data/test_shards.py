@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,9 @@ def test_any_number_of_ranks_sees_each_image_once_an_epoch_in_the_same_steps(
                         seed=3,
                         rank=rank,
                         world_size=ranks,
-                        position=lambda: (epoch, 0),
+                        position=partial(tuple, (epoch, 0)),
                         blocks=blocks,
-                        buffer=shuffle_buffer or 0,  # noqa: B023
+                        buffer=shuffle_buffer or 0,
                     )
                 )
                 for rank in range(ranks)
