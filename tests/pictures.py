@@ -39,6 +39,6 @@ def source(folder: Path) -> Source:
 
 def pack(folder: Path, out: Path, **others: int | str | bool | None) -> Path:
     """Packs those pictures in this process, with settings that differ from `SETTINGS`."""
-    settings = Settings(**{**vars(SETTINGS), **others})  # type: ignore[arg-type]
+    settings = Settings(**{**vars(SETTINGS), **others})
     packing.pack(source(folder), settings, out, name="pictures", processes=0)
     return out

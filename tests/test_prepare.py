@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import evaluate
 import prepare
 from conftest import Program, Start
 from vitlab.data import manifest, packing
@@ -71,11 +72,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.long
 def test_killed_with_its_processes_at_work_the_same_command_ends_in_the_same_bytes(
-    start: Start, program: Program, tmp_path: Path
+    prepared: Prepared, start: Start, program: Program, tmp_path: Path
 ) -> None:
-    line = ["data=fake", "data.source.samples=6000", "data.source.size=64", "shard_images=100", "processes=2"]
-    program("prepare", *line, "out=whole", cwd=tmp_path)
-    process = start("prepare", *line, "out=killed", cwd=tmp_path)
+    line = ["data=fake", "data.source.samples=6000", "data.source.size=64", "shard_images=100"]
+    prepared(*line, "out=whole")
+    process = start("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
     records = tmp_path / "killed" / packing.WORK
     while len(list(records.glob("train-*.json"))) < 3:
         assert process.poll() is None, "it ended before it could be killed"
@@ -83,7 +84,7 @@ def test_killed_with_its_processes_at_work_the_same_command_ends_in_the_same_byt
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "killed" / manifest.NAME).exists()
-    output = program("prepare", *line, "out=killed", cwd=tmp_path)
+    output = program("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
     assert "going on: " in output
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
@@ -92,7 +93,8 @@ TRAIN = [
     *("data=shards", "data.num_workers=2", "image_size=16", "model=vit_mini", "model.patch_size=4", "model.dim=16"),
     *("model.depth=1", "model.heads=2", "batch_size=12", "trainer.accelerator=cpu", "trainer.max_epochs=4"),
     *("trainer.enable_progress_bar=false", "logger=csv", "objective=val/loss", "schedule.warmup_steps=2"),
-    *("callbacks.last.every_n_steps=2", "data.source.shuffle_buffer=30", "data.augment.auto_augment=randaugment"),
+    *("callbacks.last.every_n_train_steps=2", "data.source.shuffle_buffer=30", "data.augment.auto_augment=randaugment"),
+    "trainer.devices=2",
 ]
 
 
@@ -101,34 +103,38 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def scores(file: Path) -> dict[str, int]:
+    return {key: json.loads(file.read_text())[key] for key in ("test/correct", "test/count")}
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_on_shards_that_is_killed_goes_on_at_the_exact_image(
-    packed: Callable[..., Path], start: Start, program: Program, tmp_path: Path, ranks: int
+def test_two_ranks_that_are_killed_go_on_at_the_exact_image_and_one_and_three_count_the_same(
+    packed: Callable[..., Path],
+    start: Start,
+    program: Program,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    line = [*TRAIN, f"data_dir={packed()}", f"trainer.devices={ranks}"]
+    line = [*TRAIN, f"data_dir={packed()}"]
     program("train", *line, "hydra.run.dir=whole", cwd=tmp_path)
     process = start("train", *line, "hydra.run.dir=killed", cwd=tmp_path)
-    rows = tmp_path / "killed" / "metrics.csv"
-    while not (rows.is_file() and any((tmp_path / "killed" / "checkpoints").glob("*.ckpt"))):
+    while not any((tmp_path / "killed" / "checkpoints").glob("*.ckpt")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
+    assert "test/acc" not in json.loads((tmp_path / "killed" / "results.json").read_text())
     program("train", *line, "hydra.run.dir=killed", "resume=auto", cwd=tmp_path)
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
-
-@pytest.mark.long
-def test_one_two_and_three_ranks_count_the_same_correct_answers(
-    packed: Callable[..., Path], program: Program, tmp_path: Path
-) -> None:
-    program("train", *TRAIN, f"data_dir={packed('webdataset')}", "hydra.run.dir=run", cwd=tmp_path)
-    found = []
-    for ranks in (1, 2, 3):
-        program("evaluate", "run=run", f"trainer.devices={ranks}", "trainer.accelerator=cpu", cwd=tmp_path)
-        file = max((tmp_path / "run").rglob("results.json"), key=lambda file: file.stat().st_mtime_ns)
-        found.append({key: json.loads(file.read_text())[key] for key in ("test/correct", "test/count")})
-    assert found[0] == found[1] == found[2]
-    assert found[0]["test/count"] == 20
+    found = scores(tmp_path / "whole" / "results.json")
+    assert found["test/count"] == 20
+    again = tmp_path / "whole" / "evaluation" / "best-test" / "results.json"
+    program("evaluate", "run=whole", "trainer.devices=3", "trainer.accelerator=cpu", cwd=tmp_path)
+    assert scores(again) == found
+    again.unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "run=whole", "trainer.devices=1", "trainer.accelerator=cpu"])
+    evaluate.main()
+    assert scores(again) == found

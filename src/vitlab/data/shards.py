@@ -112,7 +112,7 @@ class ShardRows(Rows):
             while len(self._open) >= OPEN_FILES:
                 os.close(self._open.popitem(last=False)[1])
             name, size = self.shards[shard]
-            self._open[shard] = os.open(self.storage.local(name, size=size), os.O_RDONLY)
+            self._open[shard] = self.storage.open(name, size=size)
         self._open.move_to_end(shard)
         return self._open[shard]
 

@@ -8,7 +8,9 @@ for longest goes first. A file comes into its place whole, and one that another 
 import hashlib
 import importlib.util
 import os
+import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -59,8 +61,7 @@ class Storage:
             self._fetch(name, file, None)
         content = file.read_bytes()
         if self.remote:
-            file.unlink()
-            file.parent.rmdir()
+            shutil.rmtree(file.parent, ignore_errors=True)
             self.folder = self.folder / hashlib.blake2b(content, digest_size=8).hexdigest()
             self.folder.mkdir(exist_ok=True)
         return content
@@ -73,14 +74,25 @@ class Storage:
         file = self.folder / name
         if not self.remote:
             return file
-        if not file.is_file():
+        while True:
+            now = time.time()
+            with suppress(FileNotFoundError):
+                os.utime(file, (now, now))  # used, so it stays
+                return file
             file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(file.with_name(f".{file.name}.lock")):
                 if not file.is_file():
                     self._fetch(name, file, size)
-        now = time.time()
-        os.utime(file, (now, now))
-        return file
+
+    def open(self, name: str, *, size: int) -> int:
+        """A descriptor of the file `name`, for reading, which stays good where the file is removed. Raises `OSError`."""
+        while True:
+            file = self.local(name, size=size)
+            try:
+                return os.open(file, os.O_RDONLY)
+            except FileNotFoundError:  # another process made room just now
+                if not self.remote:
+                    raise
 
     def _fetch(self, name: str, file: Path, size: int | None) -> None:
         from litdata.streaming.downloader import get_downloader
@@ -98,14 +110,16 @@ class Storage:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise OSError(f"{self.place}/{name} can't be fetched ({reason})") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            for left in (temporary, temporary.with_name(f"{temporary.name}.lock")):
+                left.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         """Removes what wasn't used for longest; indices, which are needed at every start, stay."""
         with FileLock(self.cache / ".room.lock"):
-            kept = [file for file in self.cache.rglob("*") if file.is_file() and file.suffix in (".bin", ".tar")]
-            used = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in kept)
-            total = sum(size for _, size, _ in used)
+            kept = [file for file in self.cache.rglob("*") if file.suffix in (".bin", ".tar") and file.name[0] != "."]
+            states = [(file.stat(), file) for file in kept]  # nobody else removes any
+            used = sorted((state.st_mtime, state.st_size, file) for state, file in states)
+            total = sum(taken for _, taken, _ in used)
             for _, taken, file in used:
                 if total + size <= self.limit:
                     break

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from pictures import Configure
+from conftest import Configure
 from vitlab import resume
 from vitlab.checks import problems as all_problems
 from vitlab.data import huggingface

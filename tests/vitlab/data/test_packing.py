@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def broken(drawn: Path, tmp_path: Path) -> Path:
 
 
 def test_broken_images_are_all_named_then_left_out_and_listed_or_replaced(broken: Path, tmp_path: Path) -> None:
-    out, given = tmp_path / "out", {"name": "broken", "processes": 0}
+    out = tmp_path / "out"
+    given: Any = {"name": "broken", "processes": 0}
     with pytest.raises(ValueError, match=r"2 of 94 images can't be decoded.*replace|Replace") as caught:
         packing.pack(pictures.source(broken), pictures.SETTINGS, out, **given)
     assert str(caught.value).count("\n  - ") == 2
@@ -162,6 +164,18 @@ def test_a_set_in_memory_is_packed_without_loss_and_read_as_colours(
     assert read.train.files is not None
     for number in range(60):
         assert torch.equal(read_image(read.train.files[number]), few.train.images[number].expand(3, -1, -1))
+
+
+def test_shards_are_a_data_set_to_be_packed_otherwise(packed: Packed, tmp_path: Path) -> None:
+    first = shards(data_dir=str(packed()))
+    packing.pack(first, replace(pictures.SETTINGS, to="webdataset"), tmp_path / "out", name="again", processes=0)
+    second = shards(data_dir=str(tmp_path / "out"))
+    for name in ("train", "test"):
+        one, two = (
+            sorted((file.read(), label) for file, label in zip(split.files, split.labels.tolist(), strict=True))
+            for split in (first.splits[name], second.splits[name])
+        )
+        assert one == two
 
 
 @pytest.mark.parametrize(

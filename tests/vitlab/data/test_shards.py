@@ -48,7 +48,7 @@ def test_any_number_of_ranks_sees_each_image_once_an_epoch_in_the_same_steps(
                         seed=3,
                         rank=rank,
                         world_size=ranks,
-                        position=partial(tuple, (epoch, 0)),
+                        position=partial(divmod, epoch, 1),
                         blocks=blocks,
                         buffer=shuffle_buffer or 0,
                     )
