@@ -7,6 +7,7 @@ for longest goes first. A file comes into its place whole, and one that another 
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import time
@@ -85,7 +86,7 @@ class Storage:
                     self._fetch(name, file, size)
 
     def open(self, name: str, *, size: int) -> int:
-        """A descriptor of the file `name`, for reading, which stays good where the file is removed. Raises `OSError`."""
+        """A descriptor of the file `name`, to read it, which stays good where that is removed. Raises `OSError`."""
         while True:
             file = self.local(name, size=size)
             try:
@@ -97,6 +98,7 @@ class Storage:
     def _fetch(self, name: str, file: Path, size: int | None) -> None:
         from litdata.streaming.downloader import get_downloader
 
+        logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials, again and again
         self._make_room(size or 0)
         temporary = file.with_name(f".{os.getpid()}.{file.name}")
         try:

@@ -14,6 +14,7 @@ from PIL import Image
 import pictures
 from vitlab.data import containers, manifest, packing
 from vitlab.data.packing import Settings, problems
+from vitlab.data.reading import read_bytes, read_image
 from vitlab.data.sources import Source, digits, shards
 
 Packed = Any
@@ -158,8 +159,6 @@ def test_a_set_in_memory_is_packed_without_loss_and_read_as_colours(
     assert "test          360" in caplog.text
     read = shards(data_dir=str(tmp_path / "out"))
     assert (read.channels, read.mean, read.classes) == (3, (0.3, 0.3, 0.3), whole.classes)
-    from vitlab.data.reading import read_image
-
     assert few.train.images is not None
     assert read.train.files is not None
     for number in range(60):
@@ -172,7 +171,9 @@ def test_shards_are_a_data_set_to_be_packed_otherwise(packed: Packed, tmp_path: 
     second = shards(data_dir=str(tmp_path / "out"))
     for name in ("train", "test"):
         one, two = (
-            sorted((file.read(), label) for file, label in zip(split.files, split.labels.tolist(), strict=True))
+            sorted(
+                (read_bytes(file), label) for file, label in zip(split.files or [], split.labels.tolist(), strict=True)
+            )
             for split in (first.splits[name], second.splits[name])
         )
         assert one == two

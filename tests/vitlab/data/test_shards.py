@@ -63,7 +63,7 @@ def test_any_number_of_ranks_sees_each_image_once_an_epoch_in_the_same_steps(
 
 
 def batches(data: DataModule) -> list[TrainBatch]:
-    return list(data.train_dataloader())  # type: ignore[arg-type]
+    return list(data.train_dataloader())
 
 
 def test_workers_and_formats_and_object_storage_make_the_same_batches(packed: Packed, tmp_path: Path) -> None:
