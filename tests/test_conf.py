@@ -147,7 +147,9 @@ def write_weights(folder: Path, patch: int) -> Path:
 
 
 @pytest.fixture
-def with_data(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+def with_data(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parquet: Path
+) -> Callable[..., list[str]]:
     """Overrides -> the same, with `data_dir` set to a folder where the data set that they choose lies, if in files, and
     with weights at hand for what begins from some.
     """
@@ -159,6 +161,8 @@ def with_data(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         name, folder = data["_target_"].rsplit(".", 1)[-1], tmp_path / "data"
         if name in ("digits", "fake"):
             return list(overrides)
+        if name == "huggingface":
+            return [*overrides, f"data.name={parquet}", f"data.source.cache_dir={folder}"]
         if name == "fashion_mnist":
             if not DEBIAN_FASHION_MNIST.is_dir():
                 pytest.skip("Debian's package dataset-fashion-mnist is not installed")

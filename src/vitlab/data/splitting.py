@@ -32,7 +32,7 @@ def held_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split
 
 
 def whole_blocks(labels: Tensor, blocks: Tensor, share: float, seed: int) -> Tensor | None:
-    """Which samples (bool [N]) are held out, by whole blocks; None where no draw has every class on both sides."""
+    """Which samples (bool [N]) are held out, in whole blocks; None where no draw has every class on both sides."""
     sizes, classes = torch.bincount(blocks), torch.bincount(labels) > 0
     for draw in range(DRAWS):
         drawn = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed + draw))

@@ -21,7 +21,8 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
 from conftest import Configure
-from vitlab import resume
+from faults import rows
+from vitlab import resume, runs
 from vitlab.checks import problems as all_problems
 from vitlab.data import huggingface
 from vitlab.data.augment import Augment
@@ -450,3 +451,44 @@ def test_the_data_of_a_checkpoint_is_told_from_other_data(load: Load, parquet: P
     for streaming in (False, True):
         told = resume.differences(identity(parquet, streaming=streaming), identity(other, streaming=streaming))
         assert told == ["data: test images: differ, though they are as many"]
+
+
+@pytest.mark.long
+def test_one_two_and_three_ranks_train_and_count_alike_and_go_on_exactly(
+    program: Callable[..., str], small: list[str], parquet: Path, tmp_path: Path
+) -> None:
+    """Real processes with gloo, two loading workers each, out of parquet files."""
+    settings = [setting for setting in small if not setting.startswith("trainer.max_epochs")]
+    settings += ["data=huggingface", f"data.name={parquet}", "data.source.streaming=true", "data.num_workers=2"]
+    settings += [
+        "data.source.shuffle_buffer=400",
+        "batch_size=100",
+        "image_size=8",
+        "logger=csv",
+        "trainer.max_epochs=2",
+    ]
+    settings += ["trainer.log_every_n_steps=1", "data.augment.flip=false"]
+    program("train", *settings, "-m", "trainer.devices=1,2,3", "sweep=ranks", cwd=tmp_path)
+    jobs = {runs.read_config(file.parent)["trainer"]["devices"]: file.parent for file in tmp_path.rglob("results.json")}
+    assert sorted(jobs) == [1, 2, 3]
+    one = rows(jobs[1])
+    for ranks in (2, 3):
+        other = rows(jobs[ranks])
+        assert [row["images"] for row in other] == [row["images"] for row in one]
+        losses = [[float(row["train/loss"]) for row in run if row["train/loss"]] for run in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        assert len(losses[0]) == 2 * 6, "550 images in steps of at most 100"
+        found = runs.read_results(jobs[ranks])
+        assert (found["val/count"], found["test/count"]) == (50, 200)
+        assert found["test/correct"] == runs.read_results(jobs[1])["test/correct"]
+
+    begun = ["trainer.devices=2", "hydra.run.dir=cut", "callbacks.last.every_n_train_steps=1"]
+    program("train", *settings, *begun, "trainer.max_steps=8", cwd=tmp_path)
+    program("train", "resume=cut", "trainer.max_steps=-1", cwd=tmp_path)
+    whole, cut = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (jobs[2], tmp_path / "cut")
+    )
+    assert whole["global_step"] == cut["global_step"] == 12
+    assert [row["train/loss"] for row in rows(tmp_path / "cut")][:12] == [row["train/loss"] for row in rows(jobs[2])][
+        :12
+    ]
