@@ -23,7 +23,7 @@ def held_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split
         if (mask := whole_blocks(split.labels, split.blocks, share, seed)) is not None:
             return split.subset((~mask).nonzero().flatten()), split.subset(mask.nonzero().flatten())
         log.warning(
-            "%s=%g is cut out of all shards, or row groups, which validating and training then both read: no draw of "
+            "%s=%g is cut out of all row groups, or shards, which validating and training then both read: no draw of "
             "whole ones has every class on both sides",
             *(knob, share),
         )
