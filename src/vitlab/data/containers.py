@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitlab.checkpoints import synchronised
-from vitlab.data.manifest import KINDS, kind_of
+from vitlab.data.manifest import KINDS, class_folders, kind_of
 
 
 class Item(NamedTuple):
@@ -87,11 +87,11 @@ def write_webdataset(file: Path, items: Sequence[Item]) -> Path:
 
 def write_folder(root: Path, scratch: Path, split: str, items: Sequence[Item], classes: Sequence[str]) -> Written:
     """Images of no one file: the checksum is of all their bytes, one after the other."""
-    digest, size = hashlib.sha256(), 0
+    digest, size, folders = hashlib.sha256(), 0, class_folders(classes)
     for item in items:
         name = f"{item.number:09d}.{KINDS[kind_of(item.data)]}"
         (scratch / name).write_bytes(item.data)
-        size += placed(scratch / name, root / split / classes[item.label] / name)
+        size += placed(scratch / name, root / split / folders[item.label] / name)
         digest.update(item.data)
     return Written("", size, digest.hexdigest(), [0] * len(items))
 

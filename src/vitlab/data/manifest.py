@@ -7,7 +7,8 @@ every shard; nothing in it depends on when, or on how many processors, the set w
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,18 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def image_file(root: Path, split: str, classes: list[str], entry: Any, number: int) -> Path:
-    """With to=folder, where an image lies: `number` is its place in the split."""
-    return root / split / classes[int(entry["label"])] / f"{number:09d}.{KINDS[int(entry['kind'])]}"
+def class_folders(classes: Sequence[str]) -> list[str]:
+    """With to=folder, each class's folder: its name, less what can't be in one. Raises `ValueError` for two alike."""
+    folders = [re.sub(r"[/\\\0]|^\.", "_", name) for name in classes]
+    if len(set(folders)) < len(folders):
+        twice = next(name for name in folders if folders.count(name) > 1)
+        raise ValueError(f"to=folder: two classes would have the folder {twice!r}; use to=litdata or webdataset")
+    return folders
+
+
+def image_file(root: Path, split: str, folders: Sequence[str], entry: Any, number: int) -> Path:
+    """With to=folder, where an image lies: `folders` are the classes', `number` is its place in the split."""
+    return root / split / folders[int(entry["label"])] / f"{number:09d}.{KINDS[int(entry['kind'])]}"
 
 
 def faults(
@@ -129,10 +139,11 @@ def faults(
             continue
         if content["format"] == "folder":
             entries, start = np.load(index, mmap_mode="r", allow_pickle=False), 0
+            folders = class_folders(content["classes"])
             for shard in split["shards"]:
                 found = hashlib.sha256()
                 for number in range(start, start + shard["images"]):
-                    file = image_file(folder, name, content["classes"], entries[number], number)
+                    file = image_file(folder, name, folders, entries[number], number)
                     if not file.is_file() or file.stat().st_size != entries[number]["size"]:
                         state = "it has another size" if file.is_file() else "it is missing"
                         yield f"{file.relative_to(folder)}: {state}"

@@ -184,7 +184,7 @@ def plan(source: Source, settings: Settings) -> Node:
             digest = zlib.crc32(split.files.digest(), digest)
         else:
             for file in split.files or []:
-                digest = zlib.crc32(os.fsencode(f"{file}\n"), digest)
+                digest = zlib.crc32(os.fsencode("/".join(Path(file).parts[-2:])), digest)
         splits[name] = {"images": len(split), "content": digest}
     return {**vars(settings), "source": source.name, "classes": list(source.classes), "splits": splits}
 
@@ -233,6 +233,9 @@ def pack(
     begun = time.monotonic()
     if (problem := occupied(out)) is not None:
         raise ValueError(problem)
+    if settings.to == "folder" and (names := manifest.class_folders(source.classes)) != sorted(names):
+        remedy = f"data.source.classes=[{','.join(names)}] keeps the labels"
+        log.warning("data=image_folder takes the classes in another order, sorted by name: %s", remedy)
     with owned(out):
         wanted = plan(source, settings)
         if (out / manifest.NAME).is_file():
