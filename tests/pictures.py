@@ -42,3 +42,8 @@ def pack(folder: Path, out: Path, **others: int | str | bool | None) -> Path:
     settings = Settings(**{**vars(SETTINGS), **others})
     packing.pack(source(folder), settings, out, name="pictures", processes=0)
     return out
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its name there."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import evaluate
+import pictures
 import prepare
 from conftest import Program, Start
-from vitlab.data import manifest, packing
+from vitlab.data import manifest
 
 Prepared = Callable[..., Any]
 
@@ -66,10 +67,6 @@ def test_what_can_t_be_is_told_before_anything_starts(
     assert f"prepare: {len(problems)} problem" in told
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
 @pytest.mark.long
 def test_killed_with_its_processes_at_work_the_same_command_ends_in_the_same_bytes(
     prepared: Prepared, start: Start, program: Program, tmp_path: Path
@@ -77,7 +74,7 @@ def test_killed_with_its_processes_at_work_the_same_command_ends_in_the_same_byt
     line = ["data=fake", "data.source.samples=6000", "data.source.size=64", "shard_images=100"]
     prepared(*line, "out=whole")
     process = start("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
-    records = tmp_path / "killed" / packing.WORK
+    records = tmp_path / "killed" / manifest.WORK
     while len(list(records.glob("train-*.json"))) < 3:
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
@@ -86,7 +83,7 @@ def test_killed_with_its_processes_at_work_the_same_command_ends_in_the_same_byt
     assert not (tmp_path / "killed" / manifest.NAME).exists()
     output = program("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
     assert "going on: " in output
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert pictures.content(tmp_path / "killed") == pictures.content(tmp_path / "whole")
 
 
 TRAIN = [

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from vitlab.data import manifest
+from vitlab.data.finishing import array_bytes, told, whole
 from vitlab.data.manifest import NotPrepared
-from vitlab.data.packing import array_bytes, owned, told, whole
+from vitlab.data.packing import owned
 from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from vitlab.data.storage import Storage
 from vitlab.schema import Node

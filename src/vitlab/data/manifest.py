@@ -18,6 +18,7 @@ from vitlab.data.storage import Storage
 from vitlab.schema import Node
 
 NAME = "prepared.json"
+WORK = ".prepare"  # where packing keeps what isn't whole yet
 VERSION = 1
 FORMATS = ("litdata", "webdataset", "folder")
 SPLITS = ("train", "val", "test")
@@ -78,7 +79,7 @@ def missing(folder: Path) -> str:
     what = f"data_dir={folder} is no packed data set (it has no {NAME})"
     if not folder.is_dir():
         return f"data_dir={folder} is no folder; data=shards wants one that src/prepare.py made"
-    if (folder / ".prepare").is_dir():
+    if (folder / WORK).is_dir():
         return f"{what}: packing it was cut off; the same command of src/prepare.py goes on"
     if any(folder.glob("*.tar")) or any(folder.glob("*/*.tar")):
         return f"{what}; of a WebDataset from elsewhere, `python src/prepare.py index={folder}` makes it one"

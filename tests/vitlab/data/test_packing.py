@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from PIL import Image
 
 import pictures
 from vitlab.data import containers, manifest, packing
@@ -18,10 +17,6 @@ from vitlab.data.reading import read_bytes, read_image
 from vitlab.data.sources import Source, digits, shards
 
 Packed = Any
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 class Killed(BaseException):
@@ -47,23 +42,23 @@ def test_cut_off_in_a_shard_and_gone_on_with_it_ends_in_the_same_bytes(
         with pytest.raises(Killed):
             pictures.pack(drawn, out, to=to)
     assert not (out / manifest.NAME).exists()
-    assert (out / packing.WORK / "making-3" / "half of it").exists()
+    assert (out / manifest.WORK / "making-3" / "half of it").exists()
     kept = {f: f.stat().st_mtime_ns for f in (out / "train").rglob("*") if f.is_file()}
     assert kept
     pictures.pack(drawn, out, to=to)
-    assert content(out) == content(packed(to))
+    assert pictures.content(out) == pictures.content(packed(to))
     assert {f: f.stat().st_mtime_ns for f in kept} == kept, "what was there was not made again"
 
 
 def test_processes_make_the_same_bytes(drawn: Path, packed: Packed, tmp_path: Path) -> None:
     packing.pack(pictures.source(drawn), pictures.SETTINGS, tmp_path / "out", name="pictures", processes=2)
-    assert content(tmp_path / "out") == content(packed())
+    assert pictures.content(tmp_path / "out") == pictures.content(packed())
 
 
 def test_a_set_that_is_there_is_left_as_it_is_and_another_is_refused(drawn: Path, packed: Packed) -> None:
-    before = content(packed())
+    before = pictures.content(packed())
     pictures.pack(drawn, packed())
-    assert content(packed()) == before
+    assert pictures.content(packed()) == before
     with pytest.raises(ValueError, match=r"holds another packed set \(size: 24 there, 30 now\); name another folder"):
         pictures.pack(drawn, packed(), size=30)
 
@@ -71,7 +66,7 @@ def test_a_set_that_is_there_is_left_as_it_is_and_another_is_refused(drawn: Path
 def test_what_was_begun_otherwise_or_is_somebody_else_s_or_in_use_is_refused(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (work := tmp_path / "begun" / packing.WORK).mkdir(parents=True)
+    (work := tmp_path / "begun" / manifest.WORK).mkdir(parents=True)
     plan = packing.plan(pictures.source(drawn), pictures.SETTINGS)
     (work / "plan.json").write_text(json.dumps({**plan, "quality": 50}))
     with pytest.raises(ValueError, match=r"was begun otherwise \(quality: 50 there, 90 now\)"):
@@ -84,65 +79,6 @@ def test_what_was_begun_otherwise_or_is_somebody_else_s_or_in_use_is_refused(
     (tmp_path / "used").mkdir()
     with FileLock(tmp_path / "used" / packing.LOCK), pytest.raises(ValueError, match="being packed by another process"):
         pictures.pack(drawn, tmp_path / "used")
-
-
-@pytest.fixture
-def broken(drawn: Path, tmp_path: Path) -> Path:
-    """Pictures of which two can't be decoded."""
-    for file in drawn.rglob("*.*"):
-        copy = tmp_path / "broken" / file.relative_to(drawn)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(file.read_bytes())
-    for name in ("train/digit 0/0.png", "val/digit 0/72.png"):
-        file = next(iter(sorted((tmp_path / "broken" / name).parent.glob("*.png"))))
-        file.write_bytes(file.read_bytes()[:60])
-    return tmp_path / "broken"
-
-
-def test_broken_images_are_all_named_then_left_out_and_listed_or_replaced(broken: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    given: Any = {"name": "broken", "processes": 0}
-    with pytest.raises(ValueError, match=r"2 of 94 images can't be decoded.*replace|Replace") as caught:
-        packing.pack(pictures.source(broken), pictures.SETTINGS, out, **given)
-    assert str(caught.value).count("\n  - ") == 2
-    assert "it is truncated: the end of the PNG file is missing" in str(caught.value)
-    assert not (out / manifest.NAME).exists()
-    with pytest.raises(ValueError, match=r"leave out 2 of 94 images \(2\.13%\), more than data\.max_skipped=0\.01"):
-        packing.pack(pictures.source(broken), pictures.SETTINGS, out, on_error="skip", **given)
-    found = packing.pack(pictures.source(broken), pictures.SETTINGS, out, on_error="skip", max_skipped=0.1, **given)
-    assert (found["broken"], found["train/images"], found["test/images"]) == (2, 73, 19)
-    rows = (out / packing.BROKEN).read_text().splitlines()
-    assert rows[0] == "path,split,reason"
-    assert [row.split(",")[1] for row in rows[1:]] == ["train", "test"]
-    assert len(shards(data_dir=str(out)).train) == 73
-
-
-def test_replaced_images_are_packed_by_the_same_command(
-    broken: Path, drawn: Path, packed: Packed, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(ValueError, match="can't be decoded"):
-        pictures.pack(broken, out)
-    for file in drawn.rglob("*.*"):
-        (broken / file.relative_to(drawn)).write_bytes(file.read_bytes())
-    pictures.pack(broken, out)
-    assert content(out) == content(packed()), "wherever the folder lies"
-
-
-def test_a_class_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        for number in range(5):
-            Image.new("RGB", (9, 9), (number * 20, 9, 9)).save(tmp_path / "in" / name / f"{number}.png")
-    for file in (tmp_path / "in" / "b").iterdir():
-        file.write_bytes(b"no image")
-    with pytest.raises(ValueError, match="no image of the class 'b' in train can be decoded"):
-        packing.pack(
-            pictures.source(tmp_path / "in"), pictures.SETTINGS, tmp_path / "out", **SKIP, name="x", processes=0
-        )
-
-
-SKIP: Any = {"on_error": "skip", "max_skipped": 0.9}
 
 
 def test_a_set_in_memory_is_packed_without_loss_and_read_as_colours(
