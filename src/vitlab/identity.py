@@ -124,7 +124,7 @@ def safe(text: str) -> str:
 
 def subject(config: Node, varies: Iterable[str] = ()) -> str:
     """What a sweep of this configuration is about, for a name: its data set, where that doesn't vary."""
-    if any(key == "data" or key.startswith("data.source") for key in varies):
+    if any(key in ("data", "data.name") or key.startswith("data.source") for key in varies):
         return "sweep"
     source = (config.get("data") or {}).get("source") or {}
     return data_name(source) if source else "sweep"

@@ -160,7 +160,7 @@ def test_cut_at_any_step_images_that_workers_load_go_on_where_they_were(
 
 @pytest.mark.parametrize(
     ("streaming", "workers"),
-    [("true", 0), *(pytest.param(streaming, 2, marks=pytest.mark.long) for streaming in ("true", "false"))],
+    [("true", 0), pytest.param("false", 2, marks=pytest.mark.long)],
 )
 def test_cut_at_any_step_rows_of_larger_files_go_on_where_they_were(
     run: Callable[..., Path], parquet: Path, tmp_path: Path, streaming: str, workers: int

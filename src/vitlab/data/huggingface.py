@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,10 +131,8 @@ def saved_to_disk(name: str, place: Path) -> Opened:
 
 def on_hub(name: str, subset: str | None, revision: str | None, cache_dir: str | None) -> Opened:
     """A set on the Hub, or what an earlier download of it left where the Hub can't be reached."""
-    from vitlab.weights.places import unreachable
-
     remedy = f"run `hf download --repo-type dataset {name}` where there is a network and name its folder"
-    if absent := unreachable():
+    if absent := hub_is_absent():
         import datasets
         import huggingface_hub
 
@@ -156,12 +155,23 @@ def on_hub(name: str, subset: str | None, revision: str | None, cache_dir: str |
     return described(name, name, subset, cache_dir, on_hub=True, revision=revision)
 
 
+@lru_cache
+def hub_is_absent() -> str:
+    """Why the Hub can't be asked, found out once; empty where it can."""
+    from vitlab.weights.places import unreachable
+
+    return unreachable()
+
+
 def described(
     name: str, path: str, subset: str | None, cache_dir: str | None, *, on_hub: bool = False, **options: Any
 ) -> Opened:
     """A set that `datasets` makes tables of, which it hasn't done yet."""
     import datasets
 
+    for talker in ("httpx", "httpx2"):  # a line for each request would fill the log
+        logging.getLogger(talker).setLevel(logging.WARNING)
+    logging.getLogger("datasets").setLevel(logging.ERROR)  # what matters of its notes is told here
     try:
         builder = datasets.load_dataset_builder(path, subset, cache_dir=cache_dir, **options)
     except Exception as error:  # of the Hub, of files, of YAML, of configurations: as many kinds
@@ -196,7 +206,7 @@ def choose_splits(
     for knob, split in (("train_split", train), ("val_split", val), ("test_split", test)):
         if split is not None and split not in found.splits:
             hint = suggest(split, found.splits) or f"; there are {', '.join(found.splits) or 'none'}"
-            raise CannotOpen(f"data.source.{knob}={split}: {found.name} has no such split{hint}")
+            raise CannotOpen(f"data.source.{knob}={split}: {found.short} has no such split{hint}")
     validation = next((split for split in VALIDATION if split in found.splits), None)
     others = [split for split in found.splits if split not in ("test", validation, val, test)]
     if train is None:
@@ -219,7 +229,7 @@ def choose_columns(found: Opened, columns: Mapping[str, Any], image: str | None,
     for knob, column in (("image_column", image), ("label_column", label)):
         if column is not None and column not in columns:
             hint = suggest(column, columns) or f"; there are {', '.join(columns)}"
-            raise CannotOpen(f"data.source.{knob}={column}: {found.name} has no such column{hint}")
+            raise CannotOpen(f"data.source.{knob}={column}: {found.short} has no such column{hint}")
     if image is None:
         images = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
         images = images or [name for name, kind in columns.items() if holds_bytes(kind)]
@@ -397,6 +407,9 @@ def streamed(found: Opened, splits: list[str], image: str | None, label: str | N
         missing = [name for name in (image, label) if name not in file.schema_arrow.names]
         if missing:
             raise CannotOpen(f"data.name={found.name}: {place} has no column {missing[0]}, which other files have")
+        kind = datasets.Features.from_arrow_schema(file.schema_arrow)[label]
+        if getattr(kind, "names", None) not in (None, getattr(columns[label], "names", None)):
+            raise CannotOpen(f"data.name={found.name}: the classes of {place} have other names, or another order")
         groups = []
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
@@ -445,6 +458,11 @@ def encoded(found: Opened, tables: Mapping[str, Table], train: str) -> tuple[tup
                 f"where they are kept secret; choose another with data.source.{{train,val,test}}_split"
             )
     names = getattr(tables[train].kind, "names", None)
+    for split, table in tables.items():
+        if getattr(table.kind, "names", None) != names:
+            raise ValueError(
+                f"{found.name}: the classes of the split {split} have other names, or another order, than {train}'s"
+            )
     if names is not None:
         numbers = {split: torch.from_numpy(table.labels.to_numpy().copy()).long() for split, table in tables.items()}
         return tuple(map(str, names)), numbers

@@ -2,16 +2,20 @@
 
 import importlib.util
 import io
+import json
 import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial, partialmethod
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -20,9 +24,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from conftest import Configure
-from faults import rows
-from vitlab import resume, runs
+from conftest import SRC, Configure
+from faults import rows, same
+from test_train import RANKS
+from vitlab import checkpoints, resume, runs
 from vitlab.checks import problems as all_problems
 from vitlab.data import huggingface
 from vitlab.data.augment import Augment
@@ -202,6 +207,17 @@ def test_labels_that_are_no_classes_are_refused(
         load(name=name)
 
 
+def test_classes_of_another_order_are_not_mixed_up(load: Load, tmp_path: Path) -> None:
+    one, other = (table([0, 1] * 4, datasets.ClassLabel(names=names)) for names in (["a", "b"], ["b", "a"]))
+    with pytest.raises(ValueError, match="the classes of the split test have other names, or another order"):
+        load(name=saved(tmp_path / "s", train=one, test=other))
+    (tmp_path / "p").mkdir()
+    for name, part in (("train-0", one), ("train-1", other)):
+        part.to_parquet(tmp_path / "p" / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"the classes of .*train-1\.parquet have other names, or another order"):
+        load(name=str(tmp_path / "p"), streaming=True)
+
+
 def test_columns_are_found_by_what_they_hold_or_named(load: Load, tmp_path: Path) -> None:
     fine = datasets.ClassLabel(names=["zero", "one", "two"])
     whole = table(["x"] * 6, datasets.Value("string"), fine=([0, 1, 2] * 2, fine), coarse=([0, 1] * 3, CLASSES))
@@ -272,43 +288,67 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ([], "data.name is not set: data=huggingface wants data.name=OWNER/NAME"),
+        ({"name": None}, "data.name is not set: data=huggingface wants data.name=OWNER/NAME"),
         (
-            ["data.name=ylecun/no_such_set"],
+            {"name": "ylecun/no_such_set"},
             "data.name=ylecun/no_such_set: there is no such folder here, the Hub can't be",
         ),
-        (["data.name=/no/such/folder"], "data.name=/no/such/folder: there is no such file or folder"),
-        (["data.name=SET", "data.source.subset=plain"], "data.source.subset=plain: BuilderConfig 'plain' not found"),
-        (["data.name=SET", "data.source.train_split=trian"], "has no such split; did you mean 'train'?"),
-        (["data.name=SET", "data.source.image_column=imag"], "has no such column; did you mean 'image'?"),
-        (["data.name=SET", "data.source.label_column=image"], "data.source.label_column=image holds several labels"),
-        (["data.name=SET", "data.source.image_column=id"], "data.source.image_column=id holds no images, but"),
-        (["data.name=SET", "data.source.test_fraction=1.5"], "data.source.test_fraction=1.5 must lie between 0 and 1"),
-        (["data.name=SET", "data.source.shuffle_buffer=0"], "data.source.shuffle_buffer=0 must be at least 1"),
-        (["data.name=SCRIPT"], "no code of a set is run"),
-        (["data.name=SAVED", "data.source.streaming=true"], "is mapped into memory without being copied anyway"),
-        (["data.name=IMAGES", "data.source.streaming=true"], "is of the kind imagefolder; use streaming=false"),
-        (["data.name=TEXT"], "is no parquet file; of other files, name the folder that they lie in"),
+        ({"name": "/no/such/folder"}, "data.name=/no/such/folder: there is no such file or folder"),
+        ({"subset": "plain"}, "data.source.subset=plain: BuilderConfig 'plain' not found"),
+        ({"train_split": "trian"}, "data.source.train_split=trian: digits has no such split; did you mean 'train'?"),
+        ({"val_split": "other"}, "data.source.val_split=other: digits has no such split; there are train, test"),
+        ({"image_column": "imag"}, "data.source.image_column=imag: digits has no such column; did you mean 'image'?"),
+        ({"label_column": "image"}, "data.source.label_column=image holds several labels"),
+        ({"image_column": "id"}, "data.source.image_column=id holds no images, but"),
+        ({"test_fraction": 1.5}, "data.source.test_fraction=1.5 must lie between 0 and 1"),
+        ({"shuffle_buffer": 0}, "data.source.shuffle_buffer=0 must be at least 1"),
+        ({"name": "scripted"}, "no code of a set is run"),
+        ({"name": "saved", "streaming": True}, "is mapped into memory without being copied anyway"),
+        ({"name": "images", "streaming": True}, "is of the kind imagefolder; use streaming=false"),
+        ({"name": "text.txt"}, "is no parquet file; of other files, name the folder that they lie in"),
     ],
 )
-def test_a_setting_that_cannot_be_is_told_before_anything_starts(
-    configure: Configure, train_function: Any, parquet: Path, tmp_path: Path, settings: list[str], told: str
+def test_a_setting_that_cannot_be_is_told(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Node, told: str
 ) -> None:
-    (tmp_path / "scripted").mkdir()
-    (tmp_path / "scripted" / "scripted.py").write_text("raise SystemExit('this was run')")
-    (tmp_path / "text.txt").write_text("text")
-    if any("SAVED" in setting for setting in settings):
-        saved(tmp_path / "saved", train=table([0, 1], CLASSES))
-    if any("IMAGES" in setting for setting in settings):
-        for name in ("a", "b"):
-            (tmp_path / "images" / name).mkdir(parents=True)
-            (tmp_path / "images" / name / "0.png").write_bytes(png(load_digits().images[0]))
-    places = {"SET": parquet, "SCRIPT": tmp_path / "scripted", "SAVED": tmp_path / "saved"}
-    for word, place in {**places, "IMAGES": tmp_path / "images", "TEXT": tmp_path / "text.txt"}.items():
-        settings = [setting.replace(word, str(place)) for setting in settings]
-    found = all_problems(train_function, configure("data=huggingface", "image_size=8", *settings))
+    monkeypatch.chdir(tmp_path)
+    Path("scripted").mkdir()
+    Path("scripted/scripted.py").write_text("raise SystemExit('this was run')")
+    Path("text.txt").write_text("text")
+    if settings.get("name") == "saved":
+        saved(Path("saved"), train=table([0, 1], CLASSES))
+    for name in ("a", "b"):
+        Path("images", name).mkdir(parents=True)
+        Path("images", name, "0.png").write_bytes(png(load_digits().images[0]))
+    found = list(huggingface.problems(**{"name": str(parquet), **settings}))
     assert len(found) == 1, found
     assert told in found[0]
+
+
+def test_a_program_tells_it_before_anything_starts(configure: Configure, train_function: Any, parquet: Path) -> None:
+    for settings, told in (
+        ([], "data.name is not set"),
+        ([f"data.name={parquet}", "data.source.test_split=tset"], "'test'"),
+    ):
+        found = all_problems(train_function, configure("data=huggingface", "image_size=8", *settings))
+        assert len(found) == 1, found
+        assert told in found[0]
+
+
+def test_without_the_hub_what_its_cache_has_is_used(load: Load, parquet: Path, tmp_path: Path) -> None:
+    load(name=str(parquet))
+    (tmp_path / "cache" / "digits").rename(tmp_path / "cache" / "someone___digits")  # as a download would lie there
+    (commit,) = [
+        folder.name for folder in (tmp_path / "cache").glob("someone___digits/default/0.0.0/*") if folder.is_dir()
+    ]
+    source = load(name="someone/digits")
+    assert (source.name, len(source.train)) == ("someone/digits", 600)
+    assert (source.train.files or [])[0] == "someone/digits/train/0"
+    assert len(load(name="someone/digits", revision=commit).train) == 600
+    with pytest.raises(
+        ValueError, match=f"revision=main: the Hub can't be asked .*, and what its cache has is {commit}"
+    ):
+        load(name="someone/digits", revision="main")
 
 
 def test_a_good_configuration_has_no_problems_and_is_named_by_its_data(
@@ -398,7 +438,7 @@ def test_over_a_network_only_the_row_groups_that_are_asked_for_are_read(
     assert 0.9 * group_and_footer < Ranges.sent - before < 1.1 * group_and_footer, "one row group, once"
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [pytest.param(False, marks=pytest.mark.long), True])
 def test_epochs_draw_each_image_once_on_any_number_of_ranks_with_workers(
     load: Load, parquet: Path, monkeypatch: pytest.MonkeyPatch, *, streaming: bool
 ) -> None:
@@ -455,40 +495,102 @@ def test_the_data_of_a_checkpoint_is_told_from_other_data(load: Load, parquet: P
 
 @pytest.mark.long
 def test_one_two_and_three_ranks_train_and_count_alike_and_go_on_exactly(
-    program: Callable[..., str], small: list[str], parquet: Path, tmp_path: Path
+    small: list[str], parquet: Path, tmp_path: Path
 ) -> None:
     """Real processes with gloo, two loading workers each, out of parquet files."""
     settings = [setting for setting in small if not setting.startswith("trainer.max_epochs")]
     settings += ["data=huggingface", f"data.name={parquet}", "data.source.streaming=true", "data.num_workers=2"]
-    settings += [
-        "data.source.shuffle_buffer=400",
-        "batch_size=100",
-        "image_size=8",
-        "logger=csv",
-        "trainer.max_epochs=2",
-    ]
-    settings += ["trainer.log_every_n_steps=1", "data.augment.flip=false"]
-    program("train", *settings, "-m", "trainer.devices=1,2,3", "sweep=ranks", cwd=tmp_path)
-    jobs = {runs.read_config(file.parent)["trainer"]["devices"]: file.parent for file in tmp_path.rglob("results.json")}
-    assert sorted(jobs) == [1, 2, 3]
-    one = rows(jobs[1])
-    for ranks in (2, 3):
-        other = rows(jobs[ranks])
-        assert [row["images"] for row in other] == [row["images"] for row in one]
-        losses = [[float(row["train/loss"]) for row in run if row["train/loss"]] for run in (one, other)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-        assert len(losses[0]) == 2 * 6, "550 images in steps of at most 100"
-        found = runs.read_results(jobs[ranks])
-        assert (found["val/count"], found["test/count"]) == (50, 200)
-        assert found["test/correct"] == runs.read_results(jobs[1])["test/correct"]
+    settings += ["data.source.shuffle_buffer=400", "batch_size=100", "image_size=8", "logger=csv", "schedule=constant"]
+    settings += ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "data.augment.flip=false"]
+    cut = [*settings, "trainer.max_steps=8", "callbacks.last.every_n_train_steps=1"]
+    jobs: list[list[Any]] = [["train", str(ranks), ranks, *settings] for ranks in (1, 2, 3)]
+    jobs += [["train", "cut", 2, *cut], ["train", "on", 2, *settings, f"resume={tmp_path}/cut/checkpoints/last.ckpt"]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)}
+    subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=tmp_path, env=environment, check=True)
 
-    begun = ["trainer.devices=2", "hydra.run.dir=cut", "callbacks.last.every_n_train_steps=1"]
-    program("train", *settings, *begun, "trainer.max_steps=8", cwd=tmp_path)
-    program("train", "resume=cut", "trainer.max_steps=-1", cwd=tmp_path)
-    whole, cut = (
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (jobs[2], tmp_path / "cut")
-    )
-    assert whole["global_step"] == cut["global_step"] == 12
-    assert [row["train/loss"] for row in rows(tmp_path / "cut")][:12] == [row["train/loss"] for row in rows(jobs[2])][
-        :12
-    ]
+    def losses(run: str) -> list[float]:
+        return [float(row["train/loss"]) for row in rows(tmp_path / run) if row["train/loss"]]
+
+    assert len(losses("1")) == 2 * 6, "550 images in steps of at most 100"
+    one = runs.read_results(tmp_path / "1")
+    for ranks in ("2", "3"):
+        assert losses(ranks) == pytest.approx(losses("1"), rel=1e-4)
+        found = runs.read_results(tmp_path / ranks)
+        assert (found["val/count"], found["test/count"], found["images"]) == (50, 200, 2 * 550)
+        assert found["test/correct"] == one["test/correct"]
+    assert losses("cut") == losses("2")[:8]
+    assert losses("on") == losses("2")[8:]
+    whole, on = (checkpoints.read(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("2", "on"))
+    assert same(whole["state_dict"], on["state_dict"])
+
+
+class Hub(Ranges):
+    """Answers for one set, `some/digits`, as the Hub does, as far as its client asks."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, status: int, data: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"X-Repo-Commit": COMMIT, "Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def entry(self, file: Path) -> Node:
+        named = {"path": str(file.relative_to(self.directory)), "oid": "0" * 40}
+        return named | ({"type": "directory"} if file.is_dir() else {"type": "file", "size": file.stat().st_size})
+
+    def do_GET(self) -> None:
+        asked, root = self.path.partition("?")[0], Path(self.directory)
+        if asked.startswith(f"/api/datasets/some/digits/tree/{COMMIT}"):
+            inner = root / asked.rpartition(COMMIT)[2].strip("/")
+            self.answer(200, json.dumps([self.entry(file) for file in sorted(inner.iterdir())]).encode())
+        elif asked.startswith("/api/datasets/some/digits"):
+            self.answer(200, json.dumps({"id": "some/digits", "sha": COMMIT, "siblings": []}).encode())
+        elif (file := root / asked.partition(f"/resolve/{COMMIT}/")[2]).is_file():
+            data = file.read_bytes()
+            part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            Hub.parts += [asked] if part else []
+            if part:
+                at, to = int(part[1]), int(part[2]) + 1
+                self.answer(206, data[at:to], Content_Range=f"bytes {at}-{to - 1}/{len(data)}")
+            else:
+                self.answer(200, data, ETag='"0"', Accept_Ranges="bytes")
+        else:
+            self.answer(404, X_Error_Code="EntryNotFound" if "/some/digits/" in asked else "RepoNotFound")
+
+    do_HEAD = do_GET
+    parts: ClassVar[list[str]] = []
+
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+@pytest.mark.long
+def test_a_run_streams_a_set_by_its_name_on_the_hub(parquet: Path, small: list[str], tmp_path: Path) -> None:
+    class Here(Hub):
+        __init__ = partialmethod(Hub.__init__, directory=str(parquet))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Here) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "HF_HOME": str(tmp_path / "home")}
+        command = [*small, "data=huggingface", "data.source.streaming=true", "data.num_workers=2", "logger=csv"]
+        command += ["image_size=8", "trainer.max_epochs=1", "hydra.run.dir=run"]
+        environment = {**os.environ, **hub, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+
+        def train(name: str) -> "subprocess.CompletedProcess[str]":
+            line = [sys.executable, str(SRC / "train.py"), *command, f"data.name={name}"]
+            return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+        missing, done = train("some/other"), train("some/digits")
+        server.shutdown()
+    assert missing.returncode == 2
+    assert "data.name=some/other can't be opened: Dataset 'some/other' doesn't exist on the Hub" in missing.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert f"some/digits at {COMMIT}: train split train, validation cut from train, test test, streamed" in log
+    assert "HTTP" not in log
+    assert runs.read_results(tmp_path / "run")["test/count"] == 200
+    assert len(Hub.parts) > 12, "row groups"
+    assert not list((tmp_path / "home").rglob("*.parquet")), "nothing was downloaded"
