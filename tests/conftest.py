@@ -216,6 +216,33 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# ------------------------------------------------------------------------------------------------------ packed data
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real pictures by class (`pictures.draw`)."""
+    import pictures
+
+    return pictures.draw(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="session")
+def packed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Format, settings -> the folder that `drawn` was packed into, once for all tests: not to be changed."""
+    import pictures
+
+    made: dict[str, Path] = {}
+
+    def pack(to: str = "litdata", **others: Any) -> Path:
+        key = f"{to} {others}"
+        if key not in made:
+            made[key] = pictures.pack(drawn, tmp_path_factory.mktemp(to) / "packed", to=to, **others)
+        return made[key]
+
+    return pack
+
+
 # ------------------------------------------------------------------------------------------- networks to be exported
 
 Exportable = Callable[..., Any]

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets
 
 import evaluate
+import pictures
 import probe
 from conftest import Configure
 from vitlab import build, checks, command, runs, schema
@@ -173,6 +174,9 @@ def with_data(
             write_cifar(folder, datasets.CIFAR100, "fine_labels", 100, monkeypatch)
         elif name == "image_folder":
             write_folder(folder, data["classes"] or ["cat", "dog", "emu"])
+        elif name == "shards":
+            write_folder(tmp_path / "pictures", ["cat", "dog", "emu"])
+            pictures.pack(tmp_path / "pictures", folder)
         else:
             raise LookupError(f"this test can't make the data set {name}: teach it to")
         return [*overrides, f"data_dir={folder}"]

@@ -86,6 +86,7 @@ def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = Fa
         model_problems,
         fine_tuning_problems,
         data_problems,
+        packing_problems,
         batch_problems,
         schedule_problems,
         root_problems,
@@ -347,7 +348,7 @@ def data_problems(read: Reader) -> Iterator[str]:
         yield f"data.max_skipped={share} must be at least 0 and below 1: a share of the images"
     if read("data.on_error", str) == "skip":
         source = (read("data.source._target_", str) or "").rpartition(".")[2]
-        if facts and source not in ("image_folder", "huggingface"):
+        if facts and source not in ("image_folder", "huggingface", "shards"):
             yield f"data.on_error=skip is for image folders, and {source} is none; leave it out"
         elif read("data.scan", str) == "none":
             yield "data.on_error=skip decodes every image beforehand, which data.scan=none forbids; leave one out"
@@ -368,6 +369,30 @@ def data_problems(read: Reader) -> Iterator[str]:
         from vitlab.data import huggingface
 
         yield from huggingface.problems(**{k: v for k, v in source.items() if not k.startswith("_")})
+    if source.get("_target_") == "vitlab.data.sources.shards" and not any("data.source" in bad for bad in read.bad):
+        from vitlab.data import shards
+
+        yield from shards.problems(**{k: v for k, v in source.items() if not k.startswith("_")})
+
+
+def packing_problems(read: Reader) -> Iterator[str]:
+    if not {"to", "shard_images"} <= read.config.keys():
+        return
+    from vitlab.data import indexing, packing
+
+    out, verify, index = (read(key, str) for key in ("out", "verify", "index"))
+    given = [key for key, value in (("out", out), ("verify", verify), ("index", index)) if value is not None]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} are set" if given else "out is not set"
+        yield f"{what}; one of out=FOLDER (pack into it), verify=FOLDER and index=FOLDER is wanted"
+        return
+    yield from indexing.problems(verify=verify, index=index)
+    to, images = read("to", str), read("shard_images", int)
+    if (processes := read("processes", int)) is not None and processes < 0:
+        yield f"processes={processes} must be at least 0"
+    if out is not None and to is not None and images is not None:
+        size, quality = read("size", int), read("quality", int)
+        yield from packing.problems(to=to, size=size, quality=quality, shard_images=images, out=Path(out))
 
 
 def batch_problems(read: Reader) -> Iterator[str]:

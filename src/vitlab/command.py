@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitlab import claiming, identity, launch, launchers, ledger, progress, resolvers, runs, stopping, trust
+from vitlab.data.storage import is_remote
 from vitlab.schema import Node, defaults, suggest
 from vitlab.stopping import Stopped
 from vitlab.weights.composing import completed
@@ -379,7 +380,8 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     OmegaConf.set_struct(cfg, False)  # a copy of ours, and only for the next lines: every key is checked after it
     if "run_dir" in cfg.keys():  # noqa: SIM118 (as above); without it the command leaves no run
         cfg.run_dir = run_dir
-    if isinstance(folder := cfg.get("data_dir"), str):  # a run may be evaluated, or resumed, from another folder
+    folder = cfg.get("data_dir")
+    if isinstance(folder, str) and not is_remote(folder):  # a run may be evaluated, or resumed, from another folder
         cfg.data_dir = str(Path(folder).expanduser().absolute())
     try:
         resolved = OmegaConf.to_container(cfg, resolve=True)

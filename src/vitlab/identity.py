@@ -133,7 +133,7 @@ def subject(config: Node, varies: Iterable[str] = ()) -> str:
 def data_name(source: Mapping[str, Any]) -> str:
     """What the data of a source is called in names: `digits`, a folder's name, `ylecun_mnist`."""
     kind = str(source.get("_target_", "sweep")).rsplit(".", 1)[-1]
-    if kind == "image_folder":
+    if kind in ("image_folder", "shards"):
         return Path(str(source.get("data_dir"))).name
     if kind == "huggingface" and isinstance(name := source.get("name"), str):
         is_local = name[0:1] in ("/", ".", "~") or Path(name).exists()

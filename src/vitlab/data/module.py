@@ -233,8 +233,8 @@ class DataModule(LightningDataModule):
             accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             drop_last=self.drop_last,
             position=self.position,
-            blocks=self._splits["train"].blocks,
-            buffer=self.source.shuffle_buffer,
+            blocks=self._splits["train"].blocks if self.source.shuffle_buffer else None,
+            buffer=self.source.shuffle_buffer or 0,
         )
         return self._loader("train", batches, training=True)
 

@@ -64,6 +64,11 @@ class Rows(Sequence[str], ABC):
         """The block that each row is read with, int64 [n]; None where rows are read one by one."""
         return None
 
+    @property
+    def held_whole(self) -> bool:
+        """Whether what is held out of these should be whole blocks."""
+        return self.blocks is not None
+
     def digest(self) -> bytes:
         """What tells these images from others, wherever they lie, without reading them all."""
         found = hashlib.blake2b(self.chosen.numpy().tobytes(), digest_size=16)

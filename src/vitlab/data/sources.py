@@ -42,6 +42,7 @@ FACTS: dict[str, Facts] = {
     "cifar100": Facts(32, 3, 100, 50_000, 10_000),
     "image_folder": Facts(None, 3, None, None, None),
     "huggingface": Facts(None, 3, None, None, None),
+    "shards": Facts(None, 3, None, None, None),
     "fake": Facts(None, None, None, None, None),
 }
 
@@ -94,7 +95,7 @@ class Source:
     train: Split
     test: Split
     val: Split | None = None
-    shuffle_buffer: int = 1000  # of what is streamed: among about how many images a step's are drawn
+    shuffle_buffer: int | None = 1000  # of what is read in blocks: among how many images a step's are drawn; all
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -278,6 +279,38 @@ def huggingface(
         streaming=streaming,
         shuffle_buffer=shuffle_buffer,
         cache_dir=cache_dir,
+    )
+
+
+def shards(
+    *,
+    data_dir: str,
+    shuffle_buffer: int | None = 10_000,
+    verify: bool = False,
+    test_fraction: float = 0.2,
+    cache_dir: str | None = None,
+    cache_gb: float = 100.0,
+) -> Source:
+    """Images that `src/prepare.py` packed into shards, or indexed.
+
+    Args:
+        data_dir: The folder, or a URL of LitData's (s3://, gs://, ...), from which shards are fetched when needed.
+        shuffle_buffer: Among about how many images those of a step are drawn, shard after shard; None: among all,
+            which reads a local disk at random places.
+        verify: Compare every checksum before training.
+        test_fraction: Share of the images that becomes the test split, where the set has none.
+        cache_dir: Where fetched shards are kept; None: in the user's cache.
+        cache_gb: About how many gigabytes of them are kept.
+    """
+    from vitlab.data.shards import load
+
+    return load(
+        data_dir=data_dir,
+        shuffle_buffer=shuffle_buffer,
+        verify=verify,
+        test_fraction=test_fraction,
+        cache_dir=cache_dir,
+        cache_gb=cache_gb,
     )
 
 

@@ -5,6 +5,7 @@ import logging
 import torch
 from torch import Tensor
 
+from vitlab.data.rows import Rows
 from vitlab.data.sources import Split, stratified
 
 log = logging.getLogger(__name__)
@@ -18,12 +19,12 @@ def held_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split
     Stratified by class. What is streamed is cut between its blocks, so that either part can be read without the other;
     only where that leaves a class on one side alone is it cut as all else is. `knob` is what a `ValueError` names.
     """
-    if split.blocks is not None and 0 < share < 1:
+    if isinstance(split.files, Rows) and split.files.held_whole and split.blocks is not None and 0 < share < 1:
         if (mask := whole_blocks(split.labels, split.blocks, share, seed)) is not None:
             return split.subset((~mask).nonzero().flatten()), split.subset(mask.nonzero().flatten())
         log.warning(
-            "%s=%g is cut out of all row groups, which validating and training then both read: no draw of whole ones "
-            "has every class on both sides",
+            "%s=%g is cut out of all row groups, or shards, which validating and training then both read: no draw of "
+            "whole ones has every class on both sides",
             *(knob, share),
         )
     kept, out = stratified(split.labels, share, seed=seed, knob=knob)
