@@ -9,31 +9,21 @@ import torch
 from vitlab.benchmarking.timing import Clock
 
 
-def clock(
-    *, rounds: int, seconds: float, threads: int | None, accelerator: Literal["auto", "cpu", "gpu"]
-) -> "DeviceClock":
+def clock(*, rounds: int, seconds: float, threads: int | None, accelerator: Literal["auto", "cpu", "gpu"]) -> Clock:
     """Sets torch's threads. Raises `ValueError` where there is no such device."""
     if threads is not None:
         torch.set_num_threads(threads)
     there = torch.cuda.is_available()
     if accelerator == "gpu" and not there:
         raise ValueError("accelerator=gpu: torch sees no GPU here; use accelerator=cpu, or auto")
-    device = torch.device("cuda" if there and accelerator != "cpu" else "cpu")
-    return DeviceClock(device=device, rounds=rounds, seconds=seconds)
-
-
-class DeviceClock(Clock):
-    """A clock that knows where the contenders compute, and waits for it."""
-
-    def __init__(self, *, device: torch.device, rounds: int, seconds: float) -> None:
-        self.device = device
-        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        super().__init__(rounds=rounds, seconds=seconds, synchronise=wait)
+    if accelerator == "cpu" or not there:
+        return Clock(rounds=rounds, seconds=seconds)
+    return Clock(rounds=rounds, seconds=seconds, synchronise=torch.cuda.synchronize, device=torch.device("cuda"))
 
 
 def described(clock: Clock) -> str:
     """The title of the tables: processor, threads, versions, rounds."""
-    device = getattr(clock, "device", torch.device("cpu"))
+    device = clock.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "torchvision", "timm", "lightning"))
     return f"{name}, {torch.get_num_threads()} threads, {versions}, {clock.rounds} rounds"

@@ -40,14 +40,20 @@ MEMORY = "peak MB"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """What is measured in a case."""
+class Work:
+    """What a network has to do."""
 
-    size: peers.Size
     task: Task
     batch: int
     precision: Precision
     mode: Mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Work):
+    """What is measured in a case."""
+
+    size: peers.Size
 
     def __str__(self) -> str:
         return f"{self.size} {self.task} of {self.batch}, {self.precision} {self.mode}"
@@ -102,7 +108,8 @@ class Networks(Part):
 def measure(row: Row, names: Sequence[str], clock: Clock, *, fused: bool = False) -> Case:
     """Times everybody, after the counts: parameters, FLOPs of an image, bytes at the peak."""
     torch.compiler.reset()  # what other sizes compiled counts against a limit
-    contenders = [contender(name, row, clock.device, fused=fused) for name in names]
+    size = peers.SIZES[row.size]
+    contenders = [contender(name, size, row, clock.device, fused=fused) for name in names]
     own = contenders[0].figures["MFLOPs"] * 1e6
     limit = machine.Product(clock.device, precision=row.precision)
     product = Contender(name=LIMIT, run=limit, items=limit.flops / own, peer=False)
@@ -126,8 +133,10 @@ def goals(row: Row) -> list[Goal]:
     return [*found, Goal(least=1.05, against="timm")] if small else found
 
 
-def contender(name: str, row: Row, device: torch.device, *, fused: bool = False) -> Contender:
-    architecture = peers.SIZES[row.size]
+def contender(
+    name: str, architecture: peers.Architecture, row: Work, device: torch.device, *, fused: bool = False
+) -> Contender:
+    """A network's step, done once already; its figures are of one image, but for the memory."""
     torch.manual_seed(0)
     network = peers.build(name, architecture)
     shape = (row.batch, 3, architecture.image, architecture.image)

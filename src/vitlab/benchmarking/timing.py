@@ -12,9 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median, quantiles
 
+import torch
+
 OURS = "vitlab"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +124,27 @@ class Part(ABC):
     @abstractmethod
     def cases(self, clock: "Clock") -> Iterator[Case]: ...
 
+    def draw(self, cases: Sequence[Case], folder: Path) -> None:
+        """Pictures of its own beside those of all parts, once its cases are there; none, as a rule."""
+        return
+
 
 class Clock:
     """rounds        measurements of each contender
     seconds       the least that one of them lasts: short calls are repeated
     synchronise   waits for a device that computes on its own; nothing to do for a CPU
+    device        where contenders compute
     """
 
-    def __init__(self, *, rounds: int, seconds: float, synchronise: Callable[[], object] = lambda: None) -> None:
-        self.rounds, self.seconds, self.synchronise = rounds, seconds, synchronise
+    def __init__(
+        self,
+        *,
+        rounds: int,
+        seconds: float,
+        synchronise: Callable[[], object] = lambda: None,
+        device: torch.device = CPU,
+    ) -> None:
+        self.rounds, self.seconds, self.synchronise, self.device = rounds, seconds, synchronise, device
 
     def measure(self, contenders: Sequence[Contender]) -> list[Measured]:
         calls = [self.calls(contender) for contender in contenders]
