@@ -76,7 +76,7 @@ class MultiHeadAttention(nn.Module):
         """Mix for all tokens, or for the first `queries` of them: B N D -> B M D."""
         q, k, v = self.project(x, queries)
         # torch's kernel for CPUs goes back slowly in bfloat16: for so few tokens the formula takes half the time.
-        slow = q.dtype == torch.bfloat16 and q.requires_grad and q.is_cpu and k.shape[2] <= 256
+        slow = q.is_cpu and q.dtype == torch.bfloat16 and q.requires_grad and k.shape[2] <= 256
         if self.fused and not slow:
             rate = self.attention_dropout if self.training else 0.0
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)  # B h M d

@@ -1,6 +1,5 @@
-"""What a step takes, counted and not timed: floating-point operations, bytes of memory at its peak."""
+"""What a step takes of memory at its peak: counted, not timed, and the same each time."""
 
-import copy
 import json
 import os
 import tempfile
@@ -8,25 +7,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write lines of its own into ours
-
-
-def flops(network: nn.Module, shape: tuple[int, ...], *, backward: bool) -> float:
-    """Of matrix products and attention for a batch of `shape`, forward, or forward and backward.
-
-    Counted on torch's meta device, where each operation is seen whatever kernel would do it.
-    """
-    twin = copy.deepcopy(network).to("meta")
-    counter = FlopCounterMode(display=False)
-    with counter, torch.set_grad_enabled(backward):
-        outputs = twin(torch.empty(shape, device="meta"))
-        if backward:
-            outputs.sum().backward()
-    return float(counter.get_total_flops())
 
 
 def peak(step: Callable[[], object], held: Iterable[Tensor], device: torch.device) -> int:

@@ -2,10 +2,12 @@
 
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 import torch
 
+from vitlab import flops
 from vitlab.benchmarking.timing import Clock
 
 
@@ -32,8 +34,8 @@ def described(clock: Clock) -> str:
 def processor() -> str:
     """The CPU's name, or its architecture where it has none."""
     try:
-        with open("/proc/cpuinfo") as lines:
-            found = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     except OSError:
         found = []
     return found[0] if found else platform.processor() or platform.machine()
@@ -52,21 +54,6 @@ class Product:
         return torch.mm(self.left, self.right, out=self.result)
 
 
-# Dense FLOPs a second as NVIDIA's datasheets have them: float32, and bfloat16 on tensor cores. The first name that a
-# card's own begins with counts.
-DATASHEETS: dict[str, dict[str, float]] = {
-    "NVIDIA H200": {"float32": 67e12, "bf16": 989e12},
-    "NVIDIA H100 PCIe": {"float32": 51e12, "bf16": 756e12},
-    "NVIDIA H100": {"float32": 67e12, "bf16": 989e12},
-    "NVIDIA A100": {"float32": 19.5e12, "bf16": 312e12},
-    "NVIDIA L40S": {"float32": 91.6e12, "bf16": 362e12},
-    "NVIDIA L4": {"float32": 30.3e12, "bf16": 121e12},
-}
-
-
 def datasheet(device: torch.device, precision: Literal["float32", "bf16"]) -> float | None:
-    """FLOPs a second that the maker promises; None for CPUs and unknown cards, and for float32 by TF32."""
-    if device.type != "cuda" or (precision == "float32" and torch.get_float32_matmul_precision() != "highest"):
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peaks[precision] for card, peaks in DATASHEETS.items() if name.startswith(card)), None)
+    """FLOPs a second that the maker promises; None for CPUs and unknown cards."""
+    return flops.peak_flops(device, "bf16" if precision == "bf16" else "32") if device.type == "cuda" else None

@@ -4,7 +4,7 @@
 
 Everybody does the same work: images that are there already, evaluation mode under `inference_mode`, or training mode
 with cross-entropy, backward and an AdamW step. Ours is trained as `train.py` trains it (`conf/optimizer/adamw.yaml`,
-`vitlab.optim`, `vitlab.compiling`), the others by `torch.optim.AdamW` as it comes, and `torch.compile` of the whole.
+`vitlab.optim`), the others by `torch.optim.AdamW` as it comes, and `torch.compile` of the whole.
 """
 
 import itertools
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from vitlab import build, command, optim
+from vitlab import build, command, flops, optim
 from vitlab.benchmarking import footprint, machine, peers
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Measured, Part
 
@@ -134,34 +134,35 @@ def goals(row: Row) -> list[Goal]:
 
 
 def contender(
-    name: str, architecture: peers.Architecture, row: Work, device: torch.device, *, fused: bool = False
+    name: str, architecture: peers.Architecture, work: Work, device: torch.device, *, fused: bool = False
 ) -> Contender:
     """A network's step, done once already; its figures are of one image, but for the memory."""
     torch.manual_seed(0)
     network = peers.build(name, architecture)
-    shape = (row.batch, 3, architecture.image, architecture.image)
-    counted = footprint.flops(network, (1, *shape[1:]), backward=row.task == "training")
-    network.to(device).train(row.task == "training")
-    if row.mode == "compiled":
+    shape = (work.batch, 3, architecture.image, architecture.image)
+    count = flops.training_flops if work.task == "training" else flops.forward_flops
+    counted = count(network, (3, architecture.image, architecture.image))
+    network.to(device).train(work.task == "training")
+    if work.mode == "compiled":
         network.compile()
     images = torch.randn(shape, device=device)
-    labels = torch.randint(architecture.classes, (row.batch,), device=device)
+    labels = torch.randint(architecture.classes, (work.batch,), device=device)
     step: Callable[[], object]
     held: list[Tensor] = [*network.parameters(), *network.buffers(), images, labels]
-    if row.task == "training":
+    if work.task == "training":
         optimizer = adamw(name, network, fused=fused)
-        step = partial(train, network, images, labels, optimizer, row.precision)
+        step = partial(train, network, images, labels, optimizer, work.precision)
         step()  # the optimizer makes its state
         held += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     else:
-        step = partial(infer, network, images, row.precision)
+        step = partial(infer, network, images, work.precision)
         step()
     figures = {
         "M parameters": peers.parameters(network) / 1e6,
         "MFLOPs": counted / 1e6,
         MEMORY: footprint.peak(step, held, device) / 1e6,
     }
-    return Contender(name=name, run=step, items=row.batch, figures=figures)
+    return Contender(name=name, run=step, items=work.batch, figures=figures)
 
 
 def adamw(name: str, network: nn.Module, *, fused: bool) -> torch.optim.Optimizer:

@@ -31,6 +31,9 @@ class Point:
     depth: int
     batch: int
 
+    def __str__(self) -> str:
+        return f"{self.tokens} tokens, width {self.width}, depth {self.depth}, batch {self.batch}"
+
     def architecture(self) -> peers.Architecture:
         side = PATCH * round((self.tokens - 1) ** 0.5)
         heads = max(1, self.width // HEAD)
@@ -62,7 +65,7 @@ class Scaling(Part):
         *,
         tokens: Sequence[int] = (50, 101, 197, 401, 785),
         width: Sequence[int] = (64, 128, 256, 512),
-        depth: Sequence[int] = (1, 2, 4, 8, 16),
+        depth: Sequence[int] = (2, 4, 8, 16),
         batch: Sequence[int] = (1, 2, 4, 8, 16),
         axes: Sequence[Axis] = ("tokens", "width", "depth", "batch"),
         at: tuple[int, int, int, int] = (197, 192, 4, 2),
@@ -99,7 +102,7 @@ class Scaling(Part):
             yield Case(part="scaling", name=f"{axis} {size}", unit="images", measured=told)
 
     def draw(self, cases: Sequence[Case], folder: Path) -> None:
-        picture(cases, folder / "scaling.png", title=f"{self.task}, {self.precision}, elsewhere {self.at}")
+        picture(cases, folder / "scaling.png", title=f"{self.task} in {self.precision}; what is not varied: {self.at}")
 
 
 def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
