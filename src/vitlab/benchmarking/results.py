@@ -105,6 +105,6 @@ def picture(cases: Sequence[Case], figure_file: Path, *, title: str) -> None:
     for index, name in enumerate(names):
         axis.barh(0, 0, color=f"C{index}", label=name)
     if names:
-        axis.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=len(names))
     axis.grid(alpha=0.3, axis="x")
     figure.savefig(figure_file, dpi=110)
