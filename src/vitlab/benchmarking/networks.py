@@ -188,6 +188,6 @@ def train(
     """A step that leaves no gradients behind."""
     with precise(images.device, precision):
         loss = F.cross_entropy(network(images), labels)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad()

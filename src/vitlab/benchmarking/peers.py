@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def vitlab(size: Architecture) -> nn.Module:
 def timm(size: Architecture) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(
+    network: nn.Module = VisionTransformer(
         img_size=size.image,
         patch_size=size.patch,
         num_classes=size.classes,
@@ -71,12 +71,13 @@ def timm(size: Architecture) -> nn.Module:
         num_heads=size.heads,
         mlp_ratio=size.hidden / size.dim,
     )
+    return network
 
 
 def torchvision(size: Architecture) -> nn.Module:
     from torchvision.models import VisionTransformer
 
-    return VisionTransformer(
+    network: nn.Module = VisionTransformer(  # type: ignore[no-untyped-call, unused-ignore]
         image_size=size.image,
         patch_size=size.patch,
         num_layers=size.depth,
@@ -85,12 +86,13 @@ def torchvision(size: Architecture) -> nn.Module:
         mlp_dim=size.hidden,
         num_classes=size.classes,
     )
+    return network
 
 
 def transformers(size: Architecture) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    config = ViTConfig(
+    config = ViTConfig(  # type: ignore[call-arg]
         image_size=size.image,
         patch_size=size.patch,
         num_labels=size.classes,
@@ -107,7 +109,7 @@ def transformers(size: Architecture) -> nn.Module:
 
 
 def vit_pytorch(size: Architecture) -> nn.Module:
-    from vit_pytorch import ViT
+    from vit_pytorch import ViT  # type: ignore[import-untyped]
 
     network: nn.Module = ViT(
         image_size=size.image,
@@ -129,8 +131,9 @@ class Logits(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images):  # type: ignore[no-untyped-def]
-        return self.network(pixel_values=images).logits
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixel_values=images).logits
+        return logits
 
 
 BUILDERS: dict[str, Callable[[Architecture], nn.Module]] = {

@@ -10,7 +10,7 @@ from vitlab.benchmarking import networks, peers
 from vitlab.benchmarking.networks import LIMIT, MEMORY, Networks, Row
 from vitlab.benchmarking.timing import CPU, Case, Clock, Goal
 
-EVERYBODY = ("timm", "torchvision", "transformers", "vit-pytorch")
+EVERYBODY: tuple[peers.Peer, ...] = ("timm", "torchvision", "transformers", "vit-pytorch")
 
 
 def test_the_matrix_has_every_combination_and_compiles_few() -> None:

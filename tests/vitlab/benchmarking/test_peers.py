@@ -29,7 +29,7 @@ def test_each_library_builds_a_network_of_as_many_parameters(name: str) -> None:
     network = peers.build(name, MINI).eval()
     with torch.inference_mode():
         assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    extra = peers.EXTRA.get(name, lambda size: 0)(MINI)
+    extra = peers.EXTRA[name](MINI) if name in peers.EXTRA else 0
     assert peers.parameters(network) == peers.parameters(peers.vitlab(MINI)) + extra
     assert MINI.tokens == 65
 
