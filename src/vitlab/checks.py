@@ -18,6 +18,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from vitlab import freezing, identity, launch, ledger, nonfinite, panels, runs, trust
+from vitlab.benchmarking import settings
 from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
@@ -90,6 +91,7 @@ def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = Fa
         batch_problems,
         schedule_problems,
         root_problems,
+        settings.problems,
     )
     for rule in rules:
         more = list(rule(read))
