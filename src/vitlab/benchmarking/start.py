@@ -2,7 +2,7 @@
 
     python src/train.py            until `metrics.csv` has the row of the first step
     import torch, lightning, timm  what no program that trains with these can do without
-    lightning + timm               the shortest program of Lightning's that trains a network of timm's on the same digits
+    lightning + timm               a short program of Lightning's that trains a network of timm's on the same digits
 
 A process that has made its first step is killed. Each leaves the most memory that it held, too: of the process that
 trains, without wandb's own.

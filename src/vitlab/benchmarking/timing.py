@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median, quantiles
+from typing import cast
 
 OURS = "vitlab"
 
@@ -148,7 +149,7 @@ class Clock:
     def time(self, contender: Contender, calls: int) -> float:
         """Seconds per call."""
         if contender.own:
-            return sum(float(contender.run()) for _ in range(calls)) / calls  # type: ignore[arg-type]
+            return sum(cast(float, contender.run()) for _ in range(calls)) / calls
         self.synchronise()
         start = time.perf_counter()
         for _ in range(calls):
