@@ -6,16 +6,18 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vitlab import runs
-from vitlab.data.module import DataModule
 from vitlab.data.rows import Rows
 from vitlab.identity import alone
 from vitlab.schema import Node
+
+if TYPE_CHECKING:
+    from vitlab.data.module import DataModule
 
 LAST = "checkpoints/last.ckpt"
 
@@ -171,13 +173,13 @@ def shown(path: str, values: dict[str, Any]) -> str:
     return str(values[path]) if path in values else "(not there)"
 
 
-def identity(config: Node, datamodule: DataModule, run_id: str | None = None) -> Node:
+def identity(config: Node, datamodule: "DataModule", run_id: str | None = None) -> Node:
     """What a checkpoint says of its run: configuration, data, how images are prepared, and wandb's id for it."""
     prepared = datamodule.preprocessing()
     return {"config": config, "data": fingerprint(datamodule), "preprocessing": prepared, "wandb": run_id}
 
 
-def fingerprint(datamodule: DataModule) -> Node:
+def fingerprint(datamodule: "DataModule") -> Node:
     """What data a run has: names, numbers, and for each split a digest of its labels and of its images.
 
     Images in memory count with every pixel, files with their folder and name, wherever the data set lies, and rows of
