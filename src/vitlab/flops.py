@@ -152,7 +152,7 @@ def datasheet(name: str, *, low: bool, half: bool, tf32: bool) -> float | None:
 
 
 @functools.cache
-def measured(dtype: torch.dtype, threads: int, size: int = 768, seconds: float = 0.2) -> float:
+def measured(dtype: torch.dtype, threads: int, size: int = 512, seconds: float = 0.2) -> float:
     """FLOPs a second of the fastest of the products of two matrices that fit in `seconds`. Measured once a process."""
     del threads  # part of the key: another number of threads is measured anew
     a, b = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype)
