@@ -29,7 +29,6 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.profilers import SimpleProfiler
 
 from vitlab import build, command
-from vitlab.benchmarking.machine import DeviceClock
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
@@ -65,7 +64,7 @@ class Training(Part):
         self.batch_size, self.samples, self.settings = batch_size, samples, settings
 
     def cases(self, clock: Clock) -> Iterator[Case]:
-        device = clock.device.type if isinstance(clock, DeviceClock) else "cpu"
+        device = clock.device.type
         fixed = [f"batch_size={self.batch_size}", "data=fake", f"data.source.samples={self.samples}"]
         fixed += [f"trainer.accelerator={'cpu' if device == 'cpu' else 'gpu'}", "logger=csv", "schedule.warmup_steps=0"]
         for name, side in self.networks.items():
