@@ -8,8 +8,13 @@ import faults
 
 LONG = ("restarts", "memory", "two loading processes each", "SIGUSR1, two gloo", "one of two")
 SAMPLE = [name for name in faults.FAULTS if not any(word in name for word in LONG)]
-QUICK = ("SIGKILL, one process, everything random on", "last checkpoint with a flipped bit", "Ctrl-C")
-QUICK += ("SIGTERM or SIGUSR1: preempted, requeued", "two processes on one run folder: the second refused")
+QUICK = (
+    "SIGKILL, one process, everything random on",
+    "last checkpoint with a flipped bit",
+    "Ctrl-C",
+    "SIGTERM or SIGUSR1: preempted, requeued",
+    "two processes on one run folder: the second refused",
+)
 
 
 @pytest.mark.parametrize(
