@@ -7,6 +7,7 @@ the same rules again, for those who build them without a configuration.
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -175,6 +176,9 @@ def trainer_problems(read: Reader) -> Iterator[str]:
     devices = read("trainer.devices", int)
     if devices is not None and (devices == 0 or devices < -1):
         yield f"trainer.devices={devices} is not a number of devices; use 1 or more, or -1 for all"
+    named = read("trainer.devices", str)
+    if named is not None and not re.fullmatch(r"auto|-1|\d+(,\s*\d+)*", named):
+        yield f"trainer.devices={named} is not a number of devices; use 1 or more, auto, or -1 for all"
     gpus = torch.cuda.device_count() if read("trainer.accelerator", str) in ("auto", "gpu", "cuda") else 0
     if read.elsewhere:
         gpus = 0  # this machine's are not the job's
