@@ -16,7 +16,7 @@ from vitlab.schema import Node
 @command("benchmark")
 def main(
     *,
-    parts: list[Literal["networks", "training", "loading", "start", "scaling"]],
+    parts: list[Literal["networks", "training", "loading", "start", "scaling", "advice"]],
     rounds: int,
     seconds: float,
     threads: int | None,
@@ -26,12 +26,14 @@ def main(
     loading: Node,
     start: Node,
     scaling: Node,
+    advice: Node,
     run_dir: str,
 ) -> Node:
     from vitlab import build
     from vitlab.benchmarking import machine, running
 
-    nodes = {"networks": networks, "training": training, "loading": loading, "start": start, "scaling": scaling}
+    nodes = {"networks": networks, "training": training, "loading": loading, "start": start}
+    nodes |= {"scaling": scaling, "advice": advice}
     clock = machine.clock(rounds=rounds, seconds=seconds, threads=threads, accelerator=accelerator)
     return running.run({name: build.make(nodes[name]) for name in parts}, clock, Path(run_dir))
 
