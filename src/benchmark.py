@@ -16,7 +16,7 @@ from vitlab.schema import Node
 @command("benchmark")
 def main(
     *,
-    parts: list[Literal["networks", "training", "start", "scaling"]],
+    parts: list[Literal["networks", "training", "start", "scaling", "advice"]],
     rounds: int,
     seconds: float,
     threads: int | None,
@@ -25,12 +25,13 @@ def main(
     training: Node,
     start: Node,
     scaling: Node,
+    advice: Node,
     run_dir: str,
 ) -> Node:
     from vitlab import build
     from vitlab.benchmarking import machine, running
 
-    nodes = {"networks": networks, "training": training, "start": start, "scaling": scaling}
+    nodes = {"networks": networks, "training": training, "start": start, "scaling": scaling, "advice": advice}
     clock = machine.clock(rounds=rounds, seconds=seconds, threads=threads, accelerator=accelerator)
     return running.run({name: build.make(nodes[name]) for name in parts}, clock, Path(run_dir))
 

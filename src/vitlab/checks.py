@@ -35,7 +35,7 @@ SUPPLIED = {
     "optimizer": ("params",),
     "schedule": ("optimizer", "total_steps"),
     "probe": (),
-    **dict.fromkeys(("networks", "training", "start", "scaling"), ()),  # parts of the benchmark
+    **dict.fromkeys(("networks", "training", "start", "scaling", "advice"), ()),  # parts of the benchmark
 }
 # Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
 SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
@@ -78,6 +78,7 @@ def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = Fa
     rules = (
         evaluation_problems,
         probe_problems,
+        doctor_problems,
         export_problems,
         replay_problems,
         dashboard_problems,
@@ -471,6 +472,20 @@ def probe_problems(read: Reader) -> Iterator[str]:
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:
         yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
+
+
+def doctor_problems(read: Reader) -> Iterator[str]:
+    if read("changes", list) is None:
+        return
+    for knob, least in (("steps", 1), ("warmup", 1), ("rounds", 1)):
+        if (value := read(knob, int)) is not None and value < least:
+            yield f"{knob}={value} must be at least {least}"
+    for count in read("workers", list[int]) or []:
+        if count < 0:
+            yield f"workers={shown(read('workers'))}: {count} is not a number of processes; use 0 or more"
+    if (ranks := read.ranks()) > 1 and (batch := read("batch_size", int)) is not None:
+        share = f"use trainer.devices=1 trainer.num_nodes=1 batch_size={max(1, batch // ranks)}, the share of one"
+        yield f"trainer.devices={shown(read('trainer.devices'))}: the doctor looks at one device; {share}"
 
 
 def export_problems(read: Reader) -> Iterator[str]:

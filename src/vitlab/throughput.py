@@ -164,7 +164,8 @@ class Meter:
         self._known = True
         data = getattr(trainer, "datamodule", None)
         try:
-            self.flops = flops.training_flops(network, (data.channels, *data.image_size))  # type: ignore[union-attr]
+            if self.flops is None:
+                self.flops = flops.training_flops(network, (data.channels, *data.image_size))  # type: ignore[union-attr]
         except Exception as error:  # a network of any kind: whatever it can't do without values
             log.info("no train/mfu: FLOPs can't be counted (%s: %s)", type(error).__name__, error)
             return
