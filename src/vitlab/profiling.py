@@ -9,6 +9,7 @@ on a GPU each part then waits for the device, so parts are true and their sum is
 import copy
 import gc
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -110,10 +111,10 @@ class Stages(SimpleProfiler):
 
     def parts(self, seconds: float) -> dict[str, float]:
         """The seconds of each part; all of them sum to `seconds`, the time in which they were recorded."""
-        spent = {name: sum(times) for name, times in self.recorded_durations.items()}
+        spent = {name: math.fsum(times) for name, times in self.recorded_durations.items()}
 
         def total(kind: str, *hooks: str) -> float:
-            return sum(t for name, t in spent.items() if name.startswith(kind) and name.endswith(hooks or ("",)))
+            return math.fsum(t for name, t in spent.items() if name.startswith(kind) and name.endswith(hooks or ("",)))
 
         augmentation = total("[LightningDataModule]", ".on_after_batch_transfer")
         inside = total("[Callback]", *INSIDE)
@@ -206,7 +207,7 @@ class Patient:
         left_out = (Checkpoint, ProgressBar, EarlyStopping)
         kept = {name: node for name, node in callbacks.items() if node}
         self.callbacks: dict[str, Node | None] = {
-            name: node for name, node in kept.items() if not issubclass(resolve(node["_target_"]), left_out)
+            name: node for name, node in kept.items() if not issubclass(class_of(node), left_out)
         }
         self.smaller: Split | None = None
         self.flops = flops.training_flops(module.network, (datamodule.channels, *datamodule.image_size))  # of an image
@@ -304,6 +305,12 @@ class Patient:
         gc.collect()
         times = [end - start for start, end in zip(pace.times, pace.times[1:], strict=False)]
         return median(times[1:] or times), total
+
+
+def class_of(node: Node) -> type:
+    """What a node of a callback makes."""
+    found = resolve(str(node["_target_"]))
+    return found if isinstance(found, type) else object
 
 
 def at_rest(optimizer: Optimizer, *, total_steps: int) -> LambdaLR:

@@ -21,7 +21,8 @@ from vitlab.data.augment import Augment
 from vitlab.data.module import DataModule
 from vitlab.data.sources import Source
 from vitlab.doctoring import smaller
-from vitlab.profiling import Patient, Variant
+from vitlab.profiling import Patient
+from vitlab.schema import Node
 from vitlab.vit import VisionTransformer
 
 KINDS: tuple[Change, ...] = ("num_workers", "precision", "batch_size", "log_every_n_steps", "smaller")
@@ -42,9 +43,9 @@ class Advice(Part):
         images: int = 512,
         image_size: int = 96,
         batch_size: int = 32,
-        steps: int = 16,
+        steps: int = 12,
         rounds: int = 5,
-        dim: int = 192,
+        dim: int = 128,
         depth: int = 4,
         workers: tuple[int, ...] | None = None,
         changes: tuple[Change, ...] = KINDS,
@@ -70,12 +71,11 @@ class Advice(Part):
             patient.smaller = smaller(patient, folder / "smaller")
         chosen = advising.candidates(patient, cost, self.changes, self.workers)
         scales = advising.scales(patient, chosen, rounds=self.rounds)
-        for _, variant in chosen:
-            guess = advising.predicted(cost, variant, scales.get(str(variant), Scale()))
-            trials, rates = advising.tried(patient, [(variant, guess)], rounds=self.rounds, steps=self.steps, warmup=4)
-            for trial in trials:
-                if trial.gains:
-                    yield case(f"{kind}, {variant}", trial, rates)
+        guesses = [(v, advising.predicted(cost, v, scales.get(str(v), Scale()))) for _, v in chosen]
+        trials, rates = advising.tried(patient, guesses, rounds=self.rounds, steps=self.steps, warmup=4)
+        for trial in trials:
+            if trial.gains:
+                yield case(f"{kind}, {trial.variant}", trial, rates)
 
     def patient(self, kind: str, folder: Path, accelerator: str) -> Patient:
         source: Callable[[], Source]
@@ -84,7 +84,11 @@ class Advice(Part):
             source = partial(sources.image_folder, data_dir=str(folder))
         else:
             source = partial(
-                sources.fake, train_samples=self.images, test_samples=self.batch_size, image_size=self.image_size
+                sources.fake,
+                samples=self.images,
+                test_samples=self.batch_size,
+                size=self.image_size,
+                num_classes=2,
             )
         data = DataModule(
             source=source,
@@ -110,12 +114,12 @@ class Advice(Part):
         trainer = {"_target_": "lightning.Trainer", "accelerator": accelerator, "devices": 1, "precision": "32-true"}
         trainer |= {"accumulate_grad_batches": 1, "log_every_n_steps": 10, "gradient_clip_val": 1.0}
         trainer |= {"enable_model_summary": False, "use_distributed_sampler": False}
-        callbacks = {"monitor": {"_target_": "vitlab.callbacks.Monitor"}}
+        callbacks: dict[str, Node | None] = {"monitor": {"_target_": "vitlab.callbacks.Monitor"}}
         return Patient(datamodule=data, module=module, trainer=trainer, callbacks=callbacks)
 
 
 def photographs(folder: Path, count: int) -> None:
-    """JPEG files of two classes, of the usual size in ImageNet: blurred noise with grain, about as large on the disk."""
+    """JPEG files of two classes, of the usual size in ImageNet: blurred noise with grain."""
     chance = np.random.default_rng(0)
     for number in range(count):
         coarse = chance.integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -133,11 +137,11 @@ def photographs(folder: Path, count: int) -> None:
 def case(name: str, trial: Trial, rates: Sequence[float]) -> Case:
     """Seconds of an image; gains as figures."""
     figures = {"predicted gain": trial.predicted or 0.0, "measured gain": trial.measured or 0.0}
-    rows = [("as configured", tuple(1 / rate for rate in rates), {})]
+    own = tuple(1 / rate for rate in rates)
     changed = tuple(1 / (rate * gain) for rate, gain in zip(rates, trial.gains, strict=True))
-    rows.append(("changed", changed, figures))
     measured = [
-        Measured(name=who, seconds=seconds, calls=1, items=1, peer=True, figures=own) for who, seconds, own in rows
+        Measured(name=who, seconds=seconds, calls=1, items=1, peer=True, figures=known)
+        for who, seconds, known in (("as configured", own, {}), ("changed", changed, figures))
     ]
     return Case(part="advice", name=name, unit="images", measured=measured)
 
