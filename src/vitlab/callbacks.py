@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from vitlab import optim, tracking
 from vitlab.checkpoints import gathered
@@ -30,7 +30,7 @@ def fitting(trainer: Trainer) -> bool:
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
-def restored(metric: MeanMetric, state: dict[str, Any]) -> None:
+def restored(metric: Metric, state: dict[str, Any]) -> None:
     """Gives a metric the sums that it had when a checkpoint was made."""
     for name, value in state.items():
         getattr(metric, name).copy_(value)
