@@ -115,7 +115,7 @@ def examine(patient: Patient, *, steps: int, warmup: int) -> tuple[Cost, Timed, 
     """What parts cost, the configuration's own training, watched, and the shares of a step that its parts have."""
     # what is done once is done now: memory, kernels, a peak that is measured
     patient.train(Variant(), steps=1, warmup=1)
-    device = patient.module.device
+    device = patient.device
     flops.peak_flops(device, str(patient.trainer["precision"]))
     stages = Stages(device)
     timed, window = patient.train(Variant(), steps=steps, warmup=warmup, stages=stages)
@@ -169,13 +169,16 @@ def scales(patient: Patient, chosen: Sequence[tuple[Change, Variant]], *, rounds
     asked = {str(variant): variant for kind, variant in chosen if kind in ("precision", "batch_size", "compile")}
     found: dict[str, Scale] = {}
     if asked:
-        on_gpu = patient.module.device.type == "cuda"
+        on_gpu = patient.device.type == "cuda"
         clock = Clock(rounds=rounds, seconds=0.05, synchronise=torch.cuda.synchronize if on_gpu else lambda: None)
-        variants = [Variant(), *asked.values()]
+        batch = patient.datamodule.batch_size
+        images = {name: (variant.batch_size or batch) / batch for name, variant in asked.items()}
+        found = {name: Scale(step=more, images=more) for name, more in images.items()}  # what is too large to be timed
+        timed = {name: variant for name, variant in asked.items() if fits(patient, variant)}
+        variants = [Variant(), *timed.values()]
         measured = clock.measure([Contender(name=str(v), run=bare(patient, v)) for v in variants])
-        for (name, variant), taken in zip(asked.items(), measured[1:], strict=True):
-            images = (variant.batch_size or patient.datamodule.batch_size) / patient.datamodule.batch_size
-            found[name] = Scale(step=taken.median / measured[0].median, images=images)
+        for name, taken in zip(timed, measured[1:], strict=True):
+            found[name] = Scale(step=taken.median / measured[0].median, images=images[name])
     for _, variant in chosen:
         if variant.smaller:
             alone, other = replace(variant, num_workers=0), Variant(num_workers=0)
@@ -183,10 +186,20 @@ def scales(patient: Patient, chosen: Sequence[tuple[Change, Variant]], *, rounds
     return found
 
 
+def fits(patient: Patient, variant: Variant) -> bool:
+    """Whether a pass of the network alone has room in the device's memory."""
+    try:
+        bare(patient, variant)()
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
 def bare(patient: Patient, variant: Variant) -> Any:
     """A forward and backward pass of the network alone."""
     module = patient.compiled() if variant.compile else patient.module
-    device = module.device
+    device = patient.device
+    module.to(device)
     images, targets = (tensor.to(device) for tensor in patient.images(variant))
     precision = str(variant.precision or patient.trainer["precision"])
     low = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)

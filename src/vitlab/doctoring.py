@@ -56,7 +56,7 @@ def visit(
         patient.train(Variant(), steps=steps, warmup=warmup, trace=folder / "trace")
     data, rate = patient.datamodule, median(rates)
     step, epoch = watched.images / rate, data.steps_per_epoch
-    peak = flops.peak_flops(patient.module.device, str(patient.trainer["precision"]))
+    peak = flops.peak_flops(patient.device, str(patient.trainer["precision"]))
     evaluation, saving = batch_seconds * batches, watched.saving
     told = advising.advice(found, trials, evaluation=evaluation, saving=saving, step=step, epoch=epoch)
     report: Node = {
@@ -68,7 +68,7 @@ def visit(
         "cores": cost.cores,
         "threads": torch.get_num_threads(),
         "precision": str(patient.trainer["precision"]),
-        "device": str(patient.module.device),
+        "device": str(patient.device),
         "bottleneck": advising.bottleneck(found),
         "shares": found,
         "parts_ms": {name: 1000 * step * found[name] for name in PARTS},

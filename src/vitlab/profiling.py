@@ -210,6 +210,7 @@ class Patient:
             name: node for name, node in kept.items() if not issubclass(class_of(node), left_out)
         }
         self.smaller: Split | None = None
+        self.device = torch.device("cpu")  # on which it trains; after a training the network lies on the CPU again
         self.flops = flops.training_flops(module.network, (datamodule.channels, *datamodule.image_size))  # of an image
         self._compiled: Classifier | None = None
 
@@ -253,6 +254,7 @@ class Patient:
                 )
             run = self.made(variant, folder, max_steps=warmup + steps, **listening)
             file = Path(folder) / "saved.ckpt" if stages is not None else None
+            self.device = run.strategy.root_device
             window = Window(warmup=warmup, steps=steps, stages=stages, file=file)
             run.callbacks.append(window)  # type: ignore[attr-defined]
             with quietly():

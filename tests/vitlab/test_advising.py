@@ -1,11 +1,14 @@
 """What is predicted follows from what was measured, and what is said from both."""
 
 import pytest
+import torch
+from torch import Tensor
 
 from patients import LOADERS, SlowData, patient
 from vitlab import advising
 from vitlab.advising import Cost, Scale, Trial
 from vitlab.profiling import PARTS, Variant
+from vitlab.vit import VisionTransformer
 
 PARTS_SECONDS = dict(zip(PARTS, (0.08, 0.002, 0.004, 0.01, 0.02, 0.003, 0.005, 0.001), strict=True))
 COST = Cost(
@@ -76,6 +79,25 @@ def test_the_words_name_the_worst_part_and_the_largest_gain_first() -> None:
     assert not any("precision" in line for line in told[1:3])
     none = advising.advice(found, trials[2:], evaluation=0.0, saving=0.0, step=0.1, epoch=100)
     assert "nothing that was tried gains more than the noise" in none
+
+
+@LOADERS
+def test_a_batch_that_has_no_room_ends_its_trial_and_nothing_else() -> None:
+    class Small(VisionTransformer):
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) > 32:
+                raise torch.OutOfMemoryError("no room")
+            return super().forward(images)
+
+    subject = patient()
+    subject.module.network.__class__ = Small
+    large, low = Variant(batch_size=64), Variant(precision="bf16-mixed")
+    scales = advising.scales(subject, [("batch_size", large), ("precision", low)], rounds=1)
+    assert scales[str(large)] == Scale(step=2, images=2)
+    assert scales[str(low)].step > 0
+    (failed, other), _ = advising.tried(subject, [(large, 1.0), (low, 1.0)], rounds=1, steps=1, warmup=1)
+    assert (failed.verdict, failed.measured) == ("out of memory", None)
+    assert other.measured is not None
 
 
 @LOADERS
