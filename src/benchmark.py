@@ -1,7 +1,7 @@
 """Measures vitlab beside its peers on this machine: `python src/benchmark.py`, or parts of it.
 
     python src/benchmark.py parts=[networks] networks.sizes=[s16] rounds=20
-    python src/benchmark.py parts=[loading,start]
+    python src/benchmark.py parts=[training,start]
 
 The run folder gets every measurement (`benchmark.csv`), tables with ratios and goals (`benchmark.md`) and pictures.
 """
@@ -16,22 +16,22 @@ from vitlab.schema import Node
 @command("benchmark")
 def main(
     *,
-    parts: list[Literal["networks", "training", "loading", "start", "scaling"]],
+    parts: list[Literal["networks", "training", "start", "scaling", "advice"]],
     rounds: int,
     seconds: float,
     threads: int | None,
     accelerator: Literal["auto", "cpu", "gpu"],
     networks: Node,
     training: Node,
-    loading: Node,
     start: Node,
     scaling: Node,
+    advice: Node,
     run_dir: str,
 ) -> Node:
     from vitlab import build
     from vitlab.benchmarking import machine, running
 
-    nodes = {"networks": networks, "training": training, "loading": loading, "start": start, "scaling": scaling}
+    nodes = {"networks": networks, "training": training, "start": start, "scaling": scaling, "advice": advice}
     clock = machine.clock(rounds=rounds, seconds=seconds, threads=threads, accelerator=accelerator)
     return running.run({name: build.make(nodes[name]) for name in parts}, clock, Path(run_dir))
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -40,6 +41,22 @@ def _no_hub() -> Iterator[None]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Hydra sets Python's logging up for the whole process: that goes with the test that ran a command."""
+    root = logging.getLogger()
+
+    def handlers() -> list[logging.Handler]:  # but for pytest's own, which come and go by themselves
+        return [handler for handler in root.handlers if "pytest" not in type(handler).__module__]
+
+    before, level = handlers(), root.level
+    yield
+    root.setLevel(level)
+    for handler in handlers():
+        if handler not in before:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
@@ -161,6 +178,69 @@ def tracked() -> Tracked:
         return parts
 
     return read
+
+
+# ------------------------------------------------------------------------------------- data sets of the Hub's formats
+
+
+@pytest.fixture(scope="session")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the Hub has them: digits as PNG in parquet files, 600 to train on in 3 files of 4 row groups, and
+    200 to test on, with class labels.
+    """
+    import io
+
+    import datasets
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    def png(image: Any) -> bytes:
+        Image.fromarray((image * 15).astype(np.uint8)).save(buffer := io.BytesIO(), "PNG")
+        return buffer.getvalue()
+
+    digits = load_digits()
+    label = datasets.ClassLabel(names=[f"digit {i}" for i in range(10)])
+    features = datasets.Features({"image": datasets.Image(), "label": label, "id": datasets.Value("int32")})
+    folder = tmp_path_factory.mktemp("hub") / "digits"
+    (folder / "data").mkdir(parents=True)
+    for name, start in (("train-0", 0), ("train-1", 200), ("train-2", 400), ("test-0", 600)):
+        rows = range(start, start + 200)
+        columns = {
+            "image": [{"bytes": png(digits.images[i]), "path": f"{i}.png"} for i in rows],
+            "label": [int(digits.target[i]) for i in rows],
+            "id": list(rows),
+        }
+        table = datasets.Dataset.from_dict(columns, features=features)
+        table.to_parquet(folder / "data" / f"{name}.parquet", batch_size=50)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------ packed data
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real pictures by class (`pictures.draw`)."""
+    import pictures
+
+    return pictures.draw(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="session")
+def packed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Format, settings -> the folder that `drawn` was packed into, once for all tests: not to be changed."""
+    import pictures
+
+    made: dict[str, Path] = {}
+
+    def pack(to: str = "litdata", **others: Any) -> Path:
+        key = f"{to} {others}"
+        if key not in made:
+            made[key] = pictures.pack(drawn, tmp_path_factory.mktemp(to) / "packed", to=to, **others)
+        return made[key]
+
+    return pack
 
 
 # ------------------------------------------------------------------------------------------- networks to be exported

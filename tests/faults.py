@@ -42,6 +42,7 @@ from PIL import Image
 import train as train_program
 from vitlab import checkpoints, command, launch, replaying, runs, stopping
 from vitlab.schema import Node
+from vitlab.throughput import TIMED
 
 SMALL = [
     "model.dim=16",
@@ -220,7 +221,7 @@ def runs_lock(work: Path) -> Iterator[None]:
 def rows(run: Path) -> list[dict[str, str]]:
     """What was logged but for the speed, which no two runs share."""
     with (run / "metrics.csv").open(newline="") as lines:
-        return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(lines)]
+        return [{k: v for k, v in row.items() if k not in TIMED} for row in csv.DictReader(lines)]
 
 
 def same(one: Any, two: Any) -> bool:

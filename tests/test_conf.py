@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets
 
 import evaluate
+import pictures
 import probe
 from conftest import Configure
 from vitlab import build, checks, command, runs, schema
@@ -146,7 +147,9 @@ def write_weights(folder: Path, patch: int) -> Path:
 
 
 @pytest.fixture
-def with_data(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+def with_data(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parquet: Path
+) -> Callable[..., list[str]]:
     """Overrides -> the same, with `data_dir` set to a folder where the data set that they choose lies, if in files, and
     with weights at hand for what begins from some.
     """
@@ -158,6 +161,8 @@ def with_data(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         name, folder = data["_target_"].rsplit(".", 1)[-1], tmp_path / "data"
         if name in ("digits", "fake"):
             return list(overrides)
+        if name == "huggingface":
+            return [*overrides, f"data.name={parquet}", f"data.source.cache_dir={folder}"]
         if name == "fashion_mnist":
             if not DEBIAN_FASHION_MNIST.is_dir():
                 pytest.skip("Debian's package dataset-fashion-mnist is not installed")
@@ -169,6 +174,9 @@ def with_data(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             write_cifar(folder, datasets.CIFAR100, "fine_labels", 100, monkeypatch)
         elif name == "image_folder":
             write_folder(folder, data["classes"] or ["cat", "dog", "emu"])
+        elif name == "shards":
+            write_folder(tmp_path / "pictures", ["cat", "dog", "emu"])
+            pictures.pack(tmp_path / "pictures", folder)
         else:
             raise LookupError(f"this test can't make the data set {name}: teach it to")
         return [*overrides, f"data_dir={folder}"]

@@ -177,7 +177,8 @@ def test_a_runs_dashboard_shows_that_run(show: Dashboard, sweep: Sweep, logged: 
     found = show(f"run={run}")
     by_section = panels(found)
     shown = {name for panel in by_section["Training"] for name in panel["config"].get("metrics", [])}
-    assert shown == {"train/loss", "val/loss", "val/acc", "val/acc5", "train/gradient_norm", "train/images_per_second"}
+    speed = {"train/images_per_second", "train/mfu", "train/data_wait"}
+    assert shown == {"train/loss", "val/loss", "val/acc", "val/acc5", "train/gradient_norm", *speed}
     assert shown <= logged
     (rates,) = [panel["config"] for panel in by_section["Training"] if panel["config"].get("useMetricRegex")]
     assert {name for name in logged if re.search(rates["metricRegex"], name)} == {"lr/decay", "lr/no_decay"}

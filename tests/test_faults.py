@@ -1,4 +1,4 @@
-"""A sample of `make faults`: one trial of some of its faults."""
+"""A sample of `make faults`: one trial of most of its faults, of the quickest in `make test`."""
 
 from pathlib import Path
 
@@ -8,14 +8,25 @@ import faults
 
 LONG = ("restarts", "memory", "two loading processes each", "SIGUSR1, two gloo", "one of two")
 SAMPLE = [name for name in faults.FAULTS if not any(word in name for word in LONG)]
+QUICK = (
+    "SIGKILL, one process, everything random on",
+    "last checkpoint with a flipped bit",
+    "Ctrl-C",
+    "SIGTERM or SIGUSR1: preempted, requeued",
+    "two processes on one run folder: the second refused",
+)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] if "image folder" in name else []) for name in SAMPLE]
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long]) for name in SAMPLE]
 )
 def test_a_run_survives(name: str, tmp_path: Path) -> None:
     _, lost, _ = faults.tried(name, 0, 0, tmp_path)
     assert lost == ""
+
+
+def test_the_quickest_are_of_the_list() -> None:
+    assert set(QUICK) <= set(SAMPLE)
 
 
 def test_at_least_two_hundred_trials_are_made() -> None:

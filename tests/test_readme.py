@@ -71,7 +71,9 @@ def test_each_step_of_the_walk_through_has_the_shape_it_says(
 
 
 @pytest.mark.parametrize("line", sorted(set(re.findall(r"^python src/((?:train|probe)\.py .+)$", README, flags=re.M))))
-def test_each_command_of_the_readme_that_trains_or_probes_passes_the_checks(line: str, tmp_path: Path) -> None:
+def test_each_command_of_the_readme_that_trains_or_probes_passes_the_checks(
+    line: str, tmp_path: Path, parquet: Path
+) -> None:
     command.register()
     file, *arguments = shlex.split(line, comments=True)
     if arguments in (["--help"], ["resume=runs/NAME/STAMP"]):
@@ -80,7 +82,7 @@ def test_each_command_of_the_readme_that_trains_or_probes_passes_the_checks(line
     (tmp_path / "photos").mkdir()
     weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=32, depth=1, heads=2, num_classes=10)
     save_file(weights.state_dict(), tmp_path / "weights.safetensors")
-    here = {"data_dir": tmp_path / "photos", "model.weights": tmp_path / "weights.safetensors"}
+    here = {"data_dir": tmp_path / "photos", "model.weights": tmp_path / "weights.safetensors", "data.name": parquet}
     arguments = [f"{key}={here[key]}" if (key := a.partition("=")[0]) in here else a for a in arguments]
     arguments += ["model.heads=2"] * any(a.startswith("model.weights=") for a in arguments)
     program = {"train.py": train.main, "probe.py": probe.main}[file]

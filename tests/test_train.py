@@ -23,6 +23,7 @@ from PIL import Image
 from conftest import SRC, Configure, Program, Start, Tracked
 from vitlab import ledger, runs
 from vitlab.schema import Node
+from vitlab.throughput import TIMED
 
 STEPS, EPOCHS, IMAGES = 21, 6, 1292
 UNVARIED = ["data.augment.degrees=0", "data.augment.translate=0", "data.augment.scale=[1,1]", "data.augment.shear=0"]
@@ -59,7 +60,7 @@ def config(run: Path) -> Any:
 def rows(run: Path) -> list[dict[str, str]]:
     """What was logged but for the speed, which no two runs share."""
     with (run / "metrics.csv").open(newline="") as lines:
-        return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(lines)]
+        return [{k: v for k, v in row.items() if k not in TIMED} for row in csv.DictReader(lines)]
 
 
 def logged(run: Path, name: str) -> list[float]:
@@ -106,6 +107,8 @@ def test_its_results_have_the_logged_names_scores_counts_and_provenance(twins: l
     assert found["test/acc"] > 0.25, "it learnt something"
     assert found["seconds"] > 0
     assert found["images_per_second"] > 0
+    assert 0 < found["mfu"] < 2, "the CPU is noisy"
+    assert 0 < found["data_wait"] < 1
     assert "src/train.py" in found["command"]
     assert "model.dim=16" in found["command"]
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]

@@ -197,7 +197,8 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
         "steps": run.global_step,
         "epochs": run.current_epoch,
         "images": monitor.images,
-        "images_per_second": round(monitor.images_per_second, 1),
+        "images_per_second": 0.0,  # where nothing was left to train on
+        **{name: float(f"{value:.4g}") for name, value in monitor.meter.medians().items()},
         "parameters": sum(p.numel() for p in module.network.parameters()),
         "samples": datamodule.samples,
         "devices": run.world_size,

@@ -1,19 +1,19 @@
 """What is watched while a run trains: progress, speed, gradients."""
 
 import logging
-import time
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from vitlab import optim, tracking
 from vitlab.checkpoints import gathered
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
+from vitlab.throughput import WAIT, Meter
 from vitlab.tracking import MetricsFile
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def fitting(trainer: Trainer) -> bool:
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
-def restored(metric: MeanMetric, state: dict[str, Any]) -> None:
+def restored(metric: Metric, state: dict[str, Any]) -> None:
     """Gives a metric the sums that it had when a checkpoint was made."""
     for name, value in state.items():
         getattr(metric, name).copy_(value)
@@ -41,20 +41,17 @@ class Monitor(Callback):
     """Logs a row every `trainer.log_every_n_steps` steps and at an epoch's end; tells a line of text each epoch.
 
     The row: mean loss over the images since the last row (of all ranks), the step's learning rates
-    (`vitlab.optim.rates`), norm of the gradient before clipping, images seen, images per second (of all devices,
-    validation and checkpoints not counted). Between rows nothing waits for the device. No row spans two epochs. A
-    checkpoint holds the sums of the row that is open, of each rank, and how many rows were written: a run that goes on
-    writes on from there what an uninterrupted one does.
+    (`vitlab.optim.rates`), norm of the gradient before clipping, images seen, speed, MFU and data wait
+    (`vitlab.throughput`). Between rows nothing waits for the device. No row spans two epochs. A checkpoint holds the
+    sums of the row that is open, of each rank, and how many rows were written: a run that goes on writes on from there
+    what an uninterrupted one does.
     """
 
     def __init__(self) -> None:
         self.images = 0  # seen by the optimizer, over all ranks
-        self.seconds = 0.0  # spent on training steps
-        self.images_timed = 0
+        self.meter = Meter()
         self._window_images = 0
-        self._window_seconds = 0.0
         self._untimed = 0  # images of the window that a former process trained on
-        self._since = 0.0
         self._last_loss = float("nan")
         self._done = 0
         self._rates: dict[str, float] = {}
@@ -90,10 +87,10 @@ class Monitor(Callback):
         elif trainer.global_rank == 0:  # on another number of devices: one of them takes all
             restored(pl_module.train_loss, {k: sum(part[k] for part in losses) for k in losses[0]})
 
-    @property
-    def images_per_second(self) -> float:
-        """Over all of this process's training."""
-        return self.images_timed / self.seconds if self.seconds else 0.0
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, Classifier)
+        if stage == TrainerFn.FITTING:
+            self.meter.prepare(trainer, pl_module.network)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # here and not at the training's start, which a run that was killed after its last step doesn't have
@@ -105,7 +102,16 @@ class Monitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set in its constructor
         self._done = trainer.global_step
-        self._since = time.perf_counter()
+        self.meter.listen(trainer)
+        self.meter.begin(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.meter.release()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: TrainBatch, batch_idx: int
+    ) -> None:
+        self.meter.arrived()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if fitting(trainer) and self._window_images:
@@ -116,7 +122,7 @@ class Monitor(Callback):
             row = {**scores(trainer, "val"), "epoch": trainer.current_epoch, "images": self.images}
             self._send(trainer, row)
             self._tell(trainer)
-        self._since = time.perf_counter()
+            self.meter.begin(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -149,15 +155,9 @@ class Monitor(Callback):
         if module.gradient_norm is not None:
             row["train/gradient_norm"] = float(module.gradient_norm)
         row |= self._rates
-        now = time.perf_counter()
-        self._window_seconds += now - self._since
-        timed = self._window_images - self._untimed
-        if self._window_seconds and timed:
-            row["train/images_per_second"] = timed / self._window_seconds
-        self.seconds += self._window_seconds
-        self.images_timed += timed
-        self._since, self._window_seconds, self._window_images, self._untimed = now, 0.0, 0, 0
-        trainer.progress_bar_metrics["train/loss"] = self._last_loss
+        row |= self.meter.close(trainer, module, self._window_images - self._untimed)
+        self._window_images, self._untimed = 0, 0
+        trainer.progress_bar_metrics.update({name: row[name] for name in ("train/loss", WAIT) if name in row})
         self._send(trainer, row)
 
     def _send(self, trainer: Trainer, row: dict[str, float]) -> None:
@@ -169,5 +169,5 @@ class Monitor(Callback):
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/loss", "val/acc")}
         parts = [f"epoch {trainer.current_epoch + 1}{epochs}", f"step {trainer.global_step}"]
         parts += [f"train/loss {self._last_loss:.4f}", *(f"{k} {v:.4f}" for k, v in sorted(scores.items()))]
-        parts += [f"{self.images_per_second:,.0f} images/s"] if self.seconds else []
+        parts += self.meter.told()
         log.info("   ".join(parts))

@@ -324,6 +324,7 @@ class BestCheckpoint(ModelCheckpoint):
         )
         self.file = Path(dirpath) / "best.ckpt"
         self.best_scores: dict[str, float] = {}
+        self.seconds = 0.0  # spent on saving
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
@@ -338,9 +339,11 @@ class BestCheckpoint(ModelCheckpoint):
         if better:
             measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             self.best_scores = {k: int(v) if k.endswith(("/correct", "/count")) else v for k, v in measured.items()}
+        start = time.monotonic()
         super().on_validation_end(trainer, pl_module)
         if self.save_top_k > 1 and self.best_model_path != former and trainer.is_global_zero:
             linked(Path(self.best_model_path), self.file.name)
+        self.seconds += time.monotonic() - start
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "best_scores": self.best_scores}

@@ -7,6 +7,7 @@ the same rules again, for those who build them without a configuration.
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from vitlab import freezing, identity, launch, ledger, nonfinite, panels, runs, trust
+from vitlab.benchmarking import settings
 from vitlab.classifier import Classifier
 from vitlab.data.sources import FACTS, Facts
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
@@ -33,7 +35,7 @@ SUPPLIED = {
     "optimizer": ("params",),
     "schedule": ("optimizer", "total_steps"),
     "probe": (),
-    **dict.fromkeys(("networks", "training", "loading", "start", "scaling"), ()),  # parts of the benchmark
+    **dict.fromkeys(("networks", "training", "start", "scaling", "advice"), ()),  # parts of the benchmark
 }
 # Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
 SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
@@ -76,6 +78,7 @@ def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = Fa
     rules = (
         evaluation_problems,
         probe_problems,
+        doctor_problems,
         export_problems,
         replay_problems,
         dashboard_problems,
@@ -86,9 +89,11 @@ def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = Fa
         model_problems,
         fine_tuning_problems,
         data_problems,
+        packing_problems,
         batch_problems,
         schedule_problems,
         root_problems,
+        settings.problems,
     )
     for rule in rules:
         more = list(rule(read))
@@ -172,6 +177,9 @@ def trainer_problems(read: Reader) -> Iterator[str]:
     devices = read("trainer.devices", int)
     if devices is not None and (devices == 0 or devices < -1):
         yield f"trainer.devices={devices} is not a number of devices; use 1 or more, or -1 for all"
+    named = read("trainer.devices", str)
+    if named is not None and not re.fullmatch(r"auto|-1|\d+(,\s*\d+)*", named):
+        yield f"trainer.devices={named} is not a number of devices; use 1 or more, auto, or -1 for all"
     gpus = torch.cuda.device_count() if read("trainer.accelerator", str) in ("auto", "gpu", "cuda") else 0
     if read.elsewhere:
         gpus = 0  # this machine's are not the job's
@@ -347,7 +355,7 @@ def data_problems(read: Reader) -> Iterator[str]:
         yield f"data.max_skipped={share} must be at least 0 and below 1: a share of the images"
     if read("data.on_error", str) == "skip":
         source = (read("data.source._target_", str) or "").rpartition(".")[2]
-        if facts and source != "image_folder":
+        if facts and source not in ("image_folder", "huggingface", "shards"):
             yield f"data.on_error=skip is for image folders, and {source} is none; leave it out"
         elif read("data.scan", str) == "none":
             yield "data.on_error=skip decodes every image beforehand, which data.scan=none forbids; leave one out"
@@ -361,6 +369,37 @@ def data_problems(read: Reader) -> Iterator[str]:
         folder = read("data.source.data_dir", str)
         if folder and not Path(folder).is_dir():
             yield f"data_dir={folder} is not a folder; data=image_folder wants the folder of the images there"
+    source = read("data.source", dict) or {}
+    if source.get("_target_") == "vitlab.data.sources.huggingface" and not any(
+        "data.source" in bad for bad in read.bad
+    ):
+        from vitlab.data import huggingface
+
+        yield from huggingface.problems(**{k: v for k, v in source.items() if not k.startswith("_")})
+    if source.get("_target_") == "vitlab.data.sources.shards" and not any("data.source" in bad for bad in read.bad):
+        from vitlab.data import shards
+
+        yield from shards.problems(**{k: v for k, v in source.items() if not k.startswith("_")})
+
+
+def packing_problems(read: Reader) -> Iterator[str]:
+    if not {"to", "shard_images"} <= read.config.keys():
+        return
+    from vitlab.data import indexing, packing
+
+    out, verify, index = (read(key, str) for key in ("out", "verify", "index"))
+    given = [key for key, value in (("out", out), ("verify", verify), ("index", index)) if value is not None]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} are set" if given else "out is not set"
+        yield f"{what}; one of out=FOLDER (pack into it), verify=FOLDER and index=FOLDER is wanted"
+        return
+    yield from indexing.problems(verify=verify, index=index)
+    to, images = read("to", str), read("shard_images", int)
+    if (processes := read("processes", int)) is not None and processes < 0:
+        yield f"processes={processes} must be at least 0"
+    if out is not None and to is not None and images is not None:
+        size, quality = read("size", int), read("quality", int)
+        yield from packing.problems(to=to, size=size, quality=quality, shard_images=images, out=Path(out))
 
 
 def batch_problems(read: Reader) -> Iterator[str]:
@@ -433,6 +472,20 @@ def probe_problems(read: Reader) -> Iterator[str]:
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:
         yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
+
+
+def doctor_problems(read: Reader) -> Iterator[str]:
+    if read("changes", list) is None:
+        return
+    for knob, least in (("steps", 1), ("warmup", 1), ("rounds", 1)):
+        if (value := read(knob, int)) is not None and value < least:
+            yield f"{knob}={value} must be at least {least}"
+    for count in read("workers", list[int]) or []:
+        if count < 0:
+            yield f"workers={shown(read('workers'))}: {count} is not a number of processes; use 0 or more"
+    if (ranks := read.ranks()) > 1 and (batch := read("batch_size", int)) is not None:
+        share = f"use trainer.devices=1 trainer.num_nodes=1 batch_size={max(1, batch // ranks)}, the share of one"
+        yield f"trainer.devices={shown(read('trainer.devices'))}: the doctor looks at one device; {share}"
 
 
 def export_problems(read: Reader) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from vitlab import freezing
@@ -80,7 +80,7 @@ class Classifier(LightningModule):
         # asked before each optimizer step, with its gradients' norm (times the scale of a gradient scaler whose
         # optimizer undoes it itself); may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
-        self.train_loss = MeanMetric(nan_strategy="ignore")
+        self.train_loss = FiniteMean()
         self.scores = nn.ModuleDict({f"{s}_scores": self.make_scores(s) for s in ("train", "val", "test")})
         self.train()
 
@@ -94,13 +94,13 @@ class Classifier(LightningModule):
     def make_scores(self, split: str) -> MetricCollection:
         """Sums over the images of all ranks: exact, since no image is seen twice (`vitlab.data.sampler`)."""
         metrics: dict[str, Any] = {
-            "acc": MulticlassAccuracy(self.num_classes, average="micro"),
+            "acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
             "loss": MeanMetric(),
-            "correct": SumMetric(),
-            "count": SumMetric(),
+            "correct": SumMetric(nan_strategy="disable"),
+            "count": SumMetric(nan_strategy="disable"),
         }
         if self.num_classes > 5:
-            metrics["acc5"] = MulticlassAccuracy(self.num_classes, top_k=5, average="micro")
+            metrics["acc5"] = MulticlassAccuracy(self.num_classes, top_k=5, average="micro", validate_args=False)
         return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Classifier(LightningModule):
         both. So the gradient is that of the mean over all `batch.count` images, however they are cut up.
         """
         losses = self.losses(self(batch.images), batch.targets)
-        self.train_loss.update(losses.detach().where(losses.isfinite(), torch.nan))  # the mean of those that are
+        self.train_loss.update(losses.detach())
         return losses.sum() * share(batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
@@ -232,6 +232,28 @@ class Classifier(LightningModule):
             schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
             for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
                 group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+
+
+class FiniteMean(Metric):
+    """The mean of all finite values, over all ranks. Unlike torchmetrics' own, it never asks the device whether there
+    are others: that would be a wait in each step.
+    """
+
+    mean_value: Tensor  # the sum so far, by the name that it has in checkpoints
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("mean_value", default=torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("weight", default=torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        finite = values.isfinite()
+        self.mean_value += values.float().where(finite, 0.0).sum()
+        self.weight += finite.sum()
+
+    def compute(self) -> Tensor:
+        return self.mean_value / self.weight
 
 
 def share(batch: TrainBatch, ranks: int, accumulated: int) -> float:

@@ -12,6 +12,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import claiming, identity, launch, launchers, ledger, progress, resolvers, runs, stopping, trust
+from vitlab import claiming, identity, importing, launch, launchers, ledger, progress, resolvers, runs, stopping, trust
+from vitlab.data.storage import is_remote
 from vitlab.schema import Node, defaults, suggest
 from vitlab.stopping import Stopped
 from vitlab.weights.composing import completed
@@ -39,6 +41,8 @@ EXPERIMENTS = CONF.parent / "experiments"
 UNSET_RUN_DIR = "runs"  # stands for the run folder while the configuration is only being checked
 
 log = logging.getLogger(__name__)
+
+_composed: ContextVar[dict[tuple[str, ...], DictConfig]] = ContextVar("composed")  # in the preflight
 
 Function = Callable[..., Node]
 
@@ -62,11 +66,15 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
             if run_dir := os.environ.pop(launch.RUN_VARIABLE, None):
                 if parent := os.environ.pop(launch.PARENT_VARIABLE, None):
                     launch.end_with(int(parent))
-                run_recorded(name, function, Path(run_dir), runs.read_config(Path(run_dir)))
+                config = runs.read_config(Path(run_dir))
+                with importing.uncollected():
+                    importing.ahead(config)
+                run_recorded(name, function, Path(run_dir), config)
                 return
-            register()
             launch.make_importable(Path(__file__).resolve().parents[1])
-            sys.argv[1:] = preflight(name, function, sys.argv[1:])
+            with importing.uncollected():
+                register()
+                sys.argv[1:] = preflight(name, function, sys.argv[1:])
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
             except Stopped as stop:  # a sweep, between two jobs
@@ -82,6 +90,7 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
 def register() -> None:
     """Tells Hydra what no YAML file has to repeat: signatures' defaults, experiments."""
     store = ConfigStore.instance()
+    store.repo = Stored(store.repo)
 
     def signature(target: str, *supplied: str) -> Node:
         return {k: v for k, v in defaults(target).items() if k not in supplied}
@@ -102,6 +111,15 @@ def register() -> None:
         store.store(
             group="experiment", name=file.stem, node=OmegaConf.load(file), package="_global_", provider="experiments"
         )
+
+
+class Stored(dict[str, Any]):
+    """Hydra's store, which Hydra copies whole each time that it looks for the options of a group: hundreds of times for
+    `--help`. It never changes what it has copied, and copies what it loads once more, so one will do.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Stored":
+        return self
 
 
 # ---------------------------------------------------------------------------------------------------- preflight
@@ -224,15 +242,20 @@ def initialized(arguments: Namespace) -> Iterator[None]:
     """Hydra's loader on our `conf/` and what the command line adds to its search path."""
     folder = str(Path(arguments.config_path).resolve()) if arguments.config_path else str(CONF)
     with hydra.initialize_config_dir(folder, version_base="1.3", job_name="preflight"):
-        if arguments.config_dir:
-            look_in([f"file://{Path(arguments.config_dir).resolve()}"])
-        yield
+        token = _composed.set({})
+        try:
+            if arguments.config_dir:
+                look_in([f"file://{Path(arguments.config_dir).resolve()}"])
+            yield
+        finally:
+            _composed.reset(token)
 
 
 def look_in(folders: list[str]) -> None:
     """Adds to where Hydra's loader looks for options; it lists the folders when it is made, so again now."""
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)
+    _composed.get({}).clear()
     for folder in folders:
         loader.config_search_path.prepend("command-line", folder, anchor="schema")
     loader.repository.initialize_sources(loader.config_search_path)
@@ -354,8 +377,14 @@ def searched_problems(
 
 
 def compose(name: str, overrides: list[str]) -> DictConfig:
-    """The configuration that Hydra composes, the `hydra` node included, outside a job."""
-    return hydra.compose(name, overrides, return_hydra_config=True)
+    """The configuration that Hydra composes, the `hydra` node included, outside a job.
+
+    In the preflight the same overrides are composed once: what is returned is not to be changed.
+    """
+    known, key = _composed.get({}), (name, *overrides)
+    if key not in known:
+        known[key] = hydra.compose(name, overrides, return_hydra_config=True)
+    return known[key]
 
 
 def composed_problems(name: str, function: Function, overrides: list[str], *, sweep: bool) -> list[str]:
@@ -364,11 +393,13 @@ def composed_problems(name: str, function: Function, overrides: list[str], *, sw
         cfg = compose(name, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return [str(error.__cause__ or error)]
+    sweep = sweep or cfg.hydra.mode == RunMode.MULTIRUN
+    if not sweep and OmegaConf.select(cfg, "trainer.devices") in (None, 1):  # the job will be in this process
+        importing.ahead({key: OmegaConf.to_container(cfg[key]) for key in ("logger", "trainer") if cfg.get(key)})
     if refused := trust.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused
     if "run_dir" in cfg:  # and isn't ???, which `in` overlooks
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
-    sweep = sweep or cfg.hydra.mode == RunMode.MULTIRUN
     problems, elsewhere = launchers.problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)
     return problems + check(function, plain(cfg, UNSET_RUN_DIR), elsewhere=elsewhere)
 
@@ -379,7 +410,8 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     OmegaConf.set_struct(cfg, False)  # a copy of ours, and only for the next lines: every key is checked after it
     if "run_dir" in cfg.keys():  # noqa: SIM118 (as above); without it the command leaves no run
         cfg.run_dir = run_dir
-    if isinstance(folder := cfg.get("data_dir"), str):  # a run may be evaluated, or resumed, from another folder
+    folder = cfg.get("data_dir")
+    if isinstance(folder, str) and not is_remote(folder):  # a run may be evaluated, or resumed, from another folder
         cfg.data_dir = str(Path(folder).expanduser().absolute())
     try:
         resolved = OmegaConf.to_container(cfg, resolve=True)
@@ -388,7 +420,23 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
     except (OmegaConfBaseException, ValueError) as error:
         return str(error).splitlines()[0]
     assert isinstance(resolved, dict)
-    return completed({str(k): v for k, v in resolved.items()})
+    return completed(placed({str(k): v for k, v in resolved.items()}))
+
+
+def placed(config: Node) -> Node:
+    """With `data.name`, which names a set of the Hugging Face Hub, where its source has it: a local set by its whole
+    path, since a run may be evaluated, or resumed, from another folder.
+    """
+    data = config.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(source, dict):
+        return config
+    if source.get("_target_") != "vitlab.data.sources.huggingface":
+        return config
+    data = {key: value for key, value in data.items() if key != "name"}
+    if isinstance(name := source.get("name"), str) and Path(name).expanduser().exists():
+        source = {**source, "name": str(Path(name).expanduser().absolute())}
+    return {**config, "data": {**data, "source": source}}
 
 
 def check(function: Function, config: Node | str, *, elsewhere: bool = False) -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vitlab import checkpoints, freezing, resume
 from vitlab.data.dataset import EvalBatch
 from vitlab.data.module import DataModule
+from vitlab.data.sampler import eval_share
 from vitlab.data.scan import SplitName
 from vitlab.schema import Node
 
@@ -106,8 +107,9 @@ def extract(
         torch.save(mine, share(files[split], rank))
         trainer.strategy.barrier("features")
         if rank == 0:
-            put_together(files[split], ranks, len(datamodule.split(split)))
-            log.info("features of %s: %d images, kept in %s", split, len(datamodule.split(split)), files[split])
+            images = datamodule.split(split)
+            put_together(files[split], ranks, len(images), in_blocks=images.blocks is not None)
+            log.info("features of %s: %d images, kept in %s", split, len(images), files[split])
     return files
 
 
@@ -116,13 +118,13 @@ def share(file: Path, rank: int) -> Path:
     return file.with_name(f".{file.name}.rank{rank}")
 
 
-def put_together(file: Path, ranks: int, count: int) -> None:
-    """Makes one file of the ranks' shares, of which each holds every `ranks`-th image."""
+def put_together(file: Path, ranks: int, count: int, *, in_blocks: bool = False) -> None:
+    """Makes one file of the ranks' shares, which the data's `eval_share` says."""
     parts = [torch.load(share(file, rank), weights_only=True, mmap=True) for rank in range(ranks)]
     rows = torch.empty(count, parts[0].shape[1])
     for rank, part in enumerate(parts):
         if len(part):
-            rows[rank::ranks] = part
+            rows[list(eval_share(count, rank, ranks, in_blocks=in_blocks))] = part
     temporary = file.with_name(f".{file.name}.tmp")
     torch.save(rows, temporary)
     temporary.replace(file)

@@ -7,9 +7,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+SHARES = ("train/mfu", "train/data_wait")
+
 
 def curves(metrics: Path, figure_file: Path, title: str) -> None:
-    """Loss, accuracy, learning rate and speed against images seen, from `metrics.csv`."""
+    """Loss, accuracy, learning rate and speed against images seen, from `metrics.csv`; on the speed's second axis, MFU
+    and data wait as shares.
+    """
     with metrics.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
 
@@ -21,6 +25,7 @@ def curves(metrics: Path, figure_file: Path, title: str) -> None:
     axes = figure.subplots(2, 2, sharex=True)
     figure.suptitle(title)
     names = rows[0].keys() if rows else []
+    shares = axes[1, 1].twinx() if any(series(name)[0] for name in SHARES) else None
     for axis, label, shown in (
         (axes[0, 0], "loss", ["train/loss", "val/loss"]),
         (axes[0, 1], "accuracy", ["val/acc", "val/acc5"]),
@@ -37,6 +42,13 @@ def curves(metrics: Path, figure_file: Path, title: str) -> None:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
+    if shares is not None:
+        for name, colour in zip(SHARES, ("tab:green", "tab:red"), strict=True):
+            x, y = series(name)
+            shares.plot(x, y, ":", color=colour, marker="o" if len(x) == 1 else None, label=name)
+        shares.set_ylim(0, max(1.0, *(value for name in SHARES for value in series(name)[1])))
+        shares.set_ylabel("share")
+        shares.legend(loc="lower right")
     if series("train/loss")[1] and min(series("train/loss")[1]) > 0:
         axes[0, 0].set_yscale("log")
     for axis in axes[1]:

@@ -124,8 +124,18 @@ def safe(text: str) -> str:
 
 def subject(config: Node, varies: Iterable[str] = ()) -> str:
     """What a sweep of this configuration is about, for a name: its data set, where that doesn't vary."""
-    if any(key == "data" or key.startswith("data.source") for key in varies):
+    if any(key in ("data", "data.name") or key.startswith("data.source") for key in varies):
         return "sweep"
     source = (config.get("data") or {}).get("source") or {}
-    data = str(source.get("_target_", "sweep")).rsplit(".", 1)[-1]
-    return Path(str(source.get("data_dir"))).name if data == "image_folder" else data
+    return data_name(source) if source else "sweep"
+
+
+def data_name(source: Mapping[str, Any]) -> str:
+    """What the data of a source is called in names: `digits`, a folder's name, `ylecun_mnist`."""
+    kind = str(source.get("_target_", "sweep")).rsplit(".", 1)[-1]
+    if kind in ("image_folder", "shards"):
+        return Path(str(source.get("data_dir"))).name
+    if kind == "huggingface" and isinstance(name := source.get("name"), str):
+        is_local = name[0:1] in ("/", ".", "~") or Path(name).exists()
+        return safe(Path(name).name.removesuffix(".parquet") if is_local else name)
+    return kind

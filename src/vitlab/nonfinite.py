@@ -61,7 +61,8 @@ class NonFinite(Callback):
         keep: So many skipped steps leave a capture; the one that ends the run always does.
         dirpath: Where captures go.
 
-    The answer is the same on all ranks. It costs one wait for the device a step, and one tiny sum over the ranks.
+    The answer is the same on all ranks. It costs one wait for the device a step, the only one that a step has, and one
+    tiny sum over the ranks.
 
     With a gradient scaler (16-mixed) gradients that aren't finite are its own business: it skips them and halves its
     scale. Here they count only once the scale is below 1, when scaling isn't to blame any more; losses always do.

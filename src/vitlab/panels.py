@@ -136,6 +136,9 @@ def run_dashboard(run_dir: Path, config: Node, place: Project) -> Any:
         wr.LinePlot(title="learning rate", x=X, metric_regex=RATES),
         wr.LinePlot(title="gradient norm before clipping", x=X, y=["train/gradient_norm"], log_y=True),
         wr.LinePlot(title="images per second, all devices", x=X, y=["train/images_per_second"]),
+        wr.LinePlot(
+            title="model FLOPs utilisation; share of time without data", x=X, y=["train/mfu", "train/data_wait"]
+        ),
     ]
     scores = [wr.ScalarChart(title=name, metric=name) for name in ("test/acc", "best/val/acc", "best/val/loss")]
     sections = [

@@ -105,10 +105,9 @@ def patch_for(image_size: int | Sequence[int]) -> int:
 
 def run_name(*, _root_: DictConfig) -> str:
     """A name made of resolved values, so that it can't lie after an override: `digits-vit_s16-224px`."""
-    source = _root_.data.source
-    data = str(source._target_).rsplit(".", 1)[-1]
-    if data == "image_folder":
-        data = Path(str(source.data_dir)).name
+    from vitlab.identity import data_name
+
+    data = data_name(_root_.data.source)
     size = _root_.image_size
     pixels = "x".join(map(str, size)) if OmegaConf.is_list(size) else str(size)
     return f"{data}-{model_name(_root_.model)}" + (f"-{pixels}px" if size is not None else "")

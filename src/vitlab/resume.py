@@ -6,22 +6,25 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vitlab import runs
-from vitlab.data.module import DataModule
+from vitlab.data.rows import Rows
 from vitlab.identity import alone
 from vitlab.schema import Node
+
+if TYPE_CHECKING:
+    from vitlab.data.module import DataModule
 
 LAST = "checkpoints/last.ckpt"
 
 # What may differ between two runs that train the same, bit for bit ...
 WITHOUT_EFFECT = (
     r"run_dir|resume|sweep|retries|name|logger|logger\..*|restarts|on_out_of_memory|data_dir|weights\.strict",
-    r"data\.(num_workers|eval_batch_size|source\.data_dir|skipped_file|scan)",
+    r"data\.(num_workers|eval_batch_size|source\.(data_dir|cache_dir|cache_gb|verify)|skipped_file|scan)",
     r"callbacks\.(last|progress|nonfinite|pruning)(\..*)?|callbacks\.best\.keep|callbacks\.\w+\.dirpath",
     r"trainer\.(enable_\w+|log_every_n_steps|profiler|num_sanity_val_steps)",
 )
@@ -170,16 +173,17 @@ def shown(path: str, values: dict[str, Any]) -> str:
     return str(values[path]) if path in values else "(not there)"
 
 
-def identity(config: Node, datamodule: DataModule, run_id: str | None = None) -> Node:
+def identity(config: Node, datamodule: "DataModule", run_id: str | None = None) -> Node:
     """What a checkpoint says of its run: configuration, data, how images are prepared, and wandb's id for it."""
     prepared = datamodule.preprocessing()
     return {"config": config, "data": fingerprint(datamodule), "preprocessing": prepared, "wandb": run_id}
 
 
-def fingerprint(datamodule: DataModule) -> Node:
+def fingerprint(datamodule: "DataModule") -> Node:
     """What data a run has: names, numbers, and for each split a digest of its labels and of its images.
 
-    Images in memory count with every pixel, files with their folder and name, wherever the data set lies.
+    Images in memory count with every pixel, files with their folder and name, wherever the data set lies, and rows of
+    larger files with their sizes in bytes.
     """
     found: Node = {"data set": datamodule.source.name, "classes": list(datamodule.classes)}
     for name in ("train", "val", "test"):
@@ -187,8 +191,11 @@ def fingerprint(datamodule: DataModule) -> Node:
         digest = hashlib.blake2b(split.labels.contiguous().numpy().tobytes(), digest_size=16)
         if split.images is not None:
             digest.update(split.images.contiguous().numpy().data)
-        for file in split.files or []:
-            digest.update("/".join(Path(file).parts[-2:]).encode())
+        if isinstance(split.files, Rows):
+            digest.update(split.files.digest())
+        else:
+            for file in split.files or []:
+                digest.update("/".join(Path(file).parts[-2:]).encode())
         found[f"{name} images"], found[f"{name} digest"] = len(split), digest.hexdigest()
     return found
 

@@ -229,7 +229,9 @@ def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
         yield results
     except Stopped as stop:
         write(status=stop.outcome)
-        log.warning("%s: stopped as it was asked to; resume=%s goes on", stop.outcome, run_dir)
+        trains = (run_dir / CONFIG).is_file() and "resume" in read_config(run_dir)
+        way_on = f"resume={run_dir} goes on" if trains else "give the same command again"
+        log.warning("%s: stopped as it was asked to; %s", stop.outcome, way_on)
         raise
     except BaseException as error:
         reason = told(error)

@@ -243,7 +243,8 @@ def log_results(loggers: list[Logger], results: Mapping[str, Any]) -> None:
     itself), and what it cost.
     """
     scores = {f"best/{name}": value for name, value in results.items() if name in ("val/loss", "val/acc", "val/acc5")}
-    costs = {name: results[name] for name in ("parameters", "images_per_second", "epochs") if name in results}
+    names = ("parameters", "images_per_second", "mfu", "data_wait", "epochs")
+    costs = {name: results[name] for name in names if name in results}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update({**scores, **costs})

@@ -12,10 +12,9 @@ The variable is read once, when the program starts: no configuration can set it.
 import os
 import pickle
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -61,7 +60,6 @@ KINDS = (
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
     *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )
-EXTRAS = ("optuna",)  # packages that need not be there
 FUNCTIONS = (  # functions, or modules of ours that hold nothing else
     *("vitlab.baselines", "vitlab.data.sources", "vitlab.optim", "vitlab.tracking.wandb_logger"),
     *(f"torch.optim.swa_utils.get_{kind}_avg_fn" for kind in ("ema", "ema_multi", "swa", "swa_multi")),
@@ -190,10 +188,9 @@ def refusal(target: str) -> str | None:
     return f"{name} is none of the classes and functions that experiments are made of"
 
 
-@lru_cache
 def kinds() -> tuple[type, ...]:
-    """`KINDS` as classes, those of packages that are there."""
-    there = [name for name in KINDS if name.split(".")[0] not in EXTRAS or find_spec(name.split(".")[0])]
+    """`KINDS` as classes, those that are imported already: a class has what it is made of beside it."""
+    there = [name for name in KINDS if name.rpartition(".")[0] in sys.modules]
     return tuple(kind for name in there if isinstance(kind := resolve(name), type))
 
 

@@ -3,6 +3,8 @@
 import csv
 import logging
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from vitlab import optim
 from vitlab.callbacks import Monitor, scores
@@ -20,6 +24,7 @@ from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.module import DataModule
 from vitlab.data.sources import digits
+from vitlab.nonfinite import NonFinite
 from vitlab.tracking import MetricsFile
 from vitlab.vit import VisionTransformer
 
@@ -55,6 +60,45 @@ def fit(make: MakeTrainer, folder: Path, module: Classifier, *callbacks: Callbac
 
 
 # --------------------------------------------------------------------------------------------------------- monitor
+
+
+class Waits(TorchFunctionMode):
+    """Counts what would wait for a device if the tensors were on one, by the file that asks for it.
+
+    Of data only what is done with images on the device counts: draws and orders are made on the CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = Counter[str]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", str(func))
+        masked = name in ("__getitem__", "__setitem__") and isinstance(args[1], torch.Tensor)
+        masked = masked and args[1].dtype in (torch.bool, torch.uint8)
+        reads = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero", "unique")
+        if masked or name in (*reads, "masked_select", "bincount", "equal", "is_nonzero"):
+            files = [Path(frame.filename) for frame in traceback.extract_stack()[:-1]]
+            self.found[next(file.name for file in reversed(files) if "torch" not in file.parts)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_the_device_but_to_know_that_it_is_finite(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """Loss, gradient norm, metrics, logging and the progress bar: between two rows none of them asks for a number."""
+    counts = []
+    for steps in (6, 26):
+        source = DataModule(source=digits, batch_size=30, augment=Augment(mixup=0.4), image_size=8, seed=0)
+        watchers = [Monitor(), NonFinite(dirpath=str(tmp_path)), RichProgressBar()]
+        options: dict[str, Any] = {"max_steps": steps, "log_every_n_steps": 40, "limit_val_batches": 0}
+        options |= {"gradient_clip_val": 1.0, "enable_progress_bar": True, "max_epochs": -1}
+        trainer = make_trainer(logger=[MetricsFile(folder=str(tmp_path))], callbacks=watchers, **options)
+        with Waits() as waits:
+            trainer.fit(classifier(), source)
+        assert trainer.global_step == steps
+        counts.append(waits.found)
+    in_steps = counts[1] - counts[0]
+    on_cpu = {"sampler.py", "_augment.py", "beta.py", "distribution.py"}
+    assert {name: count for name, count in in_steps.items() if name not in on_cpu} == {"nonfinite.py": 20}
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -105,9 +149,9 @@ def test_the_speed_counts_all_of_training_and_nothing_of_validation(make_trainer
     monitor = Monitor()
     started = time.perf_counter()
     fit(make_trainer, tmp_path, classifier(), Slow(), monitor, max_epochs=5, log_every_n_steps=3)
-    assert monitor.images_timed == monitor.images == 505
-    assert 20 * 0.02 <= monitor.seconds < time.perf_counter() - started - 5 * 0.3
-    assert monitor.images_per_second == pytest.approx(505 / monitor.seconds)
+    assert monitor.meter.images == monitor.images == 505
+    assert 20 * 0.02 <= monitor.meter.seconds < time.perf_counter() - started - 5 * 0.3
+    assert monitor.meter.speed == pytest.approx(505 / monitor.meter.seconds)
     assert all(speed > 0 for _, speed in logged(tmp_path, "train/images_per_second"))
 
 

@@ -158,6 +158,23 @@ def test_cut_at_any_step_images_that_workers_load_go_on_where_they_were(
         assert_same_run(whole, run("cut", *settings, go_on=True))
 
 
+@pytest.mark.parametrize(
+    ("streaming", "workers"),
+    [("true", 0), pytest.param("false", 2, marks=pytest.mark.long)],
+)
+def test_cut_at_any_step_rows_of_larger_files_go_on_where_they_were(
+    run: Callable[..., Path], parquet: Path, tmp_path: Path, streaming: str, workers: int
+) -> None:
+    settings = ["data=huggingface", f"data.name={parquet}", f"data.source.streaming={streaming}", "image_size=8"]
+    settings += [f"data.source.cache_dir={tmp_path / 'cache'}", f"data.num_workers={workers}"]
+    settings += ["data.source.shuffle_buffer=400", "data.max_train_samples=null", "batch_size=128"]
+    settings += ["trainer.max_epochs=2", "callbacks.last.every_n_train_steps=1"]
+    whole = run("whole", *settings)
+    assert runs.read_results(whole)["steps"] == 10
+    run("cut", *settings, cut=CutAt(7))
+    assert_same_run(whole, run("cut", *settings, go_on=True))
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
 def test_in_other_parts_a_run_goes_on_with_the_same_steps_and_validations(
     run: Callable[..., Path], before: int, after: int

@@ -79,6 +79,7 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["trainer.accelerator=cpuu"], "trainer.accelerator=cpuu: there is no such accelerator; did you mean 'cpu'"),
     (["trainer.strategy=dpd"], "trainer.strategy=dpd: there is no such strategy; did you mean 'ddp'"),
     (["trainer.devices=0"], "trainer.devices=0 is not a number of devices; use 1 or more, or -1 for all"),
+    (["trainer.devices=two"], "trainer.devices=two is not a number of devices; use 1 or more, auto, or -1 for all"),
     (["trainer.devices=-2"], "trainer.devices=-2 is not a number of devices; use 1 or more, or -1 for all"),
     (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0 must be at least 1"),
     (["trainer.num_nodes=0"], "trainer.num_nodes=0 must be at least 1"),

@@ -114,6 +114,7 @@ def test_they_are_computed_once(extracted: Any, caplog: pytest.LogCaptureFixture
     network, module = toy(), data()
     first = extracted(network, module)
     before = {file: file.stat().st_mtime_ns for file in first.values()}
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="vitlab.features"):
         again = extracted(toy(), data(batch_size=7))
     assert again == first
@@ -157,11 +158,12 @@ def test_what_they_depend_on_makes_others(network: Any, module: Any, knobs: Any,
     assert first.isdisjoint(extracted(network(), module(), **knobs).values())
 
 
-def test_the_shares_of_three_ranks_are_put_together_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_the_shares_of_three_ranks_are_put_together_in_order(tmp_path: Path, *, in_blocks: bool) -> None:
     rows, file = torch.randn(10, 4), tmp_path / "test-0.pt"
-    for rank in range(3):
-        torch.save(rows[rank::3], share(file, rank))
-    put_together(file, 3, 10)
+    for rank, stop in enumerate((4, 7, 10)):
+        torch.save(rows[stop - (4 if rank == 0 else 3) : stop] if in_blocks else rows[rank::3], share(file, rank))
+    put_together(file, 3, 10, in_blocks=in_blocks)
     assert torch.equal(read(file, torch.zeros(10)).rows, rows)
     assert list(tmp_path.iterdir()) == [file]
 

@@ -41,6 +41,7 @@ def test_losses_scores_rates_and_speed_are_drawn_against_the_images_seen(tmp_pat
     metrics = MetricsFile(folder=str(tmp_path))
     for step in (1, 2, 3):
         row = {"train/loss": 3.0 - step, "lr/decay": step / 10, "lr/no_decay": step / 5, "train/images_per_second": 9.0}
+        row |= {"train/mfu": 0.4, "train/data_wait": 0.1}
         metrics.log_metrics({**row, "images": 64.0 * step}, step=step)
         metrics.log_metrics({"val/loss": 2.0, "val/acc": step / 4, "val/acc5": 1.0, "images": 64.0 * step}, step=step)
     metrics.log_metrics({"test/acc": 0.5}, step=3)
@@ -48,8 +49,10 @@ def test_losses_scores_rates_and_speed_are_drawn_against_the_images_seen(tmp_pat
     found = lines(drawn[0])
     seen = [64.0, 128.0, 192.0]
     assert found.keys() == {
-        *("train/loss", "val/loss", "val/acc", "val/acc5", "lr/decay", "lr/no_decay", "train/images_per_second")
+        *("train/loss", "val/loss", "val/acc", "val/acc5", "lr/decay", "lr/no_decay", "train/images_per_second"),
+        *("train/mfu", "train/data_wait"),
     }
+    assert found["train/mfu"] == (seen, [0.4, 0.4, 0.4])
     assert found["val/acc"] == (seen, [0.25, 0.5, 0.75])
     assert found["lr/no_decay"] == (seen, [0.2, 0.4, 0.6])
     assert found["train/loss"] == (seen, [2.0, 1.0, 0.0])

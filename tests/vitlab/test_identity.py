@@ -138,6 +138,9 @@ def test_a_sweep_is_about_its_data(configure: Configure) -> None:
     assert identity.subject(configure("data=fake"), ["seed", "data.val_fraction"]) == "fake"
     assert identity.subject(configure("data=fake"), ["seed", "data"]) == "sweep"
     assert identity.subject(configure("data=image_folder", "data_dir=a/photos")) == "photos"
+    assert identity.subject(configure("data=huggingface", "data.name=ylecun/mnist"), ["seed"]) == "ylecun_mnist"
+    assert identity.subject(configure("data=huggingface", "data.name=./sets/cats.parquet")) == "cats"
+    assert identity.subject(configure("data=huggingface", "data.name=ylecun/mnist"), ["data.name"]) == "sweep"
 
 
 def test_a_job_alone_is_no_sweep_also_where_its_experiment_is_one() -> None:

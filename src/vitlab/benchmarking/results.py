@@ -77,7 +77,7 @@ def cells(case: Case, measured: Measured, figures: Sequence[str]) -> Iterator[st
 def told(case: Case) -> Iterator[str]:
     for goal, rival, ratio in case.outcomes():
         verdict = "reached" if ratio >= goal.least else "**missed**"
-        yield f"| {case.name} | {goal.ours} at least {goal.least:g} x {rival} | {ratio:.3f} | {verdict} |"
+        yield f"| {case.name} | {goal.told(rival)} | {ratio:.3f} | {verdict} |"
 
 
 def picture(cases: Sequence[Case], figure_file: Path, *, title: str) -> None:
@@ -105,6 +105,6 @@ def picture(cases: Sequence[Case], figure_file: Path, *, title: str) -> None:
     for index, name in enumerate(names):
         axis.barh(0, 0, color=f"C{index}", label=name)
     if names:
-        axis.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=len(names))
     axis.grid(alpha=0.3, axis="x")
     figure.savefig(figure_file, dpi=110)

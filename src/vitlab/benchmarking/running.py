@@ -22,6 +22,7 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
             cases.append(case)
             results.write(cases, folder, title=title)
             log.info("%s", line(case))
+        part.draw([case for case in cases if case.part == name], folder)
         log.info("%s: %.0f s", name, time.monotonic() - begun)
     outcomes = [outcome for case in cases for outcome in case.outcomes()]
     reached = sum(ratio >= goal.least for goal, _, ratio in outcomes)

@@ -12,9 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median, quantiles
+from typing import cast
+
+import torch
 
 OURS = "vitlab"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,7 @@ class Contender:
     """Something to be timed: a call of `run` handles `items` (images, mostly).
 
     `figures` are of it, but no times: bytes, FLOPs. `peer` is False for what is no rival, such as the machine's limit.
+    With `own`, a call returns its seconds itself, and what else it does isn't counted.
     """
 
     name: str
@@ -29,6 +35,7 @@ class Contender:
     items: float = 1.0
     peer: bool = True
     figures: Mapping[str, float] = field(default_factory=dict)
+    own: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +74,23 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """`ours` has to be `least` times as fast as `against`, or as the fastest peer where that is None."""
+    """`ours` has to be `least` times as fast as `against`, or as the fastest peer where that is None.
+
+    With `figure`, a count of which less is better (bytes): the rival's has to be `least` times that of `ours`.
+    """
 
     least: float
     against: str | None = None
     ours: str = OURS
+    figure: str | None = None
+
+    def ratio(self, ours: Measured, rival: Measured) -> float:
+        return rival.figures[self.figure] / ours.figures[self.figure] if self.figure else ours.ratio(rival)
+
+    def told(self, rival: str) -> str:
+        if self.figure:
+            return f"{self.figure} of {rival} at least {self.least:g} x that of {self.ours}"
+        return f"{self.ours} at least {self.least:g} x {rival}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +112,12 @@ class Case:
         for goal in self.goals:
             ours = self[goal.ours]
             rivals = [m for m in self.measured if m.peer and m.name != goal.ours and goal.against in (None, m.name)]
-            if rivals:
-                fastest = max(rivals, key=lambda rival: rival.rate)
-                found.append((goal, fastest.name, ours.ratio(fastest)))
+            if goal.figure is not None:
+                rivals = [m for m in rivals if goal.figure in m.figures and goal.figure in ours.figures]
+            ratios = {rival.name: goal.ratio(ours, rival) for rival in rivals}
+            if ratios:
+                hardest = min(ratios, key=lambda name: ratios[name])
+                found.append((goal, hardest, ratios[hardest]))
         return found
 
 
@@ -105,15 +127,27 @@ class Part(ABC):
     @abstractmethod
     def cases(self, clock: "Clock") -> Iterator[Case]: ...
 
+    def draw(self, cases: Sequence[Case], folder: Path) -> None:
+        """Pictures of its own beside those of all parts, once its cases are there; none, as a rule."""
+        return
+
 
 class Clock:
     """rounds        measurements of each contender
     seconds       the least that one of them lasts: short calls are repeated
     synchronise   waits for a device that computes on its own; nothing to do for a CPU
+    device        where contenders compute
     """
 
-    def __init__(self, *, rounds: int, seconds: float, synchronise: Callable[[], object] = lambda: None) -> None:
-        self.rounds, self.seconds, self.synchronise = rounds, seconds, synchronise
+    def __init__(
+        self,
+        *,
+        rounds: int,
+        seconds: float,
+        synchronise: Callable[[], object] = lambda: None,
+        device: torch.device = CPU,
+    ) -> None:
+        self.rounds, self.seconds, self.synchronise, self.device = rounds, seconds, synchronise, device
 
     def measure(self, contenders: Sequence[Contender]) -> list[Measured]:
         calls = [self.calls(contender) for contender in contenders]
@@ -145,6 +179,8 @@ class Clock:
 
     def time(self, contender: Contender, calls: int) -> float:
         """Seconds per call."""
+        if contender.own:
+            return sum(cast(float, contender.run()) for _ in range(calls)) / calls
         self.synchronise()
         start = time.perf_counter()
         for _ in range(calls):

@@ -1,4 +1,4 @@
-"""Map-style data sets that answer with whole batches: from memory, or decoded from files in the workers.
+"""Map-style data sets that answer with whole batches: from memory, or decoded from files, or rows, in the workers.
 
 A loader whose batch sampler yields a `BatchPlan` hands it to `__getitems__`; so a batch carries where it
 stands in training. What a file becomes depends on (seed, epoch, index) alone, never on the workers.

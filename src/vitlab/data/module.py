@@ -25,13 +25,14 @@ from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBat
 from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, stable_seed
 from vitlab.data.scan import SplitName
 from vitlab.data.sources import Source, Split, stratified
+from vitlab.data.splitting import held_out
 
 Loader = DataLoader[TrainBatch | EvalBatch]
 MOST_WORKERS = 16  # per device
 
 
 class DataModule(LightningDataModule):
-    """Train, validation and test of one source; validation is cut from train alone.
+    """Train, validation and test of one source; validation is its published split, or cut from train alone.
 
     Args:
         source: Loads the data set; called once.
@@ -39,7 +40,8 @@ class DataModule(LightningDataModule):
         image_size: What the model sees, a side or (height, width), in pixels.
         batch_size: Images of one optimizer step, over all devices and accumulated batches.
         seed: Decides the order and the augmentation.
-        val_fraction: Share of the train split held out for validation, stratified by class.
+        val_fraction: Share of the train split held out for validation, stratified by class, where the source has no
+            split for it.
         split_seed: Which samples those are; apart from `seed`, so that repeats share them.
         num_workers: Processes per device that load; None: none for sets in memory, else the cores' share.
         drop_last: Leave out an epoch's incomplete step; False makes its steps equal to within one image.
@@ -144,10 +146,10 @@ class DataModule(LightningDataModule):
         if len(only := set(source.train.labels.tolist())) == 1:
             name = source.classes[only.pop()]
             raise ValueError(f"{source.name} has the one class {name!r} to train on; classification needs two")
-        kept, held_out = stratified(
-            source.train.labels, self.val_fraction, seed=self.split_seed, knob="data.val_fraction"
-        )
-        train, val = source.train.subset(kept), source.train.subset(held_out)
+        if source.val is None:
+            train, val = held_out(source.train, self.val_fraction, seed=self.split_seed, knob="data.val_fraction")
+        else:
+            train, val = source.train, source.val
         if self.max_train_samples is not None and self.max_train_samples < len(train):
             _, part = stratified(
                 train.labels, self.max_train_samples, seed=self.split_seed, knob="data.max_train_samples"
@@ -231,6 +233,8 @@ class DataModule(LightningDataModule):
             accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             drop_last=self.drop_last,
             position=self.position,
+            blocks=self._splits["train"].blocks if self.source.shuffle_buffer else None,
+            buffer=self.source.shuffle_buffer or 0,
         )
         return self._loader("train", batches, training=True)
 
@@ -250,6 +254,7 @@ class DataModule(LightningDataModule):
             batch_size=self.eval_batch_size,
             rank=rank,
             world_size=world_size,
+            in_blocks=self._splits[split].blocks is not None,
         )
         return self._loader(split, batches, training=False)
 
@@ -264,7 +269,7 @@ class DataModule(LightningDataModule):
                     f"the batch of epoch {batch.epoch}, step {batch.step} came where {self.position()} was due: the "
                     f"loader was started before the training's place was known"
                 )
-            torch.manual_seed(stable_seed(self.seed, batch.epoch, batch.step, batch.micro))
+            reseed(stable_seed(self.seed, batch.epoch, batch.step, batch.micro), batch.images.device)
             images, targets = self.augment(
                 batch.images,
                 batch.targets,
@@ -328,6 +333,16 @@ def per_channel(knob: str, values: tuple[float, ...] | None, source: Source) -> 
             f"data.{knob}={list(values)} is for {len(values)} channels, and {source.name} has {source.channels}"
         )
     return tuple(values)
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for the CPU and the one device in use.
+
+    torch's own also leaves a note, with a stack trace, for each kind of device that isn't there: 1 ms a call.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _as_it_is(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:

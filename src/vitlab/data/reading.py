@@ -20,6 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 
+from vitlab.data.rows import Row
+
 try:
     from torchvision.io import decode_image
 except ImportError:  # its removal is announced; Pillow gives the same pixels more slowly
@@ -54,6 +56,10 @@ def read_image(path: str, into: Callable[[bytes], Tensor] | None = None) -> Tens
     try:
         data = read_bytes(path)
     except OSError as error:
+        if isinstance(path, Row):
+            raise UnreadableImage(
+                f"{path} can't be read ({explained(error)}); resume=auto goes on with the run"
+            ) from error
         parent = Path(path).parent
         gone = "" if parent.is_dir() else f", and the folder {parent} is gone as well: is its disk still there?"
         remedy = "put it back, and resume=auto goes on with the run"
@@ -67,12 +73,17 @@ def read_image(path: str, into: Callable[[bytes], Tensor] | None = None) -> Tens
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a regular file (to open a named pipe would wait forever). Raises `OSError`."""
+    """The content of a regular file (to open a named pipe would wait forever), or of a row. Raises `OSError`."""
+    if isinstance(path, Row):
+        return path.read()
     with open_regular(path) as file:
         return file.read()
 
 
 def open_regular(path: str) -> BinaryIO:
+    """A regular file, or a row as if it were one."""
+    if isinstance(path, Row):
+        return io.BytesIO(path.read())
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 a million
         raise OSError("it is no regular file")
     return open(path, "rb")  # noqa: PTH123 a million
@@ -101,8 +112,9 @@ def check_header(path: str) -> None:
     To be called under `quiet`, which isn't for threads.
     """
     with open_regular(path) as file:
-        if not os.fstat(file.fileno()).st_size:
+        if not file.seek(0, os.SEEK_END):
             raise ValueError("the file is empty")
+        file.seek(0)
         check_opened(file)
 
 
@@ -111,7 +123,7 @@ def check_opened(file: BinaryIO) -> None:
         check_size(*image.size)
         check_mode(image)
         kind = image.format or ""
-        size = os.fstat(file.fileno()).st_size
+        size = file.seek(0, os.SEEK_END)
         if kind == "WEBP":
             file.seek(4)
             whole = size >= 8 + int.from_bytes(file.read(4), "little")

@@ -7,11 +7,14 @@ the same images in the same steps, and a run resumed in mid-epoch goes on with t
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch.utils.data import Sampler
+
+MOST = 8  # lanes, and turns, of what is read in blocks
 
 
 class BatchPlan(NamedTuple):
@@ -43,6 +46,69 @@ def cut(samples: int, parts: int) -> list[range]:
     return [range(start, stop) for start, stop in itertools.pairwise(starts)]
 
 
+class Pieces(NamedTuple):
+    """How an epoch of what is read in blocks is laid out: `lanes` x `turns` pieces, each read at one place at a time.
+
+    Each step takes a part of every lane's piece of its turn, and the turns take turns. A device reads the lanes of its
+    part of the step, a loading worker, to which every n-th batch goes, the turns of its batches: each block is read by
+    one process where the devices divide `lanes` and the workers divide `turns`. With other numbers blocks are read by
+    several, in the very same order.
+    """
+
+    lanes: int
+    turns: int
+    stretch: int  # samples among which a piece's next ones are drawn
+
+    def in_use(self, rows: int) -> int:
+        """Blocks of `rows` samples that are in use at a time."""
+        return self.lanes * self.turns * (1 + math.ceil(self.stretch / rows))
+
+
+def pieces(rows: int, buffer: int) -> Pieces:
+    """The layout for blocks of `rows` samples where about `buffer` samples shall be in use at a time."""
+    doublings = min(2 * int(math.log2(MOST)), int(math.log2(max(1, buffer // (2 * rows)))))
+    lanes, turns = 2 ** (doublings // 2), 2 ** (doublings - doublings // 2)
+    return Pieces(lanes, turns, max(rows, buffer // (lanes * turns) - rows))
+
+
+def typical(blocks: torch.Tensor) -> int:
+    """Samples of a block, the median of those that have any."""
+    sizes = torch.bincount(blocks)
+    return int(sizes[sizes > 0].median())
+
+
+def shuffled_blocks(blocks: torch.Tensor, sizes: list[int], buffer: int, generator: torch.Generator) -> torch.Tensor:
+    """An epoch's order in which few blocks are in use at a time, and each of them by few processes.
+
+    Blocks are shuffled and their samples laid end to end; that row is cut into `Pieces`, and each of these shuffled
+    within stretches.
+
+    Args:
+        blocks: The number of each sample's block, int64 [N].
+        sizes: Samples of each step; those beyond their sum are left out, others in each epoch.
+        buffer: About how many samples are in use at a time.
+        generator: Decides everything.
+
+    Returns:
+        int64 [sum of sizes]: the samples of the first step, of the second, ...
+    """
+    layout = pieces(typical(blocks), buffer)
+    places = torch.randperm(int(blocks.max()) + 1, generator=generator)[blocks]
+    row = torch.argsort(places, stable=True)[: sum(sizes)]
+    order = torch.empty_like(row)
+    starts = list(itertools.accumulate(sizes, initial=0))
+    begin = 0
+    for turn in range(min(layout.turns, len(sizes))):
+        steps = [(starts[step], cut(sizes[step], layout.lanes)) for step in range(turn, len(sizes), layout.turns)]
+        for lane in range(layout.lanes):
+            where = torch.cat([torch.arange(at + parts[lane].start, at + parts[lane].stop) for at, parts in steps])
+            piece = row[begin : begin + len(where)]
+            noise = torch.rand(len(piece), dtype=torch.float64, generator=generator)
+            order[where] = piece[torch.argsort(torch.arange(len(piece)) // layout.stretch + noise)]
+            begin += len(where)
+    return order
+
+
 class EpochBatches(Sampler[BatchPlan]):
     """The training batches of one device.
 
@@ -57,6 +123,8 @@ class EpochBatches(Sampler[BatchPlan]):
             and no tiny last batch appears. True: steps of exactly `batch_size`, the remainder left out
             (another remainder each epoch).
         position: Read at the start of each iteration: (epoch, steps of it already done, which are skipped).
+        blocks: Of samples that are read in blocks, the number of each one's, int64 [samples]: the order keeps to them.
+        buffer: Then, among about how many samples a step's are drawn.
     """
 
     def __init__(
@@ -70,6 +138,8 @@ class EpochBatches(Sampler[BatchPlan]):
         accumulate: int = 1,
         drop_last: bool = False,
         position: Callable[[], tuple[int, int]],
+        blocks: torch.Tensor | None = None,
+        buffer: int = 1000,
     ) -> None:
         devices = f"trainer.devices={world_size} (all nodes) and trainer.accumulate_grad_batches={accumulate}"
         if batch_size < world_size * accumulate:
@@ -85,6 +155,7 @@ class EpochBatches(Sampler[BatchPlan]):
         if samples < 1:
             raise ValueError("there are no training samples")
         self.samples, self.seed, self.position = samples, seed, position
+        self.blocks, self.buffer = blocks, buffer
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.steps = count_steps(samples, batch_size, drop_last)
         self.step_ranges = cut(self.steps * batch_size if drop_last else samples, self.steps)
@@ -101,7 +172,10 @@ class EpochBatches(Sampler[BatchPlan]):
     def __iter__(self) -> Iterator[BatchPlan]:
         epoch, done = self.position()
         generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch))
-        order = torch.randperm(self.samples, generator=generator)
+        if self.blocks is None:
+            order = torch.randperm(self.samples, generator=generator)
+        else:
+            order = shuffled_blocks(self.blocks, [len(part) for part in self.step_ranges], self.buffer, generator)
         for step in range(done, self.steps):
             indices = order[self.step_ranges[step].start : self.step_ranges[step].stop].tolist()
             micros = cut(len(indices), self.world_size * self.accumulate)
@@ -110,17 +184,24 @@ class EpochBatches(Sampler[BatchPlan]):
                 yield BatchPlan(epoch, step, part, len(indices), micro)
 
 
+def eval_share(samples: int, rank: int, world_size: int, *, in_blocks: bool = False) -> range:
+    """The samples that a device evaluates: every `world_size`-th, or a run of those that are read in blocks."""
+    return cut(samples, world_size)[rank] if in_blocks else range(rank, samples, world_size)
+
+
 class EvalBatches(Sampler[BatchPlan]):
-    """Every `world_size`-th sample from `rank` on, in order: over all ranks each sample exactly once.
+    """A device's `eval_share`, in order: over all ranks each sample exactly once.
 
     Nothing is padded. Batches hold at most `batch_size` // `world_size` samples (at least one); where it can
     be done, all ranks have equally many batches.
     """
 
-    def __init__(self, *, samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, *, samples: int, batch_size: int, rank: int = 0, world_size: int = 1, in_blocks: bool = False
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.eval_batch_size={batch_size} must be at least 1")
-        self.indices = range(rank, samples, world_size)
+        self.indices = eval_share(samples, rank, world_size, in_blocks=in_blocks)
         largest_share = -(-samples // world_size)
         batches = -(-largest_share // max(1, batch_size // world_size))
         self.parts = cut(len(self.indices), min(batches, len(self.indices))) if self.indices else []

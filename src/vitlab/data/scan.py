@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -20,6 +21,7 @@ import torch
 from filelock import FileLock
 
 from vitlab.data.reading import check_header, decode, explained, quiet, read_bytes
+from vitlab.data.rows import Rows
 from vitlab.data.sources import Source, Split
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,9 @@ def without_bad_files(
         ValueError: files are bad; more are bad than may be left out; a class is left with none.
     """
     if on_error == "raise":
+        if scan == "headers" and source.train.blocks is not None:
+            log.info("images that are streamed aren't looked at before training; data.scan=decode reads them all")
+            return source, []
         if scan == "none" or not first:
             return source, []
         faults, copies = look_through(source, scan)
@@ -94,30 +99,32 @@ def without_bad_files(
 
 def look_through(source: Source, scan: Scan) -> tuple[list[Fault], list[Copy]]:
     """All bad files, in order, and all files with equal content where the scan decodes."""
-    splits = {name: split for name, split in (("train", source.train), ("test", source.test)) if split.files}
+    splits = {name: split for name, split in source.splits.items() if split.files}
     names = [name for name, split in splits.items() for _ in split.labels]
     labels = [source.classes[label] for split in splits.values() for label in split.labels.tolist()]
-    paths = [path for split in splits.values() for path in split.files or []]
+    paths = chain.from_iterable(split.files or [] for split in splits.values())
     root = common_folder(source)
     check, what = (header_problem, "headers of") if scan == "headers" else (content_problem, "whole of")
     start = told = time.monotonic()
     found: list[tuple[str, str]] = []
     # Python's own work is one thread at a time: more threads help those that wait for a disk or decode
     with quiet(), ThreadPoolExecutor(THREADS if scan == "headers" else cores()) as pool:
-        for begin in range(0, len(paths), 1024):
-            found += pool.map(check, paths[begin : begin + 1024])
+        while part := list(islice(paths, 1024)):
+            found += pool.map(check, part)
             if (now := time.monotonic()) - told > 10:
                 told = now
                 rate = len(found) / (now - start)
-                log.info("read the %s %d of %d images, %.0f a second", what, len(found), len(paths), rate)
+                log.info("read the %s %d of %d images, %.0f a second", what, len(found), len(names), rate)
     seconds = time.monotonic() - start
-    log.info("read the %s %d images in %.1f s, %.0f a second", what, len(paths), seconds, len(paths) / seconds)
-    relative = [path.removeprefix(root) for path in paths]
-    faults = [Fault(p, n, reason) for p, n, (reason, _) in zip(relative, names, found, strict=True) if reason]
+    log.info("read the %s %d images in %.1f s, %.0f a second", what, len(names), seconds, len(names) / seconds)
+    faults: list[Fault] = []
     groups: dict[str, list[Copy]] = {}
-    for path, name, label, (_, digest) in zip(relative, names, labels, found, strict=True):
+    paths = chain.from_iterable(split.files or [] for split in splits.values())
+    for path, name, label, (reason, digest) in zip(paths, names, labels, found, strict=True):
+        if reason:
+            faults.append(Fault(path.removeprefix(root), name, reason))
         if digest:
-            groups.setdefault(digest, []).append(Copy(digest, path, name, label))
+            groups.setdefault(digest, []).append(Copy(digest, path.removeprefix(root), name, label))
     return faults, [copy for group in groups.values() if len(group) > 1 for copy in group]
 
 
@@ -141,7 +148,7 @@ def content_problem(path: str) -> tuple[str, str]:
 
 def refusal(faults: list[Fault], source: Source, scan: Scan, record: Path | None) -> str:
     """The error of `on_error=raise`."""
-    total, root = len(source.train) + len(source.test), common_folder(source)
+    total, root = sum(map(len, source.splits.values())), common_folder(source)
     lines = [f"  - {root}{path}: {reason}" for path, _, reason in faults[:SHOWN]]
     if len(faults) > SHOWN:
         where = ""
@@ -161,7 +168,7 @@ def refusal(faults: list[Fault], source: Source, scan: Scan, record: Path | None
 
 def left_out(source: Source, faults: list[Fault], max_skipped: float, record: Path | None) -> Source:
     """The source without the files of `faults`. Raises `ValueError` where that is too many, or all of a class."""
-    total, root = len(source.train) + len(source.test), common_folder(source)
+    total, root = sum(map(len, source.splits.values())), common_folder(source)
     bad = {fault.path for fault in faults}
     shown = "".join(f"\n  - {root}{path}: {reason}" for path, _, reason in faults[:SHOWN])
     where = f", listed in {record}" if record is not None else ""
@@ -184,7 +191,8 @@ def left_out(source: Source, faults: list[Fault], max_skipped: float, record: Pa
             )
         return part
 
-    cleaned = replace(source, train=rest("train", source.train), test=rest("test", source.test))
+    val = rest("val", source.val) if source.val else None
+    cleaned = replace(source, train=rest("train", source.train), test=rest("test", source.test), val=val)
     log.warning("left out %d of %d images that can't be used%s:%s", len(faults), total, where, shown)
     return cleaned
 
@@ -210,7 +218,12 @@ def tell_copies(copies: list[Copy], splits: Mapping[SplitName, Split], root: str
 
 def common_folder(source: Source) -> str:
     """The folder that all files lie in, with a slash at its end: paths below it stay true where it is moved."""
-    files = [*(source.train.files or []), *(source.test.files or [])]
+    files: list[str] = []
+    for split in source.splits.values():
+        if isinstance(split.files, Rows):
+            files += [split.files[0], split.files[-1]]  # the names of all rows begin in the same way
+        elif split.files:
+            files += [min(split.files), max(split.files)]
     folder = os.path.commonpath([min(files), max(files)])  # of strings in order: common to these, common to all
     return str(Path(folder, "x"))[:-1] if folder else ""
 

@@ -1,15 +1,18 @@
 """What images: every data set as one `Source` of a train and a test split, labels included.
 
-Images lie in memory (small sets, uint8) or stay files (image folders). Nothing is resized, augmented or
-normalised here, and no validation set is cut: the published test split stays the test split.
+Images lie in memory (small sets, uint8), or stay files (image folders) or rows of them (Hugging Face). Nothing is
+resized, augmented or normalised here, and no validation set is cut: the published test split stays the test split.
 
 Heavy libraries are imported inside the functions, because the configuration reads these signatures.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vitlab.data.rows import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,17 +41,19 @@ FACTS: dict[str, Facts] = {
     "cifar10": Facts(32, 3, 10, 50_000, 10_000),
     "cifar100": Facts(32, 3, 100, 50_000, 10_000),
     "image_folder": Facts(None, 3, None, None, None),
+    "huggingface": Facts(None, 3, None, None, None),
+    "shards": Facts(None, 3, None, None, None),
     "fake": Facts(None, None, None, None, None),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images with their labels: either `images` uint8 [N, C, H, W] in memory, or the paths `files`."""
+    """Images with their labels: either `images` uint8 [N, C, H, W] in memory, or `files`, paths or `Rows` of files."""
 
     images: "Tensor | None"
     labels: "Tensor"  # int64 [N]
-    files: list[str] | None = None
+    files: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         held = [part for part in (self.images, self.files) if part is not None]
@@ -61,13 +66,25 @@ class Split:
     def subset(self, indices: "Tensor") -> "Split":
         """The samples at `indices` (int64 [n]), in that order."""
         images = None if self.images is None else self.images[indices]
-        files = None if self.files is None else [self.files[i] for i in indices.tolist()]
+        files: Sequence[str] | None = None
+        if isinstance(self.files, Rows):
+            files = self.files.subset(indices)
+        elif self.files is not None:
+            files = [self.files[i] for i in indices.tolist()]
         return Split(images, self.labels[indices], files)
+
+    @property
+    def blocks(self) -> "Tensor | None":
+        """What is streamed is read in blocks: the number of each sample's, int64 [N]. None: each is read alone."""
+        return self.files.blocks if isinstance(self.files, Rows) else None
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set; `mean` and `std` are per channel, of train images scaled to [0, 1]."""
+    """A data set; `mean` and `std` are per channel, of train images scaled to [0, 1].
+
+    `val` is a published split to validate on; where there is none, it is cut from train.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -77,9 +94,16 @@ class Source:
     native_size: int | None
     train: Split
     test: Split
+    val: Split | None = None
+    shuffle_buffer: int | None = 1000  # of what is read in blocks: among how many images a step's are drawn; all
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The published splits by name."""
+        return {"train": self.train, **({"val": self.val} if self.val else {}), "test": self.test}
 
     def __post_init__(self) -> None:
-        for name, split in (("train", self.train), ("test", self.test)):
+        for name, split in self.splits.items():
             if len(split) == 0:
                 raise ValueError(f"{self.name} has no images in its {name} split; put some there")
             for label in (int(split.labels.min()), int(split.labels.max())):
@@ -205,6 +229,89 @@ def image_folder(
         test = Split(None, torch.tensor(labels), files)
         log.info("test split: %s", test_dir)
     return Source("image_folder", tuple(names), 3, IMAGENET_MEAN, IMAGENET_STD, None, train, test)
+
+
+def huggingface(
+    *,
+    name: str | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str | None = None,
+    val_split: str | None = None,
+    test_split: str | None = None,
+    test_fraction: float = 0.2,
+    streaming: bool = False,
+    shuffle_buffer: int = 10_000,
+    cache_dir: str | None = None,
+) -> Source:
+    """An image classification set of the Hugging Face Hub, or a local one in the formats of its library `datasets`.
+
+    Args:
+        name: OWNER/NAME on the Hub; or a folder that `save_to_disk` wrote, one of parquet files or of images, a parquet
+            file, or a pattern or URL of parquet files.
+        subset: Which configuration of the set, where it has several.
+        revision: A commit, branch or tag on the Hub; None: the newest.
+        image_column: None: the one column of images.
+        label_column: None: the one column of class labels, else one called label.
+        train_split: None: `train`, or the only one.
+        val_split: What is validated on; None: `validation` where there is one beside `test`, else cut from train.
+        test_split: None: `test`; `validation` where there is none with labels; else a `test_fraction` of train.
+        test_fraction: Share of the images that becomes the test split, where the set has none.
+        streaming: Read parquet files where they lie, a row group at a time, instead of downloading them first.
+        shuffle_buffer: Among about how many images streamed ones are drawn at random. As many, as they are encoded, lie
+            in the memory of a machine's processes together, and at least two row groups.
+        cache_dir: Where downloads are kept; None: where the Hub's library keeps them (`HF_HOME`).
+    """
+    from vitlab.data.huggingface import load
+
+    return load(
+        name=name,
+        subset=subset,
+        revision=revision,
+        image_column=image_column,
+        label_column=label_column,
+        train_split=train_split,
+        val_split=val_split,
+        test_split=test_split,
+        test_fraction=test_fraction,
+        streaming=streaming,
+        shuffle_buffer=shuffle_buffer,
+        cache_dir=cache_dir,
+    )
+
+
+def shards(
+    *,
+    data_dir: str,
+    shuffle_buffer: int | None = 10_000,
+    verify: bool = False,
+    test_fraction: float = 0.2,
+    cache_dir: str | None = None,
+    cache_gb: float = 100.0,
+) -> Source:
+    """Images that `src/prepare.py` packed into shards, or indexed.
+
+    Args:
+        data_dir: The folder, or a URL of LitData's (s3://, gs://, ...), from which shards are fetched when needed.
+        shuffle_buffer: Among about how many images those of a step are drawn, shard after shard; None: among all,
+            which reads a local disk at random places.
+        verify: Compare every checksum before training.
+        test_fraction: Share of the images that becomes the test split, where the set has none.
+        cache_dir: Where fetched shards are kept; None: in the user's cache.
+        cache_gb: About how many gigabytes of them are kept.
+    """
+    from vitlab.data.shards import load
+
+    return load(
+        data_dir=data_dir,
+        shuffle_buffer=shuffle_buffer,
+        verify=verify,
+        test_fraction=test_fraction,
+        cache_dir=cache_dir,
+        cache_gb=cache_gb,
+    )
 
 
 def fake(

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from vitlab.data.augment import Augment
 from vitlab.data.dataset import EvalBatch, TrainBatch
-from vitlab.data.module import DataModule
+from vitlab.data.module import DataModule, reseed
 from vitlab.data.sources import Source, digits, fake, image_folder
 
 # Lightning 2.6.6 with torch 2.15
@@ -159,6 +159,13 @@ def test_any_split_can_be_read_unaugmented_and_in_order(split: Any) -> None:
     assert torch.equal(torch.cat([batch.targets for batch in batches]), data._splits[split].labels)
     expected = data._prepare(data._splits[split].images)
     assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
+
+
+def test_reseeding_gives_what_torchs_own_gives() -> None:
+    torch.manual_seed(1234567890123)
+    wanted = torch.rand(5)
+    reseed(1234567890123, torch.device("cpu"))
+    assert torch.equal(torch.rand(5), wanted)
 
 
 def test_a_training_batch_reseeds_by_where_it_stands() -> None:

@@ -128,7 +128,7 @@ def test_clip_art_is_a_source_of_drawings(caplog: pytest.LogCaptureFixture) -> N
     assert source.train.files is not None
     assert source.test.files is not None
     assert len(source.test) == pytest.approx(0.25 * (len(source.train) + len(source.test)), abs=1)
-    reals = [Path(path).resolve() for path in source.train.files + source.test.files]
+    reals = [Path(path).resolve() for path in [*source.train.files, *source.test.files]]
     assert len(set(reals)) == len(reals), "a linked picture is in the set twice"
     assert all(f"/{source.classes[k]}/" in f for f, k in zip(source.train.files, source.train.labels, strict=True))
     assert "max_pixels=1000000" in caplog.text

@@ -1,0 +1,69 @@
+"""Says what holds a training back, what to change, and what that gives: `python src/doctor.py`, settings as train.py's.
+
+    python src/doctor.py model=vit_s16 data=image_folder data_dir=photos
+    python src/doctor.py model=vit_b16 data=cifar10 batch_size=256 changes=[num_workers,precision,compile] trace=true
+
+The configuration is trained for some tens of steps, part by part; then each change is predicted from the parts, and
+tried in turns with what is configured. Nothing is learnt, tracked or kept but `doctor.json` and a picture. One device:
+what several say to each other isn't looked at.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from vitlab.command import command
+from vitlab.schema import Node
+
+
+@command("doctor")
+def main(
+    *,
+    changes: list[Literal["num_workers", "precision", "batch_size", "log_every_n_steps", "compile", "smaller"]],
+    workers: list[int] | None,
+    steps: int,
+    warmup: int,
+    rounds: int,
+    trace: bool,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    seed: int,
+    data_dir: str,
+    run_dir: str,
+    name: str,
+    objective: str,
+    compile: bool,
+    data: Node,
+    model: Node,
+    weights: Node,
+    classifier: Node,
+    optimizer: Node,
+    schedule: Node,
+    trainer: Node,
+    callbacks: dict[str, Node | None],
+) -> Node:
+    from lightning import seed_everything
+
+    from vitlab import build, doctoring
+    from vitlab.profiling import Patient
+
+    datamodule = build.data(data)
+    seed_everything(seed, verbose=False)
+    module = build.classifier(model, datamodule, classifier, weights=weights, optimizer=optimizer, schedule=schedule)
+    if compile:
+        module.network.compile()
+    patient = Patient(datamodule=datamodule, module=module, trainer=trainer, callbacks=callbacks)
+    report = doctoring.visit(
+        patient,
+        Path(run_dir),
+        changes=changes,
+        workers=workers,
+        steps=steps,
+        warmup=warmup,
+        rounds=rounds,
+        trace=trace,
+    )
+    return {key: report[key] for key in ("images_per_second", "mfu", "bottleneck", "advice")}
+
+
+if __name__ == "__main__":
+    main()

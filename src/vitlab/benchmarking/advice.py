@@ -1,0 +1,151 @@
+"""What `src/doctor.py` predicts of a change, beside what the change does: on JPEG files that are slow to decode, and on
+images in memory.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vitlab import advising, optim
+from vitlab.advising import Change, Scale, Trial
+from vitlab.benchmarking.timing import Case, Clock, Measured, Part
+from vitlab.classifier import Classifier
+from vitlab.data import sources
+from vitlab.data.augment import Augment
+from vitlab.data.module import DataModule
+from vitlab.data.sources import Source
+from vitlab.doctoring import smaller
+from vitlab.profiling import Patient
+from vitlab.schema import Node
+from vitlab.vit import VisionTransformer
+
+KINDS: tuple[Change, ...] = ("num_workers", "precision", "batch_size", "log_every_n_steps", "smaller")
+
+
+class Advice(Part):
+    """sets          JPEG files of 500 x 375, or images in memory
+    images        in a set
+    steps         that each training lasts, in each of `rounds`
+    batch_size    images of a step
+    workers       loading processes that are tried; the doctor's own choice where None
+    """
+
+    def __init__(
+        self,
+        *,
+        sets: tuple[Literal["jpeg", "memory"], ...] = ("jpeg", "memory"),
+        images: int = 512,
+        image_size: int = 96,
+        batch_size: int = 32,
+        steps: int = 12,
+        rounds: int = 5,
+        dim: int = 128,
+        depth: int = 4,
+        workers: tuple[int, ...] | None = None,
+        changes: tuple[Change, ...] = KINDS,
+    ) -> None:
+        if images < 4 * batch_size:
+            raise ValueError(f"advice.images={images} must be at least 4 x advice.batch_size={batch_size}")
+        if rounds < 1 or steps < 1:
+            raise ValueError(f"advice.rounds={rounds} and advice.steps={steps} must be at least 1")
+        self.sets, self.images, self.image_size, self.batch_size = sets, images, image_size, batch_size
+        self.steps, self.rounds, self.dim, self.depth = steps, rounds, dim, depth
+        self.workers, self.changes = workers, changes
+
+    def cases(self, clock: Clock) -> Iterator[Case]:
+        for kind in self.sets:
+            with TemporaryDirectory(prefix="vitlab-advice-") as folder:
+                yield from self.compared(kind, Path(folder), "gpu" if on_gpu(clock) else "cpu")
+
+    def compared(self, kind: str, folder: Path, accelerator: str) -> Iterator[Case]:
+        """A case for each change: as configured (no workers), and changed; the figures have both gains."""
+        patient = self.patient(kind, folder, accelerator)
+        cost, _, _ = advising.examine(patient, steps=self.steps, warmup=4)
+        if kind == "jpeg" and "smaller" in self.changes:
+            patient.smaller = smaller(patient, folder / "smaller")
+        chosen = advising.candidates(patient, cost, self.changes, self.workers)
+        scales = advising.scales(patient, chosen, rounds=self.rounds)
+        guesses = [(v, advising.predicted(cost, v, scales.get(str(v), Scale()))) for _, v in chosen]
+        trials, rates = advising.tried(patient, guesses, rounds=self.rounds, steps=self.steps, warmup=4)
+        for trial in trials:
+            if trial.gains:
+                yield case(f"{kind}, {trial.variant}", trial, rates)
+
+    def patient(self, kind: str, folder: Path, accelerator: str) -> Patient:
+        source: Callable[[], Source]
+        if kind == "jpeg":
+            photographs(folder, self.images)
+            source = partial(sources.image_folder, data_dir=str(folder))
+        else:
+            source = partial(
+                sources.fake,
+                samples=self.images,
+                test_samples=self.batch_size,
+                size=self.image_size,
+                num_classes=2,
+            )
+        data = DataModule(
+            source=source,
+            augment=Augment(flip=True),
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            seed=0,
+            num_workers=0,
+        )
+        data.setup()
+        torch.manual_seed(0)
+        network = VisionTransformer(
+            image_size=self.image_size,
+            patch_size=16,
+            in_channels=data.channels,
+            num_classes=data.num_classes,
+            dim=self.dim,
+            depth=self.depth,
+            heads=max(1, self.dim // 64),
+        )
+        adamw = partial(torch.optim.AdamW, lr=1e-3, fused=True)
+        module = Classifier(network, num_classes=data.num_classes, optimizer=adamw, schedule=optim.constant)
+        trainer = {"_target_": "lightning.Trainer", "accelerator": accelerator, "devices": 1, "precision": "32-true"}
+        trainer |= {"accumulate_grad_batches": 1, "log_every_n_steps": 10, "gradient_clip_val": 1.0}
+        trainer |= {"enable_model_summary": False, "use_distributed_sampler": False}
+        callbacks: dict[str, Node | None] = {"monitor": {"_target_": "vitlab.callbacks.Monitor"}}
+        return Patient(datamodule=data, module=module, trainer=trainer, callbacks=callbacks)
+
+
+def photographs(folder: Path, count: int) -> None:
+    """JPEG files of two classes, of the usual size in ImageNet: blurred noise with grain."""
+    chance = np.random.default_rng(0)
+    for number in range(count):
+        coarse = chance.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
+        grain = chance.normal(0, 8, smooth.shape).astype(np.int16)
+        file = folder / "train" / "ab"[number % 2] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(file, quality=90)
+        if number < 8:
+            other = folder / "val" / "ab"[number % 2] / file.name
+            other.parent.mkdir(parents=True, exist_ok=True)
+            other.write_bytes(file.read_bytes())
+
+
+def case(name: str, trial: Trial, rates: Sequence[float]) -> Case:
+    """Seconds of an image; gains as figures."""
+    figures = {"predicted gain": trial.predicted or 0.0, "measured gain": trial.measured or 0.0}
+    own = tuple(1 / rate for rate in rates)
+    changed = tuple(1 / (rate * gain) for rate, gain in zip(rates, trial.gains, strict=True))
+    measured = [
+        Measured(name=who, seconds=seconds, calls=1, items=1, peer=True, figures=known)
+        for who, seconds, known in (("as configured", own, {}), ("changed", changed, figures))
+    ]
+    return Case(part="advice", name=name, unit="images", measured=measured)
+
+
+def on_gpu(clock: Clock) -> bool:
+    device = getattr(clock, "device", None)
+    return device is not None and device.type == "cuda"

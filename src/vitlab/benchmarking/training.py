@@ -1,0 +1,279 @@
+"""All of `train.py`'s training beside a bare loop: composed as it is, on images in memory, step for step in turns.
+
+    vitlab       Lightning's Trainer with every default callback but the checkpoints, `metrics.csv`, progress in a
+                 terminal, images drawn, varied and normalised in each step; no validation
+    bare loop    the same network, precision, optimizer and clipping on batches that such a fit has made
+    timm         timm's network of the same size in the place of ours, all else as in `vitlab`
+
+A fit runs in a thread of its own and waits after every few steps, so that the others have their turn. Where the time
+of a whole run goes, with validation and checkpoints, is measured apart, by Lightning's own profiler, for an epoch.
+"""
+
+import io
+import itertools
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.profilers import SimpleProfiler
+
+from vitlab import build, command
+from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
+from vitlab.classifier import Classifier
+from vitlab.data.dataset import TrainBatch
+from vitlab.data.module import DataModule
+from vitlab.schema import Node
+from vitlab.vit import VisionTransformer
+
+BARE, TIMM = "bare loop", "timm, same harness"
+# What takes a run's time, by the names of Lightning's profiler that belong to it.
+SHARES = {
+    "data": ("train_dataloader_next", "batch_to_device"),
+    "step": ("run_training_batch",),
+    "logging": ("[Callback]Monitor", "[Callback]RichProgressBar", "[Callback]NonFinite"),
+    "evaluation": ("val_next", "validation_step"),
+    "checkpoints": ("[Callback]BestCheckpoint", "[Callback]LastCheckpoint"),
+}
+
+
+class Training(Part):
+    """`networks`: presets of `conf/model`, each with the side of its images in pixels. `samples`: images of the set, of
+    which a tenth is validated. `settings`: of the run, as on the command line of `train.py`.
+    """
+
+    def __init__(
+        self,
+        *,
+        networks: Mapping[str, int] | None = None,
+        batch_size: int = 64,
+        samples: int = 1024,
+        settings: tuple[str, ...] = (),
+    ) -> None:
+        self.networks = networks or {"vit_mini": 32, "vit_s16": 64}
+        self.batch_size, self.samples, self.settings = batch_size, samples, settings
+
+    def cases(self, clock: Clock) -> Iterator[Case]:
+        device = clock.device.type
+        fixed = [f"batch_size={self.batch_size}", "data=fake", f"data.source.samples={self.samples}"]
+        fixed += [f"trainer.accelerator={'cpu' if device == 'cpu' else 'gpu'}", "logger=csv", "schedule.warmup_steps=0"]
+        for name, side in self.networks.items():
+            config = composed([*fixed, f"model={name}", f"image_size={side}", *self.settings])
+            with deterministic_as_before():
+                yield self.case(clock, config, f"{name} at {side} px, {self.batch_size} images a step")
+
+    def case(self, clock: Clock, config: Node, name: str) -> Case:
+        with ExitStack() as stack:
+            ours, theirs = (stack.enter_context(running(config, theirs=which)) for which in (False, True))
+            ours.steps(4)  # makes the batches for the bare loop
+            loop = bare(config, ours)
+            # in a thread as well: memory comes otherwise to the main one
+            thread = stack.enter_context(ThreadPoolExecutor(1))
+            measured = clock.measure(
+                [
+                    Contender(name=OURS, run=lambda: ours.steps(1), items=self.batch_size, figures=shares(config)),
+                    Contender(name=BARE, run=lambda: thread.submit(loop).result(), items=self.batch_size),
+                    Contender(name=TIMM, run=lambda: theirs.steps(1), items=self.batch_size),
+                ]
+            )
+        goals = [Goal(least=0.97, against=BARE), Goal(least=1.0, against=TIMM)]
+        return Case(part="training", name=name, unit="images", measured=measured, goals=goals)
+
+
+def composed(lines: list[str]) -> Node:
+    """What `train.py` would be given for these settings."""
+    with ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():  # outside of a command
+            stack.enter_context(hydra.initialize_config_dir(str(command.CONF), version_base="1.3"))
+        config = command.plain(command.compose("train", lines), command.UNSET_RUN_DIR)
+    if isinstance(config, str):
+        raise ValueError(config)
+    return config
+
+
+@contextmanager
+def deterministic_as_before() -> Iterator[None]:
+    """A Trainer may demand deterministic algorithms of all that the process does; the block leaves that as it was."""
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+# ------------------------------------------------------------------------------------------------------------ fits
+
+
+class Fit(Callback):
+    """A fit in a thread of its own, which goes on for as many steps as it is asked for, and waits."""
+
+    def __init__(self) -> None:
+        self.batches: list[TrainBatch] = []  # those that it trained on last
+        self.error: BaseException | None = None
+        self._left = 0
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._ends = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def begin(self, trainer: Trainer, module: Classifier, datamodule: DataModule) -> None:
+        self.trainer, self.module, self.datamodule = trainer, module, datamodule
+        trainer.callbacks.append(self)  # type: ignore[attr-defined]
+        self._thread.start()
+        self._done.acquire()
+
+    def steps(self, count: int) -> None:
+        """Goes on for so many steps. Raises what the fit did."""
+        self._left = count
+        self._go.release()
+        self._done.acquire()
+        if self.error is not None:
+            raise self.error
+
+    def end(self) -> None:
+        self._ends = True
+        self._go.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self.trainer.fit(self.module, self.datamodule)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._done.release()
+
+    def _pause(self) -> None:
+        self._done.release()
+        self._go.acquire()
+        self.trainer.should_stop = self._ends
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pause()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
+    ) -> None:
+        self.batches = [*self.batches[-3:], batch]
+        self._left -= 1
+        if self._left <= 0 and not self._ends:
+            self._pause()
+
+
+@contextmanager
+def running(config: Node, *, theirs: bool) -> Iterator[Fit]:
+    """A fit without validation and checkpoints, of our network or of timm's; ended with the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        datamodule, module = made(config, theirs=theirs)
+        changed = {"max_epochs": 10**6, "limit_val_batches": 0}
+        fit = Fit()
+        fit.begin(trainer(config, Path(folder), changed, without=("best", "last")), module, datamodule)
+        try:
+            yield fit
+        finally:
+            fit.end()
+
+
+def made(config: Node, *, theirs: bool = False) -> tuple[DataModule, Classifier]:
+    datamodule = build.data(config["data"])
+    parts = {"optimizer": config["optimizer"], "schedule": config["schedule"]}
+    module = build.classifier(config["model"], datamodule, config["classifier"], **parts)
+    if theirs:
+        assert isinstance(module.network, VisionTransformer)
+        module.network = timm_twin(config["model"], num_classes=datamodule.num_classes, channels=datamodule.channels)
+    return datamodule, module
+
+
+def timm_twin(model: Node, *, num_classes: int, channels: int) -> torch.nn.Module:
+    """timm's network of the shape that `model` gives ours."""
+    from timm.models import VisionTransformer as Timm
+
+    return Timm(
+        img_size=model["image_size"],
+        patch_size=model["patch_size"],
+        in_chans=channels,
+        num_classes=num_classes,
+        embed_dim=model["dim"],
+        depth=model["depth"],
+        num_heads=model["heads"],
+    )
+
+
+def trainer(config: Node, folder: Path, changed: Node, *, without: tuple[str, ...] = ()) -> Trainer:
+    """`train.py`'s Trainer in an empty folder; its progress bar draws, to nowhere, what it would in a terminal."""
+    callbacks = {name: node for name, node in moved(config["callbacks"], folder).items() if name not in without}
+    made_trainer = build.trainer(config["trainer"] | changed, run_dir=folder, logger={}, callbacks=callbacks)
+    for callback in made_trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RichProgressBar):
+            callback._console_kwargs = {"file": io.StringIO(), "force_terminal": True}
+    return made_trainer
+
+
+def moved(value: Any, folder: Path) -> Any:
+    """Settings with `folder` in place of the run folder that a configuration has while it is checked."""
+    if isinstance(value, dict):
+        return {key: moved(inner, folder) for key, inner in value.items()}
+    below = isinstance(value, str) and value.startswith(f"{command.UNSET_RUN_DIR}{os.sep}")
+    return str(folder / value.partition(os.sep)[2]) if below else value
+
+
+def bare(config: Node, fit: Fit) -> Callable[[], None]:
+    """A step of the shortest loop there is: forward, backward, clip, optimizer."""
+    _, module = made(config)
+    network = module.network.to(fit.trainer.strategy.root_device).train()
+    optimizer, clip = module.optimizer(), config["trainer"].get("gradient_clip_val")
+    batches, context = itertools.cycle(fit.batches), fit.trainer.precision_plugin.forward_context
+
+    def step() -> None:
+        batch = next(batches)
+        with context():
+            loss = module.losses(network(batch.images), batch.targets).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if clip:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+        optimizer.step()
+
+    return step
+
+
+# ---------------------------------------------------------------------------------------------------------- shares
+
+
+def shares(config: Node) -> dict[str, float]:
+    """Where the time of an epoch goes, in percent, with validation and checkpoints; `other` is between all of these."""
+    with tempfile.TemporaryDirectory() as folder:
+        datamodule, module = made(config)
+        profiler, span = SimpleProfiler(dirpath=folder, filename="profile"), Span()
+        run = trainer(config, Path(folder), {"max_epochs": 1})
+        run.profiler = profiler  # type: ignore[attr-defined]
+        run.callbacks.append(span)  # type: ignore[attr-defined]
+        run.fit(module, datamodule)
+    found = {}
+    for name, words in SHARES.items():
+        times = [t for action, times in profiler.recorded_durations.items() if belongs(action, words) for t in times]
+        found[f"{name} %"] = 100 * sum(times) / span.seconds
+    return found | {"other %": 100 - sum(found.values())}
+
+
+def belongs(action: str, words: tuple[str, ...]) -> bool:
+    return any(word in action for word in words)
+
+
+class Span(Callback):
+    """From the first step to the end of training, in seconds."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds = time.perf_counter() - self._begun

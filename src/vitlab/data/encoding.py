@@ -1,0 +1,69 @@
+"""An image as it is packed: its own bytes where they will do, else made smaller and encoded anew."""
+
+import io
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from vitlab.data.reading import decode, quiet, read_bytes
+from vitlab.data.sources import Split
+
+ORIENTATION = 0x0112  # EXIF's tag
+
+
+def encoded(split: Split, index: int, *, size: int | None, quality: int | None) -> bytes:
+    """The image at `index` of a split, upright, its shorter side `size` pixels or less; never enlarged.
+
+    A JPEG or PNG file that is so already keeps its bytes, as all files do without a `size`; each is decoded all the
+    same, to know that it can be. Images in memory become PNG, without loss.
+
+    Args:
+        split: What the image is of.
+        index: Where in it.
+        size: None: as it is.
+        quality: Of JPEG; None: PNG.
+
+    Raises:
+        Exception: of any kind, where it can't be read or decoded.
+    """
+    if split.images is not None:
+        return encode(shrunk(split.images[index], size), None)
+    assert split.files is not None
+    data = read_bytes(split.files[index])
+    with quiet():
+        image = decode(data)
+        if size is None or (min(image.shape[-2:]) <= size and is_kept(data)):
+            return data
+        return encode(shrunk(image, size), quality)
+
+
+def is_kept(data: bytes) -> bool:
+    """Whether a file is a JPEG or PNG that needn't be turned."""
+    with Image.open(io.BytesIO(data)) as opened:
+        return opened.format in ("JPEG", "PNG") and opened.getexif().get(ORIENTATION, 1) == 1
+
+
+def shrunk(image: Tensor, size: int | None) -> Tensor:
+    """uint8 [C, H, W] with a shorter side of `size` at most."""
+    height, width = image.shape[-2:]
+    if size is None or min(height, width) <= size:
+        return image
+    scale = size / min(height, width)
+    sides = [max(size, round(side * scale)) for side in (height, width)]
+    smaller: Tensor = v2.functional.resize(image, sides, v2.InterpolationMode.BICUBIC, antialias=True)
+    return smaller
+
+
+def encode(image: Tensor, quality: int | None) -> bytes:
+    """uint8 [1 or 3, H, W] as JPEG, or as PNG without a `quality`."""
+    assert image.dtype == torch.uint8
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    file = io.BytesIO()
+    picture = Image.fromarray(pixels.contiguous().numpy())
+    if quality is None:
+        picture.save(file, "PNG")
+    else:
+        picture.save(file, "JPEG", quality=quality)
+    return file.getvalue()

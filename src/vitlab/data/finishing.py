@@ -1,0 +1,127 @@
+"""The end of packing: what was broken is told, and the indices and the manifest are written, which make a set whole."""
+
+import csv
+import io
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vitlab.checkpoints import synchronised
+from vitlab.data import containers, manifest
+from vitlab.data.manifest import WORK
+from vitlab.data.scan import Fault
+from vitlab.schema import Node
+
+if TYPE_CHECKING:
+    from vitlab.data.packing import Shards
+
+log = logging.getLogger(__name__)
+
+BROKEN = "broken.csv"
+SHOWN = 10
+
+
+def finished(shards: "Shards", wanted: Node, *, name: str, on_error: str, max_skipped: float) -> Node:
+    """Writes the indices and the manifest of shards that are all there. Raises `ValueError` for what is broken."""
+    out, source, settings = shards.out, shards.source, shards.settings
+    records = [json.loads(shards.record(number).read_text()) for number in range(len(shards))]
+    faults = [Fault(*fault) for record in records for fault in record["faults"]]
+    total = sum(map(len, source.splits.values()))
+    if faults:
+        with (file := out / WORK / BROKEN).open("w", newline="", encoding="utf-8", errors="surrogateescape") as text:
+            csv.writer(text).writerows([Fault._fields, *faults])
+        refuse(faults, total, file, on_error=on_error, max_skipped=max_skipped)
+        file.replace(out / BROKEN)
+        log.warning("left out %d of %d images, listed in %s", len(faults), total, out / BROKEN)
+    splits: Node = {}
+    for split in source.splits:
+        parts, files = list[np.ndarray[Any, Any]](), list[Node]()
+        for number, record in enumerate(records):
+            if record["split"] == split and record["images"]:
+                part = np.load(shards.record(number).with_suffix(".npy"), allow_pickle=False)
+                part["shard"] = len(files)
+                parts.append(part)
+                files.append({key: record[key] for key in ("file", "images", "bytes", "sha256")})
+        table = np.concatenate(parts) if parts else np.zeros(0, manifest.ENTRY)
+        counts = np.bincount(table["label"], minlength=len(source.classes)).tolist()
+        before = torch.bincount(source.splits[split].labels, minlength=len(source.classes)).tolist()
+        for label, (had, has) in enumerate(zip(before, counts, strict=True)):
+            if had and not has:
+                raise ValueError(f"no image of the class {source.classes[label]!r} in {split} can be decoded")
+        whole(index := out / manifest.index_file(split), array_bytes(table))
+        if settings.to == "litdata":
+            whole(out / split / "index.json", containers.litdata_index(out / WORK / "making-index", files).encode())
+        size = sum(file["bytes"] for file in files)
+        splits[split] = {
+            "images": len(table),
+            "bytes": size,
+            "index": manifest.digest(index),
+            "classes": dict(zip(source.classes, counts, strict=True)),
+            "shards": files,
+        }
+    grey = source.channels == 1
+    content = {
+        "vitlab": manifest.VERSION,
+        "name": name,
+        "format": settings.to,
+        "classes": list(source.classes),
+        "mean": list(source.mean * 3 if grey else source.mean),
+        "std": list(source.std * 3 if grey else source.std),
+        "broken": len(faults),
+        "splits": splits,
+        "plan": wanted,
+    }
+    whole(out / manifest.NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    shutil.rmtree(out / WORK)
+    return content
+
+
+def refuse(faults: list[Fault], total: int, listed: Path, *, on_error: str, max_skipped: float) -> None:
+    """Raises `ValueError` where broken images may not be left out, or not so many."""
+    shown = "".join(f"\n  - {fault.path}: {fault.reason}" for fault in faults[:SHOWN])
+    more = f"\n  - and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    if on_error == "raise":
+        raise ValueError(
+            f"{len(faults)} of {total} images can't be decoded, listed in {listed}; the rest is packed. Replace them, "
+            f"or leave them out with data.on_error=skip, and give the command again:{shown}{more}"
+        )
+    if len(faults) > max_skipped * total:
+        raise ValueError(
+            f"data.on_error=skip would leave out {len(faults)} of {total} images ({len(faults) / total:.2%}), more "
+            f"than data.max_skipped={max_skipped:g} allows, listed in {listed}; raise that:{shown}{more}"
+        )
+
+
+def told(content: Node, *, seconds: float, made: int) -> Node:
+    """Says what a packed set is, a line for each split, and returns it as the command's results."""
+    results: Node = {"format": content["format"], "broken": content["broken"], "seconds": round(seconds, 1)}
+    log.info("%-6s %10s %8s %7s   %s", "split", "images", "MB", "shards", "images of a class")
+    for split, part in content["splits"].items():
+        counts = list(part["classes"].values())
+        spread = f"{min(counts)} to {max(counts)} in {len(counts)} classes"
+        sizes = (part["images"], part["bytes"] / 1e6, len(part["shards"]))
+        log.info("%-6s %10d %8.1f %7d   %s", split, *sizes, spread)
+        results |= {f"{split}/images": sizes[0], f"{split}/bytes": part["bytes"], f"{split}/shards": sizes[2]}
+    rate = f", {made / seconds:.0f} images a second" if made and seconds else ""
+    log.info("%d broken; %.1f s%s", content["broken"], seconds, rate)
+    return results
+
+
+def whole(file: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all."""
+    temporary = file.with_name(f".{os.getpid()}.{file.name}")
+    temporary.write_bytes(data)
+    synchronised(temporary)
+    temporary.replace(file)
+
+
+def array_bytes(table: np.ndarray[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, table, allow_pickle=False)
+    return file.getvalue()

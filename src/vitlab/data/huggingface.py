@@ -1,0 +1,488 @@
+"""Image classification sets as the library `datasets` reads them: from the Hugging Face Hub, or from local files.
+
+What a set is called, which splits and columns it has, is looked up before anything is downloaded (`opened`, which the
+checks call too). Then it is either downloaded and mapped into memory, or, with `streaming`, read where it lies. Both
+ways every row has its number and every label is known from the start, so order, accounting and resuming are vitlab's
+own. `datasets.IterableDataset` could not give that: its ranks get whole files of unequal length, its workers stop at
+different times, and its shuffling depends on their number.
+
+No code of a set is ever run: `datasets` 4 and later has no scripts, and images stay bytes until `vitlab.data.reading`.
+"""
+
+import glob
+import importlib.util
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlab.data.rows import ArrowRows, Group, ParquetRows, open_parquet
+from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, Split
+from vitlab.data.splitting import held_out
+from vitlab.schema import suggest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+INSTALL = (
+    "data=huggingface reads sets with the package datasets, which isn't installed: pip install -e '.[huggingface]'"
+)
+NO_NAME = "data.name is not set: data=huggingface wants data.name=OWNER/NAME on the Hub, or a folder or file"
+LABELS = ("label", "labels", "class", "target")  # columns that are believed without being of class labels
+VALIDATION = ("validation", "valid", "val", "dev")
+THREADS = 16  # that wait for a network
+
+
+class CannotOpen(ValueError):
+    """There is no such set, split or column, or it can't be reached; the message begins with the setting."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A set of which nothing but its description has been read."""
+
+    name: str
+    splits: tuple[str, ...]
+    columns: Mapping[str, Any] | None  # features by name; None where only preparing the set tells them
+    builder: Any  # a datasets.DatasetBuilder; None for what `save_to_disk` wrote
+    saved: Mapping[str, Any] | None  # datasets.Dataset by split
+    version: str  # the commit on the Hub; empty for local files
+
+    @property
+    def short(self) -> str:
+        """What its rows are named by, wherever it lies."""
+        return self.name if self.version else Path(self.name).name
+
+
+# ------------------------------------------------------------------------------------------------- what there is
+
+
+def problems(
+    *,
+    name: str | None,
+    subset: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str | None = None,
+    val_split: str | None = None,
+    test_split: str | None = None,
+    test_fraction: float = 0.2,
+    streaming: bool = False,
+    shuffle_buffer: int = 10_000,
+    cache_dir: str | None = None,
+) -> Iterator[str]:
+    """What is wrong with the settings of `sources.huggingface`, as far as the set's description tells."""
+    if not 0 < test_fraction < 1:
+        yield f"data.source.test_fraction={test_fraction:g} must lie between 0 and 1"
+    if shuffle_buffer < 1:
+        yield f"data.source.shuffle_buffer={shuffle_buffer} must be at least 1"
+    try:
+        found = opened(name, subset=subset, revision=revision, cache_dir=cache_dir)
+        choose_splits(found, train_split, val_split, test_split)
+        if found.columns is not None:
+            choose_columns(found, found.columns, image_column, label_column)
+        if streaming:
+            parquet_files(found)
+    except CannotOpen as error:
+        yield str(error)
+
+
+def opened(
+    name: str | None, *, subset: str | None = None, revision: str | None = None, cache_dir: str | None = None
+) -> Opened:
+    """Finds a set. Raises `CannotOpen`."""
+    if importlib.util.find_spec("datasets") is None:
+        raise CannotOpen(INSTALL)
+    if not name:
+        raise CannotOpen(NO_NAME)
+    place = Path(name).expanduser()
+    if place.is_dir() and any((place / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        return saved_to_disk(name, place)
+    if place.is_file() or "://" in name or glob.has_magic(name):
+        if not name.endswith(".parquet"):
+            raise CannotOpen(f"data.name={name} is no parquet file; of other files, name the folder that they lie in")
+        return described(name, "parquet", subset, cache_dir, data_files=name)
+    if place.is_dir():
+        return described(name, str(place), subset, cache_dir)
+    if name.count("/") > 1 or name[0] in "/.~" or not re.fullmatch(r"[\w./-]+", name):
+        raise CannotOpen(f"data.name={name}: there is no such file or folder, and the Hub's names are OWNER/NAME")
+    return on_hub(name, subset, revision, cache_dir)
+
+
+def saved_to_disk(name: str, place: Path) -> Opened:
+    """What `save_to_disk` wrote, mapped into memory."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(place))
+    except Exception as error:  # damaged files end in errors of any kind
+        raise CannotOpen(f"data.name={name} was written by save_to_disk, and can't be read ({first(error)})") from error
+    splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    columns = next(iter(splits.values())).features if splits else {}
+    return Opened(name, tuple(splits), columns, None, splits, "")
+
+
+def on_hub(name: str, subset: str | None, revision: str | None, cache_dir: str | None) -> Opened:
+    """A set on the Hub, or what an earlier download of it left where the Hub can't be reached."""
+    remedy = f"run `hf download --repo-type dataset {name}` where there is a network and name its folder"
+    if absent := hub_is_absent():
+        import datasets
+        import huggingface_hub
+
+        # else its client would try for minutes; it is the network that decides, not this process
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+        try:
+            found = described(name, name, subset, cache_dir, on_hub=True)
+        except CannotOpen as error:
+            raise CannotOpen(
+                f"data.name={name}: there is no such folder here, the Hub can't be asked ({absent}), and its cache has "
+                f"no such set; {remedy}"
+            ) from error
+        if revision is not None and revision != found.version:
+            raise CannotOpen(
+                f"data.source.revision={revision}: the Hub can't be asked ({absent}), and what its cache has is "
+                f"{found.version}; name that, or {remedy}"
+            )
+        log.warning("%s: %s; the cache's %s is used", name, absent, found.version)
+        return found
+    return described(name, name, subset, cache_dir, on_hub=True, revision=revision)
+
+
+@lru_cache
+def hub_is_absent() -> str:
+    """Why the Hub can't be asked, found out once; empty where it can."""
+    from vitlab.weights.places import unreachable
+
+    return unreachable()
+
+
+def described(
+    name: str, path: str, subset: str | None, cache_dir: str | None, *, on_hub: bool = False, **options: Any
+) -> Opened:
+    """A set that `datasets` makes tables of, which it hasn't done yet."""
+    import datasets
+
+    for talker in ("httpx", "httpx2"):  # a line for each request would fill the log
+        logging.getLogger(talker).setLevel(logging.WARNING)
+    logging.getLogger("datasets").setLevel(logging.ERROR)  # what matters of its notes is told here
+    try:
+        builder = datasets.load_dataset_builder(path, subset, cache_dir=cache_dir, **options)
+    except Exception as error:  # of the Hub, of files, of YAML, of configurations: as many kinds
+        text = first(error)
+        if "scripts are no longer supported" in text:
+            text = "it is made by a script of its own, and no code of a set is run; the Hub has many of them as parquet"
+            text += " too: data.source.revision=refs/convert/parquet"
+        if isinstance(error, ValueError) and "onfig" in text:
+            raise CannotOpen(f"data.source.subset={subset or 'null'}: {text}") from error
+        raise CannotOpen(f"data.name={name} can't be opened: {text}") from error
+    files = builder.config.data_files or {}
+    splits = tuple(map(str, builder.info.splits or files))
+    columns = builder.info.features
+    if columns is None and is_parquet(builder):
+        columns = datasets.Features.from_arrow_schema(open_parquet(str(next(iter(files.values()))[0])).schema_arrow)
+    return Opened(name, splits, columns, builder, None, str(builder.hash) if on_hub else "")
+
+
+def is_parquet(builder: Any) -> bool:
+    return type(builder).__module__ == "datasets.packaged_modules.parquet.parquet"
+
+
+def first(error: BaseException) -> str:
+    """The beginning of an error's text, in a line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def choose_splits(
+    found: Opened, train: str | None, val: str | None, test: str | None
+) -> tuple[str, str | None, str | None]:
+    """Which splits to train on, validate on and test on; None: to be cut from train. Raises `CannotOpen`."""
+    for knob, split in (("train_split", train), ("val_split", val), ("test_split", test)):
+        if split is not None and split not in found.splits:
+            hint = suggest(split, found.splits) or f"; there are {', '.join(found.splits) or 'none'}"
+            raise CannotOpen(f"data.source.{knob}={split}: {found.short} has no such split{hint}")
+    validation = next((split for split in VALIDATION if split in found.splits), None)
+    others = [split for split in found.splits if split not in ("test", validation, val, test)]
+    if train is None:
+        train = "train" if "train" in found.splits else others[0] if len(others) == 1 else None
+        train = found.splits[0] if train is None and len(found.splits) == 1 else train
+    if train is None:
+        listed = ", ".join(found.splits) or "none"
+        raise CannotOpen(f"data.source.train_split is not set, and {found.name} has no split train; it has {listed}")
+    left = [split for split in found.splits if split not in (train, val, test)]
+    test = test or ("test" if "test" in left else None)
+    if test is None and validation in left:
+        return train, val, validation  # as ImageNet is published
+    return train, val or (validation if validation in left else None), test
+
+
+def choose_columns(found: Opened, columns: Mapping[str, Any], image: str | None, label: str | None) -> tuple[str, str]:
+    """The columns of images and of labels, by what they hold. Raises `CannotOpen`."""
+    import datasets
+
+    for knob, column in (("image_column", image), ("label_column", label)):
+        if column is not None and column not in columns:
+            hint = suggest(column, columns) or f"; there are {', '.join(columns)}"
+            raise CannotOpen(f"data.source.{knob}={column}: {found.short} has no such column{hint}")
+    if image is None:
+        images = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
+        images = images or [name for name, kind in columns.items() if holds_bytes(kind)]
+        image = one_of("image_column", images, columns, found, "of images")
+    elif not (isinstance(columns[image], datasets.Image) or holds_bytes(columns[image])):
+        raise CannotOpen(f"data.source.image_column={image} holds no images, but {columns[image]}")
+    if label is None:
+        labels = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
+        if len(labels) != 1:
+            named = [name for name in LABELS if name in (labels or columns)]
+            labels = named[:1] or labels
+        label = one_of("label_column", labels, columns, found, "of class labels")
+    kind = columns[label]
+    plain = isinstance(kind, datasets.Value) and re.match(r"u?int|bool|(large_)?string", kind.dtype)
+    if not isinstance(kind, datasets.ClassLabel) and not plain:
+        what = "a number with fractions" if isinstance(kind, datasets.Value) else "several labels, or none"
+        raise CannotOpen(
+            f"data.source.label_column={label} holds {what} for each image ({kind}); one class for each is needed: a "
+            f"class label, an integer or a string"
+        )
+    return image, label
+
+
+def holds_bytes(kind: Any) -> bool:
+    """Whether a column's feature is encoded images without being declared so."""
+    import datasets
+
+    if isinstance(kind, dict):
+        return set(kind) == {"bytes", "path"}
+    return isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
+
+
+def one_of(knob: str, candidates: Sequence[str], columns: Mapping[str, Any], found: Opened, what: str) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    why = f"several columns {what}" if candidates else f"no column {what} that can be told by its kind"
+    listed = ", ".join(candidates or columns)
+    raise CannotOpen(f"data.source.{knob} is not set, and {found.name} has {why}; name one of {listed}")
+
+
+# ----------------------------------------------------------------------------------------------------- the source
+
+
+def load(
+    *,
+    name: str | None,
+    subset: str | None,
+    revision: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    train_split: str | None,
+    val_split: str | None,
+    test_split: str | None,
+    test_fraction: float,
+    streaming: bool,
+    shuffle_buffer: int,
+    cache_dir: str | None,
+) -> Source:
+    """What `sources.huggingface` describes. Raises `CannotOpen`, and `ValueError` for labels that can't be used."""
+    found = opened(name, subset=subset, revision=revision, cache_dir=cache_dir)
+    train, val, test = choose_splits(found, train_split, val_split, test_split)
+    if streaming:
+        tables = streamed(found, [split for split in (train, val, test) if split], image_column, label_column)
+    else:
+        tables = mapped(found, [split for split in (train, val, test) if split], image_column, label_column)
+    if test and test_split is None and tables[test].hidden == len(tables[test].labels):
+        instead = None if val_split else val
+        log.info("%s: the labels of %s are hidden; test split: %s", found.name, test, instead or "cut from train")
+        val, test = (val if val_split else None), instead
+    if val and val_split is None and tables[val].hidden == len(tables[val].labels):
+        val = None
+    used = {split: table for split, table in tables.items() if split in (train, val, test)}
+    classes, labels = encoded(found, used, train)
+    splits = {split: Split(None, labels[split], table.rows(shuffle_buffer)) for split, table in used.items()}
+    log.info(
+        "%s%s: train split %s, validation %s, test %s, %s",
+        *(found.name, f" at {found.version}" if found.version else "", train, val or "cut from train"),
+        *(test or "cut from train", "streamed" if streaming else "mapped into memory"),
+    )
+    if test:
+        training, testing = splits[train], splits[test]
+    else:
+        training, testing = held_out(splits[train], test_fraction, seed=0, knob="data.source.test_fraction")
+    return Source(
+        *(found.short, classes, 3, IMAGENET_MEAN, IMAGENET_STD, None, training, testing),
+        val=splits[val] if val else None,
+        shuffle_buffer=shuffle_buffer,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A split: its labels, read, and how its images are going to be."""
+
+    place: str
+    labels: Any  # pyarrow.ChunkedArray
+    kind: Any  # the labels' feature
+    image: str  # the images' column
+    dataset: Any = None  # datasets.Dataset
+    files: tuple[str, ...] = ()
+    groups: tuple[Group, ...] = ()
+
+    @property
+    def hidden(self) -> int:
+        """How many labels are missing, or -1 as the Hub's sets have it where they are kept secret."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        missing = int(self.labels.null_count)
+        if not pa.types.is_integer(self.labels.type) or not hasattr(self.kind, "names"):
+            return missing
+        return missing + int(pc.sum(pc.less(self.labels, 0)).as_py() or 0)
+
+    def rows(self, buffer: int) -> ArrowRows | ParquetRows:
+        """The images; about `buffer` of those that are streamed are in use at a time."""
+        import torch
+
+        chosen = torch.arange(len(self.labels))
+        if self.dataset is not None:
+            return ArrowRows(self.place, self.dataset, self.image, chosen)
+        return ParquetRows(self.place, self.files, self.image, self.groups, buffer, chosen)
+
+
+def mapped(found: Opened, splits: list[str], image: str | None, label: str | None) -> dict[str, Table]:
+    """Splits as Arrow tables on this machine's disk; what isn't there is downloaded and made."""
+    if found.saved is not None:
+        sets = dict(found.saved)
+    else:
+        try:
+            found.builder.download_and_prepare()
+            sets = {split: found.builder.as_dataset(split=split) for split in splits}
+        except Exception as error:  # of networks, disks and files, as many kinds
+            reason = f"{first(error)} {first(error.__cause__) if error.__cause__ else ''}".strip()
+            raise CannotOpen(f"data.name={found.name} can't be loaded: {reason}") from error
+    tables = {}
+    for split in splits:
+        dataset = sets[split]
+        columns = choose_columns(found, dataset.features, image, label)
+        whole = dataset.select_columns([columns[1]]).with_format("arrow")[:]
+        labels = whole.column(columns[1])
+        kind = dataset.features[columns[1]]
+        tables[split] = Table(f"{found.short}/{split}", labels, kind, columns[0], dataset=dataset)
+    return tables
+
+
+def parquet_files(found: Opened) -> dict[str, tuple[str, ...]]:
+    """The parquet files of each split, as they lie. Raises `CannotOpen` where the set isn't made of such."""
+    if found.builder is None:
+        raise CannotOpen(
+            f"data.source.streaming=true: {found.name} was written by save_to_disk, and is mapped into memory without "
+            f"being copied anyway; use streaming=false"
+        )
+    if not is_parquet(found.builder):
+        made_of = type(found.builder).__module__.split(".")[-1]
+        on_hub = ", or data.source.revision=refs/convert/parquet, if the Hub has made that" if found.version else ""
+        raise CannotOpen(
+            f"data.source.streaming=true reads parquet files, whose row groups can be taken one by one, and "
+            f"{found.name} is of the kind {made_of}; use streaming=false{on_hub}"
+        )
+    return {str(split): tuple(map(str, files)) for split, files in found.builder.config.data_files.items()}
+
+
+def streamed(found: Opened, splits: list[str], image: str | None, label: str | None) -> dict[str, Table]:
+    """Splits as row groups of parquet files: their places and the column of labels are read, and no image."""
+    import datasets
+    import pyarrow as pa
+
+    files = parquet_files(found)
+    columns = found.columns
+    assert columns is not None, "parquet files describe themselves"
+    image, label = choose_columns(found, columns, image, label)
+
+    def look(place: str) -> tuple[list[tuple[int, int]], Any]:
+        file = open_parquet(place)
+        missing = [name for name in (image, label) if name not in file.schema_arrow.names]
+        if missing:
+            raise CannotOpen(f"data.name={found.name}: {place} has no column {missing[0]}, which other files have")
+        kind = datasets.Features.from_arrow_schema(file.schema_arrow)[label]
+        if getattr(kind, "names", None) not in (None, getattr(columns[label], "names", None)):
+            raise CannotOpen(f"data.name={found.name}: the classes of {place} have other names, or another order")
+        groups = []
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            parts = [group.column(i) for i in range(group.num_columns)]
+            size = sum(part.total_compressed_size for part in parts if part.path_in_schema.split(".")[0] == image)
+            groups.append((group.num_rows, size))
+        labels = file.read(columns=[label], use_threads=False).column(0)
+        file.close()
+        return groups, labels
+
+    tables = {}
+    for split in splits:
+        try:
+            with ThreadPoolExecutor(THREADS) as pool:
+                looked = list(pool.map(look, files[split]))
+        except (OSError, pa.ArrowException) as error:
+            raise CannotOpen(f"data.name={found.name}: a file of {split} can't be read ({first(error)})") from error
+        groups: list[Group] = []
+        start = 0
+        for file, (counted, _) in enumerate(looked):
+            for number, (rows, size) in enumerate(counted):
+                if rows:
+                    groups.append(Group(file, number, start, rows, size))
+                    start += rows
+        labels = pa.chunked_array([chunk for _, column in looked for chunk in column.chunks], looked[0][1].type)
+        assert isinstance(columns, datasets.Features)
+        where = f"{found.short}/{split}"
+        tables[split] = Table(where, labels, columns[label], image, files=files[split], groups=tuple(groups))
+    return tables
+
+
+def encoded(found: Opened, tables: Mapping[str, Table], train: str) -> tuple[tuple[str, ...], dict[str, "Tensor"]]:
+    """Class names, and the labels of each split as numbers of them, int64 [n].
+
+    Labels without names, integers or strings, are the classes themselves, sorted: those that train has. Raises
+    `ValueError` for labels that are hidden or missing, or that train doesn't have.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import torch
+
+    for split, table in tables.items():
+        if hidden := table.hidden:
+            raise ValueError(
+                f"{found.name}: {hidden} of the {len(table.labels)} labels of the split {split} are -1 or missing, as "
+                f"where they are kept secret; choose another with data.source.{{train,val,test}}_split"
+            )
+    names = getattr(tables[train].kind, "names", None)
+    for split, table in tables.items():
+        if getattr(table.kind, "names", None) != names:
+            raise ValueError(
+                f"{found.name}: the classes of the split {split} have other names, or another order, than {train}'s"
+            )
+    if names is not None:
+        numbers = {split: torch.from_numpy(table.labels.to_numpy().copy()).long() for split, table in tables.items()}
+        return tuple(map(str, names)), numbers
+    values = sorted(pc.unique(tables[train].labels).to_pylist())
+    if len(values) > len(tables[train].labels) / 2:
+        raise ValueError(
+            f"{found.name}: the column of labels has {len(values)} different values in {len(tables[train].labels)} "
+            f"images, so they are no classes; name another with data.source.label_column"
+        )
+    log.info("%s: its labels have no names; %d classes, sorted: %s", found.name, len(values), shortened(values))
+    known = pa.array(values, tables[train].labels.type)
+    labels = {}
+    for split, table in tables.items():
+        numbers_or_null = pc.index_in(table.labels.cast(known.type), value_set=known)
+        if numbers_or_null.null_count:
+            other = pc.filter(table.labels, pc.is_null(numbers_or_null))[0].as_py()
+            raise ValueError(f"{found.name}: the split {split} has the label {other!r}, which {train} doesn't have")
+        labels[split] = torch.from_numpy(numbers_or_null.to_numpy().copy()).long()
+    return tuple(map(str, values)), labels
+
+
+def shortened(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")

@@ -1,0 +1,202 @@
+"""`data=shards`: images that `src/prepare.py` packed into LitData's chunks or WebDataset's tar files.
+
+Every image's place is known from the index, so any image is read by itself, in the order that vitlab's own sampler
+says: each once an epoch over any number of ranks and workers, resumed at the exact image. The streams of LitData and
+WebDataset can't give that: their order depends on how many read it, and ranks end at different times.
+"""
+
+import logging
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlab import launch
+from vitlab.data import manifest
+from vitlab.data.manifest import NotPrepared
+from vitlab.data.rows import Rows
+from vitlab.data.sources import Source, Split
+from vitlab.data.splitting import held_out
+from vitlab.data.storage import INSTALL, Storage, is_remote, not_installed
+from vitlab.schema import Node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+OPEN_FILES = 64  # of one split in one process
+SHOWN = 10
+MANY = 100  # shards, from which on whole ones are held out to validate on
+
+
+class ShardRows(Rows):
+    """Images of a split that lie in shards.
+
+    Args:
+        place: As for all rows.
+        storage: Where the shards lie.
+        shards: Their names and sizes in bytes.
+        index: The split's index, and its file.
+        chosen: As for all rows.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        storage: Storage,
+        shards: Sequence[tuple[str, int]],
+        index: tuple[Any, Path],
+        chosen: "Tensor",
+    ) -> None:
+        super().__init__(place, chosen)
+        self.storage, self.shards = storage, shards
+        self.table, self.file = index
+        self._forget()
+
+    def _forget(self) -> None:
+        self._process, self._lock = os.getpid(), threading.RLock()
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_open", "table")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import numpy as np
+
+        self.__dict__.update(state)
+        self.table = np.load(self.file, mmap_mode="r", allow_pickle=False)
+        self._forget()
+
+    def __del__(self, this: Callable[[], int] = os.getpid, close: Callable[[int], None] = os.close) -> None:
+        if getattr(self, "_process", None) == this():
+            for opened in self._open.values():
+                close(opened)
+
+    @property
+    def blocks(self) -> "Tensor":
+        import torch
+
+        return torch.from_numpy(self.table["shard"].astype("int64"))[self.chosen]
+
+    @property
+    def held_whole(self) -> bool:
+        """Of few shards, whole ones would be too much or too little, and all of them are soon read anyway."""
+        return len(self.shards) >= MANY
+
+    def subset(self, indices: "Tensor") -> "ShardRows":
+        return ShardRows(self.place, self.storage, self.shards, (self.table, self.file), self.chosen[indices])
+
+    def read(self, row: int) -> bytes:
+        entry = self.table[row]
+        shard, size = int(entry["shard"]), int(entry["size"])
+        with self._lock:
+            data = os.pread(self._descriptor(shard), size, int(entry["offset"]))
+        if len(data) != size:
+            raise OSError(f"{self.shards[shard][0]} ends before this image does: it was cut off")
+        if zlib.crc32(data) != entry["crc"]:
+            raise OSError(f"its checksum is wrong: {self.shards[shard][0]} was damaged")
+        return data
+
+    def content(self) -> bytes:
+        """Every image's length and checksum."""
+        return bytes(self.table["size"].tobytes() + self.table["crc"].tobytes())
+
+    def _descriptor(self, shard: int) -> int:
+        if self._process != os.getpid():  # after a fork: what the parent opened stays the parent's to close
+            self._forget()
+        if shard not in self._open:
+            while len(self._open) >= OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+            name, size = self.shards[shard]
+            self._open[shard] = self.storage.open(name, size=size)
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+
+def problems(
+    *,
+    data_dir: str,
+    shuffle_buffer: int | None = 10_000,
+    verify: bool = False,
+    test_fraction: float = 0.2,
+    cache_dir: str | None = None,
+    cache_gb: float = 100.0,
+) -> Iterator[str]:
+    """What is wrong with the settings of `sources.shards`, as far as a look at names and sizes tells."""
+    if shuffle_buffer is not None and shuffle_buffer < 1:
+        yield f"data.source.shuffle_buffer={shuffle_buffer} must be at least 1, or null for the whole split"
+    if not 0 < test_fraction < 1:
+        yield f"data.source.test_fraction={test_fraction:g} must lie between 0 and 1"
+    if not cache_gb > 0:
+        yield f"data.source.cache_gb={cache_gb:g} must be above 0"
+    if is_remote(data_dir):
+        if not_installed("litdata"):
+            yield f"data_dir={data_dir} is read with the package litdata, which isn't installed: {INSTALL}"
+        if shuffle_buffer is None:
+            yield f"data.source.shuffle_buffer=null would fetch a shard for each image of {data_dir}; set a number"
+        if verify:
+            yield f"data.source.verify=true reads all of {data_dir}; verify the folder before it is uploaded"
+        return
+    try:
+        storage = Storage(data_dir)
+        found = manifest.read(storage)
+        refuse(storage, found, whole=False)
+    except NotPrepared as error:
+        yield str(error)
+
+
+def refuse(storage: Storage, content: Node, *, whole: bool) -> None:
+    """Raises `NotPrepared` where files are missing or have other sizes, or checksums where `whole`."""
+    found = list(manifest.faults(storage.folder, content, whole=whole))
+    if found:
+        lines = "".join(f"\n  - {line}" for line in found[:SHOWN])
+        more = f"\n  - and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise NotPrepared(f"data_dir={storage.place} isn't what was packed; copy it again:{lines}{more}")
+
+
+def load(
+    *,
+    data_dir: str,
+    shuffle_buffer: int | None,
+    verify: bool,
+    test_fraction: float,
+    cache_dir: str | None,
+    cache_gb: float,
+) -> Source:
+    """What `sources.shards` describes. Raises `NotPrepared`."""
+    import torch
+
+    storage = Storage(data_dir, cache_dir=cache_dir, cache_gb=cache_gb)
+    content = manifest.read(storage)
+    if not storage.remote:
+        refuse(storage, content, whole=verify and launch.local_rank(os.environ) == 0)
+    splits: dict[str, Split] = {}
+    for name, described in content["splits"].items():
+        table = manifest.table(storage, content, name)
+        labels = torch.from_numpy(table["label"].astype("int64"))
+        shards = [(shard["file"], shard["bytes"]) for shard in described["shards"]]
+        index = (table, storage.local(manifest.index_file(name)))
+        place = f"{Path(storage.place).name}/{name}"
+        splits[name] = Split(None, labels, ShardRows(place, storage, shards, index, torch.arange(len(table))))
+        log.info("%s: %d images in %d shards of %s", place, len(table), len(shards), content["format"])
+    if "test" in splits:
+        train, test = splits["train"], splits["test"]
+    else:
+        train, test = held_out(splits["train"], test_fraction, seed=0, knob="data.source.test_fraction")
+    mean, std = (tuple(content[key]) for key in ("mean", "std"))
+    return Source(
+        content["name"],
+        tuple(content["classes"]),
+        3,
+        mean,
+        std,
+        None,
+        train,
+        test,
+        val=splits.get("val"),
+        shuffle_buffer=shuffle_buffer,
+    )

@@ -1,0 +1,44 @@
+"""What is held out of a split to validate or test on."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from vitlab.data.rows import Rows
+from vitlab.data.sources import Split, stratified
+
+log = logging.getLogger(__name__)
+
+DRAWS = 20
+
+
+def held_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split, Split]:
+    """A split without a part of it, and that part: about `share` of the samples.
+
+    Stratified by class. What is streamed is cut between its blocks, so that either part can be read without the other;
+    only where that leaves a class on one side alone is it cut as all else is. `knob` is what a `ValueError` names.
+    """
+    if isinstance(split.files, Rows) and split.files.held_whole and split.blocks is not None and 0 < share < 1:
+        if (mask := whole_blocks(split.labels, split.blocks, share, seed)) is not None:
+            return split.subset((~mask).nonzero().flatten()), split.subset(mask.nonzero().flatten())
+        log.warning(
+            "%s=%g is cut out of all row groups, or shards, which validating and training then both read: no draw of "
+            "whole ones has every class on both sides",
+            *(knob, share),
+        )
+    kept, out = stratified(split.labels, share, seed=seed, knob=knob)
+    return split.subset(kept), split.subset(out)
+
+
+def whole_blocks(labels: Tensor, blocks: Tensor, share: float, seed: int) -> Tensor | None:
+    """Which samples (bool [N]) are held out, in whole blocks; None where no draw has every class on both sides."""
+    sizes, classes = torch.bincount(blocks), torch.bincount(labels) > 0
+    for draw in range(DRAWS):
+        drawn = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed + draw))
+        up_to = sizes[drawn].cumsum(0) - sizes[drawn] / 2 <= share * len(labels)
+        mask = torch.zeros(len(sizes), dtype=torch.bool).index_fill(0, drawn[up_to], True)[blocks]
+        sides = [torch.bincount(labels[side], minlength=len(classes)) > 0 for side in (mask, ~mask)]
+        if all(torch.equal(side, classes) for side in sides):
+            return mask
+    return None

@@ -1,0 +1,129 @@
+"""Where the files of a packed data set lie: in a folder, or in object storage, from which they are fetched when needed.
+
+Fetching is LitData's, with its credentials and its schemes (s3://, gs://, azure://, r2://, hf://, and local:/FOLDER for
+another disk). What is fetched is kept in a folder that all processes of a machine share, up to a size; what wasn't used
+for longest goes first. A file comes into its place whole, and one that another process reads may be removed meanwhile.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+INSTALL = "pip install 'vitlab[shards]'"
+CACHE = "~/.cache/vitlab/shards"
+
+
+def is_remote(place: str) -> bool:
+    """Whether a place is none of this machine's folders."""
+    return "://" in place or place.startswith("local:")
+
+
+def not_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is None
+
+
+class Storage:
+    """The files of one data set, by their names within it.
+
+    Args:
+        place: A folder, or a URL of one.
+        cache_dir: Where fetched files are kept; None: in the user's cache.
+        cache_gb: About how many gigabytes of them.
+    """
+
+    def __init__(self, place: str, *, cache_dir: str | None = None, cache_gb: float = 100.0) -> None:
+        self.place, self.remote, self.limit = place.rstrip("/"), is_remote(place), cache_gb * 1e9
+        if self.remote:
+            if not_installed("litdata"):
+                raise ValueError(f"data_dir={place} is read with the package litdata, which isn't installed: {INSTALL}")
+            digest = hashlib.blake2b(self.place.encode(), digest_size=8).hexdigest()
+            self.cache = Path(cache_dir or CACHE).expanduser()
+            self.folder = self.cache / digest
+            self.folder.mkdir(parents=True, exist_ok=True)
+        else:
+            self.folder = Path(self.place)
+
+    def described(self, name: str) -> bytes:
+        """The content of the file that describes the data set, as it is now; another description has files of its own.
+
+        Raises `OSError`.
+        """
+        file = self.folder / name
+        if self.remote:
+            file = self.folder / f".{os.getpid()}" / name
+            file.parent.mkdir(exist_ok=True)
+            self._fetch(name, file, None)
+        content = file.read_bytes()
+        if self.remote:
+            shutil.rmtree(file.parent, ignore_errors=True)
+            self.folder = self.folder / hashlib.blake2b(content, digest_size=8).hexdigest()
+            self.folder.mkdir(exist_ok=True)
+        return content
+
+    def local(self, name: str, *, size: int | None = None) -> Path:
+        """A file of this machine with the content of the file `name`; fetched where it has to be.
+
+        Raises `OSError` where it can't be, or has another size than it should.
+        """
+        file = self.folder / name
+        if not self.remote:
+            return file
+        while True:
+            now = time.time()
+            with suppress(FileNotFoundError):
+                os.utime(file, (now, now))  # used, so it stays
+                return file
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(file.with_name(f".{file.name}.lock")):
+                if not file.is_file():
+                    self._fetch(name, file, size)
+
+    def open(self, name: str, *, size: int) -> int:
+        """A descriptor of the file `name`, to read it, which stays good where that is removed. Raises `OSError`."""
+        while True:
+            file = self.local(name, size=size)
+            try:
+                return os.open(file, os.O_RDONLY)
+            except FileNotFoundError:  # another process made room just now
+                if not self.remote:
+                    raise
+
+    def _fetch(self, name: str, file: Path, size: int | None) -> None:
+        from litdata.streaming.downloader import get_downloader
+
+        logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials, again and again
+        self._make_room(size or 0)
+        temporary = file.with_name(f".{os.getpid()}.{file.name}")
+        try:
+            get_downloader(self.place, str(file.parent), []).download_file(f"{self.place}/{name}", str(temporary))
+            if not temporary.is_file():
+                raise OSError("there is nothing of that name")
+            if size is not None and temporary.stat().st_size != size:
+                raise OSError(f"it came with {temporary.stat().st_size:,} bytes instead of {size:,}")
+            temporary.replace(file)
+        except Exception as error:  # of networks, credentials and clouds, as many kinds
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise OSError(f"{self.place}/{name} can't be fetched ({reason})") from error
+        finally:
+            for left in (temporary, temporary.with_name(f"{temporary.name}.lock")):
+                left.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        """Removes what wasn't used for longest; indices, which are needed at every start, stay."""
+        with FileLock(self.cache / ".room.lock"):
+            kept = [file for file in self.cache.rglob("*") if file.suffix in (".bin", ".tar") and file.name[0] != "."]
+            states = [(file.stat(), file) for file in kept]  # nobody else removes any
+            used = sorted((state.st_mtime, state.st_size, file) for state, file in states)
+            total = sum(taken for _, taken, _ in used)
+            for _, taken, file in used:
+                if total + size <= self.limit:
+                    break
+                file.unlink(missing_ok=True)
+                total -= taken

@@ -1,0 +1,176 @@
+"""A doctor's visit: a configuration examined, changes tried, what comes of it in a table, a file and a picture."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vitlab import advising, flops
+from vitlab.advising import Change, Scale, Trial
+from vitlab.data.sources import Split
+from vitlab.profiling import PARTS, Patient, Variant
+from vitlab.runs import replace
+from vitlab.schema import Node
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 256  # files that are made smaller, at most
+MARGIN = 256 / 224  # as wide as ImageNet's usual size is above what is cut from it
+QUALITY = 90  # of their JPEG, as src/prepare.py writes it
+
+
+def visit(
+    patient: Patient,
+    folder: Path,
+    *,
+    changes: Sequence[Change],
+    workers: Sequence[int] | None,
+    steps: int,
+    warmup: int,
+    rounds: int,
+    trace: bool,
+) -> Node:
+    """Examines, tries, writes `doctor.json` and `figures/doctor.png`. Returns what `doctor.json` holds."""
+    cost, watched, found = advising.examine(patient, steps=steps, warmup=warmup)
+    timing: dict[str, int] = {"rounds": rounds, "steps": steps, "warmup": warmup}
+    with TemporaryDirectory(prefix="vitlab-doctor-") as files:
+        patient.smaller = smaller(patient, Path(files)) if "smaller" in changes else None
+        chosen = advising.candidates(patient, cost, changes, workers)
+        scales = advising.scales(patient, chosen, rounds=rounds)
+        expected = [(v, advising.predicted(cost, v, scales.get(str(v), Scale()))) for _, v in chosen]
+        trials, rates = advising.tried(patient, expected, **timing)
+        if (whole := advising.together(trials)) is not None:
+            pieces = [
+                scales[str(v)] for _, v in chosen if str(v) in scales and set(v.settings()) <= set(whole.settings())
+            ]
+            both = [(whole, advising.predicted(cost, whole, advising.combined(pieces)))]
+            trials += advising.tried(patient, both, **timing)[0]
+    batch_seconds, batches = patient.evaluation(batches=max(3, min(steps, 8)))
+    if trace:
+        patient.train(Variant(), steps=steps, warmup=warmup, trace=folder / "trace")
+    data, rate = patient.datamodule, median(rates)
+    step, epoch = watched.images / rate, data.steps_per_epoch
+    peak = flops.peak_flops(patient.device, str(patient.trainer["precision"]))
+    evaluation, saving = batch_seconds * batches, watched.saving
+    told = advising.advice(found, trials, evaluation=evaluation, saving=saving, step=step, epoch=epoch)
+    report: Node = {
+        "images_per_second": rate,
+        "mfu": patient.flops * rate / peak if peak else None,
+        "step_ms": 1000 * step,
+        "batch_size": data.batch_size,
+        "workers": watched.workers,
+        "cores": cost.cores,
+        "threads": torch.get_num_threads(),
+        "precision": str(patient.trainer["precision"]),
+        "device": str(patient.device),
+        "bottleneck": advising.bottleneck(found),
+        "shares": found,
+        "parts_ms": {name: 1000 * step * found[name] for name in PARTS},
+        "without_workers_ms": {name: 1000 * cost.parts[name] for name in PARTS},
+        "one_worker_ms": 1000 * cost.sent,
+        "power_of_cores": cost.together,
+        "epoch_seconds": {"training": step * epoch, "evaluation": evaluation, "checkpoint": saving},
+        "trials": [
+            {
+                "change": str(trial.variant),
+                "predicted": trial.predicted,
+                "measured": trial.measured,
+                "spread": trial.spread,
+                "verdict": trial.verdict,
+            }
+            for trial in trials
+        ],
+        "advice": told,
+    }
+    replace(folder / "doctor.json", json.dumps(report, indent=2))
+    picture(found, trials, folder / "figures" / "doctor.png")
+    for line in table(report, trials):
+        log.info("%s", line)
+    return report
+
+
+def smaller(patient: Patient, folder: Path) -> Split | None:
+    """Some of the training files at the size that they are trained on and a little more; None where they are no files
+    or already as small.
+    """
+    split = patient.datamodule.split("train")
+    files = [file for file in split.files or [] if isinstance(file, str) and Path(file).is_file()]
+    if not files or len(files) != len(split):
+        return None
+    side, kept = round(max(patient.datamodule.image_size) * MARGIN), range(0, len(files), -(-len(files) // SAMPLE))
+    folder.mkdir(parents=True, exist_ok=True)
+    made, larger = [], 0
+    for place in kept:
+        with Image.open(files[place]) as image:
+            factor = side / min(image.size)
+            larger += factor < 1
+            size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+            small = image.convert("RGB").resize(size) if factor < 1 else image.convert("RGB")
+        target = folder / f"{place}.jpg"
+        small.save(target, quality=QUALITY)
+        made.append(str(target))
+    if 2 * larger < len(made):
+        return None
+    repeated = torch.arange(len(split)) % len(made)  # an epoch stays as long as it is
+    labels = split.labels[torch.tensor(list(kept))][repeated]
+    return Split(None, labels, [made[i] for i in repeated.tolist()])
+
+
+def table(report: Node, trials: Sequence[Trial]) -> Iterator[str]:
+    """The report as lines of text."""
+    mfu = f", MFU {report['mfu']:.0%}" if report["mfu"] else ""
+    yield (
+        f"as configured: {report['images_per_second']:,.0f} images/s{mfu}; {report['step_ms']:.1f} ms a step of "
+        f"{report['batch_size']} images, {report['workers']} loading processes, {report['cores']} cores"
+    )
+    for name in PARTS:
+        yield f"  {advising.NAMES[name]:<46} {report['parts_ms'][name]:9.2f} ms {report['shares'][name]:5.0%}"
+    yield (
+        f"  one loading process alone makes such a batch in {report['one_worker_ms']:.2f} ms; "
+        f"{report['cores']} at once are {report['power_of_cores']:.1f} times as fast"
+    )
+    spent: dict[str, float] = report["epoch_seconds"]
+    yield "  an epoch: " + ", ".join(f"{name} {value:.3g} s" for name, value in spent.items())
+    if trials:
+        yield f"  {'change':<46} {'predicted':>9}  {'measured':>8}  spread"
+    for trial in trials:
+        guess = f"{trial.predicted:.2f} x" if trial.predicted is not None else ""
+        gain = f"{trial.measured:.2f} x" if trial.measured is not None else ""
+        yield f"  {trial.variant!s:<46} {guess:>9}  {gain:>8}  {trial.spread:.2f}  {trial.verdict}"
+    for line in report["advice"]:
+        yield f"- {line}"
+
+
+def picture(found: dict[str, float], trials: Sequence[Trial], figure_file: Path) -> None:
+    """The shares of a step; beneath, each change as predicted and as measured."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5 + 0.4 * len(trials)), layout="constrained")
+    ratios: Any = {"height_ratios": [4, max(1, len(trials))]}
+    above, below = figure.subplots(2, 1, gridspec_kw=ratios)
+    above.barh([advising.NAMES[name] for name in PARTS], [found[name] for name in PARTS], color="tab:blue")
+    above.invert_yaxis()
+    above.set_xlabel("share of a step")
+    names, known = [str(trial.variant) for trial in trials], [t for t in trials if t.measured is not None]
+    below.barh([y - 0.2 for y in range(len(trials))], [t.predicted or 0 for t in trials], height=0.4, label="predicted")
+    rows = [y + 0.2 for y, trial in enumerate(trials) if trial.measured is not None]
+    whiskers = [t.spread / 2 for t in known]
+    below.barh(
+        rows, [t.measured or 0 for t in known], height=0.4, xerr=whiskers, label="measured (whiskers: quartiles)"
+    )
+    below.set_yticks(range(len(trials)), names)
+    below.invert_yaxis()
+    below.axvline(1, color="black", linewidth=0.8)
+    below.set_xlabel("images a second, as a multiple of the configuration's")
+    if trials:
+        below.legend()
+    for axis in (above, below):
+        axis.grid(alpha=0.3, axis="x")
+    figure_file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(figure_file, dpi=110)

@@ -1,0 +1,49 @@
+"""What tests of the doctor look at: a small network on digits, and digits that are slow to read."""
+
+import time
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from vitlab import optim
+from vitlab.classifier import Classifier
+from vitlab.data.augment import Augment
+from vitlab.data.dataset import MemoryDataset
+from vitlab.data.module import DataModule
+from vitlab.data.sources import digits
+from vitlab.profiling import Patient
+from vitlab.schema import Node
+from vitlab.vit import VisionTransformer
+
+LOADERS = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+
+class SlowDataset(MemoryDataset):
+    def __getitems__(self, plan: Any) -> Any:
+        time.sleep(0.04)
+        return super().__getitems__(plan)
+
+
+class SlowData(DataModule):
+    """Digits, each batch of which takes its time, wherever it is made."""
+
+    def train_dataloader(self) -> Any:
+        loader = super().train_dataloader()
+        loader.dataset.__class__ = SlowDataset
+        return loader
+
+
+def patient(kind: type[DataModule] = DataModule, *, parts: int = 1, callbacks: Node | None = None) -> Patient:
+    data = kind(source=digits, batch_size=32, augment=Augment(), image_size=8, seed=0, num_workers=0)
+    data.setup()
+    torch.manual_seed(0)
+    network = VisionTransformer(image_size=8, patch_size=4, in_channels=1, num_classes=10, dim=16, depth=1, heads=2)
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    module = Classifier(network, num_classes=10, optimizer=sgd, schedule=optim.constant)
+    trainer = {"_target_": "lightning.Trainer", "accelerator": "cpu", "devices": 1, "precision": "32-true"}
+    trainer |= {"accumulate_grad_batches": parts, "log_every_n_steps": 2, "gradient_clip_val": 1.0}
+    trainer |= {"enable_model_summary": False, "use_distributed_sampler": False}
+    nodes = {"monitor": {"_target_": "vitlab.callbacks.Monitor"}, **(callbacks or {})}
+    return Patient(datamodule=data, module=module, trainer=trainer, callbacks=nodes)

@@ -1,0 +1,137 @@
+"""`python src/prepare.py` as users run it: killed and gone on with, verified, refused; and runs on what it made."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import evaluate
+import pictures
+import prepare
+from conftest import Program, Start
+from vitlab.data import manifest
+
+Prepared = Callable[..., Any]
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Prepared:
+    """Runs the program in this process: overrides -> what it recorded."""
+
+    def run(*overrides: str) -> Any:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["prepare.py", "processes=0", "hydra.run.dir=log", *overrides])
+        prepare.main()
+        return json.loads((tmp_path / "log" / "results.json").read_text())
+
+    return run
+
+
+def test_digits_are_packed_verified_and_recorded(prepared: Prepared, tmp_path: Path) -> None:
+    found = prepared("data=digits", "to=webdataset", "shard_images=500", "out=digits")
+    assert (found["status"], found["format"], found["broken"]) == ("finished", "webdataset", 0)
+    assert (found["train/images"], found["train/shards"], found["test/images"]) == (1437, 3, 360)
+    assert prepared("verify=digits")["train/bytes"] == found["train/bytes"]
+    log = (tmp_path / "log" / "prepare.log").read_text()
+    assert "every checksum is right" in log
+    assert json.loads((tmp_path / "digits" / manifest.NAME).read_text())["name"] == "digits"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problems"),
+    [
+        ([], ["out is not set; one of out=FOLDER (pack into it), verify=FOLDER and index=FOLDER is wanted"]),
+        (["out=a", "verify=b"], ["out and verify are set; one of"]),
+        (["verify=b"], ["verify=b is no packed data set: it has no prepared.json"]),
+        (["index=b"], ["index=b has no tar files of a train split"]),
+        (["out=log", "size=0", "processes=-1"], ["processes=-1 must be at least 0", "size=0 must be at least 1"]),
+        (["out=a", "to=zip", "data.max_skipped=2"], ["to=zip is not one of", "data.max_skipped=2 must be at least 0"]),
+        (["out=a", "data=shards", "data_dir=b"], ["data_dir=b is no folder; data=shards wants one"]),
+    ],
+)
+def test_what_can_t_be_is_told_before_anything_starts(
+    prepared: Prepared, capsys: pytest.CaptureFixture[str], overrides: list[str], problems: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        prepared(*overrides)
+    assert caught.value.code == 2
+    told = capsys.readouterr().err.replace(f"{Path.cwd()}/", "")
+    assert [problem in told for problem in problems] == [True] * len(problems), told
+    assert f"prepare: {len(problems)} problem" in told
+
+
+@pytest.mark.long
+def test_killed_with_its_processes_at_work_the_same_command_ends_in_the_same_bytes(
+    prepared: Prepared, start: Start, program: Program, tmp_path: Path
+) -> None:
+    line = ["data=fake", "data.source.samples=6000", "data.source.size=64", "shard_images=100"]
+    prepared(*line, "out=whole")
+    process = start("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
+    records = tmp_path / "killed" / manifest.WORK
+    while len(list(records.glob("train-*.json"))) < 3:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / manifest.NAME).exists()
+    output = program("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
+    assert "going on: " in output
+    assert pictures.content(tmp_path / "killed") == pictures.content(tmp_path / "whole")
+
+
+TRAIN = [
+    *("data=shards", "data.num_workers=2", "image_size=16", "model=vit_mini", "model.patch_size=4", "model.dim=16"),
+    *("model.depth=1", "model.heads=2", "batch_size=12", "trainer.accelerator=cpu", "trainer.max_epochs=4"),
+    *("trainer.enable_progress_bar=false", "logger=csv", "objective=val/loss", "schedule.warmup_steps=2"),
+    *("callbacks.last.every_n_train_steps=2", "data.source.shuffle_buffer=30", "data.augment.auto_augment=randaugment"),
+    "trainer.devices=2",
+]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def scores(file: Path) -> dict[str, int]:
+    return {key: json.loads(file.read_text())[key] for key in ("test/correct", "test/count")}
+
+
+@pytest.mark.long
+def test_two_ranks_that_are_killed_go_on_at_the_exact_image_and_one_and_three_count_the_same(
+    packed: Callable[..., Path],
+    start: Start,
+    program: Program,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = [*TRAIN, f"data_dir={packed()}"]
+    program("train", *line, "hydra.run.dir=whole", cwd=tmp_path)
+    process = start("train", *line, "hydra.run.dir=killed", cwd=tmp_path)
+    while not any((tmp_path / "killed" / "checkpoints").glob("*.ckpt")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert "test/acc" not in json.loads((tmp_path / "killed" / "results.json").read_text())
+    program("train", *line, "hydra.run.dir=killed", "resume=auto", cwd=tmp_path)
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+    found = scores(tmp_path / "whole" / "results.json")
+    assert found["test/count"] == 20
+    again = tmp_path / "whole" / "evaluation" / "best-test" / "results.json"
+    program("evaluate", "run=whole", "trainer.devices=3", "trainer.accelerator=cpu", cwd=tmp_path)
+    assert scores(again) == found
+    again.unlink()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "run=whole", "trainer.devices=1", "trainer.accelerator=cpu"])
+    evaluate.main()
+    assert scores(again) == found

@@ -1,0 +1,44 @@
+"""Every measurement is a line of the CSV; the table has ratios and goals; the picture is one."""
+
+import csv
+import io
+from pathlib import Path
+
+from test_timing import measured
+
+from vitlab.benchmarking import results
+from vitlab.benchmarking.timing import Case, Goal
+
+ROWS = [measured("vitlab", 0.5, 0.25, MB=3), measured("timm", 0.75, 0.75), measured("limit", 0.1, peer=False)]
+CASES = [
+    Case(part="networks", name="small", unit="images", measured=ROWS, goals=[Goal(least=1.0), Goal(least=3.0)]),
+    Case(part="start", name="--help", unit="starts", measured=ROWS[:1]),
+]
+
+
+def test_the_csv_has_each_round_with_the_contenders_figures() -> None:
+    lines = list(csv.DictReader(io.StringIO(results.table_of_rounds(CASES))))
+    assert len(lines) == 2 + 2 + 1 + 2
+    assert [(row["contender"], row["round"], row["seconds"], row["MB"]) for row in lines[:3]] == [
+        ("vitlab", "0", "0.5", "3"),
+        ("vitlab", "1", "0.25", "3"),
+        ("timm", "0", "0.75", ""),
+    ]
+
+
+def test_the_table_tells_ratios_to_peers_and_which_goals_were_reached() -> None:
+    table = results.markdown(CASES, title="a machine")
+    assert table.startswith("# a machine\n")
+    assert "| small | timm | 1.333 images | 0.75 | 0% | 2.00 x |  |" in table
+    assert "| small | vitlab | 2.667 images | 0.375 | 33% |  | 3 |" in table
+    assert "| small | limit | 10 images | 0.1 | 0% |  |  |" in table, "the machine's limit is no rival"
+    assert "| small | vitlab at least 1 x timm | 2.000 | reached |" in table
+    assert "| small | vitlab at least 3 x timm | 2.000 | **missed** |" in table
+
+
+def test_the_three_files_are_written_and_written_again(tmp_path: Path) -> None:
+    for cases in (CASES[:1], CASES):
+        results.write(cases, tmp_path, title="a machine")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["benchmark.csv", "benchmark.md", "benchmark.png"]
+    assert "## start" in (tmp_path / "benchmark.md").read_text()
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,40 @@
+"""Parts are measured in order, what is there is on the disk after each case, and goals are counted."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from test_timing import measured
+
+from vitlab.benchmarking import running
+from vitlab.benchmarking.timing import Case, Clock, Goal, Part
+
+
+class Two(Part):
+    """Two cases; the second looks for the first on the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.seen = folder, ""
+
+    def cases(self, clock: Clock) -> Iterator[Case]:
+        rows = [measured("vitlab", 1.0), measured("timm", 2.0)]
+        yield Case(part="two", name="first", unit="images", measured=rows, goals=[Goal(least=1.0)])
+        self.seen = (self.folder / "benchmark.md").read_text()
+        yield Case(part="two", name="second", unit="images", measured=rows, goals=[Goal(least=3.0)])
+
+    def draw(self, cases: Sequence[Case], folder: Path) -> None:
+        (folder / "two.txt").write_text(" ".join(case.name for case in cases))
+
+
+def test_each_case_is_told_written_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    part = Two(tmp_path)
+    with caplog.at_level(logging.INFO):
+        found = running.run({"two": part}, Clock(rounds=1, seconds=0), tmp_path)
+    assert found == {"cases": 2, "goals reached": 1, "goals missed": 1}
+    assert "| first |" in part.seen
+    assert "| second |" not in part.seen
+    assert "second" in (tmp_path / "benchmark.csv").read_text()
+    assert (tmp_path / "two.txt").read_text() == "first second"
+    assert "two: first   vitlab 1   timm 0.5 images/s   2.00 x timm (goal 1)" in caplog.text
+    assert "goals: 1 of 2 reached" in caplog.text

@@ -1,0 +1,63 @@
+"""Everybody gets the same number of turns, begun by another each time; goals compare what they say."""
+
+import gc
+
+import pytest
+
+from vitlab.benchmarking.timing import Case, Clock, Contender, Goal, Measured
+
+
+def measured(name: str, *seconds: float, peer: bool = True, items: float = 1.0, **figures: float) -> Measured:
+    return Measured(name=name, seconds=seconds, calls=1, items=items, peer=peer, figures=figures)
+
+
+def test_contenders_take_turns_and_another_begins_each_round() -> None:
+    turns: list[str] = []
+    contenders = [Contender(name=name, run=lambda name=name: turns.append(name), items=2) for name in "abc"]  # type: ignore[misc]
+    found = Clock(rounds=3, seconds=0.0).measure(contenders)
+    warm = ["a", "a", "b", "b", "c", "c"]
+    assert turns == [*warm, *"abc", *"bca", *"cab"]
+    assert [(m.name, len(m.seconds), m.calls, m.items) for m in found] == [(n, 3, 1, 2) for n in "abc"]
+
+
+def test_short_calls_are_repeated_until_they_last_long_enough() -> None:
+    calls: list[None] = []
+    waits: list[None] = []
+    clock = Clock(rounds=2, seconds=0.01, synchronise=lambda: waits.append(None))
+    (found,) = clock.measure([Contender(name="short", run=lambda: calls.append(None))])
+    assert found.calls > 100
+    assert len(calls) == 2 + 2 * found.calls
+    assert len(waits) == 1 + 2 * 3  # after the first call, before and after each measurement
+    assert 0 < found.median < 1e-4
+
+
+def test_the_collector_is_at_rest_only_while_it_is_measured() -> None:
+    states: list[bool] = []
+    clock = Clock(rounds=1, seconds=0.0)
+    clock.measure([Contender(name="a", run=lambda: states.append(gc.isenabled()))])
+    assert states[-1] is False
+    assert gc.isenabled()
+
+
+def test_medians_spread_and_ratios_are_of_items_a_second() -> None:
+    ours, theirs = measured("vitlab", 1.0, 2.0, 3.0, items=8), measured("timm", 4.0, items=4)
+    assert (ours.median, ours.rate, ours.spread) == (2.0, 4.0, 0.5)
+    assert theirs.spread == 0
+    assert ours.ratio(theirs) == 4.0
+
+
+def test_a_goal_is_against_the_fastest_peer_or_the_one_it_names() -> None:
+    rows = [measured("vitlab", 2.0), measured("timm", 3.0), measured("other", 1.0), measured("limit", 0.1, peer=False)]
+    goals = [Goal(least=1.0), Goal(least=1.05, against="timm"), Goal(least=1.0, against="absent")]
+    case = Case(part="p", name="c", unit="images", measured=rows, goals=goals)
+    assert [(rival, ratio) for _, rival, ratio in case.outcomes()] == [("other", 0.5), ("timm", 1.5)]
+
+
+def test_a_goal_over_a_figure_wants_less_of_it() -> None:
+    rows = [measured("vitlab", 2.0, MB=10), measured("timm", 1.0, MB=12), measured("other", 1.0)]
+    goal = Goal(least=1.0, figure="MB")
+    case = Case(part="p", name="c", unit="images", measured=rows, goals=[goal])
+    ((found, rival, ratio),) = case.outcomes()
+    assert (found, rival) == (goal, "timm")
+    assert ratio == pytest.approx(1.2)
+    assert goal.told("timm") == "MB of timm at least 1 x that of vitlab"

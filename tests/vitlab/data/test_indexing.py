@@ -1,0 +1,122 @@
+"""A WebDataset from elsewhere becomes readable, and a packed set is compared with what was packed."""
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vitlab.data import indexing, manifest
+from vitlab.data.indexing import problems
+from vitlab.data.manifest import NotPrepared
+from vitlab.data.sources import shards
+
+Members = list[tuple[str, bytes]]
+
+
+def tar(file: Path, members: Members) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as opened:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            opened.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def foreign(drawn: Path, tmp_path: Path) -> Path:
+    """Tar files as others write them: a class beside or before each image, other members between, folders in names."""
+    files = sorted(drawn.rglob("*.png"))[:24]
+    members = [
+        part
+        for number, file in enumerate(files)
+        for part in (
+            (f"some/{number:04d}.cls", str(number % 3).encode()),
+            (f"some/{number:04d}.json", b"{}"),
+            (f"some/{number:04d}.png", file.read_bytes()),
+        )
+    ]
+    for part in range(2):
+        tar(tmp_path / "theirs" / f"imagenet-train-{part}.tar", members[36 * part : 36 * part + 36])
+    tar(tmp_path / "theirs" / "imagenet-val-0.tar", members[:18])
+    return tmp_path / "theirs"
+
+
+def test_its_images_are_read_where_they_lie_with_their_classes(foreign: Path, drawn: Path) -> None:
+    before = {file: file.read_bytes() for file in foreign.iterdir()}
+    found = indexing.index(foreign)
+    assert (found["train/images"], found["test/images"], found["train/shards"]) == (24, 6, 2)
+    source = shards(data_dir=str(foreign))
+    assert (source.name, source.classes) == ("theirs", ("0", "1", "2"))
+    images = [file.read_bytes() for file in sorted(drawn.rglob("*.png"))[:24]]
+    assert [file.read() for file in source.train.files or []] == images  # type: ignore[attr-defined]
+    assert source.train.labels.tolist() == [number % 3 for number in range(24)]
+    assert {file: file.read_bytes() for file in before} == before
+    assert indexing.verify(foreign)["test/images"] == 6
+
+
+def test_classes_have_the_names_in_classes_txt(foreign: Path) -> None:
+    (foreign / "classes.txt").write_text("ant\nbee\ncat\ndog\n")
+    indexing.index(foreign)
+    assert shards(data_dir=str(foreign)).classes == ("ant", "bee", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("members", "problem"),
+    [
+        ([("a.png", b"x")], "1 of 1 images have no class beside them (.cls), the first a"),
+        ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"1")], "has two images for the sample a"),
+        ([("a.png", b"x"), ("a.cls", b"-1")], "the class of a is -1; classes begin with 0"),
+        ([("a.png", b"x"), ("a.cls", b"dog")], "can't be read (invalid literal for int()"),
+        ([("a.txt", b"x")], "has no images; remove it"),
+    ],
+)
+def test_a_tar_file_that_is_no_data_set_is_named(tmp_path: Path, members: Members, problem: str) -> None:
+    tar(tmp_path / "train" / "0.tar", members)
+    with pytest.raises(NotPrepared) as caught:
+        indexing.index(tmp_path)
+    assert problem in str(caught.value)
+    assert f"{tmp_path}/train/0.tar" in str(caught.value)
+    assert not (tmp_path / manifest.NAME).exists()
+
+
+def test_too_few_names_and_damaged_tar_files_are_refused(foreign: Path) -> None:
+    (foreign / "classes.txt").write_text("ant\nbee\n")
+    with pytest.raises(NotPrepared, match="names 2 classes, and the labels go up to 2"):
+        indexing.index(foreign)
+    (foreign / "imagenet-train-1.tar").write_bytes(b"no tar" * 1000)
+    with pytest.raises(NotPrepared, match=r"imagenet-train-1\.tar can't be read"):
+        indexing.index(foreign)
+
+
+def test_verifying_names_every_file_that_isn_t_what_was_packed(packed: Callable[..., Path], tmp_path: Path) -> None:
+    assert indexing.verify(packed())["train/images"] == 74
+    copy = Path(shutil.copytree(packed(), tmp_path / "copy"))
+    (copy / "train" / "chunk-0-2.bin").unlink()
+    data = (copy / "test" / "chunk-0-0.bin").read_bytes()
+    (copy / "test" / "chunk-0-0.bin").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(NotPrepared, match="2 files aren't what was packed") as caught:
+        indexing.verify(copy)
+    assert "train/chunk-0-2.bin: it is missing" in str(caught.value)
+    assert "test/chunk-0-0.bin: its checksum is wrong" in str(caught.value)
+
+
+def test_folders_that_can_t_be_looked_through_are_told_before(packed: Callable[..., Path], tmp_path: Path) -> None:
+    assert list(problems(verify=str(packed()), index=None)) == []
+    (tmp_path / manifest.NAME).write_text(json.dumps({"vitlab": 9}))
+    found = [
+        *problems(verify=str(tmp_path / "none"), index=None),
+        *problems(verify=str(tmp_path), index=None),
+        *problems(verify=None, index=str(packed())),
+        *problems(verify=None, index=str(tmp_path / "none")),
+    ]
+    expected = [
+        "has no prepared.json",
+        "of version 9, not 1",
+        "has an index already",
+        "has no tar files of a train split",
+    ]
+    assert [text in line for text, line in zip(expected, found, strict=True)] == [True] * 4

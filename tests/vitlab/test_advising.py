@@ -1,0 +1,119 @@
+"""What is predicted follows from what was measured, and what is said from both."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from patients import LOADERS, SlowData, patient
+from vitlab import advising
+from vitlab.advising import Cost, Scale, Trial
+from vitlab.profiling import PARTS, Variant
+from vitlab.vit import VisionTransformer
+
+PARTS_SECONDS = dict(zip(PARTS, (0.08, 0.002, 0.004, 0.01, 0.02, 0.003, 0.005, 0.001), strict=True))
+COST = Cost(
+    parts=PARTS_SECONDS, rows=0.02, sent=0.09, together=4.0, workers=0, cores=4, threads=1, every=10
+)  # 45 ms are the loop's own
+MAIN = 0.045
+
+
+def test_workers_take_the_reading_out_of_the_loop_as_far_as_cores_go() -> None:
+    assert advising.seconds(COST, Variant()) == pytest.approx(MAIN + 0.08)
+    assert advising.seconds(COST, Variant(num_workers=1)) == pytest.approx(0.09)
+    assert advising.seconds(COST, Variant(num_workers=2)) == pytest.approx(0.045)
+    assert advising.seconds(COST, Variant(num_workers=8)) == pytest.approx(MAIN)
+    twins = Cost(**{**vars(COST), "cores": 2, "together": 1.0})  # two threads of one core
+    assert advising.seconds(twins, Variant(num_workers=1)) == pytest.approx(MAIN + 0.09)
+
+
+def test_a_change_acts_on_its_own_part() -> None:
+    half = advising.predicted(COST, Variant(precision="bf16-mixed"), Scale(step=0.5))
+    assert half == pytest.approx((MAIN + 0.08) / (MAIN + 0.08 - 0.015))
+    twice = advising.predicted(COST, Variant(batch_size=64), Scale(step=2, images=2))
+    assert twice == pytest.approx(2 * 0.125 / (0.125 + 0.03 + 0.006 + 0.08))
+    rare = advising.predicted(COST, Variant(log_every_n_steps=20), Scale())
+    assert rare == pytest.approx(0.125 / (0.125 - 0.02 / 20))
+    assert advising.predicted(COST, Variant(smaller=True), Scale(reading=0.25)) == pytest.approx(0.125 / 0.065)
+    assert advising.predicted(COST, Variant(), Scale()) == 1
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ((1.5, 1.6, 1.4), "faster"),
+        ((0.8, 0.8, 0.8), "slower"),
+        ((1.02, 1.02, 1.02), "within noise"),
+        ((1.1, 1.6, 0.7), "within noise"),
+        ((), "out of memory"),
+    ],
+)
+def test_less_than_the_spread_is_no_gain(gains: tuple[float, ...], verdict: str) -> None:
+    assert Trial(variant=Variant(num_workers=1), predicted=1.2, gains=gains, why="out of memory").verdict == verdict
+
+
+def test_what_gains_is_tried_together_but_for_what_is_another_training() -> None:
+    def trial(gain: float, **change: object) -> Trial:
+        return Trial(variant=Variant(**change), predicted=None, gains=(gain,) * 3)  # type: ignore[arg-type]
+
+    one, two = trial(1.2, num_workers=1), trial(1.5, num_workers=2)
+    low, large = trial(1.4, precision="bf16-mixed"), trial(1.9, batch_size=64)
+    assert advising.together([one, two, low, large]) == Variant(num_workers=2, precision="bf16-mixed")
+    assert advising.together([one, two, large]) is None
+    assert advising.together([trial(1.2, num_workers=0), low]) == Variant(num_workers=0, precision="bf16-mixed")
+    assert advising.combined([Scale(step=0.5), Scale(reading=0.25)]) == Scale(step=0.5, reading=0.25)
+
+
+def test_the_words_name_the_worst_part_and_the_largest_gain_first() -> None:
+    found = {name: seconds / sum(PARTS_SECONDS.values()) for name, seconds in PARTS_SECONDS.items()}
+    trials = [
+        Trial(variant=Variant(num_workers=1), predicted=1.3, gains=(1.2, 1.2)),
+        Trial(variant=Variant(num_workers=2), predicted=2.0, gains=(1.9, 1.9)),
+        Trial(variant=Variant(precision="bf16-mixed"), predicted=1.0, gains=(1.0, 1.0)),
+    ]
+    told = advising.advice(found, trials, evaluation=5.0, saving=0.1, step=0.1, epoch=100)
+    assert advising.bottleneck(found) == "reading"
+    assert told[0].endswith("holds it back: 64% of a step")
+    assert told[1] == "data.num_workers=2: 1.90 times the images a second (measured, 2.00 predicted)"
+    assert told[2].startswith("data.num_workers=1: 1.20")
+    assert any("validation takes 33% of an epoch" in line for line in told)
+    assert not any("precision" in line for line in told[1:3])
+    none = advising.advice(found, trials[2:], evaluation=0.0, saving=0.0, step=0.1, epoch=100)
+    assert "nothing that was tried gains more than the noise" in none
+
+
+@LOADERS
+def test_a_batch_that_has_no_room_ends_its_trial_and_nothing_else() -> None:
+    class Small(VisionTransformer):
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) > 32:
+                raise torch.OutOfMemoryError("no room")
+            return super().forward(images)
+
+    subject = patient()
+    subject.module.network.__class__ = Small
+    large, low = Variant(batch_size=64), Variant(precision="bf16-mixed")
+    scales = advising.scales(subject, [("batch_size", large), ("precision", low)], rounds=1)
+    assert scales[str(large)] == Scale(step=2, images=2)
+    assert scales[str(low)].step > 0
+    (failed, other), _ = advising.tried(subject, [(large, 1.0), (low, 1.0)], rounds=1, steps=1, warmup=1)
+    assert (failed.verdict, failed.measured) == ("out of memory", None)
+    assert other.measured is not None
+
+
+@LOADERS
+def test_a_slow_source_is_named_and_workers_help_as_predicted() -> None:
+    subject = patient(SlowData)
+    cost, timed, found = advising.examine(subject, steps=4, warmup=1)
+    assert advising.bottleneck(found) == "reading"
+    assert timed.workers == 0
+    chosen = advising.candidates(subject, cost, ["num_workers", "precision", "batch_size"], [2])
+    told = ["data.num_workers=2", "trainer.precision=bf16-mixed", "batch_size=64"]
+    assert [str(variant) for _, variant in chosen] == told
+    assert advising.scales(subject, chosen[2:], rounds=1)["batch_size=64"].images == 2
+    workers = chosen[0][1]
+    guess = advising.predicted(cost, workers, Scale())
+    (trial,), rates = advising.tried(subject, [(workers, guess)], rounds=1, steps=8, warmup=1)
+    assert guess > 1
+    assert trial.measured is not None
+    assert trial.measured > 1.1
+    assert len(rates) == 1

@@ -1,0 +1,65 @@
+"""The report of a visit; files that are made smaller."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patients import patient
+from vitlab import doctoring
+from vitlab.advising import Trial
+from vitlab.data.augment import Augment
+from vitlab.data.module import DataModule
+from vitlab.data.sources import image_folder
+from vitlab.profiling import PARTS, Variant
+from vitlab.schema import Node
+
+
+def folder(root: Path, side: int) -> DataModule:
+    chance = np.random.default_rng(0)
+    for number in range(24):
+        file = root / "train" / "ab"[number % 2] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(chance.integers(0, 256, (side, side + 20, 3), dtype=np.uint8)).save(file)
+        other = root / "val" / file.parent.name / f"{number}.jpg"
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_bytes(file.read_bytes())
+    source = partial(image_folder, data_dir=str(root))
+    data = DataModule(source=source, augment=Augment(flip=True), image_size=16, batch_size=4, seed=0, num_workers=0)
+    data.setup()
+    return data
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_files_are_brought_to_the_size_that_is_trained_on(tmp_path: Path) -> None:
+    subject = patient()
+    assert doctoring.smaller(subject, tmp_path / "none") is None, "digits lie in memory"
+    subject.datamodule = folder(tmp_path / "large", 60)
+    subject.smaller = split = doctoring.smaller(subject, tmp_path / "smaller")
+    assert split is not None
+    original = subject.datamodule.split("train")
+    assert len(split) == len(original)
+    assert split.labels.tolist() == original.labels.tolist()
+    for file in split.files or []:
+        with Image.open(file) as image:
+            assert min(image.size) == round(16 * 256 / 224)
+    assert subject.reading(Variant(num_workers=0, smaller=True), batches=2) > 0
+    subject.datamodule = folder(tmp_path / "small", 16)
+    assert doctoring.smaller(subject, tmp_path / "same") is None, "they are small already"
+
+
+def test_a_change_that_failed_has_a_line_and_no_bar(tmp_path: Path) -> None:
+    found = dict.fromkeys(PARTS, 1 / len(PARTS))
+    failed = Trial(variant=Variant(batch_size=64), predicted=1.5, gains=(), why="out of memory")
+    doctoring.picture(found, [failed], tmp_path / "figures" / "doctor.png")
+    doctoring.picture(found, [], tmp_path / "figures" / "none.png")
+    assert len(list((tmp_path / "figures").iterdir())) == 2
+    report: Node = {"images_per_second": 10.0, "mfu": None, "step_ms": 1.0, "batch_size": 8, "workers": 0, "cores": 2}
+    report |= {"shares": found, "parts_ms": found, "one_worker_ms": 1.0, "power_of_cores": 1.5}
+    report |= {"epoch_seconds": {"training": 2.0}, "advice": ["rest"]}
+    lines = list(doctoring.table(report, [failed]))
+    assert lines[0].startswith("as configured: 10 images/s; ")
+    assert lines[-2].endswith("out of memory")
+    assert lines[-1] == "- rest"
