@@ -16,13 +16,14 @@ from vitlab.schema import Node
 @command("benchmark")
 def main(
     *,
-    parts: list[Literal["networks", "training", "start", "scaling", "advice"]],
+    parts: list[Literal["networks", "training", "loading", "start", "scaling", "advice"]],
     rounds: int,
     seconds: float,
     threads: int | None,
     accelerator: Literal["auto", "cpu", "gpu"],
     networks: Node,
     training: Node,
+    loading: Node,
     start: Node,
     scaling: Node,
     advice: Node,
@@ -31,7 +32,8 @@ def main(
     from vitlab import build
     from vitlab.benchmarking import machine, running
 
-    nodes = {"networks": networks, "training": training, "start": start, "scaling": scaling, "advice": advice}
+    nodes = {"networks": networks, "training": training, "loading": loading, "start": start, "scaling": scaling}
+    nodes["advice"] = advice
     clock = machine.clock(rounds=rounds, seconds=seconds, threads=threads, accelerator=accelerator)
     return running.run({name: build.make(nodes[name]) for name in parts}, clock, Path(run_dir))
 

@@ -35,7 +35,7 @@ SUPPLIED = {
     "optimizer": ("params",),
     "schedule": ("optimizer", "total_steps"),
     "probe": (),
-    **dict.fromkeys(("networks", "training", "start", "scaling", "advice"), ()),  # parts of the benchmark
+    **dict.fromkeys(("networks", "training", "loading", "start", "scaling", "advice"), ()),  # parts of the benchmark
 }
 # Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
 SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
@@ -353,8 +353,10 @@ def data_problems(read: Reader) -> Iterator[str]:
             yield f"data.{key}={value} must be at least {least}"
     if (share := read("data.max_skipped", float)) is not None and not 0 <= share < 1:
         yield f"data.max_skipped={share} must be at least 0 and below 1: a share of the images"
+    source = (read("data.source._target_", str) or "").rpartition(".")[2]
+    if read("data.scaled_decoding", bool) and facts and source not in ("image_folder", "huggingface", "shards"):
+        yield f"data.scaled_decoding=true is for JPEG files, and {source} lies in memory; leave it out"
     if read("data.on_error", str) == "skip":
-        source = (read("data.source._target_", str) or "").rpartition(".")[2]
         if facts and source not in ("image_folder", "huggingface", "shards"):
             yield f"data.on_error=skip is for image folders, and {source} is none; leave it out"
         elif read("data.scan", str) == "none":

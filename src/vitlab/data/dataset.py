@@ -78,7 +78,7 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         seed: int,
         training: bool,
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
-        scaled_decoding: bool = True,
+        scaled_decoding: bool = False,
     ) -> None:
         assert split.files is not None
         self.files, self.labels, self.seed, self.training = split.files, split.labels, seed, training

@@ -29,7 +29,7 @@ except ImportError:  # the extra `jpeg`; without it the same pixels come more sl
 
 BICUBIC = v2.InterpolationMode.BICUBIC
 FACTORS = (8, 4, 2)  # a side by these is what libjpeg-turbo decodes faster than all of it; 7/8 to 5/8 take longer
-REDUCED = 2  # of a side after such a decoding, as a multiple of what it is resized to: pixels stay as good
+REDUCED = 2  # the least that is left of a side then, as a multiple of what it is resized to
 BEYOND = 2  # rows below the box that its last row needs: colours are interpolated between neighbours
 # What libjpeg-turbo says, first of all, of codes up to the file's end that it wasn't asked for; all else is damage
 LEFT_OVER = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")

@@ -57,6 +57,9 @@ class DataModule(LightningDataModule):
             from were trained with, else the source's own.
         std: What each channel is divided by, then.
         interpolation: How images are resized. None: as for the weights that training begins from, else bicubic.
+        scaled_decoding: Training images that are no sets in memory: JPEG files are decoded at 1/2, 1/4 or 1/8 where the
+            crop is at least four times as large as `image_size`: faster for photographs of many megapixels, and a
+            little different (0.6 of 255 on average).
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class DataModule(LightningDataModule):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         interpolation: Literal["bicubic", "bilinear"] | None = None,
+        scaled_decoding: bool = False,
     ) -> None:
         super().__init__()
         for knob, value, least in (
@@ -103,6 +107,7 @@ class DataModule(LightningDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.on_error, self.max_skipped, self.scan = on_error, max_skipped, scan
         self.mean, self.std, self.interpolation = mean, std, interpolation or "bicubic"
+        self.scaled_decoding = scaled_decoding
         self.skipped_file = None if skipped_file is None else Path(skipped_file)
         self.tested: SplitName = "test"  # what the test loop runs on: `evaluate.py` scores any split
         self._source: Source | None = None
@@ -130,6 +135,10 @@ class DataModule(LightningDataModule):
             raise ValueError(
                 f"data.augment.auto_augment={self.augment.auto_augment} works on 1 or 3 channels, and "
                 f"{source.name} has {source.channels}; set it to none"
+            )
+        if source.train.files is None and self.scaled_decoding:
+            raise ValueError(
+                f"data.scaled_decoding=true is for JPEG files, and {source.name} lies in memory; leave it out"
             )
         copies: list[scan.Copy] = []
         if source.train.files is not None:
@@ -299,6 +308,7 @@ class DataModule(LightningDataModule):
                 seed=self.seed,
                 training=training,
                 interpolation=self.interpolation,
+                scaled_decoding=self.scaled_decoding,
             )
         workers = self._workers(in_memory=split.files is None)
         return DataLoader(

@@ -1,0 +1,293 @@
+"""Images a second of the data path, in one thread: batches as the network sees them, float32 and normalised.
+
+    in memory      our batched augmentation beside torchvision's transforms of one image after another, on tensors and
+                   on PIL images
+    JPEG folders   our data module beside torchvision's ImageFolder as in its examples, the same with torchvision.io
+                   and uint8 tensors, and timm's loader; a call is a pass over all files
+
+The files are cut out of the two photographs that scikit-learn has, unless a folder is named.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset, default_collate
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
+from vitlab.data.augment import Augment, Prepare
+from vitlab.data.dataset import MemoryDataset
+from vitlab.data.decoding import Box, decode_crop
+from vitlab.data.module import DataModule
+from vitlab.data.reading import decode
+from vitlab.data.sampler import BatchPlan
+from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, Split, digits, fake, image_folder
+
+Recipe = Literal["digits", "cifar", "cifar randaugment", "cifar trivialaugment"]
+RECIPES: tuple[Recipe, ...] = ("digits", "cifar", "cifar randaugment", "cifar trivialaugment")
+PIL_PEER, TENSOR_PEER = "torchvision, PIL", "torchvision, tensors"
+BILINEAR = v2.InterpolationMode.BILINEAR
+TEST_FILES = 8  # of ours: a data module wants a test split
+
+
+class Loading(Part):
+    """recipes       of augmentation, for sets in memory
+    batch_memory  images of a batch of these
+    folder        of JPEG files, in ImageNet's layout; None: files are made, of 500 x 375 pixels
+    images        so many files, made or taken
+    image_size    of a crop of these, a side in pixels
+    batch_size    images of a batch of these
+    workers       loading processes, each number a case
+    """
+
+    def __init__(
+        self,
+        *,
+        recipes: tuple[Recipe, ...] = RECIPES,
+        batch_memory: int = 512,
+        folder: str | None = None,
+        images: int = 256,
+        image_size: int = 224,
+        batch_size: int = 32,
+        workers: tuple[int, ...] = (0, 1),
+    ) -> None:
+        for knob, value in (("batch_memory", batch_memory), ("image_size", image_size), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"loading.{knob}={value} must be at least 1")
+        if images < 20:
+            raise ValueError(f"loading.images={images} must be at least 20: a tenth of them is held out")
+        if any(count < 0 for count in workers):
+            raise ValueError(f"loading.workers={list(workers)} must be at least 0 each")
+        if folder is not None and not Path(folder, "train").is_dir():
+            raise ValueError(f"loading.folder={folder} has no folder train/ of classes")
+        self.recipes, self.batch_memory, self.folder, self.images = recipes, batch_memory, folder, images
+        self.image_size, self.batch_size, self.workers = image_size, batch_size, workers
+
+    def cases(self, clock: Clock) -> Iterator[Case]:
+        with one_thread():
+            for recipe in self.recipes:
+                yield in_memory(clock, recipe, self.batch_memory)
+            with ExitStack() as stack:
+                folder = self.folder
+                if folder is None and self.workers:
+                    folder = stack.enter_context(TemporaryDirectory(prefix="vitlab-loading-"))
+                    photographs(Path(folder), self.images)
+                for workers in self.workers:
+                    yield self.from_folder(clock, Path(str(folder)), workers)
+
+    def from_folder(self, clock: Clock, folder: Path, workers: int) -> Case:
+        data = DataModule(
+            source=partial(image_folder, data_dir=str(folder)),
+            augment=Augment(flip=True),
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            seed=0,
+            num_workers=workers,
+            max_train_samples=self.images - self.images // 10 - 1 if self.folder else None,
+            scan="none",
+            interpolation="bilinear",
+        )
+        data.setup()
+        files = data.split("train").files or []
+        loader = data.train_dataloader()
+
+        def ours() -> None:
+            for batch in loader:
+                data.on_after_batch_transfer(batch, 0)
+
+        rivals = {
+            PIL_PEER: self.image_folder(folder, files, pillow=True, workers=workers),
+            "torchvision.io, tensors": self.image_folder(folder, files, pillow=False, workers=workers),
+            "timm": self.timm(folder, files, workers=workers),
+        }
+        contenders = [Contender(name=OURS, run=ours, items=len(files), figures=quality(files[:64], self.image_size))]
+        contenders += [
+            Contender(name=name, run=partial(pass_over, rival), items=len(files)) for name, rival in rivals.items()
+        ]
+        size = sum(Path(file).stat().st_size for file in files) / len(files) / 1024
+        name = f"{len(files)} JPEG files of {size:.0f} KiB, crops of {self.image_size}, {workers} workers"
+        goals = [Goal(least=2.0, against=PIL_PEER)]
+        return Case(part="loading", name=name, unit="images", measured=clock.measure(contenders), goals=goals)
+
+    def image_folder(self, folder: Path, files: Sequence[str], *, pillow: bool, workers: int) -> Any:
+        """torchvision's `references/classification`, on PIL images, or on tensors decoded by torchvision."""
+        steps: list[Callable[..., Any]] = [v2.RandomResizedCrop(self.image_size, antialias=True)]
+        steps += [v2.RandomHorizontalFlip(), *([v2.PILToTensor()] if pillow else [])]
+        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        options = {} if pillow else {"loader": decoded_by_torchvision}
+        found = datasets.ImageFolder(str(folder / "train"), v2.Compose(steps), **options)
+        return DataLoader(only(found, files), **self.options(workers))
+
+    def timm(self, folder: Path, files: Sequence[str], *, workers: int) -> Any:
+        """timm's, without color jitter, and without its prefetcher, which is for GPUs."""
+        from timm.data import create_dataset, create_loader
+
+        found = create_dataset("", root=str(folder), split="train", is_training=True)
+        chosen = set(files)
+        names = found.filenames(absolute=True)
+        part = WithTransform(found, [index for index, name in enumerate(names) if name in chosen])
+        options = {"color_jitter": 0.0, "interpolation": "bilinear", "device": torch.device("cpu")}
+        return create_loader(
+            part,
+            self.image_size,
+            self.batch_size,
+            is_training=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            use_prefetcher=False,
+            **options,
+        )
+
+    def options(self, workers: int) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "shuffle": True,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+        }
+
+
+class WithTransform(Subset[Any]):
+    """A part of a data set whose transform timm's loader sets."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "transform":
+            self.dataset.transform = value  # type: ignore[attr-defined]
+        else:
+            super().__setattr__(name, value)
+
+
+def pass_over(loader: Any) -> None:
+    for _ in loader:
+        pass
+
+
+def only(found: Any, files: Sequence[str]) -> Subset[Any]:
+    chosen = set(files)
+    return Subset(found, [index for index, (file, _) in enumerate(found.samples) if file in chosen])
+
+
+def decoded_by_torchvision(file: str) -> Tensor:
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
+    image: Tensor = decode_image(read_file(file), mode=ImageReadMode.RGB)
+    return image
+
+
+def quality(files: Sequence[str], size: int) -> dict[str, float]:
+    """Mean |difference| of 255 from a full decoding, its crop resized by torch: of ours, and of Pillow's resizing."""
+    chance, ours, pillows = random.Random(0), 0.0, 0.0
+    for file in files:
+        data = Path(file).read_bytes()
+        image = decode(data)
+        height, width = (chance.randint(side // 3, side) for side in image.shape[-2:])
+        top, left = chance.randint(0, image.shape[-2] - height), chance.randint(0, image.shape[-1] - width)
+        box = Box(top, left, height, width)
+        whole = v2.functional.resized_crop(image, *box, [size, size], BILINEAR, antialias=True).float()
+        crop = v2.functional.to_pil_image(image[:, top : top + height, left : left + width])
+        pillow = v2.functional.pil_to_tensor(crop.resize((size, size), Image.Resampling.BILINEAR))
+        part = decode_crop(data, lambda _, __, box=box: box, (size, size), BILINEAR)  # type: ignore[misc]
+        ours += float((part.float() - whole).abs().mean()) / len(files)
+        pillows += float((pillow.float() - whole).abs().mean()) / len(files)
+    return {"pixels differ": ours, "Pillow's differ": pillows}
+
+
+def in_memory(clock: Clock, recipe: Recipe, batch: int) -> Case:
+    """The training batches of a set in memory, by one of the recipes of `conf/data`."""
+    source = digits() if recipe == "digits" else fake(samples=batch, test_samples=10, size=32)
+    split = source.train.subset(torch.arange(min(batch, len(source.train))))
+    ours, theirs, mixer = recipes(recipe, source)
+    prepare = Prepare(image_size=(source.native_size or 0,) * 2, mean=source.mean, std=source.std)
+    held, plan = MemoryDataset(split, training=True), BatchPlan(0, 0, list(range(len(split))), len(split))
+
+    def batched() -> None:
+        loaded = held.__getitems__(plan)
+        ours(loaded.images, loaded.targets, prepare=prepare, num_classes=len(source.classes))
+
+    contenders = [Contender(name=OURS, run=batched, items=len(split))]
+    for name, pillow in ((TENSOR_PEER, False), (PIL_PEER, True)):
+        samples = one_by_one(split, theirs, source, pillow=pillow)
+
+        def per_sample(samples: Callable[[], Any] = samples) -> None:
+            images, targets = samples()
+            if mixer is not None:
+                mixer(images, targets)
+
+        contenders.append(Contender(name=name, run=per_sample, items=len(split)))
+    name = f"in memory, {recipe}, {source.native_size} px, {len(split)} images"
+    measured = clock.measure(contenders)
+    return Case(part="loading", name=name, unit="images", measured=measured, goals=[Goal(least=10.0)])
+
+
+def recipes(recipe: Recipe, source: Source) -> tuple[Augment, list[Callable[..., Any]], Callable[..., Any] | None]:
+    """Ours, torchvision's for one image, and for a batch."""
+    if recipe == "digits":
+        ours = Augment(degrees=8.0, translate=0.04, scale=(0.95, 1.05), shear=4.0, mixup=0.4)
+        warp = v2.RandomAffine(8.0, (0.04, 0.04), (0.95, 1.05), 4.0, interpolation=BILINEAR)
+        return ours, [warp], v2.MixUp(alpha=0.4, num_classes=len(source.classes))
+    crop: list[Callable[..., Any]] = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
+    if recipe == "cifar randaugment":
+        ours = Augment(crop_padding=4, flip=True, auto_augment="randaugment")
+        return ours, [*crop, v2.RandAugment(interpolation=BILINEAR)], None
+    if recipe == "cifar trivialaugment":
+        ours = Augment(crop_padding=4, flip=True, auto_augment="trivialaugment")
+        return ours, [*crop, v2.TrivialAugmentWide(interpolation=BILINEAR)], None
+    return Augment(crop_padding=4, flip=True), crop, None
+
+
+def one_by_one(
+    split: Split, steps: Sequence[Callable[..., Any]], source: Source, *, pillow: bool
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Each image by itself through the steps, then into a batch, as a DataLoader without workers does."""
+    assert split.images is not None
+    last = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(source.mean, source.std)]
+    vary = v2.Compose([*steps, *([v2.PILToTensor()] if pillow else []), *last])
+    images: list[Any] = [v2.functional.to_pil_image(image) for image in split.images] if pillow else list(split.images)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        made: tuple[Tensor, Tensor] = default_collate(
+            [(vary(image), label) for image, label in zip(images, split.labels.tolist(), strict=True)]
+        )
+        return made[0], made[1]
+
+    return batch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A core is what is measured."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def photographs(folder: Path, count: int) -> None:
+    """JPEG files of two classes and 500 x 375 pixels, quality 90 to 95: cuts of a photograph each, some mirrored."""
+    from sklearn.datasets import load_sample_image
+
+    chance = random.Random(0)
+    for label, name in enumerate(("china.jpg", "flower.jpg")):
+        photo = Image.fromarray(load_sample_image(name))
+        for split, files in (("train", (count + 1 - label) // 2), ("val", TEST_FILES)):
+            place = folder / split / str(label)
+            place.mkdir(parents=True)
+            for number in range(files):
+                width = chance.randint(400, 560)
+                height = width * 3 // 4
+                left, top = chance.randint(0, photo.width - width), chance.randint(0, photo.height - height)
+                image = photo.crop((left, top, left + width, top + height)).resize((500, 375), Image.Resampling.LANCZOS)
+                if chance.random() < 0.5:
+                    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                image.save(place / f"{number}.jpg", quality=chance.choice((90, 95)), subsampling=2)
