@@ -7,6 +7,7 @@ GPU sees the same augmentation as one on the CPU. Legend: B images, C channels, 
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,16 +17,18 @@ LEVELS = 31  # magnitudes come in levels 0..30, as in torchvision and in the pap
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
-    """Shift each image by up to `padding` pixels (black comes in) and mirror half of them, by one gather."""
-    batch, channels, height, width = images.shape
-    rows = torch.arange(height) + torch.randint(2 * padding + 1, (batch, 1))  # [B, H] in the padded image
-    cols = torch.arange(width) + torch.randint(2 * padding + 1, (batch, 1))  # [B, W]
-    if flip:
-        cols = torch.where(torch.rand(batch, 1) < 0.5, cols.flip(1), cols)
-    rows, cols = rows.to(images.device), cols.to(images.device)
-    padded = F.pad(images, (padding,) * 4).flatten(2)
-    pixels = (rows[:, :, None] * (width + 2 * padding) + cols[:, None, :]).view(batch, 1, -1)
-    return padded.gather(2, pixels.expand(-1, channels, -1)).view_as(images)
+    """Shift each image by up to `padding` pixels (black comes in) and mirror half of them."""
+    batch, _, height, width = images.shape
+    top, left = (torch.randint(2 * padding + 1, (batch, 1)).flatten() for _ in range(2))
+    mirrored = torch.rand(batch, 1).flatten() < 0.5 if flip else torch.zeros(batch, dtype=torch.bool)
+    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view of all shifts
+    if images.device.type == "cpu":  # NumPy copies rows where torch copies pixels: the same in a quarter of the time
+        cut = windows.numpy()[np.arange(batch), :, top.numpy(), left.numpy()]
+        cut[mirrored.numpy()] = torch.from_numpy(cut)[mirrored].flip(3).numpy()
+        return torch.from_numpy(cut)
+    every, top, left, mirrored = (part.to(images.device) for part in (torch.arange(batch), top, left, mirrored))
+    images = windows[every, :, top, left]
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 def affine_matrices(
@@ -55,9 +58,18 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     half = torch.tensor([width / 2, height / 2])  # affine_grid counts in half sizes
     theta = matrices * torch.cat([half, torch.ones(1)]) / half[:, None]
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    grid = affine_grid(theta.to(images.device), height, width)
     warped = F.grid_sample(images.float(), grid, align_corners=False)
     return warped.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def affine_grid(theta: Tensor, height: int, width: int) -> Tensor:
+    """[B, H, W, 2]: torch's `affine_grid` up to rounding, in a few sums instead of a product for each pixel."""
+    x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=theta.device)
+    y = torch.linspace(1 / height - 1, 1 - 1 / height, height, device=theta.device)
+    along = theta[:, :, 0, None] * x + theta[:, :, 2, None]  # [B, 2, W]
+    across = theta[:, :, 1, None] * y  # [B, 2, H]
+    return (across[:, :, :, None] + along[:, :, None, :]).permute(0, 2, 3, 1)
 
 
 def random_affine(images: Tensor, degrees: float, translate: float, scale: tuple[float, float], shear: float) -> Tensor:
@@ -138,18 +150,19 @@ def magnitude(name: str, levels: Tensor, wide: bool, size: tuple[int, int]) -> T
 
 def apply_ops(images: Tensor, chosen: Tensor, magnitudes: Tensor) -> Tensor:
     """Image i through the op NAMES[chosen[i]] with magnitudes[i]; all the images of an op at once."""
-    out = images.clone()
     geometric = torch.isin(chosen, torch.tensor([NAMES.index(name) for name in GEOMETRIC]))
     groups: list[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]] = [
         (chosen == NAMES.index(name), op) for name, op in _POINTWISE.items()
     ]
     groups.append((geometric, lambda part, values: warp(part, _matrices(part, chosen[geometric], values))))
+    groups.append((chosen == NAMES.index("Identity"), lambda part, _: part))
+    places, parts = [], []
     for members, op in groups:
         where = members.nonzero().flatten()
         if len(where):
-            on_device = where.to(images.device)
-            out[on_device] = op(images[on_device], magnitudes[where])
-    return out
+            places.append(where)
+            parts.append(op(images.index_select(0, where.to(images.device)), magnitudes[where]))
+    return torch.cat(parts).index_select(0, torch.cat(places).argsort().to(images.device))
 
 
 def _matrices(images: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
@@ -186,7 +199,7 @@ def _posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 
 def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    bright = images >= (255 * threshold).to(images.device)[:, None, None, None]
+    bright = images >= (255 * threshold).ceil().to(images.device, torch.uint8)[:, None, None, None]
     return torch.where(bright, 255 - images, images)
 
 
