@@ -129,7 +129,7 @@ def decode_rows(data: bytes, plain: Plain, *, rows: int, factor: int) -> Tensor:
     if pixels is None:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as opened:
             opened.draft("RGB", (plain.width // factor, plain.height // factor))
-            pixels = np.asarray(opened.convert("RGB"))
+            pixels = np.array(opened.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

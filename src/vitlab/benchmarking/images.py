@@ -28,7 +28,7 @@ from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import MemoryDataset
 from vitlab.data.decoding import Box, decode_crop
 from vitlab.data.module import DataModule
-from vitlab.data.reading import decode
+from vitlab.data.reading import decode, quiet
 from vitlab.data.sampler import BatchPlan
 from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, Split, digits, fake, image_folder
 
@@ -73,7 +73,7 @@ class Loading(Part):
         self.image_size, self.batch_size, self.workers = image_size, batch_size, workers
 
     def cases(self, clock: Clock) -> Iterator[Case]:
-        with one_thread():
+        with one_thread(), quiet():  # torchvision warns of each image
             for recipe in self.recipes:
                 yield in_memory(clock, recipe, self.batch_memory)
             with ExitStack() as stack:
@@ -129,22 +129,24 @@ class Loading(Part):
 
     def timm(self, folder: Path, files: Sequence[str], *, workers: int) -> Any:
         """timm's, without color jitter, and without its prefetcher, which is for GPUs."""
-        from timm.data import create_dataset, create_loader
+        from timm.data.dataset_factory import create_dataset
+        from timm.data.loader import create_loader
 
         found = create_dataset("", root=str(folder), split="train", is_training=True)
         chosen = set(files)
         names = found.filenames(absolute=True)
         part = WithTransform(found, [index for index, name in enumerate(names) if name in chosen])
-        options = {"color_jitter": 0.0, "interpolation": "bilinear", "device": torch.device("cpu")}
         return create_loader(
-            part,
+            part,  # type: ignore[arg-type]
             self.image_size,
             self.batch_size,
             is_training=True,
             num_workers=workers,
             persistent_workers=workers > 0,
             use_prefetcher=False,
-            **options,
+            color_jitter=0.0,
+            interpolation="bilinear",
+            device=torch.device("cpu"),
         )
 
     def options(self, workers: int) -> dict[str, Any]:

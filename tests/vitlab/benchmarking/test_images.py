@@ -1,0 +1,55 @@
+"""The data path beside its peers, on tiny sets; what is measured is checked, not how fast it is."""
+
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vitlab.benchmarking import machine
+from vitlab.benchmarking.images import Loading, photographs
+
+
+def test_every_peer_does_the_same_work() -> None:
+    part = Loading(
+        recipes=("digits", "cifar trivialaugment"),
+        batch_memory=16,
+        images=20,
+        image_size=32,
+        workers=(0,),
+        batch_size=8,
+    )
+    clock = machine.clock(rounds=1, seconds=0.0, threads=None, accelerator="cpu")
+    memory, more, files = part.cases(clock)
+    for case in (memory, more):
+        assert [measured.name for measured in case.measured] == ["vitlab", "torchvision, tensors", "torchvision, PIL"]
+        assert {measured.items for measured in case.measured} == {16}
+    peers = ["torchvision, PIL", "torchvision.io, tensors", "timm"]
+    assert [measured.name for measured in files.measured] == ["vitlab", *peers]
+    assert {measured.items for measured in files.measured} == {18}
+    assert all(math.isfinite(measured.rate) for case in (memory, more, files) for measured in case.measured)
+    assert files["vitlab"].figures["pixels differ"] == 0
+    assert 0 < files["vitlab"].figures["Pillow's differ"] < 1
+
+
+def test_the_files_are_of_the_size_of_imagenets(tmp_path: Path) -> None:
+    photographs(tmp_path, 5)
+    files = sorted(tmp_path.glob("train/*/*.jpg"))
+    assert len(files) == 5
+    for file in files:
+        with Image.open(file) as image:
+            assert (image.size, image.format) == ((500, 375), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("knobs", "named"),
+    [
+        ({"images": 19}, "loading.images=19 must be at least 20"),
+        ({"batch_size": 0}, "loading.batch_size=0"),
+        ({"workers": (-1,)}, r"loading.workers=\[-1\]"),
+        ({"folder": "nowhere"}, "loading.folder=nowhere has no folder train/"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(knobs: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Loading(**knobs)  # type: ignore[arg-type]
