@@ -114,6 +114,7 @@ ONE_LINE: list[tuple[list[str], str]] = [
         ["data=image_folder", "data_dir=.", "data.on_error=skip", "data.scan=none"],
         "data.on_error=skip decodes every image",
     ),
+    (["data.scaled_decoding=true"], "data.scaled_decoding=true is for JPEG files, and digits lies in memory"),
     (["data.on_error=ignore"], "data.on_error=ignore is not one of 'raise', 'skip'"),
     (["data=image_folder", "data_dir=no/such"], "no/such is not a folder; data=image_folder wants"),
     # batch size against processes, accumulation and samples

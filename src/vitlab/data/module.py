@@ -57,9 +57,9 @@ class DataModule(LightningDataModule):
             from were trained with, else the source's own.
         std: What each channel is divided by, then.
         interpolation: How images are resized. None: as for the weights that training begins from, else bicubic.
-        scaled_decoding: Training images that are no sets in memory: JPEG files are decoded at 1/2, 1/4 or 1/8 where the
-            crop is at least four times as large as `image_size`: faster for photographs of many megapixels, and a
-            little different (0.6 of 255 on average).
+        scaled_decoding: For sets that aren't in memory: JPEG files to train on are decoded at 1/2, 1/4 or 1/8 where the
+            crop is at least four times as large as `image_size`. Faster for large photographs, with slightly other
+            pixels.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from vitlab.data.dataset import (
     centre_crop,
 )
 from vitlab.data.reading import read_image
-from vitlab.data.sampler import BatchPlan, EpochBatches
+from vitlab.data.sampler import BatchPlan, EpochBatches, stable_seed
 from vitlab.data.sources import Split, digits
 
 
@@ -116,6 +116,23 @@ def test_of_a_side_that_is_far_too_long_the_middle_is_seen() -> None:
     for image in (line, line.transpose(1, 2)):
         middle = v2.functional.center_crop(image, [min(side, 201) for side in image.shape[-2:]])
         assert torch.equal(centre_crop(image, (8, 8), 0.875), centre_crop(middle, (8, 8), 0.875))
+
+
+def test_large_crops_come_from_a_smaller_decoding_only_where_that_is_asked_for(photos: Split) -> None:
+    assert photos.files is not None
+    augment, boxes = Augment(crop_scale=(0.9, 1.0)), BatchPlan(0, 0, [0, 4, 9], 3)
+    pictures = {}
+    for scaled in (False, True):
+        data = FilesDataset(photos, image_size=(24, 24), augment=augment, seed=3, training=True, scaled_decoding=scaled)
+        pictures[scaled] = data.__getitems__(boxes).images
+    assert not torch.equal(pictures[False], pictures[True])
+    assert (pictures[False].float() - pictures[True].float()).abs().mean() < 4
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed(3, 0, 4))
+        crop = v2.RandomResizedCrop((24, 24), (0.9, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+        assert torch.equal(pictures[False][1], crop(read_image(photos.files[4]))), (
+            "torchvision's own, of the whole image"
+        )
 
 
 def test_images_are_resized_by_the_interpolation_asked_for(photos: Split) -> None:

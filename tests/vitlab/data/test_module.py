@@ -137,6 +137,7 @@ def test_fewer_training_samples_leave_validation_and_test_whole() -> None:
         ({"eval_batch_size": 0}, r"data\.eval_batch_size=0"),
         ({"num_workers": -1}, r"data\.num_workers=-1"),
         ({"image_size": 0}, r"image_size=0"),
+        ({"scaled_decoding": True}, r"data\.scaled_decoding=true is for JPEG files, and digits lies in memory"),
         ({"source": lambda: fake(channels=4), "augment": Augment(auto_augment="randaugment")}, r"has 4"),
     ],
 )
