@@ -15,7 +15,7 @@ import torch
 from vitlab.checkpoints import synchronised
 from vitlab.data import containers, manifest
 from vitlab.data.manifest import WORK
-from vitlab.data.scan import Fault
+from vitlab.data.scan import Fault, listed
 from vitlab.schema import Node
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BROKEN = "broken.csv"
-SHOWN = 10
 
 
 def finished(shards: "Shards", wanted: Node, *, name: str, on_error: str, max_skipped: float) -> Node:
@@ -66,35 +65,40 @@ def finished(shards: "Shards", wanted: Node, *, name: str, on_error: str, max_sk
             "shards": files,
         }
     grey = source.channels == 1
-    content = {
-        "vitlab": manifest.VERSION,
-        "name": name,
-        "format": settings.to,
-        "classes": list(source.classes),
-        "mean": list(source.mean * 3 if grey else source.mean),
-        "std": list(source.std * 3 if grey else source.std),
-        "broken": len(faults),
-        "splits": splits,
-        "plan": wanted,
-    }
-    whole(out / manifest.NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    content = described(
+        out,
+        name=name,
+        format=settings.to,
+        classes=list(source.classes),
+        mean=list(source.mean * 3 if grey else source.mean),
+        std=list(source.std * 3 if grey else source.std),
+        broken=len(faults),
+        splits=splits,
+        plan=wanted,
+    )
     shutil.rmtree(out / WORK)
     return content
 
 
-def refuse(faults: list[Fault], total: int, listed: Path, *, on_error: str, max_skipped: float) -> None:
+def described(folder: Path, **said: Any) -> Node:
+    """Writes what a set says of itself, without which nothing reads it, and returns that."""
+    content = {"vitlab": manifest.VERSION, **said}
+    whole(folder / manifest.NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    return content
+
+
+def refuse(faults: list[Fault], total: int, file: Path, *, on_error: str, max_skipped: float) -> None:
     """Raises `ValueError` where broken images may not be left out, or not so many."""
-    shown = "".join(f"\n  - {fault.path}: {fault.reason}" for fault in faults[:SHOWN])
-    more = f"\n  - and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    shown = listed([f"{fault.path}: {fault.reason}" for fault in faults])
     if on_error == "raise":
         raise ValueError(
-            f"{len(faults)} of {total} images can't be decoded, listed in {listed}; the rest is packed. Replace them, "
-            f"or leave them out with data.on_error=skip, and give the command again:{shown}{more}"
+            f"{len(faults)} of {total} images can't be decoded, listed in {file}; the rest is packed. Replace them, "
+            f"or leave them out with data.on_error=skip, and give the command again:{shown}"
         )
     if len(faults) > max_skipped * total:
         raise ValueError(
             f"data.on_error=skip would leave out {len(faults)} of {total} images ({len(faults) / total:.2%}), more "
-            f"than data.max_skipped={max_skipped:g} allows, listed in {listed}; raise that:{shown}{more}"
+            f"than data.max_skipped={max_skipped:g} allows, listed in {file}; raise that:{shown}"
         )
 
 

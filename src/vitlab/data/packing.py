@@ -6,7 +6,6 @@ what has none is made again. When all are there, the indices are written, then `
 
 import json
 import logging
-import os
 import shutil
 import time
 import zlib
@@ -21,14 +20,14 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitlab import launch
 from vitlab.data import containers, manifest
 from vitlab.data.encoding import encoded
 from vitlab.data.finishing import array_bytes, finished, told, whole
 from vitlab.data.manifest import WORK
 from vitlab.data.reading import explained
-from vitlab.data.rows import Rows
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
-from vitlab.data.scan import Fault, cores
+from vitlab.data.scan import Fault
 from vitlab.data.sources import Source, Split
 from vitlab.data.storage import INSTALL, not_installed
 from vitlab.schema import Node
@@ -160,15 +159,7 @@ def plan(source: Source, settings: Settings) -> Node:
     """What decides the shards: a run that was cut off is gone on with only where this is the same."""
     splits: Node = {}
     for name, split in source.splits.items():
-        digest = zlib.crc32(split.labels.contiguous().numpy().tobytes())
-        if split.images is not None:
-            digest = zlib.crc32(split.images.contiguous().numpy().tobytes(), digest)
-        elif isinstance(split.files, Rows):
-            digest = zlib.crc32(split.files.digest(), digest)
-        else:
-            for file in split.files or []:
-                digest = zlib.crc32(os.fsencode("/".join(Path(file).parts[-2:])), digest)
-        splits[name] = {"images": len(split), "content": digest}
+        splits[name] = {"images": len(split), "content": split.digest()}
     return {**vars(settings), "source": source.name, "classes": list(source.classes), "splits": splits}
 
 
@@ -243,7 +234,7 @@ def pack(
             if record != noted and json.loads(record.read_text(encoding="utf-8"))["faults"]:
                 record.unlink()
         shards = Shards(source, orders(source, settings), settings, out)
-        made = make_missing(shards, cores() if processes is None else processes)
+        made = make_missing(shards, launch.cores() if processes is None else processes)
         content = finished(shards, wanted, name=name, on_error=on_error, max_skipped=max_skipped)
         return told(content, seconds=time.monotonic() - begun, made=made)
 
