@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vitlab.checkpoints import synchronised
 from vitlab.data import containers, manifest
 from vitlab.data.manifest import WORK
 from vitlab.data.scan import Fault, listed
+from vitlab.runs import replace
 from vitlab.schema import Node
 
 if TYPE_CHECKING:
@@ -53,9 +52,9 @@ def finished(shards: "Shards", wanted: Node, *, name: str, on_error: str, max_sk
         for label, (had, has) in enumerate(zip(before, counts, strict=True)):
             if had and not has:
                 raise ValueError(f"no image of the class {source.classes[label]!r} in {split} can be decoded")
-        whole(index := out / manifest.index_file(split), array_bytes(table))
+        replace(index := out / manifest.index_file(split), array_bytes(table))
         if settings.to == "litdata":
-            whole(out / split / "index.json", containers.litdata_index(out / WORK / "making-index", files).encode())
+            replace(out / split / "index.json", containers.litdata_index(out / WORK / "making-index", files).encode())
         size = sum(file["bytes"] for file in files)
         splits[split] = {
             "images": len(table),
@@ -83,7 +82,7 @@ def finished(shards: "Shards", wanted: Node, *, name: str, on_error: str, max_sk
 def described(folder: Path, **said: Any) -> Node:
     """Writes what a set says of itself, without which nothing reads it, and returns that."""
     content = {"vitlab": manifest.VERSION, **said}
-    whole(folder / manifest.NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    replace(folder / manifest.NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return content
 
 
@@ -115,14 +114,6 @@ def told(content: Node, *, seconds: float, made: int) -> Node:
     rate = f", {made / seconds:.0f} images a second" if made and seconds else ""
     log.info("%d broken; %.1f s%s", content["broken"], seconds, rate)
     return results
-
-
-def whole(file: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
-    temporary.write_bytes(data)
-    synchronised(temporary)
-    temporary.replace(file)
 
 
 def array_bytes(table: np.ndarray[Any, Any]) -> bytes:

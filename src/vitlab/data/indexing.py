@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from vitlab.data import manifest
-from vitlab.data.finishing import array_bytes, described, told, whole
+from vitlab.data.finishing import array_bytes, described, told
 from vitlab.data.manifest import NotPrepared
 from vitlab.data.packing import owned
 from vitlab.data.scan import listed
 from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from vitlab.data.storage import Storage
+from vitlab.runs import replace
 from vitlab.schema import Node
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def index(folder: Path) -> Node:
             splits[split] = {"images": len(tables[split]), "bytes": sum(s["bytes"] for s in shards), "shards": shards}
         classes = class_names(folder, 1 + max(int(table["label"].max()) for table in tables.values()))
         for split, table in tables.items():
-            whole(file := folder / manifest.index_file(split), array_bytes(table))
+            replace(file := folder / manifest.index_file(split), array_bytes(table))
             counts = np.bincount(table["label"], minlength=len(classes)).tolist()
             splits[split] |= {"index": manifest.digest(file), "classes": dict(zip(classes, counts, strict=True))}
         content = described(

@@ -23,13 +23,14 @@ from torch.utils.data import DataLoader, Dataset
 from vitlab import launch
 from vitlab.data import containers, manifest
 from vitlab.data.encoding import encoded
-from vitlab.data.finishing import array_bytes, finished, told, whole
+from vitlab.data.finishing import array_bytes, finished, told
 from vitlab.data.manifest import WORK
 from vitlab.data.reading import explained
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import Fault
 from vitlab.data.sources import Source, Split
 from vitlab.data.storage import INSTALL, not_installed
+from vitlab.runs import replace
 from vitlab.schema import Node
 
 log = logging.getLogger(__name__)
@@ -127,8 +128,8 @@ class Shards(Dataset[Node]):
             for entry, item, row, offset in zip(table, items, rows, written.offsets, strict=True):
                 entry["offset"], entry["size"], entry["crc"] = offset, len(item.data), zlib.crc32(item.data)
                 entry["label"], entry["row"], entry["kind"] = item.label, row, manifest.kind_of(item.data)
-            whole(self.record(number).with_suffix(".npy"), array_bytes(table))
-        whole(self.record(number), json.dumps(record).encode())
+            replace(self.record(number).with_suffix(".npy"), array_bytes(table))
+        replace(self.record(number), json.dumps(record).encode())
         shutil.rmtree(scratch, ignore_errors=True)
         return record
 
@@ -227,7 +228,7 @@ def pack(
                     f"out={out} was begun otherwise ({differs}); finish it as it was begun, or name another folder"
                 )
         else:
-            whole(noted, json.dumps(wanted).encode())
+            replace(noted, json.dumps(wanted).encode())
         for left in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         for record in work.glob("*.json"):  # what was broken may have been replaced
