@@ -10,17 +10,16 @@ scaled as those of the bare network are, which is timed on images made ready.
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
 
-from vitlab import flops
-from vitlab.benchmarking.timing import Clock, Contender
+from vitlab import flops, launch
+from vitlab.benchmarking.timing import Clock, Contender, between_quartiles
 from vitlab.profiling import PARTS, STEP, Patient, Stages, Timed, Variant, shares
 
 log = logging.getLogger(__name__)
@@ -76,10 +75,7 @@ class Trial:
     @property
     def spread(self) -> float:
         """The distance between the quartiles of the rounds."""
-        if len(self.gains) < 2:
-            return 0.0
-        first, _, third = quantiles(self.gains, n=4, method="inclusive")
-        return third - first
+        return between_quartiles(self.gains)
 
     @property
     def verdict(self) -> str:
@@ -123,7 +119,7 @@ def examine(patient: Patient, *, steps: int, warmup: int) -> tuple[Cost, Timed, 
     if timed.workers:
         stages = Stages(device)
         _, window = patient.train(Variant(num_workers=0), steps=steps, warmup=warmup, stages=stages)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = launch.cores()
     every = int(patient.trainer["log_every_n_steps"])
     batches = max(4, steps // 2)
     sent = patient.reading(Variant(num_workers=1), batches=batches)
@@ -169,8 +165,7 @@ def scales(patient: Patient, chosen: Sequence[tuple[Change, Variant]], *, rounds
     asked = {str(variant): variant for kind, variant in chosen if kind in ("precision", "batch_size", "compile")}
     found: dict[str, Scale] = {}
     if asked:
-        on_gpu = patient.device.type == "cuda"
-        clock = Clock(rounds=rounds, seconds=0.05, synchronise=torch.cuda.synchronize if on_gpu else lambda: None)
+        clock = Clock(rounds=rounds, seconds=0.05, device=patient.device)
         batch = patient.datamodule.batch_size
         images = {name: (variant.batch_size or batch) / batch for name, variant in asked.items()}
         found = {name: Scale(step=more, images=more) for name, more in images.items()}  # what is too large to be timed
@@ -241,6 +236,24 @@ def tried(
         gains = () if name in failed else tuple(r / o for r, o in zip(rates[name], own, strict=True))
         trials.append(Trial(variant=variant, predicted=expected, gains=gains, why=failed.get(name, "")))
     return trials, own
+
+
+def compared(
+    patient: Patient,
+    cost: Cost,
+    asked: Sequence[Change],
+    workers: Sequence[int] | None,
+    *,
+    rounds: int,
+    steps: int,
+    warmup: int,
+) -> tuple[list[Trial], list[float], dict[str, Scale]]:
+    """All changes of the kinds `asked`, predicted and tried; the images a second as configured; each change's scale."""
+    chosen = candidates(patient, cost, asked, workers)
+    found = scales(patient, chosen, rounds=rounds)
+    expected = [(v, predicted(cost, v, found.get(str(v), Scale()))) for _, v in chosen]
+    trials, rates = tried(patient, expected, rounds=rounds, steps=steps, warmup=warmup)
+    return trials, rates, found
 
 
 def together(trials: Sequence[Trial]) -> Variant | None:

@@ -372,16 +372,10 @@ def data_problems(read: Reader) -> Iterator[str]:
         if folder and not Path(folder).is_dir():
             yield f"data_dir={folder} is not a folder; data=image_folder wants the folder of the images there"
     source = read("data.source", dict) or {}
-    if source.get("_target_") == "vitlab.data.sources.huggingface" and not any(
-        "data.source" in bad for bad in read.bad
-    ):
-        from vitlab.data import huggingface
-
-        yield from huggingface.problems(**{k: v for k, v in source.items() if not k.startswith("_")})
-    if source.get("_target_") == "vitlab.data.sources.shards" and not any("data.source" in bad for bad in read.bad):
-        from vitlab.data import shards
-
-        yield from shards.problems(**{k: v for k, v in source.items() if not k.startswith("_")})
+    kind = str(source.get("_target_")).removeprefix("vitlab.data.sources.")
+    if kind in ("huggingface", "shards") and not any("data.source" in bad for bad in read.bad):
+        module = importlib.import_module(f"vitlab.data.{kind}")
+        yield from module.problems(**{k: v for k, v in source.items() if not k.startswith("_")})
 
 
 def packing_problems(read: Reader) -> Iterator[str]:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from vitlab import advising, flops
-from vitlab.advising import Change, Scale, Trial
+from vitlab.advising import Change, Trial
+from vitlab.data.encoding import encoded
 from vitlab.data.sources import Split
 from vitlab.profiling import PARTS, Patient, Variant
 from vitlab.runs import replace
@@ -41,14 +42,10 @@ def visit(
     timing: dict[str, int] = {"rounds": rounds, "steps": steps, "warmup": warmup}
     with TemporaryDirectory(prefix="vitlab-doctor-") as files:
         patient.smaller = smaller(patient, Path(files)) if "smaller" in changes else None
-        chosen = advising.candidates(patient, cost, changes, workers)
-        scales = advising.scales(patient, chosen, rounds=rounds)
-        expected = [(v, advising.predicted(cost, v, scales.get(str(v), Scale()))) for _, v in chosen]
-        trials, rates = advising.tried(patient, expected, **timing)
+        trials, rates, scales = advising.compared(patient, cost, changes, workers, **timing)
         if (whole := advising.together(trials)) is not None:
-            pieces = [
-                scales[str(v)] for _, v in chosen if str(v) in scales and set(v.settings()) <= set(whole.settings())
-            ]
+            alone = [t.variant for t in trials if set(t.variant.settings()) <= set(whole.settings())]
+            pieces = [scales[str(variant)] for variant in alone if str(variant) in scales]
             both = [(whole, advising.predicted(cost, whole, advising.combined(pieces)))]
             trials += advising.tried(patient, both, **timing)[0]
     batch_seconds, batches = patient.evaluation(batches=max(3, min(steps, 8)))
@@ -108,12 +105,9 @@ def smaller(patient: Patient, folder: Path) -> Split | None:
     made, larger = [], 0
     for place in kept:
         with Image.open(files[place]) as image:
-            factor = side / min(image.size)
-            larger += factor < 1
-            size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-            small = image.convert("RGB").resize(size) if factor < 1 else image.convert("RGB")
+            larger += min(image.size) > side
         target = folder / f"{place}.jpg"
-        small.save(target, quality=QUALITY)
+        target.write_bytes(encoded(split, place, size=side, quality=QUALITY))
         made.append(str(target))
     if 2 * larger < len(made):
         return None

@@ -52,6 +52,11 @@ class JobFailed(RuntimeError):
         self.killed = killed
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def ranks_per_node(devices: int | str | Sequence[int], accelerator: str) -> int:
     """How many processes `trainer.devices` asks for on this machine."""
     if isinstance(devices, str) and devices.lstrip("-").isdigit():
@@ -183,8 +188,7 @@ def start(
     """Starts this machine's ranks, each told its place as torchrun tells it."""
     own = ("MASTER_ADDR", "MASTER_PORT", NODES_VARIABLE, *TASK_VARIABLES)
     environment = {k: v for k, v in os.environ.items() if k not in own}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
     environment |= {RUN_VARIABLE: str(run_dir), PARENT_VARIABLE: str(os.getpid())}
     environment |= {"TORCHELASTIC_RESTART_COUNT": str(attempt)}
     several, first = ranks * here.nodes > 1, ranks * here.node

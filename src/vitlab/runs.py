@@ -68,13 +68,15 @@ def read_results(run_dir: Path) -> Node:
     return {}
 
 
-def replace(file: Path, text: str) -> None:
-    """Writes a file so that a reader, or a kill, sees the old text or the new one, never half of it."""
+def replace(file: Path, content: str | bytes) -> None:
+    """Writes a file so that a reader, or a kill, sees the old content or the new one, never half of it."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w") as output:
-        output.write(text)
-        output.flush()
-        os.fsync(output.fileno())
+    if isinstance(content, str):
+        temporary.write_text(content)
+    else:
+        temporary.write_bytes(content)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
     temporary.replace(file)
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vitlab import advising, optim
-from vitlab.advising import Change, Scale, Trial
+from vitlab.advising import Change, Trial
 from vitlab.benchmarking.timing import Case, Clock, Measured, Part
 from vitlab.classifier import Classifier
 from vitlab.data import sources
@@ -61,7 +61,7 @@ class Advice(Part):
     def cases(self, clock: Clock) -> Iterator[Case]:
         for kind in self.sets:
             with TemporaryDirectory(prefix="vitlab-advice-") as folder:
-                yield from self.compared(kind, Path(folder), "gpu" if on_gpu(clock) else "cpu")
+                yield from self.compared(kind, Path(folder), "gpu" if clock.device.type == "cuda" else "cpu")
 
     def compared(self, kind: str, folder: Path, accelerator: str) -> Iterator[Case]:
         """A case for each change: as configured (no workers), and changed; the figures have both gains."""
@@ -69,10 +69,8 @@ class Advice(Part):
         cost, _, _ = advising.examine(patient, steps=self.steps, warmup=4)
         if kind == "jpeg" and "smaller" in self.changes:
             patient.smaller = smaller(patient, folder / "smaller")
-        chosen = advising.candidates(patient, cost, self.changes, self.workers)
-        scales = advising.scales(patient, chosen, rounds=self.rounds)
-        guesses = [(v, advising.predicted(cost, v, scales.get(str(v), Scale()))) for _, v in chosen]
-        trials, rates = advising.tried(patient, guesses, rounds=self.rounds, steps=self.steps, warmup=4)
+        timing: dict[str, int] = {"rounds": self.rounds, "steps": self.steps, "warmup": 4}
+        trials, rates, _ = advising.compared(patient, cost, self.changes, self.workers, **timing)
         for trial in trials:
             if trial.gains:
                 yield case(f"{kind}, {trial.variant}", trial, rates)
@@ -144,8 +142,3 @@ def case(name: str, trial: Trial, rates: Sequence[float]) -> Case:
         for who, seconds, known in (("as configured", own, {}), ("changed", changed, figures))
     ]
     return Case(part="advice", name=name, unit="images", measured=measured)
-
-
-def on_gpu(clock: Clock) -> bool:
-    device = getattr(clock, "device", None)
-    return device is not None and device.type == "cuda"

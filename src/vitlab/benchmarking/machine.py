@@ -18,9 +18,8 @@ def clock(*, rounds: int, seconds: float, threads: int | None, accelerator: Lite
     there = torch.cuda.is_available()
     if accelerator == "gpu" and not there:
         raise ValueError("accelerator=gpu: torch sees no GPU here; use accelerator=cpu, or auto")
-    if accelerator == "cpu" or not there:
-        return Clock(rounds=rounds, seconds=seconds)
-    return Clock(rounds=rounds, seconds=seconds, synchronise=torch.cuda.synchronize, device=torch.device("cuda"))
+    device = torch.device("cuda" if there and accelerator != "cpu" else "cpu")
+    return Clock(rounds=rounds, seconds=seconds, device=device)
 
 
 def described(clock: Clock) -> str:

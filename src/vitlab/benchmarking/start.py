@@ -21,7 +21,7 @@ from pathlib import Path
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
 
 SOURCE = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "evaluate", "probe", "export", "replay", "sweep", "dashboard", "benchmark")
+COMMANDS = tuple(sorted(file.stem for file in SOURCE.glob("*.py")))
 IMPORTS = "import torch, lightning, timm"
 LATEST = 300.0  # seconds until a process that has not come to its first step counts as broken
 PAUSE = 0.002  # between two looks at a process

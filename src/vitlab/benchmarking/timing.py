@@ -22,6 +22,14 @@ OURS = "vitlab"
 CPU = torch.device("cpu")
 
 
+def between_quartiles(values: Sequence[float]) -> float:
+    """The distance between the quartiles; 0 of a single value."""
+    if len(values) < 2:
+        return 0.0
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return third - first
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contender:
     """Something to be timed: a call of `run` handles `items` (images, mostly).
@@ -62,10 +70,7 @@ class Measured:
     @property
     def spread(self) -> float:
         """The distance between the quartiles, as a share of the median: how far to trust it."""
-        if len(self.seconds) < 2:
-            return 0.0
-        first, _, third = quantiles(self.seconds, n=4, method="inclusive")
-        return (third - first) / self.median
+        return between_quartiles(self.seconds) / self.median
 
     def ratio(self, other: "Measured") -> float:
         """How many times as fast as `other`: of the medians of items a second."""
@@ -135,8 +140,8 @@ class Part(ABC):
 class Clock:
     """rounds        measurements of each contender
     seconds       the least that one of them lasts: short calls are repeated
-    synchronise   waits for a device that computes on its own; nothing to do for a CPU
     device        where contenders compute
+    synchronise   waits for it; None: as torch does for a GPU, and not at all for a CPU
     """
 
     def __init__(
@@ -144,10 +149,11 @@ class Clock:
         *,
         rounds: int,
         seconds: float,
-        synchronise: Callable[[], object] = lambda: None,
+        synchronise: Callable[[], object] | None = None,
         device: torch.device = CPU,
     ) -> None:
-        self.rounds, self.seconds, self.synchronise, self.device = rounds, seconds, synchronise, device
+        self.rounds, self.seconds, self.device = rounds, seconds, device
+        self.synchronise = synchronise or (torch.cuda.synchronize if device.type == "cuda" else lambda: None)
 
     def measure(self, contenders: Sequence[Contender]) -> list[Measured]:
         calls = [self.calls(contender) for contender in contenders]

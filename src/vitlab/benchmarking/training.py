@@ -12,6 +12,7 @@ of a whole run goes, with validation and checkpoints, is measured apart, by Ligh
 import io
 import itertools
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -69,8 +70,9 @@ class Training(Part):
         fixed += [f"trainer.accelerator={'cpu' if device == 'cpu' else 'gpu'}", "logger=csv", "schedule.warmup_steps=0"]
         for name, side in self.networks.items():
             config = composed([*fixed, f"model={name}", f"image_size={side}", *self.settings])
-            with deterministic_as_before():
-                yield self.case(clock, config, f"{name} at {side} px, {self.batch_size} images a step")
+            with process_as_before():
+                measured = self.case(clock, config, f"{name} at {side} px, {self.batch_size} images a step")
+            yield measured
 
     def case(self, clock: Clock, config: Node, name: str) -> Case:
         with ExitStack() as stack:
@@ -102,13 +104,16 @@ def composed(lines: list[str]) -> Node:
 
 
 @contextmanager
-def deterministic_as_before() -> Iterator[None]:
-    """A Trainer may demand deterministic algorithms of all that the process does; the block leaves that as it was."""
-    before = torch.are_deterministic_algorithms_enabled()
+def process_as_before() -> Iterator[None]:
+    """What fits change of the process, and the block leaves as it was: a Trainer may demand deterministic algorithms,
+    and of two progress bars at a time the first that ends leaves what is printed to the other.
+    """
+    before, streams = torch.are_deterministic_algorithms_enabled(), (sys.stdout, sys.stderr)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        sys.stdout, sys.stderr = streams
 
 
 # ------------------------------------------------------------------------------------------------------------ fits

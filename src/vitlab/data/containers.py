@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitlab.checkpoints import synchronised
-from vitlab.data.manifest import KINDS, class_folders, kind_of
+from vitlab.data.manifest import KINDS, class_folders, digest, kind_of
 
 
 class Item(NamedTuple):
@@ -50,8 +50,7 @@ def write(
         name = f"{split}/{shard:06d}.tar"
         made = write_webdataset(scratch / "shard.tar", items)
     offsets = located(made, items)
-    with made.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    sha256 = digest(made)
     return Written(name, placed(made, root / name), sha256, offsets)
 
 
@@ -87,13 +86,13 @@ def write_webdataset(file: Path, items: Sequence[Item]) -> Path:
 
 def write_folder(root: Path, scratch: Path, split: str, items: Sequence[Item], classes: Sequence[str]) -> Written:
     """Images of no one file: the checksum is of all their bytes, one after the other."""
-    digest, size, folders = hashlib.sha256(), 0, class_folders(classes)
+    whole, size, folders = hashlib.sha256(), 0, class_folders(classes)
     for item in items:
         name = f"{item.number:09d}.{KINDS[kind_of(item.data)]}"
         (scratch / name).write_bytes(item.data)
         size += placed(scratch / name, root / split / folders[item.label] / name)
-        digest.update(item.data)
-    return Written("", size, digest.hexdigest(), [0] * len(items))
+        whole.update(item.data)
+    return Written("", size, whole.hexdigest(), [0] * len(items))
 
 
 def located(file: Path, items: Sequence[Item]) -> list[int]:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vitlab.checkpoints import synchronised
 from vitlab.data import containers, manifest
 from vitlab.data.manifest import WORK
-from vitlab.data.scan import Fault
+from vitlab.data.scan import Fault, listed
+from vitlab.runs import replace
 from vitlab.schema import Node
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BROKEN = "broken.csv"
-SHOWN = 10
 
 
 def finished(shards: "Shards", wanted: Node, *, name: str, on_error: str, max_skipped: float) -> Node:
@@ -54,9 +52,9 @@ def finished(shards: "Shards", wanted: Node, *, name: str, on_error: str, max_sk
         for label, (had, has) in enumerate(zip(before, counts, strict=True)):
             if had and not has:
                 raise ValueError(f"no image of the class {source.classes[label]!r} in {split} can be decoded")
-        whole(index := out / manifest.index_file(split), array_bytes(table))
+        replace(index := out / manifest.index_file(split), array_bytes(table))
         if settings.to == "litdata":
-            whole(out / split / "index.json", containers.litdata_index(out / WORK / "making-index", files).encode())
+            replace(out / split / "index.json", containers.litdata_index(out / WORK / "making-index", files).encode())
         size = sum(file["bytes"] for file in files)
         splits[split] = {
             "images": len(table),
@@ -66,35 +64,40 @@ def finished(shards: "Shards", wanted: Node, *, name: str, on_error: str, max_sk
             "shards": files,
         }
     grey = source.channels == 1
-    content = {
-        "vitlab": manifest.VERSION,
-        "name": name,
-        "format": settings.to,
-        "classes": list(source.classes),
-        "mean": list(source.mean * 3 if grey else source.mean),
-        "std": list(source.std * 3 if grey else source.std),
-        "broken": len(faults),
-        "splits": splits,
-        "plan": wanted,
-    }
-    whole(out / manifest.NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    content = described(
+        out,
+        name=name,
+        format=settings.to,
+        classes=list(source.classes),
+        mean=list(source.mean * 3 if grey else source.mean),
+        std=list(source.std * 3 if grey else source.std),
+        broken=len(faults),
+        splits=splits,
+        plan=wanted,
+    )
     shutil.rmtree(out / WORK)
     return content
 
 
-def refuse(faults: list[Fault], total: int, listed: Path, *, on_error: str, max_skipped: float) -> None:
+def described(folder: Path, **said: Any) -> Node:
+    """Writes what a set says of itself, without which nothing reads it, and returns that."""
+    content = {"vitlab": manifest.VERSION, **said}
+    replace(folder / manifest.NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    return content
+
+
+def refuse(faults: list[Fault], total: int, file: Path, *, on_error: str, max_skipped: float) -> None:
     """Raises `ValueError` where broken images may not be left out, or not so many."""
-    shown = "".join(f"\n  - {fault.path}: {fault.reason}" for fault in faults[:SHOWN])
-    more = f"\n  - and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    shown = listed([f"{fault.path}: {fault.reason}" for fault in faults])
     if on_error == "raise":
         raise ValueError(
-            f"{len(faults)} of {total} images can't be decoded, listed in {listed}; the rest is packed. Replace them, "
-            f"or leave them out with data.on_error=skip, and give the command again:{shown}{more}"
+            f"{len(faults)} of {total} images can't be decoded, listed in {file}; the rest is packed. Replace them, "
+            f"or leave them out with data.on_error=skip, and give the command again:{shown}"
         )
     if len(faults) > max_skipped * total:
         raise ValueError(
             f"data.on_error=skip would leave out {len(faults)} of {total} images ({len(faults) / total:.2%}), more "
-            f"than data.max_skipped={max_skipped:g} allows, listed in {listed}; raise that:{shown}{more}"
+            f"than data.max_skipped={max_skipped:g} allows, listed in {file}; raise that:{shown}"
         )
 
 
@@ -111,14 +114,6 @@ def told(content: Node, *, seconds: float, made: int) -> Node:
     rate = f", {made / seconds:.0f} images a second" if made and seconds else ""
     log.info("%d broken; %.1f s%s", content["broken"], seconds, rate)
     return results
-
-
-def whole(file: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
-    temporary.write_bytes(data)
-    synchronised(temporary)
-    temporary.replace(file)
 
 
 def array_bytes(table: np.ndarray[Any, Any]) -> bytes:

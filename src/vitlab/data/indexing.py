@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 
 from vitlab.data import manifest
-from vitlab.data.finishing import array_bytes, told, whole
+from vitlab.data.finishing import array_bytes, described, told
 from vitlab.data.manifest import NotPrepared
 from vitlab.data.packing import owned
+from vitlab.data.scan import listed
 from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from vitlab.data.storage import Storage
+from vitlab.runs import replace
 from vitlab.schema import Node
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff")
 LABELS = ("cls", "cls.txt", "label", "label.txt")
-SHOWN = 10
 
 
 def problems(*, verify: str | None, index: str | None) -> Iterator[str]:
@@ -89,20 +90,19 @@ def index(folder: Path) -> Node:
             splits[split] = {"images": len(tables[split]), "bytes": sum(s["bytes"] for s in shards), "shards": shards}
         classes = class_names(folder, 1 + max(int(table["label"].max()) for table in tables.values()))
         for split, table in tables.items():
-            whole(file := folder / manifest.index_file(split), array_bytes(table))
+            replace(file := folder / manifest.index_file(split), array_bytes(table))
             counts = np.bincount(table["label"], minlength=len(classes)).tolist()
             splits[split] |= {"index": manifest.digest(file), "classes": dict(zip(classes, counts, strict=True))}
-        content = {
-            "vitlab": manifest.VERSION,
-            "name": folder.resolve().name,
-            "format": "webdataset",
-            "classes": classes,
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-            "broken": 0,
-            "splits": splits,
-        }
-        whole(folder / manifest.NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        content = described(
+            folder,
+            name=folder.resolve().name,
+            format="webdataset",
+            classes=classes,
+            mean=list(IMAGENET_MEAN),
+            std=list(IMAGENET_STD),
+            broken=0,
+            splits=splits,
+        )
     return told(content, seconds=time.monotonic() - begun, made=sum(map(len, tables.values())))
 
 
@@ -125,9 +125,9 @@ def entries(file: Path) -> np.ndarray[Any, Any]:
                     images[key] = member.offset_data, member.size, zlib.crc32(data), manifest.kind_of(data)
                 elif suffix in LABELS:
                     labels[key] = int(content(opened, member))
+    except NotPrepared:
+        raise
     except (tarfile.TarError, ValueError, OSError) as error:
-        if isinstance(error, NotPrepared):
-            raise
         raise NotPrepared(f"index: {file} can't be read ({error})") from error
     if missing := [key for key in images if key not in labels]:
         raise NotPrepared(
@@ -174,9 +174,7 @@ def verify(folder: Path) -> Node:
     content: Node = json.loads((folder / manifest.NAME).read_text(encoding="utf-8"))
     found = list(manifest.faults(storage.folder, content, whole=True, told=show))
     if found:
-        lines = "".join(f"\n  - {line}" for line in found[:SHOWN])
-        more = f"\n  - and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        raise NotPrepared(f"verify={folder}: {len(found)} files aren't what was packed:{lines}{more}")
+        raise NotPrepared(f"verify={folder}: {len(found)} files aren't what was packed:{listed(found)}")
     results = told(content, seconds=time.monotonic() - begun, made=0)
     log.info("every checksum is right")
     return results

@@ -328,8 +328,7 @@ class DataModule(LightningDataModule):
             # a batch is one selection of rows: sending it between processes would cost more
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             return 0
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(MOST_WORKERS, max(1, cores // (1 if self.trainer is None else self.trainer.num_devices)))
+        return min(MOST_WORKERS, max(1, launch.cores() // (1 if self.trainer is None else self.trainer.num_devices)))
 
 
 def per_channel(knob: str, values: tuple[float, ...] | None, source: Source) -> tuple[float, ...]:

@@ -6,7 +6,6 @@ what has none is made again. When all are there, the indices are written, then `
 
 import json
 import logging
-import os
 import shutil
 import time
 import zlib
@@ -21,16 +20,17 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vitlab import launch
 from vitlab.data import containers, manifest
 from vitlab.data.encoding import encoded
-from vitlab.data.finishing import array_bytes, finished, told, whole
+from vitlab.data.finishing import array_bytes, finished, told
 from vitlab.data.manifest import WORK
 from vitlab.data.reading import explained
-from vitlab.data.rows import Rows
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
-from vitlab.data.scan import Fault, cores
+from vitlab.data.scan import Fault
 from vitlab.data.sources import Source, Split
 from vitlab.data.storage import INSTALL, not_installed
+from vitlab.runs import replace
 from vitlab.schema import Node
 
 log = logging.getLogger(__name__)
@@ -128,8 +128,8 @@ class Shards(Dataset[Node]):
             for entry, item, row, offset in zip(table, items, rows, written.offsets, strict=True):
                 entry["offset"], entry["size"], entry["crc"] = offset, len(item.data), zlib.crc32(item.data)
                 entry["label"], entry["row"], entry["kind"] = item.label, row, manifest.kind_of(item.data)
-            whole(self.record(number).with_suffix(".npy"), array_bytes(table))
-        whole(self.record(number), json.dumps(record).encode())
+            replace(self.record(number).with_suffix(".npy"), array_bytes(table))
+        replace(self.record(number), json.dumps(record).encode())
         shutil.rmtree(scratch, ignore_errors=True)
         return record
 
@@ -160,15 +160,7 @@ def plan(source: Source, settings: Settings) -> Node:
     """What decides the shards: a run that was cut off is gone on with only where this is the same."""
     splits: Node = {}
     for name, split in source.splits.items():
-        digest = zlib.crc32(split.labels.contiguous().numpy().tobytes())
-        if split.images is not None:
-            digest = zlib.crc32(split.images.contiguous().numpy().tobytes(), digest)
-        elif isinstance(split.files, Rows):
-            digest = zlib.crc32(split.files.digest(), digest)
-        else:
-            for file in split.files or []:
-                digest = zlib.crc32(os.fsencode("/".join(Path(file).parts[-2:])), digest)
-        splits[name] = {"images": len(split), "content": digest}
+        splits[name] = {"images": len(split), "content": split.digest()}
     return {**vars(settings), "source": source.name, "classes": list(source.classes), "splits": splits}
 
 
@@ -236,14 +228,14 @@ def pack(
                     f"out={out} was begun otherwise ({differs}); finish it as it was begun, or name another folder"
                 )
         else:
-            whole(noted, json.dumps(wanted).encode())
+            replace(noted, json.dumps(wanted).encode())
         for left in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         for record in work.glob("*.json"):  # what was broken may have been replaced
             if record != noted and json.loads(record.read_text(encoding="utf-8"))["faults"]:
                 record.unlink()
         shards = Shards(source, orders(source, settings), settings, out)
-        made = make_missing(shards, cores() if processes is None else processes)
+        made = make_missing(shards, launch.cores() if processes is None else processes)
         content = finished(shards, wanted, name=name, on_error=on_error, max_skipped=max_skipped)
         return told(content, seconds=time.monotonic() - begun, made=made)
 

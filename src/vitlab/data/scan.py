@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from filelock import FileLock
 
+from vitlab import launch
 from vitlab.data.reading import check_header, decode, explained, quiet, read_bytes
 from vitlab.data.rows import Rows
 from vitlab.data.sources import Source, Split
@@ -108,7 +109,7 @@ def look_through(source: Source, scan: Scan) -> tuple[list[Fault], list[Copy]]:
     start = told = time.monotonic()
     found: list[tuple[str, str]] = []
     # Python's own work is one thread at a time: more threads help those that wait for a disk or decode
-    with quiet(), ThreadPoolExecutor(THREADS if scan == "headers" else cores()) as pool:
+    with quiet(), ThreadPoolExecutor(THREADS if scan == "headers" else launch.cores()) as pool:
         while part := list(islice(paths, 1024)):
             found += pool.map(check, part)
             if (now := time.monotonic()) - told > 10:
@@ -228,8 +229,10 @@ def common_folder(source: Source) -> str:
     return str(Path(folder, "x"))[:-1] if folder else ""
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def listed(lines: Sequence[str]) -> str:
+    """The first of many lines beneath a message, and how many more there are."""
+    more = f"\n  - and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return "".join(f"\n  - {line}" for line in lines[:SHOWN]) + more
 
 
 def write_rows(file: Path, kind: type[Fault] | type[Copy], rows: list[Fault] | list[Copy]) -> None:

@@ -18,6 +18,7 @@ from vitlab import launch
 from vitlab.data import manifest
 from vitlab.data.manifest import NotPrepared
 from vitlab.data.rows import Rows
+from vitlab.data.scan import listed
 from vitlab.data.sources import Source, Split
 from vitlab.data.splitting import held_out
 from vitlab.data.storage import INSTALL, Storage, is_remote, not_installed
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OPEN_FILES = 64  # of one split in one process
-SHOWN = 10
 MANY = 100  # shards, from which on whole ones are held out to validate on
 
 
@@ -153,9 +153,7 @@ def refuse(storage: Storage, content: Node, *, whole: bool) -> None:
     """Raises `NotPrepared` where files are missing or have other sizes, or checksums where `whole`."""
     found = list(manifest.faults(storage.folder, content, whole=whole))
     if found:
-        lines = "".join(f"\n  - {line}" for line in found[:SHOWN])
-        more = f"\n  - and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        raise NotPrepared(f"data_dir={storage.place} isn't what was packed; copy it again:{lines}{more}")
+        raise NotPrepared(f"data_dir={storage.place} isn't what was packed; copy it again:{listed(found)}")
 
 
 def load(

@@ -6,7 +6,9 @@ resized, augmented or normalised here, and no validation set is cut: the publish
 Heavy libraries are imported inside the functions, because the configuration reads these signatures.
 """
 
+import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,20 @@ class Split:
         elif self.files is not None:
             files = [self.files[i] for i in indices.tolist()]
         return Split(images, self.labels[indices], files)
+
+    def digest(self) -> str:
+        """Of labels and images, wherever the data set lies: images in memory count with every pixel, files with their
+        folder and name, and rows of larger files with their sizes in bytes.
+        """
+        found = hashlib.blake2b(self.labels.contiguous().numpy().tobytes(), digest_size=16)
+        if self.images is not None:
+            found.update(self.images.contiguous().numpy().data)
+        if isinstance(self.files, Rows):
+            found.update(self.files.digest())
+        else:
+            for file in self.files or []:
+                found.update(os.fsencode("/".join(Path(file).parts[-2:])))
+        return found.hexdigest()
 
     @property
     def blocks(self) -> "Tensor | None":

@@ -1,6 +1,7 @@
 """The training program as it is composed, paced step by step beside a bare loop that computes the same."""
 
 import math
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -23,7 +24,9 @@ def config() -> Node:
 @pytest.fixture(scope="module")
 def case() -> Case:
     part = training.Training(networks={"vit_mini": 8}, batch_size=16, samples=96)
+    streams = sys.stdout, sys.stderr
     (found,) = part.cases(Clock(rounds=2, seconds=0.0))
+    assert (sys.stdout, sys.stderr) == streams, "what is told afterwards has to be seen"
     return found
 
 
