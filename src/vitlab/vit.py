@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitlab import cpu_attention
 from vitlab.vit_arguments import demand_possible, pair
 
 
@@ -75,13 +76,13 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """Mix for all tokens, or for the first `queries` of them: B N D -> B M D."""
         q, k, v = self.project(x, queries)
-        # torch's kernel for CPUs goes back slowly in bfloat16: for so few tokens the formula takes half the time.
-        slow = q.is_cpu and q.dtype == torch.bfloat16 and q.requires_grad and k.shape[2] <= 256
-        if self.fused and not slow:
-            rate = self.attention_dropout if self.training else 0.0
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)  # B h M d
+        rate = self.attention_dropout if self.training else 0.0
+        if not self.fused:
+            x = F.dropout(self.weigh(q, k), rate) @ v  # B h M d
+        elif cpu_attention.serves(q, k, rate):
+            x = cpu_attention.attention(q, k, v)
         else:
-            x = F.dropout(self.weigh(q, k), self.attention_dropout, self.training) @ v  # B h M d
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
         return F.dropout(self.proj(x.transpose(1, 2).flatten(2)), self.dropout, self.training)  # B M D
 
     def project(self, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:

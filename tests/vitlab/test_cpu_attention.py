@@ -1,0 +1,78 @@
+"""Attention in bfloat16 on a CPU: it is the formula, forwards and backwards, and keeps little."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitlab import cpu_attention
+from vitlab.vit import VisionTransformer
+
+
+def tokens(images: int, queries: int = 17, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor, Tensor]:
+    """Views as the network makes them: B h M d, B h N d twice."""
+    chance = torch.Generator().manual_seed(images)
+    q, k, v = torch.randn(images, 17, 3 * 24, generator=chance).to(dtype).view(images, 17, 3, 2, 12).unbind(2)
+    return q[:, :queries].transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+@pytest.mark.parametrize("queries", [17, 1])
+@pytest.mark.parametrize("images", [1, 8, 19])  # less than are taken at a time, all of these, two and a rest
+def test_it_is_the_formula_and_so_are_its_gradients(images: int, queries: int) -> None:
+    found = []
+    for how in (torch.bfloat16, torch.float64):
+        qkv = [x.to(how).requires_grad_() for x in tokens(images, queries)]
+        q, k, v = qkv
+        exactly = how is torch.float64
+        mixed = F.scaled_dot_product_attention(q, k, v) if exactly else cpu_attention.attention(q, k, v)
+        weights = torch.linspace(-1, 1, mixed.numel(), dtype=torch.float64).view_as(mixed)
+        torch.autograd.backward(mixed, weights.to(how))
+        found.append([mixed, *(x.grad for x in qkv)])
+    for ours, exact in zip(*found, strict=True):
+        assert ours is not None
+        assert exact is not None
+        assert ours.shape == exact.shape
+        assert (ours.double() - exact).norm() < 0.02 * exact.norm()
+
+
+def test_with_and_without_gradients_it_computes_the_same() -> None:
+    q, k, v = tokens(19)
+    with torch.inference_mode():
+        alone = cpu_attention.attention(q, k, v)
+    assert torch.equal(alone, cpu_attention.attention(q.requires_grad_(), k, v))
+    compiled = torch.compile(cpu_attention.attention, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v), alone)
+
+
+def test_a_network_keeps_none_of_its_weights_for_backward() -> None:
+    kept: dict[bool, list[torch.Size]] = {True: [], False: []}
+    for fused, shapes in kept.items():
+
+        def note(x: Tensor, shapes: list[torch.Size] = shapes) -> Tensor:
+            shapes.append(x.shape)
+            return x
+
+        model = VisionTransformer(image_size=16, patch_size=4, dim=24, depth=3, heads=2, fused_attention=fused)
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda x: x)
+        with hooks, torch.autocast("cpu", dtype=torch.bfloat16):
+            model(torch.zeros(3, 3, 16, 16))
+    assert any(shape[-2:] == (17, 17) for shape in kept[False])
+    assert not any(shape[-2:] == (17, 17) for shape in kept[True])
+
+
+@pytest.mark.parametrize(
+    ("served", "dtype", "count", "dropout", "trained"),
+    [
+        (True, torch.bfloat16, 256, 0.0, False),
+        (False, torch.bfloat16, 257, 0.0, False),
+        (False, torch.bfloat16, 256, 0.1, True),
+        (False, torch.float32, 256, 0.0, True),
+        (True, torch.bfloat16, 16, 0.0, True),
+        (False, torch.bfloat16, 16, 0.0, False),
+    ],
+)
+def test_it_is_for_few_tokens_in_bfloat16_without_dropout(
+    served: bool, dtype: torch.dtype, count: int, dropout: float, trained: bool
+) -> None:
+    q = torch.zeros(1, 2, count, 32, dtype=dtype, requires_grad=trained)
+    assert cpu_attention.serves(q, q, dropout) is served
