@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import hydra
@@ -49,43 +50,49 @@ SHARES = {
 
 
 class Training(Part):
-    """`networks`: presets of `conf/model`, each with the side of its images in pixels. `samples`: images of the set, of
-    which a tenth is validated. `settings`: of the run, as on the command line of `train.py`.
+    """default   `train.py` as it is, without settings: the digits, with their augmentation
+    networks  and on made-up images: presets of `conf/model`, each with the side of its images in pixels
+    samples   so many of these, of which a tenth is validated
+    settings  of all runs, as on the command line of `train.py`
     """
 
     def __init__(
         self,
         *,
+        default: bool = True,
         networks: Mapping[str, int] | None = None,
         batch_size: int = 64,
         samples: int = 1024,
         settings: tuple[str, ...] = (),
     ) -> None:
-        self.networks = networks or {"vit_mini": 32, "vit_s16": 64}
+        self.default, self.networks = default, {"vit_mini": 32, "vit_s16": 64} if networks is None else networks
         self.batch_size, self.samples, self.settings = batch_size, samples, settings
 
     def cases(self, clock: Clock) -> Iterator[Case]:
-        device = clock.device.type
-        fixed = [f"batch_size={self.batch_size}", "data=fake", f"data.source.samples={self.samples}"]
-        fixed += [f"trainer.accelerator={'cpu' if device == 'cpu' else 'gpu'}", "logger=csv", "schedule.warmup_steps=0"]
+        accelerator = "cpu" if clock.device.type == "cpu" else "gpu"
+        common = [f"trainer.accelerator={accelerator}", "logger=csv", "schedule.warmup_steps=0"]
+        runs = {"train.py as it is": list[str]()} if self.default else {}
         for name, side in self.networks.items():
-            config = composed([*fixed, f"model={name}", f"image_size={side}", *self.settings])
+            made_up = ["data=fake", f"data.source.samples={self.samples}", f"batch_size={self.batch_size}"]
+            runs[f"{name} at {side} px"] = [*made_up, f"model={name}", f"image_size={side}"]
+        for name, lines in runs.items():
+            config = composed([*common, *lines, *self.settings])
             with process_as_before():
-                measured = self.case(clock, config, f"{name} at {side} px, {self.batch_size} images a step")
+                measured = self.case(clock, config, f"{name}, {config['data']['batch_size']} images a step")
             yield measured
 
     def case(self, clock: Clock, config: Node, name: str) -> Case:
         with ExitStack() as stack:
             ours, theirs = (stack.enter_context(running(config, theirs=which)) for which in (False, True))
             ours.steps(4)  # makes the batches for the bare loop
-            loop = bare(config, ours)
+            loop, count = bare(config, ours), fmean(len(batch.images) for batch in ours.batches)
             # in a thread as well: memory comes otherwise to the main one
             thread = stack.enter_context(ThreadPoolExecutor(1))
             measured = clock.measure(
                 [
-                    Contender(name=OURS, run=lambda: ours.steps(1), items=self.batch_size, figures=shares(config)),
-                    Contender(name=BARE, run=lambda: thread.submit(loop).result(), items=self.batch_size),
-                    Contender(name=TIMM, run=lambda: theirs.steps(1), items=self.batch_size),
+                    Contender(name=OURS, run=lambda: ours.steps(1), items=count, figures=shares(config)),
+                    Contender(name=BARE, run=lambda: thread.submit(loop).result(), items=count),
+                    Contender(name=TIMM, run=lambda: theirs.steps(1), items=count),
                 ]
             )
         goals = [Goal(least=0.97, against=BARE), Goal(least=1.0, against=TIMM)]

@@ -23,7 +23,7 @@ def config() -> Node:
 
 @pytest.fixture(scope="module")
 def case() -> Case:
-    part = training.Training(networks={"vit_mini": 8}, batch_size=16, samples=96)
+    part = training.Training(default=False, networks={"vit_mini": 8}, batch_size=16, samples=96)
     streams = sys.stdout, sys.stderr
     (found,) = part.cases(Clock(rounds=2, seconds=0.0))
     assert (sys.stdout, sys.stderr) == streams, "what is told afterwards has to be seen"
