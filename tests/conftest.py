@@ -15,7 +15,7 @@ import pytest
 from lightning import Trainer
 
 import train
-from vitlab import command
+from vitlab import command, signatures
 from vitlab.schema import Node
 
 Configure = Callable[..., Node]
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _registered() -> None:
-    command.register()
+    signatures.register()
 
 
 @pytest.fixture(scope="session", autouse=True)
