@@ -187,12 +187,6 @@ def with_data(
 # ------------------------------------------------------------------------------------------------------- all files
 
 
-@pytest.fixture
-def found(configure: Configure, train_function: Callable[..., Node]) -> Callable[..., list[str]]:
-    """Overrides -> the problems of what they compose."""
-    return lambda *overrides: checks.problems(train_function, configure(*overrides))
-
-
 def test_the_files_are_found() -> None:
     assert len(OPTIONS) > 40
     assert len(EXPERIMENTS) >= 4
