@@ -15,8 +15,8 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -170,21 +170,9 @@ def read_json(file: Path) -> Node:
 # ----------------------------------------------------------------------------------------------------- to be written
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> AbstractContextManager[object]:
     """Nobody else changes the sweep's list of jobs while the block runs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / LOCK)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        log.warning("%s can't be locked (%s): start only one process of this sweep at a time", folder, error)
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
+    return runs.locked(folder, LOCK, "start only one process of this sweep at a time")
 
 
 def begin(folder: Path, *, command: str, varies: Iterable[str], objectives: Mapping[str, Direction]) -> None:
