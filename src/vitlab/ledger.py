@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -142,20 +141,11 @@ def attempts(folder: Path) -> list[Node]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a process runs the job now. A glance: it keeps nobody from taking the job for longer than that."""
+    """Whether a process runs the job now, at a glance."""
     try:
-        for name in runs.LOCKS.values():
-            if (folder / name).exists():
-                with FileLock(folder / name, timeout=0):
-                    pass
-    except Timeout:
-        return True
-    except (
-        OSError,
-        NotImplementedError,
-    ):  # no locks on this file system, or not ours to look at: what is written counts
+        return runs.is_locked(folder)
+    except (OSError, NotImplementedError):  # no locks here, or not ours to look at: what is written counts
         return bool(runs.read_results(folder).get("status") == "running")
-    return False
 
 
 def read_json(file: Path) -> Node:

@@ -138,18 +138,28 @@ def is_held(run_dir: Path, roles: Iterable[str] = LOCKS) -> bool:
     deadline = time.monotonic() + LINGERS
     while True:
         try:
-            for role in roles:
-                if (run_dir / LOCKS[role]).exists():
-                    with FileLock(run_dir / LOCKS[role], timeout=0):
-                        pass
-        except Timeout:
-            if time.monotonic() > deadline or not lock_is_left_behind(run_dir):
-                return True
-            time.sleep(0.2)
+            if not is_locked(run_dir, roles):
+                return False
         except (OSError, NotImplementedError):
             return False
-        else:
-            return False
+        if time.monotonic() > deadline or not lock_is_left_behind(run_dir):
+            return True
+        time.sleep(0.2)
+
+
+def is_locked(run_dir: Path, roles: Iterable[str] = LOCKS) -> bool:
+    """Whether somebody holds a lock of a run folder now. Raises `OSError` or `NotImplementedError` without locks.
+
+    A glance: it keeps nobody from taking the folder for longer than that.
+    """
+    try:
+        for role in roles:
+            if (run_dir / LOCKS[role]).exists():
+                with FileLock(run_dir / LOCKS[role], timeout=0):
+                    pass
+    except Timeout:
+        return True
+    return False
 
 
 def lives(process: Any) -> bool:
