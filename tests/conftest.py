@@ -15,7 +15,7 @@ import pytest
 from lightning import Trainer
 
 import train
-from vitlab import command
+from vitlab import checks, command, signatures
 from vitlab.schema import Node
 
 Configure = Callable[..., Node]
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _registered() -> None:
-    command.register()
+    signatures.register()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -75,6 +75,12 @@ def configure(tmp_path: Path) -> Configure:
             return command.plain(command.compose("train", list(overrides)), str(tmp_path / "run"))
 
     return compose
+
+
+@pytest.fixture
+def found(configure: Configure, train_function: Callable[..., Node]) -> Callable[..., list[str]]:
+    """Overrides -> the problems of what they compose."""
+    return lambda *overrides: checks.problems(train_function, configure(*overrides))
 
 
 @pytest.fixture

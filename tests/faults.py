@@ -40,7 +40,7 @@ import torch.distributed as distributed
 from PIL import Image
 
 import train as train_program
-from vitlab import checkpoints, command, launch, replaying, runs, stopping
+from vitlab import checkpoints, command, jobs, launch, replaying, runs, signatures, stopping
 from vitlab.schema import Node
 from vitlab.throughput import TIMED
 
@@ -77,7 +77,7 @@ PATIENCE = 120.0  # seconds that any part of a trial may take
 
 def configured(folder: Path, *overrides: str) -> Node:
     """The configuration of `train.py`, for a run in `folder`, checked."""
-    command.register()
+    signatures.register()
     with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
         config = command.plain(command.compose("train", list(overrides)), str(folder))
     problems = command.check(train_function(), config)
@@ -169,7 +169,7 @@ def start(
                 torch.set_num_threads(1)
                 if before:
                     before()
-                command.run_recorded("train", train_function(), run, runs.read_config(run))
+                jobs.run_recorded("train", train_function(), run, runs.read_config(run))
                 status = 0
             except SystemExit as error:
                 status = error.code if isinstance(error.code, int) else 1
@@ -640,7 +640,7 @@ def untrusted(trial: Trial) -> None:
     )
     place = trial.random.choice(("optimizer", "callbacks", "data.augment", "model"))
     node = {"_target_": target, "command": f"touch {flag}"}
-    command.register()
+    signatures.register()
     with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
         config = command.plain(command.compose("train", SMALL), str(trial.folder / "run"))
     assert isinstance(config, dict)

@@ -26,7 +26,7 @@ import evaluate
 import pictures
 import probe
 from conftest import Configure
-from vitlab import build, checks, command, runs, schema
+from vitlab import build, checks, command, runs, schema, signatures
 from vitlab.data.sources import DEBIAN_FASHION_MNIST
 from vitlab.schema import Node
 from vitlab.vit import VisionTransformer
@@ -36,7 +36,7 @@ OTHERS = ["probe/"]  # groups of other programs than train
 GROUPED = [file for file in FILES if file.parts[:-1]]  # the others are programs
 OPTIONS = [f"{file.parent}={file.name}" for file in GROUPED if not str(file).startswith(tuple(OTHERS))]
 PROBES = [file.name for file in GROUPED if str(file).startswith("probe/")]
-EXPERIMENTS = [f"experiment={file.stem}" for file in sorted(command.EXPERIMENTS.glob("*.yaml"))]
+EXPERIMENTS = [f"experiment={file.stem}" for file in sorted(signatures.EXPERIMENTS.glob("*.yaml"))]
 INCOMPLETE = ["data=base"]  # what the data sets have in common is none itself
 SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]  # trained in tests/test_train.py
 
@@ -185,12 +185,6 @@ def with_data(
 
 
 # ------------------------------------------------------------------------------------------------------- all files
-
-
-@pytest.fixture
-def found(configure: Configure, train_function: Callable[..., Node]) -> Callable[..., list[str]]:
-    """Overrides -> the problems of what they compose."""
-    return lambda *overrides: checks.problems(train_function, configure(*overrides))
 
 
 def test_the_files_are_found() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import probe
 import train
-from vitlab import command, vit
+from vitlab import command, signatures, vit
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -74,7 +74,7 @@ def test_each_step_of_the_walk_through_has_the_shape_it_says(
 def test_each_command_of_the_readme_that_trains_or_probes_passes_the_checks(
     line: str, tmp_path: Path, parquet: Path
 ) -> None:
-    command.register()
+    signatures.register()
     file, *arguments = shlex.split(line, comments=True)
     if arguments in (["--help"], ["resume=runs/NAME/STAMP"]):
         pytest.skip("shows help, or wants a run")
@@ -91,7 +91,7 @@ def test_each_command_of_the_readme_that_trains_or_probes_passes_the_checks(
 
 def test_the_matrix_of_weights_is_the_full_one_summed_up() -> None:
     """Of each family, the largest differences among the rows of experiments/weights.md."""
-    full = (command.EXPERIMENTS / "weights.md").read_text()
+    full = (signatures.EXPERIMENTS / "weights.md").read_text()
     cell, number = "([^|]+)", r"(\d+e-\d+|none)"
     rows = re.findall(rf"^\| {cell} \| {cell} \| {cell} \| {number} \| {number} \|$", full, flags=re.M)
     summed: dict[str, list[str]] = {}

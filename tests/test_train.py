@@ -444,9 +444,9 @@ from pathlib import Path
 import hydra, lightning, torchmetrics
 from torch.distributed import TCPStore
 import evaluate, train
-from vitlab import build, checkpoints, command, figures, memory, resume, runs, tracking
+from vitlab import build, checkpoints, command, figures, jobs, memory, resume, runs, signatures, tracking
 
-command.register()
+signatures.register()
 functions = {"train": train.main.__wrapped__, "evaluate": evaluate.main.__wrapped__}
 for program, name, world, *overrides in json.loads(sys.argv[1]):
     with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
@@ -465,7 +465,7 @@ for program, name, world, *overrides in json.loads(sys.argv[1]):
                 os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
             try:
-                command.run_recorded(program, functions[program], Path(name), config)
+                jobs.run_recorded(program, functions[program], Path(name), config)
             except BaseException as error:
                 os._exit(1)
             os._exit(0)

@@ -4,28 +4,24 @@ Nothing here raises: every problem becomes a line, so that a user sees all of th
 the same rules again, for those who build them without a configuration.
 """
 
-import importlib.util
+import importlib
 import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vitlab import freezing, identity, launch, ledger, nonfinite, panels, runs, trust
+from vitlab import identity, launch, ledger, model_checks, program_checks, trust
 from vitlab.benchmarking import settings
 from vitlab.classifier import Classifier
-from vitlab.data.sources import FACTS, Facts
+from vitlab.reader import Reader
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
-from vitlab.vit import VisionTransformer
-from vitlab.weights import composing, loading
-from vitlab.weights.opening import open_weights
+from vitlab.weights import loading
 
 # Parameters that the program passes itself: they may be missing in the configuration.
 SUPPLIED = {
@@ -76,20 +72,20 @@ def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = Fa
     # a wrong root key is wrong again wherever it is read
     found = [problem for problem in found if problem.partition(".")[2] not in found]
     rules = (
-        evaluation_problems,
-        probe_problems,
-        doctor_problems,
-        export_problems,
-        replay_problems,
-        dashboard_problems,
+        program_checks.evaluation_problems,
+        program_checks.probe_problems,
+        program_checks.doctor_problems,
+        program_checks.export_problems,
+        program_checks.replay_problems,
+        program_checks.dashboard_problems,
         sweep_problems,
         place_problems,
         trainer_problems,
-        weights_problems,
-        model_problems,
-        fine_tuning_problems,
+        model_checks.weights_problems,
+        model_checks.model_problems,
+        model_checks.fine_tuning_problems,
         data_problems,
-        packing_problems,
+        program_checks.packing_problems,
         batch_problems,
         schedule_problems,
         root_problems,
@@ -107,7 +103,7 @@ def setting(problem: str) -> str:
     return problem.split("=")[0].split(" ")[0].rstrip(":")
 
 
-def place_problems(read: "Reader") -> Iterator[str]:
+def place_problems(read: Reader) -> Iterator[str]:
     """What is set where it has no effect, or only half of one."""
     for path in SHARED:
         key = path.rpartition(".")[2]
@@ -117,47 +113,6 @@ def place_problems(read: "Reader") -> Iterator[str]:
     for path, remedy in TAKEN.items():
         if read(path) is not None:
             yield f"{path}={shown(read(path))} can't be set here; {remedy}"
-
-
-class Reader:
-    """Values by dotted path; None where a key is missing or was already found wrong."""
-
-    def __init__(self, config: Node, bad: set[str], *, elsewhere: bool = False) -> None:
-        self.config, self.bad, self.elsewhere = config, bad, elsewhere
-
-    def __call__(self, path: str, kind: Any = object) -> Any:
-        value: Any = self.config
-        for key in path.split("."):
-            if not isinstance(value, dict) or key not in value:
-                return None
-            value = value[key]
-        return value if path not in self.bad and fits(value, kind) else None
-
-    def facts(self) -> Facts | None:
-        """What is known of the data without loading it."""
-        target = self("data.source._target_", str)
-        return FACTS.get(target.rsplit(".", 1)[-1]) if target else None
-
-    def ranks(self) -> int:
-        """Processes that will train, over all nodes."""
-        devices, accelerator = self("trainer.devices"), self("trainer.accelerator", str)
-        if devices is None or not fits(devices, int | str | list[int]):
-            return 1
-        return launch.ranks_per_node(devices, accelerator or "auto") * (self("trainer.num_nodes", int) or 1)
-
-    def micro_batches(self) -> int:
-        """Parts that a step's batch is cut into."""
-        return self.ranks() * (self("trainer.accumulate_grad_batches", int) or 1)
-
-    def train_samples(self) -> int | None:
-        """Images left to train on after validation is cut off, where the data's size is known."""
-        facts, fraction = self.facts(), self("data.val_fraction", float)
-        samples = facts.train_samples if facts else None
-        if samples is None or fraction is None or not 0 < fraction < 1:
-            return None
-        limit = self("data.max_train_samples", int)
-        left = samples - math.ceil(samples * fraction)
-        return int(min(left, limit)) if limit else left
 
 
 def trainer_problems(read: Reader) -> Iterator[str]:
@@ -215,127 +170,6 @@ def trainer_problems(read: Reader) -> Iterator[str]:
         yield "trainer.use_distributed_sampler=true would share out twice what vitlab's samplers share out; use false"
 
 
-def model_problems(read: Reader) -> Iterator[str]:
-    node, facts = read("model", dict), read.facts()
-    if not node or "_target_" not in node:
-        return
-    for key, known, unit in (
-        ("num_classes", facts.num_classes if facts else None, "classes"),
-        ("in_channels", facts.channels if facts else None, "channels"),
-    ):
-        value = read(f"model.{key}", int)
-        if value is not None and known is not None and value != known:
-            yield f"model.{key}={value}, but the data has {known} {unit}; leave model.{key} out to take the data's"
-    try:
-        target = resolve(str(node["_target_"]))
-    except ImportError:
-        return  # already told
-    if target is VisionTransformer and not any(bad.startswith("model.") for bad in read.bad):
-        arguments: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")
-        }
-        try:
-            with torch.device("meta"):
-                VisionTransformer(**arguments)
-        except (ValueError, TypeError) as error:
-            for line in str(error).splitlines():
-                # an option of the class by its name in the configuration
-                word = line.split("=")[0]
-                yield line if word == "image_size" or word not in node else f"model.{line}"
-        if read("model.pool", str) == "none":
-            yield "model.pool=none gives logits for each token, which is not for training; use cls or avg"
-    elif target.__module__ == "vitlab.baselines":
-        import timm
-
-        name = read("model.model_name", str)
-        if name is not None and not timm.is_model(name):
-            yield f"model.model_name={name} is no timm model{suggest(name, timm.list_models())}"
-
-
-def fine_tuning_problems(read: Reader) -> Iterator[str]:
-    decay, factor = read("classifier.layer_decay", float), read("classifier.head_lr_factor", float)
-    if decay is not None and not 0 < decay <= 1:
-        yield f"classifier.layer_decay={shown(decay)} must be above 0 and at most 1 (off)"
-    if factor is not None and not factor > 0:
-        yield f"classifier.head_lr_factor={shown(factor)} must be above 0"
-    freeze = read("classifier.freeze", str | list[str])
-    if (freeze or decay not in (None, 1)) and (network := outline(read)) is not None:
-        if freeze:
-            try:
-                freezing.frozen_names(network, freeze if isinstance(freeze, str) else tuple(freeze))
-            except ValueError as error:
-                yield str(error)
-        if decay not in (None, 1) and not hasattr(network, "group_matcher"):
-            yield f"classifier.layer_decay={shown(decay)}: {type(network).__name__} says no layers; use 1.0"
-
-
-def outline(read: Reader) -> torch.nn.Module | None:
-    """The network that `model` describes, without memory for its parameters; None where something is wrong with it, or
-    it is somebody else's.
-    """
-    node = read("model", dict)
-    if not node or any(bad.startswith(("model", "image_size")) for bad in read.bad):
-        return None
-    known = ("vitlab.vit.VisionTransformer", "vitlab.baselines.timm_model")
-    if node.get("_target_") not in known:
-        return None
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
-    if node["_target_"] == known[1]:
-        arguments = {"in_channels": 3, "num_classes": 10, **arguments, "pretrained": False}
-    with torch.device("meta"):
-        network: torch.nn.Module = resolve(node["_target_"])(**arguments)
-    return network
-
-
-def scores_head(config: Node) -> bool:
-    """Whether it is weights from elsewhere whose own head is to be scored."""
-    probe = config.get("probe")
-    return "weights" in config and isinstance(probe, dict) and probe.get("_target_") == "vitlab.probing.Head"
-
-
-def weights_problems(read: Reader) -> Iterator[str]:
-    source, options = read("weights.source"), read("weights", dict)
-    if options is None or any(bad.startswith("weights") for bad in read.bad):
-        return
-    if source is None:
-        if scores_head(read.config):
-            yield "probe=head scores the weights' own head, and there are no weights; set model.weights=SOURCE"
-        for key in ("part", "image_size"):
-            if (value := options.get(key)) is not None:
-                yield f"weights.{key}={shown(value)} is of no use without model.weights=SOURCE"
-        return
-    if not isinstance(source, str) or source == "???":
-        yield f"model.weights={shown(source)} names no weights; set a file, a folder, timm:NAME, hf:NAME or a run"
-        return
-    if read("model._target_", str) != "vitlab.vit.VisionTransformer":
-        yield f"model.weights={source} is for vitlab's own model; use model=auto (model=timm has model.pretrained=true)"
-        return
-    if composing.recorded(read.config) is not None:
-        return  # the run goes on, and needs them no more
-    given = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in read.config["model"].items() if not k.startswith("_")
-    }
-    size = options.get("image_size")
-    try:
-        weights = open_weights(
-            source, part=options.get("part"), image_size=tuple(size) if isinstance(size, list) else size, asked=given
-        )
-    except (ValueError, OSError, RuntimeError) as error:
-        yield f"model.weights={source}: {error}"
-        return
-    facts = read.facts()
-    if facts is not None and facts.num_classes:
-        given |= {"num_classes": facts.num_classes}
-    if any(bad.startswith(("model", "image_size")) for bad in read.bad):
-        return
-    with suppress(ValueError):  # a model that can't be, which is told elsewhere
-        report = loading.foreseen(given, weights)
-        if scores_head(read.config) and (why := report.anew.get("head.weight")):
-            yield loading.NO_HEAD.format(source=source, why=why)
-        for problem in report.problems if options.get("strict", True) else ():
-            yield f"model.weights={source} doesn't fit the model: {problem} (model=auto; or weights.strict=false)"
-
-
 def data_problems(read: Reader) -> Iterator[str]:
     fraction, facts = read("data.val_fraction", float), read.facts()
     if fraction is not None and not 0 < fraction < 1:
@@ -376,26 +210,6 @@ def data_problems(read: Reader) -> Iterator[str]:
     if kind in ("huggingface", "shards") and not any("data.source" in bad for bad in read.bad):
         module = importlib.import_module(f"vitlab.data.{kind}")
         yield from module.problems(**{k: v for k, v in source.items() if not k.startswith("_")})
-
-
-def packing_problems(read: Reader) -> Iterator[str]:
-    if not {"to", "shard_images"} <= read.config.keys():
-        return
-    from vitlab.data import indexing, packing
-
-    out, verify, index = (read(key, str) for key in ("out", "verify", "index"))
-    given = [key for key, value in (("out", out), ("verify", verify), ("index", index)) if value is not None]
-    if len(given) != 1:
-        what = f"{' and '.join(given)} are set" if given else "out is not set"
-        yield f"{what}; one of out=FOLDER (pack into it), verify=FOLDER and index=FOLDER is wanted"
-        return
-    yield from indexing.problems(verify=verify, index=index)
-    to, images = read("to", str), read("shard_images", int)
-    if (processes := read("processes", int)) is not None and processes < 0:
-        yield f"processes={processes} must be at least 0"
-    if out is not None and to is not None and images is not None:
-        size, quality = read("size", int), read("quality", int)
-        yield from packing.problems(to=to, size=size, quality=quality, shard_images=images, out=Path(out))
 
 
 def batch_problems(read: Reader) -> Iterator[str]:
@@ -442,83 +256,6 @@ def schedule_problems(read: Reader) -> Iterator[str]:
         )
 
 
-def evaluation_problems(read: Reader) -> Iterator[str]:
-    run, checkpoint = read("run", str), read("checkpoint", str)
-    if run is None or checkpoint is None:
-        return
-    file = Path(run) / runs.CONFIG
-    if not file.is_file():
-        yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
-    elif refused := trust.problems(yaml.safe_load(file.read_text())):
-        yield from (f"run={run}: {problem}" for problem in refused)
-    elif not runs.checkpoint_file(Path(run), checkpoint).is_file():
-        yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
-
-
-def probe_problems(read: Reader) -> Iterator[str]:
-    node = read("probe", dict)
-    if not node or "_target_" not in node or any(bad.startswith("probe") for bad in read.bad):
-        return
-    try:
-        resolve(str(node["_target_"]))(**{k: v for k, v in node.items() if not k.startswith("_")})
-    except ValueError as error:
-        yield str(error)
-    if read("split", str) == "train" and node["_target_"] != "vitlab.probing.Head":
-        yield "split=train: a probe is fitted to the training images, and is measured on others; use val or test"
-    kind, class_token = node.get("features"), read("model.class_token", bool)
-    if kind in ("cls", "both") and class_token is False:
-        yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
-
-
-def doctor_problems(read: Reader) -> Iterator[str]:
-    if read("changes", list) is None:
-        return
-    for knob, least in (("steps", 1), ("warmup", 1), ("rounds", 1)):
-        if (value := read(knob, int)) is not None and value < least:
-            yield f"{knob}={value} must be at least {least}"
-    for count in read("workers", list[int]) or []:
-        if count < 0:
-            yield f"workers={shown(read('workers'))}: {count} is not a number of processes; use 0 or more"
-    if (ranks := read.ranks()) > 1 and (batch := read("batch_size", int)) is not None:
-        share = f"use trainer.devices=1 trainer.num_nodes=1 batch_size={max(1, batch // ranks)}, the share of one"
-        yield f"trainer.devices={shown(read('trainer.devices'))}: the doctor looks at one device; {share}"
-
-
-def export_problems(read: Reader) -> Iterator[str]:
-    name, run, checkpoint, out = (read(key, str) for key in ("format", "run", "checkpoint", "out"))
-    if name is None or run is None or checkpoint is None or out is None:
-        return
-    if (tolerance := read("tolerance", float)) is not None and not tolerance >= 0:
-        yield f"tolerance={shown(tolerance)} must be 0 or more"
-    from vitlab.exporting import formats
-
-    yield from formats.problems(
-        run=Path(run),
-        checkpoint=checkpoint,
-        part=read("part", str),
-        name=name,
-        fold=bool(read("fold", bool)),
-        out=Path(out),
-        overwrite=bool(read("overwrite", bool)),
-    )
-
-
-def replay_problems(read: Reader) -> Iterator[str]:
-    capture, rank = read("capture", str), read("rank", int)
-    if capture is None or rank is None:
-        return
-    folder = Path(capture)
-    if not (folder / nonfinite.INFO).is_file():
-        inside = sorted(map(str, folder.glob(f"captures/*/{nonfinite.INFO}")))
-        there = f"; that run has {', '.join(str(Path(file).parent) for file in inside)}" if inside else ""
-        yield f"capture={capture} is not a captured step: it has no {nonfinite.INFO}{there}"
-    elif not (folder / runs.CONFIG).is_file():
-        yield f"capture={capture} has no {runs.CONFIG}, which says what the network is; copy the run's there"
-    elif not (folder / f"rank{rank}" / nonfinite.PARTS).is_file():
-        there = ", ".join(sorted(part.name.removeprefix("rank") for part in folder.glob("rank*")))
-        yield f"rank={rank}: {capture} has no part of it; there is {there}"
-
-
 def sweep_problems(read: Reader) -> Iterator[str]:
     sweep, retries = read("sweep", str), read("retries", int)
     if sweep is not None and read("action", str) is not None:
@@ -537,33 +274,6 @@ def sweep_problems(read: Reader) -> Iterator[str]:
         )
     if retries is not None and retries < 0:
         yield f"retries={retries} must be 0 or more"
-
-
-def dashboard_problems(read: Reader) -> Iterator[str]:
-    if not {"sweep", "run"} <= read.config.keys():
-        return
-    sweep, run = read("sweep", str), read("run", str)
-    if (sweep is None) == (run is None):
-        both = "sweep and run are both set" if sweep is not None else "neither sweep nor run is set"
-        yield f"{both}; a dashboard is of one of them: sweep=NAME or run=FOLDER"
-    elif importlib.util.find_spec("wandb_workspaces") is None:
-        yield f"wandb-workspaces, which makes dashboards, is not installed: {panels.INSTALL}"
-    elif sweep is not None:
-        try:
-            found = ledger.read_sweep(ledger.find_sweep(sweep))
-            panels.tracked_in([job.config for job in found.jobs if job.config])
-        except ledger.NoSweep as error:
-            yield str(error)
-        except ValueError as error:
-            yield f"sweep={sweep}: {error}"
-    elif run is not None:
-        if not (Path(run) / runs.CONFIG).is_file():
-            yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
-            return
-        try:
-            panels.tracked_in([runs.read_config(Path(run))])
-        except ValueError as error:
-            yield f"run={run}: {error}"
 
 
 def root_problems(read: Reader) -> Iterator[str]:

@@ -6,12 +6,11 @@ command line -> preflight: compose leniently, check everything, show all problem
              -> function(**configuration), its results in `results.json`, its objective to the sweeper
 """
 
-import logging
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
@@ -19,8 +18,6 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.config_store import ConfigStore
-from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,21 +27,32 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import claiming, identity, importing, launch, launchers, ledger, progress, resolvers, runs, stopping, trust
+from vitlab import (
+    claiming,
+    grammar,
+    identity,
+    importing,
+    jobs,
+    launch,
+    launchers,
+    ledger,
+    progress,
+    resolvers,
+    runs,
+    signatures,
+    stopping,
+    trust,
+)
 from vitlab.data.storage import is_remote
-from vitlab.schema import Node, defaults, suggest
+from vitlab.jobs import Function
+from vitlab.schema import Node
 from vitlab.stopping import Stopped
 from vitlab.weights.composing import completed
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-EXPERIMENTS = CONF.parent / "experiments"
 UNSET_RUN_DIR = "runs"  # stands for the run folder while the configuration is only being checked
 
-log = logging.getLogger(__name__)
-
 _composed: ContextVar[dict[tuple[str, ...], DictConfig]] = ContextVar("composed")  # in the preflight
-
-Function = Callable[..., Node]
 
 resolvers.register_resolvers()  # here: some launchers' workers import this, and then ask for a job's folder
 
@@ -69,11 +77,11 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
                 config = runs.read_config(Path(run_dir))
                 with importing.uncollected():
                     importing.ahead(config)
-                run_recorded(name, function, Path(run_dir), config)
+                jobs.run_recorded(name, function, Path(run_dir), config)
                 return
             launch.make_importable(Path(__file__).resolve().parents[1])
             with importing.uncollected():
-                register()
+                signatures.register()
                 sys.argv[1:] = preflight(name, function, sys.argv[1:])
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
@@ -87,41 +95,6 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
     return wrap
 
 
-def register() -> None:
-    """Tells Hydra what no YAML file has to repeat: signatures' defaults, experiments."""
-    store = ConfigStore.instance()
-    store.repo = Stored(store.repo)
-
-    def signature(target: str, *supplied: str) -> Node:
-        return {k: v for k, v in defaults(target).items() if k not in supplied}
-
-    network = signature("vitlab.vit.VisionTransformer", "image_size", "num_classes", "in_channels")
-    data = signature("vitlab.data.module.DataModule")
-    data["augment"] = signature("vitlab.data.augment.Augment")
-    classifier = signature("vitlab.classifier.Classifier", "_target_", "optimizer", "schedule")
-    weights = signature("vitlab.weights.loading.network", "_target_")
-    for group, name, node in (
-        ("model", "vit_signature", network),
-        ("data", "data_signature", data),
-        ("classifier", "signature", classifier),
-        ("weights", "signature", weights),
-    ):
-        store.store(group=group, name=name, node=node, provider="signature")
-    for file in sorted(EXPERIMENTS.glob("*.yaml")):
-        store.store(
-            group="experiment", name=file.stem, node=OmegaConf.load(file), package="_global_", provider="experiments"
-        )
-
-
-class Stored(dict[str, Any]):
-    """Hydra's store, which Hydra copies whole each time that it looks for the options of a group: hundreds of times for
-    `--help`. It never changes what it has copied, and copies what it loads once more, so one will do.
-    """
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Stored":
-        return self
-
-
 # ---------------------------------------------------------------------------------------------------- preflight
 
 
@@ -131,7 +104,7 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
     Returned are the arguments for Hydra: settings that exist but that no YAML file lists (there are dozens in
     `lightning.Trainer`) get Hydra's `++`, and `resume` becomes the folder to go on in.
     """
-    arguments, asks = parse_arguments(argv)
+    arguments, asks = grammar.parse_arguments(argv)
     if arguments.experimental_rerun:
         stop(name, ["--experimental-rerun reads a pickle, which may run code; use resume=RUN, or RUN/config.yaml"])
     if asks:
@@ -143,19 +116,19 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
     with initialized(arguments):
         try:
             resumed = resume.resumed_overrides(arguments.overrides, problems)
-            resumed += hydra_groups_of_experiments(arguments.overrides)
+            resumed += grammar.hydra_groups_of_experiments(arguments.overrides)
             parser = OverridesParser.create(GlobalHydra.instance().config_loader())
             overrides = parser.parse_overrides([*resumed, *arguments.overrides])
         except HydraException as error:
             stop(name, [str(error)])
-        look_in([str(f) for o in overrides if o.key_or_group == "hydra.searchpath" for f in listing(o.value())])
-        groups = {o.input_line: options for o in overrides if (options := group_options(o))}
+        look_in([str(f) for o in overrides if o.key_or_group == "hydra.searchpath" for f in grammar.listing(o.value())])
+        groups = {o.input_line: options for o in overrides if (options := grammar.group_options(o))}
         for override in list(overrides):
-            if found := option_problems(override, groups.get(override.input_line, [])):
+            if found := grammar.option_problems(override, groups.get(override.input_line, [])):
                 problems += found
                 overrides.remove(override)  # so that what else is wrong can be seen as well
-        choices = [(o, spellings(o, o.input_line in groups, arguments.multirun)) for o in overrides]
-        for lines in variants([c for _, c in choices if c]):
+        choices = [(o, grammar.spellings(o, o.input_line in groups, arguments.multirun)) for o in overrides]
+        for lines in grammar.variants([c for _, c in choices if c]):
             problems += [
                 p for p in composed_problems(primary, function, lines, sweep=arguments.multirun) if p not in problems
             ]
@@ -166,7 +139,7 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         if problems:
             stop(name, problems)
         listed = compose(primary, [c[0] for o, c in choices if c and o.input_line in groups])
-        unlisted = {o.input_line for o in overrides if o.input_line not in groups and is_unlisted(o, listed)}
+        unlisted = {o.input_line for o in overrides if o.input_line not in groups and grammar.is_unlisted(o, listed)}
         in_folder = any(o.key_or_group == "hydra.run.dir" for o in overrides)
         by_others = launch.started_by_others(os.environ) or launch.place(os.environ)
         if by_others and not in_folder:
@@ -228,15 +201,6 @@ def named_sweep(name: str, cfg: DictConfig, config: Node, overrides: list[Overri
     return added
 
 
-def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
-    """Hydra's own parsing of a command line, and whether it only asks for help or shows the configuration."""
-    from hydra._internal.utils import get_args_parser
-
-    arguments = get_args_parser().parse_args(argv)
-    asks = ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")
-    return arguments, any(getattr(arguments, a) for a in asks)
-
-
 @contextmanager
 def initialized(arguments: Namespace) -> Iterator[None]:
     """Hydra's loader on our `conf/` and what the command line adds to its search path."""
@@ -259,86 +223,6 @@ def look_in(folders: list[str]) -> None:
     for folder in folders:
         loader.config_search_path.prepend("command-line", folder, anchor="schema")
     loader.repository.initialize_sources(loader.config_search_path)
-
-
-def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
-    """What an experiment says of Hydra's own groups (`override /hydra/sweeper: optuna`), as overrides.
-
-    Hydra lets the primary file go before a file that it includes.
-    """
-    parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)}
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
-    found = []
-    for name in listing(parsed["experiment"].value()) if "experiment" in parsed else []:
-        file = loader.repository.load_config(f"experiment/{name}") if isinstance(name, str) else None
-        for default in file.defaults_list or [] if file else []:
-            if default.is_override() and isinstance(default, GroupDefault):
-                group = (default.group or "").lstrip("/")
-                if group.startswith("hydra/") and group not in parsed:
-                    found.append(f"{group}={default.value}")
-    return found
-
-
-def listing(value: Any) -> list[Any]:
-    """A value that may stand for a list of one."""
-    return value if isinstance(value, list) else [value]
-
-
-def group_options(override: Override) -> list[str]:
-    """The options of the group that an override chooses from; empty for a value."""
-    loader = GlobalHydra.instance().config_loader()
-    return loader.get_group_options(override.key_or_group)
-
-
-def option_problems(override: Override, options: list[str]) -> list[str]:
-    """Whether the chosen option(s) of a group exist; `options` is empty for what is no group."""
-    if not options:
-        return []
-    chosen = listing(override.value())
-    if override.is_sweep_override():
-        chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
-    hidden = {o for o in options if o.endswith("signature")}
-    return [
-        launchers.missing(override.key_or_group, str(option))
-        or f"{override.key_or_group}={option}: there is no such option{suggest(str(option), options)} "
-        f"(of {', '.join(sorted(set(options) - hidden))})"
-        for option in chosen
-        if isinstance(option, str | int) and str(option) not in options and "*" not in str(option)
-    ]
-
-
-def spellings(override: Override, is_group: bool, multirun: bool) -> list[str]:
-    """The single values that an override stands for, spelt so that composing never fails on an unknown key.
-
-    The check finds all unknown keys, where Hydra's own refusal names the first. What a search samples
-    (`interval(...)`) can't be known yet, so nothing stands for it: each job checks itself again when it starts.
-    """
-    line = override.input_line or ""
-    if override.is_sweep_override() and multirun:
-        values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
-        return [f"{'' if is_group else '++'}{override.key_or_group}={value}" for value in values]
-    if is_group or override.is_delete() or override.is_hydra_override() or override.is_sweep_override():
-        return [line]
-    return ["++" + line.lstrip("+")]
-
-
-def is_unlisted(override: Override, listed: DictConfig) -> bool:
-    """Whether a plain `key=value` names a key that the composed files don't hold."""
-    plain = not (override.is_add() or override.is_force_add() or override.is_delete())
-    parent, _, key = override.key_or_group.rpartition(".")
-    holder = OmegaConf.select(listed, parent) if parent else listed
-    is_listed = OmegaConf.is_dict(holder) and key in holder.keys()  # noqa: SIM118 (`in` overlooks what is ???)
-    return plain and not is_listed and not override.is_hydra_override()
-
-
-def variants(choices: list[list[str]]) -> Iterator[list[str]]:
-    """Command lines that together hold every value of a sweep: its first job, then each other value in its place."""
-    first = [c[0] for c in choices]
-    yield first
-    for i, values in enumerate(choices):
-        for value in values[1:]:
-            yield [*first[:i], value, *first[i + 1 :]]
 
 
 def searched_problems(
@@ -371,7 +255,11 @@ def searched_problems(
     parser = OverridesParser.create(loader)
     known = {o.key_or_group for o in overrides if o.is_discrete_sweep()}  # each value was checked with the others
     for corner in space.corners(known):
-        chosen = [s for o in parser.parse_overrides(corner) for s in spellings(o, bool(group_options(o)), False)]
+        chosen = [
+            s
+            for o in parser.parse_overrides(corner)
+            for s in grammar.spellings(o, bool(grammar.group_options(o)), False)
+        ]
         found += [p for p in composed_problems(name, function, [*single, *chosen], sweep=True) if p not in found]
     return found
 
@@ -484,13 +372,13 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
         return None
 
     def start(config: Node) -> None:
-        start_job(name, function, entry, config, sweep=sweep)
+        jobs.start_job(name, function, entry, config, sweep=sweep)
 
     if launch.rank(os.environ) != 0:
         if launch.place(os.environ):  # another machine of a job: it starts its own ranks
             start(config)
         else:
-            run_recorded(name, function, run_dir, config)
+            jobs.run_recorded(name, function, run_dir, config)
     elif sweep and "retries" in config:
         job, line = ledger_entry(hydra_cfg, config)
         ledger.enter(run_dir.parent, {job: line})
@@ -512,93 +400,3 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
 def ledger_entry(hydra_cfg: Any, config: Node | str) -> tuple[str, Node]:
     """A sweep's job as its ledger lists it: its identity, its folder's name and its settings."""
     return ledger.entry(Path(hydra_cfg.sweep.dir), config, list(hydra_cfg.overrides.task))
-
-
-def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep: bool) -> None:
-    """Runs a job in this process, or in processes of its own where it has several devices, belongs to a sweep, or may
-    have to be started again.
-    """
-    run_dir, trainer = Path(config["run_dir"]), config.get("trainer")  # a command without one runs in one process
-    ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"]) if trainer else 1
-    again = config.get("restarts") or config.get("on_out_of_memory") == "accumulate"
-    several = ranks > 1 or launch.place(os.environ)
-    if launch.started_by_others(os.environ) or not (several or sweep or again):
-        run_recorded(name, function, run_dir, config)
-        return
-    try:
-        run_until_it_fits(entry, run_dir, ranks, config)
-    except Stopped as stop:
-        runs.record_end(run_dir, stop.outcome)  # once more: the first rank may have been killed before it could
-        sys.exit(stopping.STATUS[stop.outcome])
-    except launch.JobFailed as error:
-        runs.record_crash(run_dir, str(error), first=error.killed)
-        if sweep:
-            raise  # Hydra shows it, goes on with the next job, and ends with status 1
-        print(f"{name} failed: {error}; {runs.way_on(run_dir)}", file=sys.stderr)
-        sys.exit(1)
-
-
-def run_until_it_fits(entry: Path, run_dir: Path, ranks: int, config: Node) -> None:
-    """`launch.run_ranks`, again with smaller parts where memory was not enough and the configuration asks so."""
-    while True:
-        try:
-            return launch.run_ranks(entry, run_dir, ranks, restarts=config.get("restarts", 0))
-        except launch.JobFailed:
-            if launch.place(os.environ):
-                raise  # the other machines would have to do the same
-            from vitlab import memory
-
-            going_on = any((run_dir / "checkpoints").glob("*.ckpt"))
-            world = ranks * (config["trainer"].get("num_nodes") or 1)
-            smaller = memory.smaller_parts(config, runs.read_results(run_dir), ranks=world, going_on=going_on)
-            if smaller is None:
-                raise
-            config = smaller
-            runs.write_config(run_dir, config)
-            parts = config["trainer"]["accumulate_grad_batches"]
-            where = "its last checkpoint" if going_on else "the start"
-            line = f"out of memory: the run goes on from {where} with trainer.accumulate_grad_batches={parts}"
-            print(line, file=sys.stderr)
-            with (run_dir / f"{entry.stem}.log").open("a") as file:
-                file.write(f"{line}\n")
-
-
-def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> None:
-    """Runs the function in this process, (a rank of) a job, with its log and its end kept in the run folder.
-
-    An error is told in one line, and ends the process with status 1: its traceback is in the log.
-    """
-    rank = launch.rank(os.environ)
-    file = run_dir / (f"{name}.rank{rank}.log" if rank else f"{name}.log")
-    begun = any((run_dir / "checkpoints").glob("*.ckpt"))
-    if launch.restarted(os.environ) and "resume" in config and (begun or config["resume"] is None):
-        config["resume"] = "auto"  # also where it began from a file: it is further by now
-
-    def at_once(outcome: stopping.Outcome) -> None:
-        if rank == 0:
-            runs.record_end(run_dir, outcome)
-
-    try:
-        with ExitStack() as stack:
-            if rank == 0:
-                stack.enter_context(runs.held(run_dir, "rank0"))
-            stack.enter_context(runs.logging_to(file, rank == 0))
-            results = stack.enter_context(runs.recorded(run_dir, rank == 0))
-            stack.enter_context(stopping.heard(at_once))
-            stack.enter_context(claiming.cancel_heard(run_dir, config))
-            launch.join_again(os.environ)
-            results.update(function(**config))
-            launch.leave_group()
-    except Stopped as stop:
-        sys.exit(stopping.STATUS[stop.outcome])
-    except (KeyboardInterrupt, SystemExit):
-        sys.exit(stopping.STATUS["interrupted"])
-    except runs.Occupied as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(1)
-    except Exception:
-        if "HYDRA_FULL_ERROR" in os.environ:
-            raise
-        way_on = f"; {runs.way_on(run_dir)}" if "resume" in config else ""  # a command that trains
-        print(f"{name} failed; the traceback is in {file}{way_on}", file=sys.stderr)
-        sys.exit(1)

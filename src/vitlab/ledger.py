@@ -15,15 +15,14 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from filelock import FileLock, Timeout
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -142,20 +141,11 @@ def attempts(folder: Path) -> list[Node]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a process runs the job now. A glance: it keeps nobody from taking the job for longer than that."""
+    """Whether a process runs the job now, at a glance."""
     try:
-        for name in runs.LOCKS.values():
-            if (folder / name).exists():
-                with FileLock(folder / name, timeout=0):
-                    pass
-    except Timeout:
-        return True
-    except (
-        OSError,
-        NotImplementedError,
-    ):  # no locks on this file system, or not ours to look at: what is written counts
+        return runs.is_locked(folder)
+    except (OSError, NotImplementedError):  # no locks here, or not ours to look at: what is written counts
         return bool(runs.read_results(folder).get("status") == "running")
-    return False
 
 
 def read_json(file: Path) -> Node:
@@ -170,21 +160,9 @@ def read_json(file: Path) -> Node:
 # ----------------------------------------------------------------------------------------------------- to be written
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> AbstractContextManager[object]:
     """Nobody else changes the sweep's list of jobs while the block runs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / LOCK)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        log.warning("%s can't be locked (%s): start only one process of this sweep at a time", folder, error)
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
+    return runs.locked(folder, LOCK, "start only one process of this sweep at a time")
 
 
 def begin(folder: Path, *, command: str, varies: Iterable[str], objectives: Mapping[str, Direction]) -> None:

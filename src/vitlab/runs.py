@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -103,23 +103,28 @@ GLANCE = 0.5  # seconds that somebody may hold it who only looks whether it is h
 @contextmanager
 def held(run_dir: Path, role: str) -> Iterator[None]:
     """Owns a run folder until the block ends, or the process does, however it ends. Raises `Occupied`."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir / LOCKS[role])
+    patience = LINGERS if lock_is_left_behind(run_dir) else GLANCE
     try:
-        if lock_is_left_behind(run_dir):
-            lock.acquire(timeout=LINGERS)
-        else:
-            lock.acquire(timeout=GLANCE)
+        lock = locked(run_dir, LOCKS[role], "take care that only one process trains in it", timeout=patience)
     except Timeout:
         raise Occupied(f"{run_dir} is being trained in by {holder(read_results(run_dir))}") from None
-    except (OSError, NotImplementedError) as error:
-        log.warning("%s can't be locked (%s): take care that only one process trains in it", run_dir, error)
+    with lock:
         yield
-        return
+
+
+def locked(folder: Path, name: str, remedy: str, *, timeout: float = -1) -> AbstractContextManager[object]:
+    """Locks a folder at once, until the block ends or the process does; on file systems without locks tells a remedy.
+
+    Raises `Timeout` where somebody holds the lock for longer than `timeout` seconds (-1: waits).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield
-    finally:
-        lock.release()
+        return FileLock(folder / name).acquire(timeout=timeout)
+    except Timeout:
+        raise
+    except (OSError, NotImplementedError) as error:
+        log.warning("%s can't be locked (%s): %s", folder, error, remedy)
+        return nullcontext()
 
 
 def lock_is_left_behind(run_dir: Path) -> bool:
@@ -133,18 +138,28 @@ def is_held(run_dir: Path, roles: Iterable[str] = LOCKS) -> bool:
     deadline = time.monotonic() + LINGERS
     while True:
         try:
-            for role in roles:
-                if (run_dir / LOCKS[role]).exists():
-                    with FileLock(run_dir / LOCKS[role], timeout=0):
-                        pass
-        except Timeout:
-            if time.monotonic() > deadline or not lock_is_left_behind(run_dir):
-                return True
-            time.sleep(0.2)
+            if not is_locked(run_dir, roles):
+                return False
         except (OSError, NotImplementedError):
             return False
-        else:
-            return False
+        if time.monotonic() > deadline or not lock_is_left_behind(run_dir):
+            return True
+        time.sleep(0.2)
+
+
+def is_locked(run_dir: Path, roles: Iterable[str] = LOCKS) -> bool:
+    """Whether somebody holds a lock of a run folder now. Raises `OSError` or `NotImplementedError` without locks.
+
+    A glance: it keeps nobody from taking the folder for longer than that.
+    """
+    try:
+        for role in roles:
+            if (run_dir / LOCKS[role]).exists():
+                with FileLock(run_dir / LOCKS[role], timeout=0):
+                    pass
+    except Timeout:
+        return True
+    return False
 
 
 def lives(process: Any) -> bool:

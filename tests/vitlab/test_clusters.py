@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 from test_parallel import batch
 
-from vitlab import clusters, command, launch
+from vitlab import clusters, command, launch, signatures
 from vitlab.stopping import STATUS, Stopped
 
 PYTHONPATH = os.pathsep.join([str(command.CONF.parent / "src"), str(Path(__file__).parent)])
@@ -141,7 +141,7 @@ def on_two_nodes(folder: Path) -> None:
     """What a process of its own does for the next test: a cluster, a sweep on it, another that is interrupted."""
     from ray.cluster_utils import Cluster
 
-    command.register()
+    signatures.register()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     cluster.add_node(num_cpus=2)
     settings: dict[str, Any] = {"address": cluster.address, "cpus_per_device": 1.0, "gpus": None}

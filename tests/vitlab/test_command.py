@@ -329,16 +329,6 @@ def test_processes_started_by_others_want_one_folder_and_one_of_them_describes_i
     assert preflight("hydra.run.dir=here") == ["hydra.run.dir=here", "hydra.output_subdir=null"]
 
 
-def test_variants_hold_every_value_but_not_every_combination() -> None:
-    assert list(command.variants([["a=1", "a=2", "a=3"], ["b=1"], ["c=1", "c=2"]])) == [
-        ["a=1", "b=1", "c=1"],
-        ["a=2", "b=1", "c=1"],
-        ["a=3", "b=1", "c=1"],
-        ["a=1", "b=1", "c=2"],
-    ]
-    assert list(command.variants([])) == [[]]
-
-
 # ---------------------------------------------------------------------------------------------------------- resume
 
 

@@ -203,9 +203,9 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {source!r}]
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from vitlab import command, launch, parallel, stopping
+from vitlab import command, launch, parallel, signatures, stopping
 from test_parallel import batch
-command.register()
+signatures.register()
 folder = Path({folder!r})
 def task(cfg):
     run_dir = Path(HydraConfig.get().runtime.output_dir)

@@ -255,6 +255,16 @@ def test_a_folder_has_one_owner_until_that_ends_however_it_ends(role: str, tmp_p
         pass
 
 
+def test_a_folder_that_cant_be_locked_is_used_and_that_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / runs.LOCKS["job"]).mkdir()  # no file can be made there
+    with runs.held(tmp_path, "job"):
+        (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path} can't be locked (")
+    assert line.endswith("): take care that only one process trains in it")
+
+
 def test_what_a_killed_run_leaves_for_a_moment_is_waited_for(tmp_path: Path, owner: Any) -> None:
     process = owner("rank0")
     dead = {"status": "running", "host": platform.node(), "process": 2**22 + 1}

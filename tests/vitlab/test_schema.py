@@ -338,8 +338,8 @@ def test_defaults_of_a_name_that_is_not_there_are_refused() -> None:
 def test_composing_a_configuration_imports_nothing_heavy() -> None:
     program = f"""
 import json, sys, hydra
-from vitlab import command
-command.register()
+from vitlab import command, signatures
+signatures.register()
 with hydra.initialize_config_dir({str(CONF)!r}, version_base="1.3"):
     config = command.plain(hydra.compose("train", ["model=vit_b16"]), "run")
     assert config["model"]["qkv_bias"] is True

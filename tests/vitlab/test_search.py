@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from optuna.trial import TrialState
 
 import train
-from vitlab import command, launch, ledger, runs, search, study
+from vitlab import command, jobs, launch, ledger, runs, search, study
 from vitlab.schema import Node
 
 Search = Callable[..., list[Path]]
@@ -47,7 +47,7 @@ def searching(
         assert sweep
         started.append(Path(config["run_dir"]))
         try:
-            command.run_recorded(name, function, started[-1], config)
+            jobs.run_recorded(name, function, started[-1], config)
         except SystemExit as end:  # the end of a process of its own
             raise launch.JobFailed(f"the process ended with status {end.code}") from end
 
@@ -65,7 +65,7 @@ def searching(
         assert ended == status
         return list(started)
 
-    patch.setattr(command, "start_job", start)
+    patch.setattr(jobs, "start_job", start)
     yield run
     patch.undo()
 

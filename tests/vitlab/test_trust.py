@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 import evaluate
 from conftest import Configure, Program
-from vitlab import build, checks, command, runs, trust
+from vitlab import build, checks, command, grammar, runs, signatures, trust
 from vitlab.schema import Node
 
 SOURCES = sorted(Path(command.__file__).resolve().parents[1].rglob("*.py"))
@@ -79,7 +79,7 @@ def test_what_experiments_are_made_of_may_be_called(target: str) -> None:
 
 
 def test_every_file_of_ours_passes(configure: Configure) -> None:
-    files = [*command.CONF.rglob("*.yaml"), *command.EXPERIMENTS.glob("*.yaml")]
+    files = [*command.CONF.rglob("*.yaml"), *signatures.EXPERIMENTS.glob("*.yaml")]
     targets = {
         str(value["_target_"])
         for file in files
@@ -274,7 +274,7 @@ def test_a_launcher_may_be_called_and_runs_no_line_of_shell_from_a_file(
 
 
 def test_hydra_s_own_parts_pass() -> None:
-    with command.initialized(command.parse_arguments([])[0]):
+    with command.initialized(grammar.parse_arguments([])[0]):
         for overrides in ([], ["hydra/job_logging=default"], ["hydra/hydra_logging=hydra_debug"]):
             try:
                 cfg = command.compose("train", overrides)

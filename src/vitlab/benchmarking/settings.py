@@ -13,7 +13,7 @@ COUNTS = ("networks.batches", "scaling.width", "scaling.depth", "scaling.batch")
 
 
 def problems(read: Any) -> Iterator[str]:
-    """`read` gives a value by its dotted path, or None (`checks.Reader`)."""
+    """`read` gives a value by its dotted path, or None (`reader.Reader`)."""
     parts = read("parts", list[str])
     if parts is None:
         return

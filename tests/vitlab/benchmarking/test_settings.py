@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vitlab.benchmarking import settings
-from vitlab.checks import Reader
+from vitlab.reader import Reader
 
 GOOD: dict[str, Any] = {"parts": ["networks", "scaling"], "rounds": 3, "seconds": 0.1, "threads": None}
 

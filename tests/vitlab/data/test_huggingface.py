@@ -1,6 +1,5 @@
 """Sets in the formats of the Hugging Face Hub: files that `datasets` wrote, read from a disk and over HTTP."""
 
-import importlib.util
 import io
 import json
 import logging
@@ -119,27 +118,6 @@ def test_one_file_or_a_pattern_of_files_is_cut_by_vitlab(load: Load, parquet: Pa
     streamed = load(name=str(parquet / "data" / "t*.parquet"), test_fraction=0.25, streaming=True)
     assert {name: len(split) for name, split in streamed.splits.items()} == {"train": 600, "test": 200}
     assert not set(streamed.train.files or []) & set(streamed.test.files or [])
-
-
-@pytest.mark.parametrize(
-    ("names", "asked", "expected"),
-    [
-        (("train", "test"), {}, ("train", None, "test")),
-        (("train", "validation", "test"), {}, ("train", "validation", "test")),
-        (("train", "validation"), {}, ("train", None, "validation")),
-        (("train", "dev"), {"val_split": "dev"}, ("train", "dev", None)),
-        (("train",), {}, ("train", None, None)),
-        (("full",), {}, ("full", None, None)),
-        (("test",), {}, ("test", None, None)),
-        (("train_small", "test"), {}, ("train_small", None, "test")),
-        (("train", "test", "extra"), {"train_split": "extra"}, ("extra", None, "test")),
-        (("train", "test_a", "test_b"), {"test_split": "test_b"}, ("train", None, "test_b")),
-    ],
-)
-def test_splits_are_found_by_their_names(names: tuple[str, ...], asked: Node, expected: tuple[Any, ...]) -> None:
-    found = huggingface.Opened("set", names, None, None, None, "")
-    knobs = [asked.get(f"{name}_split") for name in ("train", "val", "test")]
-    assert huggingface.choose_splits(found, *knobs) == expected
 
 
 def test_a_published_validation_split_is_validated_on(load: Load, tmp_path: Path) -> None:
@@ -335,22 +313,6 @@ def test_a_program_tells_it_before_anything_starts(configure: Configure, train_f
         assert told in found[0]
 
 
-def test_without_the_hub_what_its_cache_has_is_used(load: Load, parquet: Path, tmp_path: Path) -> None:
-    load(name=str(parquet))
-    (tmp_path / "cache" / "digits").rename(tmp_path / "cache" / "someone___digits")  # as a download would lie there
-    (commit,) = [
-        folder.name for folder in (tmp_path / "cache").glob("someone___digits/default/0.0.0/*") if folder.is_dir()
-    ]
-    source = load(name="someone/digits")
-    assert (source.name, len(source.train)) == ("someone/digits", 600)
-    assert (source.train.files or [])[0] == "someone/digits/train/0"
-    assert len(load(name="someone/digits", revision=commit).train) == 600
-    with pytest.raises(
-        ValueError, match=f"revision=main: the Hub can't be asked .*, and what its cache has is {commit}"
-    ):
-        load(name="someone/digits", revision="main")
-
-
 def test_a_good_configuration_has_no_problems_and_is_named_by_its_data(
     configure: Configure, train_function: Any, parquet: Path
 ) -> None:
@@ -361,11 +323,6 @@ def test_a_good_configuration_has_no_problems_and_is_named_by_its_data(
     assert config["data"]["source"]["name"] == str(parquet)
     hub = configure("data=huggingface", "data.name=uoft-cs/cifar100", "image_size=8")
     assert hub["name"].startswith("uoft-cs_cifar100-vit_")
-
-
-def test_without_the_package_that_is_told(monkeypatch: pytest.MonkeyPatch, parquet: Path) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert list(huggingface.problems(name=str(parquet))) == [huggingface.INSTALL]
 
 
 # ------------------------------------------------------------------------------------------------------------ streamed

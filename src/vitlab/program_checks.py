@@ -1,0 +1,135 @@
+"""What is wrong with the settings of the other programs than `train.py`: a rule each, silent where it isn't its own."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from vitlab import ledger, nonfinite, panels, runs, trust
+from vitlab.reader import Reader
+from vitlab.schema import resolve, shown
+
+
+def evaluation_problems(read: Reader) -> Iterator[str]:
+    run, checkpoint = read("run", str), read("checkpoint", str)
+    if run is None or checkpoint is None:
+        return
+    file = Path(run) / runs.CONFIG
+    if not file.is_file():
+        yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
+    elif refused := trust.problems(yaml.safe_load(file.read_text())):
+        yield from (f"run={run}: {problem}" for problem in refused)
+    elif not runs.checkpoint_file(Path(run), checkpoint).is_file():
+        yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
+
+
+def probe_problems(read: Reader) -> Iterator[str]:
+    node = read("probe", dict)
+    if not node or "_target_" not in node or any(bad.startswith("probe") for bad in read.bad):
+        return
+    try:
+        resolve(str(node["_target_"]))(**{k: v for k, v in node.items() if not k.startswith("_")})
+    except ValueError as error:
+        yield str(error)
+    if read("split", str) == "train" and node["_target_"] != "vitlab.probing.Head":
+        yield "split=train: a probe is fitted to the training images, and is measured on others; use val or test"
+    kind, class_token = node.get("features"), read("model.class_token", bool)
+    if kind in ("cls", "both") and class_token is False:
+        yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
+
+
+def doctor_problems(read: Reader) -> Iterator[str]:
+    if read("changes", list) is None:
+        return
+    for knob, least in (("steps", 1), ("warmup", 1), ("rounds", 1)):
+        if (value := read(knob, int)) is not None and value < least:
+            yield f"{knob}={value} must be at least {least}"
+    for count in read("workers", list[int]) or []:
+        if count < 0:
+            yield f"workers={shown(read('workers'))}: {count} is not a number of processes; use 0 or more"
+    if (ranks := read.ranks()) > 1 and (batch := read("batch_size", int)) is not None:
+        share = f"use trainer.devices=1 trainer.num_nodes=1 batch_size={max(1, batch // ranks)}, the share of one"
+        yield f"trainer.devices={shown(read('trainer.devices'))}: the doctor looks at one device; {share}"
+
+
+def export_problems(read: Reader) -> Iterator[str]:
+    name, run, checkpoint, out = (read(key, str) for key in ("format", "run", "checkpoint", "out"))
+    if name is None or run is None or checkpoint is None or out is None:
+        return
+    if (tolerance := read("tolerance", float)) is not None and not tolerance >= 0:
+        yield f"tolerance={shown(tolerance)} must be 0 or more"
+    from vitlab.exporting import formats
+
+    yield from formats.problems(
+        run=Path(run),
+        checkpoint=checkpoint,
+        part=read("part", str),
+        name=name,
+        fold=bool(read("fold", bool)),
+        out=Path(out),
+        overwrite=bool(read("overwrite", bool)),
+    )
+
+
+def replay_problems(read: Reader) -> Iterator[str]:
+    capture, rank = read("capture", str), read("rank", int)
+    if capture is None or rank is None:
+        return
+    folder = Path(capture)
+    if not (folder / nonfinite.INFO).is_file():
+        inside = sorted(map(str, folder.glob(f"captures/*/{nonfinite.INFO}")))
+        there = f"; that run has {', '.join(str(Path(file).parent) for file in inside)}" if inside else ""
+        yield f"capture={capture} is not a captured step: it has no {nonfinite.INFO}{there}"
+    elif not (folder / runs.CONFIG).is_file():
+        yield f"capture={capture} has no {runs.CONFIG}, which says what the network is; copy the run's there"
+    elif not (folder / f"rank{rank}" / nonfinite.PARTS).is_file():
+        there = ", ".join(sorted(part.name.removeprefix("rank") for part in folder.glob("rank*")))
+        yield f"rank={rank}: {capture} has no part of it; there is {there}"
+
+
+def dashboard_problems(read: Reader) -> Iterator[str]:
+    if not {"sweep", "run"} <= read.config.keys():
+        return
+    sweep, run = read("sweep", str), read("run", str)
+    if (sweep is None) == (run is None):
+        both = "sweep and run are both set" if sweep is not None else "neither sweep nor run is set"
+        yield f"{both}; a dashboard is of one of them: sweep=NAME or run=FOLDER"
+    elif importlib.util.find_spec("wandb_workspaces") is None:
+        yield f"wandb-workspaces, which makes dashboards, is not installed: {panels.INSTALL}"
+    elif sweep is not None:
+        try:
+            found = ledger.read_sweep(ledger.find_sweep(sweep))
+            panels.tracked_in([job.config for job in found.jobs if job.config])
+        except ledger.NoSweep as error:
+            yield str(error)
+        except ValueError as error:
+            yield f"sweep={sweep}: {error}"
+    elif run is not None:
+        if not (Path(run) / runs.CONFIG).is_file():
+            yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
+            return
+        try:
+            panels.tracked_in([runs.read_config(Path(run))])
+        except ValueError as error:
+            yield f"run={run}: {error}"
+
+
+def packing_problems(read: Reader) -> Iterator[str]:
+    if not {"to", "shard_images"} <= read.config.keys():
+        return
+    from vitlab.data import indexing, packing
+
+    out, verify, index = (read(key, str) for key in ("out", "verify", "index"))
+    given = [key for key, value in (("out", out), ("verify", verify), ("index", index)) if value is not None]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} are set" if given else "out is not set"
+        yield f"{what}; one of out=FOLDER (pack into it), verify=FOLDER and index=FOLDER is wanted"
+        return
+    yield from indexing.problems(verify=verify, index=index)
+    to, images = read("to", str), read("shard_images", int)
+    if (processes := read("processes", int)) is not None and processes < 0:
+        yield f"processes={processes} must be at least 0"
+    if out is not None and to is not None and images is not None:
+        size, quality = read("size", int), read("quality", int)
+        yield from packing.problems(to=to, size=size, quality=quality, shard_images=images, out=Path(out))

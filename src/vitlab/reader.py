@@ -1,0 +1,49 @@
+"""A resolved configuration as the rules of the checks read it: only values that nothing was found wrong with."""
+
+import math
+from typing import Any
+
+from vitlab import launch
+from vitlab.data.sources import FACTS, Facts
+from vitlab.schema import Node, fits
+
+
+class Reader:
+    """Values by dotted path; None where a key is missing or was already found wrong."""
+
+    def __init__(self, config: Node, bad: set[str], *, elsewhere: bool = False) -> None:
+        self.config, self.bad, self.elsewhere = config, bad, elsewhere
+
+    def __call__(self, path: str, kind: Any = object) -> Any:
+        value: Any = self.config
+        for key in path.split("."):
+            if not isinstance(value, dict) or key not in value:
+                return None
+            value = value[key]
+        return value if path not in self.bad and fits(value, kind) else None
+
+    def facts(self) -> Facts | None:
+        """What is known of the data without loading it."""
+        target = self("data.source._target_", str)
+        return FACTS.get(target.rsplit(".", 1)[-1]) if target else None
+
+    def ranks(self) -> int:
+        """Processes that will train, over all nodes."""
+        devices, accelerator = self("trainer.devices"), self("trainer.accelerator", str)
+        if devices is None or not fits(devices, int | str | list[int]):
+            return 1
+        return launch.ranks_per_node(devices, accelerator or "auto") * (self("trainer.num_nodes", int) or 1)
+
+    def micro_batches(self) -> int:
+        """Parts that a step's batch is cut into."""
+        return self.ranks() * (self("trainer.accumulate_grad_batches", int) or 1)
+
+    def train_samples(self) -> int | None:
+        """Images left to train on after validation is cut off, where the data's size is known."""
+        facts, fraction = self.facts(), self("data.val_fraction", float)
+        samples = facts.train_samples if facts else None
+        if samples is None or fraction is None or not 0 < fraction < 1:
+            return None
+        limit = self("data.max_train_samples", int)
+        left = samples - math.ceil(samples * fraction)
+        return int(min(left, limit)) if limit else left

@@ -1,0 +1,72 @@
+"""A job: its log and its end are kept, wherever it runs, and it is started again where memory was not enough."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from vitlab import jobs, memory, runs
+from vitlab.schema import Node
+
+
+def counted(run_dir: str, **settings: object) -> Node:
+    """A program without a network."""
+    logging.getLogger("vitlab").warning("counted in %s", run_dir)
+    return {"count": len(settings)}
+
+
+def failing(**_: object) -> Node:
+    raise ValueError("why")
+
+
+def test_what_runs_in_this_process_leaves_its_results_and_its_log(tmp_path: Path) -> None:
+    jobs.start_job("train", counted, tmp_path / "never.py", {"run_dir": str(tmp_path), "seed": 3}, sweep=False)
+    found = runs.read_results(tmp_path)
+    assert (found["status"], found["count"]) == ("finished", 1)
+    assert f"counted in {tmp_path}" in (tmp_path / "train.log").read_text()
+
+
+def test_an_error_is_told_in_a_line_and_its_traceback_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        jobs.run_recorded("train", failing, tmp_path, {"resume": None})
+    assert stopped.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"train failed; the traceback is in {tmp_path}/train.log; no checkpoint was made yet"
+    assert "Traceback" in (tmp_path / "train.log").read_text()
+    assert runs.read_results(tmp_path)["error"] == "ValueError: why"
+
+
+def test_a_folder_that_somebody_trains_in_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with runs.held(tmp_path, "rank0"), pytest.raises(SystemExit):
+        jobs.run_recorded("train", counted, tmp_path, {})
+    assert f"train: {tmp_path} is being trained in by" in capsys.readouterr().err
+    assert not (tmp_path / runs.RESULTS).exists()
+
+
+def test_a_process_that_memory_was_not_enough_for_is_started_again_with_smaller_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real processes: the first says what `memory` says of such an end, the second fails for another reason."""
+    config: Node = {"run_dir": str(tmp_path), "on_out_of_memory": "accumulate", "batch_size": 64, "resume": None}
+    config |= {"trainer": {"devices": 1, "accelerator": "cpu", "accumulate_grad_batches": 1}}
+    runs.write_config(tmp_path, config)
+    entry = tmp_path / "train.py"
+    told = {memory.FLAG: True, memory.FITTING: 4}
+    entry.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "file = Path(os.environ['VITLAB_RUN'], 'results.json')\n"
+        "again = file.exists()\n"
+        f"file.write_text('{{}}' if again else {json.dumps(told)!r})\n"
+        "sys.exit(1 + again)\n"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        jobs.start_job("train", counted, entry, config, sweep=False)
+    assert stopped.value.code == 1
+    line = "out of memory: the run goes on from the start with trainer.accumulate_grad_batches=4"
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == line
+    assert shown[1].startswith("train failed: the process ended with status 2")
+    assert (tmp_path / "train.log").read_text() == f"{line}\n"
+    assert runs.read_config(tmp_path)["trainer"]["accumulate_grad_batches"] == 4

@@ -1,0 +1,117 @@
+"""The rules of the network: its sizes, its weights, what of it is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitlab.vit import VisionTransformer
+
+Found = Callable[..., list[str]]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["classifier.layer_decay=0.65", "classifier.head_lr_factor=10", "classifier.freeze=[patch_embed,blocks.0]"],
+        ["model=timm", "model.model_name=resnet18", "classifier.layer_decay=0.5", "classifier.freeze='layer[12]'"],
+    ],
+    ids=" ".join,
+)
+def test_a_network_that_can_be_trained_so_has_no_problem(found: Found, overrides: list[str]) -> None:
+    assert found(*overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["++model.num_classes=12"], "model.num_classes=12, but the data has 10 classes; leave model.num_classes out"),
+        (["++model.in_channels=3"], "model.in_channels=3, but the data has 1 channels; leave model.in_channels out"),
+        (
+            ["image_size=100", "model/patch=p16"],
+            "image_size=100 is not a multiple of patch_size=16; the nearest are 96",
+        ),
+        (["image_size=[8,9]", "model.patch_size=2"], "image_size=(8, 9) is not a multiple of patch_size=2"),
+        (["model.heads=7"], "model.dim=64 is not a multiple of heads=7; the nearest are 63 and 70"),
+        (["model.dim=66", "model.heads=6"], "model.dim=66 is not a multiple of 4, which position='sincos2d' needs"),
+        (["model.drop_path=1.0"], "model.drop_path=1.0 is not a rate: it must be at least 0 (off) and below 1"),
+        (["model.class_token=false"], "model.pool='cls' reads a token that class_token=False leaves out; set"),
+        (["model.pool=none"], "model.pool=none gives logits for each token, which is not for training; use cls or avg"),
+        (["model=timm", "model.model_name=resnet81"], "model.model_name=resnet81 is no timm model; did you mean"),
+        (["classifier.layer_decay=0"], "classifier.layer_decay=0 must be above 0 and at most 1 (off)"),
+        (["classifier.head_lr_factor=-1"], "classifier.head_lr_factor=-1 must be above 0"),
+        (["classifier.freeze=[1]"], "classifier.freeze=[1] is not a string or a list of a string"),
+        (
+            ["classifier.freeze=[blok.0]"],
+            "classifier.freeze=blok.0: no parameter or module has such a name; did you mean 'blocks.0'",
+        ),
+        (["classifier.freeze=blocks.9"], "classifier.freeze=blocks.9: no parameter or module has such a name"),
+        (["classifier.freeze='*'"], "classifier.freeze=* leaves nothing to train"),
+        (
+            ["model=timm", "model.model_name=resnet18", "classifier.freeze=layer5"],
+            "classifier.freeze=layer5: no parameter or module has such a name; did you mean 'layer",
+        ),
+    ],
+    ids=lambda case: " ".join(case) if type(case) is list else "",
+)
+def test_one_mistake_is_one_line_that_names_value_knob_and_remedy(
+    found: Found, overrides: list[str], words: str
+) -> None:
+    (line,) = found(*overrides)
+    assert words in line
+
+
+def test_several_mistakes_in_the_sizes_of_the_model_are_told_together(found: Found) -> None:
+    lines = found("image_size=100", "model.patch_size=16", "model.heads=7", "model.depth=0", "model.dropout=1.5")
+    assert [line.split("=")[0] for line in lines] == ["model.depth", "model.dropout", "image_size", "model.dim"]
+
+
+# ------------------------------------------------------------------------------------------------------------- weights
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT of 24 channels for 8 px, 10 classes and 3 colours, in a file."""
+    file = tmp_path_factory.mktemp("weights") / "w.pth"
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 2, "dim": 64, "depth": 1, "heads": 1, "num_classes": 10}
+    torch.save(VisionTransformer(**sizes, layer_scale=0.1).state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize("overrides", [["model=auto"], ["model.depth=1", "model.heads=1", "weights.strict=false"]])
+def test_weights_that_fit_or_need_not_are_no_problem(found: Found, weights: Path, overrides: list[str]) -> None:
+    assert found(f"model.weights={weights}", *overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=auto"], "model.weights=??? names no weights; set a file, a folder, timm:NAME, hf:NAME or a run"),
+        (["model=auto", "model.weights=gone.pth"], "model.weights=gone.pth: there is no file or folder gone.pth"),
+        (["model=auto", "model.weights=3"], "model.weights=3 names no weights"),
+        (["weights.part=ema"], "weights.part=ema is of no use without model.weights=SOURCE"),
+        (["weights.image_size=32"], "weights.image_size=32 is of no use without model.weights=SOURCE"),
+        (["++weights.stric=false"], "weights.stric=false: there is no such setting; did you mean 'strict'"),
+        (["weights.strict=0"], "weights.strict=0 is not true or false"),
+        (["model=auto", "model.weights=FILE", "weights.part=ema"], "weights.part=ema: "),
+        (["model=auto", "model.weights=FILE", "++model.depth=0"], "model.depth=0 must be at least 1"),
+        (["model=timm", "++model.weights=FILE"], "is for vitlab's own model; use model=auto"),
+        (
+            ["model.weights=FILE", "model.depth=1", "model.heads=1", "model.position=learned"],
+            "doesn't fit the model: in the weights, without a place in the model: blocks.0.ls1.gamma",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_weights_that_cant_be_loaded_are_told_before_anything_starts(
+    found: Found, weights: Path, overrides: list[str], message: str
+) -> None:
+    (line,) = found(*(override.replace("FILE", str(weights)) for override in overrides))
+    assert message in line
+
+
+def test_weights_that_cant_be_read_hide_no_other_mistake(found: Found) -> None:
+    lines = found("model=auto", "model.weights=gone.pth", "++sede=7", "seed=abc")
+    assert [line.split("=")[0] for line in lines] == ["seed", "sede", "model.weights"]

@@ -1,0 +1,52 @@
+"""The rules of the other programs, asked without one: each speaks of its own settings, and of nothing else."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import Configure
+from vitlab import nonfinite, program_checks, runs
+from vitlab.reader import Reader
+from vitlab.schema import Node
+
+Rule = Callable[[Reader], Iterator[str]]
+RULES = [rule for name, rule in vars(program_checks).items() if name.endswith("_problems")]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder `run`, as a run leaves it, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("run")
+    runs.write_config(folder, {"logger": {}})
+    (folder / "captures" / "one" / "rank0").mkdir(parents=True)
+    (folder / "captures" / "one" / nonfinite.INFO).touch()
+    return folder
+
+
+def test_they_have_nothing_to_say_of_a_training(configure: Configure) -> None:
+    read = Reader(configure(), set())
+    assert len(RULES) >= 7
+    assert [problem for rule in RULES for problem in rule(read)] == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "config", "told"),
+    [
+        ("evaluation", {"run": "gone", "checkpoint": "best"}, "run=gone is not a run folder: it has no config.yaml"),
+        ("evaluation", {"run": "run", "checkpoint": "best"}, "checkpoint=best: run/checkpoints has no best.ckpt"),
+        ("doctor", {"changes": [], "steps": 0}, "steps=0 must be at least 1"),
+        ("doctor", {"changes": [], "workers": [2, -1]}, "workers=[2, -1]: -1 is not a number of processes; use 0 or"),
+        ("replay", {"capture": "run", "rank": 0}, "it has no info.json; that run has run/captures/one"),
+        ("replay", {"capture": "run/captures/one", "rank": 0}, "capture=run/captures/one has no config.yaml, which"),
+        ("dashboard", {"sweep": None, "run": None}, "neither sweep nor run is set; a dashboard is of one of them"),
+        ("dashboard", {"sweep": None, "run": "gone"}, "run=gone is not a run folder: it has no config.yaml"),
+        ("packing", {"to": "litdata", "shard_images": 9}, "out is not set; one of out=FOLDER"),
+        ("packing", {"to": "litdata", "shard_images": 9, "out": "a", "verify": "b"}, "out and verify are set; one of"),
+    ],
+)
+@pytest.mark.usefixtures("run")
+def test_a_mistake_is_told_with_value_knob_and_remedy(rule: str, config: Node, told: str) -> None:
+    (line,) = getattr(program_checks, f"{rule}_problems")(Reader(config, set()))
+    assert told in line
