@@ -205,9 +205,10 @@ def picture(cases: Sequence[Case], file: Path) -> None:
 
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     rates, shares = figure.subplots(1, 2)
-    first = cases[0].measured[0]
     counts = [int(measured.figures[COUNT]) for measured in cases[0].measured]
-    rates.plot(counts, [first.rate * n / counts[0] for n in counts], color="0.6", linestyle="--", label="ideal")
+    for number, rate in enumerate(dict.fromkeys(case.measured[0].rate for case in cases)):
+        label = None if number else "ideal"
+        rates.plot(counts, [rate * n / counts[0] for n in counts], color="0.6", linestyle="--", label=label)
     shares.axhline(100, color="0.6", linestyle="--")
     for index, case in enumerate(cases):
         efficiency = [measured.figures[EFFICIENCY] for measured in case.measured]

@@ -39,8 +39,8 @@ class Contender:
     """Something to be timed: a call of `run` handles `items` (images, mostly).
 
     `figures` are of it, but no times: bytes, FLOPs. `peer` is False for what is no rival, such as the machine's limit.
-    With `own`, a call returns its seconds itself, and what else it does isn't counted. With `warm`, it leaves out what is
-    done for the first time, so each call counts.
+    With `own`, a call returns its seconds itself, and what else it does isn't counted. With `warm`, what is only
+    done at first isn't in them, so each call counts.
     """
 
     name: str
