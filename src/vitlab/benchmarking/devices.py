@@ -90,7 +90,9 @@ class Devices(Part):
             log.info("devices: left out, %s", why_not(device))
             return
         clock = Clock(rounds=min(self.rounds, clock.rounds), seconds=0.0)
-        log.info("devices: %d programs of train.py, %d rounds ...", len(programs), clock.rounds)
+        if device == "cuda":
+            torch.cuda.empty_cache()  # the memory that other parts have left is for the programs
+        log.info("devices: %d programs of train.py, %d times each ...", len(programs), clock.rounds)
         measured = clock.measure([self.contender(program, programs, device) for program in programs])
         found = dict(zip(programs, measured, strict=True))
         for name, row in table.items():
@@ -163,7 +165,8 @@ class Devices(Part):
             with tempfile.TemporaryDirectory() as folder:
                 watched(line, Path(folder), latest=LONGEST, environment=environment, patience=PATIENCE)
                 rates = steady(Path(folder, "metrics.csv"), warmup=self.warmup)
-            log.info("devices: %s, %d images a step: %.4g images/s", program, program.batch_size, rates[SPEED])
+            what = f"{program}, trainer={program.trainer}, {program.batch_size} images a step"
+            log.info("devices: %s: %.4g images/s", what, rates[SPEED])
             for name, shown in SHARES.items():
                 if name in rates:
                     seen.setdefault(shown, []).append(100 * rates[name])

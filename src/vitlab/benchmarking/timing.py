@@ -22,6 +22,7 @@ OURS = "vitlab"
 CPU = torch.device("cpu")
 DEVICE_MS = "device ms"  # a figure: what a call keeps the device busy
 CYCLES = 4e9  # of a GPU in a second: more than any has
+LAUNCHED = 0.25  # seconds that launching takes at most
 
 DeviceTimer = Callable[[Callable[[], object], float], float]  # of a call, and of the seconds that it takes
 
@@ -213,11 +214,11 @@ class Clock:
 def on_gpu(run: Callable[[], object], seconds: float) -> float:
     """Milliseconds that a call keeps the GPU busy. `seconds`: what it takes, launching included.
 
-    The GPU sleeps until all is launched, or it would wait for Python between two kernels, and events count that too.
-    It still does where a call itself waits for the GPU, or launches more than the queue holds: then this is too much.
+    The GPU sleeps until all is launched, or it would wait for Python between two kernels, and events count that too. It
+    still does where a call itself waits for the GPU, or launches more than the GPU's queue holds: then it is too much.
     """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    torch.cuda._sleep(round(seconds * CYCLES))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(round(min(seconds, LAUNCHED) * CYCLES))  # type: ignore[no-untyped-call]
     begin.record()
     run()
     end.record()
