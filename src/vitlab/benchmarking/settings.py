@@ -86,8 +86,13 @@ def devices_problems(read: Any) -> Iterator[str]:
     device = "cuda" if gpus else "cpu"
     found = []
     for line in read("devices.settings", list[str]) or ():
-        if (knob := SAID.get(line.partition("=")[0].lstrip("+"))) is not None:
-            found.append(f"devices.settings: {line} is for the part to set; use {knob}")
+        key = line.partition("=")[0].lstrip("+")
+        if key in SAID:
+            found.append(f"devices.settings: {line} is for the part to set; use {SAID[key]}")
+        elif key.partition(".")[0] == "hydra":
+            found.append(
+                f"devices.settings: {line} is for the part to set, which says where each run goes; leave it out"
+            )
     for key, least in (("batch_size", 1), ("image_size", 1), ("warmup", 0), ("steps", 2 * ROW), ("rounds", 1)):
         value = read(f"devices.{key}", int)
         if value is not None and value < least:

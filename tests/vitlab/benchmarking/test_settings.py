@@ -36,6 +36,7 @@ def devices(**settings: Any) -> dict[str, Any]:
         (devices(counts=[1, 2], warmup=-1), "devices.warmup=-1 must be at least 0"),
         (devices(counts=[2, 8], batch_size=3), "devices.batch_size=3 leaves nothing for some of 8 devices; use 4"),
         (devices(settings=["++trainer.devices=3"]), "devices.settings: ++trainer.devices=3 is for the part to set"),
+        (devices(settings=["hydra.run.dir=runs/a"]), "devices.settings: hydra.run.dir=runs/a is for the part to set"),
         (devices(counts=[1, 2], model="vit_s61"), "devices: train.py would say: model=vit_s61: there is no such"),
         (devices(counts=[2], settings=["model.dmi=3"]), "devices: train.py would say: model.dmi=3: there is no such"),
         (devices(counts=[1], settings=["sede=1"]), "devices: train.py would say: sede=1: there is no such setting"),
