@@ -41,8 +41,8 @@ def test_a_call_without_warm_up_counts_from_the_first() -> None:
         calls.append(None)
         return float(len(calls))
 
-    (found,) = Clock(rounds=3, seconds=9.0).measure([Contender(name="a", run=run, own=True, warm=True)])
-    assert (found.seconds, found.calls) == ((1.0, 2.0, 3.0), 1)
+    (found,) = Clock(rounds=2, seconds=9.0).measure([Contender(name="a", run=run, own=True, warm=True)])
+    assert (found.seconds, found.calls) == ((1.0, 2.0), 1)
 
 
 def test_a_device_s_own_time_is_a_figure_of_what_runs_on_it_the_median_of_a_call_in_each_round() -> None:
