@@ -145,7 +145,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def datasheet(name: str, *, low: bool, half: bool, tf32: bool) -> float | None:
-    """The dense peak of a GPU by the name that its driver gives it, from NVIDIA's datasheets and white papers (`PEAKS`).
+    """The dense peak of a GPU by its driver's name for it, from NVIDIA's datasheets and white papers (`PEAKS`).
 
     low: in 16 bit, `half`: in float16. None for a laptop's and for a slice of one (MIG), which have less than the card
     of that name.
