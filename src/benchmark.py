@@ -16,7 +16,7 @@ from vitlab.schema import Node
 @command("benchmark")
 def main(
     *,
-    parts: list[Literal["networks", "training", "loading", "start", "scaling", "advice"]],
+    parts: list[Literal["networks", "training", "loading", "start", "scaling", "advice", "devices"]],
     rounds: int,
     seconds: float,
     threads: int | None,
@@ -27,13 +27,14 @@ def main(
     start: Node,
     scaling: Node,
     advice: Node,
+    devices: Node,
     run_dir: str,
 ) -> Node:
     from vitlab import build
     from vitlab.benchmarking import machine, running
 
     nodes = {"networks": networks, "training": training, "loading": loading, "start": start, "scaling": scaling}
-    nodes["advice"] = advice
+    nodes |= {"advice": advice, "devices": devices}
     clock = machine.clock(rounds=rounds, seconds=seconds, threads=threads, accelerator=accelerator)
     return running.run({name: build.make(nodes[name]) for name in parts}, clock, Path(run_dir))
 

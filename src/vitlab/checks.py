@@ -31,7 +31,8 @@ SUPPLIED = {
     "optimizer": ("params",),
     "schedule": ("optimizer", "total_steps"),
     "probe": (),
-    **dict.fromkeys(("networks", "training", "loading", "start", "scaling", "advice"), ()),  # parts of the benchmark
+    # parts of the benchmark
+    **dict.fromkeys(("networks", "training", "loading", "start", "scaling", "advice", "devices"), ()),
 }
 # Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
 SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")

@@ -90,13 +90,16 @@ def plainly(network: nn.Module, *, training: bool) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-# Peaks of dense matrix products in 1e12 FLOPs a second, from the makers' datasheets: (16 bit with sums in 32 bit,
-# TensorFloat-32, float32); None: it can't. The first name that is found in the device's own counts. (Lightning has a
-# table too, which holds peaks of sparse products for the H200, of a pair for the H100 NVL, and none for the L40S.)
+# Peaks of dense matrix products in 1e12 FLOPs a second: (16 bit with sums in 32 bit, TensorFloat-32, float32); None: it
+# can't. The first name that is found in the device's own counts. From NVIDIA's datasheets of the data centre's cards,
+# and the appendices of its white papers on GA102, Ada and RTX Blackwell; where they tell sparse products alone, half.
+# (Lightning has a table too: for the H200 of sparse products, for the H100 NVL of two cards, for GeForce, RTX A6000 and
+# A40 in 16 bit without tensor cores; it takes an L40 or L40S for an L4, and knows no A10, A30, RTX 6000 Ada or B200.)
 PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
-    (r"gb?200|b200", (2250, 1125, 75)),
+    (r"gb200", (2500, 1250, 80)),
+    (r"\bb200", (2250, 1100, 75)),
     (r"h200 nvl|h100 nvl", (835.5, 417.7, 60)),
-    (r"h100 pcie", (756, 378, 51.2)),
+    (r"h100.*(pcie|hbm2e)", (756, 378, 51.2)),
     (r"h100|h200|gh200", (989.4, 494.7, 66.9)),
     (r"a100", (312, 156, 19.5)),
     (r"a40\b", (149.7, 74.8, 37.4)),
@@ -110,16 +113,19 @@ PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
     (r"l4\b", (121, 60, 30.3)),
     (r"rtx 5090", (209.5, 104.8, 104.8)),
     (r"rtx 4090", (165.2, 82.6, 82.6)),
+    (r"rtx 4080 super", (104.4, 52.2, 52.2)),
     (r"rtx 4080", (97.5, 48.7, 48.7)),
     (r"rtx 3090 ti", (80, 40, 40)),
     (r"rtx 3090", (71, 35.6, 35.6)),
+    (r"rtx 3080 ti", (68.2, 34.1, 34.1)),
     (r"rtx 3080", (59.5, 29.8, 29.8)),
     (r"v100s", (130, None, 16.4)),
     (r"v100.*pcie", (112, None, 14)),
-    (r"v100", (125, None, 15.7)),
+    (r"v100-sxm", (125, None, 15.7)),
     (r"\bt4\b", (65, None, 8.1)),
 )
 VOLTA = r"v100|\bt4\b"  # 16 bit means float16: they have no bfloat16 units
+SLOWER = r"laptop|max-q|\bmig\b|\bd( v\d)?$"  # another card of that name, or a part of one
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -139,9 +145,13 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def datasheet(name: str, *, low: bool, half: bool, tf32: bool) -> float | None:
-    """The dense peak of a GPU by the name that its driver gives it. low: in 16 bit, `half`: in float16."""
+    """The dense peak of a GPU by its driver's name for it, from NVIDIA's datasheets and white papers (`PEAKS`).
+
+    low: in 16 bit, `half`: in float16. None for a laptop's and for a slice of one (MIG), which have less than the card
+    of that name.
+    """
     for pattern, (sixteen, tensor, single) in PEAKS:
-        if re.search(pattern, name.lower()):
+        if re.search(pattern, name.lower()) and not re.search(SLOWER, name.lower()):
             if low:
                 known = sixteen if half or not re.search(VOLTA, name.lower()) else None
             else:

@@ -24,6 +24,9 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
             log.info("%s", line(case))
         part.draw([case for case in cases if case.part == name], folder)
         log.info("%s: %.0f s", name, time.monotonic() - begun)
+    if not cases:
+        log.info("nothing was measured")
+        return {"cases": 0, "goals reached": 0, "goals missed": 0}
     outcomes = [outcome for case in cases for outcome in case.outcomes()]
     reached = sum(ratio >= goal.least for goal, _, ratio in outcomes)
     log.info("goals: %d of %d reached; %s", reached, len(outcomes), folder / "benchmark.md")

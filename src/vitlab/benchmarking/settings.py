@@ -1,15 +1,32 @@
 """What is wrong with a benchmark's settings beside their types, before anything is measured."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
+from vitlab.schema import suggest
+
 LISTS = {
+    "devices": ("counts", "kinds", "strategies"),
     "networks": ("sizes", "tasks", "precisions", "modes", "batches"),
     "scaling": ("axes", "names", "tokens", "width", "depth", "batch"),
 }
-COUNTS = ("networks.batches", "scaling.width", "scaling.depth", "scaling.batch")
+# What `devices.settings` can't say, as the part does, and what says it instead.
+SAID = {
+    "trainer": "devices.strategies",
+    "trainer.strategy": "devices.strategies",
+    "trainer.devices": "devices.counts",
+    "trainer.accelerator": "accelerator",
+    "trainer.max_steps": "devices.steps",
+    "trainer.max_epochs": "devices.steps",
+    "trainer.log_every_n_steps": "devices.steps",
+    "batch_size": "devices.batch_size",
+    "model": "devices.model",
+    "image_size": "devices.image_size",
+}
+COUNTS = ("networks.batches", "scaling.width", "scaling.depth", "scaling.batch", "devices.counts")
 
 
 def problems(read: Any) -> Iterator[str]:
@@ -36,6 +53,8 @@ def problems(read: Any) -> Iterator[str]:
         if any(count < 1 for count in read(path, list[int]) or ()):
             yield f"{path}={read(path)} must be at least 1 each"
     yield from scaling_problems(read)
+    if "devices" in parts:
+        yield from devices_problems(read)
 
 
 def scaling_problems(read: Any) -> Iterator[str]:
@@ -55,3 +74,73 @@ def scaling_problems(read: Any) -> Iterator[str]:
         for width in widths or ():
             if width > 64 and width % 64:
                 yield f"{path}: a width of {width} is not a multiple of 64, the width of a head"
+
+
+def devices_problems(read: Any) -> Iterator[str]:
+    """What its own settings say, and then what `train.py` would say to the programs that they make."""
+    from vitlab.benchmarking.devices import NETWORKS, ROW, Devices
+
+    node = {key: value for key, value in (read("devices", dict) or {}).items() if not key.startswith("_")}
+    counts, kinds = read("devices.counts", list[int]), read("devices.kinds", list[str]) or ["weak", "strong"]
+    gpus = torch.cuda.device_count() if read("accelerator", str) != "cpu" else 0
+    device = "cuda" if gpus else "cpu"
+    found = []
+    for line in read("devices.settings", list[str]) or ():
+        key = line.partition("=")[0].lstrip("+")
+        if key in SAID:
+            found.append(f"devices.settings: {line} is for the part to set; use {SAID[key]}")
+        elif key.partition(".")[0] == "hydra":
+            found.append(
+                f"devices.settings: {line} is for the part to set, which says where each run goes; leave it out"
+            )
+    for key, least in (("batch_size", 1), ("image_size", 1), ("warmup", 0), ("steps", 2 * ROW), ("rounds", 1)):
+        value = read(f"devices.{key}", int)
+        if value is not None and value < least:
+            found.append(f"devices.{key}={value} must be at least {least}")
+    wrong = counts is not None and (min(counts, default=0) < 1 or len(set(counts)) < len(counts))  # already told
+    if wrong:
+        counts = None
+    if counts and gpus and max(counts) > gpus:
+        remedy = f"use {gpus} at most, or accelerator=cpu for processes that share its cores"
+        found.append(f"devices.counts={counts}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}; {remedy}")
+    images = read("devices.batch_size", int) or NETWORKS[device][2]
+    if counts and "strong" in kinds and images * min(counts) < max(counts):
+        least = -(-max(counts) // min(counts))
+        remedy = f"use {least} or more, or devices.kinds=[weak]"
+        found.append(f"devices.batch_size={images} leaves nothing for some of {max(counts)} devices; {remedy}")
+    yield from found
+    if not (found or wrong or any(bad.startswith("devices") for bad in read.bad)):
+        part = Devices(**node)
+        programs = dict.fromkeys(program for row in part.table(device).values() for program in row)
+        told = [problem for program in programs for problem in train_problems(part.line(program, device))]
+        yield from (f"devices: train.py would say: {problem.splitlines()[0]}" for problem in dict.fromkeys(told))
+
+
+def train_problems(lines: list[str]) -> list[str]:
+    """What is wrong with a command line of `train.py`, whose file lists all root keys, and not all of those below."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from vitlab import command
+
+    with ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():  # outside of a command
+            stack.enter_context(hydra.initialize_config_dir(str(command.CONF), version_base="1.3"))
+        try:
+            overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
+        except HydraException as error:
+            return [str(error)]
+        groups = [command.group_options(override) for override in overrides]
+        pairs = list(zip(overrides, groups, strict=True))
+        found = [problem for override, options in pairs for problem in command.option_problems(override, options)]
+        known = command.compose("train", [])
+        for override, options in pairs:
+            key = override.key_or_group
+            if not options and "." not in key and key not in known.keys():  # noqa: SIM118 (`in` overlooks what is ???)
+                found.append(f"{override.input_line}: there is no such setting{suggest(key, map(str, known))}")
+        if found:
+            return found
+        spelt = [line for override, options in pairs for line in command.spellings(override, bool(options), False)]
+        return command.composed_problems("train", lambda **settings: settings, spelt, sweep=False)

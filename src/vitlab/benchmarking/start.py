@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
@@ -115,22 +116,47 @@ def started(line: Sequence[str], *, trains: bool) -> tuple[float, float]:
 
     Raises `RuntimeError` with what it said where it failed.
     """
-    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as said:
-        words, memory = [part.replace("{folder}", name) for part in line], 0.0
+    with tempfile.TemporaryDirectory() as name:
+        until = partial(has_stepped, Path(name, "metrics.csv")) if trains else None
+        return watched(line, Path(name), until=until, latest=LATEST)
+
+
+def watched(
+    line: Sequence[str],
+    folder: Path,
+    *,
+    until: Callable[[], bool] | None = None,
+    latest: float,
+    environment: Mapping[str, str] | None = None,
+    patience: float = 0.0,
+) -> tuple[float, float]:
+    """Runs a process in `folder`, whose name takes the place of `{folder}`. Returns and raises what `started` does.
+
+    It is done when `until` says so or, where that is None, when it ends with status 0. If it goes on then, or after
+    `latest` seconds, or if this process is stopped, it is killed; with `patience`, it is first asked to end, and has so
+    many seconds to end its own processes too. `environment` is added to this process's.
+    """
+    with tempfile.TemporaryFile() as said:
+        words, memory, done = [part.replace("{folder}", str(folder)) for part in line], 0.0, False
         begun = time.perf_counter()
-        child = subprocess.Popen(words, cwd=name, stdout=said, stderr=said, start_new_session=True)
+        variables = {**os.environ, **(environment or {})}
+        child = subprocess.Popen(words, cwd=folder, stdout=said, stderr=said, start_new_session=True, env=variables)
         try:
-            while not (done := trains and has_stepped(Path(name, "metrics.csv"))) and child.poll() is None:
+            while not (done := until is not None and until()) and child.poll() is None:
                 memory = max(memory, most_memory(child.pid))
-                if time.perf_counter() - begun > LATEST:
+                if time.perf_counter() - begun > latest:
                     break
                 time.sleep(PAUSE)
             seconds = time.perf_counter() - begun
         finally:
+            if patience and child.poll() is None:
+                child.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(patience)
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)  # with what it has started
             child.wait()
-        if not done and (trains or child.returncode):
+        if not done and (until is not None or child.returncode):
             said.seek(0)
             raise RuntimeError(f"{' '.join(words)} failed: {said.read().decode(errors='replace')[-2000:]}")
     return seconds, memory

@@ -20,6 +20,11 @@ import torch
 
 OURS = "vitlab"
 CPU = torch.device("cpu")
+DEVICE_MS = "device ms"  # a figure: what a call keeps the device busy
+CYCLES = 4e9  # of a GPU in a second: more than any has
+LAUNCHED = 0.25  # seconds that launching takes at most
+
+DeviceTimer = Callable[[Callable[[], object], float], float]  # of a call, and of the seconds that it takes
 
 
 def between_quartiles(values: Sequence[float]) -> float:
@@ -35,7 +40,8 @@ class Contender:
     """Something to be timed: a call of `run` handles `items` (images, mostly).
 
     `figures` are of it, but no times: bytes, FLOPs. `peer` is False for what is no rival, such as the machine's limit.
-    With `own`, a call returns its seconds itself, and what else it does isn't counted.
+    With `own`, a call returns its seconds itself, and what else it does isn't counted. With `warm`, what is only
+    done at first isn't in them, so each call counts.
     """
 
     name: str
@@ -44,6 +50,7 @@ class Contender:
     peer: bool = True
     figures: Mapping[str, float] = field(default_factory=dict)
     own: bool = False
+    warm: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +149,8 @@ class Clock:
     seconds       the least that one of them lasts: short calls are repeated
     device        where contenders compute
     synchronise   waits for it; None: as torch does for a GPU, and not at all for a CPU
+    device_timer  milliseconds that a call keeps it busy, measured once more in each round; None: `on_gpu` for a GPU,
+                  and not at all for a CPU
     """
 
     def __init__(
@@ -151,19 +160,24 @@ class Clock:
         seconds: float,
         synchronise: Callable[[], object] | None = None,
         device: torch.device = CPU,
+        device_timer: DeviceTimer | None = None,
     ) -> None:
         self.rounds, self.seconds, self.device = rounds, seconds, device
         self.synchronise = synchronise or (torch.cuda.synchronize if device.type == "cuda" else lambda: None)
+        self.device_timer = device_timer or (on_gpu if device.type == "cuda" else None)
 
     def measure(self, contenders: Sequence[Contender]) -> list[Measured]:
         calls = [self.calls(contender) for contender in contenders]
         seconds: list[list[float]] = [[] for _ in contenders]
+        busy: list[list[float]] = [[] for _ in contenders]
         with no_collection():
             for number in range(self.rounds):
                 gc.collect()
                 for place in range(len(contenders)):
                     index = (place + number) % len(contenders)
                     seconds[index].append(self.time(contenders[index], calls[index]))
+                    if self.device_timer is not None and not contenders[index].own:
+                        busy[index].append(self.device_timer(contenders[index].run, seconds[index][-1]))
         return [
             Measured(
                 name=contender.name,
@@ -171,13 +185,15 @@ class Clock:
                 calls=repeated,
                 items=contender.items,
                 peer=contender.peer,
-                figures=contender.figures,
+                figures={**contender.figures, DEVICE_MS: median(device)} if device else contender.figures,
             )
-            for contender, times, repeated in zip(contenders, seconds, calls, strict=True)
+            for contender, times, repeated, device in zip(contenders, seconds, calls, busy, strict=True)
         ]
 
     def calls(self, contender: Contender) -> int:
         """Warm up, and find how many calls last `seconds`: whatever the first does once is done then."""
+        if contender.warm:
+            return 1
         contender.run()
         self.synchronise()
         once = self.time(contender, 1)
@@ -193,6 +209,21 @@ class Clock:
             contender.run()
         self.synchronise()
         return (time.perf_counter() - start) / calls
+
+
+def on_gpu(run: Callable[[], object], seconds: float) -> float:
+    """Milliseconds that a call keeps the GPU busy. `seconds`: what it takes, launching included.
+
+    The GPU sleeps until all is launched, or it would wait for Python between two kernels, and events count that too. It
+    still does where a call itself waits for the GPU, or launches more than the GPU's queue holds: then it is too much.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(round(min(seconds, LAUNCHED) * CYCLES))  # type: ignore[no-untyped-call]
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end))
 
 
 @contextmanager

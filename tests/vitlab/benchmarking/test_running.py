@@ -8,6 +8,7 @@ import pytest
 from test_timing import measured
 
 from vitlab.benchmarking import running
+from vitlab.benchmarking.devices import Devices
 from vitlab.benchmarking.timing import Case, Clock, Goal, Part
 
 
@@ -38,3 +39,12 @@ def test_each_case_is_told_written_and_counted(tmp_path: Path, caplog: pytest.Lo
     assert (tmp_path / "two.txt").read_text() == "first second"
     assert "two: first   vitlab 1   timm 0.5 images/s   2.00 x timm (goal 1)" in caplog.text
     assert "goals: 1 of 2 reached" in caplog.text
+
+
+def test_parts_that_are_left_out_leave_no_table_and_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        found = running.run({"devices": Devices()}, Clock(rounds=1, seconds=0), tmp_path)
+    assert found == {"cases": 0, "goals reached": 0, "goals missed": 0}
+    assert list(tmp_path.iterdir()) == []
+    assert "devices: left out" in caplog.text
+    assert "nothing was measured" in caplog.text

@@ -3,11 +3,17 @@
 from typing import Any
 
 import pytest
+import torch
 
 from vitlab.benchmarking import settings
 from vitlab.reader import Reader
 
 GOOD: dict[str, Any] = {"parts": ["networks", "scaling"], "rounds": 3, "seconds": 0.1, "threads": None}
+
+
+def devices(**settings: Any) -> dict[str, Any]:
+    target = {"_target_": "vitlab.benchmarking.devices.Devices"}
+    return {"parts": ["devices"], "accelerator": "cpu", "devices": target | settings}
 
 
 @pytest.mark.parametrize(
@@ -24,11 +30,34 @@ GOOD: dict[str, Any] = {"parts": ["networks", "scaling"], "rounds": 3, "seconds"
         ({"scaling": {"width": [64, 100]}}, "scaling.width: a width of 100 is not a multiple of 64"),
         ({"scaling": {"axes": ["depth"], "depth": [2]}}, "scaling.depth=[2] has one size: an exponent needs two"),
         ({"scaling": {"at": [197, 192, 0, 1]}}, "scaling.at=[197, 192, 0, 1] must be at least 1 each"),
+        (devices(counts=[]), "devices.counts=[] must have at least one entry, and each once"),
+        (devices(counts=[1, 0]), "devices.counts=[1, 0] must be at least 1 each"),
+        (devices(counts=[1, 2], steps=9), "devices.steps=9 must be at least 10"),
+        (devices(counts=[1, 2], warmup=-1), "devices.warmup=-1 must be at least 0"),
+        (devices(counts=[2, 8], batch_size=3), "devices.batch_size=3 leaves nothing for some of 8 devices; use 4"),
+        (devices(settings=["++trainer.devices=3"]), "devices.settings: ++trainer.devices=3 is for the part to set"),
+        (devices(settings=["hydra.run.dir=runs/a"]), "devices.settings: hydra.run.dir=runs/a is for the part to set"),
+        (devices(counts=[1, 2], model="vit_s61"), "devices: train.py would say: model=vit_s61: there is no such"),
+        (devices(counts=[2], settings=["model.dmi=3"]), "devices: train.py would say: model.dmi=3: there is no such"),
+        (devices(counts=[1], settings=["sede=1"]), "devices: train.py would say: sede=1: there is no such setting"),
+        (devices(counts=[1], settings=["a=[b"]), "devices: train.py would say: "),
     ],
 )
 def test_what_can_not_be_measured_is_told(change: dict[str, Any], problem: str) -> None:
     (found,) = settings.problems(Reader(GOOD | change, set()))
     assert found.startswith(problem)
+
+
+def test_more_devices_than_the_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    change = devices(counts=[1, 2, 4]) | {"accelerator": "auto"}
+    (found,) = settings.problems(Reader(GOOD | change, set()))
+    assert found.startswith("devices.counts=[1, 2, 4]: this machine has 2 GPUs; use 2 at most, or accelerator=cpu")
+
+
+def test_settings_that_train_py_takes_and_no_file_lists_are_taken() -> None:
+    change = devices(counts=[1, 2], strategies=["ddp", "fsdp"], settings=["trainer.sync_batchnorm=true"])
+    assert list(settings.problems(Reader(GOOD | change, set()))) == []
 
 
 def test_nothing_is_wrong_with_good_settings_nor_with_other_commands() -> None:

@@ -65,6 +65,23 @@ def test_a_process_that_has_no_step_in_time_is_an_error(monkeypatch: pytest.Monk
         start.started(["sleep", "60"], trains=True)
 
 
+def test_a_process_that_is_asked_to_end_has_time_for_its_own_and_other_variables(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys, time
+from pathlib import Path
+def end(*_):
+    Path(sys.argv[1], "ended").write_text(os.environ["WORD"])
+    raise SystemExit(0)
+signal.signal(signal.SIGTERM, end)
+Path(sys.argv[1], "begun").touch()
+time.sleep(60)
+"""
+    line = [sys.executable, "-S", "-c", code, "{folder}"]
+    until = (tmp_path / "begun").exists
+    start.watched(line, tmp_path, until=until, latest=30.0, environment={"WORD": "well"}, patience=30.0)
+    assert (tmp_path / "ended").read_text() == "well"
+
+
 def test_help_of_a_command_is_a_case_of_its_own_with_a_limit() -> None:
     contender = start.process("vitlab", [sys.executable, str(start.SOURCE / "sweep.py"), "--help"])
     (measured,) = Clock(rounds=1, seconds=0.0).measure([contender])

@@ -1,10 +1,13 @@
 """Everybody gets the same number of turns, begun by another each time; goals compare what they say."""
 
 import gc
+import time
+from collections.abc import Callable
 
 import pytest
+import torch
 
-from vitlab.benchmarking.timing import Case, Clock, Contender, Goal, Measured
+from vitlab.benchmarking.timing import DEVICE_MS, Case, Clock, Contender, Goal, Measured
 
 
 def measured(name: str, *seconds: float, peer: bool = True, items: float = 1.0, **figures: float) -> Measured:
@@ -29,6 +32,49 @@ def test_short_calls_are_repeated_until_they_last_long_enough() -> None:
     assert len(calls) == 2 + 2 * found.calls
     assert len(waits) == 1 + 2 * 3  # after the first call, before and after each measurement
     assert 0 < found.median < 1e-4
+
+
+def test_a_call_without_warm_up_counts_from_the_first() -> None:
+    calls: list[None] = []
+
+    def run() -> float:
+        calls.append(None)
+        return float(len(calls))
+
+    (found,) = Clock(rounds=2, seconds=9.0).measure([Contender(name="a", run=run, own=True, warm=True)])
+    assert (found.seconds, found.calls) == ((1.0, 2.0), 1)
+
+
+def test_a_device_s_own_time_is_a_figure_of_what_runs_on_it_the_median_of_a_call_in_each_round() -> None:
+    turns: list[str] = []
+
+    def timer(run: Callable[[], object], seconds: float) -> float:
+        assert seconds > 0
+        turns.append("timed")
+        run()
+        return 10.0 ** turns.count("timed")
+
+    contenders = [
+        Contender(name="a", run=lambda: turns.append("a"), figures={"MB": 3.0}),
+        Contender(name="own", run=lambda: 1.0, own=True),
+    ]
+    found, own = Clock(rounds=3, seconds=0.0, device_timer=timer).measure(contenders)
+    assert turns == ["a", "a", *(["a", "timed", "a"] * 3)]
+    assert found.figures == {"MB": 3.0, DEVICE_MS: 100.0}
+    assert own.figures == {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_is_busy_no_longer_than_a_call_takes_and_idle_where_python_is_slow() -> None:
+    matrix = torch.rand(512, 512, device="cuda")
+
+    def slow() -> None:
+        for _ in range(20):
+            matrix @ matrix
+            time.sleep(0.001)
+
+    (found,) = Clock(rounds=3, seconds=0.0, device=matrix.device).measure([Contender(name="slow", run=slow)])
+    assert 0 < found.figures[DEVICE_MS] < 1000 * found.median / 2
 
 
 def test_the_collector_is_at_rest_only_while_it_is_measured() -> None:
