@@ -123,7 +123,7 @@ def train_problems(lines: list[str]) -> list[str]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    from vitlab import command
+    from vitlab import command, grammar
 
     with ExitStack() as stack:
         if not GlobalHydra.instance().is_initialized():  # outside of a command
@@ -132,9 +132,9 @@ def train_problems(lines: list[str]) -> list[str]:
             overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
         except HydraException as error:
             return [str(error)]
-        groups = [command.group_options(override) for override in overrides]
+        groups = [grammar.group_options(override) for override in overrides]
         pairs = list(zip(overrides, groups, strict=True))
-        found = [problem for override, options in pairs for problem in command.option_problems(override, options)]
+        found = [problem for override, options in pairs for problem in grammar.option_problems(override, options)]
         known = command.compose("train", [])
         for override, options in pairs:
             key = override.key_or_group
@@ -142,5 +142,5 @@ def train_problems(lines: list[str]) -> list[str]:
                 found.append(f"{override.input_line}: there is no such setting{suggest(key, map(str, known))}")
         if found:
             return found
-        spelt = [line for override, options in pairs for line in command.spellings(override, bool(options), False)]
+        spelt = [line for override, options in pairs for line in grammar.spellings(override, bool(options), False)]
         return command.composed_problems("train", lambda **settings: settings, spelt, sweep=False)

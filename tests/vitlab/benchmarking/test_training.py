@@ -33,7 +33,8 @@ def case() -> Case:
 def test_all_contenders_train_and_the_goals_have_rivals(case: Case) -> None:
     assert [measured.name for measured in case.measured] == [OURS, training.BARE, training.TIMM]
     assert all(math.isfinite(measured.rate) and measured.rate > 0 for measured in case.measured)
-    assert {measured.items for measured in case.measured} == {16}
+    (images,) = {measured.items for measured in case.measured}
+    assert 14 <= images <= 15, "86 images are cut into six steps"
     assert [(goal.least, rival) for goal, rival, _ in case.outcomes()] == [(0.97, training.BARE), (1.0, training.TIMM)]
 
 
