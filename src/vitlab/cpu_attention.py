@@ -1,6 +1,6 @@
 """Attention in bfloat16 on a CPU by the formula, for few tokens: torch's own kernel takes longer there.
 
-Eight images at a time, so that their weights stay in the processor's cache. Only queries, keys and values are kept for
+Some images at a time, so that their weights stay in the processor's cache. Only queries, keys and values are kept for
 backward, which computes the weights again. Measured in experiments/benchmark.md.
 
 Shapes in the comments are those of `vit.py`: B images, h heads, M of N tokens ask, d channels of a head.
@@ -12,22 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TOKENS, IMAGES = 256, 8  # at most; at a time
+TOKENS = 256  # of an image, at most
+TOGETHER = 640  # tokens at a time: of three images of 197, of nine of 65
 LEAST = 2**14  # elements of the queries: for less the kernel is as fast, when nothing goes back through it
 
 
 def serves(q: Tensor, k: Tensor, dropout: float) -> bool:
-    """Whether this file is for such queries and keys, B h M d and B h N d."""
-    narrow = q.is_cpu and q.dtype == torch.bfloat16 and dropout == 0.0
-    return narrow and k.shape[2] <= TOKENS and (q.requires_grad or q.numel() >= LEAST)
+    """Whether this file is for such queries and keys, B h M d and B h N d.
+
+    Of compiled code only for training: a compiler keeps the weights of all images.
+    """
+    narrow = q.is_cpu and q.dtype == torch.bfloat16 and dropout == 0.0 and k.shape[2] <= TOKENS
+    return narrow and (q.requires_grad or (q.numel() >= LEAST and not torch.compiler.is_compiling()))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v: B h M d, as F.scaled_dot_product_attention; it has no second derivative."""
-    if torch.compiler.is_compiling():  # a compiler sees to cache and memory by itself
+    if torch.compiler.is_compiling():
         return mix(q, k, v)
     if not (torch.is_grad_enabled() and q.requires_grad):
-        return together([mix(*few) for few in parts(q, k, v)])
+        return in_parts(q, k, v)
     mixed: Tensor = Attention.apply(q, k, v)
     return mixed
 
@@ -49,13 +53,17 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(q, k, v)
-        return together([mix(*few) for few in parts(q, k, v)])
+        return in_parts(q, k, v)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         found = [gradients(*few) for few in parts(*ctx.saved_tensors, gradient)]
         return tuple(together(each) for each in zip(*found, strict=True))
+
+
+def in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return together([mix(*few) for few in parts(q, k, v)])
 
 
 def gradients(q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
@@ -68,7 +76,9 @@ def gradients(q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> tuple[Tensor, .
 
 
 def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(torch.split(tensor, IMAGES) for tensor in tensors), strict=True)
+    """Some images at a time, of q, k, v (and of a gradient)."""
+    images = max(1, TOGETHER // tensors[1].shape[2])
+    return zip(*(torch.split(tensor, images) for tensor in tensors), strict=True)
 
 
 def together(tensors: Sequence[Tensor]) -> Tensor:

@@ -8,12 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image
 
 from vitlab import advising, optim
 from vitlab.advising import Change, Trial
+from vitlab.benchmarking.images import photographs
 from vitlab.benchmarking.timing import Case, Clock, Measured, Part
 from vitlab.classifier import Classifier
 from vitlab.data import sources
@@ -114,22 +113,6 @@ class Advice(Part):
         trainer |= {"enable_model_summary": False, "use_distributed_sampler": False}
         callbacks: dict[str, Node | None] = {"monitor": {"_target_": "vitlab.callbacks.Monitor"}}
         return Patient(datamodule=data, module=module, trainer=trainer, callbacks=callbacks)
-
-
-def photographs(folder: Path, count: int) -> None:
-    """JPEG files of two classes, of the usual size in ImageNet: blurred noise with grain."""
-    chance = np.random.default_rng(0)
-    for number in range(count):
-        coarse = chance.integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
-        grain = chance.normal(0, 8, smooth.shape).astype(np.int16)
-        file = folder / "train" / "ab"[number % 2] / f"{number}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(file, quality=90)
-        if number < 8:
-            other = folder / "val" / "ab"[number % 2] / file.name
-            other.parent.mkdir(parents=True, exist_ok=True)
-            other.write_bytes(file.read_bytes())
 
 
 def case(name: str, trial: Trial, rates: Sequence[float]) -> Case:

@@ -186,7 +186,7 @@ def running(config: Node, *, theirs: bool) -> Iterator[Fit]:
     """A fit without validation and checkpoints, of our network or of timm's; ended with the block."""
     with tempfile.TemporaryDirectory() as folder:
         datamodule, module = made(config, theirs=theirs)
-        changed = {"max_epochs": 10**6, "limit_val_batches": 0}
+        changed = {"max_epochs": 10**6, "limit_val_batches": 0, "enable_checkpointing": False}
         fit = Fit()
         fit.begin(trainer(config, Path(folder), changed, without=("best", "last")), module, datamodule)
         try:
