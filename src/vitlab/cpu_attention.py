@@ -7,10 +7,11 @@ Shapes in the comments are those of `vit.py`: B images, h heads, M of N tokens a
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 TOKENS = 256  # of an image, at most
 TOGETHER = 640  # tokens at a time: of three images of 197, of nine of 65
@@ -29,7 +30,7 @@ def serves(q: Tensor, k: Tensor, dropout: float) -> bool:
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v: B h M d, as F.scaled_dot_product_attention; it has no second derivative."""
     if torch.compiler.is_compiling():
-        return mix(q, k, v)
+        return cast(Tensor, checkpoint(mix, q, k, v, use_reentrant=False))
     if not (torch.is_grad_enabled() and q.requires_grad):
         return in_parts(q, k, v)
     mixed: Tensor = Attention.apply(q, k, v)
