@@ -7,7 +7,7 @@ Shapes in the comments are those of `vit.py`: B images, h heads, M of N tokens a
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def serves(q: Tensor, k: Tensor, dropout: float) -> bool:
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v: B h M d, as F.scaled_dot_product_attention; it has no second derivative."""
     if torch.compiler.is_compiling():
-        return cast(Tensor, checkpoint(mix, q, k, v, use_reentrant=False))
+        return checkpoint(mix, q, k, v, use_reentrant=False)
     if not (torch.is_grad_enabled() and q.requires_grad):
         return in_parts(q, k, v)
     mixed: Tensor = Attention.apply(q, k, v)
