@@ -148,7 +148,7 @@ class Prepare(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if tuple(images.shape[-2:]) != self.image_size:
             images = v2.functional.resize(images, list(self.image_size), self.interpolation, antialias=True)
-        if images.device.type != "cpu" or images.dtype != torch.uint8:
+        if images.device.type != "cpu" or images.dtype != torch.uint8 or torch.compiler.is_compiling():
             return (images * self.scale).add_(self.shift)
         prepared = torch.empty(images.shape)
         few = max(1, CACHED // max(1, images[:1].numel()))
