@@ -109,7 +109,14 @@ def measure(row: Row, names: Sequence[str], clock: Clock, *, fused: bool = False
     """Times everybody, after the counts: parameters, FLOPs of an image, bytes at the peak."""
     torch.compiler.reset()  # what other sizes compiled counts against a limit
     size = peers.SIZES[row.size]
-    contenders = [contender(name, size, row, clock.device, fused=fused) for name in names]
+    contenders = []
+    for name in names:
+        try:
+            contenders.append(contender(name, size, row, clock.device, fused=fused))
+        except Exception as error:
+            if name == OURS:
+                raise
+            log.error("networks: %s is left out of this row: %s: %s", name, type(error).__name__, error)
     own = contenders[0].figures["MFLOPs"] * 1e6
     limit = machine.Product(clock.device, precision=row.precision)
     product = Contender(name=LIMIT, run=limit, items=limit.flops / own, peer=False)

@@ -11,17 +11,20 @@ from pathlib import Path
 from vitlab.benchmarking.timing import OURS, Case, Measured
 from vitlab.runs import replace
 
-COLUMNS = ("part", "case", "contender", "unit", "items", "calls", "round", "seconds")
+COLUMNS = ("part", "case", "contender", "unit", "items", "calls", "round", "seconds", "ratio", "machine")
 
 
 def write(cases: Sequence[Case], folder: Path, *, title: str) -> None:
-    replace(folder / "benchmark.csv", table_of_rounds(cases))
+    replace(folder / "benchmark.csv", table_of_rounds(cases, title=title))
     replace(folder / "benchmark.md", markdown(cases, title=title))
     picture(cases, folder / "benchmark.png", title=title)
 
 
-def table_of_rounds(cases: Sequence[Case]) -> str:
-    """CSV: a line for each measurement, and the figures of the contender in each of its lines."""
+def table_of_rounds(cases: Sequence[Case], *, title: str) -> str:
+    """CSV: a line for each measurement, and in each of its contender's lines that one's ratio and figures.
+
+    The ratio is how many times as fast ours is, of the medians; `machine` is what the table has as its title.
+    """
     names = list(dict.fromkeys(name for case in cases for measured in case.measured for name in measured.figures))
     written = io.StringIO()
     lines = csv.writer(written, lineterminator="\n")
@@ -38,6 +41,8 @@ def table_of_rounds(cases: Sequence[Case]) -> str:
                     measured.calls,
                     number,
                     seconds,
+                    ratio(case, measured),
+                    title,
                 ]
                 lines.writerow([*facts, *(measured.figures.get(name, "") for name in names)])
     return written.getvalue()
@@ -62,14 +67,20 @@ def markdown(cases: Sequence[Case], *, title: str) -> str:
     return "\n".join(lines)
 
 
+def ratio(case: Case, measured: Measured) -> float | str:
+    """How many times as fast as this one ours is; nothing where there is no such thing."""
+    ours = [m for m in case.measured if m.name == OURS]
+    return ours[0].ratio(measured) if ours else ""
+
+
 def cells(case: Case, measured: Measured, figures: Sequence[str]) -> Iterator[str]:
     yield case.name
     yield measured.name
     yield f"{measured.rate:,.4g} {case.unit}"
     yield f"{measured.median:.4g}"
     yield f"{measured.spread:.0%}"
-    ours = [m for m in case.measured if m.name == OURS]
-    yield f"{ours[0].ratio(measured):.2f} x" if ours and measured.peer and measured is not ours[0] else ""
+    times = ratio(case, measured)
+    yield f"{times:.2f} x" if times != "" and measured.name != OURS else ""
     for name in figures:
         yield f"{measured.figures[name]:,.4g}" if name in measured.figures else ""
 

@@ -13,23 +13,32 @@ log = logging.getLogger(__name__)
 
 
 def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
-    """Returns how many goals were reached and missed."""
-    title, cases = machine.described(clock), list[Case]()
+    """Returns how many goals were reached and missed.
+
+    Raises `RuntimeError` once all parts have had their turn, where some of them ended with an error.
+    """
+    title, cases, failed = machine.described(clock), list[Case](), list[str]()
     log.info("%s", title)
     for name, part in parts.items():
         begun = time.monotonic()
-        for case in part.cases(clock):
-            cases.append(case)
-            results.write(cases, folder, title=title)
-            log.info("%s", line(case))
-        part.draw([case for case in cases if case.part == name], folder)
+        try:
+            for case in part.cases(clock):
+                cases.append(case)
+                results.write(cases, folder, title=title)
+                log.info("%s", line(case))
+            part.draw([case for case in cases if case.part == name], folder)
+        except Exception as error:
+            log.exception("%s ended with an error; what it had measured is kept, and other parts go on", name)
+            failed.append(f"{name} ({type(error).__name__}: {error})")
         log.info("%s: %.0f s", name, time.monotonic() - begun)
-    if not cases:
-        log.info("nothing was measured")
-        return {"cases": 0, "goals reached": 0, "goals missed": 0}
     outcomes = [outcome for case in cases for outcome in case.outcomes()]
     reached = sum(ratio >= goal.least for goal, _, ratio in outcomes)
-    log.info("goals: %d of %d reached; %s", reached, len(outcomes), folder / "benchmark.md")
+    if cases:
+        log.info("goals: %d of %d reached; %s", reached, len(outcomes), folder / "benchmark.md")
+    else:
+        log.info("nothing was measured")
+    if failed:
+        raise RuntimeError(f"not measured to the end: {'; '.join(failed)}")
     return {"cases": len(cases), "goals reached": reached, "goals missed": len(outcomes) - reached}
 
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from vitlab.benchmarking import peers
-from vitlab.benchmarking.networks import Precision, Task, Work, contender
-from vitlab.benchmarking.timing import Case, Clock, Measured, Part
+from vitlab.benchmarking import machine, peers
+from vitlab.benchmarking.networks import LIMIT, Precision, Task, Work, contender, utilised
+from vitlab.benchmarking.timing import Case, Clock, Contender, Measured, Part
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +80,25 @@ class Scaling(Part):
     def cases(self, clock: Clock) -> Iterator[Case]:
         for axis in self.axes:
             log.info("scaling: %s %s ...", axis, ", ".join(map(str, self.sizes[axis])))
-            measured = [self.measure(replace(self.at, **{axis: size}), clock) for size in self.sizes[axis]]
-            yield from self.fitted(axis, measured)
+            points = [replace(self.at, **{axis: size}) for size in self.sizes[axis]]
+            yield from self.fitted(axis, self.measure(points, clock))
 
-    def measure(self, point: Point, clock: Clock) -> list[Measured]:
-        work = Work(task=self.task, batch=point.batch, precision=self.precision, mode="eager")
-        return clock.measure([contender(name, point.architecture(), work, clock.device) for name in self.names])
+    def measure(self, points: Sequence[Point], clock: Clock) -> list[list[Measured]]:
+        """Everybody's sizes in the same rounds, or what disturbs the machine would bend a line."""
+        contenders = [
+            contender(name, point.architecture(), self.work(point), clock.device)
+            for point in points
+            for name in self.names
+        ]
+        product = machine.Product(clock.device, precision=self.precision)
+        limit = Contender(name=LIMIT, run=product, items=product.flops / 1e6, peer=False)
+        *measured, fastest = clock.measure([*contenders, limit])
+        reached, sheet = fastest.rate * 1e6, machine.datasheet(clock.device, self.precision)
+        told, count = [utilised(m, reached, sheet) for m in measured], len(self.names)
+        return [told[place : place + count] for place in range(0, len(told), count)]
+
+    def work(self, point: Point) -> Work:
+        return Work(task=self.task, batch=point.batch, precision=self.precision, mode="eager")
 
     def fitted(self, axis: Axis, measured: Sequence[Sequence[Measured]]) -> Iterator[Case]:
         """A case for each size, once all are there: each has the exponents among its figures."""

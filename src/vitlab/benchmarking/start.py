@@ -19,6 +19,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -118,7 +120,8 @@ def started(line: Sequence[str], *, trains: bool) -> tuple[float, float]:
     """
     with tempfile.TemporaryDirectory() as name:
         until = partial(has_stepped, Path(name, "metrics.csv")) if trains else None
-        return watched(line, Path(name), until=until, latest=LATEST)
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        return watched(line, Path(name), until=until, latest=LATEST, environment=threads)
 
 
 def watched(

@@ -3,10 +3,11 @@
     contenders -> warm up, and find how many calls last long enough -> rounds, each one a turn for everybody
                -> seconds per call of every round -> medians, their ratios
 
-A round begins with another contender each time: no one always runs after the same neighbour.
+Each round has an order of its own, drawn by chance but the same each time: no one always runs after the same neighbour.
 """
 
 import gc
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,8 +174,7 @@ class Clock:
         with no_collection():
             for number in range(self.rounds):
                 gc.collect()
-                for place in range(len(contenders)):
-                    index = (place + number) % len(contenders)
+                for index in random.Random(number).sample(range(len(contenders)), len(contenders)):
                     seconds[index].append(self.time(contenders[index], calls[index]))
                     if self.device_timer is not None and not contenders[index].own:
                         busy[index].append(self.device_timer(contenders[index].run, seconds[index][-1]))

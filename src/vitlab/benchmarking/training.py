@@ -30,7 +30,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.profilers import SimpleProfiler
 
-from vitlab import build, command
+from vitlab import build, command, flops
+from vitlab.benchmarking import machine
+from vitlab.benchmarking.networks import LIMIT, Precision, utilised
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
@@ -85,18 +87,31 @@ class Training(Part):
         with ExitStack() as stack:
             ours, theirs = (stack.enter_context(running(config, theirs=which)) for which in (False, True))
             ours.steps(4)  # makes the batches for the bare loop
+            theirs.steps(1)
             loop, count = bare(config, ours), fmean(len(batch.images) for batch in ours.batches)
             # in a thread as well: memory comes otherwise to the main one
             thread = stack.enter_context(ThreadPoolExecutor(1))
-            measured = clock.measure(
+            own, timms = counted(ours), counted(theirs)
+            precision: Precision = "bf16" if str(config["trainer"]["precision"]).startswith("bf16") else "float32"
+            limit = machine.Product(clock.device, precision=precision)
+            *runs, fastest = clock.measure(
                 [
-                    Contender(name=OURS, run=lambda: ours.steps(1), items=count, figures=shares(config)),
-                    Contender(name=BARE, run=lambda: thread.submit(loop).result(), items=count),
-                    Contender(name=TIMM, run=lambda: theirs.steps(1), items=count),
+                    Contender(name=OURS, run=lambda: ours.steps(1), items=count, figures=own | shares(config)),
+                    Contender(name=BARE, run=lambda: thread.submit(loop).result(), items=count, figures=own),
+                    Contender(name=TIMM, run=lambda: theirs.steps(1), items=count, figures=timms),
+                    Contender(name=LIMIT, run=limit, items=limit.flops / 1e6 / own["MFLOPs"], peer=False),
                 ]
             )
+        reached, sheet = fastest.rate * own["MFLOPs"] * 1e6, machine.datasheet(clock.device, precision)
+        measured = [*(utilised(run, reached, sheet) for run in runs), fastest]
         goals = [Goal(least=0.97, against=BARE), Goal(least=1.0, against=TIMM)]
         return Case(part="training", name=name, unit="images", measured=measured, goals=goals)
+
+
+def counted(fit: "Fit") -> dict[str, float]:
+    """What an image takes in training."""
+    _, channels, height, width = fit.batches[-1].images.shape
+    return {"MFLOPs": flops.training_flops(fit.module.network, (channels, height, width)) / 1e6}
 
 
 def composed(lines: list[str]) -> Node:

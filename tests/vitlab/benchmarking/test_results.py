@@ -17,13 +17,15 @@ CASES = [
 
 
 def test_the_csv_has_each_round_with_the_contenders_figures() -> None:
-    lines = list(csv.DictReader(io.StringIO(results.table_of_rounds(CASES))))
+    lines = list(csv.DictReader(io.StringIO(results.table_of_rounds(CASES, title="a machine"))))
     assert len(lines) == 2 + 2 + 1 + 2
     assert [(row["contender"], row["round"], row["seconds"], row["MB"]) for row in lines[:3]] == [
         ("vitlab", "0", "0.5", "3"),
         ("vitlab", "1", "0.25", "3"),
         ("timm", "0", "0.75", ""),
     ]
+    assert [row["ratio"] for row in lines] == ["1.0", "1.0", "2.0", "2.0", str(0.1 / 0.375), "1.0", "1.0"]
+    assert {row["machine"] for row in lines} == {"a machine"}
 
 
 def test_the_table_tells_ratios_to_peers_and_which_goals_were_reached() -> None:
@@ -31,7 +33,7 @@ def test_the_table_tells_ratios_to_peers_and_which_goals_were_reached() -> None:
     assert table.startswith("# a machine\n")
     assert "| small | timm | 1.333 images | 0.75 | 0% | 2.00 x |  |" in table
     assert "| small | vitlab | 2.667 images | 0.375 | 33% |  | 3 |" in table
-    assert "| small | limit | 10 images | 0.1 | 0% |  |  |" in table, "the machine's limit is no rival"
+    assert "| small | limit | 10 images | 0.1 | 0% | 0.27 x |  |" in table
     assert "| small | vitlab at least 1 x timm | 2.000 | reached |" in table
     assert "| small | vitlab at least 3 x timm | 2.000 | **missed** |" in table
 

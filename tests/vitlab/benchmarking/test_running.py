@@ -48,3 +48,18 @@ def test_parts_that_are_left_out_leave_no_table_and_say_so(tmp_path: Path, caplo
     assert list(tmp_path.iterdir()) == []
     assert "devices: left out" in caplog.text
     assert "nothing was measured" in caplog.text
+
+
+class Broken(Two):
+    def cases(self, clock: Clock) -> Iterator[Case]:
+        yield Case(part="broken", name="whole", unit="images", measured=[measured("vitlab", 1.0)])
+        raise MemoryError("no room")
+
+
+def test_a_part_that_ends_with_an_error_keeps_what_it_has_and_the_others_go_on(tmp_path: Path) -> None:
+    parts = {"broken": Broken(tmp_path), "two": Two(tmp_path)}
+    with pytest.raises(RuntimeError, match=r"not measured to the end: broken \(MemoryError: no room\)"):
+        running.run(parts, Clock(rounds=1, seconds=0), tmp_path)
+    table = (tmp_path / "benchmark.md").read_text()
+    assert "| whole |" in table
+    assert "| second |" in table

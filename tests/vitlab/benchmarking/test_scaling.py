@@ -27,5 +27,6 @@ def test_time_and_flops_are_fitted_over_an_axis_and_drawn(tmp_path: Path) -> Non
         assert all(math.isfinite(m.figures["exponent"]) for m in case.measured)
     assert cases[0]["timm"].figures["FLOPs exponent"] == pytest.approx(1.0)
     assert [case["timm"].figures["size"] for case in cases] == [1, 2]
+    assert all(0 < case["timm"].figures["MFU %"] < 1000 for case in cases)
     part.draw(cases, tmp_path)
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")

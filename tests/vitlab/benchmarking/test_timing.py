@@ -1,6 +1,7 @@
-"""Everybody gets the same number of turns, begun by another each time; goals compare what they say."""
+"""Everybody gets the same number of turns, in another order each time; goals compare what they say."""
 
 import gc
+import itertools
 import time
 from collections.abc import Callable
 
@@ -14,13 +15,16 @@ def measured(name: str, *seconds: float, peer: bool = True, items: float = 1.0, 
     return Measured(name=name, seconds=seconds, calls=1, items=items, peer=peer, figures=figures)
 
 
-def test_contenders_take_turns_and_another_begins_each_round() -> None:
+def test_contenders_take_turns_in_an_order_of_each_round_so_that_neighbours_change() -> None:
     turns: list[str] = []
     contenders = [Contender(name=name, run=lambda name=name: turns.append(name), items=2) for name in "abc"]  # type: ignore[misc]
-    found = Clock(rounds=3, seconds=0.0).measure(contenders)
-    warm = ["a", "a", "b", "b", "c", "c"]
-    assert turns == [*warm, *"abc", *"bca", *"cab"]
-    assert [(m.name, len(m.seconds), m.calls, m.items) for m in found] == [(n, 3, 1, 2) for n in "abc"]
+    found = Clock(rounds=12, seconds=0.0).measure(contenders)
+    assert turns[:6] == ["a", "a", "b", "b", "c", "c"]  # warms up
+    rounds = ["".join(turns[place : place + 3]) for place in range(6, len(turns), 3)]
+    assert {"".join(sorted(each)) for each in rounds} == {"abc"}
+    followed = {one + other for each in rounds for one, other in itertools.pairwise(each)}
+    assert followed == {"ab", "ac", "ba", "bc", "ca", "cb"}
+    assert [(m.name, len(m.seconds), m.calls, m.items) for m in found] == [(n, 12, 1, 2) for n in "abc"]
 
 
 def test_short_calls_are_repeated_until_they_last_long_enough() -> None:
