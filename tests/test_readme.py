@@ -1,20 +1,25 @@
-"""The README is true: its walk-through's shapes are the model's, its commands name what exists."""
+"""The pages are true: the walk-through's shapes are the model's, and each command passes the checks that it makes."""
 
+import importlib
 import inspect
 import re
 import shlex
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import probe
+import sweep
 import train
-from vitlab import command, signatures, vit
+from vitlab import command, importing, signatures, vit
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def walk_through() -> list[tuple[str, tuple[int, ...], str]]:
@@ -70,23 +75,137 @@ def test_each_step_of_the_walk_through_has_the_shape_it_says(
         assert callable(getattr(getattr(vit, owner), method))
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"^python src/((?:train|probe)\.py .+)$", README, flags=re.M))))
-def test_each_command_of_the_readme_that_trains_or_probes_passes_the_checks(
-    line: str, tmp_path: Path, parquet: Path
-) -> None:
-    signatures.register()
-    file, *arguments = shlex.split(line, comments=True)
-    if arguments in (["--help"], ["resume=runs/NAME/STAMP"]):
-        pytest.skip("shows help, or wants a run")
-    # the folders that the commands name stand for the user's own, and a small file for published weights
-    (tmp_path / "photos").mkdir()
+# ------------------------------------------------------------------------------------------------------ the commands
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "experiments").glob("*.md"))]
+# Arguments that stand for what only the reader has, and no stand-in is made of: these alone may be what is wrong.
+YOURS = re.compile(
+    r"(sweep|capture|index|verify)=.*|resume=runs/NAME/STAMP|run=\.\.\.|data\.name=\.\.\.|experiment=NAME|model=mine"
+    r"|model\.weights=B_16\.npz"
+)
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "mine", "RANK": "0", "LOCAL_RANK": "0"}
+SRUN = {
+    "SLURM_NNODES": "2",
+    "SLURM_NTASKS": "2",
+    "SLURM_NODEID": "0",
+    "SLURM_JOB_ID": "70042",
+    "SLURM_JOB_NODELIST": "n1",
+}
+
+
+def commands(text: str) -> list[tuple[str, ...]]:
+    """Who starts it (`torchrun`, `srun` or nobody), the program and its arguments, of each command that a page shows:
+    in its blocks, its indented lines and the code within its sentences.
+    """
+    text = re.sub(r"\s*\\\n\s*", " ", text)  # lines that go on
+    text = re.sub(r"\$launcher|\$\{launcher[^}]*\}", "local", text)  # the variable of a shell's loop
+    lines = list[str]()
+    for number, part in enumerate(re.split(r"^ *```.*$", text, flags=re.M)):
+        lines += part.splitlines() if number % 2 else re.findall(r"^ {4,}python .*$", part, flags=re.M)
+        lines += [] if number % 2 else [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", part)]
+    found = []
+    for line in lines:
+        if "src/" not in line:
+            continue
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
+        lexer.whitespace_split = True
+        simple = [list(words) for operator, words in groupby(lexer, lambda w: set(w) <= set("&|;")) if not operator]
+        for words in simple:
+            by = words[0] if words[0] == "torchrun" or "--nodes" in words else ""
+            places = [i for i, word in enumerate(words) if re.fullmatch(r"src/\w+\.py", word)]
+            if places and words[0] != "$" and (by or "python" in words[: places[0]]):  # `$`: with what it prints
+                found.append((by, Path(words[places[0]]).stem, *words[places[0] + 1 :]))
+    return found
+
+
+SHOWN = {command: page.name for page in PAGES for command in commands(page.read_text())}
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, parquet: Path, packed: Callable[..., Path]) -> Path:
+    """A folder with what the commands name, as a reader would have it."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "imagenet").mkdir()
+    (folder / "photos").symlink_to(parquet / "data")
+    for name in ("imagenet-256", "tars"):
+        (folder / name).symlink_to(packed("webdataset"))
     weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=32, depth=1, heads=2, num_classes=10)
-    save_file(weights.state_dict(), tmp_path / "weights.safetensors")
-    here = {"data_dir": tmp_path / "photos", "model.weights": tmp_path / "weights.safetensors", "data.name": parquet}
-    arguments = [f"{key}={here[key]}" if (key := a.partition("=")[0]) in here else a for a in arguments]
-    arguments += ["model.heads=2"] * any(a.startswith("model.weights=") for a in arguments)
-    program = {"train.py": train.main, "probe.py": probe.main}[file]
-    assert command.preflight(file.removesuffix(".py"), inspect.unwrap(program), [*arguments, "trainer.accelerator=cpu"])
+    save_file(weights.state_dict(), folder / "weights.safetensors")
+    return folder
+
+
+def stand_in(name: str, argument: str) -> list[str]:
+    """What a test says instead of an argument: what is here for what the reader, or the Hub, has."""
+    key, _, value = argument.partition("=")
+    if argument == "...":
+        return []
+    if key == "model.weights" and value.startswith(("timm:", "hf:", "FILE", "SOURCE")):
+        return ["model.weights=weights.safetensors", "model.heads=2"]
+    if key == "data.name" and "..." not in value and "photos" not in value:
+        return ["data.name=photos"]
+    if key == "data.source.label_column":  # of the set in the place of the Hub's
+        return [f"{key}=label"]
+    if value == "/data/imagenet":
+        return [f"{key}=imagenet"]
+    if key == "seed":  # one is as good as another, and each takes time
+        return ["seed=0"]
+    return [sweep.spelt_out([argument])[0] if name == "sweep" else argument]
+
+
+def test_the_commands_of_the_pages_are_found() -> None:
+    programs = {path.stem for path in (ROOT / "src").glob("*.py")}
+    assert {program for _, program, *_ in SHOWN} == programs
+    assert {by for by, *_ in SHOWN} == {"", "torchrun", "srun"}
+    assert set(SHOWN.values()) >= {"README.md", "benchmark.md", "clusters.md", "data.md", "faults.md", "sweeps.md"}
+    text = "a `python src/train.py\nx=1`\n\n    python src/probe.py y='a b' # so\n"
+    text += "```\nX=1 python src/a.py \\\n b && python src/c.py\n$ python src/d.py\n```\nand `src/e.py f=1`"
+    assert sorted(commands(text)) == [("", "a", "b"), ("", "c"), ("", "probe", "y=a b"), ("", "train", "x=1")]
+
+
+@pytest.mark.parametrize("shown", SHOWN, ids=[f"{SHOWN[shown]}: {' '.join(shown).strip()}" for shown in SHOWN])
+def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
+    shown: tuple[str, ...],
+    reader: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    exportable: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    by, name, *words = shown
+    if "--help" in words or "--cfg" in words:
+        pytest.skip("shows help or a configuration, and checks nothing")
+    monkeypatch.chdir(reader)
+    for key, value in {"torchrun": TORCHRUN, "srun": SRUN, "": {}}[by].items():
+        monkeypatch.setenv(key, value)
+    if any("runs/NAME/STAMP" in word for word in words) and not Path("runs").exists():
+        exportable(keep="last", averaged=True)
+        exportable()
+        with (tmp_path / "run" / "config.yaml").open("a") as file:
+            file.write("logger: {wandb: {project: vitlab}}\n")
+        Path("runs/NAME").mkdir(parents=True)
+        Path("runs/NAME/STAMP").symlink_to(tmp_path / "run")
+    arguments = [found for word in words for found in stand_in(name, word)]
+    if name in ("train", "probe", "doctor", "evaluate"):  # whatever devices this machine has
+        arguments.append("trainer.accelerator=cpu")
+    program = importlib.import_module(name)
+    try:
+        with importing.uncollected():  # as the program does
+            command.preflight(name, inspect.unwrap(program.main), arguments)
+    except SystemExit:
+        problems = re.findall("^  - (.*)$", capsys.readouterr().err, flags=re.M)
+        yours = tuple(word for word in arguments if YOURS.fullmatch(word))
+        assert [problem for problem in problems if not (yours and problem.startswith(yours))] == []
+        assert problems
+
+
+def test_the_mistakes_that_the_readme_shows_are_told_as_it_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
+    line, shown = re.findall(r"^\$ python src/train\.py (.*)\n((?:.+\n)+?)```", README, flags=re.M)[0]
+    with pytest.raises(SystemExit):
+        command.preflight("train", inspect.unwrap(train.main), shlex.split(line))
+    assert re.fullmatch(re.escape(shown).replace(r"\.\.\.", ".*"), capsys.readouterr().err)
+
+
+# ------------------------------------------------------------------------------------------------------- the tables
 
 
 def test_the_matrix_of_weights_is_the_full_one_summed_up() -> None:

@@ -42,9 +42,9 @@ class Monitor(Callback):
 
     The row: mean loss over the images since the last row (of all ranks), the step's learning rates
     (`vitlab.optim.rates`), norm of the gradient before clipping, images seen, speed, MFU and data wait
-    (`vitlab.throughput`). Between rows nothing waits for the device. No row spans two epochs. A checkpoint holds the
-    sums of the row that is open, of each rank, and how many rows were written: a run that goes on writes on from there
-    what an uninterrupted one does.
+    (`vitlab.throughput`). Between rows nothing here waits for the device; `vitlab.nonfinite` does, once a step. No row
+    spans two epochs. A checkpoint holds the sums of the row that is open, of each rank, and how many rows were written:
+    a run that goes on writes on from there what an uninterrupted one does.
     """
 
     def __init__(self) -> None:

@@ -163,7 +163,7 @@ def picture(found: dict[str, float], trials: Sequence[Trial], figure_file: Path)
     below.axvline(1, color="black", linewidth=0.8)
     below.set_xlabel("images a second, as a multiple of the configuration's")
     if trials:
-        below.legend()
+        figure.legend(loc="outside lower center", ncols=2)  # on no bar or whisker
     for axis in (above, below):
         axis.grid(alpha=0.3, axis="x")
     figure_file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""How fast a training is, and what it waits for: measured between two rows of the log, with nothing in between that
-would wait for the device.
+"""How fast a training is, and what it waits for: measured between two rows of the log, with nothing of its own
+in between that would wait for the device.
 
     row ------------------------------- steps ------------------------------- row
          fetch  move, vary | forward, backward, step   fetch  move, vary | ...

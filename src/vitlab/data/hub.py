@@ -137,6 +137,8 @@ def described(
             raise CannotOpen(f"data.source.subset={subset or 'null'}: {text}") from error
         raise CannotOpen(f"data.name={name} can't be opened: {text}") from error
     files = builder.config.data_files or {}
+    if files and not any(files.values()):
+        raise CannotOpen(f"data.name={name} matches no file")
     splits = tuple(map(str, builder.info.splits or files))
     columns = builder.info.features
     if columns is None and is_parquet(builder):

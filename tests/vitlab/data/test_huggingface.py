@@ -284,6 +284,7 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
         ({"name": "saved", "streaming": True}, "is mapped into memory without being copied anyway"),
         ({"name": "images", "streaming": True}, "is of the kind imagefolder; use streaming=false"),
         ({"name": "text.txt"}, "is no parquet file; of other files, name the folder that they lie in"),
+        ({"name": "none-*.parquet"}, "data.name=none-*.parquet matches no file"),
     ],
 )
 def test_a_setting_that_cannot_be_is_told(
