@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from vitlab import flops, launch
 from vitlab.benchmarking.timing import Clock, Contender, between_quartiles
+from vitlab.data.module import MOST_WORKERS
 from vitlab.profiling import PARTS, STEP, Patient, Stages, Timed, Variant, shares
 
 log = logging.getLogger(__name__)
@@ -36,9 +37,8 @@ class Cost:
     parts: dict[str, float]  # in a loop without workers
     rows: float  # of a row of the log, beyond an ordinary step's end
     sent: float  # images made by one worker, and nothing beside it
-    together: (
-        float  # how many times as fast they are made by a worker on each core; two threads of a core are no two cores
-    )
+    together: float  # how many times as fast they are made by `beside` workers; two threads of a core are no two cores
+    beside: int  # a worker on each core, as far as a training starts so many
     workers: int  # as configured
     cores: int
     threads: int  # cores that the loop's process keeps busy
@@ -47,7 +47,7 @@ class Cost:
     def power(self, busy: int) -> float:
         """What so many busy processes do, in units of one alone."""
         more = min(busy, self.cores) - 1
-        return 1 + (self.together - 1) * more / (self.cores - 1) if self.cores > 1 else 1.0
+        return 1 + (self.together - 1) * more / (self.beside - 1) if self.beside > 1 else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +120,17 @@ def examine(patient: Patient, *, steps: int, warmup: int) -> tuple[Cost, Timed, 
         stages = Stages(device)
         _, window = patient.train(Variant(num_workers=0), steps=steps, warmup=warmup, stages=stages)
     cores = launch.cores()
+    beside = min(cores, MOST_WORKERS)
     every = int(patient.trainer["log_every_n_steps"])
     batches = max(4, steps // 2)
     sent = patient.reading(Variant(num_workers=1), batches=batches)
-    side_by_side = patient.reading(Variant(num_workers=cores), batches=batches * cores)
+    side_by_side = patient.reading(Variant(num_workers=beside), batches=batches * beside)
     cost = Cost(
         parts={name: value / steps for name, value in window.parts.items()},
         rows=window.rows / max(1, steps // every),
         sent=sent,
-        together=min(float(cores), max(1.0, sent / side_by_side)),
+        together=min(float(beside), max(1.0, sent / side_by_side)),
+        beside=beside,
         workers=timed.workers,
         cores=cores,
         threads=torch.get_num_threads() if device.type == "cpu" else 1,
@@ -142,9 +144,9 @@ def candidates(
 ) -> list[tuple[Change, Variant]]:
     """The changes to be tried: of the kinds `asked`, those that differ from what is configured."""
     found: list[tuple[Change, Variant]] = []
-    counts = list(workers) if workers is not None else sorted({0, 1, 2, 4, 8, 16, cost.cores})
+    counts = list(workers) if workers is not None else sorted({0, 1, 2, 4, 8, 16, cost.beside})
     if "num_workers" in asked:
-        counts = [n for n in counts if n != cost.workers and (n <= cost.cores or workers is not None)]
+        counts = [n for n in counts if n != cost.workers and (n <= cost.beside or workers is not None)]
         found += [("num_workers", Variant(num_workers=n)) for n in counts]
     if "precision" in asked and str(patient.trainer["precision"]) in ("32-true", "32", "None"):
         found.append(("precision", Variant(precision="bf16-mixed")))

@@ -71,6 +71,7 @@ def visit(
         "parts_ms": {name: 1000 * step * found[name] for name in PARTS},
         "without_workers_ms": {name: 1000 * cost.parts[name] for name in PARTS},
         "one_worker_ms": 1000 * cost.sent,
+        "loading_together": cost.beside,
         "power_of_cores": cost.together,
         "epoch_seconds": {"training": step * epoch, "evaluation": evaluation, "checkpoint": saving},
         "trials": [
@@ -127,7 +128,7 @@ def table(report: Node, trials: Sequence[Trial]) -> Iterator[str]:
         yield f"  {advising.NAMES[name]:<46} {report['parts_ms'][name]:9.2f} ms {report['shares'][name]:5.0%}"
     yield (
         f"  one loading process alone makes such a batch in {report['one_worker_ms']:.2f} ms; "
-        f"{report['cores']} at once are {report['power_of_cores']:.1f} times as fast"
+        f"{report['loading_together']} at once are {report['power_of_cores']:.1f} times as fast"
     )
     spent: dict[str, float] = report["epoch_seconds"]
     yield "  an epoch: " + ", ".join(f"{name} {value:.3g} s" for name, value in spent.items())

@@ -5,14 +5,15 @@ import torch
 from torch import Tensor
 
 from patients import LOADERS, SlowData, patient
-from vitlab import advising
+from vitlab import advising, launch
 from vitlab.advising import Cost, Scale, Trial
-from vitlab.profiling import PARTS, Variant
+from vitlab.data.module import MOST_WORKERS
+from vitlab.profiling import PARTS, Patient, Variant
 from vitlab.vit import VisionTransformer
 
 PARTS_SECONDS = dict(zip(PARTS, (0.08, 0.002, 0.004, 0.01, 0.02, 0.003, 0.005, 0.001), strict=True))
 COST = Cost(
-    parts=PARTS_SECONDS, rows=0.02, sent=0.09, together=4.0, workers=0, cores=4, threads=1, every=10
+    parts=PARTS_SECONDS, rows=0.02, sent=0.09, together=4.0, beside=4, workers=0, cores=4, threads=1, every=10
 )  # 45 ms are the loop's own
 MAIN = 0.045
 
@@ -22,8 +23,28 @@ def test_workers_take_the_reading_out_of_the_loop_as_far_as_cores_go() -> None:
     assert advising.seconds(COST, Variant(num_workers=1)) == pytest.approx(0.09)
     assert advising.seconds(COST, Variant(num_workers=2)) == pytest.approx(0.045)
     assert advising.seconds(COST, Variant(num_workers=8)) == pytest.approx(MAIN)
-    twins = Cost(**{**vars(COST), "cores": 2, "together": 1.0})  # two threads of one core
+    twins = Cost(**{**vars(COST), "cores": 2, "beside": 2, "together": 1.0})  # two threads of one core
     assert advising.seconds(twins, Variant(num_workers=1)) == pytest.approx(MAIN + 0.09)
+
+
+@LOADERS
+def test_no_more_loading_processes_are_started_than_a_training_would_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, asked = patient(), list[int | None]()
+
+    def reading(variant: Variant, *, batches: int) -> float:
+        asked.append(variant.num_workers)
+        return Patient.reading(subject, Variant(num_workers=0), batches=1)
+
+    monkeypatch.setattr(launch, "cores", lambda: 128)
+    monkeypatch.setattr(subject, "reading", reading)
+    cost, _, _ = advising.examine(subject, steps=1, warmup=1)
+    assert asked == [1, MOST_WORKERS]
+    assert (cost.cores, cost.beside) == (128, MOST_WORKERS)
+    chosen = advising.candidates(subject, cost, ["num_workers"], None)
+    assert [variant.num_workers for _, variant in chosen] == [1, 2, 4, 8, 16]
+    assert Cost(**{**vars(COST), "cores": 128, "beside": 16, "together": 16.0}).power(64) == pytest.approx(64)
+    named = advising.candidates(subject, cost, ["num_workers"], [32])
+    assert [variant.num_workers for _, variant in named] == [32], "what is asked for is tried"
 
 
 def test_a_change_acts_on_its_own_part() -> None:

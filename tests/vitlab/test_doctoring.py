@@ -58,6 +58,7 @@ def test_a_change_that_failed_has_a_line_and_no_bar(tmp_path: Path) -> None:
     assert len(list((tmp_path / "figures").iterdir())) == 2
     report: Node = {"images_per_second": 10.0, "mfu": None, "step_ms": 1.0, "batch_size": 8, "workers": 0, "cores": 2}
     report |= {"shares": found, "parts_ms": found, "one_worker_ms": 1.0, "power_of_cores": 1.5}
+    report |= {"loading_together": 2}
     report |= {"epoch_seconds": {"training": 2.0}, "advice": ["rest"]}
     lines = list(doctoring.table(report, [failed]))
     assert lines[0].startswith("as configured: 10 images/s; ")
