@@ -50,6 +50,25 @@ def test_files_are_brought_to_the_size_that_is_trained_on(tmp_path: Path) -> Non
     assert doctoring.smaller(subject, tmp_path / "same") is None, "they are small already"
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_of_many_files_only_those_are_looked_at_that_are_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = patient()
+    subject.datamodule = folder(tmp_path / "large", 60)
+    split = subject.datamodule.split("train")
+    monkeypatch.setattr(doctoring, "SAMPLE", 7)
+    looked: list[str] = []
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: looked.append(str(path)) or is_file(path))  # type: ignore[func-returns-value]
+    smaller = doctoring.smaller(subject, tmp_path / "smaller")
+    assert smaller is not None
+    assert len(split) == 21
+    assert looked == list(split.files or [])[::3], "every third of 21 makes seven"
+    assert len(set(smaller.files or [])) == len(looked)
+    assert len(smaller) == len(split)
+
+
 def test_a_change_that_failed_has_a_line_and_no_bar(tmp_path: Path) -> None:
     found = dict.fromkeys(PARTS, 1 / len(PARTS))
     failed = Trial(variant=Variant(batch_size=64), predicted=1.5, gains=(), why="out of memory")
