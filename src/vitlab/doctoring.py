@@ -1,8 +1,12 @@
 """A doctor's visit: a configuration examined, changes tried, what comes of it in a table, a file and a picture."""
 
+import inspect
 import json
 import logging
+import re
+import shlex
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -14,10 +18,12 @@ from PIL import Image
 from vitlab import advising, flops
 from vitlab.advising import Change, Trial
 from vitlab.data.encoding import encoded
-from vitlab.data.sources import Split
+from vitlab.data.module import DataModule
+from vitlab.data.sources import Split, image_folder
 from vitlab.profiling import PARTS, Patient, Variant
+from vitlab.resume import quoted
 from vitlab.runs import replace
-from vitlab.schema import Node
+from vitlab.schema import Node, shown
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +61,8 @@ def visit(
     step, epoch = watched.images / rate, data.steps_per_epoch
     peak = flops.peak_flops(patient.device, str(patient.trainer["precision"]))
     evaluation, saving = batch_seconds * batches, watched.saving
-    told = advising.advice(found, trials, evaluation=evaluation, saving=saving, step=step, epoch=epoch)
+    packing = packed(data) if patient.smaller is not None else ""
+    told = advising.advice(found, trials, evaluation=evaluation, saving=saving, step=step, epoch=epoch, packing=packing)
     report: Node = {
         "images_per_second": rate,
         "mfu": patient.flops * rate / peak if peak else None,
@@ -104,7 +111,7 @@ def smaller(patient: Patient, folder: Path) -> Split | None:
     files = {place: split.files[place] for place in kept}  # of a million, these alone are looked at
     if not all(Path(file).is_file() for file in files.values()):
         return None
-    side = round(max(patient.datamodule.image_size) * MARGIN)
+    side = enough(patient.datamodule)
     folder.mkdir(parents=True, exist_ok=True)
     made, larger = [], 0
     for place in kept:
@@ -118,6 +125,38 @@ def smaller(patient: Patient, folder: Path) -> Split | None:
     repeated = torch.arange(len(split)) % len(made)  # an epoch stays as long as it is
     labels = split.labels[torch.tensor(list(kept))][repeated]
     return Split(None, labels, [made[i] for i in repeated.tolist()])
+
+
+def enough(data: DataModule) -> int:
+    """Pixels of the shorter side of files that are large enough for what is trained on."""
+    return round(max(data.image_size) * MARGIN)
+
+
+def packed(data: DataModule) -> str:
+    """The command that brings the files to that size, and what to train on then; empty where no `data=` has them."""
+    source, side = data.load_source, enough(data)
+    if not isinstance(source, partial) or source.func is not image_folder:
+        return ""
+    chosen = {key: value for key, value in source.keywords.items() if key != "data_dir"}
+    defaults = {name: known.default for name, known in inspect.signature(image_folder).parameters.items()}
+    settings = {f"data.source.{key}": value for key, value in chosen.items() if value != defaults[key]}
+    if data.on_error == "skip":
+        settings |= {"data.on_error": "skip", "data.max_skipped": data.max_skipped}
+    place = Path(source.keywords["data_dir"])
+    place = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+    out = place.resolve() if place.name in ("", "..") else place
+    target = out.with_name(f"{out.name}-{side}")
+    words = {"data": "image_folder", "data_dir": str(place), **settings}
+    words |= {"to": "folder", "size": side, "out": str(target)}
+    line = shlex.join(f"{key}={typed(value)}" for key, value in words.items())
+    return f"python src/prepare.py {line}, then train with {shlex.quote(f'data_dir={typed(str(target))}')}"
+
+
+def typed(value: Any) -> str:
+    """A value in Hydra's grammar; a path or name only quoted where it has to be."""
+    if isinstance(value, str):
+        return value if re.fullmatch(r"[\w/.-]+", value) else quoted(Path(value))
+    return f"[{','.join(typed(str(item)) for item in value)}]" if isinstance(value, list) else shown(value)
 
 
 def table(report: Node, trials: Sequence[Trial]) -> Iterator[str]:
