@@ -52,7 +52,10 @@ SAVING = ("BestCheckpoint", "LastCheckpoint")
 
 
 class Training(Part):
-    """default   `train.py` as it is, without settings: the digits, with their augmentation
+    """What is timed step by step has no wandb (`logger=csv`: `metrics.csv` alone), no warm-up of the rate, and neither
+    validation nor checkpoints; the shares of an epoch have these two.
+
+    default   the run of `train.py` without settings, but for that: the digits, with their augmentation
     networks  and on made-up images: presets of `conf/model`, each with the side of its images in pixels
     samples   so many of these, of which a tenth is validated
     settings  of all runs, as on the command line of `train.py`
@@ -73,7 +76,7 @@ class Training(Part):
     def cases(self, clock: Clock) -> Iterator[Case]:
         accelerator = "cpu" if clock.device.type == "cpu" else "gpu"
         common = [f"trainer.accelerator={accelerator}", "logger=csv", "schedule.warmup_steps=0"]
-        runs = {"train.py as it is": list[str]()} if self.default else {}
+        runs = {"the default run": list[str]()} if self.default else {}
         for name, side in self.networks.items():
             made_up = ["data=fake", f"data.source.samples={self.samples}", f"batch_size={self.batch_size}"]
             runs[f"{name} at {side} px"] = [*made_up, f"model={name}", f"image_size={side}"]

@@ -126,6 +126,25 @@ def test_timms_twin_has_the_parameters_that_ours_has_and_learns_its_positions(co
     assert shapes[0] == shapes[1]
 
 
+def test_the_first_case_is_the_default_run_less_its_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [Case(part="training", name="", unit="images", measured=[])] * 2
+    asked: list[tuple[Node, str]] = []
+
+    def case(part: training.Training, clock: Clock, config: Node, name: str) -> Case:
+        asked.append((config, name))
+        return cases[len(asked) - 1]
+
+    monkeypatch.setattr(training.Training, "case", case)
+    part = training.Training(networks={"vit_mini": 8}, batch_size=16, samples=96)
+    assert list(part.cases(Clock(rounds=1, seconds=0.0))) == cases
+    (default, name), (_, other) = asked
+    assert name == "the default run, 64 images a step"
+    assert other == "vit_mini at 8 px, 16 images a step"
+    plain = training.composed(["trainer.accelerator=cpu"])
+    differing = {key for key in plain if plain[key] != default[key]}
+    assert differing == {"logger", "schedule"}
+
+
 def test_settings_that_can_not_be_composed_are_an_error() -> None:
     with pytest.raises(Exception, match="no_such"):
         training.composed(["model=no_such"])
