@@ -1,7 +1,9 @@
 """What is predicted follows from what was measured, and what is said from both."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,19 +125,21 @@ def test_the_words_name_the_worst_part_and_the_largest_gain_first() -> None:
     assert "nothing that was tried gains more than the noise" in none
 
 
+def slowly(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def slow(*arguments: Any) -> Tensor:
+        time.sleep(0.01)
+        return function(*arguments)
+
+    return slow
+
+
 @LOADERS
 @pytest.mark.parametrize("files", [True, False], ids=["files", "memory"])
 def test_augmentation_is_predicted_where_it_happens(
     files: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = v2.RandAugment.forward, ops.rand_augment
-
-    def slow(image: Tensor, *numbers: int) -> Tensor:
-        time.sleep(0.01)
-        return plain[1](image, *numbers)
-
-    monkeypatch.setattr(v2.RandAugment, "forward", lambda step, image: time.sleep(0.01) or plain[0](step, image))
-    monkeypatch.setattr(ops, "rand_augment", slow)
+    for place, name in ((v2.RandAugment, "forward"), (ops, "rand_augment")):
+        monkeypatch.setattr(place, name, slowly(getattr(place, name)))
     subject, augment = patient(), Augment(auto_augment="randaugment")
     if files:
         subject.datamodule = folder(tmp_path, 20, augment=augment)
