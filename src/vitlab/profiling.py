@@ -326,10 +326,9 @@ class Patient:
             return 0.0
         watches = [Stopwatch(step) for step in loader.dataset.steps]
         loader.dataset.steps = [*watches]
-        iterator = iter(loader)
-        next(iterator)  # what is done once
+        next(iter(loader))  # what is done once
         start, before = time.perf_counter(), sum(watch.seconds for watch in watches)
-        for _ in itertools.islice(iterator, batches):
+        for _ in itertools.islice(loader, batches):
             pass
         taken = time.perf_counter() - start
         return (sum(watch.seconds for watch in watches) - before) / taken

@@ -153,6 +153,8 @@ def test_augmentation_is_predicted_where_it_happens(
     assert alike == 1
     if files:
         assert 0.5 < subject.varying(batches=2) < 1
+        subject.datamodule.batch_size = 64
+        assert 0.5 < subject.varying(batches=2) < 1, "an epoch of one step"
         subject.datamodule.augment = Augment()
         assert subject.varying(batches=2) == 0, "nothing is done to a file but decoding and cropping"
     else:
