@@ -18,7 +18,9 @@ from vitlab.schema import Node
 @command("doctor")
 def main(
     *,
-    changes: list[Literal["num_workers", "precision", "batch_size", "log_every_n_steps", "compile", "smaller"]],
+    changes: list[
+        Literal["num_workers", "precision", "batch_size", "log_every_n_steps", "compile", "auto_augment", "smaller"]
+    ],
     workers: list[int] | None,
     steps: int,
     warmup: int,

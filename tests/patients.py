@@ -1,18 +1,21 @@
-"""What tests of the doctor look at: a small network on digits, and digits that are slow to read."""
+"""What tests of the doctor look at: a small network on digits, digits that are slow to read, and a folder of files."""
 
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vitlab import optim
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.dataset import MemoryDataset
 from vitlab.data.module import DataModule
-from vitlab.data.sources import digits
+from vitlab.data.sources import digits, image_folder
 from vitlab.profiling import Patient
 from vitlab.schema import Node
 from vitlab.vit import VisionTransformer
@@ -33,6 +36,22 @@ class SlowData(DataModule):
         loader = super().train_dataloader()
         loader.dataset.__class__ = SlowDataset
         return loader
+
+
+def folder(root: Path, side: int, *, augment: Augment | None = None) -> DataModule:
+    """24 JPEG files of two classes to train on and as many to validate on, `side` pixels high."""
+    chance = np.random.default_rng(0)
+    for number in range(24):
+        file = root / "train" / "ab"[number % 2] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(chance.integers(0, 256, (side, side + 20, 3), dtype=np.uint8)).save(file)
+        other = root / "val" / file.parent.name / f"{number}.jpg"
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_bytes(file.read_bytes())
+    source, augment = partial(image_folder, data_dir=str(root)), augment or Augment(flip=True)
+    data = DataModule(source=source, augment=augment, image_size=16, batch_size=4, seed=0, num_workers=0)
+    data.setup()
+    return data
 
 
 def patient(kind: type[DataModule] = DataModule, *, parts: int = 1, callbacks: Node | None = None) -> Patient:

@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 from vitlab import flops, launch
 from vitlab.benchmarking.timing import Clock, Contender, between_quartiles
+from vitlab.data.module import MOST_WORKERS
 from vitlab.profiling import PARTS, STEP, Patient, Stages, Timed, Variant, shares
 
 log = logging.getLogger(__name__)
 
-Change = Literal["num_workers", "precision", "batch_size", "log_every_n_steps", "compile", "smaller"]
+Change = Literal["num_workers", "precision", "batch_size", "log_every_n_steps", "compile", "auto_augment", "smaller"]
 NOISE = 0.03  # of a gain: less is never called one
 WORTH = 0.1  # of the time: a part that takes less isn't spoken of
 
@@ -36,9 +37,8 @@ class Cost:
     parts: dict[str, float]  # in a loop without workers
     rows: float  # of a row of the log, beyond an ordinary step's end
     sent: float  # images made by one worker, and nothing beside it
-    together: (
-        float  # how many times as fast they are made by a worker on each core; two threads of a core are no two cores
-    )
+    together: float  # how many times as fast they are made by `beside` workers; two threads of a core are no two cores
+    beside: int  # a worker on each core, as far as a training starts so many
     workers: int  # as configured
     cores: int
     threads: int  # cores that the loop's process keeps busy
@@ -47,16 +47,19 @@ class Cost:
     def power(self, busy: int) -> float:
         """What so many busy processes do, in units of one alone."""
         more = min(busy, self.cores) - 1
-        return 1 + (self.together - 1) * more / (self.cores - 1) if self.cores > 1 else 1.0
+        return 1 + (self.together - 1) * more / (self.beside - 1) if self.beside > 1 else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What a change multiplies: forward and backward, the images of a step, the reading of an image."""
+    """What a change multiplies: forward and backward, the images of a step, an image's reading (with what varies it
+    there), and its augmentation in the loop.
+    """
 
     step: float = 1.0
     images: float = 1.0
     reading: float = 1.0
+    augmentation: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +96,11 @@ def seconds(cost: Cost, variant: Variant, scale: Scale | None = None) -> float:
     every = variant.log_every_n_steps or cost.every
     rows = cost.rows * (1 / every - 1 / cost.every)
     main = (parts["forward"] + parts["backward"]) * scale.step + parts["optimizer"] + parts["loop"]
-    main += (parts["moving"] + parts["augmentation"]) * scale.images + max(0.0, parts["callbacks"] + rows)
+    main += (parts["moving"] + parts["augmentation"] * scale.augmentation) * scale.images
+    main += max(0.0, parts["callbacks"] + rows)
     factor = scale.images * scale.reading
     if workers == 0:
-        return main + parts["reading"] * factor
+        return main + (parts["reading"] + parts["varying"]) * factor
     sent = cost.sent * factor
     busy = cost.threads + workers
     return max(main, sent / cost.power(workers), sent / workers, (main * cost.threads + sent) / cost.power(busy))
@@ -113,22 +117,25 @@ def examine(patient: Patient, *, steps: int, warmup: int) -> tuple[Cost, Timed, 
     patient.train(Variant(), steps=1, warmup=1)
     device = patient.device
     flops.peak_flops(device, str(patient.trainer["precision"]))
-    stages = Stages(device)
+    varying = patient.varying(batches=max(2, steps // 4))
+    stages = Stages(device, varying=varying)
     timed, window = patient.train(Variant(), steps=steps, warmup=warmup, stages=stages)
     found = shares(window.parts)
     if timed.workers:
-        stages = Stages(device)
+        stages = Stages(device, varying=varying)
         _, window = patient.train(Variant(num_workers=0), steps=steps, warmup=warmup, stages=stages)
     cores = launch.cores()
+    beside = min(cores, MOST_WORKERS)
     every = int(patient.trainer["log_every_n_steps"])
     batches = max(4, steps // 2)
     sent = patient.reading(Variant(num_workers=1), batches=batches)
-    side_by_side = patient.reading(Variant(num_workers=cores), batches=batches * cores)
+    side_by_side = patient.reading(Variant(num_workers=beside), batches=batches * beside)
     cost = Cost(
         parts={name: value / steps for name, value in window.parts.items()},
         rows=window.rows / max(1, steps // every),
         sent=sent,
-        together=min(float(cores), max(1.0, sent / side_by_side)),
+        together=min(float(beside), max(1.0, sent / side_by_side)),
+        beside=beside,
         workers=timed.workers,
         cores=cores,
         threads=torch.get_num_threads() if device.type == "cpu" else 1,
@@ -142,9 +149,9 @@ def candidates(
 ) -> list[tuple[Change, Variant]]:
     """The changes to be tried: of the kinds `asked`, those that differ from what is configured."""
     found: list[tuple[Change, Variant]] = []
-    counts = list(workers) if workers is not None else sorted({0, 1, 2, 4, 8, 16, cost.cores})
+    counts = list(workers) if workers is not None else sorted({0, 1, 2, 4, 8, 16, cost.beside})
     if "num_workers" in asked:
-        counts = [n for n in counts if n != cost.workers and (n <= cost.cores or workers is not None)]
+        counts = [n for n in counts if n != cost.workers and (n <= cost.beside or workers is not None)]
         found += [("num_workers", Variant(num_workers=n)) for n in counts]
     if "precision" in asked and str(patient.trainer["precision"]) in ("32-true", "32", "None"):
         found.append(("precision", Variant(precision="bf16-mixed")))
@@ -155,6 +162,8 @@ def candidates(
         found.append(("log_every_n_steps", Variant(log_every_n_steps=50)))
     if "compile" in asked:
         found.append(("compile", Variant(compile=True)))
+    if "auto_augment" in asked and patient.datamodule.augment.auto_augment != "none":
+        found.append(("auto_augment", Variant(auto_augment="none")))
     if "smaller" in asked and patient.smaller is not None:
         found.append(("smaller", Variant(smaller=True)))
     return found
@@ -174,10 +183,16 @@ def scales(patient: Patient, chosen: Sequence[tuple[Change, Variant]], *, rounds
         measured = clock.measure([Contender(name=str(v), run=bare(patient, v)) for v in variants])
         for name, taken in zip(timed, measured[1:], strict=True):
             found[name] = Scale(step=taken.median / measured[0].median, images=images[name])
-    for _, variant in chosen:
-        if variant.smaller:
+    for kind, variant in chosen:
+        in_loop = kind == "auto_augment" and patient.datamodule.split("train").files is None
+        if kind == "smaller" or (kind == "auto_augment" and not in_loop):
             alone, other = replace(variant, num_workers=0), Variant(num_workers=0)
             found[str(variant)] = Scale(reading=patient.reading(alone, batches=4) / patient.reading(other, batches=4))
+        elif in_loop:
+            clock = Clock(rounds=rounds, seconds=0.05, device=patient.device)
+            runs = [Contender(name=str(v), run=patient.augmenting(v)) for v in (Variant(), variant)]
+            before, after = clock.measure(runs)
+            found[str(variant)] = Scale(augmentation=after.median / before.median)
     return found
 
 
@@ -258,12 +273,12 @@ def compared(
 
 def together(trials: Sequence[Trial]) -> Variant | None:
     """The best change of each kind that gains and leaves what is learnt alone, all at once; None where it is fewer than
-    two. A larger batch is another training.
+    two. A larger batch is another training, and so is another augmentation.
     """
     best: dict[tuple[str, ...], Trial] = {}
     for trial in trials:
         kind = tuple(setting.partition("=")[0] for setting in trial.variant.settings())
-        gains = trial.verdict == "faster" and kind != ("batch_size",)
+        gains = trial.verdict == "faster" and not trial.variant.learns_otherwise
         if gains and (kind not in best or (trial.measured or 0) > (best[kind].measured or 0)):
             best[kind] = trial
     if len(best) < 2:
@@ -278,25 +293,25 @@ def combined(parts: Sequence[Scale]) -> Scale:
     """Several changes at once."""
     whole = Scale()
     for scale in parts:
-        whole = Scale(
-            step=whole.step * scale.step, images=whole.images * scale.images, reading=whole.reading * scale.reading
-        )
+        whole = Scale(**{name: value * getattr(scale, name) for name, value in vars(whole).items()})
     return whole
 
 
 # What a part of a step is to a reader, and what helps where it takes long and no trial did.
 NAMES = {
     "reading": "reading, decoding, cropping (waiting for it)",
+    "varying": "augmentation of files as they are read",
     "moving": "moving to the device",
     "augmentation": "augmentation and normalisation in the loop",
     "forward": "forward",
     "backward": "backward",
     "optimizer": "clipping and optimizer",
-    "callbacks": "logging and callbacks",
+    "callbacks": "monitor, metrics.csv and callbacks",
     "loop": "the rest of the loop",
 }
 HELP = {
     "reading": "more loading processes (data.num_workers), smaller files (src/prepare.py), fewer pixels (image_size)",
+    "varying": "more loading processes (data.num_workers), a lighter data.augment (auto_augment=none)",
     "moving": "larger batches, or another device's memory nearer to the data",
     "augmentation": "a lighter data.augment (auto_augment=none), or a GPU, on which it takes little",
     "forward": "trainer.precision=bf16-mixed, compile=true, a smaller model or image_size",
@@ -315,9 +330,18 @@ def bottleneck(found: dict[str, float]) -> str:
 
 
 def advice(
-    found: dict[str, float], trials: Sequence[Trial], *, evaluation: float, saving: float, step: float, epoch: int
+    found: dict[str, float],
+    trials: Sequence[Trial],
+    *,
+    evaluation: float,
+    saving: float,
+    step: float,
+    epoch: int,
+    packing: str = "",
 ) -> list[str]:
-    """What to do, the largest gain first. evaluation, saving: seconds an epoch; step: of one; epoch: steps of one."""
+    """What to do, the largest gain first. evaluation, saving: seconds an epoch; step: of one; epoch: steps of one;
+    packing: how files are made smaller.
+    """
     told, worst = [], bottleneck(found)
     if worst == "step":
         told.append(f"the network holds it back: {sum(found[name] for name in STEP):.0%} of a step is computing")
@@ -326,8 +350,11 @@ def advice(
     gained = sorted((t for t in trials if t.verdict == "faster"), key=lambda t: -(t.measured or 0))
     for trial in gained:
         says = f", {trial.predicted:.2f} predicted" if trial.predicted is not None else ""
-        change = "src/prepare.py to=folder size=..." if trial.variant.smaller else str(trial.variant)
+        change = str(trial.variant)
+        if trial.variant.smaller and packing:
+            change = " ".join([packing, *replace(trial.variant, smaller=False).settings()])
         other = "; another training: rate and schedule go with it" if trial.variant.batch_size else ""
+        other += "; another training: augmentation decides what is learnt" if trial.variant.auto_augment else ""
         told.append(f"{change}: {trial.measured:.2f} times the images a second (measured{says}){other}")
     if not gained and trials:
         told.append("nothing that was tried gains more than the noise")

@@ -1,8 +1,12 @@
 """A doctor's visit: a configuration examined, changes tried, what comes of it in a table, a file and a picture."""
 
+import inspect
 import json
 import logging
+import re
+import shlex
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -14,10 +18,12 @@ from PIL import Image
 from vitlab import advising, flops
 from vitlab.advising import Change, Trial
 from vitlab.data.encoding import encoded
-from vitlab.data.sources import Split
+from vitlab.data.module import DataModule
+from vitlab.data.sources import Split, image_folder
 from vitlab.profiling import PARTS, Patient, Variant
+from vitlab.resume import quoted
 from vitlab.runs import replace
-from vitlab.schema import Node
+from vitlab.schema import Node, shown
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +61,8 @@ def visit(
     step, epoch = watched.images / rate, data.steps_per_epoch
     peak = flops.peak_flops(patient.device, str(patient.trainer["precision"]))
     evaluation, saving = batch_seconds * batches, watched.saving
-    told = advising.advice(found, trials, evaluation=evaluation, saving=saving, step=step, epoch=epoch)
+    packing = packed(data) if patient.smaller is not None else ""
+    told = advising.advice(found, trials, evaluation=evaluation, saving=saving, step=step, epoch=epoch, packing=packing)
     report: Node = {
         "images_per_second": rate,
         "mfu": patient.flops * rate / peak if peak else None,
@@ -71,6 +78,7 @@ def visit(
         "parts_ms": {name: 1000 * step * found[name] for name in PARTS},
         "without_workers_ms": {name: 1000 * cost.parts[name] for name in PARTS},
         "one_worker_ms": 1000 * cost.sent,
+        "loading_together": cost.beside,
         "power_of_cores": cost.together,
         "epoch_seconds": {"training": step * epoch, "evaluation": evaluation, "checkpoint": saving},
         "trials": [
@@ -97,10 +105,13 @@ def smaller(patient: Patient, folder: Path) -> Split | None:
     or already as small.
     """
     split = patient.datamodule.split("train")
-    files = [file for file in split.files or [] if isinstance(file, str) and Path(file).is_file()]
-    if not files or len(files) != len(split):
+    if split.files is None:
         return None
-    side, kept = round(max(patient.datamodule.image_size) * MARGIN), range(0, len(files), -(-len(files) // SAMPLE))
+    kept = range(0, len(split), -(-len(split) // SAMPLE))
+    files = {place: split.files[place] for place in kept}  # of a million, these alone are looked at
+    if not all(Path(file).is_file() for file in files.values()):
+        return None
+    side = enough(patient.datamodule)
     folder.mkdir(parents=True, exist_ok=True)
     made, larger = [], 0
     for place in kept:
@@ -116,6 +127,38 @@ def smaller(patient: Patient, folder: Path) -> Split | None:
     return Split(None, labels, [made[i] for i in repeated.tolist()])
 
 
+def enough(data: DataModule) -> int:
+    """Pixels of the shorter side of files that are large enough for what is trained on."""
+    return round(max(data.image_size) * MARGIN)
+
+
+def packed(data: DataModule) -> str:
+    """The command that brings the files to that size, and what to train on then; empty where no `data=` has them."""
+    source, side = data.load_source, enough(data)
+    if not isinstance(source, partial) or source.func is not image_folder:
+        return ""
+    chosen = {key: value for key, value in source.keywords.items() if key != "data_dir"}
+    defaults = {name: known.default for name, known in inspect.signature(image_folder).parameters.items()}
+    settings = {f"data.source.{key}": value for key, value in chosen.items() if value != defaults[key]}
+    if data.on_error == "skip":
+        settings |= {"data.on_error": "skip", "data.max_skipped": data.max_skipped}
+    place = Path(source.keywords["data_dir"])
+    place = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+    out = place.resolve() if place.name in ("", "..") else place
+    target = out.with_name(f"{out.name}-{side}")
+    words = {"data": "image_folder", "data_dir": str(place), **settings}
+    words |= {"to": "folder", "size": side, "out": str(target)}
+    line = shlex.join(f"{key}={typed(value)}" for key, value in words.items())
+    return f"python src/prepare.py {line}, then train with {shlex.quote(f'data_dir={typed(str(target))}')}"
+
+
+def typed(value: Any) -> str:
+    """A value in Hydra's grammar; a path or name only quoted where it has to be."""
+    if isinstance(value, str):
+        return value if re.fullmatch(r"[\w/.-]+", value) else quoted(Path(value))
+    return f"[{','.join(typed(str(item)) for item in value)}]" if isinstance(value, list) else shown(value)
+
+
 def table(report: Node, trials: Sequence[Trial]) -> Iterator[str]:
     """The report as lines of text."""
     mfu = f", MFU {report['mfu']:.0%}" if report["mfu"] else ""
@@ -127,7 +170,7 @@ def table(report: Node, trials: Sequence[Trial]) -> Iterator[str]:
         yield f"  {advising.NAMES[name]:<46} {report['parts_ms'][name]:9.2f} ms {report['shares'][name]:5.0%}"
     yield (
         f"  one loading process alone makes such a batch in {report['one_worker_ms']:.2f} ms; "
-        f"{report['cores']} at once are {report['power_of_cores']:.1f} times as fast"
+        f"{report['loading_together']} at once are {report['power_of_cores']:.1f} times as fast"
     )
     spent: dict[str, float] = report["epoch_seconds"]
     yield "  an epoch: " + ", ".join(f"{name} {value:.3g} s" for name, value in spent.items())

@@ -8,35 +8,37 @@ on a GPU each part then waits for the device, so parts are true and their sum is
 
 import copy
 import gc
+import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.profilers import PyTorchProfiler, SimpleProfiler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vitlab import build, flops
 from vitlab.callbacks import Monitor
 from vitlab.classifier import Classifier
+from vitlab.data.dataset import FilesDataset
 from vitlab.data.module import DataModule
 from vitlab.data.sources import Split
 from vitlab.schema import Node, resolve
 
-# Parts of a step, in the order in which they come. Reading is what the loop waits for: of workers, what they had not
-# made in time.
-PARTS = ("reading", "moving", "augmentation", "forward", "backward", "optimizer", "callbacks", "loop")
+# Parts of a step, in the order in which they come. Reading and varying are what the loop waits for: of workers, what
+# they had not made in time. Files are varied one by one as they are read; a batch is augmented later, in the loop.
+PARTS = ("reading", "varying", "moving", "augmentation", "forward", "backward", "optimizer", "callbacks", "loop")
 STEP = ("forward", "backward", "optimizer")
 INSIDE = ("on_before_backward", "on_after_backward")  # callbacks that Lightning asks within backward
 AROUND = ("on_before_optimizer_step", "on_before_zero_grad")  # and within the rest of a step
@@ -51,6 +53,7 @@ class Variant:
     batch_size: int | None = None
     log_every_n_steps: int | None = None
     compile: bool | None = None
+    auto_augment: Literal["none"] | None = None
     smaller: bool = False  # files of about the size that is trained on
 
     def settings(self) -> list[str]:
@@ -61,11 +64,17 @@ class Variant:
             "batch_size": self.batch_size,
             "trainer.log_every_n_steps": self.log_every_n_steps,
             "compile": "true" if self.compile else None,
+            "data.augment.auto_augment": self.auto_augment,
         }
         return [f"{k}={v}" for k, v in named.items() if v is not None] + ["smaller files"] * self.smaller
 
     def __str__(self) -> str:
         return " ".join(self.settings()) or "as configured"
+
+    @property
+    def learns_otherwise(self) -> bool:
+        """Whether it is another training, which ends in other scores, and not the same one sooner."""
+        return self.batch_size is not None or self.auto_augment is not None
 
     def beside(self, other: "Variant") -> "Variant":
         """Both changes at once; of two values, the other's."""
@@ -88,11 +97,14 @@ class Timed:
 
 
 class Stages(SimpleProfiler):
-    """Lightning's profiler, which on a GPU waits at both ends of each part."""
+    """Lightning's profiler, which on a GPU waits at both ends of each part.
 
-    def __init__(self, device: torch.device) -> None:
+    varying: the share of making an image from its file that is augmentation, as `Patient.varying` measures it.
+    """
+
+    def __init__(self, device: torch.device, *, varying: float = 0.0) -> None:
         super().__init__()
-        self.on_gpu = device.type == "cuda"
+        self.on_gpu, self.varying = device.type == "cuda", varying
 
     def start(self, action_name: str) -> None:
         self.wait()
@@ -116,12 +128,14 @@ class Stages(SimpleProfiler):
         def total(kind: str, *hooks: str) -> float:
             return math.fsum(t for name, t in spent.items() if name.startswith(kind) and name.endswith(hooks or ("",)))
 
+        waiting = total("[_TrainingEpochLoop].train_dataloader_next")
         augmentation = total("[LightningDataModule]", ".on_after_batch_transfer")
         inside = total("[Callback]", *INSIDE)
         forward, backward = total("[Strategy]", ".training_step"), total("[Strategy]", ".backward") - inside
         whole = spent.get("run_training_batch", 0.0)
         found = {
-            "reading": total("[_TrainingEpochLoop].train_dataloader_next"),
+            "reading": waiting * (1 - self.varying),
+            "varying": waiting * self.varying,
             "moving": total("[Strategy]", ".batch_to_device") - augmentation,
             "augmentation": augmentation,
             "forward": forward,
@@ -137,6 +151,20 @@ class Stages(SimpleProfiler):
         ends = [t for name, t in self.recorded_durations.items() if name.endswith("Monitor.on_train_batch_end")]
         times = [seconds for found in ends for seconds in found]
         return max(0.0, sum(times) - len(times) * median(times)) if times else 0.0
+
+
+class Stopwatch(nn.Module):
+    """A step of what is done to an image, timed."""
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step, self.seconds = step, 0.0
+
+    def forward(self, image: Tensor) -> Tensor:
+        start = time.perf_counter()
+        varied: Tensor = self.step(image)
+        self.seconds += time.perf_counter() - start
+        return varied
 
 
 class Window(Callback):
@@ -223,6 +251,9 @@ class Patient:
             data.batch_size = variant.batch_size
         if variant.smaller and self.smaller is not None:
             data._splits = {**data._splits, "train": self.smaller}
+        if variant.auto_augment is not None:
+            data.augment = copy.copy(data.augment)
+            data.augment.auto_augment = variant.auto_augment
         return data
 
     def made(self, variant: Variant, folder: str, **settings: Any) -> Trainer:
@@ -287,6 +318,27 @@ class Patient:
                     break
             taken = time.perf_counter() - start
         return taken / max(1, count)
+
+    def varying(self, *, batches: int) -> float:
+        """The share of making an image from its file that is augmentation: flips, RandAugment and their like."""
+        loader = self.data(Variant(num_workers=0)).train_dataloader()
+        if not isinstance(loader.dataset, FilesDataset) or not loader.dataset.steps:
+            return 0.0
+        watches = [Stopwatch(step) for step in loader.dataset.steps]
+        loader.dataset.steps = [*watches]
+        next(iter(loader))  # what is done once
+        start, before = time.perf_counter(), sum(watch.seconds for watch in watches)
+        for _ in itertools.islice(loader, batches):
+            pass
+        taken = time.perf_counter() - start
+        return (sum(watch.seconds for watch in watches) - before) / taken
+
+    def augmenting(self, variant: Variant) -> Callable[[], object]:
+        """The augmentation of a part of a step's batch in the loop, on the device."""
+        data = self.data(variant)
+        batch = next(iter(data.train_dataloader()))
+        batch = batch._replace(images=batch.images.to(self.device), targets=batch.targets.to(self.device))
+        return lambda: data.on_after_batch_transfer(batch, 0)
 
     def images(self, variant: Variant) -> tuple[Tensor, Tensor]:
         """A part of a step's batch as the network gets it, of random numbers, and its targets."""

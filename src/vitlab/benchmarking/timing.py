@@ -89,18 +89,22 @@ class Measured:
 class Goal:
     """`ours` has to be `least` times as fast as `against`, or as the fastest peer where that is None.
 
-    With `figure`, a count of which less is better (bytes): the rival's has to be `least` times that of `ours`.
+    With `figure`, a count of which less is better (bytes): the rival's has to be `least` times that of `ours`. `words`
+    tell it where that would say little.
     """
 
     least: float
     against: str | None = None
     ours: str = OURS
     figure: str | None = None
+    words: str | None = None
 
     def ratio(self, ours: Measured, rival: Measured) -> float:
         return rival.figures[self.figure] / ours.figures[self.figure] if self.figure else ours.ratio(rival)
 
     def told(self, rival: str) -> str:
+        if self.words:
+            return self.words
         if self.figure:
             return f"{self.figure} of {rival} at least {self.least:g} x that of {self.ours}"
         return f"{self.ours} at least {self.least:g} x {rival}"

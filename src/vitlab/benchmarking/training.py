@@ -28,7 +28,6 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.profilers import SimpleProfiler
 
 from vitlab import build, command, flops
 from vitlab.benchmarking import machine
@@ -37,22 +36,28 @@ from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
 from vitlab.data.module import DataModule
+from vitlab.profiling import STEP, Stages
 from vitlab.schema import Node
 from vitlab.vit import VisionTransformer
 
 BARE, TIMM = "bare loop", "timm, same harness"
-# What takes a run's time, by the names of Lightning's profiler that belong to it.
-SHARES = {
-    "data": ("train_dataloader_next", "batch_to_device"),
-    "step": ("run_training_batch",),
-    "logging": ("[Callback]Monitor", "[Callback]RichProgressBar", "[Callback]NonFinite"),
-    "evaluation": ("val_next", "validation_step"),
-    "checkpoints": ("[Callback]BestCheckpoint", "[Callback]LastCheckpoint"),
+# What takes a run's time, with the parts of a step that belong to it. Callbacks are logging, but for those that save.
+SHARES: dict[str, tuple[str, ...]] = {
+    "data": ("reading", "varying", "moving", "augmentation"),
+    "step": STEP,
+    "logging": ("callbacks",),
+    "evaluation": (),
+    "checkpoints": (),
+    "other": ("loop",),
 }
+SAVING = ("BestCheckpoint", "LastCheckpoint")
 
 
 class Training(Part):
-    """default   `train.py` as it is, without settings: the digits, with their augmentation
+    """What is timed step by step has no wandb (`logger=csv`: `metrics.csv` alone), no warm-up of the rate, and neither
+    validation nor checkpoints; the shares of an epoch have these two.
+
+    default   the run of `train.py` without settings, but for that: the digits, with their augmentation
     networks  and on made-up images: presets of `conf/model`, each with the side of its images in pixels
     samples   so many of these, of which a tenth is validated
     settings  of all runs, as on the command line of `train.py`
@@ -73,7 +78,7 @@ class Training(Part):
     def cases(self, clock: Clock) -> Iterator[Case]:
         accelerator = "cpu" if clock.device.type == "cpu" else "gpu"
         common = [f"trainer.accelerator={accelerator}", "logger=csv", "schedule.warmup_steps=0"]
-        runs = {"train.py as it is": list[str]()} if self.default else {}
+        runs = {"the default run": list[str]()} if self.default else {}
         for name, side in self.networks.items():
             made_up = ["data=fake", f"data.source.samples={self.samples}", f"batch_size={self.batch_size}"]
             runs[f"{name} at {side} px"] = [*made_up, f"model={name}", f"image_size={side}"]
@@ -277,30 +282,69 @@ def bare(config: Node, fit: Fit) -> Callable[[], None]:
 
 
 def shares(config: Node) -> dict[str, float]:
-    """Where the time of an epoch goes, in percent, with validation and checkpoints; `other` is between all of these."""
+    """Where the time of an epoch goes, in percent, with validation and checkpoints."""
+    spent, seconds = epoch(config)
+    return {f"{name} %": 100 * value / seconds for name, value in spent.items()}
+
+
+def epoch(config: Node) -> tuple[dict[str, float], float]:
+    """Seconds of an epoch by what they are spent on, each of them once, and of all of it; `other` is between these."""
     with tempfile.TemporaryDirectory() as folder:
         datamodule, module = made(config)
-        profiler, span = SimpleProfiler(dirpath=folder, filename="profile"), Span()
         run = trainer(config, Path(folder), {"max_epochs": 1})
-        run.profiler = profiler  # type: ignore[attr-defined]
+        span = Span(Stages(run.strategy.root_device))
+        run.profiler = span.stages  # type: ignore[attr-defined]
         run.callbacks.append(span)  # type: ignore[attr-defined]
         run.fit(module, datamodule)
-    found = {}
-    for name, words in SHARES.items():
-        times = [t for action, times in profiler.recorded_durations.items() if belongs(action, words) for t in times]
-        found[f"{name} %"] = 100 * sum(times) / span.seconds
-    return found | {"other %": 100 - sum(found.values())}
+    parts, saving, aside = span.parts, *(callbacks(times, which=SAVING) for times in (span.training, span.validation))
+    found = {name: sum(parts[part] for part in belonging) for name, belonging in SHARES.items()}
+    inside = callbacks(span.validation)
+    found["logging"] += inside - saving - aside
+    found["evaluation"] += span.evaluation - inside
+    found["checkpoints"] += saving + aside
+    return found, span.seconds
 
 
-def belongs(action: str, words: tuple[str, ...]) -> bool:
-    return any(word in action for word in words)
+def callbacks(seconds: Mapping[str, float], *, which: tuple[str, ...] = ("",)) -> float:
+    """Of what was recorded, the seconds of callbacks whose names begin so."""
+    return sum(
+        value for name, value in seconds.items() if name.startswith(tuple(f"[Callback]{kind}" for kind in which))
+    )
 
 
 class Span(Callback):
-    """From the first step to the end of training, in seconds."""
+    """From the first step to the end of training, in seconds; what is recorded within a validation is kept apart. To be
+    the last callback: what the others do at a validation's end is within it.
+    """
+
+    def __init__(self, stages: Stages) -> None:
+        self.stages = stages
+        self.seconds = self.evaluation = 0.0
+        self.parts: dict[str, float] = {}
+        self.training: dict[str, float] = {}  # by the names of Lightning's profiler
+        self.validation: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stages.recorded_durations.clear()
+        self.evaluation, self.validation = 0.0, {}
         self._begun = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._known = {name: len(times) for name, times in self.stages.recorded_durations.items()}
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.evaluation += time.perf_counter() - self._paused
+        for name, times in self.stages.recorded_durations.items():
+            known = self._known.get(name, 0)
+            self.validation[name] = self.validation.get(name, 0.0) + sum(times[known:])
+            del times[known:]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = time.perf_counter() - self._begun
+        recorded = self.stages.recorded_durations
+        for seconds in (recorded, self.validation):  # part of a checkpoint's own time
+            for name in [name for name in seconds if name.endswith(".on_save_checkpoint")]:
+                del seconds[name]
+        self.parts = self.stages.parts(self.seconds - self.evaluation)
+        self.training = {name: sum(times) for name, times in recorded.items()}

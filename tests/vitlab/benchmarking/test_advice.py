@@ -4,19 +4,22 @@ import math
 
 import pytest
 
-from vitlab.benchmarking import machine
+from vitlab.advising import Trial
+from vitlab.benchmarking import advice, machine, results
 from vitlab.benchmarking.advice import Advice
+from vitlab.profiling import Variant
 
 
 @pytest.mark.long
 def test_each_change_is_a_case_with_both_gains() -> None:
     tiny = {"images": 16, "image_size": 32, "batch_size": 4, "steps": 1, "rounds": 1, "dim": 16, "depth": 1}
-    part = Advice(**tiny, workers=(), changes=("precision", "smaller"))  # type: ignore[arg-type]
+    part = Advice(**tiny, workers=(), changes=("precision", "auto_augment", "smaller"))  # type: ignore[arg-type]
     clock = machine.clock(rounds=1, seconds=0.01, threads=None, accelerator="cpu")
     cases = list(part.cases(clock))
     assert [case.name for case in cases] == [
         "jpeg, trainer.precision=bf16-mixed",
         "jpeg, smaller files",
+        "randaugment, data.augment.auto_augment=none",
         "memory, trainer.precision=bf16-mixed",
     ]
     for case in cases:
@@ -24,6 +27,32 @@ def test_each_change_is_a_case_with_both_gains() -> None:
         gains = [changed.figures[name] for name in ("predicted gain", "measured gain")]
         assert all(math.isfinite(gain) and gain > 0 for gain in gains)
         assert changed.ratio(case["as configured"]) == pytest.approx(gains[1])
+        assert len(case.outcomes()) == 1
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gains", "reached"),
+    [
+        (1.2, (1.1, 1.1, 1.1), True),
+        (1.2, (1.09, 1.09, 1.09), False),
+        (0.8, (0.9, 0.9, 0.9), False),
+        (1.2, (1.0, 1.0, 1.3), False),
+        (1.2, (0.8, 1.0, 1.3), True),  # the quartiles are 0.9 and 1.15
+        (1.5, (0.8, 1.0, 1.3), False),
+        (1.0, (1.0, 1.0, 1.0), True),
+    ],
+)
+def test_a_prediction_may_be_off_by_a_tenth_or_by_as_much_as_the_rounds_are(
+    predicted: float, gains: tuple[float, ...], reached: bool
+) -> None:
+    trial = Trial(variant=Variant(num_workers=1), predicted=predicted, gains=gains)
+    found = advice.case("jpeg, data.num_workers=1", trial, [100.0, 100.0, 100.0])
+    ((goal, rival, ratio),) = found.outcomes()
+    assert rival == "as configured"
+    assert (ratio >= goal.least) is reached
+    (line,) = results.told(found)
+    assert "predicted within 10% of the measured gain" in line
+    assert line.endswith("| reached |" if reached else "| **missed** |")
 
 
 def test_too_few_images_are_refused() -> None:

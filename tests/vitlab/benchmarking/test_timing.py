@@ -111,3 +111,4 @@ def test_a_goal_over_a_figure_wants_less_of_it() -> None:
     assert (found, rival) == (goal, "timm")
     assert ratio == pytest.approx(1.2)
     assert goal.told("timm") == "MB of timm at least 1 x that of vitlab"
+    assert Goal(least=1.0, figure="MB", words="no more than timm takes").told("timm") == "no more than timm takes"

@@ -3,7 +3,9 @@
 import math
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,10 @@ from vitlab import build
 from vitlab.benchmarking import training
 from vitlab.benchmarking.networks import LIMIT
 from vitlab.benchmarking.timing import OURS, Case, Clock
+from vitlab.callbacks import Monitor
+from vitlab.data.dataset import EvalBatch
+from vitlab.data.module import DataModule
+from vitlab.nonfinite import NonFinite
 from vitlab.schema import Node
 
 SMALL = ["batch_size=16", "data=fake", "data.source.samples=96", "image_size=8", "trainer.accelerator=cpu"]
@@ -45,7 +51,34 @@ def test_the_shares_of_time_are_all_there_and_come_to_a_hundred_percent(case: Ca
     shares = {name: value for name, value in case[OURS].figures.items() if name not in figures}
     assert [*shares] == [f"{name} %" for name in ("data", "step", "logging", "evaluation", "checkpoints", "other")]
     assert sum(shares.values()) == pytest.approx(100)
-    assert all(share > 0 for name, share in shares.items() if name != "other %")
+    assert all(share > 0 for share in shares.values())
+
+
+def test_each_second_counts_once_and_where_it_belongs(config: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slower(kind: type, hook: str, seconds: float) -> None:
+        hooked = getattr(kind, hook)
+
+        def slow(self: Any, *arguments: Any) -> Any:
+            if hook != "on_after_batch_transfer" or isinstance(arguments[0], EvalBatch):
+                time.sleep(seconds)
+            return hooked(self, *arguments)
+
+        monkeypatch.setattr(kind, hook, slow)
+
+    slower(Monitor, "on_before_optimizer_step", 0.1)  # within a step
+    slower(NonFinite, "on_before_backward", 0.1)  # within its backward pass
+    slower(Monitor, "on_validation_end", 0.2)
+    slower(DataModule, "on_after_batch_transfer", 0.7)  # one batch is validated
+    slower(Monitor, "on_save_checkpoint", 0.3)
+    with training.process_as_before():
+        spent, seconds = training.epoch(config)
+    assert sum(spent.values()) == pytest.approx(seconds), "nothing twice"
+    assert 6 * 2 * 0.1 + 0.2 <= spent["logging"] < seconds - 0.7 - 0.3
+    assert spent["evaluation"] >= 0.7
+    assert spent["checkpoints"] >= 0.3
+    assert spent["step"] < 6 * 0.1
+    assert spent["data"] < 0.7
+    assert spent["other"] > 0
 
 
 def test_what_the_process_was_set_to_is_as_before_and_no_fit_is_left(case: Case) -> None:
@@ -94,6 +127,25 @@ def test_timms_twin_has_the_parameters_that_ours_has_and_learns_its_positions(co
     theirs = training.timm_twin(config["model"], num_classes=10, channels=3)
     shapes = [{k: v.shape for k, v in network.state_dict().items() if k != "pos_embed"} for network in (ours, theirs)]
     assert shapes[0] == shapes[1]
+
+
+def test_the_first_case_is_the_default_run_less_its_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [Case(part="training", name="", unit="images", measured=[])] * 2
+    asked: list[tuple[Node, str]] = []
+
+    def case(part: training.Training, clock: Clock, config: Node, name: str) -> Case:
+        asked.append((config, name))
+        return cases[len(asked) - 1]
+
+    monkeypatch.setattr(training.Training, "case", case)
+    part = training.Training(networks={"vit_mini": 8}, batch_size=16, samples=96)
+    assert list(part.cases(Clock(rounds=1, seconds=0.0))) == cases
+    (default, name), (_, other) = asked
+    assert name == "the default run, 64 images a step"
+    assert other == "vit_mini at 8 px, 16 images a step"
+    plain = training.composed(["trainer.accelerator=cpu"])
+    differing = {key for key in plain if plain[key] != default[key]}
+    assert differing == {"logger", "schedule"}
 
 
 def test_settings_that_can_not_be_composed_are_an_error() -> None:
