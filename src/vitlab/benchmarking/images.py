@@ -19,18 +19,17 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, default_collate
-from torchvision import datasets
+from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
+from vitlab.benchmarking.folders import JpegFolder, linked
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import MemoryDataset
 from vitlab.data.decoding import Box, decode_crop
-from vitlab.data.module import DataModule
 from vitlab.data.reading import decode, quiet
 from vitlab.data.sampler import BatchPlan
-from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, Split, digits, fake, image_folder
+from vitlab.data.sources import Source, Split, digits, fake
 
 Recipe = Literal["digits", "cifar", "cifar randaugment", "cifar trivialaugment"]
 RECIPES: tuple[Recipe, ...] = ("digits", "cifar", "cifar randaugment", "cifar trivialaugment")
@@ -43,7 +42,7 @@ class Loading(Part):
     """recipes       of augmentation, for sets in memory
     batch_memory  images of a batch of these
     folder        of JPEG files, in ImageNet's layout; None: files are made, of 500 x 375 pixels
-    images        so many files, made or taken
+    images        so many files, made, or taken from the classes in turns
     image_size    of a crop of these, a side in pixels
     batch_size    images of a batch of these
     workers       loading processes, each number a case
@@ -64,7 +63,7 @@ class Loading(Part):
             if value < 1:
                 raise ValueError(f"loading.{knob}={value} must be at least 1")
         if images < 20:
-            raise ValueError(f"loading.images={images} must be at least 20: a tenth of them is held out")
+            raise ValueError(f"loading.images={images} must be at least 20")
         if any(count < 0 for count in workers):
             raise ValueError(f"loading.workers={list(workers)} must be at least 0 each")
         if folder is not None and not Path(folder, "train").is_dir():
@@ -77,112 +76,37 @@ class Loading(Part):
             for recipe in self.recipes:
                 yield in_memory(clock, recipe, self.batch_memory)
             with ExitStack() as stack:
-                folder = self.folder
-                if folder is None and self.workers:
-                    folder = stack.enter_context(TemporaryDirectory(prefix="vitlab-loading-"))
-                    photographs(Path(folder), self.images)
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="vitlab-loading-")))
+                if self.folder is not None:
+                    linked(Path(self.folder), folder, self.images)
+                elif self.workers:
+                    photographs(folder, self.images)
                 for workers in self.workers:
-                    yield self.from_folder(clock, Path(str(folder)), workers)
+                    yield self.from_folder(clock, folder, workers)
 
     def from_folder(self, clock: Clock, folder: Path, workers: int) -> Case:
-        data = DataModule(
-            source=partial(image_folder, data_dir=str(folder)),
-            augment=Augment(flip=True),
-            image_size=self.image_size,
-            batch_size=self.batch_size,
-            seed=0,
-            num_workers=workers,
-            max_train_samples=self.images - self.images // 10 - 1 if self.folder else None,
-            scan="none",
-            interpolation="bilinear",
-        )
-        data.setup()
-        files = data.split("train").files or []
-        loader = data.train_dataloader()
-
-        def ours() -> None:
-            for batch in loader:
-                data.on_after_batch_transfer(batch, 0)
-
-        rivals = {
-            PIL_PEER: self.image_folder(folder, files, pillow=True, workers=workers),
-            "torchvision.io, tensors": self.image_folder(folder, files, pillow=False, workers=workers),
-            "timm": self.timm(folder, files, workers=workers),
+        loaders = JpegFolder(folder=folder, image_size=self.image_size, batch_size=self.batch_size, workers=workers)
+        files = [str(file) for file in loaders.files]
+        contestants = {
+            OURS: loaders.vitlab(),
+            PIL_PEER: loaders.torchvision(pillow=True),
+            "torchvision.io, tensors": loaders.torchvision(pillow=False),
+            "timm": loaders.timm(),
         }
-        contenders = [Contender(name=OURS, run=ours, items=len(files), figures=quality(files[:64], self.image_size))]
-        contenders += [
-            Contender(name=name, run=partial(pass_over, rival), items=len(files)) for name, rival in rivals.items()
+        figures = {OURS: quality(files[:64], self.image_size)}
+        contenders = [
+            Contender(name=name, run=partial(pass_over, loader), items=len(files), figures=figures.get(name, {}))
+            for name, loader in contestants.items()
         ]
         size = sum(Path(file).stat().st_size for file in files) / len(files) / 1024
         name = f"{len(files)} JPEG files of {size:.0f} KiB, crops of {self.image_size}, {workers} workers"
         goals = [Goal(least=2.0, against=PIL_PEER)]
         return Case(part="loading", name=name, unit="images", measured=clock.measure(contenders), goals=goals)
 
-    def image_folder(self, folder: Path, files: Sequence[str], *, pillow: bool, workers: int) -> Any:
-        """torchvision's `references/classification`, on PIL images, or on tensors decoded by torchvision."""
-        steps: list[Callable[..., Any]] = [v2.RandomResizedCrop(self.image_size, antialias=True)]
-        steps += [v2.RandomHorizontalFlip(), *([v2.PILToTensor()] if pillow else [])]
-        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-        options = {} if pillow else {"loader": decoded_by_torchvision}
-        found = datasets.ImageFolder(str(folder / "train"), v2.Compose(steps), **options)
-        return DataLoader(only(found, files), **self.options(workers))
-
-    def timm(self, folder: Path, files: Sequence[str], *, workers: int) -> Any:
-        """timm's, without color jitter, and without its prefetcher, which is for GPUs."""
-        from timm.data.dataset_factory import create_dataset
-        from timm.data.loader import create_loader
-
-        found = create_dataset("", root=str(folder), split="train", is_training=True)
-        chosen = set(files)
-        names = found.filenames(absolute=True)
-        part = WithTransform(found, [index for index, name in enumerate(names) if name in chosen])
-        return create_loader(
-            part,  # type: ignore[arg-type]
-            self.image_size,
-            self.batch_size,
-            is_training=True,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            use_prefetcher=False,
-            color_jitter=0.0,
-            interpolation="bilinear",
-            device=torch.device("cpu"),
-        )
-
-    def options(self, workers: int) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "shuffle": True,
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-        }
-
-
-class WithTransform(Subset[Any]):
-    """A part of a data set whose transform timm's loader sets."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "transform":
-            self.dataset.transform = value  # type: ignore[attr-defined]
-        else:
-            super().__setattr__(name, value)
-
 
 def pass_over(loader: Any) -> None:
     for _ in loader:
         pass
-
-
-def only(found: Any, files: Sequence[str]) -> Subset[Any]:
-    chosen = set(files)
-    return Subset(found, [index for index, (file, _) in enumerate(found.samples) if file in chosen])
-
-
-def decoded_by_torchvision(file: str) -> Tensor:
-    from torchvision.io import ImageReadMode, decode_image, read_file
-
-    image: Tensor = decode_image(read_file(file), mode=ImageReadMode.RGB)
-    return image
 
 
 def quality(files: Sequence[str], size: int) -> dict[str, float]:

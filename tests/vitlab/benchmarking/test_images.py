@@ -26,10 +26,22 @@ def test_every_peer_does_the_same_work() -> None:
         assert {measured.items for measured in case.measured} == {16}
     peers = ["torchvision, PIL", "torchvision.io, tensors", "timm"]
     assert [measured.name for measured in files.measured] == ["vitlab", *peers]
-    assert {measured.items for measured in files.measured} == {18}
+    assert {measured.items for measured in files.measured} == {20}
     assert all(math.isfinite(measured.rate) for case in (memory, more, files) for measured in case.measured)
     assert files["vitlab"].figures["pixels differ"] == 0
     assert 0 < files["vitlab"].figures["Pillow's differ"] < 1
+
+
+def test_a_folder_of_more_classes_than_files_to_take_is_measured(tmp_path: Path) -> None:
+    photographs(tmp_path / "made", 44)
+    for number, file in enumerate(sorted(tmp_path.glob("made/train/*/*.jpg"))):
+        place = tmp_path / "set" / "train" / f"n{number // 2:03}"
+        place.mkdir(parents=True, exist_ok=True)
+        file.rename(place / f"{number}.JPEG")
+    part = Loading(recipes=(), folder=str(tmp_path / "set"), images=21, image_size=32, workers=(0,), batch_size=7)
+    (case,) = part.cases(machine.clock(rounds=1, seconds=0.0, threads=None, accelerator="cpu"))
+    assert case.name.startswith("21 JPEG files")
+    assert {measured.items for measured in case.measured} == {21}
 
 
 def test_the_files_are_of_the_size_of_imagenets(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""The loaders of a folder of JPEG files: all of them read the same files, taken from as many classes as can be."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from vitlab.benchmarking.folders import jpeg_files, linked
+from vitlab.benchmarking.images import photographs
+
+
+@pytest.fixture(scope="module")
+def many_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 classes of one file or two, as .JPEG, without files to validate; one class has no JPEG file."""
+    root = tmp_path_factory.mktemp("many")
+    photographs(root / "made", 60)
+    for number, file in enumerate(jpeg_files(root / "made" / "train")):
+        place = root / "set" / "train" / f"n{number % 40:03}"
+        place.mkdir(parents=True, exist_ok=True)
+        file.rename(place / f"{number}.JPEG")
+    (root / "set" / "train" / "n999").mkdir()
+    return root / "set"
+
+
+@pytest.mark.parametrize(("images", "classes", "most"), [(24, 24, 1), (50, 40, 2), (1000, 40, 2)])
+def test_a_part_of_a_folder_has_as_many_classes_as_can_be(
+    many_classes: Path, tmp_path: Path, images: int, classes: int, most: int
+) -> None:
+    linked(many_classes, tmp_path, images)
+    files = jpeg_files(tmp_path / "train")
+    found = Counter(file.parent.name for file in files)
+    assert (len(files), len(found), max(found.values())) == (min(images, 60), classes, most)
+    assert len({file.resolve() for file in files}) == len(files)
+    assert all(file.resolve().parent.name == file.parent.name for file in files)
+
+
+def test_a_folder_of_one_class_is_refused_by_name(tmp_path: Path) -> None:
+    photographs(tmp_path, 3)
+    (tmp_path / "train" / "1").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"loading\.folder=.* has JPEG files in 1 class folders, and two are needed"):
+        linked(tmp_path, tmp_path / "links", 20)
