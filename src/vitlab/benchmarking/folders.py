@@ -60,7 +60,13 @@ class JpegFolder:
 
     @property
     def files(self) -> list[Path]:
-        return jpeg_files(self.folder / "train")
+        """Raises `ValueError` where they don't fill a batch: timm's loader would yield none."""
+        found = jpeg_files(self.folder / "train")
+        if len(found) < self.batch_size:
+            raise ValueError(
+                f"loading.batch_size={self.batch_size} must be at most the {len(found)} files of the folder"
+            )
+        return found
 
     def vitlab(self) -> "Prepared":
         data = DataModule(

@@ -64,6 +64,8 @@ class Loading(Part):
                 raise ValueError(f"loading.{knob}={value} must be at least 1")
         if images < 20:
             raise ValueError(f"loading.images={images} must be at least 20")
+        if images < batch_size:
+            raise ValueError(f"loading.images={images} must be at least loading.batch_size={batch_size}")
         if any(count < 0 for count in workers):
             raise ValueError(f"loading.workers={list(workers)} must be at least 0 each")
         if folder is not None and not Path(folder, "train").is_dir():
@@ -95,7 +97,7 @@ class Loading(Part):
         }
         figures = {OURS: quality(files[:64], self.image_size)}
         contenders = [
-            Contender(name=name, run=partial(pass_over, loader), items=len(files), figures=figures.get(name, {}))
+            Contender(name=name, run=partial(pass_over, loader), items=pass_over(loader), figures=figures.get(name, {}))
             for name, loader in contestants.items()
         ]
         size = sum(Path(file).stat().st_size for file in files) / len(files) / 1024
@@ -104,9 +106,9 @@ class Loading(Part):
         return Case(part="loading", name=name, unit="images", measured=clock.measure(contenders), goals=goals)
 
 
-def pass_over(loader: Any) -> None:
-    for _ in loader:
-        pass
+def pass_over(loader: Any) -> int:
+    """How many images came: timm's loader leaves out an incomplete batch."""
+    return sum(len(batch[0]) for batch in loader)
 
 
 def quality(files: Sequence[str], size: int) -> dict[str, float]:

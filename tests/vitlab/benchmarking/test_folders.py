@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.benchmarking.folders import jpeg_files, linked
+from vitlab.benchmarking.folders import JpegFolder, jpeg_files, linked
 from vitlab.benchmarking.images import photographs
 
 
@@ -39,3 +39,9 @@ def test_a_folder_of_one_class_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "train" / "1").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"loading\.folder=.* has JPEG files in 1 class folders, and two are needed"):
         linked(tmp_path, tmp_path / "links", 20)
+
+
+def test_fewer_files_than_a_batch_are_refused(many_classes: Path) -> None:
+    loaders = JpegFolder(folder=many_classes, image_size=32, batch_size=61, workers=0)
+    with pytest.raises(ValueError, match=r"loading\.batch_size=61 must be at most the 60 files"):
+        _ = loaders.files
