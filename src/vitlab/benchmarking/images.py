@@ -74,6 +74,7 @@ class Loading(Part):
         self.image_size, self.batch_size, self.workers = image_size, batch_size, workers
 
     def cases(self, clock: Clock) -> Iterator[Case]:
+        clock = Clock(rounds=clock.rounds, seconds=clock.seconds)  # all of it is done by the CPU
         with one_thread(), quiet():  # torchvision warns of each image
             for recipe in self.recipes:
                 yield in_memory(clock, recipe, self.batch_memory)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitlab.benchmarking import machine
 from vitlab.benchmarking.images import Loading, photographs
+from vitlab.benchmarking.timing import DEVICE_MS, Clock
 
 
 def test_every_peer_does_the_same_work() -> None:
@@ -19,7 +19,8 @@ def test_every_peer_does_the_same_work() -> None:
         workers=(0,),
         batch_size=8,
     )
-    clock = machine.clock(rounds=1, seconds=0.0, threads=None, accelerator="cpu")
+    waits = list[None]()
+    clock = Clock(rounds=1, seconds=0.0, synchronise=lambda: waits.append(None), device_timer=lambda *_: 1.0)
     memory, more, files = part.cases(clock)
     for case in (memory, more):
         assert [measured.name for measured in case.measured] == ["vitlab", "torchvision, tensors", "torchvision, PIL"]
@@ -27,6 +28,8 @@ def test_every_peer_does_the_same_work() -> None:
     peers = ["torchvision, PIL", "torchvision.io, tensors", "timm"]
     assert [measured.name for measured in files.measured] == ["vitlab", *peers]
     assert [measured.items for measured in files.measured] == [20, 20, 20, 16], "timm's leaves out an incomplete batch"
+    assert not waits, "nothing of it is done by a GPU"
+    assert not any(DEVICE_MS in measured.figures for case in (memory, more, files) for measured in case.measured)
     assert all(math.isfinite(measured.rate) for case in (memory, more, files) for measured in case.measured)
     assert files["vitlab"].figures["pixels differ"] == 0
     assert 0 < files["vitlab"].figures["Pillow's differ"] < 1
@@ -39,7 +42,7 @@ def test_a_folder_of_more_classes_than_files_to_take_is_measured(tmp_path: Path)
         place.mkdir(parents=True, exist_ok=True)
         file.rename(place / f"{number}.JPEG")
     part = Loading(recipes=(), folder=str(tmp_path / "set"), images=21, image_size=32, workers=(0,), batch_size=7)
-    (case,) = part.cases(machine.clock(rounds=1, seconds=0.0, threads=None, accelerator="cpu"))
+    (case,) = part.cases(Clock(rounds=1, seconds=0.0))
     assert case.name.startswith("21 JPEG files")
     assert {measured.items for measured in case.measured} == {21}
 
