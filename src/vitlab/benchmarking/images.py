@@ -9,10 +9,10 @@ The files are cut out of the two photographs that scikit-learn has, unless a fol
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
+from vitlab.benchmarking.cores import cpu_seconds
 from vitlab.benchmarking.folders import JpegFolder, linked
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
 from vitlab.data.augment import Augment, Prepare
@@ -35,6 +36,7 @@ Recipe = Literal["digits", "cifar", "cifar randaugment", "cifar trivialaugment"]
 RECIPES: tuple[Recipe, ...] = ("digits", "cifar", "cifar randaugment", "cifar trivialaugment")
 PIL_PEER, TENSOR_PEER = "torchvision, PIL", "torchvision, tensors"
 BILINEAR = v2.InterpolationMode.BILINEAR
+PER_CORE, CPU_MS = "images a core second", "CPU ms an image"  # figures: by the time on all processors together
 TEST_FILES = 8  # of ours: a data module wants a test split
 
 
@@ -97,14 +99,28 @@ class Loading(Part):
             "timm": loaders.timm(),
         }
         figures = {OURS: quality(files[:64], self.image_size)}
-        contenders = [
-            Contender(name=name, run=partial(pass_over, loader), items=pass_over(loader), figures=figures.get(name, {}))
-            for name, loader in contestants.items()
-        ]
+        contenders = [passes(name, loader, figures.get(name, {})) for name, loader in contestants.items()]
         size = sum(Path(file).stat().st_size for file in files) / len(files) / 1024
         name = f"{len(files)} JPEG files of {size:.0f} KiB, crops of {self.image_size}, {workers} workers"
-        goals = [Goal(least=2.0, against=PIL_PEER)]
+        # with workers, several processes share the work, and not everyone shares it alike
+        goals = [Goal(least=2.0, against=PIL_PEER, figure=CPU_MS if workers else None)]
         return Case(part="loading", name=name, unit="images", measured=clock.measure(contenders), goals=goals)
+
+
+def passes(name: str, loader: Any, known: Mapping[str, float]) -> Contender:
+    """A call is a pass over the loader. Besides what is `known`, its figures are what it takes of processors."""
+    figures, spent = dict(known), list[float]()
+    images = pass_over(loader)  # starts the workers
+
+    def run() -> None:
+        before = cpu_seconds()
+        pass_over(loader)
+        after = cpu_seconds()
+        if before is not None and after is not None:
+            spent.append((after - before) / images)
+            figures[PER_CORE], figures[CPU_MS] = 1 / median(spent), 1000 * median(spent)
+
+    return Contender(name=name, run=run, items=images, figures=figures)
 
 
 def pass_over(loader: Any) -> int:

@@ -1,12 +1,13 @@
 """The data path beside its peers, on tiny sets; what is measured is checked, not how fast it is."""
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from vitlab.benchmarking.images import Loading, photographs
+from vitlab.benchmarking.images import CPU_MS, PER_CORE, Loading, photographs
 from vitlab.benchmarking.timing import DEVICE_MS, Clock
 
 
@@ -41,10 +42,18 @@ def test_a_folder_of_more_classes_than_files_to_take_is_measured(tmp_path: Path)
         place = tmp_path / "set" / "train" / f"n{number // 2:03}"
         place.mkdir(parents=True, exist_ok=True)
         file.rename(place / f"{number}.JPEG")
-    part = Loading(recipes=(), folder=str(tmp_path / "set"), images=21, image_size=32, workers=(0,), batch_size=7)
-    (case,) = part.cases(Clock(rounds=1, seconds=0.0))
-    assert case.name.startswith("21 JPEG files")
-    assert {measured.items for measured in case.measured} == {21}
+    part = Loading(recipes=(), folder=str(tmp_path / "set"), images=21, image_size=32, workers=(0, 1), batch_size=7)
+    alone, shared = part.cases(Clock(rounds=1, seconds=0.0))
+    for case in (alone, shared):
+        assert case.name.startswith("21 JPEG files")
+        assert {measured.items for measured in case.measured} == {21}
+    assert [[goal.figure for goal in case.goals] for case in (alone, shared)] == [[None], [CPU_MS]]
+    if sys.platform == "linux":
+        for measured in [*alone.measured, *shared.measured]:
+            # a file of 500 x 375 pixels takes a millisecond or more to decode, wherever it is done
+            assert 0.2 < measured.figures[CPU_MS] < 100
+            assert measured.figures[PER_CORE] == pytest.approx(1000 / measured.figures[CPU_MS])
+        assert [goal.least for goal, *_ in shared.outcomes()] == [2.0]
 
 
 def test_the_files_are_of_the_size_of_imagenets(tmp_path: Path) -> None:
