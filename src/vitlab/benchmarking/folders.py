@@ -116,12 +116,15 @@ class JpegFolder:
 
 
 class Prepared:
-    """A data module's training batches as the network sees them, which the Trainer otherwise asks for."""
+    """A data module's training batches as the network sees them, without a Trainer: each pass is the next epoch."""
 
     def __init__(self, data: DataModule) -> None:
+        self.epoch = -1
+        data.position = lambda: (self.epoch, 0)  # type: ignore[method-assign]  # the Trainer's, otherwise
         self.data, self.loader = data, data.train_dataloader()
 
     def __iter__(self) -> Iterator[Any]:
+        self.epoch += 1
         return (self.data.on_after_batch_transfer(batch, 0) for batch in self.loader)
 
 

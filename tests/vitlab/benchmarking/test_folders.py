@@ -4,9 +4,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from vitlab.benchmarking.folders import JpegFolder, jpeg_files, linked
 from vitlab.benchmarking.images import photographs
+from vitlab.data.reading import quiet
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +47,15 @@ def test_fewer_files_than_a_batch_are_refused(many_classes: Path) -> None:
     loaders = JpegFolder(folder=many_classes, image_size=32, batch_size=61, workers=0)
     with pytest.raises(ValueError, match=r"loading\.batch_size=61 must be at most the 60 files"):
         _ = loaders.files
+
+
+def test_each_pass_of_everyone_draws_order_crops_and_flips_anew(many_classes: Path, tmp_path: Path) -> None:
+    linked(many_classes, tmp_path, 60)
+    loaders = JpegFolder(folder=tmp_path, image_size=32, batch_size=30, workers=0)
+    for loader in (loaders.vitlab(), loaders.torchvision(pillow=True), loaders.torchvision(pillow=False)):
+        with quiet():
+            first, second = (torch.cat([batch[0] for batch in loader]) for _ in range(2))
+        assert first.shape == second.shape == (60, 3, 32, 32)
+        assert first.dtype == torch.float32
+        ordered = [sorted(images.mean(dim=(1, 2, 3)).tolist()) for images in (first, second)]
+        assert ordered[0] != ordered[1], "the same crops, whatever their order"
