@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from vitlab.data.folder import class_folders, list_images
 from vitlab.data.module import DataModule
 from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, Split
 
+Interpolation = Literal["bilinear", "bicubic"]
 SUFFIXES = (".jpg", ".jpeg")
 
 
@@ -57,6 +58,7 @@ class JpegFolder:
     image_size: int
     batch_size: int
     workers: int
+    interpolation: Interpolation = "bilinear"
 
     @property
     def files(self) -> list[Path]:
@@ -77,14 +79,15 @@ class JpegFolder:
             seed=0,
             num_workers=self.workers,
             scan="none",
-            interpolation="bilinear",
+            interpolation=self.interpolation,
         )
         data.setup()
         return Prepared(data)
 
     def torchvision(self, *, pillow: bool) -> Any:
         """torchvision's `references/classification`, on PIL images, or on tensors decoded by torchvision."""
-        steps: list[Callable[..., Any]] = [v2.RandomResizedCrop(self.image_size, antialias=True)]
+        interpolation = v2.InterpolationMode(self.interpolation)
+        steps: list[Callable[..., Any]] = [v2.RandomResizedCrop(self.image_size, interpolation=interpolation)]
         steps += [v2.RandomHorizontalFlip(), *([v2.PILToTensor()] if pillow else [])]
         steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         options = {} if pillow else {"loader": decoded_by_torchvision}
@@ -110,7 +113,7 @@ class JpegFolder:
             persistent_workers=self.workers > 0,
             use_prefetcher=False,
             color_jitter=0.0,
-            interpolation="bilinear",
+            interpolation=self.interpolation,
             device=torch.device("cpu"),
         )
 

@@ -23,7 +23,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
 from vitlab.benchmarking.cores import cpu_seconds
-from vitlab.benchmarking.folders import JpegFolder, linked
+from vitlab.benchmarking.folders import Interpolation, JpegFolder, linked
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import MemoryDataset
@@ -41,13 +41,14 @@ TEST_FILES = 8  # of ours: a data module wants a test split
 
 
 class Loading(Part):
-    """recipes       of augmentation, for sets in memory
-    batch_memory  images of a batch of these
-    folder        of JPEG files, in ImageNet's layout; None: files are made, of 500 x 375 pixels
-    images        so many files, made, or taken from the classes in turns
-    image_size    of a crop of these, a side in pixels
-    batch_size    images of a batch of these
-    workers       loading processes, each number a case
+    """recipes         of augmentation, for sets in memory
+    batch_memory    images of a batch of these
+    folder          of JPEG files, in ImageNet's layout; None: files are made, of 500 x 375 pixels
+    images          so many files, made, or taken from the classes in turns
+    image_size      of a crop of these, a side in pixels
+    batch_size      images of a batch of these
+    workers         loading processes, each number a case
+    interpolations  how everyone resizes, each a case without workers; with workers it is the first
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Loading(Part):
         image_size: int = 224,
         batch_size: int = 32,
         workers: tuple[int, ...] = (0, 1),
+        interpolations: tuple[Interpolation, ...] = ("bilinear", "bicubic"),
     ) -> None:
         for knob, value in (("batch_memory", batch_memory), ("image_size", image_size), ("batch_size", batch_size)):
             if value < 1:
@@ -74,6 +76,7 @@ class Loading(Part):
             raise ValueError(f"loading.folder={folder} has no folder train/ of classes")
         self.recipes, self.batch_memory, self.folder, self.images = recipes, batch_memory, folder, images
         self.image_size, self.batch_size, self.workers = image_size, batch_size, workers
+        self.interpolations = interpolations
 
     def cases(self, clock: Clock) -> Iterator[Case]:
         clock = Clock(rounds=clock.rounds, seconds=clock.seconds)  # all of it is done by the CPU
@@ -87,10 +90,17 @@ class Loading(Part):
                 elif self.workers:
                     photographs(folder, self.images)
                 for workers in self.workers:
-                    yield self.from_folder(clock, folder, workers)
+                    for interpolation in self.interpolations[: 1 if workers else None]:
+                        loaders = JpegFolder(
+                            folder=folder,
+                            image_size=self.image_size,
+                            batch_size=self.batch_size,
+                            workers=workers,
+                            interpolation=interpolation,
+                        )
+                        yield self.from_folder(clock, loaders)
 
-    def from_folder(self, clock: Clock, folder: Path, workers: int) -> Case:
-        loaders = JpegFolder(folder=folder, image_size=self.image_size, batch_size=self.batch_size, workers=workers)
+    def from_folder(self, clock: Clock, loaders: JpegFolder) -> Case:
         files = [str(file) for file in loaders.files]
         contestants = {
             OURS: loaders.vitlab(),
@@ -98,13 +108,19 @@ class Loading(Part):
             "torchvision.io, tensors": loaders.torchvision(pillow=False),
             "timm": loaders.timm(),
         }
-        figures = {OURS: quality(files[:64], self.image_size)}
+        figures = {OURS: quality(files[:64], self.image_size, loaders.interpolation)}
         contenders = [passes(name, loader, figures.get(name, {})) for name, loader in contestants.items()]
         size = sum(Path(file).stat().st_size for file in files) / len(files) / 1024
-        name = f"{len(files)} JPEG files of {size:.0f} KiB, crops of {self.image_size}, {workers} workers"
+        name = f"{len(files)} JPEG files of {size:.0f} KiB, {loaders.interpolation} crops of {self.image_size}"
         # with workers, several processes share the work, and not everyone shares it alike
-        goals = [Goal(least=2.0, against=PIL_PEER, figure=CPU_MS if workers else None)]
-        return Case(part="loading", name=name, unit="images", measured=clock.measure(contenders), goals=goals)
+        goals = [Goal(least=2.0, against=PIL_PEER, figure=CPU_MS if loaders.workers else None)]
+        return Case(
+            part="loading",
+            name=f"{name}, {loaders.workers} workers",
+            unit="images",
+            measured=clock.measure(contenders),
+            goals=goals,
+        )
 
 
 def passes(name: str, loader: Any, known: Mapping[str, float]) -> Contender:
@@ -128,19 +144,19 @@ def pass_over(loader: Any) -> int:
     return sum(len(batch[0]) for batch in loader)
 
 
-def quality(files: Sequence[str], size: int) -> dict[str, float]:
+def quality(files: Sequence[str], size: int, interpolation: Interpolation) -> dict[str, float]:
     """Mean |difference| of 255 from a full decoding, its crop resized by torch: of ours, and of Pillow's resizing."""
-    chance, ours, pillows = random.Random(0), 0.0, 0.0
+    mode, chance, ours, pillows = v2.InterpolationMode(interpolation), random.Random(0), 0.0, 0.0
     for file in files:
         data = Path(file).read_bytes()
         image = decode(data)
         height, width = (chance.randint(side // 3, side) for side in image.shape[-2:])
         top, left = chance.randint(0, image.shape[-2] - height), chance.randint(0, image.shape[-1] - width)
         box = Box(top, left, height, width)
-        whole = v2.functional.resized_crop(image, *box, [size, size], BILINEAR, antialias=True).float()
+        whole = v2.functional.resized_crop(image, *box, [size, size], mode, antialias=True).float()
         crop = v2.functional.to_pil_image(image[:, top : top + height, left : left + width])
-        pillow = v2.functional.pil_to_tensor(crop.resize((size, size), Image.Resampling.BILINEAR))
-        part = decode_crop(data, lambda _, __, box=box: box, (size, size), BILINEAR)  # type: ignore[misc]
+        pillow = v2.functional.pil_to_tensor(crop.resize((size, size), Image.Resampling[interpolation.upper()]))
+        part = decode_crop(data, lambda _, __, box=box: box, (size, size), mode)  # type: ignore[misc]
         ours += float((part.float() - whole).abs().mean()) / len(files)
         pillows += float((pillow.float() - whole).abs().mean()) / len(files)
     return {"pixels differ": ours, "Pillow's differ": pillows}

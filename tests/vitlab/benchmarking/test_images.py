@@ -22,18 +22,22 @@ def test_every_peer_does_the_same_work() -> None:
     )
     waits = list[None]()
     clock = Clock(rounds=1, seconds=0.0, synchronise=lambda: waits.append(None), device_timer=lambda *_: 1.0)
-    memory, more, files = part.cases(clock)
+    memory, more, files, default = part.cases(clock)
     for case in (memory, more):
         assert [measured.name for measured in case.measured] == ["vitlab", "torchvision, tensors", "torchvision, PIL"]
         assert {measured.items for measured in case.measured} == {16}
     peers = ["torchvision, PIL", "torchvision.io, tensors", "timm"]
-    assert [measured.name for measured in files.measured] == ["vitlab", *peers]
+    assert ["bilinear" in files.name, "bicubic" in default.name] == [True, True]
+    for case in (files, default):
+        assert [measured.name for measured in case.measured] == ["vitlab", *peers]
+        assert case["vitlab"].figures["pixels differ"] == 0
+        assert 0 < case["vitlab"].figures["Pillow's differ"] < 1
     assert [measured.items for measured in files.measured] == [20, 20, 20, 16], "timm's leaves out an incomplete batch"
     assert not waits, "nothing of it is done by a GPU"
-    assert not any(DEVICE_MS in measured.figures for case in (memory, more, files) for measured in case.measured)
-    assert all(math.isfinite(measured.rate) for case in (memory, more, files) for measured in case.measured)
-    assert files["vitlab"].figures["pixels differ"] == 0
-    assert 0 < files["vitlab"].figures["Pillow's differ"] < 1
+    assert not any(
+        DEVICE_MS in measured.figures for case in (memory, more, files, default) for measured in case.measured
+    )
+    assert all(math.isfinite(measured.rate) for case in (memory, more, files, default) for measured in case.measured)
 
 
 def test_a_folder_of_more_classes_than_files_to_take_is_measured(tmp_path: Path) -> None:
@@ -42,7 +46,15 @@ def test_a_folder_of_more_classes_than_files_to_take_is_measured(tmp_path: Path)
         place = tmp_path / "set" / "train" / f"n{number // 2:03}"
         place.mkdir(parents=True, exist_ok=True)
         file.rename(place / f"{number}.JPEG")
-    part = Loading(recipes=(), folder=str(tmp_path / "set"), images=21, image_size=32, workers=(0, 1), batch_size=7)
+    part = Loading(
+        recipes=(),
+        folder=str(tmp_path / "set"),
+        images=21,
+        image_size=32,
+        workers=(0, 1),
+        batch_size=7,
+        interpolations=("bicubic",),
+    )
     alone, shared = part.cases(Clock(rounds=1, seconds=0.0))
     for case in (alone, shared):
         assert case.name.startswith("21 JPEG files")
