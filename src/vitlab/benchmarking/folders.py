@@ -59,6 +59,7 @@ class JpegFolder:
     batch_size: int
     workers: int
     interpolation: Interpolation = "bilinear"
+    scaled_decoding: bool = False  # of ours
 
     @property
     def files(self) -> list[Path]:
@@ -80,6 +81,7 @@ class JpegFolder:
             num_workers=self.workers,
             scan="none",
             interpolation=self.interpolation,
+            scaled_decoding=self.scaled_decoding,
         )
         data.setup()
         return Prepared(data)

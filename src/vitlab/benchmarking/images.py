@@ -24,11 +24,11 @@ from torchvision.transforms import v2
 
 from vitlab.benchmarking.cores import cpu_seconds
 from vitlab.benchmarking.folders import Interpolation, JpegFolder, linked
+from vitlab.benchmarking.quality import quality
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import MemoryDataset
-from vitlab.data.decoding import Box, decode_crop
-from vitlab.data.reading import decode, quiet
+from vitlab.data.reading import quiet
 from vitlab.data.sampler import BatchPlan
 from vitlab.data.sources import Source, Split, digits, fake
 
@@ -41,14 +41,15 @@ TEST_FILES = 8  # of ours: a data module wants a test split
 
 
 class Loading(Part):
-    """recipes         of augmentation, for sets in memory
-    batch_memory    images of a batch of these
-    folder          of JPEG files, in ImageNet's layout; None: files are made, of 500 x 375 pixels
-    images          so many files, made, or taken from the classes in turns
-    image_size      of a crop of these, a side in pixels
-    batch_size      images of a batch of these
-    workers         loading processes, each number a case
-    interpolations  how everyone resizes, each a case without workers; with workers it is the first
+    """recipes          of augmentation, for sets in memory
+    batch_memory     images of a batch of these
+    folder           of JPEG files, in ImageNet's layout; None: files are made, of 500 x 375 pixels
+    images           so many files, made, or taken from the classes in turns
+    image_size       of a crop of these, a side in pixels
+    batch_size       images of a batch of these
+    workers          loading processes, each number a case
+    interpolations   how everyone resizes, each a case without workers; with workers it is the first
+    scaled_decoding  ours as with `data.scaled_decoding=true`; the others decode at full scale
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Loading(Part):
         batch_size: int = 32,
         workers: tuple[int, ...] = (0, 1),
         interpolations: tuple[Interpolation, ...] = ("bilinear", "bicubic"),
+        scaled_decoding: bool = False,
     ) -> None:
         for knob, value in (("batch_memory", batch_memory), ("image_size", image_size), ("batch_size", batch_size)):
             if value < 1:
@@ -76,7 +78,7 @@ class Loading(Part):
             raise ValueError(f"loading.folder={folder} has no folder train/ of classes")
         self.recipes, self.batch_memory, self.folder, self.images = recipes, batch_memory, folder, images
         self.image_size, self.batch_size, self.workers = image_size, batch_size, workers
-        self.interpolations = interpolations
+        self.interpolations, self.scaled_decoding = interpolations, scaled_decoding
 
     def cases(self, clock: Clock) -> Iterator[Case]:
         clock = Clock(rounds=clock.rounds, seconds=clock.seconds)  # all of it is done by the CPU
@@ -97,6 +99,7 @@ class Loading(Part):
                             batch_size=self.batch_size,
                             workers=workers,
                             interpolation=interpolation,
+                            scaled_decoding=self.scaled_decoding,
                         )
                         yield self.from_folder(clock, loaders)
 
@@ -108,7 +111,7 @@ class Loading(Part):
             "torchvision.io, tensors": loaders.torchvision(pillow=False),
             "timm": loaders.timm(),
         }
-        figures = {OURS: quality(files[:64], self.image_size, loaders.interpolation)}
+        figures = {OURS: quality(files, self.image_size, loaders.interpolation, scaled=self.scaled_decoding)}
         contenders = [passes(name, loader, figures.get(name, {})) for name, loader in contestants.items()]
         size = sum(Path(file).stat().st_size for file in files) / len(files) / 1024
         name = f"{len(files)} JPEG files of {size:.0f} KiB, {loaders.interpolation} crops of {self.image_size}"
@@ -116,7 +119,7 @@ class Loading(Part):
         goals = [Goal(least=2.0, against=PIL_PEER, figure=CPU_MS if loaders.workers else None)]
         return Case(
             part="loading",
-            name=f"{name}, {loaders.workers} workers",
+            name=f"{name}{', scaled decoding' if self.scaled_decoding else ''}, {loaders.workers} workers",
             unit="images",
             measured=clock.measure(contenders),
             goals=goals,
@@ -142,24 +145,6 @@ def passes(name: str, loader: Any, known: Mapping[str, float]) -> Contender:
 def pass_over(loader: Any) -> int:
     """How many images came: timm's loader leaves out an incomplete batch."""
     return sum(len(batch[0]) for batch in loader)
-
-
-def quality(files: Sequence[str], size: int, interpolation: Interpolation) -> dict[str, float]:
-    """Mean |difference| of 255 from a full decoding, its crop resized by torch: of ours, and of Pillow's resizing."""
-    mode, chance, ours, pillows = v2.InterpolationMode(interpolation), random.Random(0), 0.0, 0.0
-    for file in files:
-        data = Path(file).read_bytes()
-        image = decode(data)
-        height, width = (chance.randint(side // 3, side) for side in image.shape[-2:])
-        top, left = chance.randint(0, image.shape[-2] - height), chance.randint(0, image.shape[-1] - width)
-        box = Box(top, left, height, width)
-        whole = v2.functional.resized_crop(image, *box, [size, size], mode, antialias=True).float()
-        crop = v2.functional.to_pil_image(image[:, top : top + height, left : left + width])
-        pillow = v2.functional.pil_to_tensor(crop.resize((size, size), Image.Resampling[interpolation.upper()]))
-        part = decode_crop(data, lambda _, __, box=box: box, (size, size), mode)  # type: ignore[misc]
-        ours += float((part.float() - whole).abs().mean()) / len(files)
-        pillows += float((pillow.float() - whole).abs().mean()) / len(files)
-    return {"pixels differ": ours, "Pillow's differ": pillows}
 
 
 def in_memory(clock: Clock, recipe: Recipe, batch: int) -> Case:

@@ -31,6 +31,7 @@ def test_every_peer_does_the_same_work() -> None:
     for case in (files, default):
         assert [measured.name for measured in case.measured] == ["vitlab", *peers]
         assert case["vitlab"].figures["pixels differ"] == 0
+        assert case["vitlab"].figures["logits differ"] < 1e-6
         assert 0 < case["vitlab"].figures["Pillow's differ"] < 1
     assert [measured.items for measured in files.measured] == [20, 20, 20, 16], "timm's leaves out an incomplete batch"
     assert not waits, "nothing of it is done by a GPU"
@@ -54,11 +55,15 @@ def test_a_folder_of_more_classes_than_files_to_take_is_measured(tmp_path: Path)
         workers=(0, 1),
         batch_size=7,
         interpolations=("bicubic",),
+        scaled_decoding=True,
     )
     alone, shared = part.cases(Clock(rounds=1, seconds=0.0))
     for case in (alone, shared):
         assert case.name.startswith("21 JPEG files")
+        assert "bicubic crops of 32, scaled decoding" in case.name
         assert {measured.items for measured in case.measured} == {21}
+        assert case["vitlab"].figures["pixels differ"] > 0
+        assert case["vitlab"].figures["logits differ"] > 0
     assert [[goal.figure for goal in case.goals] for case in (alone, shared)] == [[None], [CPU_MS]]
     if sys.platform == "linux":
         for measured in [*alone.measured, *shared.measured]:
