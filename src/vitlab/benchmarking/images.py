@@ -9,44 +9,47 @@ The files are cut out of the two photographs that scikit-learn has, unless a fol
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, default_collate
-from torchvision import datasets
+from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
+from vitlab.benchmarking.cores import cpu_seconds
+from vitlab.benchmarking.folders import Interpolation, JpegFolder, linked
+from vitlab.benchmarking.quality import quality
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import MemoryDataset
-from vitlab.data.decoding import Box, decode_crop
-from vitlab.data.module import DataModule
-from vitlab.data.reading import decode, quiet
+from vitlab.data.reading import quiet
 from vitlab.data.sampler import BatchPlan
-from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, Split, digits, fake, image_folder
+from vitlab.data.sources import Source, Split, digits, fake
 
 Recipe = Literal["digits", "cifar", "cifar randaugment", "cifar trivialaugment"]
 RECIPES: tuple[Recipe, ...] = ("digits", "cifar", "cifar randaugment", "cifar trivialaugment")
 PIL_PEER, TENSOR_PEER = "torchvision, PIL", "torchvision, tensors"
 BILINEAR = v2.InterpolationMode.BILINEAR
+PER_CORE, CPU_MS = "images a core second", "CPU ms an image"  # figures: by the time on all processors together
 TEST_FILES = 8  # of ours: a data module wants a test split
 
 
 class Loading(Part):
-    """recipes       of augmentation, for sets in memory
-    batch_memory  images of a batch of these
-    folder        of JPEG files, in ImageNet's layout; None: files are made, of 500 x 375 pixels
-    images        so many files, made or taken
-    image_size    of a crop of these, a side in pixels
-    batch_size    images of a batch of these
-    workers       loading processes, each number a case
+    """recipes          of augmentation, for sets in memory
+    batch_memory     images of a batch of these
+    folder           of JPEG files, in ImageNet's layout; None: files are made, of 500 x 375 pixels
+    images           so many files, made, or taken from the classes in turns
+    image_size       of a crop of these, a side in pixels
+    batch_size       images of a batch of these
+    workers          loading processes, each number a case
+    interpolations   how everyone resizes, each a case without workers; with workers it is the first
+    scaled_decoding  ours as with `data.scaled_decoding=true`; the others decode at full scale
     """
 
     def __init__(
@@ -59,148 +62,89 @@ class Loading(Part):
         image_size: int = 224,
         batch_size: int = 32,
         workers: tuple[int, ...] = (0, 1),
+        interpolations: tuple[Interpolation, ...] = ("bilinear", "bicubic"),
+        scaled_decoding: bool = False,
     ) -> None:
         for knob, value in (("batch_memory", batch_memory), ("image_size", image_size), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"loading.{knob}={value} must be at least 1")
         if images < 20:
-            raise ValueError(f"loading.images={images} must be at least 20: a tenth of them is held out")
+            raise ValueError(f"loading.images={images} must be at least 20")
+        if images < batch_size:
+            raise ValueError(f"loading.images={images} must be at least loading.batch_size={batch_size}")
         if any(count < 0 for count in workers):
             raise ValueError(f"loading.workers={list(workers)} must be at least 0 each")
         if folder is not None and not Path(folder, "train").is_dir():
             raise ValueError(f"loading.folder={folder} has no folder train/ of classes")
         self.recipes, self.batch_memory, self.folder, self.images = recipes, batch_memory, folder, images
         self.image_size, self.batch_size, self.workers = image_size, batch_size, workers
+        self.interpolations, self.scaled_decoding = interpolations, scaled_decoding
 
     def cases(self, clock: Clock) -> Iterator[Case]:
+        clock = Clock(rounds=clock.rounds, seconds=clock.seconds)  # all of it is done by the CPU
         with one_thread(), quiet():  # torchvision warns of each image
             for recipe in self.recipes:
                 yield in_memory(clock, recipe, self.batch_memory)
             with ExitStack() as stack:
-                folder = self.folder
-                if folder is None and self.workers:
-                    folder = stack.enter_context(TemporaryDirectory(prefix="vitlab-loading-"))
-                    photographs(Path(folder), self.images)
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="vitlab-loading-")))
+                if self.folder is not None:
+                    linked(Path(self.folder), folder, self.images)
+                elif self.workers:
+                    photographs(folder, self.images)
                 for workers in self.workers:
-                    yield self.from_folder(clock, Path(str(folder)), workers)
+                    for interpolation in self.interpolations[: 1 if workers else None]:
+                        loaders = JpegFolder(
+                            folder=folder,
+                            image_size=self.image_size,
+                            batch_size=self.batch_size,
+                            workers=workers,
+                            interpolation=interpolation,
+                            scaled_decoding=self.scaled_decoding,
+                        )
+                        yield self.from_folder(clock, loaders)
 
-    def from_folder(self, clock: Clock, folder: Path, workers: int) -> Case:
-        data = DataModule(
-            source=partial(image_folder, data_dir=str(folder)),
-            augment=Augment(flip=True),
-            image_size=self.image_size,
-            batch_size=self.batch_size,
-            seed=0,
-            num_workers=workers,
-            max_train_samples=self.images - self.images // 10 - 1 if self.folder else None,
-            scan="none",
-            interpolation="bilinear",
-        )
-        data.setup()
-        files = data.split("train").files or []
-        loader = data.train_dataloader()
-
-        def ours() -> None:
-            for batch in loader:
-                data.on_after_batch_transfer(batch, 0)
-
-        rivals = {
-            PIL_PEER: self.image_folder(folder, files, pillow=True, workers=workers),
-            "torchvision.io, tensors": self.image_folder(folder, files, pillow=False, workers=workers),
-            "timm": self.timm(folder, files, workers=workers),
+    def from_folder(self, clock: Clock, loaders: JpegFolder) -> Case:
+        files = [str(file) for file in loaders.files]
+        contestants = {
+            OURS: loaders.vitlab(),
+            PIL_PEER: loaders.torchvision(pillow=True),
+            "torchvision.io, tensors": loaders.torchvision(pillow=False),
+            "timm": loaders.timm(),
         }
-        contenders = [Contender(name=OURS, run=ours, items=len(files), figures=quality(files[:64], self.image_size))]
-        contenders += [
-            Contender(name=name, run=partial(pass_over, rival), items=len(files)) for name, rival in rivals.items()
-        ]
+        figures = {OURS: quality(files, self.image_size, loaders.interpolation, scaled=self.scaled_decoding)}
+        contenders = [passes(name, loader, figures.get(name, {})) for name, loader in contestants.items()]
         size = sum(Path(file).stat().st_size for file in files) / len(files) / 1024
-        name = f"{len(files)} JPEG files of {size:.0f} KiB, crops of {self.image_size}, {workers} workers"
-        goals = [Goal(least=2.0, against=PIL_PEER)]
-        return Case(part="loading", name=name, unit="images", measured=clock.measure(contenders), goals=goals)
-
-    def image_folder(self, folder: Path, files: Sequence[str], *, pillow: bool, workers: int) -> Any:
-        """torchvision's `references/classification`, on PIL images, or on tensors decoded by torchvision."""
-        steps: list[Callable[..., Any]] = [v2.RandomResizedCrop(self.image_size, antialias=True)]
-        steps += [v2.RandomHorizontalFlip(), *([v2.PILToTensor()] if pillow else [])]
-        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-        options = {} if pillow else {"loader": decoded_by_torchvision}
-        found = datasets.ImageFolder(str(folder / "train"), v2.Compose(steps), **options)
-        return DataLoader(only(found, files), **self.options(workers))
-
-    def timm(self, folder: Path, files: Sequence[str], *, workers: int) -> Any:
-        """timm's, without color jitter, and without its prefetcher, which is for GPUs."""
-        from timm.data.dataset_factory import create_dataset
-        from timm.data.loader import create_loader
-
-        found = create_dataset("", root=str(folder), split="train", is_training=True)
-        chosen = set(files)
-        names = found.filenames(absolute=True)
-        part = WithTransform(found, [index for index, name in enumerate(names) if name in chosen])
-        return create_loader(
-            part,  # type: ignore[arg-type]
-            self.image_size,
-            self.batch_size,
-            is_training=True,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            use_prefetcher=False,
-            color_jitter=0.0,
-            interpolation="bilinear",
-            device=torch.device("cpu"),
+        name = f"{len(files)} JPEG files of {size:.0f} KiB, {loaders.interpolation} crops of {self.image_size}"
+        # with workers, several processes share the work, and not everyone shares it alike
+        goals = [Goal(least=2.0, against=PIL_PEER, figure=CPU_MS if loaders.workers else None)]
+        return Case(
+            part="loading",
+            name=f"{name}{', scaled decoding' if self.scaled_decoding else ''}, {loaders.workers} workers",
+            unit="images",
+            measured=clock.measure(contenders),
+            goals=goals,
         )
 
-    def options(self, workers: int) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "shuffle": True,
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-        }
+
+def passes(name: str, loader: Any, known: Mapping[str, float]) -> Contender:
+    """A call is a pass over the loader. Besides what is `known`, its figures are what it takes of processors."""
+    figures, spent = dict(known), list[float]()
+    images = pass_over(loader)  # starts the workers
+
+    def run() -> None:
+        before = cpu_seconds()
+        pass_over(loader)
+        after = cpu_seconds()
+        if before is not None and after is not None:
+            spent.append((after - before) / images)
+            figures[PER_CORE], figures[CPU_MS] = 1 / median(spent), 1000 * median(spent)
+
+    return Contender(name=name, run=run, items=images, figures=figures)
 
 
-class WithTransform(Subset[Any]):
-    """A part of a data set whose transform timm's loader sets."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "transform":
-            self.dataset.transform = value  # type: ignore[attr-defined]
-        else:
-            super().__setattr__(name, value)
-
-
-def pass_over(loader: Any) -> None:
-    for _ in loader:
-        pass
-
-
-def only(found: Any, files: Sequence[str]) -> Subset[Any]:
-    chosen = set(files)
-    return Subset(found, [index for index, (file, _) in enumerate(found.samples) if file in chosen])
-
-
-def decoded_by_torchvision(file: str) -> Tensor:
-    from torchvision.io import ImageReadMode, decode_image, read_file
-
-    image: Tensor = decode_image(read_file(file), mode=ImageReadMode.RGB)
-    return image
-
-
-def quality(files: Sequence[str], size: int) -> dict[str, float]:
-    """Mean |difference| of 255 from a full decoding, its crop resized by torch: of ours, and of Pillow's resizing."""
-    chance, ours, pillows = random.Random(0), 0.0, 0.0
-    for file in files:
-        data = Path(file).read_bytes()
-        image = decode(data)
-        height, width = (chance.randint(side // 3, side) for side in image.shape[-2:])
-        top, left = chance.randint(0, image.shape[-2] - height), chance.randint(0, image.shape[-1] - width)
-        box = Box(top, left, height, width)
-        whole = v2.functional.resized_crop(image, *box, [size, size], BILINEAR, antialias=True).float()
-        crop = v2.functional.to_pil_image(image[:, top : top + height, left : left + width])
-        pillow = v2.functional.pil_to_tensor(crop.resize((size, size), Image.Resampling.BILINEAR))
-        part = decode_crop(data, lambda _, __, box=box: box, (size, size), BILINEAR)  # type: ignore[misc]
-        ours += float((part.float() - whole).abs().mean()) / len(files)
-        pillows += float((pillow.float() - whole).abs().mean()) / len(files)
-    return {"pixels differ": ours, "Pillow's differ": pillows}
+def pass_over(loader: Any) -> int:
+    """How many images came: timm's loader leaves out an incomplete batch."""
+    return sum(len(batch[0]) for batch in loader)
 
 
 def in_memory(clock: Clock, recipe: Recipe, batch: int) -> Case:

@@ -10,6 +10,7 @@ from vitlab.schema import suggest
 
 LISTS = {
     "devices": ("counts", "kinds", "strategies"),
+    "loading": ("interpolations",),
     "networks": ("sizes", "tasks", "precisions", "modes", "batches"),
     "scaling": ("axes", "names", "tokens", "width", "depth", "batch"),
 }

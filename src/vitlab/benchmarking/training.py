@@ -9,6 +9,7 @@ A fit runs in a thread of its own and waits after every few steps, so that the o
 of a whole run goes, with validation and checkpoints, is measured apart, by Lightning's own profiler, for an epoch.
 """
 
+import inspect
 import io
 import itertools
 import os
@@ -40,6 +41,9 @@ from vitlab.profiling import STEP, Stages
 from vitlab.schema import Node
 from vitlab.vit import VisionTransformer
 
+# What timm's twin is given, and what makes no other network of ours. The twin always learns its positions.
+TWINS = {"image_size", "patch_size", "in_channels", "num_classes", "dim", "depth", "heads", "position"}
+TWINS |= {"checkpointing", "embedding", "fused_attention"}
 BARE, TIMM = "bare loop", "timm, same harness"
 # What takes a run's time, with the parts of a step that belong to it. Callbacks are logging, but for those that save.
 SHARES: dict[str, tuple[str, ...]] = {
@@ -221,7 +225,9 @@ def made(config: Node, *, theirs: bool = False) -> tuple[DataModule, Classifier]
     module = build.classifier(config["model"], datamodule, config["classifier"], **parts)
     if theirs:
         assert isinstance(module.network, VisionTransformer)
+        ours = module.network
         module.network = timm_twin(config["model"], num_classes=datamodule.num_classes, channels=datamodule.channels)
+        demand_same(config["model"], ours, module.network)
     return datamodule, module
 
 
@@ -238,6 +244,22 @@ def timm_twin(model: Node, *, num_classes: int, channels: int) -> torch.nn.Modul
         depth=model["depth"],
         num_heads=model["heads"],
     )
+
+
+def demand_same(model: Node, ours: VisionTransformer, theirs: torch.nn.Module) -> None:
+    """Raises `ValueError` where a setting that timm's twin isn't given makes ours another network."""
+    defaults = inspect.signature(VisionTransformer).parameters
+    said = [
+        f"model.{name}={value}"
+        for name, value in model.items()
+        if name in defaults and name not in TWINS and value != defaults[name].default
+    ]
+    counts = [sum(p.numel() for name, p in each.named_parameters() if name != "pos_embed") for each in (ours, theirs)]
+    if said or counts[0] != counts[1]:
+        raise ValueError(
+            f"training: vitlab's network has {counts[0]:,} parameters besides positions, and timm's {counts[1]:,}: "
+            f"timm's twin has no such option as {', '.join(said) or 'this model'}; leave it out of training.settings"
+        )
 
 
 def trainer(config: Node, folder: Path, changed: Node, *, without: tuple[str, ...] = ()) -> Trainer:

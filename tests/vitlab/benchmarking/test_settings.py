@@ -25,6 +25,7 @@ def devices(**settings: Any) -> dict[str, Any]:
         ({"threads": 0}, "threads=0 must be at least 1, or null"),
         ({"networks": {"sizes": []}}, "networks.sizes=[] must have at least one entry"),
         ({"networks": {"modes": ["eager", "eager"]}}, "networks.modes=['eager', 'eager'] must have"),
+        ({"parts": ["loading"], "loading": {"interpolations": []}}, "loading.interpolations=[] must have at least one"),
         ({"networks": {"batches": [0]}}, "networks.batches=[0] must be at least 1 each"),
         ({"scaling": {"tokens": [50, 60]}}, "scaling.tokens: 60 tokens are not [cls] and a square of patches"),
         ({"scaling": {"width": [64, 100]}}, "scaling.width: a width of 100 is not a multiple of 64"),

@@ -148,6 +148,18 @@ def test_the_first_case_is_the_default_run_less_its_logger(monkeypatch: pytest.M
     assert differing == {"logger", "schedule"}
 
 
+@pytest.mark.parametrize(
+    ("setting", "counts"),
+    [
+        ("model.mlp_ratio=2", "135,562 parameters besides positions, and timm's 201,610"),
+        ("model.dropout=0.1", "201,610 parameters besides positions, and timm's 201,610"),
+    ],
+)
+def test_a_network_that_timms_twin_would_not_be_is_refused(setting: str, counts: str) -> None:
+    with pytest.raises(ValueError, match=f"{counts}: timm's twin has no such option as {setting}"):
+        training.made(training.composed([*SMALL, setting]), theirs=True)
+
+
 def test_settings_that_can_not_be_composed_are_an_error() -> None:
     with pytest.raises(Exception, match="no_such"):
         training.composed(["model=no_such"])
