@@ -172,6 +172,7 @@ def verify(folder: Path) -> Node:
 
     storage = Storage(str(folder))
     content: Node = json.loads((folder / manifest.NAME).read_text(encoding="utf-8"))
+    manifest.check_names(content, str(folder))
     found = list(manifest.faults(storage.folder, content, whole=True, told=show))
     if found:
         raise NotPrepared(f"verify={folder}: {len(found)} files aren't what was packed:{listed(found)}")

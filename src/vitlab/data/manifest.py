@@ -22,6 +22,8 @@ WORK = ".prepare"  # where packing keeps what isn't whole yet
 VERSION = 1
 FORMATS = ("litdata", "webdataset", "folder")
 SPLITS = ("train", "val", "test")
+# What packing and indexing name a shard: a file, or one in a folder. Others could lie anywhere on this machine.
+SHARD = re.compile(r"([^./\\\0][^/\\\0]*/)?[^./\\\0][^/\\\0]*\.(bin|tar)")
 # One row for each image, in the order of the split.
 ENTRY = np.dtype(
     [
@@ -69,9 +71,27 @@ def read(storage: Storage) -> Node:
             f"the set again with src/prepare.py"
         )
     assert isinstance(content, dict)
+    check_names(content, storage.place)
     if content["format"] == "folder":
         raise NotPrepared(f"data_dir={storage.place} holds folders of images, no shards; use data=image_folder")
     return content
+
+
+def check_names(content: Node, place: str) -> None:
+    """Raises `NotPrepared` for names of splits and shards that packing doesn't write: they may come from anywhere."""
+    for split, described in content.get("splits", {}).items():
+        if split not in SPLITS:
+            raise NotPrepared(
+                f"data_dir={place}: {NAME} names a split {split!r}, and there are {', '.join(SPLITS)}; it was made by "
+                f"something else, so pack the set again"
+            )
+        for shard in described["shards"]:
+            file, folders = shard["file"], content["format"] == "folder"
+            if file != "" if folders else not (isinstance(file, str) and SHARD.fullmatch(file)):
+                raise NotPrepared(
+                    f"data_dir={place}: {NAME} names a shard {file!r} in {split}, which is no .bin or .tar file in the "
+                    f"set's folder or one below it; it was made by something else, so pack the set again"
+                )
 
 
 def missing(folder: Path) -> str:
