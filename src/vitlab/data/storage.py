@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-INSTALL = "pip install 'vitlab[shards]'"
+INSTALL = "pip install -e '.[shards]'"
 CACHE = "~/.cache/vitlab/shards"
 
 

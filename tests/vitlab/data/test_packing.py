@@ -149,4 +149,4 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp
     given: Any = {"size": 1, "quality": 1, "shard_images": 1, "out": tmp_path / "new"}
     assert list(problems(to="litdata", **given)) == []
     (found,) = problems(to="webdataset", **given)
-    assert found.endswith("the package webdataset, which isn't installed: pip install 'vitlab[shards]'")
+    assert found.endswith("the package webdataset, which isn't installed: pip install -e '.[shards]'")
