@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitlab import launch
 from vitlab.data import containers, manifest
-from vitlab.data.encoding import encoded
+from vitlab.data.encoding import BrokenImage, encoded, is_out_of_memory
 from vitlab.data.finishing import array_bytes, finished, told
 from vitlab.data.manifest import WORK
-from vitlab.data.reading import explained
+from vitlab.data.reading import UnreadableImage, explained
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import Fault
 from vitlab.data.sources import Source, Split
@@ -112,9 +112,15 @@ class Shards(Dataset[Node]):
         for place, row in enumerate(self.orders[name][start:stop].tolist(), start):
             try:
                 data = encoded(split, row, size=settings.size, quality=settings.quality)
-            except Exception as error:  # a decoder meets any bytes
-                faults.append(Fault(image_name(split, row, name), name, explained(error)))
+            except BrokenImage as error:
+                faults.append(Fault(image_name(split, row, name), name, str(error)))
                 continue
+            except Exception as error:  # to leave out images for it would lose good ones
+                lacking = "; processes=N with fewer needs less memory" if is_out_of_memory(error) else ""
+                raise UnreadableImage(
+                    f"{image_name(split, row, name)} can't be read ({explained(error)}), which is no fault of the "
+                    f"image, so none is left out for it{lacking}; the same command goes on, once that is mended"
+                ) from error
             items.append(containers.Item(data, int(split.labels[row]), place))
             rows.append(row)
         record: Node = {"split": name, "shard": shard, "faults": faults, "images": len(items)}
@@ -204,6 +210,7 @@ def pack(
 
     Raises:
         ValueError: the folder is in use or holds something else; images are broken; a class has none left.
+        UnreadableImage: the machine failed to read one: its disk, a network, a limit, memory.
     """
     begun = time.monotonic()
     if (problem := occupied(out)) is not None:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class NoImage(OSError):
+    """The image itself is at fault, not what it is read with: damaged, never stored, or no file."""
+
+
 class Row(str):
     """The name of an image within a file, and where its bytes are."""
 
@@ -258,9 +262,9 @@ def stored(value: dict[str, Any] | None) -> bytes:
     if data is not None:
         return bytes(data)
     if path is None:
-        raise OSError("the row holds no image")
+        raise NoImage("the row holds no image")
     if not os.path.isabs(path):  # noqa: PTH117 a million
-        raise OSError(f"the row holds no image, but the name {path}")
+        raise NoImage(f"the row holds no image, but the name {path}")
     from vitlab.data.reading import read_bytes
 
     return read_bytes(path)
