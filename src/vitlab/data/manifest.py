@@ -28,7 +28,7 @@ SHARD = re.compile(r"([^./\\\0][^/\\\0]*/)?[^./\\\0][^/\\\0]*\.(bin|tar)")
 ENTRY = np.dtype(
     [
         ("shard", "<u4"),  # which of the split's files
-        ("offset", "<u8"),  # where in that file the image begins
+        ("offset", "<u8"),  # where in that file the image begins; with to=folder, the number in its own file's name
         ("size", "<u4"),  # its bytes
         ("crc", "<u4"),  # zlib.crc32 of them
         ("label", "<u4"),
@@ -139,9 +139,9 @@ def class_folders(classes: Sequence[str]) -> list[str]:
     return folders
 
 
-def image_file(root: Path, split: str, folders: Sequence[str], entry: Any, number: int) -> Path:
-    """With to=folder, where an image lies: `folders` are the classes', `number` is its place in the split."""
-    return root / split / folders[int(entry["label"])] / f"{number:09d}.{KINDS[int(entry['kind'])]}"
+def image_file(root: Path, split: str, folders: Sequence[str], entry: Any) -> Path:
+    """With to=folder, where an image lies: `folders` are the classes'."""
+    return root / split / folders[int(entry["label"])] / f"{int(entry['offset']):09d}.{KINDS[int(entry['kind'])]}"
 
 
 def faults(
@@ -163,9 +163,9 @@ def faults(
             folders = class_folders(content["classes"])
             for shard in split["shards"]:
                 found = hashlib.sha256()
-                for number in range(start, start + shard["images"]):
-                    file = image_file(folder, name, folders, entries[number], number)
-                    if not file.is_file() or file.stat().st_size != entries[number]["size"]:
+                for entry in entries[start : start + shard["images"]]:
+                    file = image_file(folder, name, folders, entry)
+                    if not file.is_file() or file.stat().st_size != entry["size"]:
                         state = "it has another size" if file.is_file() else "it is missing"
                         yield f"{file.relative_to(folder)}: {state}"
                     elif whole:
