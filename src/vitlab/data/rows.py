@@ -80,7 +80,7 @@ class Rows(Sequence[str], ABC):
         return found.digest()
 
     def lying(self) -> Sequence[str] | None:
-        """The local file of each image, where it may be changed and `content` stay the same; '' or None: there is none."""
+        """The local file of each image, where it may be changed and `content` stay the same; '' or None: none."""
         return None
 
     @abstractmethod
