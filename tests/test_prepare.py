@@ -63,8 +63,8 @@ def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
     assert (found["train/images"], found["train/shards"], found["test/images"], found["broken"]) == (14, 2, 6, 0)
     source = shards(data_dir="packed")
     assert source.classes == ("even", "odd")
-    for split, rows in ((source.train, range(14)), (source.test, range(14, 20))):
-        read = [(read_bytes(file), label) for file, label in zip(split.files or [], split.labels.tolist(), strict=True)]
+    for part, rows in ((source.train, range(14)), (source.test, range(14, 20))):
+        read = [(read_bytes(file), label) for file, label in zip(part.files or [], part.labels.tolist(), strict=True)]
         assert sorted(read) == sorted((images[i]["bytes"], i % 2) for i in rows)
 
 
