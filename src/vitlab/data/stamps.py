@@ -64,8 +64,8 @@ def forget_changed(shards: "Shards") -> None:
     for number, stamp in enumerate(shards.stamps):
         if (file := shards.record(number)).is_file():
             record = json.loads(file.read_text(encoding="utf-8"))
-            if record["faults"] or record["stamp"] != stamp:
-                changed += record["stamp"] != stamp
+            if record["faults"] or record.get("stamp") != stamp:
+                changed += record.get("stamp") != stamp
                 file.unlink()
     if changed:
         log.warning("%d shards are made again: files of their images have other sizes or times now", changed)
