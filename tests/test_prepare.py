@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -17,6 +18,8 @@ import pictures
 import prepare
 from conftest import Program, Start
 from vitlab.data import manifest
+from vitlab.data.reading import read_bytes
+from vitlab.data.sources import shards
 
 Prepared = Callable[..., Any]
 
@@ -42,6 +45,27 @@ def test_digits_are_packed_verified_and_recorded(prepared: Prepared, tmp_path: P
     log = (tmp_path / "log" / "prepare.log").read_text()
     assert "every checksum is right" in log
     assert json.loads((tmp_path / "digits" / manifest.NAME).read_text())["name"] == "digits"
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
+    prepared: Prepared, tmp_path: Path, streaming: str
+) -> None:
+    files = sorted(map(str, pictures.draw(tmp_path / "drawn").rglob("*.*")))[:20]
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
+    images = [{"bytes": Path(file).read_bytes(), "path": None} for file in files]
+    whole = datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(20)]}, features=kinds)
+    (tmp_path / "tiny").mkdir()
+    for split, rows in (("train", range(14)), ("test", range(14, 20))):
+        whole.select(rows).to_parquet(tmp_path / "tiny" / f"{split}.parquet", batch_size=5)
+    line = ["data=huggingface", "data.name=tiny", f"data.source.streaming={streaming}", "data.source.cache_dir=cache"]
+    found = prepared(*line, "shard_images=8", "out=packed")
+    assert (found["train/images"], found["train/shards"], found["test/images"], found["broken"]) == (14, 2, 6, 0)
+    source = shards(data_dir="packed")
+    assert source.classes == ("even", "odd")
+    for part, rows in ((source.train, range(14)), (source.test, range(14, 20))):
+        read = [(read_bytes(file), label) for file, label in zip(part.files or [], part.labels.tolist(), strict=True)]
+        assert sorted(read) == sorted((images[i]["bytes"], i % 2) for i in rows)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from vitlab.ledger import Sweep
 from vitlab.schema import Node
 from vitlab.tracking import choice_key, known_run_id, plain
 
-INSTALL = "pip install 'vitlab[dashboard]'"
+INSTALL = "pip install -e '.[dashboard]'"
 X = "images"  # what curves are drawn against
 MOST = 100  # runs in a panel
 RATES = "^lr/"  # one for each parameter group

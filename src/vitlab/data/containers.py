@@ -34,7 +34,7 @@ class Written(NamedTuple):
     file: str  # within the data set
     bytes: int
     sha256: str
-    offsets: list[int]
+    offsets: list[int]  # of each image within it; of images in folders, the number in its name
 
 
 def write(
@@ -92,7 +92,7 @@ def write_folder(root: Path, scratch: Path, split: str, items: Sequence[Item], c
         (scratch / name).write_bytes(item.data)
         size += placed(scratch / name, root / split / folders[item.label] / name)
         whole.update(item.data)
-    return Written("", size, whole.hexdigest(), [0] * len(items))
+    return Written("", size, whole.hexdigest(), [item.number for item in items])
 
 
 def located(file: Path, items: Sequence[Item]) -> list[int]:

@@ -7,10 +7,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitlab.data.reading import decode, quiet, read_bytes
+from vitlab.data.reading import decode, explained, quiet, read_bytes
+from vitlab.data.rows import NoImage
 from vitlab.data.sources import Split
 
 ORIENTATION = 0x0112  # EXIF's tag
+
+
+class BrokenImage(ValueError):
+    """An image that can't be packed; the message says why."""
 
 
 def encoded(split: Split, index: int, *, size: int | None, quality: int | None) -> bytes:
@@ -26,17 +31,31 @@ def encoded(split: Split, index: int, *, size: int | None, quality: int | None) 
         quality: Of JPEG; None: PNG.
 
     Raises:
-        Exception: of any kind, where it can't be read or decoded.
+        BrokenImage: it isn't there, or can't be decoded.
+        Exception: of any other kind, where the machine can't read it, or lacks memory.
     """
     if split.images is not None:
         return encode(shrunk(split.images[index], size), None)
     assert split.files is not None
-    data = read_bytes(split.files[index])
-    with quiet():
-        image = decode(data)
-        if size is None or (min(image.shape[-2:]) <= size and is_kept(data)):
-            return data
-        return encode(shrunk(image, size), quality)
+    try:
+        data = read_bytes(split.files[index])
+    except NoImage as error:
+        raise BrokenImage(explained(error)) from error
+    try:
+        with quiet():
+            image = decode(data)
+            if size is None or (min(image.shape[-2:]) <= size and is_kept(data)):
+                return data
+            return encode(shrunk(image, size), quality)
+    except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise BrokenImage(explained(error)) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of Python, Pillow, or torch, which has no error of its own for it."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def is_kept(data: bytes) -> bool:

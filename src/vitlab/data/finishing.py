@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vitlab.data import containers, manifest
+from vitlab.data import containers, manifest, stamps
 from vitlab.data.manifest import WORK
 from vitlab.data.scan import Fault, listed
 from vitlab.runs import replace
@@ -63,6 +63,7 @@ def finished(shards: "Shards", wanted: Node, *, name: str, on_error: str, max_sk
             "classes": dict(zip(source.classes, counts, strict=True)),
             "shards": files,
         }
+    replace(out / stamps.NAME, json.dumps(shards.packed_from).encode())
     grey = source.channels == 1
     content = described(
         out,

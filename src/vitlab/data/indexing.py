@@ -3,10 +3,12 @@
 import io
 import json
 import logging
+import re
 import tarfile
 import time
 import zlib
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from vitlab.schema import Node
 log = logging.getLogger(__name__)
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff")
+WORDS = {"train": {"train"}, "val": {"val", "validation", "valid"}, "test": {"test"}}
+LETTERS = re.compile(r"[^\W\d_]+")
 LABELS = ("cls", "cls.txt", "label", "label.txt")
 
 
@@ -42,22 +46,34 @@ def problems(*, verify: str | None, index: str | None) -> Iterator[str]:
     if index is not None:
         if (Path(index) / manifest.NAME).is_file():
             yield f"index={index} has an index already ({manifest.NAME}); remove that file to make it anew"
-        elif not tars(Path(index)):
-            yield (
-                f"index={index} has no tar files of a train split; expected train/*.tar or *train*.tar there, with "
-                f"images beside numbers of classes (.cls)"
-            )
+            return
+        try:
+            if not tars(Path(index)):
+                yield (
+                    f"index={index} has no tar files of a train split; expected train/*.tar or ...-train-...tar there, "
+                    f"with images beside numbers of classes (.cls)"
+                )
+        except NotPrepared as error:
+            yield str(error)
 
 
 def tars(folder: Path) -> dict[str, list[Path]]:
-    """The tar files of each split, by the folder that they lie in or by what their names have; empty without train."""
-    named = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+    """The tar files of each split, by the folder that they lie in or by a word of their names; empty without train.
+
+    Raises `NotPrepared` for a file whose name has the words of two splits.
+    """
     found: dict[str, list[Path]] = {}
-    for split, names in named.items():
-        inside = [file for name in names for file in (folder / name).glob("*.tar")]
-        beside = [file for file in folder.glob("*.tar") if any(name in file.name.lower() for name in names)]
+    for split, words in WORDS.items():
+        inside = [file for word in words for file in (folder / word).glob("*.tar")]
+        beside = [file for file in folder.glob("*.tar") if not words.isdisjoint(LETTERS.findall(file.name.lower()))]
         if files := sorted(inside or beside):
             found[split] = files
+    for one, two in combinations(found, 2):
+        if both := sorted({*found[one]} & {*found[two]}):
+            raise NotPrepared(
+                f"index: {both[0]} has the words of two splits in its name, {one} and {two}; rename it, or move the "
+                f"files of each split into a folder {one} or {two}"
+            )
     if "val" in found and "test" not in found:
         found["test"] = found.pop("val")  # as ImageNet is published
     return found if "train" in found else {}
@@ -76,7 +92,10 @@ def index(folder: Path) -> Node:
     with owned(folder):
         splits: Node = {}
         tables: dict[str, np.ndarray[Any, Any]] = {}
-        for split, files in tars(folder).items():
+        found = tars(folder)
+        if others := sorted({*folder.glob("*.tar")}.difference(*found.values())):
+            log.warning("passed over, as their names have no split's word: %s", listed([file.name for file in others]))
+        for split, files in found.items():
             parts, shards = list[np.ndarray[Any, Any]](), list[Node]()
             for number, file in enumerate(files):
                 part = entries(file)
@@ -172,6 +191,7 @@ def verify(folder: Path) -> Node:
 
     storage = Storage(str(folder))
     content: Node = json.loads((folder / manifest.NAME).read_text(encoding="utf-8"))
+    manifest.check_names(content, str(folder))
     found = list(manifest.faults(storage.folder, content, whole=True, told=show))
     if found:
         raise NotPrepared(f"verify={folder}: {len(found)} files aren't what was packed:{listed(found)}")

@@ -22,11 +22,13 @@ WORK = ".prepare"  # where packing keeps what isn't whole yet
 VERSION = 1
 FORMATS = ("litdata", "webdataset", "folder")
 SPLITS = ("train", "val", "test")
+# What packing and indexing name a shard: a file, or one in a folder. Others could lie anywhere on this machine.
+SHARD = re.compile(r"([^./\\\0][^/\\\0]*/)?[^./\\\0][^/\\\0]*\.(bin|tar)")
 # One row for each image, in the order of the split.
 ENTRY = np.dtype(
     [
         ("shard", "<u4"),  # which of the split's files
-        ("offset", "<u8"),  # where in that file the image begins
+        ("offset", "<u8"),  # where in that file the image begins; with to=folder, the number in its own file's name
         ("size", "<u4"),  # its bytes
         ("crc", "<u4"),  # zlib.crc32 of them
         ("label", "<u4"),
@@ -69,9 +71,27 @@ def read(storage: Storage) -> Node:
             f"the set again with src/prepare.py"
         )
     assert isinstance(content, dict)
+    check_names(content, storage.place)
     if content["format"] == "folder":
         raise NotPrepared(f"data_dir={storage.place} holds folders of images, no shards; use data=image_folder")
     return content
+
+
+def check_names(content: Node, place: str) -> None:
+    """Raises `NotPrepared` for names of splits and shards that packing doesn't write: they may come from anywhere."""
+    for split, described in content.get("splits", {}).items():
+        if split not in SPLITS:
+            raise NotPrepared(
+                f"data_dir={place}: {NAME} names a split {split!r}, and there are {', '.join(SPLITS)}; it was made by "
+                f"something else, so pack the set again"
+            )
+        for shard in described["shards"]:
+            file, folders = shard["file"], content["format"] == "folder"
+            if file != "" if folders else not (isinstance(file, str) and SHARD.fullmatch(file)):
+                raise NotPrepared(
+                    f"data_dir={place}: {NAME} names a shard {file!r} in {split}, which is no .bin or .tar file in the "
+                    f"set's folder or one below it; it was made by something else, so pack the set again"
+                )
 
 
 def missing(folder: Path) -> str:
@@ -119,9 +139,9 @@ def class_folders(classes: Sequence[str]) -> list[str]:
     return folders
 
 
-def image_file(root: Path, split: str, folders: Sequence[str], entry: Any, number: int) -> Path:
-    """With to=folder, where an image lies: `folders` are the classes', `number` is its place in the split."""
-    return root / split / folders[int(entry["label"])] / f"{number:09d}.{KINDS[int(entry['kind'])]}"
+def image_file(root: Path, split: str, folders: Sequence[str], entry: Any) -> Path:
+    """With to=folder, where an image lies: `folders` are the classes'."""
+    return root / split / folders[int(entry["label"])] / f"{int(entry['offset']):09d}.{KINDS[int(entry['kind'])]}"
 
 
 def faults(
@@ -143,9 +163,9 @@ def faults(
             folders = class_folders(content["classes"])
             for shard in split["shards"]:
                 found = hashlib.sha256()
-                for number in range(start, start + shard["images"]):
-                    file = image_file(folder, name, folders, entries[number], number)
-                    if not file.is_file() or file.stat().st_size != entries[number]["size"]:
+                for entry in entries[start : start + shard["images"]]:
+                    file = image_file(folder, name, folders, entry)
+                    if not file.is_file() or file.stat().st_size != entry["size"]:
                         state = "it has another size" if file.is_file() else "it is missing"
                         yield f"{file.relative_to(folder)}: {state}"
                     elif whole:

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitlab import launch
-from vitlab.data import containers, manifest
-from vitlab.data.encoding import encoded
+from vitlab.data import containers, manifest, stamps
+from vitlab.data.encoding import BrokenImage, encoded, is_out_of_memory
 from vitlab.data.finishing import array_bytes, finished, told
 from vitlab.data.manifest import WORK
-from vitlab.data.reading import explained
+from vitlab.data.reading import UnreadableImage, explained
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import Fault
 from vitlab.data.sources import Source, Split
@@ -91,11 +91,14 @@ class Shards(Dataset[Node]):
 
     def __init__(self, source: Source, orders: Mapping[str, Tensor], settings: Settings, out: Path) -> None:
         self.source, self.orders, self.settings, self.out = source, orders, settings, out
+        found = {name: stamps.stamps(split) for name, split in source.splits.items()}
+        self.packed_from = {name: stamps.digest(images) for name, images in found.items()}
         self.jobs = [
             (split, shard, part.start, part.stop)
             for split, order in orders.items()
             for shard, part in enumerate(cut(len(order), -(-len(order) // settings.shard_images)))
         ]
+        self.stamps = [stamps.digest(found[name][orders[name][start:stop]]) for name, _, start, stop in self.jobs]
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -112,12 +115,19 @@ class Shards(Dataset[Node]):
         for place, row in enumerate(self.orders[name][start:stop].tolist(), start):
             try:
                 data = encoded(split, row, size=settings.size, quality=settings.quality)
-            except Exception as error:  # a decoder meets any bytes
-                faults.append(Fault(image_name(split, row, name), name, explained(error)))
+            except BrokenImage as error:
+                faults.append(Fault(image_name(split, row, name), name, str(error)))
                 continue
+            except Exception as error:  # to leave out images for it would lose good ones
+                lacking = "; processes=N with fewer needs less memory" if is_out_of_memory(error) else ""
+                raise UnreadableImage(
+                    f"{image_name(split, row, name)} can't be read ({explained(error)}), which is no fault of the "
+                    f"image, so none is left out for it{lacking}; the same command goes on, once that is mended"
+                ) from error
             items.append(containers.Item(data, int(split.labels[row]), place))
             rows.append(row)
         record: Node = {"split": name, "shard": shard, "faults": faults, "images": len(items)}
+        record["stamp"] = self.stamps[number]
         scratch = self.out / WORK / f"making-{number}"
         shutil.rmtree(scratch, ignore_errors=True)
         if items:
@@ -204,6 +214,7 @@ def pack(
 
     Raises:
         ValueError: the folder is in use or holds something else; images are broken; a class has none left.
+        UnreadableImage: the machine failed to read one: its disk, a network, a limit, memory.
     """
     begun = time.monotonic()
     if (problem := occupied(out)) is not None:
@@ -213,10 +224,16 @@ def pack(
         log.warning("data=image_folder takes the classes in another order, sorted by name: %s", remedy)
     with owned(out):
         wanted = plan(source, settings)
+        shards = Shards(source, orders(source, settings), settings, out)
         if (out / manifest.NAME).is_file():
             content: Node = json.loads((out / manifest.NAME).read_text(encoding="utf-8"))
             if differs := differences(content.get("plan", {}), wanted):
                 raise ValueError(f"out={out} holds another packed set ({differs}); name another folder")
+            if (before := out / stamps.NAME).is_file() and json.loads(before.read_text()) != shards.packed_from:
+                raise ValueError(
+                    f"out={out} was packed from images of which files have other sizes or times now; name another "
+                    f"folder, or remove {out} to pack it anew"
+                )
             log.info("%s is there already, and is what this command makes", out)
             return told(content, seconds=0.0, made=0)
         work = out / WORK
@@ -231,10 +248,7 @@ def pack(
             replace(noted, json.dumps(wanted).encode())
         for left in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        for record in work.glob("*.json"):  # what was broken may have been replaced
-            if record != noted and json.loads(record.read_text(encoding="utf-8"))["faults"]:
-                record.unlink()
-        shards = Shards(source, orders(source, settings), settings, out)
+        stamps.forget_changed(shards)
         made = make_missing(shards, launch.cores() if processes is None else processes)
         content = finished(shards, wanted, name=name, on_error=on_error, max_skipped=max_skipped)
         return told(content, seconds=time.monotonic() - begun, made=made)

@@ -4,6 +4,7 @@ JPEG goes through torchvision, faster than Pillow. PNG does not: its decoder the
 fault where a file is damaged (torchvision 0.29). Nothing is decoded before its header has told how large it is.
 """
 
+import errno
 import io
 import os
 import stat
@@ -20,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitlab.data.rows import Row
+from vitlab.data.rows import NoImage, Row
 
 try:
     from torchvision.io import decode_image
@@ -33,6 +34,9 @@ Image.init()  # or a thread that opens the first WebP file would load the plugin
 FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF") if name in Image.OPEN)
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
+
+# What the system says of one name: there is no such file, it is another thing, or it isn't for this user
+NAMES = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 
 
 class UnreadableImage(ValueError):
@@ -81,12 +85,18 @@ def read_bytes(path: str) -> bytes:
 
 
 def open_regular(path: str) -> BinaryIO:
-    """A regular file, or a row as if it were one."""
+    """A regular file, or a row as if it were one. Raises `NoImage` where the name is at fault, or `OSError`."""
     if isinstance(path, Row):
         return io.BytesIO(path.read())
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 a million
-        raise OSError("it is no regular file")
-    return open(path, "rb")  # noqa: PTH123 a million
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 a million
+            raise NoImage("it is no regular file")
+        return open(path, "rb")  # noqa: PTH123 a million
+    except OSError as error:
+        gone = error.errno == errno.ENOENT and not Path(path).parent.is_dir()  # with its folder: a disk went
+        if error.errno in NAMES and not gone:
+            raise NoImage(error.errno, error.strerror, path) from error
+        raise
 
 
 def explained(error: Exception) -> str:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class NoImage(OSError):
+    """The image itself is at fault, not what it is read with: damaged, never stored, or no file."""
+
+
 class Row(str):
     """The name of an image within a file, and where its bytes are."""
 
@@ -75,6 +79,10 @@ class Rows(Sequence[str], ABC):
         found.update(self.content())
         return found.digest()
 
+    def lying(self) -> Sequence[str] | None:
+        """The local file of each image, where it may be changed and `content` stay the same; '' or None: none."""
+        return None
+
     @abstractmethod
     def subset(self, indices: "Tensor") -> "Rows":
         """The rows at `indices` (int64 [m]) of these, in that order."""
@@ -104,13 +112,23 @@ class ArrowRows(Rows):
     def read(self, row: int) -> bytes:
         return stored(self.dataset[row][self.column])
 
+    def lying(self) -> Sequence[str] | None:
+        column = self._stored()
+        if not column.combine_chunks().field("bytes").null_count:
+            return None
+        paths = [value["path"] if value["bytes"] is None else "" for value in column.to_pylist()]
+        return [paths[row] or "" for row in self.chosen.tolist()]
+
+    def _stored(self) -> Any:
+        """All images as `datasets` stores them, an Arrow array of `bytes` and `path`."""
+        column, order = self.dataset.data.column(self.column), self.dataset._indices
+        return column if order is None else column.take(order.column(0))  # of a selection that was never written out
+
     def content(self) -> bytes:
         """The length of each image as it is encoded, and the file name of each that lies elsewhere."""
         import pyarrow.compute as pc
 
-        column, order = self.dataset.data.column(self.column), self.dataset._indices
-        if order is not None:  # rows of a selection that was never written out
-            column = column.take(order.column(0))
+        column = self._stored()
         lengths = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), -1)
         found = hashlib.blake2b(lengths.to_numpy().astype("<i8").tobytes(), digest_size=16)
         if pc.any(pc.equal(lengths, -1)).as_py():
@@ -200,6 +218,10 @@ class ParquetRows(Rows):
         value = self._images(block)[row - self.groups[block].start].as_py()
         return stored(value if isinstance(value, dict) else {"bytes": value, "path": None})
 
+    def lying(self) -> Sequence[str] | None:
+        files = ["" if "://" in file else file for file in self.files]
+        return [files[self.groups[block].file] for block in self._numbers().tolist()]
+
     def content(self) -> bytes:
         """The sizes of all row groups."""
         return repr([(group.rows, group.size) for group in self.groups]).encode()
@@ -258,9 +280,9 @@ def stored(value: dict[str, Any] | None) -> bytes:
     if data is not None:
         return bytes(data)
     if path is None:
-        raise OSError("the row holds no image")
+        raise NoImage("the row holds no image")
     if not os.path.isabs(path):  # noqa: PTH117 a million
-        raise OSError(f"the row holds no image, but the name {path}")
+        raise NoImage(f"the row holds no image, but the name {path}")
     from vitlab.data.reading import read_bytes
 
     return read_bytes(path)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vitlab import launch
 from vitlab.data import manifest
 from vitlab.data.manifest import NotPrepared
-from vitlab.data.rows import Rows
+from vitlab.data.rows import NoImage, Rows
 from vitlab.data.scan import listed
 from vitlab.data.sources import Source, Split
 from vitlab.data.splitting import held_out
@@ -96,9 +96,9 @@ class ShardRows(Rows):
         with self._lock:
             data = os.pread(self._descriptor(shard), size, int(entry["offset"]))
         if len(data) != size:
-            raise OSError(f"{self.shards[shard][0]} ends before this image does: it was cut off")
+            raise NoImage(f"{self.shards[shard][0]} ends before this image does: it was cut off")
         if zlib.crc32(data) != entry["crc"]:
-            raise OSError(f"its checksum is wrong: {self.shards[shard][0]} was damaged")
+            raise NoImage(f"its checksum is wrong: {self.shards[shard][0]} was damaged")
         return data
 
     def content(self) -> bytes:

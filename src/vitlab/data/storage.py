@@ -14,10 +14,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-INSTALL = "pip install 'vitlab[shards]'"
+INSTALL = "pip install -e '.[shards]'"
 CACHE = "~/.cache/vitlab/shards"
+PART = ".part"  # ends the name of a folder in which a file is fetched
 
 
 def is_remote(place: str) -> bool:
@@ -27,6 +28,25 @@ def is_remote(place: str) -> bool:
 
 def not_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is None
+
+
+def lock(file: Path) -> FileLock:
+    """Who fetches a file holds this, on whichever machine; it ends with its process."""
+    return FileLock(file.with_name(f".{file.name}.lock"))
+
+
+def left(part: Path) -> int:
+    """Removes a download that nobody goes on with; the bytes of one that somebody does."""
+    try:
+        with lock(part.with_name(part.name[1 : -len(PART)])).acquire(timeout=0):
+            shutil.rmtree(part, ignore_errors=True)
+            return 0
+    except Timeout:
+        size = 0
+        for file in part.glob("*"):
+            with suppress(FileNotFoundError):
+                size += file.stat().st_size
+        return size
 
 
 class Storage:
@@ -56,15 +76,13 @@ class Storage:
         Raises `OSError`.
         """
         file = self.folder / name
-        if self.remote:
-            file = self.folder / f".{os.getpid()}" / name
-            file.parent.mkdir(exist_ok=True)
+        if not self.remote:
+            return file.read_bytes()
+        with lock(file):
             self._fetch(name, file, None)
-        content = file.read_bytes()
-        if self.remote:
-            shutil.rmtree(file.parent, ignore_errors=True)
-            self.folder = self.folder / hashlib.blake2b(content, digest_size=8).hexdigest()
-            self.folder.mkdir(exist_ok=True)
+            content = file.read_bytes()
+        self.folder = self.folder / hashlib.blake2b(content, digest_size=8).hexdigest()
+        self.folder.mkdir(exist_ok=True)
         return content
 
     def local(self, name: str, *, size: int | None = None) -> Path:
@@ -81,7 +99,7 @@ class Storage:
                 os.utime(file, (now, now))  # used, so it stays
                 return file
             file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(file.with_name(f".{file.name}.lock")):
+            with lock(file):
                 if not file.is_file():
                     self._fetch(name, file, size)
 
@@ -96,13 +114,17 @@ class Storage:
                     raise
 
     def _fetch(self, name: str, file: Path, size: int | None) -> None:
+        """Fetches a file into its place; to be called with its lock held, by which others know that it goes on."""
         from litdata.streaming.downloader import get_downloader
 
         logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials, again and again
         self._make_room(size or 0)
-        temporary = file.with_name(f".{os.getpid()}.{file.name}")
+        part = file.with_name(f".{file.name}{PART}")  # a folder: downloaders put files of their own beside theirs
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        temporary = part / file.name
         try:
-            get_downloader(self.place, str(file.parent), []).download_file(f"{self.place}/{name}", str(temporary))
+            get_downloader(self.place, str(part), []).download_file(f"{self.place}/{name}", str(temporary))
             if not temporary.is_file():
                 raise OSError("there is nothing of that name")
             if size is not None and temporary.stat().st_size != size:
@@ -112,16 +134,22 @@ class Storage:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise OSError(f"{self.place}/{name} can't be fetched ({reason})") from error
         finally:
-            for left in (temporary, temporary.with_name(f"{temporary.name}.lock")):
-                left.unlink(missing_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
 
     def _make_room(self, size: int) -> None:
-        """Removes what wasn't used for longest; indices, which are needed at every start, stay."""
+        """Removes what a killed download left, then what wasn't used for longest.
+
+        Indices, which are needed at every start, stay. What is being fetched counts as far as it has come.
+        """
         with FileLock(self.cache / ".room.lock"):
-            kept = [file for file in self.cache.rglob("*") if file.suffix in (".bin", ".tar") and file.name[0] != "."]
+            kept, parts = list[Path](), list[Path]()
+            for folder, folders, files in os.walk(self.cache):
+                parts += [Path(folder, name) for name in folders if name.endswith(PART)]
+                folders[:] = [name for name in folders if not name.endswith(PART)]
+                kept += [Path(folder, name) for name in files if name.endswith((".bin", ".tar"))]
             states = [(file.stat(), file) for file in kept]  # nobody else removes any
             used = sorted((state.st_mtime, state.st_size, file) for state, file in states)
-            total = sum(taken for _, taken, _ in used)
+            total = sum(taken for _, taken, _ in used) + sum(map(left, parts))
             for _, taken, file in used:
                 if total + size <= self.limit:
                     break

@@ -1,6 +1,8 @@
 """What an image is packed as: its own bytes where they will do, else smaller, upright, and close to what it was."""
 
 import io
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 
 from vitlab.data import reading
-from vitlab.data.encoding import encoded, shrunk
+from vitlab.data.encoding import BrokenImage, encoded, is_out_of_memory, shrunk
 from vitlab.data.reading import quiet, read_image
 from vitlab.data.sources import Split, digits
 
@@ -58,5 +60,44 @@ def test_images_in_memory_and_all_without_a_quality_become_png_without_loss(draw
 
 def test_what_is_no_image_raises_though_its_bytes_would_be_kept(tmp_path: Path) -> None:
     (bad := tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 no image")
-    with pytest.raises(ValueError, match="without an image"):
+    with pytest.raises(BrokenImage, match="without an image"):
         encoded(files(bad), 0, size=None, quality=90)
+
+
+def test_a_file_that_is_gone_or_is_none_or_isn_t_ours_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "turn.jpg").symlink_to("turn.jpg")
+    (tmp_path / "file.jpg").write_bytes(b"no folder")
+    expected = {
+        "gone.jpg": "No such file or directory",
+        "folder.jpg": "it is no regular file",
+        "turn.jpg": "Too many levels of symbolic links",
+        "file.jpg/a.jpg": "Not a directory",
+        f"{'x' * 300}.jpg": "File name too long",
+    }
+    for name, reason in expected.items():
+        with pytest.raises(BrokenImage, match=reason):
+            encoded(files(tmp_path / name), 0, size=None, quality=90)
+
+
+def test_a_disk_or_a_limit_that_fails_makes_no_image_broken(drawn: Path, tmp_path: Path) -> None:
+    photo = drawn / "train" / "digit 0" / "photo.jpg"
+    with pytest.raises(FileNotFoundError, match="disk/a/photo"):
+        encoded(files(tmp_path / "disk" / "a" / "photo.jpg"), 0, size=None, quality=90)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))  # not one more
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            encoded(files(photo), 0, size=None, quality=90)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_memory_that_is_lacking_is_known_from_damage() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("Corrupt JPEG data"))

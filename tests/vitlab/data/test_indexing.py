@@ -26,6 +26,12 @@ def tar(file: Path, members: Members) -> None:
             opened.addfile(info, io.BytesIO(data))
 
 
+def tarred(folder: Path, name: str) -> Members:
+    """What is in a tar file."""
+    with tarfile.open(folder / name) as opened:
+        return [(member.name, indexing.content(opened, member)) for member in opened]
+
+
 @pytest.fixture
 def foreign(drawn: Path, tmp_path: Path) -> Path:
     """Tar files as others write them: a class beside or before each image, other members between, folders in names."""
@@ -81,6 +87,35 @@ def test_a_tar_file_that_is_no_data_set_is_named(tmp_path: Path, members: Member
     assert problem in str(caught.value)
     assert f"{tmp_path}/train/0.tar" in str(caught.value)
     assert not (tmp_path / manifest.NAME).exists()
+
+
+def test_a_split_s_word_within_another_word_doesn_t_count(foreign: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What lay in train and in test was trained on and scored."""
+    images = tarred(foreign, "imagenet-train-0.tar")
+    for name in ("contest-train-0", "retrieval-train-1", "ILSVRC2012_img_TRAIN2", "latest_3", "trainval"):
+        tar(foreign / f"{name}.tar", images)
+    names = {split: [file.name for file in files] for split, files in indexing.tars(foreign).items()}
+    assert names == {
+        "train": [
+            *("ILSVRC2012_img_TRAIN2.tar", "contest-train-0.tar", "imagenet-train-0.tar", "imagenet-train-1.tar"),
+            "retrieval-train-1.tar",
+        ],
+        "test": ["imagenet-val-0.tar"],
+    }
+    indexing.index(foreign)
+    assert "no split's word: \n  - latest_3.tar\n  - trainval.tar" in caplog.text
+
+
+def test_a_file_of_two_splits_is_refused_until_it_lies_in_a_folder(foreign: Path) -> None:
+    images = tarred(foreign, "imagenet-train-0.tar")
+    tar(both := foreign / "train_of-test.tar", images)
+    (found,) = problems(verify=None, index=str(foreign))
+    assert f"index: {both} has the words of two splits in its name, train and test; rename it, or move" in found
+    with pytest.raises(NotPrepared, match="train and test"):
+        indexing.index(foreign)
+    for split in ("train", "test"):
+        tar(foreign / split / "0.tar", images)
+    assert list(problems(verify=None, index=str(foreign))) == []
 
 
 def test_too_few_names_and_damaged_tar_files_are_refused(foreign: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pictures import Packed
-from vitlab.data import manifest
+from vitlab.data import indexing, manifest
 from vitlab.data.manifest import NotPrepared, faults, read
+from vitlab.data.sources import shards as load_shards
 from vitlab.data.storage import Storage
 
 
@@ -97,3 +98,32 @@ def test_a_damaged_index_is_refused_before_it_is_believed(copy: Path) -> None:
     (copy / "train.index.npy").write_bytes((copy / "test.index.npy").read_bytes())
     with pytest.raises(NotPrepared, match="it is of another data set"):
         manifest.table(Storage(str(copy)), content, "train")
+
+
+@pytest.mark.parametrize(
+    "name", ["/{0}/x.tar", "../x.tar", "train/../../x.bin", "a/b/x.bin", "train/x.pth", "", None, "..\\\\x.tar"]
+)
+def test_a_shard_named_as_packing_names_none_is_refused_and_written_nowhere(
+    copy: Path, tmp_path: Path, name: str | None
+) -> None:
+    content = json.loads((copy / manifest.NAME).read_text())
+    outside = name and name.format(tmp_path)
+    content["splits"]["test"]["shards"][0]["file"] = outside
+    (copy / manifest.NAME).write_text(json.dumps(content))
+    (tmp_path / "x.tar").write_text("mine")
+    for place in (str(copy), f"local:{copy}"):
+        with pytest.raises(NotPrepared) as caught:
+            load_shards(data_dir=place, cache_dir=str(tmp_path / "cache"))
+        assert f"data_dir={place}: prepared.json names a shard {outside!r} in test" in str(caught.value)
+    with pytest.raises(NotPrepared, match="names a shard"):
+        indexing.verify(copy)
+    assert (tmp_path / "x.tar").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "held"])
+def test_a_split_of_another_name_is_refused(copy: Path, name: str) -> None:
+    content = json.loads((copy / manifest.NAME).read_text())
+    content["splits"][name] = content["splits"].pop("test")
+    (copy / manifest.NAME).write_text(json.dumps(content))
+    with pytest.raises(NotPrepared, match=f"prepared.json names a split '{name}', and there are train, val, test"):
+        read(Storage(str(copy)))

@@ -1,7 +1,9 @@
 """Packing goes on where it was cut off, ends in the same bytes, and leaves nothing that looks whole and isn't."""
 
+import errno
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from filelock import FileLock
 import pictures
 from vitlab.data import containers, manifest, packing
 from vitlab.data.packing import Settings, problems
-from vitlab.data.reading import read_bytes, read_image
+from vitlab.data.reading import UnreadableImage, read_bytes, read_image
 from vitlab.data.sources import Source, digits, shards
+from vitlab.data.storage import Storage
 
 Packed = Any
 
@@ -53,6 +56,39 @@ def test_cut_off_in_a_shard_and_gone_on_with_it_ends_in_the_same_bytes(
 def test_processes_make_the_same_bytes(drawn: Path, packed: Packed, tmp_path: Path) -> None:
     packing.pack(pictures.source(drawn), pictures.SETTINGS, tmp_path / "out", name="pictures", processes=2)
     assert pictures.content(tmp_path / "out") == pictures.content(packed())
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_machine_that_can_t_read_ends_the_packing_and_no_image_is_left_out(
+    drawn: Path, packed: Packed, tmp_path: Path, processes: int
+) -> None:
+    disk, out, source = tmp_path / "disk", tmp_path / "out", pictures.source(drawn)
+    gone = [file.replace(str(drawn), str(disk)) for file in source.train.files or []]
+    unplugged = replace(source, train=replace(source.train, files=gone))
+    given: Any = {"name": "pictures", "on_error": "skip", "max_skipped": 1.0, "processes": processes}
+    with pytest.raises(UnreadableImage) as caught:
+        packing.pack(unplugged, pictures.SETTINGS, out, **given)
+    assert re.fullmatch(
+        rf"{disk}/train/.*g can't be read \(No such file or directory\), which is no fault of the image, so none is "
+        r"left out for it; the same command goes on, once that is mended",
+        str(caught.value),
+    )
+    disk.symlink_to(drawn)
+    packing.pack(unplugged, pictures.SETTINGS, out, **given)
+    assert pictures.content(out) == pictures.content(packed())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error"), OSError("HTTP 503")])
+def test_what_a_row_s_storage_says_is_no_fault_of_the_image(
+    error: Exception, packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: Any, **others: Any) -> int:
+        raise error
+
+    source = shards(data_dir=str(packed()))
+    monkeypatch.setattr(Storage, "open", failing)
+    with pytest.raises(UnreadableImage, match=r"packed/train/\d+ can't be read .* no fault of the image"):
+        packing.pack(source, pictures.SETTINGS, tmp_path / "out", name="x", on_error="skip", max_skipped=1, processes=0)
 
 
 def test_a_set_that_is_there_is_left_as_it_is_and_another_is_refused(drawn: Path, packed: Packed) -> None:
@@ -149,4 +185,4 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp
     given: Any = {"size": 1, "quality": 1, "shard_images": 1, "out": tmp_path / "new"}
     assert list(problems(to="litdata", **given)) == []
     (found,) = problems(to="webdataset", **given)
-    assert found.endswith("the package webdataset, which isn't installed: pip install 'vitlab[shards]'")
+    assert found.endswith("the package webdataset, which isn't installed: pip install -e '.[shards]'")

@@ -177,4 +177,4 @@ def test_missing_shards_are_told_before_training_and_a_missing_package_too(
     assert "train/chunk-0-3.bin: it is missing" in found
     monkeypatch.setattr("vitlab.data.shards.not_installed", lambda package: package == "litdata")
     (found,) = problems(data_dir="s3://b/c")
-    assert found.endswith("the package litdata, which isn't installed: pip install 'vitlab[shards]'")
+    assert found.endswith("the package litdata, which isn't installed: pip install -e '.[shards]'")

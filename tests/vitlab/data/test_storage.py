@@ -1,6 +1,10 @@
 """Files of a data set elsewhere: fetched by LitData when they are needed, whole, and no more of them than allowed."""
 
+import multiprocessing
 import os
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +46,43 @@ def test_what_was_not_used_for_longest_makes_room(far: Path) -> None:
     small.local("train/0.bin")
     small.local("train/2.bin", size=1000)
     assert [(small.folder / "train" / f"{number}.bin").is_file() for number in range(3)] == [True, False, True]
+
+
+def test_what_a_killed_download_left_is_removed_and_what_another_process_fetches_stays_and_counts(
+    far: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = storage(far, gigabytes=2.5e-6)
+    first, copy = small.local("train/0.bin", size=1000), shutil.copy
+
+    def halfway(source: str, target: str) -> None:
+        Path(target).write_bytes(bytes(700))
+        signal.pause()
+
+    processes = multiprocessing.get_context("fork")
+    fetching = [processes.Process(target=small.local, args=(f"train/{n}.bin",)) for n in (1, 2)]
+    monkeypatch.setattr(shutil, "copy", halfway)
+    try:
+        for process in fetching:
+            process.start()
+        monkeypatch.setattr(shutil, "copy", copy)
+        while sum(file.stat().st_size for file in small.folder.rglob("*.tmp")) < 1400:
+            assert all(process.is_alive() for process in fetching)
+            time.sleep(0.01)
+        halves = {file.parent.name: file for file in small.folder.rglob("*.tmp")}
+        assert set(halves) == {".1.bin.part", ".2.bin.part"}
+        fetching[0].kill()
+        fetching[0].join()
+        (far / "train" / "3.bin").write_bytes(bytes([3]) * 1000)
+        small.local("train/3.bin", size=1000)
+        assert not halves[".1.bin.part"].parent.exists()
+        assert halves[".2.bin.part"].stat().st_size == 700
+        assert not first.exists(), "with those 700, there would be more than 2500"
+    finally:
+        for process in fetching:
+            process.kill()
+            process.join()
+    assert small.local("train/2.bin", size=1000).read_bytes() == bytes([2]) * 1000
+    assert not list(small.folder.rglob("*.part"))
 
 
 def test_what_is_missing_or_of_another_size_is_an_error_that_names_it_and_leaves_nothing(far: Path) -> None:
