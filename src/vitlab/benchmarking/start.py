@@ -180,5 +180,5 @@ def has_stepped(file: Path) -> bool:
     """Whether a run's `metrics.csv` has a row of training."""
     if not file.exists():
         return False
-    names, *rows = file.read_text().splitlines()
+    names, *rows = file.read_text().splitlines() or [""]  # it may just be begun
     return bool(rows) and "train/loss" in names

@@ -48,7 +48,12 @@ def test_a_process_that_trains_counts_until_its_first_step_and_is_ended_with_all
 def test_a_row_of_something_else_is_no_step(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     assert not start.has_stepped(file)
-    for text, stepped in (("step,lr\n1,0.1\n", False), ("step,train/loss\n", False), ("step,train/loss\n1,2\n", True)):
+    for text, stepped in (
+        ("", False),
+        ("step,lr\n1,0.1\n", False),
+        ("step,train/loss\n", False),
+        ("step,train/loss\n1,2\n", True),
+    ):
         file.write_text(text)
         assert start.has_stepped(file) is stepped
 
