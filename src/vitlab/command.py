@@ -10,7 +10,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
@@ -213,6 +213,15 @@ def initialized(arguments: Namespace) -> Iterator[None]:
             yield
         finally:
             _composed.reset(token)
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """Hydra's loader, to compose what other programs would be given: a command's own, or one on our `conf/`."""
+    with ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():  # outside of a command
+            stack.enter_context(hydra.initialize_config_dir(str(CONF), version_base="1.3"))
+        yield
 
 
 def look_in(folders: list[str]) -> None:

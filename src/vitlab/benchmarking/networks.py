@@ -117,14 +117,20 @@ def measure(row: Row, names: Sequence[str], clock: Clock, *, fused: bool = False
             if name == OURS:
                 raise
             log.error("networks: %s is left out of this row: %s: %s", name, type(error).__name__, error)
+    measured = beside_limit(clock, contenders, row.precision)
+    return Case(part="networks", name=str(row), unit="images", measured=measured, goals=goals(row))
+
+
+def beside_limit(clock: Clock, contenders: Sequence[Contender], precision: Precision) -> list[Measured]:
+    """Measures contenders that have "MFLOPs" of an item among their figures, in the same rounds as the machine's limit,
+    which comes last: in items of the first one's FLOPs.
+    """
     own = contenders[0].figures["MFLOPs"] * 1e6
-    limit = machine.Product(clock.device, precision=row.precision)
-    product = Contender(name=LIMIT, run=limit, items=limit.flops / own, peer=False)
-    measured = clock.measure([*contenders, product])
-    *networks, fastest = measured
-    reached = fastest.items * own / fastest.median
-    told = [utilised(m, reached, machine.datasheet(clock.device, row.precision)) for m in networks]
-    return Case(part="networks", name=str(row), unit="images", measured=[*told, fastest], goals=goals(row))
+    product = machine.Product(clock.device, precision=precision)
+    limit = Contender(name=LIMIT, run=product, items=product.flops / own, peer=False)
+    *measured, fastest = clock.measure([*contenders, limit])
+    reached, sheet = fastest.rate * own, machine.datasheet(clock.device, precision)
+    return [*(utilised(each, reached, sheet) for each in measured), fastest]
 
 
 def utilised(measured: Measured, limit: float, datasheet: float | None) -> Measured:

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from vitlab.benchmarking import machine, peers
-from vitlab.benchmarking.networks import LIMIT, Precision, Task, Work, contender, utilised
-from vitlab.benchmarking.timing import Case, Clock, Contender, Measured, Part
+from vitlab.benchmarking import peers
+from vitlab.benchmarking.networks import Precision, Task, Work, beside_limit, contender
+from vitlab.benchmarking.timing import Case, Clock, Measured, Part
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +90,9 @@ class Scaling(Part):
             for point in points
             for name in self.names
         ]
-        product = machine.Product(clock.device, precision=self.precision)
-        limit = Contender(name=LIMIT, run=product, items=product.flops / 1e6, peer=False)
-        *measured, fastest = clock.measure([*contenders, limit])
-        reached, sheet = fastest.rate * 1e6, machine.datasheet(clock.device, self.precision)
-        told, count = [utilised(m, reached, sheet) for m in measured], len(self.names)
-        return [told[place : place + count] for place in range(0, len(told), count)]
+        *measured, _ = beside_limit(clock, contenders, self.precision)
+        count = len(self.names)
+        return [measured[place : place + count] for place in range(0, len(measured), count)]
 
     def work(self, point: Point) -> Work:
         return Work(task=self.task, batch=point.batch, precision=self.precision, mode="eager")

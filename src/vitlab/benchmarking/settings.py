@@ -1,7 +1,6 @@
 """What is wrong with a benchmark's settings beside their types, before anything is measured."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -119,16 +118,13 @@ def devices_problems(read: Any) -> Iterator[str]:
 
 def train_problems(lines: list[str]) -> list[str]:
     """What is wrong with a command line of `train.py`, whose file lists all root keys, and not all of those below."""
-    import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     from vitlab import command, grammar
 
-    with ExitStack() as stack:
-        if not GlobalHydra.instance().is_initialized():  # outside of a command
-            stack.enter_context(hydra.initialize_config_dir(str(command.CONF), version_base="1.3"))
+    with command.composing():
         try:
             overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
         except HydraException as error:

@@ -24,15 +24,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import hydra
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from vitlab import build, command, flops
-from vitlab.benchmarking import machine
-from vitlab.benchmarking.networks import LIMIT, Precision, utilised
+from vitlab.benchmarking.networks import Precision, beside_limit
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
@@ -102,17 +99,15 @@ class Training(Part):
             thread = stack.enter_context(ThreadPoolExecutor(1))
             own, timms = counted(ours), counted(theirs)
             precision: Precision = "bf16" if str(config["trainer"]["precision"]).startswith("bf16") else "float32"
-            limit = machine.Product(clock.device, precision=precision)
-            *runs, fastest = clock.measure(
+            measured = beside_limit(
+                clock,
                 [
                     Contender(name=OURS, run=lambda: ours.steps(1), items=count, figures=own | shares(config)),
                     Contender(name=BARE, run=lambda: thread.submit(loop).result(), items=count, figures=own),
                     Contender(name=TIMM, run=lambda: theirs.steps(1), items=count, figures=timms),
-                    Contender(name=LIMIT, run=limit, items=limit.flops / 1e6 / own["MFLOPs"], peer=False),
-                ]
+                ],
+                precision,
             )
-        reached, sheet = fastest.rate * own["MFLOPs"] * 1e6, machine.datasheet(clock.device, precision)
-        measured = [*(utilised(run, reached, sheet) for run in runs), fastest]
         goals = [Goal(least=0.97, against=BARE), Goal(least=1.0, against=TIMM)]
         return Case(part="training", name=name, unit="images", measured=measured, goals=goals)
 
@@ -125,9 +120,7 @@ def counted(fit: "Fit") -> dict[str, float]:
 
 def composed(lines: list[str]) -> Node:
     """What `train.py` would be given for these settings."""
-    with ExitStack() as stack:
-        if not GlobalHydra.instance().is_initialized():  # outside of a command
-            stack.enter_context(hydra.initialize_config_dir(str(command.CONF), version_base="1.3"))
+    with command.composing():
         config = command.plain(command.compose("train", lines), command.UNSET_RUN_DIR)
     if isinstance(config, str):
         raise ValueError(config)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitlab.data.reading import JPEG, check_size, decode, jpeg_segments
+from vitlab.data.reading import FRAMES, JPEG, check_size, decode, frame_size, jpeg_segments
 
 try:
     import simplejpeg
@@ -97,12 +97,11 @@ def plain_jpeg(data: bytes) -> Plain | None:
         markers.add(marker)
         if marker == 0xE1 and may_be_turned(data[at + 4 : at + 2 + length]):
             return None
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker in FRAMES:
             bits, colours = data[at + 4], data[at + 9]
             if found or marker > 0xC2 or bits != 8 or colours not in (1, 3):
                 return None
-            height, width = (int.from_bytes(data[at + n : at + n + 2], "big") for n in (5, 7))
-            found = Plain(width, height, at + 5, sequential=marker < 0xC2)
+            found = Plain(*frame_size(data, at), at + 5, sequential=marker < 0xC2)
     # between restart markers, damage below the box would look like codes that weren't asked for
     return found._replace(sequential=False) if found and 0xDD in markers else found
 

@@ -33,6 +33,7 @@ MAX_PIXELS = 178_956_970  # as Pillow's limit: half a gigabyte of RGB
 Image.init()  # or a thread that opens the first WebP file would load the plugin while others look for it
 FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF") if name in Image.OPEN)
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of headers that tell an image's size
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
 
 # What the system says of one name: there is no such file, it is another thing, or it isn't for this user
@@ -179,10 +180,14 @@ def decode(data: bytes) -> Tensor:
 def jpeg_size(data: bytes) -> tuple[int, int]:
     """(width, height) from the frame's header, found as libjpeg finds it."""
     for marker, at, _ in jpeg_segments(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = data[at + 5 : at + 7], data[at + 7 : at + 9]
-            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
+        if marker in FRAMES:
+            return frame_size(data, at)
     raise ValueError("it is a JPEG file without an image, or cut off before it")
+
+
+def frame_size(data: bytes, at: int) -> tuple[int, int]:
+    """(width, height) in the frame's header that begins there."""
+    return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
