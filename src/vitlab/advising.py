@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from vitlab import flops, launch
-from vitlab.benchmarking.timing import Clock, Contender, between_quartiles
+from vitlab.benchmarking.timing import Clock, Contender, between_quartiles, turns
 from vitlab.data.module import MOST_WORKERS
 from vitlab.profiling import PARTS, STEP, Patient, Stages, Timed, Variant, shares
 
@@ -235,8 +235,7 @@ def tried(
     rates: dict[str, list[float]] = {str(variant): [] for variant in everyone}
     failed: dict[str, str] = {}
     for number in range(rounds):
-        for place in range(len(everyone)):
-            variant = everyone[(place + number) % len(everyone)]
+        for variant in (everyone[index] for index in turns(len(everyone), number)):
             name = str(variant)
             if name in failed:
                 continue

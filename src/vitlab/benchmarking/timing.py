@@ -28,6 +28,11 @@ LAUNCHED = 0.25  # seconds that launching takes at most
 DeviceTimer = Callable[[Callable[[], object], float], float]  # of a call, and of the seconds that it takes
 
 
+def turns(count: int, number: int) -> list[int]:
+    """The order of so many contenders in a round: by chance, but the same each time, so that neighbours change."""
+    return random.Random(number).sample(range(count), count)
+
+
 def between_quartiles(values: Sequence[float]) -> float:
     """The distance between the quartiles; 0 of a single value."""
     if len(values) < 2:
@@ -178,7 +183,7 @@ class Clock:
         with no_collection():
             for number in range(self.rounds):
                 gc.collect()
-                for index in random.Random(number).sample(range(len(contenders)), len(contenders)):
+                for index in turns(len(contenders), number):
                     seconds[index].append(self.time(contenders[index], calls[index]))
                     if self.device_timer is not None and not contenders[index].own:
                         busy[index].append(self.device_timer(contenders[index].run, seconds[index][-1]))
