@@ -1,5 +1,6 @@
 """Programs are made of counts and kinds of scaling, their steady rate is read, and efficiency is of a device."""
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -101,9 +102,9 @@ def test_real_trainings_on_one_process_and_two_are_measured_in_turns(
     )
     benchmark.main()
     assert json.loads((tmp_path / "mine" / "results.json").read_text())["cases"] == 1
-    header, *rows = (tmp_path / "mine" / "benchmark.csv").read_text().splitlines()
-    assert {"devices", "efficiency %", "MFU %", "data wait %"} <= {*header.split(",")}
-    rates = [float(row.rpartition('",')[2].split(",")[5]) for row in rows]
-    assert len(rates) == 2
-    assert all(math.isfinite(seconds) and seconds > 0 for seconds in rates)
+    with (tmp_path / "mine" / "benchmark.csv").open(newline="") as lines:
+        rows = [*csv.DictReader(lines)]
+    assert {"devices", "efficiency %", "MFU %", "data wait %"} <= {*rows[0]}
+    assert {float(row["devices"]) for row in rows} == {1, 2}
+    assert all(math.isfinite(float(row["seconds"])) and float(row["seconds"]) > 0 for row in rows)
     assert (tmp_path / "mine" / "devices.png").exists()
