@@ -46,13 +46,14 @@ def main(
     from lightning import seed_everything
 
     from vitlab import build, doctoring
+    from vitlab.compiling import compile_network
     from vitlab.profiling import Patient
 
     datamodule = build.data(data)
     seed_everything(seed, verbose=False)
     module = build.classifier(model, datamodule, classifier, weights=weights, optimizer=optimizer, schedule=schedule)
     if compile:
-        module.network.compile()
+        compile_network(module.network)
     patient = Patient(datamodule=datamodule, module=module, trainer=trainer, callbacks=callbacks)
     report = doctoring.visit(
         patient,

@@ -47,6 +47,7 @@ def main(
     from vitlab import build, figures, launch, memory, pruning, stopping, tracking
     from vitlab.callbacks import scores
     from vitlab.checkpoints import demand_whole
+    from vitlab.compiling import compile_network
     from vitlab.resume import checkpoint_to_resume, identity
 
     folder = Path(run_dir)
@@ -58,7 +59,7 @@ def main(
         model, datamodule, classifier, weights=None if start else weights, optimizer=optimizer, schedule=schedule
     )
     if compile:
-        module.network.compile()  # in place: the names in a checkpoint stay as they are
+        compile_network(module.network)
     with tracking.ended_truly():
         run = build.trainer(trainer, run_dir=folder, logger=logger or {}, callbacks=callbacks)
         module.identity = {**now, "wandb": tracking.known_run_id(folder)}

@@ -530,6 +530,8 @@ def _deterministic_no_longer() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_deterministic_no_longer")
+# torch's compiler asks for it, and hides its own warning, which an error is not
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_compiled_run_leaves_the_checkpoints_of_one_that_is_not(
     twins: list[Path],
     small: list[str],

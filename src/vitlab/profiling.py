@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vitlab import build, flops
 from vitlab.callbacks import Monitor
 from vitlab.classifier import Classifier
+from vitlab.compiling import compile_network
 from vitlab.data.dataset import FilesDataset
 from vitlab.data.module import DataModule
 from vitlab.data.sources import Split
@@ -300,7 +301,7 @@ class Patient:
         """The network, compiled once; the other stays as it is."""
         if self._compiled is None:
             self._compiled = copy.deepcopy(self.module)
-            self._compiled.network.compile()
+            compile_network(self._compiled.network)
         return self._compiled
 
     def reading(self, variant: Variant, *, batches: int) -> float:

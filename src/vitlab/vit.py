@@ -170,7 +170,8 @@ class Block(nn.Module):
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
         self.norm2, self.mlp = norm(dim), mlp
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
-        self.drop_path = drop_path
+        self.drop_path, self.drops = drop_path, drop_path > 0.0
+        self.keep = torch.tensor(1.0 - drop_path, device="cpu")  # a tensor: one compiled block serves for all rates
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """All tokens, or the first `queries` of them, which still attend to all: B N D -> B M D."""
@@ -179,10 +180,10 @@ class Block(nn.Module):
 
     def drop(self, x: Tensor) -> Tensor:
         """Stochastic depth: in training lose a sample's branch at rate `drop_path`, the expectation stays."""
-        if not self.training or self.drop_path == 0.0:
+        if not self.training or not self.drops:
             return x
-        kept = x.new_empty(x.shape[0], 1, 1).bernoulli_(1.0 - self.drop_path)  # B 1 1
-        return x * kept.div_(1.0 - self.drop_path)
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) < self.keep  # B 1 1
+        return x * (kept.to(x.dtype) / self.keep)
 
 
 class VisionTransformer(nn.Module):

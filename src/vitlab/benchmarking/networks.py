@@ -4,7 +4,8 @@
 
 Everybody does the same work: images that are there already, evaluation mode under `inference_mode`, or training mode
 with cross-entropy, backward and an AdamW step. Ours is trained as `train.py` trains it (`conf/optimizer/adamw.yaml`,
-`vitlab.optim`), the others by `torch.optim.AdamW` as it comes, and `torch.compile` of the whole.
+`vitlab.optim`) and compiled block by block (`vitlab.compiling`), the others by `torch.optim.AdamW` as it comes, and
+compiled as a whole.
 """
 
 import itertools
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from vitlab import build, command, flops, optim
 from vitlab.benchmarking import footprint, machine, peers
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Measured, Part
+from vitlab.compiling import compile_network
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +159,7 @@ def contender(
     counted = count(network, (3, architecture.image, architecture.image))
     network.to(device).train(work.task == "training")
     if work.mode == "compiled":
-        network.compile()
+        compile_network(network)
     images = torch.randn(shape, device=device)
     labels = torch.randint(architecture.classes, (work.batch,), device=device)
     step: Callable[[], object]
