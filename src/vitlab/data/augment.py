@@ -5,6 +5,7 @@ Order for a batch in memory: uint8 -> crop, flip -> affine -> auto-augmentation 
 the workers (see dataset.py).
 """
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -114,15 +115,19 @@ class Augment(nn.Module):
         use_mixup = self.mixup > 0
         if self.mixup > 0 and self.cutmix > 0:
             use_mixup = bool(torch.rand(()) < 0.5)
-        mixer: v2.Transform
-        if use_mixup:
-            mixer = v2.MixUp(alpha=self.mixup, num_classes=num_classes)
-        elif self.cutmix > 0:
-            mixer = v2.CutMix(alpha=self.cutmix, num_classes=num_classes)
-        else:
+        if not use_mixup and self.cutmix == 0:
             return images, targets
+        mixer = (
+            mixer_of(v2.MixUp, self.mixup, num_classes) if use_mixup else mixer_of(v2.CutMix, self.cutmix, num_classes)
+        )
         mixed_images, mixed_targets = mixer(images, targets)
         return mixed_images, mixed_targets
+
+
+@lru_cache
+def mixer_of(kind: type[v2.MixUp | v2.CutMix], alpha: float, num_classes: int) -> v2.Transform:
+    """Made once: it takes longer than mixing small images."""
+    return kind(alpha=alpha, num_classes=num_classes)
 
 
 class Prepare(nn.Module):
