@@ -40,7 +40,7 @@ def curves(metrics: Path, figure_file: Path, title: str) -> None:
                 axis.plot(x, y, style, marker="o" if len(x) < 3 else None, label=name)
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
+        if axis.get_legend_handles_labels()[0] and (axis is not axes[1, 1] or shares is None):
             axis.legend()
     if shares is not None:
         for name, colour in zip(SHARES, ("tab:green", "tab:red"), strict=True):
@@ -48,7 +48,9 @@ def curves(metrics: Path, figure_file: Path, title: str) -> None:
             shares.plot(x, y, ":", color=colour, marker="o" if len(x) == 1 else None, label=name)
         shares.set_ylim(0, max(1.0, *(value for name in SHARES for value in series(name)[1])))
         shares.set_ylabel("share")
-        shares.legend(loc="lower right")
+        handles = axes[1, 1].get_legend_handles_labels()[0] + shares.get_legend_handles_labels()[0]
+        # above the panel: no corner of it is free for sure
+        axes[1, 1].legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(handles), frameon=False)
     if series("train/loss")[1] and min(series("train/loss")[1]) > 0:
         axes[0, 0].set_yscale("log")
     for axis in axes[1]:

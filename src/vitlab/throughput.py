@@ -12,7 +12,7 @@ it still had work to do costs nothing. (Lightning's ThroughputMonitor synchronis
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 import torch
@@ -79,6 +79,7 @@ class Meter:
         self.seconds = 0.0  # of training steps, over all rows
         self.images = 0  # seen in them
         self.rows: list[dict[str, float]] = []
+        self._told = 0  # so many of them
         self.flops: int | None = None  # of an image
         self._peak: float | None = None
         self._known = False  # what the two above are
@@ -144,20 +145,14 @@ class Meter:
         """Of this process's rows but for the first, in which everything is done for the first time; names without
         `train/`.
         """
-        rows = self.rows[1:] or self.rows
-        names = [name for name in TIMED if any(name in row for row in rows)]
-        return {name.removeprefix("train/"): median(row[name] for row in rows if name in row) for name in names}
-
-    @property
-    def speed(self) -> float:
-        """Images a second over all rows."""
-        return self.images / self.seconds if self.seconds else 0.0
+        return {name.removeprefix("train/"): value for name, value in middle(self.rows[1:] or self.rows).items()}
 
     def told(self) -> list[str]:
-        """The speed so far, then what the last row says of it."""
-        last = self.rows[-1] if self.rows else {}
-        shares = [(name, last[key]) for name, key in (("MFU", UTILISATION), ("data wait", WAIT)) if key in last]
-        return [f"{self.speed:,.0f} images/s", *(f"{name} {share:.0%}" for name, share in shares)] if last else []
+        """Speed, MFU and data wait: medians of the rows since the last call, or of the last row where there is none."""
+        found = middle(self.rows[max(self._told, 1) :] or self.rows[-1:])  # not the run's first, as in `medians`
+        self._told = len(self.rows)
+        shares = [(name, found[key]) for name, key in (("MFU", UTILISATION), ("data wait", WAIT)) if key in found]
+        return [f"{found[SPEED]:,.0f} images/s", *(f"{name} {share:.0%}" for name, share in shares)] if found else []
 
     def _look(self, trainer: Trainer, network: nn.Module) -> None:
         """What an image takes, and what the device could do."""
@@ -170,6 +165,12 @@ class Meter:
             log.info("no train/mfu: FLOPs can't be counted (%s: %s)", type(error).__name__, error)
             return
         self._peak = flops.peak_flops(trainer.strategy.root_device, str(trainer.precision))
+
+
+def middle(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each timed quantity."""
+    names = [name for name in TIMED if any(name in row for row in rows)]
+    return {name: median(row[name] for row in rows if name in row) for name in names}
 
 
 def saving(trainer: Trainer) -> float:

@@ -151,7 +151,6 @@ def test_the_speed_counts_all_of_training_and_nothing_of_validation(make_trainer
     fit(make_trainer, tmp_path, classifier(), Slow(), monitor, max_epochs=5, log_every_n_steps=3)
     assert monitor.meter.images == monitor.images == 505
     assert 20 * 0.02 <= monitor.meter.seconds < time.perf_counter() - started - 5 * 0.3
-    assert monitor.meter.speed == pytest.approx(505 / monitor.meter.seconds)
     assert all(speed > 0 for _, speed in logged(tmp_path, "train/images_per_second"))
 
 

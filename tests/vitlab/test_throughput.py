@@ -93,6 +93,10 @@ def test_medians_leave_out_the_first_row(make_trainer: MakeTrainer) -> None:
     first, rest = meter.rows[0]["train/images_per_second"], meter.medians()["images_per_second"]
     assert first < 30 * 2 / 0.5
     assert rest > first
-    assert meter.told()[0].endswith(" images/s")
+    assert meter.told()[0] == f"{meter.rows[-1]['train/images_per_second']:,.0f} images/s", (
+        "no row since the epoch's line"
+    )
+    meter.rows += [{"train/images_per_second": speed, "train/mfu": 0.5} for speed in (10.0, 30.0)]
+    assert meter.told() == ["20 images/s", "MFU 50%"]
     assert Meter().medians() == {}
     assert Meter().told() == []

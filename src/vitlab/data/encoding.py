@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitlab.data.reading import decode, explained, quiet, read_bytes
+from vitlab.data.reading import decode, explained, image_is_at_fault, quiet, read_bytes
 from vitlab.data.rows import NoImage
 from vitlab.data.sources import Split
 
@@ -48,14 +48,9 @@ def encoded(split: Split, index: int, *, size: int | None, quality: int | None) 
                 return data
             return encode(shrunk(image, size), quality)
     except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
-        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno is not None):
-            raise
-        raise BrokenImage(explained(error)) from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Of Python, Pillow, or torch, which has no error of its own for it."""
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+        if image_is_at_fault(error):
+            raise BrokenImage(explained(error)) from error
+        raise
 
 
 def is_kept(data: bytes) -> bool:

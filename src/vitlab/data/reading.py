@@ -100,6 +100,21 @@ def open_regular(path: str) -> BinaryIO:
         raise
 
 
+def image_is_at_fault(error: Exception) -> bool:
+    """Whether an error of reading or decoding a file tells of the image, and not of memory, a limit, disk or network.
+
+    Pillow's `OSError` of a damaged file has no number, as those of the system have.
+    """
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, NoImage) or not isinstance(error, OSError) or error.errno is None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of Python, Pillow, or torch, which has no error of its own for it."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def explained(error: Exception) -> str:
     """An error in a line, without the memory addresses and source files that libraries put there."""
     if isinstance(error, UnidentifiedImageError):

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 
 from vitlab import launch
-from vitlab.data.reading import check_header, decode, explained, quiet, read_bytes
+from vitlab.data.reading import UnreadableImage, check_header, decode, explained, image_is_at_fault, quiet, read_bytes
 from vitlab.data.rows import Rows
 from vitlab.data.sources import Source, Split
 
@@ -134,7 +134,7 @@ def header_problem(path: str) -> tuple[str, str]:
     try:
         check_header(path)
     except Exception as error:  # a decoder meets any bytes
-        return explained(error), ""
+        return blamed(path, error), ""
     return "", ""
 
 
@@ -143,8 +143,18 @@ def content_problem(path: str) -> tuple[str, str]:
     try:
         decode(data := read_bytes(path))
     except Exception as error:
-        return explained(error), ""
+        return blamed(path, error), ""
     return "", hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def blamed(path: str, error: Exception) -> str:
+    """What is wrong with an image. Raises `UnreadableImage` where it may be whole: to leave it out would lose it."""
+    if image_is_at_fault(error):
+        return explained(error)
+    raise UnreadableImage(
+        f"{path} can't be read ({explained(error)}), which is no fault of the image, so none is left out for it; start "
+        f"again, once that is mended"
+    ) from error
 
 
 def refusal(faults: list[Fault], source: Source, scan: Scan, record: Path | None) -> str:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vitlab.data import reading
-from vitlab.data.encoding import BrokenImage, encoded, is_out_of_memory, shrunk
+from vitlab.data.encoding import BrokenImage, encoded, shrunk
 from vitlab.data.reading import quiet, read_image
 from vitlab.data.sources import Split, digits
 
@@ -93,11 +93,3 @@ def test_a_disk_or_a_limit_that_fails_makes_no_image_broken(drawn: Path, tmp_pat
             encoded(files(photo), 0, size=None, quality=90)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_memory_that_is_lacking_is_known_from_damage() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
-    assert is_out_of_memory(MemoryError())
-    assert not is_out_of_memory(RuntimeError("Corrupt JPEG data"))

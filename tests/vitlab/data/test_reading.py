@@ -1,5 +1,6 @@
 """One image file to pixels: every format and mode, and every kind of damage."""
 
+import errno
 import io
 import random
 import re
@@ -14,6 +15,7 @@ from torchvision.transforms import v2
 
 from vitlab.data import reading
 from vitlab.data.reading import UnreadableImage, read_image
+from vitlab.data.rows import NoImage
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
 
@@ -159,3 +161,12 @@ def test_a_named_error_crosses_from_a_worker_in_one_line() -> None:
         "Caught UnreadableImage in worker 0.\nOriginal Traceback ...\nvitlab.UnreadableImage: a.png can't be read\n"
     )
     assert str(UnreadableImage(wrapped)) == str(UnreadableImage("a.png can't be read")) == "a.png can't be read"
+
+
+def test_what_the_machine_lacks_is_no_fault_of_an_image() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    for error in (caught.value, MemoryError(), OSError(errno.EMFILE, "Too many open files")):
+        assert not reading.image_is_at_fault(error)
+    for error in (RuntimeError("Corrupt JPEG data"), OSError("image file is truncated"), NoImage(errno.ENOENT, "gone")):
+        assert reading.image_is_at_fault(error)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import resource
 import shutil
 import struct
 import zlib
@@ -595,3 +596,25 @@ def test_a_folder_named_from_here_is_found_below_its_common_folder(
     record = folder.parent / "skipped.csv"
     used(datamodule(Path(data_dir), on_error="skip", skipped_file=str(record)))
     assert [row.path for row in scan.read_rows(record, scan.Fault)] == ["train/a/03.png"]
+
+
+@pytest.mark.parametrize("mode", ["headers", "decode"])
+def test_a_limit_or_a_disk_that_fails_makes_no_file_bad(mode: scan.Scan, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write(tmp_path / "a" / "photo.jpg", "greyscale")
+    split = Split(None, torch.zeros(1, dtype=torch.long), [str(tmp_path / "a" / "photo.jpg")])
+    source = Source("a", ("a",), 3, (0.5,) * 3, (0.5,) * 3, None, split, split)
+    assert scan.look_through(source, mode)[0] == []
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest := os.open(os.devnull, os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))  # not one file more
+    try:
+        with pytest.raises(
+            UnreadableImage, match=r"photo\.jpg can't be read \(Too many open files\), which is no fault"
+        ):
+            scan.look_through(source, mode)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    (tmp_path / "a").rename(tmp_path / "unplugged")
+    with pytest.raises(UnreadableImage, match=r"No such file or directory.* start again, once that is mended"):
+        scan.look_through(source, mode)
