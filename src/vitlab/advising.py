@@ -328,6 +328,17 @@ def bottleneck(found: dict[str, float]) -> str:
     return max(grouped, key=lambda name: grouped[name])
 
 
+def crowded(cost: Cost, step: float) -> str:
+    """That the network and what loads have no core each, where that takes much of a step (of so many seconds)."""
+    if not cost.workers or cost.threads + cost.workers <= cost.cores or cost.sent <= WORTH * step:
+        return ""
+    cores = f"{cost.cores} cores" if cost.cores > 1 else "the only core"
+    return (
+        f"computing and loading (data.num_workers={cost.workers}) share {cores}: a batch takes a loading process "
+        f"{1000 * cost.sent:.0f} ms, so a part of a step's {1000 * step:.0f} ms that looks like computing is loading"
+    )
+
+
 def advice(
     found: dict[str, float],
     trials: Sequence[Trial],
@@ -337,15 +348,18 @@ def advice(
     step: float,
     epoch: int,
     packing: str = "",
+    crowd: str = "",
 ) -> list[str]:
     """What to do, the largest gain first. evaluation, saving: seconds an epoch; step: of one; epoch: steps of one;
-    packing: how files are made smaller.
+    packing: how files are made smaller; crowd: what `crowded` says.
     """
     told, worst = [], bottleneck(found)
     if worst == "step":
         told.append(f"the network holds it back: {sum(found[name] for name in STEP):.0%} of a step is computing")
     else:
         told.append(f"{NAMES[worst]} holds it back: {found[worst]:.0%} of a step")
+    if crowd:
+        told.append(crowd)
     gained = sorted((t for t in trials if t.verdict == "faster"), key=lambda t: -(t.measured or 0))
     for trial in gained:
         says = f", {trial.predicted:.2f} predicted" if trial.predicted is not None else ""

@@ -62,7 +62,8 @@ def visit(
     peak = flops.peak_flops(patient.device, str(patient.trainer["precision"]))
     evaluation, saving = batch_seconds * batches, watched.saving
     packing = packed(data) if patient.smaller is not None else ""
-    told = advising.advice(found, trials, evaluation=evaluation, saving=saving, step=step, epoch=epoch, packing=packing)
+    crowd, times = advising.crowded(cost, step), {"evaluation": evaluation, "saving": saving, "step": step}
+    told = advising.advice(found, trials, **times, epoch=epoch, packing=packing, crowd=crowd)
     report: Node = {
         "images_per_second": rate,
         "mfu": patient.flops * rate / peak if peak else None,

@@ -35,6 +35,21 @@ def test_workers_take_the_reading_out_of_the_loop_as_far_as_cores_go() -> None:
     assert advising.seconds(twins, Variant(num_workers=1)) == pytest.approx(MAIN + 0.09)
 
 
+def test_processes_that_share_the_cores_are_told_of() -> None:
+    assert advising.crowded(COST, step=0.1) == ""
+    assert advising.crowded(Cost(**{**vars(COST), "workers": 3}), step=0.1) == "", "a core for each"
+    few = Cost(**{**vars(COST), "workers": 3, "cores": 2})
+    assert advising.crowded(few, step=2.0) == "", "loading takes little"
+    crowd = advising.crowded(few, step=0.1)
+    assert crowd == (
+        "computing and loading (data.num_workers=3) share 2 cores: a batch takes a loading process 90 ms, so a part of "
+        "a step's 100 ms that looks like computing is loading"
+    )
+    found = dict.fromkeys(PARTS, 0.0) | {"forward": 1.0}
+    told = advising.advice(found, [], evaluation=0.0, saving=0.0, step=0.1, epoch=10, crowd=crowd)
+    assert told[:2] == ["the network holds it back: 100% of a step is computing", crowd]
+
+
 @LOADERS
 def test_no_more_loading_processes_are_started_than_a_training_would_start(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, asked = patient(), list[int | None]()
