@@ -47,8 +47,8 @@ def run_until_it_fits(entry: Path, run_dir: Path, ranks: int, config: Node) -> N
         try:
             return launch.run_ranks(entry, run_dir, ranks, restarts=config.get("restarts", 0))
         except launch.JobFailed:
-            if launch.place(os.environ):
-                raise  # the other machines would have to do the same
+            if launch.place(os.environ) or "on_out_of_memory" not in config:
+                raise  # the other machines would have to do the same; and a command that doesn't train has no parts
             from vitlab import memory
 
             going_on = any((run_dir / "checkpoints").glob("*.ckpt"))

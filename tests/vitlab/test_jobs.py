@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import run_and_report
 
 from vitlab import jobs, memory, runs
 from vitlab.schema import Node
@@ -42,6 +43,19 @@ def test_a_folder_that_somebody_trains_in_is_left_alone(tmp_path: Path, capsys: 
         jobs.run_recorded("train", counted, tmp_path, {})
     assert f"train: {tmp_path} is being trained in by" in capsys.readouterr().err
     assert not (tmp_path / runs.RESULTS).exists()
+
+
+def test_a_sweep_s_failed_job_without_a_trainer_is_told_in_lines_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (entry := tmp_path / "prepare.py").write_text("import sys; sys.exit(1)")
+    with pytest.raises(SystemExit) as stopped:  # as Hydra runs and shows it
+        run_and_report(lambda: jobs.start_job("prepare", counted, entry, {"run_dir": str(tmp_path)}, sweep=True))
+    assert stopped.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("the process ended with status 1\n")
+    assert "Traceback" not in told
+    assert runs.read_results(tmp_path)["error"] == "the process ended with status 1"
 
 
 def test_a_process_that_memory_was_not_enough_for_is_started_again_with_smaller_parts(
