@@ -6,6 +6,7 @@ WebDataset can't give that: their order depends on how many read it, and ranks e
 """
 
 import logging
+import math
 import os
 import threading
 import zlib
@@ -147,6 +148,23 @@ def problems(
         refuse(storage, found, whole=False)
     except NotPrepared as error:
         yield str(error)
+
+
+def known_samples(data_dir: str, test_fraction: float) -> tuple[int, bool] | None:
+    """Images of the train split, and whether there are others to validate on, as the set says of itself.
+
+    None where it lies elsewhere or can't be read, and where whole shards are held out, which are about as many.
+    """
+    if is_remote(data_dir):
+        return None
+    try:
+        splits = manifest.read(Storage(data_dir))["splits"]
+    except NotPrepared:
+        return None
+    samples, many = splits["train"]["images"], len(splits["train"]["shards"]) >= MANY
+    if many and not {"val", "test"} <= splits.keys():
+        return None
+    return samples if "test" in splits else samples - math.ceil(samples * test_fraction), "val" in splits
 
 
 def refuse(storage: Storage, content: Node, *, whole: bool) -> None:
