@@ -246,9 +246,7 @@ def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
         yield results
     except Stopped as stop:
         write(status=stop.outcome)
-        trains = (run_dir / CONFIG).is_file() and "resume" in read_config(run_dir)
-        way_on = f"resume={run_dir} goes on" if trains else "give the same command again"
-        log.warning("%s: stopped as it was asked to; %s", stop.outcome, way_on)
+        log.warning("%s: stopped as it was asked to; %s", stop.outcome, way_on_from(run_dir))
         raise
     except BaseException as error:
         reason = told(error)
@@ -269,6 +267,16 @@ def told(error: BaseException) -> str:
 def record_end(run_dir: Path, outcome: Outcome) -> None:
     """Marks a run as one that ended as it was asked to."""
     replace(run_dir / RESULTS, json.dumps({**read_results(run_dir), "status": outcome}, indent=2))
+
+
+def way_on_from(run_dir: Path) -> str:
+    """How what was asked to stop goes on: a training where it was, packing too, and all else from its start."""
+    config = read_config(run_dir) if (run_dir / CONFIG).is_file() else {}
+    if "resume" in config:
+        return f"resume={run_dir} goes on"
+    if "shard_images" in config and config.get("out") is not None:
+        return "the same command goes on"
+    return f"the same command begins anew; what this one had written is in {run_dir}"
 
 
 def way_on(run_dir: Path) -> str:
