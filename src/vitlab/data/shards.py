@@ -22,7 +22,7 @@ from vitlab.data.rows import NoImage, Rows
 from vitlab.data.scan import listed
 from vitlab.data.sources import Source, Split
 from vitlab.data.splitting import held_out
-from vitlab.data.storage import INSTALL, Storage, is_remote, not_installed
+from vitlab.data.storage import Storage, is_remote, problem
 from vitlab.schema import Node
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def problems(
     if not cache_gb > 0:
         yield f"data.source.cache_gb={cache_gb:g} must be above 0"
     if is_remote(data_dir):
-        if not_installed("litdata"):
-            yield f"data_dir={data_dir} is read with the package litdata, which isn't installed: {INSTALL}"
+        if (wrong := problem(data_dir)) is not None:
+            yield wrong
         if shuffle_buffer is None:
             yield f"data.source.shuffle_buffer=null would fetch a shard for each image of {data_dir}; set a number"
         if verify:
