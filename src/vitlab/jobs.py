@@ -99,9 +99,11 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
     except runs.Occupied as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
-    except Exception:
+    except Exception as error:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
+        if runs.told_by_another(run_dir, error, rank):
+            sys.exit(1)
         way_on = f"; {runs.way_on(run_dir)}" if "resume" in config else ""  # a command that trains
         print(f"{name} failed; the traceback is in {file}{way_on}", file=sys.stderr)
         sys.exit(1)

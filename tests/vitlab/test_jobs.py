@@ -38,6 +38,21 @@ def test_an_error_is_told_in_a_line_and_its_traceback_kept(tmp_path: Path, capsy
     assert runs.read_results(tmp_path)["error"] == "ValueError: why"
 
 
+def test_what_fails_alike_in_two_ranks_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            jobs.run_recorded("train", failing, tmp_path, {"resume": None})
+        told.append(capsys.readouterr().err)
+    assert told[0].startswith("ValueError: why\n")
+    assert told[0].count("train failed; the traceback is in") == 1
+    assert told[1] == ""
+    assert "Traceback" in (tmp_path / "train.rank1.log").read_text(), "each has its own in its log"
+
+
 def test_a_folder_that_somebody_trains_in_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with runs.held(tmp_path, "rank0"), pytest.raises(SystemExit):
         jobs.run_recorded("train", counted, tmp_path, {})
