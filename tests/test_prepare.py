@@ -73,9 +73,23 @@ def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
     [
         ([], ["out is not set; one of out=FOLDER (pack into it), verify=FOLDER and index=FOLDER is wanted"]),
         (["out=a", "verify=b"], ["out and verify are set; one of"]),
-        (["verify=b"], ["verify=b is no packed data set: it has no prepared.json"]),
-        (["index=b"], ["index=b has no tar files of a train split"]),
+        (["verify=b"], ["verify=b is no folder; name one that src/prepare.py made"]),
+        (
+            ["verify=.", "size=3"],
+            ["verify=. is no packed data set: it has no", "size=3 is of packing, and verify=. packs"],
+        ),
+        (["index=b"], ["index=b is no folder; name the one of the tar files"]),
+        (["index=."], ["index=. has no tar files of a train split"]),
+        (["out=/proc/x"], ["out=/proc/x"]),
         (["out=log", "size=0", "processes=-1"], ["processes=-1 must be at least 0", "size=0 must be at least 1"]),
+        (
+            ["out=a", "logger=csv", "model/size=tiny", "size=0"],
+            [
+                "logger=csv: prepare.py has no group logger (it has data); leave it out",
+                "model/size=tiny: prepare.py has no group model/size (it has data); leave it out",
+                "size=0 must be at least 1",
+            ],
+        ),
         (["out=a", "to=zip", "data.max_skipped=2"], ["to=zip is not one of", "data.max_skipped=2 must be at least 0"]),
         (["out=a", "data=shards", "data_dir=b"], ["data_dir=b is no folder; data=shards wants one"]),
     ],

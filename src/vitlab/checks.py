@@ -251,8 +251,9 @@ def schedule_problems(read: Reader) -> Iterator[str]:
     ends = read("schedule.warmup_steps", int) or 0, read("schedule.cooldown_steps", int) or 0
     if min(ends) >= 0 and 0 < total <= sum(ends):
         cooldown = f" and schedule.cooldown_steps={ends[1]}" if ends[1] else ""
+        leave = "leave" if cooldown else "leaves"
         yield (
-            f"schedule.warmup_steps={ends[0]}{cooldown} leave nothing of the {total} steps of training; "
+            f"schedule.warmup_steps={ends[0]}{cooldown} {leave} nothing of the {total} steps of training; "
             "lower them, or raise trainer.max_epochs or trainer.max_steps"
         )
 

@@ -124,7 +124,9 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
         look_in([str(f) for o in overrides if o.key_or_group == "hydra.searchpath" for f in grammar.listing(o.value())])
         groups = {o.input_line: options for o in overrides if (options := grammar.group_options(o))}
         for override in list(overrides):
-            if found := grammar.option_problems(override, groups.get(override.input_line, [])):
+            options = groups.get(override.input_line, [])
+            found = grammar.group_problems(override, options, name, primary)
+            if found := found or grammar.option_problems(override, options):
                 problems += found
                 overrides.remove(override)  # so that what else is wrong can be seen as well
         choices = [(o, grammar.spellings(o, o.input_line in groups, arguments.multirun)) for o in overrides]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.default_element import GroupDefault
+from hydra.core.default_element import ConfigDefault, GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -47,6 +47,29 @@ def group_options(override: Override) -> list[str]:
     """The options of the group that an override chooses from; empty for a value."""
     loader = GlobalHydra.instance().config_loader()
     return loader.get_group_options(override.key_or_group)
+
+
+def group_problems(override: Override, options: list[str], name: str, primary: str) -> list[str]:
+    """Whether a command has the group that an override chooses from. Hydra's own refusal advises to add it.
+
+    A primary file that includes another may have any group that this one has.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    key = override.key_or_group
+    plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+    if not options or not plain or key.startswith("hydra/"):
+        return []
+    file = loader.repository.load_config(primary)
+    defaults = file.defaults_list or [] if file else []
+    if any(isinstance(default, ConfigDefault) and not default.is_self() for default in defaults):
+        return []
+    chosen = [default for default in defaults if isinstance(default, GroupDefault) and not default.is_override()]
+    groups = sorted((default.group or "").lstrip("/") for default in chosen)
+    if key.partition("/")[0] in groups:
+        return []
+    there = f"it has {', '.join(groups)}" if groups else "it has none"
+    return [f"{override.input_line}: {name}.py has no group {key} ({there}); leave it out"]
 
 
 def option_problems(override: Override, options: list[str]) -> list[str]:

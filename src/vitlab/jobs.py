@@ -47,8 +47,8 @@ def run_until_it_fits(entry: Path, run_dir: Path, ranks: int, config: Node) -> N
         try:
             return launch.run_ranks(entry, run_dir, ranks, restarts=config.get("restarts", 0))
         except launch.JobFailed:
-            if launch.place(os.environ):
-                raise  # the other machines would have to do the same
+            if launch.place(os.environ) or "on_out_of_memory" not in config:
+                raise  # the other machines would have to do the same; and a command that doesn't train has no parts
             from vitlab import memory
 
             going_on = any((run_dir / "checkpoints").glob("*.ckpt"))
@@ -99,9 +99,11 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
     except runs.Occupied as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
-    except Exception:
+    except Exception as error:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
+        if runs.told_by_another(run_dir, error, rank):
+            sys.exit(1)
         way_on = f"; {runs.way_on(run_dir)}" if "resume" in config else ""  # a command that trains
         print(f"{name} failed; the traceback is in {file}{way_on}", file=sys.stderr)
         sys.exit(1)

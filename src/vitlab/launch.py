@@ -26,6 +26,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from hydra.errors import CompactHydraException
+
 from vitlab import stopping
 from vitlab.stopping import Outcome, Stopped
 
@@ -44,8 +46,11 @@ _stores: dict[Path, Any] = {}  # kept as long as this process: ranks that end ta
 log = logging.getLogger(__name__)
 
 
-class JobFailed(RuntimeError):
-    """A job's processes ended with a status other than zero; `killed`: by a signal, so that none could say why."""
+class JobFailed(CompactHydraException):
+    """A job's processes ended with a status other than zero; `killed`: by a signal, so that none could say why.
+
+    Hydra shows it, of a sweep's job, without the traceback of the process that only waited.
+    """
 
     def __init__(self, reason: str, *, killed: bool = False) -> None:
         super().__init__(reason)

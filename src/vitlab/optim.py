@@ -170,8 +170,9 @@ def check_steps(total_steps: int, warmup_steps: int, cooldown_steps: int = 0) ->
     """Raises `ValueError` where warm-up and cool-down leave no step between them."""
     if warmup_steps + cooldown_steps >= total_steps:
         cooldown = f" and schedule.cooldown_steps={cooldown_steps}" if cooldown_steps else ""
+        leave = "leave" if cooldown else "leaves"
         raise ValueError(
-            f"schedule.warmup_steps={warmup_steps}{cooldown} leave nothing of the {total_steps} steps of training; "
+            f"schedule.warmup_steps={warmup_steps}{cooldown} {leave} nothing of the {total_steps} steps of training; "
             "lower them, or raise trainer.max_epochs or trainer.max_steps"
         )
 

@@ -10,6 +10,8 @@ from vitlab import ledger, nonfinite, panels, runs, trust
 from vitlab.reader import Reader
 from vitlab.schema import resolve, shown
 
+CONF = Path(__file__).resolve().parents[2] / "conf" / "prepare.yaml"
+
 
 def evaluation_problems(read: Reader) -> Iterator[str]:
     run, checkpoint = read("run", str), read("checkpoint", str)
@@ -40,7 +42,7 @@ def probe_problems(read: Reader) -> Iterator[str]:
 
 
 def doctor_problems(read: Reader) -> Iterator[str]:
-    if read("changes", list) is None:
+    if "changes" not in read.config:
         return
     for knob, least in (("steps", 1), ("warmup", 1), ("rounds", 1)):
         if (value := read(knob, int)) is not None and value < least:
@@ -54,11 +56,11 @@ def doctor_problems(read: Reader) -> Iterator[str]:
 
 
 def export_problems(read: Reader) -> Iterator[str]:
+    if (tolerance := read("tolerance", float)) is not None and not tolerance >= 0:
+        yield f"tolerance={shown(tolerance)} must be 0 or more"
     name, run, checkpoint, out = (read(key, str) for key in ("format", "run", "checkpoint", "out"))
     if name is None or run is None or checkpoint is None or out is None:
         return
-    if (tolerance := read("tolerance", float)) is not None and not tolerance >= 0:
-        yield f"tolerance={shown(tolerance)} must be 0 or more"
     from vitlab.exporting import formats
 
     yield from formats.problems(
@@ -120,16 +122,22 @@ def packing_problems(read: Reader) -> Iterator[str]:
         return
     from vitlab.data import indexing, packing
 
-    out, verify, index = (read(key, str) for key in ("out", "verify", "index"))
-    given = [key for key, value in (("out", out), ("verify", verify), ("index", index)) if value is not None]
+    places = {key: read(key, str) for key in ("out", "verify", "index")}
+    given = [key for key in places if read.config.get(key) is not None]  # also what can't be a folder, told already
     if len(given) != 1:
         what = f"{' and '.join(given)} are set" if given else "out is not set"
         yield f"{what}; one of out=FOLDER (pack into it), verify=FOLDER and index=FOLDER is wanted"
-        return
-    yield from indexing.problems(verify=verify, index=index)
-    to, images = read("to", str), read("shard_images", int)
+    else:
+        yield from indexing.problems(verify=places["verify"], index=places["index"])
     if (processes := read("processes", int)) is not None and processes < 0:
         yield f"processes={processes} must be at least 0"
-    if out is not None and to is not None and images is not None:
-        size, quality = read("size", int), read("quality", int)
-        yield from packing.problems(to=to, size=size, quality=quality, shard_images=images, out=Path(out))
+    if given and "out" not in given:
+        usual = yaml.safe_load(CONF.read_text())
+        for key in ("to", "size", "quality", "shard_images", "shuffle", "seed"):
+            if (value := read.config.get(key, usual[key])) != usual[key]:
+                looks = f"{given[0]}={places[given[0]]} packs nothing"
+                yield f"{key}={shown(value)} is of packing, and {looks}; leave it out"
+    else:
+        numbers = {key: read(key, int) for key in ("size", "quality", "shard_images")}
+        out = Path(places["out"]) if given == ["out"] and places["out"] is not None else None
+        yield from packing.problems(to=read("to", str), out=out, **numbers)

@@ -40,10 +40,26 @@ class Reader:
 
     def train_samples(self) -> int | None:
         """Images left to train on after validation is cut off, where the data's size is known."""
-        facts, fraction = self.facts(), self("data.val_fraction", float)
-        samples = facts.train_samples if facts else None
-        if samples is None or fraction is None or not 0 < fraction < 1:
+        known, fraction = self.known_samples(), self("data.val_fraction", float)
+        if known is None or fraction is None or not 0 < fraction < 1:
             return None
+        samples, has_validation = known
         limit = self("data.max_train_samples", int)
-        left = samples - math.ceil(samples * fraction)
+        left = samples if has_validation else samples - math.ceil(samples * fraction)
         return int(min(left, limit)) if limit else left
+
+    def known_samples(self) -> tuple[int, bool] | None:
+        """Images of the train split, and whether there are others to validate on; None where only loading tells."""
+        if (facts := self.facts()) is None:
+            return None
+        if facts.train_samples is not None:
+            return facts.train_samples, False
+        kind = str(self("data.source._target_", str)).rpartition(".")[2]
+        if kind == "fake" and (samples := self("data.source.samples", int)) is not None and samples > 0:
+            return samples, False
+        folder, test_fraction = self("data.source.data_dir", str), self("data.source.test_fraction", float)
+        if kind == "shards" and folder is not None and test_fraction is not None:
+            from vitlab.data import shards
+
+            return shards.known_samples(folder, test_fraction)
+        return None

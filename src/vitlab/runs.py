@@ -29,6 +29,7 @@ from typing import Any, TextIO
 import yaml
 from filelock import FileLock, Timeout
 
+from vitlab import launch
 from vitlab.identity import alone
 from vitlab.schema import Node
 from vitlab.stopping import Outcome, Stopped
@@ -195,6 +196,7 @@ def logging_to(file: Path, first_rank: bool) -> Iterator[None]:
     handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for handler in handlers:
         handler.setLevel(level)
+    handlers[0].addFilter(lambda record: not getattr(record, "again", False))  # another rank has told it
     former, root.handlers, level = root.handlers, handlers, root.level
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -246,15 +248,13 @@ def recorded(run_dir: Path, first_rank: bool) -> Iterator[Node]:
         yield results
     except Stopped as stop:
         write(status=stop.outcome)
-        trains = (run_dir / CONFIG).is_file() and "resume" in read_config(run_dir)
-        way_on = f"resume={run_dir} goes on" if trains else "give the same command again"
-        log.warning("%s: stopped as it was asked to; %s", stop.outcome, way_on)
+        log.warning("%s: stopped as it was asked to; %s", stop.outcome, way_on_from(run_dir))
         raise
     except BaseException as error:
-        reason = told(error)
-        log.error(reason, exc_info=error)
+        reason, rank = told(error), launch.rank(os.environ)
         with suppress(OSError):  # the disk may be full, and that may be the reason
-            record_crash(run_dir, reason, seconds=seconds())
+            record_crash(run_dir, reason, seconds=seconds(), failed_rank=rank)
+        log.error(reason, exc_info=error, extra={"again": told_by_another(run_dir, error, rank)})
         raise
     write(status=results.get("status", "finished"))
 
@@ -266,9 +266,25 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def told_by_another(run_dir: Path, error: BaseException, rank: int) -> bool:
+    """Whether another rank failed by the same error before, and so has told it on the console."""
+    results = read_results(run_dir)
+    return results.get("error") == told(error) and results.get("failed_rank", rank) != rank
+
+
 def record_end(run_dir: Path, outcome: Outcome) -> None:
     """Marks a run as one that ended as it was asked to."""
     replace(run_dir / RESULTS, json.dumps({**read_results(run_dir), "status": outcome}, indent=2))
+
+
+def way_on_from(run_dir: Path) -> str:
+    """How what was asked to stop goes on: a training where it was, packing too, and all else from its start."""
+    config = read_config(run_dir) if (run_dir / CONFIG).is_file() else {}
+    if "resume" in config:
+        return f"resume={run_dir} goes on"
+    if "shard_images" in config and config.get("out") is not None:
+        return "the same command goes on"
+    return f"the same command begins anew; what this one had written is in {run_dir}"
 
 
 def way_on(run_dir: Path) -> str:
@@ -282,9 +298,10 @@ def record_crash(run_dir: Path, error: str, *, first: bool = False, **more: Any)
     """Marks a run as crashed, unless that is already known: the reason told first is the one that counts, but one that
     is known to have come `first` goes before.
     """
-    results = read_results(run_dir)
-    if first or results.get("status") != "crashed":
-        replace(run_dir / RESULTS, json.dumps({**results, "status": "crashed", "error": error, **more}, indent=2))
+    with locked(run_dir, ".crash.lock", "the last of two reasons for a crash may be the one that is kept"):
+        results = read_results(run_dir)
+        if first or results.get("status") != "crashed":
+            replace(run_dir / RESULTS, json.dumps({**results, "status": "crashed", "error": error, **more}, indent=2))
 
 
 def provenance(run_dir: Path) -> Node:

@@ -138,7 +138,9 @@ def call_problems(
             for name, inner in nodes.items():
                 found += node_problems(f"{where}.{name}" if name else where, inner)
         elif not fits(value, named[key].annotation):
-            hint = suggest(value, choices(named[key].annotation)) if isinstance(value, str) else ""
+            possible = choices(named[key].annotation)
+            words = [word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str)]
+            hint = "".join(suggest(word, possible) for word in words if word not in possible)
             found.append(f"{where}={shown(value)} is not {described(named[key].annotation)}{hint}")
     if not partial:
         given = {*arguments, *supplied}

@@ -66,13 +66,20 @@ def patience() -> Iterator[None]:
 def heard(at_once: Callable[[Outcome], None]) -> Iterator[None]:
     """Handles the signals until the block ends. `at_once` notes down a second one's end, just before it comes.
 
-    Elsewhere than in a process's main thread Python handles no signals, and the block runs without.
+    Elsewhere than in a process's main thread Python handles no signals, and the block runs without. A process that was
+    forked meanwhile, as those that load data are, ends at a signal without a word, since this one tells the end; where
+    this one is patient it stays, and ends when this one does.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    process = os.getpid()
 
     def handle(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            if not _request.patient:
+                os._exit(0)  # or torch would raise in the parent: a process of it failed
+            return
         outcome, now = SIGNALS[number], time.monotonic()
         if _request.outcome is None:
             _request.outcome, _request.time = outcome, now

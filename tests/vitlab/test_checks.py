@@ -119,15 +119,15 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["data.drop_last=true", "batch_size=1294"], "more than the 1293 images to train on, and data.drop_last drops"),
     # warm-up against the steps of training
     (["schedule.warmup_steps=-1"], "schedule.warmup_steps=-1 must be 0 or more"),
-    (["schedule.warmup_steps=2520"], "schedule.warmup_steps=2520 leave nothing of the 2520 steps of training; lower"),
-    (["trainer.max_steps=50"], "schedule.warmup_steps=50 leave nothing of the 50 steps"),
-    (["trainer.max_epochs=2"], "leave nothing of the 42 steps"),
-    (["trainer.max_epochs=2", "data.drop_last=true"], "leave nothing of the 40 steps"),
-    (["trainer.max_epochs=5", "++trainer.limit_train_batches=10"], "leave nothing of the 50 steps"),
-    (["trainer.max_epochs=4", "++trainer.limit_train_batches=0.5"], "leave nothing of the 44 steps"),
+    (["schedule.warmup_steps=2520"], "schedule.warmup_steps=2520 leaves nothing of the 2520 steps of training; lower"),
+    (["trainer.max_steps=50"], "schedule.warmup_steps=50 leaves nothing of the 50 steps"),
+    (["trainer.max_epochs=2"], "leaves nothing of the 42 steps"),
+    (["trainer.max_epochs=2", "data.drop_last=true"], "leaves nothing of the 40 steps"),
+    (["trainer.max_epochs=5", "++trainer.limit_train_batches=10"], "leaves nothing of the 50 steps"),
+    (["trainer.max_epochs=4", "++trainer.limit_train_batches=0.5"], "leaves nothing of the 44 steps"),
     (
         ["trainer.max_epochs=2", "trainer.accumulate_grad_batches=4", "++trainer.limit_train_batches=10"],
-        "leave nothing of the 6 steps",
+        "leaves nothing of the 6 steps",
     ),
     (
         ["schedule=reciprocal_sqrt", "schedule.cooldown_steps=2470"],

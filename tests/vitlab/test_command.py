@@ -435,7 +435,7 @@ def test_settings_of_a_resumed_run_are_checked_with_the_new_ones(
     stopped = make_run("stopped", "schedule.warmup_steps=100")
     with pytest.raises(SystemExit):
         preflight(f"resume={stopped}", "trainer.max_steps=80")
-    assert "schedule.warmup_steps=100 leave nothing of the 80 steps" in capsys.readouterr().err
+    assert "schedule.warmup_steps=100 leaves nothing of the 80 steps" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------- whole processes

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import run_and_report
 
 from vitlab import jobs, memory, runs
 from vitlab.schema import Node
@@ -37,11 +38,39 @@ def test_an_error_is_told_in_a_line_and_its_traceback_kept(tmp_path: Path, capsy
     assert runs.read_results(tmp_path)["error"] == "ValueError: why"
 
 
+def test_what_fails_alike_in_two_ranks_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            jobs.run_recorded("train", failing, tmp_path, {"resume": None})
+        told.append(capsys.readouterr().err)
+    assert told[0].startswith("ValueError: why\n")
+    assert told[0].count("train failed; the traceback is in") == 1
+    assert told[1] == ""
+    assert "Traceback" in (tmp_path / "train.rank1.log").read_text(), "each has its own in its log"
+
+
 def test_a_folder_that_somebody_trains_in_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with runs.held(tmp_path, "rank0"), pytest.raises(SystemExit):
         jobs.run_recorded("train", counted, tmp_path, {})
     assert f"train: {tmp_path} is being trained in by" in capsys.readouterr().err
     assert not (tmp_path / runs.RESULTS).exists()
+
+
+def test_a_sweep_s_failed_job_without_a_trainer_is_told_in_lines_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (entry := tmp_path / "prepare.py").write_text("import sys; sys.exit(1)")
+    with pytest.raises(SystemExit) as stopped:  # as Hydra runs and shows it
+        run_and_report(lambda: jobs.start_job("prepare", counted, entry, {"run_dir": str(tmp_path)}, sweep=True))
+    assert stopped.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("the process ended with status 1\n")
+    assert "Traceback" not in told
+    assert runs.read_results(tmp_path)["error"] == "the process ended with status 1"
 
 
 def test_a_process_that_memory_was_not_enough_for_is_started_again_with_smaller_parts(

@@ -335,7 +335,7 @@ def test_constant_stays_at_the_peak() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_warmup_that_leaves_nothing_is_refused_by_name(name: str) -> None:
     rates(partial(ALL[name], warmup_steps=STEPS - 1), 1)
-    with pytest.raises(ValueError, match=r"schedule\.warmup_steps=40 leave nothing of the 40 steps.*max_epochs"):
+    with pytest.raises(ValueError, match=r"schedule\.warmup_steps=40 leaves nothing of the 40 steps.*max_epochs"):
         rates(partial(ALL[name], warmup_steps=STEPS), 1)
 
 

@@ -50,3 +50,27 @@ def test_they_have_nothing_to_say_of_a_training(configure: Configure) -> None:
 def test_a_mistake_is_told_with_value_knob_and_remedy(rule: str, config: Node, told: str) -> None:
     (line,) = getattr(program_checks, f"{rule}_problems")(Reader(config, set()))
     assert told in line
+
+
+@pytest.mark.parametrize(
+    ("rule", "config", "bad", "told"),
+    [
+        ("doctor", {"changes": ["num_wrkers"], "steps": 0, "rounds": 0}, "changes", ["steps=0 must", "rounds=0 must"]),
+        (
+            "packing",
+            {"to": "zip", "shard_images": 0, "size": 0, "out": "a"},
+            "to",
+            ["size=0 must be at least 1", "shard_images=0 must be at least 1"],
+        ),
+        (
+            "packing",
+            {"to": "folder", "shard_images": "a", "quality": 0},
+            "shard_images",
+            ["out is not set", "quality=0"],
+        ),
+        ("export", {"format": "zip", "tolerance": -1.0, "run": "run"}, "format", ["tolerance=-1.0 must be 0 or more"]),
+    ],
+)
+def test_a_setting_that_is_wrong_already_hides_no_other(rule: str, config: Node, bad: str, told: list[str]) -> None:
+    lines = list(getattr(program_checks, f"{rule}_problems")(Reader(config, {bad})))
+    assert [line.startswith(beginning) for line, beginning in zip(lines, told, strict=True)] == [True] * len(told)

@@ -1,9 +1,18 @@
 """What the rules of the checks are told of a configuration."""
 
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vitlab.data import manifest
+from vitlab.data.augment import Augment
+from vitlab.data.module import DataModule
+from vitlab.data.sources import shards
 from vitlab.reader import Reader
 from vitlab.schema import Node
 
@@ -22,12 +31,36 @@ def test_a_reader_answers_nothing_for_what_is_missing_wrong_or_of_another_kind()
         ({"max_train_samples": 100}, 100),
         ({"val_fraction": 2.0}, None),
         ({"source": {"_target_": "vitlab.data.sources.image_folder"}}, None),
+        ({"source": {"_target_": "vitlab.data.sources.fake", "samples": 25}}, 22),
+        ({"source": {"_target_": "vitlab.data.sources.shards", "data_dir": "none", "test_fraction": 0.2}}, None),
     ],
     ids=str,
 )
 def test_the_images_to_train_on_are_counted_where_the_data_s_size_is_known(data: Node, left: int | None) -> None:
     read = Reader({"data": {"source": {"_target_": "vitlab.data.sources.digits"}, "val_fraction": 0.1, **data}}, set())
     assert read.train_samples() == left
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "test"), ("train", "test", "val")], ids="+".join)
+def test_what_a_packed_set_says_of_its_size_is_what_training_gets(
+    packed: Callable[..., Path], tmp_path: Path, splits: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(packed(), folder)
+    content = json.loads((folder / manifest.NAME).read_text())
+    parts = content["splits"]
+    content["splits"] = {name: parts.get(name, parts["test"]) for name in splits}
+    for name in splits:
+        if name not in parts:  # the same files by another name
+            shutil.copy(folder / manifest.index_file("test"), folder / manifest.index_file(name))
+    (folder / manifest.NAME).write_text(json.dumps(content))
+    settings: Any = {"data_dir": str(folder), "test_fraction": 0.2}
+    node = {"_target_": "vitlab.data.sources.shards", **settings}
+    read = Reader({"data": {"source": node, "val_fraction": 0.25}}, set())
+    source = partial(shards, shuffle_buffer=None, **settings)
+    module = DataModule(source=source, augment=Augment(), image_size=8, batch_size=4, seed=0, val_fraction=0.25)
+    module.setup()
+    assert read.train_samples() == module.samples["train"]
 
 
 def test_a_steps_batch_is_cut_for_processes_of_all_nodes_and_parts() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from vitlab import runs, stopping
+from vitlab.schema import Node
 
 CONFIG: dict[str, Any] = {"image_size": 8, "name": "digits", "optimizer": {"lr": 0.1}, "logger": {"csv": None}}
 
@@ -203,6 +204,20 @@ def test_a_run_that_was_asked_to_stop_ends_as_that_and_not_as_a_crash(
     found = runs.read_results(tmp_path)
     assert (found["status"], found["steps"]) == (outcome, 3)
     assert "error" not in found
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"resume": None}, "resume={} goes on"),
+        ({"shard_images": 9, "out": "x"}, "the same command goes on"),
+        ({"shard_images": 9, "out": None}, "the same command begins anew; what this one had written is in {}"),
+        ({"rounds": 9}, "the same command begins anew; what this one had written is in {}"),
+    ],
+)
+def test_what_was_stopped_tells_how_it_goes_on(config: Node, told: str, tmp_path: Path) -> None:
+    runs.write_config(tmp_path, config)
+    assert runs.way_on_from(tmp_path) == told.format(tmp_path)
 
 
 def test_a_rank_killed_by_a_signal_goes_before_what_the_others_saw_of_it(tmp_path: Path) -> None:

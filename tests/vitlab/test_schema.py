@@ -40,9 +40,10 @@ class Bicycle:
         front: Wheel | None = None,
         spares: dict[str, Node | None] | None = None,
         tyres: tuple[int, int] = (28, 28),
+        uses: list[Literal["town", "travel"]] | None = None,
     ) -> None:
         self.frame, self.gears, self.kind, self.weight = frame, gears, kind, weight
-        self.front, self.spares, self.tyres = front, spares, tyres
+        self.front, self.spares, self.tyres, self.uses = front, spares, tyres, uses
 
 
 def anything(first: int, *rest: int, named: bool = False, **options: int) -> None:
@@ -214,6 +215,10 @@ def test_a_call_that_fits_has_no_problem() -> None:
         ({"gears": "many"}, "b.gears=many is not an int"),
         ({"gears": True}, "b.gears=true is not an int"),
         ({"kind": "rood"}, "b.kind=rood is not one of 'road', 'mountain', 'folding'; did you mean 'road'?"),
+        (
+            {"uses": ["town", "travl"]},
+            "b.uses=['town', 'travl'] is not a list of one of 'town', 'travel' or null; did you mean 'travel'?",
+        ),
         ({"tyres": [28]}, "b.tyres=[28] is not a list of 2 (an int, an int)"),
         ({"front": "round"}, "b.front=round is not Wheel or null"),
         ({"gears": "???"}, "b.gears is not set, and has no default: add b.gears=VALUE"),
@@ -257,7 +262,7 @@ def test_keyword_arguments_of_any_name_are_let_through_and_the_named_ones_are_ch
 
 def test_parameters_have_evaluated_annotations_and_no_self() -> None:
     found = schema.parameters(Bicycle)
-    assert list(found) == ["frame", "gears", "kind", "weight", "front", "spares", "tyres"]
+    assert list(found) == ["frame", "gears", "kind", "weight", "front", "spares", "tyres", "uses"]
     assert found["front"].annotation == Wheel | None
     assert found["weight"].default == 9.5
     assert list(schema.parameters(anything)) == ["first", "named", "options"], "*rest can't be named in a file"

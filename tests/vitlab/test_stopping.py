@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,35 @@ def test_the_same_signal_from_a_cluster_and_from_the_launcher_counts_once() -> N
 
     with pytest.raises(Stopped), stopping.heard(never), stopping.patience():
         training()
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_forked_process_ends_without_a_word_or_stays_while_its_parent_is_patient(
+    patient: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+
+    def loading() -> None:
+        os.write(writer, b"r")
+        time.sleep(0.2)
+        os.write(writer, b"s")  # it has outlived the signal
+        time.sleep(20)
+
+    with stopping.heard(never), stopping.patience() if patient else nullcontext():
+        process = get_context("fork").Process(target=loading)
+        process.start()
+        assert os.read(reader, 1) == b"r"
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        if patient:
+            assert os.read(reader, 1) == b"s"
+            process.kill()
+        process.join(5)
+        assert process.exitcode == (-signal.SIGKILL if patient else 0)
+        assert stopping.requested() is None, "the parent wasn't asked"
+    os.close(reader)
+    os.close(writer)
+    assert capfd.readouterr().err == ""
 
 
 def test_afterwards_signals_mean_what_they_meant_before() -> None:

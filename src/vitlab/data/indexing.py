@@ -40,10 +40,13 @@ def problems(*, verify: str | None, index: str | None) -> Iterator[str]:
             if content.get("vitlab") != manifest.VERSION:
                 yield f"verify={verify} holds a set of version {content.get('vitlab')}, not {manifest.VERSION}"
         except OSError:
-            yield f"verify={verify} is no packed data set: it has no {manifest.NAME}"
+            yield f"verify={verify} {unfinished(Path(verify))}"
         except (ValueError, AttributeError) as error:
             yield f"verify={verify}: {manifest.NAME} is damaged ({error})"
     if index is not None:
+        if not Path(index).is_dir():
+            yield f"index={index} is no folder; name the one of the tar files"
+            return
         if (Path(index) / manifest.NAME).is_file():
             yield f"index={index} has an index already ({manifest.NAME}); remove that file to make it anew"
             return
@@ -55,6 +58,16 @@ def problems(*, verify: str | None, index: str | None) -> Iterator[str]:
                 )
         except NotPrepared as error:
             yield str(error)
+
+
+def unfinished(folder: Path) -> str:
+    """Why a folder without a manifest can't be verified."""
+    if not folder.is_dir():
+        return "is no folder; name one that src/prepare.py made"
+    what = f"is no packed data set: it has no {manifest.NAME}"
+    if (folder / manifest.WORK).is_dir():
+        return f"{what}, as packing it was cut off; the same command of src/prepare.py goes on"
+    return what
 
 
 def tars(folder: Path) -> dict[str, list[Path]]:

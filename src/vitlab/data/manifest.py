@@ -105,7 +105,12 @@ def missing(folder: Path) -> str:
         return f"{what}; of a WebDataset from elsewhere, `python src/prepare.py index={folder}` makes it one"
     if any(folder.glob("index.json")) or any(folder.glob("*/index.json")):
         return f"{what}; of LitData's, those that src/prepare.py packed are read: pack the images themselves"
-    return f"{what}; `python src/prepare.py data=image_folder data_dir=... out={folder}` makes one of images"
+    if not any(folder.iterdir()):
+        return f"{what}: it is empty; `python src/prepare.py data=image_folder data_dir=IMAGES out={folder}` makes one"
+    packs = (
+        f"`python src/prepare.py data=image_folder data_dir={folder} out={folder}-packed` packs images that lie there"
+    )
+    return f"{what}; {packs}, and data=image_folder reads them as they are"
 
 
 def table(storage: Storage, manifest: Node, split: str, *, check: bool = True) -> np.ndarray[Any, Any]:

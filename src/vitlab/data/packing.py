@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import time
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import Fault
 from vitlab.data.sources import Source, Split
 from vitlab.data.storage import INSTALL, not_installed
-from vitlab.runs import replace
-from vitlab.schema import Node
+from vitlab.runs import replace, unwritable
+from vitlab.schema import Node, shown
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,10 @@ class Settings:
     seed: int
 
 
-def problems(*, to: str, size: int | None, quality: int | None, shard_images: int, out: Path) -> Iterator[str]:
-    """What is wrong with settings, before anything is read."""
+def problems(
+    *, to: str | None, size: int | None, quality: int | None, shard_images: int | None, out: Path | None
+) -> Iterator[str]:
+    """What is wrong with settings, before anything is read; None: not set, or known to be wrong already."""
     for package in ("litdata", "webdataset"):
         if to == package and not_installed(package):
             yield f"to={to} is written with the package {package}, which isn't installed: {INSTALL}"
@@ -62,7 +65,7 @@ def problems(*, to: str, size: int | None, quality: int | None, shard_images: in
             yield f"{knob}={value} must be at least 1"
     if quality is not None and not 1 <= quality <= 100:
         yield f"quality={quality} must lie in 1 .. 100, or be null for PNG"
-    if (problem := occupied(out)) is not None:
+    if out is not None and (problem := occupied(out) or unwritable("out", out.absolute())) is not None:
         yield problem
 
 
@@ -249,7 +252,7 @@ def pack(
         for left in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         stamps.forget_changed(shards)
-        made = make_missing(shards, launch.cores() if processes is None else processes)
+        made = make_missing(shards, processes)
         content = finished(shards, wanted, name=name, on_error=on_error, max_skipped=max_skipped)
         return told(content, seconds=time.monotonic() - begun, made=made)
 
@@ -260,17 +263,21 @@ def differences(before: Node, now: Node) -> str:
     for key in now:
         if before.get(key) != now[key]:
             plain = not isinstance(now[key], dict | list)
-            found.append(f"{key}: {before.get(key)} there, {now[key]} now" if plain else f"other {key}")
+            found.append(f"{key}: {shown(before.get(key))} there, {shown(now[key])} now" if plain else f"other {key}")
     return "; ".join(found)
 
 
-def make_missing(shards: Shards, processes: int) -> int:
+def make_missing(shards: Shards, processes: int | None) -> int:
     """Makes the shards that have no record, tells how far that is, and returns how many images they have."""
     missing = [number for number in range(len(shards)) if not shards.record(number).is_file()]
     total = sum(shards.jobs[number][3] - shards.jobs[number][2] for number in missing)
     if len(missing) < len(shards):
         log.info("going on: %d of %d shards are there", len(shards) - len(missing), len(shards))
-    workers = min(processes, len(missing))
+    workers = min(launch.cores() if processes is None else processes, len(missing))
+    if processes is not None and 0 < workers < processes:
+        log.info("processes=%d: %d are enough, one for each shard that is to be made", processes, workers)
+    # processes that were asked for, on however many cores
+    warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     loader: DataLoader[Node] = DataLoader(
         shards,
         batch_size=None,

@@ -6,6 +6,7 @@ WebDataset can't give that: their order depends on how many read it, and ranks e
 """
 
 import logging
+import math
 import os
 import threading
 import zlib
@@ -21,7 +22,7 @@ from vitlab.data.rows import NoImage, Rows
 from vitlab.data.scan import listed
 from vitlab.data.sources import Source, Split
 from vitlab.data.splitting import held_out
-from vitlab.data.storage import INSTALL, Storage, is_remote, not_installed
+from vitlab.data.storage import Storage, is_remote, problem
 from vitlab.schema import Node
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ def problems(
     if not cache_gb > 0:
         yield f"data.source.cache_gb={cache_gb:g} must be above 0"
     if is_remote(data_dir):
-        if not_installed("litdata"):
-            yield f"data_dir={data_dir} is read with the package litdata, which isn't installed: {INSTALL}"
+        if (wrong := problem(data_dir)) is not None:
+            yield wrong
         if shuffle_buffer is None:
             yield f"data.source.shuffle_buffer=null would fetch a shard for each image of {data_dir}; set a number"
         if verify:
@@ -147,6 +148,23 @@ def problems(
         refuse(storage, found, whole=False)
     except NotPrepared as error:
         yield str(error)
+
+
+def known_samples(data_dir: str, test_fraction: float) -> tuple[int, bool] | None:
+    """Images of the train split, and whether there are others to validate on, as the set says of itself.
+
+    None where it lies elsewhere or can't be read, and where whole shards are held out, which are about as many.
+    """
+    if is_remote(data_dir):
+        return None
+    try:
+        splits = manifest.read(Storage(data_dir))["splits"]
+    except NotPrepared:
+        return None
+    samples, many = splits["train"]["images"], len(splits["train"]["shards"]) >= MANY
+    if many and not {"val", "test"} <= splits.keys():
+        return None
+    return samples if "test" in splits else samples - math.ceil(samples * test_fraction), "val" in splits
 
 
 def refuse(storage: Storage, content: Node, *, whole: bool) -> None:

@@ -18,12 +18,36 @@ from filelock import FileLock, Timeout
 
 INSTALL = "pip install -e '.[shards]'"
 CACHE = "~/.cache/vitlab/shards"
+SCHEMES = ("s3://", "gs://", "azure://", "r2://", "hf://", "local:")
+CREDENTIALS = {  # where those of a scheme are looked for
+    "s3://": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials",
+    "gs://": "GOOGLE_APPLICATION_CREDENTIALS in the environment, the file with a service account's key",
+}
 PART = ".part"  # ends the name of a folder in which a file is fetched
 
 
 def is_remote(place: str) -> bool:
     """Whether a place is none of this machine's folders."""
     return "://" in place or place.startswith("local:")
+
+
+def problem(place: str) -> str | None:
+    """Why a place can't be read, whatever lies there; None where it may be."""
+    if is_remote(place) and not place.startswith(SCHEMES):
+        there = ", ".join(SCHEMES)
+        return f"data_dir={place}: {place.partition('://')[0]}:// is none of {there}; copy the folder to this machine"
+    if is_remote(place) and not_installed("litdata"):
+        return f"data_dir={place} is read with the package litdata, which isn't installed: {INSTALL}"
+    return None
+
+
+def reason(error: Exception, place: str) -> str:
+    """Why something could not be fetched, in a line: a library's error without what it dumps, and what to do."""
+    text = " ".join(str(error).split()).partition(" Debug source:")[0]
+    scheme = next((scheme for scheme in SCHEMES if place.startswith(scheme)), "")
+    if "credential" in text.lower() and scheme in CREDENTIALS:
+        return f"there are no valid credentials for {scheme}; set {CREDENTIALS[scheme]}"
+    return text[:300] or type(error).__name__
 
 
 def not_installed(package: str) -> bool:
@@ -61,8 +85,8 @@ class Storage:
     def __init__(self, place: str, *, cache_dir: str | None = None, cache_gb: float = 100.0) -> None:
         self.place, self.remote, self.limit = place.rstrip("/"), is_remote(place), cache_gb * 1e9
         if self.remote:
-            if not_installed("litdata"):
-                raise ValueError(f"data_dir={place} is read with the package litdata, which isn't installed: {INSTALL}")
+            if (wrong := problem(place)) is not None:
+                raise ValueError(wrong)
             digest = hashlib.blake2b(self.place.encode(), digest_size=8).hexdigest()
             self.cache = Path(cache_dir or CACHE).expanduser()
             self.folder = self.cache / digest
@@ -131,8 +155,7 @@ class Storage:
                 raise OSError(f"it came with {temporary.stat().st_size:,} bytes instead of {size:,}")
             temporary.replace(file)
         except Exception as error:  # of networks, credentials and clouds, as many kinds
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise OSError(f"{self.place}/{name} can't be fetched ({reason})") from error
+            raise OSError(f"{self.place}/{name} can't be fetched ({reason(error, self.place)})") from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
 

@@ -142,16 +142,24 @@ def test_verifying_names_every_file_that_isn_t_what_was_packed(packed: Callable[
 def test_folders_that_can_t_be_looked_through_are_told_before(packed: Callable[..., Path], tmp_path: Path) -> None:
     assert list(problems(verify=str(packed()), index=None)) == []
     (tmp_path / manifest.NAME).write_text(json.dumps({"vitlab": 9}))
+    (tmp_path / "begun" / manifest.WORK).mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
     found = [
         *problems(verify=str(tmp_path / "none"), index=None),
         *problems(verify=str(tmp_path), index=None),
+        *problems(verify=str(tmp_path / "begun"), index=None),
+        *problems(verify=str(tmp_path / "empty"), index=None),
         *problems(verify=None, index=str(packed())),
         *problems(verify=None, index=str(tmp_path / "none")),
+        *problems(verify=None, index=str(tmp_path / "empty")),
     ]
     expected = [
-        "has no prepared.json",
+        "none is no folder; name one that src/prepare.py made",
         "of version 9, not 1",
+        "has no prepared.json, as packing it was cut off; the same command of src/prepare.py goes on",
+        "has no prepared.json",
         "has an index already",
+        "none is no folder; name the one of the tar files",
         "has no tar files of a train split",
     ]
-    assert [text in line for text, line in zip(expected, found, strict=True)] == [True] * 4
+    assert [text in line for text, line in zip(expected, found, strict=True)] == [True] * 7

@@ -69,7 +69,8 @@ def test_images_in_folders_are_compared_too(packed: Packed, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ({}, "is no packed data set (it has no prepared.json); `python src/prepare.py data=image_folder"),
+        ({}, "is no packed data set (it has no prepared.json): it is empty; `python src/prepare.py data=image_folder"),
+        ({"cats/1.jpg": "x"}, "-packed` packs images that lie there, and data=image_folder reads them as they are"),
         ({"train/0.tar": "x"}, "of a WebDataset from elsewhere, `python src/prepare.py index="),
         ({"train/index.json": "{}"}, "of LitData's, those that src/prepare.py packed are read"),
         ({".prepare/plan.json": "{}"}, "packing it was cut off; the same command of src/prepare.py goes on"),

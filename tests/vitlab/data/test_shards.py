@@ -175,6 +175,6 @@ def test_missing_shards_are_told_before_training_and_a_missing_package_too(
     (copy / "train" / "chunk-0-3.bin").unlink()
     (found,) = problems(data_dir=str(copy))
     assert "train/chunk-0-3.bin: it is missing" in found
-    monkeypatch.setattr("vitlab.data.shards.not_installed", lambda package: package == "litdata")
+    monkeypatch.setattr("vitlab.data.storage.not_installed", lambda package: package == "litdata")
     (found,) = problems(data_dir="s3://b/c")
     assert found.endswith("the package litdata, which isn't installed: pip install -e '.[shards]'")

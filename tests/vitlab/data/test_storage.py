@@ -101,3 +101,25 @@ def test_another_description_of_the_same_place_has_files_of_its_own(far: Path) -
     (far / "train" / "0.bin").write_bytes(b"new")
     assert after.described("about.json") == b"second"
     assert after.local("train/0.bin").read_bytes() == b"new"
+
+
+def test_a_scheme_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^data_dir=ftp://a/b: ftp:// is none of s3://, gs://, .*; copy the folder to"
+    ):
+        Storage("ftp://a/b")
+
+
+def test_without_credentials_an_error_says_where_they_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(OSError, match="can't be fetched") as caught:
+        Storage("s3://nobody-s/set", cache_dir=str(tmp_path)).described("prepared.json")
+    assert str(caught.value) == (
+        "s3://nobody-s/set/prepared.json can't be fetched (there are no valid credentials for s3://; set "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials)"
+    )
