@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 TOKENS = 256  # of an image, at most
-TOGETHER = 640  # tokens at a time: of three images of 197, of nine of 65
+WEIGHTS = 900_000  # at a time: those of three images of a ViT-S/16, of seven of a Ti/16
 LEAST = 2**14  # elements of the queries: for less the kernel is as fast, when nothing goes back through it
 
 
@@ -78,7 +78,8 @@ def gradients(q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> tuple[Tensor, .
 
 def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Some images at a time, of q, k, v (and of a gradient)."""
-    images = max(1, TOGETHER // tensors[1].shape[2])
+    (_, heads, asking, _), asked = tensors[0].shape, tensors[1].shape[2]
+    images = max(1, WEIGHTS // (heads * asking * asked))
     return zip(*(torch.split(tensor, images) for tensor in tensors), strict=True)
 
 

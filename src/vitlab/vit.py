@@ -92,7 +92,7 @@ class MultiHeadAttention(nn.Module):
         special = type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks
         if queries is None or special:
             q, k, v = self.split(layer(x), 3)
-            return q[:, :, :queries], k, v
+            return q if queries is None else q[:, :, :queries], k, v
         weight, bias = layer.weight, layer.bias
         (q,) = self.split(F.linear(x[:, :queries], weight[:dim], None if bias is None else bias[:dim]), 1)
         k, v = self.split(F.linear(x, weight[dim:], None if bias is None else bias[dim:]), 2)
@@ -175,7 +175,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """All tokens, or the first `queries` of them, which still attend to all: B N D -> B M D."""
-        x = x[:, :queries] + self.drop(self.ls1(self.attn(self.norm1(x), queries)))
+        kept = x if queries is None else x[:, :queries]
+        x = kept + self.drop(self.ls1(self.attn(self.norm1(x), queries)))
         return x + self.drop(self.ls2(self.mlp(self.norm2(x))))
 
     def drop(self, x: Tensor) -> Tensor:
