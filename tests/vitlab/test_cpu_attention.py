@@ -18,7 +18,8 @@ def tokens(images: int, queries: int = 17, dtype: torch.dtype = torch.bfloat16) 
 
 @pytest.mark.parametrize("queries", [17, 1])
 @pytest.mark.parametrize("images", [1, 37, 80])  # less than are taken at a time, all of these, two and a rest
-def test_it_is_the_formula_and_so_are_its_gradients(images: int, queries: int) -> None:
+def test_it_is_the_formula_and_so_are_its_gradients(images: int, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_attention, "WEIGHTS", 37 * 2 * queries * 17)
     found = []
     for how in (torch.bfloat16, torch.float64):
         qkv = [x.to(how).requires_grad_() for x in tokens(images, queries)]
@@ -35,7 +36,8 @@ def test_it_is_the_formula_and_so_are_its_gradients(images: int, queries: int) -
         assert (ours.double() - exact).norm() < 0.02 * exact.norm()
 
 
-def test_with_and_without_gradients_it_computes_the_same() -> None:
+def test_with_and_without_gradients_it_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_attention, "WEIGHTS", 7 * 2 * 17 * 17)
     q, k, v = tokens(19)
     with torch.inference_mode():
         alone = cpu_attention.attention(q, k, v)
