@@ -15,7 +15,7 @@ import torch
 from vitlab import advising, optim
 from vitlab.advising import Change, Trial
 from vitlab.benchmarking.images import photographs
-from vitlab.benchmarking.timing import Case, Clock, Goal, Measured, Part
+from vitlab.benchmarking.timing import Case, Clock, Goal, Measured, Part, demand, too_small
 from vitlab.classifier import Classifier
 from vitlab.data import sources
 from vitlab.data.augment import Augment
@@ -28,6 +28,7 @@ from vitlab.vit import VisionTransformer
 
 # Without compile: it takes minutes, and all that it changes is timed before it is predicted.
 KINDS: tuple[Change, ...] = ("num_workers", "precision", "batch_size", "log_every_n_steps", "auto_augment", "smaller")
+PATCH, HEAD = 16, 64  # pixels; width of a head, or all of a narrower token
 WITHIN = 0.1  # of the measured gain: so far off may a prediction be, or as far as the quartiles are apart
 TOLD = 0.01  # what is off by less is told as that
 OFF = "off by, of what is allowed"
@@ -62,10 +63,19 @@ class Advice(Part):
         workers: tuple[int, ...] | None = None,
         changes: tuple[Change, ...] = KINDS,
     ) -> None:
+        counts = {"batch_size": batch_size, "steps": steps, "rounds": rounds, "dim": dim, "depth": depth}
+        found = [*too_small("advice", 1, **counts)]
         if images < 4 * batch_size:
-            raise ValueError(f"advice.images={images} must be at least 4 x advice.batch_size={batch_size}")
-        if rounds < 1 or steps < 1:
-            raise ValueError(f"advice.rounds={rounds} and advice.steps={steps} must be at least 1")
+            found.append(f"advice.images={images} must be at least 4 x advice.batch_size={batch_size}")
+        if image_size < PATCH or image_size % PATCH:
+            nearest = max(PATCH, round(image_size / PATCH) * PATCH)
+            found.append(f"advice.image_size={image_size} is not cut into patches of {PATCH}; use {nearest}")
+        if dim > HEAD and dim % HEAD:
+            nearest = round(dim / HEAD) * HEAD
+            found.append(f"advice.dim={dim} is not a multiple of {HEAD}, the width of a head; use {nearest}")
+        if any(count < 0 for count in workers or ()):
+            found.append(f"advice.workers={list(workers or ())} must be at least 0 each")
+        demand(found)
         self.sets, self.images, self.image_size, self.batch_size = sets, images, image_size, batch_size
         self.steps, self.rounds, self.dim, self.depth = steps, rounds, dim, depth
         self.workers, self.changes = workers, changes
@@ -113,12 +123,12 @@ class Advice(Part):
         torch.manual_seed(0)
         network = VisionTransformer(
             image_size=self.image_size,
-            patch_size=16,
+            patch_size=PATCH,
             in_channels=data.channels,
             num_classes=data.num_classes,
             dim=self.dim,
             depth=self.depth,
-            heads=max(1, self.dim // 64),
+            heads=max(1, self.dim // HEAD),
         )
         adamw = partial(torch.optim.AdamW, lr=1e-3, fused=True)
         module = Classifier(network, num_classes=data.num_classes, optimizer=adamw, schedule=optim.constant)

@@ -10,12 +10,12 @@ import gc
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
-from typing import cast
+from typing import Literal, cast
 
 import torch
 
@@ -144,14 +144,33 @@ class Case:
 
 
 class Part(ABC):
-    """A part of the benchmark: it says what it needs, and yields its cases as they are measured."""
+    """A part of the benchmark: it says what it needs, and yields its cases as they are measured.
+
+    Its constructor does nothing but take settings, and raises `ValueError` with what is wrong with them, a line each
+    (`demand`): the checks construct it before anything is measured, too.
+    """
 
     @abstractmethod
     def cases(self, clock: "Clock") -> Iterator[Case]: ...
 
+    def problems(self, device: Literal["cpu", "cuda"]) -> Iterator[str]:
+        """What is wrong with the trainings that it would compose or start; none, as a rule."""
+        yield from ()
+
     def draw(self, cases: Sequence[Case], folder: Path) -> None:
         """Pictures of its own beside those of all parts, once its cases are there; none, as a rule."""
         return
+
+
+def demand(problems: Iterable[str]) -> None:
+    """Raises `ValueError` with all of them, a line each, where there are some."""
+    if found := list(problems):
+        raise ValueError("\n".join(found))
+
+
+def too_small(part: str, least: int, **values: int) -> Iterator[str]:
+    """The settings of a part that are below the least that they may be."""
+    yield from (f"{part}.{knob}={value} must be at least {least}" for knob, value in values.items() if value < least)
 
 
 class Clock:
