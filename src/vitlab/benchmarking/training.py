@@ -6,7 +6,7 @@
     timm         timm's network of the same size in the place of ours, all else as in `vitlab`
 
 A fit runs in a thread of its own and waits after every few steps, so that the others have their turn. Where the time
-of a whole run goes, with validation and checkpoints, is measured apart, by Lightning's own profiler, for an epoch.
+of a run goes, with validation and checkpoints, is measured apart, by Lightning's own profiler, for its second epoch.
 """
 
 import inspect
@@ -53,6 +53,7 @@ SHARES: dict[str, tuple[str, ...]] = {
     "checkpoints": (),
     "other": ("loop",),
 }
+SPANNED = 1  # the epoch whose time is shared out, counted from 0: what a run does once has been done by then
 SAVING = ("BestCheckpoint", "LastCheckpoint")
 
 
@@ -340,10 +341,14 @@ def shares(config: Node) -> dict[str, float]:
 
 
 def epoch(config: Node) -> tuple[dict[str, float], float]:
-    """Seconds of an epoch by what they are spent on, each of them once, and of all of it; `other` is between these."""
+    """Seconds of an epoch by what they are spent on, each of them once, and of all of it; `other` is between these.
+
+    It is a run's second epoch, from its start to that of the third: what a run does once, in its first steps or at its
+    end, is in none of them (FLOPs counted, the device's peak measured, memory and threads taken, the last checkpoint).
+    """
     with tempfile.TemporaryDirectory() as folder:
         datamodule, module = made(config)
-        run = trainer(config, Path(folder), {"max_epochs": 1})
+        run = trainer(config, Path(folder), {"max_epochs": SPANNED + 2})
         span = Span(Stages(run.strategy.root_device))
         run.profiler = span.stages  # type: ignore[attr-defined]
         run.callbacks.append(span)  # type: ignore[attr-defined]
@@ -365,8 +370,8 @@ def callbacks(seconds: Mapping[str, float], *, which: tuple[str, ...] = ("",)) -
 
 
 class Span(Callback):
-    """From the first step to the end of training, in seconds; what is recorded within a validation is kept apart. To be
-    the last callback: what the others do at a validation's end is within it.
+    """An epoch, from its start to the next one's, in seconds, after which the run ends; what is recorded within a
+    validation is kept apart. To be the last callback: what the others do at a validation's end is within it.
     """
 
     def __init__(self, stages: Stages) -> None:
@@ -376,10 +381,14 @@ class Span(Callback):
         self.training: dict[str, float] = {}  # by the names of Lightning's profiler
         self.validation: dict[str, float] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stages.recorded_durations.clear()
-        self.evaluation, self.validation = 0.0, {}
-        self._begun = time.perf_counter()
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == SPANNED + 1:
+            self.finish()
+            trainer.should_stop = True  # after a step
+        elif trainer.current_epoch == SPANNED:
+            self.stages.recorded_durations.clear()
+            self.evaluation, self.validation = 0.0, {}
+            self._begun = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._known = {name: len(times) for name, times in self.stages.recorded_durations.items()}
@@ -392,7 +401,7 @@ class Span(Callback):
             self.validation[name] = self.validation.get(name, 0.0) + sum(times[known:])
             del times[known:]
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self) -> None:
         self.seconds = time.perf_counter() - self._begun
         recorded = self.stages.recorded_durations
         for seconds in (recorded, self.validation):  # part of a checkpoint's own time
