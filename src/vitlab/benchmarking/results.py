@@ -88,7 +88,8 @@ def cells(case: Case, measured: Measured, figures: Sequence[str]) -> Iterator[st
 def told(case: Case) -> Iterator[str]:
     for goal, rival, ratio in case.outcomes():
         verdict = "reached" if ratio >= goal.least else "**missed**"
-        yield f"| {case.name} | {goal.told(rival)} | {ratio:.3f} | {verdict} |"
+        said = goal.outcome(case[goal.ours], rival, ratio, lasting=case.lasting)
+        yield f"| {case.name} | {goal.told(rival, lasting=case.lasting)} | {said} | {verdict} |"
 
 
 def picture(cases: Sequence[Case], figure_file: Path, *, title: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vitlab.benchmarking import machine, results
-from vitlab.benchmarking.timing import Case, Clock, Part
+from vitlab.benchmarking.timing import Case, Clock, Goal, Part
 from vitlab.schema import Node
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
     outcomes = [outcome for case in cases for outcome in case.outcomes()]
     reached = sum(ratio >= goal.least for goal, _, ratio in outcomes)
     if cases:
-        log.info("goals: %d of %d reached; %s", reached, len(outcomes), folder / "benchmark.md")
+        goals = f"goals: {reached} of {len(outcomes)} reached; " if outcomes else ""
+        log.info("%s%s", goals, folder / "benchmark.md")
     else:
         log.info("nothing was measured")
     if failed:
@@ -43,7 +44,15 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
 
 
 def line(case: Case) -> str:
-    """A case in a line: everybody's items a second, then ours against the fastest."""
-    rates = "   ".join(f"{measured.name} {measured.rate:,.4g}" for measured in case.measured)
-    goals = "".join(f"   {ratio:.2f} x {rival} (goal {goal.least:g})" for goal, rival, ratio in case.outcomes())
-    return f"{case.part}: {case.name}   {rates} {case.unit}/s{goals}"
+    """A case in a line: everybody's items a second, or seconds, then what came of each goal."""
+    values = [(m.name, m.seconds_of_item if case.lasting else m.rate) for m in case.measured]
+    told = "   ".join(f"{name} {value:,.4g}" for name, value in values)
+    goals = "".join(f"   {outcome_told(case, *outcome)}" for outcome in case.outcomes())
+    return f"{case.part}: {case.name}   {told} {'s' if case.lasting else f'{case.unit}/s'}{goals}"
+
+
+def outcome_told(case: Case, goal: Goal, rival: str, ratio: float) -> str:
+    said = goal.outcome(case[goal.ours], rival, ratio, lasting=case.lasting)
+    if goal.found:
+        return said if ratio >= goal.least else f"{said}: missed"
+    return f"{said} (goal {f'at most {1 / goal.least:.3g}' if case.lasting else f'{goal.least:g}'})"

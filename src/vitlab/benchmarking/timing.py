@@ -81,6 +81,10 @@ class Measured:
         return self.items / self.median
 
     @property
+    def seconds_of_item(self) -> float:
+        return self.median / self.items
+
+    @property
     def spread(self) -> float:
         """The distance between the quartiles, as a share of the median: how far to trust it."""
         return between_quartiles(self.seconds) / self.median
@@ -94,45 +98,72 @@ class Measured:
 class Goal:
     """`ours` has to be `least` times as fast as `against`, or as the fastest peer where that is None.
 
-    With `figure`, a count of which less is better (bytes): the rival's has to be `least` times that of `ours`. `words`
-    tell it where that would say little.
+    With `figure`, a count of which less is better (bytes): the rival's has to be `least` times that of `ours`. With
+    `allowed` too, no rival is asked: the figure may be as large as that other one of ours. `words` and `found`, with
+    figures of ours in braces, tell goal and outcome where ratios would say little.
     """
 
     least: float
     against: str | None = None
     ours: str = OURS
     figure: str | None = None
+    allowed: str | None = None
     words: str | None = None
+    found: str | None = None
 
     def ratio(self, ours: Measured, rival: Measured) -> float:
-        return rival.figures[self.figure] / ours.figures[self.figure] if self.figure else ours.ratio(rival)
+        if self.figure is None:
+            return ours.ratio(rival)
+        most, value = rival.figures[self.allowed or self.figure], ours.figures[self.figure]
+        return most / value if value else float("inf")
 
-    def told(self, rival: str) -> str:
+    def told(self, rival: str, *, lasting: bool = False) -> str:
         if self.words:
             return self.words
         if self.figure:
             return f"{self.figure} of {rival} at least {self.least:g} x that of {self.ours}"
+        if lasting:
+            return f"seconds of {self.ours} at most {1 / self.least:.3g} x those of {rival}"
         return f"{self.ours} at least {self.least:g} x {rival}"
+
+    def outcome(self, ours: Measured, rival: str, ratio: float, *, lasting: bool = False) -> str:
+        """What came of it. `lasting`: told as seconds are compared, not speeds."""
+        if self.found:
+            return self.found.format_map(ours.figures)
+        if self.figure:
+            return f"{self.figure} of {rival} is {ratio:.2f} x that of {self.ours}"
+        if lasting:
+            return f"{1 / ratio:.2f} x the seconds of {rival}"
+        return f"{ratio:.2f} x {rival}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One comparison: everybody did the same, in the same rounds. `unit` names the items ("images")."""
+    """One comparison: everybody did the same, in the same rounds. `unit` names the items ("images").
+
+    `lasting`: of an item, how long it takes is what one wants to know, not how many come in a second.
+    """
 
     part: str
     name: str
     unit: str
     measured: Sequence[Measured]
     goals: Sequence[Goal] = ()
+    lasting: bool = False
 
     def __getitem__(self, name: str) -> Measured:
         return next(measured for measured in self.measured if measured.name == name)
 
     def outcomes(self) -> list[tuple[Goal, str, float]]:
-        """Each goal with the rival's name and the ratio that was reached; goals without a rival here are left out."""
+        """Each goal with the rival's name and the ratio that was reached; goals without a rival here are left out, but
+        for those that ask for none.
+        """
         found = []
         for goal in self.goals:
             ours = self[goal.ours]
+            if goal.allowed is not None:
+                found.append((goal, goal.ours, goal.ratio(ours, ours)))
+                continue
             rivals = [m for m in self.measured if m.peer and m.name != goal.ours and goal.against in (None, m.name)]
             if goal.figure is not None:
                 rivals = [m for m in rivals if goal.figure in m.figures and goal.figure in ours.figures]

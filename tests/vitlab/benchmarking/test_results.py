@@ -34,8 +34,8 @@ def test_the_table_tells_ratios_to_peers_and_which_goals_were_reached() -> None:
     assert "| small | timm | 1.333 images | 0.75 | 0% | 2.00 x |  |" in table
     assert "| small | vitlab | 2.667 images | 0.375 | 33% |  | 3 |" in table
     assert "| small | limit | 10 images | 0.1 | 0% | 0.27 x |  |" in table
-    assert "| small | vitlab at least 1 x timm | 2.000 | reached |" in table
-    assert "| small | vitlab at least 3 x timm | 2.000 | **missed** |" in table
+    assert "| small | vitlab at least 1 x timm | 2.00 x timm | reached |" in table
+    assert "| small | vitlab at least 3 x timm | 2.00 x timm | **missed** |" in table
 
 
 def test_the_three_files_are_written_and_written_again(tmp_path: Path) -> None:
