@@ -113,11 +113,12 @@ class Loading(Part):
         contenders = [passes(name, loader, figures.get(name, {})) for name, loader in contestants.items()]
         size = sum(Path(file).stat().st_size for file in files) / len(files) / 1024
         name = f"{len(files)} JPEG files of {size:.0f} KiB, {loaders.interpolation} crops of {self.image_size}"
+        workers = f"{loaders.workers} worker{'' if loaders.workers == 1 else 's'}"
         # with workers, several processes share the work, and not everyone shares it alike
         goals = [Goal(least=2.0, against=PIL_PEER, figure=CPU_MS if loaders.workers else None)]
         return Case(
             part="loading",
-            name=f"{name}{', scaled decoding' if self.scaled_decoding else ''}, {loaders.workers} workers",
+            name=f"{name}{', scaled decoding' if self.scaled_decoding else ''}, {workers}",
             unit="images",
             measured=clock.measure(contenders),
             goals=goals,

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from vitlab.benchmarking import machine, results
@@ -22,10 +23,11 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
     for name, part in parts.items():
         begun = time.monotonic()
         try:
-            for case in part.cases(clock):
-                cases.append(case)
-                results.write(cases, folder, title=title)
-                log.info("%s", line(case))
+            with trainings_unsaid():
+                for case in part.cases(clock):
+                    cases.append(case)
+                    results.write(cases, folder, title=title)
+                    log.info("%s", line(case))
             part.draw([case for case in cases if case.part == name], folder)
         except Exception as error:
             log.exception("%s ended with an error; what it had measured is kept, and other parts go on", name)
@@ -41,6 +43,20 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
     if failed:
         raise RuntimeError(f"not measured to the end: {'; '.join(failed)}")
     return {"cases": len(cases), "goals reached": reached, "goals missed": len(outcomes) - reached}
+
+
+@contextmanager
+def trainings_unsaid() -> Iterator[None]:
+    """Without what a training tells of itself, such as its groups of parameters and its splits; warnings are shown."""
+    loggers = [logging.getLogger(name) for name in ("vitlab.build", "vitlab.classifier", "vitlab.data")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def line(case: Case) -> str:
