@@ -123,7 +123,7 @@ class Goal:
         if self.figure:
             return f"{self.figure} of {rival} at least {self.least:g} x that of {self.ours}"
         if lasting:
-            return f"seconds of {self.ours} at most {1 / self.least:.3g} x those of {rival}"
+            return f"{self.ours} takes at most {1 / self.least:.3g} x as long as {rival}"
         return f"{self.ours} at least {self.least:g} x {rival}"
 
     def outcome(self, ours: Measured, rival: str, ratio: float, *, lasting: bool = False) -> str:
@@ -133,7 +133,7 @@ class Goal:
         if self.figure:
             return f"{self.figure} of {rival} is {ratio:.2f} x that of {self.ours}"
         if lasting:
-            return f"{1 / ratio:.2f} x the seconds of {rival}"
+            return f"takes {1 / ratio:.2f} x as long as {rival}"
         return f"{ratio:.2f} x {rival}"
 
 

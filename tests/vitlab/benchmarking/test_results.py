@@ -55,7 +55,7 @@ def test_of_a_start_seconds_are_told() -> None:
     assert "| case | contender | seconds | spread | rounds | vitlab is |" in table
     assert "| train.py | imports | 8 | 0% | 1 | 0.80 x |" in table
     assert (
-        "| train.py | seconds of vitlab at most 1.3 x those of imports | 1.25 x the seconds of imports | reached"
+        "| train.py | vitlab takes at most 1.3 x as long as imports | takes 1.25 x as long as imports | reached"
         in table
     )
 

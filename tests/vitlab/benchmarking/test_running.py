@@ -46,7 +46,7 @@ def test_a_start_is_told_in_seconds_and_no_goals_are_not_counted(
 ) -> None:
     rows = [measured("vitlab", 10.0), measured("imports", 8.0)]
     start = Case(part="start", name="train.py", unit="starts", measured=rows, goals=[Goal(least=1 / 1.3)], lasting=True)
-    told = "start: train.py   vitlab 10   imports 8 s   1.25 x the seconds of imports (goal at most 1.3)"
+    told = "start: train.py   vitlab 10   imports 8 s   takes 1.25 x as long as imports (goal at most 1.3)"
     assert running.line(start) == told
 
     class One(Part):
