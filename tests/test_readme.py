@@ -125,7 +125,7 @@ SHOWN = {command: page.name for page in PAGES for command in commands(page.read_
 def reader(tmp_path_factory: pytest.TempPathFactory, parquet: Path, packed: Callable[..., Path]) -> Path:
     """A folder with what the commands name, as a reader would have it."""
     folder = tmp_path_factory.mktemp("reader")
-    (folder / "imagenet").mkdir()
+    (folder / "imagenet" / "train").mkdir(parents=True)
     (folder / "photos").symlink_to(parquet / "data")
     for name in ("imagenet-256", "tars"):
         (folder / name).symlink_to(packed("webdataset"))

@@ -120,7 +120,7 @@ def preflight(name: str, function: Function, argv: list[str]) -> list[str]:
             parser = OverridesParser.create(GlobalHydra.instance().config_loader())
             overrides = parser.parse_overrides([*resumed, *arguments.overrides])
         except HydraException as error:
-            stop(name, [str(error)])
+            stop(name, grammar.unreadable(arguments.overrides) or [str(error)])
         look_in([str(f) for o in overrides if o.key_or_group == "hydra.searchpath" for f in grammar.listing(o.value())])
         groups = {o.input_line: options for o in overrides if (options := grammar.group_options(o))}
         for override in list(overrides):

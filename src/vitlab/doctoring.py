@@ -163,9 +163,10 @@ def typed(value: Any) -> str:
 def table(report: Node, trials: Sequence[Trial]) -> Iterator[str]:
     """The report as lines of text."""
     mfu = f", MFU {report['mfu']:.0%}" if report["mfu"] else ""
+    workers = f"{report['workers']} loading process{'' if report['workers'] == 1 else 'es'}"
     yield (
         f"as configured: {report['images_per_second']:,.0f} images/s{mfu}; {report['step_ms']:.1f} ms a step of "
-        f"{report['batch_size']} images, {report['workers']} loading processes, {report['cores']} cores"
+        f"{report['batch_size']} images, {workers}, {report['cores']} cores"
     )
     for name in PARTS:
         yield f"  {advising.NAMES[name]:<46} {report['parts_ms'][name]:9.2f} ms {report['shares'][name]:5.0%}"

@@ -9,6 +9,7 @@ from hydra.core.default_element import ConfigDefault, GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab import launchers
@@ -22,6 +23,22 @@ def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
     arguments = get_args_parser().parse_args(argv)
     asks = ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")
     return arguments, any(getattr(arguments, a) for a in asks)
+
+
+def unreadable(overrides: list[str]) -> list[str]:
+    """What is wrong with those that Hydra's grammar can't read, each by itself."""
+    found = []
+    for line in overrides:
+        try:
+            OverridesParser.create().parse_override(line)
+        except HydraException as error:
+            key, _, value = line.partition("=")
+            remedy = f"Hydra says: {str(error).splitlines()[0]}"
+            if value.startswith("[") and value.endswith("]") and "=" in value and not {"'", '"'} & set(value):
+                entries = ",".join(f"'{entry.strip()}'" for entry in value[1:-1].split(","))
+                remedy = f'settings within a list are quoted, and all of it is for the shell: "{key}=[{entries}]"'
+            found.append(f"{line} can't be read; {remedy}")
+    return found
 
 
 def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:

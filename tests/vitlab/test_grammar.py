@@ -33,3 +33,12 @@ def test_variants_hold_every_value_but_not_every_combination() -> None:
         ["a=1", "b=1", "c=2"],
     ]
     assert list(grammar.variants([])) == [[]]
+
+
+def test_what_the_grammar_can_not_read_is_told_by_itself_and_how_a_list_of_settings_is_quoted() -> None:
+    listed = "training.settings=[optimizer.lr=3,seed=1]"
+    quoted = "training.settings=['optimizer.lr=3','seed=1']"
+    first, second = grammar.unreadable(["seed=3", listed, "a=[b", quoted])
+    assert first.startswith(f"{listed} can't be read; settings within a list are quoted")
+    assert first.endswith(f'"{quoted}"')
+    assert second.startswith("a=[b can't be read; Hydra says: ")

@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 from vitlab.benchmarking.cores import cpu_seconds
 from vitlab.benchmarking.folders import Interpolation, JpegFolder, linked
 from vitlab.benchmarking.quality import quality
-from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
+from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part, demand, too_small
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import MemoryDataset
 from vitlab.data.reading import quiet
@@ -65,17 +65,15 @@ class Loading(Part):
         interpolations: tuple[Interpolation, ...] = ("bilinear", "bicubic"),
         scaled_decoding: bool = False,
     ) -> None:
-        for knob, value in (("batch_memory", batch_memory), ("image_size", image_size), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"loading.{knob}={value} must be at least 1")
-        if images < 20:
-            raise ValueError(f"loading.images={images} must be at least 20")
-        if images < batch_size:
-            raise ValueError(f"loading.images={images} must be at least loading.batch_size={batch_size}")
+        found = [*too_small("loading", 1, batch_memory=batch_memory, image_size=image_size, batch_size=batch_size)]
+        found += too_small("loading", 20, images=images)
+        if 20 <= images < batch_size:
+            found.append(f"loading.images={images} must be at least loading.batch_size={batch_size}")
         if any(count < 0 for count in workers):
-            raise ValueError(f"loading.workers={list(workers)} must be at least 0 each")
+            found.append(f"loading.workers={list(workers)} must be at least 0 each")
         if folder is not None and not Path(folder, "train").is_dir():
-            raise ValueError(f"loading.folder={folder} has no folder train/ of classes")
+            found.append(f"loading.folder={folder} has no folder train/ of classes")
+        demand(found)
         self.recipes, self.batch_memory, self.folder, self.images = recipes, batch_memory, folder, images
         self.image_size, self.batch_size, self.workers = image_size, batch_size, workers
         self.interpolations, self.scaled_decoding = interpolations, scaled_decoding
@@ -115,11 +113,12 @@ class Loading(Part):
         contenders = [passes(name, loader, figures.get(name, {})) for name, loader in contestants.items()]
         size = sum(Path(file).stat().st_size for file in files) / len(files) / 1024
         name = f"{len(files)} JPEG files of {size:.0f} KiB, {loaders.interpolation} crops of {self.image_size}"
+        workers = f"{loaders.workers} worker{'' if loaders.workers == 1 else 's'}"
         # with workers, several processes share the work, and not everyone shares it alike
         goals = [Goal(least=2.0, against=PIL_PEER, figure=CPU_MS if loaders.workers else None)]
         return Case(
             part="loading",
-            name=f"{name}{', scaled decoding' if self.scaled_decoding else ''}, {loaders.workers} workers",
+            name=f"{name}{', scaled decoding' if self.scaled_decoding else ''}, {workers}",
             unit="images",
             measured=clock.measure(contenders),
             goals=goals,

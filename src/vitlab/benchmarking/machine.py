@@ -23,11 +23,12 @@ def clock(*, rounds: int, seconds: float, threads: int | None, accelerator: Lite
 
 
 def described(clock: Clock) -> str:
-    """The title of the tables: processor, threads, versions, rounds."""
+    """The title of the tables: processor, threads, versions. Rounds are a part's own."""
     device = clock.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "torchvision", "timm", "lightning"))
-    return f"{name}, {torch.get_num_threads()} threads, {versions}, {clock.rounds} rounds"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'' if threads == 1 else 's'}, {versions}"
 
 
 def processor() -> str:

@@ -55,11 +55,12 @@ def markdown(cases: Sequence[Case], *, title: str) -> str:
         chosen = [case for case in cases if case.part == part]
         figures = list(dict.fromkeys(name for case in chosen for m in case.measured for name in m.figures))
         lines += [f"## {part}", ""]
-        heads = ["case", "contender", "a second", "seconds", "spread", f"{OURS} is", *figures]
+        heads = ["case", "contender", *columns(chosen), "spread", "rounds", f"{OURS} is", *figures]
         lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         for case in chosen:
             for measured in case.measured:
-                lines.append(f"| {' | '.join(cells(case, measured, figures))} |")
+                row = cells(case, measured, figures, columns=columns(chosen))
+                lines.append(f"| {' | '.join(row)} |")
         lines.append("")
     reached = [outcome for case in cases for outcome in told(case)]
     if reached:
@@ -73,12 +74,20 @@ def ratio(case: Case, measured: Measured) -> float | str:
     return ours[0].ratio(measured) if ours else ""
 
 
-def cells(case: Case, measured: Measured, figures: Sequence[str]) -> Iterator[str]:
+def columns(cases: Sequence[Case]) -> list[str]:
+    """How a part tells speed: a start has seconds, and nobody wants to know how many there are in one."""
+    return ["seconds"] if all(case.lasting for case in cases) else ["a second", "seconds"]
+
+
+def cells(case: Case, measured: Measured, figures: Sequence[str], *, columns: Sequence[str]) -> Iterator[str]:
+    """Seconds are those of a call; of what is no peer, those of as many items as the first one's call has."""
     yield case.name
     yield measured.name
-    yield f"{measured.rate:,.4g} {case.unit}"
-    yield f"{measured.median:.4g}"
+    if "a second" in columns:
+        yield f"{measured.rate:,.4g} {case.unit}"
+    yield f"{measured.median if measured.peer else measured.seconds_of_item * case.measured[0].items:.4g}"
     yield f"{measured.spread:.0%}"
+    yield f"{len(measured.seconds)}"
     times = ratio(case, measured)
     yield f"{times:.2f} x" if times != "" and measured.name != OURS else ""
     for name in figures:
@@ -88,7 +97,8 @@ def cells(case: Case, measured: Measured, figures: Sequence[str]) -> Iterator[st
 def told(case: Case) -> Iterator[str]:
     for goal, rival, ratio in case.outcomes():
         verdict = "reached" if ratio >= goal.least else "**missed**"
-        yield f"| {case.name} | {goal.told(rival)} | {ratio:.3f} | {verdict} |"
+        said = goal.outcome(case[goal.ours], rival, ratio, lasting=case.lasting)
+        yield f"| {case.name} | {goal.told(rival, lasting=case.lasting)} | {said} | {verdict} |"
 
 
 def picture(cases: Sequence[Case], figure_file: Path, *, title: str) -> None:
@@ -108,6 +118,8 @@ def picture(cases: Sequence[Case], figure_file: Path, *, title: str) -> None:
         for measured in rivals:
             colour = f"C{names.index(measured.name)}"
             axis.barh(place, measured.rate / best, color=colour, xerr=measured.spread * measured.rate / best / 2)
+            if case.lasting:
+                axis.text(0.005, place, f"{measured.median:.3g} s", va="center", fontsize=6)
             place += 1
         place += 1
     axis.set_yticks([y for y, _ in ticks], [label for _, label in ticks], fontsize=7)

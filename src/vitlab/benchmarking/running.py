@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from vitlab.benchmarking import machine, results
-from vitlab.benchmarking.timing import Case, Clock, Part
+from vitlab.benchmarking.timing import Case, Clock, Goal, Part
 from vitlab.schema import Node
 
 log = logging.getLogger(__name__)
@@ -22,10 +23,11 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
     for name, part in parts.items():
         begun = time.monotonic()
         try:
-            for case in part.cases(clock):
-                cases.append(case)
-                results.write(cases, folder, title=title)
-                log.info("%s", line(case))
+            with trainings_unsaid():
+                for case in part.cases(clock):
+                    cases.append(case)
+                    results.write(cases, folder, title=title)
+                    log.info("%s", line(case))
             part.draw([case for case in cases if case.part == name], folder)
         except Exception as error:
             log.exception("%s ended with an error; what it had measured is kept, and other parts go on", name)
@@ -34,7 +36,8 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
     outcomes = [outcome for case in cases for outcome in case.outcomes()]
     reached = sum(ratio >= goal.least for goal, _, ratio in outcomes)
     if cases:
-        log.info("goals: %d of %d reached; %s", reached, len(outcomes), folder / "benchmark.md")
+        goals = f"goals: {reached} of {len(outcomes)} reached; " if outcomes else ""
+        log.info("%s%s", goals, folder / "benchmark.md")
     else:
         log.info("nothing was measured")
     if failed:
@@ -42,8 +45,30 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
     return {"cases": len(cases), "goals reached": reached, "goals missed": len(outcomes) - reached}
 
 
+@contextmanager
+def trainings_unsaid() -> Iterator[None]:
+    """Without what a training tells of itself, such as its groups of parameters and its splits; warnings are shown."""
+    loggers = [logging.getLogger(name) for name in ("vitlab.build", "vitlab.classifier", "vitlab.data")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def line(case: Case) -> str:
-    """A case in a line: everybody's items a second, then ours against the fastest."""
-    rates = "   ".join(f"{measured.name} {measured.rate:,.4g}" for measured in case.measured)
-    goals = "".join(f"   {ratio:.2f} x {rival} (goal {goal.least:g})" for goal, rival, ratio in case.outcomes())
-    return f"{case.part}: {case.name}   {rates} {case.unit}/s{goals}"
+    """A case in a line: everybody's items a second, or seconds, then what came of each goal."""
+    values = [(m.name, m.seconds_of_item if case.lasting else m.rate) for m in case.measured]
+    told = "   ".join(f"{name} {value:,.4g}" for name, value in values)
+    goals = "".join(f"   {outcome_told(case, *outcome)}" for outcome in case.outcomes())
+    return f"{case.part}: {case.name}   {told} {'s' if case.lasting else f'{case.unit}/s'}{goals}"
+
+
+def outcome_told(case: Case, goal: Goal, rival: str, ratio: float) -> str:
+    said = goal.outcome(case[goal.ours], rival, ratio, lasting=case.lasting)
+    if goal.found:
+        return said if ratio >= goal.least else f"{said}: missed"
+    return f"{said} (goal {f'at most {1 / goal.least:.3g}' if case.lasting else f'{goal.least:g}'})"

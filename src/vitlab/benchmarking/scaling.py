@@ -121,7 +121,7 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def picture(cases: Sequence[Case], file: Path, *, title: str) -> None:
-    """A panel for each axis: medians, the line fitted to them, and in grey how FLOPs grow."""
+    """A panel for each axis: medians, the line fitted to them, and dashed how the FLOPs of that network grow."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
@@ -144,9 +144,10 @@ def picture(cases: Sequence[Case], file: Path, *, title: str) -> None:
                 color=f"C{index}",
                 label=f"{name}: {axis}^{exponent:.2f}",
             )
-            if index == 0:
-                label = f"its FLOPs: {axis}^{theory:.2f}"
-                panel.plot(sizes, through(sizes, seconds, theory), color="0.6", linestyle="--", label=label)
+            label = f"FLOPs of {name}: {axis}^{theory:.2f}"
+            panel.plot(
+                sizes, through(sizes, seconds, theory), color=f"C{index}", alpha=0.6, linestyle="--", label=label
+            )
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_xticks(sizes, [f"{size:g}" for size in sizes])

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from vitlab.schema import suggest
+from vitlab.schema import resolve, suggest
 
 LISTS = {
+    "advice": ("sets", "changes"),
     "devices": ("counts", "kinds", "strategies"),
     "loading": ("interpolations",),
     "networks": ("sizes", "tasks", "precisions", "modes", "batches"),
@@ -55,6 +56,26 @@ def problems(read: Any) -> Iterator[str]:
     yield from scaling_problems(read)
     if "devices" in parts:
         yield from devices_problems(read)
+    for part in parts:
+        yield from part_problems(part, read)
+
+
+def part_problems(part: str, read: Any) -> Iterator[str]:
+    """What a part's constructor says to its settings, and if that is nothing, what it says to the runs it makes."""
+    node = read(part, dict) or {}
+    if "_target_" not in node or f"{part}._target_" in read.bad:
+        return
+    wrong = {bad.split(".")[1] for bad in read.bad if bad.startswith(f"{part}.")}
+    try:  # what is wrong by its type is as if it weren't set: the others are told at the same time
+        made = resolve(str(node["_target_"]))(
+            **{key: value for key, value in node.items() if not key.startswith("_") and key not in wrong}
+        )
+    except ValueError as error:
+        yield from str(error).splitlines()
+        return
+    if not wrong:
+        gpu = torch.cuda.is_available() and read("accelerator", str) != "cpu"
+        yield from made.problems("cuda" if gpu else "cpu")
 
 
 def scaling_problems(read: Any) -> Iterator[str]:

@@ -18,10 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
+from vitlab.benchmarking.settings import train_problems
+from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part, demand, too_small
+from vitlab.schema import suggest
 
 SOURCE = Path(__file__).resolve().parents[2]
 COMMANDS = tuple(sorted(file.stem for file in SOURCE.glob("*.py")))
@@ -72,7 +75,21 @@ class Start(Part):
         peers: bool = True,
         rounds: int = 5,
     ) -> None:
+        found = [*too_small("start", 1, rounds=rounds)]
+        for command in commands:
+            if command not in COMMANDS:
+                found.append(f"start.commands: {command} is none of {', '.join(COMMANDS)}{suggest(command, COMMANDS)}")
+        for line in settings:
+            if line.lstrip("+").startswith(("hydra.", "trainer.log_every_n_steps=")):
+                found.append(
+                    f"start.settings: {line} is for the part to set, which reads the run's folder; leave it out"
+                )
+        demand(found)
         self.commands, self.settings, self.peers, self.rounds = commands, settings, peers, rounds
+
+    def problems(self, device: Literal["cpu", "cuda"]) -> Iterator[str]:
+        for told in train_problems([*self.settings]) if self.settings else ():
+            yield f"start.settings: train.py would say: {told.splitlines()[0]}"
 
     def cases(self, clock: Clock) -> Iterator[Case]:
         clock = Clock(rounds=min(self.rounds, clock.rounds), seconds=0.0)
@@ -86,6 +103,7 @@ class Start(Part):
             part="start",
             name="first step of the default run",
             unit="starts",
+            lasting=True,
             measured=clock.measure([ours, *rivals]),
             goals=[Goal(least=1 / 1.3, against=IMPORTS)],
         )
@@ -96,6 +114,7 @@ class Start(Part):
                 part="start",
                 name=f"{command}.py --help",
                 unit="starts",
+                lasting=True,
                 measured=clock.measure([ours, limit]),
                 goals=[Goal(least=1.0, against="two seconds")],
             )

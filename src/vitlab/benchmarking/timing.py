@@ -10,12 +10,12 @@ import gc
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
-from typing import cast
+from typing import Literal, cast
 
 import torch
 
@@ -81,6 +81,10 @@ class Measured:
         return self.items / self.median
 
     @property
+    def seconds_of_item(self) -> float:
+        return self.median / self.items
+
+    @property
     def spread(self) -> float:
         """The distance between the quartiles, as a share of the median: how far to trust it."""
         return between_quartiles(self.seconds) / self.median
@@ -94,45 +98,72 @@ class Measured:
 class Goal:
     """`ours` has to be `least` times as fast as `against`, or as the fastest peer where that is None.
 
-    With `figure`, a count of which less is better (bytes): the rival's has to be `least` times that of `ours`. `words`
-    tell it where that would say little.
+    With `figure`, a count of which less is better (bytes): the rival's has to be `least` times that of `ours`. With
+    `allowed` too, no rival is asked: the figure may be as large as that other one of ours. `words` and `found`, with
+    figures of ours in braces, tell goal and outcome where ratios would say little.
     """
 
     least: float
     against: str | None = None
     ours: str = OURS
     figure: str | None = None
+    allowed: str | None = None
     words: str | None = None
+    found: str | None = None
 
     def ratio(self, ours: Measured, rival: Measured) -> float:
-        return rival.figures[self.figure] / ours.figures[self.figure] if self.figure else ours.ratio(rival)
+        if self.figure is None:
+            return ours.ratio(rival)
+        most, value = rival.figures[self.allowed or self.figure], ours.figures[self.figure]
+        return most / value if value else float("inf")
 
-    def told(self, rival: str) -> str:
+    def told(self, rival: str, *, lasting: bool = False) -> str:
         if self.words:
             return self.words
         if self.figure:
             return f"{self.figure} of {rival} at least {self.least:g} x that of {self.ours}"
+        if lasting:
+            return f"{self.ours} takes at most {1 / self.least:.3g} x as long as {rival}"
         return f"{self.ours} at least {self.least:g} x {rival}"
+
+    def outcome(self, ours: Measured, rival: str, ratio: float, *, lasting: bool = False) -> str:
+        """What came of it. `lasting`: told as seconds are compared, not speeds."""
+        if self.found:
+            return self.found.format_map(ours.figures)
+        if self.figure:
+            return f"{self.figure} of {rival} is {ratio:.2f} x that of {self.ours}"
+        if lasting:
+            return f"takes {1 / ratio:.2f} x as long as {rival}"
+        return f"{ratio:.2f} x {rival}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One comparison: everybody did the same, in the same rounds. `unit` names the items ("images")."""
+    """One comparison: everybody did the same, in the same rounds. `unit` names the items ("images").
+
+    `lasting`: of an item, how long it takes is what one wants to know, not how many come in a second.
+    """
 
     part: str
     name: str
     unit: str
     measured: Sequence[Measured]
     goals: Sequence[Goal] = ()
+    lasting: bool = False
 
     def __getitem__(self, name: str) -> Measured:
         return next(measured for measured in self.measured if measured.name == name)
 
     def outcomes(self) -> list[tuple[Goal, str, float]]:
-        """Each goal with the rival's name and the ratio that was reached; goals without a rival here are left out."""
+        """Each goal with the rival's name and the ratio that was reached; goals without a rival here are left out, but
+        for those that ask for none.
+        """
         found = []
         for goal in self.goals:
             ours = self[goal.ours]
+            if goal.allowed is not None:
+                found.append((goal, goal.ours, goal.ratio(ours, ours)))
+                continue
             rivals = [m for m in self.measured if m.peer and m.name != goal.ours and goal.against in (None, m.name)]
             if goal.figure is not None:
                 rivals = [m for m in rivals if goal.figure in m.figures and goal.figure in ours.figures]
@@ -144,14 +175,33 @@ class Case:
 
 
 class Part(ABC):
-    """A part of the benchmark: it says what it needs, and yields its cases as they are measured."""
+    """A part of the benchmark: it says what it needs, and yields its cases as they are measured.
+
+    Its constructor does nothing but take settings, and raises `ValueError` with what is wrong with them, a line each
+    (`demand`): the checks construct it before anything is measured, too.
+    """
 
     @abstractmethod
     def cases(self, clock: "Clock") -> Iterator[Case]: ...
 
+    def problems(self, device: Literal["cpu", "cuda"]) -> Iterator[str]:
+        """What is wrong with the trainings that it would compose or start; none, as a rule."""
+        yield from ()
+
     def draw(self, cases: Sequence[Case], folder: Path) -> None:
         """Pictures of its own beside those of all parts, once its cases are there; none, as a rule."""
         return
+
+
+def demand(problems: Iterable[str]) -> None:
+    """Raises `ValueError` with all of them, a line each, where there are some."""
+    if found := list(problems):
+        raise ValueError("\n".join(found))
+
+
+def too_small(part: str, least: int, **values: int) -> Iterator[str]:
+    """The settings of a part that are below the least that they may be."""
+    yield from (f"{part}.{knob}={value} must be at least {least}" for knob, value in values.items() if value < least)
 
 
 class Clock:

@@ -6,7 +6,7 @@
     timm         timm's network of the same size in the place of ours, all else as in `vitlab`
 
 A fit runs in a thread of its own and waits after every few steps, so that the others have their turn. Where the time
-of a whole run goes, with validation and checkpoints, is measured apart, by Lightning's own profiler, for an epoch.
+of a run goes, with validation and checkpoints, is measured apart, by Lightning's own profiler, for its second epoch.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -30,7 +30,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from vitlab import build, command, flops
 from vitlab.benchmarking.networks import Precision, beside_limit
-from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part
+from vitlab.benchmarking.settings import train_problems
+from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part, demand, too_small
 from vitlab.classifier import Classifier
 from vitlab.data.dataset import TrainBatch
 from vitlab.data.module import DataModule
@@ -41,6 +42,7 @@ from vitlab.vit import VisionTransformer
 # What timm's twin is given, and what makes no other network of ours. The twin always learns its positions.
 TWINS = {"image_size", "patch_size", "in_channels", "num_classes", "dim", "depth", "heads", "position"}
 TWINS |= {"checkpointing", "embedding", "fused_attention"}
+DEFAULT = "the default run"
 BARE, TIMM = "bare loop", "timm, same harness"
 # What takes a run's time, with the parts of a step that belong to it. Callbacks are logging, but for those that save.
 SHARES: dict[str, tuple[str, ...]] = {
@@ -51,6 +53,7 @@ SHARES: dict[str, tuple[str, ...]] = {
     "checkpoints": (),
     "other": ("loop",),
 }
+SPANNED = 1  # the epoch whose time is shared out, counted from 0: what a run does once has been done by then
 SAVING = ("BestCheckpoint", "LastCheckpoint")
 
 
@@ -60,7 +63,7 @@ class Training(Part):
 
     default   the run of `train.py` without settings, but for that: the digits, with their augmentation
     networks  and on made-up images: presets of `conf/model`, each with the side of its images in pixels
-    samples   so many of these, of which a tenth is validated
+    samples   so many of these, of which a tenth is validated: 91 at least, for one of each of ten classes
     settings  of all runs, as on the command line of `train.py`
     """
 
@@ -75,18 +78,48 @@ class Training(Part):
     ) -> None:
         self.default, self.networks = default, {"vit_mini": 32, "vit_s16": 64} if networks is None else networks
         self.batch_size, self.samples, self.settings = batch_size, samples, settings
+        found = [*too_small("training", 1, batch_size=batch_size), *too_small("training", 91, samples=samples)]
+        for name, side in self.networks.items():
+            if side < 1:
+                found.append(f"training.networks={{{name}: {side}}}: a side of images must be at least 1 pixel")
+        for line in settings:
+            if line.lstrip("+").startswith("hydra."):
+                found.append(f"training.settings: {line} is for the part to set; leave it out")
+        if not (default or self.networks):
+            found.append("training.default=false and training.networks={} leave nothing to measure; name a network")
+        demand(found)
 
-    def cases(self, clock: Clock) -> Iterator[Case]:
-        accelerator = "cpu" if clock.device.type == "cpu" else "gpu"
-        common = [f"trainer.accelerator={accelerator}", "logger=csv", "schedule.warmup_steps=0"]
-        runs = {"the default run": list[str]()} if self.default else {}
+    def problems(self, device: Literal["cpu", "cuda"]) -> Iterator[str]:
+        """The settings are at fault for what their runs would not say without them."""
+        found = list[str]()
+        for name, lines in self.runs(device).items():
+            if not self.settings and name == DEFAULT:
+                continue
+            lines_of_all = [*lines, *self.settings]
+            wrong = train_problems(lines_of_all)
+            if not wrong and (beyond := set_beyond_twin(composed(lines_of_all)["model"])):
+                found.append(f"training: timm's twin has no such option as {', '.join(beyond)}; leave it out")
+            own = name in self.networks and bool(wrong) and (not self.settings or bool(train_problems(lines)))
+            made_up = f"training.batch_size={self.batch_size}, training.samples={self.samples}"
+            said = f"training.networks={{{name}: {self.networks[name]}}}, {made_up}" if own else "training.settings"
+            found += [f"{said}: train.py would say: {problem.splitlines()[0]}" for problem in wrong]
+        yield from dict.fromkeys(found)
+
+    def runs(self, device: Literal["cpu", "cuda"]) -> dict[str, list[str]]:
+        """What `train.py` is given for each case, but `settings`."""
+        common = [f"trainer.accelerator={'cpu' if device == 'cpu' else 'gpu'}", "logger=csv", "schedule.warmup_steps=0"]
+        runs = {DEFAULT: common} if self.default else {}
         for name, side in self.networks.items():
             made_up = ["data=fake", f"data.source.samples={self.samples}", f"batch_size={self.batch_size}"]
-            runs[f"{name} at {side} px"] = [*made_up, f"model={name}", f"image_size={side}"]
-        for name, lines in runs.items():
-            config = composed([*common, *lines, *self.settings])
+            runs[name] = [*common, *made_up, f"model={name}", f"image_size={side}"]
+        return runs
+
+    def cases(self, clock: Clock) -> Iterator[Case]:
+        for name, lines in self.runs("cuda" if clock.device.type == "cuda" else "cpu").items():
+            config = composed([*lines, *self.settings])
             with process_as_before():
-                measured = self.case(clock, config, f"{name}, {config['data']['batch_size']} images a step")
+                size = f" at {self.networks[name]} px" if name in self.networks else ""
+                measured = self.case(clock, config, f"{name}{size}, {config['data']['batch_size']} images a step")
             yield measured
 
     def case(self, clock: Clock, config: Node, name: str) -> Case:
@@ -241,18 +274,23 @@ def timm_twin(model: Node, *, num_classes: int, channels: int) -> torch.nn.Modul
 
 def demand_same(model: Node, ours: VisionTransformer, theirs: torch.nn.Module) -> None:
     """Raises `ValueError` where a setting that timm's twin isn't given makes ours another network."""
-    defaults = inspect.signature(VisionTransformer).parameters
-    said = [
-        f"model.{name}={value}"
-        for name, value in model.items()
-        if name in defaults and name not in TWINS and value != defaults[name].default
-    ]
+    said = set_beyond_twin(model)
     counts = [sum(p.numel() for name, p in each.named_parameters() if name != "pos_embed") for each in (ours, theirs)]
     if said or counts[0] != counts[1]:
         raise ValueError(
             f"training: vitlab's network has {counts[0]:,} parameters besides positions, and timm's {counts[1]:,}: "
             f"timm's twin has no such option as {', '.join(said) or 'this model'}; leave it out of training.settings"
         )
+
+
+def set_beyond_twin(model: Node) -> list[str]:
+    """Settings that make our network one that timm's twin isn't."""
+    defaults = inspect.signature(VisionTransformer).parameters
+    return [
+        f"model.{name}={value}"
+        for name, value in model.items()
+        if name in defaults and name not in TWINS and value != defaults[name].default
+    ]
 
 
 def trainer(config: Node, folder: Path, changed: Node, *, without: tuple[str, ...] = ()) -> Trainer:
@@ -303,10 +341,14 @@ def shares(config: Node) -> dict[str, float]:
 
 
 def epoch(config: Node) -> tuple[dict[str, float], float]:
-    """Seconds of an epoch by what they are spent on, each of them once, and of all of it; `other` is between these."""
+    """Seconds of an epoch by what they are spent on, each of them once, and of all of it; `other` is between these.
+
+    It is a run's second epoch, from its start to that of the third: what a run does once, in its first steps or at its
+    end, is in none of them (FLOPs counted, the device's peak measured, memory and threads taken, the last checkpoint).
+    """
     with tempfile.TemporaryDirectory() as folder:
         datamodule, module = made(config)
-        run = trainer(config, Path(folder), {"max_epochs": 1})
+        run = trainer(config, Path(folder), {"max_epochs": SPANNED + 2})
         span = Span(Stages(run.strategy.root_device))
         run.profiler = span.stages  # type: ignore[attr-defined]
         run.callbacks.append(span)  # type: ignore[attr-defined]
@@ -328,8 +370,8 @@ def callbacks(seconds: Mapping[str, float], *, which: tuple[str, ...] = ("",)) -
 
 
 class Span(Callback):
-    """From the first step to the end of training, in seconds; what is recorded within a validation is kept apart. To be
-    the last callback: what the others do at a validation's end is within it.
+    """An epoch, from its start to the next one's, in seconds, after which the run ends; what is recorded within a
+    validation is kept apart. To be the last callback: what the others do at a validation's end is within it.
     """
 
     def __init__(self, stages: Stages) -> None:
@@ -339,10 +381,14 @@ class Span(Callback):
         self.training: dict[str, float] = {}  # by the names of Lightning's profiler
         self.validation: dict[str, float] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stages.recorded_durations.clear()
-        self.evaluation, self.validation = 0.0, {}
-        self._begun = time.perf_counter()
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == SPANNED + 1:
+            self.finish()
+            trainer.should_stop = True  # after a step
+        elif trainer.current_epoch == SPANNED:
+            self.stages.recorded_durations.clear()
+            self.evaluation, self.validation = 0.0, {}
+            self._begun = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._known = {name: len(times) for name, times in self.stages.recorded_durations.items()}
@@ -355,7 +401,7 @@ class Span(Callback):
             self.validation[name] = self.validation.get(name, 0.0) + sum(times[known:])
             del times[known:]
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self) -> None:
         self.seconds = time.perf_counter() - self._begun
         recorded = self.stages.recorded_durations
         for seconds in (recorded, self.validation):  # part of a checkpoint's own time

@@ -1,11 +1,12 @@
 """Predicted and measured gains come out side by side."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from vitlab.advising import Trial
-from vitlab.benchmarking import advice, machine, results
+from vitlab.benchmarking import advice, machine, results, running
 from vitlab.benchmarking.advice import Advice
 from vitlab.profiling import Variant
 
@@ -48,11 +49,22 @@ def test_a_prediction_may_be_off_by_a_tenth_or_by_as_much_as_the_rounds_are(
     trial = Trial(variant=Variant(num_workers=1), predicted=predicted, gains=gains)
     found = advice.case("jpeg, data.num_workers=1", trial, [100.0, 100.0, 100.0])
     ((goal, rival, ratio),) = found.outcomes()
-    assert rival == "as configured"
+    assert rival == "changed"
     assert (ratio >= goal.least) is reached
     (line,) = results.told(found)
     assert "predicted within 10% of the measured gain" in line
     assert line.endswith("| reached |" if reached else "| **missed** |")
+    measured = sorted(gains)[1]
+    assert f"| predicted {predicted:.2f}, measured {measured:.2f}, off by {abs(predicted - measured):.3f} of " in line
+    assert running.line(found).endswith(" allowed" if reached else " allowed: missed")
+    assert " x " not in running.line(found)
+
+
+def test_predictions_are_drawn_beside_what_was_measured(tmp_path: Path) -> None:
+    trial = Trial(variant=Variant(num_workers=1), predicted=1.2, gains=(1.1, 1.2, 1.3))
+    Advice().draw([advice.case("jpeg, data.num_workers=1", trial, [100.0, 100.0, 100.0])], tmp_path)
+    assert (tmp_path / "advice.png").read_bytes().startswith(b"\x89PNG")
+    Advice().draw([], tmp_path / "none")
 
 
 def test_too_few_images_are_refused() -> None:

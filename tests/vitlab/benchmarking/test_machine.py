@@ -19,7 +19,7 @@ def test_threads_are_set_and_the_title_tells_them() -> None:
     finally:
         torch.set_num_threads(before)
     assert title.startswith(f"{machine.processor()}, 2 threads, torch {torch.__version__.partition('+')[0]}")
-    assert title.endswith("3 rounds")
+    assert "rounds" not in title, "parts have rounds of their own"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

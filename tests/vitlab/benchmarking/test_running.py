@@ -41,6 +41,24 @@ def test_each_case_is_told_written_and_counted(tmp_path: Path, caplog: pytest.Lo
     assert "goals: 1 of 2 reached" in caplog.text
 
 
+def test_a_start_is_told_in_seconds_and_no_goals_are_not_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [measured("vitlab", 10.0), measured("imports", 8.0)]
+    start = Case(part="start", name="train.py", unit="starts", measured=rows, goals=[Goal(least=1 / 1.3)], lasting=True)
+    told = "start: train.py   vitlab 10   imports 8 s   takes 1.25 x as long as imports (goal at most 1.3)"
+    assert running.line(start) == told
+
+    class One(Part):
+        def cases(self, clock: Clock) -> Iterator[Case]:
+            yield Case(part="one", name="only", unit="images", measured=rows)
+
+    with caplog.at_level(logging.INFO):
+        running.run({"one": One()}, Clock(rounds=1, seconds=0), tmp_path)
+    assert "goals:" not in caplog.text
+    assert str(tmp_path / "benchmark.md") in caplog.text
+
+
 def test_parts_that_are_left_out_leave_no_table_and_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         found = running.run({"devices": Devices()}, Clock(rounds=1, seconds=0), tmp_path)
@@ -48,6 +66,24 @@ def test_parts_that_are_left_out_leave_no_table_and_say_so(tmp_path: Path, caplo
     assert list(tmp_path.iterdir()) == []
     assert "devices: left out" in caplog.text
     assert "nothing was measured" in caplog.text
+
+
+def test_what_a_training_tells_of_itself_is_not_in_the_benchmarks_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Telling(Part):
+        def cases(self, clock: Clock) -> Iterator[Case]:
+            for name in ("vitlab.classifier", "vitlab.data.sources"):
+                logging.getLogger(name).info("test split: here")
+                logging.getLogger(name).warning("one is broken")
+            yield from ()
+
+    with caplog.at_level(logging.INFO):
+        running.run({"telling": Telling()}, Clock(rounds=1, seconds=0), tmp_path)
+        logging.getLogger("vitlab.classifier").info("afterwards")
+    assert "test split" not in caplog.text
+    assert caplog.text.count("one is broken") == 2
+    assert "afterwards" in caplog.text
 
 
 class Broken(Two):

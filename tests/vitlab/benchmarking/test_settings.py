@@ -16,6 +16,15 @@ def devices(**settings: Any) -> dict[str, Any]:
     return {"parts": ["devices"], "accelerator": "cpu", "devices": target | settings}
 
 
+TARGETS = {"advice": "advice.Advice", "loading": "images.Loading", "start": "start.Start"}
+TARGETS |= {"training": "training.Training"}
+
+
+def part(name: str, **settings: Any) -> dict[str, Any]:
+    target = {"_target_": f"vitlab.benchmarking.{TARGETS[name]}"}
+    return {"parts": [name], "accelerator": "cpu", name: target | settings}
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -42,11 +51,48 @@ def devices(**settings: Any) -> dict[str, Any]:
         (devices(counts=[2], settings=["model.dmi=3"]), "devices: train.py would say: model.dmi=3: there is no such"),
         (devices(counts=[1], settings=["sede=1"]), "devices: train.py would say: sede=1: there is no such setting"),
         (devices(counts=[1], settings=["a=[b"]), "devices: train.py would say: "),
+        (part("start", rounds=0), "start.rounds=0 must be at least 1"),
+        (part("start", commands=["trainn"]), "start.commands: trainn is none of benchmark, "),
+        (part("start", settings=["hydra.run.dir=a"]), "start.settings: hydra.run.dir=a is for the part to set"),
+        (part("start", settings=["optimizer.lrr=3"]), "start.settings: train.py would say: optimizer.lrr=3: there is"),
+        (
+            part("training", default=False, networks={"vit_minni": 32}),
+            "training.networks={vit_minni: 32}, training.batch_size=64, training.samples=1024: train.py would say: "
+            "model=vit_minni: there is no such option; did you mean 'vit_mini'",
+        ),
+        (part("training", networks={"vit_mini": 0}), "training.networks={vit_mini: 0}: a side of images must be at"),
+        (part("training", batch_size=0), "training.batch_size=0 must be at least 1"),
+        (part("training", samples=10), "training.samples=10 must be at least 91"),
+        (part("training", default=False, networks={}), "training.default=false and training.networks={} leave nothing"),
+        (
+            part("training", networks={}, settings=["optimizer.lrr=3"]),
+            "training.settings: train.py would say: optimizer.lrr=3: there is no such setting; did you mean 'lr'?",
+        ),
+        (
+            part("training", networks={}, settings=["model.mlp_ratio=2"]),
+            "training: timm's twin has no such option as model.mlp_ratio=2; leave it out",
+        ),
+        (part("advice", image_size=90), "advice.image_size=90 is not cut into patches of 16; use 96"),
+        (part("advice", dim=100), "advice.dim=100 is not a multiple of 64, the width of a head; use 128"),
+        (part("advice", changes=[]), "advice.changes=[] must have at least one entry"),
     ],
 )
 def test_what_can_not_be_measured_is_told(change: dict[str, Any], problem: str) -> None:
     (found,) = settings.problems(Reader(GOOD | change, set()))
     assert found.startswith(problem)
+
+
+def test_all_that_is_wrong_with_a_part_is_told_at_once_also_beside_a_wrong_type() -> None:
+    read = Reader(GOOD | part("loading", interpolations=["cubic"], images=0, batch_size=0), {"loading.interpolations"})
+    assert list(settings.problems(read)) == [
+        "loading.batch_size=0 must be at least 1",
+        "loading.images=0 must be at least 20",
+    ]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_part_that_is_set_as_it_comes_is_right(name: str) -> None:
+    assert list(settings.problems(Reader(GOOD | part(name), set()))) == []
 
 
 def test_more_devices_than_the_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
