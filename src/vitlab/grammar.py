@@ -34,6 +34,8 @@ def unreadable(overrides: list[str]) -> list[str]:
         except HydraException as error:
             key, _, value = line.partition("=")
             remedy = f"Hydra says: {str(error).splitlines()[0]}"
+            if "=" not in line:
+                remedy = f"a setting has a value: {key}=VALUE"
             if value.startswith("[") and value.endswith("]") and "=" in value and not {"'", '"'} & set(value):
                 entries = ",".join(f"'{entry.strip()}'" for entry in value[1:-1].split(","))
                 remedy = f'settings within a list are quoted, and all of it is for the shell: "{key}=[{entries}]"'

@@ -144,7 +144,7 @@ def test_a_misspelt_experiment_is_told(refused: Preflight) -> None:
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("seed", "Error parsing override 'seed'"),
+        ("seed", "seed can't be read; a setting has a value: seed=VALUE"),
         ("seed=0,1", "add --multirun to your command line"),
         ("optimizer.lr=interval(1e-4,1e-3)", "requires --multirun"),
         ("~modle.dim", "Could not delete from config. 'modle.dim' does not exist."),
