@@ -15,6 +15,7 @@ import torch
 from vitlab import advising, optim
 from vitlab.advising import Change, Trial
 from vitlab.benchmarking.images import photographs
+from vitlab.benchmarking.scaling import HEAD, PATCH
 from vitlab.benchmarking.timing import Case, Clock, Goal, Measured, Part, demand, too_small
 from vitlab.classifier import Classifier
 from vitlab.data import sources
@@ -28,7 +29,6 @@ from vitlab.vit import VisionTransformer
 
 # Without compile: it takes minutes, and all that it changes is timed before it is predicted.
 KINDS: tuple[Change, ...] = ("num_workers", "precision", "batch_size", "log_every_n_steps", "auto_augment", "smaller")
-PATCH, HEAD = 16, 64  # pixels; width of a head, or all of a narrower token
 WITHIN = 0.1  # of the measured gain: so far off may a prediction be, or as far as the quartiles are apart
 PREDICTED, MEASURED, OFF, ALLOWED = "predicted gain", "measured gain", "off by", "allowed"
 GOAL = Goal(

@@ -26,7 +26,7 @@ from vitlab.data import containers, manifest, stamps
 from vitlab.data.encoding import BrokenImage, encoded
 from vitlab.data.finishing import array_bytes, finished, told
 from vitlab.data.manifest import WORK
-from vitlab.data.reading import UnreadableImage, explained, is_out_of_memory
+from vitlab.data.reading import is_out_of_memory, spared
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import Fault
 from vitlab.data.sources import Source, Split
@@ -122,11 +122,9 @@ class Shards(Dataset[Node]):
                 faults.append(Fault(image_name(split, row, name), name, str(error)))
                 continue
             except Exception as error:  # to leave out images for it would lose good ones
-                lacking = "; processes=N with fewer needs less memory" if is_out_of_memory(error) else ""
-                raise UnreadableImage(
-                    f"{image_name(split, row, name)} can't be read ({explained(error)}), which is no fault of the "
-                    f"image, so none is left out for it{lacking}; the same command goes on, once that is mended"
-                ) from error
+                lacking = "processes=N with fewer needs less memory; " if is_out_of_memory(error) else ""
+                way_on = f"{lacking}the same command goes on, once that is mended"
+                raise spared(image_name(split, row, name), error, way_on) from error
             items.append(containers.Item(data, int(split.labels[row]), place))
             rows.append(row)
         record: Node = {"split": name, "shard": shard, "faults": faults, "images": len(items)}

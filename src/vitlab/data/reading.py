@@ -110,6 +110,14 @@ def image_is_at_fault(error: Exception) -> bool:
     return isinstance(error, NoImage) or not isinstance(error, OSError) or error.errno is None
 
 
+def spared(path: object, error: Exception, way_on: str) -> UnreadableImage:
+    """The error to raise where an image may be whole all the same: to leave it out would lose it."""
+    reason = explained(error)
+    return UnreadableImage(
+        f"{path} can't be read ({reason}), which is no fault of the image, so none is left out for it; {way_on}"
+    )
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Of Python, Pillow, or torch, which has no error of its own for it."""
     return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)

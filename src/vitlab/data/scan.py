@@ -21,8 +21,8 @@ import torch
 from filelock import FileLock
 
 from vitlab import launch
-from vitlab.data.reading import UnreadableImage, check_header, decode, explained, image_is_at_fault, quiet, read_bytes
-from vitlab.data.rows import Rows
+from vitlab.data.reading import check_header, decode, explained, image_is_at_fault, quiet, read_bytes, spared
+from vitlab.data.rows import NoImage, Rows
 from vitlab.data.sources import Source, Split
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ SplitName = Literal["train", "val", "test"]
 THREADS = 16  # also for what waits for a network
 SHOWN = 10
 DUPLICATES, BAD = "duplicates.csv", "bad_images.csv"
+AGAIN = "start again, once that is mended"
 
 
 class Fault(NamedTuple):
@@ -141,20 +142,23 @@ def header_problem(path: str) -> tuple[str, str]:
 def content_problem(path: str) -> tuple[str, str]:
     """What is wrong with a file when it is decoded, or '', and the digest of a good file's content."""
     try:
-        decode(data := read_bytes(path))
+        data = read_bytes(path)
+    except NoImage as error:
+        return explained(error), ""
+    except Exception as error:  # of a disk, a network or a limit
+        raise spared(path, error, AGAIN) from error
+    try:
+        decode(data)
     except Exception as error:
         return blamed(path, error), ""
     return "", hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def blamed(path: str, error: Exception) -> str:
-    """What is wrong with an image. Raises `UnreadableImage` where it may be whole: to leave it out would lose it."""
+    """What is wrong with an image. Raises `UnreadableImage` where it is not at fault."""
     if image_is_at_fault(error):
         return explained(error)
-    raise UnreadableImage(
-        f"{path} can't be read ({explained(error)}), which is no fault of the image, so none is left out for it; start "
-        f"again, once that is mended"
-    ) from error
+    raise spared(path, error, AGAIN) from error
 
 
 def refusal(faults: list[Fault], source: Source, scan: Scan, record: Path | None) -> str:

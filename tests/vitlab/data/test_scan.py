@@ -618,3 +618,12 @@ def test_a_limit_or_a_disk_that_fails_makes_no_file_bad(mode: scan.Scan, tmp_pat
     (tmp_path / "a").rename(tmp_path / "unplugged")
     with pytest.raises(UnreadableImage, match=r"No such file or directory.* start again, once that is mended"):
         scan.look_through(source, mode)
+
+
+def test_what_a_storage_says_of_a_row_makes_it_no_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: str) -> bytes:
+        raise OSError("HTTP 503")  # without a number, as Pillow's of a damaged file
+
+    monkeypatch.setattr(scan, "read_bytes", failing)
+    with pytest.raises(UnreadableImage, match=r"HTTP 503\), which is no fault of the image"):
+        scan.content_problem("row")
