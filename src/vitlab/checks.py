@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from vitlab import identity, launch, ledger, model_checks, program_checks, trust
 from vitlab.benchmarking import settings
 from vitlab.classifier import Classifier
+from vitlab.optim import check_steps
 from vitlab.reader import Reader
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
 from vitlab.weights import loading
@@ -249,13 +250,11 @@ def schedule_problems(read: Reader) -> Iterator[str]:
             per_epoch = math.ceil(min(batches, limit if isinstance(limit, int) else batches * limit) / accumulate)
         total = min(total, epochs * per_epoch)
     ends = read("schedule.warmup_steps", int) or 0, read("schedule.cooldown_steps", int) or 0
-    if min(ends) >= 0 and 0 < total <= sum(ends):
-        cooldown = f" and schedule.cooldown_steps={ends[1]}" if ends[1] else ""
-        leave = "leave" if cooldown else "leaves"
-        yield (
-            f"schedule.warmup_steps={ends[0]}{cooldown} {leave} nothing of the {total} steps of training; "
-            "lower them, or raise trainer.max_epochs or trainer.max_steps"
-        )
+    if min(ends) >= 0 and total > 0:
+        try:
+            check_steps(total, *ends)
+        except ValueError as error:
+            yield str(error)
 
 
 def sweep_problems(read: Reader) -> Iterator[str]:

@@ -166,7 +166,7 @@ def progress(step: int, total_steps: int, warmup_steps: int) -> float:
     return min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
 
 
-def check_steps(total_steps: int, warmup_steps: int, cooldown_steps: int = 0) -> None:
+def check_steps(total_steps: float, warmup_steps: int, cooldown_steps: int = 0) -> None:
     """Raises `ValueError` where warm-up and cool-down leave no step between them."""
     if warmup_steps + cooldown_steps >= total_steps:
         cooldown = f" and schedule.cooldown_steps={cooldown_steps}" if cooldown_steps else ""
