@@ -283,7 +283,7 @@ def exportable(tmp_path: Path) -> Exportable:
             fill(network := VisionTransformer(**arguments))
         classes, channels = [f"kind {i}" for i in range(arguments["num_classes"])], arguments.get("in_channels", 3)
         node = {"_target_": "vitlab.vit.VisionTransformer", **arguments}
-        data = {"_target_": "vitlab.data.module.DataModule", "val_fraction": 0.1}
+        data = {"_target_": "vitlab.data.datamodule.DataModule", "val_fraction": 0.1}
         config = {"name": "tiny", "image_size": arguments["image_size"], "model": node, "data": data}
         config = json.loads(json.dumps(config | {"classifier": {"loss": loss}}))
         numbers = {"train images": 90, "val images": 10, "test images": 20}

@@ -13,8 +13,8 @@ from PIL import Image
 from vitlab import optim
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import MemoryDataset
-from vitlab.data.module import DataModule
 from vitlab.data.sources import digits, image_folder
 from vitlab.profiling import Patient
 from vitlab.schema import Node

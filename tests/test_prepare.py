@@ -18,7 +18,7 @@ import pictures
 import prepare
 from conftest import Program, Start
 from vitlab.data import manifest
-from vitlab.data.reading import read_bytes
+from vitlab.data.decode import read_bytes
 from vitlab.data.sources import shards
 
 Prepared = Callable[..., Any]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from vitlab import flops, launch
 from vitlab.benchmarking.timing import Clock, Contender, between_quartiles, turns
-from vitlab.data.module import MOST_WORKERS
+from vitlab.data.datamodule import MOST_WORKERS
 from vitlab.profiling import PARTS, STEP, Patient, Stages, Timed, Variant, shares
 
 log = logging.getLogger(__name__)

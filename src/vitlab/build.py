@@ -17,7 +17,7 @@ from vitlab import trust
 from vitlab.callbacks import Monitor, scores
 from vitlab.checkpoints import AtomicFiles, BestCheckpoint, LastCheckpoint
 from vitlab.classifier import Classifier
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.schema import Node
 from vitlab.tracking import MetricsFile
 from vitlab.weights import loading

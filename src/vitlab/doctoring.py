@@ -17,8 +17,8 @@ from PIL import Image
 
 from vitlab import advising, flops
 from vitlab.advising import Change, Trial
+from vitlab.data.datamodule import DataModule
 from vitlab.data.encoding import encoded
-from vitlab.data.module import DataModule
 from vitlab.data.sources import Split, image_folder
 from vitlab.profiling import PARTS, Patient, Variant
 from vitlab.resume import quoted

@@ -18,8 +18,8 @@ from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from vitlab import checkpoints, freezing, resume
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch
-from vitlab.data.module import DataModule
 from vitlab.data.sampler import eval_share
 from vitlab.data.scan import SplitName
 from vitlab.schema import Node

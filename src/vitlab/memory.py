@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor
 
 from vitlab import runs
 from vitlab.classifier import Classifier
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
-from vitlab.data.module import DataModule
 from vitlab.schema import Node
 
 # What libraries say that have no exception of their own for it.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitlab import launch
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.data.scan import SplitName
 from vitlab.features import Features, Kind, extract, read
 from vitlab.schema import Node

@@ -32,8 +32,8 @@ from vitlab import build, flops
 from vitlab.callbacks import Monitor
 from vitlab.classifier import Classifier
 from vitlab.compiling import compile_network
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import FilesDataset
-from vitlab.data.module import DataModule
 from vitlab.data.sources import Split
 from vitlab.schema import Node, resolve
 

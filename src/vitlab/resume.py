@@ -15,7 +15,7 @@ from vitlab.identity import alone
 from vitlab.schema import Node
 
 if TYPE_CHECKING:
-    from vitlab.data.module import DataModule
+    from vitlab.data.datamodule import DataModule
 
 LAST = "checkpoints/last.ckpt"
 

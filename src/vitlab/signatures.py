@@ -20,7 +20,7 @@ def register() -> None:
         return {k: v for k, v in defaults(target).items() if k not in supplied}
 
     network = signature("vitlab.vit.VisionTransformer", "image_size", "num_classes", "in_channels")
-    data = signature("vitlab.data.module.DataModule")
+    data = signature("vitlab.data.datamodule.DataModule")
     data["augment"] = signature("vitlab.data.augment.Augment")
     classifier = signature("vitlab.classifier.Classifier", "_target_", "optimizer", "schedule")
     weights = signature("vitlab.weights.loading.network", "_target_")

@@ -37,7 +37,7 @@ PLACES = (
         "vitlab.progress",
     ),
     "hydra_plugins.vitlab_grid.grid",
-    *("vitlab.data.module", "vitlab.data.augment", "vitlab.data.sources"),
+    *("vitlab.data.datamodule", "vitlab.data.augment", "vitlab.data.sources"),
     *("torch.nn", "torch.optim"),
     *("torchvision.models", "torchvision.ops", "torchvision.transforms"),
     *("timm.layers", "timm.loss", "timm.models", "timm.optim"),

@@ -13,9 +13,9 @@ from torchvision.transforms import v2
 from patients import LOADERS, SlowData, folder, patient
 from vitlab import advising, launch
 from vitlab.advising import Cost, Scale, Trial
-from vitlab.data import ops
+from vitlab.data import augment_ops
 from vitlab.data.augment import Augment
-from vitlab.data.module import MOST_WORKERS
+from vitlab.data.datamodule import MOST_WORKERS
 from vitlab.profiling import PARTS, Patient, Variant
 from vitlab.vit import VisionTransformer
 
@@ -153,7 +153,7 @@ def slowly(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def test_augmentation_is_predicted_where_it_happens(
     files: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place, name in ((v2.RandAugment, "forward"), (ops, "rand_augment")):
+    for place, name in ((v2.RandAugment, "forward"), (augment_ops, "rand_augment")):
         monkeypatch.setattr(place, name, slowly(getattr(place, name)))
     subject, augment = patient(), Augment(auto_augment="randaugment")
     if files:

@@ -12,7 +12,7 @@ from vitlab import optim
 from vitlab.baselines import timm_model
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.data.sources import fake
 
 

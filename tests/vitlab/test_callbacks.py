@@ -22,7 +22,7 @@ from vitlab.callbacks import Monitor, scores
 from vitlab.checkpoints import BestCheckpoint
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.data.sources import digits
 from vitlab.nonfinite import NonFinite
 from vitlab.tracking import MetricsFile

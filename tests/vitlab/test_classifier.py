@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from vitlab import optim
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.data.sampler import EpochBatches
 from vitlab.data.sources import digits
 from vitlab.vit import VisionTransformer

@@ -12,7 +12,7 @@ from lightning import Trainer
 from torch import nn
 
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.data.sources import digits
 from vitlab.features import Extractor, Kind, digest, extract, put_together, read, share
 from vitlab.vit import VisionTransformer

@@ -21,7 +21,7 @@ from conftest import Configure
 from vitlab import nonfinite, optim
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.data.sources import digits
 from vitlab.nonfinite import NonFinite, NonFiniteError
 from vitlab.tracking import MetricsFile

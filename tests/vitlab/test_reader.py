@@ -11,7 +11,7 @@ import pytest
 
 from vitlab.data import manifest
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.data.sources import shards
 from vitlab.reader import Reader
 from vitlab.schema import Node

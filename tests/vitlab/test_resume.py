@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vitlab import checkpoints, resume, runs
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.data.sources import digits
 from vitlab.resume import CannotResume
 from vitlab.schema import Node

@@ -15,7 +15,7 @@ from vitlab import schema
 from vitlab.classifier import Classifier
 from vitlab.command import CONF
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.schema import Node
 from vitlab.vit import VisionTransformer
 

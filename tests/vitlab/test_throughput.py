@@ -14,7 +14,7 @@ from vitlab.callbacks import Monitor
 from vitlab.checkpoints import LastCheckpoint
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.data.sources import digits
 from vitlab.throughput import Meter
 from vitlab.vit import VisionTransformer

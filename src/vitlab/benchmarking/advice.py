@@ -20,7 +20,7 @@ from vitlab.benchmarking.timing import Case, Clock, Goal, Measured, Part, demand
 from vitlab.classifier import Classifier
 from vitlab.data import sources
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.data.sources import Source
 from vitlab.doctoring import smaller
 from vitlab.profiling import Patient

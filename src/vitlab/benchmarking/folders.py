@@ -18,8 +18,8 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
 from vitlab.data.folder import class_folders, list_images
-from vitlab.data.module import DataModule
 from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, Split
 
 Interpolation = Literal["bilinear", "bicubic"]

@@ -28,7 +28,7 @@ from vitlab.benchmarking.quality import quality
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part, demand, too_small
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import MemoryDataset
-from vitlab.data.reading import quiet
+from vitlab.data.decode import quiet
 from vitlab.data.sampler import BatchPlan
 from vitlab.data.sources import Source, Split, digits, fake
 

@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 from vitlab.benchmarking import peers
 from vitlab.benchmarking.folders import Interpolation
 from vitlab.data.augment import Prepare
-from vitlab.data.decoding import Box, decode_crop
-from vitlab.data.reading import decode, quiet
+from vitlab.data.decode import decode, quiet
+from vitlab.data.jpeg import Box, decode_crop
 from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD
 
 FILES, THROUGH_NETWORK = 64, 16  # so many are looked at, and of so many of these the logits

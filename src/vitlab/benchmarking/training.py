@@ -33,8 +33,8 @@ from vitlab.benchmarking.networks import Precision, beside_limit
 from vitlab.benchmarking.settings import train_problems
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part, demand, too_small
 from vitlab.classifier import Classifier
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
-from vitlab.data.module import DataModule
 from vitlab.profiling import STEP, Stages
 from vitlab.schema import Node
 from vitlab.vit import VisionTransformer

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from vitlab.data import ops
+from vitlab.data import augment_ops
 
 CACHED = 2**17  # numbers that a processor's cache holds
 
@@ -69,7 +69,7 @@ class Augment(nn.Module):
         names = ("none", "randaugment", "trivialaugment")
         _require("auto_augment", auto_augment, auto_augment in names, f"one of {', '.join(names)}")
         _require("randaugment_ops", randaugment_ops, randaugment_ops >= 1, "at least 1")
-        level_is_known = 0 <= randaugment_magnitude < ops.LEVELS
+        level_is_known = 0 <= randaugment_magnitude < augment_ops.LEVELS
         _require("randaugment_magnitude", randaugment_magnitude, level_is_known, "between 0 and 30")
         _require("erasing", erasing, 0 <= erasing <= 1, "a probability between 0 and 1")
         _require("mixup", mixup, mixup >= 0, "at least 0 (0 is off)")
@@ -95,19 +95,19 @@ class Augment(nn.Module):
         """
         images = prepare(self.vary(images, cropped=cropped))
         if self.erasing:
-            images = ops.erase(images, self.erasing)
+            images = augment_ops.erase(images, self.erasing)
         return self.mix(images, targets, num_classes)
 
     def vary(self, images: Tensor, *, cropped: bool = False) -> Tensor:
         """The part that works on uint8 images."""
         if not cropped and (self.crop_padding or self.flip):
-            images = ops.crop_and_flip(images, self.crop_padding, self.flip)
+            images = augment_ops.crop_and_flip(images, self.crop_padding, self.flip)
         if self.degrees or self.translate or self.shear or self.scale != (1.0, 1.0):
-            images = ops.random_affine(images, self.degrees, self.translate, self.scale, self.shear)
+            images = augment_ops.random_affine(images, self.degrees, self.translate, self.scale, self.shear)
         if not cropped and self.auto_augment == "randaugment":
-            images = ops.rand_augment(images, self.randaugment_ops, self.randaugment_magnitude)
+            images = augment_ops.rand_augment(images, self.randaugment_ops, self.randaugment_magnitude)
         if not cropped and self.auto_augment == "trivialaugment":
-            images = ops.trivial_augment(images)
+            images = augment_ops.trivial_augment(images)
         return images
 
     def mix(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

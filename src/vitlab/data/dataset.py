@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
-from vitlab.data.decoding import Box, decode_crop
-from vitlab.data.reading import read_image
+from vitlab.data.decode import read_image
+from vitlab.data.jpeg import Box, decode_crop
 from vitlab.data.sampler import BatchPlan, stable_seed
 from vitlab.data.sources import Split
 

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitlab.data.reading import decode, explained, image_is_at_fault, quiet, read_bytes
+from vitlab.data.decode import decode, explained, image_is_at_fault, quiet, read_bytes
 from vitlab.data.rows import NoImage
 from vitlab.data.sources import Split
 

@@ -104,7 +104,7 @@ def _pixels(path: str) -> float:
     """Width times height as the header says; infinite where Pillow refuses the size, 0 for what the scan will tell."""
     from PIL import Image
 
-    from vitlab.data.reading import FORMATS, open_regular
+    from vitlab.data.decode import FORMATS, open_regular
 
     try:
         with warnings.catch_warnings():

@@ -6,7 +6,7 @@ ways every row has its number and every label is known from the start, so order,
 own. `datasets.IterableDataset` could not give that: its ranks get whole files of unequal length, its workers stop at
 different times, and its shuffling depends on their number.
 
-No code of a set is ever run: `datasets` 4 and later has no scripts, and images stay bytes until `vitlab.data.reading`.
+No code of a set is ever run: `datasets` 4 and later has no scripts, and images stay bytes until `vitlab.data.decode`.
 """
 
 import logging

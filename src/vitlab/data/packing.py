@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitlab import launch
 from vitlab.data import containers, manifest, stamps
+from vitlab.data.decode import is_out_of_memory, spared
 from vitlab.data.encoding import BrokenImage, encoded
 from vitlab.data.finishing import array_bytes, finished, told
 from vitlab.data.manifest import WORK
-from vitlab.data.reading import is_out_of_memory, spared
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import Fault
 from vitlab.data.sources import Source, Split

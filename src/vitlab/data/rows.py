@@ -283,6 +283,6 @@ def stored(value: dict[str, Any] | None) -> bytes:
         raise NoImage("the row holds no image")
     if not os.path.isabs(path):  # noqa: PTH117 a million
         raise NoImage(f"the row holds no image, but the name {path}")
-    from vitlab.data.reading import read_bytes
+    from vitlab.data.decode import read_bytes
 
     return read_bytes(path)

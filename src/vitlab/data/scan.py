@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 
 from vitlab import launch
-from vitlab.data.reading import check_header, decode, explained, image_is_at_fault, quiet, read_bytes, spared
+from vitlab.data.decode import check_header, decode, explained, image_is_at_fault, quiet, read_bytes, spared
 from vitlab.data.rows import NoImage, Rows
 from vitlab.data.sources import Source, Split
 

@@ -8,7 +8,7 @@ import torch
 
 from vitlab.benchmarking.folders import JpegFolder, jpeg_files, linked
 from vitlab.benchmarking.images import photographs
-from vitlab.data.reading import quiet
+from vitlab.data.decode import quiet
 
 
 @pytest.fixture(scope="module")

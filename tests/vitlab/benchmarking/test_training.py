@@ -15,8 +15,8 @@ from vitlab.benchmarking import training
 from vitlab.benchmarking.networks import LIMIT
 from vitlab.benchmarking.timing import OURS, Case, Clock
 from vitlab.callbacks import Monitor
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch
-from vitlab.data.module import DataModule
 from vitlab.nonfinite import NonFinite
 from vitlab.schema import Node
 from vitlab.throughput import Meter

@@ -17,7 +17,7 @@ from vitlab.data.dataset import (
     TrainBatch,
     centre_crop,
 )
-from vitlab.data.reading import read_image
+from vitlab.data.decode import read_image
 from vitlab.data.sampler import BatchPlan, EpochBatches, stable_seed
 from vitlab.data.sources import Split, digits
 

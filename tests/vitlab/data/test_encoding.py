@@ -9,15 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from vitlab.data import reading
+from vitlab.data.decode import decode, quiet, read_image
 from vitlab.data.encoding import BrokenImage, encoded, shrunk
-from vitlab.data.reading import quiet, read_image
 from vitlab.data.sources import Split, digits
 
 
-def decode(data: bytes) -> torch.Tensor:
+def pixels(data: bytes) -> torch.Tensor:
     with quiet():  # of torchvision's plans
-        return reading.decode(data)
+        return decode(data)
 
 
 def files(*paths: Path) -> Split:
@@ -34,7 +33,7 @@ def test_a_file_that_is_small_and_upright_keeps_its_bytes_and_so_does_any_withou
 def test_a_larger_photograph_is_made_smaller_on_its_shorter_side_and_looks_the_same(drawn: Path) -> None:
     photo = drawn / "train" / "digit 0" / "photo.jpg"
     data = encoded(files(photo), 0, size=40, quality=95)
-    found, whole = decode(data), read_image(str(photo))
+    found, whole = pixels(data), read_image(str(photo))
     assert (tuple(found.shape), tuple(whole.shape)) == ((3, 40, 60), (3, 80, 120))
     assert len(data) < photo.stat().st_size
     assert (found.float() - shrunk(whole, 40).float()).abs().mean() < 4, "of 255: what JPEG costs"
@@ -52,9 +51,9 @@ def test_images_in_memory_and_all_without_a_quality_become_png_without_loss(draw
     assert split.images is not None
     data = encoded(split, 3, size=256, quality=90)
     assert data.startswith(b"\x89PNG")
-    assert torch.equal(decode(data), split.images[3].expand(3, -1, -1))
+    assert torch.equal(pixels(data), split.images[3].expand(3, -1, -1))
     photo = drawn / "train" / "digit 0" / "photo.jpg"
-    smaller = decode(encoded(files(photo), 0, size=40, quality=None))
+    smaller = pixels(encoded(files(photo), 0, size=40, quality=None))
     assert torch.equal(smaller, shrunk(read_image(str(photo)), 40))
 
 

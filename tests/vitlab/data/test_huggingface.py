@@ -30,9 +30,9 @@ from vitlab import checkpoints, resume, runs
 from vitlab.checks import problems as all_problems
 from vitlab.data import huggingface
 from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
-from vitlab.data.module import DataModule
-from vitlab.data.reading import UnreadableImage, read_image
+from vitlab.data.decode import UnreadableImage, read_image
 from vitlab.data.sources import Source, Split
 from vitlab.data.sources import huggingface as source_of
 from vitlab.schema import Node

@@ -14,8 +14,8 @@ from filelock import FileLock
 
 import pictures
 from vitlab.data import containers, manifest, packing
+from vitlab.data.decode import UnreadableImage, read_bytes, read_image
 from vitlab.data.packing import Settings, problems
-from vitlab.data.reading import UnreadableImage, read_bytes, read_image
 from vitlab.data.sources import Source, digits, shards
 from vitlab.data.storage import Storage
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitlab.data.reading import check_header, read_bytes, read_image
+from vitlab.data.decode import check_header, read_bytes, read_image
 from vitlab.data.rows import ArrowRows, ParquetRows, Rows
 from vitlab.data.sources import huggingface
 

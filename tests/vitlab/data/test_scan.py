@@ -24,10 +24,10 @@ from torchvision import datasets
 from vitlab import resume
 from vitlab.data import published, scan, sources
 from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
+from vitlab.data.decode import MAX_PIXELS, UnreadableImage, read_image
 from vitlab.data.folder import list_images
-from vitlab.data.module import DataModule
-from vitlab.data.reading import MAX_PIXELS, UnreadableImage, read_image
 from vitlab.data.sources import Source, Split, image_folder
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
-from vitlab.data.module import DataModule
-from vitlab.data.reading import UnreadableImage, read_image
+from vitlab.data.decode import UnreadableImage, read_image
 from vitlab.data.sampler import EpochBatches
 from vitlab.data.shards import problems
 from vitlab.data.sources import image_folder, shards

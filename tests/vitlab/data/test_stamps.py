@@ -14,7 +14,7 @@ from PIL import Image
 
 import pictures
 from vitlab.data import containers, manifest, packing, stamps
-from vitlab.data.reading import read_bytes
+from vitlab.data.decode import read_bytes
 from vitlab.data.sources import Split, digits, huggingface
 
 Packed = Any

@@ -13,8 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 from torchvision.transforms import v2
 
-from vitlab.data import reading
-from vitlab.data.reading import UnreadableImage, read_image
+from vitlab.data import decode
+from vitlab.data.decode import UnreadableImage, read_image
 from vitlab.data.rows import NoImage
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
@@ -43,7 +43,7 @@ def test_every_format_and_mode_decodes_as_pillow_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, mode: str, fast: bool
 ) -> None:
     if not fast:
-        monkeypatch.setattr(reading, "decode_image", None)  # a torchvision of the future
+        monkeypatch.setattr(decode, "decode_image", None)  # a torchvision of the future
     path = tmp_path / "image"
     path.write_bytes(encoded(PHOTO.convert(mode), format))
     pixels = read_image(str(path))
@@ -149,11 +149,11 @@ def test_a_size_is_refused_before_anything_is_decoded(tmp_path: Path, width: int
 
 def test_the_size_of_a_jpeg_is_read_as_pillow_reads_it() -> None:
     for options in ({}, {"progressive": True}, {"exif": Image.Exif()}, {"icc_profile": bytes(150_000)}):
-        assert reading.jpeg_size(encoded(PHOTO, "JPEG", **options)) == PHOTO.size
+        assert decode.jpeg_size(encoded(PHOTO, "JPEG", **options)) == PHOTO.size
     data = encoded(PHOTO, "JPEG")
-    assert reading.jpeg_size(data[:2] + b"\xff\xff\xff" + data[2:]) == PHOTO.size, "filling bytes"
+    assert decode.jpeg_size(data[:2] + b"\xff\xff\xff" + data[2:]) == PHOTO.size, "filling bytes"
     with pytest.raises(ValueError, match="without an image"):
-        reading.jpeg_size(b"\xff\xd8\xff\xd9" + bytes(20))
+        decode.jpeg_size(b"\xff\xd8\xff\xd9" + bytes(20))
 
 
 def test_a_named_error_crosses_from_a_worker_in_one_line() -> None:
@@ -167,6 +167,6 @@ def test_what_the_machine_lacks_is_no_fault_of_an_image() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     for error in (caught.value, MemoryError(), OSError(errno.EMFILE, "Too many open files")):
-        assert not reading.image_is_at_fault(error)
+        assert not decode.image_is_at_fault(error)
     for error in (RuntimeError("Corrupt JPEG data"), OSError("image file is truncated"), NoImage(errno.ENOENT, "gone")):
-        assert reading.image_is_at_fault(error)
+        assert decode.image_is_at_fault(error)

@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule, reseed
 from vitlab.data.dataset import EvalBatch, TrainBatch
-from vitlab.data.module import DataModule, reseed
 from vitlab.data.sources import Source, digits, fake, image_folder
 
 # Lightning 2.6.6 with torch 2.15

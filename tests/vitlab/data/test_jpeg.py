@@ -10,9 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import v2
 
-from vitlab.data import decoding
-from vitlab.data.decoding import Box, decode_crop, factor_for, plain_jpeg
-from vitlab.data.reading import decode
+from vitlab.data import jpeg
+from vitlab.data.decode import decode
+from vitlab.data.jpeg import Box, decode_crop, factor_for, plain_jpeg
 
 # torchvision 0.29, which `read_image` keeps quiet
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
@@ -22,7 +22,7 @@ SMALL = PHOTO.resize((160, 107))
 BOX = Box(3, 5, 40, 60)
 
 
-def jpeg(image: Image.Image = SMALL, **options: Any) -> bytes:
+def jpeg_bytes(image: Image.Image = SMALL, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", **{"quality": 90, **options})
     return buffer.getvalue()
@@ -31,7 +31,7 @@ def jpeg(image: Image.Image = SMALL, **options: Any) -> bytes:
 def turned(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return jpeg(exif=exif)
+    return jpeg_bytes(exif=exif)
 
 
 def full_crop(data: bytes, box: Box = BOX, size: tuple[int, int] = (24, 32)) -> torch.Tensor:
@@ -42,16 +42,16 @@ def full_crop(data: bytes, box: Box = BOX, size: tuple[int, int] = (24, 32)) -> 
 
 
 KINDS = {
-    "baseline": jpeg(),
-    "progressive": jpeg(progressive=True),
-    "restart markers": jpeg(restart_marker_rows=1),
-    "no subsampling": jpeg(subsampling=0),
-    "4:1:1": jpeg(subsampling="4:1:1"),
-    "grey": jpeg(SMALL.convert("L")),
-    "CMYK": jpeg(SMALL.convert("CMYK")),
+    "baseline": jpeg_bytes(),
+    "progressive": jpeg_bytes(progressive=True),
+    "restart markers": jpeg_bytes(restart_marker_rows=1),
+    "no subsampling": jpeg_bytes(subsampling=0),
+    "4:1:1": jpeg_bytes(subsampling="4:1:1"),
+    "grey": jpeg_bytes(SMALL.convert("L")),
+    "CMYK": jpeg_bytes(SMALL.convert("CMYK")),
     "upright": turned(1),
     "on its head": turned(3),
-    "damaged EXIF": jpeg(exif=b"Exif\0\0MM\x01\x12 nonsense"),
+    "damaged EXIF": jpeg_bytes(exif=b"Exif\0\0MM\x01\x12 nonsense"),
 }
 
 
@@ -59,7 +59,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_crop_is_that_of_the_whole_bit_for_bit(monkeypatch: pytest.MonkeyPatch, kind: str, installed: bool) -> None:
     if not installed:
-        monkeypatch.setattr(decoding, "simplejpeg", None)
+        monkeypatch.setattr(jpeg, "simplejpeg", None)
     data = KINDS[kind]
     sizes = []
 
@@ -81,7 +81,7 @@ def test_any_box_of_any_size_is_exact() -> None:
     chance = random.Random(0)
     for _ in range(60):
         height, width = chance.randint(1, 90), chance.randint(1, 90)
-        data = jpeg(SMALL.crop((7, 7, 7 + width, 7 + height)), subsampling=chance.choice((0, 1, 2, "4:1:1")))
+        data = jpeg_bytes(SMALL.crop((7, 7, 7 + width, 7 + height)), subsampling=chance.choice((0, 1, 2, "4:1:1")))
         tall, wide = chance.randint(1, height), chance.randint(1, width)
         box = Box(chance.randint(0, height - tall), chance.randint(0, width - wide), tall, wide)
         assert torch.equal(decode_crop(data, lambda *_, box=box: box, (24, 32)), full_crop(data, box))
@@ -89,14 +89,14 @@ def test_any_box_of_any_size_is_exact() -> None:
 
 def test_no_row_below_the_box_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     heights = []
-    decoded = decoding.decode_fast
+    decoded = jpeg.decode_fast
 
     def seen(*arguments: Any, **options: Any) -> Any:
         pixels = decoded(*arguments, **options)
         heights.append(None if pixels is None else len(pixels))
         return pixels
 
-    monkeypatch.setattr(decoding, "decode_fast", seen)
+    monkeypatch.setattr(jpeg, "decode_fast", seen)
     for kind in ("baseline", "grey", "progressive", "restart markers", "CMYK", "on its head"):
         decode_crop(KINDS[kind], lambda *_: BOX, (24, 32))
     assert heights == [45, 45, 107, 107], "what isn't row after row is decoded whole, CMYK and turned files elsewhere"
@@ -136,17 +136,17 @@ def test_a_smaller_decoding_leaves_twice_what_is_needed(side: int, factor: int) 
 
 
 def test_a_smaller_decoding_is_close_and_the_same_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, box = jpeg(PHOTO), Box(21, 33, 401, 500)
+    data, box = jpeg_bytes(PHOTO), Box(21, 33, 401, 500)
     near = decode_crop(data, lambda *_: box, (96, 96), scaled=True)
     exact = full_crop(data, Box(20, 32, 400, 500), (96, 96))
     assert not torch.equal(near, exact)
     assert (near.float() - exact.float()).abs().mean() < 1.2, "of 255"
-    monkeypatch.setattr(decoding, "simplejpeg", None)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
     assert torch.equal(decode_crop(data, lambda *_: box, (96, 96), scaled=True), near)
 
 
 def test_a_size_is_refused_before_anything_is_decoded() -> None:
-    data = bytearray(jpeg())
+    data = bytearray(jpeg_bytes())
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = b"\xff\xff\xff\xff"
     with pytest.raises(ValueError, match=r"[\d,]+ pixels: make it smaller"):

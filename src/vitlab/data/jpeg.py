@@ -2,7 +2,7 @@
 
     bytes -> header -> the box is chosen -> rows down to the box's end, at 1/1, 1/2, 1/4 or 1/8 -> cut, resized -> uint8
 
-Whatever isn't a plain JPEG file (8 bits, grey or three colours, upright, whole) is decoded by `reading.decode` and cut
+Whatever isn't a plain JPEG file (8 bits, grey or three colours, upright, whole) is decoded by `decode.decode` and cut
 then, with the same errors. At full scale both ways give the same pixels, bit for bit, with any of the decoders:
 simplejpeg, torchvision and Pillow are all libjpeg-turbo.
 
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitlab.data.reading import FRAMES, JPEG, check_size, decode, frame_size, jpeg_segments
+from vitlab.data.decode import FRAMES, JPEG, check_size, decode, frame_size, jpeg_segments
 
 try:
     import simplejpeg
@@ -64,7 +64,7 @@ def decode_crop(
     """The part that `choose(height, width)` names, resized with antialiasing to `size`: uint8 [3, *size].
 
     `scaled`: a box of at least four times `size` comes from a JPEG decoded at 1/2, 1/4 or 1/8, and lies on that grid.
-    Raises all kinds of errors for what isn't an image, as `reading.decode` does; `choose` is called once.
+    Raises all kinds of errors for what isn't an image, as `decode.decode` does; `choose` is called once.
     """
     plain = plain_jpeg(data)
     if plain is None:
