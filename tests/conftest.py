@@ -1,11 +1,14 @@
 """What several tests need: configurations composed as the programs compose them, a Trainer, finished runs."""
 
+import functools
+import http.server
 import inspect
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -184,6 +187,25 @@ def tracked() -> Tracked:
         return parts
 
     return read
+
+
+# ------------------------------------------------------------------------------------------- what is downloaded
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """An address on this machine and the folder behind it."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as it:
+        threading.Thread(target=functools.partial(it.serve_forever, 0.02), daemon=True).start()
+        yield f"http://127.0.0.1:{it.server_port}/", folder
+        it.shutdown()
 
 
 # ------------------------------------------------------------------------------------- data sets of the Hub's formats

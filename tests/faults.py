@@ -278,7 +278,7 @@ def images(work: Path) -> list[str]:
     folder = work / "images"
     with runs_lock(work):
         if not folder.exists():
-            from vitlab.data.sources import digits
+            from vitlab.data.sets.digits import digits
 
             train = digits().train
             assert train.images is not None

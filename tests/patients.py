@@ -15,7 +15,8 @@ from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import MemoryDataset
-from vitlab.data.sources import digits, image_folder
+from vitlab.data.sets.digits import digits
+from vitlab.data.sets.image_folder import image_folder
 from vitlab.profiling import Patient
 from vitlab.schema import Node
 from vitlab.vit import VisionTransformer

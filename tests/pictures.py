@@ -9,7 +9,8 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from vitlab.data import packing
 from vitlab.data.packing import Settings
-from vitlab.data.sources import Source, image_folder
+from vitlab.data.sets.image_folder import image_folder
+from vitlab.data.source import Source
 
 Packed = Callable[..., Path]
 SETTINGS = Settings("litdata", 24, 90, 16, True, 0)

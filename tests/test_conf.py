@@ -27,7 +27,7 @@ import pictures
 import probe
 from conftest import Configure
 from vitlab import build, checks, command, runs, schema, signatures
-from vitlab.data.sources import DEBIAN_FASHION_MNIST
+from vitlab.data.sets.mnist import DEBIAN_FASHION_MNIST
 from vitlab.schema import Node
 from vitlab.vit import VisionTransformer
 

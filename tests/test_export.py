@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 import export
-from vitlab.data.sources import digits
+from vitlab.data.sets.digits import digits
 
 Exported = Callable[..., Any]
 

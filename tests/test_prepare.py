@@ -19,7 +19,7 @@ import prepare
 from conftest import Program, Start
 from vitlab.data import manifest
 from vitlab.data.decode import read_bytes
-from vitlab.data.sources import shards
+from vitlab.data.sets.shards import shards
 
 Prepared = Callable[..., Any]
 

@@ -4,7 +4,6 @@ Nothing here raises: every problem becomes a line, so that a user sees all of th
 the same rules again, for those who build them without a configuration.
 """
 
-import importlib
 import math
 import os
 import re
@@ -176,7 +175,7 @@ def data_problems(read: Reader) -> Iterator[str]:
     fraction, facts = read("data.val_fraction", float), read.facts()
     if fraction is not None and not 0 < fraction < 1:
         yield f"data.val_fraction={fraction} must lie between 0 and 1: the best checkpoint is chosen on that part"
-    elif fraction is not None and facts and facts.train_samples and facts.num_classes:
+    elif fraction is not None and facts.train_samples and facts.num_classes:
         held_out = math.ceil(facts.train_samples * fraction)
         if held_out < facts.num_classes or facts.train_samples - held_out < facts.num_classes:
             yield (
@@ -190,10 +189,10 @@ def data_problems(read: Reader) -> Iterator[str]:
     if (share := read("data.max_skipped", float)) is not None and not 0 <= share < 1:
         yield f"data.max_skipped={share} must be at least 0 and below 1: a share of the images"
     source = (read("data.source._target_", str) or "").rpartition(".")[2]
-    if read("data.scaled_decoding", bool) and facts and source not in ("image_folder", "huggingface", "shards"):
+    if read("data.scaled_decoding", bool) and facts.in_memory:
         yield f"data.scaled_decoding=true is for JPEG files, and {source} lies in memory; leave it out"
     if read("data.on_error", str) == "skip":
-        if facts and source not in ("image_folder", "huggingface", "shards"):
+        if facts.in_memory:
             yield f"data.on_error=skip is for image folders, and {source} is none; leave it out"
         elif read("data.scan", str) == "none":
             yield "data.on_error=skip decodes every image beforehand, which data.scan=none forbids; leave one out"
@@ -203,15 +202,8 @@ def data_problems(read: Reader) -> Iterator[str]:
             resolve(str(augment["_target_"]))(**{k: v for k, v in augment.items() if not k.startswith("_")})
         except ValueError as error:
             yield str(error)
-    if (read("data.source._target_", str) or "").endswith("image_folder"):
-        folder = read("data.source.data_dir", str)
-        if folder and not Path(folder).is_dir():
-            yield f"data_dir={folder} is not a folder; data=image_folder wants the folder of the images there"
-    source = read("data.source", dict) or {}
-    kind = str(source.get("_target_")).removeprefix("vitlab.data.sources.")
-    if kind in ("huggingface", "shards") and not any("data.source" in bad for bad in read.bad):
-        module = importlib.import_module(f"vitlab.data.{kind}")
-        yield from module.problems(**{k: v for k, v in source.items() if not k.startswith("_")})
+    if facts.problems is not None and (settings := read.source_settings()) is not None:
+        yield from facts.problems(**settings)
 
 
 def batch_problems(read: Reader) -> Iterator[str]:

@@ -43,6 +43,7 @@ from vitlab import (
     stopping,
     trust,
 )
+from vitlab.data.source import loader_facts
 from vitlab.data.storage import is_remote
 from vitlab.jobs import Function
 from vitlab.schema import Node
@@ -323,19 +324,11 @@ def plain(cfg: DictConfig, run_dir: str) -> Node | str:
 
 
 def placed(config: Node) -> Node:
-    """With `data.name`, which names a set of the Hugging Face Hub, where its source has it: a local set by its whole
-    path, since a run may be evaluated, or resumed, from another folder.
-    """
+    """The configuration with the group `data` as its data set has it recorded."""
     data = config.get("data")
     source = data.get("source") if isinstance(data, dict) else None
-    if not isinstance(data, dict) or not isinstance(source, dict):
-        return config
-    if source.get("_target_") != "vitlab.data.sources.huggingface":
-        return config
-    data = {key: value for key, value in data.items() if key != "name"}
-    if isinstance(name := source.get("name"), str) and Path(name).expanduser().exists():
-        source = {**source, "name": str(Path(name).expanduser().absolute())}
-    return {**config, "data": {**data, "source": source}}
+    normalize = loader_facts(source.get("_target_")).normalize if isinstance(source, dict) else None
+    return {**config, "data": normalize(data)} if normalize and isinstance(data, dict) else config
 
 
 def check(function: Function, config: Node | str, *, elsewhere: bool = False) -> list[str]:

@@ -19,7 +19,7 @@ from vitlab import advising, flops
 from vitlab.advising import Change, Trial
 from vitlab.data.datamodule import DataModule
 from vitlab.data.encoding import encoded
-from vitlab.data.sources import Split, image_folder
+from vitlab.data.source import Split, loader_facts
 from vitlab.profiling import PARTS, Patient, Variant
 from vitlab.resume import quoted
 from vitlab.runs import replace
@@ -136,10 +136,10 @@ def enough(data: DataModule) -> int:
 def packed(data: DataModule) -> str:
     """The command that brings the files to that size, and what to train on then; empty where no `data=` has them."""
     source, side = data.load_source, enough(data)
-    if not isinstance(source, partial) or source.func is not image_folder:
+    if not isinstance(source, partial) or loader_facts(source).in_memory is not False:
         return ""
     chosen = {key: value for key, value in source.keywords.items() if key != "data_dir"}
-    defaults = {name: known.default for name, known in inspect.signature(image_folder).parameters.items()}
+    defaults = {name: known.default for name, known in inspect.signature(source.func).parameters.items()}
     settings = {f"data.source.{key}": value for key, value in chosen.items() if value != defaults[key]}
     if data.on_error == "skip":
         settings |= {"data.on_error": "skip", "data.max_skipped": data.max_skipped}
@@ -147,7 +147,7 @@ def packed(data: DataModule) -> str:
     place = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
     out = place.resolve() if place.name in ("", "..") else place
     target = out.with_name(f"{out.name}-{side}")
-    words = {"data": "image_folder", "data_dir": str(place), **settings}
+    words = {"data": source.func.__name__, "data_dir": str(place), **settings}
     words |= {"to": "folder", "size": side, "out": str(target)}
     line = shlex.join(f"{key}={typed(value)}" for key, value in words.items())
     return f"python src/prepare.py {line}, then train with {shlex.quote(f'data_dir={typed(str(target))}')}"

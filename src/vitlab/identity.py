@@ -11,12 +11,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from vitlab.data.source import loader_facts
 from vitlab.schema import Node
 
 LONGEST = 120  # characters of a name that are made of choices
@@ -132,10 +132,6 @@ def subject(config: Node, varies: Iterable[str] = ()) -> str:
 
 def data_name(source: Mapping[str, Any]) -> str:
     """What the data of a source is called in names: `digits`, a folder's name, `ylecun_mnist`."""
-    kind = str(source.get("_target_", "sweep")).rsplit(".", 1)[-1]
-    if kind in ("image_folder", "shards"):
-        return Path(str(source.get("data_dir"))).name
-    if kind == "huggingface" and isinstance(name := source.get("name"), str):
-        is_local = name[0:1] in ("/", ".", "~") or Path(name).exists()
-        return safe(Path(name).name.removesuffix(".parquet") if is_local else name)
-    return kind
+    target = str(source.get("_target_", "sweep"))
+    label = loader_facts(target).label
+    return label(source) if label else target.rsplit(".", 1)[-1]

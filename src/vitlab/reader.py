@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from vitlab import launch
-from vitlab.data.sources import FACTS, Facts
+from vitlab.data.source import Facts, loader_facts, loader_settings
 from vitlab.schema import Node, fits
 
 
@@ -22,10 +22,15 @@ class Reader:
             value = value[key]
         return value if path not in self.bad and fits(value, kind) else None
 
-    def facts(self) -> Facts | None:
+    def facts(self) -> Facts:
         """What is known of the data without loading it."""
-        target = self("data.source._target_", str)
-        return FACTS.get(target.rsplit(".", 1)[-1]) if target else None
+        return loader_facts(self("data.source._target_", str))
+
+    def source_settings(self) -> Node | None:
+        """The settings of the data's loader; None if something is wrong with them."""
+        if self("data.source", dict) is None or any(path.startswith("data.source") for path in self.bad):
+            return None
+        return loader_settings(self("data.source"))
 
     def ranks(self) -> int:
         """Processes that will train, over all nodes."""
@@ -50,16 +55,9 @@ class Reader:
 
     def known_samples(self) -> tuple[int, bool] | None:
         """Images of the train split, and whether there are others to validate on; None where only loading tells."""
-        if (facts := self.facts()) is None:
-            return None
+        facts = self.facts()
         if facts.train_samples is not None:
             return facts.train_samples, False
-        kind = str(self("data.source._target_", str)).rpartition(".")[2]
-        if kind == "fake" and (samples := self("data.source.samples", int)) is not None and samples > 0:
-            return samples, False
-        folder, test_fraction = self("data.source.data_dir", str), self("data.source.test_fraction", float)
-        if kind == "shards" and folder is not None and test_fraction is not None:
-            from vitlab.data import shards
-
-            return shards.known_samples(folder, test_fraction)
-        return None
+        if facts.count is None or (settings := self.source_settings()) is None:
+            return None
+        return facts.count(**settings)

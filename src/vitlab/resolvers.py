@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.data.sources import FACTS
+from vitlab.data.source import loader_facts
 
 # (width, depth, heads) -> the name that the literature uses (ViT paper's table 1; Ti and S from DeiT's)
 SIZES = {
@@ -74,9 +74,8 @@ def choices() -> dict[str, str]:
 
 
 def native_size(source: str) -> int:
-    """The side in pixels of a data set's images, by the last part of its `_target_`; 224 where it has no one size."""
-    facts = FACTS.get(source.rsplit(".", 1)[-1])
-    return facts.native_size if facts and facts.native_size else UNKNOWN_SIZE
+    """The side in pixels of a data set's images, by its `_target_`; 224 if its loader's facts have no size."""
+    return loader_facts(source).native_size or UNKNOWN_SIZE
 
 
 def objective_for(source: str) -> str:
@@ -84,9 +83,8 @@ def objective_for(source: str) -> str:
 
     Of 144 digits to validate on, one is 0.7 %.
     """
-    facts = FACTS.get(source.rsplit(".", 1)[-1])
-    few = facts is not None and facts.train_samples is not None and facts.train_samples < FEW_IMAGES
-    return "val/loss" if few else "val/acc"
+    samples = loader_facts(source).train_samples
+    return "val/loss" if samples is not None and samples < FEW_IMAGES else "val/acc"
 
 
 def patch_for(image_size: int | Sequence[int]) -> int:

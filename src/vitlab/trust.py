@@ -37,7 +37,7 @@ PLACES = (
         "vitlab.progress",
     ),
     "hydra_plugins.vitlab_grid.grid",
-    *("vitlab.data.datamodule", "vitlab.data.augment", "vitlab.data.sources"),
+    *("vitlab.data.datamodule", "vitlab.data.augment", "vitlab.data.sets"),
     *("torch.nn", "torch.optim"),
     *("torchvision.models", "torchvision.ops", "torchvision.transforms"),
     *("timm.layers", "timm.loss", "timm.models", "timm.optim"),
@@ -60,8 +60,8 @@ KINDS = (
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
     *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )
-FUNCTIONS = (  # functions, or modules of ours that hold nothing else
-    *("vitlab.baselines", "vitlab.data.sources", "vitlab.optim", "vitlab.tracking.wandb_logger"),
+FUNCTIONS = (  # functions, or modules of ours that hold nothing else; and what loads a data set, with `facts` of it
+    *("vitlab.baselines", "vitlab.optim", "vitlab.tracking.wandb_logger"),
     *(f"torch.optim.swa_utils.get_{kind}_avg_fn" for kind in ("ema", "ema_multi", "swa", "swa_multi")),
 )
 # Launchers of sweeps, ours and two of Hydra's own plugins: exactly these.
@@ -183,7 +183,9 @@ def refusal(target: str) -> str | None:
     if not by_user and _within(defined, PLACES):
         if isinstance(found, type) and issubclass(found, kinds()):
             return None
-        if isinstance(found, FunctionType) and _within(f"{defined}.{found.__qualname__}", FUNCTIONS):
+        if isinstance(found, FunctionType) and (
+            hasattr(found, "facts") or _within(f"{defined}.{found.__qualname__}", FUNCTIONS)
+        ):
             return None
     return f"{name} is none of the classes and functions that experiments are made of"
 

@@ -13,7 +13,7 @@ from vitlab.baselines import timm_model
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
-from vitlab.data.sources import fake
+from vitlab.data.sets.fake import fake
 
 
 @pytest.mark.parametrize(

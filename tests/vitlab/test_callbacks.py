@@ -23,7 +23,7 @@ from vitlab.checkpoints import BestCheckpoint
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
-from vitlab.data.sources import digits
+from vitlab.data.sets.digits import digits
 from vitlab.nonfinite import NonFinite
 from vitlab.tracking import MetricsFile
 from vitlab.vit import VisionTransformer

@@ -20,7 +20,7 @@ from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sampler import EpochBatches
-from vitlab.data.sources import digits
+from vitlab.data.sets.digits import digits
 from vitlab.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]

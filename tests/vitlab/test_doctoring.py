@@ -11,7 +11,7 @@ from PIL import Image
 from patients import folder, patient
 from vitlab import command, doctoring, signatures
 from vitlab.advising import Trial
-from vitlab.data.sources import image_folder
+from vitlab.data.sets.image_folder import image_folder
 from vitlab.profiling import PARTS, Variant
 from vitlab.schema import Node
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
-from vitlab.data.sources import digits
+from vitlab.data.sets.digits import digits
 from vitlab.features import Extractor, Kind, digest, extract, put_together, read, share
 from vitlab.vit import VisionTransformer
 

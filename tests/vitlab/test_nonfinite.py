@@ -22,7 +22,7 @@ from vitlab import nonfinite, optim
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
-from vitlab.data.sources import digits
+from vitlab.data.sets.digits import digits
 from vitlab.nonfinite import NonFinite, NonFiniteError
 from vitlab.tracking import MetricsFile
 from vitlab.vit import VisionTransformer

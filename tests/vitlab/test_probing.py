@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
-from vitlab.data.sources import digits, stratified
+from vitlab.data.sets.digits import digits
+from vitlab.data.splitting import stratified
 from vitlab.features import Features
 from vitlab.probing import KNN, Linear, counted, joined
 

@@ -12,7 +12,7 @@ import pytest
 from vitlab.data import manifest
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
-from vitlab.data.sources import shards
+from vitlab.data.sets.shards import shards
 from vitlab.reader import Reader
 from vitlab.schema import Node
 
@@ -30,14 +30,16 @@ def test_a_reader_answers_nothing_for_what_is_missing_wrong_or_of_another_kind()
         ({}, 1293),
         ({"max_train_samples": 100}, 100),
         ({"val_fraction": 2.0}, None),
-        ({"source": {"_target_": "vitlab.data.sources.image_folder"}}, None),
-        ({"source": {"_target_": "vitlab.data.sources.fake", "samples": 25}}, 22),
-        ({"source": {"_target_": "vitlab.data.sources.shards", "data_dir": "none", "test_fraction": 0.2}}, None),
+        ({"source": {"_target_": "vitlab.data.sets.image_folder.image_folder"}}, None),
+        ({"source": {"_target_": "vitlab.data.sets.fake.fake", "samples": 25}}, 22),
+        ({"source": {"_target_": "vitlab.data.sets.shards.shards", "data_dir": "none", "test_fraction": 0.2}}, None),
     ],
     ids=str,
 )
 def test_the_images_to_train_on_are_counted_where_the_data_s_size_is_known(data: Node, left: int | None) -> None:
-    read = Reader({"data": {"source": {"_target_": "vitlab.data.sources.digits"}, "val_fraction": 0.1, **data}}, set())
+    read = Reader(
+        {"data": {"source": {"_target_": "vitlab.data.sets.digits.digits"}, "val_fraction": 0.1, **data}}, set()
+    )
     assert read.train_samples() == left
 
 
@@ -55,7 +57,7 @@ def test_what_a_packed_set_says_of_its_size_is_what_training_gets(
             shutil.copy(folder / manifest.index_file("test"), folder / manifest.index_file(name))
     (folder / manifest.NAME).write_text(json.dumps(content))
     settings: Any = {"data_dir": str(folder), "test_fraction": 0.2}
-    node = {"_target_": "vitlab.data.sources.shards", **settings}
+    node = {"_target_": "vitlab.data.sets.shards.shards", **settings}
     read = Reader({"data": {"source": node, "val_fraction": 0.25}}, set())
     source = partial(shards, shuffle_buffer=None, **settings)
     module = DataModule(source=source, augment=Augment(), image_size=8, batch_size=4, seed=0, val_fraction=0.25)

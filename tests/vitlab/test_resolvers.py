@@ -50,8 +50,8 @@ def test_images_keep_their_own_size_where_the_model_asks_for_none(configure: Con
 
 def test_the_size_of_a_source_that_nobody_knows_is_that_of_the_paper() -> None:
     assert resolvers.native_size("somewhere.else.my_pictures") == 224
-    assert resolvers.native_size("vitlab.data.sources.fake") == 224
-    assert resolvers.native_size("vitlab.data.sources.digits") == 8
+    assert resolvers.native_size("vitlab.data.sets.fake.fake") == 224
+    assert resolvers.native_size("vitlab.data.sets.digits.digits") == 8
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from vitlab import checkpoints, resume, runs
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
-from vitlab.data.sources import digits
+from vitlab.data.sets.digits import digits
 from vitlab.resume import CannotResume
 from vitlab.schema import Node
 

@@ -15,7 +15,7 @@ from vitlab.checkpoints import LastCheckpoint
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
-from vitlab.data.sources import digits
+from vitlab.data.sets.digits import digits
 from vitlab.throughput import Meter
 from vitlab.vit import VisionTransformer
 

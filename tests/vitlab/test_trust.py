@@ -45,7 +45,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
     [
         "vitlab.vit.VisionTransformer",
         "vitlab.baselines.timm_model",
-        "vitlab.data.sources.digits",
+        "vitlab.data.sets.digits.digits",
         "vitlab.optim.warmup_cosine",
         "vitlab.callbacks.Monitor",
         "vitlab.tracking.wandb_logger",
@@ -109,17 +109,17 @@ REFUSED = [
     *("torchmetrics.functional.accuracy", "torchmetrics.multimodal.CLIPScore", "torchmetrics.text.BERTScore"),
     # other modules, reached through offered ones
     *("torch.os.system", "torch.nn.modules.module.torch.load", "torch.optim.lr_scheduler.math.exp"),
-    *("vitlab.data.sources.Path.unlink", "vitlab.optim.math.exp", "torch.nn.init.torch.hub.load"),
+    *("vitlab.data.sets.mnist.Path.unlink", "vitlab.optim.math.exp", "torch.nn.init.torch.hub.load"),
     *("lightning.pytorch.trainer.trainer.os.system", "lightning.pytorch.callbacks.model_checkpoint.shutil.rmtree"),
     *("lightning.fabric.strategies.launchers.subprocess_script.subprocess.Popen", "torch.optim.optimizer.torch.load"),
     # names that offered modules merely import
-    *("vitlab.data.sources.dataclass", "vitlab.data.sources.Path", "torch.optim.lr_scheduler.partial"),
+    *("vitlab.data.sets.mnist.Path", "vitlab.data.sets.mnist.load_idx", "torch.optim.lr_scheduler.partial"),
     *("lightning.pytorch.callbacks.model_checkpoint.Path", "torchvision.models.get_weight"),
     # parts of classes, private parts, no paths
     *("torch.nn.Module.__init__", "torch.nn.Module.load_state_dict", "lightning.LightningModule.load_from_checkpoint"),
     *("lightning.pytorch.LightningModule.load_from_checkpoint", "torch.nn.Module.__class__", "torch.nn.Linear.mro"),
     *("lightning.pytorch.callbacks.Callback.__subclasses__", "torch.nn.modules._functions.torch.load"),
-    *("vitlab.data.sources.digits.__globals__", "torch.nn.__builtins__.eval", "torch.nn.__loader__.exec_module"),
+    *("vitlab.data.sets.digits.digits.__globals__", "torch.nn.__builtins__.eval", "torch.nn.__loader__.exec_module"),
     *("", "torch", "torch.nn", ".", "torch..load", "torch.nn.Linear()", "${a}", "torch/nn.Linear", "torch.nn. Linear"),
 ]
 

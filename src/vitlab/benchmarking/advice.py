@@ -18,10 +18,11 @@ from vitlab.benchmarking.images import photographs
 from vitlab.benchmarking.scaling import HEAD, PATCH
 from vitlab.benchmarking.timing import Case, Clock, Goal, Measured, Part, demand, too_small
 from vitlab.classifier import Classifier
-from vitlab.data import sources
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
-from vitlab.data.sources import Source
+from vitlab.data.sets.fake import fake
+from vitlab.data.sets.image_folder import image_folder
+from vitlab.data.source import Source
 from vitlab.doctoring import smaller
 from vitlab.profiling import Patient
 from vitlab.schema import Node
@@ -108,10 +109,10 @@ class Advice(Part):
         source: Callable[[], Source]
         if kind != "memory":
             photographs(folder, self.images)
-            source = partial(sources.image_folder, data_dir=str(folder))
+            source = partial(image_folder, data_dir=str(folder))
         else:
             source = partial(
-                sources.fake,
+                fake,
                 samples=self.images,
                 test_samples=self.batch_size,
                 size=self.image_size,

@@ -19,8 +19,8 @@ from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
-from vitlab.data.folder import class_folders, list_images
-from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, Split
+from vitlab.data.sets.image_folder import class_folders, list_images
+from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, Split
 
 Interpolation = Literal["bilinear", "bicubic"]
 SUFFIXES = (".jpg", ".jpeg")

@@ -30,7 +30,9 @@ from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import MemoryDataset
 from vitlab.data.decode import quiet
 from vitlab.data.sampler import BatchPlan
-from vitlab.data.sources import Source, Split, digits, fake
+from vitlab.data.sets.digits import digits
+from vitlab.data.sets.fake import fake
+from vitlab.data.source import Source, Split
 
 Recipe = Literal["digits", "cifar", "cifar randaugment", "cifar trivialaugment"]
 RECIPES: tuple[Recipe, ...] = ("digits", "cifar", "cifar randaugment", "cifar trivialaugment")

@@ -18,7 +18,7 @@ from vitlab.benchmarking.folders import Interpolation
 from vitlab.data.augment import Prepare
 from vitlab.data.decode import decode, quiet
 from vitlab.data.jpeg import Box, decode_crop
-from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD
 
 FILES, THROUGH_NETWORK = 64, 16  # so many are looked at, and of so many of these the logits
 

@@ -7,6 +7,7 @@ an uninterrupted one does, and two devices draw what two accumulated batches on 
 The Trainer must run with `use_distributed_sampler=False`.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -24,8 +25,10 @@ from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBatch
 from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, stable_seed
 from vitlab.data.scan import SplitName
-from vitlab.data.sources import Source, Split, stratified
-from vitlab.data.splitting import held_out
+from vitlab.data.source import Facts, Source, Split, loader_facts
+from vitlab.data.splitting import held_out, stratified
+
+log = logging.getLogger(__name__)
 
 Loader = DataLoader[TrainBatch | EvalBatch]
 MOST_WORKERS = 16  # per device
@@ -125,7 +128,15 @@ class DataModule(LightningDataModule):
         """
         if self._source is not None:
             return
-        source = self.load_source()
+        source, facts = self.load_source(), loader_facts(self.load_source)
+        facts.check(source)
+        native = (source.native_size,) * 2
+        if source.native_size is not None and facts == Facts() and native != self.image_size:
+            log.warning(
+                "%s: images of %d x %d pixels are resized to %d x %d; if that isn't meant, set image_size=%d, or "
+                "@Facts(native_size=%d) on the function that loads them",
+                *(source.name, *native, *self.image_size, source.native_size, source.native_size),
+            )
         if source.train.files is not None and self.augment.crop_padding:
             raise ValueError(
                 f"data.augment.crop_padding={self.augment.crop_padding} is for data sets in memory; image "

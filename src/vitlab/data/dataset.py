@@ -16,7 +16,7 @@ from vitlab.data.augment import Augment
 from vitlab.data.decode import read_image
 from vitlab.data.jpeg import Box, decode_crop
 from vitlab.data.sampler import BatchPlan, stable_seed
-from vitlab.data.sources import Split
+from vitlab.data.source import Split
 
 BILINEAR = v2.InterpolationMode.BILINEAR
 

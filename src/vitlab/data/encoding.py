@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from vitlab.data.decode import decode, explained, image_is_at_fault, quiet, read_bytes
 from vitlab.data.rows import NoImage
-from vitlab.data.sources import Split
+from vitlab.data.source import Split
 
 ORIENTATION = 0x0112  # EXIF's tag
 

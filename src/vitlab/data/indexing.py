@@ -19,7 +19,7 @@ from vitlab.data.finishing import array_bytes, described, told
 from vitlab.data.manifest import NotPrepared
 from vitlab.data.packing import owned
 from vitlab.data.scan import listed
-from vitlab.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD
 from vitlab.data.storage import Storage
 from vitlab.runs import replace
 from vitlab.schema import Node

@@ -29,7 +29,7 @@ from vitlab.data.finishing import array_bytes, finished, told
 from vitlab.data.manifest import WORK
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import Fault
-from vitlab.data.sources import Source, Split
+from vitlab.data.source import Source, Split
 from vitlab.data.storage import INSTALL, not_installed
 from vitlab.runs import replace, unwritable
 from vitlab.schema import Node, shown

@@ -23,7 +23,7 @@ from filelock import FileLock
 from vitlab import launch
 from vitlab.data.decode import check_header, decode, explained, image_is_at_fault, quiet, read_bytes, spared
 from vitlab.data.rows import NoImage, Rows
-from vitlab.data.sources import Source, Split
+from vitlab.data.source import Source, Split
 
 log = logging.getLogger(__name__)
 

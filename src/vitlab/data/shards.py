@@ -20,7 +20,7 @@ from vitlab.data import manifest
 from vitlab.data.manifest import NotPrepared
 from vitlab.data.rows import NoImage, Rows
 from vitlab.data.scan import listed
-from vitlab.data.sources import Source, Split
+from vitlab.data.source import Source, Split
 from vitlab.data.splitting import held_out
 from vitlab.data.storage import Storage, is_remote, problem
 from vitlab.schema import Node
@@ -127,7 +127,7 @@ def problems(
     cache_dir: str | None = None,
     cache_gb: float = 100.0,
 ) -> Iterator[str]:
-    """What is wrong with the settings of `sources.shards`, as far as a look at names and sizes tells."""
+    """What is wrong with the settings of `sets.shards`, as far as a look at names and sizes tells."""
     if shuffle_buffer is not None and shuffle_buffer < 1:
         yield f"data.source.shuffle_buffer={shuffle_buffer} must be at least 1, or null for the whole split"
     if not 0 < test_fraction < 1:
@@ -183,7 +183,7 @@ def load(
     cache_dir: str | None,
     cache_gb: float,
 ) -> Source:
-    """What `sources.shards` describes. Raises `NotPrepared`."""
+    """What `sets.shards` describes. Raises `NotPrepared`."""
     import torch
 
     storage = Storage(data_dir, cache_dir=cache_dir, cache_gb=cache_gb)

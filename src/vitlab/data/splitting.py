@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vitlab.data.rows import Rows
-from vitlab.data.sources import Split, stratified
+from vitlab.data.source import Split
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,28 @@ def held_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split
         )
     kept, out = stratified(split.labels, share, seed=seed, knob=knob)
     return split.subset(kept), split.subset(out)
+
+
+def stratified(labels: Tensor, held_out: int | float, *, seed: int, knob: str) -> tuple[Tensor, Tensor]:
+    """Cut indices (kept, held out), both sorted, with the shares of the classes kept.
+
+    `held_out` is a number of samples, or a fraction in (0, 1). `knob` is what a ValueError names.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if isinstance(held_out, float) and not 0.0 < held_out < 1.0:
+        raise ValueError(f"{knob}={held_out:g} must lie between 0 and 1")
+    try:
+        kept, out = train_test_split(range(len(labels)), test_size=held_out, stratify=labels.numpy(), random_state=seed)
+    except ValueError as error:
+        counts = torch.bincount(labels)
+        counts = counts[counts > 0]
+        raise ValueError(
+            f"{knob}={held_out:g} can't split {len(labels)} samples of {len(counts)} classes, the smallest "
+            f"of {int(counts.min())}, with every class on both sides: {error}; change {knob} or give every "
+            f"class more images"
+        ) from error
+    return torch.tensor(sorted(kept)), torch.tensor(sorted(out))
 
 
 def whole_blocks(labels: Tensor, blocks: Tensor, share: float, seed: int) -> Tensor | None:

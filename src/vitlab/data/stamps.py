@@ -15,7 +15,7 @@ import numpy as np
 
 from vitlab.data.rows import Rows
 from vitlab.data.scan import THREADS
-from vitlab.data.sources import Split
+from vitlab.data.source import Split
 
 if TYPE_CHECKING:
     from vitlab.data.packing import Shards

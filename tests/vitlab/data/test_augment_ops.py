@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from vitlab.data import augment_ops
-from vitlab.data.sources import fake
+from vitlab.data.sets.fake import fake
 
 BILINEAR = v2.InterpolationMode.BILINEAR
 

@@ -13,7 +13,8 @@ from vitlab.data import containers
 from vitlab.data.containers import Item
 from vitlab.data.manifest import KINDS, kind_of
 from vitlab.data.packing import orders
-from vitlab.data.sources import image_folder, shards
+from vitlab.data.sets.image_folder import image_folder
+from vitlab.data.sets.shards import shards
 
 # what the libraries leave open while they iterate
 pytestmark = [

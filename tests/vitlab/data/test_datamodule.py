@@ -13,7 +13,10 @@ from sklearn.datasets import load_digits
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule, reseed
 from vitlab.data.dataset import EvalBatch, TrainBatch
-from vitlab.data.sources import Source, digits, fake, image_folder
+from vitlab.data.sets.digits import digits
+from vitlab.data.sets.fake import fake
+from vitlab.data.sets.image_folder import image_folder
+from vitlab.data.source import Source
 
 # Lightning 2.6.6 with torch 2.15
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")

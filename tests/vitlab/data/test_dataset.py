@@ -19,7 +19,8 @@ from vitlab.data.dataset import (
 )
 from vitlab.data.decode import read_image
 from vitlab.data.sampler import BatchPlan, EpochBatches, stable_seed
-from vitlab.data.sources import Split, digits
+from vitlab.data.sets.digits import digits
+from vitlab.data.source import Split
 
 
 @pytest.fixture(scope="module")

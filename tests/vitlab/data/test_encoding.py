@@ -11,7 +11,8 @@ from PIL import Image
 
 from vitlab.data.decode import decode, quiet, read_image
 from vitlab.data.encoding import BrokenImage, encoded, shrunk
-from vitlab.data.sources import Split, digits
+from vitlab.data.sets.digits import digits
+from vitlab.data.source import Split
 
 
 def pixels(data: bytes) -> torch.Tensor:

@@ -9,7 +9,7 @@ from PIL import Image
 
 import pictures
 from vitlab.data import finishing, indexing, manifest, packing, stamps
-from vitlab.data.sources import shards
+from vitlab.data.sets.shards import shards
 
 Packed = Any
 SKIP: Any = {"on_error": "skip", "max_skipped": 0.9}

@@ -12,7 +12,7 @@ import pytest
 from vitlab.data import indexing, manifest
 from vitlab.data.indexing import problems
 from vitlab.data.manifest import NotPrepared
-from vitlab.data.sources import shards
+from vitlab.data.sets.shards import shards
 
 Members = list[tuple[str, bytes]]
 

@@ -10,7 +10,7 @@ import pytest
 from pictures import Packed
 from vitlab.data import indexing, manifest
 from vitlab.data.manifest import NotPrepared, faults, read
-from vitlab.data.sources import shards as load_shards
+from vitlab.data.sets.shards import shards as load_shards
 from vitlab.data.storage import Storage
 
 

@@ -16,7 +16,9 @@ import pictures
 from vitlab.data import containers, manifest, packing
 from vitlab.data.decode import UnreadableImage, read_bytes, read_image
 from vitlab.data.packing import Settings, problems
-from vitlab.data.sources import Source, digits, shards
+from vitlab.data.sets.digits import digits
+from vitlab.data.sets.shards import shards
+from vitlab.data.source import Source
 from vitlab.data.storage import Storage
 
 Packed = Any

@@ -22,13 +22,16 @@ from sklearn.datasets import load_digits, load_sample_image
 from torchvision import datasets
 
 from vitlab import resume
-from vitlab.data import published, scan, sources
+from vitlab.data import scan
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
 from vitlab.data.decode import MAX_PIXELS, UnreadableImage, read_image
-from vitlab.data.folder import list_images
-from vitlab.data.sources import Source, Split, image_folder
+from vitlab.data.sets.cifar import cifar10
+from vitlab.data.sets.digits import digits
+from vitlab.data.sets.image_folder import image_folder, list_images
+from vitlab.data.sets.mnist import mnist
+from vitlab.data.source import Source, Split
 
 ROOT = Path(__file__).resolve().parents[3]
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
@@ -329,7 +332,7 @@ def idx(folder: Path, labels: list[int]) -> None:
     message = (
         rf"{file} holds the label {max(labels)}; expected" if max(labels) > 9 else rf"2 images but {file} 3 labels"
     )
-    refused(message, lambda: sources.mnist(data_dir=str(folder)))
+    refused(message, lambda: mnist(data_dir=str(folder)))
 
 
 def cifar(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: object, message: str) -> None:
@@ -338,8 +341,9 @@ def cifar(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: object, message:
     (base / "batches.meta").write_bytes(pickle.dumps({"label_names": list("0123456789")}, protocol=2))
     for name, _ in datasets.CIFAR10.train_list + datasets.CIFAR10.test_list:
         (base / name).write_bytes(pickle.dumps(entry, protocol=2))
-    monkeypatch.setattr(published, "check_integrity", lambda path, md5: Path(path).is_file())  # files of our own
-    refused(message, lambda: sources.cifar10(data_dir=str(folder)))
+    known = "torchvision.datasets.utils.check_integrity"  # by checksums, which files of the test's don't have
+    monkeypatch.setattr(known, lambda path, md5: Path(path).is_file())
+    refused(message, lambda: cifar10(data_dir=str(folder)))
 
 
 class Harmful:
@@ -579,7 +583,7 @@ def test_a_scan_tells_its_speed(folder: Path, caplog: pytest.LogCaptureFixture) 
 
 def test_skipping_is_refused_for_what_is_no_folder_and_shares_outside_0_to_1(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.on_error=skip is for image folders, and digits is none"):
-        datamodule(folder, source=sources.digits, on_error="skip").setup()
+        datamodule(folder, source=digits, on_error="skip").setup()
     for share in (-0.1, 1.0):
         with pytest.raises(ValueError, match=rf"data\.max_skipped={share} must be at least 0 and below 1"):
             datamodule(folder, max_skipped=share)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlab.data.rows import Group, ParquetRows
-from vitlab.data.sources import Split, digits
-from vitlab.data.splitting import held_out
+from vitlab.data.sets.digits import digits
+from vitlab.data.source import Split
+from vitlab.data.splitting import held_out, stratified
+from vitlab.data.tables import Group, ParquetRows
 
 
 def streamed(labels: Tensor, rows: int = 10) -> Split:
@@ -48,3 +49,9 @@ def test_blocks_of_one_class_each_are_cut_through_and_that_is_told(caplog: pytes
 def test_a_share_that_leaves_nothing_is_named(share: float) -> None:
     with pytest.raises(ValueError, match=r"data\.val_fraction=\d must lie between 0 and 1"):
         held_out(streamed(torch.arange(100) % 2), share, seed=0, knob="data.val_fraction")
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 0.0001, 1.5])
+def test_a_fraction_that_leaves_nothing_names_its_knob(fraction: float) -> None:
+    with pytest.raises(ValueError, match=r"data\.val_fraction="):
+        stratified(torch.arange(10).repeat(9), fraction, seed=0, knob="data.val_fraction")

@@ -15,7 +15,9 @@ from PIL import Image
 import pictures
 from vitlab.data import containers, manifest, packing, stamps
 from vitlab.data.decode import read_bytes
-from vitlab.data.sources import Split, digits, huggingface
+from vitlab.data.sets.digits import digits
+from vitlab.data.sets.huggingface import huggingface
+from vitlab.data.source import Split
 
 Packed = Any
 

@@ -1,14 +1,60 @@
-"""Which image files lie where: the layouts of `image_folder`, its classes and what it leaves out."""
+"""A folder of images, one folder per class: its layouts, its classes and what it leaves out."""
 
 import difflib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Facts, Source, Split
 
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+def problems(*, data_dir: str, **_: Any) -> Iterator[str]:
+    """Whether there is such a folder."""
+    if data_dir and not Path(data_dir).is_dir():
+        yield f"data_dir={data_dir} is not a folder; data=image_folder wants the folder of the images there"
+
+
+@Facts(channels=3, in_memory=False, problems=problems, label=lambda source: Path(str(source.get("data_dir"))).name)
+def image_folder(
+    *,
+    data_dir: str,
+    classes: list[str] | None = None,
+    max_pixels: int | None = None,
+    test_fraction: float = 0.2,
+) -> Source:
+    """A folder of images, one folder per class: `data_dir`/train/CLASS/... with val/ or test/, or CLASS/...
+
+    Args:
+        data_dir: With train/ next to test/ or val/, those are the splits (ImageNet's published val/ is the
+            test split; its own test/ has no classes and is passed over). Otherwise a stratified
+            `test_fraction` with a fixed seed is the test split.
+        classes: Which class folders, in the order of their labels; None: all, sorted.
+        max_pixels: Leave out images with more pixels; reads every file's header, so None is faster.
+        test_fraction: Share of the images that becomes the test split, if the folder has none.
+    """
+    import torch
+
+    from vitlab.data.splitting import stratified
+
+    train_dir, test_dir = find_splits(Path(data_dir))
+    names, files, labels = list_images(train_dir, classes, max_pixels)
+    train = Split(None, torch.tensor(labels), files)
+    if test_dir is None:
+        kept, out = stratified(train.labels, test_fraction, seed=0, knob="data.source.test_fraction")
+        train, test = train.subset(kept), train.subset(out)
+        log.info("%s has no test split: %d of %d images became one", data_dir, len(out), len(out) + len(kept))
+    else:
+        _, files, labels = list_images(test_dir, classes, max_pixels, expected=names)
+        test = Split(None, torch.tensor(labels), files)
+        log.info("test split: %s", test_dir)
+    return Source("image_folder", tuple(names), 3, IMAGENET_MEAN, IMAGENET_STD, None, train, test)
 
 
 def find_splits(root: Path) -> tuple[Path, Path | None]:
@@ -27,7 +73,7 @@ def find_splits(root: Path) -> tuple[Path, Path | None]:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the folders inside, sorted, without hidden ones; empty where `folder` doesn't exist."""
+    """Names of the folders inside, sorted, without hidden ones; empty if `folder` doesn't exist."""
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
@@ -38,8 +84,8 @@ def list_images(
 ) -> tuple[list[str], list[str], list[int]]:
     """Class names, image paths and labels, by class and then by path.
 
-    A symbolic link to an image that is listed anyway is left out: the same picture must not be in train and
-    in test. `expected` are the classes of train, which the test split must not exceed.
+    A symbolic link to an image that is listed anyway is left out: the same picture must not be in train and in test.
+    `expected` are the classes of train, which the test split must not exceed.
     """
     found = class_folders(folder)
     if not found:
@@ -87,8 +133,8 @@ def list_images(
                 f"data_dir: the class folder {folder / name} has no images{reason}; fill it, remove it or "
                 f"choose others in data.source.classes"
             )
-    _tell(linked, "links to images that are listed already")
-    _tell(large, f"images of more than data.source.max_pixels={max_pixels}")
+    _log_left_out(linked, "links to images that are listed already")
+    _log_left_out(large, f"images of more than data.source.max_pixels={max_pixels}")
     return list(names), files, labels
 
 
@@ -101,7 +147,7 @@ def _images_below(folder: Path) -> list[str]:
 
 
 def _pixels(path: str) -> float:
-    """Width times height as the header says; infinite where Pillow refuses the size, 0 for what the scan will tell."""
+    """Width times height as the header says; infinite if Pillow refuses the size, 0 if it can't be read."""
     from PIL import Image
 
     from vitlab.data.decode import FORMATS, open_regular
@@ -117,7 +163,7 @@ def _pixels(path: str) -> float:
         return 0
 
 
-def _tell(left_out: list[str], what: str) -> None:
+def _log_left_out(left_out: list[str], what: str) -> None:
     if left_out:
         more = ", ..." if len(left_out) > 3 else ""
         log.info("left out %d %s: %s%s", len(left_out), what, ", ".join(left_out[:3]), more)

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 import datasets
 import pytest
-from test_huggingface import CLASSES, Ranges, table
+from test_huggingface import CLASSES, TARGET, Ranges, table
 
-from vitlab.data import hub, huggingface
-from vitlab.data.sources import huggingface as source_of
+from vitlab.data.sets import huggingface_index
+from vitlab.data.sets.huggingface import huggingface as source_of
+from vitlab.data.sets.huggingface import problems
+from vitlab.data.source import loader_settings
 from vitlab.schema import Node
 
 
@@ -32,9 +34,9 @@ from vitlab.schema import Node
     ],
 )
 def test_splits_are_found_by_their_names(names: tuple[str, ...], asked: Node, expected: tuple[Any, ...]) -> None:
-    found = hub.Opened("set", names, None, None, None, "")
+    found = huggingface_index.ResolvedDataset("set", names, None, None, None, "")
     knobs = [asked.get(f"{name}_split") for name in ("train", "val", "test")]
-    assert hub.choose_splits(found, *knobs) == expected
+    assert huggingface_index.choose_splits(found, *knobs) == expected
 
 
 def test_without_the_hub_what_its_cache_has_is_used(parquet: Path, tmp_path: Path) -> None:
@@ -55,8 +57,9 @@ def test_without_the_hub_what_its_cache_has_is_used(parquet: Path, tmp_path: Pat
 
 
 def test_without_the_package_that_is_told(monkeypatch: pytest.MonkeyPatch, parquet: Path) -> None:
+    settings = loader_settings({"_target_": TARGET, "name": str(parquet)})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert list(huggingface.problems(name=str(parquet))) == [hub.INSTALL]
+    assert list(problems(**settings)) == [huggingface_index.INSTALL]
 
 
 class Counted(Ranges):
@@ -81,14 +84,14 @@ def test_a_network_is_asked_once_and_a_disk_each_time(
     with ThreadingHTTPServer(("127.0.0.1", 0), Here) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/test-0.parquet"
-        first = hub.opened(url, cache_dir=str(tmp_path))
+        first = huggingface_index.resolve_dataset(url, cache_dir=str(tmp_path))
         asked = len(Counted.asked)
-        assert hub.opened(url, cache_dir=str(tmp_path)) is first
+        assert huggingface_index.resolve_dataset(url, cache_dir=str(tmp_path)) is first
         server.shutdown()
     assert len(Counted.asked) == asked > 0
     file = tmp_path / "local.parquet"
     for feature in (CLASSES, datasets.Value("int32")):
         table([0, 1], feature).to_parquet(file)
-        columns = hub.opened(str(file), cache_dir=str(tmp_path)).columns
+        columns = huggingface_index.resolve_dataset(str(file), cache_dir=str(tmp_path)).columns
         assert columns
         assert columns["label"] == feature

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitlab.data.folder import find_splits, list_images
-from vitlab.data.sources import image_folder
+from vitlab.data.sets.image_folder import find_splits, image_folder, list_images
+
+CLIPART = Path("/usr/share/openclipart/png")
 
 
 def write(folder: Path, per_class: dict[str, int]) -> Path:
@@ -140,3 +141,19 @@ def test_a_class_too_small_to_split_names_the_knob(tmp_path: Path) -> None:
     write(tmp_path, {"a": 1, "b": 9})
     with pytest.raises(ValueError, match=r"data\.source\.test_fraction=0\.2 .* the smallest of 1"):
         image_folder(data_dir=str(tmp_path))
+
+
+@pytest.mark.skipif(not CLIPART.is_dir(), reason="Debian's openclipart-png is not installed")
+def test_clip_art_is_a_source_of_drawings(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        source = image_folder(
+            data_dir=str(CLIPART), classes=["plants", "animals"], max_pixels=1_000_000, test_fraction=0.25
+        )
+    assert source.classes == ("plants", "animals")
+    assert source.train.files is not None
+    assert source.test.files is not None
+    assert len(source.test) == pytest.approx(0.25 * (len(source.train) + len(source.test)), abs=1)
+    reals = [Path(path).resolve() for path in [*source.train.files, *source.test.files]]
+    assert len(set(reals)) == len(reals), "a linked picture is in the set twice"
+    assert all(f"/{source.classes[k]}/" in f for f, k in zip(source.train.files, source.train.labels, strict=True))
+    assert "max_pixels=1000000" in caplog.text

@@ -28,16 +28,17 @@ from faults import rows, same
 from test_train import RANKS
 from vitlab import checkpoints, resume, runs
 from vitlab.checks import problems as all_problems
-from vitlab.data import huggingface
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
 from vitlab.data.decode import UnreadableImage, read_image
-from vitlab.data.sources import Source, Split
-from vitlab.data.sources import huggingface as source_of
+from vitlab.data.sets.huggingface import huggingface as source_of
+from vitlab.data.sets.huggingface import problems
+from vitlab.data.source import Source, Split, loader_settings
 from vitlab.schema import Node
 
 Load = Callable[..., Source]
+TARGET = "vitlab.data.sets.huggingface.huggingface"
 
 
 @pytest.fixture
@@ -299,7 +300,7 @@ def test_a_setting_that_cannot_be_is_told(
     for name in ("a", "b"):
         Path("images", name).mkdir(parents=True)
         Path("images", name, "0.png").write_bytes(png(load_digits().images[0]))
-    found = list(huggingface.problems(**{"name": str(parquet), **settings}))
+    found = list(problems(**loader_settings({"_target_": TARGET, "name": str(parquet), **settings})))
     assert len(found) == 1, found
     assert told in found[0]
 
