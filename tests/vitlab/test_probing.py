@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
 from vitlab.data.sets.digits import digits
-from vitlab.data.splitting import stratified
+from vitlab.data.splitting import stratified_split
 from vitlab.features import Features
 from vitlab.probing import KNN, Linear, counted, joined
 
@@ -27,7 +27,7 @@ def splits() -> tuple[Features, Features, Features]:
         assert images is not None
         return images.flatten(1).float()
 
-    kept, held_out = stratified(source.train.labels, 0.1, seed=0, knob="")
+    kept, held_out = stratified_split(source.train.labels, 0.1, seed=0, knob="")
     whole, labels = rows(source.train.images), source.train.labels
     parts = [Features(whole[part], labels[part]) for part in (kept, held_out)]
     return parts[0], parts[1], Features(rows(source.test.images), source.test.labels)

@@ -26,7 +26,7 @@ from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBat
 from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, stable_seed
 from vitlab.data.scan import SplitName
 from vitlab.data.source import Facts, Source, Split, loader_facts
-from vitlab.data.splitting import held_out, stratified
+from vitlab.data.splitting import hold_out, stratified_split
 
 log = logging.getLogger(__name__)
 
@@ -43,19 +43,19 @@ class DataModule(LightningDataModule):
         image_size: What the model sees, a side or (height, width), in pixels.
         batch_size: Images of one optimizer step, over all devices and accumulated batches.
         seed: Decides the order and the augmentation.
-        val_fraction: Share of the train split held out for validation, stratified by class, where the source has no
+        val_fraction: Share of the train split held out for validation, stratified by class, if the source has no
             split for it.
         split_seed: Which samples those are; apart from `seed`, so that repeats share them.
         num_workers: Processes per device that load; None: none for sets in memory, else the cores' share.
         drop_last: Leave out an epoch's incomplete step; False makes its steps equal to within one image.
-        max_train_samples: Train on a stratified part of this size; validation and test stay whole.
+        max_train_samples: Train on a stratified part of this size; validation and test stay complete.
         eval_batch_size: Images of one evaluation batch over all devices; None: `batch_size`.
         on_error: Image folders: what happens for bad images. `raise`: an error. `skip`: every image is decoded once
-            before training, and those that can't be are left out, counted and listed.
+            before training, and those that can't be are skipped, counted and listed.
         max_skipped: Share of the listed images above which `skip` refuses.
         scan: How closely `raise` looks before training: at every file's header and end, or at all of it (which also
             finds files with equal content in several splits), or not at all.
-        skipped_file: Where `skip` lists what it left out; believed instead of a new scan where it is.
+        skipped_file: Where `skip` lists what it skipped; read instead of a new scan if there is such a file.
         mean: Subtracted from each channel, in units of the brightest value. None: what the weights that training begins
             from were trained with, else the source's own.
         std: What each channel is divided by, then.
@@ -151,9 +151,9 @@ class DataModule(LightningDataModule):
             raise ValueError(
                 f"data.scaled_decoding=true is for JPEG files, and {source.name} lies in memory; leave it out"
             )
-        copies: list[scan.Copy] = []
+        copies: list[scan.Duplicate] = []
         if source.train.files is not None:
-            source, copies = scan.without_bad_files(
+            source, copies = scan.drop_bad_files(
                 source,
                 on_error=self.on_error,
                 max_skipped=self.max_skipped,
@@ -167,17 +167,17 @@ class DataModule(LightningDataModule):
             name = source.classes[only.pop()]
             raise ValueError(f"{source.name} has the one class {name!r} to train on; classification needs two")
         if source.val is None:
-            train, val = held_out(source.train, self.val_fraction, seed=self.split_seed, knob="data.val_fraction")
+            train, val = hold_out(source.train, self.val_fraction, seed=self.split_seed, knob="data.val_fraction")
         else:
             train, val = source.train, source.val
         if self.max_train_samples is not None and self.max_train_samples < len(train):
-            _, part = stratified(
+            _, part = stratified_split(
                 train.labels, self.max_train_samples, seed=self.split_seed, knob="data.max_train_samples"
             )
             train = train.subset(part)
         self._splits = {"train": train, "val": val, "test": source.test}
         if copies:
-            scan.tell_copies(copies, self._splits, scan.common_folder(source), self.skipped_file)
+            scan.warn_of_duplicates(copies, self._splits, scan.common_folder(source), self.skipped_file)
         mean, std = (per_channel(*each, source) for each in (("mean", self.mean), ("std", self.std)))
         self._prepare = Prepare(image_size=self.image_size, mean=mean, std=std, interpolation=self.interpolation)
         self.mean, self.std = mean, std

@@ -1,7 +1,7 @@
-"""One image file becomes pixels, or one error that names it: formats, orientation, transparency, and what is refused.
+"""Decode image files to pixels: formats, orientation, transparency, and errors that name the file.
 
 JPEG goes through torchvision, faster than Pillow. PNG does not: its decoder there ends the process with a segmentation
-fault where a file is damaged (torchvision 0.29). Nothing is decoded before its header has told how large it is.
+fault if a file is damaged (torchvision 0.29). Nothing is decoded before its size was read from its header.
 """
 
 import errno
@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitlab.data.rows import NoImage, Row
+from vitlab.data.rows import InvalidImage, Row
 
 try:
     from torchvision.io import decode_image
@@ -29,11 +29,11 @@ except ImportError:  # its removal is announced; Pillow gives the same pixels mo
     decode_image = None
 
 MAX_PIXELS = 178_956_970  # as Pillow's limit: half a gigabyte of RGB
-# What the suffixes of `folder` promise, and nothing else: Pillow would hand an EPS file to another program.
+# What the suffixes of image files promise, and nothing else: Pillow would hand an EPS file to another program.
 Image.init()  # or a thread that opens the first WebP file would load the plugin while others look for it
 FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF") if name in Image.OPEN)
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of headers that tell an image's size
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of headers with an image's size
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
 
 # What the system says of one name: there is no such file, it is another thing, or it isn't for this user
@@ -43,7 +43,7 @@ NAMES = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOL
 class UnreadableImage(ValueError):
     """A file that can't be read or decoded; the message begins with its path.
 
-    A DataLoader makes the error of a worker anew from the worker's whole traceback, of which the last line is kept.
+    A DataLoader repeats the error of a worker with the worker's traceback, of which the last line is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -56,25 +56,25 @@ def read_image(path: str, into: Callable[[bytes], Tensor] | None = None) -> Tens
     `into` makes something else of the file's bytes than `decode` does: a part of the image.
 
     Raises:
-        UnreadableImage: naming the file, where it can't be read or decoded, or is too large.
+        UnreadableImage: the file can't be read or decoded, or is too large.
     """
     try:
         data = read_bytes(path)
     except OSError as error:
         if isinstance(path, Row):
             raise UnreadableImage(
-                f"{path} can't be read ({explained(error)}); resume=auto goes on with the run"
+                f"{path} can't be read ({error_reason(error)}); resume=auto goes on with the run"
             ) from error
         parent = Path(path).parent
         gone = "" if parent.is_dir() else f", and the folder {parent} is gone as well: is its disk still there?"
         remedy = "put it back, and resume=auto goes on with the run"
-        raise UnreadableImage(f"{path} can't be read ({explained(error)}){gone}; {remedy}") from error
+        raise UnreadableImage(f"{path} can't be read ({error_reason(error)}){gone}; {remedy}") from error
     try:
         with quiet():
             return decode(data) if into is None else into(data)
     except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
         remedy = "replace it, or look for all of its kind at once with data.scan=decode, or data.on_error=skip"
-        raise UnreadableImage(f"{path} can't be decoded ({explained(error)}); {remedy}") from error
+        raise UnreadableImage(f"{path} can't be decoded ({error_reason(error)}); {remedy}") from error
 
 
 def read_bytes(path: str) -> bytes:
@@ -86,35 +86,35 @@ def read_bytes(path: str) -> bytes:
 
 
 def open_regular(path: str) -> BinaryIO:
-    """A regular file, or a row as if it were one. Raises `NoImage` where the name is at fault, or `OSError`."""
+    """A regular file, or a row as if it were one. Raises `InvalidImage` if the name is at fault, or `OSError`."""
     if isinstance(path, Row):
         return io.BytesIO(path.read())
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 a million
-            raise NoImage("it is no regular file")
+            raise InvalidImage("it is no regular file")
         return open(path, "rb")  # noqa: PTH123 a million
     except OSError as error:
-        gone = error.errno == errno.ENOENT and not Path(path).parent.is_dir()  # with its folder: a disk went
+        gone = error.errno == errno.ENOENT and not Path(path).parent.is_dir()  # with its folder: a disk is gone
         if error.errno in NAMES and not gone:
-            raise NoImage(error.errno, error.strerror, path) from error
+            raise InvalidImage(error.errno, error.strerror, path) from error
         raise
 
 
 def image_is_at_fault(error: Exception) -> bool:
-    """Whether an error of reading or decoding a file tells of the image, and not of memory, a limit, disk or network.
+    """Whether the image caused an error of reading or decoding, rather than memory, a limit, a disk or a network.
 
     Pillow's `OSError` of a damaged file has no number, as those of the system have.
     """
     if is_out_of_memory(error):
         return False
-    return isinstance(error, NoImage) or not isinstance(error, OSError) or error.errno is None
+    return isinstance(error, InvalidImage) or not isinstance(error, OSError) or error.errno is None
 
 
-def spared(path: object, error: Exception, way_on: str) -> UnreadableImage:
-    """The error to raise where an image may be whole all the same: to leave it out would lose it."""
-    reason = explained(error)
+def read_error_not_skipped(path: object, error: Exception, remedy: str) -> UnreadableImage:
+    """The error to raise if the image may be intact, so that skipping it would lose it."""
+    reason = error_reason(error)
     return UnreadableImage(
-        f"{path} can't be read ({reason}), which is no fault of the image, so none is left out for it; {way_on}"
+        f"{path} can't be read ({reason}), which is no fault of the image, so none is left out for it; {remedy}"
     )
 
 
@@ -123,7 +123,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def explained(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
     """An error in a line, without the memory addresses and source files that libraries put there."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is no image of the formats {', '.join(FORMATS)}"
@@ -141,7 +141,7 @@ def quiet() -> Iterator[None]:
 
 
 def check_header(path: str) -> None:
-    """What can be told without decoding; raises. A file that doesn't end as its format does is decoded after all.
+    """Check a file without decoding it; raises. A file that doesn't end as its format does is decoded after all.
 
     To be called under `quiet`, which isn't for threads.
     """
@@ -192,7 +192,7 @@ def decode(data: bytes) -> Tensor:
         try:
             image = decode_jpeg(data)
         except RuntimeError:
-            image = None  # Pillow reads it, or tells better why it can't be read
+            image = None  # Pillow reads it, or has a better error
         if image is not None:
             return image
     if data[:8] == PNG:

@@ -7,8 +7,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitlab.data.decode import decode, explained, image_is_at_fault, quiet, read_bytes
-from vitlab.data.rows import NoImage
+from vitlab.data.decode import decode, error_reason, image_is_at_fault, quiet, read_bytes
+from vitlab.data.rows import InvalidImage
 from vitlab.data.source import Split
 
 ORIENTATION = 0x0112  # EXIF's tag
@@ -39,8 +39,8 @@ def encoded(split: Split, index: int, *, size: int | None, quality: int | None) 
     assert split.files is not None
     try:
         data = read_bytes(split.files[index])
-    except NoImage as error:
-        raise BrokenImage(explained(error)) from error
+    except InvalidImage as error:
+        raise BrokenImage(error_reason(error)) from error
     try:
         with quiet():
             image = decode(data)
@@ -49,7 +49,7 @@ def encoded(split: Split, index: int, *, size: int | None, quality: int | None) 
             return encode(shrunk(image, size), quality)
     except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
         if image_is_at_fault(error):
-            raise BrokenImage(explained(error)) from error
+            raise BrokenImage(error_reason(error)) from error
         raise
 
 

@@ -13,7 +13,7 @@ import torch
 
 from vitlab.data import containers, manifest, stamps
 from vitlab.data.manifest import WORK
-from vitlab.data.scan import Fault, listed
+from vitlab.data.scan import BadFile, listed
 from vitlab.runs import replace
 from vitlab.schema import Node
 
@@ -29,11 +29,11 @@ def finished(shards: "Shards", wanted: Node, *, name: str, on_error: str, max_sk
     """Writes the indices and the manifest of shards that are all there. Raises `ValueError` for what is broken."""
     out, source, settings = shards.out, shards.source, shards.settings
     records = [json.loads(shards.record(number).read_text()) for number in range(len(shards))]
-    faults = [Fault(*fault) for record in records for fault in record["faults"]]
+    faults = [BadFile(*fault) for record in records for fault in record["faults"]]
     total = sum(map(len, source.splits.values()))
     if faults:
         with (file := out / WORK / BROKEN).open("w", newline="", encoding="utf-8", errors="surrogateescape") as text:
-            csv.writer(text).writerows([Fault._fields, *faults])
+            csv.writer(text).writerows([BadFile._fields, *faults])
         refuse(faults, total, file, on_error=on_error, max_skipped=max_skipped)
         file.replace(out / BROKEN)
         log.warning("left out %d of %d images, listed in %s", len(faults), total, out / BROKEN)
@@ -87,7 +87,7 @@ def described(folder: Path, **said: Any) -> Node:
     return content
 
 
-def refuse(faults: list[Fault], total: int, file: Path, *, on_error: str, max_skipped: float) -> None:
+def refuse(faults: list[BadFile], total: int, file: Path, *, on_error: str, max_skipped: float) -> None:
     """Raises `ValueError` where broken images may not be left out, or not so many."""
     shown = listed([f"{fault.path}: {fault.reason}" for fault in faults])
     if on_error == "raise":

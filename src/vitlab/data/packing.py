@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitlab import launch
 from vitlab.data import containers, manifest, stamps
-from vitlab.data.decode import is_out_of_memory, spared
+from vitlab.data.decode import is_out_of_memory, read_error_not_skipped
 from vitlab.data.encoding import BrokenImage, encoded
 from vitlab.data.finishing import array_bytes, finished, told
 from vitlab.data.manifest import WORK
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
-from vitlab.data.scan import Fault
+from vitlab.data.scan import BadFile
 from vitlab.data.source import Source, Split
 from vitlab.data.storage import INSTALL, not_installed
 from vitlab.runs import replace, unwritable
@@ -114,17 +114,17 @@ class Shards(Dataset[Node]):
     def __getitem__(self, number: int) -> Node:
         name, shard, start, stop = self.jobs[number]
         split, settings = self.source.splits[name], self.settings
-        items, rows, faults = list[containers.Item](), list[int](), list[Fault]()
+        items, rows, faults = list[containers.Item](), list[int](), list[BadFile]()
         for place, row in enumerate(self.orders[name][start:stop].tolist(), start):
             try:
                 data = encoded(split, row, size=settings.size, quality=settings.quality)
             except BrokenImage as error:
-                faults.append(Fault(image_name(split, row, name), name, str(error)))
+                faults.append(BadFile(image_name(split, row, name), name, str(error)))
                 continue
             except Exception as error:  # to leave out images for it would lose good ones
                 lacking = "processes=N with fewer needs less memory; " if is_out_of_memory(error) else ""
                 way_on = f"{lacking}the same command goes on, once that is mended"
-                raise spared(image_name(split, row, name), error, way_on) from error
+                raise read_error_not_skipped(image_name(split, row, name), error, way_on) from error
             items.append(containers.Item(data, int(split.labels[row]), place))
             rows.append(row)
         record: Node = {"split": name, "shard": shard, "faults": faults, "images": len(items)}

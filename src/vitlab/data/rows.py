@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class NoImage(OSError):
-    """The image itself is at fault, not what it is read with: damaged, never stored, or no file."""
+class InvalidImage(OSError):
+    """The image itself is at fault, not what it is read with: damaged, missing in its row, or no file."""
 
 
 class Row(str):
@@ -56,22 +56,22 @@ class Rows(Sequence[str], ABC):
 
     @property
     def blocks(self) -> "Tensor | None":
-        """The block that each row is read with, int64 [n]; None where rows are read one by one."""
+        """The block that each row is read with, int64 [n]; None if rows are read one by one."""
         return None
 
     @property
-    def held_whole(self) -> bool:
-        """Whether what is held out of these should be whole blocks."""
+    def split_by_block(self) -> bool:
+        """Whether validation and test images are held out in complete blocks."""
         return self.blocks is not None
 
     def digest(self) -> bytes:
-        """What tells these images from others, wherever they lie, without reading them all."""
+        """A hash of these images that is the same wherever they are stored, without reading all of them."""
         found = hashlib.blake2b(self.chosen.numpy().tobytes(), digest_size=16)
         found.update(self.content())
         return found.digest()
 
-    def lying(self) -> Sequence[str] | None:
-        """The local file of each image, where it may be changed and `content` stay the same; '' or None: none."""
+    def local_files(self) -> Sequence[str] | None:
+        """The local file of each image that may change while `content` stays the same; '' or None: none."""
         return None
 
     @abstractmethod
@@ -84,4 +84,4 @@ class Rows(Sequence[str], ABC):
 
     @abstractmethod
     def content(self) -> bytes:
-        """Numbers that depend on the content of the whole split's images, at little cost."""
+        """Numbers that depend on the content of all images of the split, at little cost."""

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from vitlab import launch
 from vitlab.data import manifest
 from vitlab.data.manifest import NotPrepared
-from vitlab.data.rows import NoImage, Rows
+from vitlab.data.rows import InvalidImage, Rows
 from vitlab.data.scan import listed
 from vitlab.data.source import Source, Split
-from vitlab.data.splitting import held_out
+from vitlab.data.splitting import hold_out
 from vitlab.data.storage import Storage, is_remote, problem
 from vitlab.schema import Node
 
@@ -84,7 +84,7 @@ class ShardRows(Rows):
         return torch.from_numpy(self.table["shard"].astype("int64"))[self.chosen]
 
     @property
-    def held_whole(self) -> bool:
+    def split_by_block(self) -> bool:
         """Of few shards, whole ones would be too much or too little, and all of them are soon read anyway."""
         return len(self.shards) >= MANY
 
@@ -97,9 +97,9 @@ class ShardRows(Rows):
         with self._lock:
             data = os.pread(self._descriptor(shard), size, int(entry["offset"]))
         if len(data) != size:
-            raise NoImage(f"{self.shards[shard][0]} ends before this image does: it was cut off")
+            raise InvalidImage(f"{self.shards[shard][0]} ends before this image does: it was cut off")
         if zlib.crc32(data) != entry["crc"]:
-            raise NoImage(f"its checksum is wrong: {self.shards[shard][0]} was damaged")
+            raise InvalidImage(f"its checksum is wrong: {self.shards[shard][0]} was damaged")
         return data
 
     def content(self) -> bytes:
@@ -202,7 +202,7 @@ def load(
     if "test" in splits:
         train, test = splits["train"], splits["test"]
     else:
-        train, test = held_out(splits["train"], test_fraction, seed=0, knob="data.source.test_fraction")
+        train, test = hold_out(splits["train"], test_fraction, seed=0, knob="data.source.test_fraction")
     mean, std = (tuple(content[key]) for key in ("mean", "std"))
     return Source(
         content["name"],

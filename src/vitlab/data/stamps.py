@@ -31,7 +31,7 @@ def stamps(split: Split) -> np.ndarray[Any, Any]:
     Zeros for what is in memory, fetched, or within a file whose content the split's digest knows. What isn't there has
     a stamp of its own.
     """
-    files = split.files.lying() if isinstance(split.files, Rows) else split.files
+    files = split.files.local_files() if isinstance(split.files, Rows) else split.files
     if files is None:
         return np.zeros((len(split), 2), np.int64)
     with ThreadPoolExecutor(THREADS) as pool:

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitlab.data.rows import NoImage, Rows
+from vitlab.data.rows import InvalidImage, Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class ArrowRows(Rows):
-    """Rows of a `datasets.Dataset`, which lies in local files; images may be stored in it or lie beside it."""
+    """Rows of a `datasets.Dataset` in local files; images are stored in it or in files next to it."""
 
     def __init__(self, place: str, dataset: Any, column: str, chosen: "Tensor") -> None:
         from datasets import Image
@@ -34,9 +34,9 @@ class ArrowRows(Rows):
         return ArrowRows(self.place, self.dataset, self.column, self.chosen[indices])
 
     def read(self, row: int) -> bytes:
-        return stored(self.dataset[row][self.column])
+        return image_bytes(self.dataset[row][self.column])
 
-    def lying(self) -> Sequence[str] | None:
+    def local_files(self) -> Sequence[str] | None:
         column = self._stored()
         if not column.combine_chunks().field("bytes").null_count:
             return None
@@ -49,7 +49,7 @@ class ArrowRows(Rows):
         return column if order is None else column.take(order.column(0))  # of a selection that was never written out
 
     def content(self) -> bytes:
-        """The length of each image as it is encoded, and the file name of each that lies elsewhere."""
+        """The length of each encoded image, and the file name of each that is stored elsewhere."""
         import pyarrow.compute as pc
 
         column = self._stored()
@@ -77,7 +77,7 @@ class ParquetRows(Rows):
     Args:
         place: As for all rows.
         files: Paths or URLs.
-        column: The images' column: encoded bytes, or `bytes` beside a `path`.
+        column: The images' column: encoded bytes, or `bytes` with a `path`.
         groups: All row groups of the files, in order.
         buffer: About how many rows may be in use at a time, of all processes of a machine together.
         chosen: As for all rows.
@@ -117,7 +117,7 @@ class ParquetRows(Rows):
         return torch.from_numpy(self._numbers())
 
     def _numbers(self) -> Any:
-        """The blocks as a NumPy array: in a process that was forked, torch's threads may wait for ever."""
+        """The blocks as a NumPy array: in a process that was forked, torch's threads may wait forever."""
         import numpy as np
 
         return np.searchsorted(np.array(self.starts), self.chosen.numpy(), side="right") - 1
@@ -127,7 +127,7 @@ class ParquetRows(Rows):
 
     @cached_property
     def most_held(self) -> int:
-        """Row groups that this process holds on to: of all that are in use, those of a loading worker's turns."""
+        """Row groups that this process keeps: of all that are in use, those of a loading worker's turns."""
         from torch.utils.data import get_worker_info
 
         from vitlab.data.sampler import pieces
@@ -140,9 +140,9 @@ class ParquetRows(Rows):
     def read(self, row: int) -> bytes:
         block = bisect.bisect_right(self.starts, row) - 1
         value = self._images(block)[row - self.groups[block].start].as_py()
-        return stored(value if isinstance(value, dict) else {"bytes": value, "path": None})
+        return image_bytes(value if isinstance(value, dict) else {"bytes": value, "path": None})
 
-    def lying(self) -> Sequence[str] | None:
+    def local_files(self) -> Sequence[str] | None:
         files = ["" if "://" in file else file for file in self.files]
         return [files[self.groups[block].file] for block in self._numbers().tolist()]
 
@@ -188,7 +188,7 @@ class ParquetRows(Rows):
 
 
 def open_parquet(place: str) -> Any:
-    """A `pyarrow.parquet.ParquetFile` at a path or URL, of which no more is read than is asked for."""
+    """A `pyarrow.parquet.ParquetFile` at a path or URL, read as far as needed."""
     import fsspec
     import pyarrow.parquet as pq
 
@@ -198,15 +198,15 @@ def open_parquet(place: str) -> Any:
     return pq.ParquetFile(system.open(path, cache_type="none"), pre_buffer=True)
 
 
-def stored(value: dict[str, Any] | None) -> bytes:
+def image_bytes(value: dict[str, Any] | None) -> bytes:
     """The bytes of an image as `datasets` stores it: in its row, or under a path on this machine. Raises `OSError`."""
     data, path = (value or {}).get("bytes"), (value or {}).get("path")
     if data is not None:
         return bytes(data)
     if path is None:
-        raise NoImage("the row holds no image")
+        raise InvalidImage("the row holds no image")
     if not os.path.isabs(path):  # noqa: PTH117 a million
-        raise NoImage(f"the row holds no image, but the name {path}")
+        raise InvalidImage(f"the row holds no image, but the name {path}")
     from vitlab.data.decode import read_bytes
 
     return read_bytes(path)

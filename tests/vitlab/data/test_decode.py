@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from vitlab.data import decode
 from vitlab.data.decode import UnreadableImage, read_image
-from vitlab.data.rows import NoImage
+from vitlab.data.rows import InvalidImage
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
 
@@ -168,5 +168,9 @@ def test_what_the_machine_lacks_is_no_fault_of_an_image() -> None:
         torch.empty(2**60, dtype=torch.uint8)
     for error in (caught.value, MemoryError(), OSError(errno.EMFILE, "Too many open files")):
         assert not decode.image_is_at_fault(error)
-    for error in (RuntimeError("Corrupt JPEG data"), OSError("image file is truncated"), NoImage(errno.ENOENT, "gone")):
+    for error in (
+        RuntimeError("Corrupt JPEG data"),
+        OSError("image file is truncated"),
+        InvalidImage(errno.ENOENT, "gone"),
+    ):
         assert decode.image_is_at_fault(error)

@@ -207,7 +207,7 @@ def test_a_bad_file_is_found_when_the_table_says(folder: Path, name: str) -> Non
     assert path in (source.train.files or [])
     assert len(source.train) == len(clean.train) + 1
 
-    reasons = {kind: [fault.path for fault in scan.look_through(source, kind)[0]] for kind in ("headers", "decode")}
+    reasons = {kind: [fault.path for fault in scan.find_bad_files(source, kind)[0]] for kind in ("headers", "decode")}
     bad = [path.removeprefix(f"{folder}/")]
     assert reasons == {"headers": bad if found == "headers" else [], "decode": bad if default[:5] == "error" else []}
     data = datamodule(folder, on_error="skip")
@@ -499,7 +499,7 @@ def test_what_was_left_out_is_counted_listed_and_told(folder: Path, caplog: pyte
     record = folder.parent / "run" / "skipped.csv"
     splits = used(datamodule(folder, on_error="skip", skipped_file=str(record)))
     assert {name: len(files) for name, files in splits.items()} == {"train": 16, "val": 4, "test": 8}
-    assert scan.read_rows(record, scan.Fault) == [
+    assert scan.read_rows(record, scan.BadFile) == [
         ("train/a/bad.jpg", "train", "image file is truncated (29 bytes not processed)"),
         ("val/b/line\nbreak.png", "test", "the file is empty"),
     ]
@@ -571,7 +571,7 @@ def test_many_bad_images_are_all_listed_in_a_file_and_ten_on_the_screen(folder: 
         datamodule(folder, skipped_file=str(record)).setup()
     assert str(caught.value).count("it is no image of the formats JPEG, PNG") == 10
     assert f"and 4 more, all listed in {record.with_name('bad_images.csv')}" in str(caught.value)
-    assert len(scan.read_rows(record.with_name("bad_images.csv"), scan.Fault)) == 14
+    assert len(scan.read_rows(record.with_name("bad_images.csv"), scan.BadFile)) == 14
     assert not record.exists(), "or a later run with skip would believe it"
 
 
@@ -599,7 +599,7 @@ def test_a_folder_named_from_here_is_found_below_its_common_folder(
         monkeypatch.chdir(folder)
     record = folder.parent / "skipped.csv"
     used(datamodule(Path(data_dir), on_error="skip", skipped_file=str(record)))
-    assert [row.path for row in scan.read_rows(record, scan.Fault)] == ["train/a/03.png"]
+    assert [row.path for row in scan.read_rows(record, scan.BadFile)] == ["train/a/03.png"]
 
 
 @pytest.mark.parametrize("mode", ["headers", "decode"])
@@ -608,7 +608,7 @@ def test_a_limit_or_a_disk_that_fails_makes_no_file_bad(mode: scan.Scan, tmp_pat
     write(tmp_path / "a" / "photo.jpg", "greyscale")
     split = Split(None, torch.zeros(1, dtype=torch.long), [str(tmp_path / "a" / "photo.jpg")])
     source = Source("a", ("a",), 3, (0.5,) * 3, (0.5,) * 3, None, split, split)
-    assert scan.look_through(source, mode)[0] == []
+    assert scan.find_bad_files(source, mode)[0] == []
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     os.close(lowest := os.open(os.devnull, os.O_RDONLY))
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))  # not one file more
@@ -616,12 +616,12 @@ def test_a_limit_or_a_disk_that_fails_makes_no_file_bad(mode: scan.Scan, tmp_pat
         with pytest.raises(
             UnreadableImage, match=r"photo\.jpg can't be read \(Too many open files\), which is no fault"
         ):
-            scan.look_through(source, mode)
+            scan.find_bad_files(source, mode)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     (tmp_path / "a").rename(tmp_path / "unplugged")
     with pytest.raises(UnreadableImage, match=r"No such file or directory.* start again, once that is mended"):
-        scan.look_through(source, mode)
+        scan.find_bad_files(source, mode)
 
 
 def test_what_a_storage_says_of_a_row_makes_it_no_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:

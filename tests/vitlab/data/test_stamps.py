@@ -114,5 +114,5 @@ def test_rows_have_the_stamps_of_the_files_that_they_lie_in(images: Path, tmp_pa
     state = (tmp_path / "parquet" / "train.parquet").stat()
     assert stamps.stamps(streamed).tolist() == [[state.st_size, state.st_mtime_ns]] * 4
     listed = huggingface(name=str(images), **given).train
-    assert read_bytes((listed.files or [])[3]) == Path((listed.files.lying() or [])[3]).read_bytes()  # type: ignore
+    assert read_bytes((listed.files or [])[3]) == Path((listed.files.local_files() or [])[3]).read_bytes()  # type: ignore
     assert (stamps.stamps(listed)[:, 0] > 0).all()

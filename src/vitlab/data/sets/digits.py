@@ -13,12 +13,12 @@ def digits() -> Source:
     import torch
     from sklearn.datasets import load_digits
 
-    from vitlab.data.splitting import stratified
+    from vitlab.data.splitting import stratified_split
 
     data = load_digits()
     images = (torch.from_numpy(data.images) * (255 / 16)).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(data.target).long()
-    train, test = stratified(labels, 360, seed=0, knob="test samples of digits")
+    train, test = stratified_split(labels, 360, seed=0, knob="test samples of digits")
     everything = Split(images, labels)
     classes = tuple(str(name) for name in data.target_names)
     return Source("digits", classes, 1, (0.3054,), (0.3760,), 8, everything.subset(train), everything.subset(test))

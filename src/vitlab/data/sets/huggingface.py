@@ -126,7 +126,7 @@ def huggingface(
         DatasetNotFound: there is no such set, split or column, or it can't be reached.
         ValueError: the labels can't be used.
     """
-    from vitlab.data.splitting import held_out
+    from vitlab.data.splitting import hold_out
 
     found = resolve_dataset(name, subset=subset, revision=revision, cache_dir=cache_dir)
     train, val, test = choose_splits(found, train_split, val_split, test_split)
@@ -149,7 +149,7 @@ def huggingface(
     if test:
         training, testing = splits[train], splits[test]
     else:
-        training, testing = held_out(splits[train], test_fraction, seed=0, knob="data.source.test_fraction")
+        training, testing = hold_out(splits[train], test_fraction, seed=0, knob="data.source.test_fraction")
     return Source(
         *(found.short, classes, 3, IMAGENET_MEAN, IMAGENET_STD, None, training, testing),
         val=splits[val] if val else None,
@@ -315,7 +315,7 @@ def class_labels(
             f"{found.name}: the column of labels has {len(values)} different values in {len(tables[train].labels)} "
             f"images, so they are no classes; name another with data.source.label_column"
         )
-    log.info("%s: its labels have no names; %d classes, sorted: %s", found.name, len(values), shortened(values))
+    log.info("%s: its labels have no names; %d classes, sorted: %s", found.name, len(values), abbreviation(values))
     known = pa.array(values, tables[train].labels.type)
     labels = {}
     for split, table in tables.items():
@@ -327,5 +327,5 @@ def class_labels(
     return tuple(map(str, values)), labels
 
 
-def shortened(values: Sequence[Any]) -> str:
+def abbreviation(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")

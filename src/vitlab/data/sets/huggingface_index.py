@@ -193,9 +193,9 @@ def choose_columns(
             raise DatasetNotFound(f"data.source.{knob}={column}: {found.short} has no such column{hint}")
     if image is None:
         images = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
-        images = images or [name for name, kind in columns.items() if holds_bytes(kind)]
+        images = images or [name for name, kind in columns.items() if has_image_bytes(kind)]
         image = only_candidate("image_column", images, columns, found, "of images")
-    elif not (isinstance(columns[image], datasets.Image) or holds_bytes(columns[image])):
+    elif not (isinstance(columns[image], datasets.Image) or has_image_bytes(columns[image])):
         raise DatasetNotFound(f"data.source.image_column={image} holds no images, but {columns[image]}")
     if label is None:
         labels = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
@@ -214,7 +214,7 @@ def choose_columns(
     return image, label
 
 
-def holds_bytes(kind: Any) -> bool:
+def has_image_bytes(kind: Any) -> bool:
     """Whether a column's feature is encoded images without being declared so."""
     import datasets
 

@@ -41,13 +41,13 @@ def image_folder(
     """
     import torch
 
-    from vitlab.data.splitting import stratified
+    from vitlab.data.splitting import stratified_split
 
     train_dir, test_dir = find_splits(Path(data_dir))
     names, files, labels = list_images(train_dir, classes, max_pixels)
     train = Split(None, torch.tensor(labels), files)
     if test_dir is None:
-        kept, out = stratified(train.labels, test_fraction, seed=0, knob="data.source.test_fraction")
+        kept, out = stratified_split(train.labels, test_fraction, seed=0, knob="data.source.test_fraction")
         train, test = train.subset(kept), train.subset(out)
         log.info("%s has no test split: %d of %d images became one", data_dir, len(out), len(out) + len(kept))
     else:
