@@ -115,15 +115,13 @@ class Split:
         if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
             one_hot = "; use labels.argmax(1) of one-hot labels" if labels.ndim == 2 else ""
             raise ValueError(f"labels are {shape_and_type(labels)}; expected integers [N], classes by number{one_hot}")
-        if images is not None and images.dtype != torch.uint8:
+        if images is not None and (images.dtype != torch.uint8 or images.ndim != 4):
+            gray = "; use images[:, None] of gray images" if images.ndim == 3 else ""
             scaled = "; use (255 * images).round().to(torch.uint8) of images in [0, 1]"
             raise ValueError(
-                f"images are {shape_and_type(images)}; expected uint8, with values from 0 to 255"
-                f"{scaled if images.is_floating_point() else ''}"
+                f"images are {shape_and_type(images)}; expected uint8 [N, channels, height, width] with values from 0 "
+                f"to 255{scaled if images.is_floating_point() else gray}"
             )
-        if images is not None and images.ndim != 4:
-            gray = "; use images[:, None] of gray images" if images.ndim == 3 else ""
-            raise ValueError(f"images are {shape_and_type(images)}; expected uint8 [N, channels, height, width]{gray}")
         if len(held[0]) != len(labels):
             raise ValueError(f"{len(held[0])} images have {len(labels)} labels; expected one for each")
         for name, value in (("images", images), ("labels", labels.long()), ("files", files)):

@@ -51,13 +51,13 @@ def test_arrays_and_integers_of_any_type_are_taken(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "expected"),
     [
-        (IMAGES / 255, LABELS, r"float32 \[6, 3, 8, 8\]; expected uint8, .*; use \(255 \* images\)"),
+        (IMAGES / 255, LABELS, r"float32 \[6, 3, 8, 8\]; expected uint8 .*; use \(255 \* images\)"),
         (IMAGES.numpy().astype(np.float64), LABELS, "float64 .*; expected uint8"),
-        (IMAGES.long(), LABELS, "int64 .*; expected uint8, with values from 0 to 255$"),
+        (IMAGES.long(), LABELS, "int64 .*; expected uint8 .* with values from 0 to 255$"),
         (
             IMAGES[:, 0],
             LABELS,
-            r"uint8 \[6, 8, 8\]; expected uint8 \[N, channels, height, width\]; use images\[:, None\]",
+            r"uint8 \[6, 8, 8\]; expected uint8 \[N, channels.* use images\[:, None\] of gray images",
         ),
         (IMAGES, LABELS.float(), "labels are float32"),
         (IMAGES, torch.eye(6).long(), r"labels are int64 \[6, 6\]; .*; use labels.argmax\(1\)"),

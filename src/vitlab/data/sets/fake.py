@@ -1,23 +1,11 @@
 """Made-up images of any size, for benchmarks and trials."""
 
-from typing import Any
-
 from vitlab.data.source import Facts, Source, Split
 
 
-def count(*, samples: int, **_: Any) -> tuple[int, bool] | None:
-    """Images of the train split; no validation split."""
-    return (samples, False) if samples > 0 else None
-
-
-@Facts(in_memory=True, count=count)
+@Facts(in_memory=True, count=lambda samples, **_: (samples, False) if samples > 0 else None)
 def fake(
-    *,
-    samples: int = 1024,
-    test_samples: int = 256,
-    size: int = 32,
-    channels: int = 3,
-    num_classes: int = 10,
+    *, samples: int = 1024, test_samples: int = 256, size: int = 32, channels: int = 3, num_classes: int = 10
 ) -> Source:
     """Images made up the same on every machine: a pattern per class, dimmed, under noise; learnable."""
     import torch

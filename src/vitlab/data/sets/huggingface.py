@@ -11,7 +11,7 @@ No code of a set is ever run: `datasets` 4 and later has no scripts, and images 
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,31 +38,17 @@ log = logging.getLogger(__name__)
 THREADS = 16  # that wait for a network
 
 
-def problems(
-    *,
-    name: str | None,
-    subset: str | None,
-    revision: str | None,
-    image_column: str | None,
-    label_column: str | None,
-    train_split: str | None,
-    val_split: str | None,
-    test_split: str | None,
-    test_fraction: float,
-    streaming: bool,
-    shuffle_buffer: int,
-    cache_dir: str | None,
-) -> Iterator[str]:
+def problems(*, test_fraction: float, shuffle_buffer: int, streaming: bool, **settings: Any) -> Iterator[str]:
     """What is wrong with the settings, as far as the set's description says."""
     if not 0 < test_fraction < 1:
         yield f"data.source.test_fraction={test_fraction:g} must lie between 0 and 1"
     if shuffle_buffer < 1:
         yield f"data.source.shuffle_buffer={shuffle_buffer} must be at least 1"
     try:
-        found = resolve_dataset(name, subset=subset, revision=revision, cache_dir=cache_dir)
-        choose_splits(found, train_split, val_split, test_split)
+        found = resolve_dataset(**{key: settings[key] for key in ("name", "subset", "revision", "cache_dir")})
+        choose_splits(found, *(settings[f"{split}_split"] for split in ("train", "val", "test")))
         if found.columns is not None:
-            choose_columns(found, found.columns, image_column, label_column)
+            choose_columns(found, found.columns, settings["image_column"], settings["label_column"])
         if streaming:
             parquet_files(found)
     except DatasetNotFound as error:
@@ -315,7 +301,8 @@ def class_labels(
             f"{found.name}: the column of labels has {len(values)} different values in {len(tables[train].labels)} "
             f"images, so they are no classes; name another with data.source.label_column"
         )
-    log.info("%s: its labels have no names; %d classes, sorted: %s", found.name, len(values), abbreviation(values))
+    first = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
+    log.info("%s: its labels have no names; %d classes, sorted: %s", found.name, len(values), first)
     known = pa.array(values, tables[train].labels.type)
     labels = {}
     for split, table in tables.items():
@@ -325,7 +312,3 @@ def class_labels(
             raise ValueError(f"{found.name}: the split {split} has the label {other!r}, which {train} doesn't have")
         labels[split] = torch.from_numpy(numbers_or_null.to_numpy().copy()).long()
     return tuple(map(str, values)), labels
-
-
-def abbreviation(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")

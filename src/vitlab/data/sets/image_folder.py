@@ -23,11 +23,7 @@ def problems(*, data_dir: str, **_: Any) -> Iterator[str]:
 
 @Facts(channels=3, in_memory=False, problems=problems, label=lambda source: Path(str(source.get("data_dir"))).name)
 def image_folder(
-    *,
-    data_dir: str,
-    classes: list[str] | None = None,
-    max_pixels: int | None = None,
-    test_fraction: float = 0.2,
+    *, data_dir: str, classes: list[str] | None = None, max_pixels: int | None = None, test_fraction: float = 0.2
 ) -> Source:
     """A folder of images, one folder per class: `data_dir`/train/CLASS/... with val/ or test/, or CLASS/...
 
