@@ -17,6 +17,7 @@ from PIL import Image
 
 from vitlab import advising, flops
 from vitlab.advising import Change, Trial
+from vitlab.config import paths
 from vitlab.data.encoding import encoded
 from vitlab.data.module import DataModule
 from vitlab.data.sources import Split, image_folder
@@ -150,7 +151,7 @@ def packed(data: DataModule) -> str:
     words = {"data": "image_folder", "data_dir": str(place), **settings}
     words |= {"to": "folder", "size": side, "out": str(target)}
     line = shlex.join(f"{key}={typed(value)}" for key, value in words.items())
-    return f"python src/prepare.py {line}, then train with {shlex.quote(f'data_dir={typed(str(target))}')}"
+    return f"{paths.COMMAND.format('prepare')} {line}, then train with {shlex.quote(f'data_dir={typed(str(target))}')}"
 
 
 def typed(value: Any) -> str:
