@@ -43,6 +43,7 @@ from vitlab import (
     stopping,
     trust,
 )
+from vitlab.config import paths
 from vitlab.data.source import loader_facts
 from vitlab.data.storage import is_remote
 from vitlab.jobs import Function
@@ -50,7 +51,7 @@ from vitlab.schema import Node
 from vitlab.stopping import Stopped
 from vitlab.weights.composing import completed
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = paths.CONF
 UNSET_RUN_DIR = "runs"  # stands for the run folder while the configuration is only being checked
 
 _composed: ContextVar[dict[tuple[str, ...], DictConfig]] = ContextVar("composed")  # in the preflight
@@ -72,6 +73,9 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
 
         @wraps(function)
         def program() -> None:
+            if "--version" in sys.argv[1:]:  # Hydra's parser would print Hydra's
+                print(f"vitlab {paths.version()}", file=sys.stdout)
+                return
             if run_dir := os.environ.pop(launch.RUN_VARIABLE, None):
                 if parent := os.environ.pop(launch.PARENT_VARIABLE, None):
                     launch.end_with(int(parent))
@@ -80,7 +84,8 @@ def command(name: str) -> Callable[[Function], Callable[[], None]]:
                     importing.ahead(config)
                 jobs.run_recorded(name, function, Path(run_dir), config)
                 return
-            launch.make_importable(Path(__file__).resolve().parents[1])
+            if not paths.IN_WHEEL:
+                launch.make_importable(paths.PROGRAMS)
             with importing.uncollected():
                 signatures.register()
                 sys.argv[1:] = preflight(name, function, sys.argv[1:])

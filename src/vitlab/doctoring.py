@@ -17,6 +17,7 @@ from PIL import Image
 
 from vitlab import advising, flops
 from vitlab.advising import Change, Trial
+from vitlab.config import paths
 from vitlab.data.datamodule import DataModule
 from vitlab.data.encoding import encoded
 from vitlab.data.source import Split, loader_facts
@@ -150,7 +151,7 @@ def packed(data: DataModule) -> str:
     words = {"data": source.func.__name__, "data_dir": str(place), **settings}
     words |= {"to": "folder", "size": side, "out": str(target)}
     line = shlex.join(f"{key}={typed(value)}" for key, value in words.items())
-    return f"python src/prepare.py {line}, then train with {shlex.quote(f'data_dir={typed(str(target))}')}"
+    return f"{paths.COMMAND.format('prepare')} {line}, then train with {shlex.quote(f'data_dir={typed(str(target))}')}"
 
 
 def typed(value: Any) -> str:

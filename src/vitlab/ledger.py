@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -27,6 +26,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from vitlab import identity, resolvers, runs
+from vitlab.config import paths
 from vitlab.schema import Node, suggest
 
 SWEEPS = Path("runs") / "sweeps"
@@ -237,7 +237,7 @@ class Begins(Callback):
         names = [config.objective] if isinstance(config.objective, str) else list(config.objective)
         begin(
             Path(hydra.sweep.dir),
-            command=shlex.join(["python", *sys.argv]),
+            command=paths.command_line(sys.argv[1:]),
             varies=identity.varying(hydra.overrides.task, params),
             objectives={name: resolvers.better(name) for name in names},
         )

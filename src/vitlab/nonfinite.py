@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from vitlab import optim, resume, runs
 from vitlab.classifier import Classifier
+from vitlab.config import paths
 from vitlab.data.dataset import TrainBatch
 from vitlab.schema import Node
 
@@ -154,7 +155,7 @@ class NonFinite(Callback):
         rank = f" rank={wrong[0]}" if wrong and wrong[0] else ""
         path = folder.absolute()
         value = str(path) if re.fullmatch(r"[\w/.-]+", str(path)) else resume.quoted(path)
-        return f". Captured; see why: python src/replay.py {shlex.quote(f'capture={value}')}{rank}"
+        return f". Captured; see why: {paths.COMMAND.format('replay')} {shlex.quote(f'capture={value}')}{rank}"
 
     def _forget(self) -> None:
         self._given, self._losses = [], []

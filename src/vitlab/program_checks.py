@@ -7,10 +7,9 @@ from pathlib import Path
 import yaml
 
 from vitlab import ledger, nonfinite, panels, runs, trust
+from vitlab.config import paths
 from vitlab.reader import Reader
 from vitlab.schema import resolve, shown
-
-CONF = Path(__file__).resolve().parents[2] / "conf" / "prepare.yaml"
 
 
 def evaluation_problems(read: Reader) -> Iterator[str]:
@@ -132,7 +131,7 @@ def packing_problems(read: Reader) -> Iterator[str]:
     if (processes := read("processes", int)) is not None and processes < 0:
         yield f"processes={processes} must be at least 0"
     if given and "out" not in given:
-        usual = yaml.safe_load(CONF.read_text())
+        usual = yaml.safe_load((paths.CONF / "prepare.yaml").read_text())
         for key in ("to", "size", "quality", "shard_images", "shuffle", "seed"):
             if (value := read.config.get(key, usual[key])) != usual[key]:
                 looks = f"{given[0]}={places[given[0]]} packs nothing"

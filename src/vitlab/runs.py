@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from vitlab import launch
+from vitlab.config import paths
 from vitlab.identity import alone
 from vitlab.schema import Node
 from vitlab.stopping import Outcome, Stopped
@@ -311,10 +311,11 @@ def provenance(run_dir: Path) -> Node:
     overrides = alone(overrides) if in_sweep else [o for o in overrides if not o.startswith("sweep=")]
     packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "numpy")
     return {
-        "command": shlex.join(["python", sys.argv[0], *overrides]),
+        "command": paths.command_line(overrides),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
+        "versions": {"python": platform.python_version(), "vitlab": paths.version()}
+        | {p: metadata.version(p) for p in packages},
         "host": platform.node(),
         "process": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID"),  # a requeued job keeps it
@@ -323,6 +324,8 @@ def provenance(run_dir: Path) -> Node:
 
 def commit() -> str | None:
     """The source's git commit, `+changes` if files differ from it; None outside a repository."""
+    if paths.IN_WHEEL:  # the environment may be in a repository of something else
+        return None
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     with suppress(OSError, subprocess.CalledProcessError):
         name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -17,7 +17,6 @@ import itertools
 import logging
 import math
 import platform
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,6 +35,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitlab import claiming, identity, ledger, runs
+from vitlab.config import paths
 from vitlab.schema import Node
 from vitlab.search_checks import DIRECTIONS, objectives_of
 from vitlab.space import Parameter, Space, read
@@ -101,7 +101,7 @@ def search(
     plan.folder.mkdir(parents=True, exist_ok=True)
     ledger.begin(
         plan.folder,
-        command=shlex.join(["python", *sys.argv]),
+        command=paths.command_line(sys.argv[1:]),
         varies=dict.fromkeys(parameter.key for parameter in plan.space.parameters),
         objectives=plan.objectives,  # type: ignore[arg-type]
     )
@@ -398,5 +398,5 @@ def solution(trial: "FrozenTrial", plan: Plan) -> dict[str, Any]:
         "folder": trial.user_attrs.get(studies.FOLDER),
         "values": dict(zip(plan.objectives, trial.values, strict=True)),
         "params": dict(params),
-        "command": shlex.join(["python", sys.argv[0], *identity.alone([*plan.fixed, *lines])]),
+        "command": paths.command_line(identity.alone([*plan.fixed, *lines])),
     }

@@ -1,14 +1,14 @@
 """What Hydra composes from that stands in no file of `conf`: the defaults of signatures, and `experiments`."""
 
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from vitlab.config import paths
 from vitlab.schema import Node, defaults
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+EXPERIMENTS = paths.EXPERIMENTS
 
 
 def register() -> None:

@@ -24,9 +24,10 @@ import torch
 
 from vitlab.benchmarking.settings import train_problems
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part, demand, too_small
+from vitlab.config import paths
 from vitlab.schema import suggest
 
-SOURCE = Path(__file__).resolve().parents[2]
+SOURCE = paths.PROGRAMS
 COMMANDS = tuple(sorted(file.stem for file in SOURCE.glob("*.py")))
 IMPORTS = "import torch, lightning, timm"
 LATEST = 300.0  # seconds until a process that has not come to its first step counts as broken
