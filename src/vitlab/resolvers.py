@@ -5,6 +5,7 @@ Light on purpose: composing a configuration must not import torch.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.data.source import loader_facts
+from vitlab import trust
+from vitlab.data.source import Facts, loader_facts
+from vitlab.schema import resolve
 
 # (width, depth, heads) -> the name that the literature uses (ViT paper's table 1; Ti and S from DeiT's)
 SIZES = {
@@ -74,8 +77,18 @@ def choices() -> dict[str, str]:
 
 
 def native_size(source: str) -> int:
-    """The side in pixels of a data set's images, by its `_target_`; 224 if its loader's facts have no size."""
-    return loader_facts(source).native_size or UNKNOWN_SIZE
+    """The side in pixels of a data set's images, by its `_target_`; 224 if its loader's facts have no size.
+
+    Raises `ValueError` for a loader without facts.
+    """
+    if (facts := loader_facts(source)) == Facts() and trust.refusal(source) is None:
+        with suppress(ImportError):  # which the checks report
+            resolve(source)
+            raise ValueError(
+                f"image_size is not set, and {source} does not say how large its images are; set image_size, or put "
+                f"@Facts(native_size=...) of vitlab.data.source on that function"
+            )
+    return facts.native_size or UNKNOWN_SIZE
 
 
 def objective_for(source: str) -> str:

@@ -7,7 +7,6 @@ an uninterrupted one does, and two devices draw what two accumulated batches on 
 The Trainer must run with `use_distributed_sampler=False`.
 """
 
-import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -25,10 +24,8 @@ from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBatch
 from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, stable_seed
 from vitlab.data.scan import SplitName
-from vitlab.data.source import Facts, Source, Split, loader_facts
+from vitlab.data.source import Source, Split, loader_facts
 from vitlab.data.splitting import hold_out, stratified_split
-
-log = logging.getLogger(__name__)
 
 Loader = DataLoader[TrainBatch | EvalBatch]
 MOST_WORKERS = 16  # per device
@@ -128,15 +125,8 @@ class DataModule(LightningDataModule):
         """
         if self._source is not None:
             return
-        source, facts = self.load_source(), loader_facts(self.load_source)
-        facts.check(source)
-        native = (source.native_size,) * 2
-        if source.native_size is not None and facts == Facts() and native != self.image_size:
-            log.warning(
-                "%s: images of %d x %d pixels are resized to %d x %d; if that isn't meant, set image_size=%d, or "
-                "@Facts(native_size=%d) on the function that loads them",
-                *(source.name, *native, *self.image_size, source.native_size, source.native_size),
-            )
+        source = self.load_source()
+        loader_facts(self.load_source).check(source)
         if source.train.files is not None and self.augment.crop_padding:
             raise ValueError(
                 f"data.augment.crop_padding={self.augment.crop_padding} is for data sets in memory; image "

@@ -1,5 +1,6 @@
 """What a data set is: its splits, its source, and what is known of it beforehand."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def test_arrays_and_integers_of_any_type_are_taken(kind: Any) -> None:
         (
             IMAGES[:, 0],
             LABELS,
-            r"uint8 \[6, 8, 8\]; expected uint8 \[N, channels.* use images\[:, None\] of gray images",
+            r"uint8 \[6, 8, 8\]; expected uint8 .* use images\[:, None\] of gray images",
         ),
         (IMAGES, LABELS.float(), "labels are float32"),
         (IMAGES, torch.eye(6).long(), r"labels are int64 \[6, 6\]; .*; use labels.argmax\(1\)"),
@@ -148,12 +149,24 @@ def test_a_set_in_one_file_of_the_users_own_is_known_and_checked_like_any_other(
         assert found.startswith(problem)
 
 
+def test_a_loader_that_says_nothing_of_itself_needs_an_image_size(
+    mine: str, tmp_path: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "ALLOWED", ("my_pictures",))
+    file = tmp_path / "my_pictures.py"
+    file.write_text(re.sub("(?m)^@Facts.*$", "", file.read_text()))
+    assert "my_pictures.pictures does not say how large its images are; set image_size" in str(
+        configure(f"data.source._target_={mine}")
+    )
+    assert configure(f"data.source._target_={mine}", "image_size=12")["name"] == "pictures-vit_64x4_p2-12px"
+
+
 def test_settings_are_those_of_the_signature_where_none_are_set() -> None:
     node = {"_target_": "vitlab.data.sets.fake.fake", "_partial_": True, "samples": 7}
     assert loader_settings(node) == {"samples": 7, "test_samples": 256, "size": 32, "channels": 3, "num_classes": 10}
 
 
-def test_facts_that_are_wrong_are_told_when_the_data_is_loaded(caplog: pytest.LogCaptureFixture) -> None:
+def test_facts_that_are_wrong_are_told_when_the_data_is_loaded() -> None:
     def loaded(loader: Callable[[], Source]) -> None:
         DataModule(source=loader, augment=Augment(), image_size=16, batch_size=8, seed=0).setup()
 
@@ -161,7 +174,6 @@ def test_facts_that_are_wrong_are_told_when_the_data_is_loaded(caplog: pytest.Lo
         return fake(samples=40, test_samples=20, num_classes=2)
 
     loaded(load)
-    assert "fake: images of 32 x 32 pixels are resized to 16 x 16" in caplog.text
     with pytest.raises(ValueError, match="fake was loaded with channels=3, and its loader's @Facts has channels=1"):
         loaded(Facts(native_size=32, channels=1)(load))
 
