@@ -47,7 +47,7 @@ def main(
     from vitlab import build, figures, launch, memory, pruning, stopping, tracking
     from vitlab.callbacks import scores
     from vitlab.checkpoints import demand_whole
-    from vitlab.compiling import compile_network
+    from vitlab.models.compile import compile_network
     from vitlab.resume import checkpoint_to_resume, identity
 
     folder = Path(run_dir)

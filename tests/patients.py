@@ -16,9 +16,9 @@ from vitlab.data.augment import Augment
 from vitlab.data.dataset import MemoryDataset
 from vitlab.data.module import DataModule
 from vitlab.data.sources import digits, image_folder
+from vitlab.models.vit import VisionTransformer
 from vitlab.profiling import Patient
 from vitlab.schema import Node
-from vitlab.vit import VisionTransformer
 
 LOADERS = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 

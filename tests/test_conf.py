@@ -28,8 +28,8 @@ import probe
 from conftest import Configure
 from vitlab import build, checks, command, runs, schema, signatures
 from vitlab.data.sources import DEBIAN_FASHION_MNIST
+from vitlab.models.vit import VisionTransformer
 from vitlab.schema import Node
-from vitlab.vit import VisionTransformer
 
 FILES = sorted(file.relative_to(command.CONF).with_suffix("") for file in command.CONF.rglob("*.yaml"))
 OTHERS = ["probe/"]  # groups of other programs than train

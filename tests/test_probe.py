@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import parity
 import probe
 from vitlab.data.sources import digits
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 Probed = Callable[..., Any]
 

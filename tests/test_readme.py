@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import sweep
 import train
-from vitlab import command, importing, signatures, vit
+from vitlab import command, importing, signatures
+from vitlab.models import vit
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

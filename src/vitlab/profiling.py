@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vitlab import build, flops
 from vitlab.callbacks import Monitor
 from vitlab.classifier import Classifier
-from vitlab.compiling import compile_network
+from vitlab.models.compile import compile_network
 from vitlab.data.dataset import FilesDataset
 from vitlab.data.module import DataModule
 from vitlab.data.sources import Split

@@ -27,7 +27,14 @@ ALLOWED = tuple(entry for entry in re.split(r"[,\s]+", os.environ.get(VARIABLE, 
 
 OFFERED = "vitlab, torch, torchvision, timm, lightning, torchmetrics and hydra"
 PLACES = (
-    *("vitlab.vit", "vitlab.baselines", "vitlab.classifier", "vitlab.optim", "vitlab.callbacks", "vitlab.tracking"),
+    *(
+        "vitlab.models.vit",
+        "vitlab.baselines",
+        "vitlab.classifier",
+        "vitlab.optim",
+        "vitlab.callbacks",
+        "vitlab.tracking",
+    ),
     *(
         "vitlab.checkpoints",
         "vitlab.nonfinite",

@@ -24,9 +24,9 @@ from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.module import DataModule
 from vitlab.data.sources import digits
+from vitlab.models.vit import VisionTransformer
 from vitlab.nonfinite import NonFinite
 from vitlab.tracking import MetricsFile
-from vitlab.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
 SIZES = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "num_classes": 10, "in_channels": 1}

@@ -21,7 +21,7 @@ from vitlab.data.augment import Augment
 from vitlab.data.module import DataModule
 from vitlab.data.sampler import EpochBatches
 from vitlab.data.sources import digits
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
 

@@ -23,9 +23,9 @@ from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.module import DataModule
 from vitlab.data.sources import digits
+from vitlab.models.vit import VisionTransformer
 from vitlab.nonfinite import NonFinite, NonFiniteError
 from vitlab.tracking import MetricsFile
-from vitlab.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
 OPTIMIZERS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))

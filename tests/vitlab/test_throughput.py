@@ -16,8 +16,8 @@ from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.module import DataModule
 from vitlab.data.sources import digits
+from vitlab.models.vit import VisionTransformer
 from vitlab.throughput import Meter
-from vitlab.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
 

@@ -43,7 +43,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
 @pytest.mark.parametrize(
     "target",
     [
-        "vitlab.vit.VisionTransformer",
+        "vitlab.models.vit.VisionTransformer",
         "vitlab.baselines.timm_model",
         "vitlab.data.sources.digits",
         "vitlab.optim.warmup_cosine",
