@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import datasets
 import pytest
-from test_huggingface import CLASSES, Ranges, table
 
+from hub_files import CLASSES, Ranges, table
 from vitlab.data import hub, huggingface
 from vitlab.data.sources import huggingface as source_of
 from vitlab.schema import Node
