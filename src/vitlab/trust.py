@@ -51,7 +51,7 @@ PLACES = (
     *("lightning.fabric", "lightning.pytorch"),
     *("torchmetrics.aggregation", "torchmetrics.classification", "torchmetrics.regression"),
     *("hydra._internal.core_plugins", "hydra.experimental.callbacks", "hydra_plugins.vitlab_sweepers"),
-    *("optuna.samplers", "optuna.pruners", "vitlab.pruning"),
+    *("optuna.samplers", "optuna.pruners", "vitlab.sweeps.search.pruning"),
     "vitlab.benchmarking",
 )
 # A package may show at its top what it defines further in: lightning.Trainer.
