@@ -46,7 +46,7 @@ def main(
     from lightning import seed_everything
 
     from vitlab import build, doctoring
-    from vitlab.compiling import compile_network
+    from vitlab.models.compile import compile_network
     from vitlab.profiling import Patient
 
     datamodule = build.data(data)

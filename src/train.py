@@ -44,11 +44,12 @@ def main(
     config: Node = {**locals()}  # as config.yaml has it: which the first rank of torchrun's may not have written yet
     from lightning import seed_everything
 
-    from vitlab import build, figures, launch, memory, pruning, stopping, tracking
+    from vitlab import build, figures, launch, memory, stopping, tracking
     from vitlab.callbacks import scores
     from vitlab.checkpoints import demand_whole
-    from vitlab.compiling import compile_network
+    from vitlab.models.compile import compile_network
     from vitlab.resume import checkpoint_to_resume, identity
+    from vitlab.sweeps.search.pruning import is_pruned
 
     folder = Path(run_dir)
     datamodule = build.data(data)
@@ -68,7 +69,7 @@ def main(
             with stopping.patience():
                 run.fit(module, datamodule, ckpt_path=start, weights_only=True)
             results = build.best_scores(run, module, datamodule)
-            if pruning.pruned(run):
+            if is_pruned(run):
                 results["status"] = "pruned"
                 tracking.mark(run.loggers, "pruned")
             else:

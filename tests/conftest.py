@@ -288,7 +288,7 @@ def exportable(tmp_path: Path) -> Exportable:
 
     from parity import fill
     from vitlab.exporting.trained import kept_weights, load
-    from vitlab.vit import VisionTransformer
+    from vitlab.models.vit import VisionTransformer
 
     def make(
         *,
@@ -304,7 +304,7 @@ def exportable(tmp_path: Path) -> Exportable:
         if network is None:
             fill(network := VisionTransformer(**arguments))
         classes, channels = [f"kind {i}" for i in range(arguments["num_classes"])], arguments.get("in_channels", 3)
-        node = {"_target_": "vitlab.vit.VisionTransformer", **arguments}
+        node = {"_target_": "vitlab.models.vit.VisionTransformer", **arguments}
         data = {"_target_": "vitlab.data.datamodule.DataModule", "val_fraction": 0.1}
         config = {"name": "tiny", "image_size": arguments["image_size"], "model": node, "data": data}
         config = json.loads(json.dumps(config | {"classifier": {"loss": loss}}))

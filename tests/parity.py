@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.loading import network, pretrained
 from vitlab.weights.mapping import from_ours

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from vitlab.data.sources import digits, image_folder
 
 from vitlab import optim
 from vitlab.classifier import Classifier
@@ -17,9 +18,9 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import MemoryDataset
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.image_folder import image_folder
+from vitlab.models.vit import VisionTransformer
 from vitlab.profiling import Patient
 from vitlab.schema import Node
-from vitlab.vit import VisionTransformer
 
 LOADERS = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets
+from vitlab.data.sources import DEBIAN_FASHION_MNIST
 
 import evaluate
 import pictures
@@ -28,8 +29,8 @@ import probe
 from conftest import Configure
 from vitlab import build, checks, command, runs, schema, signatures
 from vitlab.data.sets.mnist import DEBIAN_FASHION_MNIST
+from vitlab.models.vit import VisionTransformer
 from vitlab.schema import Node
-from vitlab.vit import VisionTransformer
 
 FILES = sorted(file.relative_to(command.CONF).with_suffix("") for file in command.CONF.rglob("*.yaml"))
 OTHERS = ["probe/"]  # groups of other programs than train

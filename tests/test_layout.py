@@ -54,12 +54,6 @@ def test_no_other_file_names_a_data_set() -> None:
     assert found == []
 
 
-def test_no_two_test_files_share_a_name() -> None:
-    """pytest imports them by their name alone."""
-    names = [file.name for file in TESTS]
-    assert sorted(set(names)) == sorted(names)
-
-
 @pytest.mark.parametrize("word", ["util", "helper", "common", "misc", "tools", "base"])
 def test_no_module_is_named_by_what_it_is_not_about(word: str) -> None:
     words = [(file, part) for file in [*SOURCES, *TESTS] for part in re.split(r"[^a-z]+", named(file).lower())]

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from vitlab.data.sources import digits
 
 import parity
 import probe
 from vitlab.data.sets.digits import digits
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 Probed = Callable[..., Any]
 

@@ -6,6 +6,7 @@ command line -> preflight: compose leniently, check everything, show all problem
              -> function(**configuration), its results in `results.json`, its objective to the sweeper
 """
 
+import json
 import os
 import sys
 from argparse import Namespace
@@ -245,17 +246,18 @@ def look_in(folders: list[str]) -> None:
 def searched_problems(
     name: str, function: Function, overrides: list[Override], single: list[str], *, multirun: bool
 ) -> list[str]:
-    """Everything wrong with a search: what it says, and what comes of the ends of its ranges. `single`: the command
+    """Everything wrong with a search: its own settings, and the jobs at the bounds of its ranges. `single`: the command
     line with one value for each setting.
     """
-    from vitlab import search_checks
+    from vitlab.sweeps.search import checks
+    from vitlab.sweeps.search.space import boundary_points
 
     try:
         cfg = compose(name, single)
         sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError):
         return []  # already told
-    if not isinstance(sweeper, dict) or sweeper.get("_target_") not in search_checks.SWEEPERS:
+    if not isinstance(sweeper, dict) or sweeper.get("_target_") not in checks.SWEEPERS:
         return []
     if not multirun and cfg.hydra.mode != RunMode.MULTIRUN:
         return []
@@ -266,15 +268,15 @@ def searched_problems(
     if isinstance(config, str):
         return []
     loader = GlobalHydra.instance().config_loader()
-    space, found = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
+    parameters, found = checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
     if found:
         return found
     parser = OverridesParser.create(loader)
     known = {o.key_or_group for o in overrides if o.is_discrete_sweep()}  # each value was checked with the others
-    for corner in space.corners(known):
+    for point in boundary_points(parameters, known):
         chosen = [
             s
-            for o in parser.parse_overrides(corner)
+            for o in parser.parse_overrides(point)
             for s in grammar.spellings(o, bool(grammar.group_options(o)), False)
         ]
         found += [p for p in composed_problems(name, function, [*single, *chosen], sweep=True) if p not in found]
@@ -362,7 +364,7 @@ def message(name: str, problems: list[str]) -> str:
 
 def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> float | None:
     """A job as Hydra starts it: checks the configuration once more, writes it down, runs it, returns its score."""
-    from vitlab import resume, search
+    from vitlab import resume
 
     hydra_cfg = HydraConfig.get()
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
@@ -374,8 +376,8 @@ def run_job(name: str, function: Function, entry: Path, cfg: DictConfig) -> floa
             runs.record_crash(run_dir, "; ".join(problems))  # for the sweep's table; nothing was started
         raise ValueError(message(name, problems))
     assert isinstance(config, dict)
-    if added := search.callbacks_of(hydra_cfg):
-        config["callbacks"] |= added
+    if trial := hydra_cfg.sweeper.get("trial"):  # of a search: the callback that prunes it
+        config["callbacks"]["pruning"] = json.loads(trial)
     if "run_dir" not in config:
         function(**config)
         return None

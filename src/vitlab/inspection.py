@@ -1,7 +1,7 @@
 """What a training step computes, module by module: where its first number comes from that isn't finite.
 
 Modules are watched from outside, by torch's hooks on all modules at once: a hook on a module itself would make
-`vitlab.vit` call layers as a whole that it else computes a part of, and the step would not be the same any more.
+`vitlab.models.vit` call layers as a whole that it else computes a part of, and the step would not be the same any more.
 So a layer that the network uses without calling it is seen as a part of the module that does.
 """
 

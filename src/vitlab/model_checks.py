@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from vitlab import freezing
+from vitlab.models.vit import VisionTransformer
 from vitlab.reader import Reader
 from vitlab.schema import Node, resolve, shown, suggest
-from vitlab.vit import VisionTransformer
 from vitlab.weights import composing, loading
 from vitlab.weights.opening import open_weights
 
@@ -28,7 +28,7 @@ def weights_problems(read: Reader) -> Iterator[str]:
     if not isinstance(source, str) or source == "???":
         yield f"model.weights={shown(source)} names no weights; set a file, a folder, timm:NAME, hf:NAME or a run"
         return
-    if read("model._target_", str) != "vitlab.vit.VisionTransformer":
+    if read("model._target_", str) != "vitlab.models.vit.VisionTransformer":
         yield f"model.weights={source} is for vitlab's own model; use model=auto (model=timm has model.pretrained=true)"
         return
     if composing.recorded(read.config) is not None:
@@ -124,7 +124,7 @@ def outline(read: Reader) -> torch.nn.Module | None:
     node = read("model", dict)
     if not node or any(bad.startswith(("model", "image_size")) for bad in read.bad):
         return None
-    known = ("vitlab.vit.VisionTransformer", "vitlab.baselines.timm_model")
+    known = ("vitlab.models.vit.VisionTransformer", "vitlab.baselines.timm_model")
     if node.get("_target_") not in known:
         return None
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}

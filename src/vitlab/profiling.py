@@ -35,6 +35,7 @@ from vitlab.compiling import compile_network
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import FilesDataset
 from vitlab.data.source import Split
+from vitlab.models.compile import compile_network
 from vitlab.schema import Node, resolve
 
 # Parts of a step, in the order in which they come. Reading and varying are what the loop waits for: of workers, what

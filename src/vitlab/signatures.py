@@ -19,7 +19,7 @@ def register() -> None:
     def signature(target: str, *supplied: str) -> Node:
         return {k: v for k, v in defaults(target).items() if k not in supplied}
 
-    network = signature("vitlab.vit.VisionTransformer", "image_size", "num_classes", "in_channels")
+    network = signature("vitlab.models.vit.VisionTransformer", "image_size", "num_classes", "in_channels")
     data = signature("vitlab.data.datamodule.DataModule")
     data["augment"] = signature("vitlab.data.augment.Augment")
     classifier = signature("vitlab.classifier.Classifier", "_target_", "optimizer", "schedule")

@@ -27,7 +27,14 @@ ALLOWED = tuple(entry for entry in re.split(r"[,\s]+", os.environ.get(VARIABLE, 
 
 OFFERED = "vitlab, torch, torchvision, timm, lightning, torchmetrics and hydra"
 PLACES = (
-    *("vitlab.vit", "vitlab.baselines", "vitlab.classifier", "vitlab.optim", "vitlab.callbacks", "vitlab.tracking"),
+    *(
+        "vitlab.models.vit",
+        "vitlab.baselines",
+        "vitlab.classifier",
+        "vitlab.optim",
+        "vitlab.callbacks",
+        "vitlab.tracking",
+    ),
     *(
         "vitlab.checkpoints",
         "vitlab.nonfinite",
@@ -44,7 +51,7 @@ PLACES = (
     *("lightning.fabric", "lightning.pytorch"),
     *("torchmetrics.aggregation", "torchmetrics.classification", "torchmetrics.regression"),
     *("hydra._internal.core_plugins", "hydra.experimental.callbacks", "hydra_plugins.vitlab_sweepers"),
-    *("optuna.samplers", "optuna.pruners", "vitlab.pruning"),
+    *("optuna.samplers", "optuna.pruners", "vitlab.sweeps.search.pruning"),
     "vitlab.benchmarking",
 )
 # A package may show at its top what it defines further in: lightning.Trainer.

@@ -16,8 +16,8 @@ from vitlab.advising import Cost, Scale, Trial
 from vitlab.data import augment_ops
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import MOST_WORKERS
+from vitlab.models.vit import VisionTransformer
 from vitlab.profiling import PARTS, Patient, Variant
-from vitlab.vit import VisionTransformer
 
 PARTS_SECONDS = dict(zip(PARTS, (0.06, 0.02, 0.002, 0.004, 0.01, 0.02, 0.003, 0.005, 0.001), strict=True))
 COST = Cost(

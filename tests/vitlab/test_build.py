@@ -14,9 +14,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from vitlab import build
 from vitlab.callbacks import Monitor
 from vitlab.checkpoints import BestCheckpoint
+from vitlab.models.vit import VisionTransformer
 from vitlab.schema import Node
 from vitlab.tracking import MetricsFile
-from vitlab.vit import VisionTransformer
 
 Configure = Callable[..., Node]
 TINY = ["model.dim=16", "model.depth=1", "model.heads=2", "schedule.warmup_steps=0", "logger=csv"]

@@ -16,6 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from vitlab.data.sources import digits
 
 from vitlab import optim
 from vitlab.callbacks import Monitor, scores
@@ -24,9 +25,9 @@ from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sets.digits import digits
+from vitlab.models.vit import VisionTransformer
 from vitlab.nonfinite import NonFinite
 from vitlab.tracking import MetricsFile
-from vitlab.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
 SIZES = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "num_classes": 10, "in_channels": 1}

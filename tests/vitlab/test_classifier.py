@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from timm.optim.muon import Muon
 from torch import Tensor, nn
 from torch.nn import functional as F
+from vitlab.data.sources import digits
 
 from vitlab import optim
 from vitlab.classifier import Classifier
@@ -21,7 +22,7 @@ from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sampler import EpochBatches
 from vitlab.data.sets.digits import digits
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
 

@@ -15,12 +15,13 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
-from test_parallel import batch
 
+from sweep_jobs import batch
 from vitlab import clusters, command, launch, signatures
 from vitlab.stopping import STATUS, Stopped
 
-PYTHONPATH = os.pathsep.join([str(command.CONF.parent / "src"), str(Path(__file__).parent)])
+ROOT = command.CONF.parent
+PYTHONPATH = os.pathsep.join(map(str, (ROOT, ROOT / "src", ROOT / "tests")))  # workers import this file
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -173,7 +174,7 @@ def rays(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """The folder of that process, and its exit status."""
     folder = tmp_path_factory.mktemp("ray")
     (folder / "rank.py").write_text(RANK)
-    code = f"from pathlib import Path; import test_clusters; test_clusters.on_two_nodes(Path({str(folder)!r}))"
+    code = f"from tests.vitlab.test_clusters import Path, on_two_nodes; on_two_nodes(Path({str(folder)!r}))"
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("OMP_NUM_THREADS", None)
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)

@@ -15,7 +15,7 @@ from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sets.digits import digits
 from vitlab.features import Extractor, Kind, digest, extract, put_together, read, share
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
 KINDS: tuple[Kind, ...] = ("pooled", "cls", "mean", "both")

@@ -8,7 +8,7 @@ from torch import nn
 
 from vitlab import flops, freezing
 from vitlab.flops import forward_flops, training_flops
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 CLASSES, TOKENS, PATCHES, DIM, DEPTH = 10, 17, 16, 64, 3
 IMAGE = (3, 32, 32)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vitlab.freezing import ALL_BUT_HEAD, freeze, frozen_names, head_names, put_to_rest
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 
 def toy(**knobs: Any) -> VisionTransformer:

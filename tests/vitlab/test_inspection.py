@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitlab import inspection
 from vitlab.inspection import Inspection
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 
 def network(**options: Any) -> VisionTransformer:

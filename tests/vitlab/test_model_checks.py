@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 Found = Callable[..., list[str]]
 

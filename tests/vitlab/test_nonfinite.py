@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
+from vitlab.data.sources import digits
 
 from conftest import Configure
 from vitlab import nonfinite, optim
@@ -23,9 +24,9 @@ from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sets.digits import digits
+from vitlab.models.vit import VisionTransformer
 from vitlab.nonfinite import NonFinite, NonFiniteError
 from vitlab.tracking import MetricsFile
-from vitlab.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
 OPTIMIZERS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from vitlab import optim
+from vitlab.models.vit import VisionTransformer
 from vitlab.optim import abbreviated, group_table, make_optimizer, parameter_groups
 from vitlab.optim import rates as rates_of
-from vitlab.vit import VisionTransformer
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 PEAK, STEPS = 0.4, 40

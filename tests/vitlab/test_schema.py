@@ -16,8 +16,8 @@ from vitlab.classifier import Classifier
 from vitlab.command import CONF
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
+from vitlab.models.vit import VisionTransformer
 from vitlab.schema import Node
-from vitlab.vit import VisionTransformer
 
 T = TypeVar("T")
 
@@ -336,8 +336,8 @@ def test_defaults_read_from_source_are_those_of_the_signature(class_: type) -> N
 
 
 def test_defaults_of_a_name_that_is_not_there_are_refused() -> None:
-    with pytest.raises(LookupError, match=r"vitlab.vit defines no VisionTransformr"):
-        schema.defaults("vitlab.vit.VisionTransformr")
+    with pytest.raises(LookupError, match=r"vitlab.models.vit defines no VisionTransformr"):
+        schema.defaults("vitlab.models.vit.VisionTransformr")
 
 
 def test_composing_a_configuration_imports_nothing_heavy() -> None:

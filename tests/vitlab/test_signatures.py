@@ -10,7 +10,9 @@ from vitlab import schema, signatures
 
 def test_what_no_file_says_is_the_signature_s_default(configure: Configure) -> None:
     config = configure()
-    model, augment = (schema.defaults(name) for name in ("vitlab.vit.VisionTransformer", "vitlab.data.augment.Augment"))
+    model, augment = (
+        schema.defaults(name) for name in ("vitlab.models.vit.VisionTransformer", "vitlab.data.augment.Augment")
+    )
     assert config["model"]["layer_scale"] == model["layer_scale"]
     assert config["data"]["augment"].keys() == augment.keys()
     assert not {"num_classes", "in_channels"} & config["model"].keys(), "the data has them"

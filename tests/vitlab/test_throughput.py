@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from vitlab.data.sources import digits
 
 from vitlab import flops, optim
 from vitlab.callbacks import Monitor
@@ -16,8 +17,8 @@ from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sets.digits import digits
+from vitlab.models.vit import VisionTransformer
 from vitlab.throughput import Meter
-from vitlab.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
 

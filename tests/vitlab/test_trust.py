@@ -43,13 +43,13 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
 @pytest.mark.parametrize(
     "target",
     [
-        "vitlab.vit.VisionTransformer",
+        "vitlab.models.vit.VisionTransformer",
         "vitlab.baselines.timm_model",
         "vitlab.data.sets.digits.digits",
         "vitlab.optim.warmup_cosine",
         "vitlab.callbacks.Monitor",
         "vitlab.tracking.wandb_logger",
-        "vitlab.pruning.Pruning",
+        "vitlab.sweeps.search.pruning.Pruning",
         "hydra_plugins.vitlab_sweepers.optuna_sweeper.OptunaSweeper",
         "optuna.samplers.TPESampler",
         "optuna.pruners.MedianPruner",
@@ -105,7 +105,7 @@ REFUSED = [
     *("lightning.pytorch.cli.LightningCLI", "lightning.pytorch.seed_everything", "lightning.fabric.Fabric"),
     *("torch.nn.utils.clip_grad_norm_", "torch.nn.functional.relu", "torchvision.datasets.DatasetFolder"),
     *("vitlab.launch.run_ranks", "vitlab.runs.replace", "vitlab.schema.resolve", "vitlab.tracking.log_image"),
-    *("optuna.storages.RDBStorage", "optuna.create_study", "vitlab.search.search", "vitlab.study.opened"),
+    *("optuna.storages.RDBStorage", "optuna.create_study", "vitlab.sweeps.search.study.open_study"),
     *("torchmetrics.functional.accuracy", "torchmetrics.multimodal.CLIPScore", "torchmetrics.text.BERTScore"),
     # other modules, reached through offered ones
     *("torch.os.system", "torch.nn.modules.module.torch.load", "torch.optim.lr_scheduler.math.exp"),

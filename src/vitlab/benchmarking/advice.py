@@ -24,9 +24,9 @@ from vitlab.data.sets.fake import fake
 from vitlab.data.sets.image_folder import image_folder
 from vitlab.data.source import Source
 from vitlab.doctoring import smaller
+from vitlab.models.vit import VisionTransformer
 from vitlab.profiling import Patient
 from vitlab.schema import Node
-from vitlab.vit import VisionTransformer
 
 # Without compile: it takes minutes, and all that it changes is timed before it is predicted.
 KINDS: tuple[Change, ...] = ("num_workers", "precision", "batch_size", "log_every_n_steps", "auto_augment", "smaller")

@@ -4,7 +4,7 @@
 
 Everybody does the same work: images that are there already, evaluation mode under `inference_mode`, or training mode
 with cross-entropy, backward and an AdamW step. Ours is trained as `train.py` trains it (`conf/optimizer/adamw.yaml`,
-`vitlab.optim`) and compiled block by block (`vitlab.compiling`), the others by `torch.optim.AdamW` as it comes, and
+`vitlab.optim`) and compiled block by block (`vitlab.models.compile`), the others by `torch.optim.AdamW` as it comes, and
 compiled as a whole.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vitlab import build, command, flops, optim
 from vitlab.benchmarking import footprint, machine, peers
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Measured, Part
-from vitlab.compiling import compile_network
+from vitlab.models.compile import compile_network
 
 log = logging.getLogger(__name__)
 

@@ -46,7 +46,7 @@ SIZES: dict[Size, Architecture] = {
 
 
 def vitlab(size: Architecture) -> nn.Module:
-    from vitlab.vit import VisionTransformer
+    from vitlab.models.vit import VisionTransformer
 
     return VisionTransformer(
         image_size=size.image,

@@ -35,9 +35,9 @@ from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Part,
 from vitlab.classifier import Classifier
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
+from vitlab.models.vit import VisionTransformer
 from vitlab.profiling import STEP, Stages
 from vitlab.schema import Node
-from vitlab.vit import VisionTransformer
 
 # What timm's twin is given, and what makes no other network of ours. The twin always learns its positions.
 TWINS = {"image_size", "patch_size", "in_channels", "num_classes", "dim", "depth", "heads", "position"}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vitlab.exporting.trained import Trained
+from vitlab.models.vit import VisionTransformer
 from vitlab.schema import Node
-from vitlab.vit import VisionTransformer
 from vitlab.weights.adapting import Slot, change_positions
 
 TOKENS = ("cls_token", "dist_token", "reg_token")  # the prefix, in its order

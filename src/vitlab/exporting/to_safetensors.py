@@ -1,4 +1,4 @@
-"""Our own names in a safetensors file, with config.json beside it: what `vitlab.vit` loads without a run."""
+"""Our own names in a safetensors file, with config.json beside it: what `vitlab.models.vit` loads without a run."""
 
 import json
 from collections.abc import Callable

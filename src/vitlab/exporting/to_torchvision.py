@@ -9,9 +9,9 @@ from torch import Tensor
 
 from vitlab.exporting import equivalent, writing
 from vitlab.exporting.trained import Trained
+from vitlab.models.vit_validation import pair
 from vitlab.resolvers import SIZES
 from vitlab.schema import Node, shown
-from vitlab.vit_arguments import pair
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.mapping import from_ours
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from vitlab import build, checkpoints, runs, trust
 from vitlab.data.augment import Prepare
+from vitlab.models.vit import VisionTransformer
+from vitlab.models.vit_validation import pair
 from vitlab.schema import Node, defaults, resolve
-from vitlab.vit import VisionTransformer
-from vitlab.vit_arguments import pair
 
 Kind = Literal["vit", "timm", "other"]
 NETWORK = "network."  # what the names of the network's tensors begin with in a checkpoint

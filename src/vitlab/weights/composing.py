@@ -12,7 +12,7 @@ from vitlab import runs
 from vitlab.schema import Node, defaults
 
 MEASURED = ("num_classes", "in_channels")  # the data has them
-NETWORK = "vitlab.vit.VisionTransformer"
+NETWORK = "vitlab.models.vit.VisionTransformer"
 FALLBACK = 224  # an image size to check the rest with, where the weights that would tell one can't be read
 
 

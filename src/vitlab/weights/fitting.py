@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vitlab.vit import VisionTransformer
-from vitlab.vit_arguments import pair
+from vitlab.models.vit import VisionTransformer
+from vitlab.models.vit_validation import pair
 from vitlab.weights import adapting
 from vitlab.weights.adapting import Slot
 from vitlab.weights.opening import Weights

@@ -1,7 +1,7 @@
 """How each library names and shapes a Vision Transformer's tensors: tables that `mapping` reads in both directions.
 
 A `Layout` is a library's way of writing the weights down. Each of its rules says that a tensor of ours is made of one
-or several of theirs, and how. Ours are timm's names (see `vitlab.vit`), so timm's layout maps names to themselves.
+or several of theirs, and how. Ours are timm's names (see `vitlab.models.vit`), so its layout maps names to themselves.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 from vitlab.weights.fitting import Fit
 from vitlab.weights.opening import Weights, described, open_weights
 from vitlab.weights.outcome import Report, listed

@@ -5,8 +5,7 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
-from test_timing import measured
-
+from benchmark_cases import measured
 from vitlab.benchmarking import results
 from vitlab.benchmarking.timing import Case, Goal
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from test_timing import measured
 
+from benchmark_cases import measured
 from vitlab.benchmarking import running
 from vitlab.benchmarking.devices import Devices
 from vitlab.benchmarking.timing import Case, Clock, Goal, Part

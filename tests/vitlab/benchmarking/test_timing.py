@@ -8,11 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vitlab.benchmarking.timing import DEVICE_MS, Case, Clock, Contender, Goal, Measured
-
-
-def measured(name: str, *seconds: float, peer: bool = True, items: float = 1.0, **figures: float) -> Measured:
-    return Measured(name=name, seconds=seconds, calls=1, items=items, peer=peer, figures=figures)
+from benchmark_cases import measured
+from vitlab.benchmarking.timing import DEVICE_MS, Case, Clock, Contender, Goal
 
 
 def test_contenders_take_turns_in_an_order_of_each_round_so_that_neighbours_change() -> None:

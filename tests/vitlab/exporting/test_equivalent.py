@@ -7,7 +7,7 @@ import torch
 
 from conftest import Exportable
 from vitlab.exporting import equivalent
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 
 @pytest.mark.parametrize(

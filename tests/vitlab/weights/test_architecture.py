@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 from vitlab.weights.architecture import derive, from_timm, from_transformers, ratio
 from vitlab.weights.files import CannotRead, Content
 from vitlab.weights.layouts import LAYOUTS
@@ -110,7 +110,13 @@ def test_transformers_config_is_believed() -> None:
 
 
 def test_a_runs_own_configuration_is_believed() -> None:
-    model = {"_target_": "vitlab.vit.VisionTransformer", **BASE, "position": "sincos2d", "heads": 4, "norm_eps": 1e-5}
+    model = {
+        "_target_": "vitlab.models.vit.VisionTransformer",
+        **BASE,
+        "position": "sincos2d",
+        "heads": 4,
+        "norm_eps": 1e-5,
+    }
     found = derive(state(position="sincos2d"), LAYOUTS["timm"], opened(ours={"config": {"model": model}}), {})
     assert [found.arguments[key] for key in ("heads", "norm_eps", "position", "image_size")] == [
         4,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import parity
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 from vitlab.weights.fitting import Fit, grid, slots_of
 from vitlab.weights.opening import open_weights
 

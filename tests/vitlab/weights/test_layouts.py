@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import BLOCK, LAYOUTS, Rule
 from vitlab.weights.mapping import from_ours, plan, recognise, spelt, to_ours
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import parity
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 from vitlab.weights.loading import DoesNotFit, network, pretrained
 from vitlab.weights.mapping import from_ours
 from vitlab.weights.opening import open_weights

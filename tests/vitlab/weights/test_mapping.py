@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.mapping import from_ours, plan, recognise, to_ours
 

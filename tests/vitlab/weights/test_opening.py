@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 from vitlab.weights.files import CannotRead
 from vitlab.weights.opening import described, open_weights
 

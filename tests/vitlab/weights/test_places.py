@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 from vitlab.weights.files import CannotRead
 from vitlab.weights.places import from_hub, in_folder, open_source
 

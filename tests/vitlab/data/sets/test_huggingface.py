@@ -1,6 +1,5 @@
 """Sets in the formats of the Hugging Face Hub: files that `datasets` wrote, read from a disk and over HTTP."""
 
-import io
 import json
 import logging
 import os
@@ -10,9 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial, partialmethod
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +23,8 @@ from sklearn.datasets import load_digits, load_sample_image
 
 from conftest import SRC, Configure
 from faults import rows, same
-from test_train import RANKS
+from forked_ranks import RANKS
+from hub_files import CLASSES, Ranges, png, table
 from vitlab import checkpoints, resume, runs
 from vitlab.checks import problems as all_problems
 from vitlab.data.augment import Augment
@@ -56,25 +55,9 @@ def digits(start: int, stop: int) -> torch.Tensor:
     return torch.from_numpy((load_digits().images[start:stop] * 15).astype(np.uint8))
 
 
-def table(labels: list[Any], feature: Any, **others: Any) -> datasets.Dataset:
-    """Digits with labels of any kind, and other columns: name -> (values, feature)."""
-    images = [{"bytes": png(image), "path": None} for image in load_digits().images[: len(labels)]]
-    columns = {"image": images, "label": labels} | {name: values for name, (values, _) in others.items()}
-    features = {"image": datasets.Image(), "label": feature} | {name: kind for name, (_, kind) in others.items()}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-
-
-def png(image: Any) -> bytes:
-    Image.fromarray((image * 15).astype(np.uint8)).save(buffer := io.BytesIO(), "PNG")
-    return buffer.getvalue()
-
-
 def saved(folder: Path, **splits: datasets.Dataset) -> str:
     datasets.DatasetDict(splits).save_to_disk(folder)
     return str(folder)
-
-
-CLASSES = datasets.ClassLabel(names=["even", "odd"])
 
 
 # ------------------------------------------------------------------------------------------------- formats and splits
@@ -328,36 +311,6 @@ def test_a_good_configuration_has_no_problems_and_is_named_by_its_data(
 
 
 # ------------------------------------------------------------------------------------------------------------ streamed
-
-
-class Ranges(SimpleHTTPRequestHandler):
-    """Serves files and parts of them, as the Hub does, and counts the bytes."""
-
-    sent = 0
-
-    def do_GET(self) -> None:
-        file = Path(self.translate_path(self.path))
-        data = file.read_bytes()
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        start, stop = (int(asked[1]), int(asked[2] or len(data) - 1) + 1) if asked else (0, len(data))
-        part = data[start:stop]
-        Ranges.sent += len(part) if asked else 0  # fsspec asks once for all of a file, to see that it is there
-        self.send_response(206 if asked else 200)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        with suppress(ConnectionError):  # it hangs up when it has seen that
-            self.wfile.write(part)
-
-    def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(Path(self.translate_path(self.path)).stat().st_size))
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture

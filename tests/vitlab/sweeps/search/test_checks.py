@@ -12,8 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 import train
-from vitlab import command, search_checks
+from vitlab import command
 from vitlab.schema import Node
+from vitlab.sweeps.search import checks
 
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
 Found = Callable[..., list[str]]
@@ -33,7 +34,7 @@ def node() -> Node:
 
 def found(node: Node, *lines: str) -> list[str]:
     """The problems of a sweeper's node and a command line."""
-    _, problems = search_checks.problems(node, lines or [LR], {"objective": "val/acc"}, None)
+    _, problems = checks.problems(node, lines or [LR], {"objective": "val/acc"}, None)
     return problems
 
 
@@ -42,7 +43,7 @@ def test_the_searches_that_are_offered_have_no_problem(sweeper: str) -> None:
     assert found(composed(f"hydra/sweeper={sweeper}")) == []
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsga2", "grid"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsga2"])
 def test_each_sampler_has_no_problem_and_may_have_several_objectives(sampler: str) -> None:
     node = composed("hydra/sweeper=optuna", f"hydra/sweeper/sampler={sampler}", "hydra/sweeper/pruner=none")
     objectives = {"val/acc": "max", "images_per_second": "max"}
@@ -62,22 +63,22 @@ def test_all_that_is_wrong_with_a_search_is_told_together(node: Node) -> None:
         "hydra.sweeper.n_jobs=0 must be at least 1",
         "hydra.sweeper.objectives.val/ac is not measured; did you mean 'val/acc' or 'val/acc5'? "
         "(of val/acc, val/acc5, val/loss, parameters, images_per_second, seconds)",
-        "hydra.sweeper.objectives.test/acc: what is chosen by the test split can't be tested on it; use val/",
-        "hydra.sweeper.objectives.val/loss=down is no direction; use max or min",
+        "hydra.sweeper.objectives.test/acc: the test split can't test what was chosen by it; use val/",
+        "hydra.sweeper.objectives.val/loss=down is not a direction; use max or min",
         "hydra.sweeper.pruner: Optuna prunes by one objective, and there are 3; add hydra/sweeper/pruner=none",
-        "hydra.sweeper.storage=searches.db is no URL; write sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+        "hydra.sweeper.storage=searches.db is not a URL; write sqlite:///FILE or postgresql://USER@HOST/DATABASE",
     ]
 
 
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("n_trials", "ten", "hydra.sweeper.n_trials=ten is not an int or null"),
-        ("n_trials", None, "hydra.sweeper.n_trials is not set; only a grid has an end of its own"),
+        ("n_trials", "ten", "hydra.sweeper.n_trials=ten is not an int"),
+        ("n_trials", None, "hydra.sweeper.n_trials=null is not an int"),
         ("n_trial", 3, "hydra.sweeper.n_trial=3: there is no such setting; did you mean 'n_trials'"),
         ("objectives", {"seconds": "min"}, "hydra.sweeper.pruner: seconds isn't known while a trial trains"),
-        ("sampler", {}, "optimizer.lr has no end of values, which no grid can go through"),
-        ("sampler._target_", "optuna.samplers.BruteForceSampler", "use hydra/sweeper/sampler=grid"),
+        ("sampler", {}, "hydra.sweeper.sampler is not set, and has no default"),
+        ("sampler._target_", "optuna.samplers.BruteForceSampler", "can't be resumed; use hydra/sweeper=grid"),
         ("sampler._target_", "optuna.samplers.TPESampeler", "has no 'TPESampeler'; did you mean 'TPESampler'"),
         ("pruner.n_startup_trials", "many", "hydra.sweeper.pruner.n_startup_trials=many is not an int"),
         ("sampler.sede", 1, "hydra.sweeper.sampler.sede=1: there is no such setting; did you mean 'seed'?"),
@@ -98,7 +99,7 @@ def test_a_mistake_in_a_search_is_told(node: Node, path: str, value: object, wor
     ("line", "words"),
     [
         ("optimizer.lr=1e-3", "hydra/sweeper=optuna has nothing to search"),
-        ("optimizer.lr=interval(3,1)", "optimizer.lr=interval(3,1) is empty"),
+        ("optimizer.lr=interval(3,1)", "optimizer.lr=interval(3,1) is empty or infinite"),
     ],
 )
 def test_a_mistake_in_a_space_is_told(node: Node, line: str, words: str) -> None:
@@ -108,12 +109,11 @@ def test_a_mistake_in_a_space_is_told(node: Node, line: str, words: str) -> None
 
 def test_a_password_is_refused_and_not_repeated(node: Node) -> None:
     (problem,) = found({**node, "storage": "postgresql://me:s3cret@host/searches"})
-    assert "holds a password" in problem
+    assert "has a password" in problem
     assert "~/.pgpass" in problem
     assert "s3cret" not in problem
     (problem,) = found({**node, "storage": "postgresql://me@127.0.0.1:1/searches"})
-    assert problem.startswith("hydra.sweeper.storage=postgresql://me@127.0.0.1:1/searches ")
-    assert "can't be reached" in problem or "needs a driver: pip install psycopg2-binary" in problem
+    assert problem.startswith("hydra.sweeper.storage=postgresql://me@127.0.0.1:1/searches can't be reached: ")
 
 
 def test_a_missing_optuna_is_told_with_the_command_that_installs_it(
@@ -154,8 +154,7 @@ def test_an_experiment_chooses_its_sweeper_and_what_it_searches_is_checked(refus
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /hydra/sweeper: random\nhydra:\n  mode: MULTIRUN\n  sweeper:\n"
-        "    params:\n      schedule: choice(constant, reciprocal_sqrt)\n"
-        "    when:\n      schedule=reciprocal_sqrt:\n        schedule.cooldown_step: choice(1, 2)\n"
+        "    params:\n      schedule: choice(reciprocal_sqrt)\n      schedule.cooldown_step: choice(1, 2)\n"
     )
     argv = [f"--config-dir={tmp_path / 'mine'}", "experiment=mine", "trainer.accelerator=cpu"]
     assert refused(*argv) == [

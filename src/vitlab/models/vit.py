@@ -1,15 +1,15 @@
 """The Vision Transformer: an image becomes a sequence of patches, and a transformer encoder does the rest.
 
 "An Image is Worth 16x16 Words", Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929 (sections and
-equations in brackets). Submodules and parameters bear timm's names, so weights travel both ways through a
-strict `load_state_dict`. The file follows the data: patches, attention, MLP, block, whole model; beneath them
-the initialisation and plain functions.
+equations in brackets). Submodules and parameters have timm's names, so `load_state_dict` of timm's weights is
+strict. The file follows the data: patches, attention, MLP, block, model. Siblings hold what the lesson doesn't
+need: `attention` (kernels), `layers` (activations, dropout), `positions`, `init`, `vit_validation`.
 
 Shapes in the comments:
     B images in the batch       C channels      D width of a token      h heads     d width of a head, D / h
     R S rows and columns of the grid of patches        P Q height and width of a patch
     N tokens: the prefix ([cls], then registers), then n = R * S patches
-    M tokens that are asked for: all N, or 1 in a last block of which only [cls] is read
+    M query tokens: all N, or 1 in a last block of which only [cls] is read
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitlab import cpu_attention
-from vitlab.vit_arguments import demand_possible, pair
+from vitlab.models.attention import attention, attention_weights, split_heads
+from vitlab.models.init import initialize
+from vitlab.models.layers import ACTIVATIONS, LayerScale, drop_path_residual, dropout
+from vitlab.models.positions import sincos2d_table
+from vitlab.models.vit_validation import block_indices, check_arguments, check_images, pair
 
 
 class PatchEmbedding(nn.Module):
@@ -48,12 +51,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1:] != self.expected:
-            came, expected = ", ".join(map(str, images.shape)), ", ".join(map(str, self.expected))
-            raise ValueError(
-                f"images are ({came}), the model expects (batch, {expected}): resize or convert the images, "
-                "or set the model's in_channels and image_size"
-            )
+        check_images(images.shape, self.expected)
         if not self.linear:
             x: Tensor = self.proj(images)  # B D R S
             return x.flatten(2).transpose(1, 2)  # B n D
@@ -64,11 +62,11 @@ class PatchEmbedding(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Each token mixes what all tokens offer [appendix A]: softmax(q k^T / sqrt(d)) v in each of h heads."""
+    """Each token attends to all tokens [appendix A]: softmax(q k^T / sqrt(d)) v in each of h heads."""
 
     def __init__(self, *, dim: int, heads: int, bias: bool, dropout: float, attention_dropout: float, fused: bool):
         super().__init__()
-        self.heads, self.scale, self.fused = heads, (dim // heads) ** -0.5, fused
+        self.heads, self.fused = heads, fused
         self.dropout, self.attention_dropout = dropout, attention_dropout
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim)
@@ -76,66 +74,25 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """Mix for all tokens, or for the first `queries` of them: B N D -> B M D."""
         q, k, v = self.project(x, queries)
-        rate = self.attention_dropout if self.training else 0.0
-        if not self.fused:
-            x = dropout(self.weigh(q, k), rate, self.training) @ v  # B h M d
-        elif cpu_attention.serves(q, k, rate):
-            x = cpu_attention.attention(q, k, v)
-        else:
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        x = attention(q, k, v, dropout=self.attention_dropout if self.training else 0.0, fused=self.fused)  # B h M d
         return dropout(self.proj(x.transpose(1, 2).flatten(2)), self.dropout, self.training)  # B M D
 
     def project(self, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries B h M d, keys and values B h N d: views of the projection, nothing is copied."""
         layer, dim = self.qkv, x.shape[2]
-        # A layer that somebody hooks or has replaced (LoRA, quantised) is called as a whole.
+        # A layer with hooks, or one that replaced it (LoRA, quantized), is called as usual.
         special = type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks
         if queries is None or special:
-            q, k, v = self.split(layer(x), 3)
+            q, k, v = split_heads(layer(x), 3, self.heads)
             return q if queries is None else q[:, :, :queries], k, v
         weight, bias = layer.weight, layer.bias
-        (q,) = self.split(F.linear(x[:, :queries], weight[:dim], None if bias is None else bias[:dim]), 1)
-        k, v = self.split(F.linear(x, weight[dim:], None if bias is None else bias[dim:]), 2)
+        (q,) = split_heads(F.linear(x[:, :queries], weight[:dim], None if bias is None else bias[:dim]), 1, self.heads)
+        k, v = split_heads(F.linear(x, weight[dim:], None if bias is None else bias[dim:]), 2, self.heads)
         return q, k, v
-
-    def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """B N parts*D -> B h N d each. With gradients cut before it is viewed as heads: one copy less in backward."""
-        images, tokens, width = x.shape[0], x.shape[1], x.shape[2] // (parts * self.heads)
-        if torch.is_grad_enabled():
-            return tuple(p.view(images, tokens, self.heads, width).transpose(1, 2) for p in x.chunk(parts, dim=2))
-        return x.view(images, tokens, parts, self.heads, width).permute(2, 0, 3, 1, 4).unbind(0)
-
-    def weigh(self, q: Tensor, k: Tensor) -> Tensor:
-        scores: Tensor = q * self.scale @ k.transpose(2, 3)  # B h M N
-        return scores.softmax(dim=-1)  # rows sum to 1
-
-
-def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Dropout, not called where it does nothing: that takes 3 % of a small ViT's time."""
-    return F.dropout(x, rate) if training and rate > 0.0 else x
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """The GELU that CLIP was trained with."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-def swiglu(x: Tensor) -> Tensor:
-    """One half of the channels lets the other through (https://arxiv.org/abs/2002.05202)."""
-    gate, x = x.chunk(2, dim=-1)
-    return F.silu(gate) * x
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "quick_gelu": quick_gelu,
-    "swiglu": swiglu,
-}
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them (exact, with erf), on each token by itself [equation 3]."""
+    """Two linear layers with a GELU (exact, with erf) between them, on each token separately [equation 3]."""
 
     def __init__(self, *, dim: int, hidden: int, activation: str, dropout: float) -> None:
         super().__init__()
@@ -146,17 +103,6 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = dropout(self.activation(self.fc1(x)), self.dropout, self.training)  # B M hidden, or half of it
         return dropout(self.fc2(x), self.dropout, self.training)  # B M D
-
-
-class LayerScale(nn.Module):
-    """A learned factor per channel of a residual branch, near 0 at first (https://arxiv.org/abs/2103.17239)."""
-
-    def __init__(self, *, dim: int, value: float) -> None:
-        super().__init__()
-        self.value, self.gamma = value, nn.Parameter(torch.empty(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
 
 
 class Block(nn.Module):
@@ -177,25 +123,21 @@ class Block(nn.Module):
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
         self.norm2, self.mlp = norm(dim), mlp
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
-        self.drop_path, self.drops = drop_path, drop_path > 0.0
+        self.drop_path = drop_path
         self.keep = torch.tensor(1.0 - drop_path, device="cpu")  # a tensor: one compiled block serves for all rates
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """All tokens, or the first `queries` of them, which still attend to all: B N D -> B M D."""
-        kept = x if queries is None else x[:, :queries]
-        x = kept + self.drop(self.ls1(self.attn(self.norm1(x), queries)))
+        residual = x if queries is None else x[:, :queries]
+        x = residual + self.drop(self.ls1(self.attn(self.norm1(x), queries)))
         return x + self.drop(self.ls2(self.mlp(self.norm2(x))))
 
     def drop(self, x: Tensor) -> Tensor:
-        """Stochastic depth: in training lose a sample's branch at rate `drop_path`, the expectation stays."""
-        if not self.training or not self.drops:
-            return x
-        kept = torch.rand(x.shape[0], 1, 1, device=x.device) < self.keep  # B 1 1
-        return x * (kept.to(x.dtype) / self.keep)
+        return drop_path_residual(x, self.keep) if self.training and self.drop_path > 0.0 else x
 
 
 class VisionTransformer(nn.Module):
-    """Images B C height width -> logits B classes.
+    """Vision Transformer: images B C height width -> logits B classes.
 
     image_size, patch_size    pixels, one number or (height, width)
     num_classes               0: no head, the output is the features B D
@@ -209,7 +151,7 @@ class VisionTransformer(nn.Module):
     norm_eps                  of all norms
     position                  added to the tokens: learned, fixed sines and cosines, or nothing
     registers                 extra learned tokens after [cls] (https://arxiv.org/abs/2309.16588)
-    distilled                 a second token and head beside those of [cls]; the logits are both heads' mean (DeiT)
+    distilled                 a second token and head next to those of [cls]; the logits are both heads' mean (DeiT)
     position_on_patches_only  no position for the prefix (timm's no_embed_class)
     position_on_registers     False: none for the registers (DINOv2)
     representation            width of a hidden layer (with tanh) before the head, as in the paper's pre-training
@@ -220,9 +162,8 @@ class VisionTransformer(nn.Module):
     embedding                 how patches are projected, see PatchEmbedding; the weights are the same
     fused_attention           torch's fused kernels, or the formula spelled out
 
-    With pool="cls", `forward` computes of the last block only what the head reads: keys and values of all
-    tokens, but queries, projection and MLP of [cls] alone. Logits are equal up to rounding. With dropout they
-    are equal in distribution: fewer random numbers are drawn, so a seed drops others than in a full block.
+    With pool="cls", `forward` computes in the last block keys and values of all tokens, but queries, projection and
+    MLP of [cls] alone. Logits are equal up to rounding; with dropout, in distribution (fewer numbers are drawn).
     """
 
     def __init__(
@@ -258,7 +199,7 @@ class VisionTransformer(nn.Module):
         embedding: Literal["conv", "linear"] = "linear",
         fused_attention: bool = True,
     ) -> None:
-        demand_possible({name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        check_arguments({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         super().__init__()
         image, patch, hidden = pair(image_size), pair(patch_size), int(dim * mlp_ratio)
         self.image_size, self.patch_size, self.in_channels = image, patch, in_channels
@@ -283,7 +224,7 @@ class VisionTransformer(nn.Module):
         if position == "learned":
             self.pos_embed = nn.Parameter(torch.empty(1, length, dim))
         else:  # sines are computed, not learned: a buffer that no optimizer sees and no checkpoint carries
-            table = torch.empty(1, length, dim) if position == "sincos2d" else None
+            table = sincos2d_table(*self.grid, dim, length) if position == "sincos2d" else None
             self.register_buffer("pos_embed", table, persistent=False)
         self.norm_pre = norm(dim) if pre_norm else nn.Identity()
         attention = partial(MultiHeadAttention, dim=dim, heads=heads, bias=qkv_bias, fused=fused_attention)
@@ -305,24 +246,21 @@ class VisionTransformer(nn.Module):
         self.pre_logits = nn.Linear(dim, representation) if representation else None
         self.head = nn.Linear(representation or dim, num_classes) if num_classes else nn.Identity()
         self.head_dist = nn.Linear(dim, num_classes) if num_classes and distilled else nn.Identity()
-        initialise(self)
+        initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x, read = self.embed(images), 2 if self.distilled else 1  # B N D
         for index, block in enumerate(self.blocks, start=1):
             x = self.run(block, x, queries=read if self.pool == "cls" and index == self.depth else None)
-        return self.forward_head(self.norm(x))  # of B 1 D if [cls] is all it reads
+        return self.forward_head(self.norm(x))  # B N D, or B 1 D with pool="cls"
 
     @overload
     def forward_features(self, images: Tensor, layers: None = None) -> Tensor: ...
     @overload
     def forward_features(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]: ...
     def forward_features(self, images: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """All tokens B N D after `norm`; or what the blocks of `layers` (-1 is the last) give, not normed.
-
-        With `fc_norm`, so with pool="avg", `norm` does nothing, as in timm: forward_head norms what it has pooled.
-        """
-        chosen, outputs = self.indices([-1] if layers is None else layers), {}
+        """All tokens B N D after `norm` (the identity with `fc_norm`, as in timm), or the outputs of `layers`."""
+        chosen, outputs = block_indices([-1] if layers is None else layers, self.depth), {}
         x = self.embed(images)
         for index, block in zip(range(max(chosen, default=-1) + 1), self.blocks, strict=False):
             x = self.run(block, x)
@@ -331,7 +269,7 @@ class VisionTransformer(nn.Module):
         return self.norm(x) if layers is None else [outputs[index] for index in chosen]
 
     def forward_head(self, tokens: Tensor) -> Tensor:
-        """What forward_features returns, B N D -> logits."""
+        """The output of forward_features, B N D -> logits B classes."""
         if self.distilled:
             x = self.fc_norm(tokens[:, :2])
             return cast(Tensor, (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2)
@@ -343,32 +281,32 @@ class VisionTransformer(nn.Module):
         return cast(Tensor, self.head(x if self.pre_logits is None else self.pre_logits(x).tanh()))
 
     def attention_maps(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
-        """Of each chosen block (None: all), B h N N: row i says what token i reads and sums to 1."""
-        chosen, maps = self.indices(range(self.depth) if layers is None else layers), {}
+        """Attention weights B h N N of the blocks `layers` (None: all); row i, of query i, sums to 1."""
+        chosen, maps = block_indices(range(self.depth) if layers is None else layers, self.depth), {}
         x = self.embed(images)
         for index, block in zip(range(max(chosen, default=-1) + 1), self.blocks, strict=False):
             if index in chosen:
                 q, k, _ = block.attn.project(block.norm1(x))
-                maps[index] = block.attn.weigh(q, k)
+                maps[index] = attention_weights(q, k)
             x = self.run(block, x)
         return [maps[index] for index in chosen]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are no weights of a layer, so decay has no business with them."""
+        """Names of parameters without weight decay: tokens and positions (timm's protocol)."""
         return {"pos_embed", "cls_token", "dist_token", "reg_token"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that tell a parameter's layer, in timm's protocol (99999: that of the one before)."""
+        """Patterns from a parameter's name to its layer, in timm's protocol (99999: the layer before)."""
         stem = r"^(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)"
         return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def embed(self, images: Tensor) -> Tensor:
-        """Prefix and patch tokens with their positions, what the first block reads: B N D [equation 1]."""
+        """Prefix and patch tokens with their positions, the input of the first block: B N D [equation 1]."""
         x = self.patch_embed(images)  # B n D
         tokens: list[Tensor] = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else x.new_empty(1, 0, self.dim)  # 1 prefix D
         if self.pos_embed is not None:
-            covered = self.pos_embed.shape[1] - x.shape[1]  # the first so many of the prefix have one
+            covered = self.pos_embed.shape[1] - x.shape[1]  # prefix tokens with a position, the first ones
             if covered:
                 prefix = prefix + F.pad(self.pos_embed[:, :covered], (0, 0, 0, self.prefix - covered))
             x = x + self.pos_embed[:, covered:]
@@ -379,57 +317,3 @@ class VisionTransformer(nn.Module):
         if self.checkpointing and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(block, x, queries, use_reentrant=False))
         return cast(Tensor, block(x, queries))
-
-    def indices(self, layers: Sequence[int]) -> list[int]:
-        for layer in layers:
-            if not -self.depth <= layer < self.depth:
-                raise IndexError(
-                    f"layers={list(layers)}: {layer} is no block; depth={self.depth} has 0..{self.depth - 1}"
-                )
-        return [layer % self.depth for layer in layers]
-
-
-@torch.no_grad()
-def initialise(model: VisionTransformer) -> None:
-    """Fill all parameters as the paper's own code does, but for the head.
-
-    patch_embed.proj      weight normal, std 1 / sqrt(C * P * Q) (LeCun); bias 0
-    qkv, proj, fc1, fc2   weight uniform within sqrt(6 / (in + out)) (Xavier); q, k and v each for itself; bias 0.
-                          (timm's normal of std 0.02 suits a width near 768; narrow models learn far slower with it.)
-    head, head_dist       weight truncated normal, std 0.02; bias 0. (The paper's 0 is for fine-tuning: it hides
-                          the first step's gradient from all the rest.)
-    the prefix's tokens   normal, std 1e-6
-    pos_embed             truncated normal, std 0.02; or sines and cosines, and 0 for the prefix
-    norms, LayerScale     weight 1, bias 0; gamma `layer_scale`
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            if isinstance(module, nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            elif name in ("head", "head_dist"):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            else:
-                for matrix in module.weight.chunk(3) if name.endswith("qkv") else [module.weight]:
-                    nn.init.xavier_uniform_(matrix)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, LayerScale):
-            nn.init.constant_(module.gamma, module.value)
-    for token in (model.cls_token, model.dist_token, model.reg_token):
-        if token is not None:
-            nn.init.normal_(token, std=1e-6)
-    if isinstance(model.pos_embed, nn.Parameter):
-        nn.init.trunc_normal_(model.pos_embed, std=0.02)
-    elif model.pos_embed is not None:
-        table = sincos2d(*model.grid, model.dim)
-        model.pos_embed.zero_()[:, -len(table) :] = table
-
-
-def sincos2d(rows: int, columns: int, dim: int) -> Tensor:
-    """Positions as in MAE, n D: sin, cos of the column, then of the row, at D/4 frequencies from 1 down."""
-    frequencies = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    angles = [position.reshape(-1, 1) * frequencies for position in (column, row)]  # R*S D/4, twice
-    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()

@@ -1,5 +1,6 @@
 """Whether a Vision Transformer of the given arguments can be built: every problem in one `ValueError`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 CHOICES = {
@@ -13,8 +14,8 @@ AT_LEAST_0 = ("num_classes", "registers")  # 0 means none
 RATES = ("dropout", "attention_dropout", "position_dropout", "drop_path")
 
 
-def demand_possible(arguments: dict[str, Any]) -> None:
-    """Raises `ValueError` with a line for each problem; `arguments` are those of `VisionTransformer`, all of them."""
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Raise `ValueError` with a line for each problem; `arguments` are all of those of `VisionTransformer`."""
     if wrong := [*_values(arguments), *_rules(arguments)]:
         raise ValueError("\n".join(wrong))
 
@@ -73,3 +74,21 @@ def nearest(value: int, step: int) -> str:
     """The multiples of `step` next to a value, in words."""
     below = value // step * step
     return f"the nearest are {below} and {below + step}" if below > 0 else f"the nearest is {step}"
+
+
+def check_images(shape: Sequence[int], expected: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless images have the shape (batch, *expected)."""
+    if len(shape) != 4 or tuple(shape[1:]) != expected:
+        actual, wanted = ", ".join(map(str, shape)), ", ".join(map(str, expected))
+        raise ValueError(
+            f"images are ({actual}), the model expects (batch, {wanted}): resize or convert the images, "
+            "or set the model's in_channels and image_size"
+        )
+
+
+def block_indices(layers: Sequence[int], depth: int) -> list[int]:
+    """Indices of blocks from 0, where `layers` may count from the end. Raises `IndexError` for a block out of range."""
+    for layer in layers:
+        if not -depth <= layer < depth:
+            raise IndexError(f"layers={list(layers)}: {layer} is no block; depth={depth} has 0..{depth - 1}")
+    return [layer % depth for layer in layers]

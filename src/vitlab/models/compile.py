@@ -7,7 +7,7 @@ experiments/benchmark.md.
 import torch
 from torch import nn
 
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 # Of one block's code: with and without stochastic depth, for [cls] alone, frozen or not, in training and evaluation,
 # for one size of a batch and for all. torch gives up at 8, and goes on uncompiled.

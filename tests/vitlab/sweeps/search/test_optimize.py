@@ -1,4 +1,4 @@
-"""A search, with real trainings in this process: trials that are told, gone on with, shared, pruned, and failed."""
+"""A search with real trainings in this process: trials that finish, are pruned, fail, are resumed and shared."""
 
 import logging
 import sys
@@ -14,8 +14,10 @@ from omegaconf import DictConfig
 from optuna.trial import TrialState
 
 import train
-from vitlab import command, jobs, launch, ledger, runs, search, study
+from vitlab import command, jobs, launch, ledger, runs
 from vitlab.schema import Node
+from vitlab.sweeps.search.optimize import LOCKS
+from vitlab.sweeps.search.study import open_study
 
 Search = Callable[..., list[Path]]
 QUICK = ["trainer.max_epochs=2", "logger=csv", "optimizer.lr=tag(log,interval(1e-3,3e-2))"]
@@ -84,11 +86,11 @@ def pruned(searching: Search) -> list[Path]:
 
 def trials(name: str) -> list[Any]:
     """The trials of a search in its folder."""
-    with study.opened(f"sqlite:///runs/sweeps/{name}/study.db", name) as opened:
-        return opened.get_trials()
+    with open_study(f"sqlite:///runs/sweeps/{name}/study.db", name) as study:
+        return study.get_trials()
 
 
-def test_a_search_ends_with_so_many_trials_each_a_job_of_the_ledger(pruned: list[Path]) -> None:
+def test_a_search_ends_with_n_trials_each_a_job_of_the_ledger(pruned: list[Path]) -> None:
     sweep = ledger.read_sweep(Path("runs/sweeps/pruned"))
     assert sweep.objectives == {"val/acc": "max"}
     assert [job.folder.name for job in sweep.jobs] == [folder.name for folder in pruned]
@@ -104,7 +106,7 @@ def test_a_search_ends_with_so_many_trials_each_a_job_of_the_ledger(pruned: list
         assert job.attempts == 1
 
 
-def test_a_trial_without_hope_is_ended_saved_and_not_tested(pruned: list[Path]) -> None:
+def test_a_pruned_trial_is_saved_and_not_tested(pruned: list[Path]) -> None:
     found = dict(zip(pruned, trials("pruned"), strict=True))
     ended = [folder for folder, trial in found.items() if trial.state == TrialState.PRUNED]
     assert ended, "none was pruned: another seed of the sampler is needed"
@@ -117,10 +119,10 @@ def test_a_trial_without_hope_is_ended_saved_and_not_tested(pruned: list[Path]) 
         assert (results["epochs"] < 2 or trial.value == reported[-1]) or folder not in ended
         assert {f.name for f in (folder / "checkpoints").iterdir()} >= {"best.ckpt", "last.ckpt"}
         assert (folder / "figures" / "curves.png").is_file()
-    assert any("pruned: val/acc" in (folder / "train.log").read_text() for folder in ended)
+    assert any("is pruned: val/acc" in (folder / "train.log").read_text() for folder in ended)
 
 
-def test_the_best_is_told_with_the_command_that_trains_it_again(pruned: list[Path]) -> None:
+def test_the_best_trial_is_written_with_the_command_that_trains_it_again(pruned: list[Path]) -> None:
     results = yaml.safe_load(Path("runs/sweeps/pruned/optimization_results.yaml").read_text())
     complete = [t for t in trials("pruned") if t.state == TrialState.COMPLETE]
     best = max(complete, key=lambda trial: trial.value)
@@ -139,7 +141,7 @@ def test_the_best_is_told_with_the_command_that_trains_it_again(pruned: list[Pat
     assert "sweep=" not in solution["command"]
 
 
-def test_the_same_command_again_trains_nothing_and_more_trials_go_on_from_there(
+def test_the_same_command_trains_nothing_new_and_a_higher_n_trials_adds_trials(
     searching: Search, pruned: list[Path]
 ) -> None:
     again = ["sweep=pruned", "hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=0"]
@@ -148,7 +150,7 @@ def test_the_same_command_again_trains_nothing_and_more_trials_go_on_from_there(
     assert searching(*again, "hydra.sweeper.n_trials=3") == []
     assert trials("pruned") == before
     (new,) = searching(*again, "hydra.sweeper.n_trials=4")
-    assert new not in pruned, "no suggestion is made twice"
+    assert new not in pruned, "no suggestion is repeated"
     assert trials("pruned")[:3] == before
 
 
@@ -158,34 +160,32 @@ def test_a_study_of_other_settings_is_refused_with_what_differs(
     other = ["sweep=pruned", "trainer.max_epochs=3", "hydra.sweeper.params={schedule:'choice(constant,warmup_linear)'}"]
     assert searching(*other, status=2) == []
     told = capsys.readouterr().out
-    assert "give this search a name of its own, sweep=NAME" in told
+    assert "study pruned has other settings; name another search with sweep=NAME" in told
     assert "trainer.max_epochs: 2 -> 3 (trains otherwise)" in told
     assert "schedule: choice of ['constant', 'reciprocal_sqrt'] -> ['constant', 'warmup_linear']" in told
 
 
-def test_a_trial_that_fails_is_tried_again_so_often_and_the_others_go_on(
+def test_a_failed_trial_is_retried_as_often_as_asked_and_the_others_continue(
     searching: Search, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["sweep=failing", "hydra/sweeper/sampler=grid", "retries=1", "trainer.gradient_clip_val=0"]
-    arguments += ["optimizer.lr=1e30,1e-2", "trainer.max_epochs=1"]
-    bad, again, good = searching(*arguments, status=1)
-    assert again == good or bad in (again, good)
-    folders = [bad, again, good]
-    (failed,) = {folder for folder in folders if folders.count(folder) == 2}
-    assert runs.read_results(failed)["status"] == "crashed"
-    assert [t.state.name for t in trials("failing")].count("FAIL") == 2
-    assert [t.state.name for t in trials("failing")].count("COMPLETE") == 1
+    arguments = ["sweep=failing", "retries=1", "trainer.gradient_clip_val=0", "trainer.max_epochs=1"]
+    arguments += ["hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=3", "optimizer.lr=1e30,1e-2"]
+    folders = searching(*arguments, status=1)
+    ended = [(t.params["optimizer.lr"], t.state.name) for t in trials("failing")]
+    assert set(ended) == {("1e+30", "FAIL"), ("0.01", "COMPLETE")}, "else another seed of the sampler is needed"
     told = capsys.readouterr().out
-    assert told.count("and will be tried again: NonFiniteError") == 1
-    assert "failed for good: 1 of 2 trials" in told
-    assert len(ledger.read_json(failed / ledger.JOB)["attempts"]) == 2
-    assert searching(*arguments, status=1) == [], "what has failed for good is left alone"
+    failures = ended.count(("1e+30", "FAIL"))
+    assert f"failed for good: {failures} of 3 trials" in told
+    assert "failed, and will be retried: NonFiniteError" in told
+    failed = next(folder for folder in folders if runs.read_results(folder)["status"] == "crashed")
+    assert len(ledger.attempts(failed)) == 2
+    assert searching(*arguments, status=1) == [], "failed trials are not retried by the same command"
 
 
 def test_several_objectives_have_a_front(searching: Search) -> None:
     arguments = ["hydra/sweeper/pruner=none", "hydra.sweeper.objectives={val/acc:max,parameters:min}"]
-    grid = ["hydra/sweeper/sampler=grid", "model.dim=8,16", "optimizer.lr=1e-4,1e-2", "trainer.max_epochs=1"]
-    folders = searching("sweep=front", *arguments, *grid)
+    arguments += ["hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "model.dim=8,16", "trainer.max_epochs=1"]
+    folders = searching("sweep=front", "hydra/sweeper=random", *arguments)
     assert len(folders) == 4
     points = {f.name: (-r["val/acc"], r["parameters"]) for f in folders for r in [runs.read_results(f)]}
     beaten = {a for a, p in points.items() for q in points.values() if q != p and q[0] <= p[0] and q[1] <= p[1]}
@@ -195,13 +195,22 @@ def test_several_objectives_have_a_front(searching: Search) -> None:
     assert not any("pruning" in runs.read_config(folder)["callbacks"] for folder in folders)
 
 
-def test_what_another_process_has_trained_is_left_to_it_and_what_it_left_is_taken_up(searching: Search) -> None:
+def test_a_trial_whose_configuration_cant_be_composed_fails_alone(
+    searching: Search, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep=uncomposed", "hydra/sweeper=random", "hydra.sweeper.n_trials=2", "model=vit_mini,no_model"]
+    assert searching(*arguments, "trainer.max_epochs=1", status=1) != []
+    assert sorted(t.state.name for t in trials("uncomposed")) == ["COMPLETE", "FAIL"]
+    assert "no_model" in capsys.readouterr().out
+
+
+def test_a_trial_that_another_process_trains_is_left_alone_and_then_resumed(searching: Search) -> None:
     arguments = ["sweep=shared", "hydra.sweeper.n_trials=2", "trainer.max_epochs=1"]
     folder = Path("runs/sweeps/shared").resolve()
-    (folder / search.CLAIMS).mkdir(parents=True)
-    with study.opened(f"sqlite:///{folder}/study.db", "shared", ["maximize"]) as opened:
-        given = opened.ask().suggest_float("optimizer.lr", 1e-3, 3e-2, log=True)
-    with FileLock(folder / search.CLAIMS / "0000"):
+    (folder / LOCKS).mkdir(parents=True)
+    with open_study(f"sqlite:///{folder}/study.db", "shared", ["max"]) as study:
+        given = study.ask().suggest_float("optimizer.lr", 1e-3, 3e-2, log=True)
+    with FileLock(folder / LOCKS / "0000"):
         (one,) = searching(*arguments)
     assert [t.state.name for t in trials("shared")] == ["RUNNING", "COMPLETE"]
     (two,) = searching(*arguments)

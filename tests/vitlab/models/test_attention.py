@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitlab import cpu_attention
-from vitlab.vit import VisionTransformer
+from vitlab.models import attention
+from vitlab.models.vit import VisionTransformer
 
 
 def tokens(images: int, queries: int = 17, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor, Tensor]:
@@ -19,13 +19,13 @@ def tokens(images: int, queries: int = 17, dtype: torch.dtype = torch.bfloat16) 
 @pytest.mark.parametrize("queries", [17, 1])
 @pytest.mark.parametrize("images", [1, 37, 80])  # less than are taken at a time, all of these, two and a rest
 def test_it_is_the_formula_and_so_are_its_gradients(images: int, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_attention, "WEIGHTS", 37 * 2 * queries * 17)
+    monkeypatch.setattr(attention, "CHUNK_WEIGHTS", 37 * 2 * queries * 17)
     found = []
     for how in (torch.bfloat16, torch.float64):
         qkv = [x.to(how).requires_grad_() for x in tokens(images, queries)]
         q, k, v = qkv
         exactly = how is torch.float64
-        mixed = F.scaled_dot_product_attention(q, k, v) if exactly else cpu_attention.attention(q, k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v) if exactly else attention.cpu_attention(q, k, v)
         weights = torch.linspace(-1, 1, mixed.numel(), dtype=torch.float64).view_as(mixed)
         torch.autograd.backward(mixed, weights.to(how))
         found.append([mixed, *(x.grad for x in qkv)])
@@ -37,12 +37,12 @@ def test_it_is_the_formula_and_so_are_its_gradients(images: int, queries: int, m
 
 
 def test_with_and_without_gradients_it_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_attention, "WEIGHTS", 7 * 2 * 17 * 17)
+    monkeypatch.setattr(attention, "CHUNK_WEIGHTS", 7 * 2 * 17 * 17)
     q, k, v = tokens(19)
     with torch.inference_mode():
-        alone = cpu_attention.attention(q, k, v)
-    assert torch.equal(alone, cpu_attention.attention(q.requires_grad_(), k, v))
-    compiled = torch.compile(cpu_attention.attention, backend="eager", fullgraph=True)
+        alone = attention.cpu_attention(q, k, v)
+    assert torch.equal(alone, attention.cpu_attention(q.requires_grad_(), k, v))
+    compiled = torch.compile(attention.cpu_attention, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(q, k, v), alone)
 
 
@@ -77,4 +77,4 @@ def test_it_is_for_few_tokens_in_bfloat16_without_dropout(
     served: bool, dtype: torch.dtype, count: int, dropout: float, trained: bool
 ) -> None:
     q = torch.zeros(1, 2, count, 32, dtype=dtype, requires_grad=trained)
-    assert cpu_attention.serves(q, q, dropout) is served
+    assert attention.has_cpu_kernel(q, q, dropout) is served

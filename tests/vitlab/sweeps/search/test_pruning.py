@@ -1,4 +1,4 @@
-"""A training asks after each validation whether it may go on, and never suffers from a study that doesn't answer."""
+"""Pruning: scores by validation, and a training that continues if its study can't be reached."""
 
 import logging
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from lightning import Trainer
 from optuna.trial import TrialState
 
 from conftest import Configure
-from vitlab import build, study
-from vitlab.pruning import Pruning, pruned
+from vitlab import build
+from vitlab.sweeps.search.pruning import Pruning, is_pruned
+from vitlab.sweeps.search.study import open_study
 
 NEVER = optuna.pruners.NopPruner()
 AT_ONCE = optuna.pruners.ThresholdPruner(lower=2.0)
@@ -22,8 +23,8 @@ AT_ONCE = optuna.pruners.ThresholdPruner(lower=2.0)
 def url(tmp_path: Path) -> str:
     """A study `s` with one trial that runs."""
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    with study.opened(url, "s", ["maximize"]) as opened:
-        opened.ask()
+    with open_study(url, "s", ["max"]) as study:
+        study.ask()
     return url
 
 
@@ -47,51 +48,51 @@ def trained(
 
 
 def reported(url: str) -> dict[int, float]:
-    with study.opened(url, "s") as opened:
-        return opened.get_trials()[0].intermediate_values
+    with open_study(url, "s") as study:
+        return study.get_trials()[0].intermediate_values
 
 
-def test_scores_are_reported_by_validations_and_a_run_with_hope_trains_to_its_end(
+def test_scores_are_reported_by_validations_and_a_run_that_is_not_pruned_trains_to_its_end(
     trained: Callable[..., tuple[Trainer, Pruning]], url: str
 ) -> None:
     trainer, callback = trained(storage=url, pruner=NEVER)
     assert trainer.current_epoch == 2
-    assert not pruned(trainer)
+    assert not is_pruned(trainer)
     assert list(reported(url)) == [1, 2]
     assert reported(url)[2] == pytest.approx(float(trainer.callback_metrics["val/acc"]))
     assert callback.state_dict() == {"validations": 2}
 
 
-def test_a_run_without_hope_ends_after_its_epoch(trained: Callable[..., tuple[Trainer, Pruning]], url: str) -> None:
+def test_a_pruned_run_ends_after_its_epoch(trained: Callable[..., tuple[Trainer, Pruning]], url: str) -> None:
     trainer, _ = trained(storage=url, pruner=AT_ONCE)
     assert trainer.current_epoch == 1
     assert trainer.global_step == 2
-    assert pruned(trainer)
+    assert is_pruned(trainer)
     assert list(reported(url)) == [1]
 
 
 def test_a_validation_that_is_repeated_after_a_kill_is_reported_once(url: str) -> None:
-    for score in (0.5, 0.25):  # of the process that was killed, and of the one that goes on
+    for score in (0.5, 0.25):  # of the process that was killed, and of the one that resumes
         callback = Pruning(storage=url, study="s", trial=0, monitor="val/acc", pruner=NEVER)
         callback.load_state_dict({"validations": 1})
-        callback.judged(score)
+        callback.should_prune(score)
     assert reported(url) == {1: 0.5}
 
 
-def test_a_trial_that_is_over_is_told_nothing_more(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    with study.opened(url, "s") as opened:
-        opened.tell(0, state=TrialState.FAIL)
+def test_a_finished_trial_gets_no_more_scores(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with open_study(url, "s") as study:
+        study.tell(0, state=TrialState.FAIL)
     callback = Pruning(storage=url, study="s", trial=0, monitor="val/acc", pruner=AT_ONCE)
     with caplog.at_level(logging.INFO):
-        assert not callback.judged(0.5)
-    assert "trial 0 is over" in caplog.text
+        assert not callback.should_prune(0.5)
+    assert "trial 0 is finished" in caplog.text
     assert reported(url) == {}
 
 
-def test_a_study_that_cant_be_asked_lets_the_run_train_to_its_end(
+def test_a_study_that_cant_be_reached_lets_the_run_train_to_its_end(
     trained: Callable[..., tuple[Trainer, Pruning]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer, _ = trained(storage=f"sqlite:///{tmp_path / 'gone' / 'study.db'}", pruner=AT_ONCE)
     assert trainer.current_epoch == 2
-    assert not pruned(trainer)
-    assert caplog.text.count("trial 0 goes on unjudged: the study can't be asked") == 2
+    assert not is_pruned(trainer)
+    assert caplog.text.count("trial 0 is not pruned: the study can't be reached") == 2

@@ -8,8 +8,8 @@ import pytest
 import timm
 import torch
 
-from vitlab.compiling import compile_network
-from vitlab.vit import VisionTransformer
+from vitlab.models.compile import compile_network
+from vitlab.models.vit import VisionTransformer
 
 # torch's compiler asks for it, and hides its own warning, which an error is not
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

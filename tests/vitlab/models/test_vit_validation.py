@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""Scaled dot-product attention and its kernels: torch's, the formula, and one for bfloat16 on a CPU.
+
+The last computes a few images at a time, so that their attention weights stay in the processor's cache, where
+torch's own kernel takes longer for few tokens. Only queries, keys and values are saved for backward, which computes
+the weights again. Measured in experiments/benchmark.md.
+
+Shapes in the comments are those of `vit.py`: B images, h heads, M query tokens of N, d channels of a head.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+MAX_TOKENS = 256  # of an image
+CHUNK_WEIGHTS = 900_000  # attention weights at a time: three images of a ViT-S/16, seven of a Ti/16
+MIN_QUERIES = 2**14  # elements; below, torch's kernel is as fast without a backward pass
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, fused: bool = True) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, B h M d; `fused=False` computes the formula step by step."""
+    if not fused:
+        weights = attention_weights(q, k)
+        return (F.dropout(weights, dropout) if dropout > 0.0 else weights) @ v
+    if has_cpu_kernel(q, k, dropout):
+        return cpu_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
+def attention_weights(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)): B h M N, rows sum to 1."""
+    scores: Tensor = q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)
+    return scores.softmax(dim=-1)
+
+
+def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """B N parts*D -> `parts` times B h N d. With gradients chunked before the views: one copy less in backward."""
+    images, tokens, width = x.shape[0], x.shape[1], x.shape[2] // (parts * heads)
+    if torch.is_grad_enabled():
+        return tuple(p.view(images, tokens, heads, width).transpose(1, 2) for p in x.chunk(parts, dim=2))
+    return x.view(images, tokens, parts, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def has_cpu_kernel(q: Tensor, k: Tensor, dropout: float) -> bool:
+    """Whether `cpu_attention` is the fastest for queries B h M d and keys B h N d.
+
+    In compiled code only for training: a compiler keeps the weights of all images.
+    """
+    narrow = q.is_cpu and q.dtype == torch.bfloat16 and dropout == 0.0 and k.shape[2] <= MAX_TOKENS
+    return narrow and (q.requires_grad or (q.numel() >= MIN_QUERIES and not torch.compiler.is_compiling()))
+
+
+def cpu_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v: B h M d, chunk by chunk; it has no second derivative."""
+    if torch.compiler.is_compiling():
+        return checkpoint(mix, q, k, v, use_reentrant=False)
+    if not (torch.is_grad_enabled() and q.requires_grad):
+        return chunked_mix(q, k, v)
+    mixed: Tensor = ChunkedAttention.apply(q, k, v)
+    return mixed
+
+
+def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q3, k3, v3 = (x.flatten(0, 1) for x in (q, k, v))  # B*h M or N d
+    return (chunk_weights(q3, k3) @ v3).view(q.shape)
+
+
+def chunk_weights(q: Tensor, k: Tensor) -> Tensor:
+    return scaled_product(q, k.transpose(1, 2), q.shape[2] ** -0.5).softmax(dim=-1)  # B*h M N
+
+
+def scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale)  # beta=0: the first is ignored
+
+
+class ChunkedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        return chunked_mix(q, k, v)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        gradients = [chunk_gradients(*chunk) for chunk in chunks(*ctx.saved_tensors, gradient)]
+        return tuple(concatenate(each) for each in zip(*gradients, strict=True))
+
+
+def chunked_mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return concatenate([mix(*chunk) for chunk in chunks(q, k, v)])
+
+
+def chunk_gradients(q: Tensor, k: Tensor, v: Tensor, mixed: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of queries, keys and values from the gradient of the output."""
+    scale, q3, k3, v3, mixed = q.shape[3] ** -0.5, *(x.flatten(0, 1) for x in (q, k, v, mixed))
+    weights = chunk_weights(q3, k3)
+    scores = torch.ops.aten._softmax_backward_data(mixed @ v3.transpose(1, 2), weights, -1, weights.dtype)
+    of_q, of_k = scaled_product(scores, k3, scale), scaled_product(scores.transpose(1, 2), q3, scale)
+    return of_q.view(q.shape), of_k.view(k.shape), (weights.transpose(1, 2) @ mixed).view(v.shape)
+
+
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few images at a time, of q, k, v (and of a gradient)."""
+    (_, heads, queries, _), keys = tensors[0].shape, tensors[1].shape[2]
+    images = max(1, CHUNK_WEIGHTS // (heads * queries * keys))
+    return zip(*(torch.split(tensor, images) for tensor in tensors), strict=True)
+
+
+def concatenate(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
