@@ -17,8 +17,8 @@ from PIL import Image
 
 from vitlab import advising, flops
 from vitlab.advising import Change, Trial
-from vitlab.data.encoding import encoded
 from vitlab.data.module import DataModule
+from vitlab.data.packing.encode import image_bytes
 from vitlab.data.sources import Split, image_folder
 from vitlab.profiling import PARTS, Patient, Variant
 from vitlab.resume import quoted
@@ -119,7 +119,7 @@ def smaller(patient: Patient, folder: Path) -> Split | None:
         with Image.open(files[place]) as image:
             larger += min(image.size) > side
         target = folder / f"{place}.jpg"
-        target.write_bytes(encoded(split, place, size=side, quality=QUALITY))
+        target.write_bytes(image_bytes(split, place, size=side, quality=QUALITY))
         made.append(str(target))
     if 2 * larger < len(made):
         return None
@@ -148,9 +148,9 @@ def packed(data: DataModule) -> str:
     out = place.resolve() if place.name in ("", "..") else place
     target = out.with_name(f"{out.name}-{side}")
     words = {"data": "image_folder", "data_dir": str(place), **settings}
-    words |= {"to": "folder", "size": side, "out": str(target)}
+    words |= {"size": side, "out": str(target)}
     line = shlex.join(f"{key}={typed(value)}" for key, value in words.items())
-    return f"python src/prepare.py {line}, then train with {shlex.quote(f'data_dir={typed(str(target))}')}"
+    return f"python src/prepare.py {line}, then train with data=shards {shlex.quote(f'data_dir={typed(str(target))}')}"
 
 
 def typed(value: Any) -> str:
