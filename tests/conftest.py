@@ -257,15 +257,15 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def packed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Format, settings -> the folder that `drawn` was packed into, once for all tests: not to be changed."""
+    """Settings -> the folder that `drawn` was packed into, once for all tests: not to be changed."""
     import pictures
 
     made: dict[str, Path] = {}
 
-    def pack(to: str = "litdata", **others: Any) -> Path:
-        key = f"{to} {others}"
+    def pack(**others: Any) -> Path:
+        key = str(others)
         if key not in made:
-            made[key] = pictures.pack(drawn, tmp_path_factory.mktemp(to) / "packed", to=to, **others)
+            made[key] = pictures.pack(drawn, tmp_path_factory.mktemp("shards") / "packed", **others)
         return made[key]
 
     return pack

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import prepare
 import sweep
 import train
 from vitlab import command, importing, signatures
@@ -78,7 +79,7 @@ def test_each_step_of_the_walk_through_has_the_shape_it_says(
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "experiments").glob("*.md"))]
 # Arguments that stand for what only the reader has, and no stand-in is made of: these alone may be what is wrong.
 YOURS = re.compile(
-    r"(sweep|capture|index|verify)=.*|resume=runs/NAME/STAMP|run=\.\.\.|data\.name=\.\.\.|experiment=NAME|model=mine"
+    r"(sweep|capture)=.*|resume=runs/NAME/STAMP|run=\.\.\.|data\.name=\.\.\.|experiment=NAME|model=mine"
     r"|model\.weights=B_16\.npz"
 )
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "mine", "RANK": "0", "LOCAL_RANK": "0"}
@@ -126,7 +127,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory, parquet: Path, packed: Call
     (folder / "imagenet" / "train").mkdir(parents=True)
     (folder / "photos").symlink_to(parquet / "data")
     for name in ("imagenet-256", "tars"):
-        (folder / name).symlink_to(packed("webdataset"))
+        (folder / name).symlink_to(packed())
+    (folder / "not-indexed" / "train").mkdir(parents=True)
+    (folder / "not-indexed" / "train" / "0.tar").touch()
     weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=32, depth=1, heads=2, num_classes=10)
     save_file(weights.state_dict(), folder / "weights.safetensors")
     return folder
@@ -143,11 +146,13 @@ def stand_in(name: str, argument: str) -> list[str]:
         return ["data.name=photos"]
     if key == "data.source.label_column":  # of the set in the place of the Hub's
         return [f"{key}=label"]
+    if name == "prepare" and value == "tars":
+        return ["data_dir=not-indexed"]
     if value == "/data/imagenet":
         return [f"{key}=imagenet"]
     if key == "seed":  # one is as good as another, and each takes time
         return ["seed=0"]
-    return [sweep.spelt_out([argument])[0] if name == "sweep" else argument]
+    return {"sweep": sweep.spelt_out, "prepare": prepare.with_action}.get(name, list)([argument])
 
 
 def test_the_commands_of_the_pages_are_found() -> None:

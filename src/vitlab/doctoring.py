@@ -21,6 +21,9 @@ from vitlab.config import paths
 from vitlab.data.datamodule import DataModule
 from vitlab.data.encoding import encoded
 from vitlab.data.source import Split, loader_facts
+from vitlab.data.module import DataModule
+from vitlab.data.packing.encode import image_bytes
+from vitlab.data.sources import Split, image_folder
 from vitlab.profiling import PARTS, Patient, Variant
 from vitlab.resume import quoted
 from vitlab.runs import replace
@@ -120,7 +123,7 @@ def smaller(patient: Patient, folder: Path) -> Split | None:
         with Image.open(files[place]) as image:
             larger += min(image.size) > side
         target = folder / f"{place}.jpg"
-        target.write_bytes(encoded(split, place, size=side, quality=QUALITY))
+        target.write_bytes(image_bytes(split, place, size=side, quality=QUALITY))
         made.append(str(target))
     if 2 * larger < len(made):
         return None

@@ -114,29 +114,3 @@ def dashboard_problems(read: Reader) -> Iterator[str]:
             panels.tracked_in([runs.read_config(Path(run))])
         except ValueError as error:
             yield f"run={run}: {error}"
-
-
-def packing_problems(read: Reader) -> Iterator[str]:
-    if not {"to", "shard_images"} <= read.config.keys():
-        return
-    from vitlab.data import indexing, packing
-
-    places = {key: read(key, str) for key in ("out", "verify", "index")}
-    given = [key for key in places if read.config.get(key) is not None]  # also what can't be a folder, told already
-    if len(given) != 1:
-        what = f"{' and '.join(given)} are set" if given else "out is not set"
-        yield f"{what}; one of out=FOLDER (pack into it), verify=FOLDER and index=FOLDER is wanted"
-    else:
-        yield from indexing.problems(verify=places["verify"], index=places["index"])
-    if (processes := read("processes", int)) is not None and processes < 0:
-        yield f"processes={processes} must be at least 0"
-    if given and "out" not in given:
-        usual = yaml.safe_load((paths.CONF / "prepare.yaml").read_text())
-        for key in ("to", "size", "quality", "shard_images", "shuffle", "seed"):
-            if (value := read.config.get(key, usual[key])) != usual[key]:
-                looks = f"{given[0]}={places[given[0]]} packs nothing"
-                yield f"{key}={shown(value)} is of packing, and {looks}; leave it out"
-    else:
-        numbers = {key: read(key, int) for key in ("size", "quality", "shard_images")}
-        out = Path(places["out"]) if given == ["out"] and places["out"] is not None else None
-        yield from packing.problems(to=read("to", str), out=out, **numbers)

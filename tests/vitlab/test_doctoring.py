@@ -56,18 +56,18 @@ def test_of_many_files_only_those_are_looked_at_that_are_made_smaller(
 def test_the_command_that_makes_files_smaller_is_told_as_it_is_typed(tmp_path: Path) -> None:
     assert doctoring.packed(patient().datamodule) == ""
     data, root = folder(tmp_path / "photos", 40), tmp_path / "photos"
-    told = f"python src/prepare.py data=image_folder data_dir={root} to=folder size=18 out={root}-18"
-    assert doctoring.packed(data) == f"{told}, then train with data_dir={root}-18"
+    told = f"python src/prepare.py data=image_folder data_dir={root} size=18 out={root}-18"
+    assert doctoring.packed(data) == f"{told}, then train with data=shards data_dir={root}-18"
     place = str(Path.cwd() / "my photos")
     data.load_source = partial(image_folder, data_dir=place, classes=["a", "b"], test_fraction=0.3)
     data.on_error = "skip"
-    line, _, then = doctoring.packed(data).partition(", then train with ")
+    line, _, then = doctoring.packed(data).partition(", then train with data=shards ")
     assert then == shlex.quote("data_dir='my photos-18'")
     signatures.register()
     with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
         config = command.plain(command.compose("prepare", shlex.split(line)[2:]), command.UNSET_RUN_DIR)
     assert not isinstance(config, str)
-    assert [config[key] for key in ("data_dir", "out", "to", "size")] == [place, "my photos-18", "folder", 18]
+    assert [config[key] for key in ("data_dir", "out", "size")] == [place, "my photos-18", 18]
     source = config["data"]["source"]
     assert (source["classes"], source["test_fraction"], config["data"]["on_error"]) == (["a", "b"], 0.3, "skip")
 

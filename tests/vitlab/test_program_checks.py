@@ -27,7 +27,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_they_have_nothing_to_say_of_a_training(configure: Configure) -> None:
     read = Reader(configure(), set())
-    assert len(RULES) >= 7
+    assert len(RULES) >= 6
     assert [problem for rule in RULES for problem in rule(read)] == []
 
 
@@ -42,8 +42,6 @@ def test_they_have_nothing_to_say_of_a_training(configure: Configure) -> None:
         ("replay", {"capture": "run/captures/one", "rank": 0}, "capture=run/captures/one has no config.yaml, which"),
         ("dashboard", {"sweep": None, "run": None}, "neither sweep nor run is set; a dashboard is of one of them"),
         ("dashboard", {"sweep": None, "run": "gone"}, "run=gone is not a run folder: it has no config.yaml"),
-        ("packing", {"to": "litdata", "shard_images": 9}, "out is not set; one of out=FOLDER"),
-        ("packing", {"to": "litdata", "shard_images": 9, "out": "a", "verify": "b"}, "out and verify are set; one of"),
     ],
 )
 @pytest.mark.usefixtures("run")
@@ -56,18 +54,6 @@ def test_a_mistake_is_told_with_value_knob_and_remedy(rule: str, config: Node, t
     ("rule", "config", "bad", "told"),
     [
         ("doctor", {"changes": ["num_wrkers"], "steps": 0, "rounds": 0}, "changes", ["steps=0 must", "rounds=0 must"]),
-        (
-            "packing",
-            {"to": "zip", "shard_images": 0, "size": 0, "out": "a"},
-            "to",
-            ["size=0 must be at least 1", "shard_images=0 must be at least 1"],
-        ),
-        (
-            "packing",
-            {"to": "folder", "shard_images": "a", "quality": 0},
-            "shard_images",
-            ["out is not set", "quality=0"],
-        ),
         ("export", {"format": "zip", "tolerance": -1.0, "run": "run"}, "format", ["tolerance=-1.0 must be 0 or more"]),
     ],
 )

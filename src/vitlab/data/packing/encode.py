@@ -1,4 +1,4 @@
-"""An image as it is packed: its own bytes where they will do, else made smaller and encoded anew."""
+"""The bytes of an image as it is packed: its own where they will do, else downscaled and encoded again."""
 
 import io
 
@@ -14,53 +14,46 @@ from vitlab.data.source import Split
 ORIENTATION = 0x0112  # EXIF's tag
 
 
-class BrokenImage(ValueError):
-    """An image that can't be packed; the message says why."""
-
-
-def encoded(split: Split, index: int, *, size: int | None, quality: int | None) -> bytes:
-    """The image at `index` of a split, upright, its shorter side `size` pixels or less; never enlarged.
+def image_bytes(split: Split, index: int, *, size: int | None, quality: int | None) -> bytes:
+    """The image at `index` of a split, upright, its shorter side at most `size` pixels; never enlarged.
 
     A JPEG or PNG file that is so already keeps its bytes, as all files do without a `size`; each is decoded all the
     same, to know that it can be. Images in memory become PNG, without loss.
 
     Args:
-        split: What the image is of.
-        index: Where in it.
+        split: The images.
+        index: Which of them.
         size: None: as it is.
         quality: Of JPEG; None: PNG.
 
     Raises:
-        BrokenImage: it isn't there, or can't be decoded.
+        NoImage: it isn't there, or can't be decoded.
         Exception: of any other kind, where the machine can't read it, or lacks memory.
     """
     if split.images is not None:
-        return encode(shrunk(split.images[index], size), None)
+        return encode(downscale(split.images[index], size), None)
     assert split.files is not None
-    try:
-        data = read_bytes(split.files[index])
-    except InvalidImage as error:
-        raise BrokenImage(error_reason(error)) from error
+    data = read_bytes(split.files[index])
     try:
         with quiet():
             image = decode(data)
-            if size is None or (min(image.shape[-2:]) <= size and is_kept(data)):
+            if size is None or (min(image.shape[-2:]) <= size and is_upright(data)):
                 return data
-            return encode(shrunk(image, size), quality)
+            return encode(downscale(image, size), quality)
     except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
         if image_is_at_fault(error):
-            raise BrokenImage(error_reason(error)) from error
+            raise NoImage(explained(error)) from error
         raise
 
 
-def is_kept(data: bytes) -> bool:
+def is_upright(data: bytes) -> bool:
     """Whether a file is a JPEG or PNG that needn't be turned."""
-    with Image.open(io.BytesIO(data)) as opened:
-        return opened.format in ("JPEG", "PNG") and opened.getexif().get(ORIENTATION, 1) == 1
+    with Image.open(io.BytesIO(data)) as image:
+        return image.format in ("JPEG", "PNG") and image.getexif().get(ORIENTATION, 1) == 1
 
 
-def shrunk(image: Tensor, size: int | None) -> Tensor:
-    """uint8 [C, H, W] with a shorter side of `size` at most."""
+def downscale(image: Tensor, size: int | None) -> Tensor:
+    """uint8 [C, H, W] with a shorter side of at most `size`."""
     height, width = image.shape[-2:]
     if size is None or min(height, width) <= size:
         return image

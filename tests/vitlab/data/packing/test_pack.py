@@ -1,4 +1,4 @@
-"""Packing goes on where it was cut off, ends in the same bytes, and leaves nothing that looks whole and isn't."""
+"""Packing resumes where it was interrupted, to the same bytes, and leaves nothing that looks complete and isn't."""
 
 import errno
 import json
@@ -19,6 +19,10 @@ from vitlab.data.packing import Settings, problems
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.shards import shards
 from vitlab.data.source import Source
+from vitlab.data.packing import manifest, pack, shard_writer
+from vitlab.data.packing.shard_writer import Settings
+from vitlab.data.reading import UnreadableImage, read_bytes, read_image
+from vitlab.data.sources import Source, digits, shards
 from vitlab.data.storage import Storage
 
 Packed = Any
@@ -28,35 +32,34 @@ class Killed(BaseException):
     """What nothing catches."""
 
 
-@pytest.mark.parametrize("to", ["litdata", "webdataset", "folder"])
-def test_cut_off_in_a_shard_and_gone_on_with_it_ends_in_the_same_bytes(
-    drawn: Path, packed: Packed, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_in_a_shard_and_resumed_it_ends_in_the_same_bytes(
+    drawn: Path, packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[int] = []
-    write, out = containers.write, tmp_path / "out"
+    begun: list[Path] = []
+    write, out = shard_writer.write_tar, tmp_path / "out"
 
-    def killed_in_the_fourth(*arguments: Any) -> Any:
-        begun.append(arguments[4])
+    def killed_in_the_fourth(file: Path, items: Any) -> Any:
+        begun.append(file)
         if len(begun) == 4:
-            (arguments[2] / "half of it").write_bytes(b"half")
+            file.write_bytes(b"half of it")
             raise Killed
-        return write(*arguments)
+        return write(file, items)
 
     with monkeypatch.context() as patch:
-        patch.setattr(containers, "write", killed_in_the_fourth)
+        patch.setattr(shard_writer, "write_tar", killed_in_the_fourth)
         with pytest.raises(Killed):
-            pictures.pack(drawn, out, to=to)
+            pictures.pack(drawn, out)
     assert not (out / manifest.NAME).exists()
-    assert (out / manifest.WORK / "making-3" / "half of it").exists()
+    assert begun[3].exists()
     kept = {f: f.stat().st_mtime_ns for f in (out / "train").rglob("*") if f.is_file()}
     assert kept
-    pictures.pack(drawn, out, to=to)
-    assert pictures.content(out) == pictures.content(packed(to))
-    assert {f: f.stat().st_mtime_ns for f in kept} == kept, "what was there was not made again"
+    pictures.pack(drawn, out)
+    assert pictures.content(out) == pictures.content(packed())
+    assert {f: f.stat().st_mtime_ns for f in kept} == kept, "complete shards are not written again"
 
 
 def test_processes_make_the_same_bytes(drawn: Path, packed: Packed, tmp_path: Path) -> None:
-    packing.pack(pictures.source(drawn), pictures.SETTINGS, tmp_path / "out", name="pictures", processes=2)
+    pack.pack(pictures.source(drawn), pictures.SETTINGS, tmp_path / "out", name="pictures", processes=2)
     assert pictures.content(tmp_path / "out") == pictures.content(packed())
 
 
@@ -69,14 +72,14 @@ def test_a_machine_that_can_t_read_ends_the_packing_and_no_image_is_left_out(
     unplugged = replace(source, train=replace(source.train, files=gone))
     given: Any = {"name": "pictures", "on_error": "skip", "max_skipped": 1.0, "processes": processes}
     with pytest.raises(UnreadableImage) as caught:
-        packing.pack(unplugged, pictures.SETTINGS, out, **given)
+        pack.pack(unplugged, pictures.SETTINGS, out, **given)
     assert re.fullmatch(
         rf"{disk}/train/.*g can't be read \(No such file or directory\), which is no fault of the image, so none is "
-        r"left out for it; the same command goes on, once that is mended",
+        r"left out for it; the same command resumes, once that is mended",
         str(caught.value),
     )
     disk.symlink_to(drawn)
-    packing.pack(unplugged, pictures.SETTINGS, out, **given)
+    pack.pack(unplugged, pictures.SETTINGS, out, **given)
     assert pictures.content(out) == pictures.content(packed())
 
 
@@ -90,7 +93,7 @@ def test_what_a_row_s_storage_says_is_no_fault_of_the_image(
     source = shards(data_dir=str(packed()))
     monkeypatch.setattr(Storage, "open", failing)
     with pytest.raises(UnreadableImage, match=r"packed/train/\d+ can't be read .* no fault of the image"):
-        packing.pack(source, pictures.SETTINGS, tmp_path / "out", name="x", on_error="skip", max_skipped=1, processes=0)
+        pack.pack(source, pictures.SETTINGS, tmp_path / "out", name="x", on_error="skip", max_skipped=1, processes=0)
 
 
 def test_a_set_that_is_there_is_left_as_it_is_and_another_is_refused(drawn: Path, packed: Packed) -> None:
@@ -105,17 +108,17 @@ def test_what_was_begun_otherwise_or_is_somebody_else_s_or_in_use_is_refused(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work := tmp_path / "begun" / manifest.WORK).mkdir(parents=True)
-    plan = packing.plan(pictures.source(drawn), pictures.SETTINGS)
+    plan = pack.packing_plan(pictures.source(drawn), pictures.SETTINGS)
     (work / "plan.json").write_text(json.dumps({**plan, "quality": 50}))
-    with pytest.raises(ValueError, match=r"was begun otherwise \(quality: 50 there, 90 now\)"):
+    with pytest.raises(ValueError, match=r"was begun with other settings \(quality: 50 there, 90 now\)"):
         pictures.pack(drawn, tmp_path / "begun")
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("you")
     with pytest.raises(ValueError, match=r"holds something else \(dear\.txt\); name a new or empty folder"):
         pictures.pack(drawn, tmp_path / "letters")
-    monkeypatch.setattr(packing, "LINGERS", 0)
+    monkeypatch.setattr(pack, "LOCK_TIMEOUT", 0)
     (tmp_path / "used").mkdir()
-    with FileLock(tmp_path / "used" / packing.LOCK), pytest.raises(ValueError, match="being packed by another process"):
+    with FileLock(tmp_path / "used" / pack.LOCK), pytest.raises(ValueError, match="being packed by another process"):
         pictures.pack(drawn, tmp_path / "used")
 
 
@@ -125,9 +128,7 @@ def test_a_set_in_memory_is_packed_without_loss_and_read_as_colours(
     whole = digits()
     few = Source("few", whole.classes, 1, (0.3,), (0.4,), 8, whole.train.subset(torch.arange(60)), whole.test)
     with caplog.at_level(logging.INFO):
-        found = packing.pack(
-            few, Settings("litdata", None, 90, 100, False, 0), tmp_path / "out", name="few", processes=0
-        )
+        found = pack.pack(few, Settings(None, 90, 100, False, 0), tmp_path / "out", name="few", processes=0)
     assert found["train/images"] == 60
     assert "test          360" in caplog.text
     read = shards(data_dir=str(tmp_path / "out"))
@@ -138,24 +139,9 @@ def test_a_set_in_memory_is_packed_without_loss_and_read_as_colours(
         assert torch.equal(read_image(read.train.files[number]), few.train.images[number].expand(3, -1, -1))
 
 
-def test_folders_are_named_by_classes_whatever_these_are_called(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    whole, names = digits(), ("T-shirt/top", ".dot", *"9876543a")
-    few = Source("few", names, 1, (0.3,), (0.4,), 8, whole.train.subset(torch.arange(60)), whole.test)
-    settings = Settings("folder", None, 90, 100, False, 0)
-    packing.pack(few, settings, tmp_path / "out", name="few", processes=0)
-    assert {folder.name for folder in (tmp_path / "out" / "train").iterdir()} == {"T-shirt_top", "_dot", *"9876543a"}
-    assert "data.source.classes=[T-shirt_top,_dot,9,8,7,6,5,4,3,a] keeps the labels" in caplog.text
-    found = json.loads((tmp_path / "out" / manifest.NAME).read_text())
-    assert list(manifest.faults(tmp_path / "out", found, whole=True)) == []
-    with pytest.raises(ValueError, match="two classes would have the folder 'a_b'"):
-        packing.pack(replace(few, classes=("a/b", "a_b", *"98765432")), settings, tmp_path / "other", name="few")
-
-
 def test_shards_are_a_data_set_to_be_packed_otherwise(packed: Packed, tmp_path: Path) -> None:
     first = shards(data_dir=str(packed()))
-    packing.pack(first, replace(pictures.SETTINGS, to="webdataset"), tmp_path / "out", name="again", processes=0)
+    pack.pack(first, replace(pictures.SETTINGS, shard_images=9), tmp_path / "out", name="again", processes=0)
     second = shards(data_dir=str(tmp_path / "out"))
     for name in ("train", "test"):
         one, two = (
@@ -165,26 +151,3 @@ def test_shards_are_a_data_set_to_be_packed_otherwise(packed: Packed, tmp_path: 
             for split in (first.splits[name], second.splits[name])
         )
         assert one == two
-
-
-@pytest.mark.parametrize(
-    ("settings", "problem"),
-    [
-        ({"size": 0}, "size=0 must be at least 1"),
-        ({"quality": 101}, "quality=101 must lie in 1 .. 100, or be null for PNG"),
-        ({"shard_images": 0}, "shard_images=0 must be at least 1"),
-        ({"out": Path(__file__)}, "test_packing.py is a file; name a folder"),
-    ],
-)
-def test_settings_that_can_t_be_are_told(settings: dict[str, Any], problem: str, tmp_path: Path) -> None:
-    given = {"to": "litdata", "size": 1, "quality": 1, "shard_images": 1, "out": tmp_path / "new", **settings}
-    (found,) = problems(**given)
-    assert problem in found
-
-
-def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(packing, "not_installed", lambda package: package == "webdataset")
-    given: Any = {"size": 1, "quality": 1, "shard_images": 1, "out": tmp_path / "new"}
-    assert list(problems(to="litdata", **given)) == []
-    (found,) = problems(to="webdataset", **given)
-    assert found.endswith("the package webdataset, which isn't installed: pip install -e '.[shards]'")

@@ -1,6 +1,5 @@
 """Images that were changed under the same names are packed anew, and a set of what they were isn't taken for theirs."""
 
-import json
 import logging
 import os
 import shutil
@@ -18,6 +17,10 @@ from vitlab.data.decode import read_bytes
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.huggingface import huggingface
 from vitlab.data.source import Split
+from vitlab.data.packing import mtimes, shard_writer
+from vitlab.data.packing.verify import verify
+from vitlab.data.reading import read_bytes
+from vitlab.data.sources import Split, digits, huggingface
 
 Packed = Any
 
@@ -47,32 +50,30 @@ def test_a_set_whose_images_were_changed_is_not_what_the_command_makes(
     assert pictures.content(out) == before
 
 
-@pytest.mark.parametrize("to", ["litdata", "folder"])
-def test_a_packing_that_goes_on_makes_again_what_was_changed_and_nothing_else(
-    images: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_resumed_packing_writes_again_what_was_changed_and_nothing_else(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out, write, source = tmp_path / "out", containers.write, pictures.source(images)
+    out, write, source = tmp_path / "out", shard_writer.write_tar, pictures.source(images)
 
-    def full(*arguments: Any) -> Any:
-        if arguments[4] == 3:
+    def full(file: Path, items: Any) -> Any:
+        if file.stem.endswith("-3"):
             raise OSError("No space left on device")
-        return write(*arguments)
+        return write(file, items)
 
     with monkeypatch.context() as patch:
-        patch.setattr(containers, "write", full)
+        patch.setattr(shard_writer, "write_tar", full)
         with pytest.raises(OSError, match="No space left"):
-            pictures.pack(images, out, to=to)
+            pictures.pack(images, out)
     made = {file: file.stat().st_mtime_ns for file in (out / "train").rglob("*.*")}
-    order = packing.orders(source, pictures.SETTINGS)["train"].tolist()
+    order = shard_writer.packing_order(source, pictures.SETTINGS)["train"].tolist()
     changed = next(file for row in order[:15] if (file := (source.train.files or [])[row]).endswith(".jpg"))
     change(Path(changed))
-    pictures.pack(images, out, to=to)
-    assert "1 shards are made again: files of their images have other sizes or times now" in caplog.text
+    pictures.pack(images, out)
+    assert "1 shards are written again: files of their images have other sizes or times now" in caplog.text
     again = {file for file in made if not file.exists() or file.stat().st_mtime_ns != made[file]}
-    assert len(again) == (15 if to == "folder" else 1)
-    assert pictures.content(out) == pictures.content(pictures.pack(images, tmp_path / "anew", to=to))
-    found = json.loads((out / manifest.NAME).read_text())
-    assert list(manifest.faults(out, found, whole=True)) == []
+    assert len(again) == 1
+    assert pictures.content(out) == pictures.content(pictures.pack(images, tmp_path / "another"))
+    verify(out)
 
 
 def test_training_and_what_a_set_says_of_itself_don_t_depend_on_times(
@@ -87,7 +88,7 @@ def test_training_and_what_a_set_says_of_itself_don_t_depend_on_times(
     }
     out = pictures.content(pictures.pack(images, tmp_path / "out"))
     known = pictures.content(packed())
-    assert out.pop(stamps.NAME) != known.pop(stamps.NAME)
+    assert out.pop(mtimes.NAME) != known.pop(mtimes.NAME)
     assert out == known
 
 
@@ -95,8 +96,8 @@ def test_each_image_has_the_size_and_time_of_its_file_and_what_is_gone_a_stamp_o
     (file := tmp_path / "a.jpg").write_bytes(b"12345")
     os.utime(file, ns=(7, 8))
     split = Split(None, torch.zeros(2, dtype=torch.long), [str(file), str(tmp_path / "gone")])
-    assert stamps.stamps(split).tolist() == [[5, 8], [-1, 2]]
-    assert stamps.stamps(digits().test).tolist() == [[0, 0]] * 360
+    assert mtimes.sizes_and_mtimes(split).tolist() == [[5, 8], [-1, 2]]
+    assert mtimes.sizes_and_mtimes(digits().test).tolist() == [[0, 0]] * 360
 
 
 def test_rows_have_the_stamps_of_the_files_that_they_lie_in(images: Path, tmp_path: Path) -> None:
@@ -106,13 +107,13 @@ def test_rows_have_the_stamps_of_the_files_that_they_lie_in(images: Path, tmp_pa
     datasets.DatasetDict(train=beside, test=beside).save_to_disk(tmp_path / "saved")
     given: Any = {"cache_dir": str(tmp_path / "cache")}
     train = huggingface(name=str(tmp_path / "saved"), **given).train.subset(torch.tensor([2, 0]))
-    assert stamps.stamps(train).tolist() == [[0, 0]] * 2, "save_to_disk takes the images in"
+    assert mtimes.sizes_and_mtimes(train).tolist() == [[0, 0]] * 2, "save_to_disk takes the images in"
     (tmp_path / "parquet").mkdir()
     for split in ("train", "test"):
         beside.to_parquet(tmp_path / "parquet" / f"{split}.parquet")
     streamed = huggingface(name=str(tmp_path / "parquet"), streaming=True, **given).train
     state = (tmp_path / "parquet" / "train.parquet").stat()
-    assert stamps.stamps(streamed).tolist() == [[state.st_size, state.st_mtime_ns]] * 4
+    assert mtimes.sizes_and_mtimes(streamed).tolist() == [[state.st_size, state.st_mtime_ns]] * 4
     listed = huggingface(name=str(images), **given).train
-    assert read_bytes((listed.files or [])[3]) == Path((listed.files.local_files() or [])[3]).read_bytes()  # type: ignore
-    assert (stamps.stamps(listed)[:, 0] > 0).all()
+    assert read_bytes((listed.files or [])[3]) == Path((listed.files.lying() or [])[3]).read_bytes()  # type: ignore
+    assert (mtimes.sizes_and_mtimes(listed)[:, 0] > 0).all()

@@ -1,7 +1,6 @@
 """A WebDataset from elsewhere becomes readable, and a packed set is compared with what was packed."""
 
 import io
-import json
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -13,6 +12,10 @@ from vitlab.data import indexing, manifest
 from vitlab.data.indexing import problems
 from vitlab.data.manifest import NotPrepared
 from vitlab.data.sets.shards import shards
+from vitlab.data.packing import manifest
+from vitlab.data.packing.manifest import NotShardedData
+from vitlab.data.packing.verify import index, member_bytes, split_files, verify
+from vitlab.data.sources import shards
 
 Members = list[tuple[str, bytes]]
 
@@ -29,7 +32,7 @@ def tar(file: Path, members: Members) -> None:
 def tarred(folder: Path, name: str) -> Members:
     """What is in a tar file."""
     with tarfile.open(folder / name) as opened:
-        return [(member.name, indexing.content(opened, member)) for member in opened]
+        return [(member.name, member_bytes(opened, member)) for member in opened]
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def foreign(drawn: Path, tmp_path: Path) -> Path:
 
 def test_its_images_are_read_where_they_lie_with_their_classes(foreign: Path, drawn: Path) -> None:
     before = {file: file.read_bytes() for file in foreign.iterdir()}
-    found = indexing.index(foreign)
+    found = index(foreign)
     assert (found["train/images"], found["test/images"], found["train/shards"]) == (24, 6, 2)
     source = shards(data_dir=str(foreign))
     assert (source.name, source.classes) == ("theirs", ("0", "1", "2"))
@@ -61,19 +64,19 @@ def test_its_images_are_read_where_they_lie_with_their_classes(foreign: Path, dr
     assert [file.read() for file in source.train.files or []] == images  # type: ignore[attr-defined]
     assert source.train.labels.tolist() == [number % 3 for number in range(24)]
     assert {file: file.read_bytes() for file in before} == before
-    assert indexing.verify(foreign)["test/images"] == 6
+    assert verify(foreign)["test/images"] == 6
 
 
 def test_classes_have_the_names_in_classes_txt(foreign: Path) -> None:
     (foreign / "classes.txt").write_text("ant\nbee\ncat\ndog\n")
-    indexing.index(foreign)
+    index(foreign)
     assert shards(data_dir=str(foreign)).classes == ("ant", "bee", "cat", "dog")
 
 
 @pytest.mark.parametrize(
     ("members", "problem"),
     [
-        ([("a.png", b"x")], "1 of 1 images have no class beside them (.cls), the first a"),
+        ([("a.png", b"x")], "1 of 1 images have no class next to them (.cls), the first a"),
         ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"1")], "has two images for the sample a"),
         ([("a.png", b"x"), ("a.cls", b"-1")], "the class of a is -1; classes begin with 0"),
         ([("a.png", b"x"), ("a.cls", b"dog")], "can't be read (invalid literal for int()"),
@@ -82,8 +85,8 @@ def test_classes_have_the_names_in_classes_txt(foreign: Path) -> None:
 )
 def test_a_tar_file_that_is_no_data_set_is_named(tmp_path: Path, members: Members, problem: str) -> None:
     tar(tmp_path / "train" / "0.tar", members)
-    with pytest.raises(NotPrepared) as caught:
-        indexing.index(tmp_path)
+    with pytest.raises(NotShardedData) as caught:
+        index(tmp_path)
     assert problem in str(caught.value)
     assert f"{tmp_path}/train/0.tar" in str(caught.value)
     assert not (tmp_path / manifest.NAME).exists()
@@ -94,7 +97,7 @@ def test_a_split_s_word_within_another_word_doesn_t_count(foreign: Path, caplog:
     images = tarred(foreign, "imagenet-train-0.tar")
     for name in ("contest-train-0", "retrieval-train-1", "ILSVRC2012_img_TRAIN2", "latest_3", "trainval"):
         tar(foreign / f"{name}.tar", images)
-    names = {split: [file.name for file in files] for split, files in indexing.tars(foreign).items()}
+    names = {split: [file.name for file in files] for split, files in split_files(foreign).items()}
     assert names == {
         "train": [
             *("ILSVRC2012_img_TRAIN2.tar", "contest-train-0.tar", "imagenet-train-0.tar", "imagenet-train-1.tar"),
@@ -102,64 +105,38 @@ def test_a_split_s_word_within_another_word_doesn_t_count(foreign: Path, caplog:
         ],
         "test": ["imagenet-val-0.tar"],
     }
-    indexing.index(foreign)
+    index(foreign)
     assert "no split's word: \n  - latest_3.tar\n  - trainval.tar" in caplog.text
 
 
 def test_a_file_of_two_splits_is_refused_until_it_lies_in_a_folder(foreign: Path) -> None:
     images = tarred(foreign, "imagenet-train-0.tar")
     tar(both := foreign / "train_of-test.tar", images)
-    (found,) = problems(verify=None, index=str(foreign))
-    assert f"index: {both} has the words of two splits in its name, train and test; rename it, or move" in found
-    with pytest.raises(NotPrepared, match="train and test"):
-        indexing.index(foreign)
+    with pytest.raises(
+        NotShardedData, match=f"{both.name} has the words of two splits in its name, train and test; re"
+    ):
+        index(foreign)
     for split in ("train", "test"):
         tar(foreign / split / "0.tar", images)
-    assert list(problems(verify=None, index=str(foreign))) == []
+    assert split_files(foreign)["test"] == [foreign / "test" / "0.tar"]
 
 
 def test_too_few_names_and_damaged_tar_files_are_refused(foreign: Path) -> None:
     (foreign / "classes.txt").write_text("ant\nbee\n")
-    with pytest.raises(NotPrepared, match="names 2 classes, and the labels go up to 2"):
-        indexing.index(foreign)
+    with pytest.raises(NotShardedData, match="names 2 classes, and the labels go up to 2"):
+        index(foreign)
     (foreign / "imagenet-train-1.tar").write_bytes(b"no tar" * 1000)
-    with pytest.raises(NotPrepared, match=r"imagenet-train-1\.tar can't be read"):
-        indexing.index(foreign)
+    with pytest.raises(NotShardedData, match=r"imagenet-train-1\.tar can't be read"):
+        index(foreign)
 
 
 def test_verifying_names_every_file_that_isn_t_what_was_packed(packed: Callable[..., Path], tmp_path: Path) -> None:
-    assert indexing.verify(packed())["train/images"] == 74
+    assert verify(packed())["train/images"] == 74
     copy = Path(shutil.copytree(packed(), tmp_path / "copy"))
-    (copy / "train" / "chunk-0-2.bin").unlink()
-    data = (copy / "test" / "chunk-0-0.bin").read_bytes()
-    (copy / "test" / "chunk-0-0.bin").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(NotPrepared, match="2 files aren't what was packed") as caught:
-        indexing.verify(copy)
-    assert "train/chunk-0-2.bin: it is missing" in str(caught.value)
-    assert "test/chunk-0-0.bin: its checksum is wrong" in str(caught.value)
-
-
-def test_folders_that_can_t_be_looked_through_are_told_before(packed: Callable[..., Path], tmp_path: Path) -> None:
-    assert list(problems(verify=str(packed()), index=None)) == []
-    (tmp_path / manifest.NAME).write_text(json.dumps({"vitlab": 9}))
-    (tmp_path / "begun" / manifest.WORK).mkdir(parents=True)
-    (tmp_path / "empty").mkdir()
-    found = [
-        *problems(verify=str(tmp_path / "none"), index=None),
-        *problems(verify=str(tmp_path), index=None),
-        *problems(verify=str(tmp_path / "begun"), index=None),
-        *problems(verify=str(tmp_path / "empty"), index=None),
-        *problems(verify=None, index=str(packed())),
-        *problems(verify=None, index=str(tmp_path / "none")),
-        *problems(verify=None, index=str(tmp_path / "empty")),
-    ]
-    expected = [
-        "none is no folder; name one that src/prepare.py made",
-        "of version 9, not 1",
-        "has no prepared.json, as packing it was cut off; the same command of src/prepare.py goes on",
-        "has no prepared.json",
-        "has an index already",
-        "none is no folder; name the one of the tar files",
-        "has no tar files of a train split",
-    ]
-    assert [text in line for text, line in zip(expected, found, strict=True)] == [True] * 7
+    (copy / "train" / "000002.tar").unlink()
+    data = (copy / "test" / "000000.tar").read_bytes()
+    (copy / "test" / "000000.tar").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(NotShardedData, match="isn't what was packed; copy it again") as caught:
+        verify(copy)
+    assert "train/000002.tar: it is missing" in str(caught.value)
+    assert "test/000000.tar: its checksum is wrong" in str(caught.value)
