@@ -22,13 +22,12 @@ LONGEST_ERROR = 80  # characters; results.json has all of it
 @command("sweep")
 def main(*, action: Action, sweep: str) -> Node:
     from vitlab import ledger
+    from vitlab.report import write_report
 
     found = ledger.read_sweep(ledger.find_sweep(sweep))
     if action == "status":
         print(table(found))
     elif action == "report":
-        from vitlab.report import write_report
-
         print(write_report(found, found.folder / "report"))
     else:
         running = ledger.cancel(found)

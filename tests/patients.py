@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vitlab.data.sources import digits, image_folder
 
 from vitlab import optim
 from vitlab.classifier import Classifier

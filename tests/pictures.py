@@ -8,13 +8,10 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from vitlab.data import packing
-from vitlab.data.packing import Settings
-from vitlab.data.sets.image_folder import image_folder
-from vitlab.data.source import Source
 from vitlab.data.packing.pack import pack as pack_source
 from vitlab.data.packing.shard_writer import Settings
-from vitlab.data.sources import Source, image_folder
+from vitlab.data.sets.image_folder import image_folder
+from vitlab.data.source import Source
 
 Packed = Callable[..., Path]
 SETTINGS = Settings(24, 90, 16, True, 0)

@@ -21,7 +21,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets
-from vitlab.data.sources import DEBIAN_FASHION_MNIST
 
 import evaluate
 import pictures

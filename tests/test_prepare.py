@@ -17,12 +17,9 @@ import evaluate
 import pictures
 import prepare
 from conftest import Program, Start
-from vitlab.data import manifest
 from vitlab.data.decode import read_bytes
+from vitlab.data.packing.manifest import NAME, WORK
 from vitlab.data.sets.shards import shards
-from vitlab.data.packing import manifest
-from vitlab.data.reading import read_bytes
-from vitlab.data.sources import shards
 
 Prepared = Callable[..., Any]
 
@@ -49,7 +46,7 @@ def test_digits_are_packed_verified_and_recorded(prepared: Prepared, tmp_path: P
     assert prepared("verify", "data_dir=digits")["train/bytes"] == found["train/bytes"]
     log = (tmp_path / "log" / "prepare.log").read_text()
     assert "every checksum is right" in log
-    assert json.loads((tmp_path / "digits" / manifest.NAME).read_text())["name"] == "digits"
+    assert json.loads((tmp_path / "digits" / NAME).read_text())["name"] == "digits"
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
@@ -117,13 +114,13 @@ def test_killed_with_its_processes_at_work_the_same_command_ends_in_the_same_byt
     line = ["data=fake", "data.source.samples=6000", "data.source.size=64", "shard_images=100"]
     prepared(*line, "out=whole")
     process = start("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
-    records = tmp_path / "killed" / manifest.WORK
+    records = tmp_path / "killed" / WORK
     while len(list(records.glob("train-*.json"))) < 3:
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "killed" / manifest.NAME).exists()
+    assert not (tmp_path / "killed" / NAME).exists()
     output = program("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
     assert "resuming: " in output
     assert pictures.content(tmp_path / "killed") == pictures.content(tmp_path / "whole")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from vitlab.data.sources import digits
 
 import parity
 import probe

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 import prepare
 import sweep
 import train
-from vitlab import command, importing, signatures
-from vitlab.models import vit
+from vitlab import importing, signatures
+from vitlab.command import preflight
+from vitlab.models import attention, vit
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -57,7 +58,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
             "PatchEmbedding.forward": (model.grid[0] * model.grid[1], patches),
             "VisionTransformer.embed": tuple(embedded.shape[1:]),
             "MultiHeadAttention.project": tuple(q.shape[1:]),
-            "attention_weights": tuple(vit.attention_weights(q, k).shape[1:]),
+            "attention_weights": tuple(attention.attention_weights(q, k).shape[1:]),
             "VisionTransformer.forward_head": tuple(tokens[:, 0].shape[1:]),
         }
     return found
@@ -193,7 +194,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
     program = importlib.import_module(name)
     try:
         with importing.uncollected():  # as the program does
-            command.preflight(name, inspect.unwrap(program.main), arguments)
+            preflight(name, inspect.unwrap(program.main), arguments)
     except SystemExit:
         problems = re.findall("^  - (.*)$", capsys.readouterr().err, flags=re.M)
         yours = tuple(word for word in arguments if YOURS.fullmatch(word))
@@ -204,7 +205,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
 def test_the_mistakes_that_the_readme_shows_are_told_as_it_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
     line, shown = re.findall(r"^\$ python src/train\.py (.*)\n((?:.+\n)+?)```", README, flags=re.M)[0]
     with pytest.raises(SystemExit):
-        command.preflight("train", inspect.unwrap(train.main), shlex.split(line))
+        preflight("train", inspect.unwrap(train.main), shlex.split(line))
     assert re.fullmatch(re.escape(shown).replace(r"\.\.\.", ".*"), capsys.readouterr().err)
 
 

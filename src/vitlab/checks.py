@@ -16,9 +16,9 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from vitlab import identity, launch, ledger, model_checks, program_checks, trust
-from vitlab.benchmarking import settings
+from vitlab.benchmarking import settings as benchmarking_settings
 from vitlab.classifier import Classifier
-from vitlab.data.packing import checks as packing_checks
+from vitlab.data.packing import checks
 from vitlab.optim import check_steps
 from vitlab.reader import Reader
 from vitlab.schema import Node, call_problems, fits, node_problems, nodes_in, resolve, shown, suggest
@@ -87,11 +87,11 @@ def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = Fa
         model_checks.model_problems,
         model_checks.fine_tuning_problems,
         data_problems,
-        packing_checks.problems,
+        checks.problems,
         batch_problems,
         schedule_problems,
         root_problems,
-        settings.problems,
+        benchmarking_settings.problems,
     )
     for rule in rules:
         more = list(rule(read))

@@ -19,11 +19,8 @@ from vitlab import advising, flops
 from vitlab.advising import Change, Trial
 from vitlab.config import paths
 from vitlab.data.datamodule import DataModule
-from vitlab.data.encoding import encoded
-from vitlab.data.source import Split, loader_facts
-from vitlab.data.module import DataModule
 from vitlab.data.packing.encode import image_bytes
-from vitlab.data.sources import Split, image_folder
+from vitlab.data.source import Split, loader_facts
 from vitlab.profiling import PARTS, Patient, Variant
 from vitlab.resume import quoted
 from vitlab.runs import replace

@@ -31,7 +31,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from vitlab import build, flops
 from vitlab.callbacks import Monitor
 from vitlab.classifier import Classifier
-from vitlab.compiling import compile_network
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import FilesDataset
 from vitlab.data.source import Split

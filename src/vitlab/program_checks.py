@@ -7,7 +7,6 @@ from pathlib import Path
 import yaml
 
 from vitlab import ledger, nonfinite, panels, runs, trust
-from vitlab.config import paths
 from vitlab.reader import Reader
 from vitlab.schema import resolve, shown
 

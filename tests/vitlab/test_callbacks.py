@@ -16,7 +16,6 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from vitlab.data.sources import digits
 
 from vitlab import optim
 from vitlab.callbacks import Monitor, scores

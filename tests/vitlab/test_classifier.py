@@ -14,7 +14,6 @@ from lightning import Callback, LightningModule, Trainer
 from timm.optim.muon import Muon
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vitlab.data.sources import digits
 
 from vitlab import optim
 from vitlab.classifier import Classifier

@@ -16,7 +16,6 @@ from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
-from vitlab.data.sources import digits
 
 from conftest import Configure
 from vitlab import nonfinite, optim

@@ -11,10 +11,8 @@ import pytest
 
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
-from vitlab.data.sets.shards import shards
-from vitlab.data.module import DataModule
 from vitlab.data.packing import manifest
-from vitlab.data.sources import shards
+from vitlab.data.sets.shards import shards
 from vitlab.reader import Reader
 from vitlab.schema import Node
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
-from vitlab.data.sources import digits
 
 from vitlab import flops, optim
 from vitlab.callbacks import Monitor

@@ -21,9 +21,11 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from vitlab import build, command, flops, optim
-from vitlab.benchmarking import footprint, machine, peers
+from vitlab import command, flops, optim
+from vitlab.benchmarking import footprint, machine
+from vitlab.benchmarking.peers import SIZES, Architecture, Peer, Size, build, parameters, there
 from vitlab.benchmarking.timing import OURS, Case, Clock, Contender, Goal, Measured, Part
+from vitlab.build import make
 from vitlab.models.compile import compile_network
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ Precision = Literal["float32", "bf16"]
 Mode = Literal["eager", "compiled"]
 
 # Images of a batch where `batches` says nothing: beside 1, what keeps such a machine busy for a moment.
-LARGER: dict[str, dict[peers.Size, int]] = {
+LARGER: dict[str, dict[Size, int]] = {
     "cpu": {"mini": 128, "cifar": 64, "ti16": 8, "s16": 4, "b16": 2, "l16": 1},
     "cuda": {"mini": 1024, "cifar": 1024, "ti16": 256, "s16": 256, "b16": 128, "l16": 64},
 }
@@ -55,7 +57,7 @@ class Work:
 class Row(Work):
     """What is measured in a case."""
 
-    size: peers.Size
+    size: Size
 
     def __str__(self) -> str:
         return f"{self.size} {self.task} of {self.batch}, {self.precision} {self.mode}"
@@ -75,20 +77,20 @@ class Networks(Part):
     def __init__(
         self,
         *,
-        sizes: Sequence[peers.Size] = ("cifar", "ti16", "s16", "b16"),
+        sizes: Sequence[Size] = ("cifar", "ti16", "s16", "b16"),
         tasks: Sequence[Task] = ("inference", "training"),
         batches: Sequence[int] | None = None,
         precisions: Sequence[Precision] = ("float32", "bf16"),
         modes: Sequence[Mode] = ("eager", "compiled"),
-        compiled: Sequence[peers.Size] | None = ("cifar",),
-        peers: Sequence[peers.Peer] = ("timm", "torchvision", "transformers", "vit-pytorch"),
+        compiled: Sequence[Size] | None = ("cifar",),
+        peers: Sequence[Peer] = ("timm", "torchvision", "transformers", "vit-pytorch"),
         peers_fused: bool = False,
     ) -> None:
         self.sizes, self.tasks, self.batches, self.precisions = sizes, tasks, batches, precisions
         self.modes, self.compiled, self.peers, self.peers_fused = modes, compiled, peers, peers_fused
 
     def cases(self, clock: Clock) -> Iterator[Case]:
-        names, rows = [OURS, *peers.there(list(self.peers))], self.rows(clock.device)
+        names, rows = [OURS, *there(list(self.peers))], self.rows(clock.device)
         for number, row in enumerate(rows, start=1):
             log.info("networks: %d of %d, %s ...", number, len(rows), row)
             yield measure(row, names, clock, fused=self.peers_fused)
@@ -110,7 +112,7 @@ class Networks(Part):
 def measure(row: Row, names: Sequence[str], clock: Clock, *, fused: bool = False) -> Case:
     """Times everybody, after the counts: parameters, FLOPs of an image, bytes at the peak."""
     torch.compiler.reset()  # what other sizes compiled counts against a limit
-    size = peers.SIZES[row.size]
+    size = SIZES[row.size]
     contenders = []
     for name in names:
         try:
@@ -149,11 +151,11 @@ def goals(row: Row) -> list[Goal]:
 
 
 def contender(
-    name: str, architecture: peers.Architecture, work: Work, device: torch.device, *, fused: bool = False
+    name: str, architecture: Architecture, work: Work, device: torch.device, *, fused: bool = False
 ) -> Contender:
     """A network's step, done once already; its figures are of one image, but for the memory."""
     torch.manual_seed(0)
-    network = peers.build(name, architecture)
+    network = build(name, architecture)
     shape = (work.batch, 3, architecture.image, architecture.image)
     count = flops.training_flops if work.task == "training" else flops.forward_flops
     counted = count(network, (3, architecture.image, architecture.image))
@@ -173,7 +175,7 @@ def contender(
         step = partial(infer, network, images, work.precision)
         step()
     figures = {
-        "M parameters": peers.parameters(network) / 1e6,
+        "M parameters": parameters(network) / 1e6,
         "MFLOPs": counted / 1e6,
         MEMORY: footprint.peak(step, held, device) / 1e6,
     }
@@ -184,7 +186,7 @@ def adamw(name: str, network: nn.Module, *, fused: bool) -> torch.optim.Optimize
     if name != OURS:
         return torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05, fused=fused or None)
     node: Any = OmegaConf.to_container(OmegaConf.load(command.CONF / "optimizer" / "adamw.yaml"))
-    return optim.make_optimizer(build.make(node), network)
+    return optim.make_optimizer(make(node), network)
 
 
 def precise(device: torch.device, precision: Precision) -> Any:

@@ -19,11 +19,10 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader
 
 from vitlab import launch
-from vitlab.data import scan
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBatch
 from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, stable_seed
-from vitlab.data.scan import SplitName
+from vitlab.data.scan import Duplicate, SplitName, common_folder, drop_bad_files, warn_of_duplicates
 from vitlab.data.source import Source, Split, loader_facts
 from vitlab.data.splitting import hold_out, stratified_split
 
@@ -141,9 +140,9 @@ class DataModule(LightningDataModule):
             raise ValueError(
                 f"data.scaled_decoding=true is for JPEG files, and {source.name} lies in memory; leave it out"
             )
-        copies: list[scan.Duplicate] = []
+        copies: list[Duplicate] = []
         if source.train.files is not None:
-            source, copies = scan.drop_bad_files(
+            source, copies = drop_bad_files(
                 source,
                 on_error=self.on_error,
                 max_skipped=self.max_skipped,
@@ -167,7 +166,7 @@ class DataModule(LightningDataModule):
             train = train.subset(part)
         self._splits = {"train": train, "val": val, "test": source.test}
         if copies:
-            scan.warn_of_duplicates(copies, self._splits, scan.common_folder(source), self.skipped_file)
+            warn_of_duplicates(copies, self._splits, common_folder(source), self.skipped_file)
         mean, std = (per_channel(*each, source) for each in (("mean", self.mean), ("std", self.std)))
         self._prepare = Prepare(image_size=self.image_size, mean=mean, std=std, interpolation=self.interpolation)
         self.mean, self.std = mean, std

@@ -16,19 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab import launch
-from vitlab.data import manifest
-from vitlab.data.manifest import NotPrepared
+from vitlab.data.packing.manifest import NotShardedData, check_files, index_file, load_index, read_manifest
 from vitlab.data.rows import InvalidImage, Rows
-from vitlab.data.scan import listed
 from vitlab.data.source import Source, Split
 from vitlab.data.splitting import hold_out
-from vitlab.data.storage import Storage, is_remote, problem
-from vitlab.schema import Node
-from vitlab.data.packing import manifest
-from vitlab.data.packing.manifest import NotShardedData
-from vitlab.data.rows import NoImage, Rows
-from vitlab.data.sources import Source, Split
-from vitlab.data.splitting import held_out
 from vitlab.data.storage import Storage, is_remote, url_problem
 
 if TYPE_CHECKING:
@@ -150,7 +141,7 @@ def problems(
         return
     try:
         storage = Storage(data_dir)
-        manifest.check_files(storage.folder, manifest.read_manifest(storage), checksums=False)
+        check_files(storage.folder, read_manifest(storage), checksums=False)
     except NotShardedData as error:
         yield str(error)
 
@@ -163,7 +154,7 @@ def known_samples(data_dir: str, test_fraction: float) -> tuple[int, bool] | Non
     if is_remote(data_dir):
         return None
     try:
-        splits = manifest.read_manifest(Storage(data_dir))["splits"]
+        splits = read_manifest(Storage(data_dir))["splits"]
     except NotShardedData:
         return None
     samples, many = splits["train"]["images"], len(splits["train"]["shards"]) >= MANY
@@ -185,16 +176,16 @@ def load(
     import torch
 
     storage = Storage(data_dir, cache_dir=cache_dir, cache_gb=cache_gb)
-    content = manifest.read_manifest(storage)
+    content = read_manifest(storage)
     if not storage.remote:
         checksums = verify and launch.local_rank(os.environ) == 0
-        manifest.check_files(storage.folder, content, checksums=checksums)
+        check_files(storage.folder, content, checksums=checksums)
     splits: dict[str, Split] = {}
     for name, split in content["splits"].items():
-        table = manifest.load_index(storage, content, name)
+        table = load_index(storage, content, name)
         labels = torch.from_numpy(table["label"].astype("int64"))
         shards = [(shard["file"], shard["bytes"]) for shard in split["shards"]]
-        index = (table, storage.local_file(manifest.index_file(name)))
+        index = (table, storage.local_file(index_file(name)))
         place = f"{Path(storage.place).name}/{name}"
         splits[name] = Split(None, labels, ShardRows(place, storage, shards, index, torch.arange(len(table))))
         log.info("%s: %d images in %d shards", place, len(table), len(shards))

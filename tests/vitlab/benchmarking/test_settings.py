@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitlab.benchmarking import settings
+from vitlab.benchmarking.settings import problems
 from vitlab.reader import Reader
 
 GOOD: dict[str, Any] = {"parts": ["networks", "scaling"], "rounds": 3, "seconds": 0.1, "threads": None}
@@ -78,13 +78,13 @@ def part(name: str, **settings: Any) -> dict[str, Any]:
     ],
 )
 def test_what_can_not_be_measured_is_told(change: dict[str, Any], problem: str) -> None:
-    (found,) = settings.problems(Reader(GOOD | change, set()))
+    (found,) = problems(Reader(GOOD | change, set()))
     assert found.startswith(problem)
 
 
 def test_all_that_is_wrong_with_a_part_is_told_at_once_also_beside_a_wrong_type() -> None:
     read = Reader(GOOD | part("loading", interpolations=["cubic"], images=0, batch_size=0), {"loading.interpolations"})
-    assert list(settings.problems(read)) == [
+    assert list(problems(read)) == [
         "loading.batch_size=0 must be at least 1",
         "loading.images=0 must be at least 20",
     ]
@@ -92,22 +92,22 @@ def test_all_that_is_wrong_with_a_part_is_told_at_once_also_beside_a_wrong_type(
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_part_that_is_set_as_it_comes_is_right(name: str) -> None:
-    assert list(settings.problems(Reader(GOOD | part(name), set()))) == []
+    assert list(problems(Reader(GOOD | part(name), set()))) == []
 
 
 def test_more_devices_than_the_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     change = devices(counts=[1, 2, 4]) | {"accelerator": "auto"}
-    (found,) = settings.problems(Reader(GOOD | change, set()))
+    (found,) = problems(Reader(GOOD | change, set()))
     assert found.startswith("devices.counts=[1, 2, 4]: this machine has 2 GPUs; use 2 at most, or accelerator=cpu")
 
 
 def test_settings_that_train_py_takes_and_no_file_lists_are_taken() -> None:
     change = devices(counts=[1, 2], strategies=["ddp", "fsdp"], settings=["trainer.sync_batchnorm=true"])
-    assert list(settings.problems(Reader(GOOD | change, set()))) == []
+    assert list(problems(Reader(GOOD | change, set()))) == []
 
 
 def test_nothing_is_wrong_with_good_settings_nor_with_other_commands() -> None:
     whole = GOOD | {"scaling": {"tokens": [50, 785], "axes": ["tokens"], "at": [197, 192, 4, 2]}}
-    assert list(settings.problems(Reader(whole, set()))) == []
-    assert list(settings.problems(Reader({"rounds": 0}, set()))) == []
+    assert list(problems(Reader(whole, set()))) == []
+    assert list(problems(Reader({"rounds": 0}, set()))) == []

@@ -27,7 +27,7 @@ def image_bytes(split: Split, index: int, *, size: int | None, quality: int | No
         quality: Of JPEG; None: PNG.
 
     Raises:
-        NoImage: it isn't there, or can't be decoded.
+        InvalidImage: it isn't there, or can't be decoded.
         Exception: of any other kind, where the machine can't read it, or lacks memory.
     """
     if split.images is not None:
@@ -42,7 +42,7 @@ def image_bytes(split: Split, index: int, *, size: int | None, quality: int | No
             return encode(downscale(image, size), quality)
     except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
         if image_is_at_fault(error):
-            raise NoImage(explained(error)) from error
+            raise InvalidImage(error_reason(error)) from error
         raise
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitlab.data.packing import manifest, mtimes
 from vitlab.data.packing.shard_writer import ShardWriter
-from vitlab.data.scan import Fault, listed
+from vitlab.data.scan import BadFile, listed
 from vitlab.runs import replace
 from vitlab.schema import Node
 
@@ -27,12 +27,12 @@ def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_s
     """
     out, source = writer.out, writer.source
     records = [json.loads(writer.record_file(number).read_text()) for number in range(len(writer))]
-    broken = [Fault(*fields) for record in records for fields in record["broken"]]
+    broken = [BadFile(*fields) for record in records for fields in record["broken"]]
     if broken:
         with (file := out / manifest.WORK / BROKEN).open(
             "w", newline="", encoding="utf-8", errors="surrogateescape"
         ) as f:
-            csv.writer(f).writerows([Fault._fields, *broken])
+            csv.writer(f).writerows([BadFile._fields, *broken])
         total = sum(map(len, source.splits.values()))
         check_broken(broken, total, file, on_error=on_error, max_skipped=max_skipped)
         file.replace(out / BROKEN)
@@ -65,7 +65,7 @@ def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_s
     return content
 
 
-def check_broken(broken: list[Fault], total: int, file: Path, *, on_error: str, max_skipped: float) -> None:
+def check_broken(broken: list[BadFile], total: int, file: Path, *, on_error: str, max_skipped: float) -> None:
     """Raise `ValueError` where broken images may not be left out, or not so many."""
     lines = listed([f"{fault.path}: {fault.reason}" for fault in broken])
     if on_error == "raise":

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitlab.data.rows import Rows
 from vitlab.data.scan import THREADS
-from vitlab.data.sources import Split
+from vitlab.data.source import Split
 
 NAME = ".stamps.json"  # next to `prepared.json`, which is the same for the same images, wherever they are stored
 
@@ -24,7 +24,7 @@ def sizes_and_mtimes(split: Split) -> np.ndarray[Any, Any]:
     Zeros for images in memory, fetched, or within a file whose content the split's digest covers. A file that isn't
     there has values of its own.
     """
-    files = split.files.lying() if isinstance(split.files, Rows) else split.files
+    files = split.files.local_files() if isinstance(split.files, Rows) else split.files
     if files is None:
         return np.zeros((len(split), 2), np.int64)
     with ThreadPoolExecutor(THREADS) as pool:

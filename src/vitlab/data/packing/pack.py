@@ -20,7 +20,7 @@ from vitlab.data.packing import manifest, mtimes
 from vitlab.data.packing.finalize import finalize
 from vitlab.data.packing.manifest import WORK
 from vitlab.data.packing.shard_writer import Settings, ShardWriter
-from vitlab.data.sources import Source
+from vitlab.data.source import Source
 from vitlab.runs import replace
 from vitlab.schema import Node, shown
 

@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitlab.checkpoints import synchronised
+from vitlab.data.decode import error_reason, is_out_of_memory, read_error_not_skipped
 from vitlab.data.packing import mtimes
 from vitlab.data.packing.encode import image_bytes
 from vitlab.data.packing.manifest import ENTRY, KINDS, WORK, file_sha256, kind_of, write_array
-from vitlab.data.reading import explained, is_out_of_memory, spared
-from vitlab.data.rows import NoImage
+from vitlab.data.rows import InvalidImage
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
-from vitlab.data.scan import Fault
-from vitlab.data.sources import Source, Split
+from vitlab.data.scan import BadFile
+from vitlab.data.source import Source, Split
 from vitlab.runs import replace
 from vitlab.schema import Node
 
@@ -85,17 +85,17 @@ class ShardWriter(Dataset[Node]):
     def __getitem__(self, number: int) -> Node:
         name, shard, start, stop = self.jobs[number]
         split, settings = self.source.splits[name], self.settings
-        items, rows, broken = list[Item](), list[int](), list[Fault]()
+        items, rows, broken = list[Item](), list[int](), list[BadFile]()
         for place, row in enumerate(self.orders[name][start:stop].tolist(), start):
             try:
                 data = image_bytes(split, row, size=settings.size, quality=settings.quality)
-            except NoImage as error:
-                broken.append(Fault(image_name(split, row, name), name, explained(error)))
+            except InvalidImage as error:
+                broken.append(BadFile(image_name(split, row, name), name, error_reason(error)))
                 continue
             except Exception as error:  # the image may be intact: skipping it would lose it
                 fewer = "processes=N with fewer needs less memory; " if is_out_of_memory(error) else ""
                 remedy = f"{fewer}the same command resumes, once that is mended"
-                raise spared(image_name(split, row, name), error, remedy) from error
+                raise read_error_not_skipped(image_name(split, row, name), error, remedy) from error
             items.append(Item(data, int(split.labels[row]), place))
             rows.append(row)
         record: Node = {"split": name, "shard": shard, "broken": broken, "images": len(items)}

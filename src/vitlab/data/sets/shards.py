@@ -9,16 +9,16 @@ from vitlab.data.source import Facts, Source
 
 def problems(**settings: Any) -> Iterator[str]:
     """What is wrong with the settings, as far as names and sizes of files say."""
-    from vitlab.data import shards
+    from vitlab.data import shards as data_shards
 
-    return shards.problems(**settings)
+    return data_shards.problems(**settings)
 
 
 def count(*, data_dir: str, test_fraction: float, **_: Any) -> tuple[int, bool] | None:
     """Images of the train split, and whether there is a validation split, as the manifest says."""
-    from vitlab.data import shards
+    from vitlab.data.shards import known_samples
 
-    return shards.known_samples(data_dir, test_fraction)
+    return known_samples(data_dir, test_fraction)
 
 
 @Facts(

@@ -10,14 +10,10 @@ import torch
 from PIL import Image
 
 from vitlab.data.decode import decode, quiet, read_image
-from vitlab.data.encoding import BrokenImage, encoded, shrunk
+from vitlab.data.packing.encode import downscale, image_bytes
+from vitlab.data.rows import InvalidImage
 from vitlab.data.sets.digits import digits
 from vitlab.data.source import Split
-from vitlab.data import reading
-from vitlab.data.packing.encode import downscale, image_bytes
-from vitlab.data.reading import quiet, read_image
-from vitlab.data.rows import NoImage
-from vitlab.data.sources import Split, digits
 
 
 def pixels(data: bytes) -> torch.Tensor:
@@ -65,7 +61,7 @@ def test_images_in_memory_and_all_without_a_quality_become_png_without_loss(draw
 
 def test_what_is_no_image_raises_though_its_bytes_would_be_kept(tmp_path: Path) -> None:
     (bad := tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 no image")
-    with pytest.raises(NoImage, match="without an image"):
+    with pytest.raises(InvalidImage, match="without an image"):
         image_bytes(files(bad), 0, size=None, quality=90)
 
 
@@ -81,7 +77,7 @@ def test_a_file_that_is_gone_or_is_none_or_isn_t_ours_is_broken(tmp_path: Path) 
         f"{'x' * 300}.jpg": "File name too long",
     }
     for name, reason in expected.items():
-        with pytest.raises(NoImage, match=reason):
+        with pytest.raises(InvalidImage, match=reason):
             image_bytes(files(tmp_path / name), 0, size=None, quality=90)
 
 

@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 import pictures
-from vitlab.data import finishing, indexing, manifest, packing, stamps
+from vitlab.data.packing import finalize, mtimes, pack
+from vitlab.data.packing.manifest import NAME
 from vitlab.data.sets.shards import shards
-from vitlab.data.packing import finalize, manifest, mtimes, pack
-from vitlab.data.sources import shards
 
 Packed = Any
 SKIP: Any = {"on_error": "skip", "max_skipped": 0.9}
@@ -36,7 +35,7 @@ def test_broken_images_are_all_named_then_left_out_and_listed_or_replaced(broken
         pack.pack(pictures.source(broken), pictures.SETTINGS, out, **given)
     assert str(caught.value).count("\n  - ") == 2
     assert "it is truncated: the end of the PNG file is missing" in str(caught.value)
-    assert not (out / manifest.NAME).exists()
+    assert not (out / NAME).exists()
     with pytest.raises(ValueError, match=r"leave out 2 of 94 images \(2\.13%\), more than data\.max_skipped=0\.01"):
         pack.pack(pictures.source(broken), pictures.SETTINGS, out, on_error="skip", **given)
     found = pack.pack(pictures.source(broken), pictures.SETTINGS, out, on_error="skip", max_skipped=0.1, **given)

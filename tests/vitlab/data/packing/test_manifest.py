@@ -8,14 +8,10 @@ from pathlib import Path
 import pytest
 
 from pictures import Packed
-from vitlab.data import indexing, manifest
-from vitlab.data.manifest import NotPrepared, faults, read
-from vitlab.data.sets.shards import shards as load_shards
-from vitlab.data.packing import manifest
-from vitlab.data.packing.manifest import NotShardedData, damaged_files, read_manifest
+from vitlab.data.decode import read_bytes
+from vitlab.data.packing.manifest import NAME, NotShardedData, damaged_files, file_sha256, load_index, read_manifest
 from vitlab.data.packing.verify import verify
-from vitlab.data.reading import read_bytes
-from vitlab.data.sources import shards as load_shards
+from vitlab.data.sets.shards import shards as load_shards
 from vitlab.data.storage import Storage
 
 
@@ -32,7 +28,7 @@ def test_it_counts_images_by_split_and_class_and_names_every_shard_with_its_chec
     assert sum(content["splits"]["train"]["classes"].values()) == 74
     shards = content["splits"]["train"]["shards"]
     assert [shard["images"] for shard in shards] == [15, 15, 15, 15, 14], "no shard has a tiny rest"
-    assert all(manifest.file_sha256(packed() / shard["file"]) == shard["sha256"] for shard in shards)
+    assert all(file_sha256(packed() / shard["file"]) == shard["sha256"] for shard in shards)
     assert content["plan"]["quality"] == 90
     assert list(damaged_files(packed(), content, checksums=True)) == []
 
@@ -85,10 +81,10 @@ def test_a_damaged_index_is_refused_before_it_is_believed(copy: Path) -> None:
     content = read_manifest(Storage(str(copy)))
     flip(copy / "train.index.npy")
     with pytest.raises(NotShardedData, match=r"train\.index\.npy can't be used \(its checksum is wrong\)"):
-        manifest.load_index(Storage(str(copy)), content, "train")
+        load_index(Storage(str(copy)), content, "train")
     (copy / "train.index.npy").write_bytes((copy / "test.index.npy").read_bytes())
     with pytest.raises(NotShardedData, match="it is of another data set"):
-        manifest.load_index(Storage(str(copy)), content, "train")
+        load_index(Storage(str(copy)), content, "train")
 
 
 @pytest.mark.parametrize(
@@ -97,10 +93,10 @@ def test_a_damaged_index_is_refused_before_it_is_believed(copy: Path) -> None:
 def test_a_shard_named_as_packing_names_none_is_refused_and_written_nowhere(
     copy: Path, tmp_path: Path, name: str | None
 ) -> None:
-    content = json.loads((copy / manifest.NAME).read_text())
+    content = json.loads((copy / NAME).read_text())
     outside = name and name.format(tmp_path)
     content["splits"]["test"]["shards"][0]["file"] = outside
-    (copy / manifest.NAME).write_text(json.dumps(content))
+    (copy / NAME).write_text(json.dumps(content))
     (tmp_path / "x.tar").write_text("mine")
     for place in (str(copy), f"file://{copy}"):
         with pytest.raises(NotShardedData) as caught:
@@ -113,9 +109,9 @@ def test_a_shard_named_as_packing_names_none_is_refused_and_written_nowhere(
 
 @pytest.mark.parametrize("name", ["../x", "/x", "held"])
 def test_a_split_of_another_name_is_refused(copy: Path, name: str) -> None:
-    content = json.loads((copy / manifest.NAME).read_text())
+    content = json.loads((copy / NAME).read_text())
     content["splits"][name] = content["splits"].pop("test")
-    (copy / manifest.NAME).write_text(json.dumps(content))
+    (copy / NAME).write_text(json.dumps(content))
     with pytest.raises(NotShardedData, match=f"prepared.json names a split '{name}', and there are train, val, test"):
         read_manifest(Storage(str(copy)))
 
@@ -125,5 +121,5 @@ def test_a_set_packed_when_shards_had_another_format_is_still_read(copy: Path) -
     before = [read_bytes(file) for file in load_shards(data_dir=str(copy)).train.files or []]
     for file in copy.rglob("*.tar"):
         file.rename(file.with_suffix(".bin"))
-    (file := copy / manifest.NAME).write_text(file.read_text().replace(".tar", ".bin"))
+    (file := copy / NAME).write_text(file.read_text().replace(".tar", ".bin"))
     assert [read_bytes(file) for file in load_shards(data_dir=str(copy)).train.files or []] == before

@@ -12,15 +12,12 @@ import torch
 from PIL import Image
 
 import pictures
-from vitlab.data import containers, manifest, packing, stamps
 from vitlab.data.decode import read_bytes
+from vitlab.data.packing import mtimes, shard_writer
+from vitlab.data.packing.verify import verify
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.huggingface import huggingface
 from vitlab.data.source import Split
-from vitlab.data.packing import mtimes, shard_writer
-from vitlab.data.packing.verify import verify
-from vitlab.data.reading import read_bytes
-from vitlab.data.sources import Split, digits, huggingface
 
 Packed = Any
 
@@ -115,5 +112,5 @@ def test_rows_have_the_stamps_of_the_files_that_they_lie_in(images: Path, tmp_pa
     state = (tmp_path / "parquet" / "train.parquet").stat()
     assert mtimes.sizes_and_mtimes(streamed).tolist() == [[state.st_size, state.st_mtime_ns]] * 4
     listed = huggingface(name=str(images), **given).train
-    assert read_bytes((listed.files or [])[3]) == Path((listed.files.lying() or [])[3]).read_bytes()  # type: ignore
+    assert read_bytes((listed.files or [])[3]) == Path((listed.files.local_files() or [])[3]).read_bytes()  # type: ignore
     assert (mtimes.sizes_and_mtimes(listed)[:, 0] > 0).all()

@@ -13,16 +13,13 @@ import torch
 from filelock import FileLock
 
 import pictures
-from vitlab.data import containers, manifest, packing
 from vitlab.data.decode import UnreadableImage, read_bytes, read_image
-from vitlab.data.packing import Settings, problems
+from vitlab.data.packing import pack, shard_writer
+from vitlab.data.packing.manifest import NAME, WORK
+from vitlab.data.packing.shard_writer import Settings
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.shards import shards
 from vitlab.data.source import Source
-from vitlab.data.packing import manifest, pack, shard_writer
-from vitlab.data.packing.shard_writer import Settings
-from vitlab.data.reading import UnreadableImage, read_bytes, read_image
-from vitlab.data.sources import Source, digits, shards
 from vitlab.data.storage import Storage
 
 Packed = Any
@@ -49,7 +46,7 @@ def test_interrupted_in_a_shard_and_resumed_it_ends_in_the_same_bytes(
         patch.setattr(shard_writer, "write_tar", killed_in_the_fourth)
         with pytest.raises(Killed):
             pictures.pack(drawn, out)
-    assert not (out / manifest.NAME).exists()
+    assert not (out / NAME).exists()
     assert begun[3].exists()
     kept = {f: f.stat().st_mtime_ns for f in (out / "train").rglob("*") if f.is_file()}
     assert kept
@@ -107,7 +104,7 @@ def test_a_set_that_is_there_is_left_as_it_is_and_another_is_refused(drawn: Path
 def test_what_was_begun_otherwise_or_is_somebody_else_s_or_in_use_is_refused(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (work := tmp_path / "begun" / manifest.WORK).mkdir(parents=True)
+    (work := tmp_path / "begun" / WORK).mkdir(parents=True)
     plan = pack.packing_plan(pictures.source(drawn), pictures.SETTINGS)
     (work / "plan.json").write_text(json.dumps({**plan, "quality": 50}))
     with pytest.raises(ValueError, match=r"was begun with other settings \(quality: 50 there, 90 now\)"):

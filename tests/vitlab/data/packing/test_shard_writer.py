@@ -10,7 +10,7 @@ from webdataset import WebDataset
 from pictures import SETTINGS, Packed, source
 from vitlab.data.packing.manifest import KINDS, kind_of
 from vitlab.data.packing.shard_writer import Item, packing_order, write_tar
-from vitlab.data.sources import shards
+from vitlab.data.sets.shards import shards
 
 # what WebDataset leaves open while it iterates
 pytestmark = [

@@ -8,14 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.data import indexing, manifest
-from vitlab.data.indexing import problems
-from vitlab.data.manifest import NotPrepared
-from vitlab.data.sets.shards import shards
-from vitlab.data.packing import manifest
-from vitlab.data.packing.manifest import NotShardedData
+from vitlab.data.packing.manifest import NAME, NotShardedData
 from vitlab.data.packing.verify import index, member_bytes, split_files, verify
-from vitlab.data.sources import shards
+from vitlab.data.sets.shards import shards
 
 Members = list[tuple[str, bytes]]
 
@@ -89,7 +84,7 @@ def test_a_tar_file_that_is_no_data_set_is_named(tmp_path: Path, members: Member
         index(tmp_path)
     assert problem in str(caught.value)
     assert f"{tmp_path}/train/0.tar" in str(caught.value)
-    assert not (tmp_path / manifest.NAME).exists()
+    assert not (tmp_path / NAME).exists()
 
 
 def test_a_split_s_word_within_another_word_doesn_t_count(foreign: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,8 +9,6 @@ from typing import Any, ClassVar
 
 import datasets
 import pytest
-from test_huggingface import CLASSES, TARGET, Ranges, table
-from vitlab.data.sources import huggingface as source_of
 
 from hub_files import CLASSES, Ranges, table
 from vitlab.data.sets import huggingface_index
