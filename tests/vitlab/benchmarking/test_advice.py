@@ -4,11 +4,11 @@ import math
 from pathlib import Path
 
 import pytest
-
 from vitlab.advising import Trial
+from vitlab.profiling import Variant
+
 from vitlab.benchmarking import advice, machine, results, running
 from vitlab.benchmarking.advice import Advice
-from vitlab.profiling import Variant
 
 
 @pytest.mark.long

@@ -57,7 +57,7 @@ def test_without_the_hub_what_its_cache_has_is_used(parquet: Path, tmp_path: Pat
 
 
 def test_without_the_package_that_is_told(monkeypatch: pytest.MonkeyPatch, parquet: Path) -> None:
-    settings = loader_settings({"_target_": TARGET, "name": str(parquet)})
+    settings = loader_settings({"_target_": "vitlab.data.sets.huggingface.huggingface", "name": str(parquet)})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert list(problems(**settings)) == [huggingface_index.INSTALL]
 
