@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from vitlab.vit import VisionTransformer
+from vitlab.models.vit import VisionTransformer
 
 from doctor_fixtures import FEW_WORKERS, SlowData, folder_data, profiled_run
 from vitlab import command, launch, signatures
