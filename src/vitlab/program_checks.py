@@ -34,7 +34,7 @@ def probe_problems(read: Reader) -> Iterator[str]:
         resolve(str(node["_target_"]))(**{k: v for k, v in node.items() if not k.startswith("_")})
     except ValueError as error:
         yield str(error)
-    if read("split", str) == "train" and node["_target_"] != "vitlab.probing.Head":
+    if read("split", str) == "train" and node["_target_"] != "vitlab.evaluation.probes.Head":
         yield "split=train: a probe is fitted to the training images, and is measured on others; use val or test"
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:
