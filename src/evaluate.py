@@ -3,7 +3,7 @@
 On the test split, with the best checkpoint, that is the number that training gave. It goes to the console and to
 `RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the run itself is left as it is.
 
-`probe=linear` or `probe=knn` measures the features before the head instead (`vitlab.probing`). They are computed once,
+`probe=linear` or `probe=knn` measures the features before the head instead (`vitlab.evaluation.probes`). They are computed once,
 and kept in `RUN/features/`. `src/probe.py` does the same to weights that are no run's.
 """
 
@@ -27,8 +27,9 @@ def main(
 ) -> Node:
     import torch
 
-    from vitlab import build, checkpoints, probing, runs, trust
+    from vitlab import build, checkpoints, runs, trust
     from vitlab.callbacks import scores
+    from vitlab.evaluation import probes as probing
 
     config = runs.read_config(Path(run))
     if trainer["precision"] is None:

@@ -18,7 +18,7 @@ from vitlab.schema import Node
 def main(
     *,
     run: str,
-    format: Literal["safetensors", "timm", "hf", "torchvision", "onnx", "torch_export"],
+    format: Literal["safetensors", "timm", "hf", "onnx", "torch_export"],
     checkpoint: str,
     part: Literal["ema", "raw"] | None,
     fold: bool,

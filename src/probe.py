@@ -35,8 +35,9 @@ def main(
 ) -> Node:
     from lightning import seed_everything
 
-    from vitlab import build, probing
+    from vitlab import build
     from vitlab.callbacks import scores
+    from vitlab.evaluation import probes as probing
 
     datamodule = build.data(data)
     seed_everything(seed, verbose=False)  # the same weights in every rank, also where they are drawn at random

@@ -9,7 +9,6 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from vitlab.command import command
 from vitlab.schema import Node
@@ -30,7 +29,6 @@ def main(
     restarts: int,
     retries: int,
     compile: bool,
-    on_out_of_memory: Literal["stop", "accumulate"],
     data: Node,
     model: Node,
     weights: Node,

@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from vitlab import identity, launch, ledger, model_checks, program_checks, trust
-from vitlab.benchmarking import settings as benchmarking_settings
+from vitlab import identity, launch, model_checks, program_checks, trust
+from vitlab.benchmarking import settings
 from vitlab.classifier import Classifier
 from vitlab.data.packing import checks
 from vitlab.optim import check_steps
@@ -79,7 +79,7 @@ def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = Fa
         program_checks.doctor_problems,
         program_checks.export_problems,
         program_checks.replay_problems,
-        program_checks.dashboard_problems,
+        program_checks.sweep_action_problems,
         sweep_problems,
         place_problems,
         trainer_problems,
@@ -91,7 +91,7 @@ def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = Fa
         batch_problems,
         schedule_problems,
         root_problems,
-        benchmarking_settings.problems,
+        settings.problems,
     )
     for rule in rules:
         more = list(rule(read))
@@ -252,16 +252,8 @@ def schedule_problems(read: Reader) -> Iterator[str]:
 
 def sweep_problems(read: Reader) -> Iterator[str]:
     sweep, retries = read("sweep", str), read("retries", int)
-    if sweep is not None and read("action", str) is not None:
-        try:
-            ledger.find_sweep(sweep)
-        except ledger.NoSweep as error:
-            yield str(error)
-    elif (
-        sweep is not None
-        and "run" not in read.config
-        and (sweep != identity.safe(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME)
-    ):
+    exists = "action" in read.config  # sweep.py looks at a sweep that is there
+    if sweep is not None and not exists and (sweep != identity.safe(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME):
         yield (
             f"sweep={shown(sweep)} must be a plain folder name below runs/sweeps: {LONGEST_NAME} letters, digits, "
             "'.', '_', '-' or '+' at most, a letter or digit first"

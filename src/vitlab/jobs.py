@@ -1,7 +1,6 @@
 """A job, which is a plain configuration: in this process or in processes of its own, its log and its end kept.
 
-start_job -> run_recorded in this process, or the program again once a rank, again with smaller parts where memory was
-             not enough; each of these processes comes to run_recorded
+start_job -> run_recorded in this process, or the program again once a rank, which comes to run_recorded
 """
 
 import os
@@ -23,13 +22,13 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
     """
     run_dir, trainer = Path(config["run_dir"]), config.get("trainer")  # a command without one runs in one process
     ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"]) if trainer else 1
-    again = config.get("restarts") or config.get("on_out_of_memory") == "accumulate"
+    restarts = config.get("restarts", 0)
     several = ranks > 1 or launch.place(os.environ)
-    if launch.started_by_others(os.environ) or not (several or sweep or again):
+    if launch.started_by_others(os.environ) or not (several or sweep or restarts):
         run_recorded(name, function, run_dir, config)
         return
     try:
-        run_until_it_fits(entry, run_dir, ranks, config)
+        launch.run_ranks(entry, run_dir, ranks, restarts=restarts)
     except Stopped as stop:
         runs.record_end(run_dir, stop.outcome)  # once more: the first rank may have been killed before it could
         sys.exit(stopping.STATUS[stop.outcome])
@@ -39,31 +38,6 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
             raise  # Hydra shows it, goes on with the next job, and ends with status 1
         print(f"{name} failed: {error}; {runs.way_on(run_dir)}", file=sys.stderr)
         sys.exit(1)
-
-
-def run_until_it_fits(entry: Path, run_dir: Path, ranks: int, config: Node) -> None:
-    """`launch.run_ranks`, again with smaller parts where memory was not enough and the configuration asks so."""
-    while True:
-        try:
-            return launch.run_ranks(entry, run_dir, ranks, restarts=config.get("restarts", 0))
-        except launch.JobFailed:
-            if launch.place(os.environ) or "on_out_of_memory" not in config:
-                raise  # the other machines would have to do the same; and a command that doesn't train has no parts
-            from vitlab import memory
-
-            going_on = any((run_dir / "checkpoints").glob("*.ckpt"))
-            world = ranks * (config["trainer"].get("num_nodes") or 1)
-            smaller = memory.smaller_parts(config, runs.read_results(run_dir), ranks=world, going_on=going_on)
-            if smaller is None:
-                raise
-            config = smaller
-            runs.write_config(run_dir, config)
-            parts = config["trainer"]["accumulate_grad_batches"]
-            where = "its last checkpoint" if going_on else "the start"
-            line = f"out of memory: the run goes on from {where} with trainer.accumulate_grad_batches={parts}"
-            print(line, file=sys.stderr)
-            with (run_dir / f"{entry.stem}.log").open("a") as file:
-                file.write(f"{line}\n")
 
 
 def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> None:

@@ -60,7 +60,7 @@ def weights_problems(read: Reader) -> Iterator[str]:
 def scores_head(config: Node) -> bool:
     """Whether it is weights from elsewhere whose own head is to be scored."""
     probe = config.get("probe")
-    return "weights" in config and isinstance(probe, dict) and probe.get("_target_") == "vitlab.probing.Head"
+    return "weights" in config and isinstance(probe, dict) and probe.get("_target_") == "vitlab.evaluation.probes.Head"
 
 
 def model_problems(read: Reader) -> Iterator[str]:

@@ -32,7 +32,7 @@ def probe_problems(read: Reader) -> Iterator[str]:
         resolve(str(node["_target_"]))(**{k: v for k, v in node.items() if not k.startswith("_")})
     except ValueError as error:
         yield str(error)
-    if read("split", str) == "train" and node["_target_"] != "vitlab.probing.Head":
+    if read("split", str) == "train" and node["_target_"] != "vitlab.evaluation.probes.Head":
         yield "split=train: a probe is fitted to the training images, and is measured on others; use val or test"
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:
@@ -88,28 +88,24 @@ def replay_problems(read: Reader) -> Iterator[str]:
         yield f"rank={rank}: {capture} has no part of it; there is {there}"
 
 
-def dashboard_problems(read: Reader) -> Iterator[str]:
-    if not {"sweep", "run"} <= read.config.keys():
+def sweep_action_problems(read: Reader) -> Iterator[str]:
+    action, sweep, run = read("action", str), read("sweep", str), read("run", str)
+    if action is None or {"sweep", "run"} & read.bad:
         return
-    sweep, run = read("sweep", str), read("run", str)
-    if (sweep is None) == (run is None):
-        both = "sweep and run are both set" if sweep is not None else "neither sweep nor run is set"
-        yield f"{both}; a dashboard is of one of them: sweep=NAME or run=FOLDER"
-    elif importlib.util.find_spec("wandb_workspaces") is None:
+    takes = f"{action} takes sweep=NAME" + " or run=FOLDER" * (action == "dashboard")
+    if action != "dashboard" and (sweep is None or run is not None):
+        yield f"{'sweep is not set' if run is None else f'run={run} is for dashboard'}; {takes}"
+    elif (sweep is None) == (run is None):
+        yield f"{'neither sweep nor run is' if sweep is None else 'sweep and run are both'} set; {takes}"
+    elif action == "dashboard" and importlib.util.find_spec("wandb_workspaces") is None:
         yield f"wandb-workspaces, which makes dashboards, is not installed: {panels.INSTALL}"
-    elif sweep is not None:
+    else:
         try:
-            found = ledger.read_sweep(ledger.find_sweep(sweep))
-            panels.tracked_in([job.config for job in found.jobs if job.config])
-        except ledger.NoSweep as error:
+            folder = ledger.find_sweep(sweep) if sweep is not None else None
+            if action == "dashboard":
+                jobs = ledger.read_sweep(folder).jobs if folder else []
+                panels.tracked_in([runs.read_config(Path(run))] if run else [job.config for job in jobs if job.config])
+        except (ledger.NoSweep, FileNotFoundError) as error:
             yield str(error)
         except ValueError as error:
-            yield f"sweep={sweep}: {error}"
-    elif run is not None:
-        if not (Path(run) / runs.CONFIG).is_file():
-            yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
-            return
-        try:
-            panels.tracked_in([runs.read_config(Path(run))])
-        except ValueError as error:
-            yield f"run={run}: {error}"
+            yield f"{f'run={run}' if run else f'sweep={sweep}'}: {error}"

@@ -59,7 +59,8 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
         return []
     saved = yaml.safe_load((run_dir / runs.OVERRIDES).read_text()) if (run_dir / runs.OVERRIDES).is_file() else []
     parsed = OverridesParser.create().parse_overrides(saved)
-    kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
+    dropped = {*given, "resume", "sweep", "on_out_of_memory"}  # the last one is a setting of earlier versions
+    kept = [o.input_line or "" for o in parsed if o.key_or_group not in dropped]
     if runs.read_config(run_dir).get("sweep"):
         kept = [line for line in alone(kept) if line.split("=")[0] not in given]
     return [*kept, f"hydra.run.dir={quoted(run_dir)}"]

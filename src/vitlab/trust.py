@@ -38,7 +38,7 @@ PLACES = (
     *(
         "vitlab.checkpoints",
         "vitlab.nonfinite",
-        "vitlab.probing",
+        "vitlab.evaluation.probes",
         "vitlab.sharding",
         "vitlab.ledger",
         "vitlab.progress",
@@ -63,7 +63,7 @@ KINDS = (
     *("lightning.pytorch.accelerators.Accelerator", "lightning.pytorch.strategies.Strategy"),
     *("lightning.pytorch.plugins.Precision", "lightning.pytorch.plugins.LayerSync"),
     *("lightning.fabric.plugins.CheckpointIO", "lightning.fabric.plugins.ClusterEnvironment"),
-    *("vitlab.probing.Probe", "vitlab.benchmarking.timing.Part"),
+    *("vitlab.evaluation.probes.Probe", "vitlab.benchmarking.timing.Part"),
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
     *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )

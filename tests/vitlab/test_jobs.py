@@ -1,13 +1,12 @@
-"""A job: its log and its end are kept, wherever it runs, and it is started again where memory was not enough."""
+"""A job: its log and its end are kept, wherever it runs."""
 
-import json
 import logging
 from pathlib import Path
 
 import pytest
 from hydra._internal.utils import run_and_report
 
-from vitlab import jobs, memory, runs
+from vitlab import jobs, runs
 from vitlab.schema import Node
 
 
@@ -71,31 +70,3 @@ def test_a_sweep_s_failed_job_without_a_trainer_is_told_in_lines_without_a_trace
     assert told.startswith("the process ended with status 1\n")
     assert "Traceback" not in told
     assert runs.read_results(tmp_path)["error"] == "the process ended with status 1"
-
-
-def test_a_process_that_memory_was_not_enough_for_is_started_again_with_smaller_parts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Real processes: the first says what `memory` says of such an end, the second fails for another reason."""
-    config: Node = {"run_dir": str(tmp_path), "on_out_of_memory": "accumulate", "batch_size": 64, "resume": None}
-    config |= {"trainer": {"devices": 1, "accelerator": "cpu", "accumulate_grad_batches": 1}}
-    runs.write_config(tmp_path, config)
-    entry = tmp_path / "train.py"
-    told = {memory.FLAG: True, memory.FITTING: 4}
-    entry.write_text(
-        "import os, sys\n"
-        "from pathlib import Path\n"
-        "file = Path(os.environ['VITLAB_RUN'], 'results.json')\n"
-        "again = file.exists()\n"
-        f"file.write_text('{{}}' if again else {json.dumps(told)!r})\n"
-        "sys.exit(1 + again)\n"
-    )
-    with pytest.raises(SystemExit) as stopped:
-        jobs.start_job("train", counted, entry, config, sweep=False)
-    assert stopped.value.code == 1
-    line = "out of memory: the run goes on from the start with trainer.accumulate_grad_batches=4"
-    shown = capsys.readouterr().err.splitlines()
-    assert shown[0] == line
-    assert shown[1].startswith("train failed: the process ended with status 2")
-    assert (tmp_path / "train.log").read_text() == f"{line}\n"
-    assert runs.read_config(tmp_path)["trainer"]["accumulate_grad_batches"] == 4

@@ -1,4 +1,4 @@
-"""Panels of dashboards, made from sweeps that are made up; tests/test_dashboard.py has a real one."""
+"""Panels of dashboards, made from sweeps that are made up; tests/test_sweep.py has a real one."""
 
 from pathlib import Path
 from typing import Any

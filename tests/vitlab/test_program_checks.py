@@ -40,8 +40,7 @@ def test_they_have_nothing_to_say_of_a_training(configure: Configure) -> None:
         ("doctor", {"changes": [], "workers": [2, -1]}, "workers=[2, -1]: -1 is not a number of processes; use 0 or"),
         ("replay", {"capture": "run", "rank": 0}, "it has no info.json; that run has run/captures/one"),
         ("replay", {"capture": "run/captures/one", "rank": 0}, "capture=run/captures/one has no config.yaml, which"),
-        ("dashboard", {"sweep": None, "run": None}, "neither sweep nor run is set; a dashboard is of one of them"),
-        ("dashboard", {"sweep": None, "run": "gone"}, "run=gone is not a run folder: it has no config.yaml"),
+        ("sweep_action", {"action": "cancel", "sweep": None, "run": None}, "sweep is not set; cancel takes sweep=NAME"),
     ],
 )
 @pytest.mark.usefixtures("run")

@@ -123,7 +123,7 @@ def test_the_best_is_chosen_by_accuracy_but_where_there_are_too_few_images_for_t
 
 
 def test_a_probe_names_its_folder_and_none_leaves_no_trace() -> None:
-    node = {"probe": {"_target_": "vitlab.probing.KNN"}, "none": None}
+    node = {"probe": {"_target_": "vitlab.evaluation.probes.KNN"}, "none": None}
     found = OmegaConf.create({**node, "a": "x${vitlab.probe:${probe}}", "b": "x${vitlab.probe:${none}}"})
     assert (found.a, found.b) == ("x-knn", "x")
 

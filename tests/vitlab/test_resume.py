@@ -121,6 +121,7 @@ def test_a_path_into_a_run_brings_back_its_overrides_but_for_what_is_said_anew(p
     run = made(tmp_path / "it's a run")
     (run / ".hydra").mkdir()
     saved = ["sweep=mine", "data=fake", "optimizer.lr=0.1", "resume=auto", "model.dim=32"]
+    saved.append("on_out_of_memory=accumulate")  # of an earlier version
     (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(saved))
     problems: list[str] = []
     quoted_target = "'" + str(run / place).replace("'", "\\'") + "'"

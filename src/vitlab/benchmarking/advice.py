@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 
 from vitlab import advising, optim
-from vitlab.advising import Change, Trial
 from vitlab.benchmarking.images import photographs
 from vitlab.benchmarking.scaling import HEAD, PATCH
 from vitlab.benchmarking.timing import Case, Clock, Goal, Measured, Part, demand, too_small
@@ -23,9 +22,7 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.sets.fake import fake
 from vitlab.data.sets.image_folder import image_folder
 from vitlab.data.source import Source
-from vitlab.doctoring import smaller
 from vitlab.models.vit import VisionTransformer
-from vitlab.profiling import Patient
 from vitlab.schema import Node
 
 # Without compile: it takes minutes, and all that it changes is timed before it is predicted.

@@ -36,7 +36,6 @@ from vitlab.classifier import Classifier
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
 from vitlab.models.vit import VisionTransformer
-from vitlab.profiling import STEP, Stages
 from vitlab.schema import Node
 
 # What timm's twin is given, and what makes no other network of ours. The twin always learns its positions.

@@ -4,8 +4,6 @@ import math
 from pathlib import Path
 
 import pytest
-from vitlab.advising import Trial
-from vitlab.profiling import Variant
 
 from vitlab.benchmarking import advice, machine, results, running
 from vitlab.benchmarking.advice import Advice

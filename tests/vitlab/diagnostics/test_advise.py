@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from vitlab.models.vit import VisionTransformer
 
 from doctor_fixtures import FEW_WORKERS, SlowData, folder_data, profiled_run
 from vitlab import command, launch, signatures
@@ -19,6 +18,7 @@ from vitlab.data.sets.image_folder import image_folder
 from vitlab.diagnostics import advise
 from vitlab.diagnostics.advise import Trial
 from vitlab.diagnostics.measure import Overrides
+from vitlab.models.vit import VisionTransformer
 
 
 @pytest.mark.parametrize(

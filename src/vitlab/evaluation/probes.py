@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from vitlab import launch
 from vitlab.data.datamodule import DataModule
 from vitlab.data.scan import SplitName
-from vitlab.features import Features, Kind, extract, read
+from vitlab.evaluation.features import Features, Kind, extract, read
 from vitlab.schema import Node
 
 log = logging.getLogger(__name__)
 
 
 class Probe:
-    """What is asked of features; `features` says which (`vitlab.features.Extractor`)."""
+    """What is asked of features; `features` says which (`vitlab.evaluation.features.Extractor`)."""
 
     name: str
 

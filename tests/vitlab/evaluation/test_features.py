@@ -14,7 +14,7 @@ from torch import nn
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sets.digits import digits
-from vitlab.features import Extractor, Kind, digest, extract, put_together, read, share
+from vitlab.evaluation.features import Extractor, Kind, digest, extract, put_together, read, share
 from vitlab.models.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
@@ -115,11 +115,11 @@ def test_they_are_computed_once(extracted: Any, caplog: pytest.LogCaptureFixture
     first = extracted(network, module)
     before = {file: file.stat().st_mtime_ns for file in first.values()}
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="vitlab.features"):
+    with caplog.at_level(logging.INFO, logger="vitlab.evaluation.features"):
         again = extracted(toy(), data(batch_size=7))
     assert again == first
     assert {file: file.stat().st_mtime_ns for file in again.values()} == before
-    told = [record.getMessage() for record in caplog.records if record.name == "vitlab.features"]
+    told = [record.getMessage() for record in caplog.records if record.name == "vitlab.evaluation.features"]
     assert len(told) == 2
     assert all("as kept in" in line for line in told)
     assert sorted(first["val"].parent.iterdir()) == sorted(first.values()), "no share is left"

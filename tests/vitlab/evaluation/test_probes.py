@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from vitlab.data.sets.digits import digits
 from vitlab.data.splitting import stratified_split
-from vitlab.features import Features
-from vitlab.probing import KNN, Linear, counted, joined
+from vitlab.evaluation.features import Features
+from vitlab.evaluation.probes import KNN, Linear, counted, joined
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_asked_for_the_validation_split_it_is_scored_without_having_seen_it(spli
 def test_a_best_value_at_the_grid_s_end_and_too_few_steps_are_told(
     splits: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="vitlab.probing"):
+    with caplog.at_level(logging.WARNING, logger="vitlab.evaluation.probes"):
         Linear(c=(1e-6, 1e-2), max_iter=3).scores(*splits)
     told = [record.getMessage() for record in caplog.records]
     assert "probe.c: the best of [1e-06, 0.01] is at the end, C=0.01; try others beyond it" in told
