@@ -35,8 +35,11 @@ def test_every_module_has_its_tests_and_every_test_its_module() -> None:
 
 
 def test_no_two_test_files_share_a_name() -> None:
-    """pytest imports them by their name alone."""
-    names = [file.name for file in TESTS]
+    """pytest imports them by their name, from the last folder on that is no package."""
+    names = []
+    for file in TESTS:
+        packages = [parent.name for parent in file.parents if (parent / "__init__.py").exists()]
+        names.append((*packages, file.stem))
     assert sorted(set(names)) == sorted(names)
 
 
