@@ -1,4 +1,4 @@
-"""Measures vitlab beside its peers on this machine: `python src/benchmark.py`, or parts of it.
+"""Measure vitlab and its peers on this machine: `python src/benchmark.py`, or parts of it.
 
     python src/benchmark.py parts=[networks] networks.sizes=[s16] rounds=20
     python src/benchmark.py parts=[training,start]
@@ -16,7 +16,7 @@ from vitlab.schema import Node
 @command("benchmark")
 def main(
     *,
-    parts: list[Literal["networks", "training", "loading", "start", "scaling", "advice", "devices"]],
+    parts: list[Literal["networks", "training", "loading", "start", "scaling", "devices"]],
     rounds: int,
     seconds: float,
     threads: int | None,
@@ -26,17 +26,16 @@ def main(
     loading: Node,
     start: Node,
     scaling: Node,
-    advice: Node,
     devices: Node,
     run_dir: str,
 ) -> Node:
     from vitlab import build
-    from vitlab.benchmarking import machine, running
+    from vitlab.benchmarking import machine, run
 
-    nodes = {"networks": networks, "training": training, "loading": loading, "start": start, "scaling": scaling}
-    nodes |= {"advice": advice, "devices": devices}
+    nodes = {"networks": networks, "training": training, "loading": loading}
+    nodes |= {"start": start, "scaling": scaling, "devices": devices}
     clock = machine.clock(rounds=rounds, seconds=seconds, threads=threads, accelerator=accelerator)
-    return running.run({name: build.make(nodes[name]) for name in parts}, clock, Path(run_dir))
+    return run.run({name: build.make(nodes[name]) for name in parts}, clock, Path(run_dir))
 
 
 if __name__ == "__main__":

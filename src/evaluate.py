@@ -29,7 +29,7 @@ def main(
 
     from vitlab import build, checkpoints, runs, trust
     from vitlab.callbacks import scores
-    from vitlab.evaluation import probes as probing
+    from vitlab.evaluation import probes
 
     config = runs.read_config(Path(run))
     if trainer["precision"] is None:
@@ -49,11 +49,11 @@ def main(
 
     tester = build.trainer(trainer, run_dir=Path(run_dir))
     of = {"run": run, "split": split, "checkpoint": str(file)}
-    asked = build.make(probe) if probe is not None else probing.Head()
-    if not isinstance(asked, probing.Head):
+    asked = build.make(probe) if probe is not None else probes.Head()
+    if not isinstance(asked, probes.Head):
         parts = {"model": config["model"], "folder": Path(run) / "features"}
-        results = probing.measure(asked, module.network, datamodule, tester, split=split, **parts)
-        probing.tell(results, split, Path(run_dir))
+        results = probes.measure(asked, module.network, datamodule, tester, split=split, **parts)
+        probes.tell(results, split, Path(run_dir))
         return {**results, **of}
     tester.test(module, datamodule, verbose=False)
     results = {**scores(tester, split), **of}

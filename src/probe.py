@@ -37,12 +37,12 @@ def main(
 
     from vitlab import build
     from vitlab.callbacks import scores
-    from vitlab.evaluation import probes as probing
+    from vitlab.evaluation import probes
 
     datamodule = build.data(data)
     seed_everything(seed, verbose=False)  # the same weights in every rank, also where they are drawn at random
     tester, asked = build.trainer(trainer, run_dir=Path(run_dir)), build.make(probe)
-    if isinstance(asked, probing.Head):
+    if isinstance(asked, probes.Head):
         module = build.classifier(model, datamodule, {}, weights=weights, own_head=True)
         module.split = datamodule.tested = split
         tester.test(module, datamodule, verbose=False)
@@ -51,8 +51,8 @@ def main(
         return results
     network = build.classifier(model, datamodule, {}, weights=weights).network
     parts: Node = {"model": model, "folder": Path(features_dir)}
-    results = probing.measure(asked, network, datamodule, tester, split=split, **parts)
-    probing.tell(results, split, Path(run_dir))
+    results = probes.measure(asked, network, datamodule, tester, split=split, **parts)
+    probes.tell(results, split, Path(run_dir))
     return results
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from vitlab import identity, launch, model_checks, program_checks, trust
-from vitlab.benchmarking import settings
+from vitlab.benchmarking import checks as benchmarking_checks
 from vitlab.classifier import Classifier
 from vitlab.data.packing import checks
 from vitlab.optim import check_steps
@@ -33,7 +33,7 @@ SUPPLIED = {
     "schedule": ("optimizer", "total_steps"),
     "probe": (),
     # parts of the benchmark
-    **dict.fromkeys(("networks", "training", "loading", "start", "scaling", "advice", "devices"), ()),
+    **dict.fromkeys(("networks", "training", "loading", "start", "scaling", "devices"), ()),
 }
 # Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
 SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
@@ -91,7 +91,7 @@ def problems(function: Callable[..., Any], config: Node, *, elsewhere: bool = Fa
         batch_problems,
         schedule_problems,
         root_problems,
-        settings.problems,
+        benchmarking_checks.problems,
     )
     for rule in rules:
         more = list(rule(read))

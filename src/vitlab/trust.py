@@ -63,7 +63,7 @@ KINDS = (
     *("lightning.pytorch.accelerators.Accelerator", "lightning.pytorch.strategies.Strategy"),
     *("lightning.pytorch.plugins.Precision", "lightning.pytorch.plugins.LayerSync"),
     *("lightning.fabric.plugins.CheckpointIO", "lightning.fabric.plugins.ClusterEnvironment"),
-    *("vitlab.evaluation.probes.Probe", "vitlab.benchmarking.timing.Part"),
+    *("vitlab.evaluation.probes.Probe", "vitlab.benchmarking.case.Part"),
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
     *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )

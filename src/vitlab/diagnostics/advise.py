@@ -16,13 +16,13 @@ from statistics import median
 import torch
 
 from vitlab import launch
-from vitlab.benchmarking.timing import turns
 from vitlab.config import paths
 from vitlab.data.datamodule import MOST_WORKERS, DataModule
 from vitlab.data.packing.encode import image_bytes
 from vitlab.data.rows import Rows
 from vitlab.data.source import Split
 from vitlab.diagnostics.measure import Overrides, ProfiledRun
+from vitlab.timing import turns
 
 NOISE = 0.03  # of a gain: less is always called noise
 SAMPLE = 256  # files that are made smaller, at most

@@ -1,9 +1,9 @@
-"""The bytes of a step's fullest moment, to the byte, and again the same."""
+"""The bytes of a step's fullest moment, to the byte, and the same each time."""
 
 import torch
 
-from vitlab.benchmarking import footprint
-from vitlab.benchmarking.timing import CPU
+from vitlab.benchmarking.peak_memory import peak_bytes
+from vitlab.timing import CPU
 
 
 def test_the_peak_is_what_is_held_and_what_is_there_at_once() -> None:
@@ -16,5 +16,4 @@ def test_the_peak_is_what_is_held_and_what_is_there_at_once() -> None:
         third = second[:500].clone()  # 2000: the second and it are less than the first two
         del second, third
 
-    peaks = [footprint.peak(step, [held, held[:10]], CPU) for _ in range(2)]
-    assert peaks == [4000 + 12000] * 2
+    assert [peak_bytes(step, [held, held[:10]], CPU) for _ in range(2)] == [4000 + 12000] * 2
