@@ -1,8 +1,10 @@
-# `make help` lists the targets. Everything is installed into .venv, once; a changed pyproject.toml installs again.
+# `make help` lists the targets. `make train` installs what training needs into .venv, the targets of developers the rest,
+# each once; a changed pyproject.toml installs again.
 
 PYTHON ?= python3
 VENV   := .venv
 STAMP  := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
 # make train ARGS="model=vit_s16 trainer.max_epochs=5"
 ARGS   ?=
 # make install TORCH="torch torchvision --index-url URL": a CPU-only build, or one for a chosen CUDA
@@ -14,35 +16,37 @@ TORCH  ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## make the environment in .venv (done by the others too)
+install: $(STAMP) ## make the environment for training in .venv (`make train` does it too)
 
-$(STAMP): pyproject.toml
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("vitlab needs Python 3.11 or newer, and $(PYTHON) is %s: make PYTHON=python3.12 ..." % sys.version.split()[0])'
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Debian and Ubuntu keep venv in a package of its own: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Debian and Ubuntu keep venv in a package of its own: apt install python3-venv" >&2; exit 1; }
+
+$(STAMP) $(DEV): pyproject.toml | $(VENV)/bin/python
 	$(if $(TORCH),$(VENV)/bin/python -m pip install $(TORCH))
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
-	@touch $@
+	$(VENV)/bin/python -m pip install --quiet --editable '.$(if $(filter $(DEV),$@),[dev])'
+	@touch $(STAMP) $@
 
 train: $(STAMP) ## train the default model on handwritten digits: about a minute
 	$(VENV)/bin/python src/train.py $(ARGS)
 
-test: $(STAMP) ## run the tests: under ten minutes on two cores
+test: $(DEV) ## run the tests: under ten minutes on two cores
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
-long: $(STAMP) ## run the tests that take longest: whole-size networks, clusters, many processes
+long: $(DEV) ## run the tests that take longest: whole-size networks, clusters, many processes
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
-faults: $(STAMP) ## do to runs what happens to runs, and count what was lost: about half an hour
+faults: $(DEV) ## do to runs what happens to runs, and count what was lost: about half an hour
 	$(VENV)/bin/python tests/faults.py $(ARGS)
 
-bench: $(STAMP) ## measure vitlab beside timm, torchvision, transformers and vit-pytorch
+bench: $(DEV) ## measure vitlab beside timm, torchvision, transformers and vit-pytorch
 	$(VENV)/bin/python src/benchmark.py $(ARGS)
 
-check: $(STAMP) ## format, lint and types: nothing is changed
+check: $(DEV) ## format, lint and types: nothing is changed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-format: $(STAMP) ## format the code and mend what lint can mend
+format: $(DEV) ## format the code and mend what lint can mend
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .

@@ -1,4 +1,4 @@
-"""Measures vitlab beside its peers on this machine: `python src/benchmark.py`, or parts of it.
+"""Measure vitlab and its peers on this machine: `python src/benchmark.py`, or parts of it.
 
     python src/benchmark.py parts=[networks] networks.sizes=[s16] rounds=20
     python src/benchmark.py parts=[training,start]
@@ -6,17 +6,25 @@
 The run folder gets every measurement (`benchmark.csv`), tables with ratios and goals (`benchmark.md`) and pictures.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from vitlab.command import command
-from vitlab.schema import Node
+from vitlab.cli.command import command
+from vitlab.config.schema import Node
+from vitlab.config.view import ConfigView
 
 
-@command("benchmark")
+def problems(view: ConfigView) -> Iterator[str]:
+    from vitlab.benchmarking import checks
+
+    yield from checks.problems(view)
+
+
+@command("benchmark", check=problems)
 def main(
     *,
-    parts: list[Literal["networks", "training", "loading", "start", "scaling", "advice", "devices"]],
+    parts: list[Literal["networks", "training", "loading", "start", "scaling", "devices"]],
     rounds: int,
     seconds: float,
     threads: int | None,
@@ -26,17 +34,16 @@ def main(
     loading: Node,
     start: Node,
     scaling: Node,
-    advice: Node,
     devices: Node,
     run_dir: str,
 ) -> Node:
-    from vitlab import build
-    from vitlab.benchmarking import machine, running
+    from vitlab.benchmarking import machine, run
+    from vitlab.config import instantiate
 
-    nodes = {"networks": networks, "training": training, "loading": loading, "start": start, "scaling": scaling}
-    nodes |= {"advice": advice, "devices": devices}
+    nodes = {"networks": networks, "training": training, "loading": loading}
+    nodes |= {"start": start, "scaling": scaling, "devices": devices}
     clock = machine.clock(rounds=rounds, seconds=seconds, threads=threads, accelerator=accelerator)
-    return running.run({name: build.make(nodes[name]) for name in parts}, clock, Path(run_dir))
+    return run.run({name: instantiate.build_object(nodes[name]) for name in parts}, clock, Path(run_dir))
 
 
 if __name__ == "__main__":

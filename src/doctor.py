@@ -1,21 +1,22 @@
-"""Says what holds a training back, what to change, and what that gives: `python src/doctor.py`, settings as train.py's.
+"""Say where a training's time goes and which changes make it faster: `python src/doctor.py`, settings as train.py's.
 
     python src/doctor.py model=vit_s16 data=image_folder data_dir=photos
     python src/doctor.py model=vit_b16 data=cifar10 batch_size=256 changes=[num_workers,precision,compile] trace=true
 
-The configuration is trained for some tens of steps, part by part; then each change is predicted from the parts, and
-tried in turns with what is configured. Nothing is learnt, tracked or kept but `doctor.json` and a picture. One device:
-what several say to each other isn't looked at.
+The configuration trains for some tens of steps, measured part by part. Then each change that applies is tried, in
+rounds with the configuration itself. No weight moves; only `doctor.json` and a picture are kept. One device: what
+several devices send to each other is not measured.
 """
 
 from pathlib import Path
 from typing import Literal
 
-from vitlab.command import command
-from vitlab.schema import Node
+from vitlab import program_checks
+from vitlab.cli.command import command
+from vitlab.config.schema import Node
 
 
-@command("doctor")
+@command("doctor", check=program_checks.doctor_problems)
 def main(
     *,
     changes: list[
@@ -45,25 +46,19 @@ def main(
 ) -> Node:
     from lightning import seed_everything
 
-    from vitlab import build, doctoring
+    from vitlab import build
+    from vitlab.diagnostics.doctor import diagnose
+    from vitlab.diagnostics.measure import ProfiledRun
     from vitlab.models.compile import compile_network
-    from vitlab.profiling import Patient
 
     datamodule = build.data(data)
     seed_everything(seed, verbose=False)
     module = build.classifier(model, datamodule, classifier, weights=weights, optimizer=optimizer, schedule=schedule)
     if compile:
         compile_network(module.network)
-    patient = Patient(datamodule=datamodule, module=module, trainer=trainer, callbacks=callbacks)
-    report = doctoring.visit(
-        patient,
-        Path(run_dir),
-        changes=changes,
-        workers=workers,
-        steps=steps,
-        warmup=warmup,
-        rounds=rounds,
-        trace=trace,
+    run = ProfiledRun(datamodule=datamodule, module=module, trainer=trainer, callbacks=callbacks)
+    report = diagnose(
+        run, Path(run_dir), changes=changes, workers=workers, steps=steps, warmup=warmup, rounds=rounds, trace=trace
     )
     return {key: report[key] for key in ("images_per_second", "mfu", "bottleneck", "advice")}
 

@@ -3,18 +3,19 @@
 On the test split, with the best checkpoint, that is the number that training gave. It goes to the console and to
 `RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the run itself is left as it is.
 
-`probe=linear` or `probe=knn` measures the features before the head instead (`vitlab.probing`). They are computed once,
-and kept in `RUN/features/`. `src/probe.py` does the same to weights that are no run's.
+`probe=linear` or `probe=knn` measures the features before the head instead (`vitlab.evaluation.probes`). They are
+computed once, and kept in `RUN/features/`. `src/probe.py` does the same to weights that are no run's.
 """
 
 from pathlib import Path
 from typing import Literal
 
-from vitlab.command import command
-from vitlab.schema import Node
+from vitlab import program_checks
+from vitlab.cli.command import command
+from vitlab.config.schema import Node
 
 
-@command("evaluate")
+@command("evaluate", check=program_checks.evaluation_problems)
 def main(
     *,
     run: str,
@@ -27,8 +28,11 @@ def main(
 ) -> Node:
     import torch
 
-    from vitlab import build, checkpoints, probing, runs, trust
+    from vitlab import build, checkpoints, runs
     from vitlab.callbacks import scores
+    from vitlab.config import instantiate
+    from vitlab.evaluation import probes
+    from vitlab.storage import safe_load
 
     config = runs.read_config(Path(run))
     if trainer["precision"] is None:
@@ -43,16 +47,16 @@ def main(
     module.split = datamodule.tested = split
     file = runs.checkpoint_file(Path(run), checkpoint)
     checkpoints.demand_whole(file)
-    with trust.weights_alone(file):
+    with safe_load.explain_unsafe_pickle(file):
         module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
 
     tester = build.trainer(trainer, run_dir=Path(run_dir))
     of = {"run": run, "split": split, "checkpoint": str(file)}
-    asked = build.make(probe) if probe is not None else probing.Head()
-    if not isinstance(asked, probing.Head):
+    asked = instantiate.build_object(probe) if probe is not None else probes.Head()
+    if not isinstance(asked, probes.Head):
         parts = {"model": config["model"], "folder": Path(run) / "features"}
-        results = probing.measure(asked, module.network, datamodule, tester, split=split, **parts)
-        probing.tell(results, split, Path(run_dir))
+        results = probes.measure(asked, module.network, datamodule, tester, split=split, **parts)
+        probes.tell(results, split, Path(run_dir))
         return {**results, **of}
     tester.test(module, datamodule, verbose=False)
     results = {**scores(tester, split), **of}

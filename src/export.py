@@ -10,15 +10,16 @@ It goes to `RUN/export/FORMAT`, or to `out`, once what the other library loads g
 from pathlib import Path
 from typing import Literal
 
-from vitlab.command import command
-from vitlab.schema import Node
+from vitlab import program_checks
+from vitlab.cli.command import command
+from vitlab.config.schema import Node
 
 
-@command("export")
+@command("export", check=program_checks.export_problems)
 def main(
     *,
     run: str,
-    format: Literal["safetensors", "timm", "hf", "torchvision", "onnx", "torch_export"],
+    format: Literal["safetensors", "timm", "hf", "onnx", "torch_export"],
     checkpoint: str,
     part: Literal["ema", "raw"] | None,
     fold: bool,

@@ -1,25 +1,28 @@
-"""Packs a data set into shards, once, so that training reads few large files instead of a million small ones.
+"""Pack a data set into shards, once, so that training reads few large files instead of a million small ones.
 
     python src/prepare.py data=image_folder data_dir=imagenet size=256 out=imagenet-256
     python src/train.py data=shards data_dir=imagenet-256
-    python src/prepare.py data=cifar10 to=webdataset out=cifar10-tar
-    python src/prepare.py verify=imagenet-256        compares every checksum
-    python src/prepare.py index=tars                 has data=shards read a WebDataset from elsewhere
+    python src/prepare.py verify data_dir=imagenet-256        compares every checksum
+    python src/prepare.py index data_dir=tars                 has data=shards read a WebDataset from elsewhere
 
-Killed at any time, the same command goes on, and what it makes is the same, byte for byte (experiments/data.md).
+Killed at any time, the same command resumes, and what it makes is the same, byte for byte (experiments/data.md).
 """
 
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from vitlab.command import command
-from vitlab.schema import Node
+from vitlab.cli.command import command
+from vitlab.config.schema import Node
+from vitlab.data.packing import checks as packing_checks
+
+Action = Literal["pack", "verify", "index"]
 
 
-@command("prepare")
+@command("prepare", check=packing_checks.problems)
 def main(
     *,
-    to: Literal["litdata", "webdataset", "folder"],
+    action: Action,
     size: int | None,
     quality: int | None,
     out: str | None,
@@ -27,27 +30,26 @@ def main(
     shuffle: bool,
     seed: int,
     processes: int | None,
-    verify: str | None,
-    index: str | None,
     data_dir: str,
     image_size: int,
     batch_size: int,
     run_dir: str,
     data: Node,
 ) -> Node:
-    from vitlab import build
-    from vitlab.data import indexing, packing
+    from vitlab.config import instantiate
+    from vitlab.data.packing import pack, verify
+    from vitlab.data.packing.shard_writer import Settings
     from vitlab.identity import data_name
 
-    if verify is not None:
-        return indexing.verify(Path(verify))
-    if index is not None:
-        return indexing.index(Path(index))
+    if action == "verify":
+        return verify.verify(Path(data_dir))
+    if action == "index":
+        return verify.index(Path(data_dir))
     assert out is not None
-    datamodule = build.make(data)
-    return packing.pack(
+    datamodule = instantiate.build_object(data)
+    return pack.pack(
         datamodule.load_source(),
-        packing.Settings(to, size, quality, shard_images, shuffle, seed),
+        Settings(size, quality, shard_images, shuffle, seed),
         Path(out),
         name=data_name(data["source"]),
         on_error=datamodule.on_error,
@@ -56,5 +58,11 @@ def main(
     )
 
 
+def with_action(arguments: list[str]) -> list[str]:
+    """The arguments with a bare `verify` as `action=verify`."""
+    return [f"action={word}" if word in get_args(Action) else word for word in arguments]
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = with_action(sys.argv[1:])
     main()

@@ -12,11 +12,12 @@ the weights' own head is scored: its classes must be the data's, in their order.
 from pathlib import Path
 from typing import Literal
 
-from vitlab.command import command
-from vitlab.schema import Node
+from vitlab import program_checks
+from vitlab.cli.command import command
+from vitlab.config.schema import Node
 
 
-@command("probe")
+@command("probe", check=program_checks.probe_problems)
 def main(
     *,
     image_size: int | tuple[int, int],
@@ -35,13 +36,15 @@ def main(
 ) -> Node:
     from lightning import seed_everything
 
-    from vitlab import build, probing
+    from vitlab import build
     from vitlab.callbacks import scores
+    from vitlab.config import instantiate
+    from vitlab.evaluation import probes
 
     datamodule = build.data(data)
     seed_everything(seed, verbose=False)  # the same weights in every rank, also where they are drawn at random
-    tester, asked = build.trainer(trainer, run_dir=Path(run_dir)), build.make(probe)
-    if isinstance(asked, probing.Head):
+    tester, asked = build.trainer(trainer, run_dir=Path(run_dir)), instantiate.build_object(probe)
+    if isinstance(asked, probes.Head):
         module = build.classifier(model, datamodule, {}, weights=weights, own_head=True)
         module.split = datamodule.tested = split
         tester.test(module, datamodule, verbose=False)
@@ -50,8 +53,8 @@ def main(
         return results
     network = build.classifier(model, datamodule, {}, weights=weights).network
     parts: Node = {"model": model, "folder": Path(features_dir)}
-    results = probing.measure(asked, network, datamodule, tester, split=split, **parts)
-    probing.tell(results, split, Path(run_dir))
+    results = probes.measure(asked, network, datamodule, tester, split=split, **parts)
+    probes.tell(results, split, Path(run_dir))
     return results
 
 

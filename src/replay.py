@@ -9,11 +9,12 @@ every module's largest output. Where everything is finite this time, the status 
 from pathlib import Path
 from typing import Literal
 
-from vitlab.command import command
-from vitlab.schema import Node
+from vitlab import program_checks
+from vitlab.cli.command import command
+from vitlab.config.schema import Node
 
 
-@command("replay")
+@command("replay", check=program_checks.replay_problems)
 def main(
     *,
     capture: str,

@@ -1,40 +1,69 @@
-"""Looks after a sweep that `python src/train.py -m ...` started, from any terminal.
+"""Shows, cancels or reports a sweep that `python src/train.py -m ...` started, from any terminal.
 
     python src/sweep.py status sweep=digits-lr-seed-3fa29c1b     its jobs, what became of each, and their scores
     python src/sweep.py report sweep=digits-lr-seed-3fa29c1b     SWEEP/report/: a page and a table
     python src/sweep.py cancel sweep=digits-lr-seed-3fa29c1b     its jobs save and end, and no other starts
+    python src/sweep.py dashboard sweep=digits-lr-seed-3fa29c1b  at wandb: scores by setting, curves, pictures
+    python src/sweep.py dashboard run=runs/NAME/STAMP            at wandb: losses, accuracies, rates, throughput
 
-`sweep` is a name below runs/sweeps, or a folder.
+`sweep` is a name below runs/sweeps, or a folder. A dashboard is saved as a view of the wandb project if you are logged
+in; `dashboard.json` in the sweep's or run's folder is the same view as a file.
 """
 
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Literal, get_args
 
-from vitlab.command import command
+from vitlab import program_checks
+from vitlab.cli.command import command
+from vitlab.config.schema import Node
 from vitlab.ledger import Job, Sweep
-from vitlab.schema import Node
 
-Action = Literal["status", "report", "cancel"]
+Action = Literal["status", "report", "cancel", "dashboard"]
 LONGEST_ERROR = 80  # characters; results.json has all of it
 
 
-@command("sweep")
-def main(*, action: Action, sweep: str) -> Node:
+@command("sweep", check=program_checks.sweep_action_problems)
+def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
     from vitlab import ledger
+    from vitlab.report import write_report
 
-    found = ledger.read_sweep(ledger.find_sweep(sweep))
+    found = ledger.read_sweep(ledger.find_sweep(sweep)) if sweep is not None else None
+    if action == "dashboard":
+        save_dashboard(found, run)
+        return {}
+    assert found is not None
     if action == "status":
         print(table(found))
     elif action == "report":
-        from vitlab.report import write_report
-
         print(write_report(found, found.folder / "report"))
     else:
         running = ledger.cancel(found)
         print(f"{found.name} is cancelled: {running} running job{'s' * (running != 1)} will save and end, none starts;")
         print(f"remove {found.folder / ledger.CANCELLED} to go on with it, by: {found.command}")
     return {}
+
+
+def save_dashboard(sweep: Sweep | None, run: str | None) -> None:
+    """Writes the dashboard of a sweep or of a run to a file, and saves it at wandb."""
+    from vitlab import panels, runs, tracking
+
+    if sweep is not None:
+        file = sweep.folder / panels.FILE
+        place = panels.tracked_in([job.config for job in sweep.jobs if job.config])
+        dashboard = panels.sweep_dashboard(sweep, place)
+    else:
+        assert run is not None
+        folder = Path(run).absolute()
+        file, config = folder / panels.FILE, runs.read_config(folder)
+        dashboard = panels.run_dashboard(folder, config, panels.tracked_in([config]))
+    panels.write_specification(dashboard, file)
+    if tracking.logged_in():
+        print(f"saved: {panels.save(dashboard)}")
+    else:
+        print("You are not logged in, so nothing was saved at wandb; `wandb login`, then run this again.")
+    print(f"specification: {file}")
 
 
 def table(sweep: Sweep) -> str:

@@ -9,28 +9,28 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
-from vitlab.command import command
-from vitlab.schema import Node
+from vitlab.cli.checks import sweep_problems
+from vitlab.cli.command import command
+from vitlab.config.bounds import NonNegativeInt, PositiveInt, Seed
+from vitlab.config.schema import Node
 
 
-@command("train")
+@command("train", check=sweep_problems)
 def main(
     *,
-    image_size: int | tuple[int, int],
-    batch_size: int,
-    seed: int,
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt],
+    batch_size: PositiveInt,
+    seed: Seed,
     data_dir: str,
     run_dir: str,
     resume: str | None,
     sweep: str | None,
     name: str,
     objective: str,
-    restarts: int,
-    retries: int,
+    restarts: NonNegativeInt,
+    retries: NonNegativeInt,
     compile: bool,
-    on_out_of_memory: Literal["stop", "accumulate"],
     data: Node,
     model: Node,
     weights: Node,
@@ -44,11 +44,12 @@ def main(
     config: Node = {**locals()}  # as config.yaml has it: which the first rank of torchrun's may not have written yet
     from lightning import seed_everything
 
-    from vitlab import build, figures, launch, memory, pruning, stopping, tracking
+    from vitlab import build, figures, launch, memory, stopping, tracking
     from vitlab.callbacks import scores
     from vitlab.checkpoints import demand_whole
     from vitlab.models.compile import compile_network
     from vitlab.resume import checkpoint_to_resume, identity
+    from vitlab.sweeps.search.pruning import is_pruned
 
     folder = Path(run_dir)
     datamodule = build.data(data)
@@ -68,7 +69,7 @@ def main(
             with stopping.patience():
                 run.fit(module, datamodule, ckpt_path=start, weights_only=True)
             results = build.best_scores(run, module, datamodule)
-            if pruning.pruned(run):
+            if is_pruned(run):
                 results["status"] = "pruned"
                 tracking.mark(run.loggers, "pruned")
             else:

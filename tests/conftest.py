@@ -1,11 +1,14 @@
 """What several tests need: configurations composed as the programs compose them, a Trainer, finished runs."""
 
+import functools
+import http.server
 import inspect
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,10 @@ import pytest
 from lightning import Trainer
 
 import train
-from vitlab import checks, command, signatures
-from vitlab.schema import Node
+from vitlab.cli import checks, command, register
+from vitlab.config.schema import Node
+from vitlab.jobs import compose as jobs_compose
+from vitlab.jobs.compose import CONF, resolve_config
 
 Configure = Callable[..., Node]
 
@@ -31,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _registered() -> None:
-    signatures.register()
+    register.register()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,8 +76,8 @@ def configure(tmp_path: Path) -> Configure:
     """Overrides -> the resolved configuration of `conf/train.yaml` as plain data, unchecked."""
 
     def compose(*overrides: str) -> Any:
-        with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
-            return command.plain(command.compose("train", list(overrides)), str(tmp_path / "run"))
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return resolve_config(jobs_compose.compose("train", list(overrides)), str(tmp_path / "run"))
 
     return compose
 
@@ -186,6 +191,25 @@ def tracked() -> Tracked:
     return read
 
 
+# ------------------------------------------------------------------------------------------- what is downloaded
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """An address on this machine and the folder behind it."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as it:
+        threading.Thread(target=functools.partial(it.serve_forever, 0.02), daemon=True).start()
+        yield f"http://127.0.0.1:{it.server_port}/", folder
+        it.shutdown()
+
+
 # ------------------------------------------------------------------------------------- data sets of the Hub's formats
 
 
@@ -235,15 +259,15 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def packed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Format, settings -> the folder that `drawn` was packed into, once for all tests: not to be changed."""
+    """Settings -> the folder that `drawn` was packed into, once for all tests: not to be changed."""
     import pictures
 
     made: dict[str, Path] = {}
 
-    def pack(to: str = "litdata", **others: Any) -> Path:
-        key = f"{to} {others}"
+    def pack(**others: Any) -> Path:
+        key = str(others)
         if key not in made:
-            made[key] = pictures.pack(drawn, tmp_path_factory.mktemp(to) / "packed", to=to, **others)
+            made[key] = pictures.pack(drawn, tmp_path_factory.mktemp("shards") / "packed", **others)
         return made[key]
 
     return pack
@@ -283,7 +307,7 @@ def exportable(tmp_path: Path) -> Exportable:
             fill(network := VisionTransformer(**arguments))
         classes, channels = [f"kind {i}" for i in range(arguments["num_classes"])], arguments.get("in_channels", 3)
         node = {"_target_": "vitlab.models.vit.VisionTransformer", **arguments}
-        data = {"_target_": "vitlab.data.module.DataModule", "val_fraction": 0.1}
+        data = {"_target_": "vitlab.data.datamodule.DataModule", "val_fraction": 0.1}
         config = {"name": "tiny", "image_size": arguments["image_size"], "model": node, "data": data}
         config = json.loads(json.dumps(config | {"classifier": {"loss": loss}}))
         numbers = {"train images": 90, "val images": 10, "test images": 20}

@@ -40,8 +40,11 @@ import torch.distributed as distributed
 from PIL import Image
 
 import train as train_program
-from vitlab import checkpoints, command, jobs, launch, replaying, runs, signatures, stopping
-from vitlab.schema import Node
+from vitlab import checkpoints, launch, replaying, runs, stopping
+from vitlab.cli import preflight, register
+from vitlab.config.schema import Node
+from vitlab.jobs import compose
+from vitlab.jobs.run import run_recorded
 from vitlab.throughput import TIMED
 
 SMALL = [
@@ -77,10 +80,10 @@ PATIENCE = 120.0  # seconds that any part of a trial may take
 
 def configured(folder: Path, *overrides: str) -> Node:
     """The configuration of `train.py`, for a run in `folder`, checked."""
-    signatures.register()
-    with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
-        config = command.plain(command.compose("train", list(overrides)), str(folder))
-    problems = command.check(train_function(), config)
+    register.register()
+    with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
+        config = compose.resolve_config(compose.compose("train", list(overrides)), str(folder))
+    problems = preflight.check(train_function(), config)
     assert not problems, problems
     assert isinstance(config, dict)
     return config
@@ -169,7 +172,7 @@ def start(
                 torch.set_num_threads(1)
                 if before:
                     before()
-                jobs.run_recorded("train", train_function(), run, runs.read_config(run))
+                run_recorded("train", train_function(), run, runs.read_config(run))
                 status = 0
             except SystemExit as error:
                 status = error.code if isinstance(error.code, int) else 1
@@ -278,7 +281,7 @@ def images(work: Path) -> list[str]:
     folder = work / "images"
     with runs_lock(work):
         if not folder.exists():
-            from vitlab.data.sources import digits
+            from vitlab.data.sets.digits import digits
 
             train = digits().train
             assert train.images is not None
@@ -640,9 +643,9 @@ def untrusted(trial: Trial) -> None:
     )
     place = trial.random.choice(("optimizer", "callbacks", "data.augment", "model"))
     node = {"_target_": target, "command": f"touch {flag}"}
-    signatures.register()
-    with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
-        config = command.plain(command.compose("train", SMALL), str(trial.folder / "run"))
+    register.register()
+    with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
+        config = compose.resolve_config(compose.compose("train", SMALL), str(trial.folder / "run"))
     assert isinstance(config, dict)
     holder = config
     for key in place.split(".")[:-1]:
@@ -651,7 +654,7 @@ def untrusted(trial: Trial) -> None:
         config["callbacks"]["mine"] = node
     else:
         holder[place.split(".")[-1]] = node
-    problems = command.check(train_function(), config)
+    problems = preflight.check(train_function(), config)
     assert any(target in problem and "VITLAB_ALLOW" in problem for problem in problems), problems
     assert not flag.exists()
 

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from vitlab.data import packing
-from vitlab.data.packing import Settings
-from vitlab.data.sources import Source, image_folder
+from vitlab.data.packing.pack import pack as pack_source
+from vitlab.data.packing.shard_writer import Settings
+from vitlab.data.sets.image_folder import image_folder
+from vitlab.data.source import Source
 
 Packed = Callable[..., Path]
-SETTINGS = Settings("litdata", 24, 90, 16, True, 0)
+SETTINGS = Settings(24, 90, 16, True, 0)
 
 
 def draw(root: Path) -> Path:
@@ -37,10 +39,10 @@ def source(folder: Path) -> Source:
     return image_folder(data_dir=str(folder))
 
 
-def pack(folder: Path, out: Path, **others: int | str | bool | None) -> Path:
+def pack(folder: Path, out: Path, **others: Any) -> Path:
     """Packs those pictures in this process, with settings that differ from `SETTINGS`."""
     settings = Settings(**{**vars(SETTINGS), **others})
-    packing.pack(source(folder), settings, out, name="pictures", processes=0)
+    pack_source(source(folder), settings, out, name="pictures", processes=0)
     return out
 
 

@@ -26,17 +26,20 @@ import evaluate
 import pictures
 import probe
 from conftest import Configure
-from vitlab import build, checks, command, runs, schema, signatures
-from vitlab.data.sources import DEBIAN_FASHION_MNIST
+from vitlab import build, runs
+from vitlab.cli import checks, preflight, register
+from vitlab.config import schema
+from vitlab.config.schema import Node
+from vitlab.data.sets.mnist import DEBIAN_FASHION_MNIST
+from vitlab.jobs import compose
 from vitlab.models.vit import VisionTransformer
-from vitlab.schema import Node
 
-FILES = sorted(file.relative_to(command.CONF).with_suffix("") for file in command.CONF.rglob("*.yaml"))
+FILES = sorted(file.relative_to(compose.CONF).with_suffix("") for file in compose.CONF.rglob("*.yaml"))
 OTHERS = ["probe/"]  # groups of other programs than train
 GROUPED = [file for file in FILES if file.parts[:-1]]  # the others are programs
 OPTIONS = [f"{file.parent}={file.name}" for file in GROUPED if not str(file).startswith(tuple(OTHERS))]
 PROBES = [file.name for file in GROUPED if str(file).startswith("probe/")]
-EXPERIMENTS = [f"experiment={file.stem}" for file in sorted(signatures.EXPERIMENTS.glob("*.yaml"))]
+EXPERIMENTS = [f"experiment={file.stem}" for file in sorted(register.EXPERIMENTS.glob("*.yaml"))]
 INCOMPLETE = ["data=base"]  # what the data sets have in common is none itself
 SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]  # trained in tests/test_train.py
 
@@ -210,7 +213,7 @@ def test_a_file_that_others_are_built_on_is_refused_alone(
     train_function: Callable[..., Node], capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     with pytest.raises(SystemExit):
-        command.preflight("train", train_function, [option])
+        preflight.preflight("train", train_function, [option])
     assert "source" in capsys.readouterr().err
 
 
@@ -311,9 +314,9 @@ def test_the_other_programs_configuration_is_right_and_gives_what_training_gave(
     trained = train_function(**config)
 
     function = evaluate.main.__wrapped__  # type: ignore[attr-defined]
-    with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
-        composed = command.compose("evaluate", [f"run={run}", *quick[:2]])
-        config = command.plain(composed, str(tmp_path / "evaluation"))  # type: ignore[assignment]
+    with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
+        composed = compose.compose("evaluate", [f"run={run}", *quick[:2]])
+        config = compose.resolve_config(composed, str(tmp_path / "evaluation"))  # type: ignore[assignment]
     assert checks.problems(function, config) == []
     evaluated = function(**config)
     assert {k: evaluated[k] for k in evaluated if k.startswith("test/")} == {
@@ -330,9 +333,9 @@ def test_a_probe_is_right_as_it_stands_in_both_programs_that_take_one(kind: str,
         (run / name).write_text(text)
     functions = (("evaluate", evaluate.main, f"run={run}"), ("probe", probe.main, "model=vit_mini"))
     for name, main, override in functions:
-        with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
-            composed = command.compose(name, [override, f"probe={kind}", "trainer.accelerator=cpu"])
-            config = command.plain(composed, str(tmp_path / "probed"))
+        with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
+            composed = compose.compose(name, [override, f"probe={kind}", "trainer.accelerator=cpu"])
+            config = compose.resolve_config(composed, str(tmp_path / "probed"))
         assert isinstance(config, dict)
         found = checks.problems(main.__wrapped__, config)  # type: ignore[attr-defined]
         missing = "probe=head scores the weights' own head, and there are no weights; set model.weights=SOURCE"

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 import export
-from vitlab.data.sources import digits
+from vitlab.data.sets.digits import digits
 
 Exported = Callable[..., Any]
 
@@ -52,12 +52,11 @@ def test_bytes_into_onnx_runtime_give_the_accuracy_of_training(twins: list[Path]
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["format=torchvision"], "format=torchvision can't express model.in_channels=1: torchvision's"),
         (["format=timm", "part=ema"], "part=ema: a/checkpoints/best.ckpt has one kind of weights alone"),
         (["format=timm", "checkpoint=first"], "checkpoint=first: a/checkpoints has no first.ckpt"),
         (["format=timm", "out=a/checkpoints", "overwrite=true"], "out=a/checkpoints is there, and is no export"),
         (["format=timm", "tolerance=-1"], "tolerance=-1 must be 0 or more"),
-        (["format=tim"], "format=tim is not one of 'safetensors', 'timm', 'hf', 'torchvision', 'onnx', 'torch_export'"),
+        (["format=tim"], "format=tim is not one of 'safetensors', 'timm', 'hf', 'onnx', 'torch_export'"),
         (["format=timm", "fold=true"], "fold=true: format=timm holds weights"),
     ],
 )

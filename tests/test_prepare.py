@@ -1,4 +1,4 @@
-"""`python src/prepare.py` as users run it: killed and gone on with, verified, refused; and runs on what it made."""
+"""`python src/prepare.py` as users run it: killed and resumed, verified, refused; and runs on what it made."""
 
 import json
 import os
@@ -17,9 +17,9 @@ import evaluate
 import pictures
 import prepare
 from conftest import Program, Start
-from vitlab.data import manifest
-from vitlab.data.reading import read_bytes
-from vitlab.data.sources import shards
+from vitlab.data.decode import read_bytes
+from vitlab.data.packing.manifest import NAME, WORK
+from vitlab.data.sets.shards import shards
 
 Prepared = Callable[..., Any]
 
@@ -30,7 +30,9 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Prepared:
 
     def run(*overrides: str) -> Any:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["prepare.py", "processes=0", "hydra.run.dir=log", *overrides])
+        monkeypatch.setattr(
+            sys, "argv", ["prepare.py", *prepare.with_action(["processes=0", "hydra.run.dir=log", *overrides])]
+        )
         prepare.main()
         return json.loads((tmp_path / "log" / "results.json").read_text())
 
@@ -38,13 +40,13 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Prepared:
 
 
 def test_digits_are_packed_verified_and_recorded(prepared: Prepared, tmp_path: Path) -> None:
-    found = prepared("data=digits", "to=webdataset", "shard_images=500", "out=digits")
-    assert (found["status"], found["format"], found["broken"]) == ("finished", "webdataset", 0)
+    found = prepared("data=digits", "shard_images=500", "out=digits")
+    assert (found["status"], found["broken"]) == ("finished", 0)
     assert (found["train/images"], found["train/shards"], found["test/images"]) == (1437, 3, 360)
-    assert prepared("verify=digits")["train/bytes"] == found["train/bytes"]
+    assert prepared("verify", "data_dir=digits")["train/bytes"] == found["train/bytes"]
     log = (tmp_path / "log" / "prepare.log").read_text()
     assert "every checksum is right" in log
-    assert json.loads((tmp_path / "digits" / manifest.NAME).read_text())["name"] == "digits"
+    assert json.loads((tmp_path / "digits" / NAME).read_text())["name"] == "digits"
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
@@ -71,15 +73,12 @@ def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
 @pytest.mark.parametrize(
     ("overrides", "problems"),
     [
-        ([], ["out is not set; one of out=FOLDER (pack into it), verify=FOLDER and index=FOLDER is wanted"]),
-        (["out=a", "verify=b"], ["out and verify are set; one of"]),
-        (["verify=b"], ["verify=b is no folder; name one that src/prepare.py made"]),
+        ([], ["out is not set; name the folder to pack into: out=FOLDER"]),
+        (["verify", "data_dir=b"], ["data_dir=b is no folder; data=shards wants one that src/prepare.py made"]),
         (
-            ["verify=.", "size=3"],
-            ["verify=. is no packed data set: it has no", "size=3 is of packing, and verify=. packs"],
+            ["index", "data_dir=b", "out=c"],
+            ["out=c is a setting of packing, and index packs", "data_dir=b is no folder"],
         ),
-        (["index=b"], ["index=b is no folder; name the one of the tar files"]),
-        (["index=."], ["index=. has no tar files of a train split"]),
         (["out=/proc/x"], ["out=/proc/x"]),
         (["out=log", "size=0", "processes=-1"], ["processes=-1 must be at least 0", "size=0 must be at least 1"]),
         (
@@ -90,7 +89,10 @@ def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
                 "size=0 must be at least 1",
             ],
         ),
-        (["out=a", "to=zip", "data.max_skipped=2"], ["to=zip is not one of", "data.max_skipped=2 must be at least 0"]),
+        (
+            ["out=a", "action=zip", "data.max_skipped=2"],
+            ["action=zip is not one of", "data.max_skipped=2 must be at least 0"],
+        ),
         (["out=a", "data=shards", "data_dir=b"], ["data_dir=b is no folder; data=shards wants one"]),
     ],
 )
@@ -112,15 +114,15 @@ def test_killed_with_its_processes_at_work_the_same_command_ends_in_the_same_byt
     line = ["data=fake", "data.source.samples=6000", "data.source.size=64", "shard_images=100"]
     prepared(*line, "out=whole")
     process = start("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
-    records = tmp_path / "killed" / manifest.WORK
+    records = tmp_path / "killed" / WORK
     while len(list(records.glob("train-*.json"))) < 3:
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "killed" / manifest.NAME).exists()
+    assert not (tmp_path / "killed" / NAME).exists()
     output = program("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
-    assert "going on: " in output
+    assert "resuming: " in output
     assert pictures.content(tmp_path / "killed") == pictures.content(tmp_path / "whole")
 
 

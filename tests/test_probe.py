@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import parity
 import probe
-from vitlab.data.sources import digits
+from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
 
 Probed = Callable[..., Any]

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import prepare
 import sweep
 import train
-from vitlab import command, importing, signatures
-from vitlab.models import vit
+from vitlab.cli import imports, register
+from vitlab.cli.preflight import preflight
+from vitlab.models import attention, vit
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,7 +58,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
             "PatchEmbedding.forward": (model.grid[0] * model.grid[1], patches),
             "VisionTransformer.embed": tuple(embedded.shape[1:]),
             "MultiHeadAttention.project": tuple(q.shape[1:]),
-            "attention_weights": tuple(vit.attention_weights(q, k).shape[1:]),
+            "attention_weights": tuple(attention.attention_weights(q, k).shape[1:]),
             "VisionTransformer.forward_head": tuple(tokens[:, 0].shape[1:]),
         }
     return found
@@ -78,7 +80,7 @@ def test_each_step_of_the_walk_through_has_the_shape_it_says(
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "experiments").glob("*.md"))]
 # Arguments that stand for what only the reader has, and no stand-in is made of: these alone may be what is wrong.
 YOURS = re.compile(
-    r"(sweep|capture|index|verify)=.*|resume=runs/NAME/STAMP|run=\.\.\.|data\.name=\.\.\.|experiment=NAME|model=mine"
+    r"(sweep|capture)=.*|resume=runs/NAME/STAMP|run=\.\.\.|data\.name=\.\.\.|experiment=NAME|model=mine"
     r"|model\.weights=B_16\.npz"
 )
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "mine", "RANK": "0", "LOCAL_RANK": "0"}
@@ -126,7 +128,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory, parquet: Path, packed: Call
     (folder / "imagenet" / "train").mkdir(parents=True)
     (folder / "photos").symlink_to(parquet / "data")
     for name in ("imagenet-256", "tars"):
-        (folder / name).symlink_to(packed("webdataset"))
+        (folder / name).symlink_to(packed())
+    (folder / "not-indexed" / "train").mkdir(parents=True)
+    (folder / "not-indexed" / "train" / "0.tar").touch()
     weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=32, depth=1, heads=2, num_classes=10)
     save_file(weights.state_dict(), folder / "weights.safetensors")
     return folder
@@ -143,11 +147,13 @@ def stand_in(name: str, argument: str) -> list[str]:
         return ["data.name=photos"]
     if key == "data.source.label_column":  # of the set in the place of the Hub's
         return [f"{key}=label"]
+    if name == "prepare" and value == "tars":
+        return ["data_dir=not-indexed"]
     if value == "/data/imagenet":
         return [f"{key}=imagenet"]
     if key == "seed":  # one is as good as another, and each takes time
         return ["seed=0"]
-    return [sweep.spelt_out([argument])[0] if name == "sweep" else argument]
+    return {"sweep": sweep.spelt_out, "prepare": prepare.with_action}.get(name, list)([argument])
 
 
 def test_the_commands_of_the_pages_are_found() -> None:
@@ -187,8 +193,8 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
         arguments.append("trainer.accelerator=cpu")
     program = importlib.import_module(name)
     try:
-        with importing.uncollected():  # as the program does
-            command.preflight(name, inspect.unwrap(program.main), arguments)
+        with imports.gc_paused():  # as the program does
+            preflight(name, inspect.unwrap(program.main), arguments)
     except SystemExit:
         problems = re.findall("^  - (.*)$", capsys.readouterr().err, flags=re.M)
         yours = tuple(word for word in arguments if YOURS.fullmatch(word))
@@ -199,7 +205,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
 def test_the_mistakes_that_the_readme_shows_are_told_as_it_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
     line, shown = re.findall(r"^\$ python src/train\.py (.*)\n((?:.+\n)+?)```", README, flags=re.M)[0]
     with pytest.raises(SystemExit):
-        command.preflight("train", inspect.unwrap(train.main), shlex.split(line))
+        preflight("train", inspect.unwrap(train.main), shlex.split(line))
     assert re.fullmatch(re.escape(shown).replace(r"\.\.\.", ".*"), capsys.readouterr().err)
 
 
@@ -208,7 +214,7 @@ def test_the_mistakes_that_the_readme_shows_are_told_as_it_shows_them(capsys: py
 
 def test_the_matrix_of_weights_is_the_full_one_summed_up() -> None:
     """Of each family, the largest differences among the rows of experiments/weights.md."""
-    full = (signatures.EXPERIMENTS / "weights.md").read_text()
+    full = (register.EXPERIMENTS / "weights.md").read_text()
     cell, number = "([^|]+)", r"(\d+e-\d+|none)"
     rows = re.findall(rf"^\| {cell} \| {cell} \| {cell} \| {number} \| {number} \|$", full, flags=re.M)
     summed: dict[str, list[str]] = {}

@@ -1,17 +1,27 @@
-"""`python src/sweep.py`: what became of a sweep, in a table, and its end."""
+"""`python src/sweep.py`: a sweep in a table, its end, and its dashboard, whose panels name what its runs told wandb."""
 
+import base64
+import csv
 import inspect
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sweep
-from vitlab import command, ledger, runs
+from conftest import Program, Tracked
+from vitlab import ledger, runs, tracking
+from vitlab.cli import preflight
+from vitlab.ledger import Sweep
 
+Dashboard = Callable[..., Any]
 FAILED = "ValueError: " + "a long story\n" * 20
+GRID = ["model/patch=p2,p4", "sweep=mine", "trainer.max_epochs=1", "logger.wandb.tags=[ours]"]
 
 
 @pytest.fixture
@@ -79,13 +89,190 @@ def test_cancel_marks_the_sweep_and_says_how_it_goes_on(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["action=status"], "sweep is not set, and has no default: add sweep=VALUE"),
+        (["action=status"], "sweep is not set; status takes sweep=NAME"),
         (["status", "sweep=mien"], "sweep=mien is no sweep: neither it nor runs/sweeps/mien has a sweep.json; did you"),
-        (["action=stat", "sweep=mine"], "action=stat is not one of 'status', 'report', 'cancel'"),
+        (["action=stat", "sweep=mine"], "action=stat is not one of 'status', 'report', 'cancel', 'dashboard'"),
+        (["cancel", "run=untracked"], "run=untracked is for dashboard; cancel takes sweep=NAME"),
+        (["dashboard"], "neither sweep nor run is set; dashboard takes sweep=NAME or run=FOLDER"),
+        (["dashboard", "sweep=mine", "run=x"], "sweep and run are both set; dashboard takes sweep=NAME or run=FOLDER"),
+        (["dashboard", "sweep=mien"], "sweep=mien is no sweep: neither it nor runs/sweeps/mien has a sweep.json"),
+        (["dashboard", "run=runs"], "run=runs is not a run folder: it has no config.yaml"),
+        (["dashboard", "run=untracked"], "run=untracked: it isn't tracked by wandb, so there is nothing to show there"),
+        (["dashboard", "sweeep=mine"], "sweeep=mine: there is no such setting; did you mean 'sweep'?"),
     ],
 )
 @pytest.mark.usefixtures("mine")
 def test_what_is_no_sweep_is_told(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.write_config(Path("untracked"), {"logger": {"csv": None}, "name": "x"})
     with pytest.raises(SystemExit):
-        command.preflight("sweep", inspect.unwrap(sweep.main), sweep.spelt_out(arguments))
+        preflight.preflight("sweep", inspect.unwrap(sweep.main), sweep.spelt_out(arguments))
     assert f"  - {problem}" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ at wandb, of a real sweep
+
+
+@pytest.fixture(scope="module")
+def swept(program: Program, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with a sweep of two jobs, and what it printed."""
+    folder = tmp_path_factory.mktemp("swept")
+    return folder, program("train", "-m", *small, *GRID, "seed=choice(3)", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def grid(swept: tuple[Path, str]) -> Sweep:
+    return ledger.read_sweep(swept[0] / "runs" / "sweeps" / "mine")
+
+
+@pytest.fixture(scope="module")
+def parts(grid: Sweep, tracked: Tracked) -> list[tuple[Any, list[Any]]]:
+    """The wandb run of each job: its summary and its rows."""
+    return [part for job in grid.jobs for part in tracked(job.folder)]
+
+
+@pytest.fixture(scope="module")
+def summaries(parts: list[tuple[Any, list[Any]]]) -> list[Any]:
+    return [summary for summary, _ in parts]
+
+
+@pytest.fixture(scope="module")
+def logged(parts: list[tuple[Any, list[Any]]]) -> set[str]:
+    """The names that the first job has logged."""
+    return {name for row in parts[0][1] for name in row}
+
+
+@pytest.fixture
+def show(
+    swept: tuple[Path, str], run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Dashboard:
+    """Runs the program in this process as a user without a wandb account: its argument -> the specification."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "NETRC", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(swept[0])
+
+    def inside(argument: str) -> Any:
+        run("dashboard", argument)
+        folder = Path(argument.partition("=")[2])
+        file = next(f for f in (folder / "dashboard.json", ledger.SWEEPS / folder / "dashboard.json") if f.is_file())
+        return json.loads(file.read_text())
+
+    return inside
+
+
+def group(run: Path) -> str:
+    """The group that an offline run was told; wandb's summary of it leaves that out."""
+    (part,) = (run / "wandb").glob("offline-run-*")
+    records = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(part)]
+    lines = subprocess.run(records, capture_output=True, text=True, check=True).stdout.splitlines()
+    return next(str(record["run"]["run_group"]) for record in map(json.loads, lines) if record["type"] == "run")
+
+
+def panels(specification: Any) -> dict[str, list[Any]]:
+    """The panels of each section."""
+    sections = specification["spec"]["section"]["panelBankConfig"]["sections"]
+    assert all(section["isOpen"] for section in sections)
+    return {section["name"]: section["panels"] for section in sections}
+
+
+# --------------------------------------------------------------------------------------------- what the jobs tell wandb
+
+
+def test_each_job_is_a_run_of_its_own_grouped_by_its_sweep_and_named_by_what_varies(
+    grid: Sweep, summaries: list[Any]
+) -> None:
+    assert len({found["run_id"] for found in summaries}) == 2
+    assert [group(job.folder) for job in grid.jobs] == ["mine", "mine"]
+    assert [found["name"] for found in summaries] == ["model/patch=p2 seed=3", "model/patch=p4 seed=3"]
+    assert [set(found["tags"]) for found in summaries] == [
+        {"ours", "model/patch=p2", "seed=3"},
+        {"ours", "model/patch=p4", "seed=3"},
+    ]
+    assert [found["config"]["choices"] for found in summaries] == [
+        {"model/patch": "p2", "seed": 3},
+        {"model/patch": "p4", "seed": 3},
+    ]
+    assert [found["config"]["configuration"] for found in summaries] == ["model/patch=p2", "model/patch=p4"]
+    assert [found["state"] for found in summaries] == ["finished", "finished"]
+
+
+def test_the_summary_has_the_best_checkpoints_scores_and_what_it_cost(grid: Sweep, summaries: list[Any]) -> None:
+    for job, found in zip(grid.jobs, summaries, strict=True):
+        told = found["summary"]
+        assert told["best/val/acc"] == job.results["val/acc"]
+        assert told["test/acc"] == pytest.approx(job.results["test/acc"])
+        assert told["parameters"] == job.results["parameters"]
+
+
+def test_the_sweep_tells_how_far_it_is_and_leaves_a_report(swept: tuple[Path, str], grid: Sweep) -> None:
+    lines = swept[1].splitlines()
+    ends = [line for line in lines if re.fullmatch(r"model/patch=p\d seed=3: finished, val/acc 0\.\d+, \d+ s", line)]
+    assert len(ends) >= 1, "the last one may have ended with the program"
+    assert any(line.startswith("sweep mine: 2 of 2 jobs done, 0 running, 0 failed; best val/acc 0.") for line in lines)
+    assert lines[-1] == f"report: {grid.folder / 'report' / 'index.html'}"
+    with (grid.folder / "report" / "results.csv").open(newline="") as table:
+        assert {row["model/patch"] for row in csv.DictReader(table)} == {"p2", "p4"}
+    assert "━" not in swept[1], "a sweep's jobs draw no bars of their own"
+
+
+# ------------------------------------------------------------------------------------------------------- the dashboards
+
+
+def test_a_sweeps_dashboard_has_its_panels_and_they_name_what_the_runs_have(
+    show: Dashboard, grid: Sweep, summaries: list[Any], logged: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = show("sweep=mine")
+    printed = capsys.readouterr().out
+    assert "You are not logged in" in printed
+    assert f"specification: {grid.folder / 'dashboard.json'}" in printed
+    assert (found["project"], found["displayName"]) == ("vitlab", "sweep mine")
+    by_section = panels(found)
+    assert list(by_section) == ["Settings", "Scores", "Curves", "Accuracy and cost", "Pictures", "Runs"]
+
+    (parallel,) = by_section["Settings"]
+    assert parallel["viewType"] == "Parallel Coordinates Plot"
+    accessors = [column["accessor"] for column in parallel["config"]["columns"]]
+    assert accessors == [
+        "config:choices.value.model/patch",
+        "config:choices.value.seed",
+        "summary:best/val/acc",
+        "summary:test/acc",
+    ]
+    for accessor in accessors:
+        kind, _, path = accessor.partition(":")
+        for summary in summaries:
+            holder = summary["summary"] if kind == "summary" else summary["config"]["choices"]
+            assert path.removeprefix("choices.value.") in holder
+
+    bars = {
+        panel["config"]["groupBy"]: panel["config"] for panel in by_section["Scores"] if "groupBy" in panel["config"]
+    }
+    assert list(bars) == ["configuration.value", "choices.value.model/patch"]
+    assert {bar["groupArea"] for bar in bars.values()} == {"stddev"}
+    for curve in by_section["Curves"]:
+        assert (curve["config"]["groupBy"], curve["config"]["groupArea"]) == ("configuration.value", "stddev")
+        assert {curve["config"]["xAxis"], *curve["config"]["metrics"]} <= logged
+    (pictures,) = by_section["Pictures"]
+    assert all(key in summaries[0]["summary"] for key in pictures["config"]["mediaKeys"])
+    (table,) = by_section["Runs"]
+    assert table["viewType"] == "Run Comparer"
+    (runset,) = found["spec"]["section"]["runSets"]
+    assert '"group"' in json.dumps(runset["filters"])
+    assert '"mine"' in json.dumps(runset["filters"])
+    best = max(grid.jobs, key=lambda job: float(job.results["val/acc"]))
+    (pinned,) = runset["pinnedRunIds"]
+    assert base64.b64decode(pinned).decode().split(":")[2] == tracking.run_id(best.folder)
+
+
+def test_a_runs_dashboard_shows_that_run(show: Dashboard, grid: Sweep, logged: set[str]) -> None:
+    run = grid.jobs[0].folder
+    found = show(f"run={run}")
+    by_section = panels(found)
+    shown = {name for panel in by_section["Training"] for name in panel["config"].get("metrics", [])}
+    speed = {"train/images_per_second", "train/mfu", "train/data_wait"}
+    assert shown == {"train/loss", "val/loss", "val/acc", "val/acc5", "train/gradient_norm", *speed}
+    assert shown <= logged
+    (rates,) = [panel["config"] for panel in by_section["Training"] if panel["config"].get("useMetricRegex")]
+    assert {name for name in logged if re.search(rates["metricRegex"], name)} == {"lr/decay", "lr/no_decay"}
+    assert [panel["viewType"] for panel in by_section["Pictures"]] == ["Media Browser"]
+    assert tracking.run_id(run) in json.dumps(found["spec"]["section"]["runSets"][0]["filters"])

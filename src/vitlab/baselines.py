@@ -5,7 +5,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from vitlab.schema import suggest
+from vitlab.config.schema import suggest
 
 
 def timm_model(

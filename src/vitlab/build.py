@@ -7,33 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from vitlab import trust
 from vitlab.callbacks import Monitor, scores
 from vitlab.checkpoints import AtomicFiles, BestCheckpoint, LastCheckpoint
 from vitlab.classifier import Classifier
-from vitlab.data.module import DataModule
-from vitlab.schema import Node
+from vitlab.config import allowlist
+from vitlab.config.instantiate import build_object
+from vitlab.config.schema import Node
+from vitlab.data.datamodule import DataModule
 from vitlab.tracking import MetricsFile
 from vitlab.weights import loading
 
 log = logging.getLogger(__name__)
 
 
-def make(node: Node, **supplied: Any) -> Any:
-    """What a node describes. Raises `trust.NotTrusted` where it would call what no configuration may."""
-    trust.demand(node)
-    return instantiate(node, _convert_="all", **supplied)
-
-
 def data(node: Node) -> DataModule:
     """The data, loaded: what it holds decides how the network looks."""
-    datamodule: DataModule = make(node)
+    datamodule: DataModule = build_object(node)
     datamodule.setup()
     return datamodule
 
@@ -62,12 +56,12 @@ def classifier(
     if weights and weights.get("source"):
         network = pretrained(model, measured, weights, datamodule, own_head=own_head)
     else:
-        network = make(model, **measured)
+        network = build_object(model, **measured)
     return Classifier(
         network,
         num_classes=datamodule.num_classes,
-        optimizer=make(optimizer) if optimizer else None,
-        schedule=make(schedule) if schedule else None,
+        optimizer=build_object(optimizer) if optimizer else None,
+        schedule=build_object(schedule) if schedule else None,
         **options,
     )
 
@@ -78,7 +72,7 @@ def pretrained(
     """The network that `model` describes, with weights from elsewhere: says what became of each tensor, and how images
     are prepared for them. With `own_head`, a head that would be a new one raises `weights.loading.DoesNotFit`.
     """
-    trust.demand(model)
+    allowlist.require_allowed(model)
     arguments: Node = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items() if not k.startswith("_")}
     options: Node = {key: tuple(value) if isinstance(value, list) else value for key, value in weights.items()}
     network, report = loading.network(arguments | measured, **options)
@@ -106,8 +100,8 @@ def trainer(
 ) -> Trainer:
     """Lightning's Trainer with the loggers and callbacks of the configuration, and `metrics.csv` always."""
     loggers: list[Logger] = [MetricsFile(folder=str(run_dir))] if logger is not None else []
-    loggers += [make(inner) for inner in (logger or {}).values() if inner]
-    made = [make(inner) for inner in (callbacks or {}).values() if inner]
+    loggers += [build_object(inner) for inner in (logger or {}).values() if inner]
+    made = [build_object(inner) for inner in (callbacks or {}).values() if inner]
     if not node.get("enable_progress_bar", True):
         made = [callback for callback in made if not isinstance(callback, ProgressBar)]
     # ours changes nothing but under FSDP2, which `checks` refuses beside averaged weights
@@ -123,8 +117,8 @@ def trainer(
         logging.getLogger(talker).setLevel(logging.WARNING)
     # lightning 2.6 under torch 2.14 and later; nothing a user could change
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-    plugins = make(node["plugins"]) if node.get("plugins") else []
-    made_trainer: Trainer = make(
+    plugins = build_object(node["plugins"]) if node.get("plugins") else []
+    made_trainer: Trainer = build_object(
         {k: v for k, v in node.items() if k != "plugins"},
         logger=loggers or False,
         callbacks=made,

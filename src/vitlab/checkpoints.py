@@ -29,8 +29,10 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
-from vitlab import stopping, trust
+from vitlab import stopping
+from vitlab.config.bounds import PositiveFloat, PositiveInt, check_bounds
 from vitlab.stopping import Outcome, Stopped
+from vitlab.storage import safe_load
 
 ORDER = ("last.ckpt", "previous.ckpt")  # of the equally new, which is taken first
 STOPS: tuple[Outcome | None, ...] = (None, "preempted", "interrupted")
@@ -128,9 +130,9 @@ def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 def read(file: Path) -> dict[str, Any]:
     """A checkpoint's content; tensors are read from the file when they are used.
 
-    Raises `trust.NotTrusted` for a file that holds more than weights and plain data.
+    Raises `allowlist.NotTrusted` for a file that holds more than weights and plain data.
     """
-    with trust.weights_alone(file):
+    with safe_load.explain_unsafe_pickle(file):
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     return content
 
@@ -165,25 +167,17 @@ class LastCheckpoint(Checkpoint):
         keep_every_n_train_steps: The same in optimizer steps.
     """
 
+    @check_bounds
     def __init__(
         self,
         *,
         dirpath: str,
-        every_n_epochs: int | None = 1,
-        every_n_train_steps: int | None = None,
-        every_n_minutes: float | None = 10.0,
-        keep_every_n_epochs: int | None = None,
-        keep_every_n_train_steps: int | None = None,
+        every_n_epochs: PositiveInt | None = 1,
+        every_n_train_steps: PositiveInt | None = None,
+        every_n_minutes: PositiveFloat | None = 10.0,
+        keep_every_n_epochs: PositiveInt | None = None,
+        keep_every_n_train_steps: PositiveInt | None = None,
     ) -> None:
-        for knob, value in (
-            ("every_n_epochs", every_n_epochs),
-            ("every_n_train_steps", every_n_train_steps),
-            ("every_n_minutes", every_n_minutes),
-            ("keep_every_n_epochs", keep_every_n_epochs),
-            ("keep_every_n_train_steps", keep_every_n_train_steps),
-        ):
-            if value is not None and value <= 0:
-                raise ValueError(f"callbacks.last.{knob}={value} must be above 0, or null for never")
         self.file = Path(dirpath) / "last.ckpt"
         self.epochs, self.steps, self.minutes = every_n_epochs, every_n_train_steps, every_n_minutes
         self.kept_epochs, self.kept_steps = keep_every_n_epochs, keep_every_n_train_steps
@@ -309,9 +303,8 @@ class BestCheckpoint(ModelCheckpoint):
     ones are kept under that name, and the log says so.
     """
 
-    def __init__(self, *, dirpath: str, monitor: str, mode: str, keep: int = 1) -> None:
-        if keep < 1:
-            raise ValueError(f"callbacks.best.keep={keep} must be at least 1")
+    @check_bounds
+    def __init__(self, *, dirpath: str, monitor: str, mode: str, keep: PositiveInt = 1) -> None:
         super().__init__(
             dirpath=dirpath,
             filename="best" if keep == 1 else "best-{step:06d}",

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vitlab import launch, ledger, runs, stopping
-from vitlab.schema import Node
+from vitlab.config.schema import Node
 
 POLL = 1.0  # seconds between two looks at what others do
 

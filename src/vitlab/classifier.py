@@ -3,9 +3,10 @@
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt, Le
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -18,8 +19,10 @@ from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from vitlab import freezing
+from vitlab.config.bounds import PositiveFloat, Rate, check_bounds
 from vitlab.data.dataset import EvalBatch, TrainBatch
-from vitlab.optim import MakeOptimizer, MakeSchedule, group_table, make_optimizer
+from vitlab.optim import MakeOptimizer, group_table, make_optimizer
+from vitlab.training.schedules import MakeSchedule
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class Classifier(LightningModule):
     stochastic depth, and BatchNorm's statistics stay (`vitlab.freezing.put_to_rest`).
     """
 
+    @check_bounds
     def __init__(
         self,
         network: nn.Module,
@@ -52,18 +56,12 @@ class Classifier(LightningModule):
         optimizer: MakeOptimizer | None = None,
         schedule: MakeSchedule | None = None,
         loss: Literal["softmax", "sigmoid"] = "softmax",
-        label_smoothing: float = 0.0,
-        layer_decay: float = 1.0,
-        head_lr_factor: float = 1.0,
+        label_smoothing: Rate = 0.0,
+        layer_decay: Annotated[float, Gt(0), Le(1), "1 is off"] = 1.0,
+        head_lr_factor: PositiveFloat = 1.0,
         freeze: str | tuple[str, ...] = (),
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"classifier.label_smoothing={label_smoothing} is not in [0, 1)")
-        if not 0 < layer_decay <= 1:
-            raise ValueError(f"classifier.layer_decay={layer_decay} must be above 0 and at most 1 (off)")
-        if head_lr_factor <= 0:
-            raise ValueError(f"classifier.head_lr_factor={head_lr_factor} must be above 0")
         if freeze:
             freezing.freeze(network, freeze)
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")

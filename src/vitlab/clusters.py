@@ -18,7 +18,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 
-from vitlab import launch, resolvers, runs, stopping
+from vitlab import launch, runs, stopping
 from vitlab.parallel import Job
 
 POLL = 1.0  # seconds between two looks at what has ended
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 def run_there(job: Job) -> JobReturn:
     """Runs a job in the process that it was sent to."""
-    resolvers.register_resolvers()
     return job.run()
 
 

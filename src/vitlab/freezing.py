@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from vitlab.schema import suggest
+from vitlab.config.schema import suggest
 
 ALL_BUT_HEAD = "all-but-head"
 

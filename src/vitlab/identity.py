@@ -11,16 +11,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-
-from vitlab.schema import Node
+from vitlab.config.overrides import fixed_settings
+from vitlab.config.schema import Node
+from vitlab.data.source import loader_facts
 
 LONGEST = 120  # characters of a name that are made of choices
-NOT_A_CHOICE = ("sweep", "retries", "resume", "run_dir")
 
 
 def counts(path: str) -> bool:
@@ -61,35 +58,6 @@ def digest(value: Any, digits: int) -> str:
     return hashlib.blake2b(text.encode(), digest_size=digits // 2).hexdigest()
 
 
-# ------------------------------------------------------------------------------------------ from the command line
-
-
-def parsed(overrides: Iterable[str]) -> list[Override]:
-    """Overrides as Hydra reads them."""
-    return OverridesParser.create().parse_overrides(list(overrides))
-
-
-def varying(overrides: Iterable[str], params: Mapping[str, Any] | None = None) -> list[str]:
-    """The keys that a sweep varies: on its command line, or in its sweeper's `params` or search space."""
-    on_line = [o.key_or_group for o in parsed(overrides) if o.is_sweep_override()]
-    return list(dict.fromkeys([*(params or {}), *on_line]))
-
-
-def alone(overrides: Iterable[str]) -> list[str]:
-    """The overrides of a sweep's job as those of a single run: an experiment's file may say that it is a sweep."""
-    kept = [line for line in overrides if not line.startswith("sweep=")]
-    return [*kept, "hydra.mode=RUN", "sweep=null"] if any(line.startswith("experiment=") for line in kept) else kept
-
-
-def settings(overrides: Iterable[str]) -> dict[str, str]:
-    """What overrides set, by key, but for what a sweep varies and what is no part of a job."""
-    return {
-        o.key_or_group: "~" if o.is_delete() else o.get_value_element_as_str()
-        for o in parsed(overrides)
-        if not o.is_sweep_override() and o.key_or_group not in NOT_A_CHOICE
-    }
-
-
 # --------------------------------------------------------------------------------------------------------------- names
 
 
@@ -106,7 +74,7 @@ def sweep_name(subject: str, overrides: Iterable[str], varies: Iterable[str], sw
     It is made of the keys that vary and of what is fixed, in any order: `digits-lr-seed-3fa29c1b`.
     """
     keys = sorted(varies)
-    fixed = {k: v for k, v in settings(overrides).items() if counts(k) and not k.startswith(("hydra.", "hydra/"))}
+    fixed = {k: v for k, v in fixed_settings(overrides).items() if counts(k) and not k.startswith(("hydra.", "hydra/"))}
     name = "-".join(safe(part) for part in [subject, *short_keys(keys).values()])[:LONGEST].strip("-_.")
     return f"{name}-{digest({'fixed': fixed, 'varies': keys, 'sweeper': sweeper}, 8)}"
 
@@ -132,10 +100,6 @@ def subject(config: Node, varies: Iterable[str] = ()) -> str:
 
 def data_name(source: Mapping[str, Any]) -> str:
     """What the data of a source is called in names: `digits`, a folder's name, `ylecun_mnist`."""
-    kind = str(source.get("_target_", "sweep")).rsplit(".", 1)[-1]
-    if kind in ("image_folder", "shards"):
-        return Path(str(source.get("data_dir"))).name
-    if kind == "huggingface" and isinstance(name := source.get("name"), str):
-        is_local = name[0:1] in ("/", ".", "~") or Path(name).exists()
-        return safe(Path(name).name.removesuffix(".parquet") if is_local else name)
-    return kind
+    target = str(source.get("_target_", "sweep"))
+    label = loader_facts(target).label
+    return label(source) if label else target.rsplit(".", 1)[-1]

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from typing import Any
 
-from vitlab.schema import Node, node_problems, shown
+from vitlab.config.schema import Node, format_value, node_problems
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # Hydra's own: one job after the other
 OURS = "hydra_plugins.vitlab_launchers.plugins"
@@ -26,7 +26,7 @@ def missing(group: str, option: str) -> str | None:
 def problems(node: Any, *, sweep: bool) -> tuple[list[str], bool]:
     """What is wrong with the unresolved node `hydra.launcher`, and whether it starts jobs on other machines."""
     if not isinstance(node, dict):
-        return [f"hydra.launcher={shown(node)} is not a mapping"], False
+        return [f"hydra.launcher={format_value(node)} is not a mapping"], False
     target = node.get("_target_")
     package = ELSEWHERE.get(str(target))
     found = []

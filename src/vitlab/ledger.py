@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -26,8 +25,10 @@ import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from vitlab import identity, resolvers, runs
-from vitlab.schema import Node, suggest
+from vitlab import identity, runs
+from vitlab.config import objective, paths
+from vitlab.config.overrides import fixed_settings, swept_keys
+from vitlab.config.schema import Node, suggest
 
 SWEEPS = Path("runs") / "sweeps"
 SWEEP, JOB, CANCELLED, LOCK = "sweep.json", "job.json", "cancelled", ".sweep.lock"
@@ -200,7 +201,7 @@ def entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple[str, N
     """
     head = read_json(sweep / SWEEP)
     varies = head.get("varies", [])
-    settings = {k: v for k, v in identity.settings(overrides).items() if k in varies or identity.counts(k)}
+    settings = {k: v for k, v in fixed_settings(overrides).items() if k in varies or identity.counts(k)}
     chosen = {key: settings[key] for key in varies if key in settings}
     name = identity.digest(settings, 12) if isinstance(config, str) else identity.job_id(config, chosen)
     if listed := head.get("jobs", {}).get(name):
@@ -209,6 +210,11 @@ def entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple[str, N
         there = sorted(file.parent.name for file in sweep.glob(f"*{name}/{JOB}"))
         folder = there[0] if there else identity.job_name(chosen, name)
     return name, {"folder": folder, "settings": settings}
+
+
+def job_entry(hydra_cfg: DictConfig, config: Node | str) -> tuple[str, Node]:
+    """The same for the job that Hydra composes: `hydra_cfg` is its node `hydra`."""
+    return entry(Path(hydra_cfg.sweep.dir), config, list(hydra_cfg.overrides.task))
 
 
 def cancel(sweep: Sweep) -> int:
@@ -237,7 +243,7 @@ class Begins(Callback):
         names = [config.objective] if isinstance(config.objective, str) else list(config.objective)
         begin(
             Path(hydra.sweep.dir),
-            command=shlex.join(["python", *sys.argv]),
-            varies=identity.varying(hydra.overrides.task, params),
-            objectives={name: resolvers.better(name) for name in names},
+            command=paths.command_line(sys.argv[1:]),
+            varies=swept_keys(hydra.overrides.task, params),
+            objectives={name: objective.direction(name) for name in names},
         )

@@ -1,4 +1,4 @@
-"""When a device's memory is not enough: which part of a batch would fit, and how a run goes on with it.
+"""When a device's memory is not enough: which part of a batch would fit.
 
 `batch_size` is global, and the gradient of a step doesn't depend on how its images are cut into parts
 (`vitlab.data.sampler`, `Classifier.training_step`). So `trainer.accumulate_grad_batches` trades memory for time. Only
@@ -7,24 +7,20 @@ distributions.
 """
 
 import gc
-import json
 import logging
 import math
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from lightning import Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from vitlab import runs
 from vitlab.classifier import Classifier
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
-from vitlab.data.module import DataModule
-from vitlab.schema import Node
 
 # What libraries say that have no exception of their own for it.
 WORDS = (
@@ -32,7 +28,6 @@ WORDS = (
     *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
     *("HIP out of memory", "MPS backend out of memory"),
 )
-FLAG, FITTING = "out_of_memory", "fitting_accumulate_grad_batches"  # in `results.json`
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explained(trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int) -> Iterator[None]:
     """Around a training: raises `OutOfMemory`, which says what fits, in place of an error that says memory is used up.
 
-    The training is over then: finding out takes the module apart. `results.json` gets the answer too.
+    The training is over then: finding out takes the module apart.
     """
     try:
         yield
@@ -79,7 +74,6 @@ def explained(trainer: Trainer, module: Classifier, datamodule: DataModule, *, b
             )
         else:
             fitting = fitting_parts(trainer, module, datamodule, batch_size=batch_size)
-            note(Path(trainer.default_root_dir), fitting)
             at_once = f"{part} images on each device at once are too many"
             if fitting is None:
                 reason = f"{at_once}; raise trainer.accumulate_grad_batches above {accumulate}, or lower batch_size"
@@ -111,12 +105,6 @@ def free(error: BaseException | None) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def note(run_dir: Path, fitting: int | None) -> None:
-    """Keeps in `results.json` that memory was not enough, for whoever would start the run again."""
-    results = runs.read_results(run_dir)
-    runs.replace(run_dir / runs.RESULTS, json.dumps({**results, FLAG: True, FITTING: fitting}, indent=2))
 
 
 def candidates(batch_size: int, world_size: int, accumulate: int) -> list[int]:
@@ -194,19 +182,3 @@ def blank_batch(datamodule: DataModule, images: int, device: torch.device) -> Tr
     shape = (datamodule.channels, *datamodule.image_size) if stored is None else stored.shape[1:]
     black = torch.zeros(images, *shape, dtype=torch.uint8, device=device)
     return TrainBatch(black, torch.zeros(images, dtype=torch.int64, device=device), images, *datamodule.position())
-
-
-def smaller_parts(config: Node, results: Node, *, ranks: int, going_on: bool) -> Node | None:
-    """For `on_out_of_memory=accumulate`: a failed job's configuration, its batches cut smaller; None: it stays failed.
-
-    `going_on`: there is a last checkpoint to go on from.
-    """
-    if config.get("on_out_of_memory") != "accumulate" or not results.get(FLAG):
-        return None
-    before, fitting = config["trainer"]["accumulate_grad_batches"], results.get(FITTING)
-    tried = candidates(config["batch_size"], ranks, before)
-    after = fitting if fitting is not None else tried[0] if tried else 0
-    if after <= before:
-        return None
-    resume = "auto" if going_on else config["resume"]
-    return {**config, "resume": resume, "trainer": {**config["trainer"], "accumulate_grad_batches": after}}

@@ -27,10 +27,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from vitlab import optim, resume, runs
+from vitlab import optim, runs
 from vitlab.classifier import Classifier
+from vitlab.config import overrides, paths
+from vitlab.config.bounds import NonNegativeInt, check_bounds
+from vitlab.config.schema import Node
 from vitlab.data.dataset import TrainBatch
-from vitlab.schema import Node
 
 INFO, WEIGHTS, PARTS = "info.json", "weights.pt", "parts.pt"
 
@@ -68,12 +70,15 @@ class NonFinite(Callback):
     scale. Here they count only once the scale is below 1, when scaling isn't to blame any more; losses always do.
     """
 
+    @check_bounds
     def __init__(
-        self, *, dirpath: str, on_nonfinite: Literal["stop", "skip"] = "stop", limit: int = 10, keep: int = 3
+        self,
+        *,
+        dirpath: str,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        limit: NonNegativeInt = 10,
+        keep: NonNegativeInt = 3,
     ) -> None:
-        for knob, value in (("limit", limit), ("keep", keep)):
-            if value < 0:
-                raise ValueError(f"callbacks.nonfinite.{knob}={value} must be at least 0")
         self.folder, self.on_nonfinite, self.limit, self.keep = Path(dirpath), on_nonfinite, limit, keep
         self.skipped = 0
         self._told = 0
@@ -153,8 +158,8 @@ class NonFinite(Callback):
         wrong = [rank for rank, losses in enumerate(info["losses"]) if not is_finite(losses)]
         rank = f" rank={wrong[0]}" if wrong and wrong[0] else ""
         path = folder.absolute()
-        value = str(path) if re.fullmatch(r"[\w/.-]+", str(path)) else resume.quoted(path)
-        return f". Captured; see why: python src/replay.py {shlex.quote(f'capture={value}')}{rank}"
+        value = str(path) if re.fullmatch(r"[\w/.-]+", str(path)) else overrides.hydra_quote(path)
+        return f". Captured; see why: {paths.COMMAND.format('replay')} {shlex.quote(f'capture={value}')}{rank}"
 
     def _forget(self) -> None:
         self._given, self._losses = [], []

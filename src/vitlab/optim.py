@@ -1,9 +1,8 @@
-"""From a network's parameters to optimizer groups, and from optimizer steps to learning rates.
+"""From a network's parameters to optimizer groups.
 
 The optimizers themselves are torch's and timm's; `conf/optimizer/` names them.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -11,12 +10,10 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from vitlab.freezing import in_head, trainable
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
-MakeSchedule = Callable[..., LambdaLR]
 
 
 def parameter_groups(
@@ -154,79 +151,3 @@ def prefixes(name: str) -> list[str]:
     """`blocks`, `blocks.0`, ... and the name itself."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-
-
-def warmup(step: int, warmup_steps: int) -> float:
-    """A straight line to 1, reached at step `warmup_steps`; the first step is not lost at a rate of 0."""
-    return min(1.0, (step + 1) / max(1, warmup_steps))
-
-
-def progress(step: int, total_steps: int, warmup_steps: int) -> float:
-    """How much of the time after the warm-up is over, in [0, 1]."""
-    return min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
-
-
-def check_steps(total_steps: float, warmup_steps: int, cooldown_steps: int = 0) -> None:
-    """Raises `ValueError` where warm-up and cool-down leave no step between them."""
-    if warmup_steps + cooldown_steps >= total_steps:
-        cooldown = f" and schedule.cooldown_steps={cooldown_steps}" if cooldown_steps else ""
-        leave = "leave" if cooldown else "leaves"
-        raise ValueError(
-            f"schedule.warmup_steps={warmup_steps}{cooldown} {leave} nothing of the {total_steps} steps of training; "
-            "lower them, or raise trainer.max_epochs or trainer.max_steps"
-        )
-
-
-def warmup_cosine(
-    optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, final_fraction: float = 0.0
-) -> LambdaLR:
-    """Linear warm-up, then half a cosine down to `final_fraction` of the peak (SGDR, arXiv 1608.03983)."""
-    check_steps(total_steps, warmup_steps)
-
-    def multiplier(step: int) -> float:
-        cosine = 0.5 * (1 + math.cos(math.pi * progress(step, total_steps, warmup_steps)))
-        return warmup(step, warmup_steps) * (final_fraction + (1 - final_fraction) * cosine)
-
-    return LambdaLR(optimizer, multiplier)
-
-
-def warmup_linear(
-    optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, final_fraction: float = 0.0
-) -> LambdaLR:
-    """Linear warm-up, then a straight line down to `final_fraction` of the peak."""
-    check_steps(total_steps, warmup_steps)
-
-    def multiplier(step: int) -> float:
-        left = 1 - progress(step, total_steps, warmup_steps)
-        return warmup(step, warmup_steps) * (final_fraction + (1 - final_fraction) * left)
-
-    return LambdaLR(optimizer, multiplier)
-
-
-def reciprocal_sqrt(
-    optimizer: Optimizer,
-    total_steps: int,
-    *,
-    warmup_steps: int = 0,
-    timescale: int = 10_000,
-    cooldown_steps: int = 0,
-) -> LambdaLR:
-    """Linear warm-up, then 1 / sqrt(1 + steps after it / timescale), then a straight line to 0.
-
-    Training can be stopped, or go on, at any time before the cool-down ("Scaling Vision Transformers",
-    arXiv 2106.04560, section 3.5).
-    """
-    check_steps(total_steps, warmup_steps, cooldown_steps)
-
-    def multiplier(step: int) -> float:
-        after = max(0, step - warmup_steps)
-        cooldown = min(1.0, (total_steps - step) / cooldown_steps) if cooldown_steps else 1.0
-        return warmup(step, warmup_steps) * math.sqrt(timescale / (timescale + after)) * cooldown
-
-    return LambdaLR(optimizer, multiplier)
-
-
-def constant(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0) -> LambdaLR:
-    """Linear warm-up, then the peak for ever."""
-    check_steps(total_steps, warmup_steps)
-    return LambdaLR(optimizer, lambda step: warmup(step, warmup_steps))

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from vitlab import aggregate, runs
+from vitlab.config.schema import Node
 from vitlab.ledger import Sweep
-from vitlab.schema import Node
 from vitlab.tracking import choice_key, known_run_id, plain
 
+FILE = "dashboard.json"
 INSTALL = "pip install -e '.[dashboard]'"
 X = "images"  # what curves are drawn against
 MOST = 100  # runs in a panel

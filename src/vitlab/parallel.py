@@ -28,8 +28,8 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from vitlab import launch as ranks
 from vitlab import runs, stopping
+from vitlab.launch import JobFailed, end_with, passed_on, ranks_per_node
 
 CONSOLE = "console.log"  # what a job prints that shares the terminal with others
 
@@ -61,7 +61,7 @@ class Job:
         if OmegaConf.is_list(devices) or (isinstance(devices, str) and "," in devices):
             listed = devices.split(",") if isinstance(devices, str) else devices
             return [int(d) for d in listed if str(d).strip()]
-        return ranks.ranks_per_node(devices, accelerator)
+        return ranks_per_node(devices, accelerator)
 
     @property
     def count(self) -> int:
@@ -120,7 +120,7 @@ class Job:
     def failed(self, reason: str) -> JobReturn:
         """The return of a job whose process can't say anything any more."""
         result = JobReturn(overrides=self.overrides, status=JobStatus.FAILED)
-        result.return_value = ranks.JobFailed(reason)
+        result.return_value = JobFailed(reason)
         return result
 
 
@@ -249,7 +249,7 @@ def run_forked(
     os.setpgid(0, 0)
     for number in stopping.SIGNALS:  # the parent's are for the parent
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    ranks.end_with(parent)
+    end_with(parent)
     os.environ.update(environment)
     if affinity:
         os.sched_setaffinity(0, affinity)
@@ -280,7 +280,7 @@ def launch(jobs: Sequence[Job], *, at_once: int | None) -> list[JobReturn]:
     waiting, running = list(jobs), dict[Connection, tuple[Job, Forked, list[str]]]()
     results: dict[int, JobReturn] = {}
     processes: list[Forked] = []
-    with ranks.passed_on(processes) as asked:
+    with passed_on(processes) as asked:
         while running or (waiting and not asked):
             while waiting and not asked and (at_once is None or len(running) < at_once):
                 job = waiting[0]

@@ -6,58 +6,56 @@ from pathlib import Path
 
 import yaml
 
-from vitlab import ledger, nonfinite, panels, runs, trust
-from vitlab.reader import Reader
-from vitlab.schema import resolve, shown
+from vitlab import ledger, runs
+from vitlab.config import allowlist
+from vitlab.config.schema import format_value
+from vitlab.config.view import ConfigView
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "prepare.yaml"
+
+def evaluation_problems(read: ConfigView) -> Iterator[str]:
+    yield from run_problems(read)
+    yield from probe_problems(read)
 
 
-def evaluation_problems(read: Reader) -> Iterator[str]:
+def run_problems(read: ConfigView) -> Iterator[str]:
     run, checkpoint = read("run", str), read("checkpoint", str)
     if run is None or checkpoint is None:
         return
     file = Path(run) / runs.CONFIG
     if not file.is_file():
         yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
-    elif refused := trust.problems(yaml.safe_load(file.read_text())):
+    elif refused := allowlist.problems(yaml.safe_load(file.read_text())):
         yield from (f"run={run}: {problem}" for problem in refused)
     elif not runs.checkpoint_file(Path(run), checkpoint).is_file():
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
 
 
-def probe_problems(read: Reader) -> Iterator[str]:
+def probe_problems(read: ConfigView) -> Iterator[str]:
     node = read("probe", dict)
-    if not node or "_target_" not in node or any(bad.startswith("probe") for bad in read.bad):
+    if not node or "_target_" not in node or read.has_problem("probe"):
         return
-    try:
-        resolve(str(node["_target_"]))(**{k: v for k, v in node.items() if not k.startswith("_")})
-    except ValueError as error:
-        yield str(error)
-    if read("split", str) == "train" and node["_target_"] != "vitlab.probing.Head":
+    if read("split", str) == "train" and node["_target_"] != "vitlab.evaluation.probes.Head":
         yield "split=train: a probe is fitted to the training images, and is measured on others; use val or test"
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:
         yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
 
 
-def doctor_problems(read: Reader) -> Iterator[str]:
-    if "changes" not in read.config:
-        return
+def doctor_problems(read: ConfigView) -> Iterator[str]:
     for knob, least in (("steps", 1), ("warmup", 1), ("rounds", 1)):
         if (value := read(knob, int)) is not None and value < least:
             yield f"{knob}={value} must be at least {least}"
     for count in read("workers", list[int]) or []:
         if count < 0:
-            yield f"workers={shown(read('workers'))}: {count} is not a number of processes; use 0 or more"
+            yield f"workers={format_value(read('workers'))}: {count} is not a number of processes; use 0 or more"
     if (ranks := read.ranks()) > 1 and (batch := read("batch_size", int)) is not None:
         share = f"use trainer.devices=1 trainer.num_nodes=1 batch_size={max(1, batch // ranks)}, the share of one"
-        yield f"trainer.devices={shown(read('trainer.devices'))}: the doctor looks at one device; {share}"
+        yield f"trainer.devices={format_value(read('trainer.devices'))}: the doctor looks at one device; {share}"
 
 
-def export_problems(read: Reader) -> Iterator[str]:
+def export_problems(read: ConfigView) -> Iterator[str]:
     if (tolerance := read("tolerance", float)) is not None and not tolerance >= 0:
-        yield f"tolerance={shown(tolerance)} must be 0 or more"
+        yield f"tolerance={format_value(tolerance)} must be 0 or more"
     name, run, checkpoint, out = (read(key, str) for key in ("format", "run", "checkpoint", "out"))
     if name is None or run is None or checkpoint is None or out is None:
         return
@@ -74,10 +72,12 @@ def export_problems(read: Reader) -> Iterator[str]:
     )
 
 
-def replay_problems(read: Reader) -> Iterator[str]:
+def replay_problems(read: ConfigView) -> Iterator[str]:
     capture, rank = read("capture", str), read("rank", int)
     if capture is None or rank is None:
         return
+    from vitlab import nonfinite
+
     folder = Path(capture)
     if not (folder / nonfinite.INFO).is_file():
         inside = sorted(map(str, folder.glob(f"captures/*/{nonfinite.INFO}")))
@@ -90,54 +90,26 @@ def replay_problems(read: Reader) -> Iterator[str]:
         yield f"rank={rank}: {capture} has no part of it; there is {there}"
 
 
-def dashboard_problems(read: Reader) -> Iterator[str]:
-    if not {"sweep", "run"} <= read.config.keys():
+def sweep_action_problems(read: ConfigView) -> Iterator[str]:
+    action, sweep, run = read("action", str), read("sweep", str), read("run", str)
+    if action is None or {"sweep", "run"} & read.bad:
         return
-    sweep, run = read("sweep", str), read("run", str)
-    if (sweep is None) == (run is None):
-        both = "sweep and run are both set" if sweep is not None else "neither sweep nor run is set"
-        yield f"{both}; a dashboard is of one of them: sweep=NAME or run=FOLDER"
-    elif importlib.util.find_spec("wandb_workspaces") is None:
+    from vitlab import panels
+
+    takes = f"{action} takes sweep=NAME" + " or run=FOLDER" * (action == "dashboard")
+    if action != "dashboard" and (sweep is None or run is not None):
+        yield f"{'sweep is not set' if run is None else f'run={run} is for dashboard'}; {takes}"
+    elif (sweep is None) == (run is None):
+        yield f"{'neither sweep nor run is' if sweep is None else 'sweep and run are both'} set; {takes}"
+    elif action == "dashboard" and importlib.util.find_spec("wandb_workspaces") is None:
         yield f"wandb-workspaces, which makes dashboards, is not installed: {panels.INSTALL}"
-    elif sweep is not None:
+    else:
         try:
-            found = ledger.read_sweep(ledger.find_sweep(sweep))
-            panels.tracked_in([job.config for job in found.jobs if job.config])
-        except ledger.NoSweep as error:
+            folder = ledger.find_sweep(sweep) if sweep is not None else None
+            if action == "dashboard":
+                jobs = ledger.read_sweep(folder).jobs if folder else []
+                panels.tracked_in([runs.read_config(Path(run))] if run else [job.config for job in jobs if job.config])
+        except (ledger.NoSweep, FileNotFoundError) as error:
             yield str(error)
         except ValueError as error:
-            yield f"sweep={sweep}: {error}"
-    elif run is not None:
-        if not (Path(run) / runs.CONFIG).is_file():
-            yield f"run={run} is not a run folder: it has no {runs.CONFIG}"
-            return
-        try:
-            panels.tracked_in([runs.read_config(Path(run))])
-        except ValueError as error:
-            yield f"run={run}: {error}"
-
-
-def packing_problems(read: Reader) -> Iterator[str]:
-    if not {"to", "shard_images"} <= read.config.keys():
-        return
-    from vitlab.data import indexing, packing
-
-    places = {key: read(key, str) for key in ("out", "verify", "index")}
-    given = [key for key in places if read.config.get(key) is not None]  # also what can't be a folder, told already
-    if len(given) != 1:
-        what = f"{' and '.join(given)} are set" if given else "out is not set"
-        yield f"{what}; one of out=FOLDER (pack into it), verify=FOLDER and index=FOLDER is wanted"
-    else:
-        yield from indexing.problems(verify=places["verify"], index=places["index"])
-    if (processes := read("processes", int)) is not None and processes < 0:
-        yield f"processes={processes} must be at least 0"
-    if given and "out" not in given:
-        usual = yaml.safe_load(CONF.read_text())
-        for key in ("to", "size", "quality", "shard_images", "shuffle", "seed"):
-            if (value := read.config.get(key, usual[key])) != usual[key]:
-                looks = f"{given[0]}={places[given[0]]} packs nothing"
-                yield f"{key}={shown(value)} is of packing, and {looks}; leave it out"
-    else:
-        numbers = {key: read(key, int) for key in ("size", "quality", "shard_images")}
-        out = Path(places["out"]) if given == ["out"] and places["out"] is not None else None
-        yield from packing.problems(to=read("to", str), out=out, **numbers)
+            yield f"{f'run={run}' if run else f'sweep={sweep}'}: {error}"

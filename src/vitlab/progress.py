@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from vitlab import ledger
 from vitlab.standing import STOPPED, Lookout, Place, Standing, duration, told, told_end
 
-if TYPE_CHECKING:  # it is imported when there is a terminal
+if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from vitlab import build, inspection, nonfinite, runs
 from vitlab.classifier import Classifier, share
+from vitlab.config import instantiate
+from vitlab.config.schema import Node
 from vitlab.inspection import Call, Inspection, Range
 from vitlab.nonfinite import number
-from vitlab.schema import Node
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,9 @@ def replay(folder: Path, *, rank: int = 0, accelerator: str = "auto") -> Replay:
     trainer = build.trainer({"_target_": "lightning.Trainer", **node}, run_dir=folder)
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
     with precision.module_init_context():
-        network = build.make(config["model"], num_classes=info["num_classes"], in_channels=info["in_channels"])
+        network = instantiate.build_object(
+            config["model"], num_classes=info["num_classes"], in_channels=info["in_channels"]
+        )
     network.load_state_dict(weights)
     module = Classifier(network, num_classes=info["num_classes"], **config["classifier"])
     module = precision.convert_module(module).to(device).train()  # type: ignore[assignment]

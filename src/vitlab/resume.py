@@ -11,11 +11,11 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vitlab import runs
-from vitlab.identity import alone
-from vitlab.schema import Node
+from vitlab.config.overrides import as_single_run, hydra_quote
+from vitlab.config.schema import Node
 
 if TYPE_CHECKING:
-    from vitlab.data.module import DataModule
+    from vitlab.data.datamodule import DataModule
 
 LAST = "checkpoints/last.ckpt"
 
@@ -59,10 +59,11 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
         return []
     saved = yaml.safe_load((run_dir / runs.OVERRIDES).read_text()) if (run_dir / runs.OVERRIDES).is_file() else []
     parsed = OverridesParser.create().parse_overrides(saved)
-    kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
+    dropped = {*given, "resume", "sweep", "on_out_of_memory"}  # the last one is a setting of earlier versions
+    kept = [o.input_line or "" for o in parsed if o.key_or_group not in dropped]
     if runs.read_config(run_dir).get("sweep"):
-        kept = [line for line in alone(kept) if line.split("=")[0] not in given]
-    return [*kept, f"hydra.run.dir={quoted(run_dir)}"]
+        kept = [line for line in as_single_run(kept) if line.split("=")[0] not in given]
+    return [*kept, f"hydra.run.dir={hydra_quote(run_dir)}"]
 
 
 def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -87,7 +88,7 @@ def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.
         if (begun or same_job or results.get("status") == "preempted") and not runs.is_held(run_dir):
             newest = max((f.stat().st_mtime for f in begun), default=0.0)
             candidates.append((same_job, steps_trained(run_dir), newest, run_dir))
-    return [f"hydra.run.dir={quoted(max(candidates)[-1])}"] if candidates else []
+    return [f"hydra.run.dir={hydra_quote(max(candidates)[-1])}"] if candidates else []
 
 
 def steps_trained(run_dir: Path) -> int:
@@ -120,11 +121,6 @@ def run_of(path: Path) -> Path | None:
         if (folder / runs.CONFIG).is_file():
             return folder.resolve()
     return None
-
-
-def quoted(path: Path) -> str:
-    """A path as a value in Hydra's override grammar."""
-    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 # ----------------------------------------------------------------------------------------------- the same run, or not

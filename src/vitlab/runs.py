@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,16 +21,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
-from filelock import FileLock, Timeout
 
 from vitlab import launch
-from vitlab.identity import alone
-from vitlab.schema import Node
+from vitlab.config import paths
+from vitlab.config.overrides import as_single_run
+from vitlab.config.schema import Node
 from vitlab.stopping import Outcome, Stopped
 
 CONFIG, RESULTS, OVERRIDES = "config.yaml", "results.json", ".hydra/overrides.yaml"
@@ -107,7 +105,7 @@ def held(run_dir: Path, role: str) -> Iterator[None]:
     patience = LINGERS if lock_is_left_behind(run_dir) else GLANCE
     try:
         lock = locked(run_dir, LOCKS[role], "take care that only one process trains in it", timeout=patience)
-    except Timeout:
+    except TimeoutError:
         raise Occupied(f"{run_dir} is being trained in by {holder(read_results(run_dir))}") from None
     with lock:
         yield
@@ -116,12 +114,14 @@ def held(run_dir: Path, role: str) -> Iterator[None]:
 def locked(folder: Path, name: str, remedy: str, *, timeout: float = -1) -> AbstractContextManager[object]:
     """Locks a folder at once, until the block ends or the process does; on file systems without locks tells a remedy.
 
-    Raises `Timeout` where somebody holds the lock for longer than `timeout` seconds (-1: waits).
+    Raises `TimeoutError` where somebody holds the lock for longer than `timeout` seconds (-1: waits).
     """
+    from filelock import FileLock
+
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return FileLock(folder / name).acquire(timeout=timeout)
-    except Timeout:
+    except TimeoutError:
         raise
     except (OSError, NotImplementedError) as error:
         log.warning("%s can't be locked (%s): %s", folder, error, remedy)
@@ -153,12 +153,14 @@ def is_locked(run_dir: Path, roles: Iterable[str] = LOCKS) -> bool:
 
     A glance: it keeps nobody from taking the folder for longer than that.
     """
+    from filelock import FileLock
+
     try:
         for role in roles:
             if (run_dir / LOCKS[role]).exists():
                 with FileLock(run_dir / LOCKS[role], timeout=0):
                     pass
-    except Timeout:
+    except TimeoutError:
         return True
     return False
 
@@ -306,15 +308,18 @@ def record_crash(run_dir: Path, error: str, *, first: bool = False, **more: Any)
 
 def provenance(run_dir: Path) -> Node:
     """What a result depends on beside its configuration, and the command that gives it again."""
+    from importlib import metadata
+
     overrides = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
     in_sweep = (run_dir / CONFIG).is_file() and read_config(run_dir).get("sweep")
-    overrides = alone(overrides) if in_sweep else [o for o in overrides if not o.startswith("sweep=")]
+    overrides = as_single_run(overrides) if in_sweep else [o for o in overrides if not o.startswith("sweep=")]
     packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "numpy")
     return {
-        "command": shlex.join(["python", sys.argv[0], *overrides]),
+        "command": paths.command_line(overrides),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
+        "versions": {"python": platform.python_version(), "vitlab": paths.version()}
+        | {p: metadata.version(p) for p in packages},
         "host": platform.node(),
         "process": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID"),  # a requeued job keeps it
@@ -323,6 +328,8 @@ def provenance(run_dir: Path) -> Node:
 
 def commit() -> str | None:
     """The source's git commit, `+changes` if files differ from it; None outside a repository."""
+    if paths.IN_WHEEL:  # the environment may be in a repository of something else
+        return None
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     with suppress(OSError, subprocess.CalledProcessError):
         name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

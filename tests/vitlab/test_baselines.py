@@ -8,12 +8,12 @@ import torch
 from lightning import Trainer
 from timm.layers.drop import DropPath
 
-from vitlab import optim
 from vitlab.baselines import timm_model
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
-from vitlab.data.sources import fake
+from vitlab.data.datamodule import DataModule
+from vitlab.data.sets.fake import fake
+from vitlab.training import schedules
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_baseline_trains_and_is_tested_in_the_same_harness(name: str, make_tra
     model = timm_model(model_name=name, num_classes=6, in_channels=2, image_size=32)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     make = partial(torch.optim.AdamW, lr=1e-3)
-    module = Classifier(model, num_classes=6, optimizer=make, schedule=optim.constant)
+    module = Classifier(model, num_classes=6, optimizer=make, schedule=schedules.constant)
     trainer = make_trainer(max_epochs=1, gradient_clip_val=1.0, accumulate_grad_batches=2)
     trainer.fit(module, data)
     assert trainer.global_step == 3

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from vitlab import build
 from vitlab.callbacks import Monitor
 from vitlab.checkpoints import BestCheckpoint
+from vitlab.config.schema import Node
 from vitlab.models.vit import VisionTransformer
-from vitlab.schema import Node
 from vitlab.tracking import MetricsFile
 
 Configure = Callable[..., Node]

@@ -17,16 +17,16 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vitlab import optim
 from vitlab.callbacks import Monitor, scores
 from vitlab.checkpoints import BestCheckpoint
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
-from vitlab.data.sources import digits
+from vitlab.data.datamodule import DataModule
+from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
 from vitlab.nonfinite import NonFinite
 from vitlab.tracking import MetricsFile
+from vitlab.training import schedules
 
 MakeTrainer = Callable[..., Trainer]
 SIZES = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "num_classes": 10, "in_channels": 1}
@@ -37,7 +37,7 @@ def data() -> DataModule:
     return DataModule(source=digits, max_train_samples=101, batch_size=30, augment=Augment(), image_size=8, seed=0)
 
 
-def classifier(lr: float = 0.1, schedule: Any = optim.constant) -> Classifier:
+def classifier(lr: float = 0.1, schedule: Any = schedules.constant) -> Classifier:
     torch.manual_seed(0)
     make = partial(torch.optim.SGD, lr=lr)
     return Classifier(VisionTransformer(**SIZES), num_classes=10, optimizer=make, schedule=schedule)  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def test_the_training_loss_is_the_mean_over_the_images_since_the_last_row(
 
 
 def test_the_rate_logged_is_the_one_that_the_step_used(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    schedule = partial(optim.warmup_linear, warmup_steps=2)
+    schedule = partial(schedules.warmup_linear, warmup_steps=2)
     fit(make_trainer, tmp_path, classifier(lr=0.6, schedule=schedule), log_every_n_steps=1)
     expected = [0.3, 0.6, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
     for group in ("decay", "no_decay"):

@@ -17,7 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from conftest import Configure
 from faults import assert_same_run, images, rows, same
 from vitlab import build, checkpoints, runs
-from vitlab.schema import Node
+from vitlab.config.schema import Node
 
 Train = Callable[..., Node]
 QUICK = [

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from vitlab import claiming, launch, ledger, runs, stopping
-from vitlab.schema import Node
+from vitlab.config.schema import Node
 
 Turn = Callable[..., None]
 

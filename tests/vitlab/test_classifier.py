@@ -15,13 +15,13 @@ from timm.optim.muon import Muon
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitlab import optim
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
+from vitlab.data.datamodule import DataModule
 from vitlab.data.sampler import EpochBatches
-from vitlab.data.sources import digits
+from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
+from vitlab.training import schedules
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -40,7 +40,7 @@ def classifier(*, make_optimizer: Any = None, network: nn.Module | None = None, 
         image_size=8, patch_size=4, dim=16, depth=1, heads=2, num_classes=10, in_channels=1
     )
     optimizer = make_optimizer or partial(torch.optim.SGD, lr=0.1, momentum=0.9)
-    return Classifier(network, num_classes=10, optimizer=optimizer, schedule=optim.constant, **knobs)
+    return Classifier(network, num_classes=10, optimizer=optimizer, schedule=schedules.constant, **knobs)
 
 
 # -------------------------------------------------------------------------------------------------------- losses
@@ -241,7 +241,7 @@ def test_the_rate_changes_with_every_step_and_the_schedule_knows_all_steps(make_
             used.append(optimizer.param_groups[0]["lr"])
 
     module = classifier()
-    module.make_schedule = partial(optim.warmup_linear, warmup_steps=2)
+    module.make_schedule = partial(schedules.warmup_linear, warmup_steps=2)
     make_trainer(max_epochs=2, accumulate_grad_batches=2, callbacks=[Rates()]).fit(module, digits_module())
     assert used == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025]), "2 epochs of 3 steps, of 2 batches each"
 
@@ -312,7 +312,7 @@ def test_a_run_with_rates_by_layer_that_goes_on_ends_as_one_that_was_never_inter
     def made() -> Classifier:
         make_optimizer = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
         module = classifier(make_optimizer=make_optimizer, layer_decay=0.6, head_lr_factor=4.0, freeze="patch_embed")
-        module.make_schedule = partial(optim.warmup_cosine, warmup_steps=2)
+        module.make_schedule = partial(schedules.warmup_cosine, warmup_steps=2)
         return module
 
     rates: list[list[float]] = []

@@ -15,12 +15,15 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
-from test_parallel import batch
 
-from vitlab import clusters, command, launch, signatures
+from sweep_jobs import batch
+from vitlab import clusters, launch
+from vitlab.cli import register
+from vitlab.jobs import compose
 from vitlab.stopping import STATUS, Stopped
 
-PYTHONPATH = os.pathsep.join([str(command.CONF.parent / "src"), str(Path(__file__).parent)])
+ROOT = compose.CONF.parent
+PYTHONPATH = os.pathsep.join(map(str, (ROOT, ROOT / "src", ROOT / "tests")))  # workers import this file
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -141,7 +144,7 @@ def on_two_nodes(folder: Path) -> None:
     """What a process of its own does for the next test: a cluster, a sweep on it, another that is interrupted."""
     from ray.cluster_utils import Cluster
 
-    signatures.register()
+    register.register()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     cluster.add_node(num_cpus=2)
     settings: dict[str, Any] = {"address": cluster.address, "cpus_per_device": 1.0, "gpus": None}
@@ -173,7 +176,7 @@ def rays(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """The folder of that process, and its exit status."""
     folder = tmp_path_factory.mktemp("ray")
     (folder / "rank.py").write_text(RANK)
-    code = f"from pathlib import Path; import test_clusters; test_clusters.on_two_nodes(Path({str(folder)!r}))"
+    code = f"from tests.vitlab.test_clusters import Path, on_two_nodes; on_two_nodes(Path({str(folder)!r}))"
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("OMP_NUM_THREADS", None)
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)

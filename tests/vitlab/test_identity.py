@@ -7,6 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from conftest import Configure
 from vitlab import identity
+from vitlab.config.overrides import as_single_run, fixed_settings, swept_keys
 
 
 def line(*overrides: str) -> list[str]:
@@ -62,13 +63,13 @@ def test_varying_what_counts_anyway_makes_no_other_job(configure: Configure) -> 
 
 def test_what_varies_is_read_off_the_command_line_and_the_sweepers_parameters() -> None:
     overrides = line("seed=0,1", "optimizer.lr=interval(1e-4,1e-2)", "model.depth=range(1,3)", "batch_size=32")
-    assert identity.varying(overrides) == ["seed", "optimizer.lr", "model.depth"]
-    assert identity.varying(["seed=0,1"], {"model/size": "tiny,small", "seed": "3"}) == ["model/size", "seed"]
+    assert swept_keys(overrides) == ["seed", "optimizer.lr", "model.depth"]
+    assert swept_keys(["seed=0,1"], {"model/size": "tiny,small", "seed": "3"}) == ["model/size", "seed"]
 
 
 def test_settings_are_what_is_given_a_single_value() -> None:
     overrides = line("optimizer.lr=1e-3", "++seed=2", "~callbacks.progress", "name='a b'", "sweep=x", "model=a,b")
-    assert identity.settings(overrides) == {
+    assert fixed_settings(overrides) == {
         "optimizer.lr": "0.001",
         "seed": "2",
         "callbacks.progress": "~",
@@ -101,7 +102,7 @@ BASE = line("seed=0,1", "optimizer.lr=1e-3,3e-3", "model.depth=1")
 
 def named(overrides: Iterable[str], sweeper: str = "grid") -> str:
     given = list(overrides)
-    return identity.sweep_name("digits", given, identity.varying(given), sweeper)
+    return identity.sweep_name("digits", given, swept_keys(given), sweeper)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_a_sweep_is_about_its_data(configure: Configure) -> None:
 
 
 def test_a_job_alone_is_no_sweep_also_where_its_experiment_is_one() -> None:
-    assert identity.alone(["sweep=a", "seed=1"]) == ["seed=1"]
-    assert identity.alone(["sweep=a", "experiment=b", "seed=1"]) == [
+    assert as_single_run(["sweep=a", "seed=1"]) == ["seed=1"]
+    assert as_single_run(["sweep=a", "experiment=b", "seed=1"]) == [
         *("experiment=b", "seed=1", "hydra.mode=RUN", "sweep=null")
     ]

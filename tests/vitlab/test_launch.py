@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from vitlab import launch
-from vitlab.command import CONF
+from vitlab.jobs.compose import CONF
 from vitlab.stopping import Stopped
 
 GPUS_OR_ONE = max(1, torch.cuda.device_count())

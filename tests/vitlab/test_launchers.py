@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from vitlab import launchers
-from vitlab.schema import Node, defaults
+from vitlab.config.schema import Node
+from vitlab.config.signatures import defaults
 
 LOCAL, SLURM, RAY = (f"{launchers.OURS}.{kind}Launcher" for kind in ("Local", "Slurm", "Ray"))
 

@@ -18,14 +18,15 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from conftest import Configure
-from vitlab import nonfinite, optim
+from vitlab import nonfinite
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
-from vitlab.data.sources import digits
+from vitlab.data.datamodule import DataModule
+from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
 from vitlab.nonfinite import NonFinite, NonFiniteError
 from vitlab.tracking import MetricsFile
+from vitlab.training import schedules
 
 MakeTrainer = Callable[..., Trainer]
 OPTIMIZERS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
@@ -43,7 +44,7 @@ def classifier(make: Any = None) -> Classifier:
         image_size=8, patch_size=4, dim=16, depth=2, heads=2, num_classes=10, in_channels=1, dropout=0.2, drop_path=0.2
     )
     make = make or partial(torch.optim.AdamW, lr=1e-2, fused=True)
-    return Classifier(network, num_classes=10, optimizer=make, schedule=optim.constant)
+    return Classifier(network, num_classes=10, optimizer=make, schedule=schedules.constant)
 
 
 class Poison(Callback):

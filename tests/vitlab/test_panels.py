@@ -1,4 +1,4 @@
-"""Panels of dashboards, made from sweeps that are made up; tests/test_dashboard.py has a real one."""
+"""Panels of dashboards, made from sweeps that are made up; tests/test_sweep.py has a real one."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from vitlab import panels
+from vitlab.config.schema import Node
 from vitlab.ledger import Job, Sweep
 from vitlab.panels import Project
-from vitlab.schema import Node
 
 
 def sweep(jobs: list[Job], **objectives: Any) -> Sweep:

@@ -1,7 +1,6 @@
 """Jobs beside each other on one machine: each on its own devices, each with an end of its own, none left behind."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -11,34 +10,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
-from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus
-from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from vitlab import command, launch, parallel
+from sweep_jobs import batch
+from vitlab import launch, parallel
+from vitlab.jobs import compose
 from vitlab.parallel import Devices, Job
 
 CORES = len(parallel.cores())
 Batch = Callable[..., list[Job]]
-
-
-def batch(task: Callable[[DictConfig], Any], folder: Path, *jobs: list[str], shared: list[str] = []) -> list[Job]:  # noqa: B006
-    """The jobs that Hydra makes of overrides, on the CPU, with a task of the test's own."""
-    root = logging.getLogger()
-    former = [*root.handlers], root.level
-    with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
-        overrides = ["trainer.accelerator=cpu", f"hydra.sweep.dir={folder}", "hydra.mode=MULTIRUN", *shared]
-        overrides.append("hydra.sweep.subdir=${hydra.job.num}")
-        config = hydra.compose("train", overrides, return_hydra_config=True)
-        context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
-        made = parallel.composed([[*overrides[:1], *job] for job in jobs], 0, context=context, task=task, config=config)
-    root.handlers, root.level = former  # Hydra has set up its own
-    return made
 
 
 # --------------------------------------------------------------------------------------------------------- devices
@@ -203,9 +186,10 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {source!r}]
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from vitlab import command, launch, parallel, signatures, stopping
-from test_parallel import batch
-signatures.register()
+from vitlab import launch, parallel, stopping
+from vitlab.cli import command, register
+from sweep_jobs import batch
+register.register()
 folder = Path({folder!r})
 def task(cfg):
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -221,8 +205,8 @@ parallel.launch(batch(task, folder, ['seed=0'], ['seed=1'], ['seed=2']), at_once
 def sweep(tmp_path: Path) -> Iterator[Any]:
     """A program that runs three jobs of two ranks each, two at once, and the ranks of the first two, when these run."""
     (tmp_path / "rank.py").write_text(RANK)
-    source = command.CONF.parent / "src"
-    program = PARENT.format(folder=str(tmp_path), tests=str(Path(__file__).parent), source=str(source))
+    source = compose.CONF.parent / "src"
+    program = PARENT.format(folder=str(tmp_path), tests=str(compose.CONF.parent / "tests"), source=str(source))
     environment = {**os.environ, "PYTHONPATH": str(source)}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True)
     files = [tmp_path / str(job) / str(rank) for job in range(2) for rank in range(2)]

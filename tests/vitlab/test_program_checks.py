@@ -7,10 +7,10 @@ import pytest
 
 from conftest import Configure
 from vitlab import nonfinite, program_checks, runs
-from vitlab.reader import Reader
-from vitlab.schema import Node
+from vitlab.config.schema import Node
+from vitlab.config.view import ConfigView
 
-Rule = Callable[[Reader], Iterator[str]]
+Rule = Callable[[ConfigView], Iterator[str]]
 RULES = [rule for name, rule in vars(program_checks).items() if name.endswith("_problems")]
 
 
@@ -26,8 +26,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_they_have_nothing_to_say_of_a_training(configure: Configure) -> None:
-    read = Reader(configure(), set())
-    assert len(RULES) >= 7
+    read = ConfigView(configure(), set())
+    assert len(RULES) >= 6
     assert [problem for rule in RULES for problem in rule(read)] == []
 
 
@@ -40,15 +40,12 @@ def test_they_have_nothing_to_say_of_a_training(configure: Configure) -> None:
         ("doctor", {"changes": [], "workers": [2, -1]}, "workers=[2, -1]: -1 is not a number of processes; use 0 or"),
         ("replay", {"capture": "run", "rank": 0}, "it has no info.json; that run has run/captures/one"),
         ("replay", {"capture": "run/captures/one", "rank": 0}, "capture=run/captures/one has no config.yaml, which"),
-        ("dashboard", {"sweep": None, "run": None}, "neither sweep nor run is set; a dashboard is of one of them"),
-        ("dashboard", {"sweep": None, "run": "gone"}, "run=gone is not a run folder: it has no config.yaml"),
-        ("packing", {"to": "litdata", "shard_images": 9}, "out is not set; one of out=FOLDER"),
-        ("packing", {"to": "litdata", "shard_images": 9, "out": "a", "verify": "b"}, "out and verify are set; one of"),
+        ("sweep_action", {"action": "cancel", "sweep": None, "run": None}, "sweep is not set; cancel takes sweep=NAME"),
     ],
 )
 @pytest.mark.usefixtures("run")
 def test_a_mistake_is_told_with_value_knob_and_remedy(rule: str, config: Node, told: str) -> None:
-    (line,) = getattr(program_checks, f"{rule}_problems")(Reader(config, set()))
+    (line,) = getattr(program_checks, f"{rule}_problems")(ConfigView(config, set()))
     assert told in line
 
 
@@ -56,21 +53,9 @@ def test_a_mistake_is_told_with_value_knob_and_remedy(rule: str, config: Node, t
     ("rule", "config", "bad", "told"),
     [
         ("doctor", {"changes": ["num_wrkers"], "steps": 0, "rounds": 0}, "changes", ["steps=0 must", "rounds=0 must"]),
-        (
-            "packing",
-            {"to": "zip", "shard_images": 0, "size": 0, "out": "a"},
-            "to",
-            ["size=0 must be at least 1", "shard_images=0 must be at least 1"],
-        ),
-        (
-            "packing",
-            {"to": "folder", "shard_images": "a", "quality": 0},
-            "shard_images",
-            ["out is not set", "quality=0"],
-        ),
         ("export", {"format": "zip", "tolerance": -1.0, "run": "run"}, "format", ["tolerance=-1.0 must be 0 or more"]),
     ],
 )
 def test_a_setting_that_is_wrong_already_hides_no_other(rule: str, config: Node, bad: str, told: list[str]) -> None:
-    lines = list(getattr(program_checks, f"{rule}_problems")(Reader(config, {bad})))
+    lines = list(getattr(program_checks, f"{rule}_problems")(ConfigView(config, {bad})))
     assert [line.startswith(beginning) for line, beginning in zip(lines, told, strict=True)] == [True] * len(told)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
-from test_standing import begun, leave
 
+from sweep_jobs import begun, leave
 from vitlab import progress
-from vitlab.command import CONF
+from vitlab.jobs.compose import CONF
 from vitlab.standing import Lookout, Place, Standing
 
 JOB = "import sys; print('a line of a job'); print('an error', file=sys.stderr)"

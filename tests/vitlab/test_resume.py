@@ -12,12 +12,22 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vitlab import checkpoints, resume, runs
+from vitlab import checkpoints, runs
+from vitlab import resume as vitlab_resume
+from vitlab.config.overrides import hydra_quote
+from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
-from vitlab.data.sources import digits
-from vitlab.resume import CannotResume
-from vitlab.schema import Node
+from vitlab.data.datamodule import DataModule
+from vitlab.data.sets.digits import digits
+from vitlab.resume import (
+    LAST,
+    CannotResume,
+    checkpoint_to_resume,
+    differences,
+    folder_problems,
+    resume_auto,
+    resumed_overrides,
+)
 
 CONFIG: dict[str, Any] = {
     "image_size": 8,
@@ -65,35 +75,35 @@ def test_auto_goes_on_with_the_newest_unfinished_run_of_the_same_configuration(t
     made(tmp_path / "other-rate", optimizer={"lr": 0.2, "betas": [0.9, 0.95]})
     made(tmp_path / "no-checkpoint", last=False)
     (tmp_path / "no-run").mkdir()
-    assert resume.resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{newest}'"]
+    assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{newest}'"]
 
 
 def test_what_does_not_change_the_training_does_not_hinder_going_on(tmp_path: Path) -> None:
     run = made(tmp_path / "a", logger={"wandb": {"project": "x"}}, resume="auto")
-    assert resume.resume_auto({**CONFIG, "resume": "auto"}, tmp_path) == [f"hydra.run.dir='{run}'"]
+    assert resume_auto({**CONFIG, "resume": "auto"}, tmp_path) == [f"hydra.run.dir='{run}'"]
 
 
 def test_a_run_killed_before_it_could_record_anything_can_go_on(tmp_path: Path) -> None:
     run = made(tmp_path / "a", status=None)
-    assert resume.resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
+    assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
 
 
 def test_auto_starts_anew_where_nothing_fits(tmp_path: Path) -> None:
-    assert resume.resume_auto(CONFIG, tmp_path / "nothing") == []
+    assert resume_auto(CONFIG, tmp_path / "nothing") == []
     made(tmp_path / "a", status="finished")
-    assert resume.resume_auto(CONFIG, tmp_path) == []
+    assert resume_auto(CONFIG, tmp_path) == []
 
 
 def test_auto_takes_the_run_that_was_trained_furthest_whatever_the_clock_says(tmp_path: Path) -> None:
     furthest = made(tmp_path / "a", steps=20, age=1000)
     made(tmp_path / "b", steps=9, age=-1000)
-    assert resume.resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{furthest}'"]
+    assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{furthest}'"]
 
 
 def test_a_requeued_job_finds_its_own_run_before_any_other(tmp_path: Path) -> None:
     mine = made(tmp_path / "a", status="preempted", job="17", last=False)
     made(tmp_path / "b", steps=90, job="18")
-    assert resume.resume_auto(CONFIG, tmp_path, {"SLURM_JOB_ID": "17"}) == [f"hydra.run.dir='{mine}'"]
+    assert resume_auto(CONFIG, tmp_path, {"SLURM_JOB_ID": "17"}) == [f"hydra.run.dir='{mine}'"]
 
 
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
@@ -101,8 +111,8 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None
     results = {"status": "running", "host": "elsewhere", "process": 1}
     runs.replace(run / runs.RESULTS, json.dumps(results))
     with runs.held(run, "rank0"):
-        assert resume.resume_auto(CONFIG, tmp_path) == []
-        (problem,) = resume.folder_problems({**CONFIG, "resume": "auto"}, run)
+        assert resume_auto(CONFIG, tmp_path) == []
+        (problem,) = folder_problems({**CONFIG, "resume": "auto"}, run)
     assert "is being trained in by process 1 on elsewhere; two can't share a folder" in problem
 
 
@@ -111,25 +121,26 @@ def test_a_path_into_a_run_brings_back_its_overrides_but_for_what_is_said_anew(p
     run = made(tmp_path / "it's a run")
     (run / ".hydra").mkdir()
     saved = ["sweep=mine", "data=fake", "optimizer.lr=0.1", "resume=auto", "model.dim=32"]
+    saved.append("on_out_of_memory=accumulate")  # of an earlier version
     (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(saved))
     problems: list[str] = []
     quoted_target = "'" + str(run / place).replace("'", "\\'") + "'"
-    found = resume.resumed_overrides([f"resume={quoted_target}", "optimizer.lr=0.5"], problems)
+    found = resumed_overrides([f"resume={quoted_target}", "optimizer.lr=0.5"], problems)
     assert problems == []
-    assert found == ["data=fake", "model.dim=32", f"hydra.run.dir={resume.quoted(run)}"]
+    assert found == ["data=fake", "model.dim=32", f"hydra.run.dir={hydra_quote(run)}"]
     assert OverridesParser.create().parse_override(found[-1]).value() == str(run), "Hydra reads the same path"
 
 
 @pytest.mark.parametrize("line", [[], ["resume=auto"], ["resume=null"], ["seed=1"]])
 def test_without_a_path_nothing_is_brought_back(line: list[str]) -> None:
     problems: list[str] = []
-    assert resume.resumed_overrides(line, problems) == []
+    assert resumed_overrides(line, problems) == []
     assert problems == []
 
 
 def test_a_path_to_no_run_is_a_problem_that_names_it(tmp_path: Path) -> None:
     problems: list[str] = []
-    assert resume.resumed_overrides([f"resume={tmp_path}"], problems) == []
+    assert resumed_overrides([f"resume={tmp_path}"], problems) == []
     assert problems == [f"resume={tmp_path}: no run folder, nor a checkpoint in one; use resume=auto or a path"]
 
 
@@ -137,7 +148,7 @@ def test_a_path_to_no_run_is_a_problem_that_names_it(tmp_path: Path) -> None:
 def stopped(tmp_path: Path) -> Path:
     """The folder of a run that was stopped after its first checkpoint."""
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / resume.LAST).touch()
+    (tmp_path / LAST).touch()
     runs.write_config(tmp_path, {"trainer": {"max_epochs": 3}, "resume": None})
     runs.replace(tmp_path / runs.RESULTS, '{"status": "crashed"}')
     return tmp_path
@@ -148,26 +159,26 @@ def configuration(resume: str | None, epochs: int = 3) -> Node:
 
 
 def test_a_stopped_run_may_be_resumed_and_not_begun_anew_in_its_folder(stopped: Path, tmp_path: Path) -> None:
-    assert resume.folder_problems(configuration(str(stopped)), stopped) == []
-    assert resume.folder_problems(configuration("auto"), stopped) == []
-    (problem,) = resume.folder_problems(configuration(None), stopped)
+    assert folder_problems(configuration(str(stopped)), stopped) == []
+    assert folder_problems(configuration("auto"), stopped) == []
+    (problem,) = folder_problems(configuration(None), stopped)
     assert f"resume={stopped} goes on with it" in problem
-    assert resume.folder_problems(configuration(None), tmp_path / "new") == []
-    assert resume.folder_problems({"run": "x"}, stopped) == [], "an evaluation may be made again"
+    assert folder_problems(configuration(None), tmp_path / "new") == []
+    assert folder_problems({"run": "x"}, stopped) == [], "an evaluation may be made again"
 
 
 def test_a_finished_run_goes_on_only_with_more_to_do(stopped: Path) -> None:
     runs.replace(stopped / runs.RESULTS, '{"status": "finished"}')
-    (problem,) = resume.folder_problems(configuration(str(stopped)), stopped)
+    (problem,) = folder_problems(configuration(str(stopped)), stopped)
     assert "is finished; raise trainer.max_epochs" in problem
-    assert resume.folder_problems(configuration(str(stopped), epochs=4), stopped) == []
+    assert folder_problems(configuration(str(stopped), epochs=4), stopped) == []
 
 
 def test_a_run_without_a_checkpoint_cant_be_resumed_by_name(stopped: Path) -> None:
-    (stopped / resume.LAST).unlink()
-    (problem,) = resume.folder_problems(configuration(str(stopped)), stopped)
+    (stopped / LAST).unlink()
+    (problem,) = folder_problems(configuration(str(stopped)), stopped)
     assert "has no checkpoints/last.ckpt to go on from" in problem
-    assert resume.folder_problems(configuration("auto"), stopped) == []
+    assert folder_problems(configuration("auto"), stopped) == []
 
 
 # ------------------------------------------------------------------------------------------------ the same run, or not
@@ -176,7 +187,7 @@ def test_a_run_without_a_checkpoint_cant_be_resumed_by_name(stopped: Path) -> No
 def test_changed_settings_are_told_with_what_comes_of_them() -> None:
     before = {"optimizer": {"lr": 0.1}, "trainer": {"devices": 1}, "logger": {"csv": 1}, "seed": 0}
     after = {"optimizer": {"lr": 0.2}, "trainer": {"devices": 2}, "logger": {"wandb": 1}, "seed": 0, "x": 5}
-    assert resume.changes(before, after) == [
+    assert vitlab_resume.changes(before, after) == [
         "optimizer.lr: 0.1 -> 0.2 (trains otherwise)",
         "x: (not there) -> 5 (trains otherwise)",
         "trainer.devices: 1 -> 2 (the same up to rounding)",
@@ -187,7 +198,7 @@ def test_changed_settings_are_told_with_what_comes_of_them() -> None:
 
 def test_other_callbacks_make_another_run_but_not_another_progress_bar_folder_or_frequency_of_saving() -> None:
     def settled(**callbacks: object) -> Node:
-        return resume.settled({"callbacks": callbacks})
+        return vitlab_resume.settled({"callbacks": callbacks})
 
     assert settled(last={"dirpath": "a", "every_n_minutes": 1}, progress={"leave": True}) == settled(
         last={"dirpath": "b"}, progress=None
@@ -204,13 +215,13 @@ def data(**knobs: Any) -> DataModule:
 
 def identity(datamodule: DataModule, **model: Any) -> Node:
     config = {"model": {"dim": 16, "heads": 2, "dropout": 0.0, **model}, "optimizer": {"lr": 0.1}}
-    return resume.identity(config, datamodule)
+    return vitlab_resume.identity(config, datamodule)
 
 
 def test_the_same_network_on_the_same_data_can_go_on() -> None:
     one = identity(data())
-    assert resume.differences(one, identity(data(seed=1, batch_size=10))) == []
-    assert resume.differences(one, identity(data(), dropout=0.1)) == [], "a rate of training is no architecture"
+    assert differences(one, identity(data(seed=1, batch_size=10))) == []
+    assert differences(one, identity(data(), dropout=0.1)) == [], "a rate of training is no architecture"
 
 
 @pytest.mark.parametrize(
@@ -220,9 +231,9 @@ def test_other_groups_of_the_optimizer_are_told_since_its_state_would_bring_the_
     key: str, before: Any, now: Any
 ) -> None:
     module = data()
-    one, two = (resume.identity({"model": {}, "classifier": {key: value}}, module) for value in (before, now))
-    assert resume.differences(one, two) == [f"classifier.{key}: {before} in the checkpoint's optimizer, {now} now"]
-    assert resume.differences(one, one) == []
+    one, two = (vitlab_resume.identity({"model": {}, "classifier": {key: value}}, module) for value in (before, now))
+    assert differences(one, two) == [f"classifier.{key}: {before} in the checkpoint's optimizer, {now} now"]
+    assert differences(one, one) == []
 
 
 @pytest.mark.parametrize(
@@ -234,11 +245,11 @@ def test_other_groups_of_the_optimizer_are_told_since_its_state_would_bring_the_
     ],
 )
 def test_other_data_is_told_by_what_differs(change: dict[str, Any], told: str) -> None:
-    assert told in resume.differences(identity(data()), identity(data(**change)))
+    assert told in differences(identity(data()), identity(data(**change)))
 
 
 def test_another_network_is_told_setting_by_setting() -> None:
-    found = resume.differences(identity(data()), identity(data(), dim=32, heads=4))
+    found = differences(identity(data()), identity(data(), dim=32, heads=4))
     assert found == ["model.dim: 16 in the checkpoint, 32 now", "model.heads: 2 in the checkpoint, 4 now"]
 
 
@@ -256,12 +267,12 @@ def saved(tmp_path: Path) -> Path:
 
 
 def begun(run: Path, target: str = "auto", **model: Any) -> Path | None:
-    return resume.checkpoint_to_resume(target, run, identity(data(), **model), first_rank=True)
+    return checkpoint_to_resume(target, run, identity(data(), **model), first_rank=True)
 
 
 def test_the_newest_checkpoint_is_gone_on_from_or_the_one_that_is_named(saved: Path) -> None:
     folder = saved / "checkpoints"
-    assert resume.checkpoint_to_resume(None, saved, {}, first_rank=True) is None
+    assert checkpoint_to_resume(None, saved, {}, first_rank=True) is None
     assert begun(saved) == begun(saved, str(saved)) == folder / "last.ckpt"
     assert begun(saved, str(folder / "last.ckpt")) == folder / "last.ckpt"
     assert begun(saved / "nothing") is None
@@ -332,15 +343,15 @@ def test_a_run_that_cannot_be_read_hinders_no_other(tmp_path: Path, caplog: pyte
     made(tmp_path / "b")
     (tmp_path / "b" / "config.yaml").write_text("")
     (run / "results.json").write_text("")
-    assert resume.resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
+    assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
     assert "and is passed over" in caplog.text
 
 
 def test_a_run_that_began_from_other_weights_is_another_run() -> None:
     here = identity(data())
     there = {**here, "config": {**here["config"], "weights": {"source": "a.pth", "strict": True}}}
-    assert resume.differences(here, {**here, "config": {**here["config"], "weights": {"source": None}}}) == []
-    assert resume.differences(there, here) == ["model.weights: a.pth in the checkpoint, None now"]
+    assert differences(here, {**here, "config": {**here["config"], "weights": {"source": None}}}) == []
+    assert differences(there, here) == ["model.weights: a.pth in the checkpoint, None now"]
 
 
 def test_a_checkpoint_says_how_images_are_prepared() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from vitlab import runs, stopping
-from vitlab.schema import Node
+from vitlab.config.schema import Node
 
 CONFIG: dict[str, Any] = {"image_size": 8, "name": "digits", "optimizer": {"lr": 0.1}, "logger": {"csv": None}}
 

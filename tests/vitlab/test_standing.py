@@ -1,40 +1,19 @@
 """How far a sweep is: read from its folder as jobs leave it, at every stage, and told in words."""
 
-import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from vitlab import ledger, runs, standing
+from sweep_jobs import begun, leave
+from vitlab import runs, standing
 from vitlab.standing import Lookout, Place, Standing, duration, told, told_end
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     return begun(tmp_path)
-
-
-def begun(tmp_path: Path) -> Path:
-    """A sweep of three jobs, none of which has begun."""
-    ledger.begin(tmp_path, command="python src/train.py -m lr=1,2,3", varies=["lr"], objectives={"val/loss": "min"})
-    ledger.enter(tmp_path, {f"j{i}": {"folder": f"job{i}", "settings": {"lr": str(i)}} for i in range(3)})
-    return tmp_path
-
-
-def leave(sweep: Path, number: int, status: str, **results: Any) -> Path:
-    """What a job's process writes."""
-    folder = sweep / f"job{number}"
-    folder.mkdir(exist_ok=True)
-    record = {"status": status, "host": platform.node(), "process": os.getpid(), **results}
-    (folder / runs.RESULTS).write_text(json.dumps(record))
-    (folder / runs.CONFIG).write_text(yaml.safe_dump({"trainer": {"max_epochs": 8}}))
-    return folder
 
 
 def log(folder: Path, *rows: str) -> None:

@@ -9,15 +9,16 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from vitlab import flops, optim
+from vitlab import flops
 from vitlab.callbacks import Monitor
 from vitlab.checkpoints import LastCheckpoint
 from vitlab.classifier import Classifier
 from vitlab.data.augment import Augment
-from vitlab.data.module import DataModule
-from vitlab.data.sources import digits
+from vitlab.data.datamodule import DataModule
+from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
 from vitlab.throughput import Meter
+from vitlab.training import schedules
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -46,7 +47,7 @@ def fitted(make: MakeTrainer, data: DataModule, *callbacks: Callback, **knobs: A
     torch.manual_seed(0)
     network = VisionTransformer(image_size=8, patch_size=4, in_channels=1, num_classes=10, dim=16, depth=1, heads=2)
     optimizer = partial(torch.optim.SGD, lr=0.1)
-    module = Classifier(network, num_classes=10, optimizer=optimizer, schedule=optim.constant)
+    module = Classifier(network, num_classes=10, optimizer=optimizer, schedule=schedules.constant)
     monitor = Monitor()
     given: dict[str, Any] = {"max_epochs": 2, "log_every_n_steps": 2, **knobs}
     make(callbacks=[monitor, *callbacks], **given).fit(module, data, weights_only=True)

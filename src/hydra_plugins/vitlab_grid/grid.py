@@ -42,7 +42,8 @@ class GridSweeper(BasicSweeper):
 
     def plan(self, arguments: list[str]) -> list[Planned]:
         """The grid's jobs, each once, written down in the ledger."""
-        from vitlab import command, ledger
+        from vitlab import ledger
+        from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -56,7 +57,7 @@ class GridSweeper(BasicSweeper):
         for overrides in self.split_arguments(parsed, None)[0]:
             config = loader.load_sweep_config(self.config, list(overrides))
             HydraConfig.instance().set_config(config)  # as when the job is run
-            name, entry = command.ledger_entry(config.hydra, command.plain(config, command.UNSET_RUN_DIR))
+            name, entry = ledger.job_entry(config.hydra, resolve_config(config, UNSET_RUN_DIR))
             if name in planned:
                 log.warning("%s is the same job as %s", overrides, planned[name].overrides)
                 continue

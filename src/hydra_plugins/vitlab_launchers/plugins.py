@@ -35,9 +35,9 @@ class LocalLauncher(JobsLauncher):
         self.at_once = jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from vitlab import parallel
+        from vitlab import parallel as vitlab_parallel
 
-        return parallel.launch(self.jobs(job_overrides, initial_job_idx), at_once=self.at_once)
+        return vitlab_parallel.launch(self.jobs(job_overrides, initial_job_idx), at_once=self.at_once)
 
 
 class SlurmLauncher(JobsLauncher):

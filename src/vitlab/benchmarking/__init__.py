@@ -1,1 +1,1 @@
-"""What `python src/benchmark.py` measures, and how: vitlab beside its peers, in one process, in turns."""
+"""What `python src/benchmark.py` measures: vitlab and its peers, in one process, in turns."""

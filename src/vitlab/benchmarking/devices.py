@@ -1,234 +1,122 @@
-"""Images a second of all of `train.py` on 1, 2, 4, ... devices: whole programs, started as users start them, in turns.
+"""Images per second of all of `train.py` on 1, 2, 4, ... devices: complete programs, in turns.
 
-    weak     each device keeps its images of a step, so `batch_size` grows with the devices
-    strong   a step keeps its images, and each device gets fewer
+    weak     each device keeps its images per step: `batch_size` grows with the devices
+    strong   a step keeps its images: each device gets fewer
 
-A program trains on images in memory and ends by itself. Its rate is the median of `train/images_per_second` in its
-`metrics.csv`, of the rows after the warm-up: without start, validation and checkpoints. Efficiency is the rate of a
-device as a share of what it is on one device alone (on the fewest, where `counts` has no 1).
+A program trains on made-up images in memory; its rate is that of its results, without start, validation and
+checkpoints. Efficiency is the rate per device relative to that on the fewest, of which one trains without a strategy.
 """
 
-import csv
+import json
 import logging
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 
-from vitlab.benchmarking.start import SOURCE, watched
-from vitlab.benchmarking.timing import Case, Clock, Contender, Measured, Part
-from vitlab.throughput import SPEED, TIMED, UTILISATION, WAIT
+from vitlab.benchmarking.case import Case, Part, with_exponents
+from vitlab.benchmarking.startup import SOURCE, run_process
+from vitlab.timing import Clock, Contender
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["weak", "strong"]
-Strategy = Literal["ddp", "fsdp"]
-
-ROW = 5  # steps of a row of `metrics.csv`
-EPOCH = 20  # steps: most rows lie within one, and what its beginning takes doesn't reach the median
-LONGEST = 3600.0  # seconds after which a program counts as broken
-PATIENCE = 60.0  # seconds that one has to end once it was asked to
-# What a device trains where nothing is said (preset, pixels, images of a step): enough to keep it busy.
+ROW = 10  # steps per row of the log
+EPOCH = 50  # steps: in most rows none begins
+MAX_ROUNDS = 3  # each starts every program
+TIMEOUT = 3600.0  # seconds
+# What trains by default (preset, pixels, images per step of a device): enough to keep a device busy.
 NETWORKS = {"cuda": ("vit_s16", 224, 128), "cpu": ("vit_mini", 32, 64)}
-COUNT, EFFICIENCY = "devices", "efficiency %"
-SHARES = {UTILISATION: "MFU %", WAIT: "data wait %"}
+FIXED = ("devices", "accelerator", "max_steps", "max_epochs", "log_every_n_steps")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """A run of `train.py`. `batch_size`: images of a step, over all devices; `trainer`: an option of that group."""
+class Program(NamedTuple):
+    """A run of `train.py`. `batch_size` is over all devices, `trainer` an option of that group."""
 
     devices: int
     batch_size: int
     trainer: str
 
-    def __str__(self) -> str:
-        return f"{self.devices} device{'s' if self.devices > 1 else ''}"
 
-
+@dataclass(kw_only=True)
 class Devices(Part):
-    """counts      of devices; null: 1, 2, 4, ... and all GPUs of this machine, where it has two
-    kinds       weak, strong
-    strategies  of several devices: `trainer=ddp`, `trainer=fsdp`; one device trains without
-    model       a preset of `conf/model`; null: vit_s16, on a CPU vit_mini
-    image_size  pixels; null: 224, on a CPU 32
-    batch_size  images of a step on one device, or on the fewest for each; null: 128, on a CPU 64
-    warmup      steps that don't count
-    steps       steps that do
-    settings    of the run, as on the command line of `train.py`
-    rounds      at most so many of the benchmark's, since each starts every program
+    """counts      of devices; null: 1, 2, 4, ... and all GPUs of this machine, if it has two
+    strategy    of several devices: `trainer=ddp` or `trainer=fsdp`
+    batch_size  on one device; null: 128, on a CPU 64
+    steps       of a program; the first ten warm up
+    settings    of all runs, as on the command line of `train.py`, such as `model=vit_b16`
     """
 
-    def __init__(
-        self,
-        *,
-        counts: Sequence[int] | None = None,
-        kinds: Sequence[Kind] = ("weak", "strong"),
-        strategies: Sequence[Strategy] = ("ddp",),
-        model: str | None = None,
-        image_size: int | None = None,
-        batch_size: int | None = None,
-        warmup: int = 20,
-        steps: int = 40,
-        settings: tuple[str, ...] = (),
-        rounds: int = 3,
-    ) -> None:
-        self.counts, self.kinds, self.strategies = counts, kinds, strategies
-        self.model, self.image_size, self.batch_size = model, image_size, batch_size
-        self.warmup, self.steps, self.settings, self.rounds = warmup, steps, settings, rounds
+    part = "devices"
+    minimum: ClassVar = {"steps": 2 * ROW}
+    fixed = ("hydra.", "batch_size=", "trainer=", *(f"trainer.{key}=" for key in FIXED))
+
+    counts: Sequence[int] | None = None
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    batch_size: int | None = None
+    steps: int = 60
+    settings: tuple[str, ...] = ()
+
+    def runs(self, device: str) -> dict[str, list[str]]:
+        return {str(program): self.lines(program, device) for row in self.table(device).values() for program in row}
 
     def cases(self, clock: Clock) -> Iterator[Case]:
-        device = clock.device.type
-        table = self.table(device)
+        device, table = clock.device.type, self.table(clock.device.type)
         programs = list(dict.fromkeys(program for row in table.values() for program in row))
         if not programs:
-            log.info("devices: left out, %s", why_not(device))
+            log.info("devices: left out, torch finds no two GPUs; devices.counts=[1,2] starts processes on a CPU too")
             return
-        clock = Clock(rounds=min(self.rounds, clock.rounds), seconds=0.0)
         if device == "cuda":
-            torch.cuda.empty_cache()  # the memory that other parts have left is for the programs
-        log.info("devices: %d programs of train.py, %d times each ...", len(programs), clock.rounds)
-        measured = clock.measure([self.contender(program, programs, device) for program in programs])
-        found = dict(zip(programs, measured, strict=True))
-        for name, row in table.items():
-            yield Case(
-                part="devices", name=name, unit="images", measured=efficient([found[program] for program in row])
-            )
-
-    def draw(self, cases: Sequence[Case], folder: Path) -> None:
-        if cases:
-            picture(cases, folder / "devices.png")
+            torch.cuda.empty_cache()  # the programs need the memory that other parts have used
+        clock = Clock(rounds=min(MAX_ROUNDS, clock.rounds), seconds=0.0)
+        # on a CPU, a process has as many threads alone as next to others
+        shared = 1 if device == "cuda" else max(program.devices for program in programs)
+        threads, cases = max(1, torch.get_num_threads() // shared), []
+        measured = clock.measure([self.contender(program, device, threads) for program in programs])
+        for row in zip(*table.values(), strict=True):
+            count, found = row[0].devices, []
+            for name, program in zip(table, row, strict=True):
+                first, m = measured[0], measured[programs.index(program)]  # the first one is that of all rows
+                share = 100 * (m.rate / count) / (first.rate / programs[0].devices)
+                found.append(replace(m, name=name, figures={"efficiency %": share, **m.figures}))
+            cases.append(Case(part=self.part, name=f"on {count}", axis="devices", size=count, measured=found))
+        yield from with_exponents(cases, [1.0] * len(table)) if len(cases) > 1 else cases
 
     def table(self, device: str) -> dict[str, list[Program]]:
-        """The programs of each case, by its name, the fewest devices first; empty where there are not two to choose.
+        """The programs of each kind of scaling, the fewest devices first."""
+        images, gpus = self.batch_size or NETWORKS[device][2], torch.cuda.device_count() if device == "cuda" else 1
+        powers = {*(2**n for n in range(gpus.bit_length())), gpus} if gpus > 1 else set()
+        counts = sorted(powers if self.counts is None else set(self.counts))
+        trainers = [self.strategy if count > 1 else "default" for count in counts]
+        sizes = {f"weak, {images} images a device": [images * count for count in counts]}
+        sizes |= {f"strong, {images * count} images a step": [images * count] * len(counts) for count in counts[:1]}
+        return {name: list(map(Program, counts, row, trainers)) for name, row in sizes.items()}
 
-        Where only one is used, it is the same in all cases.
-        """
-        model, side, images = NETWORKS[device]
-        images, counts = self.batch_size or images, self.chosen(device)
-        found: dict[str, list[Program]] = {}
-        for strategy in self.strategies if counts else ():
-            for kind in self.kinds:
-                share, what = (images, "a device") if kind == "weak" else (images * counts[0], "a step")
-                name = (
-                    f"{kind}, {strategy}, {self.model or model} at {self.image_size or side} px, {share} images {what}"
-                )
-                found[name] = [
-                    Program(
-                        devices=count,
-                        batch_size=images * (count if kind == "weak" else counts[0]),
-                        trainer=strategy if count > 1 else "default",
-                    )
-                    for count in counts
-                ]
-        return found
-
-    def chosen(self, device: str) -> list[int]:
-        """Numbers of devices, the fewest first."""
-        if self.counts is not None:
-            return sorted(self.counts)
-        there = torch.cuda.device_count() if device == "cuda" else 1
-        return sorted({*(2**n for n in range(there.bit_length())), there}) if there > 1 else []
-
-    def line(self, program: Program, device: str) -> list[str]:
-        """What `train.py` is given, besides where the run goes."""
+    def lines(self, program: Program, device: str) -> list[str]:
+        """The settings of `train.py`, besides its folder."""
         model, side, _ = NETWORKS[device]
-        steps = self.warmup + self.steps
-        return [
-            *(f"trainer={program.trainer}", f"trainer.devices={program.devices}"),
-            f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}",
-            *(f"trainer.max_steps={steps}", f"trainer.max_epochs={steps}", f"trainer.log_every_n_steps={ROW}"),
-            *("trainer.limit_val_batches=1", "trainer.limit_test_batches=1"),
-            *(f"model={self.model or model}", f"image_size={self.image_size or side}"),
-            *(f"batch_size={program.batch_size}", "data=fake"),
-            f"data.source.samples={-(-10 * program.batch_size * EPOCH // 9)}",  # a tenth is held out
-            *("schedule.warmup_steps=0", "logger=csv"),
-            *self.settings,
-        ]
+        samples = -(-10 * program.batch_size * EPOCH // 9)  # a tenth is validated
+        settings = ["data=fake", f"data.source.samples={samples}", f"batch_size={program.batch_size}", "logger=csv"]
+        settings += ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "schedule.warmup_steps=0"]
+        values = (program.devices, "gpu" if device == "cuda" else "cpu", self.steps, self.steps, ROW)
+        settings += [f"trainer.{key}={value}" for key, value in zip(FIXED, values, strict=True)]
+        settings += [f"trainer={program.trainer}", f"image_size={side}"]
+        chosen = any(line.startswith("model=") for line in self.settings)
+        return [*settings, *([] if chosen else [f"model={model}"]), *self.settings]
 
-    def contender(self, program: Program, programs: Sequence[Program], device: str) -> Contender:
-        """Returns the seconds of a step; its figures are medians over the rounds so far."""
-        line = [sys.executable, str(SOURCE / "train.py"), "hydra.run.dir={folder}", *self.line(program, device)]
-        environment = {"HYDRA_FULL_ERROR": "1"}  # what goes wrong is said, and not only in a log that is gone by then
-        if device == "cpu":  # a process has as many threads alone as beside others
-            threads = torch.get_num_threads() // max(other.devices for other in programs)
-            environment["OMP_NUM_THREADS"] = str(max(1, threads))
-        figures: dict[str, float] = {COUNT: program.devices}
-        seen: dict[str, list[float]] = {}
+    def contender(self, program: Program, device: str, threads: int) -> Contender:
+        """A call returns the seconds of a step."""
+        arguments = [str(SOURCE / "train.py"), "hydra.run.dir={folder}", *self.lines(program, device)]
+        figures: dict[str, float] = {}
 
         def run() -> float:
-            with tempfile.TemporaryDirectory() as folder:
-                watched(line, Path(folder), latest=LONGEST, environment=environment, patience=PATIENCE)
-                rates = steady(Path(folder, "metrics.csv"), warmup=self.warmup)
-            what = f"{program}, trainer={program.trainer}, {program.batch_size} images a step"
-            log.info("devices: %s: %.4g images/s", what, rates[SPEED])
-            for name, shown in SHARES.items():
-                if name in rates:
-                    seen.setdefault(shown, []).append(100 * rates[name])
-                    figures[shown] = median(seen[shown])
-            return program.batch_size / rates[SPEED]
+            with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                run_process(arguments, folder, timeout=TIMEOUT, threads=threads)
+                results = json.loads(Path(folder, "results.json").read_text())
+            shares = {"MFU %": results.get("mfu"), "data wait %": results.get("data_wait")}
+            figures.update({name: 100 * share for name, share in shares.items() if share is not None})
+            return program.batch_size / float(results["images_per_second"])
 
-        return Contender(name=str(program), run=run, items=program.batch_size, figures=figures, own=True, warm=True)
-
-
-def why_not(device: str) -> str:
-    if device == "cpu":
-        return "since processes on a CPU share its cores; devices.counts=[1,2] starts them all the same"
-    return "since torch sees one GPU here; devices.counts=[1] measures that alone"
-
-
-def steady(file: Path, *, warmup: int) -> dict[str, float]:
-    """Medians of a run's rows that lie wholly after the warm-up, by the names of `vitlab.throughput`.
-
-    Raises `RuntimeError` where there is none.
-    """
-    with file.open(newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get(SPEED) and int(row["step"]) - ROW >= warmup]
-    if not rows:
-        raise RuntimeError(f"{file} has no row with {SPEED} after {warmup} steps of warm-up")
-    known = {name: [float(row[name]) for row in rows if row.get(name)] for name in TIMED}
-    return {name: median(values) for name, values in known.items() if values}
-
-
-def efficient(row: Sequence[Measured]) -> list[Measured]:
-    """With a device's rate as a share of what it is on the fewest, which come first."""
-    each = [measured.rate / measured.figures[COUNT] for measured in row]
-    shares = [{COUNT: m.figures[COUNT], EFFICIENCY: 100 * rate / each[0]} for m, rate in zip(row, each, strict=True)]
-    return [replace(m, figures={**share, **m.figures}) for m, share in zip(row, shares, strict=True)]
-
-
-def picture(cases: Sequence[Case], file: Path) -> None:
-    """Images a second, and efficiency, against devices; dashed: as many times as fast as there are devices."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    rates, shares = figure.subplots(1, 2)
-    counts = [int(measured.figures[COUNT]) for measured in cases[0].measured]
-    for number, rate in enumerate(dict.fromkeys(case.measured[0].rate for case in cases)):
-        label = None if number else "ideal"
-        rates.plot(counts, [rate * n / counts[0] for n in counts], color="0.6", linestyle="--", label=label)
-    shares.axhline(100, color="0.6", linestyle="--")
-    for index, case in enumerate(cases):
-        efficiency = [measured.figures[EFFICIENCY] for measured in case.measured]
-        rates.errorbar(
-            counts,
-            [measured.rate for measured in case.measured],
-            yerr=[measured.spread * measured.rate / 2 for measured in case.measured],
-            fmt="o-",
-            color=f"C{index}",
-            label=f"{case.name} ({efficiency[-1]:.0f} % efficient on {counts[-1]})",
-        )
-        shares.plot(counts, efficiency, "o-", color=f"C{index}")
-    for panel, title in ((rates, "images a second (whiskers: quartiles)"), (shares, EFFICIENCY)):
-        panel.set_xticks(counts)
-        panel.set_xlabel("devices")
-        panel.set_ylabel(title)
-        panel.set_ylim(bottom=0)
-        panel.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", fontsize=8)
-    figure.savefig(file, dpi=110)
+        return Contender(name=str(program), run=run, items=program.batch_size, figures=figures, self_timed=True)

@@ -1,16 +1,19 @@
-"""The same Vision Transformer in five libraries: ours, timm's, torchvision's, transformers' and vit-pytorch's.
+"""The same Vision Transformer in five libraries: vitlab, timm, torchvision, transformers and vit-pytorch.
 
-Sizes and choices are the same for all: [cls] pooling, biases everywhere, exact GELU, random weights, no dropout. What
-an architecture does otherwise is in `EXTRA`, and `build` compares the number of parameters before anything is timed.
+All have the same sizes, [cls] pooling, biases, exact GELU, random weights and no dropout; `build` compares the numbers
+of parameters before anything is timed.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
+
+from vitlab.benchmarking.case import OURS
+from vitlab.config.schema import resolve
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +21,9 @@ Size = Literal["mini", "cifar", "ti16", "s16", "b16", "l16"]
 Peer = Literal["timm", "torchvision", "transformers", "vit-pytorch"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Architecture:
-    """A ViT for square images of 3 channels; `hidden` is the MLPs' width. Pixels, channels, counts."""
+    """A ViT for square images of 3 channels; `hidden` is the width of the MLPs."""
 
     image: int
     patch: int
@@ -28,104 +31,35 @@ class Architecture:
     depth: int
     heads: int
     hidden: int
-    classes: int
-
-    @property
-    def tokens(self) -> int:
-        return 1 + (self.image // self.patch) ** 2
+    classes: int = 1000
 
 
 SIZES: dict[Size, Architecture] = {
     "mini": Architecture(image=32, patch=4, dim=64, depth=4, heads=4, hidden=256, classes=10),
     "cifar": Architecture(image=32, patch=4, dim=192, depth=9, heads=12, hidden=384, classes=10),
-    "ti16": Architecture(image=224, patch=16, dim=192, depth=12, heads=3, hidden=768, classes=1000),
-    "s16": Architecture(image=224, patch=16, dim=384, depth=12, heads=6, hidden=1536, classes=1000),
-    "b16": Architecture(image=224, patch=16, dim=768, depth=12, heads=12, hidden=3072, classes=1000),
-    "l16": Architecture(image=224, patch=16, dim=1024, depth=24, heads=16, hidden=4096, classes=1000),
+    "ti16": Architecture(image=224, patch=16, dim=192, depth=12, heads=3, hidden=768),
+    "s16": Architecture(image=224, patch=16, dim=384, depth=12, heads=6, hidden=1536),
+    "b16": Architecture(image=224, patch=16, dim=768, depth=12, heads=12, hidden=3072),
+    "l16": Architecture(image=224, patch=16, dim=1024, depth=24, heads=16, hidden=4096),
+}
+# The class of each library, and its names for the fields of `Architecture`, in their order.
+CLASSES = {
+    OURS: ("vitlab.models.vit.VisionTransformer", "image_size patch_size dim depth heads mlp_ratio num_classes"),
+    "timm": ("timm.models.VisionTransformer", "img_size patch_size embed_dim depth num_heads mlp_ratio num_classes"),
+    "torchvision": (
+        "torchvision.models.VisionTransformer",
+        "image_size patch_size hidden_dim num_layers num_heads mlp_dim num_classes",
+    ),
+    "transformers": (
+        "transformers.ViTConfig",
+        "image_size patch_size hidden_size num_hidden_layers num_attention_heads intermediate_size num_labels",
+    ),
+    "vit-pytorch": ("vit_pytorch.ViT", "image_size patch_size dim depth heads mlp_dim num_classes"),
 }
 
 
-def vitlab(size: Architecture) -> nn.Module:
-    from vitlab.models.vit import VisionTransformer
-
-    return VisionTransformer(
-        image_size=size.image,
-        patch_size=size.patch,
-        num_classes=size.classes,
-        dim=size.dim,
-        depth=size.depth,
-        heads=size.heads,
-        mlp_ratio=size.hidden / size.dim,
-    )
-
-
-def timm(size: Architecture) -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
-
-    network: nn.Module = VisionTransformer(
-        img_size=size.image,
-        patch_size=size.patch,
-        num_classes=size.classes,
-        embed_dim=size.dim,
-        depth=size.depth,
-        num_heads=size.heads,
-        mlp_ratio=size.hidden / size.dim,
-    )
-    return network
-
-
-def torchvision(size: Architecture) -> nn.Module:
-    from torchvision.models import VisionTransformer
-
-    network: nn.Module = VisionTransformer(  # type: ignore[no-untyped-call, unused-ignore]
-        image_size=size.image,
-        patch_size=size.patch,
-        num_layers=size.depth,
-        num_heads=size.heads,
-        hidden_dim=size.dim,
-        mlp_dim=size.hidden,
-        num_classes=size.classes,
-    )
-    return network
-
-
-def transformers(size: Architecture) -> nn.Module:
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(  # type: ignore[call-arg]
-        image_size=size.image,
-        patch_size=size.patch,
-        num_labels=size.classes,
-        hidden_size=size.dim,
-        num_hidden_layers=size.depth,
-        num_attention_heads=size.heads,
-        intermediate_size=size.hidden,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        layer_norm_eps=1e-6,
-        attn_implementation="sdpa",
-    )
-    return Logits(ViTForImageClassification(config))
-
-
-def vit_pytorch(size: Architecture) -> nn.Module:
-    from vit_pytorch import ViT  # type: ignore[import-untyped]
-
-    network: nn.Module = ViT(
-        image_size=size.image,
-        patch_size=size.patch,
-        num_classes=size.classes,
-        dim=size.dim,
-        depth=size.depth,
-        heads=size.heads,
-        mlp_dim=size.hidden,
-        dim_head=size.dim // size.heads,
-    )
-    return network
-
-
 class Logits(nn.Module):
-    """Of what transformers' models return, the logits."""
+    """The logits of what a model of transformers returns."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -136,36 +70,33 @@ class Logits(nn.Module):
         return logits
 
 
-BUILDERS: dict[str, Callable[[Architecture], nn.Module]] = {
-    "vitlab": vitlab,
-    "timm": timm,
-    "torchvision": torchvision,
-    "transformers": transformers,
-    "vit-pytorch": vit_pytorch,
-}
-MODULES = {"transformers": "transformers", "vit-pytorch": "vit_pytorch"}  # of the extra `benchmark`
-# Parameters that an architecture has beyond ours. vit-pytorch's: norms before and after the patches' projection,
-# no bias of queries, keys and values.
-EXTRA: dict[str, Callable[[Architecture], int]] = {
-    "vit-pytorch": lambda size: 2 * 3 * size.patch**2 + 2 * size.dim - 3 * size.dim * size.depth
-}
-
-
-def there(peers: list[Peer]) -> list[Peer]:
-    """Those whose library is installed; the others are told."""
-    missing = [peer for peer in peers if peer in MODULES and find_spec(MODULES[peer]) is None]
-    for peer in missing:
-        log.warning("%s is not installed, and is left out: pip install -e '.[benchmark]'", peer)
-    return [peer for peer in peers if peer not in missing]
+def available_peers(peers: Sequence[Peer]) -> list[Peer]:
+    """Peers whose library is installed; missing ones are logged."""
+    found = [peer for peer in peers if find_spec(CLASSES[peer][0].partition(".")[0])]
+    for peer in peers:
+        if peer not in found:
+            log.warning("%s is not installed and is left out: pip install -e '.[benchmark]'", peer)
+    return found
 
 
 def build(name: str, size: Architecture) -> nn.Module:
-    """A network with random weights. Raises `RuntimeError` where it isn't of the architecture that was asked for."""
-    network = BUILDERS[name](size)
-    count, own = parameters(network), parameters(vitlab(size)) if name != "vitlab" else parameters(network)
-    expected = own + (EXTRA[name](size) if name in EXTRA else 0)
-    if count != expected:
-        raise RuntimeError(f"{name}'s {size} has {count:,} parameters and should have {expected:,}: other networks")
+    """A network with random weights. Raises `RuntimeError` if it has not the parameters of the architecture."""
+    target, names = CLASSES[name]
+    options: dict[str, Any] = dict(zip(names.split(), astuple(size), strict=True))
+    if "mlp_ratio" in options:
+        options["mlp_ratio"] = size.hidden / size.dim
+    if name == "vit-pytorch":
+        options["dim_head"] = size.dim // size.heads
+    if name == "transformers":
+        options |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "layer_norm_eps": 1e-6}
+    network: nn.Module = resolve(target)(**options)
+    if name == "transformers":
+        network = Logits(resolve("transformers.ViTForImageClassification")(network))
+    expected = parameters(network) if name == OURS else parameters(build(OURS, size))
+    if name == "vit-pytorch":  # norms around the patches' projection, no biases of queries, keys and values
+        expected += 2 * 3 * size.patch**2 + 2 * size.dim - 3 * size.dim * size.depth
+    if parameters(network) != expected:
+        raise RuntimeError(f"{name}'s {size} has {parameters(network):,} parameters and should have {expected:,}")
     return network
 
 

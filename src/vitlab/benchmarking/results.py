@@ -1,133 +1,112 @@
-"""What was measured, as files: every number in `benchmark.csv`, the table `benchmark.md`, the picture `benchmark.png`.
-
-The files are written again after each case, so a benchmark that is stopped has lost nothing.
-"""
+"""The files of a benchmark: `benchmark.csv`, tables and goals in `benchmark.md`, and a picture per part."""
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
-from vitlab.benchmarking.timing import OURS, Case, Measured
+import numpy as np
+
+from vitlab.benchmarking.case import EXPONENT, IDEAL, OURS, Case
+from vitlab.benchmarking.goals import outcomes
 from vitlab.runs import replace
 
-COLUMNS = ("part", "case", "contender", "unit", "items", "calls", "round", "seconds", "ratio", "machine")
+ROUNDS = "seconds of each round"
 
 
 def write(cases: Sequence[Case], folder: Path, *, title: str) -> None:
-    replace(folder / "benchmark.csv", table_of_rounds(cases, title=title))
-    replace(folder / "benchmark.md", markdown(cases, title=title))
-    picture(cases, folder / "benchmark.png", title=title)
+    """Write all tables, and the picture of the last case's part."""
+    rows, part, text = table(cases), cases[-1].part, io.StringIO()
+    writer = csv.DictWriter(text, [*dict.fromkeys(chain(*rows)), "machine"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row | {"machine": title} for row in rows)
+    replace(folder / "benchmark.csv", text.getvalue())
+    replace(folder / "benchmark.md", markdown(cases, rows, title=title))
+    plot([case for case in cases if case.part == part], folder / f"{part}.png", title=f"{part}: {title}")
 
 
-def table_of_rounds(cases: Sequence[Case], *, title: str) -> str:
-    """CSV: a line for each measurement, and in each of its contender's lines that one's ratio and figures.
+def table(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """A row for each contender of each case. "vitlab is": how many times as fast.
 
-    The ratio is how many times as fast ours is, of the medians; `machine` is what the table has as its title.
+    Seconds are of a call; those of a reference (the machine's limit) are scaled to the items of the first contender.
     """
-    names = list(dict.fromkeys(name for case in cases for measured in case.measured for name in measured.figures))
-    written = io.StringIO()
-    lines = csv.writer(written, lineterminator="\n")
-    lines.writerow([*COLUMNS, *names])
+    rows = []
     for case in cases:
-        for measured in case.measured:
-            for number, seconds in enumerate(measured.seconds):
-                facts = [
-                    case.part,
-                    case.name,
-                    measured.name,
-                    case.unit,
-                    measured.items,
-                    measured.calls,
-                    number,
-                    seconds,
-                    ratio(case, measured),
-                    title,
-                ]
-                lines.writerow([*facts, *(measured.figures.get(name, "") for name in names)])
-    return written.getvalue()
+        for m in case.measured:
+            items = m.items if m.peer else case.measured[0].items
+            row: dict[str, Any] = {"part": case.part, "case": case.name, "contender": m.name}
+            row |= {f"{case.unit} a second": m.rate} if case.unit else {}
+            row |= {"seconds": items / m.rate, "spread %": 100 * m.spread, "rounds": len(m.seconds)}
+            row |= {f"{OURS} is": case[OURS].ratio(m)} if case.has_ours else {}
+            rows.append(row | dict(m.figures) | {ROUNDS: " ".join(map(repr, m.seconds))})
+    return rows
 
 
-def markdown(cases: Sequence[Case], *, title: str) -> str:
-    """A table for each part, then each goal and what was reached."""
+def markdown(cases: Sequence[Case], rows: Sequence[dict[str, Any]], *, title: str) -> str:
+    """A table for each part, and the outcome of each goal."""
     lines = [f"# {title}", ""]
-    for part in dict.fromkeys(case.part for case in cases):
-        chosen = [case for case in cases if case.part == part]
-        figures = list(dict.fromkeys(name for case in chosen for m in case.measured for name in m.figures))
-        lines += [f"## {part}", ""]
-        heads = ["case", "contender", *columns(chosen), "spread", "rounds", f"{OURS} is", *figures]
-        lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-        for case in chosen:
-            for measured in case.measured:
-                row = cells(case, measured, figures, columns=columns(chosen))
-                lines.append(f"| {' | '.join(row)} |")
+    for part, group in groupby(rows, key=lambda row: row["part"]):
+        chosen = list(group)
+        names = [name for name in dict.fromkeys(chain(*chosen)) if name not in ("part", ROUNDS)]
+        lines += [f"## {part}", "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+        for row in chosen:
+            lines.append(f"| {' | '.join(format_cell(row.get(name, '')) for name in names)} |")
         lines.append("")
-    reached = [outcome for case in cases for outcome in told(case)]
-    if reached:
-        lines += ["## Goals", "", "| case | goal | measured | |", "|---|---|---|---|", *reached, ""]
-    return "\n".join(lines)
+    reached = [f"- {case.part}, {case.name}: {text}" for case in cases for _, text in outcomes(case)]
+    return "\n".join([*lines, *(["## Goals", "", *reached, ""] if reached else [])])
 
 
-def ratio(case: Case, measured: Measured) -> float | str:
-    """How many times as fast as this one ours is; nothing where there is no such thing."""
-    ours = [m for m in case.measured if m.name == OURS]
-    return ours[0].ratio(measured) if ours else ""
+def format_cell(value: object) -> str:
+    return str(value) if not isinstance(value, float) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def columns(cases: Sequence[Case]) -> list[str]:
-    """How a part tells speed: a start has seconds, and nobody wants to know how many there are in one."""
-    return ["seconds"] if all(case.lasting for case in cases) else ["a second", "seconds"]
-
-
-def cells(case: Case, measured: Measured, figures: Sequence[str], *, columns: Sequence[str]) -> Iterator[str]:
-    """Seconds are those of a call; of what is no peer, those of as many items as the first one's call has."""
-    yield case.name
-    yield measured.name
-    if "a second" in columns:
-        yield f"{measured.rate:,.4g} {case.unit}"
-    yield f"{measured.median if measured.peer else measured.seconds_of_item * case.measured[0].items:.4g}"
-    yield f"{measured.spread:.0%}"
-    yield f"{len(measured.seconds)}"
-    times = ratio(case, measured)
-    yield f"{times:.2f} x" if times != "" and measured.name != OURS else ""
-    for name in figures:
-        yield f"{measured.figures[name]:,.4g}" if name in measured.figures else ""
-
-
-def told(case: Case) -> Iterator[str]:
-    for goal, rival, ratio in case.outcomes():
-        verdict = "reached" if ratio >= goal.least else "**missed**"
-        said = goal.outcome(case[goal.ours], rival, ratio, lasting=case.lasting)
-        yield f"| {case.name} | {goal.told(rival, lasting=case.lasting)} | {said} | {verdict} |"
-
-
-def picture(cases: Sequence[Case], figure_file: Path, *, title: str) -> None:
-    """For each case a bar for each contender: how fast it is, as a share of the fastest."""
+def plot(cases: Sequence[Case], file: Path, *, title: str) -> None:
+    """Draw any part: a panel with a row for each case, or one with a line for each contender for each axis."""
     from matplotlib.figure import Figure
 
-    rows = [(case, measured) for case in cases for measured in case.measured if measured.peer]
-    names = list(dict.fromkeys(measured.name for _, measured in rows))
-    figure = Figure(figsize=(10, 1.5 + 0.22 * (len(rows) + len(cases))), layout="constrained")
-    axis = figure.subplots()
-    figure.suptitle(title)
-    place, ticks = 0.0, []
-    for case in cases:
-        rivals = [measured for measured in case.measured if measured.peer]
-        best = max((measured.rate for measured in rivals), default=1.0)
-        ticks.append((place + (len(rivals) - 1) / 2, f"{case.part}: {case.name}"))
-        for measured in rivals:
-            colour = f"C{names.index(measured.name)}"
-            axis.barh(place, measured.rate / best, color=colour, xerr=measured.spread * measured.rate / best / 2)
-            if case.lasting:
-                axis.text(0.005, place, f"{measured.median:.3g} s", va="center", fontsize=6)
-            place += 1
-        place += 1
-    axis.set_yticks([y for y, _ in ticks], [label for _, label in ticks], fontsize=7)
-    axis.invert_yaxis()
-    axis.set_xlabel("speed, as a share of the fastest (whiskers: quartiles)")
-    for index, name in enumerate(names):
-        axis.barh(0, 0, color=f"C{index}", label=name)
-    if names:
-        figure.legend(loc="outside lower center", ncols=len(names))
-    axis.grid(alpha=0.3, axis="x")
-    figure.savefig(figure_file, dpi=110)
+    axes = list(dict.fromkeys(case.axis for case in cases))
+    height = 5 if axes[0] else 2.5 + 0.25 * len(cases)
+    figure = Figure(figsize=(max(10, 5 * len(axes)), height), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    for panel, axis in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
+        draw = draw_lines if axis else draw_rows
+        draw(panel, [case for case in cases if case.axis == axis])
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+
+
+def draw_rows(panel: Any, cases: Sequence[Case]) -> None:
+    """Speed relative to the fastest peer of each case."""
+    best = [max(m.rate for m in case.measured if m.peer) for case in cases]
+    for name in dict.fromkeys(m.name for case in cases for m in case.measured if m.peer):
+        found = [(row, m) for row, case in enumerate(cases) for m in case.measured if m.name == name]
+        shares, rows = [m.rate / best[row] for row, m in found], [row for row, _ in found]
+        spread = [m.spread * share / 2 for (_, m), share in zip(found, shares, strict=True)]
+        panel.errorbar(shares, rows, xerr=spread, fmt="o", alpha=0.8, label=name)
+    speeds = [f"{format_cell(case.speed(case.measured[0]))} {f'{case.unit}/s' if case.unit else 's'}" for case in cases]
+    labels = [f"{case.name}\n{case.measured[0].name}: {speed}" for case, speed in zip(cases, speeds, strict=True)]
+    panel.set_yticks(range(len(cases)), labels, fontsize=7)
+    panel.invert_yaxis()
+    panel.set_xlim(left=0)
+    panel.set_xlabel("speed relative to the fastest (whiskers: quartiles)")
+
+
+def draw_lines(panel: Any, cases: Sequence[Case]) -> None:
+    """Speed against size, log against log; dashed: the ideal exponent, from the first size on."""
+    sizes = np.array([case.size for case in cases])
+    for index, row in enumerate(zip(*(case.measured for case in cases), strict=True)):
+        values = np.array([case.speed(m) for case, m in zip(cases, row, strict=True)])
+        label, color, figures = row[0].name, f"C{index}", row[0].figures
+        if IDEAL in figures:
+            label += f": exponent {figures[EXPONENT]:.2f}, ideal {figures[IDEAL]:.2f}"
+            panel.plot(sizes, values[0] * (sizes / sizes[0]) ** figures[IDEAL], f"{color}--", alpha=0.6)
+        panel.errorbar(sizes, values, yerr=[m.spread / 2 for m in row] * values, fmt="o-", color=color, label=label)
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    panel.xaxis.minorticks_off()
+    panel.set_xlabel(cases[0].axis)
+    panel.set_ylabel(f"{cases[0].unit} a second" if cases[0].unit else "seconds")

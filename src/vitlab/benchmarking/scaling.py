@@ -1,166 +1,77 @@
-"""How a step's time grows with tokens, width, depth and batch, beside how its FLOPs do: `scaling.png`, log against log.
+"""How a step's time grows with tokens, width, depth and batch, and how its FLOPs do.
 
-The exponent is the slope of a straight line through the medians: time ~ size ^ exponent. Theory's is the slope of the
-FLOPs at the same sizes, so it has the part that doesn't grow (patches, head) and both terms of attention in it.
+The ideal exponent is that of the network's own FLOPs at the same sizes, including what doesn't grow (patches, head) and
+both terms of attention.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import isqrt
 from typing import Literal
 
-import numpy as np
+import torch
 
-from vitlab.benchmarking import peers
-from vitlab.benchmarking.networks import Precision, Task, Work, beside_limit, contender
-from vitlab.benchmarking.timing import Case, Clock, Measured, Part
+from vitlab.benchmarking.case import Case, Part, slope, with_exponents
+from vitlab.benchmarking.networks import MFLOPS, Precision, Task, contender, measure_with_limit
+from vitlab.benchmarking.peers import Architecture
+from vitlab.timing import Clock, Contender
 
 log = logging.getLogger(__name__)
 
-Axis = Literal["tokens", "width", "depth", "batch"]
-PATCH, HEAD = 16, 64  # pixels; width of a head, or all of a narrower token
+AXES = ("tokens", "width", "depth", "batch")
+PATCH, HEAD = 16, 64  # pixels; width of a head, at most
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One network and batch, and what of it is varied."""
-
-    tokens: int
-    width: int
-    depth: int
-    batch: int
-
-    def __str__(self) -> str:
-        return f"{self.tokens} tokens, width {self.width}, depth {self.depth}, batch {self.batch}"
-
-    def architecture(self) -> peers.Architecture:
-        side = PATCH * round((self.tokens - 1) ** 0.5)
-        heads = max(1, self.width // HEAD)
-        return peers.Architecture(
-            image=side,
-            patch=PATCH,
-            dim=self.width,
-            depth=self.depth,
-            heads=heads,
-            hidden=4 * self.width,
-            classes=1000,
-        )
-
-
+@dataclass(kw_only=True)
 class Scaling(Part):
-    """tokens     of an image with patches of 16, [cls] among them: 1 + a square
+    """tokens     of an image with patches of 16 pixels, with [cls]: 1 + a square
     width      of a token, in heads of 64
     depth      blocks
     batch      images
-    axes       which of these are varied, while the others stay at `at`
-    at         tokens, width, depth, batch
-    names      whose networks
-    task       inference; or training: forward, backward and the optimizer's step
+    at         tokens, width, depth, batch: the three that are not varied
+    networks   libraries
+    task       inference, or training: forward, backward and the optimizer's step
     precision  float32, or bfloat16 by torch.autocast
+
+    An axis without sizes is left out.
     """
 
-    def __init__(
-        self,
-        *,
-        tokens: Sequence[int] = (50, 101, 197, 401, 785),
-        width: Sequence[int] = (64, 128, 256, 512),
-        depth: Sequence[int] = (2, 4, 8, 16),
-        batch: Sequence[int] = (1, 2, 4, 8, 16),
-        axes: Sequence[Axis] = ("tokens", "width", "depth", "batch"),
-        at: tuple[int, int, int, int] = (197, 192, 4, 2),
-        names: Sequence[Literal["vitlab", "timm", "torchvision"]] = ("vitlab", "timm"),
-        task: Task = "training",
-        precision: Precision = "float32",
-    ) -> None:
-        self.sizes: dict[Axis, Sequence[int]] = {"tokens": tokens, "width": width, "depth": depth, "batch": batch}
-        self.at = Point(tokens=at[0], width=at[1], depth=at[2], batch=at[3])
-        self.axes, self.names, self.task, self.precision = axes, names, task, precision
+    part = "scaling"
+
+    tokens: Sequence[int] = (50, 101, 197, 401, 785)
+    width: Sequence[int] = (64, 128, 256, 512)
+    depth: Sequence[int] = (2, 4, 8, 16)
+    batch: Sequence[int] = (1, 2, 4, 8, 16)
+    at: tuple[int, int, int, int] = (197, 192, 4, 2)
+    networks: Sequence[Literal["vitlab", "timm", "torchvision"]] = ("vitlab", "timm")
+    task: Task = "training"
+    precision: Precision = "float32"
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from (f"scaling.{axis} needs two sizes, or none" for axis in AXES if len(set(getattr(self, axis))) == 1)
+        if wrong := [n for n in (*self.tokens, self.at[0]) if isqrt(max(n - 1, 1)) ** 2 != n - 1]:
+            nearest = [1 + isqrt(max(n - 1, 1)) ** 2 for n in wrong]
+            yield f"scaling.tokens: {wrong} are not [cls] and a square of patches; use {nearest}"
 
     def cases(self, clock: Clock) -> Iterator[Case]:
-        for axis in self.axes:
-            log.info("scaling: %s %s ...", axis, ", ".join(map(str, self.sizes[axis])))
-            points = [replace(self.at, **{axis: size}) for size in self.sizes[axis]]
-            yield from self.fitted(axis, self.measure(points, clock))
+        for axis, sizes in ((axis, getattr(self, axis)) for axis in AXES if getattr(self, axis)):
+            log.info("scaling: %s %s ...", axis, ", ".join(map(str, sizes)))
+            points = [{**dict(zip(AXES, self.at, strict=True)), axis: size} for size in sizes]
+            # all sizes in the same rounds, or a disturbance of the machine would bend the line
+            contenders = [self.contender(name, point, clock.device) for point in points for name in self.networks]
+            measured = iter(measure_with_limit(clock, contenders, self.precision))
+            rows = [list(islice(measured, len(self.networks))) for _ in sizes]
+            cases = [
+                Case(part=self.part, name=f"{axis} {size}", unit=None, axis=axis, size=size, measured=row)
+                for size, row in zip(sizes, rows, strict=True)
+            ]
+            flops = [[m.figures[MFLOPS] * m.items for m in column] for column in zip(*rows, strict=True)]
+            yield from with_exponents(cases, [slope(sizes, column) for column in flops])
 
-    def measure(self, points: Sequence[Point], clock: Clock) -> list[list[Measured]]:
-        """Everybody's sizes in the same rounds, or what disturbs the machine would bend a line."""
-        contenders = [
-            contender(name, point.architecture(), self.work(point), clock.device)
-            for point in points
-            for name in self.names
-        ]
-        *measured, _ = beside_limit(clock, contenders, self.precision)
-        count = len(self.names)
-        return [measured[place : place + count] for place in range(0, len(measured), count)]
-
-    def work(self, point: Point) -> Work:
-        return Work(task=self.task, batch=point.batch, precision=self.precision, mode="eager")
-
-    def fitted(self, axis: Axis, measured: Sequence[Sequence[Measured]]) -> Iterator[Case]:
-        """A case for each size, once all are there: each has the exponents among its figures."""
-        sizes = self.sizes[axis]
-        fits = [
-            {
-                "exponent": slope(sizes, [m.median for m in row]),
-                "FLOPs exponent": slope(sizes, [m.figures["MFLOPs"] * m.items for m in row]),
-            }
-            for row in zip(*measured, strict=True)
-        ]
-        for size, row in zip(sizes, measured, strict=True):
-            told = [replace(m, figures={"size": size, **m.figures, **fit}) for m, fit in zip(row, fits, strict=True)]
-            yield Case(part="scaling", name=f"{axis} {size}", unit="images", measured=told)
-
-    def draw(self, cases: Sequence[Case], folder: Path) -> None:
-        picture(cases, folder / "scaling.png", title=f"{self.task} in {self.precision}; what is not varied: {self.at}")
-
-
-def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Of the straight line through the logarithms, by least squares: values ~ sizes ^ slope."""
-    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
-
-
-def picture(cases: Sequence[Case], file: Path, *, title: str) -> None:
-    """A panel for each axis: medians, the line fitted to them, and dashed how the FLOPs of that network grow."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
-
-    axes = list(dict.fromkeys(case.name.split()[0] for case in cases))
-    figure = Figure(figsize=(4.2 * len(axes), 4.4), layout="constrained")
-    figure.suptitle(title)
-    panels = figure.subplots(1, len(axes), squeeze=False)[0]
-    for panel, axis in zip(panels, axes, strict=True):
-        chosen = [case for case in cases if case.name.split()[0] == axis]
-        for index, name in enumerate(m.name for m in chosen[0].measured):
-            rows = [case[name] for case in chosen]
-            sizes, seconds = np.array([m.figures["size"] for m in rows]), np.array([m.median for m in rows])
-            exponent, theory = rows[0].figures["exponent"], rows[0].figures["FLOPs exponent"]
-            panel.plot(sizes, through(sizes, seconds, exponent), color=f"C{index}", linewidth=1)
-            panel.errorbar(
-                sizes,
-                seconds,
-                yerr=[m.spread * m.median / 2 for m in rows],
-                fmt="o",
-                color=f"C{index}",
-                label=f"{name}: {axis}^{exponent:.2f}",
-            )
-            label = f"FLOPs of {name}: {axis}^{theory:.2f}"
-            panel.plot(
-                sizes, through(sizes, seconds, theory), color=f"C{index}", alpha=0.6, linestyle="--", label=label
-            )
-        panel.set_xscale("log")
-        panel.set_yscale("log")
-        panel.set_xticks(sizes, [f"{size:g}" for size in sizes])
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.set_xlabel(axis)
-        panel.grid(alpha=0.3, which="both")
-        panel.legend(fontsize=8)
-    panels[0].set_ylabel("seconds of a step (whiskers: quartiles)")
-    figure.savefig(file, dpi=110)
-
-
-def through(sizes: "np.ndarray", values: "np.ndarray", exponent: float) -> "np.ndarray":
-    """The line with this exponent through the middle of the values."""
-    middle = np.exp(np.mean(np.log(values) - exponent * np.log(sizes)))
-    line: np.ndarray = middle * sizes**exponent
-    return line
+    def contender(self, name: str, at: Mapping[str, int], device: torch.device) -> Contender:
+        heads, side = max(1, at["width"] // HEAD), PATCH * isqrt(at["tokens"] - 1)
+        size = Architecture(side, PATCH, at["width"], at["depth"], heads, hidden=4 * at["width"])
+        return contender(name, size, self.task, at["batch"], self.precision, device)

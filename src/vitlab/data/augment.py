@@ -6,13 +6,25 @@ the workers (see dataset.py).
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from vitlab.data import ops
+from vitlab.config.bounds import (
+    Ascending,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    check_bounds,
+)
+from vitlab.data import augment_ops
+
+Share = Annotated[float, Gt(0), Le(1)]
 
 CACHED = 2**17  # numbers that a processor's cache holds
 
@@ -41,49 +53,33 @@ class Augment(nn.Module):
         ValueError: a knob is outside its range.
     """
 
+    @check_bounds
     def __init__(
         self,
         *,
-        crop_padding: int = 0,
+        crop_padding: NonNegativeInt = 0,
         flip: bool = False,
-        degrees: float = 0.0,
-        translate: float = 0.0,
-        scale: tuple[float, float] = (1.0, 1.0),
-        shear: float = 0.0,
+        degrees: Annotated[float, Ge(0), Le(180)] = 0.0,
+        translate: Annotated[Probability, "a fraction of the side"] = 0.0,
+        scale: Annotated[tuple[PositiveFloat, PositiveFloat], Ascending()] = (1.0, 1.0),
+        shear: Annotated[float, Ge(0), Lt(90)] = 0.0,
         auto_augment: Literal["none", "randaugment", "trivialaugment"] = "none",
-        randaugment_ops: int = 2,
-        randaugment_magnitude: int = 9,
-        erasing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
-        crop_fraction: float | None = None,
+        randaugment_ops: PositiveInt = 2,
+        randaugment_magnitude: Annotated[int, Ge(0), Le(30)] = 9,
+        erasing: Annotated[Probability, "a probability"] = 0.0,
+        mixup: Annotated[NonNegativeFloat, "0 is off"] = 0.0,
+        cutmix: Annotated[NonNegativeFloat, "0 is off"] = 0.0,
+        crop_scale: Annotated[tuple[Share, Share], Ascending()] = (0.08, 1.0),
+        crop_fraction: Share | None = None,
     ) -> None:
         super().__init__()
-        scale, crop_scale = _pair("scale", scale), _pair("crop_scale", crop_scale)
-        _require("crop_padding", crop_padding, crop_padding >= 0, "at least 0")
-        _require("degrees", degrees, 0 <= degrees <= 180, "between 0 and 180")
-        _require("translate", translate, 0 <= translate <= 1, "between 0 and 1, a fraction of the side")
-        _require("scale", scale, 0 < scale[0] <= scale[1], "[low, high] with 0 < low <= high")
-        _require("shear", shear, 0 <= shear < 90, "at least 0 and below 90 degrees")
-        names = ("none", "randaugment", "trivialaugment")
-        _require("auto_augment", auto_augment, auto_augment in names, f"one of {', '.join(names)}")
-        _require("randaugment_ops", randaugment_ops, randaugment_ops >= 1, "at least 1")
-        level_is_known = 0 <= randaugment_magnitude < ops.LEVELS
-        _require("randaugment_magnitude", randaugment_magnitude, level_is_known, "between 0 and 30")
-        _require("erasing", erasing, 0 <= erasing <= 1, "a probability between 0 and 1")
-        _require("mixup", mixup, mixup >= 0, "at least 0 (0 is off)")
-        _require("cutmix", cutmix, cutmix >= 0, "at least 0 (0 is off)")
-        crop_is_valid = 0 < crop_scale[0] <= crop_scale[1] <= 1
-        _require("crop_scale", crop_scale, crop_is_valid, "[low, high] with 0 < low <= high <= 1")
-        crop_fraction = 0.875 if crop_fraction is None else crop_fraction
-        _require("crop_fraction", crop_fraction, 0 < crop_fraction <= 1, "above 0 and at most 1")
         self.crop_padding, self.flip = crop_padding, flip
-        self.degrees, self.translate, self.scale, self.shear = degrees, translate, scale, shear
+        self.degrees, self.translate, self.shear = degrees, translate, shear
+        self.scale, self.crop_scale = (float(scale[0]), float(scale[1])), (float(crop_scale[0]), float(crop_scale[1]))
         self.auto_augment = auto_augment
         self.randaugment_ops, self.randaugment_magnitude = randaugment_ops, randaugment_magnitude
         self.erasing, self.mixup, self.cutmix = erasing, mixup, cutmix
-        self.crop_scale, self.crop_fraction = crop_scale, crop_fraction
+        self.crop_fraction = 0.875 if crop_fraction is None else crop_fraction
 
     def forward(
         self, images: Tensor, targets: Tensor, *, prepare: "Prepare", num_classes: int, cropped: bool = False
@@ -95,19 +91,19 @@ class Augment(nn.Module):
         """
         images = prepare(self.vary(images, cropped=cropped))
         if self.erasing:
-            images = ops.erase(images, self.erasing)
+            images = augment_ops.erase(images, self.erasing)
         return self.mix(images, targets, num_classes)
 
     def vary(self, images: Tensor, *, cropped: bool = False) -> Tensor:
         """The part that works on uint8 images."""
         if not cropped and (self.crop_padding or self.flip):
-            images = ops.crop_and_flip(images, self.crop_padding, self.flip)
+            images = augment_ops.crop_and_flip(images, self.crop_padding, self.flip)
         if self.degrees or self.translate or self.shear or self.scale != (1.0, 1.0):
-            images = ops.random_affine(images, self.degrees, self.translate, self.scale, self.shear)
+            images = augment_ops.random_affine(images, self.degrees, self.translate, self.scale, self.shear)
         if not cropped and self.auto_augment == "randaugment":
-            images = ops.rand_augment(images, self.randaugment_ops, self.randaugment_magnitude)
+            images = augment_ops.rand_augment(images, self.randaugment_ops, self.randaugment_magnitude)
         if not cropped and self.auto_augment == "trivialaugment":
-            images = ops.trivial_augment(images)
+            images = augment_ops.trivial_augment(images)
         return images
 
     def mix(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -160,13 +156,3 @@ class Prepare(nn.Module):
         for start in range(0, len(images), few):  # the same, twice as fast: from the cache, of one type
             prepared[start : start + few].copy_(images[start : start + few]).mul_(self.scale).add_(self.shift)
         return prepared
-
-
-def _pair(knob: str, value: tuple[float, float]) -> tuple[float, float]:
-    _require(knob, tuple(value), len(value) == 2, "two numbers, [low, high]")
-    return float(value[0]), float(value[1])
-
-
-def _require(knob: str, value: object, holds: bool, rule: str) -> None:
-    if not holds:
-        raise ValueError(f"data.augment.{knob}={value} must be {rule}")

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
-from vitlab.data.decoding import Box, decode_crop
-from vitlab.data.reading import read_image
+from vitlab.data.decode import read_image
+from vitlab.data.jpeg import Box, decode_crop
 from vitlab.data.sampler import BatchPlan, stable_seed
-from vitlab.data.sources import Split
+from vitlab.data.source import Split
 
 BILINEAR = v2.InterpolationMode.BILINEAR
 

@@ -1,29 +1,20 @@
-"""Images that lie as rows within larger files: Arrow tables on a local disk, parquet files anywhere.
+"""Images that are rows of larger files: a row stands where the path of a file stands elsewhere.
 
-A row stands where the path of a file stands elsewhere: it is a string, its name in messages, that knows how its bytes
-are got. Nothing is opened before the first row is read, and each process opens files of its own.
-
-    ArrowRows    mapped into memory by `datasets`: any row at once, and the system keeps or drops the pages
-    ParquetRows  a row group is read whole, and the last few are kept: meant to be read block after block
+A row is a string, its name in messages, that can read its bytes. Nothing is opened before the first row is read, and
+each process opens its own files.
 """
 
-import bisect
 import hashlib
-import math
-import os
-import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class NoImage(OSError):
-    """The image itself is at fault, not what it is read with: damaged, never stored, or no file."""
+class InvalidImage(OSError):
+    """The image itself is at fault, not what it is read with: damaged, missing in its row, or no file."""
 
 
 class Row(str):
@@ -65,22 +56,22 @@ class Rows(Sequence[str], ABC):
 
     @property
     def blocks(self) -> "Tensor | None":
-        """The block that each row is read with, int64 [n]; None where rows are read one by one."""
+        """The block that each row is read with, int64 [n]; None if rows are read one by one."""
         return None
 
     @property
-    def held_whole(self) -> bool:
-        """Whether what is held out of these should be whole blocks."""
+    def split_by_block(self) -> bool:
+        """Whether validation and test images are held out in complete blocks."""
         return self.blocks is not None
 
     def digest(self) -> bytes:
-        """What tells these images from others, wherever they lie, without reading them all."""
+        """A hash of these images that is the same wherever they are stored, without reading all of them."""
         found = hashlib.blake2b(self.chosen.numpy().tobytes(), digest_size=16)
         found.update(self.content())
         return found.digest()
 
-    def lying(self) -> Sequence[str] | None:
-        """The local file of each image, where it may be changed and `content` stay the same; '' or None: none."""
+    def local_files(self) -> Sequence[str] | None:
+        """The local file of each image that may change while `content` stays the same; '' or None: none."""
         return None
 
     @abstractmethod
@@ -93,196 +84,4 @@ class Rows(Sequence[str], ABC):
 
     @abstractmethod
     def content(self) -> bytes:
-        """Numbers that depend on the content of the whole split's images, at little cost."""
-
-
-class ArrowRows(Rows):
-    """Rows of a `datasets.Dataset`, which lies in local files; images may be stored in it or lie beside it."""
-
-    def __init__(self, place: str, dataset: Any, column: str, chosen: "Tensor") -> None:
-        from datasets import Image
-
-        super().__init__(place, chosen)
-        self.column = column
-        self.dataset = dataset.select_columns([column]).cast_column(column, Image(decode=False))
-
-    def subset(self, indices: "Tensor") -> "ArrowRows":
-        return ArrowRows(self.place, self.dataset, self.column, self.chosen[indices])
-
-    def read(self, row: int) -> bytes:
-        return stored(self.dataset[row][self.column])
-
-    def lying(self) -> Sequence[str] | None:
-        column = self._stored()
-        if not column.combine_chunks().field("bytes").null_count:
-            return None
-        paths = [value["path"] if value["bytes"] is None else "" for value in column.to_pylist()]
-        return [paths[row] or "" for row in self.chosen.tolist()]
-
-    def _stored(self) -> Any:
-        """All images as `datasets` stores them, an Arrow array of `bytes` and `path`."""
-        column, order = self.dataset.data.column(self.column), self.dataset._indices
-        return column if order is None else column.take(order.column(0))  # of a selection that was never written out
-
-    def content(self) -> bytes:
-        """The length of each image as it is encoded, and the file name of each that lies elsewhere."""
-        import pyarrow.compute as pc
-
-        column = self._stored()
-        lengths = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), -1)
-        found = hashlib.blake2b(lengths.to_numpy().astype("<i8").tobytes(), digest_size=16)
-        if pc.any(pc.equal(lengths, -1)).as_py():
-            for path in pc.struct_field(column, "path").to_pylist():
-                found.update("/".join((path or "").split("/")[-2:]).encode() + b"\0")
-        return found.digest()
-
-
-class Group(NamedTuple):
-    """A row group of a parquet file."""
-
-    file: int  # which of the split's files
-    number: int  # which group of the file
-    start: int  # the split's row that it begins with
-    rows: int
-    size: int  # bytes of its images, compressed
-
-
-class ParquetRows(Rows):
-    """Rows of parquet files, local or at a URL, which are read a row group at a time.
-
-    Args:
-        place: As for all rows.
-        files: Paths or URLs.
-        column: The images' column: encoded bytes, or `bytes` beside a `path`.
-        groups: All row groups of the files, in order.
-        buffer: About how many rows may be in use at a time, of all processes of a machine together.
-        chosen: As for all rows.
-    """
-
-    def __init__(
-        self, place: str, files: tuple[str, ...], column: str, groups: tuple[Group, ...], buffer: int, chosen: "Tensor"
-    ) -> None:
-        super().__init__(place, chosen)
-        self.files, self.column, self.groups, self.buffer = files, column, groups, buffer
-        self.starts = [group.start for group in groups]
-        self._forget()
-
-    def _forget(self) -> None:
-        self._process, self._lock = os.getpid(), threading.RLock()
-        self._open: OrderedDict[int, Any] = OrderedDict()
-        self._held: OrderedDict[int, Any] = OrderedDict()
-        self._wanted: Any = None
-        self._left: dict[int, int] = {}  # of those held
-        self.__dict__.pop("most_held", None)  # another process may be a worker
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            key: value
-            for key, value in self.__dict__.items()
-            if key not in ("_lock", "_open", "_held", "_wanted", "_left")
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
-
-    @property
-    def blocks(self) -> "Tensor":
-        import torch
-
-        return torch.from_numpy(self._numbers())
-
-    def _numbers(self) -> Any:
-        """The blocks as a NumPy array: in a process that was forked, torch's threads may wait for ever."""
-        import numpy as np
-
-        return np.searchsorted(np.array(self.starts), self.chosen.numpy(), side="right") - 1
-
-    def subset(self, indices: "Tensor") -> "ParquetRows":
-        return ParquetRows(self.place, self.files, self.column, self.groups, self.buffer, self.chosen[indices])
-
-    @cached_property
-    def most_held(self) -> int:
-        """Row groups that this process holds on to: of all that are in use, those of a loading worker's turns."""
-        from torch.utils.data import get_worker_info
-
-        from vitlab.data.sampler import pieces
-
-        sizes, worker = sorted(size for size in self._sizes() if size), get_worker_info()
-        rows = int(sizes[(len(sizes) - 1) // 2])  # as `sampler.typical` says
-        layout = pieces(rows, self.buffer)
-        return 1 + layout.in_use(rows) // math.gcd(layout.turns, worker.num_workers if worker else 1)
-
-    def read(self, row: int) -> bytes:
-        block = bisect.bisect_right(self.starts, row) - 1
-        value = self._images(block)[row - self.groups[block].start].as_py()
-        return stored(value if isinstance(value, dict) else {"bytes": value, "path": None})
-
-    def lying(self) -> Sequence[str] | None:
-        files = ["" if "://" in file else file for file in self.files]
-        return [files[self.groups[block].file] for block in self._numbers().tolist()]
-
-    def content(self) -> bytes:
-        """The sizes of all row groups."""
-        return repr([(group.rows, group.size) for group in self.groups]).encode()
-
-    def _sizes(self) -> Any:
-        """Rows of each block, an array."""
-        import numpy as np
-
-        if self._wanted is None:
-            self._wanted = np.bincount(self._numbers(), minlength=len(self.groups))
-        return self._wanted
-
-    def _images(self, block: int) -> Any:
-        """The images of a row group, as an Arrow array."""
-        if self._process != os.getpid():  # files that were opened before a fork are the parent's
-            self._forget()
-        with self._lock:
-            if block in self._held:
-                self._held.move_to_end(block)
-                self._left[block] -= 1
-                return self._held[block] if self._left[block] else self._held.pop(block)  # all of it was asked for
-            group, self._left[block] = self.groups[block], int(self._sizes()[block]) - 1
-            while len(self._held) >= self.most_held:
-                self._held.popitem(last=False)
-            column = self._file(group.file).read_row_group(group.number, columns=[self.column], use_threads=False)
-            if len(column) != group.rows:
-                raise OSError(f"{self.files[group.file]} was changed since its row groups were counted")
-            images = column.column(0).combine_chunks()
-            if self._left[block]:
-                self._held[block] = images
-            return images
-
-    def _file(self, number: int) -> Any:
-        if number not in self._open:
-            while len(self._open) >= 64:
-                self._open.popitem(last=False)[1].close()
-            self._open[number] = open_parquet(self.files[number])
-        self._open.move_to_end(number)
-        return self._open[number]
-
-
-def open_parquet(place: str) -> Any:
-    """A `pyarrow.parquet.ParquetFile` at a path or URL, of which no more is read than is asked for."""
-    import fsspec
-    import pyarrow.parquet as pq
-
-    if "://" not in place:
-        return pq.ParquetFile(place)
-    system, path = fsspec.core.url_to_fs(place)
-    return pq.ParquetFile(system.open(path, cache_type="none"), pre_buffer=True)
-
-
-def stored(value: dict[str, Any] | None) -> bytes:
-    """The bytes of an image as `datasets` stores it: in its row, or under a path on this machine. Raises `OSError`."""
-    data, path = (value or {}).get("bytes"), (value or {}).get("path")
-    if data is not None:
-        return bytes(data)
-    if path is None:
-        raise NoImage("the row holds no image")
-    if not os.path.isabs(path):  # noqa: PTH117 a million
-        raise NoImage(f"the row holds no image, but the name {path}")
-    from vitlab.data.reading import read_bytes
-
-    return read_bytes(path)
+        """Numbers that depend on the content of all images of the split, at little cost."""

@@ -1,7 +1,7 @@
-"""Which files of an image folder are bad, known before training: refused all at once, or left out and listed.
+"""Find bad image files before training: all are reported at once, or skipped and listed.
 
-What is left out decides the splits, so it is found once, kept in the run's folder, and read from there by the other
-ranks, by a resumed run and by evaluation, even where a file has been mended or broken since.
+Skipped files decide the splits, so they are found once, listed in the run's folder, and read from there by the other
+ranks, by a resumed run and by evaluation, even if a file was repaired or damaged since.
 """
 
 import csv
@@ -21,22 +21,30 @@ import torch
 from filelock import FileLock
 
 from vitlab import launch
-from vitlab.data.reading import check_header, decode, explained, image_is_at_fault, quiet, read_bytes, spared
-from vitlab.data.rows import NoImage, Rows
-from vitlab.data.sources import Source, Split
+from vitlab.data.decode import (
+    check_header,
+    decode,
+    error_reason,
+    image_is_at_fault,
+    quiet,
+    read_bytes,
+    read_error_not_skipped,
+)
+from vitlab.data.rows import InvalidImage, Rows
+from vitlab.data.source import Source, Split
 
 log = logging.getLogger(__name__)
 
 Scan = Literal["none", "headers", "decode"]
 OnError = Literal["raise", "skip"]
 SplitName = Literal["train", "val", "test"]
-THREADS = 16  # also for what waits for a network
+THREADS = 16  # that wait for a disk or a network
 SHOWN = 10
 DUPLICATES, BAD = "duplicates.csv", "bad_images.csv"
 AGAIN = "start again, once that is mended"
 
 
-class Fault(NamedTuple):
+class BadFile(NamedTuple):
     """A file that can't be used: its path below the common folder of all images, its split, and why."""
 
     path: str
@@ -44,8 +52,8 @@ class Fault(NamedTuple):
     reason: str
 
 
-class Copy(NamedTuple):
-    """A file whose very bytes another file has too: both have the same `group`."""
+class Duplicate(NamedTuple):
+    """A file with the same bytes as another one: both have the same `group`."""
 
     group: str
     path: str
@@ -53,22 +61,22 @@ class Copy(NamedTuple):
     label: str
 
 
-Row = TypeVar("Row", Fault, Copy)
+Row = TypeVar("Row", BadFile, Duplicate)
 
 
-def without_bad_files(
+def drop_bad_files(
     source: Source, *, on_error: OnError, max_skipped: float, scan: Scan, record: Path | None, first: bool = True
-) -> tuple[Source, list[Copy]]:
-    """The source as it can be trained on, and files with equal content, which a scan that decodes finds.
+) -> tuple[Source, list[Duplicate]]:
+    """The source without bad files, and the files with equal content, which a scan that decodes finds.
 
     Args:
-        source: Of an image folder.
+        source: Of image files.
         on_error: `raise`: any bad file is an error. `skip`: bad files, found by decoding all, are left out.
         max_skipped: Share of all files above which `skip` refuses.
         scan: How closely `raise` looks.
-        record: Where `skip` lists what it left out; where that file is, it is believed instead of scanning again.
-            `raise` puts longer lists beside it, and both the files with equal content.
-        first: Whether this process scans under `raise`: one on a machine is enough.
+        record: Where `skip` lists what it skipped; if there is such a file, it is read instead of scanning again. Next
+            to it, `raise` writes longer lists, and both write the files with equal content.
+        first: Whether this process scans under `raise`: one per machine is enough.
 
     Raises:
         ValueError: files are bad; more are bad than may be left out; a class is left with none.
@@ -79,63 +87,63 @@ def without_bad_files(
             return source, []
         if scan == "none" or not first:
             return source, []
-        faults, copies = look_through(source, scan)
+        faults, copies = find_bad_files(source, scan)
         if record is not None and copies:
-            write_rows(record.with_name(DUPLICATES), Copy, copies)
+            write_rows(record.with_name(DUPLICATES), Duplicate, copies)
         if faults:
             raise ValueError(refusal(faults, source, scan, record))
         return source, copies
     if record is None:
-        faults, copies = look_through(source, "decode")
+        faults, copies = find_bad_files(source, "decode")
     else:
         record.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(record.with_name(f".{record.name}.lock")):  # of several ranks, one scans
             if not record.is_file():
-                faults, copies = look_through(source, "decode")
+                faults, copies = find_bad_files(source, "decode")
                 if copies:
-                    write_rows(record.with_name(DUPLICATES), Copy, copies)
-                write_rows(record, Fault, faults)  # last: it says that the scan was finished
-            faults, copies = read_rows(record, Fault), read_rows(record.with_name(DUPLICATES), Copy)
-    return left_out(source, faults, max_skipped, record), copies
+                    write_rows(record.with_name(DUPLICATES), Duplicate, copies)
+                write_rows(record, BadFile, faults)  # last: it says that the scan was finished
+            faults, copies = read_rows(record, BadFile), read_rows(record.with_name(DUPLICATES), Duplicate)
+    return without_files(source, faults, max_skipped, record), copies
 
 
-def look_through(source: Source, scan: Scan) -> tuple[list[Fault], list[Copy]]:
-    """All bad files, in order, and all files with equal content where the scan decodes."""
+def find_bad_files(source: Source, scan: Scan) -> tuple[list[BadFile], list[Duplicate]]:
+    """All bad files, in order, and, if the scan decodes, all files with equal content."""
     splits = {name: split for name, split in source.splits.items() if split.files}
     names = [name for name, split in splits.items() for _ in split.labels]
     labels = [source.classes[label] for split in splits.values() for label in split.labels.tolist()]
     paths = chain.from_iterable(split.files or [] for split in splits.values())
     root = common_folder(source)
     check, what = (header_problem, "headers of") if scan == "headers" else (content_problem, "whole of")
-    start = told = time.monotonic()
+    start = logged = time.monotonic()
     found: list[tuple[str, str]] = []
     # Python's own work is one thread at a time: more threads help those that wait for a disk or decode
     with quiet(), ThreadPoolExecutor(THREADS if scan == "headers" else launch.cores()) as pool:
         while part := list(islice(paths, 1024)):
             found += pool.map(check, part)
-            if (now := time.monotonic()) - told > 10:
-                told = now
+            if (now := time.monotonic()) - logged > 10:
+                logged = now
                 rate = len(found) / (now - start)
                 log.info("read the %s %d of %d images, %.0f a second", what, len(found), len(names), rate)
     seconds = time.monotonic() - start
     log.info("read the %s %d images in %.1f s, %.0f a second", what, len(names), seconds, len(names) / seconds)
-    faults: list[Fault] = []
-    groups: dict[str, list[Copy]] = {}
+    faults: list[BadFile] = []
+    groups: dict[str, list[Duplicate]] = {}
     paths = chain.from_iterable(split.files or [] for split in splits.values())
     for path, name, label, (reason, digest) in zip(paths, names, labels, found, strict=True):
         if reason:
-            faults.append(Fault(path.removeprefix(root), name, reason))
+            faults.append(BadFile(path.removeprefix(root), name, reason))
         if digest:
-            groups.setdefault(digest, []).append(Copy(digest, path.removeprefix(root), name, label))
+            groups.setdefault(digest, []).append(Duplicate(digest, path.removeprefix(root), name, label))
     return faults, [copy for group in groups.values() if len(group) > 1 for copy in group]
 
 
 def header_problem(path: str) -> tuple[str, str]:
-    """What is wrong with a file as its header tells; '' for nothing, and '' for its content's digest."""
+    """What is wrong with a file's header, or '', and '' for its content's digest."""
     try:
         check_header(path)
     except Exception as error:  # a decoder meets any bytes
-        return blamed(path, error), ""
+        return image_problem(path, error), ""
     return "", ""
 
 
@@ -143,25 +151,25 @@ def content_problem(path: str) -> tuple[str, str]:
     """What is wrong with a file when it is decoded, or '', and the digest of a good file's content."""
     try:
         data = read_bytes(path)
-    except NoImage as error:
-        return explained(error), ""
+    except InvalidImage as error:
+        return error_reason(error), ""
     except Exception as error:  # of a disk, a network or a limit
-        raise spared(path, error, AGAIN) from error
+        raise read_error_not_skipped(path, error, AGAIN) from error
     try:
         decode(data)
     except Exception as error:
-        return blamed(path, error), ""
+        return image_problem(path, error), ""
     return "", hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def blamed(path: str, error: Exception) -> str:
-    """What is wrong with an image. Raises `UnreadableImage` where it is not at fault."""
+def image_problem(path: str, error: Exception) -> str:
+    """What is wrong with an image. Raises `UnreadableImage` if the image is not at fault."""
     if image_is_at_fault(error):
-        return explained(error)
-    raise spared(path, error, AGAIN) from error
+        return error_reason(error)
+    raise read_error_not_skipped(path, error, AGAIN) from error
 
 
-def refusal(faults: list[Fault], source: Source, scan: Scan, record: Path | None) -> str:
+def refusal(faults: list[BadFile], source: Source, scan: Scan, record: Path | None) -> str:
     """The error of `on_error=raise`."""
     total, root = sum(map(len, source.splits.values())), common_folder(source)
     lines = [f"  - {root}{path}: {reason}" for path, _, reason in faults[:SHOWN]]
@@ -169,7 +177,7 @@ def refusal(faults: list[Fault], source: Source, scan: Scan, record: Path | None
         where = ""
         if record is not None:
             record.parent.mkdir(parents=True, exist_ok=True)
-            write_rows(file := record.with_name(BAD), Fault, faults)
+            write_rows(file := record.with_name(BAD), BadFile, faults)
             where = f", all listed in {file}"
         lines.append(f"  - and {len(faults) - SHOWN} more{where}")
     return "\n".join(
@@ -181,8 +189,8 @@ def refusal(faults: list[Fault], source: Source, scan: Scan, record: Path | None
     )
 
 
-def left_out(source: Source, faults: list[Fault], max_skipped: float, record: Path | None) -> Source:
-    """The source without the files of `faults`. Raises `ValueError` where that is too many, or all of a class."""
+def without_files(source: Source, faults: list[BadFile], max_skipped: float, record: Path | None) -> Source:
+    """The source without the files of `faults`. Raises `ValueError` if these are too many, or all of a class."""
     total, root = sum(map(len, source.splits.values())), common_folder(source)
     bad = {fault.path for fault in faults}
     shown = "".join(f"\n  - {root}{path}: {reason}" for path, _, reason in faults[:SHOWN])
@@ -212,8 +220,10 @@ def left_out(source: Source, faults: list[Fault], max_skipped: float, record: Pa
     return cleaned
 
 
-def tell_copies(copies: list[Copy], splits: Mapping[SplitName, Split], root: str, record: Path | None) -> None:
-    """Warns of files with equal content in several splits, as they were cut; nothing is changed."""
+def warn_of_duplicates(
+    copies: list[Duplicate], splits: Mapping[SplitName, Split], root: str, record: Path | None
+) -> None:
+    """Warn of files with equal content in several splits; nothing is changed."""
     place = {path.removeprefix(root): name for name, split in splits.items() for path in split.files or []}
     groups: dict[str, list[tuple[str, str]]] = {}
     for copy in copies:
@@ -232,7 +242,7 @@ def tell_copies(copies: list[Copy], splits: Mapping[SplitName, Split], root: str
 
 
 def common_folder(source: Source) -> str:
-    """The folder that all files lie in, with a slash at its end: paths below it stay true where it is moved."""
+    """The folder of all files, with a slash at its end: paths below it stay valid if it is moved."""
     files: list[str] = []
     for split in source.splits.values():
         if isinstance(split.files, Rows):
@@ -249,8 +259,8 @@ def listed(lines: Sequence[str]) -> str:
     return "".join(f"\n  - {line}" for line in lines[:SHOWN]) + more
 
 
-def write_rows(file: Path, kind: type[Fault] | type[Copy], rows: list[Fault] | list[Copy]) -> None:
-    """A reader, or a power cut, finds the whole file or none."""
+def write_rows(file: Path, kind: type[BadFile] | type[Duplicate], rows: list[BadFile] | list[Duplicate]) -> None:
+    """Write a CSV file atomically: a reader, or a power cut, finds all of it or none."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text:
@@ -264,7 +274,7 @@ def write_rows(file: Path, kind: type[Fault] | type[Copy], rows: list[Fault] | l
 
 
 def read_rows(file: Path, kind: Callable[..., Row]) -> list[Row]:
-    """What `write_rows` wrote; nothing where there is no such file."""
+    """The rows of a CSV file that `write_rows` wrote; none if there is no such file."""
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8", errors="surrogateescape") as text:

@@ -1,8 +1,8 @@
-"""`data=shards`: images that `src/prepare.py` packed into LitData's chunks or WebDataset's tar files.
+"""`data=shards`: images that `src/prepare.py` packed, or indexed, in WebDataset's tar files.
 
-Every image's place is known from the index, so any image is read by itself, in the order that vitlab's own sampler
-says: each once an epoch over any number of ranks and workers, resumed at the exact image. The streams of LitData and
-WebDataset can't give that: their order depends on how many read it, and ranks end at different times.
+The index says where each image is stored, so images are read one by one, in the order of vitlab's own sampler: each
+once an epoch over any number of ranks and workers, resumed at the exact image. A stream of tar files can't give that:
+its order depends on how many processes read it, and ranks end at different times.
 """
 
 import logging
@@ -16,14 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlab import launch
-from vitlab.data import manifest
-from vitlab.data.manifest import NotPrepared
-from vitlab.data.rows import NoImage, Rows
-from vitlab.data.scan import listed
-from vitlab.data.sources import Source, Split
-from vitlab.data.splitting import held_out
-from vitlab.data.storage import Storage, is_remote, problem
-from vitlab.schema import Node
+from vitlab.data.packing.manifest import NotShardedData, check_files, index_file, load_index, read_manifest
+from vitlab.data.rows import InvalidImage, Rows
+from vitlab.data.source import Source, Split
+from vitlab.data.splitting import hold_out
+from vitlab.data.storage import Storage, is_remote, url_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,11 +32,11 @@ MANY = 100  # shards, from which on whole ones are held out to validate on
 
 
 class ShardRows(Rows):
-    """Images of a split that lie in shards.
+    """Images of a split in shards.
 
     Args:
         place: As for all rows.
-        storage: Where the shards lie.
+        storage: Where the shards are.
         shards: Their names and sizes in bytes.
         index: The split's index, and its file.
         chosen: As for all rows.
@@ -84,7 +81,7 @@ class ShardRows(Rows):
         return torch.from_numpy(self.table["shard"].astype("int64"))[self.chosen]
 
     @property
-    def held_whole(self) -> bool:
+    def split_by_block(self) -> bool:
         """Of few shards, whole ones would be too much or too little, and all of them are soon read anyway."""
         return len(self.shards) >= MANY
 
@@ -97,9 +94,9 @@ class ShardRows(Rows):
         with self._lock:
             data = os.pread(self._descriptor(shard), size, int(entry["offset"]))
         if len(data) != size:
-            raise NoImage(f"{self.shards[shard][0]} ends before this image does: it was cut off")
+            raise InvalidImage(f"{self.shards[shard][0]} ends before this image does: it was cut off")
         if zlib.crc32(data) != entry["crc"]:
-            raise NoImage(f"its checksum is wrong: {self.shards[shard][0]} was damaged")
+            raise InvalidImage(f"its checksum is wrong: {self.shards[shard][0]} was damaged")
         return data
 
     def content(self) -> bytes:
@@ -127,7 +124,7 @@ def problems(
     cache_dir: str | None = None,
     cache_gb: float = 100.0,
 ) -> Iterator[str]:
-    """What is wrong with the settings of `sources.shards`, as far as a look at names and sizes tells."""
+    """What is wrong with the settings of `sets.shards`, as far as a look at names and sizes tells."""
     if shuffle_buffer is not None and shuffle_buffer < 1:
         yield f"data.source.shuffle_buffer={shuffle_buffer} must be at least 1, or null for the whole split"
     if not 0 < test_fraction < 1:
@@ -135,8 +132,8 @@ def problems(
     if not cache_gb > 0:
         yield f"data.source.cache_gb={cache_gb:g} must be above 0"
     if is_remote(data_dir):
-        if (wrong := problem(data_dir)) is not None:
-            yield wrong
+        if (problem := url_problem(data_dir)) is not None:
+            yield problem
         if shuffle_buffer is None:
             yield f"data.source.shuffle_buffer=null would fetch a shard for each image of {data_dir}; set a number"
         if verify:
@@ -144,34 +141,26 @@ def problems(
         return
     try:
         storage = Storage(data_dir)
-        found = manifest.read(storage)
-        refuse(storage, found, whole=False)
-    except NotPrepared as error:
+        check_files(storage.folder, read_manifest(storage), checksums=False)
+    except NotShardedData as error:
         yield str(error)
 
 
 def known_samples(data_dir: str, test_fraction: float) -> tuple[int, bool] | None:
     """Images of the train split, and whether there are others to validate on, as the set says of itself.
 
-    None where it lies elsewhere or can't be read, and where whole shards are held out, which are about as many.
+    None where it is stored elsewhere or can't be read, and where whole shards are held out, which are about as many.
     """
     if is_remote(data_dir):
         return None
     try:
-        splits = manifest.read(Storage(data_dir))["splits"]
-    except NotPrepared:
+        splits = read_manifest(Storage(data_dir))["splits"]
+    except NotShardedData:
         return None
     samples, many = splits["train"]["images"], len(splits["train"]["shards"]) >= MANY
     if many and not {"val", "test"} <= splits.keys():
         return None
     return samples if "test" in splits else samples - math.ceil(samples * test_fraction), "val" in splits
-
-
-def refuse(storage: Storage, content: Node, *, whole: bool) -> None:
-    """Raises `NotPrepared` where files are missing or have other sizes, or checksums where `whole`."""
-    found = list(manifest.faults(storage.folder, content, whole=whole))
-    if found:
-        raise NotPrepared(f"data_dir={storage.place} isn't what was packed; copy it again:{listed(found)}")
 
 
 def load(
@@ -183,26 +172,27 @@ def load(
     cache_dir: str | None,
     cache_gb: float,
 ) -> Source:
-    """What `sources.shards` describes. Raises `NotPrepared`."""
+    """What `sources.shards` describes. Raises `NotShardedData`."""
     import torch
 
     storage = Storage(data_dir, cache_dir=cache_dir, cache_gb=cache_gb)
-    content = manifest.read(storage)
+    content = read_manifest(storage)
     if not storage.remote:
-        refuse(storage, content, whole=verify and launch.local_rank(os.environ) == 0)
+        checksums = verify and launch.local_rank(os.environ) == 0
+        check_files(storage.folder, content, checksums=checksums)
     splits: dict[str, Split] = {}
-    for name, described in content["splits"].items():
-        table = manifest.table(storage, content, name)
+    for name, split in content["splits"].items():
+        table = load_index(storage, content, name)
         labels = torch.from_numpy(table["label"].astype("int64"))
-        shards = [(shard["file"], shard["bytes"]) for shard in described["shards"]]
-        index = (table, storage.local(manifest.index_file(name)))
+        shards = [(shard["file"], shard["bytes"]) for shard in split["shards"]]
+        index = (table, storage.local_file(index_file(name)))
         place = f"{Path(storage.place).name}/{name}"
         splits[name] = Split(None, labels, ShardRows(place, storage, shards, index, torch.arange(len(table))))
-        log.info("%s: %d images in %d shards of %s", place, len(table), len(shards), content["format"])
+        log.info("%s: %d images in %d shards", place, len(table), len(shards))
     if "test" in splits:
         train, test = splits["train"], splits["test"]
     else:
-        train, test = held_out(splits["train"], test_fraction, seed=0, knob="data.source.test_fraction")
+        train, test = hold_out(splits["train"], test_fraction, seed=0, knob="data.source.test_fraction")
     mean, std = (tuple(content[key]) for key in ("mean", "std"))
     return Source(
         content["name"],

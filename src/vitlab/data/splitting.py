@@ -1,4 +1,4 @@
-"""What is held out of a split to validate or test on."""
+"""Hold out a part of a split to validate or test on."""
 
 import logging
 
@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 from vitlab.data.rows import Rows
-from vitlab.data.sources import Split, stratified
+from vitlab.data.source import Split
 
 log = logging.getLogger(__name__)
 
 DRAWS = 20
 
 
-def held_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split, Split]:
-    """A split without a part of it, and that part: about `share` of the samples.
+def hold_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split, Split]:
+    """Cut a split into (kept, held out), about `share` of the samples held out, stratified by class.
 
-    Stratified by class. What is streamed is cut between its blocks, so that either part can be read without the other;
-    only where that leaves a class on one side alone is it cut as all else is. `knob` is what a `ValueError` names.
+    Streamed images are cut between their blocks, so that either part can be read without the other, unless that leaves
+    a class on one side alone. `knob` is what a `ValueError` names.
     """
-    if isinstance(split.files, Rows) and split.files.held_whole and split.blocks is not None and 0 < share < 1:
+    if isinstance(split.files, Rows) and split.files.split_by_block and split.blocks is not None and 0 < share < 1:
         if (mask := whole_blocks(split.labels, split.blocks, share, seed)) is not None:
             return split.subset((~mask).nonzero().flatten()), split.subset(mask.nonzero().flatten())
         log.warning(
@@ -27,12 +27,34 @@ def held_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split
             "whole ones has every class on both sides",
             *(knob, share),
         )
-    kept, out = stratified(split.labels, share, seed=seed, knob=knob)
+    kept, out = stratified_split(split.labels, share, seed=seed, knob=knob)
     return split.subset(kept), split.subset(out)
 
 
+def stratified_split(labels: Tensor, held_out: int | float, *, seed: int, knob: str) -> tuple[Tensor, Tensor]:
+    """Cut indices (kept, held out), both sorted, with the shares of the classes kept.
+
+    `held_out` is a number of samples, or a fraction in (0, 1). `knob` is what a ValueError names.
+    """
+    from sklearn.model_selection import train_test_split
+
+    if isinstance(held_out, float) and not 0.0 < held_out < 1.0:
+        raise ValueError(f"{knob}={held_out:g} must lie between 0 and 1")
+    try:
+        kept, out = train_test_split(range(len(labels)), test_size=held_out, stratify=labels.numpy(), random_state=seed)
+    except ValueError as error:
+        counts = torch.bincount(labels)
+        counts = counts[counts > 0]
+        raise ValueError(
+            f"{knob}={held_out:g} can't split {len(labels)} samples of {len(counts)} classes, the smallest "
+            f"of {int(counts.min())}, with every class on both sides: {error}; change {knob} or give every "
+            f"class more images"
+        ) from error
+    return torch.tensor(sorted(kept)), torch.tensor(sorted(out))
+
+
 def whole_blocks(labels: Tensor, blocks: Tensor, share: float, seed: int) -> Tensor | None:
-    """Which samples (bool [N]) are held out, in whole blocks; None where no draw has every class on both sides."""
+    """Which samples (bool [N]) are held out, in complete blocks; None if no draw has every class on both sides."""
     sizes, classes = torch.bincount(blocks), torch.bincount(labels) > 0
     for draw in range(DRAWS):
         drawn = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed + draw))

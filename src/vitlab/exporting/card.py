@@ -11,8 +11,8 @@ from typing import NamedTuple
 import yaml
 
 from vitlab import runs
+from vitlab.config.schema import Node
 from vitlab.exporting.trained import Kept, Trained
-from vitlab.schema import Node
 
 SHOWN = ("image_size", "batch_size", "seed", "model", "data", "classifier", "optimizer", "schedule", "trainer")
 METRICS = {"acc": ("accuracy", "Accuracy"), "acc5": ("accuracy", "Top-5 accuracy"), "loss": ("loss", "Cross-entropy")}

@@ -9,9 +9,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from vitlab.config.schema import Node
 from vitlab.exporting.trained import Trained
 from vitlab.models.vit import VisionTransformer
-from vitlab.schema import Node
 from vitlab.weights.adapting import Slot, change_positions
 
 TOKENS = ("cls_token", "dist_token", "reg_token")  # the prefix, in its order

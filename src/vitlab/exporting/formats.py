@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from vitlab import runs
-from vitlab.exporting import card, to_graph, to_safetensors, to_timm, to_torchvision, to_transformers, writing
+from vitlab.config.allowlist import NotTrusted
+from vitlab.config.schema import Node
+from vitlab.exporting import card, to_graph, to_safetensors, to_timm, to_transformers, writing
 from vitlab.exporting.trained import Kept, Kind, Trained, images, kept_weights
-from vitlab.schema import Node
-from vitlab.trust import NotTrusted
 
 COMPARED = (1, 2, 5)  # images at once, that an export is compared on
 
@@ -77,14 +77,6 @@ FORMATS = {
         to_transformers.refusals,
         "transformers",
         needs=("safetensors",),
-    ),
-    "torchvision": Format(
-        "pytorch",
-        to_torchvision.write,
-        to_torchvision.load,
-        lambda trained, _: to_torchvision.usage(trained),
-        to_torchvision.refusals,
-        "torchvision",
     ),
     "onnx": Format(
         "onnx",

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitlab.config.schema import Node
 from vitlab.exporting import writing
 from vitlab.exporting.quiet import quiet
 from vitlab.exporting.trained import Trained, images
-from vitlab.schema import Node
 
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one .onnx: protobuf's limit, less what the graph takes
 INPUT = "images"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vitlab import build
+from vitlab.config import instantiate
+from vitlab.config.schema import Node
 from vitlab.exporting import writing
 from vitlab.exporting.trained import Trained
-from vitlab.schema import Node
 
 
 def refusals(arguments: Node) -> list[str]:
@@ -42,7 +42,7 @@ def load(folder: Path, trained: Trained) -> Callable[[Tensor], Tensor]:
     from safetensors.torch import load_file
 
     node = json.loads((folder / "config.json").read_text())["vitlab"]["config"]["model"]
-    network = build.make(node)
+    network = instantiate.build_object(node)
     network.load_state_dict(load_file(folder / "model.safetensors"))
     loaded: Callable[[Tensor], Tensor] = network.eval()
     return loaded

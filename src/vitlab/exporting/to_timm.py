@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from vitlab.config.schema import Node
 from vitlab.exporting import equivalent, writing
 from vitlab.exporting.quiet import quiet
 from vitlab.exporting.trained import Trained
+from vitlab.models.sizes import SIZES
 from vitlab.models.vit_validation import pair
-from vitlab.resolvers import SIZES
-from vitlab.schema import Node
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.mapping import from_ours
 

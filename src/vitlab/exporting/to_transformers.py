@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitlab.config.schema import Node
 from vitlab.exporting import equivalent, writing
 from vitlab.exporting.trained import Trained
 from vitlab.models.vit_validation import pair
-from vitlab.schema import Node
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.mapping import from_ours
 

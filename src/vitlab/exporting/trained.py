@@ -11,11 +11,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vitlab import build, checkpoints, runs, trust
+from vitlab import build, checkpoints, runs
+from vitlab.config import allowlist, instantiate
+from vitlab.config.schema import Node, resolve
+from vitlab.config.signatures import defaults
 from vitlab.data.augment import Prepare
 from vitlab.models.vit import VisionTransformer
 from vitlab.models.vit_validation import pair
-from vitlab.schema import Node, defaults, resolve
 
 Kind = Literal["vit", "timm", "other"]
 NETWORK = "network."  # what the names of the network's tensors begin with in a checkpoint
@@ -82,7 +84,7 @@ def kept_weights(run: Path, checkpoint: str, part: str | None) -> Kept:
         FileNotFoundError: there is no such run or checkpoint.
         OSError: the checkpoint is damaged.
         ValueError: it has no such weights.
-        trust.NotTrusted: it holds more than weights.
+        allowlist.NotTrusted: it holds more than weights.
     """
     file = runs.checkpoint_file(run, checkpoint)
     if not file.is_file():
@@ -104,7 +106,7 @@ def kept_weights(run: Path, checkpoint: str, part: str | None) -> Kept:
 
 def described(node: Node, state: dict[str, Tensor]) -> tuple[Kind, Node]:
     """What a network is, and the arguments of its constructor: what the configuration leaves to the data, too."""
-    trust.demand(node, "model")  # the checkpoint's word for it, which `checks` has not seen
+    allowlist.require_allowed(node, "model")  # the checkpoint's word for it, which `checks` has not seen
     target = resolve(node["_target_"])
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
     given = {k: v for k, v in given.items() if k not in NOT_BUILT}
@@ -132,7 +134,7 @@ def load(kept: Kept) -> Trained:
         data, preprocessing = fingerprint(datamodule), datamodule.preprocessing()
     measured = {"num_classes": len(data["classes"]), "in_channels": len(preprocessing["mean"])}
     model = {k: v for k, v in kept.config["model"].items() if k not in NOT_BUILT}
-    network = build.make(model, **measured)
+    network = instantiate.build_object(model, **measured)
     network.load_state_dict(kept.state)
     crop = preprocessing["crop_fraction"]
     return Trained(

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vitlab.checkpoints import synchronised
@@ -40,12 +39,6 @@ def tensors(file: Path, state: dict[str, Tensor]) -> None:
     mode = file.stat().st_mode  # what the umask allows; save_file leaves a file to its owner alone
     save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, file, metadata={"format": "pt"})
     file.chmod(mode)
-    flushed(file)
-
-
-def torch_file(file: Path, state: dict[str, Tensor]) -> None:
-    """Writes a state_dict that `weights_only=True` loads; views are written as what they show."""
-    torch.save({name: tensor.detach().clone() for name, tensor in state.items()}, file)
     flushed(file)
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitlab.models.sizes import SIZES
 from vitlab.models.vit_validation import pair
-from vitlab.resolvers import SIZES
 from vitlab.weights.files import CannotRead
 from vitlab.weights.layouts import Layout
 from vitlab.weights.mapping import is_gated

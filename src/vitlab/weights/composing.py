@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vitlab import runs
-from vitlab.schema import Node, defaults
+from vitlab.config.schema import Node
+from vitlab.config.signatures import defaults
 
 MEASURED = ("num_classes", "in_channels")  # the data has them
 NETWORK = "vitlab.models.vit.VisionTransformer"
@@ -19,7 +20,7 @@ FALLBACK = 224  # an image size to check the rest with, where the weights that w
 def completed(config: Node) -> Node:
     """A resolved configuration with what its weights say; as it is where it has none.
 
-    Where they can't be read nothing is filled in: `vitlab.checks` tells why.
+    Where they can't be read nothing is filled in: `vitlab.cli.checks` tells why.
     """
     model = config.get("model")
     if not isinstance(model, dict) or "weights" not in model:

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitlab import checkpoints, trust
+from vitlab import checkpoints
+from vitlab.config import allowlist
+from vitlab.storage import safe_load
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files began before 1.6
 KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors calls them
@@ -46,7 +48,7 @@ def read(file: Path) -> Content:
 
     Raises:
         CannotRead: it is damaged, or nothing that holds weights.
-        trust.NotTrusted: it holds what only running code could read.
+        allowlist.NotTrusted: it holds what only running code could read.
     """
     with file.open("rb") as stream:
         start = stream.read(len(LEGACY))
@@ -59,7 +61,7 @@ def read(file: Path) -> Content:
     if start[:1] == b"{" and file.stat().st_size < 2**26:
         return Content({"": shards(file)}, {})
     if start[:1] == b"\x80":
-        raise trust.NotTrusted(
+        raise allowlist.NotTrusted(
             f"{file} is refused: it is a bare pickle, and loading that could run code; use safetensors"
         )
     empty = " (it is empty)" if not start else ""
@@ -88,9 +90,9 @@ def torch_file(file: Path, *, mmap: bool) -> Content:
         raise CannotRead(f"{file} is damaged ({problem}); get it again")
     remedy = "save its weights alone, torch.save(model.state_dict(), ...), where it can be trusted"
     try:
-        with trust.weights_alone(file, remedy):
+        with safe_load.explain_unsafe_pickle(file, remedy):
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except (trust.NotTrusted, MemoryError):
+    except (allowlist.NotTrusted, MemoryError):
         raise
     except Exception as error:  # broken bytes end in many ways
         raise CannotRead(
@@ -160,7 +162,7 @@ def npz_file(file: Path) -> dict[str, Stored]:
             except (ValueError, zipfile.BadZipFile, EOFError) as error:
                 raise CannotRead(f"{file} is damaged at {name} ({error}); get it again") from error
             if dtype.hasobject:
-                raise trust.NotTrusted(
+                raise allowlist.NotTrusted(
                     f"{file} is refused: {name} holds Python objects, and reading them could run code"
                 )
             key = name.removesuffix(".npy")
@@ -190,7 +192,7 @@ def shards(index: Path) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for name in sorted(set(names.values())):
         if Path(name).name != name:
-            raise trust.NotTrusted(f"{index} is refused: it names {name}, which doesn't lie beside it")
+            raise allowlist.NotTrusted(f"{index} is refused: it names {name}, which doesn't lie beside it")
         if not (index.parent / name).is_file():
             raise CannotRead(f"{index} names {name}, and that is not there")
         for part in read(index.parent / name).parts.values():

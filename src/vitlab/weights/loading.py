@@ -50,7 +50,7 @@ def network(
     Raises:
         DoesNotFit: they are not of this model.
         files.CannotRead: there are none, or they can't be read.
-        trust.NotTrusted: the file holds more than weights.
+        allowlist.NotTrusted: the file holds more than weights.
     """
     weights = open_weights(source, part=part, image_size=image_size, asked=arguments)
     loaded = pretrained(weights, strict=strict, whole=True, **arguments)

@@ -52,7 +52,7 @@ def open_weights(
 
     Raises:
         CannotRead: there are none, they are damaged, or of no network that ours can be.
-        trust.NotTrusted: the file holds more than weights.
+        allowlist.NotTrusted: the file holds more than weights.
     """
     opened = open_source(source)
     chosen, stored, found = choose(opened, part)

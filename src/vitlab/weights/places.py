@@ -7,15 +7,13 @@ FILE, FOLDER                               anything that `files` reads
 """
 
 import json
-import ssl
-import urllib.error
-import urllib.request
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitlab import runs
-from vitlab.schema import suggest
+from vitlab.config.schema import suggest
+from vitlab.storage.hub import hub_problem
 from vitlab.weights.files import CannotRead, Content, read
 
 # In the order in which they are looked for in a folder or repository.
@@ -26,7 +24,6 @@ NAMES = (
 )
 ENDINGS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz", ".tar")
 BESIDE = ("config.json", "preprocessor_config.json")
-PATIENCE = 5  # seconds until the hub has to answer
 
 
 class Opened(NamedTuple):
@@ -46,7 +43,7 @@ def open_source(source: str) -> Opened:
 
     Raises:
         CannotRead: there is nothing, or nothing that can be read.
-        trust.NotTrusted: it holds more than weights.
+        allowlist.NotTrusted: it holds more than weights.
     """
     kind, _, name = source.partition(":")
     if kind == "timm":
@@ -107,7 +104,7 @@ def from_hub(source: str, name: str) -> Opened:
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     repo, _, revision = name.partition("@")
-    absent = unreachable()
+    absent = hub_problem()
 
     def get(filename: str) -> Path | None:
         try:
@@ -136,24 +133,6 @@ def from_hub(source: str, name: str) -> Opened:
             f"`hf download {repo}` where there is a network, or name a file or folder that has the weights"
         )
     raise CannotRead(f"{source}: the hub, and its cache here, have no weights of that name ({reasons[-1]})")
-
-
-def unreachable() -> str:
-    """Why the hub can't be asked; empty where it can. One try, of some seconds."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    try:
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE).close()
-    except urllib.error.HTTPError:
-        return ""  # it answers
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):
-            return ""  # the hub's client may have certificates of its own
-        return f"{constants.ENDPOINT} can't be reached ({reason})"
-    return ""
 
 
 def from_timm(source: str, name: str) -> Opened:

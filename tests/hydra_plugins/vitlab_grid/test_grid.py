@@ -25,7 +25,7 @@ import functools, inspect, os, time
 from pathlib import Path
 
 import train
-from vitlab.command import command
+from vitlab.cli.command import command
 
 
 @functools.wraps(inspect.unwrap(train.main))

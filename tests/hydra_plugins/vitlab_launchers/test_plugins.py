@@ -8,13 +8,13 @@ import yaml
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 
-from vitlab import command
-from vitlab.schema import defaults
+from vitlab.config.schema import defaults
+from vitlab.jobs import compose
 
 
 @pytest.mark.parametrize("name", ["local", "slurm", "ray"])
 def test_hydra_knows_each_launcher_and_its_file_holds_the_signature(name: str) -> None:
-    file = command.CONF / "hydra" / "launcher" / f"{name}.yaml"
+    file = compose.CONF / "hydra" / "launcher" / f"{name}.yaml"
     node = yaml.safe_load(file.read_text())
     assert node["_target_"] == f"hydra_plugins.vitlab_launchers.plugins.{name.capitalize()}Launcher"
     assert issubclass(Plugins.instance().class_name_to_class[node["_target_"]], Launcher)
@@ -25,7 +25,7 @@ def test_hydra_knows_each_launcher_and_its_file_holds_the_signature(name: str) -
 
 def test_finding_them_imports_nothing_heavy() -> None:
     code = "import sys, hydra_plugins.vitlab_launchers.plugins; print(*sys.modules)"
-    source = str(command.CONF.parent / "src")
+    source = str(compose.CONF.parent / "src")
     ended = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True)
     loaded = set(ended.stdout.split())
     assert "hydra_plugins.vitlab_launchers.plugins" in loaded

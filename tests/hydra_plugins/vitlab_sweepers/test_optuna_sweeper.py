@@ -1,4 +1,4 @@
-"""A search as a user starts it: killed while a trial trains on two devices, and gone on with by the same command."""
+"""A search as a user starts it: killed while a trial trains on two devices, and resumed by the same command."""
 
 import os
 import signal
@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from conftest import Program, Start, Tracked
-from vitlab import ledger, runs, study
-from vitlab.command import CONF
+from vitlab import ledger, runs
+from vitlab.jobs.compose import CONF
+from vitlab.sweeps.search.study import open_study
 
 ARGUMENTS = [
     *("sweep=killed", "hydra/sweeper=optuna", "hydra/sweeper/pruner=none", "hydra.sweeper.n_trials=1"),
@@ -23,7 +24,7 @@ ARGUMENTS = [
 
 
 def kill_all(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL to a search and to the ranks of its trial: none can save, nor say how another one ended."""
+    """SIGKILL a search and the ranks of its trial: none can save, nor record how another one ended."""
     process.send_signal(signal.SIGSTOP)
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         with suppress(ProcessLookupError):
@@ -34,7 +35,7 @@ def kill_all(process: "subprocess.Popen[str]") -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds a process's children in /proc")
 @pytest.mark.long
-def test_a_killed_search_goes_on_with_its_trial_which_both_ranks_end_together(
+def test_a_killed_search_resumes_its_trial_which_both_ranks_end_together(
     start: Start, program: Program, tracked: Tracked, small: list[str], tmp_path: Path
 ) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "killed"
@@ -46,15 +47,15 @@ def test_a_killed_search_goes_on_with_its_trial_which_both_ranks_end_together(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     kill_all(process)
-    with study.opened(url, "killed") as opened:
-        (before,) = opened.get_trials()
+    with open_study(url, "killed") as study:
+        (before,) = study.get_trials()
     assert before.state.name == "RUNNING"
 
     output = program("train", "-m", *small, *ARGUMENTS, cwd=tmp_path)
-    assert "trial 0 was cut off, and is taken up again" in output
+    assert "trial 0 is not finished, and is resumed" in output
     assert "1 trials (1 pruned)" in output
-    with study.opened(url, "killed") as opened:
-        (trial,) = opened.get_trials()
+    with open_study(url, "killed") as study:
+        (trial,) = study.get_trials()
     assert trial.state.name == "PRUNED"
     assert trial.params == before.params
     assert list(trial.intermediate_values) == [1, 2, 3, 4, 5, 6], "each validation once"

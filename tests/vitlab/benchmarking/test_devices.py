@@ -1,4 +1,4 @@
-"""Programs are made of counts and kinds of scaling, their steady rate is read, and efficiency is of a device."""
+"""Programs of counts and kinds of scaling; efficiency is of a device."""
 
 import csv
 import json
@@ -10,101 +10,75 @@ import pytest
 import benchmark
 from vitlab.benchmarking import devices
 from vitlab.benchmarking.devices import Devices, Program
-from vitlab.benchmarking.timing import Case, Clock, Measured
-from vitlab.throughput import SPEED, WAIT
-from vitlab.tracking import MetricsFile
-
-
-def measured(count: int, rate: float) -> Measured:
-    figures = {"devices": count, "MFU %": 40.0}
-    return Measured(name=str(count), seconds=(1 / rate,), calls=1, items=1, peer=True, figures=figures)
+from vitlab.timing import Clock
 
 
 def test_weak_scaling_keeps_the_images_of_a_device_and_strong_those_of_a_step() -> None:
-    weak, strong = Devices(counts=[4, 1, 2], batch_size=8).table("cpu").items()
-    assert weak[0] == "weak, ddp, vit_mini at 32 px, 8 images a device"
-    assert strong[0] == "strong, ddp, vit_mini at 32 px, 8 images a step"
-    assert [(p.devices, p.batch_size, p.trainer) for p in weak[1]] == [
-        (1, 8, "default"),
-        (2, 16, "ddp"),
-        (4, 32, "ddp"),
-    ]
-    assert [(p.devices, p.batch_size, p.trainer) for p in strong[1]] == [
-        (1, 8, "default"),
-        (2, 8, "ddp"),
-        (4, 8, "ddp"),
-    ]
+    assert Devices(counts=[4, 1, 2], batch_size=8).table("cpu") == {
+        "weak, 8 images a device": [(1, 8, "default"), (2, 16, "ddp"), (4, 32, "ddp")],
+        "strong, 8 images a step": [(1, 8, "default"), (2, 8, "ddp"), (4, 8, "ddp")],
+    }
 
 
 def test_without_one_device_the_fewest_are_where_both_kinds_begin() -> None:
-    table = Devices(counts=[2, 4], strategies=["fsdp"], batch_size=8, model="vit_b16", image_size=224).table("cuda")
-    assert list(table) == [
-        "weak, fsdp, vit_b16 at 224 px, 8 images a device",
-        "strong, fsdp, vit_b16 at 224 px, 16 images a step",
-    ]
-    assert [[program.batch_size for program in row] for row in table.values()] == [[16, 32], [16, 16]]
-    assert len({row[0] for row in table.values()}) == 1
+    assert Devices(counts=[2, 4], strategy="fsdp", batch_size=8).table("cuda") == {
+        "weak, 8 images a device": [(2, 16, "fsdp"), (4, 32, "fsdp")],
+        "strong, 16 images a step": [(2, 16, "fsdp"), (4, 16, "fsdp")],
+    }
 
 
 @pytest.mark.parametrize(("there", "counts"), [(1, []), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
 def test_all_gpus_are_used_where_there_are_two(there: int, counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: there)
-    assert Devices().chosen("cuda") == counts
-    assert Devices().chosen("cpu") == []
+    weak, *_ = Devices().table("cuda").values()
+    assert [program.devices for program in weak] == counts
+    assert not any(Devices().table("cpu").values())
 
 
-def test_what_is_left_out_is_told(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    caplog.set_level("INFO")
-    part = Devices()
-    assert list(part.cases(Clock(rounds=1, seconds=0.0))) == []
-    part.draw([], tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    assert "devices: left out, since processes on a CPU share its cores; devices.counts=[1,2]" in caplog.text
+TRAIN = """
+import json, sys
+from pathlib import Path
+settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
+rate = {"2": 100, "4": 150}[settings["trainer.devices"]] + int(settings["batch_size"])
+Path(settings["hydra.run.dir"], "results.json").write_text(json.dumps({"images_per_second": rate, "mfu": 0.5}))
+"""
 
 
-def test_the_rate_is_the_median_of_the_rows_that_lie_after_the_warm_up(tmp_path: Path) -> None:
-    file = MetricsFile(folder=str(tmp_path))
-    for step, rate in ((5, 1.0), (10, 2.0), (12, 3.0), (15, 40.0), (20, 60.0), (25, 50.0)):
-        file.log_metrics({SPEED: rate, WAIT: rate / 100}, step=step)
-    file.log_metrics({"val/acc": 0.5}, step=25)
-    assert devices.steady(file.file, warmup=8) == {SPEED: 50.0, WAIT: 0.5}
-    with pytest.raises(RuntimeError, match="no row with train/images_per_second after 30 steps"):
-        devices.steady(file.file, warmup=30)
-
-
-def test_efficiency_is_the_rate_of_a_device_as_a_share_of_what_it_is_on_the_fewest(tmp_path: Path) -> None:
-    found = devices.efficient([measured(1, 100.0), measured(2, 150.0), measured(4, 400.0)])
-    assert [m.figures["efficiency %"] for m in found] == pytest.approx([100, 75, 100])
-    assert [*found[0].figures] == ["devices", "efficiency %", "MFU %"]
-    late = devices.efficient([measured(2, 100.0), measured(4, 150.0)])
-    assert [m.figures["efficiency %"] for m in late] == pytest.approx([100, 75])
-    case = Case(part="devices", name="weak", unit="images", measured=found)
-    Devices().draw([case], tmp_path)
-    assert (tmp_path / "devices.png").read_bytes().startswith(b"\x89PNG")
+def test_efficiency_is_the_rate_of_a_device_relative_to_that_on_the_fewest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text(TRAIN)
+    monkeypatch.setattr(devices, "SOURCE", tmp_path)
+    two, four = Devices(counts=[2, 4], batch_size=10).cases(Clock(rounds=2, seconds=0.0))
+    assert [(case.name, case.axis, case.size) for case in (two, four)] == [
+        ("on 2", "devices", 2),
+        ("on 4", "devices", 4),
+    ]
+    assert [m.figures["efficiency %"] for m in two.measured] == pytest.approx([100, 100])
+    assert [m.figures["efficiency %"] for m in four.measured] == pytest.approx([50 * 190 / 120, 50 * 170 / 120])
+    assert four.measured[1].figures["MFU %"] == 50
+    assert {m.figures["ideal exponent"] for m in four.measured} == {1}
 
 
 def test_a_program_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "SOURCE", Path("/nowhere"))
-    program = Program(devices=1, batch_size=4, trainer="default")
     with pytest.raises(RuntimeError, match="No such file"):
-        Devices(counts=[1]).contender(program, [program], "cpu").run()
+        Devices(counts=[1]).contender(Program(devices=1, batch_size=4, trainer="default"), "cpu", 1).run()
 
 
 @pytest.mark.long
 def test_real_trainings_on_one_process_and_two_are_measured_in_turns(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    chosen = ["devices.counts=[1,2]", "devices.kinds=[weak]", "devices.batch_size=8", "devices.image_size=8"]
-    chosen += ["devices.warmup=5", "devices.steps=10", "devices.rounds=1"]
+    chosen = ["devices.counts=[1,2]", "devices.batch_size=8", "devices.steps=20", "devices.settings=['image_size=8']"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "sys.argv", ["benchmark.py", "parts=[devices]", "accelerator=cpu", *chosen, "hydra.run.dir=mine"]
-    )
+    line = ["parts=[devices]", "accelerator=cpu", "rounds=1", *chosen, "hydra.run.dir=mine"]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *line])
     benchmark.main()
-    assert json.loads((tmp_path / "mine" / "results.json").read_text())["cases"] == 1
+    assert json.loads((tmp_path / "mine" / "results.json").read_text())["cases"] == 2
     with (tmp_path / "mine" / "benchmark.csv").open(newline="") as lines:
         rows = [*csv.DictReader(lines)]
-    assert {"devices", "efficiency %", "MFU %", "data wait %"} <= {*rows[0]}
-    assert {float(row["devices"]) for row in rows} == {1, 2}
+    assert {"efficiency %", "MFU %", "data wait %"} <= {*rows[0]}
+    assert [row["case"] for row in rows] == ["on 1", "on 1", "on 2", "on 2"]
     assert all(math.isfinite(float(row["seconds"])) and float(row["seconds"]) > 0 for row in rows)
     assert (tmp_path / "mine" / "devices.png").exists()

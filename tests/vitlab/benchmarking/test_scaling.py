@@ -1,32 +1,34 @@
-"""Exponents are slopes in logarithms; a real sweep over two sizes has them beside those of the FLOPs, and a picture."""
+"""A real sweep over two sizes has the exponents of time and FLOPs; impossible sizes are refused."""
 
 import math
-from pathlib import Path
 
 import pytest
 
-from vitlab.benchmarking.scaling import Point, Scaling, slope
-from vitlab.benchmarking.timing import Clock
+from vitlab.benchmarking.scaling import Scaling
+from vitlab.timing import CPU, Clock
 
 
-def test_the_slope_of_a_power_is_its_exponent() -> None:
-    assert slope([1, 2, 4, 8], [3 * size**1.5 for size in (1, 2, 4, 8)]) == pytest.approx(1.5)
-
-
-def test_a_point_is_a_network_of_so_many_tokens_and_heads_of_64() -> None:
-    size = Point(tokens=50, width=192, depth=2, batch=1).architecture()
-    assert (size.tokens, size.image, size.heads, size.hidden, size.depth) == (50, 112, 3, 768, 2)
-    assert Point(tokens=5, width=32, depth=1, batch=1).architecture().heads == 1
-
-
-def test_time_and_flops_are_fitted_over_an_axis_and_drawn(tmp_path: Path) -> None:
-    part = Scaling(axes=("batch",), batch=(1, 2), at=(5, 32, 1, 1), names=("timm",), task="inference")
+def test_time_and_flops_are_fitted_over_each_axis() -> None:
+    part = Scaling(tokens=(), width=(), depth=(), batch=(1, 2), at=(5, 32, 1, 1), networks=("timm",), task="inference")
     cases = list(part.cases(Clock(rounds=2, seconds=0)))
-    assert [case.name for case in cases] == ["batch 1", "batch 2"]
+    assert [(case.name, case.axis, case.size) for case in cases] == [("batch 1", "batch", 1), ("batch 2", "batch", 2)]
     for case in cases:
-        assert all(math.isfinite(m.figures["exponent"]) for m in case.measured)
-    assert cases[0]["timm"].figures["FLOPs exponent"] == pytest.approx(1.0)
-    assert [case["timm"].figures["size"] for case in cases] == [1, 2]
-    assert all(0 < case["timm"].figures["MFU %"] < 1000 for case in cases)
-    part.draw(cases, tmp_path)
-    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+        assert math.isfinite(case["timm"].figures["exponent"])
+        assert case["timm"].figures["ideal exponent"] == pytest.approx(1.0)
+        assert 0 < case["timm"].figures["MFU %"] < 1000
+
+
+def test_the_network_of_a_size_has_so_many_tokens_and_heads_of_64() -> None:
+    found = Scaling().contender("timm", {"tokens": 50, "width": 128, "depth": 2, "batch": 1}, CPU)
+    patches, block, head = 3 * 16 * 16 * 128 + 128, 12 * 128**2 + 13 * 128, 1000 * 128 + 1000
+    assert found.figures["M parameters"] * 1e6 == patches + 51 * 128 + 2 * block + 2 * 128 + head
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="scaling") as raised:
+        Scaling(tokens=(50, 60), depth=(2,), at=(1, 192, 0, 2))
+    assert str(raised.value).splitlines() == [
+        "scaling.at=(1, 192, 0, 2) must be at least 1",
+        "scaling.depth needs two sizes, or none",
+        "scaling.tokens: [60, 1] are not [cls] and a square of patches; use [50, 2]",
+    ]

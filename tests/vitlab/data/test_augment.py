@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment, Prepare
-from vitlab.data.sources import fake
+from vitlab.data.sets.fake import fake
 
 KNOBS: list[dict[str, Any]] = [
     {"crop_padding": 3},

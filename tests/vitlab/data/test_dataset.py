@@ -10,16 +10,11 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
-from vitlab.data.dataset import (
-    EvalBatch,
-    FilesDataset,
-    MemoryDataset,
-    TrainBatch,
-    centre_crop,
-)
-from vitlab.data.reading import read_image
+from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBatch, centre_crop
+from vitlab.data.decode import read_image
 from vitlab.data.sampler import BatchPlan, EpochBatches, stable_seed
-from vitlab.data.sources import Split, digits
+from vitlab.data.sets.digits import digits
+from vitlab.data.source import Split
 
 
 @pytest.fixture(scope="module")

@@ -1,124 +1,36 @@
-"""Images that are rows of larger files: real parquet files and Arrow tables that `datasets` wrote."""
+"""Rows of larger files, as the names of images."""
 
-import io
-import multiprocessing
-import pickle
-import shutil
-from pathlib import Path
-
-import datasets
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
+from torch import Tensor
 
-from vitlab.data.reading import check_header, read_bytes, read_image
-from vitlab.data.rows import ArrowRows, ParquetRows, Rows
-from vitlab.data.sources import huggingface
+from vitlab.data.rows import Row, Rows
 
 
-@pytest.fixture(scope="module", params=["mapped", "streamed"])
-def rows(request: pytest.FixtureRequest, parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
-    """The 600 training rows, one way and the other."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-    train = huggingface(name=str(parquet), streaming=request.param == "streamed", cache_dir=cache).train
-    assert isinstance(train.files, ParquetRows if request.param == "streamed" else ArrowRows)
-    return train.files
+class Letters(Rows):
+    """A file that holds the letters of a text."""
+
+    text = "abcdefgh"
+
+    def __init__(self, chosen: Tensor) -> None:
+        super().__init__("letters/train", chosen)
+
+    def subset(self, indices: Tensor) -> "Letters":
+        return Letters(self.chosen[indices])
+
+    def read(self, row: int) -> bytes:
+        return self.text[row].encode()
+
+    def content(self) -> bytes:
+        return bytes(len(self.text))
 
 
-def test_a_row_is_a_name_with_an_image(rows: Rows) -> None:
-    assert (len(rows), rows[0], rows[599], rows[-1]) == (600, "digits/train/0", "digits/train/599", "digits/train/599")
-    assert rows[7:9] == ["digits/train/7", "digits/train/8"]
+def test_a_row_is_a_name_that_can_be_read_and_a_part_of_them_keeps_its_names() -> None:
+    rows = Letters(torch.arange(8))
+    assert (len(rows), rows[0], rows[-1]) == (8, "letters/train/0", "letters/train/7")
+    assert rows[2:4] == ["letters/train/2", "letters/train/3"]
     with pytest.raises(IndexError):
-        rows[600]
-    for index in (0, 49, 50, 200, 599):
-        pixels = (load_digits().images[index] * 15).astype(np.uint8)
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(read_bytes(rows[index])))), pixels)
-        assert np.array_equal(read_image(rows[index])[2], pixels)
-        check_header(rows[index])
-
-
-def test_a_part_of_them_keeps_their_names_and_images(rows: Rows) -> None:
-    part = rows.subset(torch.tensor([300, 20, 21])).subset(torch.tensor([2, 0]))
-    assert list(part) == ["digits/train/21", "digits/train/300"]
-    assert [read_bytes(row) for row in part] == [read_bytes(rows[21]), read_bytes(rows[300])]
-
-
-def test_their_digest_tells_what_they_are_and_not_where(
-    rows: Rows, parquet: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    streaming = isinstance(rows, ParquetRows)
-    shutil.copytree(parquet, moved := tmp_path / "digits")
-    cache = str(tmp_path_factory.mktemp("cache"))
-    again = huggingface(name=str(moved), streaming=streaming, cache_dir=cache).train.files
-    assert isinstance(again, Rows)
-    assert again.digest() == rows.digest()
-    assert again.subset(torch.arange(1, 600)).digest() != rows.subset(torch.arange(599)).digest()
-    last = moved / "data" / "train-2.parquet"
-    other = datasets.Dataset.from_parquet(str(moved / "data" / "test-0.parquet"), cache_dir=cache)
-    other.to_parquet(last, batch_size=50)
-    changed = huggingface(name=str(moved), streaming=streaming, cache_dir=cache).train.files
-    assert isinstance(changed, Rows)
-    assert changed.digest() != rows.digest()
-
-
-def read_in_child(rows: Rows, indices: list[int]) -> list[bytes]:
-    return [read_bytes(rows[index]) for index in indices]
-
-
-@pytest.mark.parametrize("method", ["fork", "pickle"])
-def test_another_process_opens_files_of_its_own(rows: Rows, method: str) -> None:
-    indices = [3, 250, 599]
-    expected = read_in_child(rows, indices)
-    if method == "pickle":
-        assert read_in_child(pickle.loads(pickle.dumps(rows)), indices) == expected
-        return
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply(read_in_child, (rows, indices)) == expected
-
-
-def test_a_row_without_an_image_and_one_that_lies_elsewhere(tmp_path: Path) -> None:
-    Image.fromarray((load_digits().images[0] * 15).astype(np.uint8)).save(tmp_path / "0.png")
-    values = [{"bytes": None, "path": str(tmp_path / "0.png")}, None, {"bytes": None, "path": "0.png"}]
-    features = datasets.Features({"image": datasets.Image()})
-    table = datasets.Dataset.from_dict({"image": values}, features=features)
-    rows = ArrowRows("set/train", table, "image", torch.arange(3))
-    assert read_image(rows[0]).shape == (3, 8, 8)
-    for index, reason in ((1, "the row holds no image"), (2, "the row holds no image, but the name 0.png")):
-        with pytest.raises(ValueError, match=rf"^set/train/{index} can't be read \({reason}\)"):
-            read_image(rows[index])
-    assert len(rows.digest()) == 16
-
-
-def test_of_a_selection_the_digest_is_of_the_selected(parquet: Path, tmp_path: Path) -> None:
-    table = datasets.Dataset.from_parquet(str(parquet / "data" / "test-0.parquet"), cache_dir=str(tmp_path))
-    picked = [5, 0, 190]
-    one = ArrowRows("set/test", table.select(picked), "image", torch.arange(3))
-    written = datasets.Dataset.from_list(list(table.select(picked)), features=table.features)
-    assert one.digest() == ArrowRows("set/test", written, "image", torch.arange(3)).digest()
-    assert read_bytes(one[0]) == read_bytes(ArrowRows("set/test", table, "image", torch.arange(200))[5])
-
-
-def test_row_groups_are_let_go_of_when_all_of_them_was_read_or_others_need_the_room(parquet: Path) -> None:
-    rows = huggingface(name=str(parquet), streaming=True, shuffle_buffer=50).train.files
-    assert isinstance(rows, ParquetRows)
-    for index in range(49):
-        rows[index].read()
-    assert list(rows._held) == [0]
-    rows[49].read()
-    assert list(rows._held) == []
-    for index in range(0, 600, 50):
-        rows[index].read()
-    assert len(rows._held) == rows.most_held < 5
-
-
-def test_a_file_that_was_changed_meanwhile_is_told(parquet: Path, tmp_path: Path) -> None:
-    shutil.copytree(parquet, moved := tmp_path / "digits")
-    rows = huggingface(name=str(moved), streaming=True).train.files
-    assert isinstance(rows, ParquetRows)
-    file = moved / "data" / "train-0.parquet"
-    table = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
-    table.select(range(60)).to_parquet(file, batch_size=30)
-    with pytest.raises(ValueError, match=r"digits/train/3 can't be read \(.*train-0.parquet was changed"):
-        read_image(rows[3])
+        rows[8]
+    part = rows.subset(torch.tensor([6, 1, 2])).subset(torch.tensor([2, 0]))
+    assert list(part) == ["letters/train/2", "letters/train/6"]
+    assert [row.read() for row in part if isinstance(row, Row)] == [b"c", b"g"]

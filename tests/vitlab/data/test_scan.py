@@ -22,13 +22,16 @@ from sklearn.datasets import load_digits, load_sample_image
 from torchvision import datasets
 
 from vitlab import resume
-from vitlab.data import published, scan, sources
+from vitlab.data import scan
 from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
-from vitlab.data.folder import list_images
-from vitlab.data.module import DataModule
-from vitlab.data.reading import MAX_PIXELS, UnreadableImage, read_image
-from vitlab.data.sources import Source, Split, image_folder
+from vitlab.data.decode import MAX_PIXELS, UnreadableImage, read_image
+from vitlab.data.sets.cifar import cifar10
+from vitlab.data.sets.digits import digits
+from vitlab.data.sets.image_folder import image_folder, list_images
+from vitlab.data.sets.mnist import mnist
+from vitlab.data.source import Source, Split
 
 ROOT = Path(__file__).resolve().parents[3]
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
@@ -204,7 +207,7 @@ def test_a_bad_file_is_found_when_the_table_says(folder: Path, name: str) -> Non
     assert path in (source.train.files or [])
     assert len(source.train) == len(clean.train) + 1
 
-    reasons = {kind: [fault.path for fault in scan.look_through(source, kind)[0]] for kind in ("headers", "decode")}
+    reasons = {kind: [fault.path for fault in scan.find_bad_files(source, kind)[0]] for kind in ("headers", "decode")}
     bad = [path.removeprefix(f"{folder}/")]
     assert reasons == {"headers": bad if found == "headers" else [], "decode": bad if default[:5] == "error" else []}
     data = datamodule(folder, on_error="skip")
@@ -329,7 +332,7 @@ def idx(folder: Path, labels: list[int]) -> None:
     message = (
         rf"{file} holds the label {max(labels)}; expected" if max(labels) > 9 else rf"2 images but {file} 3 labels"
     )
-    refused(message, lambda: sources.mnist(data_dir=str(folder)))
+    refused(message, lambda: mnist(data_dir=str(folder)))
 
 
 def cifar(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: object, message: str) -> None:
@@ -338,8 +341,9 @@ def cifar(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: object, message:
     (base / "batches.meta").write_bytes(pickle.dumps({"label_names": list("0123456789")}, protocol=2))
     for name, _ in datasets.CIFAR10.train_list + datasets.CIFAR10.test_list:
         (base / name).write_bytes(pickle.dumps(entry, protocol=2))
-    monkeypatch.setattr(published, "check_integrity", lambda path, md5: Path(path).is_file())  # files of our own
-    refused(message, lambda: sources.cifar10(data_dir=str(folder)))
+    known = "torchvision.datasets.utils.check_integrity"  # by checksums, which files of the test's don't have
+    monkeypatch.setattr(known, lambda path, md5: Path(path).is_file())
+    refused(message, lambda: cifar10(data_dir=str(folder)))
 
 
 class Harmful:
@@ -495,7 +499,7 @@ def test_what_was_left_out_is_counted_listed_and_told(folder: Path, caplog: pyte
     record = folder.parent / "run" / "skipped.csv"
     splits = used(datamodule(folder, on_error="skip", skipped_file=str(record)))
     assert {name: len(files) for name, files in splits.items()} == {"train": 16, "val": 4, "test": 8}
-    assert scan.read_rows(record, scan.Fault) == [
+    assert scan.read_rows(record, scan.BadFile) == [
         ("train/a/bad.jpg", "train", "image file is truncated (29 bytes not processed)"),
         ("val/b/line\nbreak.png", "test", "the file is empty"),
     ]
@@ -567,7 +571,7 @@ def test_many_bad_images_are_all_listed_in_a_file_and_ten_on_the_screen(folder: 
         datamodule(folder, skipped_file=str(record)).setup()
     assert str(caught.value).count("it is no image of the formats JPEG, PNG") == 10
     assert f"and 4 more, all listed in {record.with_name('bad_images.csv')}" in str(caught.value)
-    assert len(scan.read_rows(record.with_name("bad_images.csv"), scan.Fault)) == 14
+    assert len(scan.read_rows(record.with_name("bad_images.csv"), scan.BadFile)) == 14
     assert not record.exists(), "or a later run with skip would believe it"
 
 
@@ -579,7 +583,7 @@ def test_a_scan_tells_its_speed(folder: Path, caplog: pytest.LogCaptureFixture) 
 
 def test_skipping_is_refused_for_what_is_no_folder_and_shares_outside_0_to_1(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.on_error=skip is for image folders, and digits is none"):
-        datamodule(folder, source=sources.digits, on_error="skip").setup()
+        datamodule(folder, source=digits, on_error="skip").setup()
     for share in (-0.1, 1.0):
         with pytest.raises(ValueError, match=rf"data\.max_skipped={share} must be at least 0 and below 1"):
             datamodule(folder, max_skipped=share)
@@ -595,7 +599,7 @@ def test_a_folder_named_from_here_is_found_below_its_common_folder(
         monkeypatch.chdir(folder)
     record = folder.parent / "skipped.csv"
     used(datamodule(Path(data_dir), on_error="skip", skipped_file=str(record)))
-    assert [row.path for row in scan.read_rows(record, scan.Fault)] == ["train/a/03.png"]
+    assert [row.path for row in scan.read_rows(record, scan.BadFile)] == ["train/a/03.png"]
 
 
 @pytest.mark.parametrize("mode", ["headers", "decode"])
@@ -604,7 +608,7 @@ def test_a_limit_or_a_disk_that_fails_makes_no_file_bad(mode: scan.Scan, tmp_pat
     write(tmp_path / "a" / "photo.jpg", "greyscale")
     split = Split(None, torch.zeros(1, dtype=torch.long), [str(tmp_path / "a" / "photo.jpg")])
     source = Source("a", ("a",), 3, (0.5,) * 3, (0.5,) * 3, None, split, split)
-    assert scan.look_through(source, mode)[0] == []
+    assert scan.find_bad_files(source, mode)[0] == []
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     os.close(lowest := os.open(os.devnull, os.O_RDONLY))
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))  # not one file more
@@ -612,12 +616,12 @@ def test_a_limit_or_a_disk_that_fails_makes_no_file_bad(mode: scan.Scan, tmp_pat
         with pytest.raises(
             UnreadableImage, match=r"photo\.jpg can't be read \(Too many open files\), which is no fault"
         ):
-            scan.look_through(source, mode)
+            scan.find_bad_files(source, mode)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     (tmp_path / "a").rename(tmp_path / "unplugged")
     with pytest.raises(UnreadableImage, match=r"No such file or directory.* start again, once that is mended"):
-        scan.look_through(source, mode)
+        scan.find_bad_files(source, mode)
 
 
 def test_what_a_storage_says_of_a_row_makes_it_no_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
-from vitlab.data.module import DataModule
-from vitlab.data.reading import UnreadableImage, read_image
+from vitlab.data.decode import UnreadableImage, read_image
 from vitlab.data.sampler import EpochBatches
+from vitlab.data.sets.image_folder import image_folder
+from vitlab.data.sets.shards import shards
 from vitlab.data.shards import problems
-from vitlab.data.sources import image_folder, shards
 
 Packed = Callable[..., Path]
 
@@ -30,11 +31,10 @@ def datamodule(folder: Path | str, **settings: Any) -> DataModule:
 
 
 @pytest.mark.parametrize("shuffle_buffer", [20, None])
-@pytest.mark.parametrize("to", ["litdata", "webdataset"])
 def test_any_number_of_ranks_sees_each_image_once_an_epoch_in_the_same_steps(
-    packed: Packed, to: str, shuffle_buffer: int | None
+    packed: Packed, shuffle_buffer: int | None
 ) -> None:
-    data = datamodule(packed(to), shuffle_buffer=shuffle_buffer)
+    data = datamodule(packed(), shuffle_buffer=shuffle_buffer)
     train = data.split("train")
     blocks = train.blocks if shuffle_buffer else None
     steps: dict[tuple[int, int], list[list[int]]] = {}
@@ -66,15 +66,14 @@ def batches(data: DataModule) -> list[TrainBatch]:
     return list(data.train_dataloader())
 
 
-def test_workers_and_formats_and_object_storage_make_the_same_batches(packed: Packed, tmp_path: Path) -> None:
+def test_workers_and_object_storage_make_the_same_batches(packed: Packed, tmp_path: Path) -> None:
     expected = batches(datamodule(packed()))
     assert sum(len(batch.targets) for batch in expected) == 66
     far = {"cache_dir": str(tmp_path), "cache_gb": 1e-5}  # room for less than all
     others = {
         "two workers": datamodule(packed(), num_workers=2),
-        "tar files": datamodule(packed("webdataset")),
-        "fetched": datamodule(f"local:{packed()}", **far),
-        "fetched by two workers": datamodule(f"local:{packed()}", num_workers=2, **far),
+        "fetched": datamodule(f"file://{packed()}", **far),
+        "fetched by two workers": datamodule(f"file://{packed()}", num_workers=2, **far),
     }
     for name, other in others.items():
         for one, two in zip(expected, batches(other), strict=True):
@@ -112,10 +111,9 @@ def test_what_is_evaluated_is_shared_by_ranks_without_a_rest(packed: Packed) -> 
         assert sorted(i for plan in plans for i in plan.indices) == list(range(20))
 
 
-def test_validation_is_cut_by_class_of_few_shards_and_is_the_same_for_all_formats(packed: Packed) -> None:
-    one, two = datamodule(packed()), datamodule(packed("webdataset"))
+def test_validation_is_cut_by_class_of_few_shards(packed: Packed) -> None:
+    one = datamodule(packed())
     assert one.samples == {"train": 66, "val": 8, "test": 20}
-    assert torch.equal(one.split("val").labels, two.split("val").labels)
     assert set(one.split("val").labels.tolist()) == {0, 1, 2}
 
 
@@ -139,15 +137,15 @@ def test_a_damaged_shard_is_named_with_the_image_when_it_is_read(packed: Packed,
     source = shards(data_dir=str(copy))
     assert source.train.files is not None
     entry = source.train.files.table[3]  # type: ignore[attr-defined]
-    with (copy / "train" / "chunk-0-0.bin").open("r+b") as file:
+    with (copy / "train" / "000000.tar").open("r+b") as file:
         file.seek(int(entry["offset"]) + 20)
         file.write(b"\xa5\x5a")
-    with pytest.raises(UnreadableImage, match=r"copy/train/3 can't be read \(its checksum is wrong: train/chunk-0-0"):
+    with pytest.raises(UnreadableImage, match=r"copy/train/3 can't be read \(its checksum is wrong: train/000000"):
         read_image(source.train.files[3])
     read_image(source.train.files[2])
-    with pytest.raises(ValueError, match=r"aren't what was packed|isn't what was packed") as caught:
+    with pytest.raises(ValueError, match="isn't what was packed") as caught:
         shards(data_dir=str(copy), verify=True)
-    assert "train/chunk-0-0.bin: its checksum is wrong" in str(caught.value)
+    assert "train/000000.tar: its checksum is wrong" in str(caught.value)
     skipping = datamodule(copy, on_error="skip", max_skipped=0.05)
     assert sum(skipping.samples.values()) == 93, "data.on_error=skip leaves it out"
 
@@ -159,8 +157,8 @@ def test_a_damaged_shard_is_named_with_the_image_when_it_is_read(packed: Packed,
         ({"test_fraction": 1.0}, "data.source.test_fraction=1 must lie between 0 and 1"),
         ({"cache_gb": 0.0}, "data.source.cache_gb=0 must be above 0"),
         ({"data_dir": "nowhere"}, "data_dir=nowhere is no folder; data=shards wants one that src/prepare.py made"),
-        ({"data_dir": "s3://b/c", "shuffle_buffer": None}, "would fetch a shard for each image of s3://b/c"),
-        ({"data_dir": "gs://b/c", "verify": True}, "verify the folder before it is uploaded"),
+        ({"data_dir": "https://b/c", "shuffle_buffer": None}, "would fetch a shard for each image of https://b/c"),
+        ({"data_dir": "hf://b/c", "verify": True}, "verify the folder before it is uploaded"),
     ],
 )
 def test_settings_that_can_t_be_are_told(packed: Packed, settings: dict[str, Any], problem: str) -> None:
@@ -168,13 +166,8 @@ def test_settings_that_can_t_be_are_told(packed: Packed, settings: dict[str, Any
     assert problem in found
 
 
-def test_missing_shards_are_told_before_training_and_a_missing_package_too(
-    packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_shards_are_reported_before_training(packed: Packed, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(packed(), tmp_path / "copy"))
-    (copy / "train" / "chunk-0-3.bin").unlink()
+    (copy / "train" / "000003.tar").unlink()
     (found,) = problems(data_dir=str(copy))
-    assert "train/chunk-0-3.bin: it is missing" in found
-    monkeypatch.setattr("vitlab.data.storage.not_installed", lambda package: package == "litdata")
-    (found,) = problems(data_dir="s3://b/c")
-    assert found.endswith("the package litdata, which isn't installed: pip install -e '.[shards]'")
+    assert "train/000003.tar: it is missing" in found

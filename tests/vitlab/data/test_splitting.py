@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlab.data.rows import Group, ParquetRows
-from vitlab.data.sources import Split, digits
-from vitlab.data.splitting import held_out
+from vitlab.data.sets.digits import digits
+from vitlab.data.source import Split
+from vitlab.data.splitting import hold_out, stratified_split
+from vitlab.data.tables import Group, ParquetRows
 
 
 def streamed(labels: Tensor, rows: int = 10) -> Split:
@@ -17,20 +18,20 @@ def streamed(labels: Tensor, rows: int = 10) -> Split:
 
 
 def test_images_in_memory_are_cut_by_class() -> None:
-    train, val = held_out(digits().train, 0.1, seed=0, knob="data.val_fraction")
+    train, val = hold_out(digits().train, 0.1, seed=0, knob="data.val_fraction")
     assert (len(train), len(val)) == (1293, 144)
     assert int(val.labels.bincount().min()) >= 14
 
 
 def test_what_is_streamed_is_cut_between_its_blocks() -> None:
     labels = torch.arange(1000) % 7
-    train, val = held_out(streamed(labels), 0.1, seed=0, knob="data.val_fraction")
+    train, val = hold_out(streamed(labels), 0.1, seed=0, knob="data.val_fraction")
     assert train.blocks is not None
     assert val.blocks is not None
     assert (len(train), len(val)) == (900, 100)
     assert not set(train.blocks.tolist()) & set(val.blocks.tolist())
     assert torch.equal(torch.cat([train.labels, val.labels]).bincount(), labels.bincount())
-    again, other = (held_out(streamed(labels), 0.1, seed=seed, knob="data.val_fraction")[1] for seed in (0, 1))
+    again, other = (hold_out(streamed(labels), 0.1, seed=seed, knob="data.val_fraction")[1] for seed in (0, 1))
     assert torch.equal(again.blocks, val.blocks)  # type: ignore[arg-type]
     assert not torch.equal(other.blocks, val.blocks)  # type: ignore[arg-type]
 
@@ -38,7 +39,7 @@ def test_what_is_streamed_is_cut_between_its_blocks() -> None:
 def test_blocks_of_one_class_each_are_cut_through_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
     labels = torch.arange(100) // 10
     with caplog.at_level(logging.WARNING):
-        train, val = held_out(streamed(labels), 0.2, seed=0, knob="data.val_fraction")
+        train, val = hold_out(streamed(labels), 0.2, seed=0, knob="data.val_fraction")
     assert val.labels.bincount().tolist() == [2] * 10
     assert train.labels.bincount().tolist() == [8] * 10
     assert "data.val_fraction=0.2 is cut out of all row groups" in caplog.text
@@ -47,4 +48,10 @@ def test_blocks_of_one_class_each_are_cut_through_and_that_is_told(caplog: pytes
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_share_that_leaves_nothing_is_named(share: float) -> None:
     with pytest.raises(ValueError, match=r"data\.val_fraction=\d must lie between 0 and 1"):
-        held_out(streamed(torch.arange(100) % 2), share, seed=0, knob="data.val_fraction")
+        hold_out(streamed(torch.arange(100) % 2), share, seed=0, knob="data.val_fraction")
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 0.0001, 1.5])
+def test_a_fraction_that_leaves_nothing_names_its_knob(fraction: float) -> None:
+    with pytest.raises(ValueError, match=r"data\.val_fraction="):
+        stratified_split(torch.arange(10).repeat(9), fraction, seed=0, knob="data.val_fraction")

@@ -9,9 +9,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from conftest import Exportable
+from vitlab.config.schema import Node
 from vitlab.exporting import card
 from vitlab.exporting.formats import export
-from vitlab.schema import Node
 
 GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None, "overwrite": True}
 SCORES = {"test/acc": 0.75, "test/loss": 0.5, "test/correct": 15, "test/count": 20}

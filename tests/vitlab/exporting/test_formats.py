@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import Exportable
+from vitlab.config.schema import Node
 from vitlab.exporting import formats, writing
 from vitlab.exporting.formats import FORMATS, Differs, export, problems
-from vitlab.schema import Node
 
 GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None, "overwrite": False}
 
@@ -22,7 +22,7 @@ def told(trained: Any, name: str, out: Path, **given: Any) -> list[str]:
     return list(problems(run=trained.kept.run, name=name, out=out, **asked))
 
 
-@pytest.mark.parametrize("name", ["safetensors", "timm", "hf", "torchvision", "torch_export"])
+@pytest.mark.parametrize("name", ["safetensors", "timm", "hf", "torch_export"])
 def test_each_format_leaves_weights_a_card_and_a_record(
     name: str, exportable: Exportable, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,15 +81,16 @@ def test_a_library_that_is_not_installed_is_told(
 
 
 def test_all_that_is_wrong_is_told_at_once(exportable: Exportable, tmp_path: Path) -> None:
-    trained = exportable(registers=2, layer_scale=0.1)
-    assert told(trained, "timm", tmp_path / "out") == []
-    able = "formats that can: safetensors, timm, hf, onnx, torch_export"
+    trained = exportable(pre_norm=True, representation=24)
+    assert told(trained, "onnx", tmp_path / "out") == []
+    able = "formats that can: safetensors, onnx, torch_export"
     kept = trained.kept.run / "checkpoints"
-    assert told(trained, "torchvision", kept, fold=True) == [
-        "fold=true: format=torchvision holds weights and no preprocessing code; onnx and torch_export can fold it in",
+    assert told(trained, "hf", kept, fold=True) == [
+        "fold=true: format=hf holds weights and no preprocessing code; onnx and torch_export can fold it in",
         f"out={kept} is there, and is no export (it has no export.json); name another folder",
-        f"format=torchvision can't express model.registers=2: torchvision's VisionTransformer has none; {able}",
-        "format=torchvision can't express model.layer_scale=0.1: torchvision's VisionTransformer has no LayerScale; "
+        "format=hf can't express model.pre_norm=true: of transformers' classifiers CLIP's alone has it, and no norm at "
+        f"its end; {able}",
+        "format=hf can't express model.representation=24: transformers' classifiers have no layer before their head; "
         + able,
     ]
 

@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from conftest import Configure, Exportable
-from vitlab import build, resume, runs, trust
+from vitlab import build, resume, runs
 from vitlab.checkpoints import AtomicFiles
+from vitlab.config import allowlist
 from vitlab.exporting.trained import images, kept_weights, load
 
 MODEL = ["model.dim=16", "model.depth=1", "model.heads=2"]
@@ -72,7 +73,7 @@ def test_a_checkpoint_names_nothing_that_may_not_be_called(exportable: Exportabl
     content = torch.load(kept.file, weights_only=True)
     content["vitlab"]["config"]["model"] = {"_target_": "antigravity.webbrowser.open"}
     torch.save(content, kept.file)
-    with pytest.raises(trust.NotTrusted, match=r"model._target_=antigravity.webbrowser.open is refused"):
+    with pytest.raises(allowlist.NotTrusted, match=r"model._target_=antigravity.webbrowser.open is refused"):
         kept_weights(kept.run, "best", None)
     assert "antigravity" not in sys.modules
 

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from conftest import Configure
-from vitlab.data.module import DataModule
-from vitlab.schema import Node
+from vitlab.config.schema import Node
+from vitlab.data.datamodule import DataModule
 from vitlab.weights.composing import FALLBACK, as_size, completed
 
 

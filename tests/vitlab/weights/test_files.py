@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitlab import trust
+from vitlab.config import allowlist
 from vitlab.weights import files
 from vitlab.weights.files import CannotRead, Stored, read
 
@@ -109,7 +109,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(kind: str, tmp_path:
     else:
         arrays: dict[str, Any] = {"a": np.zeros(2), "x": np.array([Bomb(exploded)], dtype=object)}
         file.write_bytes(npz(arrays))
-    with pytest.raises(trust.NotTrusted, match="is refused"):
+    with pytest.raises(allowlist.NotTrusted, match="is refused"):
         read(file)
     assert not exploded.exists()
 
@@ -118,7 +118,7 @@ def test_an_index_reads_no_file_elsewhere(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "secret")
     (tmp_path / "in").mkdir()
     (index := tmp_path / "in" / "i.json").write_text(json.dumps({"weight_map": {"a.weight": "../secret"}}))
-    with pytest.raises(trust.NotTrusted, match=r"names \.\./secret, which doesn't lie beside it"):
+    with pytest.raises(allowlist.NotTrusted, match=r"names \.\./secret, which doesn't lie beside it"):
         read(index)
 
 

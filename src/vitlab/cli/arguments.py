@@ -1,0 +1,146 @@
+"""What the arguments of a command line ask for in Hydra's grammar: options of groups, values, all those of a sweep."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.default_element import ConfigDefault, GroupDefault
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from vitlab import launchers
+from vitlab.config.schema import suggest
+
+
+def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
+    """Hydra's own parsing of a command line, and whether it only asks for help or shows the configuration."""
+    from hydra._internal.utils import get_args_parser
+
+    arguments = get_args_parser().parse_args(argv)
+    asks = ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")
+    return arguments, any(getattr(arguments, a) for a in asks)
+
+
+def unreadable_overrides(overrides: list[str]) -> list[str]:
+    """What is wrong with those that Hydra's grammar can't read, each by itself."""
+    found = []
+    for line in overrides:
+        try:
+            OverridesParser.create().parse_override(line)
+        except HydraException as error:
+            key, _, value = line.partition("=")
+            remedy = f"Hydra says: {str(error).splitlines()[0]}"
+            if "=" not in line:
+                remedy = f"a setting has a value: {key}=VALUE"
+            if value.startswith("[") and value.endswith("]") and "=" in value and not {"'", '"'} & set(value):
+                entries = ",".join(f"'{entry.strip()}'" for entry in value[1:-1].split(","))
+                remedy = f'settings within a list are quoted, and all of it is for the shell: "{key}=[{entries}]"'
+            found.append(f"{line} can't be read; {remedy}")
+    return found
+
+
+def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
+    """What an experiment says of Hydra's own groups (`override /hydra/sweeper: optuna`), as overrides.
+
+    Hydra lets the primary file go before a file that it includes.
+    """
+    parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)}
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    found = []
+    for name in as_list(parsed["experiment"].value()) if "experiment" in parsed else []:
+        file = loader.repository.load_config(f"experiment/{name}") if isinstance(name, str) else None
+        for default in file.defaults_list or [] if file else []:
+            if default.is_override() and isinstance(default, GroupDefault):
+                group = (default.group or "").lstrip("/")
+                if group.startswith("hydra/") and group not in parsed:
+                    found.append(f"{group}={default.value}")
+    return found
+
+
+def group_options(override: Override) -> list[str]:
+    """The options of the group that an override chooses from; empty for a value."""
+    loader = GlobalHydra.instance().config_loader()
+    return loader.get_group_options(override.key_or_group)
+
+
+def group_problems(override: Override, options: list[str], name: str, primary: str) -> list[str]:
+    """Whether a command has the group that an override chooses from. Hydra's own refusal advises to add it.
+
+    A primary file that includes another may have any group that this one has.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    key = override.key_or_group
+    plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+    if not options or not plain or key.startswith("hydra/"):
+        return []
+    file = loader.repository.load_config(primary)
+    defaults = file.defaults_list or [] if file else []
+    if any(isinstance(default, ConfigDefault) and not default.is_self() for default in defaults):
+        return []
+    chosen = [default for default in defaults if isinstance(default, GroupDefault) and not default.is_override()]
+    groups = sorted((default.group or "").lstrip("/") for default in chosen)
+    if key.partition("/")[0] in groups:
+        return []
+    there = f"it has {', '.join(groups)}" if groups else "it has none"
+    return [f"{override.input_line}: {name}.py has no group {key} ({there}); leave it out"]
+
+
+def option_problems(override: Override, options: list[str]) -> list[str]:
+    """Whether the chosen option(s) of a group exist; `options` is empty for what is no group."""
+    if not options:
+        return []
+    chosen = as_list(override.value())
+    if override.is_sweep_override():
+        chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+    hidden = {o for o in options if o.endswith("signature")}
+    return [
+        launchers.missing(override.key_or_group, str(option))
+        or f"{override.key_or_group}={option}: there is no such option{suggest(str(option), options)} "
+        f"(of {', '.join(sorted(set(options) - hidden))})"
+        for option in chosen
+        if isinstance(option, str | int) and str(option) not in options and "*" not in str(option)
+    ]
+
+
+def spellings(override: Override, is_group: bool, multirun: bool) -> list[str]:
+    """The single values that an override stands for, spelt so that composing never fails on an unknown key.
+
+    The check finds all unknown keys, where Hydra's own refusal names the first. What a search samples
+    (`interval(...)`) can't be known yet, so nothing stands for it: each job checks itself again when it starts.
+    """
+    line = override.input_line or ""
+    if override.is_sweep_override() and multirun:
+        values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+        return [f"{'' if is_group else '++'}{override.key_or_group}={value}" for value in values]
+    if is_group or override.is_delete() or override.is_hydra_override() or override.is_sweep_override():
+        return [line]
+    return ["++" + line.lstrip("+")]
+
+
+def is_unlisted(override: Override, listed: DictConfig) -> bool:
+    """Whether a plain `key=value` names a key that the composed files don't hold."""
+    plain = not (override.is_add() or override.is_force_add() or override.is_delete())
+    parent, _, key = override.key_or_group.rpartition(".")
+    holder = OmegaConf.select(listed, parent) if parent else listed
+    is_listed = OmegaConf.is_dict(holder) and key in holder.keys()  # noqa: SIM118 (`in` overlooks what is ???)
+    return plain and not is_listed and not override.is_hydra_override()
+
+
+def variants(choices: list[list[str]]) -> Iterator[list[str]]:
+    """Command lines that together hold every value of a sweep: its first job, then each other value in its place."""
+    first = [c[0] for c in choices]
+    yield first
+    for i, values in enumerate(choices):
+        for value in values[1:]:
+            yield [*first[:i], value, *first[i + 1 :]]
+
+
+def as_list(value: Any) -> list[Any]:
+    """A value that may stand for a list of one."""
+    return value if isinstance(value, list) else [value]

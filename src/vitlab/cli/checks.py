@@ -1,0 +1,186 @@
+"""Check a resolved configuration before anything long starts: keys, types, bounds, and what one key demands of another.
+
+Nothing here raises: every problem becomes a line, so that a user sees all of them at once. Bounds stand in signatures,
+which constructors check as well.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitlab import identity
+from vitlab.cli import data_checks, model_checks, trainer_checks
+from vitlab.config import allowlist
+from vitlab.config.objective import OBJECTIVES
+from vitlab.config.schema import Node, call_problems, child_nodes, format_value
+from vitlab.config.view import ConfigView
+from vitlab.jobs.run import Function
+
+Rule = Callable[[ConfigView], Iterable[str]]
+
+# Parameters that a program passes itself: they may be missing in the configuration.
+SUPPLIED = {
+    "model": ("num_classes", "in_channels"),
+    "optimizer": ("params",),
+    "schedule": ("optimizer", "total_steps"),
+    "weights": ("arguments", "source"),
+    "classifier": ("network", "num_classes", "optimizer", "schedule"),
+}
+# Groups without a `_target_`: what their settings are arguments of.
+CALLED = {"weights": "vitlab.weights.loading.network", "classifier": "vitlab.classifier.Classifier"}
+# Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
+SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
+# What can't be set where it seems to belong, because the program sets it, and what to do instead.
+TAKEN = {
+    "trainer.logger": "use the group logger",
+    "trainer.callbacks": "use the group callbacks",
+    "trainer.default_root_dir": "use hydra.run.dir",
+    "classifier.network": "use the group model",
+    "classifier.num_classes": "the data has it",
+    "classifier.optimizer": "use the group optimizer",
+    "classifier.schedule": "use the group schedule",
+}
+NEEDED = {
+    "vitlab.checkpoints.BestCheckpoint": "keeps the checkpoint that is tested",
+    "vitlab.checkpoints.LastCheckpoint": "keeps the checkpoint that a run goes on from",
+    "vitlab.callbacks.Monitor": "logs the training",
+}
+LONGEST_NAME = 255  # bytes, on the usual file systems
+
+
+def no_problems(view: ConfigView) -> Iterable[str]:
+    """The rule of a program that has none of its own."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program: its name, which its file in `conf` has too, what it runs, and the rule for its own settings."""
+
+    name: str
+    function: Function
+    check: Rule = no_problems
+
+
+def problems(program: Program, config: Node | str, *, remote: bool = False) -> list[str]:
+    """Everything wrong with a resolved configuration of a program, or the message that it couldn't be resolved.
+
+    What it may not call comes alone: nothing more is asked of such a configuration, and nothing of it imported.
+    `remote`: for jobs on a cluster's machines.
+    """
+    if isinstance(config, str):
+        return [config]
+    if refused := allowlist.problems(config):
+        return refused
+    found = signature_problems(program.function, config)
+    for rule in (program.check, *RULES):
+        found += rule(view_of(config, found, remote))
+    for rule in () if found else LAST_RULES:
+        found += rule(view_of(config, found, remote))
+    # a wrong root key is wrong again wherever it is read
+    return [problem for problem in found if problem.partition(".")[2] not in found]
+
+
+def view_of(config: Node, found: list[str], remote: bool) -> ConfigView:
+    """A configuration without the values that something is wrong with: one mistake, one line."""
+    return ConfigView(config, {line.split("=")[0].split(" ")[0].rstrip(":") for line in found}, remote=remote)
+
+
+def signature_problems(function: Function, config: Node) -> list[str]:
+    """What the signatures of the program's function and of all that the configuration calls say."""
+    found = call_problems("", config, function, supplied=SUPPLIED)
+    for key, target in CALLED.items():
+        if isinstance(config.get(key), dict):
+            given = {k: v for k, v in config[key].items() if (key, k) != ("weights", "source")}
+            found += call_problems(key, given, target, supplied=SUPPLIED)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ rules
+
+
+def place_problems(view: ConfigView) -> Iterator[str]:
+    """What is set where it has no effect, or only half of one."""
+    for path in SHARED:
+        key = path.rpartition(".")[2]
+        inner, outer = view(path), view(key)
+        if inner is not None and outer is not None and inner != outer:
+            remedy = f"set {key} alone, which everything reads"
+            yield f"{path}={format_value(inner)}, but {key}={format_value(outer)}; {remedy}"
+    for path, remedy in TAKEN.items():
+        if view(path) is not None:
+            yield f"{path}={format_value(view(path))} can't be set here; {remedy}"
+
+
+def name_problems(view: ConfigView) -> Iterator[str]:
+    if (name := view("name", str)) is None:
+        return
+    parts = name.split("/")
+    if not all(part.strip() == part != "" and not part.startswith(".") for part in parts) or "\\" in name:
+        yield f"name={name!r} must be a plain folder name below runs/"
+    elif not name.isprintable():
+        yield f"name={name!r} must be a plain folder name below runs/: it holds what can't be printed"
+    elif max(len(os.fsencode(part)) for part in parts) > LONGEST_NAME or len(parts) > 8:
+        most = f"a folder name has at most {LONGEST_NAME} bytes, and 8 parts"
+        yield f"name={format_value(name)}: {most}; set a shorter one"
+
+
+def sweep_problems(view: ConfigView) -> Iterator[str]:
+    """Of a program whose jobs a sweep can start."""
+    sweep = view("sweep", str)
+    if sweep is not None and (sweep != identity.safe(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME):
+        yield (
+            f"sweep={format_value(sweep)} must be a plain folder name below runs/sweeps: {LONGEST_NAME} letters, "
+            "digits, '.', '_', '-' or '+' at most, a letter or digit first"
+        )
+
+
+def optimizer_problems(view: ConfigView) -> Iterator[str]:
+    if (lr := view("optimizer.lr", float)) is not None and not lr > 0:
+        yield f"optimizer.lr={format_value(lr)} must be above 0"
+    if (decay := view("optimizer.weight_decay", float)) is not None and decay < 0:
+        yield f"optimizer.weight_decay={format_value(decay)} must be 0 or more"
+
+
+def callback_problems(view: ConfigView) -> Iterator[str]:
+    callbacks = view("callbacks", dict)
+    targets = [node["_target_"] for node in child_nodes(callbacks or {}).values()]
+    for needed, what in NEEDED.items():
+        if callbacks is not None and needed not in targets:
+            yield f"callbacks has no {needed}, which {what}; use callbacks=default and add to it"
+    for key, kind in (("logger", "logger"), ("callbacks", "callback")):
+        for name, inner in (view(key, dict) or {}).items():
+            if inner is not None and not child_nodes(inner):
+                yield f"{key}.{name} is no {kind}: it has no _target_; remove it, or complete it"
+
+
+def root_problems(view: ConfigView) -> Iterator[str]:
+    objective, folder = view("objective", str), view("data_dir", str)
+    if objective is not None and objective not in OBJECTIVES:
+        yield f"objective={objective} is not measured; use one of {', '.join(OBJECTIVES)}"
+    if folder and Path(folder).exists() and not os.access(folder, os.R_OK):
+        yield f"data_dir={folder} can't be read"
+
+
+RULES: tuple[Rule, ...] = (
+    place_problems,
+    trainer_checks.trainer_problems,
+    trainer_checks.device_problems,
+    model_checks.weights_problems,
+    model_checks.model_problems,
+    data_checks.data_problems,
+    data_checks.source_problems,
+    data_checks.batch_problems,
+    trainer_checks.schedule_problems,
+    name_problems,
+    optimizer_problems,
+    callback_problems,
+    root_problems,
+)
+# Asked where nothing else is wrong: they import what only a run needs.
+LAST_RULES: tuple[Rule, ...] = (
+    lambda view: allowlist.import_problems(view.config),
+    trainer_checks.gpu_problems,
+    model_checks.fine_tuning_problems,
+)

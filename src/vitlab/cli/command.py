@@ -1,0 +1,141 @@
+"""`@command(NAME)`: a function with a typed signature becomes a program configured by `conf/NAME.yaml`.
+
+command line -> preflight: compose leniently, check everything, show all problems at once, or go on
+             -> Hydra: compose, run or sweep, make the run folder
+             -> job: one device in this process; several devices, or a sweep's job, in processes of their own
+             -> function(**configuration), its results in `results.json`, its objective to the sweeper
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from vitlab import launch, ledger, runs, stopping
+from vitlab.cli import checks, imports, register, resolvers
+from vitlab.cli.checks import Program, Rule, no_problems
+from vitlab.cli.preflight import message, preflight
+from vitlab.config import allowlist, paths
+from vitlab.config.schema import Node
+from vitlab.jobs.compose import CONF, resolve_config
+from vitlab.jobs.run import Function, run_recorded, start_job
+from vitlab.stopping import Stopped
+
+resolvers.register_resolvers()  # here: some launchers' workers import this, and then ask for a job's folder
+
+
+@dataclass(frozen=True)
+class Command(Program):
+    """A program as a user calls it; `entry` is its file."""
+
+    entry: Path = Path()
+
+    def __call__(self) -> None:
+        if run_dir := os.environ.pop(launch.RUN_VARIABLE, None):
+            return self.run_rank(Path(run_dir))
+        if "--version" in sys.argv[1:]:  # Hydra's parser would print Hydra's
+            print(f"vitlab {paths.version()}", file=sys.stdout)
+            return None
+        if not paths.IN_WHEEL:
+            launch.make_importable(paths.PROGRAMS)
+        with imports.gc_paused():
+            register.register()
+            sys.argv[1:] = preflight(self, sys.argv[1:])
+
+        def job(cfg: DictConfig) -> float | None:
+            return run_job(self, cfg)
+
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.name)(job)()
+        except Stopped as stop:  # a sweep, between two jobs
+            sys.exit(stopping.STATUS[stop.outcome])
+        finally:
+            from vitlab import progress
+
+            progress.end()
+
+    def run_rank(self, run_dir: Path) -> None:
+        """Run (a rank of) a job that another process has prepared."""
+        if parent := os.environ.pop(launch.PARENT_VARIABLE, None):
+            launch.end_with(int(parent))
+        config = runs.read_config(run_dir)
+        with imports.gc_paused():
+            imports.preload(config)
+        run_recorded(self.name, self.run, run_dir, config)
+
+    def run(self, **config: Any) -> Node:
+        """Call the function in a process of a job; cancelling the job's sweep ends it."""
+        from vitlab import claiming
+
+        with claiming.cancel_heard(Path(config["run_dir"]), config):
+            return self.function(**config)
+
+
+def command(name: str, *, check: Rule = no_problems) -> Callable[[Function], Command]:
+    """Make a program of a function. Its keyword parameters are the root keys of `conf/NAME.yaml`.
+
+    The function returns its results, a mapping that holds the value of the configuration's `objective`, if any.
+    `check` yields what is wrong with the program's own settings; what programs share is checked without it.
+    """
+
+    def wrap(function: Function) -> Command:
+        return Command(name, function, check, Path(sys.modules[function.__module__].__file__ or "").resolve())
+
+    return wrap
+
+
+# ---------------------------------------------------------------------------------------------------------- jobs
+
+
+def run_job(program: Command, cfg: DictConfig) -> float | None:
+    """Run a job as Hydra starts it: check its configuration once more, write it down, return its score."""
+    from vitlab import claiming, resume
+
+    hydra_cfg = HydraConfig.get()
+    run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
+    config = resolve_config(cfg, str(run_dir))
+    # once more: a sweep's own values, and what another sweeper suggests, have not been seen before
+    sweep = hydra_cfg.mode == RunMode.MULTIRUN
+    if problems := [*allowlist.hydra_problems(OmegaConf.to_container(hydra_cfg)), *checks.problems(program, config)]:
+        if sweep and "retries" in config:
+            runs.record_crash(run_dir, "; ".join(problems))  # for the sweep's table; nothing was started
+        raise ValueError(message(program.name, problems))
+    assert isinstance(config, dict)
+    if trial := hydra_cfg.sweeper.get("trial"):  # of a search: the callback that prunes it
+        config["callbacks"]["pruning"] = json.loads(trial)
+    if "run_dir" not in config:
+        program.function(**config)
+        return None
+
+    def start(config: Node) -> None:
+        start_job(program.name, program.run, program.entry, config, sweep=sweep)
+
+    if launch.rank(os.environ) != 0:
+        if launch.place(os.environ):  # another machine of a job: it starts its own ranks
+            start(config)
+        else:
+            run_recorded(program.name, program.run, run_dir, config)
+    elif sweep and "retries" in config:
+        job, line = ledger.job_entry(hydra_cfg, config)
+        ledger.enter(run_dir.parent, {job: line})
+        waits = not str(hydra_cfg.sweeper._target_).endswith(".GridSweeper")  # that waits itself, at the end
+        claiming.take_turn(run_dir, config, start, waits=waits)
+    else:
+        if config.get("resume", "") is None and launch.restarted(os.environ):
+            config["resume"] = "auto"  # a requeued job goes on
+        if problems := resume.folder_problems(config, run_dir):
+            raise ValueError(message(program.name, problems))
+        with runs.held(run_dir, "job"):
+            runs.write_config(run_dir, config)
+            start(config)
+    results = runs.read_results(run_dir)
+    objective = config.get("objective")
+    return float(results[objective]) if objective in results else None

@@ -1,0 +1,79 @@
+"""Check the settings of the data and of its batches."""
+
+import math
+from collections.abc import Iterator
+
+from vitlab.config.schema import Node
+from vitlab.config.view import ConfigView
+from vitlab.data.source import Facts, loader_facts, loader_settings
+
+
+def facts_of(view: ConfigView) -> Facts:
+    """Facts about the data set that are known without loading it."""
+    return loader_facts(view("data.source._target_", str))
+
+
+def source_settings(view: ConfigView) -> Node | None:
+    """The settings of the data's loader; None if something is wrong with them."""
+    source = view("data.source", dict)
+    return None if source is None or view.has_problem("data.source") else loader_settings(source)
+
+
+def train_samples(view: ConfigView) -> int | None:
+    """Images left to train on after validation is cut off, where the data's size is known."""
+    known, fraction = known_samples(view), view("data.val_fraction", float)
+    if known is None or fraction is None:
+        return None
+    samples, has_validation = known
+    limit = view("data.max_train_samples", int)
+    left = samples if has_validation else samples - math.ceil(samples * fraction)
+    return int(min(left, limit)) if limit else left
+
+
+def known_samples(view: ConfigView) -> tuple[int, bool] | None:
+    """Images of the train split, and whether there are others to validate on; None where only loading tells."""
+    facts = facts_of(view)
+    if facts.train_samples is not None:
+        return facts.train_samples, False
+    settings = source_settings(view)
+    return facts.count(**settings) if facts.count is not None and settings is not None else None
+
+
+def data_problems(view: ConfigView) -> Iterator[str]:
+    fraction, facts = view("data.val_fraction", float), facts_of(view)
+    if fraction is not None and facts.train_samples and facts.num_classes:
+        held_out = math.ceil(facts.train_samples * fraction)
+        if held_out < facts.num_classes or facts.train_samples - held_out < facts.num_classes:
+            yield (
+                f"data.val_fraction={fraction} cuts {facts.train_samples} images into {facts.train_samples - held_out} "
+                f"to train on and {held_out} to validate on: fewer than one of each of the {facts.num_classes} classes"
+            )
+    name = (view("data.source._target_", str) or "").rpartition(".")[2]
+    if view("data.scaled_decoding", bool) and facts.in_memory:
+        yield f"data.scaled_decoding=true is for JPEG files, and {name} lies in memory; leave it out"
+    if view("data.on_error", str) == "skip":
+        if facts.in_memory:
+            yield f"data.on_error=skip is for image folders, and {name} is none; leave it out"
+        elif view("data.scan", str) == "none":
+            yield "data.on_error=skip decodes every image beforehand, which data.scan=none forbids; leave one out"
+
+
+def source_problems(view: ConfigView) -> Iterator[str]:
+    problems, settings = facts_of(view).problems, source_settings(view)
+    if problems is not None and settings is not None:
+        yield from problems(**settings)
+
+
+def batch_problems(view: ConfigView) -> Iterator[str]:
+    batch, parts, samples = view("batch_size", int), view.micro_batches(), train_samples(view)
+    if batch is None or batch < 1:
+        return
+    if batch < parts:
+        yield (
+            f"batch_size={batch} is for all devices together and leaves nothing for some of {parts} parts "
+            f"({view.ranks()} processes x trainer.accumulate_grad_batches); the least is {parts}"
+        )
+    elif samples is not None and parts > samples:
+        yield f"batch_size={batch}: {samples} images can't be shared by {parts} processes and accumulated parts"
+    elif samples is not None and batch > samples and view("data.drop_last", bool):
+        yield f"batch_size={batch} is more than the {samples} images to train on, and data.drop_last drops them all"

@@ -1,0 +1,35 @@
+"""The command `vitlab`: `vitlab train ...` runs what `python src/train.py ...` runs; alone, it lists the programs."""
+
+import ast
+import runpy
+import sys
+from pathlib import Path
+
+from vitlab.config.paths import PROGRAMS, version
+from vitlab.config.schema import suggest
+
+
+def main() -> None:
+    programs = {file.stem: file for file in sorted(PROGRAMS.glob("*.py"))}
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        print(overview(programs), file=sys.stdout)
+    elif name == "--version":
+        print(f"vitlab {version()}", file=sys.stdout)
+    elif name not in programs:
+        print(
+            f"vitlab: there is no program {name!r}{suggest(name, programs)} (of {', '.join(programs)})", file=sys.stderr
+        )
+        sys.exit(2)
+    else:
+        sys.argv = [str(programs[name]), *arguments]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def overview(programs: dict[str, Path]) -> str:
+    """The programs with the first line of their docstrings, which are read and not run."""
+    lines = ["vitlab PROGRAM [GROUP=OPTION ...] [KEY=VALUE ...]", ""]
+    for name, file in programs.items():
+        first = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
+        lines.append(f"  {name:<11}{first}")
+    return "\n".join([*lines, "", "  vitlab PROGRAM --help shows its groups and settings; vitlab --version"])

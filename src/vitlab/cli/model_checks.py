@@ -1,0 +1,143 @@
+"""Check the network that a configuration describes: its sizes, its weights, what of it is trained.
+
+torch is imported for what only weights or a network can tell.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlab.cli.data_checks import facts_of
+from vitlab.config import definitions, signatures
+from vitlab.config.schema import Node, format_value, resolve, suggest
+from vitlab.config.view import ConfigView
+from vitlab.models.vit_validation import check_arguments
+from vitlab.weights import composing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+VIT, TIMM = "vitlab.models.vit.VisionTransformer", "vitlab.baselines.timm_model"
+
+
+def model_problems(view: ConfigView) -> Iterator[str]:
+    facts, target = facts_of(view), view("model._target_", str)
+    for key, known, unit in (
+        ("num_classes", facts.num_classes if facts else None, "classes"),
+        ("in_channels", facts.channels if facts else None, "channels"),
+    ):
+        value = view(f"model.{key}", int)
+        if value is not None and known is not None and value != known:
+            yield f"model.{key}={value}, but the data has {known} {unit}; leave model.{key} out to take the data's"
+    if target == VIT and not view.has_problem("model", "image_size"):
+        given = arguments_of(view.config["model"])
+        try:
+            check_arguments({**signatures.defaults(VIT), **given})
+        except ValueError as error:
+            for line in str(error).splitlines():
+                # an option of the class by its name in the configuration
+                word = line.split("=")[0]
+                yield line if word == "image_size" or word not in given else f"model.{line}"
+        if given.get("pool") == "none":
+            yield "model.pool=none gives logits for each token, which is not for training; use cls or avg"
+    name = view("model.model_name", str)
+    if target == TIMM and name is not None and name.partition(".")[0] not in (names := timm_names()):
+        yield f"model.model_name={name} is no timm model{suggest(name, names)}"
+
+
+def arguments_of(node: Node) -> Node:
+    """The arguments that a node gives its target."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
+
+
+def timm_names() -> list[str]:
+    """What timm's models are called, from its source files: importing these imports torch."""
+    found = []
+    for folder in spec.submodule_search_locations or [] if (spec := definitions.find_spec("timm.models")) else []:
+        for file in sorted(Path(folder).glob("*.py")):
+            text = file.read_text()
+            found += re.findall(r"^@register_model\s+def (\w+)", text, re.MULTILINE)
+            renamed = re.search(r"^register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.MULTILINE | re.DOTALL)
+            found += re.findall(r"'(\w+)' *:", renamed[1]) if renamed else []
+    return found
+
+
+def weights_problems(view: ConfigView) -> Iterator[str]:
+    source, options = view("weights.source"), view("weights", dict)
+    if options is None or view.has_problem("weights"):
+        return
+    if source is None:
+        if scores_head(view.config):
+            yield "probe=head scores the weights' own head, and there are no weights; set model.weights=SOURCE"
+        for key in ("part", "image_size"):
+            if (value := options.get(key)) is not None:
+                yield f"weights.{key}={format_value(value)} is of no use without model.weights=SOURCE"
+    elif not isinstance(source, str) or source == "???":
+        remedy = "set a file, a folder, timm:NAME, hf:NAME or a run"
+        yield f"model.weights={format_value(source)} names no weights; {remedy}"
+    elif view("model._target_", str) != VIT:
+        yield f"model.weights={source} is for vitlab's own model; use model=auto (model=timm has model.pretrained=true)"
+    elif composing.recorded(view.config) is None:  # or the run goes on, and needs them no more
+        yield from source_problems(source, options, view)
+
+
+def source_problems(source: str, options: Node, view: ConfigView) -> Iterator[str]:
+    """Why weights can't be read, or don't fit the model."""
+    from vitlab.weights import loading
+    from vitlab.weights.opening import open_weights
+
+    given, size = arguments_of(view.config["model"]), composing.as_size(options.get("image_size"))
+    try:
+        weights = open_weights(source, part=options.get("part"), image_size=size, asked=given)
+    except (ValueError, OSError, RuntimeError) as error:
+        yield f"model.weights={source}: {error}"
+        return
+    if (facts := facts_of(view)) is not None and facts.num_classes:
+        given |= {"num_classes": facts.num_classes}
+    if view.has_problem("model", "image_size"):
+        return
+    with suppress(ValueError):  # a model that can't be, which another rule reports
+        report = loading.foreseen(given, weights)
+        if scores_head(view.config) and (why := report.anew.get("head.weight")):
+            yield loading.NO_HEAD.format(source=source, why=why)
+        for problem in report.problems if options.get("strict", True) else ():
+            yield f"model.weights={source} doesn't fit the model: {problem} (model=auto; or weights.strict=false)"
+
+
+def scores_head(config: Node) -> bool:
+    """Whether the head that weights from elsewhere have is to be scored."""
+    probe = config.get("probe")
+    return "weights" in config and isinstance(probe, dict) and probe.get("_target_") == "vitlab.evaluation.probes.Head"
+
+
+def fine_tuning_problems(view: ConfigView) -> Iterator[str]:
+    """What can't be frozen, or has no layers. Only a network tells that, so this is asked last."""
+    decay, freeze = view("classifier.layer_decay", float), view("classifier.freeze", str | list[str])
+    if not freeze and decay in (None, 1):
+        return
+    from vitlab import freezing
+
+    if (network := outline(view.config["model"])) is None:
+        return
+    try:
+        freezing.frozen_names(network, freeze if isinstance(freeze, str) else tuple(freeze or ()))
+    except ValueError as error:
+        yield str(error)
+    if decay not in (None, 1) and not hasattr(network, "group_matcher"):
+        yield f"classifier.layer_decay={format_value(decay)}: {type(network).__name__} says no layers; use 1.0"
+
+
+def outline(node: Node) -> "nn.Module | None":
+    """The network that a node describes, without memory for its parameters; None for somebody else's."""
+    import torch
+
+    target, arguments = node.get("_target_"), arguments_of(node)
+    if target == TIMM:
+        arguments: dict[str, Any] = {"in_channels": 3, "num_classes": 10, **arguments, "pretrained": False}
+    elif target != VIT:
+        return None
+    with torch.device("meta"):
+        network: nn.Module = resolve(target)(**arguments)
+    return network

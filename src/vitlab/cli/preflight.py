@@ -1,0 +1,295 @@
+"""From a command line to the arguments that Hydra gets: every mistake is shown at once, and nothing has started then.
+
+parse -> Request -> syntax_problems | config_problems -> plan -> Plan
+"""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vitlab import identity, launch, launchers, ledger, resume, runs
+from vitlab.cli import arguments, checks, imports
+from vitlab.cli.checks import Program
+from vitlab.config import allowlist
+from vitlab.config.overrides import swept_keys
+from vitlab.config.schema import Node, suggest
+from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, composing, initialized, resolve_config
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for."""
+
+    program: Program
+    flags: Namespace  # Hydra's own
+    overrides: list[Override]  # those of a resumed run come first
+    options: Mapping[str | None, list[str]]  # by an override's line: those of the group that it chooses from
+    added: list[str]  # overrides that are not on the command line
+    problems: list[str]
+
+    @property
+    def primary(self) -> str:
+        return self.flags.config_name or self.program.name
+
+    @property
+    def choices(self) -> list[tuple[Override, list[str]]]:
+        """The single values that each override stands for, as override lines."""
+        pairs = [(o, arguments.spellings(o, o.input_line in self.options, self.flags.multirun)) for o in self.overrides]
+        return [(override, lines) for override, lines in pairs if lines]
+
+    @property
+    def single(self) -> list[str]:
+        """The overrides with one value each."""
+        return [lines[0] for _, lines in self.choices]
+
+    def sets(self, *keys: str) -> bool:
+        return any(override.key_or_group in keys for override in self.overrides)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be added to a command line, and what speaks against starting it."""
+
+    added: list[str]
+    problems: list[str]
+
+
+def preflight(program: Program, argv: list[str]) -> list[str]:
+    """Check a command line before anything starts: exit with status 2 and every problem, or return what Hydra gets.
+
+    Settings that exist but that no YAML file lists (there are dozens in `lightning.Trainer`) get Hydra's `++`, and
+    `resume` becomes the folder of the run that is resumed.
+    """
+    flags, asks = arguments.parse_arguments(argv)
+    if flags.experimental_rerun:
+        remedy = "use resume=RUN, or RUN/config.yaml"
+        exit_with_problems(program, [f"--experimental-rerun reads a pickle, which may run code; {remedy}"])
+    if asks:
+        return argv
+    with initialized(flags):
+        try:
+            request = parse(program, flags)
+        except HydraException as error:
+            exit_with_problems(program, arguments.unreadable_overrides(flags.overrides) or [str(error)])
+        wrong = syntax_problems(request)
+        right = replace(request, overrides=[o for o in request.overrides if o.input_line not in wrong])
+        found = [*request.problems, *(problem for lines in wrong.values() for problem in lines)]
+        if found := list(dict.fromkeys([*found, *config_problems(right)])):
+            exit_with_problems(program, found)
+        planned = plan(request)
+        if planned.problems:
+            exit_with_problems(program, planned.problems)
+        preload_job(request)
+        return hydra_arguments(request, planned, argv)
+
+
+def parse(program: Program, flags: Namespace) -> Request:
+    """Read the overrides. Raises `HydraException` for those that Hydra's grammar doesn't know."""
+    problems: list[str] = []
+    added = resume.resumed_overrides(flags.overrides, problems)
+    added += arguments.hydra_groups_of_experiments(flags.overrides)
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides([*added, *flags.overrides])
+    paths = [o.value() for o in overrides if o.key_or_group == "hydra.searchpath"]
+    add_searchpath([str(folder) for path in paths for folder in arguments.as_list(path)])
+    options = {o.input_line: found for o in overrides if (found := arguments.group_options(o))}
+    return Request(program, flags, overrides, options, added, problems)
+
+
+def syntax_problems(request: Request) -> dict[str | None, list[str]]:
+    """What is wrong with overrides as such, by their lines: groups and options that don't exist."""
+    found = {}
+    for override in request.overrides:
+        options = request.options.get(override.input_line, [])
+        problems = arguments.group_problems(override, options, request.program.name, request.primary)
+        found[override.input_line] = problems or arguments.option_problems(override, options)
+    return {line: problems for line, problems in found.items() if problems}
+
+
+def config_problems(request: Request) -> list[str]:
+    """Everything wrong with what the overrides compose: each value of a sweep, and the ends of a search's ranges."""
+    found: list[str] = []
+    for lines in arguments.variants([lines for _, lines in request.choices]):
+        found += composed_problems(request.program, request.primary, lines, sweep=request.flags.multirun)
+    if request.flags.multirun or request.sets("experiment", "hydra.mode"):
+        found += search_problems(request)
+    return found
+
+
+def composed_problems(program: Program, primary: str, overrides: list[str], *, sweep: bool = False) -> list[str]:
+    """Everything wrong with the configuration that overrides compose, for a run or a job of a sweep."""
+    try:
+        cfg = compose(primary, overrides)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        return [str(error.__cause__ or error)]
+    if refused := allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)):
+        return refused
+    if "run_dir" in cfg:  # and isn't ???, which `in` overlooks
+        return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
+    sweep = sweep or cfg.hydra.mode == RunMode.MULTIRUN
+    problems, remote = launchers.problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)
+    return problems + checks.problems(program, resolve_config(cfg, UNSET_RUN_DIR), remote=remote)
+
+
+def search_problems(request: Request) -> list[str]:
+    """Everything wrong with a search: what it says, and the configurations at the ends of its ranges."""
+    from vitlab.sweeps.search import checks as search_checks
+    from vitlab.sweeps.search.checks import SWEEPERS
+    from vitlab.sweeps.search.space import boundary_points
+
+    try:
+        cfg = compose(request.primary, request.single)
+        sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return []  # already reported
+    config, loader = resolve_config(cfg, UNSET_RUN_DIR), GlobalHydra.instance().config_loader()
+    searches = isinstance(sweeper, dict) and sweeper.get("_target_") in SWEEPERS
+    if not searches or isinstance(config, str) or not is_multirun(request, cfg):
+        return []
+    if allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)):
+        return []  # already reported
+    lines = [o.input_line or "" for o in request.overrides if not o.is_hydra_override()]
+    parameters, found = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
+    known = {o.key_or_group for o in request.overrides if o.is_discrete_sweep()}  # each value has been checked
+    for point in () if found else boundary_points(parameters, known):
+        chosen = [*request.single, *lenient_lines(point)]
+        found = [*found, *composed_problems(request.program, request.primary, chosen, sweep=True)]
+    return found
+
+
+def lenient_lines(overrides: list[str]) -> list[str]:
+    """Overrides of a single run so that composing them never fails on an unknown key."""
+    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+    return [s for o in parsed for s in arguments.spellings(o, bool(arguments.group_options(o)), False)]
+
+
+def is_multirun(request: Request, cfg: DictConfig) -> bool:
+    return bool(request.flags.multirun or cfg.hydra.mode == RunMode.MULTIRUN)
+
+
+# ------------------------------------------------------------------------------------------------------------- plan
+
+
+def plan(request: Request) -> Plan:
+    """What a command line without mistakes starts: a run, one that is resumed, or a sweep."""
+    cfg = compose(request.primary, request.single)
+    config = resolve_config(cfg, UNSET_RUN_DIR)
+    assert isinstance(config, dict)  # or it would have been refused
+    multirun = is_multirun(request, cfg)
+    if launch.started_by_others(os.environ) or launch.place(os.environ):
+        if not request.sets("hydra.run.dir"):
+            why = "processes started by torchrun or srun need one folder, named by you"
+            return Plan([], [f"hydra.run.dir is not set: {why}"])
+        if multirun and "retries" in config:
+            why = "-m starts several runs, and torchrun or srun the processes of one"
+            return Plan([], [f"{why}; leave one of them out"])
+    folder = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+    with suppress(OmegaConfBaseException):  # a folder named by what only a job knows
+        if problem := runs.unwritable(folder, Path(OmegaConf.select(cfg, folder)).absolute()):
+            return Plan([], [problem])
+    return (plan_sweep if multirun else plan_run)(request, cfg, config)
+
+
+def plan_run(request: Request, cfg: DictConfig, config: Node) -> Plan:
+    added: list[str] = []
+    if "retries" in config and config["sweep"] is not None:
+        problem = f"sweep={config['sweep']} names a sweep, and this is one run; add -m, or leave it out"
+        return Plan([], [problem])
+    if config.get("resume", "") is None and launch.restarted(os.environ):
+        config = {**config, "resume": "auto"}
+        added.append("resume=auto")  # a requeued job goes on, whatever its command line says
+    if request.sets("hydra.run.dir"):
+        first = launch.rank(os.environ) == 0
+        return Plan(added, resume.folder_problems(config, Path(cfg.hydra.run.dir).resolve()) if first else [])
+    if config.get("resume") == "auto":
+        added += resume.resume_auto(config, Path(cfg.hydra.run.dir).parent)
+    return Plan(added, [])
+
+
+def plan_sweep(request: Request, cfg: DictConfig, config: Node) -> Plan:
+    if config.get("resume") not in (None, "auto"):
+        problem = f"resume={config['resume']} names one run, and -m starts several; leave one of them out"
+        return Plan([], [problem])
+    if "retries" not in config:  # without a ledger
+        return Plan([], [])
+    if request.sets("hydra.sweep.subdir"):
+        why = "a sweep finds its jobs again by the names of their folders"
+        return Plan([], [f"hydra.sweep.subdir can't be set: {why}"])
+    name, folder = sweep_name(request, cfg, config)
+    problem = ledger.cancelled_problem(folder)
+    return Plan([f"sweep={name}"] if config["sweep"] is None else [], [problem] if problem else [])
+
+
+def sweep_name(request: Request, cfg: DictConfig, config: Node) -> tuple[str, Path]:
+    """A sweep's name and folder; the same command has to find one again that was given no name."""
+    lines, sweeper = [o.input_line or "" for o in request.overrides], cfg.hydra.sweeper
+    name, given = config["sweep"], request.sets("hydra.sweep.dir")
+    if name is None and given:
+        name = identity.safe(Path(cfg.hydra.sweep.dir).name)
+    elif name is None:
+        varies = swept_keys(lines, sweeper.get("params") or sweeper.get("search_space") or {})
+        name = identity.sweep_name(identity.subject(config, varies), lines, varies, str(sweeper._target_))
+    return name, Path(cfg.hydra.sweep.dir) if given else ledger.SWEEPS / name
+
+
+def hydra_arguments(request: Request, planned: Plan, argv: list[str]) -> list[str]:
+    """The command line for Hydra."""
+    groups = [lines[0] for override, lines in request.choices if override.input_line in request.options]
+    values = [o for o in request.overrides if o.input_line not in request.options and not o.is_hydra_override()]
+    listed = compose(request.primary, groups if values else request.single)  # composed before, where all are groups
+    unlisted = {o.input_line for o in values if arguments.is_unlisted(o, listed)}
+    line = [f"++{argument}" if argument in unlisted else argument for argument in argv]
+    first = argv.index(request.flags.overrides[0]) if request.flags.overrides else len(argv)
+    quiet = ["hydra.output_subdir=null"] if launch.rank(os.environ) else []  # rank 0 writes it
+    return [*line[:first], *request.added, *planned.added, *line[first:], *quiet]
+
+
+def preload_job(request: Request) -> None:
+    """Import what a run needs that will be in this process."""
+    cfg = compose(request.primary, request.single)
+    if not is_multirun(request, cfg) and OmegaConf.select(cfg, "trainer.devices") in (None, 1):
+        imports.preload({key: OmegaConf.to_container(cfg[key]) for key in ("logger", "trainer") if cfg.get(key)})
+
+
+def train_problems(lines: list[str]) -> list[str]:
+    """What is wrong with a command line of `train.py`, whose file lists all root keys, and not all of those below."""
+    with composing():
+        try:
+            overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
+        except HydraException as error:
+            return [str(error)]
+        options = {o.input_line: arguments.group_options(o) for o in overrides}
+        found = [problem for o in overrides for problem in arguments.option_problems(o, options[o.input_line])]
+        known = [str(key) for key in compose("train", [])]
+        for o in overrides:
+            if not options[o.input_line] and "." not in o.key_or_group and o.key_or_group not in known:
+                found.append(f"{o.input_line}: there is no such setting{suggest(o.key_or_group, known)}")
+        return found or composed_problems(Program("train", lambda **given: given), "train", lenient_lines(lines))
+
+
+# ---------------------------------------------------------------------------------------------------------- problems
+
+
+def exit_with_problems(program: Program, problems: list[str]) -> NoReturn:
+    """Show the problems and end the program with status 2, the status of a wrong command line."""
+    print(message(program.name, problems), file=sys.stderr)
+    sys.exit(2)
+
+
+def message(name: str, problems: list[str]) -> str:
+    """All problems of a configuration, a line each."""
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return "\n".join([f"{name}: {count} in the configuration; nothing was started.", *(f"  - {p}" for p in problems)])

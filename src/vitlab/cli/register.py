@@ -1,0 +1,56 @@
+"""What Hydra composes from that stands in no file of `conf`: the defaults of signatures, and `experiments`."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import OmegaConf
+
+from vitlab.config import paths
+from vitlab.config.schema import Node
+from vitlab.config.signatures import defaults
+
+
+def register() -> None:
+    """Tell Hydra what no YAML file has to repeat."""
+    store = ConfigStore.instance()
+    store.repo = Stored(store.repo)
+
+    def signature(target: str, *supplied: str) -> Node:
+        return {k: v for k, v in defaults(target).items() if k not in supplied}
+
+    network = signature("vitlab.models.vit.VisionTransformer", "image_size", "num_classes", "in_channels")
+    data = signature("vitlab.data.datamodule.DataModule")
+    data["augment"] = signature("vitlab.data.augment.Augment")
+    classifier = signature("vitlab.classifier.Classifier", "_target_", "optimizer", "schedule")
+    weights = signature("vitlab.weights.loading.network", "_target_")
+    for group, name, node in (
+        ("model", "vit_signature", network),
+        ("data", "data_signature", data),
+        ("classifier", "signature", classifier),
+        ("weights", "signature", weights),
+    ):
+        store.store(group=group, name=name, node=node, provider="signature")
+    store.repo["experiment"] = {file.name: ExperimentFile(file) for file in sorted(paths.EXPERIMENTS.glob("*.yaml"))}
+
+
+class ExperimentFile(ConfigNode):
+    """A file that is read when it is chosen."""
+
+    def __init__(self, file: Path) -> None:
+        self.name, self.group, self.package, self.provider = file.name, "experiment", "_global_", "experiments"
+        self.file = file
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "node":
+            return OmegaConf.load(self.file)
+        raise AttributeError(name)
+
+
+class Stored(dict[str, Any]):
+    """Hydra's store, which Hydra copies completely each time that it looks for the options of a group: hundreds of
+    times for `--help`. It never changes what it has copied, and copies what it loads once more, so one will do.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Stored":
+        return self

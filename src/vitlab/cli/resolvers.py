@@ -1,0 +1,115 @@
+"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `objective`, `mode`, `probe`, and of
+sweeps `job`, `alone`, `choices` and `title`.
+
+Light on purpose: composing a configuration must not import torch.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from vitlab.config import allowlist
+from vitlab.config.objective import direction
+from vitlab.config.schema import resolve
+from vitlab.data.source import Facts, loader_facts
+from vitlab.models.sizes import model_name
+
+FEW_IMAGES = 5000  # in a train split
+UNKNOWN_SIZE = 224  # where neither the model nor the data says anything: the paper's pre-training size
+
+
+def register_resolvers() -> None:
+    """Makes the resolvers known to OmegaConf; again and again does no harm."""
+    resolvers: dict[str, Callable[..., Any]] = {
+        "name": run_name,
+        "native_size": native_size,
+        "patch": patch_for,
+        "objective": objective_for,
+        "probe": lambda probe: f"-{str(probe._target_).rpartition('.')[2].lower()}" if probe else "",
+        "mode": direction,
+        "job": job_folder,
+        "alone": lambda: not in_sweep(),
+        "choices": lambda: OmegaConf.create(choices()),  # Hydra shows no plain dictionary
+        "title": lambda name: " ".join(f"{key}={value}" for key, value in choices().items()) or name,
+    }
+    for name, function in resolvers.items():
+        OmegaConf.register_new_resolver(f"vitlab.{name}", function, replace=True)
+
+
+def job_folder(*, _root_: DictConfig) -> str:
+    """The folder of a sweep's job within its sweep's, named by what varies and by what the job is."""
+    from vitlab import ledger
+    from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
+
+    return str(ledger.job_entry(_root_.hydra, resolve_config(_root_, UNSET_RUN_DIR))[1]["folder"])
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of a sweep; not so while nothing but a check is composed."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def choices() -> dict[str, str]:
+    """What this job has of what its sweep varies; empty in a single run."""
+    from vitlab import ledger
+    from vitlab.config import overrides
+
+    if not in_sweep():
+        return {}
+    hydra = HydraConfig.get()
+    varies = ledger.read_json(Path(hydra.sweep.dir) / ledger.SWEEP).get("varies", [])
+    chosen = overrides.fixed_settings(hydra.overrides.task)
+    return {key: chosen[key] for key in varies if key in chosen}
+
+
+def native_size(source: str) -> int:
+    """The side in pixels of a data set's images, by its `_target_`; 224 if its loader's facts have no size.
+
+    Raises `ValueError` for a loader without facts.
+    """
+    if (facts := loader_facts(source)) == Facts() and allowlist.refusal(source) is None:
+        with suppress(ImportError):  # which the checks report
+            resolve(source)
+            raise ValueError(
+                f"image_size is not set, and {source} does not say how large its images are; set image_size, or put "
+                f"@Facts(native_size=...) of vitlab.data.source on that function"
+            )
+    return facts.native_size or UNKNOWN_SIZE
+
+
+def objective_for(source: str) -> str:
+    """What the best checkpoint is chosen by: accuracy, or loss where it would have too coarse steps to choose by.
+
+    Of 144 digits to validate on, one is 0.7 %.
+    """
+    samples = loader_facts(source).train_samples
+    return "val/loss" if samples is not None and samples < FEW_IMAGES else "val/acc"
+
+
+def patch_for(image_size: int | Sequence[int]) -> int:
+    """The smallest patch of at least 2 pixels that cuts an image into at most 8 x 8: 8 -> 2, 28 -> 4, 32 -> 4.
+
+    1 where there is none, and for what is no size: the checks tell that better than a resolver can.
+    """
+    sides = [image_size] if isinstance(image_size, int) else image_size
+    if not isinstance(sides, Sequence) or not all(isinstance(side, int) for side in sides):
+        return 1
+    for patch in range(2, max(sides, default=0) + 1):
+        if all(side % patch == 0 and side // patch <= 8 for side in sides):
+            return patch
+    return 1
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """A name made of resolved values, so that it can't lie after an override: `digits-vit_s16-224px`."""
+    from vitlab.identity import data_name
+
+    data = data_name(_root_.data.source)
+    size = _root_.image_size
+    pixels = "x".join(map(str, size)) if OmegaConf.is_list(size) else str(size)
+    return f"{data}-{model_name(_root_.model)}" + (f"-{pixels}px" if size is not None else "")

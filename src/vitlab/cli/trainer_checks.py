@@ -1,0 +1,104 @@
+"""Check the settings of the Trainer and of the schedule."""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+
+from vitlab import launch
+from vitlab.cli.data_checks import train_samples
+from vitlab.config.schema import child_nodes, suggest
+from vitlab.config.view import ConfigView
+from vitlab.training.schedules import check_steps
+
+# As Lightning registers them, which only importing it would tell.
+ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps", "tpu")
+DDP = [f"ddp{kind}" for kind in ("", "_fork", "_notebook", "_spawn")]
+STRATEGIES = (
+    *("auto", "single_device", "single_tpu", "single_xla", "xla", "xla_debug", "fsdp", "fsdp_cpu_offload"),
+    *(f"{name}{more}" for name in DDP for more in ("", *(f"_find_unused_parameters_{x}" for x in ("false", "true")))),
+    *(f"deepspeed{stage}" for stage in ("", "_stage_1", "_stage_2", "_stage_2_offload", "_stage_3")),
+    *("deepspeed_stage_3_offload", "deepspeed_stage_3_offload_nvme"),
+)
+AT_LEAST_1 = ("accumulate_grad_batches", "num_nodes", "log_every_n_steps", "check_val_every_n_epoch")
+
+
+def trainer_problems(view: ConfigView) -> Iterator[str]:
+    for key, names in (("accelerator", ACCELERATORS), ("strategy", STRATEGIES)):
+        value = view(f"trainer.{key}", str)
+        if value is not None and value not in names:
+            yield f"trainer.{key}={value}: there is no such {key}{suggest(value, sorted(names))}"
+    if (clip := view("trainer.gradient_clip_val", float)) is not None and clip < 0:
+        yield f"trainer.gradient_clip_val={clip} must be 0 (off) or more"
+    for key in AT_LEAST_1:
+        value = view(f"trainer.{key}", int)
+        if value is not None and value < 1:
+            yield f"trainer.{key}={value} must be at least 1"
+    epochs, steps = view("trainer.max_epochs", int), view("trainer.max_steps", int)
+    for key, value in (("max_epochs", epochs), ("max_steps", steps)):
+        if value is not None and value < 1 and value != -1:
+            yield f"trainer.{key}={value} must be at least 1, or -1 for no limit"
+    if epochs == steps == -1:
+        yield "trainer.max_epochs=-1 and trainer.max_steps=-1 set no end, which the schedule needs; set one of them"
+    if view("trainer.use_distributed_sampler", bool):
+        yield "trainer.use_distributed_sampler=true would share out twice what vitlab's samplers share out; use false"
+    callbacks = child_nodes(view("callbacks", dict) or {})
+    averaging = [key for key, node in callbacks.items() if "WeightAveraging" in str(node["_target_"])]
+    if averaging and "ModelParallel" in (view("trainer.strategy._target_", str) or ""):
+        remedy = "use trainer=ddp, or leave the averaging out: callbacks=default"
+        yield f"callbacks.{averaging[0]} can't average weights that trainer=fsdp shards over devices; {remedy}"
+
+
+def device_problems(view: ConfigView) -> Iterator[str]:
+    devices, named = view("trainer.devices", int), view("trainer.devices", str)
+    if devices is not None and (devices == 0 or devices < -1):
+        yield f"trainer.devices={devices} is not a number of devices; use 1 or more, or -1 for all"
+    if named is not None and not re.fullmatch(r"auto|-1|\d+(,\s*\d+)*", named):
+        yield f"trainer.devices={named} is not a number of devices; use 1 or more, auto, or -1 for all"
+    if view.remote and view("trainer.devices") in (-1, "-1", "auto"):
+        yield f"trainer.devices={view('trainer.devices')}: a cluster must be asked for a number of devices; name it"
+    if (nodes := view("trainer.num_nodes", int) or 1) > 1:
+        by_others, each = launch.started_by_others(os.environ), launch.place(os.environ)
+        if not (by_others or each or view.remote):
+            yield (
+                f"trainer.num_nodes={nodes}: start the processes of all nodes yourself, with torchrun or srun, "
+                "or leave that to -m hydra/launcher=slurm or ray"
+            )
+        elif view("restarts", int) and not by_others:
+            yield f"restarts={view('restarts', int)} starts one machine's processes again, not {nodes}; use restarts=0"
+
+
+def gpu_problems(view: ConfigView) -> Iterator[str]:
+    """Whether this machine has the devices. torch counts them, so this is asked last."""
+    devices = view("trainer.devices", int)
+    if view.remote or devices in (None, 1):
+        return
+    gpus = 0
+    if view("trainer.accelerator", str) in ("auto", "gpu", "cuda"):
+        import torch
+
+        gpus = torch.cuda.device_count()
+    if devices == -1 and not gpus:
+        yield "trainer.devices=-1 means all GPUs, and there is none to be used; name a number of processes"
+    if gpus and devices > gpus:
+        remedy = f"use trainer.devices={gpus}, or trainer.accelerator=cpu"
+        yield f"trainer.devices={devices}: this machine has {gpus} GPUs; {remedy}"
+
+
+def schedule_problems(view: ConfigView) -> Iterator[str]:
+    samples, batch = train_samples(view), view("batch_size", int)
+    epochs, steps = view("trainer.max_epochs", int), view("trainer.max_steps", int)
+    total = steps if steps is not None and steps > 0 else math.inf
+    if samples and batch and epochs is not None and epochs > 0:
+        per_epoch = samples // batch if view("data.drop_last", bool) else math.ceil(samples / batch)
+        accumulate = view("trainer.accumulate_grad_batches", int) or 1
+        if (limit := view("trainer.limit_train_batches", float)) is not None:
+            batches = per_epoch * accumulate
+            per_epoch = math.ceil(min(batches, limit if isinstance(limit, int) else batches * limit) / accumulate)
+        total = min(total, epochs * per_epoch)
+    ends = view("schedule.warmup_steps", int) or 0, view("schedule.cooldown_steps", int) or 0
+    if total > 0:
+        try:
+            check_steps(total, *ends)
+        except ValueError as error:
+            yield str(error)

@@ -1,0 +1,159 @@
+"""The signature is the schema: a configuration node is checked against the callable it configures.
+
+A node is a mapping with `_target_`, as Hydra's `instantiate` takes it. Every key must be a parameter of the
+target, every value must fit the parameter's annotation and its bounds (`Annotated[int, Ge(1)]`), every mandatory
+parameter must be there. All problems are collected, none raises, so that one message can show them together.
+
+Signatures are read from source files. What isn't found there is imported.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from vitlab.config import signatures
+from vitlab.config.annotations import bound_problem, choices, fits, format_type
+
+Node = dict[str, Any]
+
+# What `instantiate` itself reads in a node.
+RESERVED = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
+
+
+def walk_path(target: str) -> Iterator[tuple[str, Any]]:
+    """The modules and attributes on the way to what a dotted path names, each with its path, in Hydra's order.
+
+    Nothing is imported before it is asked for. `ImportError` says which part of the path does not exist.
+    """
+    first, *rest = target.split(".")
+    if not rest or importlib.util.find_spec(first) is None:
+        raise ImportError(f"there is no module {first!r}")
+    path, found = first, typing.cast(Any, importlib.import_module(first))
+    yield path, found
+    for part in rest:
+        path, holder, before = f"{path}.{part}", found, path
+        if hasattr(holder, part):
+            found = getattr(holder, part)
+        elif hasattr(holder, "__path__") and importlib.util.find_spec(path) is not None:
+            found = importlib.import_module(path)
+        else:
+            raise ImportError(f"{before} has no {part!r}{suggest(part, dir(holder))}")
+        yield path, found
+
+
+def resolve(target: str) -> Callable[..., Any]:
+    """The object behind a dotted path; `ImportError` says which part of the path does not exist."""
+    *_, (_, found) = walk_path(target)
+    return typing.cast(Callable[..., Any], found)
+
+
+def parameters(target: str | Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a callable or of what a dotted path names, without `self`. Raises `ImportError`."""
+    if isinstance(target, str):
+        known = signatures.parameters(target)
+        return _imported_parameters(resolve(target)) if known is None else known
+    return _imported_parameters(target)
+
+
+@lru_cache
+def _imported_parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):  # a library's annotation that only a type checker can evaluate
+        hints = {}
+    return {
+        name: parameter.replace(annotation=hints.get(name, Any))
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_POSITIONAL
+    }
+
+
+def suggest(word: str, candidates: Iterable[str]) -> str:
+    """`; did you mean 'dim'?`, or nothing where no candidate is close."""
+    close = difflib.get_close_matches(word, [c for c in candidates if not c.startswith("_")], n=2, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+Supplied = Mapping[str, Iterable[str]]  # parameters that the program passes itself, by the path of a node
+
+
+def node_problems(path: str, node: Mapping[str, Any], supplied: Supplied | None = None) -> list[str]:
+    """What is wrong with a node and the nodes in it."""
+    target = node.get("_target_")
+    if not isinstance(target, str):
+        return [f"{path}._target_={target!r} is not a dotted path to a callable"]
+    # only a program that passes the other parameters knows whether a partial node is complete
+    partial = node.get("_partial_", False) and not (supplied or {}).get(path)
+    try:
+        return call_problems(path, node, target, supplied=supplied, partial=partial)
+    except ImportError as error:
+        return [f"{path}._target_={target} can't be imported: {error}"]
+
+
+def call_problems(
+    path: str,
+    arguments: Mapping[str, Any],
+    target: str | Callable[..., Any],
+    *,
+    supplied: Supplied | None = None,
+    partial: bool = False,
+) -> list[str]:
+    """What is wrong with calling `target(**arguments)`, nodes inside included. Raises `ImportError`."""
+    known = parameters(target)
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    named = {n: p for n, p in known.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    found = []
+    for key, value in arguments.items():
+        where = f"{path}.{key}" if path else key
+        if key in RESERVED:
+            continue
+        if key not in named:
+            if not open_ended:
+                found.append(f"{where}={format_value(value)}: there is no such setting{suggest(key, named)}")
+        elif value == "???":
+            found.append(f"{where} is not set, and has no default: add {where}=VALUE")
+        elif nodes := child_nodes(value):
+            for name, inner in nodes.items():
+                found += node_problems(f"{where}.{name}" if name else where, inner, supplied)
+        elif problem := value_problem(value, named[key].annotation):
+            found.append(f"{where}={format_value(value)} {problem}")
+    given = {*arguments, *(supplied or {}).get(path, ())}
+    for name, parameter in named.items():
+        if parameter.default is inspect.Parameter.empty and name not in given and not partial:
+            where = f"{path}.{name}" if path else name
+            found.append(f"{where} is not set, and has no default: add {where}=VALUE")
+    return found
+
+
+def value_problem(value: Any, annotation: Any) -> str | None:
+    """Why a plain YAML value can't be passed where `annotation` is wanted: `is not an int`, `must be at least 1`."""
+    if fits(value, annotation):
+        return bound_problem(value, annotation)
+    possible = choices(annotation)
+    words = [word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str)]
+    hint = "".join(suggest(word, possible) for word in words if word not in possible)
+    return f"is not {format_type(annotation)}{hint}"
+
+
+def child_nodes(value: Any) -> dict[str, Node]:
+    """The nodes that a value is, or holds one level below (a mapping or list of callbacks, loggers ...)."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            return {"": value}
+        return {k: v for k, v in value.items() if isinstance(v, dict) and "_target_" in v}
+    if isinstance(value, list):
+        return {str(i): v for i, v in enumerate(value) if isinstance(v, dict) and "_target_" in v}
+    return {}
+
+
+def format_value(value: Any) -> str:
+    """A value as it would be typed on the command line, shortened."""
+    text = {None: "null", True: "true", False: "false"}.get(value) if not isinstance(value, dict | list) else None
+    text = text if isinstance(value, bool | None) and text else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

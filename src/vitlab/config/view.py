@@ -1,0 +1,37 @@
+"""A resolved configuration as the rules of the checks read it: only values that nothing was found wrong with."""
+
+from typing import Any
+
+from vitlab import launch
+from vitlab.config.annotations import fits
+from vitlab.config.schema import Node
+
+
+class ConfigView:
+    """Values by dotted path; None where a key is missing or was already found wrong. `remote`: for a cluster's jobs."""
+
+    def __init__(self, config: Node, bad: set[str], *, remote: bool = False) -> None:
+        self.config, self.bad, self.remote = config, bad, remote
+
+    def __call__(self, path: str, kind: Any = object) -> Any:
+        value: Any = self.config
+        for key in path.split("."):
+            if not isinstance(value, dict) or key not in value:
+                return None
+            value = value[key]
+        return value if path not in self.bad and fits(value, kind) else None
+
+    def has_problem(self, *paths: str) -> bool:
+        """Whether something was found wrong with one of these, or below it."""
+        return any(bad == path or bad.startswith(f"{path}.") for bad in self.bad for path in paths)
+
+    def ranks(self) -> int:
+        """Processes that will train, over all nodes."""
+        devices, accelerator = self("trainer.devices"), self("trainer.accelerator", str)
+        if devices is None or not fits(devices, int | str | list[int]):
+            return 1
+        return launch.ranks_per_node(devices, accelerator or "auto") * (self("trainer.num_nodes", int) or 1)
+
+    def micro_batches(self) -> int:
+        """Parts that a step's batch is cut into."""
+        return self.ranks() * (self("trainer.accumulate_grad_batches", int) or 1)

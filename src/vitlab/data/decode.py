@@ -1,0 +1,279 @@
+"""Decode image files to pixels: formats, orientation, transparency, and errors that name the file.
+
+JPEG goes through torchvision, faster than Pillow. PNG does not: its decoder there ends the process with a segmentation
+fault if a file is damaged (torchvision 0.29). Nothing is decoded before its size was read from its header.
+"""
+
+import errno
+import io
+import os
+import stat
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import v2
+
+from vitlab.data.rows import InvalidImage, Row
+
+try:
+    from torchvision.io import decode_image
+except ImportError:  # its removal is announced; Pillow gives the same pixels more slowly
+    decode_image = None
+
+MAX_PIXELS = 178_956_970  # as Pillow's limit: half a gigabyte of RGB
+# What the suffixes of image files promise, and nothing else: Pillow would hand an EPS file to another program.
+Image.init()  # or a thread that opens the first WebP file would load the plugin while others look for it
+FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF") if name in Image.OPEN)
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of headers with an image's size
+ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
+
+# What the system says of one name: there is no such file, it is another thing, or it isn't for this user
+NAMES = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
+
+
+class UnreadableImage(ValueError):
+    """A file that can't be read or decoded; the message begins with its path.
+
+    A DataLoader repeats the error of a worker with the worker's traceback, of which the last line is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+def read_image(path: str, into: Callable[[bytes], Tensor] | None = None) -> Tensor:
+    """uint8 [3, H, W], upright as its EXIF tag says, transparency laid over white; an animation's first frame.
+
+    `into` makes something else of the file's bytes than `decode` does: a part of the image.
+
+    Raises:
+        UnreadableImage: the file can't be read or decoded, or is too large.
+    """
+    try:
+        data = read_bytes(path)
+    except OSError as error:
+        if isinstance(path, Row):
+            raise UnreadableImage(
+                f"{path} can't be read ({error_reason(error)}); resume=auto goes on with the run"
+            ) from error
+        parent = Path(path).parent
+        gone = "" if parent.is_dir() else f", and the folder {parent} is gone as well: is its disk still there?"
+        remedy = "put it back, and resume=auto goes on with the run"
+        raise UnreadableImage(f"{path} can't be read ({error_reason(error)}){gone}; {remedy}") from error
+    try:
+        with quiet():
+            return decode(data) if into is None else into(data)
+    except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
+        remedy = "replace it, or look for all of its kind at once with data.scan=decode, or data.on_error=skip"
+        raise UnreadableImage(f"{path} can't be decoded ({error_reason(error)}); {remedy}") from error
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a regular file (to open a named pipe would wait forever), or of a row. Raises `OSError`."""
+    if isinstance(path, Row):
+        return path.read()
+    with open_regular(path) as file:
+        return file.read()
+
+
+def open_regular(path: str) -> BinaryIO:
+    """A regular file, or a row as if it were one. Raises `InvalidImage` if the name is at fault, or `OSError`."""
+    if isinstance(path, Row):
+        return io.BytesIO(path.read())
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 a million
+            raise InvalidImage("it is no regular file")
+        return open(path, "rb")  # noqa: PTH123 a million
+    except OSError as error:
+        gone = error.errno == errno.ENOENT and not Path(path).parent.is_dir()  # with its folder: a disk is gone
+        if error.errno in NAMES and not gone:
+            raise InvalidImage(error.errno, error.strerror, path) from error
+        raise
+
+
+def image_is_at_fault(error: Exception) -> bool:
+    """Whether the image caused an error of reading or decoding, rather than memory, a limit, a disk or a network.
+
+    Pillow's `OSError` of a damaged file has no number, as those of the system have.
+    """
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, InvalidImage) or not isinstance(error, OSError) or error.errno is None
+
+
+def read_error_not_skipped(path: object, error: Exception, remedy: str) -> UnreadableImage:
+    """The error to raise if the image may be intact, so that skipping it would lose it."""
+    reason = error_reason(error)
+    return UnreadableImage(
+        f"{path} can't be read ({reason}), which is no fault of the image, so none is left out for it; {remedy}"
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of Python, Pillow, or torch, which has no error of its own for it."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def error_reason(error: Exception) -> str:
+    """An error in a line, without the memory addresses and source files that libraries put there."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is no image of the formats {', '.join(FORMATS)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the decoders' warnings: of large images, of odd metadata, of torchvision's plans."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def check_header(path: str) -> None:
+    """Check a file without decoding it; raises. A file that doesn't end as its format does is decoded after all.
+
+    To be called under `quiet`, which isn't for threads.
+    """
+    with open_regular(path) as file:
+        if not file.seek(0, os.SEEK_END):
+            raise ValueError("the file is empty")
+        file.seek(0)
+        check_opened(file)
+
+
+def check_opened(file: BinaryIO) -> None:
+    with Image.open(file, formats=FORMATS) as image:
+        check_size(*image.size)
+        check_mode(image)
+        kind = image.format or ""
+        size = file.seek(0, os.SEEK_END)
+        if kind == "WEBP":
+            file.seek(4)
+            whole = size >= 8 + int.from_bytes(file.read(4), "little")
+        else:
+            end = ENDS.get(kind, b"")
+            file.seek(-len(end), os.SEEK_END)
+            whole = file.read() == end
+        if not whole:
+            file.seek(0)
+            decode(file.read())
+
+
+def check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ValueError(f"it has no pixels: {width} x {height}")
+    if width * height > MAX_PIXELS:
+        remedy = "make it smaller, or leave out the largest images with data.source.max_pixels"
+        raise ValueError(f"{width} x {height} are more than {MAX_PIXELS:,} pixels: {remedy}")
+
+
+def check_mode(image: Image.Image) -> None:
+    if image.mode in ("I", "F") and image.format != "PNG":
+        raise ValueError(f"its pixels are of mode {image.mode}; save it with 8 bits a channel")
+
+
+def decode(data: bytes) -> Tensor:
+    """The pixels that `read_image` returns. Raises all kinds of errors."""
+    if not data:
+        raise ValueError("the file is empty")
+    if data[:2] == JPEG and decode_image is not None:
+        check_size(*jpeg_size(data))
+        try:
+            image = decode_jpeg(data)
+        except RuntimeError:
+            image = None  # Pillow reads it, or has a better error
+        if image is not None:
+            return image
+    if data[:8] == PNG:
+        check_png(data)
+    return decode_with_pillow(data)
+
+
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    """(width, height) from the frame's header, found as libjpeg finds it."""
+    for marker, at, _ in jpeg_segments(data):
+        if marker in FRAMES:
+            return frame_size(data, at)
+    raise ValueError("it is a JPEG file without an image, or cut off before it")
+
+
+def frame_size(data: bytes, at: int) -> tuple[int, int]:
+    """(width, height) in the frame's header that begins there."""
+    return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, where it stands, length) of the segments before the pixels."""
+    at = 2
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 9:
+        marker = data[at + 1]
+        if marker in (0xD9, 0xDA):  # the end, or pixels
+            break
+        if marker == 0xFF:  # a filling byte
+            at += 1
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # stands alone
+            at += 2
+        else:
+            length = int.from_bytes(data[at + 2 : at + 4], "big")
+            yield marker, at, length
+            at += 2 + length
+
+
+def decode_jpeg(data: bytes) -> Tensor | None:
+    """None for CMYK: torchvision's conversion isn't Pillow's."""
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    image: Tensor = decode_image(encoded, apply_exif_orientation=True)
+    if image.shape[0] == 4:
+        return None
+    return image.expand(3, -1, -1)
+
+
+def check_png(data: bytes) -> None:
+    """Pillow passes over the checksums of the pixels, and takes what is missing for black."""
+    view, at = memoryview(data), 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(view[at : at + 4], "big")
+        kind = bytes(view[at + 4 : at + 8])
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ValueError(f"it is damaged: the checksum of a part {kind!r} is wrong")
+        if kind == b"IEND":
+            return
+        at = end + 4
+    raise ValueError("it is truncated: the end of the PNG file is missing")
+
+
+def decode_with_pillow(data: bytes) -> Tensor:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        check_size(*opened.size)
+        check_mode(opened)
+        opened.load()
+        try:
+            image = ImageOps.exif_transpose(opened)
+        except Exception:  # damaged metadata, in as many ways; the pixels are whole
+            image = opened.copy()
+    if image.mode.startswith("I"):  # 16 bits, which Pillow before 11 calls I in a PNG file
+        return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8)).expand(3, -1, -1)
+    if image.has_transparency_data:
+        return over_white(v2.functional.pil_to_tensor(image.convert("RGBA")))
+    pixels: Tensor = v2.functional.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
+    return pixels
+
+
+def over_white(image: Tensor) -> Tensor:
+    """[colours + 1, H, W] with alpha last -> [colours, H, W]."""
+    alpha = image[-1:].to(torch.int32)
+    mixed = image[:-1].to(torch.int32) * alpha + 255 * (255 - alpha)
+    return ((mixed + 127) // 255).to(torch.uint8)

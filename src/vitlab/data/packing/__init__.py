@@ -1,0 +1,1 @@
+"""Packing: a data set written once into shards, which `data=shards` reads."""

@@ -1,0 +1,76 @@
+"""The bytes of an image as it is packed: its own where they will do, else downscaled and encoded again."""
+
+import io
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from vitlab.data.decode import decode, error_reason, image_is_at_fault, quiet, read_bytes
+from vitlab.data.rows import InvalidImage
+from vitlab.data.source import Split
+
+ORIENTATION = 0x0112  # EXIF's tag
+
+
+def image_bytes(split: Split, index: int, *, size: int | None, quality: int | None) -> bytes:
+    """The image at `index` of a split, upright, its shorter side at most `size` pixels; never enlarged.
+
+    A JPEG or PNG file that is so already keeps its bytes, as all files do without a `size`; each is decoded all the
+    same, to know that it can be. Images in memory become PNG, without loss.
+
+    Args:
+        split: The images.
+        index: Which of them.
+        size: None: as it is.
+        quality: Of JPEG; None: PNG.
+
+    Raises:
+        InvalidImage: it isn't there, or can't be decoded.
+        Exception: of any other kind, where the machine can't read it, or lacks memory.
+    """
+    if split.images is not None:
+        return encode(downscale(split.images[index], size), None)
+    assert split.files is not None
+    data = read_bytes(split.files[index])
+    try:
+        with quiet():
+            image = decode(data)
+            if size is None or (min(image.shape[-2:]) <= size and is_upright(data)):
+                return data
+            return encode(downscale(image, size), quality)
+    except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
+        if image_is_at_fault(error):
+            raise InvalidImage(error_reason(error)) from error
+        raise
+
+
+def is_upright(data: bytes) -> bool:
+    """Whether a file is a JPEG or PNG that needn't be turned."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.format in ("JPEG", "PNG") and image.getexif().get(ORIENTATION, 1) == 1
+
+
+def downscale(image: Tensor, size: int | None) -> Tensor:
+    """uint8 [C, H, W] with a shorter side of at most `size`."""
+    height, width = image.shape[-2:]
+    if size is None or min(height, width) <= size:
+        return image
+    scale = size / min(height, width)
+    sides = [max(size, round(side * scale)) for side in (height, width)]
+    smaller: Tensor = v2.functional.resize(image, sides, v2.InterpolationMode.BICUBIC, antialias=True)
+    return smaller
+
+
+def encode(image: Tensor, quality: int | None) -> bytes:
+    """uint8 [1 or 3, H, W] as JPEG, or as PNG without a `quality`."""
+    assert image.dtype == torch.uint8
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    file = io.BytesIO()
+    picture = Image.fromarray(pixels.contiguous().numpy())
+    if quality is None:
+        picture.save(file, "PNG")
+    else:
+        picture.save(file, "JPEG", quality=quality)
+    return file.getvalue()

@@ -1,0 +1,173 @@
+"""Pack a data set into shards, in parallel and resumable.
+
+Each complete shard has a record in `.prepare/`; those without one are written again. When all are there, the indices
+are written, then `prepared.json`, and `.prepare/` is removed.
+"""
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from torch.utils.data import DataLoader
+
+from vitlab import launch
+from vitlab.config.schema import Node, format_value
+from vitlab.data.packing import manifest, mtimes
+from vitlab.data.packing.finalize import finalize
+from vitlab.data.packing.manifest import WORK
+from vitlab.data.packing.shard_writer import Settings, ShardWriter
+from vitlab.data.source import Source
+from vitlab.runs import replace
+
+log = logging.getLogger(__name__)
+
+LOCK = ".prepare.lock"
+LOCK_TIMEOUT = 20  # seconds within which the processes of a killed program have ended
+
+
+def folder_problem(out: Path) -> str | None:
+    """Why a folder can't be packed into; None where it is new, empty, or holds a set, complete or not."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        return f"out={out} is a file; name a folder"
+    if (out / WORK).is_dir() or (out / manifest.NAME).is_file():
+        return None
+    if others := sorted({entry.name for entry in out.iterdir()} - {LOCK}):
+        return f"out={out} holds something else ({', '.join(others[:3])}); name a new or empty folder"
+    return None
+
+
+@contextmanager
+def folder_lock(out: Path) -> Iterator[None]:
+    """Keep a second process out of a folder. Raises `ValueError` where there is one."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=LOCK_TIMEOUT)
+    except Timeout:
+        raise ValueError(f"out={out} is being packed by another process; wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        if (out / manifest.NAME).is_file():  # whoever waits for it finds the set complete
+            (out / LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def pack(
+    source: Source,
+    settings: Settings,
+    out: Path,
+    *,
+    name: str,
+    on_error: str = "raise",
+    max_skipped: float = 0.01,
+    processes: int | None = None,
+) -> Node:
+    """Pack a data set, or the rest of it, and return the command's results.
+
+    Args:
+        source: What is packed.
+        settings: How.
+        out: Where to.
+        name: What the set is called.
+        on_error: `raise`: an image that can't be decoded is an error, once all are known. `skip`: it is left out.
+        max_skipped: Share of the images above which `skip` refuses.
+        processes: That read and encode; 0: this one; None: one per core.
+
+    Raises:
+        ValueError: the folder is in use or holds something else; images are broken; a class has none left.
+        UnreadableImage: the machine failed to read one: its disk, a network, a limit, memory.
+    """
+    start = time.monotonic()
+    if (problem := folder_problem(out)) is not None:
+        raise ValueError(problem)
+    with folder_lock(out):
+        plan, writer = packing_plan(source, settings), ShardWriter(source, settings, out)
+        if (out / manifest.NAME).is_file():
+            content: Node = json.loads((out / manifest.NAME).read_text(encoding="utf-8"))
+            if differs := differences(content.get("plan", {}), plan):
+                raise ValueError(f"out={out} holds another packed set ({differs}); name another folder")
+            if (before := out / mtimes.NAME).is_file() and json.loads(before.read_text()) != writer.packed_from:
+                raise ValueError(
+                    f"out={out} was packed from images of which files have other sizes or times now; name another "
+                    f"folder, or remove {out} to pack it again"
+                )
+            log.info("%s is there already, and is what this command makes", out)
+            return manifest.log_results(content, seconds=0.0)
+        work = out / WORK
+        work.mkdir(exist_ok=True)
+        if (plan_file := work / "plan.json").is_file():
+            if differs := differences(json.loads(plan_file.read_text(encoding="utf-8")), plan):
+                raise ValueError(
+                    f"out={out} was begun with other settings ({differs}); finish it with those, or name another folder"
+                )
+        else:
+            replace(plan_file, json.dumps(plan).encode())
+        for unfinished in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
+            unfinished.unlink()
+        drop_changed_shards(writer)
+        images = write_missing_shards(writer, processes)
+        content = finalize(writer, plan, name=name, on_error=on_error, max_skipped=max_skipped)
+        return manifest.log_results(content, seconds=time.monotonic() - start, images=images)
+
+
+def packing_plan(source: Source, settings: Settings) -> Node:
+    """What decides the shards: packing is resumed only where this is the same."""
+    splits = {name: {"images": len(split), "content": split.digest()} for name, split in source.splits.items()}
+    return {**vars(settings), "source": source.name, "classes": list(source.classes), "splits": splits}
+
+
+def differences(before: Node, now: Node) -> str:
+    """What differs between two plans, in a line; empty where nothing does."""
+    lines = []
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if old != new:
+            is_plain = not isinstance(new, dict | list)
+            lines.append(f"{key}: {format_value(old)} there, {format_value(new)} now" if is_plain else f"other {key}")
+    return "; ".join(lines)
+
+
+def drop_changed_shards(writer: ShardWriter) -> None:
+    """Remove the records of shards whose images were broken, or of whose files some have changed since."""
+    changed = 0
+    for number, stamp in enumerate(writer.stamps):
+        if (file := writer.record_file(number)).is_file():
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if record["broken"] or record["stamp"] != stamp:
+                changed += record["stamp"] != stamp
+                file.unlink()
+    if changed:
+        log.warning("%d shards are written again: files of their images have other sizes or times now", changed)
+
+
+def write_missing_shards(writer: ShardWriter, processes: int | None) -> int:
+    """Write the shards that have no record, log the progress, and return how many images they have."""
+    missing = [number for number in range(len(writer)) if not writer.record_file(number).is_file()]
+    total = sum(writer.jobs[number][3] - writer.jobs[number][2] for number in missing)
+    if len(missing) < len(writer):
+        log.info("resuming: %d of %d shards are there", len(writer) - len(missing), len(writer))
+    workers = min(launch.cores() if processes is None else processes, len(missing))
+    if processes is not None and 0 < workers < processes:
+        log.info("processes=%d: %d are enough, one for each shard to be written", processes, workers)
+    # `processes` may be more than the cores
+    warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
+    prefetch = 1 if workers else None
+    loader = DataLoader(writer, batch_size=None, sampler=missing, num_workers=workers, prefetch_factor=prefetch)
+    start = last = time.monotonic()
+    done = broken = 0
+    for record in loader:
+        done += record["images"] + len(record["broken"])
+        broken += len(record["broken"])
+        if (now := time.monotonic()) - last > 10:
+            last, rate = now, done / (now - start)
+            left = (total - done) / rate
+            log.info("packed %d of %d images, %.0f a second, %d broken, %.0f s left", done, total, rate, broken, left)
+    return done

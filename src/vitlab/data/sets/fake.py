@@ -1,0 +1,33 @@
+"""Made-up images of any size, for benchmarks and trials."""
+
+from vitlab.data.source import Facts, Source, Split
+
+
+@Facts(in_memory=True, count=lambda samples, **_: (samples, False) if samples > 0 else None)
+def fake(
+    *, samples: int = 1024, test_samples: int = 256, size: int = 32, channels: int = 3, num_classes: int = 10
+) -> Source:
+    """Images made up the same on every machine: a pattern per class, dimmed, under noise; learnable."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    knobs = {"samples": samples, "test_samples": test_samples, "size": size, "channels": channels}
+    for knob, value in {**knobs, "num_classes": num_classes}.items():
+        if value < 1:
+            raise ValueError(f"data.source.{knob}={value} must be at least 1")
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(num_classes, channels, 4, 4, generator=generator)
+    patterns = interpolate(coarse, (size, size), mode="bilinear")
+
+    def split(count: int) -> Split:
+        labels = torch.arange(count) % num_classes
+        images = torch.empty(count, channels, size, size, dtype=torch.uint8)
+        for start in range(0, count, 256):  # in pieces: the float images need four times the memory
+            pattern = patterns[labels[start : start + 256]]
+            noise = torch.rand(pattern.shape, generator=generator)
+            images[start : start + 256] = ((0.5 * pattern + 0.5 * noise) * 255).to(torch.uint8)
+        return Split(images, labels)
+
+    names = tuple(f"class{label}" for label in range(num_classes))
+    mean, std = (0.5,) * channels, (0.18,) * channels
+    return Source("fake", names, channels, mean, std, size, split(samples), split(test_samples))

@@ -1,0 +1,233 @@
+"""A set of images as `datasets` finds it, on the Hub or in local files: its name, its splits, its columns.
+
+Nothing of it is downloaded here. Errors (`DatasetNotFound`) name the setting.
+"""
+
+import glob
+import importlib.util
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vitlab.config.schema import suggest
+from vitlab.data.tables import open_parquet
+from vitlab.storage.hub import hub_problem
+
+log = logging.getLogger(__name__)
+
+INSTALL = (
+    "data=huggingface reads sets with the package datasets, which isn't installed: pip install -e '.[huggingface]'"
+)
+NO_NAME = "data.name is not set: data=huggingface wants data.name=OWNER/NAME on the Hub, or a folder or file"
+LABELS = ("label", "labels", "class", "target")  # columns that are taken without being of class labels
+VALIDATION = ("validation", "valid", "val", "dev")
+cached_hub_problem = cache(hub_problem)
+
+
+class DatasetNotFound(ValueError):
+    """There is no such set, split or column, or it can't be reached; the message begins with the setting."""
+
+
+@dataclass(frozen=True)
+class ResolvedDataset:
+    """A set of which nothing but its description has been read."""
+
+    name: str
+    splits: tuple[str, ...]
+    columns: Mapping[str, Any] | None  # features by name; None if only preparing the set tells them
+    builder: Any  # a datasets.DatasetBuilder; None for what `save_to_disk` wrote
+    saved: Mapping[str, Any] | None  # datasets.Dataset by split
+    version: str  # the commit on the Hub; empty for local files
+
+    @property
+    def short(self) -> str:
+        """What its rows are named by, wherever it is stored."""
+        return self.name if self.version else Path(self.name).name
+
+
+def resolve_dataset(
+    name: str | None, *, subset: str | None = None, revision: str | None = None, cache_dir: str | None = None
+) -> ResolvedDataset:
+    """Find a set by its name on the Hub, or by a local path. Raises `DatasetNotFound`."""
+    if importlib.util.find_spec("datasets") is None:
+        raise DatasetNotFound(INSTALL)
+    if not name:
+        raise DatasetNotFound(NO_NAME)
+    place = Path(name).expanduser()
+    if place.is_dir() and any((place / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        return saved_dataset(name, place)
+    if place.is_file() or "://" in name or glob.has_magic(name):
+        if not name.endswith(".parquet"):
+            raise DatasetNotFound(
+                f"data.name={name} is no parquet file; of other files, name the folder that they lie in"
+            )
+        describe = load_builder if "://" in name else describe_dataset
+        return describe(name, "parquet", subset, cache_dir, data_files=name)
+    if place.is_dir():
+        return describe_dataset(name, str(place), subset, cache_dir)
+    if name.count("/") > 1 or name[0] in "/.~" or not re.fullmatch(r"[\w./-]+", name):
+        raise DatasetNotFound(f"data.name={name}: there is no such file or folder, and the Hub's names are OWNER/NAME")
+    return hub_dataset(name, subset, revision, cache_dir)
+
+
+def saved_dataset(name: str, place: Path) -> ResolvedDataset:
+    """What `save_to_disk` wrote, mapped into memory."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(place))
+    except Exception as error:  # damaged files end in errors of any kind
+        raise DatasetNotFound(
+            f"data.name={name} was written by save_to_disk, and can't be read ({first_line(error)})"
+        ) from error
+    splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    columns = next(iter(splits.values())).features if splits else {}
+    return ResolvedDataset(name, tuple(splits), columns, None, splits, "")
+
+
+def hub_dataset(name: str, subset: str | None, revision: str | None, cache_dir: str | None) -> ResolvedDataset:
+    """A set on the Hub, or an earlier download of it if the Hub can't be reached."""
+    remedy = f"run `hf download --repo-type dataset {name}` where there is a network and name its folder"
+    if absent := cached_hub_problem():
+        import datasets
+        import huggingface_hub
+
+        # else its client would try for minutes; it is the network that decides, not this process
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+        try:
+            found = describe_dataset(name, name, subset, cache_dir, on_hub=True)
+        except DatasetNotFound as error:
+            raise DatasetNotFound(
+                f"data.name={name}: there is no such folder here, the Hub can't be asked ({absent}), and its cache has "
+                f"no such set; {remedy}"
+            ) from error
+        if revision is not None and revision != found.version:
+            raise DatasetNotFound(
+                f"data.source.revision={revision}: the Hub can't be asked ({absent}), and what its cache has is "
+                f"{found.version}; name that, or {remedy}"
+            )
+        log.warning("%s: %s; the cache's %s is used", name, absent, found.version)
+        return found
+    return load_builder(name, name, subset, cache_dir, on_hub=True, revision=revision)
+
+
+def describe_dataset(
+    name: str, path: str, subset: str | None, cache_dir: str | None, *, on_hub: bool = False, **options: Any
+) -> ResolvedDataset:
+    """A set that `datasets` has not made tables of yet."""
+    import datasets
+
+    for talker in ("httpx", "httpx2"):  # a line for each request would fill the log
+        logging.getLogger(talker).setLevel(logging.WARNING)
+    logging.getLogger("datasets").setLevel(logging.ERROR)  # what matters of its notes is logged here
+    try:
+        builder = datasets.load_dataset_builder(path, subset, cache_dir=cache_dir, **options)
+    except Exception as error:  # of the Hub, of files, of YAML, of configurations: as many kinds
+        text = first_line(error)
+        if "scripts are no longer supported" in text:
+            text = "it is made by a script of its own, and no code of a set is run; the Hub has many of them as parquet"
+            text += " too: data.source.revision=refs/convert/parquet"
+        if isinstance(error, ValueError) and "onfig" in text:
+            raise DatasetNotFound(f"data.source.subset={subset or 'null'}: {text}") from error
+        raise DatasetNotFound(f"data.name={name} can't be opened: {text}") from error
+    files = builder.config.data_files or {}
+    if files and not any(files.values()):
+        raise DatasetNotFound(f"data.name={name} matches no file")
+    splits = tuple(map(str, builder.info.splits or files))
+    columns = builder.info.features
+    if columns is None and is_parquet(builder):
+        columns = datasets.Features.from_arrow_schema(open_parquet(str(next(iter(files.values()))[0])).schema_arrow)
+    return ResolvedDataset(name, splits, columns, builder, None, str(builder.hash) if on_hub else "")
+
+
+load_builder = cache(describe_dataset)  # once in a process over a network, for all jobs of a sweep and for loading
+
+
+def is_parquet(builder: Any) -> bool:
+    return type(builder).__module__ == "datasets.packaged_modules.parquet.parquet"
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's text, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def choose_splits(
+    found: ResolvedDataset, train: str | None, val: str | None, test: str | None
+) -> tuple[str, str | None, str | None]:
+    """Which splits to train on, validate on and test on; None: to be cut from train. Raises `DatasetNotFound`."""
+    for knob, split in (("train_split", train), ("val_split", val), ("test_split", test)):
+        if split is not None and split not in found.splits:
+            hint = suggest(split, found.splits) or f"; there are {', '.join(found.splits) or 'none'}"
+            raise DatasetNotFound(f"data.source.{knob}={split}: {found.short} has no such split{hint}")
+    validation = next((split for split in VALIDATION if split in found.splits), None)
+    others = [split for split in found.splits if split not in ("test", validation, val, test)]
+    if train is None:
+        train = "train" if "train" in found.splits else others[0] if len(others) == 1 else None
+        train = found.splits[0] if train is None and len(found.splits) == 1 else train
+    if train is None:
+        listed = ", ".join(found.splits) or "none"
+        raise DatasetNotFound(
+            f"data.source.train_split is not set, and {found.name} has no split train; it has {listed}"
+        )
+    left = [split for split in found.splits if split not in (train, val, test)]
+    test = test or ("test" if "test" in left else None)
+    if test is None and validation in left:
+        return train, val, validation  # as ImageNet is published
+    return train, val or (validation if validation in left else None), test
+
+
+def choose_columns(
+    found: ResolvedDataset, columns: Mapping[str, Any], image: str | None, label: str | None
+) -> tuple[str, str]:
+    """The columns of images and of labels, by what they hold. Raises `DatasetNotFound`."""
+    import datasets
+
+    for knob, column in (("image_column", image), ("label_column", label)):
+        if column is not None and column not in columns:
+            hint = suggest(column, columns) or f"; there are {', '.join(columns)}"
+            raise DatasetNotFound(f"data.source.{knob}={column}: {found.short} has no such column{hint}")
+    if image is None:
+        images = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
+        images = images or [name for name, kind in columns.items() if has_image_bytes(kind)]
+        image = only_candidate("image_column", images, columns, found, "of images")
+    elif not (isinstance(columns[image], datasets.Image) or has_image_bytes(columns[image])):
+        raise DatasetNotFound(f"data.source.image_column={image} holds no images, but {columns[image]}")
+    if label is None:
+        labels = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
+        if len(labels) != 1:
+            named = [name for name in LABELS if name in (labels or columns)]
+            labels = named[:1] or labels
+        label = only_candidate("label_column", labels, columns, found, "of class labels")
+    kind = columns[label]
+    plain = isinstance(kind, datasets.Value) and re.match(r"u?int|bool|(large_)?string", kind.dtype)
+    if not isinstance(kind, datasets.ClassLabel) and not plain:
+        what = "a number with fractions" if isinstance(kind, datasets.Value) else "several labels, or none"
+        raise DatasetNotFound(
+            f"data.source.label_column={label} holds {what} for each image ({kind}); one class for each is needed: a "
+            f"class label, an integer or a string"
+        )
+    return image, label
+
+
+def has_image_bytes(kind: Any) -> bool:
+    """Whether a column's feature is encoded images without being declared so."""
+    import datasets
+
+    if isinstance(kind, dict):
+        return set(kind) == {"bytes", "path"}
+    return isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
+
+
+def only_candidate(
+    knob: str, candidates: Sequence[str], columns: Mapping[str, Any], found: ResolvedDataset, what: str
+) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    why = f"several columns {what}" if candidates else f"no column {what} that can be told by its kind"
+    listed = ", ".join(candidates or columns)
+    raise DatasetNotFound(f"data.source.{knob} is not set, and {found.name} has {why}; name one of {listed}")

@@ -1,0 +1,109 @@
+"""MNIST and Fashion-MNIST, in the idx files of their authors."""
+
+import gzip
+import logging
+import math
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitlab.data.sets.download import Labeled, download
+from vitlab.data.source import Facts, Source, Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+@Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True)
+def mnist(*, data_dir: str) -> Source:
+    """MNIST (LeCun et al., 1998): idx files under `data_dir`, else downloaded there."""
+    folders = [Path(data_dir, "mnist"), Path(data_dir, "MNIST", "raw"), Path(data_dir)]
+    classes = tuple(str(digit) for digit in range(10))
+    train, test = load_idx("mnist", "MNIST", data_dir, folders)
+    return Source("mnist", classes, 1, (0.1307,), (0.3081,), 28, Split(*train), Split(*test))
+
+
+@Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True)
+def fashion_mnist(*, data_dir: str) -> Source:
+    """Fashion-MNIST (Xiao et al., 2017): idx files under `data_dir` or from Debian, else downloaded."""
+    folders = [Path(data_dir, "fashion_mnist"), Path(data_dir, "FashionMNIST", "raw"), Path(data_dir)]
+    folders.append(DEBIAN_FASHION_MNIST)
+    clothes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
+    others = ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+    debian = ", or install Debian's package dataset-fashion-mnist"
+    train, test = load_idx("fashion_mnist", "FashionMNIST", data_dir, folders, other_way=debian)
+    return Source("fashion_mnist", clothes + others, 1, (0.2860,), (0.3530,), 28, Split(*train), Split(*test))
+
+
+def load_idx(
+    name: str, torchvision_name: str, data_dir: str, folders: list[Path], *, other_way: str = ""
+) -> tuple[Labeled, Labeled]:
+    """Train and test of 28 x 28 gray images in 10 classes, from the first of `folders` that has all files.
+
+    The files are read as they are, plain or gzip; only if there are none does torchvision download them. `other_way`
+    completes the error's advice.
+
+    Raises:
+        FileNotFoundError: nothing found and the download failed.
+        ValueError: a file is truncated or not what its name says.
+    """
+    parts = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+
+    def find() -> list[Path] | None:
+        for folder in folders:
+            paths = [path for part in parts if (path := _plain_or_gzip(folder.expanduser(), part))]
+            if len(paths) == len(parts):
+                return paths
+        return None
+
+    def fetch() -> list[Path]:
+        from torchvision import datasets
+
+        if find() is None:  # else another rank was faster
+            getattr(datasets, torchvision_name)(data_dir, download=True)
+        if (paths := find()) is None:
+            raise OSError("the download left no complete set of files")
+        return paths
+
+    remedy = f"put {', '.join(parts)} (plain or .gz) into {folders[0]}{other_way}"
+    train_x, train_y, test_x, test_y = find() or download(name, data_dir, fetch, remedy)
+    log.info("%s: read from %s", name, train_x.parent)
+    return _read_pair(train_x, train_y), _read_pair(test_x, test_y)
+
+
+def _plain_or_gzip(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _read_pair(image_file: Path, label_file: Path) -> Labeled:
+    images, labels = _read_idx(image_file, (28, 28)), _read_idx(label_file, ())
+    if len(images) != len(labels):
+        raise ValueError(f"{image_file} holds {len(images)} images but {label_file} {len(labels)} labels")
+    if int(labels.max()) > 9:
+        raise ValueError(f"{label_file} holds the label {int(labels.max())}; expected 0..9")
+    return images[:, None], labels.long()
+
+
+def _read_idx(path: Path, item: tuple[int, ...]) -> "Tensor":
+    """An idx file of bytes [N, *item]: two zeros, type 8, number of axes, their lengths, the values."""
+    import torch
+
+    remedy = f"delete {path} and get it again"
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or no gzip file ({error}); {remedy}") from error
+    axes = 1 + len(item)
+    if data[:4] != bytes([0, 0, 8, axes]):
+        raise ValueError(f"{path} begins with {data[:4].hex()!r}, not with 000008{axes:02x}; {remedy}")
+    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes)]
+    if tuple(shape[1:]) != item or shape[0] == 0:
+        raise ValueError(f"{path} says shape {shape}, expected {['N', *item]}; {remedy}")
+    values = bytearray(data[4 + 4 * axes :])
+    if len(values) != math.prod(shape):
+        raise ValueError(f"{path} holds {len(values):,} values where its header says {math.prod(shape):,}; {remedy}")
+    return torch.frombuffer(values, dtype=torch.uint8).reshape(shape)

@@ -1,0 +1,226 @@
+"""A data set as loaded: a `Source` of a train and a test split, labels included.
+
+Images are in memory (small sets, uint8), files, or rows of files. Nothing is resized, augmented or normalized here, and
+no validation set is cut: the published test split stays the test split.
+
+A data set is one function that returns its `Source`, in a module of `vitlab.data.sets` or of the user's own, and one
+YAML that names the function. `@Facts(...)` on the function says what is known before it is loaded. Such a module is
+imported to compose a configuration, so it imports heavy libraries inside its functions.
+"""
+
+import hashlib
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vitlab.config import allowlist
+from vitlab.config.schema import Node, resolve
+from vitlab.data.rows import Rows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    Array = Tensor | np.ndarray[Any, Any]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Loader = TypeVar("Loader", bound=Callable[..., "Source"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a data set before it is loaded, as a decorator of the function that loads it.
+
+    Args:
+        native_size: Pixels of a side.
+        channels: Of an image.
+        num_classes: How many classes.
+        train_samples: Images of the train split.
+        in_memory: Whether images are in memory, or are decoded from files.
+        problems: Of the loader's settings, before anything starts. Called with all of them, if their types are right.
+        count: Of the loader's settings, images of the train split and whether there is a validation split, if known.
+        label: Of the node `data.source`, what the data is called in names of runs; else the loader's name.
+        normalize: Of the group `data`, the same as it is recorded, for example with absolute paths.
+    """
+
+    native_size: int | None = None
+    channels: int | None = None
+    num_classes: int | None = None
+    train_samples: int | None = None
+    in_memory: bool | None = None
+    problems: Callable[..., Iterator[str]] | None = None
+    count: Callable[..., tuple[int, bool] | None] | None = None
+    label: Callable[[Mapping[str, Any]], str] | None = None
+    normalize: Callable[[Node], Node] | None = None
+
+    def __call__(self, loader: Loader) -> Loader:
+        vars(loader)["facts"] = self
+        return loader
+
+    def check(self, source: "Source") -> None:
+        """Raise `ValueError` if a loaded source is not what these facts say."""
+        loaded = {"native_size": source.native_size, "channels": source.channels, "num_classes": len(source.classes)}
+        for name, value in loaded.items():
+            if (known := getattr(self, name)) is not None and value is not None and known != value:
+                raise ValueError(
+                    f"{source.name} was loaded with {name}={value}, and its loader's @Facts has {name}={known}; "
+                    f"correct one of them"
+                )
+
+
+def loader_facts(loader: object) -> Facts:
+    """The facts of a loader, or of the one at a dotted path, of which nothing is imported if it may not be called."""
+    if isinstance(loader, str):
+        try:
+            loader = None if allowlist.refusal(loader) else resolve(loader)
+        except ImportError:
+            loader = None
+    found = getattr(getattr(loader, "func", loader), "facts", None)
+    return found if isinstance(found, Facts) else Facts()
+
+
+def loader_settings(source: Node) -> Node:
+    """All settings of a node `data.source`: the defaults of its loader's signature, and its own."""
+    parameters = inspect.signature(resolve(str(source["_target_"]))).parameters.values()
+    defaults = {known.name: known.default for known in parameters if known.default is not known.empty}
+    return defaults | {key: value for key, value in source.items() if not key.startswith("_")}
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Split:
+    """Images with their labels: either `images` in memory, or `files`, paths or `Rows` of files.
+
+    NumPy arrays and labels of any integer type are converted. Raises `ValueError` for images that are not uint8
+    [N, channels, height, width].
+    """
+
+    images: "Tensor | None"  # uint8 [N, C, H, W]
+    labels: "Tensor"  # int64 [N]
+    files: Sequence[str] | None
+
+    def __init__(self, images: "Array | None", labels: "Array", files: Sequence[str] | None = None) -> None:
+        import torch
+
+        held = [part for part in (images, files) if part is not None]
+        if len(held) != 1:
+            raise ValueError("a Split has either images or files")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # as memory maps are
+            labels = torch.as_tensor(labels)
+            images = None if images is None else torch.as_tensor(images)
+        if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+            one_hot = "; use labels.argmax(1) of one-hot labels" if labels.ndim == 2 else ""
+            raise ValueError(f"labels are {shape_and_type(labels)}; expected integers [N], classes by number{one_hot}")
+        if images is not None and (images.dtype != torch.uint8 or images.ndim != 4):
+            gray = "; use images[:, None] of gray images" if images.ndim == 3 else ""
+            scaled = "; use (255 * images).round().to(torch.uint8) of images in [0, 1]"
+            raise ValueError(
+                f"images are {shape_and_type(images)}; expected uint8 [N, channels, height, width] with values from 0 "
+                f"to 255{scaled if images.is_floating_point() else gray}"
+            )
+        if len(held[0]) != len(labels):
+            raise ValueError(f"{len(held[0])} images have {len(labels)} labels; expected one for each")
+        for name, value in (("images", images), ("labels", labels.long()), ("files", files)):
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: "Tensor") -> "Split":
+        """The samples at `indices` (int64 [n]), in that order."""
+        images = None if self.images is None else self.images[indices]
+        files: Sequence[str] | None = None
+        if isinstance(self.files, Rows):
+            files = self.files.subset(indices)
+        elif self.files is not None:
+            files = [self.files[i] for i in indices.tolist()]
+        return Split(images, self.labels[indices], files)
+
+    def digest(self) -> str:
+        """A hash of labels and images that is the same wherever the data set is stored.
+
+        Images in memory count with every pixel, files with their folder and name, rows with their sizes in bytes.
+        """
+        found = hashlib.blake2b(self.labels.contiguous().numpy().tobytes(), digest_size=16)
+        if self.images is not None:
+            found.update(self.images.contiguous().numpy().data)
+        if isinstance(self.files, Rows):
+            found.update(self.files.digest())
+        else:
+            for file in self.files or []:
+                found.update(os.fsencode("/".join(Path(file).parts[-2:])))
+        return found.hexdigest()
+
+    @property
+    def blocks(self) -> "Tensor | None":
+        """The block that each sample is read with, int64 [N]; None if each is read alone."""
+        return self.files.blocks if isinstance(self.files, Rows) else None
+
+
+def shape_and_type(array: "Tensor") -> str:
+    """Such as `float32 [100, 28, 28]`."""
+    return f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set; `mean` and `std` are per channel, of train images scaled to [0, 1].
+
+    `val` is a published split to validate on; if there is none, it is cut from train. Raises `ValueError` for splits
+    that do not fit to the rest.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    native_size: int | None
+    train: Split
+    test: Split
+    val: Split | None = None
+    shuffle_buffer: int | None = 1000  # of what is read in blocks: among how many images a step's are drawn; all
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The published splits by name."""
+        return {"train": self.train, **({"val": self.val} if self.val else {}), "test": self.test}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
+        for knob, least in (("mean", 0.0), ("std", 1e-6)):
+            values = tuple(map(float, getattr(self, knob)))
+            if len(values) != self.channels or not all(least <= value <= 1 for value in values):
+                raise ValueError(
+                    f"{self.name} has {knob}={values}; expected a number for each of channels={self.channels}, of "
+                    f"images scaled to [0, 1]"
+                )
+            object.__setattr__(self, knob, values)
+        for name, split in self.splits.items():
+            if len(split) == 0:
+                raise ValueError(f"{self.name} has no images in its {name} split; put some there")
+            for label in (int(split.labels.min()), int(split.labels.max())):
+                if not 0 <= label < len(self.classes):
+                    raise ValueError(
+                        f"{self.name} has the label {label} in its {name} split, and {len(self.classes)} classes: "
+                        f"labels are 0 to {len(self.classes) - 1}"
+                    )
+            if problem := self.image_problem(split):
+                raise ValueError(f"{self.name}: {problem}, in its {name} split")
+
+    def image_problem(self, split: Split) -> str | None:
+        """Why the images of a split do not fit to `channels` and `native_size`."""
+        if split.images is None:
+            return None if self.channels == 3 else f"files are decoded to 3 channels, and channels={self.channels}"
+        channels, height, width = split.images.shape[1:]
+        if channels != self.channels:
+            last = width == self.channels
+            remedy = "; channels are last, so use images.permute(0, 3, 1, 2)" if last else ""
+            return f"images are {shape_and_type(split.images)}, and channels={self.channels}{remedy}"
+        if self.native_size not in (None, height) or self.native_size not in (None, width):
+            return f"images have {height} x {width} pixels, and native_size={self.native_size}"
+        return None

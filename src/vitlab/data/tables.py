@@ -1,0 +1,212 @@
+"""Images in the rows of tables: Arrow tables on a local disk, parquet files anywhere.
+
+ArrowRows    mapped into memory by `datasets`: any row at once, and the system keeps or drops the pages
+ParquetRows  a row group is read at once, and the last few are kept: meant to be read block after block
+"""
+
+import bisect
+import hashlib
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitlab.data.rows import InvalidImage, Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ArrowRows(Rows):
+    """Rows of a `datasets.Dataset` in local files; images are stored in it or in files next to it."""
+
+    def __init__(self, place: str, dataset: Any, column: str, chosen: "Tensor") -> None:
+        from datasets import Image
+
+        super().__init__(place, chosen)
+        self.column = column
+        self.dataset = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+
+    def subset(self, indices: "Tensor") -> "ArrowRows":
+        return ArrowRows(self.place, self.dataset, self.column, self.chosen[indices])
+
+    def read(self, row: int) -> bytes:
+        return image_bytes(self.dataset[row][self.column])
+
+    def local_files(self) -> Sequence[str] | None:
+        column = self._stored()
+        if not column.combine_chunks().field("bytes").null_count:
+            return None
+        paths = [value["path"] if value["bytes"] is None else "" for value in column.to_pylist()]
+        return [paths[row] or "" for row in self.chosen.tolist()]
+
+    def _stored(self) -> Any:
+        """All images as `datasets` stores them, an Arrow array of `bytes` and `path`."""
+        column, order = self.dataset.data.column(self.column), self.dataset._indices
+        return column if order is None else column.take(order.column(0))  # of a selection that was never written out
+
+    def content(self) -> bytes:
+        """The length of each encoded image, and the file name of each that is stored elsewhere."""
+        import pyarrow.compute as pc
+
+        column = self._stored()
+        lengths = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), -1)
+        found = hashlib.blake2b(lengths.to_numpy().astype("<i8").tobytes(), digest_size=16)
+        if pc.any(pc.equal(lengths, -1)).as_py():
+            for path in pc.struct_field(column, "path").to_pylist():
+                found.update("/".join((path or "").split("/")[-2:]).encode() + b"\0")
+        return found.digest()
+
+
+class Group(NamedTuple):
+    """A row group of a parquet file."""
+
+    file: int  # which of the split's files
+    number: int  # which group of the file
+    start: int  # the split's row that it begins with
+    rows: int
+    size: int  # bytes of its images, compressed
+
+
+class ParquetRows(Rows):
+    """Rows of parquet files, local or at a URL, which are read a row group at a time.
+
+    Args:
+        place: As for all rows.
+        files: Paths or URLs.
+        column: The images' column: encoded bytes, or `bytes` with a `path`.
+        groups: All row groups of the files, in order.
+        buffer: About how many rows may be in use at a time, of all processes of a machine together.
+        chosen: As for all rows.
+    """
+
+    def __init__(
+        self, place: str, files: tuple[str, ...], column: str, groups: tuple[Group, ...], buffer: int, chosen: "Tensor"
+    ) -> None:
+        super().__init__(place, chosen)
+        self.files, self.column, self.groups, self.buffer = files, column, groups, buffer
+        self.starts = [group.start for group in groups]
+        self._forget()
+
+    def _forget(self) -> None:
+        self._process, self._lock = os.getpid(), threading.RLock()
+        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._held: OrderedDict[int, Any] = OrderedDict()
+        self._wanted: Any = None
+        self._left: dict[int, int] = {}  # of those held
+        self.__dict__.pop("most_held", None)  # another process may be a worker
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in self.__dict__.items()
+            if key not in ("_lock", "_open", "_held", "_wanted", "_left")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    @property
+    def blocks(self) -> "Tensor":
+        import torch
+
+        return torch.from_numpy(self._numbers())
+
+    def _numbers(self) -> Any:
+        """The blocks as a NumPy array: in a process that was forked, torch's threads may wait forever."""
+        import numpy as np
+
+        return np.searchsorted(np.array(self.starts), self.chosen.numpy(), side="right") - 1
+
+    def subset(self, indices: "Tensor") -> "ParquetRows":
+        return ParquetRows(self.place, self.files, self.column, self.groups, self.buffer, self.chosen[indices])
+
+    @cached_property
+    def most_held(self) -> int:
+        """Row groups that this process keeps: of all that are in use, those of a loading worker's turns."""
+        from torch.utils.data import get_worker_info
+
+        from vitlab.data.sampler import pieces
+
+        sizes, worker = sorted(size for size in self._sizes() if size), get_worker_info()
+        rows = int(sizes[(len(sizes) - 1) // 2])  # as `sampler.typical` says
+        layout = pieces(rows, self.buffer)
+        return 1 + layout.in_use(rows) // math.gcd(layout.turns, worker.num_workers if worker else 1)
+
+    def read(self, row: int) -> bytes:
+        block = bisect.bisect_right(self.starts, row) - 1
+        value = self._images(block)[row - self.groups[block].start].as_py()
+        return image_bytes(value if isinstance(value, dict) else {"bytes": value, "path": None})
+
+    def local_files(self) -> Sequence[str] | None:
+        files = ["" if "://" in file else file for file in self.files]
+        return [files[self.groups[block].file] for block in self._numbers().tolist()]
+
+    def content(self) -> bytes:
+        """The sizes of all row groups."""
+        return repr([(group.rows, group.size) for group in self.groups]).encode()
+
+    def _sizes(self) -> Any:
+        """Rows of each block, an array."""
+        import numpy as np
+
+        if self._wanted is None:
+            self._wanted = np.bincount(self._numbers(), minlength=len(self.groups))
+        return self._wanted
+
+    def _images(self, block: int) -> Any:
+        """The images of a row group, as an Arrow array."""
+        if self._process != os.getpid():  # files that were opened before a fork are the parent's
+            self._forget()
+        with self._lock:
+            if block in self._held:
+                self._held.move_to_end(block)
+                self._left[block] -= 1
+                return self._held[block] if self._left[block] else self._held.pop(block)  # all of it was asked for
+            group, self._left[block] = self.groups[block], int(self._sizes()[block]) - 1
+            while len(self._held) >= self.most_held:
+                self._held.popitem(last=False)
+            column = self._file(group.file).read_row_group(group.number, columns=[self.column], use_threads=False)
+            if len(column) != group.rows:
+                raise OSError(f"{self.files[group.file]} was changed since its row groups were counted")
+            images = column.column(0).combine_chunks()
+            if self._left[block]:
+                self._held[block] = images
+            return images
+
+    def _file(self, number: int) -> Any:
+        if number not in self._open:
+            while len(self._open) >= 64:
+                self._open.popitem(last=False)[1].close()
+            self._open[number] = open_parquet(self.files[number])
+        self._open.move_to_end(number)
+        return self._open[number]
+
+
+def open_parquet(place: str) -> Any:
+    """A `pyarrow.parquet.ParquetFile` at a path or URL, read as far as needed."""
+    import fsspec
+    import pyarrow.parquet as pq
+
+    if "://" not in place:
+        return pq.ParquetFile(place)
+    system, path = fsspec.core.url_to_fs(place)
+    return pq.ParquetFile(system.open(path, cache_type="none"), pre_buffer=True)
+
+
+def image_bytes(value: dict[str, Any] | None) -> bytes:
+    """The bytes of an image as `datasets` stores it: in its row, or under a path on this machine. Raises `OSError`."""
+    data, path = (value or {}).get("bytes"), (value or {}).get("path")
+    if data is not None:
+        return bytes(data)
+    if path is None:
+        raise InvalidImage("the row holds no image")
+    if not os.path.isabs(path):  # noqa: PTH117 a million
+        raise InvalidImage(f"the row holds no image, but the name {path}")
+    from vitlab.data.decode import read_bytes
+
+    return read_bytes(path)

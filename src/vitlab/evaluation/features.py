@@ -1,0 +1,175 @@
+"""Features: what a frozen network makes of every image of a split, computed once on any number of devices, and kept.
+
+FOLDER/SPLIT-KEY.pt   the features, in the order of the split. KEY is a digest of all that they depend on: the weights
+                      themselves, the model's settings, the images, their size and normalisation, the precision
+
+Each rank writes its share beside it, and the first puts them together; so no process holds more than one copy.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from vitlab import checkpoints, freezing, resume
+from vitlab.config.schema import Node
+from vitlab.data.datamodule import DataModule
+from vitlab.data.dataset import EvalBatch
+from vitlab.data.sampler import eval_share
+from vitlab.data.scan import SplitName
+
+Kind = Literal["pooled", "cls", "mean", "both"]
+
+log = logging.getLogger(__name__)
+
+
+class Features(NamedTuple):
+    """A split as a frozen network sees it."""
+
+    rows: Tensor  # float32 [N, D]
+    labels: Tensor  # int64 [N]
+
+
+class Extractor(LightningModule):
+    """Runs a network over a test loop's images and keeps the features.
+
+    `kind`: `pooled` is what the head reads, of any network; of a ViT also the [cls] token, the mean of the patch
+    tokens, or `both` side by side, each after the last norm. Raises `ValueError` where the network has no such tokens.
+    """
+
+    def __init__(self, network: nn.Module, kind: Kind) -> None:
+        super().__init__()
+        prefix = getattr(network, "prefix", getattr(network, "num_prefix_tokens", None))
+        if kind != "pooled" and prefix is None:
+            raise ValueError(f"probe.features={kind}: {type(network).__name__} has no tokens; use pooled")
+        if kind in ("cls", "both") and getattr(network, "cls_token", None) is None:
+            raise ValueError(f"probe.features={kind}: the network has no [cls] token; use mean or pooled")
+        self.network, self.kind, self.prefix = network, kind, prefix or 0
+        self.parts: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, D] of normalised images [B, C, H, W]."""
+        network: Any = self.network
+        if self.kind == "pooled":
+            seen: list[Tensor] = []
+            head = network.get_submodule(freezing.head_names(network)[0])
+            hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            try:
+                network(images)
+            finally:
+                hook.remove()
+            return seen[0].flatten(1)
+        tokens = network.forward_features(images)
+        cls, mean = tokens[:, 0], tokens[:, self.prefix :].mean(dim=1)
+        chosen = {"cls": [cls], "mean": [mean], "both": [cls, mean]}[self.kind]
+        return torch.cat([network.fc_norm(part) for part in chosen], dim=1)
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self.parts.append(self(batch.images).float().cpu())
+
+
+def extract(
+    network: nn.Module,
+    datamodule: DataModule,
+    trainer: Trainer,
+    *,
+    kind: Kind,
+    splits: Sequence[SplitName],
+    model: Node,
+    folder: Path,
+) -> dict[SplitName, Path]:
+    """The files of some splits' features, computed where they aren't kept in `folder` yet. Every rank calls it.
+
+    The files are complete on the first rank when it returns there; the others are done. `model` is the network's
+    configuration node: what it computes depends on more than its weights.
+    """
+    extractor = Extractor(network, kind)
+    files = named(
+        network, datamodule, kind=kind, splits=splits, model=model, folder=folder, precision=trainer.precision
+    )
+    # all ranks look before any has begun: a file can't be complete before each has done its share
+    missing = [split for split, file in files.items() if not file.is_file() or checkpoints.damage(file)]
+    rank, ranks = trainer.global_rank, trainer.world_size
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        if split not in missing:
+            log.info("features of %s: as kept in %s", split, files[split])
+            continue
+        datamodule.tested, extractor.parts = split, []
+        trainer.test(extractor, datamodule, verbose=False)
+        mine = torch.cat(extractor.parts) if extractor.parts else torch.empty(0)
+        torch.save(mine, share(files[split], rank))
+        trainer.strategy.barrier("features")
+        if rank == 0:
+            images = datamodule.split(split)
+            put_together(files[split], ranks, len(images), in_blocks=images.blocks is not None)
+            log.info("features of %s: %d images, kept in %s", split, len(images), files[split])
+    return files
+
+
+def share(file: Path, rank: int) -> Path:
+    """Where a rank leaves its part of a file."""
+    return file.with_name(f".{file.name}.rank{rank}")
+
+
+def put_together(file: Path, ranks: int, count: int, *, in_blocks: bool = False) -> None:
+    """Makes one file of the ranks' shares, which the data's `eval_share` says."""
+    parts = [torch.load(share(file, rank), weights_only=True, mmap=True) for rank in range(ranks)]
+    rows = torch.empty(count, parts[0].shape[1])
+    for rank, part in enumerate(parts):
+        if len(part):
+            rows[list(eval_share(count, rank, ranks, in_blocks=in_blocks))] = part
+    temporary = file.with_name(f".{file.name}.tmp")
+    torch.save(rows, temporary)
+    temporary.replace(file)
+    del parts
+    for rank in range(ranks):
+        share(file, rank).unlink()
+
+
+def read(file: Path, labels: Tensor) -> Features:
+    """Kept features with the labels of their split."""
+    return Features(torch.load(file, weights_only=True), labels)
+
+
+def named(
+    network: nn.Module,
+    datamodule: DataModule,
+    *,
+    kind: Kind,
+    splits: Sequence[SplitName],
+    model: Node,
+    folder: Path,
+    precision: str | None,
+) -> dict[SplitName, Path]:
+    """The file of each split's features, whether it is there or not."""
+    images = resume.fingerprint(datamodule)
+    depends = {
+        "weights": digest(network.state_dict()),
+        "model": model,
+        "features": kind,
+        "image_size": datamodule.image_size,
+        "preprocessing": datamodule.preprocessing(),
+        "precision": precision,
+    }
+
+    def file(split: SplitName) -> Path:
+        key = json.dumps({**depends, "images": images[f"{split} digest"]}, sort_keys=True, default=str)
+        return folder / f"{split}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.pt"
+
+    return {split: file(split) for split in splits}
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    """A digest of weights, by name and to the bit."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(state.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

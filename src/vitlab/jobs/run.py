@@ -1,0 +1,79 @@
+"""A job is a resolved configuration."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from vitlab import launch, runs, stopping
+from vitlab.config.schema import Node
+from vitlab.stopping import Stopped
+
+Function = Callable[..., Node]  # of a program: its settings -> its results
+
+
+def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep: bool) -> None:
+    """Runs a job in this process, or in processes of its own where it has several devices, belongs to a sweep, or may
+    have to be started again.
+    """
+    run_dir, trainer = Path(config["run_dir"]), config.get("trainer")  # a command without one runs in one process
+    ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"]) if trainer else 1
+    restarts = config.get("restarts", 0)
+    several = ranks > 1 or launch.place(os.environ)
+    if launch.started_by_others(os.environ) or not (several or sweep or restarts):
+        run_recorded(name, function, run_dir, config)
+        return
+    try:
+        launch.run_ranks(entry, run_dir, ranks, restarts=restarts)
+    except Stopped as stop:
+        runs.record_end(run_dir, stop.outcome)  # once more: the first rank may have been killed before it could
+        sys.exit(stopping.STATUS[stop.outcome])
+    except launch.JobFailed as error:
+        runs.record_crash(run_dir, str(error), first=error.killed)
+        if sweep:
+            raise  # Hydra shows it, goes on with the next job, and ends with status 1
+        print(f"{name} failed: {error}; {runs.way_on(run_dir)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> None:
+    """Runs the function in this process, (a rank of) a job, with its log and its end kept in the run folder.
+
+    An error is told in one line, and ends the process with status 1: its traceback is in the log.
+    """
+    rank = launch.rank(os.environ)
+    file = run_dir / (f"{name}.rank{rank}.log" if rank else f"{name}.log")
+    begun = any((run_dir / "checkpoints").glob("*.ckpt"))
+    if launch.restarted(os.environ) and "resume" in config and (begun or config["resume"] is None):
+        config["resume"] = "auto"  # also where it began from a file: it is further by now
+
+    def at_once(outcome: stopping.Outcome) -> None:
+        if rank == 0:
+            runs.record_end(run_dir, outcome)
+
+    try:
+        with ExitStack() as stack:
+            if rank == 0:
+                stack.enter_context(runs.held(run_dir, "rank0"))
+            stack.enter_context(runs.logging_to(file, rank == 0))
+            results = stack.enter_context(runs.recorded(run_dir, rank == 0))
+            stack.enter_context(stopping.heard(at_once))
+            launch.join_again(os.environ)
+            results.update(function(**config))
+            launch.leave_group()
+    except Stopped as stop:
+        sys.exit(stopping.STATUS[stop.outcome])
+    except (KeyboardInterrupt, SystemExit):
+        sys.exit(stopping.STATUS["interrupted"])
+    except runs.Occupied as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if "HYDRA_FULL_ERROR" in os.environ:
+            raise
+        if runs.told_by_another(run_dir, error, rank):
+            sys.exit(1)
+        way_on = f"; {runs.way_on(run_dir)}" if "resume" in config else ""  # a command that trains
+        print(f"{name} failed; the traceback is in {file}{way_on}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""A job is a resolved configuration."""

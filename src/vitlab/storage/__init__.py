@@ -1,0 +1,1 @@
+"""Bytes on disks, on the Hugging Face Hub and in buckets."""

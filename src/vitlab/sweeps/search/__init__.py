@@ -1,0 +1,1 @@
+"""Search: Optuna proposes the settings of a sweep's jobs."""

@@ -1,0 +1,112 @@
+"""Mistakes in a search, found before anything starts: its space, objectives, sampler, pruner and database."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from hydra.core.config_loader import ConfigLoader
+
+from vitlab import ledger, runs
+from vitlab.config import schema
+from vitlab.config.objective import direction
+from vitlab.config.schema import Node, suggest
+from vitlab.sweeps.search.space import InvalidSearchSpace, Parameter, read_space
+
+GRID = "hydra_plugins.vitlab_grid.grid.GridSweeper"
+SWEEPERS = (GRID, "hydra_plugins.vitlab_sweepers.optuna_sweeper.OptunaSweeper")
+SCORES = ("val/acc", "val/acc5", "val/loss")  # measured at each validation: a trial can be pruned by these
+COSTS = ("parameters", "images_per_second", "seconds")
+
+
+def problems(
+    node: Node, lines: Sequence[str], config: Node, loader: ConfigLoader | None
+) -> tuple[list[Parameter], list[str]]:
+    """What is searched, and everything wrong with a sweeper's node, given the command line's other overrides.
+
+    `config` is the configuration with these overrides, which says what the objective is.
+    """
+    parameters, found = list[Parameter](), list[str]()
+    try:
+        parameters, _ = read_space(lines, node.get("params"), loader)
+    except InvalidSearchSpace as error:
+        found += error.problems
+    if node["_target_"] == GRID:
+        remedy = "a grid needs choice(...) or range(...); or add hydra/sweeper=optuna"
+        endless = [parameter for parameter in parameters if not parameter.values and parameter.step is None]
+        return parameters, found + [f"{parameter.key} has infinitely many values: {remedy}" for parameter in endless]
+    if not find_spec("optuna"):
+        return [], ["hydra/sweeper=optuna needs Optuna, which is not installed: pip install 'optuna>=4.5'"]
+    if not parameters and not found:
+        found.append("hydra/sweeper=optuna has nothing to search; add KEY=interval(A,B), or hydra.sweeper.params")
+    if found := schema.node_problems("hydra.sweeper", {k: v for k, v in node.items() if v != {}}) + found:
+        return parameters, found
+    for key in ("n_trials", "n_jobs", "max_failures"):
+        if node.get(key, 1) < 1:
+            found.append(f"hydra.sweeper.{key}={node[key]} must be at least 1")
+    found += objective_problems(node, objectives_of(node, config))
+    if node.get("storage"):
+        found += storage_problems(node["storage"])
+    return parameters, found or [*constructor_problems(node)]
+
+
+def objectives_of(node: Node, config: Node) -> dict[str, ledger.Direction]:
+    """What is optimized, and whether to its `min` or its `max`."""
+    return dict(node.get("objectives") or {config["objective"]: direction(config["objective"])})
+
+
+def objective_problems(node: Node, objectives: Mapping[str, str]) -> Iterator[str]:
+    known = (*SCORES, *COSTS)
+    for name, goal in objectives.items():
+        if name.startswith("test/"):
+            yield f"hydra.sweeper.objectives.{name}: the test split can't test what was chosen by it; use val/"
+        elif name not in known:
+            yield f"hydra.sweeper.objectives.{name} is not measured{suggest(name, known)} (of {', '.join(known)})"
+        if goal not in ("max", "min"):
+            yield f"hydra.sweeper.objectives.{name}={goal} is not a direction; use max or min"
+    if node.get("pruner"):
+        first, remedy = next(iter(objectives)), "add hydra/sweeper/pruner=none"
+        if len(objectives) > 1:
+            yield f"hydra.sweeper.pruner: Optuna prunes by one objective, and there are {len(objectives)}; {remedy}"
+        elif first in COSTS:
+            yield f"hydra.sweeper.pruner: {first} isn't known while a trial trains; {remedy}"
+
+
+def storage_problems(storage: str) -> Iterator[str]:
+    """Why a database can't be used. Nothing is written to it."""
+    from sqlalchemy import NullPool, create_engine, make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if "://" not in storage:
+        yield f"hydra.sweeper.storage={storage} is not a URL; write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+    elif password := urlsplit(storage).password:
+        shown = storage.replace(f":{password}@", ":...@")
+        remedy = "remove it, and put it into ~/.pgpass or the variable PGPASSWORD"
+        yield f"hydra.sweeper.storage={shown} has a password, which each run's folder would show; {remedy}"
+    elif storage.startswith("sqlite"):  # connecting would create the file
+        folder = Path(make_url(storage).database or ".").absolute().parent
+        yield from filter(None, [runs.unwritable("hydra.sweeper.storage", folder)])
+    else:
+        try:
+            create_engine(storage, poolclass=NullPool).connect().close()
+        except (SQLAlchemyError, ImportError) as error:
+            yield f"hydra.sweeper.storage={storage} can't be reached: {str(error).splitlines()[0]}"
+
+
+def constructor_problems(node: Node) -> Iterator[str]:
+    """What the sampler and the pruner themselves refuse."""
+    from vitlab.config import instantiate
+    from vitlab.sweeps.search.study import build_sampler
+
+    if str(node["sampler"].get("_target_")).endswith(("GridSampler", "BruteForceSampler")):
+        yield f"hydra.sweeper.sampler={node['sampler']['_target_']} can't be resumed; use hydra/sweeper=grid"
+        return
+    for part, make in (
+        ("sampler", lambda inner: build_sampler(inner, instantiate.build_object)),
+        ("pruner", instantiate.build_object),
+    ):
+        try:
+            if node.get(part):
+                make(node[part])
+        except Exception as error:  # they refuse in many ways
+            yield f"hydra.sweeper.{part}: {str(error.__cause__ or error).splitlines()[0]}"

@@ -1,0 +1,75 @@
+"""Pruning: a trial reports each validation's score, and ends early if the study's pruner says so."""
+
+import logging
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from vitlab.callbacks import fitting
+
+log = logging.getLogger(__name__)
+
+
+class Pruning(Callback):
+    """Report each validation's score to a study, and stop the training of a trial that its pruner gives up.
+
+    The first rank reports and decides, and all ranks stop together: after the epoch, saved, with their best checkpoint.
+    A study that can't be reached stops nothing.
+
+    Args:
+        storage: URL of the study's database.
+        study: The study's name.
+        trial: Number of the trial that is trained.
+        monitor: The score to report, by the number of validations so far.
+        pruner: One of Optuna's pruners.
+    """
+
+    def __init__(self, *, storage: str, study: str, trial: int, monitor: str, pruner: Any) -> None:
+        self.storage, self.study, self.trial = storage, study, trial
+        self.monitor, self.pruner = monitor, pruner
+        self.validations = 0
+        self.pruned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.validations = state_dict["validations"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not fitting(trainer):
+            return
+        self.validations += 1
+        score, hopeless = float(trainer.callback_metrics[self.monitor]), False
+        if trainer.is_global_zero:
+            try:
+                hopeless = self.should_prune(score)
+            except Exception as error:  # the other ranks wait for an answer, and the training is worth more than it
+                log.warning("trial %d is not pruned: the study can't be reached (%s)", self.trial, error)
+        self.pruned = bool(trainer.strategy.broadcast(hopeless))
+        if self.pruned:
+            count = self.validations
+            log.warning("trial %d is pruned: %s %.4f after validation %d", self.trial, self.monitor, score, count)
+            trainer.should_stop = True
+
+    def should_prune(self, score: float) -> bool:
+        """Report a score, once per validation, and ask the pruner."""
+        from optuna.trial import Trial
+
+        from vitlab.sweeps.search.study import open_study
+
+        with open_study(self.storage, self.study, pruner=self.pruner) as study:
+            trial = study.get_trials(deepcopy=False)[self.trial]
+            if trial.state.is_finished():  # its run is trained further by hand
+                log.info("trial %d is finished: its study gets no more scores", self.trial)
+                return False
+            running = Trial(study, trial._trial_id)
+            if self.validations not in trial.intermediate_values:  # or it was killed after it had reported
+                running.report(score, self.validations)
+            return running.should_prune()
+
+
+def is_pruned(trainer: Trainer) -> bool:
+    """Whether a run's training was ended by pruning."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(callback.pruned for callback in callbacks if isinstance(callback, Pruning))

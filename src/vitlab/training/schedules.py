@@ -1,0 +1,102 @@
+"""From optimizer steps to learning rates. torch is imported where a schedule is made: the check before the start is
+not to wait for it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vitlab.config.bounds import NonNegativeInt, PositiveInt, Probability, check_bounds
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+
+MakeSchedule = Callable[..., "LambdaLR"]
+
+
+def scheduler(optimizer: "Optimizer", multiplier: Callable[[int], float]) -> "LambdaLR":
+    """Each step's rate is the optimizer's own times `multiplier(step)`."""
+    from torch.optim.lr_scheduler import LambdaLR
+
+    return LambdaLR(optimizer, multiplier)
+
+
+def warmup(step: int, warmup_steps: int) -> float:
+    """A straight line to 1, reached at step `warmup_steps`; the first step is not lost at a rate of 0."""
+    return min(1.0, (step + 1) / max(1, warmup_steps))
+
+
+def progress(step: int, total_steps: int, warmup_steps: int) -> float:
+    """How much of the time after the warm-up is over, in [0, 1]."""
+    return min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
+
+
+def check_steps(total_steps: float, warmup_steps: int, cooldown_steps: int = 0) -> None:
+    """Raise `ValueError` where warm-up and cool-down leave no step between them."""
+    if warmup_steps + cooldown_steps >= total_steps:
+        cooldown = f" and schedule.cooldown_steps={cooldown_steps}" if cooldown_steps else ""
+        leave = "leave" if cooldown else "leaves"
+        raise ValueError(
+            f"schedule.warmup_steps={warmup_steps}{cooldown} {leave} nothing of the {total_steps} steps of training; "
+            "lower them, or raise trainer.max_epochs or trainer.max_steps"
+        )
+
+
+@check_bounds
+def warmup_cosine(
+    optimizer: "Optimizer", total_steps: int, *, warmup_steps: NonNegativeInt = 0, final_fraction: Probability = 0.0
+) -> "LambdaLR":
+    """Linear warm-up, then half a cosine down to `final_fraction` of the peak (SGDR, arXiv 1608.03983)."""
+    check_steps(total_steps, warmup_steps)
+
+    def multiplier(step: int) -> float:
+        cosine = 0.5 * (1 + math.cos(math.pi * progress(step, total_steps, warmup_steps)))
+        return warmup(step, warmup_steps) * (final_fraction + (1 - final_fraction) * cosine)
+
+    return scheduler(optimizer, multiplier)
+
+
+@check_bounds
+def warmup_linear(
+    optimizer: "Optimizer", total_steps: int, *, warmup_steps: NonNegativeInt = 0, final_fraction: Probability = 0.0
+) -> "LambdaLR":
+    """Linear warm-up, then a straight line down to `final_fraction` of the peak."""
+    check_steps(total_steps, warmup_steps)
+
+    def multiplier(step: int) -> float:
+        left = 1 - progress(step, total_steps, warmup_steps)
+        return warmup(step, warmup_steps) * (final_fraction + (1 - final_fraction) * left)
+
+    return scheduler(optimizer, multiplier)
+
+
+@check_bounds
+def reciprocal_sqrt(
+    optimizer: "Optimizer",
+    total_steps: int,
+    *,
+    warmup_steps: NonNegativeInt = 0,
+    timescale: PositiveInt = 10_000,
+    cooldown_steps: NonNegativeInt = 0,
+) -> "LambdaLR":
+    """Linear warm-up, then 1 / sqrt(1 + steps after it / timescale), then a straight line to 0.
+
+    Training can be stopped, or go on, at any time before the cool-down ("Scaling Vision Transformers",
+    arXiv 2106.04560, section 3.5).
+    """
+    check_steps(total_steps, warmup_steps, cooldown_steps)
+
+    def multiplier(step: int) -> float:
+        after = max(0, step - warmup_steps)
+        cooldown = min(1.0, (total_steps - step) / cooldown_steps) if cooldown_steps else 1.0
+        return warmup(step, warmup_steps) * math.sqrt(timescale / (timescale + after)) * cooldown
+
+    return scheduler(optimizer, multiplier)
+
+
+@check_bounds
+def constant(optimizer: "Optimizer", total_steps: int, *, warmup_steps: NonNegativeInt = 0) -> "LambdaLR":
+    """Linear warm-up, then the peak for ever."""
+    check_steps(total_steps, warmup_steps)
+    return scheduler(optimizer, lambda step: warmup(step, warmup_steps))

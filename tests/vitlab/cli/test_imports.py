@@ -1,0 +1,82 @@
+"""What a process imports before it trains: in the order that costs least, and with Python's collector at rest."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vitlab.cli import imports
+from vitlab.jobs import compose
+
+# In a process of its own: what `python src/train.py` imports until its configuration is known to be right.
+PROGRAM = """
+import gc, json, sys
+import train
+from vitlab.cli import command
+sys.argv = ["train.py", "hydra.run.dir=never"]
+command.hydra.main = lambda **_: lambda _: lambda: None  # where the run would begin
+during = {}
+class Seen:
+    def find_spec(self, name, path, target=None):
+        during.setdefault(name, gc.isenabled())
+sys.meta_path.insert(0, Seen())
+train.main()
+print(json.dumps([during, [*sys.modules], gc.isenabled(), gc.get_freeze_count()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    environment = {**os.environ, "PYTHONPATH": str(compose.CONF.parent / "src")}
+    folder = tmp_path_factory.mktemp("here")
+    line = [sys.executable, "-c", PROGRAM]
+    ended = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    told: list[object] = json.loads(ended.stdout)
+    return told
+
+
+def test_wandb_is_imported_before_torch_and_what_trains_after_it(started: list[object]) -> None:
+    modules = started[1]
+    assert isinstance(modules, list)
+    places = [modules.index(name) for name in ("wandb", "wandb.sdk.launch.inputs.internal", "torch", "vitlab.build")]
+    assert places == sorted(places)
+
+
+def test_the_default_run_imports_no_library_that_it_does_not_use(started: list[object]) -> None:
+    modules = started[1]
+    assert isinstance(modules, list)
+    assert {"torch", "lightning", "vitlab.cli.checks"} <= set(modules)
+    unused = {"timm", "datasets", "webdataset", "optuna", "ray", "onnx", "onnxscript", "onnxruntime"}
+    unused |= {"tensorboard", "torch._inductor.compile_fx", "sklearn", "wandb_workspaces", "submitit", "joblib"}
+    assert unused & set(modules) == set()
+
+
+def test_the_collector_rests_meanwhile_and_never_looks_at_the_modules(started: list[object]) -> None:
+    during, _, enabled, frozen = started
+    assert isinstance(during, dict)
+    assert {"wandb", "torch", "vitlab.build"} <= set(during)
+    assert not any(during.values())
+    assert enabled is True
+    assert isinstance(frozen, int)
+    assert frozen > 100_000
+
+
+def test_the_collector_goes_on_after_an_error_and_keeps_what_little_was_made() -> None:
+    kept = gc.get_freeze_count()
+    with pytest.raises(KeyError), imports.gc_paused():
+        raise KeyError(gc.isenabled())
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == kept
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with imports.gc_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -1,0 +1,447 @@
+"""A configuration or a checkpoint from anywhere can ask for what experiments are made of, and run nothing else."""
+
+import ast
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+import evaluate
+from conftest import Configure, Program
+from vitlab import build, runs
+from vitlab.cli import arguments, checks, command, preflight, register
+from vitlab.config import allowlist, instantiate
+from vitlab.config.schema import Node
+from vitlab.jobs import compose
+from vitlab.storage import safe_load
+
+SOURCES = sorted(Path(command.__file__).resolve().parents[1].rglob("*.py"))
+CALLBACK = "lightning.pytorch.callbacks.EarlyStopping"
+
+
+@pytest.fixture
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """A module `trap` that leaves a file when it is imported -> whether it was."""
+    (tmp_path / "trap.py").write_text(
+        f"import os, pathlib\npathlib.Path({str(tmp_path)!r}, 'sprung').touch()\n\n\nclass Trap: ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "trap", raising=False)
+    return lambda: (tmp_path / "sprung").exists()
+
+
+# ---------------------------------------------------------------------------------------------------- what is offered
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "vitlab.models.vit.VisionTransformer",
+        "vitlab.baselines.timm_model",
+        "vitlab.data.sets.digits.digits",
+        "vitlab.training.schedules.warmup_cosine",
+        "vitlab.callbacks.Monitor",
+        "vitlab.tracking.wandb_logger",
+        "vitlab.pruning.Pruning",
+        "hydra_plugins.vitlab_sweepers.optuna_sweeper.OptunaSweeper",
+        "optuna.samplers.TPESampler",
+        "optuna.pruners.MedianPruner",
+        "torch.nn.Linear",
+        "torch.optim.AdamW",
+        "torch.optim.Muon",
+        "torch.optim.lr_scheduler.OneCycleLR",
+        "torch.optim.swa_utils.get_ema_multi_avg_fn",
+        "torchvision.transforms.v2.RandomCrop",
+        "timm.optim.Lion",
+        "timm.models.vision_transformer.VisionTransformer",
+        "torchmetrics.Accuracy",
+        "torchmetrics.classification.MulticlassF1Score",
+        "lightning.Trainer",
+        CALLBACK,
+        "lightning.pytorch.loggers.CSVLogger",
+        "lightning.pytorch.profilers.SimpleProfiler",
+        "lightning.pytorch.strategies.DDPStrategy",
+        "lightning.pytorch.plugins.environments.SLURMEnvironment",
+        "hydra.experimental.callbacks.LogJobReturnCallback",
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        *allowlist.LAUNCHERS,
+    ],
+)
+def test_what_experiments_are_made_of_may_be_called(target: str) -> None:
+    assert allowlist.refusal(target) is None
+
+
+def test_every_file_of_ours_passes(configure: Configure) -> None:
+    files = [*compose.CONF.rglob("*.yaml"), *register.EXPERIMENTS.glob("*.yaml")]
+    targets = {
+        str(value["_target_"])
+        for file in files
+        for _, value in allowlist._values(yaml.safe_load(file.read_text()), "")
+        if isinstance(value, dict) and "_target_" in value
+    }
+    assert len(targets) > 20
+    assert {target: reason for target in targets if (reason := allowlist.refusal(target))} == {}
+
+
+REFUSED = [
+    # other packages
+    *("os.system", "posix.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "runpy.run_path"),
+    *("pickle.loads", "importlib.import_module", "shutil.rmtree", "sklearn.svm.SVC", "pytorch_lightning.Trainer"),
+    # what offered packages have beside parts of experiments
+    *("torch.load", "torch.save", "torch.hub.load", "torch.hub.load_state_dict_from_url", "torch.serialization.load"),
+    *("torch.utils.cpp_extension.load", "torch.utils.cpp_extension.load_inline", "torch.package.PackageImporter"),
+    *("torch.distributed.run.main", "torch.multiprocessing.spawn", "torch.jit.load", "torch.compile"),
+    *("torch.utils.data.DataLoader", "torch.ops.load_library", "torch.classes.load_library"),
+    *("hydra.utils.call", "hydra.utils.instantiate", "hydra.utils.get_method", "hydra.utils.get_class", "hydra.main"),
+    *("hydra._internal.utils._locate", "hydra._internal.instantiate._instantiate2.instantiate", "hydra.compose"),
+    *("timm.models.load_checkpoint", "timm.create_model", "timm.models.create_model"),
+    *("lightning.pytorch.cli.LightningCLI", "lightning.pytorch.seed_everything", "lightning.fabric.Fabric"),
+    *("torch.nn.utils.clip_grad_norm_", "torch.nn.functional.relu", "torchvision.datasets.DatasetFolder"),
+    *("vitlab.launch.run_ranks", "vitlab.runs.replace", "vitlab.config.schema.resolve", "vitlab.tracking.log_image"),
+    *("optuna.storages.RDBStorage", "optuna.create_study", "vitlab.search.search", "vitlab.study.opened"),
+    *("torchmetrics.functional.accuracy", "torchmetrics.multimodal.CLIPScore", "torchmetrics.text.BERTScore"),
+    # other modules, reached through offered ones
+    *("torch.os.system", "torch.nn.modules.module.torch.load", "torch.optim.lr_scheduler.math.exp"),
+    *("vitlab.data.source.Path.unlink", "vitlab.training.schedules.math.exp", "torch.nn.init.torch.hub.load"),
+    *("lightning.pytorch.trainer.trainer.os.system", "lightning.pytorch.callbacks.model_checkpoint.shutil.rmtree"),
+    *("lightning.fabric.strategies.launchers.subprocess_script.subprocess.Popen", "torch.optim.optimizer.torch.load"),
+    # names that offered modules merely import
+    *("vitlab.data.source.dataclass", "vitlab.data.source.Path", "torch.optim.lr_scheduler.partial"),
+    *("lightning.pytorch.callbacks.model_checkpoint.Path", "torchvision.models.get_weight"),
+    # parts of classes, private parts, no paths
+    *("torch.nn.Module.__init__", "torch.nn.Module.load_state_dict", "lightning.LightningModule.load_from_checkpoint"),
+    *("lightning.pytorch.LightningModule.load_from_checkpoint", "torch.nn.Module.__class__", "torch.nn.Linear.mro"),
+    *("lightning.pytorch.callbacks.Callback.__subclasses__", "torch.nn.modules._functions.torch.load"),
+    *("vitlab.data.sets.digits.digits.__globals__", "torch.nn.__builtins__.eval", "torch.nn.__loader__.exec_module"),
+    *("", "torch", "torch.nn", ".", "torch..load", "torch.nn.Linear()", "${a}", "torch/nn.Linear", "torch.nn. Linear"),
+]
+
+
+@pytest.mark.parametrize("target", REFUSED)
+def test_everything_else_is_refused(target: str) -> None:
+    assert allowlist.refusal(target)
+
+
+def test_nothing_of_a_refused_target_is_imported(trap: Callable[[], bool]) -> None:
+    for target in ("trap.Trap", "trap.os.system", "torch.nn.trap.Trap", "vitlab.trap.Trap"):
+        allowlist.problems({"model": {"_target_": target}})
+    before = set(sys.modules)
+    assert allowlist.refusal("torch.utils.mkldnn.MkldnnLinear")
+    assert allowlist.refusal("torch.distributed.launcher.api.launch_agent")
+    assert set(sys.modules) == before
+    assert not trap()
+
+
+@pytest.mark.parametrize(
+    ("node", "path"),
+    [
+        ({"model": {"_target_": "os.system"}}, "model"),
+        ({"model": {"_target_": "torch.nn.Linear", "x": {"y": [1, [{"z": {"_target_": "os.system"}}]]}}}, None),
+        ({"optimizer": {"_target_": "os.system", "_partial_": True}}, "optimizer"),
+        ({"a": {"_target_": CALLBACK, "_args_": [{"_target_": "os.system"}]}}, "a._args_.0"),
+        ({"a": {"_target_": CALLBACK, "_recursive_": False, "b": {"_target_": "os.system"}}}, "a.b"),
+        ([{"_target_": "os.system"}], "0"),
+    ],
+)
+def test_a_target_is_found_at_any_depth(node: Any, path: str | None) -> None:
+    (line,) = allowlist.problems(node)
+    assert line.startswith(f"{path or 'model.x.y.1.0.z'}._target_=os.system is refused: ")
+    assert line.endswith("if you trust it, and who wrote this configuration, start with VITLAB_ALLOW=os.system")
+
+
+def test_targets_that_are_no_strings_and_endless_nesting_are_refused() -> None:
+    assert allowlist.problems({"a": {"_target_": ["os.system"]}}) == [
+        "a._target_=['os.system'] is not a dotted path to a callable"
+    ]
+    deep: Node = {"_target_": "os.system"}
+    for _ in range(100):
+        deep = {"a": deep}
+    assert "levels deep" in allowlist.problems(deep)[0]
+
+
+def test_an_interpolation_that_only_the_second_resolving_sees_is_refused(trap: Callable[[], bool]) -> None:
+    """`instantiate` resolves what it gets: a string of a resolved configuration could still become a node."""
+    text = "${oc.create:'{_target_: trap.Trap}'}"
+    node = {"_target_": "torch.nn.Linear", "in_features": text}
+    assert "an interpolation is left after resolving" in allowlist.problems({"model": node})[0]
+    with pytest.raises(allowlist.NotTrusted, match="in_features"):
+        instantiate.build_object(node)
+    assert not trap()
+
+
+# --------------------------------------------------------------------------------------------- what the user allows
+
+
+def test_the_user_may_allow_a_package_or_one_target(
+    trap: Callable[[], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allowlist, "ALLOWED", ("trap",))
+    assert allowlist.refusal("trap.Trap") is None
+    assert trap()
+    assert allowlist.refusal("trap.os.system"), "what the package imports isn't its own"
+    assert allowlist.refusal("trapped.Trap")
+    monkeypatch.setattr(allowlist, "ALLOWED", ("torch.hub.load",))
+    assert allowlist.refusal("torch.hub.load") is None
+    assert allowlist.refusal("torch.hub.help")
+    monkeypatch.setattr(allowlist, "ALLOWED", ("trap.Trap",))
+    assert allowlist.refusal("trap.Trap") is None
+
+
+# ------------------------------------------------------------------------------------- configurations, as they come
+
+
+def test_a_refused_target_is_the_only_thing_told_and_nothing_is_imported(
+    configure: Configure, train_function: Callable[..., Node], trap: Callable[[], bool]
+) -> None:
+    lines = checks.problems(train_function, configure("++sede=7", "model._target_=trap.Trap"))
+    assert [line.split(" is refused")[0] for line in lines] == ["model._target_=trap.Trap"]
+    assert not trap()
+
+
+HYDRA_ATTACKS = [
+    "+hydra.callbacks.x={_target_: trap.Trap}",
+    "+hydra.callbacks.x={_target_: hydra.experimental.callbacks.LogJobReturnCallback, a: [{_target_: trap.Trap}]}",
+    "+hydra.callbacks.x='${oc.create:{_target_:trap.Trap}}'",
+    "+hydra.callbacks.x={_target_: '${oc.select:name}'}",
+    "+hydra.callbacks.x=${model}",
+    "+hydra.callbacks.x={_target_: torch.nn.Linear, a: '\\${b}'}",
+    "+hydra.callbacks=${model}",
+    "hydra.launcher._target_=trap.Trap",
+    f"hydra.launcher={{_target_: {allowlist.LAUNCHERS[-1].replace('.Local', '.Slurm')}}}",
+    "hydra.launcher={_target_: hydra_plugins.vitlab_launchers.plugins.JobsLauncher}",
+    "+hydra.sweeper.params={_target_: trap.Trap}",
+    "+hydra.job.env_set={_target_: trap.Trap}",
+    "+hydra.job.env_set.VITLAB_ALLOW=trap",
+    "+hydra.job_logging.handlers.x={'()': trap.Trap}",
+    "+hydra.job_logging.handlers.x={class: trap.Trap}",
+    "+hydra.job_logging.formatters.x={class: trap.Trap}",
+    "+hydra.hydra_logging.handlers.x={class: logging.StreamHandler, stream: 'ext://trap.Trap'}",
+    "+hydra.hydra_logging.handlers.x=${model}",
+]
+
+
+@pytest.mark.parametrize("attack", HYDRA_ATTACKS)
+def test_what_hydra_makes_itself_is_looked_at_first(
+    attack: str,
+    train_function: Callable[..., Node],
+    trap: Callable[[], bool],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    key, _, value = attack.lstrip("+").partition("=")
+    file = tmp_path / "mine" / "experiment" / "attack.yaml"
+    file.parent.mkdir(parents=True)
+    node: Any = {}
+    OmegaConf.update(cfg := OmegaConf.create(node), key, yaml.safe_load(value), force_add=True)
+    file.write_text("# @package _global_\n" + OmegaConf.to_yaml(cfg))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        preflight.preflight("train", train_function, [f"--config-dir={tmp_path / 'mine'}", "experiment=attack"])
+    assert stopped.value.code == 2
+    assert re.search(r"- hydra\.[\w.()]+(=| can't be set)", told := capsys.readouterr().err), told
+    assert not trap()
+
+
+def test_no_override_lets_a_configuration_allow_itself_something(
+    train_function: Callable[..., Node], trap: Callable[[], bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["-m"]):
+        argv = [*more, "+hydra.job.env_set.VITLAB_ALLOW=trap", "model._target_=trap.Trap"]
+        with pytest.raises(SystemExit):
+            preflight.preflight("train", train_function, argv)
+        assert "hydra.job.env_set.VITLAB_ALLOW can't be set here" in capsys.readouterr().err
+    assert not trap()
+
+
+@pytest.mark.parametrize("target", allowlist.LAUNCHERS)
+def test_a_launcher_may_be_called_and_runs_no_line_of_shell_from_a_file(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = {"_target_": target, "setup": ["touch trap"]}
+    (problem,) = allowlist.hydra_problems({"launcher": launcher})
+    assert problem.startswith("hydra.launcher.setup=['touch trap'] is refused: a shell would run it; if you trust it")
+    assert allowlist.hydra_problems({"launcher": {**launcher, "setup": None}}) == []
+    monkeypatch.setattr(allowlist, "ALLOWED", (target,))
+    assert allowlist.hydra_problems({"launcher": launcher}) == []
+
+
+def test_hydra_s_own_parts_pass() -> None:
+    with compose.initialized(arguments.parse_arguments([])[0]):
+        for overrides in ([], ["hydra/job_logging=default"], ["hydra/hydra_logging=hydra_debug"]):
+            try:
+                cfg = compose.compose("train", overrides)
+            except HydraException:
+                cfg = compose.compose("train", [f"override {o}" for o in overrides])
+            assert allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)) == []
+
+
+def test_another_primary_configuration_is_checked_too_and_no_pickle_is_rerun(
+    train_function: Callable[..., Node], capsys: pytest.CaptureFixture[str], tmp_path: Path, trap: Callable[[], bool]
+) -> None:
+    (tmp_path / "other.yaml").write_text("defaults: [train, _self_]\nhydra: {callbacks: {x: {_target_: trap.Trap}}}\n")
+    for argv, words in (
+        ([f"--config-dir={tmp_path}", "--config-name=other"], "hydra.callbacks.x._target_=trap.Trap is refused"),
+        ([f"--experimental-rerun={tmp_path / 'config.pickle'}"], "reads a pickle"),
+    ):
+        with pytest.raises(SystemExit):
+            preflight.preflight("train", train_function, argv)
+        assert words in capsys.readouterr().err
+        assert not trap()
+
+
+def test_a_run_folder_of_somebody_else_is_read_not_run(
+    tmp_path: Path, trap: Callable[[], bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
+    runs.write_config(tmp_path, {"data": {"_target_": "trap.Trap"}, "trainer": {"precision": "32-true"}})
+    function = evaluate.main.__wrapped__  # type: ignore[attr-defined]
+    with pytest.raises(SystemExit):
+        preflight.preflight("evaluate", function, [f"run={tmp_path}"])
+    assert f"run={tmp_path}: data._target_=trap.Trap is refused" in capsys.readouterr().err
+    with pytest.raises(allowlist.NotTrusted):  # nor where it is changed after the check
+        build.data(runs.read_config(tmp_path)["data"])
+    assert not trap()
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../x", "a/../../x", "/etc/x", "", ".", "..", "a/..", "a//b", "a/", "./a", "a/.hidden", "a\\..\\b"),
+        *(" ", "a/ ", "a\0b", "a\nb", "a\x1b[2Jb", "\u202etxt", "x" * 256, "é" * 128, "/".join("abcdefghi")),
+    ],
+    ids=repr,
+)
+def test_a_name_stays_a_folder_below_runs(name: str, configure: Configure, train_function: Callable[..., Node]) -> None:
+    config = configure()
+    config["name"] = name
+    (line,) = checks.problems(train_function, config)
+    assert line.startswith("name=")
+    assert "\n" not in line
+    assert "\0" not in line
+
+
+@pytest.mark.parametrize("name", ["mine", "a/b/c", "with space", "ünïcode", "x" * 255, "v1.2", "-x", "a..b"])
+def test_a_plain_name_is_free(name: str, configure: Configure, train_function: Callable[..., Node]) -> None:
+    config = configure()
+    config["name"] = name
+    assert checks.problems(train_function, config) == []
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "../data/digits", "digits/../digits", "''", "digits.yaml"])
+def test_an_experiment_is_one_of_those_there_are(
+    name: str, train_function: Callable[..., Node], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        preflight.preflight("train", train_function, [f"experiment={name}"])
+    assert "experiment=" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- checkpoints
+
+
+class Bomb:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_in_one_line(
+    twins: list[Path], program: Program, tmp_path: Path
+) -> None:
+    exploded = tmp_path / "exploded"
+    zipped, bare = tmp_path / "zipped.ckpt", tmp_path / "bare.ckpt"
+    saved = torch.load(twins[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save({**saved, "more": Bomb(exploded)}, zipped)
+    bare.write_bytes(pickle.dumps({"state_dict": {}, "more": Bomb(exploded)}, protocol=2))
+    for file in (zipped, bare):
+        with (
+            pytest.raises(allowlist.NotTrusted, match="holds more than weights") as refused,
+            safe_load.explain_unsafe_pickle(file),
+        ):
+            torch.load(file, weights_only=True)
+        assert "mkdir" in str(refused.value)
+        assert "\n" not in str(refused.value)
+    shutil.copytree(twins[0], run := tmp_path / "run")
+    shutil.copy(zipped, run / "checkpoints" / "last.ckpt")
+    shutil.copy(zipped, run / "checkpoints" / "best.ckpt")
+    last = "run/checkpoints/last.ckpt"
+    output = program("train", f"resume={last}", "trainer.max_epochs=7", cwd=tmp_path, status=1)
+    assert f"{last} is refused: it holds more than weights and plain data (posix.mkdir)" in output
+    assert "weights_only" not in output, "torch's advice to run it all the same"
+    error = json.loads((run / "results.json").read_text())["error"]
+    assert error.startswith("NotTrusted: ")
+    assert "\n" not in error
+    output = program("evaluate", "run=run", "trainer.accelerator=cpu", cwd=tmp_path, status=1)
+    assert "best.ckpt is refused: it holds more than weights and plain data" in output
+    assert not exploded.exists()
+
+
+def test_other_errors_of_loading_are_left_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="other"), safe_load.explain_unsafe_pickle("x"):
+        raise RuntimeError("other")
+
+
+UNSAFE_MODULES = {"pickle": {"load", "loads", "Unpickler"}, "joblib": {"load"}, "dill": {"load", "loads"}}
+UNSAFE_MODULES |= {"yaml": {"load", "load_all", "unsafe_load", "full_load"}, "marshal": {"load", "loads"}}
+UNSAFE_MODULES |= {"shelve": {"open"}, "builtins": {"eval", "exec"}, "runpy": {"run_path", "run_module"}}
+NEED_WEIGHTS_ONLY = {"load", "fit", "validate", "test", "predict", "load_from_checkpoint", "load_state_dict_from_url"}
+
+
+def unsafe(tree: ast.AST) -> list[str]:
+    """Calls that could run what they load."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        holder = (
+            function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else ""
+        )
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if name in UNSAFE_MODULES.get(holder, ()) or (
+            isinstance(function, ast.Name) and name in ("eval", "exec", "__import__")
+        ):
+            found.append(ast.unparse(node))
+        loads = (
+            holder == "torch" or name in ("load_from_checkpoint", "load_state_dict_from_url") or "ckpt_path" in given
+        )
+        if name in NEED_WEIGHTS_ONLY and loads and given.get("weights_only") != "True":
+            found.append(ast.unparse(node))
+        if given.get("allow_pickle", "False") != "False":
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.stem)
+def test_no_source_loads_what_could_run(file: Path) -> None:
+    assert unsafe(ast.parse(file.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("torch.load(f)", "torch.load(f, weights_only=False)", "pickle.load(f)", "yaml.load(f)", "eval(x)"),
+        *("np.load(f, allow_pickle=True)", "Classifier.load_from_checkpoint(f)", "run.fit(m, ckpt_path=f)"),
+    ],
+)
+def test_the_search_for_unsafe_loads_finds_them(line: str) -> None:
+    assert unsafe(ast.parse(line)) == [line]

@@ -1,0 +1,60 @@
+"""The settings of packing, verifying and indexing are checked before anything is read."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vitlab.config.schema import Node
+from vitlab.config.view import ConfigView
+from vitlab.data.packing import manifest
+from vitlab.data.packing.checks import problems
+
+USUAL: Node = {"action": "pack", "size": None, "quality": 90, "shard_images": 1024, "shuffle": True, "seed": 0}
+
+
+def lines(bad: set[str] | None = None, **config: object) -> list[str]:
+    return list(problems(ConfigView({**USUAL, **config}, bad or set())))
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({}, "out is not set; name the folder to pack into: out=FOLDER"),
+        ({"out": __file__}, f"out={__file__} is a file; name a folder"),
+        ({"out": "new", "size": 0}, "size=0 must be at least 1"),
+        ({"out": "new", "quality": 101}, "quality=101 must lie in 1 .. 100, or be null for PNG"),
+        ({"out": "new", "shard_images": 0}, "shard_images=0 must be at least 1"),
+        ({"out": "new", "processes": -1}, "processes=-1 must be at least 0"),
+        ({"action": "verify", "size": 3}, "size=3 is a setting of packing, and verify packs nothing; leave it out"),
+        ({"action": "index", "data_dir": "gone"}, "data_dir=gone is no folder; name the one of the tar files"),
+        ({"action": "verify", "data_dir": "hf://a"}, "data_dir=hf://a: verify reads a folder of this machine; verify"),
+    ],
+)
+def test_a_mistake_is_reported_with_value_knob_and_remedy(config: Node, problem: str) -> None:
+    (line,) = lines(**config)
+    assert line.startswith(problem)
+
+
+def test_a_setting_that_is_wrong_already_hides_no_other() -> None:
+    assert lines({"shard_images"}, shard_images="a", quality=0) == [
+        "quality=0 must lie in 1 .. 100, or be null for PNG",
+        "out is not set; name the folder to pack into: out=FOLDER",
+    ]
+    assert [line.split()[0] for line in lines({"action"}, action="zip", size=0, out="new")] == ["size=0"]
+
+
+def test_folders_that_can_t_be_verified_or_indexed_are_reported(packed: Callable[..., Path], tmp_path: Path) -> None:
+    assert lines(action="verify", data_dir=str(packed())) == []
+    (tmp_path / manifest.NAME).write_text('{"vitlab": 9}')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "train_of-test.tar").touch()
+    found = [
+        *lines(action="verify", data_dir=str(tmp_path)),
+        *lines(action="index", data_dir=str(packed())),
+        *lines(action="index", data_dir=str(tmp_path / "empty")),
+        *lines(action="index", data_dir=str(tmp_path / "both")),
+    ]
+    expected = ["has version 9", "has an index already", "has no tar files of a train split", "the words of two splits"]
+    assert [text in line for text, line in zip(expected, found, strict=True)] == [True] * 4

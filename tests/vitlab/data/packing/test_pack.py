@@ -1,0 +1,150 @@
+"""Packing resumes where it was interrupted, to the same bytes, and leaves nothing that looks complete and isn't."""
+
+import errno
+import json
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+
+import pictures
+from vitlab.data.decode import UnreadableImage, read_bytes, read_image
+from vitlab.data.packing import pack, shard_writer
+from vitlab.data.packing.manifest import NAME, WORK
+from vitlab.data.packing.shard_writer import Settings
+from vitlab.data.sets.digits import digits
+from vitlab.data.sets.shards import shards
+from vitlab.data.source import Source
+from vitlab.data.storage import Storage
+
+Packed = Any
+
+
+class Killed(BaseException):
+    """What nothing catches."""
+
+
+def test_interrupted_in_a_shard_and_resumed_it_ends_in_the_same_bytes(
+    drawn: Path, packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Path] = []
+    write, out = shard_writer.write_tar, tmp_path / "out"
+
+    def killed_in_the_fourth(file: Path, items: Any) -> Any:
+        begun.append(file)
+        if len(begun) == 4:
+            file.write_bytes(b"half of it")
+            raise Killed
+        return write(file, items)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer, "write_tar", killed_in_the_fourth)
+        with pytest.raises(Killed):
+            pictures.pack(drawn, out)
+    assert not (out / NAME).exists()
+    assert begun[3].exists()
+    kept = {f: f.stat().st_mtime_ns for f in (out / "train").rglob("*") if f.is_file()}
+    assert kept
+    pictures.pack(drawn, out)
+    assert pictures.content(out) == pictures.content(packed())
+    assert {f: f.stat().st_mtime_ns for f in kept} == kept, "complete shards are not written again"
+
+
+def test_processes_make_the_same_bytes(drawn: Path, packed: Packed, tmp_path: Path) -> None:
+    pack.pack(pictures.source(drawn), pictures.SETTINGS, tmp_path / "out", name="pictures", processes=2)
+    assert pictures.content(tmp_path / "out") == pictures.content(packed())
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_machine_that_can_t_read_ends_the_packing_and_no_image_is_left_out(
+    drawn: Path, packed: Packed, tmp_path: Path, processes: int
+) -> None:
+    disk, out, source = tmp_path / "disk", tmp_path / "out", pictures.source(drawn)
+    gone = [file.replace(str(drawn), str(disk)) for file in source.train.files or []]
+    unplugged = replace(source, train=replace(source.train, files=gone))
+    given: Any = {"name": "pictures", "on_error": "skip", "max_skipped": 1.0, "processes": processes}
+    with pytest.raises(UnreadableImage) as caught:
+        pack.pack(unplugged, pictures.SETTINGS, out, **given)
+    assert re.fullmatch(
+        rf"{disk}/train/.*g can't be read \(No such file or directory\), which is no fault of the image, so none is "
+        r"left out for it; the same command resumes, once that is mended",
+        str(caught.value),
+    )
+    disk.symlink_to(drawn)
+    pack.pack(unplugged, pictures.SETTINGS, out, **given)
+    assert pictures.content(out) == pictures.content(packed())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error"), OSError("HTTP 503")])
+def test_what_a_row_s_storage_says_is_no_fault_of_the_image(
+    error: Exception, packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: Any, **others: Any) -> int:
+        raise error
+
+    source = shards(data_dir=str(packed()))
+    monkeypatch.setattr(Storage, "open", failing)
+    with pytest.raises(UnreadableImage, match=r"packed/train/\d+ can't be read .* no fault of the image"):
+        pack.pack(source, pictures.SETTINGS, tmp_path / "out", name="x", on_error="skip", max_skipped=1, processes=0)
+
+
+def test_a_set_that_is_there_is_left_as_it_is_and_another_is_refused(drawn: Path, packed: Packed) -> None:
+    before = pictures.content(packed())
+    pictures.pack(drawn, packed())
+    assert pictures.content(packed()) == before
+    with pytest.raises(ValueError, match=r"holds another packed set \(size: 24 there, 30 now\); name another folder"):
+        pictures.pack(drawn, packed(), size=30)
+
+
+def test_what_was_begun_otherwise_or_is_somebody_else_s_or_in_use_is_refused(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work := tmp_path / "begun" / WORK).mkdir(parents=True)
+    plan = pack.packing_plan(pictures.source(drawn), pictures.SETTINGS)
+    (work / "plan.json").write_text(json.dumps({**plan, "quality": 50}))
+    with pytest.raises(ValueError, match=r"was begun with other settings \(quality: 50 there, 90 now\)"):
+        pictures.pack(drawn, tmp_path / "begun")
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("you")
+    with pytest.raises(ValueError, match=r"holds something else \(dear\.txt\); name a new or empty folder"):
+        pictures.pack(drawn, tmp_path / "letters")
+    monkeypatch.setattr(pack, "LOCK_TIMEOUT", 0)
+    (tmp_path / "used").mkdir()
+    with FileLock(tmp_path / "used" / pack.LOCK), pytest.raises(ValueError, match="being packed by another process"):
+        pictures.pack(drawn, tmp_path / "used")
+
+
+def test_a_set_in_memory_is_packed_without_loss_and_read_as_colours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = digits()
+    few = Source("few", whole.classes, 1, (0.3,), (0.4,), 8, whole.train.subset(torch.arange(60)), whole.test)
+    with caplog.at_level(logging.INFO):
+        found = pack.pack(few, Settings(None, 90, 100, False, 0), tmp_path / "out", name="few", processes=0)
+    assert found["train/images"] == 60
+    assert "test          360" in caplog.text
+    read = shards(data_dir=str(tmp_path / "out"))
+    assert (read.channels, read.mean, read.classes) == (3, (0.3, 0.3, 0.3), whole.classes)
+    assert few.train.images is not None
+    assert read.train.files is not None
+    for number in range(60):
+        assert torch.equal(read_image(read.train.files[number]), few.train.images[number].expand(3, -1, -1))
+
+
+def test_shards_are_a_data_set_to_be_packed_otherwise(packed: Packed, tmp_path: Path) -> None:
+    first = shards(data_dir=str(packed()))
+    pack.pack(first, replace(pictures.SETTINGS, shard_images=9), tmp_path / "out", name="again", processes=0)
+    second = shards(data_dir=str(tmp_path / "out"))
+    for name in ("train", "test"):
+        one, two = (
+            sorted(
+                (read_bytes(file), label) for file, label in zip(split.files or [], split.labels.tolist(), strict=True)
+            )
+            for split in (first.splits[name], second.splits[name])
+        )
+        assert one == two

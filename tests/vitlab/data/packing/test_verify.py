@@ -1,0 +1,137 @@
+"""A WebDataset from elsewhere becomes readable, and a packed set is compared with what was packed."""
+
+import io
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vitlab.data.packing.manifest import NAME, NotShardedData
+from vitlab.data.packing.verify import index, member_bytes, split_files, verify
+from vitlab.data.sets.shards import shards
+
+Members = list[tuple[str, bytes]]
+
+
+def tar(file: Path, members: Members) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as opened:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            opened.addfile(info, io.BytesIO(data))
+
+
+def tarred(folder: Path, name: str) -> Members:
+    """What is in a tar file."""
+    with tarfile.open(folder / name) as opened:
+        return [(member.name, member_bytes(opened, member)) for member in opened]
+
+
+@pytest.fixture
+def foreign(drawn: Path, tmp_path: Path) -> Path:
+    """Tar files as others write them: a class beside or before each image, other members between, folders in names."""
+    files = sorted(drawn.rglob("*.png"))[:24]
+    members = [
+        part
+        for number, file in enumerate(files)
+        for part in (
+            (f"some/{number:04d}.cls", str(number % 3).encode()),
+            (f"some/{number:04d}.json", b"{}"),
+            (f"some/{number:04d}.png", file.read_bytes()),
+        )
+    ]
+    for part in range(2):
+        tar(tmp_path / "theirs" / f"imagenet-train-{part}.tar", members[36 * part : 36 * part + 36])
+    tar(tmp_path / "theirs" / "imagenet-val-0.tar", members[:18])
+    return tmp_path / "theirs"
+
+
+def test_its_images_are_read_where_they_lie_with_their_classes(foreign: Path, drawn: Path) -> None:
+    before = {file: file.read_bytes() for file in foreign.iterdir()}
+    found = index(foreign)
+    assert (found["train/images"], found["test/images"], found["train/shards"]) == (24, 6, 2)
+    source = shards(data_dir=str(foreign))
+    assert (source.name, source.classes) == ("theirs", ("0", "1", "2"))
+    images = [file.read_bytes() for file in sorted(drawn.rglob("*.png"))[:24]]
+    assert [file.read() for file in source.train.files or []] == images  # type: ignore[attr-defined]
+    assert source.train.labels.tolist() == [number % 3 for number in range(24)]
+    assert {file: file.read_bytes() for file in before} == before
+    assert verify(foreign)["test/images"] == 6
+
+
+def test_classes_have_the_names_in_classes_txt(foreign: Path) -> None:
+    (foreign / "classes.txt").write_text("ant\nbee\ncat\ndog\n")
+    index(foreign)
+    assert shards(data_dir=str(foreign)).classes == ("ant", "bee", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("members", "problem"),
+    [
+        ([("a.png", b"x")], "1 of 1 images have no class next to them (.cls), the first a"),
+        ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"1")], "has two images for the sample a"),
+        ([("a.png", b"x"), ("a.cls", b"-1")], "the class of a is -1; classes begin with 0"),
+        ([("a.png", b"x"), ("a.cls", b"dog")], "can't be read (invalid literal for int()"),
+        ([("a.txt", b"x")], "has no images; remove it"),
+    ],
+)
+def test_a_tar_file_that_is_no_data_set_is_named(tmp_path: Path, members: Members, problem: str) -> None:
+    tar(tmp_path / "train" / "0.tar", members)
+    with pytest.raises(NotShardedData) as caught:
+        index(tmp_path)
+    assert problem in str(caught.value)
+    assert f"{tmp_path}/train/0.tar" in str(caught.value)
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_split_s_word_within_another_word_doesn_t_count(foreign: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What lay in train and in test was trained on and scored."""
+    images = tarred(foreign, "imagenet-train-0.tar")
+    for name in ("contest-train-0", "retrieval-train-1", "ILSVRC2012_img_TRAIN2", "latest_3", "trainval"):
+        tar(foreign / f"{name}.tar", images)
+    names = {split: [file.name for file in files] for split, files in split_files(foreign).items()}
+    assert names == {
+        "train": [
+            *("ILSVRC2012_img_TRAIN2.tar", "contest-train-0.tar", "imagenet-train-0.tar", "imagenet-train-1.tar"),
+            "retrieval-train-1.tar",
+        ],
+        "test": ["imagenet-val-0.tar"],
+    }
+    index(foreign)
+    assert "no split's word: \n  - latest_3.tar\n  - trainval.tar" in caplog.text
+
+
+def test_a_file_of_two_splits_is_refused_until_it_lies_in_a_folder(foreign: Path) -> None:
+    images = tarred(foreign, "imagenet-train-0.tar")
+    tar(both := foreign / "train_of-test.tar", images)
+    with pytest.raises(
+        NotShardedData, match=f"{both.name} has the words of two splits in its name, train and test; re"
+    ):
+        index(foreign)
+    for split in ("train", "test"):
+        tar(foreign / split / "0.tar", images)
+    assert split_files(foreign)["test"] == [foreign / "test" / "0.tar"]
+
+
+def test_too_few_names_and_damaged_tar_files_are_refused(foreign: Path) -> None:
+    (foreign / "classes.txt").write_text("ant\nbee\n")
+    with pytest.raises(NotShardedData, match="names 2 classes, and the labels go up to 2"):
+        index(foreign)
+    (foreign / "imagenet-train-1.tar").write_bytes(b"no tar" * 1000)
+    with pytest.raises(NotShardedData, match=r"imagenet-train-1\.tar can't be read"):
+        index(foreign)
+
+
+def test_verifying_names_every_file_that_isn_t_what_was_packed(packed: Callable[..., Path], tmp_path: Path) -> None:
+    assert verify(packed())["train/images"] == 74
+    copy = Path(shutil.copytree(packed(), tmp_path / "copy"))
+    (copy / "train" / "000002.tar").unlink()
+    data = (copy / "test" / "000000.tar").read_bytes()
+    (copy / "test" / "000000.tar").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(NotShardedData, match="isn't what was packed; copy it again") as caught:
+        verify(copy)
+    assert "train/000002.tar: it is missing" in str(caught.value)
+    assert "test/000000.tar: its checksum is wrong" in str(caught.value)

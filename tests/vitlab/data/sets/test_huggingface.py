@@ -1,0 +1,508 @@
+"""Sets in the formats of the Hugging Face Hub: files that `datasets` wrote, read from a disk and over HTTP."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial, partialmethod
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_image
+
+from conftest import SRC, Configure
+from faults import rows, same
+from forked_ranks import RANKS
+from hub_files import CLASSES, Ranges, png, table
+from vitlab import checkpoints, resume, runs
+from vitlab.cli.checks import problems as all_problems
+from vitlab.config.schema import Node
+from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
+from vitlab.data.dataset import TrainBatch
+from vitlab.data.decode import UnreadableImage, read_image
+from vitlab.data.sets.huggingface import huggingface as source_of
+from vitlab.data.sets.huggingface import problems
+from vitlab.data.source import Source, Split, loader_settings
+
+Load = Callable[..., Source]
+TARGET = "vitlab.data.sets.huggingface.huggingface"
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """The source, with downloads and tables kept in a folder of the test's own."""
+    return partial(source_of, cache_dir=str(tmp_path / "cache"))
+
+
+def pixels(split: Split) -> torch.Tensor:
+    """All images of a split of digits, from any format, grey."""
+    return torch.stack([read_image(file)[0] for file in split.files or []])
+
+
+def digits(start: int, stop: int) -> torch.Tensor:
+    return torch.from_numpy((load_digits().images[start:stop] * 15).astype(np.uint8))
+
+
+def saved(folder: Path, **splits: datasets.Dataset) -> str:
+    datasets.DatasetDict(splits).save_to_disk(folder)
+    return str(folder)
+
+
+# ------------------------------------------------------------------------------------------------- formats and splits
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_files_are_the_images_and_classes_that_were_written(
+    load: Load, parquet: Path, *, streaming: bool
+) -> None:
+    source = load(name=str(parquet), streaming=streaming)
+    assert source.name == "digits"
+    assert source.classes == tuple(f"digit {i}" for i in range(10))
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 600, "test": 200}
+    assert torch.equal(pixels(source.train), digits(0, 600))
+    assert torch.equal(pixels(source.test), digits(600, 800))
+    assert source.train.labels.tolist() == load_digits().target[:600].tolist()
+    assert source.train.labels.dtype == torch.int64
+
+
+def test_what_was_saved_to_disk_and_folders_of_images_are_read_too(load: Load, parquet: Path, tmp_path: Path) -> None:
+    whole = {
+        name: datasets.Dataset.from_parquet(str(parquet / "data" / f"{name}-0.parquet"), cache_dir=str(tmp_path / "c"))
+        for name in ("train", "test")
+    }
+    source = load(name=saved(tmp_path / "saved", **whole))
+    assert torch.equal(pixels(source.train), digits(0, 200))
+    for index, label in enumerate(load_digits().target[:40].tolist()):
+        file = tmp_path / "folder" / ("train" if index < 30 else "test") / f"digit {label}" / f"{index:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(load_digits().images[index]))
+    source = load(name=str(tmp_path / "folder"))
+    assert {name: len(split) for name, split in source.splits.items()} == {"train": 30, "test": 10}
+    assert source.classes[3] == "digit 3"
+    first = source.train.labels.tolist().index(3)
+    assert torch.equal(read_image((source.train.files or [])[first])[0], digits(3, 4)[0])
+
+
+def test_one_file_or_a_pattern_of_files_is_cut_by_vitlab(load: Load, parquet: Path) -> None:
+    one = load(name=str(parquet / "data" / "test-0.parquet"), test_fraction=0.25)
+    assert {name: len(split) for name, split in one.splits.items()} == {"train": 150, "test": 50}
+    assert int(one.test.labels.bincount().min()) >= 4, "stratified"
+    streamed = load(name=str(parquet / "data" / "t*.parquet"), test_fraction=0.25, streaming=True)
+    assert {name: len(split) for name, split in streamed.splits.items()} == {"train": 600, "test": 200}
+    assert not set(streamed.train.files or []) & set(streamed.test.files or [])
+
+
+def test_a_published_validation_split_is_validated_on(load: Load, tmp_path: Path) -> None:
+    whole = table([i % 2 for i in range(40)], CLASSES)
+    name = saved(tmp_path / "s", train=whole, validation=whole.select(range(8)), test=whole.select(range(6)))
+    data = DataModule(source=partial(load, name=name), augment=Augment(), image_size=8, batch_size=8, seed=0)
+    data.setup()
+    assert data.samples == {"train": 40, "val": 8, "test": 6}
+    assert data.split("val").files is not None
+    assert (data.split("val").files or [])[0] == "s/validation/0"
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    ("values", "feature", "classes"),
+    [
+        (["dog", "cat", "dog"], datasets.Value("string"), ("cat", "dog")),
+        ([30, 4, 30], datasets.Value("int16"), ("4", "30")),
+        ([True, False, True], datasets.Value("bool"), ("False", "True")),
+    ],
+)
+def test_labels_without_names_are_classes_in_order(
+    load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture, values: list[Any], feature: Any, classes: Any
+) -> None:
+    whole = table(values * 4, feature)
+    with caplog.at_level(logging.INFO):
+        source = load(name=saved(tmp_path / "s", train=whole, test=whole.select(range(3))))
+    assert source.classes == classes
+    assert source.test.labels.tolist() == [1, 0, 1]
+    assert f"2 classes, sorted: {', '.join(classes)}" in caplog.text
+
+
+def test_hidden_labels_of_a_test_split_make_validation_the_test_split(
+    load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = table([0, 1] * 10, CLASSES)
+    hidden = table([-1] * 5, CLASSES)
+    name = saved(tmp_path / "s", train=whole, validation=whole.select(range(4)), test=hidden)
+    with caplog.at_level(logging.INFO):
+        source = load(name=name)
+    assert (len(source.train), source.val, len(source.test)) == (20, None, 4)
+    assert "the labels of test are hidden; test split: validation" in caplog.text
+    with pytest.raises(ValueError, match="5 of the 5 labels of the split test are -1 or missing"):
+        load(name=name, test_split="test")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "feature", "told"),
+    [
+        ([0, 1, -1, 1], [0], CLASSES, "1 of the 4 labels of the split train are -1 or missing"),
+        ([0, 1, None, 1], [0], CLASSES, "1 of the 4 labels of the split train are -1 or missing"),
+        (["a", "b"] * 3, ["c"], datasets.Value("string"), "the split test has the label 'c', which train doesn't have"),
+        (["a", "b", "c", "d"], ["a"], datasets.Value("string"), "4 different values in 4 images, so they are no"),
+        ([[0], [1]], [[0]], datasets.List(CLASSES), "label_column=label holds several labels, or none for each image"),
+        ([0.5, 1.5], [0.5], datasets.Value("float32"), "label_column=label holds a number with fractions"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(
+    load: Load, tmp_path: Path, train: list[Any], test: list[Any], feature: Any, told: str
+) -> None:
+    name = saved(tmp_path / "s", train=table(train, feature), test=table(test, feature))
+    with pytest.raises(ValueError, match=re.escape(told)):
+        load(name=name)
+
+
+def test_classes_of_another_order_are_not_mixed_up(load: Load, tmp_path: Path) -> None:
+    one, other = (table([0, 1] * 4, datasets.ClassLabel(names=names)) for names in (["a", "b"], ["b", "a"]))
+    with pytest.raises(ValueError, match="the classes of the split test have other names, or another order"):
+        load(name=saved(tmp_path / "s", train=one, test=other))
+    (tmp_path / "p").mkdir()
+    for name, part in (("train-0", one), ("train-1", other)):
+        part.to_parquet(tmp_path / "p" / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"the classes of .*train-1\.parquet have other names, or another order"):
+        load(name=str(tmp_path / "p"), streaming=True)
+
+
+def test_columns_are_found_by_what_they_hold_or_named(load: Load, tmp_path: Path) -> None:
+    fine = datasets.ClassLabel(names=["zero", "one", "two"])
+    whole = table(["x"] * 6, datasets.Value("string"), fine=([0, 1, 2] * 2, fine), coarse=([0, 1] * 3, CLASSES))
+    whole = whole.rename_column("image", "picture")
+    name = saved(tmp_path / "s", train=whole, test=whole)
+    with pytest.raises(ValueError, match=r"label_column is not set, and .* has several .*; name one of fine, coarse"):
+        load(name=name)
+    assert load(name=name, label_column="coarse").classes == ("even", "odd")
+    assert load(name=saved(tmp_path / "t", train=whole.remove_columns("fine")), test_fraction=0.5).classes == (
+        "even",
+        "odd",
+    )
+    two = datasets.concatenate_datasets(
+        [whole, whole.select_columns("picture").rename_column("picture", "thumb")], axis=1
+    )
+    name = saved(tmp_path / "u", train=two, test=two)
+    with pytest.raises(
+        ValueError, match=r"image_column is not set, and .* several columns of images; .* picture, thumb"
+    ):
+        load(name=name, label_column="fine")
+    assert load(name=name, label_column="fine", image_column="thumb").classes == ("zero", "one", "two")
+
+
+# ------------------------------------------------------------------------------------------------------------- images
+
+
+def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(load: Load, tmp_path: Path) -> None:
+    photo = Image.fromarray(load_sample_image("china.jpg")).resize((40, 30))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    odd = {
+        "grey.jpg": photo.convert("L"),
+        "palette.png": photo.convert("P"),
+        "cmyk.jpg": photo.convert("CMYK"),
+        "clear.png": Image.new("RGBA", (9, 9)),
+        "turned.jpg": photo,
+    }
+    values: list[Any] = []
+    for name, image in odd.items():
+        image.save(tmp_path / name, exif=turned if name == "turned.jpg" else Image.Exif())
+        values.append({"bytes": (tmp_path / name).read_bytes(), "path": name})
+    values = [*values, *values, {"bytes": values[0]["bytes"][:200], "path": "cut.jpg"}, None]
+    label = [0, 1] * 6
+    features = datasets.Features({"image": datasets.Image(), "label": CLASSES})
+    whole = datasets.Dataset.from_dict({"image": values, "label": label}, features=features)
+    name = saved(tmp_path / "odd", train=whole, test=whole.select(range(4)))
+    source = load(name=name)
+    for file, row in zip(odd, source.train.files or [], strict=False):
+        assert torch.equal(read_image(row), read_image(str(tmp_path / file))), file
+    assert read_image((source.train.files or [])[4]).shape == (3, 40, 30), "upright"
+    with pytest.raises(UnreadableImage, match=r"^odd/train/10 can't be decoded"):
+        read_image((source.train.files or [])[10])
+
+    data = partial(DataModule, source=lambda: source, augment=Augment(), image_size=8, batch_size=2, seed=0)
+    knobs: dict[str, Any] = {"val_fraction": 0.25, "skipped_file": str(tmp_path / "skipped.csv")}
+    with pytest.raises(ValueError, match=r"2 of 16 images can't be used(.|\n)*odd/train/11: the row holds no image"):
+        data(**knobs).setup()
+    left = data(on_error="skip", max_skipped=0.5, **knobs)
+    left.setup()
+    assert left.samples == {"train": 7, "val": 3, "test": 4}
+    lines = (tmp_path / "skipped.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["train/10", "train"], ["train/11", "train"]]
+
+
+# ----------------------------------------------------------------------------------------- what is told before a start
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"name": None}, "data.name is not set: data=huggingface wants data.name=OWNER/NAME"),
+        (
+            {"name": "ylecun/no_such_set"},
+            "data.name=ylecun/no_such_set: there is no such folder here, the Hub can't be",
+        ),
+        ({"name": "/no/such/folder"}, "data.name=/no/such/folder: there is no such file or folder"),
+        ({"subset": "plain"}, "data.source.subset=plain: BuilderConfig 'plain' not found"),
+        ({"train_split": "trian"}, "data.source.train_split=trian: digits has no such split; did you mean 'train'?"),
+        ({"val_split": "other"}, "data.source.val_split=other: digits has no such split; there are train, test"),
+        ({"image_column": "imag"}, "data.source.image_column=imag: digits has no such column; did you mean 'image'?"),
+        ({"label_column": "image"}, "data.source.label_column=image holds several labels"),
+        ({"image_column": "id"}, "data.source.image_column=id holds no images, but"),
+        ({"test_fraction": 1.5}, "data.source.test_fraction=1.5 must lie between 0 and 1"),
+        ({"shuffle_buffer": 0}, "data.source.shuffle_buffer=0 must be at least 1"),
+        ({"name": "scripted"}, "no code of a set is run"),
+        ({"name": "saved", "streaming": True}, "is mapped into memory without being copied anyway"),
+        ({"name": "images", "streaming": True}, "is of the kind imagefolder; use streaming=false"),
+        ({"name": "text.txt"}, "is no parquet file; of other files, name the folder that they lie in"),
+        ({"name": "none-*.parquet"}, "data.name=none-*.parquet matches no file"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_told(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Node, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("scripted").mkdir()
+    Path("scripted/scripted.py").write_text("raise SystemExit('this was run')")
+    Path("text.txt").write_text("text")
+    if settings.get("name") == "saved":
+        saved(Path("saved"), train=table([0, 1], CLASSES))
+    for name in ("a", "b"):
+        Path("images", name).mkdir(parents=True)
+        Path("images", name, "0.png").write_bytes(png(load_digits().images[0]))
+    found = list(problems(**loader_settings({"_target_": TARGET, "name": str(parquet), **settings})))
+    assert len(found) == 1, found
+    assert told in found[0]
+
+
+def test_a_program_tells_it_before_anything_starts(configure: Configure, train_function: Any, parquet: Path) -> None:
+    for settings, told in (
+        ([], "data.name is not set"),
+        ([f"data.name={parquet}", "data.source.test_split=tset"], "'test'"),
+    ):
+        found = all_problems(train_function, configure("data=huggingface", "image_size=8", *settings))
+        assert len(found) == 1, found
+        assert told in found[0]
+
+
+def test_a_good_configuration_has_no_problems_and_is_named_by_its_data(
+    configure: Configure, train_function: Any, parquet: Path
+) -> None:
+    config = configure("data=huggingface", f"data.name={parquet}", "image_size=8", "data.source.streaming=true")
+    assert all_problems(train_function, config) == []
+    assert config["name"].startswith("digits-vit_")
+    assert "name" not in config["data"], "the source has it"
+    assert config["data"]["source"]["name"] == str(parquet)
+    hub = configure("data=huggingface", "data.name=uoft-cs/cifar100", "image_size=8")
+    assert hub["name"].startswith("uoft-cs_cifar100-vit_")
+
+
+# ------------------------------------------------------------------------------------------------------------ streamed
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The URL of a folder that a server offers, and the folder."""
+
+    class Here(Ranges):
+        __init__ = partialmethod(Ranges.__init__, directory=str(tmp_path))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Here) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", tmp_path
+        server.shutdown()
+
+
+def test_over_a_network_only_the_row_groups_that_are_asked_for_are_read(
+    served: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    url, folder = served
+    noise = np.random.default_rng(0)
+    images = [Image.fromarray(noise.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(80)]
+    features = datasets.Features({"image": datasets.Image(), "label": CLASSES})
+    whole = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 40}, features=features)
+    whole.to_parquet(folder / "all.parquet", batch_size=10)
+    size = (folder / "all.parquet").stat().st_size
+    Ranges.sent = 0
+    source = source_of(name=f"{url}/all.parquet", streaming=True, cache_dir=str(folder / "cache"))
+    assert Ranges.sent < 0.5 * size, "footers and labels"
+    before, group_and_footer = Ranges.sent, size / 8 + 65_536
+    files = source.train.files or []
+    assert torch.equal(
+        read_image(files[0]), torch.from_numpy(np.array(images[int(files[0].split("/")[-1])])).permute(2, 0, 1)
+    )
+    for index in range(1, 10):
+        read_image(files[index])
+    assert 0.9 * group_and_footer < Ranges.sent - before < 1.1 * group_and_footer, "one row group, once"
+
+
+@pytest.mark.parametrize("streaming", [pytest.param(False, marks=pytest.mark.long), True])
+def test_epochs_draw_each_image_once_on_any_number_of_ranks_with_workers(
+    load: Load, parquet: Path, monkeypatch: pytest.MonkeyPatch, *, streaming: bool
+) -> None:
+    data = DataModule(
+        source=partial(load, name=str(parquet), streaming=streaming, shuffle_buffer=400),
+        augment=Augment(crop_scale=(1.0, 1.0), crop_fraction=1.0),
+        image_size=8,
+        batch_size=64,
+        seed=0,
+        num_workers=2,
+    )
+    data.setup()
+    every = sorted(tuple(image.flatten().tolist()) for image in pixels(data.split("train")))
+    steps: list[list[TrainBatch]] = []
+    for ranks in (1, 3):
+        data.num_workers = 2 if ranks == 1 else 0
+        for rank in range(ranks):
+            monkeypatch.setattr(data, "_rank_and_world_size", partial(tuple, (rank, ranks)))
+            steps.append([batch for batch in data.train_dataloader() if isinstance(batch, TrainBatch)])
+    one, three = steps[0], [torch.cat([batch.images for batch in parts]) for parts in zip(*steps[1:], strict=True)]
+    seen = torch.cat([batch.images for batch in one])[:, 0].flatten(1).tolist()
+    assert sorted(map(tuple, seen)) == every
+    assert all(torch.equal(batch.images, images) for batch, images in zip(one, three, strict=True))
+    for ranks in (1, 2, 3):
+        shares = []
+        for rank in range(ranks):
+            monkeypatch.setattr(data, "_rank_and_world_size", partial(tuple, (rank, ranks)))
+            shares += [batch.images for batch in data.loader("test")]
+        found = torch.cat(shares)[:, 0].flatten(1).tolist()
+        assert sorted(map(tuple, found)) == sorted(map(tuple, digits(600, 800).flatten(1).tolist()))
+
+
+def test_the_data_of_a_checkpoint_is_told_from_other_data(load: Load, parquet: Path, tmp_path: Path) -> None:
+    def identity(name: Path, *, streaming: bool) -> Node:
+        data = DataModule(
+            source=partial(load, name=str(name), streaming=streaming),
+            augment=Augment(),
+            image_size=8,
+            batch_size=64,
+            seed=0,
+        )
+        data.setup()
+        return {"config": {}, "data": resume.fingerprint(data)}
+
+    shutil.copytree(parquet, other := tmp_path / "digits")
+    for streaming in (False, True):
+        first = identity(parquet, streaming=streaming)
+        assert resume.differences(first, identity(other, streaming=streaming)) == []
+    shutil.copy(other / "data" / "train-0.parquet", other / "data" / "test-0.parquet")
+    for streaming in (False, True):
+        told = resume.differences(identity(parquet, streaming=streaming), identity(other, streaming=streaming))
+        assert told == ["data: test images: differ, though they are as many"]
+
+
+@pytest.mark.long
+def test_one_two_and_three_ranks_train_and_count_alike_and_go_on_exactly(
+    small: list[str], parquet: Path, tmp_path: Path
+) -> None:
+    """Real processes with gloo, two loading workers each, out of parquet files."""
+    settings = [setting for setting in small if not setting.startswith("trainer.max_epochs")]
+    settings += ["data=huggingface", f"data.name={parquet}", "data.source.streaming=true", "data.num_workers=2"]
+    settings += ["data.source.shuffle_buffer=400", "batch_size=100", "image_size=8", "logger=csv", "schedule=constant"]
+    settings += ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "data.augment.flip=false"]
+    cut = [*settings, "trainer.max_steps=8", "callbacks.last.every_n_train_steps=1"]
+    jobs: list[list[Any]] = [["train", str(ranks), ranks, *settings] for ranks in (1, 2, 3)]
+    jobs += [["train", "cut", 2, *cut], ["train", "on", 2, *settings, f"resume={tmp_path}/cut/checkpoints/last.ckpt"]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)}
+    subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=tmp_path, env=environment, check=True)
+
+    def losses(run: str) -> list[float]:
+        return [float(row["train/loss"]) for row in rows(tmp_path / run) if row["train/loss"]]
+
+    assert len(losses("1")) == 2 * 6, "550 images in steps of at most 100"
+    one = runs.read_results(tmp_path / "1")
+    for ranks in ("2", "3"):
+        assert losses(ranks) == pytest.approx(losses("1"), rel=1e-4)
+        found = runs.read_results(tmp_path / ranks)
+        assert (found["val/count"], found["test/count"], found["images"]) == (50, 200, 2 * 550)
+        assert found["test/correct"] == one["test/correct"]
+    assert losses("cut") == losses("2")[:8]
+    assert losses("on") == losses("2")[8:]
+    whole, on = (checkpoints.read(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("2", "on"))
+    assert same(whole["state_dict"], on["state_dict"])
+
+
+class Hub(Ranges):
+    """Answers for one set, `some/digits`, as the Hub does, as far as its client asks."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, status: int, data: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"X-Repo-Commit": COMMIT, "Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def entry(self, file: Path) -> Node:
+        named = {"path": str(file.relative_to(self.directory)), "oid": "0" * 40}
+        return named | ({"type": "directory"} if file.is_dir() else {"type": "file", "size": file.stat().st_size})
+
+    def do_GET(self) -> None:
+        asked, root = self.path.partition("?")[0], Path(self.directory)
+        if asked.startswith(f"/api/datasets/some/digits/tree/{COMMIT}"):
+            inner = root / asked.rpartition(COMMIT)[2].strip("/")
+            self.answer(200, json.dumps([self.entry(file) for file in sorted(inner.iterdir())]).encode())
+        elif asked.startswith("/api/datasets/some/digits"):
+            self.answer(200, json.dumps({"id": "some/digits", "sha": COMMIT, "siblings": []}).encode())
+        elif (file := root / asked.partition(f"/resolve/{COMMIT}/")[2]).is_file():
+            data = file.read_bytes()
+            part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            Hub.parts += [asked] if part else []
+            if part:
+                at, to = int(part[1]), int(part[2]) + 1
+                self.answer(206, data[at:to], Content_Range=f"bytes {at}-{to - 1}/{len(data)}")
+            else:
+                self.answer(200, data, ETag='"0"', Accept_Ranges="bytes")
+        else:
+            self.answer(404, X_Error_Code="EntryNotFound" if "/some/digits/" in asked else "RepoNotFound")
+
+    do_HEAD = do_GET
+    parts: ClassVar[list[str]] = []
+
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+@pytest.mark.long
+def test_a_run_streams_a_set_by_its_name_on_the_hub(parquet: Path, small: list[str], tmp_path: Path) -> None:
+    class Here(Hub):
+        __init__ = partialmethod(Hub.__init__, directory=str(parquet))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Here) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "HF_HOME": str(tmp_path / "home")}
+        command = [*small, "data=huggingface", "data.source.streaming=true", "data.num_workers=2", "logger=csv"]
+        command += ["image_size=8", "trainer.max_epochs=1", "hydra.run.dir=run"]
+        environment = {**os.environ, **hub, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+
+        def train(name: str) -> "subprocess.CompletedProcess[str]":
+            line = [sys.executable, str(SRC / "train.py"), *command, f"data.name={name}"]
+            return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+        missing, done = train("some/other"), train("some/digits")
+        server.shutdown()
+    assert missing.returncode == 2
+    assert "data.name=some/other can't be opened: Dataset 'some/other' doesn't exist on the Hub" in missing.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert f"some/digits at {COMMIT}: train split train, validation cut from train, test test, streamed" in log
+    assert "HTTP" not in log
+    assert runs.read_results(tmp_path / "run")["test/count"] == 200
+    assert len(Hub.parts) > 12, "row groups"
+    assert not list((tmp_path / "home").rglob("*.parquet")), "nothing was downloaded"

@@ -1,0 +1,172 @@
+"""What is wrong with a search is told before it starts, all of it, in lines that name knob and remedy."""
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+import train
+from vitlab.cli import preflight
+from vitlab.config.schema import Node
+from vitlab.jobs import compose
+from vitlab.jobs.compose import CONF
+from vitlab.sweeps.search import checks
+
+LR = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
+Found = Callable[..., list[str]]
+
+
+def composed(*overrides: str) -> Node:
+    """A sweeper's node as Hydra composes it."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        node: Any = OmegaConf.to_container(compose("train", list(overrides)).hydra.sweeper)
+    return node  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def node() -> Node:
+    return composed("hydra/sweeper=optuna")
+
+
+def found(node: Node, *lines: str) -> list[str]:
+    """The problems of a sweeper's node and a command line."""
+    _, problems = checks.problems(node, lines or [LR], {"objective": "val/acc"}, None)
+    return problems
+
+
+@pytest.mark.parametrize("sweeper", ["optuna", "random", "asha"])
+def test_the_searches_that_are_offered_have_no_problem(sweeper: str) -> None:
+    assert found(composed(f"hydra/sweeper={sweeper}")) == []
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsga2"])
+def test_each_sampler_has_no_problem_and_may_have_several_objectives(sampler: str) -> None:
+    node = composed("hydra/sweeper=optuna", f"hydra/sweeper/sampler={sampler}", "hydra/sweeper/pruner=none")
+    objectives = {"val/acc": "max", "images_per_second": "max"}
+    assert found({**node, "objectives": objectives}, "seed=1,2") == []
+
+
+@pytest.mark.parametrize("pruner", ["median", "asha", "hyperband", "none"])
+def test_each_pruner_has_no_problem(pruner: str) -> None:
+    assert found(composed("hydra/sweeper=optuna", f"hydra/sweeper/pruner={pruner}")) == []
+
+
+def test_all_that_is_wrong_with_a_search_is_told_together(node: Node) -> None:
+    objectives = {"val/ac": "max", "test/acc": "max", "val/loss": "down"}
+    wrong = {"n_trials": 0, "n_jobs": 0, "objectives": objectives, "storage": "searches.db"}
+    assert found({**node, **wrong}) == [
+        "hydra.sweeper.n_trials=0 must be at least 1",
+        "hydra.sweeper.n_jobs=0 must be at least 1",
+        "hydra.sweeper.objectives.val/ac is not measured; did you mean 'val/acc' or 'val/acc5'? "
+        "(of val/acc, val/acc5, val/loss, parameters, images_per_second, seconds)",
+        "hydra.sweeper.objectives.test/acc: the test split can't test what was chosen by it; use val/",
+        "hydra.sweeper.objectives.val/loss=down is not a direction; use max or min",
+        "hydra.sweeper.pruner: Optuna prunes by one objective, and there are 3; add hydra/sweeper/pruner=none",
+        "hydra.sweeper.storage=searches.db is not a URL; write sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("n_trials", "ten", "hydra.sweeper.n_trials=ten is not an int"),
+        ("n_trials", None, "hydra.sweeper.n_trials=null is not an int"),
+        ("n_trial", 3, "hydra.sweeper.n_trial=3: there is no such setting; did you mean 'n_trials'"),
+        ("objectives", {"seconds": "min"}, "hydra.sweeper.pruner: seconds isn't known while a trial trains"),
+        ("sampler", {}, "hydra.sweeper.sampler is not set, and has no default"),
+        ("sampler._target_", "optuna.samplers.BruteForceSampler", "can't be resumed; use hydra/sweeper=grid"),
+        ("sampler._target_", "optuna.samplers.TPESampeler", "has no 'TPESampeler'; did you mean 'TPESampler'"),
+        ("pruner.n_startup_trials", "many", "hydra.sweeper.pruner.n_startup_trials=many is not an int"),
+        ("sampler.sede", 1, "hydra.sweeper.sampler.sede=1: there is no such setting; did you mean 'seed'?"),
+        ("pruner.n_startup_trials", -1, "hydra.sweeper.pruner: Number of startup trials cannot be negative"),
+    ],
+)
+def test_a_mistake_in_a_search_is_told(node: Node, path: str, value: object, words: str) -> None:
+    wrong = copy.deepcopy(node)
+    *parents, key = path.split(".")
+    (wrong[parents[0]] if parents else wrong)[key] = value
+    if path.startswith("sampler._target_"):
+        wrong["sampler"] = {"_target_": value}
+    (problem,) = found(wrong)
+    assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("optimizer.lr=1e-3", "hydra/sweeper=optuna has nothing to search"),
+        ("optimizer.lr=interval(3,1)", "optimizer.lr=interval(3,1) is empty or infinite"),
+    ],
+)
+def test_a_mistake_in_a_space_is_told(node: Node, line: str, words: str) -> None:
+    (problem,) = found(node, line)
+    assert words in problem
+
+
+def test_a_password_is_refused_and_not_repeated(node: Node) -> None:
+    (problem,) = found({**node, "storage": "postgresql://me:s3cret@host/searches"})
+    assert "has a password" in problem
+    assert "~/.pgpass" in problem
+    assert "s3cret" not in problem
+    (problem,) = found({**node, "storage": "postgresql://me@127.0.0.1:1/searches"})
+    assert problem.startswith("hydra.sweeper.storage=postgresql://me@127.0.0.1:1/searches can't be reached: ")
+
+
+def test_a_missing_optuna_is_told_with_the_command_that_installs_it(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)  # as Python notes a module that isn't there
+    (problem,) = found(node)
+    assert problem.startswith("hydra/sweeper=optuna needs Optuna, which is not installed: pip install 'optuna>=")
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Found:
+    """Arguments -> the problems for which `train.py` refuses them."""
+    monkeypatch.chdir(tmp_path)
+
+    def problems(*argv: str) -> list[str]:
+        with pytest.raises(SystemExit):
+            preflight("train", inspect.unwrap(train.main), [*argv])
+        return [line.removeprefix("  - ") for line in capsys.readouterr().err.splitlines()[1:]]
+
+    return problems
+
+
+def test_the_ends_of_all_ranges_are_checked_as_settings(refused: Found) -> None:
+    space = ["optimizer.lr=interval(-1,1)", "model.dmi=int(interval(3,4))"]
+    assert sorted(refused("-m", "hydra/sweeper=optuna", *space)) == [
+        "model.dmi=3: there is no such setting; did you mean 'dim'?",
+        "model.dmi=4: there is no such setting; did you mean 'dim'?",
+        "optimizer.lr=-1.0 must be above 0",
+    ]
+
+
+def test_an_experiment_chooses_its_sweeper_and_what_it_searches_is_checked(refused: Found, tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /hydra/sweeper: random\nhydra:\n  mode: MULTIRUN\n  sweeper:\n"
+        "    params:\n      schedule: choice(reciprocal_sqrt)\n      schedule.cooldown_step: choice(1, 2)\n"
+    )
+    argv = [f"--config-dir={tmp_path / 'mine'}", "experiment=mine", "trainer.accelerator=cpu"]
+    assert refused(*argv) == [
+        "schedule.cooldown_step=1: there is no such setting; did you mean 'cooldown_steps' or 'total_steps'?",
+        "schedule.cooldown_step=2: there is no such setting; did you mean 'cooldown_steps' or 'total_steps'?",
+    ]
+    (folder / "mine.yaml").write_text((folder / "mine.yaml").read_text().replace("cooldown_step:", "cooldown_steps:"))
+    passed = preflight("train", inspect.unwrap(train.main), argv)
+    assert passed[:3] == [argv[0], "hydra/sweeper=random", passed[2]]
+    assert passed[2].startswith("sweep=digits-schedule-")
+    one = [*argv, "schedule=constant", "hydra.mode=RUN", "sweep=null"]
+    passed = preflight("train", inspect.unwrap(train.main), one)
+    assert passed == [argv[0], "hydra/sweeper=random", *one[1:]], "one of its trials alone"
