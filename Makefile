@@ -46,6 +46,7 @@ check: $(DEV) ## format, lint and types: nothing is changed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	PYTHONPATH=src $(VENV)/bin/lint-imports
 
 format: $(DEV) ## format the code and mend what lint can mend
 	$(VENV)/bin/ruff format .

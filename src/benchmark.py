@@ -16,7 +16,7 @@ from vitlab.config.view import ConfigView
 
 
 def problems(view: ConfigView) -> Iterator[str]:
-    from vitlab.benchmarking import checks
+    from vitlab.benchmark import checks
 
     yield from checks.problems(view)
 
@@ -37,7 +37,7 @@ def main(
     devices: Node,
     run_dir: str,
 ) -> Node:
-    from vitlab.benchmarking import machine, run
+    from vitlab.benchmark import machine, run
     from vitlab.config import instantiate
 
     nodes = {"networks": networks, "training": training, "loading": loading}

@@ -11,12 +11,12 @@ several devices send to each other is not measured.
 from pathlib import Path
 from typing import Literal
 
-from vitlab import program_checks
 from vitlab.cli.command import command
 from vitlab.config.schema import Node
+from vitlab.diagnostics import checks
 
 
-@command("doctor", check=program_checks.doctor_problems)
+@command("doctor", check=checks.doctor_problems)
 def main(
     *,
     changes: list[
@@ -46,14 +46,16 @@ def main(
 ) -> Node:
     from lightning import seed_everything
 
-    from vitlab import build
     from vitlab.diagnostics.doctor import diagnose
     from vitlab.diagnostics.measure import ProfiledRun
     from vitlab.models.compile import compile_network
+    from vitlab.training import build
 
-    datamodule = build.data(data)
+    datamodule = build.build_data(data)
     seed_everything(seed, verbose=False)
-    module = build.classifier(model, datamodule, classifier, weights=weights, optimizer=optimizer, schedule=schedule)
+    module = build.build_classifier(
+        model, datamodule, classifier, weights=weights, optimizer=optimizer, schedule=schedule
+    )
     if compile:
         compile_network(module.network)
     run = ProfiledRun(datamodule=datamodule, module=module, trainer=trainer, callbacks=callbacks)

@@ -10,12 +10,12 @@ computed once, and kept in `RUN/features/`. `src/probe.py` does the same to weig
 from pathlib import Path
 from typing import Literal
 
-from vitlab import program_checks
 from vitlab.cli.command import command
 from vitlab.config.schema import Node
+from vitlab.evaluation import checks
 
 
-@command("evaluate", check=program_checks.evaluation_problems)
+@command("evaluate", check=checks.evaluation_problems)
 def main(
     *,
     run: str,
@@ -28,13 +28,14 @@ def main(
 ) -> Node:
     import torch
 
-    from vitlab import build, checkpoints, runs
-    from vitlab.callbacks import scores
     from vitlab.config import instantiate
     from vitlab.evaluation import probes
+    from vitlab.runs import folder
     from vitlab.storage import safe_load
+    from vitlab.training import build
+    from vitlab.training.monitor import logged_scores
 
-    config = runs.read_config(Path(run))
+    config = folder.read_config(Path(run))
     if trainer["precision"] is None:
         trainer["precision"] = config["trainer"]["precision"]
     if batch_size is not None:
@@ -42,15 +43,15 @@ def main(
     # the run has looked at its images, and listed what it left out
     seen = {"scan": "none", "skipped_file": str(Path(run) / "skipped.csv")}
     config["data"] |= {k: v for k, v in seen.items() if k in config["data"]}
-    datamodule = build.data(config["data"])
-    module = build.classifier(config["model"], datamodule, config["classifier"])
+    datamodule = build.build_data(config["data"])
+    module = build.build_classifier(config["model"], datamodule, config["classifier"])
     module.split = datamodule.tested = split
-    file = runs.checkpoint_file(Path(run), checkpoint)
-    checkpoints.demand_whole(file)
+    file = folder.checkpoint_file(Path(run), checkpoint)
+    safe_load.verify_checkpoint(file)
     with safe_load.explain_unsafe_pickle(file):
         module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
 
-    tester = build.trainer(trainer, run_dir=Path(run_dir))
+    tester = build.build_trainer(trainer, run_dir=Path(run_dir))
     of = {"run": run, "split": split, "checkpoint": str(file)}
     asked = instantiate.build_object(probe) if probe is not None else probes.Head()
     if not isinstance(asked, probes.Head):
@@ -59,8 +60,8 @@ def main(
         probes.tell(results, split, Path(run_dir))
         return {**results, **of}
     tester.test(module, datamodule, verbose=False)
-    results = {**scores(tester, split), **of}
-    build.tell(results, Path(run_dir))
+    results = {**logged_scores(tester, split), **of}
+    build.log_results(results, Path(run_dir))
     return results
 
 

@@ -10,12 +10,12 @@ It goes to `RUN/export/FORMAT`, or to `out`, once what the other library loads g
 from pathlib import Path
 from typing import Literal
 
-from vitlab import program_checks
 from vitlab.cli.command import command
 from vitlab.config.schema import Node
+from vitlab.export import checks
 
 
-@command("export", check=program_checks.export_problems)
+@command("export", check=checks.export_problems)
 def main(
     *,
     run: str,
@@ -29,11 +29,11 @@ def main(
     overwrite: bool,
     run_dir: str,
 ) -> Node:
-    from vitlab.exporting import formats
-    from vitlab.exporting.trained import kept_weights, load
+    from vitlab.export import export
+    from vitlab.export.checkpoint import load_export_model, load_weights
 
-    trained = load(kept_weights(Path(run), checkpoint, part))
-    return formats.export(
+    trained = load_export_model(load_weights(Path(run), checkpoint, part))
+    return export.export_network(
         trained, format, Path(out), fold=fold, tolerance=tolerance, license=license, overwrite=overwrite
     )
 

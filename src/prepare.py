@@ -14,12 +14,12 @@ from typing import Literal, get_args
 
 from vitlab.cli.command import command
 from vitlab.config.schema import Node
-from vitlab.data.packing import checks as packing_checks
+from vitlab.data.packing import checks
 
 Action = Literal["pack", "verify", "index"]
 
 
-@command("prepare", check=packing_checks.problems)
+@command("prepare", check=checks.problems)
 def main(
     *,
     action: Action,
@@ -39,7 +39,7 @@ def main(
     from vitlab.config import instantiate
     from vitlab.data.packing import pack, verify
     from vitlab.data.packing.shard_writer import Settings
-    from vitlab.identity import data_name
+    from vitlab.jobs.identity import data_name
 
     if action == "verify":
         return verify.verify(Path(data_dir))

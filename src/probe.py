@@ -12,12 +12,12 @@ the weights' own head is scored: its classes must be the data's, in their order.
 from pathlib import Path
 from typing import Literal
 
-from vitlab import program_checks
 from vitlab.cli.command import command
 from vitlab.config.schema import Node
+from vitlab.evaluation import checks
 
 
-@command("probe", check=program_checks.probe_problems)
+@command("probe", check=checks.probe_problems)
 def main(
     *,
     image_size: int | tuple[int, int],
@@ -36,22 +36,22 @@ def main(
 ) -> Node:
     from lightning import seed_everything
 
-    from vitlab import build
-    from vitlab.callbacks import scores
     from vitlab.config import instantiate
     from vitlab.evaluation import probes
+    from vitlab.training import build
+    from vitlab.training.monitor import logged_scores
 
-    datamodule = build.data(data)
+    datamodule = build.build_data(data)
     seed_everything(seed, verbose=False)  # the same weights in every rank, also where they are drawn at random
-    tester, asked = build.trainer(trainer, run_dir=Path(run_dir)), instantiate.build_object(probe)
+    tester, asked = build.build_trainer(trainer, run_dir=Path(run_dir)), instantiate.build_object(probe)
     if isinstance(asked, probes.Head):
-        module = build.classifier(model, datamodule, {}, weights=weights, own_head=True)
+        module = build.build_classifier(model, datamodule, {}, weights=weights, own_head=True)
         module.split = datamodule.tested = split
         tester.test(module, datamodule, verbose=False)
-        results = {**scores(tester, split), "weights": weights["source"], "split": split}
-        build.tell(results, Path(run_dir))
+        results = {**logged_scores(tester, split), "weights": weights["source"], "split": split}
+        build.log_results(results, Path(run_dir))
         return results
-    network = build.classifier(model, datamodule, {}, weights=weights).network
+    network = build.build_classifier(model, datamodule, {}, weights=weights).network
     parts: Node = {"model": model, "folder": Path(features_dir)}
     results = probes.measure(asked, network, datamodule, tester, split=split, **parts)
     probes.tell(results, split, Path(run_dir))

@@ -9,12 +9,12 @@ every module's largest output. Where everything is finite this time, the status 
 from pathlib import Path
 from typing import Literal
 
-from vitlab import program_checks
 from vitlab.cli.command import command
 from vitlab.config.schema import Node
+from vitlab.diagnostics import checks
 
 
-@command("replay", check=program_checks.replay_problems)
+@command("replay", check=checks.replay_problems)
 def main(
     *,
     capture: str,
@@ -22,12 +22,13 @@ def main(
     accelerator: Literal["auto", "cpu", "gpu", "mps"],
     run_dir: str,
 ) -> Node:
-    from vitlab import figures, replaying
+    from vitlab.diagnostics import replay
+    from vitlab.runs import plots
 
-    found = replaying.replay(Path(capture), rank=rank, accelerator=accelerator)
+    found = replay.replay_capture(Path(capture), rank=rank, accelerator=accelerator)
     picture = Path(run_dir) / "outputs.png"
     names, largest, first = found.magnitudes()
-    figures.magnitudes(names, largest, picture, first=first, title=found.title)
+    plots.plot_magnitudes(names, largest, picture, first=first, title=found.title)
     found.tell(picture)
     return found.results()
 

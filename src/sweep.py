@@ -15,19 +15,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, get_args
 
-from vitlab import program_checks
 from vitlab.cli.command import command
 from vitlab.config.schema import Node
-from vitlab.ledger import Job, Sweep
+from vitlab.sweeps import checks
+from vitlab.sweeps.ledger import Job, Sweep
 
 Action = Literal["status", "report", "cancel", "dashboard"]
 LONGEST_ERROR = 80  # characters; results.json has all of it
 
 
-@command("sweep", check=program_checks.sweep_action_problems)
+@command("sweep", check=checks.sweep_action_problems)
 def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
-    from vitlab import ledger
-    from vitlab.report import write_report
+    from vitlab.sweeps import ledger
+    from vitlab.sweeps.report.page import write_report
 
     found = ledger.read_sweep(ledger.find_sweep(sweep)) if sweep is not None else None
     if action == "dashboard":
@@ -39,7 +39,7 @@ def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
     elif action == "report":
         print(write_report(found, found.folder / "report"))
     else:
-        running = ledger.cancel(found)
+        running = ledger.cancel_sweep(found)
         print(f"{found.name} is cancelled: {running} running job{'s' * (running != 1)} will save and end, none starts;")
         print(f"remove {found.folder / ledger.CANCELLED} to go on with it, by: {found.command}")
     return {}
@@ -47,20 +47,22 @@ def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
 
 def save_dashboard(sweep: Sweep | None, run: str | None) -> None:
     """Writes the dashboard of a sweep or of a run to a file, and saves it at wandb."""
-    from vitlab import panels, runs, tracking
+    from vitlab.runs import wandb
+    from vitlab.runs.folder import read_config
+    from vitlab.sweeps.report import wandb_dashboard
 
     if sweep is not None:
-        file = sweep.folder / panels.FILE
-        place = panels.tracked_in([job.config for job in sweep.jobs if job.config])
-        dashboard = panels.sweep_dashboard(sweep, place)
+        file = sweep.folder / wandb_dashboard.FILE
+        place = wandb_dashboard.wandb_project([job.config for job in sweep.jobs if job.config])
+        dashboard = wandb_dashboard.sweep_dashboard(sweep, place)
     else:
         assert run is not None
         folder = Path(run).absolute()
-        file, config = folder / panels.FILE, runs.read_config(folder)
-        dashboard = panels.run_dashboard(folder, config, panels.tracked_in([config]))
-    panels.write_specification(dashboard, file)
-    if tracking.logged_in():
-        print(f"saved: {panels.save(dashboard)}")
+        file, config = folder / wandb_dashboard.FILE, read_config(folder)
+        dashboard = wandb_dashboard.run_dashboard(folder, config, wandb_dashboard.wandb_project([config]))
+    wandb_dashboard.write_specification(dashboard, file)
+    if wandb.is_logged_in():
+        print(f"saved: {wandb_dashboard.save_dashboard(dashboard)}")
     else:
         print("You are not logged in, so nothing was saved at wandb; `wandb login`, then run this again.")
     print(f"specification: {file}")

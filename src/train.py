@@ -44,46 +44,49 @@ def main(
     config: Node = {**locals()}  # as config.yaml has it: which the first rank of torchrun's may not have written yet
     from lightning import seed_everything
 
-    from vitlab import build, figures, launch, memory, stopping, tracking
-    from vitlab.callbacks import scores
-    from vitlab.checkpoints import demand_whole
+    from vitlab.distributed import environment, signals
+    from vitlab.jobs.fingerprint import run_identity
+    from vitlab.jobs.resume import checkpoint_to_resume
     from vitlab.models.compile import compile_network
-    from vitlab.resume import checkpoint_to_resume, identity
+    from vitlab.runs import plots, wandb
+    from vitlab.storage.safe_load import verify_checkpoint
     from vitlab.sweeps.search.pruning import is_pruned
+    from vitlab.training import build, out_of_memory
+    from vitlab.training.monitor import logged_scores
 
     folder = Path(run_dir)
-    datamodule = build.data(data)
-    now = identity(config, datamodule)
-    start = checkpoint_to_resume(resume, folder, now, first_rank=launch.rank(os.environ) == 0)
+    datamodule = build.build_data(data)
+    now = run_identity(config, datamodule)
+    start = checkpoint_to_resume(resume, folder, now, first_rank=environment.rank(os.environ) == 0)
     seed_everything(seed, verbose=False)
-    module = build.classifier(
+    module = build.build_classifier(
         model, datamodule, classifier, weights=None if start else weights, optimizer=optimizer, schedule=schedule
     )
     if compile:
         compile_network(module.network)
-    with tracking.ended_truly():
-        run = build.trainer(trainer, run_dir=folder, logger=logger or {}, callbacks=callbacks)
-        module.identity = {**now, "wandb": tracking.known_run_id(folder)}
-        build.describe(run, module, datamodule, batch_size=batch_size, config=config)
-        with memory.explained(run, module, datamodule, batch_size=batch_size):
-            with stopping.patience():
+    with wandb.finish_wandb_run():
+        run = build.build_trainer(trainer, run_dir=folder, logger=logger or {}, callbacks=callbacks)
+        module.identity = {**now, "wandb": wandb.existing_run_id(folder)}
+        build.log_run_description(run, module, datamodule, batch_size=batch_size, config=config)
+        with out_of_memory.explain_out_of_memory(run, module, datamodule, batch_size=batch_size):
+            with signals.graceful_shutdown():
                 run.fit(module, datamodule, ckpt_path=start, weights_only=True)
             results = build.best_scores(run, module, datamodule)
             if is_pruned(run):
                 results["status"] = "pruned"
-                tracking.mark(run.loggers, "pruned")
+                wandb.tag_run(run.loggers, "pruned")
             else:
-                demand_whole(Path(results["checkpoint"]))
+                verify_checkpoint(Path(results["checkpoint"]))
                 run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
-                results |= scores(run, "test")
+                results |= logged_scores(run, "test")
 
         picture = folder / "figures" / "curves.png"
         if run.is_global_zero:
             score = "test/acc" if "test/acc" in results else "val/acc"
-            figures.curves(folder / "metrics.csv", picture, f"{name}   {score} {results[score]:.4f}")
-            tracking.log_image(run.loggers, "curves", picture)
-            tracking.log_results(run.loggers, results)
-            build.tell(results, folder)
+            plots.plot_curves(folder / "metrics.csv", picture, f"{name}   {score} {results[score]:.4f}")
+            wandb.log_image(run.loggers, "curves", picture)
+            wandb.log_results(run.loggers, results)
+            build.log_results(results, folder)
     return results
 
 

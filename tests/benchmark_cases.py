@@ -1,6 +1,6 @@
 """Measurements as the benchmark takes them, without anything measured."""
 
-from vitlab.timing import Measurement
+from vitlab.diagnostics.timing import Measurement
 
 
 def measured(name: str, *seconds: float, peer: bool = True, items: float = 1.0, **figures: float) -> Measurement:

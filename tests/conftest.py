@@ -289,7 +289,7 @@ def exportable(tmp_path: Path) -> Exportable:
     import yaml
 
     from parity import fill
-    from vitlab.exporting.trained import kept_weights, load
+    from vitlab.export.checkpoint import load_export_model, load_weights
     from vitlab.models.vit import VisionTransformer
 
     def make(
@@ -329,6 +329,6 @@ def exportable(tmp_path: Path) -> Exportable:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         torch.save(checkpoint, run / "checkpoints" / f"{keep}.ckpt")
-        return load(kept_weights(run, keep, None))
+        return load_export_model(load_weights(run, keep, None))
 
     return make

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vitlab.classifier import Classifier
 from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
@@ -20,6 +19,7 @@ from vitlab.data.sets.image_folder import image_folder
 from vitlab.diagnostics.measure import ProfiledRun
 from vitlab.models.vit import VisionTransformer
 from vitlab.training import schedules
+from vitlab.training.classifier import Classifier
 
 FEW_WORKERS = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
@@ -67,5 +67,5 @@ def profiled_run(
     trainer = {"_target_": "lightning.Trainer", "accelerator": "cpu", "devices": 1, "precision": "32-true"}
     trainer |= {"accumulate_grad_batches": accumulate, "log_every_n_steps": 2, "gradient_clip_val": 1.0}
     trainer |= {"enable_model_summary": False, "use_distributed_sampler": False}
-    nodes = {"monitor": {"_target_": "vitlab.callbacks.Monitor"}, **(callbacks or {})}
+    nodes = {"monitor": {"_target_": "vitlab.training.monitor.Monitor"}, **(callbacks or {})}
     return ProfiledRun(datamodule=data, module=module, trainer=trainer, callbacks=nodes)

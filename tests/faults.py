@@ -40,12 +40,15 @@ import torch.distributed as distributed
 from PIL import Image
 
 import train as train_program
-from vitlab import checkpoints, launch, replaying, runs, stopping
 from vitlab.cli import preflight, register
 from vitlab.config.schema import Node
+from vitlab.diagnostics import replay
+from vitlab.distributed import launch, signals
 from vitlab.jobs import compose
 from vitlab.jobs.run import run_recorded
-from vitlab.throughput import TIMED
+from vitlab.runs.folder import RESULTS, read_config, read_results, write_config
+from vitlab.storage import safe_load
+from vitlab.training.throughput import TIMED
 
 SMALL = [
     "model.dim=16",
@@ -147,7 +150,7 @@ def start(
     """Starts the ranks of a run; `before` is called in each of them first."""
     config = configured(run, *overrides, f"trainer.devices={ranks}")
     config["resume"] = "auto" if go_on else None
-    runs.write_config(run, config)
+    write_config(run, config)
     environment = {"OMP_NUM_THREADS": "1"}
     store = None
     if ranks > 1:
@@ -172,7 +175,7 @@ def start(
                 torch.set_num_threads(1)
                 if before:
                     before()
-                run_recorded("train", train_function(), run, runs.read_config(run))
+                run_recorded("train", train_function(), run, read_config(run))
                 status = 0
             except SystemExit as error:
                 status = error.code if isinstance(error.code, int) else 1
@@ -242,11 +245,11 @@ def assert_same_run(one: Path, two: Path) -> None:
     """Same metrics, same scores, and the same content of the last and the best checkpoint but for paths."""
     assert rows(one) == rows(two), "metrics.csv differs"
     for name in ("last", "best"):
-        first, second = (checkpoints.read(run / "checkpoints" / f"{name}.ckpt") for run in (one, two))
+        first, second = (safe_load.load_checkpoint(run / "checkpoints" / f"{name}.ckpt") for run in (one, two))
         parts = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "random", "monitor", "global_step")
         for part in (*parts, "current_model_state", "averaging_state"):
             assert same(first.get(part), second.get(part)), f"{name}.ckpt: {part} differs"
-    first, second = (runs.read_results(run) for run in (one, two))
+    first, second = (read_results(run) for run in (one, two))
     assert first["status"] == second["status"] == "finished"
     for key in (*(k for k in first if k.startswith(("val/", "test/"))), "steps", "epochs", "images"):
         assert first[key] == second[key], f"results.json: {key} differs"
@@ -329,13 +332,13 @@ def signalled(
         else:
             job.send(number, rank=trial.random.randrange(ranks))
         statuses = job.wait(launch.TAKEDOWN + 45)
-        status = runs.read_results(run).get("status")
+        status = read_results(run).get("status")
         if number != signal.SIGKILL and any(statuses):
-            outcome = stopping.SIGNALS[number]
-            assert set(statuses) == {stopping.STATUS[outcome]}, f"ended with {statuses}\n{told(run)}"
+            outcome = signals.SIGNALS[number]
+            assert set(statuses) == {signals.STATUS[outcome]}, f"ended with {statuses}\n{told(run)}"
             assert status in (outcome, None), f"results.json says {status}"
         for file in (run / "checkpoints").glob("*.ckpt"):
-            assert checkpoints.damage(file) is None, f"{file.name} is damaged"
+            assert safe_load.corruption(file) is None, f"{file.name} is damaged"
         if status == "finished":
             break
     else:
@@ -390,7 +393,7 @@ def signalled_twice(trial: Trial) -> None:
     job = run_until(trial, trial.random.uniform(0.1, 0.9) * seconds, *settings)
     os.kill(job.pids[0], signal.SIGSTOP)  # so that the step can't be finished before the second one comes
     job.send(signal.SIGTERM)
-    time.sleep(stopping.ECHO + 0.2)
+    time.sleep(signals.ECHO + 0.2)
     job.send(signal.SIGINT)
     os.kill(job.pids[0], signal.SIGCONT)
     job.wait(10)
@@ -417,12 +420,12 @@ def spoilt(trial: Trial, spoil: Callable[[bytearray], bytearray]) -> None:
     whole, run, settings = cut(trial)
     file = run / "checkpoints" / "last.ckpt"
     content = file.read_bytes()
-    before = checkpoints.read(file)
+    before = safe_load.load_checkpoint(file)
     before = {k: before[k] for k in ("state_dict", "optimizer_states", "loops", "global_step")}
     before = json.loads(json.dumps(before, default=lambda tensor: tensor.tolist()))
     file.write_bytes(spoil(bytearray(content)))
-    if checkpoints.damage(file) is None:  # a bit that says nothing (a date, a flag): then nothing may have changed
-        after = checkpoints.read(file)
+    if safe_load.corruption(file) is None:  # a bit that says nothing (a date, a flag): then nothing may have changed
+        after = safe_load.load_checkpoint(file)
         after = json.loads(json.dumps({k: after[k] for k in before}, default=lambda tensor: tensor.tolist()))
         assert before == after, "damage that wasn't noticed"
     else:
@@ -463,9 +466,9 @@ def flipped(trial: Trial) -> None:
 def refused(run: Path, *overrides: str, words: tuple[str, ...]) -> None:
     """Going on is refused with these words, and what is saved stays as it is."""
     saved = {file.name: file.read_bytes() for file in (run / "checkpoints").iterdir()}
-    config = runs.read_config(run)
+    config = read_config(run)
     status = start(run, *overrides, go_on=True).wait()
-    runs.write_config(run, config)
+    write_config(run, config)
     assert status == [1], f"ended with {status}"
     output = (run / "output.txt").read_text()
     for word in words:
@@ -495,7 +498,7 @@ def others(trial: Trial) -> None:
 def occupied(trial: Trial) -> None:
     whole, seconds = reference(trial.work, "digits", *DIGITS)
     job = run_until(trial, trial.random.uniform(0.1, 0.5) * seconds, *DIGITS)
-    while not (trial.folder / "run" / runs.RESULTS).exists():
+    while not (trial.folder / "run" / RESULTS).exists():
         time.sleep(0.005)
     status = start(trial.folder / "run", *DIGITS).wait()
     assert status == [1]
@@ -610,8 +613,8 @@ def diverged(trial: Trial) -> None:
     (capture,) = (run / "captures").iterdir()
     assert f"capture={capture}" in (run / "output.txt").read_text().replace("'", ""), told(run)
     for file in (run / "checkpoints").glob("*.ckpt"):
-        assert checkpoints.damage(file) is None
-    found = replaying.replay(capture, rank=trial.random.randrange(ranks), accelerator="cpu").results()
+        assert safe_load.corruption(file) is None
+    found = replay.replay_capture(capture, rank=trial.random.randrange(ranks), accelerator="cpu").results()
     assert found["reproduced"], found
     assert found["module"], found
 
@@ -697,14 +700,14 @@ def one_killed(trial: Trial, *line: str) -> None:
         while not (run / "checkpoints" / "previous.ckpt").exists() and process.poll() is None:
             time.sleep(0.005)
         time.sleep(trial.random.uniform(0, 0.5))
-        first = runs.read_results(run)["process"]
+        first = read_results(run)["process"]
         victim = first if trial.random.random() < 0.5 else other_rank(first)
         os.kill(victim, signal.SIGKILL)
         assert process.wait(180) == 0, (trial.folder / "output.txt").read_text()[-2000:]
     finally:
         process.kill()
         process.wait()
-    assert runs.read_results(run)["process"] != first, "it was started again"
+    assert read_results(run)["process"] != first, "it was started again"
     assert_same_run(whole, run)
 
 

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
-from vitlab.weights.loading import network, pretrained
+from vitlab.weights.load import load_network, load_pretrained
 from vitlab.weights.mapping import from_ours
-from vitlab.weights.opening import open_weights
+from vitlab.weights.open import open_weights
 
 TOLERANCE = 1e-4
 DEPTH = 2  # blocks are alike
@@ -244,7 +244,7 @@ def growth(file: Path, arguments: dict[str, Any]) -> float:
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = memory("VmRSS")
-    ours, _ = network(arguments, str(file))
+    ours, _ = load_network(arguments, str(file))
     assert sum(p.numel() for p in ours.parameters()) > 0
     return (memory("VmHWM") - before) / file.stat().st_size
 
@@ -279,7 +279,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model, source = each.make(Path(folder))
-            ours, _ = pretrained(open_weights(source))
+            ours, _ = load_pretrained(open_weights(source))
             found = difference(each, model, ours.eval())
         logits = "none" if found.logits is None else f"{found.logits:.0e}"
         print(f"| {each.family} | `{each.architecture}` | {each.option} | {logits} | {found.tokens:.0e} |", flush=True)

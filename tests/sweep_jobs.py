@@ -15,9 +15,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from vitlab import ledger, parallel, runs
 from vitlab.jobs import compose
-from vitlab.parallel import Job
+from vitlab.runs.folder import CONFIG, RESULTS
+from vitlab.sweeps import ledger
+from vitlab.sweeps.launchers import local
+from vitlab.sweeps.launchers.local import Job
 
 
 def batch(task: Callable[[DictConfig], Any], folder: Path, *jobs: list[str], shared: list[str] = []) -> list[Job]:  # noqa: B006
@@ -29,15 +31,19 @@ def batch(task: Callable[[DictConfig], Any], folder: Path, *jobs: list[str], sha
         overrides.append("hydra.sweep.subdir=${hydra.job.num}")
         config = hydra.compose("train", overrides, return_hydra_config=True)
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
-        made = parallel.composed([[*overrides[:1], *job] for job in jobs], 0, context=context, task=task, config=config)
+        made = local.compose_jobs(
+            [[*overrides[:1], *job] for job in jobs], 0, context=context, task=task, config=config
+        )
     root.handlers, root.level = former  # Hydra has set up its own
     return made
 
 
 def begun(tmp_path: Path) -> Path:
     """A sweep of three jobs, none of which has begun."""
-    ledger.begin(tmp_path, command="python src/train.py -m lr=1,2,3", varies=["lr"], objectives={"val/loss": "min"})
-    ledger.enter(tmp_path, {f"j{i}": {"folder": f"job{i}", "settings": {"lr": str(i)}} for i in range(3)})
+    ledger.write_sweep(
+        tmp_path, command="python src/train.py -m lr=1,2,3", varies=["lr"], objectives={"val/loss": "min"}
+    )
+    ledger.add_jobs(tmp_path, {f"j{i}": {"folder": f"job{i}", "settings": {"lr": str(i)}} for i in range(3)})
     return tmp_path
 
 
@@ -46,6 +52,6 @@ def leave(sweep: Path, number: int, status: str, **results: Any) -> Path:
     folder = sweep / f"job{number}"
     folder.mkdir(exist_ok=True)
     record = {"status": status, "host": platform.node(), "process": os.getpid(), **results}
-    (folder / runs.RESULTS).write_text(json.dumps(record))
-    (folder / runs.CONFIG).write_text(yaml.safe_dump({"trainer": {"max_epochs": 8}}))
+    (folder / RESULTS).write_text(json.dumps(record))
+    (folder / CONFIG).write_text(yaml.safe_dump({"trainer": {"max_epochs": 8}}))
     return folder

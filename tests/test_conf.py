@@ -26,20 +26,21 @@ import evaluate
 import pictures
 import probe
 from conftest import Configure
-from vitlab import build, runs
-from vitlab.cli import checks, preflight, register
-from vitlab.config import schema
+from vitlab.cli import checks, preflight
+from vitlab.config import paths, schema
 from vitlab.config.schema import Node
 from vitlab.data.sets.mnist import DEBIAN_FASHION_MNIST
 from vitlab.jobs import compose
 from vitlab.models.vit import VisionTransformer
+from vitlab.runs.folder import CONFIG, write_config
+from vitlab.training import build
 
 FILES = sorted(file.relative_to(compose.CONF).with_suffix("") for file in compose.CONF.rglob("*.yaml"))
 OTHERS = ["probe/"]  # groups of other programs than train
 GROUPED = [file for file in FILES if file.parts[:-1]]  # the others are programs
 OPTIONS = [f"{file.parent}={file.name}" for file in GROUPED if not str(file).startswith(tuple(OTHERS))]
 PROBES = [file.name for file in GROUPED if str(file).startswith("probe/")]
-EXPERIMENTS = [f"experiment={file.stem}" for file in sorted(register.EXPERIMENTS.glob("*.yaml"))]
+EXPERIMENTS = [f"experiment={file.stem}" for file in sorted(paths.EXPERIMENTS.glob("*.yaml"))]
 INCOMPLETE = ["data=base"]  # what the data sets have in common is none itself
 SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]  # trained in tests/test_train.py
 
@@ -254,12 +255,12 @@ def test_a_file_takes_a_training_step(
     logger = [] if option.startswith("logger") else ["logger=csv"]
     checkpoints = [] if option.startswith("callbacks") else ["callbacks.best=null", "callbacks.last=null"]
     config = configure(*with_data(*in_one_step(option), *logger, *checkpoints))
-    runs.write_config(tmp_path / "run", config)
+    write_config(tmp_path / "run", config)
     seed_everything(0, verbose=False)
-    datamodule = build.data(config["data"])
+    datamodule = build.build_data(config["data"])
     parts = {key: config[key] for key in ("weights", "optimizer", "schedule")}
-    module = build.classifier(config["model"], datamodule, config["classifier"], **parts)
-    run = build.trainer(
+    module = build.build_classifier(config["model"], datamodule, config["classifier"], **parts)
+    run = build.build_trainer(
         config["trainer"], run_dir=tmp_path / "run", logger=config["logger"], callbacks=config["callbacks"]
     )
     before = {name: p.detach().clone() for name, p in module.network.named_parameters()}
@@ -310,7 +311,7 @@ def test_the_other_programs_configuration_is_right_and_gives_what_training_gave(
     run = tmp_path / "run"
     quick = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "schedule.warmup_steps=0"]
     config = configure("logger=csv", "batch_size=64", *settings, *SMALL, *quick)
-    runs.write_config(run, config)
+    write_config(run, config)
     trained = train_function(**config)
 
     function = evaluate.main.__wrapped__  # type: ignore[attr-defined]
@@ -329,7 +330,7 @@ def test_the_other_programs_configuration_is_right_and_gives_what_training_gave(
 def test_a_probe_is_right_as_it_stands_in_both_programs_that_take_one(kind: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    for name, text in ((runs.CONFIG, "{}"), ("checkpoints/best.ckpt", "")):
+    for name, text in ((CONFIG, "{}"), ("checkpoints/best.ckpt", "")):
         (run / name).write_text(text)
     functions = (("evaluate", evaluate.main, f"run={run}"), ("probe", probe.main, "model=vit_mini"))
     for name, main, override in functions:

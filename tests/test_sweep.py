@@ -15,9 +15,12 @@ import pytest
 
 import sweep
 from conftest import Program, Tracked
-from vitlab import ledger, runs, tracking
 from vitlab.cli import preflight
-from vitlab.ledger import Sweep
+from vitlab.runs import lock, wandb
+from vitlab.runs.folder import RESULTS, write_config
+from vitlab.storage import atomic
+from vitlab.sweeps import ledger
+from vitlab.sweeps.ledger import Sweep
 
 Dashboard = Callable[..., Any]
 FAILED = "ValueError: " + "a long story\n" * 20
@@ -30,15 +33,15 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = ledger.SWEEPS / "mine"
     ends = [("0", "finished", 0.5), ("1", "crashed", None), ("2", "finished", 0.25), ("3", None, None)]
-    ledger.begin(folder, command="python a -m", varies=["optimizer.lr", "seed"], objectives={"val/loss": "min"})
+    ledger.write_sweep(folder, command="python a -m", varies=["optimizer.lr", "seed"], objectives={"val/loss": "min"})
     for seed, status, loss in ends:
         job = folder / f"seed_{seed}"
-        ledger.enter(folder, {f"id{seed}": {"folder": job.name, "settings": {"optimizer.lr": "0.1", "seed": seed}}})
+        ledger.add_jobs(folder, {f"id{seed}": {"folder": job.name, "settings": {"optimizer.lr": "0.1", "seed": seed}}})
         if status:
             job.mkdir()
             results = {"status": status, "seconds": 61.7} | ({"val/loss": loss} if loss else {"error": FAILED})
             (job / ledger.JOB).write_text(json.dumps({"attempts": [{}, {"error": "x"}]}))
-            runs.replace(job / runs.RESULTS, json.dumps(results))
+            atomic.atomic_write(job / RESULTS, json.dumps(results))
     return folder.absolute()
 
 
@@ -77,7 +80,7 @@ def test_status_shows_every_job_and_the_best(
 def test_cancel_marks_the_sweep_and_says_how_it_goes_on(
     mine: Path, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with runs.held(mine / "seed_1", "job"):
+    with lock.run_lock(mine / "seed_1", "job"):
         run("cancel", "sweep=mine")
     assert capsys.readouterr().out == (
         "mine is cancelled: 1 running job will save and end, none starts;\n"
@@ -103,7 +106,7 @@ def test_cancel_marks_the_sweep_and_says_how_it_goes_on(
 )
 @pytest.mark.usefixtures("mine")
 def test_what_is_no_sweep_is_told(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
-    runs.write_config(Path("untracked"), {"logger": {"csv": None}, "name": "x"})
+    write_config(Path("untracked"), {"logger": {"csv": None}, "name": "x"})
     with pytest.raises(SystemExit):
         preflight.preflight("sweep", inspect.unwrap(sweep.main), sweep.spelt_out(arguments))
     assert f"  - {problem}" in capsys.readouterr().err
@@ -261,7 +264,7 @@ def test_a_sweeps_dashboard_has_its_panels_and_they_name_what_the_runs_have(
     assert '"mine"' in json.dumps(runset["filters"])
     best = max(grid.jobs, key=lambda job: float(job.results["val/acc"]))
     (pinned,) = runset["pinnedRunIds"]
-    assert base64.b64decode(pinned).decode().split(":")[2] == tracking.run_id(best.folder)
+    assert base64.b64decode(pinned).decode().split(":")[2] == wandb.run_id(best.folder)
 
 
 def test_a_runs_dashboard_shows_that_run(show: Dashboard, grid: Sweep, logged: set[str]) -> None:
@@ -275,4 +278,4 @@ def test_a_runs_dashboard_shows_that_run(show: Dashboard, grid: Sweep, logged: s
     (rates,) = [panel["config"] for panel in by_section["Training"] if panel["config"].get("useMetricRegex")]
     assert {name for name in logged if re.search(rates["metricRegex"], name)} == {"lr/decay", "lr/no_decay"}
     assert [panel["viewType"] for panel in by_section["Pictures"]] == ["Media Browser"]
-    assert tracking.run_id(run) in json.dumps(found["spec"]["section"]["runSets"][0]["filters"])
+    assert wandb.run_id(run) in json.dumps(found["spec"]["section"]["runSets"][0]["filters"])

@@ -22,9 +22,10 @@ from PIL import Image
 
 from conftest import SRC, Configure, Program, Start, Tracked
 from forked_ranks import RANKS
-from vitlab import ledger, runs
 from vitlab.config.schema import Node
-from vitlab.throughput import TIMED
+from vitlab.runs.folder import write_config
+from vitlab.sweeps import ledger
+from vitlab.training.throughput import TIMED
 
 STEPS, EPOCHS, IMAGES = 21, 6, 1292
 UNVARIED = ["data.augment.degrees=0", "data.augment.translate=0", "data.augment.scale=[1,1]", "data.augment.shear=0"]
@@ -516,7 +517,7 @@ def test_a_compiled_run_leaves_the_checkpoints_of_one_that_is_not(
     run = tmp_path / "run"
     settings = [*small, "trainer.max_steps=2", "schedule.warmup_steps=0", "logger=csv"]
     config = configure(*settings, "compile=true")
-    runs.write_config(run, config)
+    write_config(run, config)
     train_function(**config)
     assert len(graphs) >= 2, "one to train, one to test"
     for name in ("best", "last"):

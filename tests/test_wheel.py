@@ -46,7 +46,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_programs_configuration_and_experiments(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
-    expected = {"vitlab/py.typed", "hydra_plugins/vitlab_grid/grid.py"}
+    expected = {"vitlab/py.typed", "hydra_plugins/vitlab/grid.py"}
     expected |= {f"vitlab/programs/{file.name}" for file in paths.PROGRAMS.glob("*.py")}
     expected |= {f"vitlab/conf/{file.relative_to(paths.CONF).as_posix()}" for file in paths.CONF.rglob("*.yaml")}
     expected |= {f"vitlab/experiments/{file.name}" for file in paths.EXPERIMENTS.iterdir()}

@@ -12,8 +12,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab import launchers
 from vitlab.config.schema import suggest
+from vitlab.sweeps.launchers import checks
 
 
 def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
@@ -100,7 +100,7 @@ def option_problems(override: Override, options: list[str]) -> list[str]:
         chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
     hidden = {o for o in options if o.endswith("signature")}
     return [
-        launchers.missing(override.key_or_group, str(option))
+        checks.missing_plugin(override.key_or_group, str(option))
         or f"{override.key_or_group}={option}: there is no such option{suggest(str(option), options)} "
         f"(of {', '.join(sorted(set(options) - hidden))})"
         for option in chosen

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitlab import identity
 from vitlab.cli import data_checks, model_checks, trainer_checks
 from vitlab.config import allowlist
 from vitlab.config.objective import OBJECTIVES
 from vitlab.config.schema import Node, call_problems, child_nodes, format_value
 from vitlab.config.view import ConfigView
+from vitlab.jobs import identity
 from vitlab.jobs.run import Function
 
 Rule = Callable[[ConfigView], Iterable[str]]
@@ -28,7 +28,7 @@ SUPPLIED = {
     "classifier": ("network", "num_classes", "optimizer", "schedule"),
 }
 # Groups without a `_target_`: what their settings are arguments of.
-CALLED = {"weights": "vitlab.weights.loading.network", "classifier": "vitlab.classifier.Classifier"}
+CALLED = {"weights": "vitlab.weights.load.load_network", "classifier": "vitlab.training.classifier.Classifier"}
 # Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
 SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
 # What can't be set where it seems to belong, because the program sets it, and what to do instead.
@@ -42,9 +42,9 @@ TAKEN = {
     "classifier.schedule": "use the group schedule",
 }
 NEEDED = {
-    "vitlab.checkpoints.BestCheckpoint": "keeps the checkpoint that is tested",
-    "vitlab.checkpoints.LastCheckpoint": "keeps the checkpoint that a run goes on from",
-    "vitlab.callbacks.Monitor": "logs the training",
+    "vitlab.training.checkpoints.BestCheckpoint": "keeps the checkpoint that is tested",
+    "vitlab.training.checkpoints.LastCheckpoint": "keeps the checkpoint that a run goes on from",
+    "vitlab.training.monitor.Monitor": "logs the training",
 }
 LONGEST_NAME = 255  # bytes, on the usual file systems
 
@@ -129,7 +129,7 @@ def name_problems(view: ConfigView) -> Iterator[str]:
 def sweep_problems(view: ConfigView) -> Iterator[str]:
     """Of a program whose jobs a sweep can start."""
     sweep = view("sweep", str)
-    if sweep is not None and (sweep != identity.safe(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME):
+    if sweep is not None and (sweep != identity.slugify(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME):
         yield (
             f"sweep={format_value(sweep)} must be a plain folder name below runs/sweeps: {LONGEST_NAME} letters, "
             "digits, '.', '_', '-' or '+' at most, a letter or digit first"

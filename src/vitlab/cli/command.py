@@ -19,15 +19,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab import launch, ledger, runs, stopping
 from vitlab.cli import checks, imports, register, resolvers
 from vitlab.cli.checks import Program, Rule, no_problems
 from vitlab.cli.preflight import message, preflight
 from vitlab.config import allowlist, paths
 from vitlab.config.schema import Node
+from vitlab.distributed import environment, launch, signals
+from vitlab.distributed.signals import StopRequested
 from vitlab.jobs.compose import CONF, resolve_config
 from vitlab.jobs.run import Function, run_recorded, start_job
-from vitlab.stopping import Stopped
+from vitlab.runs import folder, lock, record
+from vitlab.sweeps import ledger
 
 resolvers.register_resolvers()  # here: some launchers' workers import this, and then ask for a job's folder
 
@@ -45,7 +47,7 @@ class Command(Program):
             print(f"vitlab {paths.version()}", file=sys.stdout)
             return None
         if not paths.IN_WHEEL:
-            launch.make_importable(paths.PROGRAMS)
+            launch.export_pythonpath(paths.PROGRAMS)
         with imports.gc_paused():
             register.register()
             sys.argv[1:] = preflight(self, sys.argv[1:])
@@ -55,27 +57,27 @@ class Command(Program):
 
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.name)(job)()
-        except Stopped as stop:  # a sweep, between two jobs
-            sys.exit(stopping.STATUS[stop.outcome])
+        except StopRequested as stop:  # a sweep, between two jobs
+            sys.exit(signals.STATUS[stop.outcome])
         finally:
-            from vitlab import progress
+            from vitlab.sweeps import progress
 
-            progress.end()
+            progress.stop_progress()
 
     def run_rank(self, run_dir: Path) -> None:
         """Run (a rank of) a job that another process has prepared."""
         if parent := os.environ.pop(launch.PARENT_VARIABLE, None):
-            launch.end_with(int(parent))
-        config = runs.read_config(run_dir)
+            launch.exit_with_parent(int(parent))
+        config = folder.read_config(run_dir)
         with imports.gc_paused():
             imports.preload(config)
         run_recorded(self.name, self.run, run_dir, config)
 
     def run(self, **config: Any) -> Node:
         """Call the function in a process of a job; cancelling the job's sweep ends it."""
-        from vitlab import claiming
+        from vitlab.sweeps import claim
 
-        with claiming.cancel_heard(Path(config["run_dir"]), config):
+        with claim.watch_for_cancel(Path(config["run_dir"]), config):
             return self.function(**config)
 
 
@@ -97,7 +99,8 @@ def command(name: str, *, check: Rule = no_problems) -> Callable[[Function], Com
 
 def run_job(program: Command, cfg: DictConfig) -> float | None:
     """Run a job as Hydra starts it: check its configuration once more, write it down, return its score."""
-    from vitlab import claiming, resume
+    from vitlab.jobs import resume
+    from vitlab.sweeps import claim
 
     hydra_cfg = HydraConfig.get()
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
@@ -106,7 +109,7 @@ def run_job(program: Command, cfg: DictConfig) -> float | None:
     sweep = hydra_cfg.mode == RunMode.MULTIRUN
     if problems := [*allowlist.hydra_problems(OmegaConf.to_container(hydra_cfg)), *checks.problems(program, config)]:
         if sweep and "retries" in config:
-            runs.record_crash(run_dir, "; ".join(problems))  # for the sweep's table; nothing was started
+            record.record_crash(run_dir, "; ".join(problems))  # for the sweep's table; nothing was started
         raise ValueError(message(program.name, problems))
     assert isinstance(config, dict)
     if trial := hydra_cfg.sweeper.get("trial"):  # of a search: the callback that prunes it
@@ -118,24 +121,24 @@ def run_job(program: Command, cfg: DictConfig) -> float | None:
     def start(config: Node) -> None:
         start_job(program.name, program.run, program.entry, config, sweep=sweep)
 
-    if launch.rank(os.environ) != 0:
-        if launch.place(os.environ):  # another machine of a job: it starts its own ranks
+    if environment.rank(os.environ) != 0:
+        if environment.node_from_env(os.environ):  # another machine of a job: it starts its own ranks
             start(config)
         else:
             run_recorded(program.name, program.run, run_dir, config)
     elif sweep and "retries" in config:
         job, line = ledger.job_entry(hydra_cfg, config)
-        ledger.enter(run_dir.parent, {job: line})
+        ledger.add_jobs(run_dir.parent, {job: line})
         waits = not str(hydra_cfg.sweeper._target_).endswith(".GridSweeper")  # that waits itself, at the end
-        claiming.take_turn(run_dir, config, start, waits=waits)
+        claim.run_job_once(run_dir, config, start, waits=waits)
     else:
-        if config.get("resume", "") is None and launch.restarted(os.environ):
+        if config.get("resume", "") is None and environment.is_restart(os.environ):
             config["resume"] = "auto"  # a requeued job goes on
         if problems := resume.folder_problems(config, run_dir):
             raise ValueError(message(program.name, problems))
-        with runs.held(run_dir, "job"):
-            runs.write_config(run_dir, config)
+        with lock.run_lock(run_dir, "job"):
+            folder.write_config(run_dir, config)
             start(config)
-    results = runs.read_results(run_dir)
+    results = folder.read_results(run_dir)
     objective = config.get("objective")
     return float(results[objective]) if objective in results else None

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 from vitlab.config.schema import Node, child_nodes
 
-WANDB = "vitlab.tracking.wandb_logger"
+WANDB = "vitlab.runs.wandb.wandb_logger"
 # the second is what `wandb.init` imports, in every run
 WANDB_MODULES = ("wandb", "wandb.sdk.launch.inputs.internal")
 
@@ -44,4 +44,4 @@ def preload(config: Node) -> None:
             with suppress(ImportError):  # told where it is used
                 importlib.import_module(name)
     if "trainer" in config:
-        importlib.import_module("vitlab.build")
+        importlib.import_module("vitlab.training.build")

@@ -14,12 +14,12 @@ from vitlab.config import definitions, signatures
 from vitlab.config.schema import Node, format_value, resolve, suggest
 from vitlab.config.view import ConfigView
 from vitlab.models.vit_validation import check_arguments
-from vitlab.weights import composing
+from vitlab.weights import auto_model
 
 if TYPE_CHECKING:
     from torch import nn
 
-VIT, TIMM = "vitlab.models.vit.VisionTransformer", "vitlab.baselines.timm_model"
+VIT, TIMM = "vitlab.models.vit.VisionTransformer", "vitlab.models.timm_model.timm_model"
 
 
 def model_problems(view: ConfigView) -> Iterator[str]:
@@ -79,16 +79,16 @@ def weights_problems(view: ConfigView) -> Iterator[str]:
         yield f"model.weights={format_value(source)} names no weights; {remedy}"
     elif view("model._target_", str) != VIT:
         yield f"model.weights={source} is for vitlab's own model; use model=auto (model=timm has model.pretrained=true)"
-    elif composing.recorded(view.config) is None:  # or the run goes on, and needs them no more
+    elif auto_model.resumed_model(view.config) is None:  # or the run goes on, and needs them no more
         yield from source_problems(source, options, view)
 
 
 def source_problems(source: str, options: Node, view: ConfigView) -> Iterator[str]:
     """Why weights can't be read, or don't fit the model."""
-    from vitlab.weights import loading
-    from vitlab.weights.opening import open_weights
+    from vitlab.weights import load
+    from vitlab.weights.open import open_weights
 
-    given, size = arguments_of(view.config["model"]), composing.as_size(options.get("image_size"))
+    given, size = arguments_of(view.config["model"]), auto_model.as_size(options.get("image_size"))
     try:
         weights = open_weights(source, part=options.get("part"), image_size=size, asked=given)
     except (ValueError, OSError, RuntimeError) as error:
@@ -99,9 +99,9 @@ def source_problems(source: str, options: Node, view: ConfigView) -> Iterator[st
     if view.has_problem("model", "image_size"):
         return
     with suppress(ValueError):  # a model that can't be, which another rule reports
-        report = loading.foreseen(given, weights)
+        report = load.preview_report(given, weights)
         if scores_head(view.config) and (why := report.anew.get("head.weight")):
-            yield loading.NO_HEAD.format(source=source, why=why)
+            yield load.NO_HEAD.format(source=source, why=why)
         for problem in report.problems if options.get("strict", True) else ():
             yield f"model.weights={source} doesn't fit the model: {problem} (model=auto; or weights.strict=false)"
 
@@ -117,7 +117,7 @@ def fine_tuning_problems(view: ConfigView) -> Iterator[str]:
     decay, freeze = view("classifier.layer_decay", float), view("classifier.freeze", str | list[str])
     if not freeze and decay in (None, 1):
         return
-    from vitlab import freezing
+    from vitlab.models import freezing
 
     if (network := outline(view.config["model"])) is None:
         return

@@ -20,13 +20,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vitlab import identity, launch, launchers, ledger, resume, runs
-from vitlab.cli import arguments, checks, imports
+from vitlab.cli import arguments, imports
+from vitlab.cli import checks as cli_checks
 from vitlab.cli.checks import Program
 from vitlab.config import allowlist
 from vitlab.config.overrides import swept_keys
 from vitlab.config.schema import Node, suggest
+from vitlab.distributed import environment
+from vitlab.jobs import identity, resume
 from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, composing, initialized, resolve_config
+from vitlab.runs.folder import write_problem
+from vitlab.sweeps import ledger
+from vitlab.sweeps.launchers import checks
 
 
 @dataclass(frozen=True)
@@ -140,8 +145,8 @@ def composed_problems(program: Program, primary: str, overrides: list[str], *, s
     if "run_dir" in cfg:  # and isn't ???, which `in` overlooks
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     sweep = sweep or cfg.hydra.mode == RunMode.MULTIRUN
-    problems, remote = launchers.problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)
-    return problems + checks.problems(program, resolve_config(cfg, UNSET_RUN_DIR), remote=remote)
+    problems, remote = checks.problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)
+    return problems + cli_checks.problems(program, resolve_config(cfg, UNSET_RUN_DIR), remote=remote)
 
 
 def search_problems(request: Request) -> list[str]:
@@ -189,7 +194,7 @@ def plan(request: Request) -> Plan:
     config = resolve_config(cfg, UNSET_RUN_DIR)
     assert isinstance(config, dict)  # or it would have been refused
     multirun = is_multirun(request, cfg)
-    if launch.started_by_others(os.environ) or launch.place(os.environ):
+    if environment.launched_externally(os.environ) or environment.node_from_env(os.environ):
         if not request.sets("hydra.run.dir"):
             why = "processes started by torchrun or srun need one folder, named by you"
             return Plan([], [f"hydra.run.dir is not set: {why}"])
@@ -198,7 +203,7 @@ def plan(request: Request) -> Plan:
             return Plan([], [f"{why}; leave one of them out"])
     folder = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     with suppress(OmegaConfBaseException):  # a folder named by what only a job knows
-        if problem := runs.unwritable(folder, Path(OmegaConf.select(cfg, folder)).absolute()):
+        if problem := write_problem(folder, Path(OmegaConf.select(cfg, folder)).absolute()):
             return Plan([], [problem])
     return (plan_sweep if multirun else plan_run)(request, cfg, config)
 
@@ -208,11 +213,11 @@ def plan_run(request: Request, cfg: DictConfig, config: Node) -> Plan:
     if "retries" in config and config["sweep"] is not None:
         problem = f"sweep={config['sweep']} names a sweep, and this is one run; add -m, or leave it out"
         return Plan([], [problem])
-    if config.get("resume", "") is None and launch.restarted(os.environ):
+    if config.get("resume", "") is None and environment.is_restart(os.environ):
         config = {**config, "resume": "auto"}
         added.append("resume=auto")  # a requeued job goes on, whatever its command line says
     if request.sets("hydra.run.dir"):
-        first = launch.rank(os.environ) == 0
+        first = environment.rank(os.environ) == 0
         return Plan(added, resume.folder_problems(config, Path(cfg.hydra.run.dir).resolve()) if first else [])
     if config.get("resume") == "auto":
         added += resume.resume_auto(config, Path(cfg.hydra.run.dir).parent)
@@ -238,10 +243,10 @@ def sweep_name(request: Request, cfg: DictConfig, config: Node) -> tuple[str, Pa
     lines, sweeper = [o.input_line or "" for o in request.overrides], cfg.hydra.sweeper
     name, given = config["sweep"], request.sets("hydra.sweep.dir")
     if name is None and given:
-        name = identity.safe(Path(cfg.hydra.sweep.dir).name)
+        name = identity.slugify(Path(cfg.hydra.sweep.dir).name)
     elif name is None:
         varies = swept_keys(lines, sweeper.get("params") or sweeper.get("search_space") or {})
-        name = identity.sweep_name(identity.subject(config, varies), lines, varies, str(sweeper._target_))
+        name = identity.sweep_name(identity.sweep_subject(config, varies), lines, varies, str(sweeper._target_))
     return name, Path(cfg.hydra.sweep.dir) if given else ledger.SWEEPS / name
 
 
@@ -253,7 +258,7 @@ def hydra_arguments(request: Request, planned: Plan, argv: list[str]) -> list[st
     unlisted = {o.input_line for o in values if arguments.is_unlisted(o, listed)}
     line = [f"++{argument}" if argument in unlisted else argument for argument in argv]
     first = argv.index(request.flags.overrides[0]) if request.flags.overrides else len(argv)
-    quiet = ["hydra.output_subdir=null"] if launch.rank(os.environ) else []  # rank 0 writes it
+    quiet = ["hydra.output_subdir=null"] if environment.rank(os.environ) else []  # rank 0 writes it
     return [*line[:first], *request.added, *planned.added, *line[first:], *quiet]
 
 

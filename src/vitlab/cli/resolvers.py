@@ -43,8 +43,8 @@ def register_resolvers() -> None:
 
 def job_folder(*, _root_: DictConfig) -> str:
     """The folder of a sweep's job within its sweep's, named by what varies and by what the job is."""
-    from vitlab import ledger
     from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
+    from vitlab.sweeps import ledger
 
     return str(ledger.job_entry(_root_.hydra, resolve_config(_root_, UNSET_RUN_DIR))[1]["folder"])
 
@@ -56,8 +56,8 @@ def in_sweep() -> bool:
 
 def choices() -> dict[str, str]:
     """What this job has of what its sweep varies; empty in a single run."""
-    from vitlab import ledger
     from vitlab.config import overrides
+    from vitlab.sweeps import ledger
 
     if not in_sweep():
         return {}
@@ -107,7 +107,7 @@ def patch_for(image_size: int | Sequence[int]) -> int:
 
 def run_name(*, _root_: DictConfig) -> str:
     """A name made of resolved values, so that it can't lie after an override: `digits-vit_s16-224px`."""
-    from vitlab.identity import data_name
+    from vitlab.jobs.identity import data_name
 
     data = data_name(_root_.data.source)
     size = _root_.image_size

@@ -5,10 +5,10 @@ import os
 import re
 from collections.abc import Iterator
 
-from vitlab import launch
 from vitlab.cli.data_checks import train_samples
 from vitlab.config.schema import child_nodes, suggest
 from vitlab.config.view import ConfigView
+from vitlab.distributed import environment
 from vitlab.training.schedules import check_steps
 
 # As Lightning registers them, which only importing it would tell.
@@ -58,7 +58,7 @@ def device_problems(view: ConfigView) -> Iterator[str]:
     if view.remote and view("trainer.devices") in (-1, "-1", "auto"):
         yield f"trainer.devices={view('trainer.devices')}: a cluster must be asked for a number of devices; name it"
     if (nodes := view("trainer.num_nodes", int) or 1) > 1:
-        by_others, each = launch.started_by_others(os.environ), launch.place(os.environ)
+        by_others, each = environment.launched_externally(os.environ), environment.node_from_env(os.environ)
         if not (by_others or each or view.remote):
             yield (
                 f"trainer.num_nodes={nodes}: start the processes of all nodes yourself, with torchrun or srun, "

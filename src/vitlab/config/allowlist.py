@@ -49,17 +49,17 @@ KINDS = (
     *("lightning.pytorch.accelerators.Accelerator", "lightning.pytorch.strategies.Strategy"),
     *("lightning.pytorch.plugins.Precision", "lightning.pytorch.plugins.LayerSync"),
     *("lightning.fabric.plugins.CheckpointIO", "lightning.fabric.plugins.ClusterEnvironment"),
-    *("vitlab.evaluation.probes.Probe", "vitlab.benchmarking.case.Part"),
+    *("vitlab.evaluation.probes.Probe", "vitlab.benchmark.case.Part"),
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
     *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )
 FUNCTIONS = (  # functions, or modules of ours that hold nothing else
-    *("vitlab.baselines", "vitlab.training.schedules", "vitlab.tracking.wandb_logger"),
+    *("vitlab.models.timm_model", "vitlab.training.schedules", "vitlab.runs.wandb.wandb_logger"),
     *(f"torch.optim.swa_utils.get_{kind}_avg_fn" for kind in ("ema", "ema_multi", "swa", "swa_multi")),
 )
 # Launchers of sweeps, ours and two of Hydra's own plugins: exactly these.
 LAUNCHERS = (
-    *(f"hydra_plugins.vitlab_launchers.plugins.{kind}Launcher" for kind in ("Local", "Slurm", "Ray")),
+    *(f"hydra_plugins.vitlab.launchers.{kind}Launcher" for kind in ("Local", "Slurm", "Ray")),
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
 )

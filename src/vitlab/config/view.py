@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from vitlab import launch
 from vitlab.config.annotations import fits
 from vitlab.config.schema import Node
+from vitlab.distributed import environment
 
 
 class ConfigView:
@@ -30,7 +30,7 @@ class ConfigView:
         devices, accelerator = self("trainer.devices"), self("trainer.accelerator", str)
         if devices is None or not fits(devices, int | str | list[int]):
             return 1
-        return launch.ranks_per_node(devices, accelerator or "auto") * (self("trainer.num_nodes", int) or 1)
+        return environment.ranks_per_node(devices, accelerator or "auto") * (self("trainer.num_nodes", int) or 1)
 
     def micro_batches(self) -> int:
         """Parts that a step's batch is cut into."""

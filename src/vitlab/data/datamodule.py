@@ -18,14 +18,15 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader
 
-from vitlab import launch
 from vitlab.config.bounds import Fraction, NonNegativeInt, PositiveInt, Rate, Seed, check_bounds
+from vitlab.config.schema import Node
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBatch
 from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, stable_seed
 from vitlab.data.scan import Duplicate, SplitName, common_folder, drop_bad_files, warn_of_duplicates
 from vitlab.data.source import Source, Split, loader_facts
 from vitlab.data.splitting import hold_out, stratified_split
+from vitlab.distributed import environment
 
 Loader = DataLoader[TrainBatch | EvalBatch]
 MOST_WORKERS = 16  # per device
@@ -140,7 +141,7 @@ class DataModule(LightningDataModule):
                 max_skipped=self.max_skipped,
                 scan=self.scan,
                 record=self.skipped_file,
-                first=launch.local_rank(os.environ) == 0,
+                first=environment.local_rank(os.environ) == 0,
             )
         elif self.on_error == "skip":
             raise ValueError(f"data.on_error=skip is for image folders, and {source.name} is none; leave it out")
@@ -199,6 +200,14 @@ class DataModule(LightningDataModule):
             "interpolation": self.interpolation,
             "crop_fraction": None if self.source.train.files is None else self.augment.crop_fraction,
         }
+
+    def fingerprint(self) -> Node:
+        """Names, numbers of images and, for each split, a digest of its labels and of its images."""
+        found: Node = {"data set": self.source.name, "classes": list(self.classes)}
+        for name in ("train", "val", "test"):
+            split = self.split(name)
+            found[f"{name} images"], found[f"{name} digest"] = len(split), split.digest()
+        return found
 
     def split(self, name: SplitName) -> Split:
         """The images and labels of a split."""
@@ -320,7 +329,9 @@ class DataModule(LightningDataModule):
             # a batch is one selection of rows: sending it between processes would cost more
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             return 0
-        return min(MOST_WORKERS, max(1, launch.cores() // (1 if self.trainer is None else self.trainer.num_devices)))
+        return min(
+            MOST_WORKERS, max(1, environment.cores() // (1 if self.trainer is None else self.trainer.num_devices))
+        )
 
 
 def per_channel(knob: str, values: tuple[float, ...] | None, source: Source) -> tuple[float, ...]:

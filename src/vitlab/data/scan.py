@@ -20,7 +20,6 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from filelock import FileLock
 
-from vitlab import launch
 from vitlab.data.decode import (
     check_header,
     decode,
@@ -32,6 +31,7 @@ from vitlab.data.decode import (
 )
 from vitlab.data.rows import InvalidImage, Rows
 from vitlab.data.source import Source, Split
+from vitlab.distributed import environment
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def find_bad_files(source: Source, scan: Scan) -> tuple[list[BadFile], list[Dupl
     start = logged = time.monotonic()
     found: list[tuple[str, str]] = []
     # Python's own work is one thread at a time: more threads help those that wait for a disk or decode
-    with quiet(), ThreadPoolExecutor(THREADS if scan == "headers" else launch.cores()) as pool:
+    with quiet(), ThreadPoolExecutor(THREADS if scan == "headers" else environment.cores()) as pool:
         while part := list(islice(paths, 1024)):
             found += pool.map(check, part)
             if (now := time.monotonic()) - logged > 10:

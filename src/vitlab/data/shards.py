@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab import launch
 from vitlab.data.packing.manifest import NotShardedData, check_files, index_file, load_index, read_manifest
 from vitlab.data.rows import InvalidImage, Rows
 from vitlab.data.source import Source, Split
 from vitlab.data.splitting import hold_out
-from vitlab.data.storage import Storage, is_remote, url_problem
+from vitlab.distributed import environment
+from vitlab.storage.remote import Storage, is_remote, url_problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,7 +178,7 @@ def load(
     storage = Storage(data_dir, cache_dir=cache_dir, cache_gb=cache_gb)
     content = read_manifest(storage)
     if not storage.remote:
-        checksums = verify and launch.local_rank(os.environ) == 0
+        checksums = verify and environment.local_rank(os.environ) == 0
         check_files(storage.folder, content, checksums=checksums)
     splits: dict[str, Split] = {}
     for name, split in content["splits"].items():

@@ -15,14 +15,14 @@ from statistics import median
 
 import torch
 
-from vitlab import launch
 from vitlab.config import paths
 from vitlab.data.datamodule import MOST_WORKERS, DataModule
 from vitlab.data.packing.encode import image_bytes
 from vitlab.data.rows import Rows
 from vitlab.data.source import Split
 from vitlab.diagnostics.measure import Overrides, ProfiledRun
-from vitlab.timing import turns
+from vitlab.diagnostics.timing import turns
+from vitlab.distributed import environment
 
 NOISE = 0.03  # of a gain: less is always called noise
 SAMPLE = 256  # files that are made smaller, at most
@@ -67,7 +67,7 @@ def candidates(
         workers: Values of data.num_workers; None: 0 and powers of 2, as far as there are cores.
         small_dir: The folder that smaller files would be in; None: they aren't tried.
     """
-    data, trainer, cores = run.datamodule, run.trainer, min(launch.cores(), MOST_WORKERS)
+    data, trainer, cores = run.datamodule, run.trainer, min(environment.cores(), MOST_WORKERS)
     configured = run.data({}).train_dataloader().num_workers
     counts = sorted({n for n in (0, 1, 2, 4, 8, 16, cores) if n <= cores}) if workers is None else workers
     applicable: dict[str, list[Overrides]] = {"compile": [{"compile": True}]}

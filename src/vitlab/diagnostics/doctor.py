@@ -12,12 +12,13 @@ import torch
 from lightning.pytorch.profilers import PyTorchProfiler
 from matplotlib.figure import Figure
 
-from vitlab import flops, launch
 from vitlab.config.schema import Node
 from vitlab.diagnostics import advise
 from vitlab.diagnostics.advise import Trial, command_line
 from vitlab.diagnostics.measure import PARTS, STEP, ProfiledRun
-from vitlab.runs import replace
+from vitlab.distributed import environment
+from vitlab.models import flops
+from vitlab.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def diagnose(
         "step_ms": 1000 * step,
         "batch_size": data.batch_size,
         "workers": profiled.workers,
-        "cores": launch.cores(),
+        "cores": environment.cores(),
         "threads": torch.get_num_threads(),
         "precision": str(run.trainer["precision"]),
         "device": str(run.device),
@@ -88,7 +89,7 @@ def diagnose(
         ],
         "advice": list(advice(shares, epoch, trials, prepare)),
     }
-    replace(folder / "doctor.json", json.dumps(report, indent=2))
+    atomic_write(folder / "doctor.json", json.dumps(report, indent=2))
     draw(shares, trials, folder / "figures" / "doctor.png")
     for line in report_lines(report):
         log.info("%s", line)

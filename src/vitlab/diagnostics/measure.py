@@ -25,13 +25,14 @@ from lightning.pytorch.profilers import Profiler, SimpleProfiler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from vitlab import build, flops
-from vitlab.callbacks import Monitor
-from vitlab.classifier import Classifier
 from vitlab.config.schema import Node, resolve
 from vitlab.data.datamodule import DataModule
 from vitlab.data.source import Split
+from vitlab.models import flops
 from vitlab.models.compile import compile_network
+from vitlab.training import build
+from vitlab.training.classifier import Classifier
+from vitlab.training.monitor import Monitor
 
 Overrides = dict[str, Any]  # how a training differs from the configuration: values by dotted names
 
@@ -186,7 +187,7 @@ class ProfiledRun:
         node |= {"limit_val_batches": 8, "num_sanity_val_steps": 0}
         node |= {"enable_progress_bar": False, "enable_checkpointing": False}
         node |= {k.removeprefix("trainer."): v for k, v in overrides.items() if k.startswith("trainer.")}
-        trainer = build.trainer(node, run_dir=Path(folder), logger={}, callbacks=self.callbacks)
+        trainer = build.build_trainer(node, run_dir=Path(folder), logger={}, callbacks=self.callbacks)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Monitor):
                 callback.meter.flops = self.flops  # or it would count them within a timed step

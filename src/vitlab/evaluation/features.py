@@ -17,12 +17,13 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from vitlab import checkpoints, freezing, resume
 from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch
 from vitlab.data.sampler import eval_share
 from vitlab.data.scan import SplitName
+from vitlab.models import freezing
+from vitlab.storage import safe_load
 
 Kind = Literal["pooled", "cls", "mean", "both"]
 
@@ -94,7 +95,7 @@ def extract(
         network, datamodule, kind=kind, splits=splits, model=model, folder=folder, precision=trainer.precision
     )
     # all ranks look before any has begun: a file can't be complete before each has done its share
-    missing = [split for split, file in files.items() if not file.is_file() or checkpoints.damage(file)]
+    missing = [split for split, file in files.items() if not file.is_file() or safe_load.corruption(file)]
     rank, ranks = trainer.global_rank, trainer.world_size
     folder.mkdir(parents=True, exist_ok=True)
     for split in splits:
@@ -149,7 +150,7 @@ def named(
     precision: str | None,
 ) -> dict[SplitName, Path]:
     """The file of each split's features, whether it is there or not."""
-    images = resume.fingerprint(datamodule)
+    images = datamodule.fingerprint()
     depends = {
         "weights": digest(network.state_dict()),
         "model": model,

@@ -13,11 +13,11 @@ from lightning import Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitlab import launch
 from vitlab.config.bounds import PositiveFloat, PositiveInt, check_bounds
 from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.scan import SplitName
+from vitlab.distributed import launch
 from vitlab.evaluation.features import Features, Kind, extract, read
 
 log = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Jobs: resolved configurations that become runs."""

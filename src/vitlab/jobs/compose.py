@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitlab.config import paths
 from vitlab.config.schema import Node
 from vitlab.data.source import loader_facts
-from vitlab.weights.composing import completed
+from vitlab.weights.auto_model import fill_from_weights
 
 CONF = paths.CONF
 UNSET_RUN_DIR = "runs"  # stands for the run folder while the configuration is only being checked
@@ -84,7 +84,7 @@ def resolve_config(cfg: DictConfig, run_dir: str) -> Node | str:
     except (OmegaConfBaseException, ValueError) as error:
         return str(error).splitlines()[0]
     assert isinstance(resolved, dict)
-    return completed(normalize_data({str(k): v for k, v in resolved.items()}))
+    return fill_from_weights(normalize_data({str(k): v for k, v in resolved.items()}))
 
 
 def normalize_data(config: Node) -> Node:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from vitlab import launch, runs, stopping
 from vitlab.config.schema import Node
-from vitlab.stopping import Stopped
+from vitlab.distributed import environment, launch, signals
+from vitlab.distributed.signals import StopRequested
+from vitlab.runs import lock, record
 
 Function = Callable[..., Node]  # of a program: its settings -> its results
 
@@ -18,22 +19,22 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
     have to be started again.
     """
     run_dir, trainer = Path(config["run_dir"]), config.get("trainer")  # a command without one runs in one process
-    ranks = launch.ranks_per_node(trainer["devices"], trainer["accelerator"]) if trainer else 1
+    ranks = environment.ranks_per_node(trainer["devices"], trainer["accelerator"]) if trainer else 1
     restarts = config.get("restarts", 0)
-    several = ranks > 1 or launch.place(os.environ)
-    if launch.started_by_others(os.environ) or not (several or sweep or restarts):
+    several = ranks > 1 or environment.node_from_env(os.environ)
+    if environment.launched_externally(os.environ) or not (several or sweep or restarts):
         run_recorded(name, function, run_dir, config)
         return
     try:
         launch.run_ranks(entry, run_dir, ranks, restarts=restarts)
-    except Stopped as stop:
-        runs.record_end(run_dir, stop.outcome)  # once more: the first rank may have been killed before it could
-        sys.exit(stopping.STATUS[stop.outcome])
+    except StopRequested as stop:
+        record.record_end(run_dir, stop.outcome)  # once more: the first rank may have been killed before it could
+        sys.exit(signals.STATUS[stop.outcome])
     except launch.JobFailed as error:
-        runs.record_crash(run_dir, str(error), first=error.killed)
+        record.record_crash(run_dir, str(error), first=error.killed)
         if sweep:
             raise  # Hydra shows it, goes on with the next job, and ends with status 1
-        print(f"{name} failed: {error}; {runs.way_on(run_dir)}", file=sys.stderr)
+        print(f"{name} failed: {error}; {record.resume_hint(run_dir)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -42,38 +43,38 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
 
     An error is told in one line, and ends the process with status 1: its traceback is in the log.
     """
-    rank = launch.rank(os.environ)
+    rank = environment.rank(os.environ)
     file = run_dir / (f"{name}.rank{rank}.log" if rank else f"{name}.log")
     begun = any((run_dir / "checkpoints").glob("*.ckpt"))
-    if launch.restarted(os.environ) and "resume" in config and (begun or config["resume"] is None):
+    if environment.is_restart(os.environ) and "resume" in config and (begun or config["resume"] is None):
         config["resume"] = "auto"  # also where it began from a file: it is further by now
 
-    def at_once(outcome: stopping.Outcome) -> None:
+    def at_once(outcome: signals.Outcome) -> None:
         if rank == 0:
-            runs.record_end(run_dir, outcome)
+            record.record_end(run_dir, outcome)
 
     try:
         with ExitStack() as stack:
             if rank == 0:
-                stack.enter_context(runs.held(run_dir, "rank0"))
-            stack.enter_context(runs.logging_to(file, rank == 0))
-            results = stack.enter_context(runs.recorded(run_dir, rank == 0))
-            stack.enter_context(stopping.heard(at_once))
-            launch.join_again(os.environ)
+                stack.enter_context(lock.run_lock(run_dir, "rank0"))
+            stack.enter_context(record.log_to(file, rank == 0))
+            results = stack.enter_context(record.record_run(run_dir, rank == 0))
+            stack.enter_context(signals.handle_signals(at_once))
+            launch.rejoin_group(os.environ)
             results.update(function(**config))
             launch.leave_group()
-    except Stopped as stop:
-        sys.exit(stopping.STATUS[stop.outcome])
+    except StopRequested as stop:
+        sys.exit(signals.STATUS[stop.outcome])
     except (KeyboardInterrupt, SystemExit):
-        sys.exit(stopping.STATUS["interrupted"])
-    except runs.Occupied as error:
+        sys.exit(signals.STATUS["interrupted"])
+    except lock.RunInUse as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
-        if runs.told_by_another(run_dir, error, rank):
+        if record.already_reported(run_dir, error, rank):
             sys.exit(1)
-        way_on = f"; {runs.way_on(run_dir)}" if "resume" in config else ""  # a command that trains
+        way_on = f"; {record.resume_hint(run_dir)}" if "resume" in config else ""  # a command that trains
         print(f"{name} failed; the traceback is in {file}{way_on}", file=sys.stderr)
         sys.exit(1)

@@ -1,10 +1,15 @@
 """Load pickled files without running code."""
 
+import errno
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from vitlab.config.allowlist import NotTrusted
 
@@ -28,3 +33,33 @@ def explain_unsafe_pickle(
             f"{file} is refused: it holds more than weights and plain data{what}, and loading that could run code; "
             f"{remedy}"
         ) from error
+
+
+def corruption(file: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes, or None: torch's files carry a checksum (CRC-32) of each record."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            bad = archive.testzip()
+    except (PermissionError, MemoryError):
+        raise  # says nothing about the bytes
+    except Exception as error:  # broken bytes end in many ways
+        if getattr(error, "errno", None) in (errno.EIO, errno.ESTALE):
+            raise
+        return f"{type(error).__name__}: {error}"
+    return f"the checksum of its record {bad} is wrong" if bad else None
+
+
+def verify_checkpoint(file: Path) -> None:
+    """Raises `OSError` for a damaged file: torch itself looks at no checksum."""
+    if problem := corruption(file):
+        raise OSError(f"{file} is damaged ({problem}): its weights aren't what was saved; use another checkpoint")
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint's content; tensors are read from the file when they are used.
+
+    Raises `allowlist.NotTrusted` for a file that holds more than weights and plain data.
+    """
+    with explain_unsafe_pickle(file):
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return content

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
 
-MakeSchedule = Callable[..., "LambdaLR"]
+ScheduleFactory = Callable[..., "LambdaLR"]
 
 
 def scheduler(optimizer: "Optimizer", multiplier: Callable[[int], float]) -> "LambdaLR":
@@ -22,12 +22,12 @@ def scheduler(optimizer: "Optimizer", multiplier: Callable[[int], float]) -> "La
     return LambdaLR(optimizer, multiplier)
 
 
-def warmup(step: int, warmup_steps: int) -> float:
+def warmup_factor(step: int, warmup_steps: int) -> float:
     """A straight line to 1, reached at step `warmup_steps`; the first step is not lost at a rate of 0."""
     return min(1.0, (step + 1) / max(1, warmup_steps))
 
 
-def progress(step: int, total_steps: int, warmup_steps: int) -> float:
+def decay_progress(step: int, total_steps: int, warmup_steps: int) -> float:
     """How much of the time after the warm-up is over, in [0, 1]."""
     return min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
 
@@ -51,8 +51,8 @@ def warmup_cosine(
     check_steps(total_steps, warmup_steps)
 
     def multiplier(step: int) -> float:
-        cosine = 0.5 * (1 + math.cos(math.pi * progress(step, total_steps, warmup_steps)))
-        return warmup(step, warmup_steps) * (final_fraction + (1 - final_fraction) * cosine)
+        cosine = 0.5 * (1 + math.cos(math.pi * decay_progress(step, total_steps, warmup_steps)))
+        return warmup_factor(step, warmup_steps) * (final_fraction + (1 - final_fraction) * cosine)
 
     return scheduler(optimizer, multiplier)
 
@@ -65,8 +65,8 @@ def warmup_linear(
     check_steps(total_steps, warmup_steps)
 
     def multiplier(step: int) -> float:
-        left = 1 - progress(step, total_steps, warmup_steps)
-        return warmup(step, warmup_steps) * (final_fraction + (1 - final_fraction) * left)
+        left = 1 - decay_progress(step, total_steps, warmup_steps)
+        return warmup_factor(step, warmup_steps) * (final_fraction + (1 - final_fraction) * left)
 
     return scheduler(optimizer, multiplier)
 
@@ -90,7 +90,7 @@ def reciprocal_sqrt(
     def multiplier(step: int) -> float:
         after = max(0, step - warmup_steps)
         cooldown = min(1.0, (total_steps - step) / cooldown_steps) if cooldown_steps else 1.0
-        return warmup(step, warmup_steps) * math.sqrt(timescale / (timescale + after)) * cooldown
+        return warmup_factor(step, warmup_steps) * math.sqrt(timescale / (timescale + after)) * cooldown
 
     return scheduler(optimizer, multiplier)
 
@@ -99,4 +99,4 @@ def reciprocal_sqrt(
 def constant(optimizer: "Optimizer", total_steps: int, *, warmup_steps: NonNegativeInt = 0) -> "LambdaLR":
     """Linear warm-up, then the peak for ever."""
     check_steps(total_steps, warmup_steps)
-    return scheduler(optimizer, lambda step: warmup(step, warmup_steps))
+    return scheduler(optimizer, lambda step: warmup_factor(step, warmup_steps))

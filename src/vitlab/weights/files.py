@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitlab import checkpoints
 from vitlab.config import allowlist
 from vitlab.storage import safe_load
 
@@ -24,11 +23,11 @@ KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64
 DEEPEST = 2  # levels of mappings in which weights are looked for: {"teacher": {"backbone.norm.bias": ...}}
 
 
-class CannotRead(ValueError):
+class UnreadableWeights(ValueError):
     """A file of weights that is damaged, or none."""
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor in a file."""
 
     shape: tuple[int, ...]
@@ -36,14 +35,14 @@ class Stored(NamedTuple):
     read: Callable[[], Tensor]
 
 
-class Content(NamedTuple):
+class FileContent(NamedTuple):
     """What a file holds: mappings of tensors by where they lie in it ("" for the whole), and plain data beside them."""
 
-    parts: dict[str, dict[str, Stored]]
+    parts: dict[str, dict[str, StoredTensor]]
     plain: Mapping[str, Any]
 
 
-def read(file: Path) -> Content:
+def read_weights(file: Path) -> FileContent:
     """What a file of weights holds.
 
     Raises:
@@ -53,41 +52,43 @@ def read(file: Path) -> Content:
     with file.open("rb") as stream:
         start = stream.read(len(LEGACY))
     if start.startswith(b"PK"):
-        return archived(file)
+        return is_zip(file)
     if start == LEGACY:
-        return torch_file(file, mmap=False)
+        return read_torch(file, mmap=False)
     if start[8:9] == b"{":
-        return Content({"": safetensors_file(file)}, {})
+        return FileContent({"": read_safetensors(file)}, {})
     if start[:1] == b"{" and file.stat().st_size < 2**26:
-        return Content({"": shards(file)}, {})
+        return FileContent({"": read_sharded(file)}, {})
     if start[:1] == b"\x80":
         raise allowlist.NotTrusted(
             f"{file} is refused: it is a bare pickle, and loading that could run code; use safetensors"
         )
     empty = " (it is empty)" if not start else ""
-    raise CannotRead(
+    raise UnreadableWeights(
         f"{file} is no file of weights{empty}: not safetensors, nor torch's, nor .npz, nor a list of shards"
     )
 
 
-def archived(file: Path) -> Content:
+def is_zip(file: Path) -> FileContent:
     """A zip archive: torch's, or NumPy's."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile as error:
-        raise CannotRead(f"{file} is damaged or was cut short ({error}); get it again") from error
+        raise UnreadableWeights(f"{file} is damaged or was cut short ({error}); get it again") from error
     if any(name.endswith("data.pkl") for name in names):
-        return torch_file(file, mmap=True)
+        return read_torch(file, mmap=True)
     if any(name.endswith(".npy") for name in names):
-        return Content({"": npz_file(file)}, {})
-    raise CannotRead(f"{file} is a zip archive that neither torch nor NumPy wrote; unpack it, and name the file in it")
+        return FileContent({"": read_npz(file)}, {})
+    raise UnreadableWeights(
+        f"{file} is a zip archive that neither torch nor NumPy wrote; unpack it, and name the file in it"
+    )
 
 
-def torch_file(file: Path, *, mmap: bool) -> Content:
+def read_torch(file: Path, *, mmap: bool) -> FileContent:
     """What torch saved, by `weights_only=True` alone."""
-    if mmap and (problem := checkpoints.damage(file)):
-        raise CannotRead(f"{file} is damaged ({problem}); get it again")
+    if mmap and (problem := safe_load.corruption(file)):
+        raise UnreadableWeights(f"{file} is damaged ({problem}); get it again")
     remedy = "save its weights alone, torch.save(model.state_dict(), ...), where it can be trusted"
     try:
         with safe_load.explain_unsafe_pickle(file, remedy):
@@ -95,16 +96,16 @@ def torch_file(file: Path, *, mmap: bool) -> Content:
     except (allowlist.NotTrusted, MemoryError):
         raise
     except Exception as error:  # broken bytes end in many ways
-        raise CannotRead(
+        raise UnreadableWeights(
             f"{file} is damaged ({(str(error) or type(error).__name__).splitlines()[0]}); get it again"
         ) from error
-    parts: dict[str, dict[str, Stored]] = {}
+    parts: dict[str, dict[str, StoredTensor]] = {}
     plain: dict[str, Any] = {}
 
     def look(name: str, value: Any, depth: int) -> None:
         if not isinstance(value, Mapping):
             return
-        tensors = {key: in_memory(inner) for key, inner in value.items() if isinstance(inner, Tensor)}
+        tensors = {key: memory_tensor(inner) for key, inner in value.items() if isinstance(inner, Tensor)}
         if tensors:
             parts[name] = {str(key): tensor for key, tensor in tensors.items()}
         for key, inner in value.items():
@@ -115,33 +116,35 @@ def torch_file(file: Path, *, mmap: bool) -> Content:
     if isinstance(content, Mapping):
         plain = {str(key): value for key, value in content.items() if not isinstance(value, Tensor)}
     if not parts:
-        raise CannotRead(f"{file} holds no tensors by name: a state_dict, or a mapping with one in it, is wanted")
-    return Content(parts, plain)
+        raise UnreadableWeights(
+            f"{file} holds no tensors by name: a state_dict, or a mapping with one in it, is wanted"
+        )
+    return FileContent(parts, plain)
 
 
-def in_memory(tensor: Tensor) -> Stored:
+def memory_tensor(tensor: Tensor) -> StoredTensor:
     """A tensor that torch has, or has mapped from the file."""
-    return Stored(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
+    return StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
 
 
-def safetensors_file(file: Path) -> dict[str, Stored]:
+def read_safetensors(file: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file, not read yet."""
     import safetensors
 
     try:
         opened: Any = safetensors.safe_open(file, framework="pt")
     except safetensors.SafetensorError as error:
-        raise CannotRead(f"{file} is damaged or was cut short ({error}); get it again") from error
+        raise UnreadableWeights(f"{file} is damaged or was cut short ({error}); get it again") from error
 
-    def stored(name: str) -> Stored:
+    def stored(name: str) -> StoredTensor:
         part = opened.get_slice(name)
         kind = str(part.get_dtype())
-        return Stored(tuple(part.get_shape()), KINDS.get(kind, kind), lambda: opened.get_tensor(name))
+        return StoredTensor(tuple(part.get_shape()), KINDS.get(kind, kind), lambda: opened.get_tensor(name))
 
     return {name: stored(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
 
 
-def npz_file(file: Path) -> dict[str, Stored]:
+def read_npz(file: Path) -> dict[str, StoredTensor]:
     """The arrays of an .npz file, not read yet; Google's bfloat16 (two bytes without a type) among them."""
 
     def load(name: str) -> Tensor:
@@ -149,7 +152,7 @@ def npz_file(file: Path) -> dict[str, Stored]:
             with zipfile.ZipFile(file) as archive, archive.open(name) as member:
                 array = np.lib.format.read_array(member, allow_pickle=False)
         except (ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise CannotRead(f"{file} is damaged at {name} ({error}); get it again") from error
+            raise UnreadableWeights(f"{file} is damaged at {name} ({error}); get it again") from error
         if array.dtype == np.dtype("V2"):
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(array)
@@ -158,20 +161,20 @@ def npz_file(file: Path) -> dict[str, Stored]:
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             try:
-                shape, dtype = npz_header(archive, name)
+                shape, dtype = read_npz_header(archive, name)
             except (ValueError, zipfile.BadZipFile, EOFError) as error:
-                raise CannotRead(f"{file} is damaged at {name} ({error}); get it again") from error
+                raise UnreadableWeights(f"{file} is damaged at {name} ({error}); get it again") from error
             if dtype.hasobject:
                 raise allowlist.NotTrusted(
                     f"{file} is refused: {name} holds Python objects, and reading them could run code"
                 )
             key = name.removesuffix(".npy")
             kind = "bfloat16" if dtype == np.dtype("V2") else str(dtype)
-            found[key] = Stored(shape, kind, lambda name=name: load(name))  # type: ignore[misc]
+            found[key] = StoredTensor(shape, kind, lambda name=name: load(name))  # type: ignore[misc]
     return found
 
 
-def npz_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def read_npz_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of an array in an .npz file."""
     formats = np.lib.format
     with archive.open(name) as member:
@@ -181,22 +184,22 @@ def npz_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np
     return shape, dtype
 
 
-def shards(index: Path) -> dict[str, Stored]:
+def read_sharded(index: Path) -> dict[str, StoredTensor]:
     """The tensors of all files that an index (Hugging Face's) names, beside which they lie."""
     try:
         names = json.loads(index.read_text()).get("weight_map")
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CannotRead(f"{index} is damaged ({error}); get it again") from error
+        raise UnreadableWeights(f"{index} is damaged ({error}); get it again") from error
     if not isinstance(names, dict):
-        raise CannotRead(f"{index} is no list of shards: it has no weight_map")
-    found: dict[str, Stored] = {}
+        raise UnreadableWeights(f"{index} is no list of shards: it has no weight_map")
+    found: dict[str, StoredTensor] = {}
     for name in sorted(set(names.values())):
         if Path(name).name != name:
             raise allowlist.NotTrusted(f"{index} is refused: it names {name}, which doesn't lie beside it")
         if not (index.parent / name).is_file():
-            raise CannotRead(f"{index} names {name}, and that is not there")
-        for part in read(index.parent / name).parts.values():
+            raise UnreadableWeights(f"{index} names {name}, and that is not there")
+        for part in read_weights(index.parent / name).parts.values():
             found |= part
     if missing := [name for name in names if name not in found]:
-        raise CannotRead(f"{index} names tensors that its shards don't hold: {', '.join(missing[:5])}")
+        raise UnreadableWeights(f"{index} names tensors that its shards don't hold: {', '.join(missing[:5])}")
     return found

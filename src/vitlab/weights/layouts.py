@@ -17,7 +17,7 @@ BLOCK = "{i}"  # stands for a block's number in a name
 # ------------------------------------------------------------------------------------------------------------- forms
 
 
-class Form(NamedTuple):
+class Transform(NamedTuple):
     """How tensors of theirs become one of ours, and back; `back` also gets the number of heads."""
 
     to: Callable[[Sequence[Tensor]], Tensor]
@@ -29,27 +29,29 @@ def per_head(matrix: Tensor, heads: int) -> Tensor:
     return matrix.t().reshape(matrix.shape[1], heads, -1)
 
 
-def kernel(theirs: Tensor) -> Tensor:
+def jax_kernel(theirs: Tensor) -> Tensor:
     """JAX keeps what goes in before what comes out: P Q C D -> D C P Q, in out -> out in."""
     return theirs.permute(3, 2, 0, 1) if theirs.ndim == 4 else theirs.t()
 
 
-SAME = Form(lambda theirs: theirs[0], lambda ours, _: [ours])
-STACKED = Form(lambda theirs: torch.cat([*theirs]), lambda ours, _: ours.chunk(3))  # q, k, v
-HALVES = Form(lambda theirs: torch.cat([*theirs]), lambda ours, _: ours.chunk(2))  # gate and value
-TOKEN = Form(lambda theirs: theirs[0].view(1, 1, -1), lambda ours, _: [ours.flatten()])  # D
-TABLE = Form(lambda theirs: theirs[0].unsqueeze(0), lambda ours, _: [ours.squeeze(0)])  # N D
-TURNED = Form(lambda theirs: theirs[0].t(), lambda ours, _: [ours.t()])
-JAX = Form(lambda theirs: kernel(theirs[0]), lambda ours, _: [ours.permute(2, 3, 1, 0) if ours.ndim == 4 else ours.t()])
-JAX_QKV = Form(  # each D h d
+SAME = Transform(lambda theirs: theirs[0], lambda ours, _: [ours])
+STACKED = Transform(lambda theirs: torch.cat([*theirs]), lambda ours, _: ours.chunk(3))  # q, k, v
+HALVES = Transform(lambda theirs: torch.cat([*theirs]), lambda ours, _: ours.chunk(2))  # gate and value
+TOKEN = Transform(lambda theirs: theirs[0].view(1, 1, -1), lambda ours, _: [ours.flatten()])  # D
+TABLE = Transform(lambda theirs: theirs[0].unsqueeze(0), lambda ours, _: [ours.squeeze(0)])  # N D
+TURNED = Transform(lambda theirs: theirs[0].t(), lambda ours, _: [ours.t()])
+JAX = Transform(
+    lambda theirs: jax_kernel(theirs[0]), lambda ours, _: [ours.permute(2, 3, 1, 0) if ours.ndim == 4 else ours.t()]
+)
+JAX_QKV = Transform(  # each D h d
     lambda theirs: torch.cat([each.flatten(1).t() for each in theirs]),
     lambda ours, heads: [per_head(each, heads) for each in ours.chunk(3)],
 )
-JAX_QKV_BIAS = Form(  # each h d
+JAX_QKV_BIAS = Transform(  # each h d
     lambda theirs: torch.cat([each.flatten() for each in theirs]),
     lambda ours, heads: [each.view(heads, -1) for each in ours.chunk(3)],
 )
-JAX_OUT = Form(  # h d D
+JAX_OUT = Transform(  # h d D
     lambda theirs: theirs[0].flatten(0, 1).t(), lambda ours, heads: [ours.t().reshape(heads, -1, ours.shape[0])]
 )
 
@@ -62,16 +64,16 @@ class Rule(NamedTuple):
 
     ours: str
     theirs: tuple[str, ...]
-    form: Form = SAME
+    form: Transform = SAME
     gated: bool | None = None  # written so where the MLPs are gated, or where they are not; None: in either case
 
 
-def both(ours: str, *theirs: str, form: Form = SAME, gated: bool | None = None) -> list[Rule]:
+def weight_and_bias(ours: str, *theirs: str, form: Transform = SAME, gated: bool | None = None) -> list[Rule]:
     """The rules of a layer's weight and bias."""
     return [Rule(f"{ours}.{p}", tuple(f"{t}.{p}" for t in theirs), form, gated) for p in ("weight", "bias")]
 
 
-def jax(ours: str, *theirs: str, weight: Form = JAX, bias: Form = SAME) -> list[Rule]:
+def jax_linear(ours: str, *theirs: str, weight: Transform = JAX, bias: Transform = SAME) -> list[Rule]:
     """The rules of a linear layer that JAX wrote."""
     return [
         Rule(f"{ours}.weight", tuple(f"{t}/kernel" for t in theirs), weight),
@@ -127,7 +129,7 @@ TIMM_LAYERS = (
 TIMM_VECTORS = ("cls_token", "dist_token", "reg_token", "pos_embed")
 TIMM = [
     *(Rule(name, (name,)) for name in TIMM_VECTORS),
-    *(rule for layer in TIMM_LAYERS for rule in both(layer, layer)),
+    *(rule for layer in TIMM_LAYERS for rule in weight_and_bias(layer, layer)),
     *(Rule(f"blocks.{BLOCK}.ls{n}.gamma", (f"blocks.{BLOCK}.ls{n}.gamma",)) for n in (1, 2)),
 ]
 MASK = (r"(embeddings\.)?mask_token", "stands for masked patches in pre-training")
@@ -144,22 +146,22 @@ HF_LAYER = f"encoder.layer.{BLOCK}"
 HF_BODY = [
     Rule("cls_token", ("embeddings.cls_token",)),
     Rule("pos_embed", ("embeddings.position_embeddings",)),
-    *both("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-    *both(
+    *weight_and_bias("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+    *weight_and_bias(
         f"blocks.{BLOCK}.attn.qkv",
         *(f"{HF_LAYER}.attention.attention.{part}" for part in ("query", "key", "value")),
         form=STACKED,
     ),
-    *both(f"blocks.{BLOCK}.attn.proj", f"{HF_LAYER}.attention.output.dense"),
-    *both("norm", "layernorm"),
+    *weight_and_bias(f"blocks.{BLOCK}.attn.proj", f"{HF_LAYER}.attention.output.dense"),
+    *weight_and_bias("norm", "layernorm"),
 ]
 HF_VIT = [
     *HF_BODY,
-    *both(f"blocks.{BLOCK}.norm1", f"{HF_LAYER}.layernorm_before"),
-    *both(f"blocks.{BLOCK}.norm2", f"{HF_LAYER}.layernorm_after"),
-    *both(f"blocks.{BLOCK}.mlp.fc1", f"{HF_LAYER}.intermediate.dense"),
-    *both(f"blocks.{BLOCK}.mlp.fc2", f"{HF_LAYER}.output.dense"),
-    *both("pre_logits", "pooler.dense"),
+    *weight_and_bias(f"blocks.{BLOCK}.norm1", f"{HF_LAYER}.layernorm_before"),
+    *weight_and_bias(f"blocks.{BLOCK}.norm2", f"{HF_LAYER}.layernorm_after"),
+    *weight_and_bias(f"blocks.{BLOCK}.mlp.fc1", f"{HF_LAYER}.intermediate.dense"),
+    *weight_and_bias(f"blocks.{BLOCK}.mlp.fc2", f"{HF_LAYER}.output.dense"),
+    *weight_and_bias("pre_logits", "pooler.dense"),
 ]
 # transformers 5 gives the modules other names, and still writes files with the former ones
 HF_SPELLINGS = (
@@ -180,17 +182,17 @@ TORCHVISION_LAYER = f"encoder.layers.encoder_layer_{BLOCK}"
 TORCHVISION = [
     Rule("cls_token", ("class_token",)),
     Rule("pos_embed", ("encoder.pos_embedding",)),
-    *both("patch_embed.proj", "conv_proj"),
-    *both(f"blocks.{BLOCK}.norm1", f"{TORCHVISION_LAYER}.ln_1"),
+    *weight_and_bias("patch_embed.proj", "conv_proj"),
+    *weight_and_bias(f"blocks.{BLOCK}.norm1", f"{TORCHVISION_LAYER}.ln_1"),
     Rule(f"blocks.{BLOCK}.attn.qkv.weight", (f"{TORCHVISION_LAYER}.self_attention.in_proj_weight",)),
     Rule(f"blocks.{BLOCK}.attn.qkv.bias", (f"{TORCHVISION_LAYER}.self_attention.in_proj_bias",)),
-    *both(f"blocks.{BLOCK}.attn.proj", f"{TORCHVISION_LAYER}.self_attention.out_proj"),
-    *both(f"blocks.{BLOCK}.norm2", f"{TORCHVISION_LAYER}.ln_2"),
-    *both(f"blocks.{BLOCK}.mlp.fc1", f"{TORCHVISION_LAYER}.mlp.0"),
-    *both(f"blocks.{BLOCK}.mlp.fc2", f"{TORCHVISION_LAYER}.mlp.3"),
-    *both("norm", "encoder.ln"),
-    *both("pre_logits", "heads.pre_logits"),
-    *both("head", "heads.head"),
+    *weight_and_bias(f"blocks.{BLOCK}.attn.proj", f"{TORCHVISION_LAYER}.self_attention.out_proj"),
+    *weight_and_bias(f"blocks.{BLOCK}.norm2", f"{TORCHVISION_LAYER}.ln_2"),
+    *weight_and_bias(f"blocks.{BLOCK}.mlp.fc1", f"{TORCHVISION_LAYER}.mlp.0"),
+    *weight_and_bias(f"blocks.{BLOCK}.mlp.fc2", f"{TORCHVISION_LAYER}.mlp.3"),
+    *weight_and_bias("norm", "encoder.ln"),
+    *weight_and_bias("pre_logits", "heads.pre_logits"),
+    *weight_and_bias("head", "heads.head"),
 ]
 
 CLIP_LAYER = f"transformer.resblocks.{BLOCK}"
@@ -198,15 +200,15 @@ OPEN_CLIP = [
     Rule("cls_token", ("class_embedding",), TOKEN),
     Rule("pos_embed", ("positional_embedding",), TABLE),
     Rule("patch_embed.proj.weight", ("conv1.weight",)),
-    *both("norm_pre", "ln_pre"),
-    *both(f"blocks.{BLOCK}.norm1", f"{CLIP_LAYER}.ln_1"),
+    *weight_and_bias("norm_pre", "ln_pre"),
+    *weight_and_bias(f"blocks.{BLOCK}.norm1", f"{CLIP_LAYER}.ln_1"),
     Rule(f"blocks.{BLOCK}.attn.qkv.weight", (f"{CLIP_LAYER}.attn.in_proj_weight",)),
     Rule(f"blocks.{BLOCK}.attn.qkv.bias", (f"{CLIP_LAYER}.attn.in_proj_bias",)),
-    *both(f"blocks.{BLOCK}.attn.proj", f"{CLIP_LAYER}.attn.out_proj"),
-    *both(f"blocks.{BLOCK}.norm2", f"{CLIP_LAYER}.ln_2"),
-    *both(f"blocks.{BLOCK}.mlp.fc1", f"{CLIP_LAYER}.mlp.c_fc"),
-    *both(f"blocks.{BLOCK}.mlp.fc2", f"{CLIP_LAYER}.mlp.c_proj"),
-    *both("norm", "ln_post"),
+    *weight_and_bias(f"blocks.{BLOCK}.attn.proj", f"{CLIP_LAYER}.attn.out_proj"),
+    *weight_and_bias(f"blocks.{BLOCK}.norm2", f"{CLIP_LAYER}.ln_2"),
+    *weight_and_bias(f"blocks.{BLOCK}.mlp.fc1", f"{CLIP_LAYER}.mlp.c_fc"),
+    *weight_and_bias(f"blocks.{BLOCK}.mlp.fc2", f"{CLIP_LAYER}.mlp.c_proj"),
+    *weight_and_bias("norm", "ln_post"),
     Rule("head.weight", ("proj",), TURNED),
 ]
 HF_CLIP_LAYER = f"encoder.layers.{BLOCK}"
@@ -214,14 +216,16 @@ HF_CLIP = [
     Rule("cls_token", ("embeddings.class_embedding",), TOKEN),
     Rule("pos_embed", ("embeddings.position_embedding.weight",), TABLE),
     Rule("patch_embed.proj.weight", ("embeddings.patch_embedding.weight",)),
-    *both("norm_pre", "pre_layrnorm"),  # the library's own spelling
-    *both(f"blocks.{BLOCK}.norm1", f"{HF_CLIP_LAYER}.layer_norm1"),
-    *both(f"blocks.{BLOCK}.attn.qkv", *(f"{HF_CLIP_LAYER}.self_attn.{part}_proj" for part in "qkv"), form=STACKED),
-    *both(f"blocks.{BLOCK}.attn.proj", f"{HF_CLIP_LAYER}.self_attn.out_proj"),
-    *both(f"blocks.{BLOCK}.norm2", f"{HF_CLIP_LAYER}.layer_norm2"),
-    *both(f"blocks.{BLOCK}.mlp.fc1", f"{HF_CLIP_LAYER}.mlp.fc1"),
-    *both(f"blocks.{BLOCK}.mlp.fc2", f"{HF_CLIP_LAYER}.mlp.fc2"),
-    *both("norm", "post_layernorm"),
+    *weight_and_bias("norm_pre", "pre_layrnorm"),  # the library's own spelling
+    *weight_and_bias(f"blocks.{BLOCK}.norm1", f"{HF_CLIP_LAYER}.layer_norm1"),
+    *weight_and_bias(
+        f"blocks.{BLOCK}.attn.qkv", *(f"{HF_CLIP_LAYER}.self_attn.{part}_proj" for part in "qkv"), form=STACKED
+    ),
+    *weight_and_bias(f"blocks.{BLOCK}.attn.proj", f"{HF_CLIP_LAYER}.self_attn.out_proj"),
+    *weight_and_bias(f"blocks.{BLOCK}.norm2", f"{HF_CLIP_LAYER}.layer_norm2"),
+    *weight_and_bias(f"blocks.{BLOCK}.mlp.fc1", f"{HF_CLIP_LAYER}.mlp.fc1"),
+    *weight_and_bias(f"blocks.{BLOCK}.mlp.fc2", f"{HF_CLIP_LAYER}.mlp.fc2"),
+    *weight_and_bias("norm", "post_layernorm"),
     Rule("head.weight", ("visual_projection.weight",)),
 ]
 
@@ -230,21 +234,21 @@ GOOGLE_ATTENTION = f"{GOOGLE_LAYER}/MultiHeadDotProductAttention_1"
 GOOGLE = [
     Rule("cls_token", ("cls",)),
     Rule("pos_embed", ("Transformer/posembed_input/pos_embedding",)),
-    *jax("patch_embed.proj", "embedding"),
+    *jax_linear("patch_embed.proj", "embedding"),
     *jax_norm(f"blocks.{BLOCK}.norm1", f"{GOOGLE_LAYER}/LayerNorm_0"),
-    *jax(
+    *jax_linear(
         f"blocks.{BLOCK}.attn.qkv",
         *(f"{GOOGLE_ATTENTION}/{part}" for part in ("query", "key", "value")),
         weight=JAX_QKV,
         bias=JAX_QKV_BIAS,
     ),
-    *jax(f"blocks.{BLOCK}.attn.proj", f"{GOOGLE_ATTENTION}/out", weight=JAX_OUT),
+    *jax_linear(f"blocks.{BLOCK}.attn.proj", f"{GOOGLE_ATTENTION}/out", weight=JAX_OUT),
     *jax_norm(f"blocks.{BLOCK}.norm2", f"{GOOGLE_LAYER}/LayerNorm_2"),
-    *jax(f"blocks.{BLOCK}.mlp.fc1", f"{GOOGLE_LAYER}/MlpBlock_3/Dense_0"),
-    *jax(f"blocks.{BLOCK}.mlp.fc2", f"{GOOGLE_LAYER}/MlpBlock_3/Dense_1"),
+    *jax_linear(f"blocks.{BLOCK}.mlp.fc1", f"{GOOGLE_LAYER}/MlpBlock_3/Dense_0"),
+    *jax_linear(f"blocks.{BLOCK}.mlp.fc2", f"{GOOGLE_LAYER}/MlpBlock_3/Dense_1"),
     *jax_norm("norm", "Transformer/encoder_norm"),
-    *jax("pre_logits", "pre_logits"),
-    *jax("head", "head"),
+    *jax_linear("pre_logits", "pre_logits"),
+    *jax_linear("head", "head"),
 ]
 # its successor, big_vision, counts the layers of a block otherwise
 BIG_VISION_SPELLINGS = (
@@ -265,8 +269,8 @@ LAYOUTS: dict[str, Layout] = {
             marks=(r"mask_token", r"pos_embed", r"blocks\.(\d+\.)?0\.ls1\.gamma"),
             rules=(
                 Rule("reg_token", ("register_tokens",)),
-                *both(f"blocks.{BLOCK}.mlp.fc1", f"blocks.{BLOCK}.mlp.w12", gated=True),
-                *both(f"blocks.{BLOCK}.mlp.fc2", f"blocks.{BLOCK}.mlp.w3", gated=True),
+                *weight_and_bias(f"blocks.{BLOCK}.mlp.fc1", f"blocks.{BLOCK}.mlp.w12", gated=True),
+                *weight_and_bias(f"blocks.{BLOCK}.mlp.fc2", f"blocks.{BLOCK}.mlp.w3", gated=True),
                 *(rule for rule in TIMM if rule.ours != "reg_token"),
             ),
             spellings=((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),),  # blocks in chunks, for sharding
@@ -290,8 +294,8 @@ LAYOUTS: dict[str, Layout] = {
             rules=(
                 *HF_VIT,
                 Rule("dist_token", ("embeddings.distillation_token",)),
-                *both("head", "cls_classifier"),
-                *both("head_dist", "distillation_classifier"),
+                *weight_and_bias("head", "cls_classifier"),
+                *weight_and_bias("head_dist", "distillation_classifier"),
             ),
             inner=("deit.",),
             spellings=HF_VIT_SPELLINGS,
@@ -305,7 +309,11 @@ LAYOUTS: dict[str, Layout] = {
             anchor=HF_ANCHOR,
             marks=(r"embeddings\.distillation_token",),
             # without a head of its own the distillation token is what we call a register
-            rules=(*HF_VIT, Rule("reg_token", ("embeddings.distillation_token",)), *both("head", "classifier")),
+            rules=(
+                *HF_VIT,
+                Rule("reg_token", ("embeddings.distillation_token",)),
+                *weight_and_bias("head", "classifier"),
+            ),
             inner=("deit.",),
             spellings=HF_VIT_SPELLINGS,
             positions="all",
@@ -320,22 +328,22 @@ LAYOUTS: dict[str, Layout] = {
             rules=(
                 *HF_BODY,
                 Rule("reg_token", ("embeddings.register_tokens",)),
-                *both(f"blocks.{BLOCK}.norm1", f"{HF_LAYER}.norm1"),
-                *both(f"blocks.{BLOCK}.norm2", f"{HF_LAYER}.norm2"),
+                *weight_and_bias(f"blocks.{BLOCK}.norm1", f"{HF_LAYER}.norm1"),
+                *weight_and_bias(f"blocks.{BLOCK}.norm2", f"{HF_LAYER}.norm2"),
                 *(Rule(f"blocks.{BLOCK}.ls{n}.gamma", (f"{HF_LAYER}.layer_scale{n}.lambda1",)) for n in (1, 2)),
-                *both(f"blocks.{BLOCK}.mlp.fc1", f"{HF_LAYER}.mlp.fc1", gated=False),
-                *both(f"blocks.{BLOCK}.mlp.fc2", f"{HF_LAYER}.mlp.fc2", gated=False),
-                *both(f"blocks.{BLOCK}.mlp.fc1", f"{HF_LAYER}.mlp.weights_in", gated=True),
-                *both(f"blocks.{BLOCK}.mlp.fc2", f"{HF_LAYER}.mlp.weights_out", gated=True),
-                *both(
+                *weight_and_bias(f"blocks.{BLOCK}.mlp.fc1", f"{HF_LAYER}.mlp.fc1", gated=False),
+                *weight_and_bias(f"blocks.{BLOCK}.mlp.fc2", f"{HF_LAYER}.mlp.fc2", gated=False),
+                *weight_and_bias(f"blocks.{BLOCK}.mlp.fc1", f"{HF_LAYER}.mlp.weights_in", gated=True),
+                *weight_and_bias(f"blocks.{BLOCK}.mlp.fc2", f"{HF_LAYER}.mlp.weights_out", gated=True),
+                *weight_and_bias(
                     f"blocks.{BLOCK}.mlp.fc1",
                     f"{HF_LAYER}.mlp.gate_proj",
                     f"{HF_LAYER}.mlp.up_proj",
                     form=HALVES,
                     gated=True,
                 ),
-                *both(f"blocks.{BLOCK}.mlp.fc2", f"{HF_LAYER}.mlp.down_proj", gated=True),
-                *both("head", "classifier"),
+                *weight_and_bias(f"blocks.{BLOCK}.mlp.fc2", f"{HF_LAYER}.mlp.down_proj", gated=True),
+                *weight_and_bias("head", "classifier"),
             ),
             inner=("dinov2.", "dinov2_with_registers."),
             spellings=HF_SPELLINGS,
@@ -349,7 +357,7 @@ LAYOUTS: dict[str, Layout] = {
             title="transformers' ViT",
             anchor=HF_ANCHOR,
             marks=(r"encoder\.layer\.0\.layernorm_before\.weight",),
-            rules=(*HF_VIT, *both("head", "classifier")),
+            rules=(*HF_VIT, *weight_and_bias("head", "classifier")),
             inner=("vit.",),
             spellings=HF_VIT_SPELLINGS,
             positions="all",

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from vitlab.weights.layouts import BLOCK, LAYOUTS, Form, Layout
+from vitlab.weights.layouts import BLOCK, LAYOUTS, Layout, Transform
 
 # What wrappers (torch.compile, FSDP, activation checkpointing) put into names, anywhere.
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
-class Found(NamedTuple):
+class FoundNetwork(NamedTuple):
     """A network among the names of a file, and how it is written."""
 
     layout: Layout
@@ -28,50 +28,52 @@ class Found(NamedTuple):
     beside: list[str]  # names in the file without the prefix: of other networks
 
 
-class Plan(NamedTuple):
+class MappingPlan(NamedTuple):
     """What becomes of a network's tensors."""
 
-    made: dict[str, tuple[Form, list[str]]]  # our tensor -> the form, and the names in the file
+    made: dict[str, tuple[Transform, list[str]]]  # our tensor -> the form, and the names in the file
     left_out: dict[str, str]  # name in the file -> why it has no place in our model
     unknown: list[str]  # names in the file that the layout doesn't know
 
 
-def recognise(names: Iterable[str]) -> list[Found]:
+def recognize_networks(names: Iterable[str]) -> list[FoundNetwork]:
     """The networks in a list of names, one for each prefix, in the first layout whose marks are all there."""
     plain = {WRAPPERS.sub("", name): name for name in names}
-    found: dict[str, Found] = {}
+    found: dict[str, FoundNetwork] = {}
     for layout in LAYOUTS.values():
         for anchor in (name for name in plain if name.endswith(layout.anchor)):
             prefix = anchor.removesuffix(layout.anchor)
             if prefix in found or (prefix and prefix[-1] not in "./"):
                 continue
-            body = {spelt(n.removeprefix(prefix), layout): real for n, real in plain.items() if n.startswith(prefix)}
+            body = {
+                layout_name(n.removeprefix(prefix), layout): real for n, real in plain.items() if n.startswith(prefix)
+            }
             beside = {name: real for name, real in plain.items() if not name.startswith(prefix)}
             for name in list(beside):  # a head may stand outside of the body
-                for head in (shorter for shorter in shortened(name, prefix) if shorter in layout.heads()):
+                for head in (shorter for shorter in strip_prefix(name, prefix) if shorter in layout.heads()):
                     if head not in body:
                         body[head] = beside.pop(name)
             if all(any(re.fullmatch(mark, name) for name in body) for mark in layout.marks):
-                found[prefix] = Found(layout, prefix, body, list(beside.values()))
+                found[prefix] = FoundNetwork(layout, prefix, body, list(beside.values()))
     return list(found.values())
 
 
-def spelt(name: str, layout: Layout) -> str:
+def layout_name(name: str, layout: Layout) -> str:
     """A name in the layout's own spelling."""
     for pattern, replacement in layout.spellings:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def shortened(name: str, prefix: str) -> list[str]:
+def strip_prefix(name: str, prefix: str) -> list[str]:
     """A name without as many of the prefix's parts as it shares, and with each of them: `module.head.bias`."""
     cuts = [0, *(match.end() for match in re.finditer(r"[./]", prefix))]
     return [name[cut:] for cut in cuts if name.startswith(prefix[:cut])]
 
 
-def plan(found: Found) -> Plan:
+def plan_mapping(found: FoundNetwork) -> MappingPlan:
     """What each of our tensors is made of, and what no use is made of."""
-    made: dict[str, tuple[Form, list[str]]] = {}
+    made: dict[str, tuple[Transform, list[str]]] = {}
     used: set[str] = set()
     for rule in found.layout.rules:
         pattern = re.compile(re.escape(rule.theirs[0]).replace(re.escape(BLOCK), r"(\d+)"))
@@ -88,12 +90,12 @@ def plan(found: Found) -> Plan:
             left_out[real] = reason
         elif name not in used:
             unknown.append(real)
-    return Plan(made, left_out, unknown)
+    return MappingPlan(made, left_out, unknown)
 
 
-def to_ours(state: Mapping[str, Tensor], found: Found) -> dict[str, Tensor]:
+def to_ours(state: Mapping[str, Tensor], found: FoundNetwork) -> dict[str, Tensor]:
     """Their tensors under our names and in our shapes; views of theirs where that is possible."""
-    return {ours: form.to([state[name] for name in names]) for ours, (form, names) in plan(found).made.items()}
+    return {ours: form.to([state[name] for name in names]) for ours, (form, names) in plan_mapping(found).made.items()}
 
 
 def from_ours(state: Mapping[str, Tensor], layout: Layout, *, heads: int, inner: str = "") -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vitlab.weights.layouts import Layout
-from vitlab.weights.places import Opened
+from vitlab.weights.locate import WeightFiles
 
 # PIL's numbers, as transformers writes them; other interpolations are not offered by the data pipeline
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
@@ -25,7 +25,7 @@ class Preprocessing(NamedTuple):
         return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items() if value}
 
 
-def preprocessing(opened: Opened, layout: Layout) -> Preprocessing:
+def preprocessing(opened: WeightFiles, layout: Layout) -> Preprocessing:
     """How images were prepared for these weights, where something beside them says so, or the layout's code does."""
     if said := opened.ours.get("preprocessing"):
         return Preprocessing(

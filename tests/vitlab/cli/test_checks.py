@@ -107,8 +107,11 @@ ONE_LINE: list[tuple[list[str], str]] = [
         "trainer.num_nodes=2: start the processes of all nodes yourself, with torchrun or srun, or leave that to -m",
     ),
     ([CPU, "trainer.devices=-1"], "trainer.devices=-1 means all GPUs, and there is none to be used"),
-    (["callbacks.best=null"], "callbacks has no vitlab.checkpoints.BestCheckpoint, which keeps the checkpoint"),
-    (["callbacks.monitor=null"], "callbacks has no vitlab.callbacks.Monitor, which logs the training"),
+    (
+        ["callbacks.best=null"],
+        "callbacks has no vitlab.training.checkpoints.BestCheckpoint, which keeps the checkpoint",
+    ),
+    (["callbacks.monitor=null"], "callbacks has no vitlab.training.monitor.Monitor, which logs the training"),
     (["optimizer.weight_decay=-1"], "optimizer.weight_decay=-1 must be 0 or more"),
     (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1 must be 0 (off) or more"),
     (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0 must be at least 1"),

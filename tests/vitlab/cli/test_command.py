@@ -11,11 +11,12 @@ import yaml
 
 import evaluate
 from conftest import Configure
-from vitlab import ledger, resume, runs
 from vitlab.cli import preflight as cli_preflight
 from vitlab.config import allowlist
 from vitlab.config.schema import Node
-from vitlab.jobs import compose
+from vitlab.jobs import compose, resume
+from vitlab.runs.folder import OVERRIDES, RESULTS, write_config
+from vitlab.sweeps import ledger
 
 Preflight = Callable[..., list[str]]
 SOURCE = compose.CONF.parent / "src"
@@ -311,8 +312,8 @@ def test_what_is_wrong_with_a_sweep_is_told(refused: Preflight, argv: list[str],
 
 def test_a_cancelled_sweep_isnt_gone_on_with_unasked(preflight: Preflight, capsys: pytest.CaptureFixture[str]) -> None:
     folder = ledger.SWEEPS / "mine"
-    ledger.begin(folder, command="", varies=[], objectives={})
-    ledger.cancel(ledger.read_sweep(folder))
+    ledger.write_sweep(folder, command="", varies=[], objectives={})
+    ledger.cancel_sweep(ledger.read_sweep(folder))
     with pytest.raises(SystemExit):
         preflight("-m", "sweep=mine")
     assert "remove runs/sweeps/mine/cancelled to go on with it" in capsys.readouterr().err
@@ -342,10 +343,10 @@ def make_run(configure: Configure, preflight: Preflight) -> Callable[..., Path]:
     def make(stamp: str, *overrides: str, status: str = "crashed", checkpoint: bool = True, age: int = 0) -> Path:
         config = configure(*overrides)
         run_dir = Path("runs", config["name"], stamp).resolve()
-        runs.write_config(run_dir, {**config, "run_dir": str(run_dir)})
+        write_config(run_dir, {**config, "run_dir": str(run_dir)})
         (run_dir / ".hydra").mkdir()
-        (run_dir / runs.OVERRIDES).write_text(yaml.safe_dump(list(overrides)))
-        (run_dir / runs.RESULTS).write_text(f'{{"status": "{status}"}}')
+        (run_dir / OVERRIDES).write_text(yaml.safe_dump(list(overrides)))
+        (run_dir / RESULTS).write_text(f'{{"status": "{status}"}}')
         if checkpoint:
             (run_dir / "checkpoints").mkdir()
             (run_dir / resume.LAST).touch()

@@ -41,7 +41,9 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 def test_wandb_is_imported_before_torch_and_what_trains_after_it(started: list[object]) -> None:
     modules = started[1]
     assert isinstance(modules, list)
-    places = [modules.index(name) for name in ("wandb", "wandb.sdk.launch.inputs.internal", "torch", "vitlab.build")]
+    places = [
+        modules.index(name) for name in ("wandb", "wandb.sdk.launch.inputs.internal", "torch", "vitlab.training.build")
+    ]
     assert places == sorted(places)
 
 
@@ -57,7 +59,7 @@ def test_the_default_run_imports_no_library_that_it_does_not_use(started: list[o
 def test_the_collector_rests_meanwhile_and_never_looks_at_the_modules(started: list[object]) -> None:
     during, _, enabled, frozen = started
     assert isinstance(during, dict)
-    assert {"wandb", "torch", "vitlab.build"} <= set(during)
+    assert {"wandb", "torch", "vitlab.training.build"} <= set(during)
     assert not any(during.values())
     assert enabled is True
     assert isinstance(frozen, int)

@@ -10,9 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from conftest import Configure
-from vitlab import ledger
 from vitlab.cli import resolvers
 from vitlab.jobs import compose
+from vitlab.sweeps import ledger
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_where_no_patch_fits_none_is_made_up_and_the_checks_have_their_say(image
 
 
 def test_a_job_of_a_sweep_has_a_folder_named_by_what_varies_and_what_it_is(tmp_path: Path) -> None:
-    ledger.begin(tmp_path, command="", varies=["optimizer.lr"], objectives={})
+    ledger.write_sweep(tmp_path, command="", varies=["optimizer.lr"], objectives={})
 
     def folder(*overrides: str) -> str:
         with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
@@ -85,7 +85,7 @@ def test_a_job_of_a_sweep_has_a_folder_named_by_what_varies_and_what_it_is(tmp_p
 
 
 def test_a_job_of_a_sweep_tells_wandb_what_varies_and_a_single_run_nothing(tmp_path: Path) -> None:
-    ledger.begin(tmp_path, command="", varies=["optimizer.lr", "model/size"], objectives={})
+    ledger.write_sweep(tmp_path, command="", varies=["optimizer.lr", "model/size"], objectives={})
 
     def told(mode: str, *overrides: str) -> Any:
         line = ["optimizer.lr=1e-3", "model/size=mini", "seed=7", f"hydra.sweep.dir='{tmp_path}'", "sweep=mine"]

@@ -19,12 +19,13 @@ from omegaconf import OmegaConf
 
 import evaluate
 from conftest import Configure, Program
-from vitlab import build, runs
 from vitlab.cli import arguments, checks, command, preflight, register
 from vitlab.config import allowlist, instantiate
 from vitlab.config.schema import Node
 from vitlab.jobs import compose
+from vitlab.runs import folder
 from vitlab.storage import safe_load
+from vitlab.training import build
 
 SOURCES = sorted(Path(command.__file__).resolve().parents[1].rglob("*.py"))
 CALLBACK = "lightning.pytorch.callbacks.EarlyStopping"
@@ -48,13 +49,13 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
     "target",
     [
         "vitlab.models.vit.VisionTransformer",
-        "vitlab.baselines.timm_model",
+        "vitlab.models.timm_model.timm_model",
         "vitlab.data.sets.digits.digits",
         "vitlab.training.schedules.warmup_cosine",
-        "vitlab.callbacks.Monitor",
-        "vitlab.tracking.wandb_logger",
+        "vitlab.training.monitor.Monitor",
+        "vitlab.runs.wandb.wandb_logger",
         "vitlab.pruning.Pruning",
-        "hydra_plugins.vitlab_sweepers.optuna_sweeper.OptunaSweeper",
+        "hydra_plugins.vitlab.optuna.OptunaSweeper",
         "optuna.samplers.TPESampler",
         "optuna.pruners.MedianPruner",
         "torch.nn.Linear",
@@ -108,7 +109,12 @@ REFUSED = [
     *("timm.models.load_checkpoint", "timm.create_model", "timm.models.create_model"),
     *("lightning.pytorch.cli.LightningCLI", "lightning.pytorch.seed_everything", "lightning.fabric.Fabric"),
     *("torch.nn.utils.clip_grad_norm_", "torch.nn.functional.relu", "torchvision.datasets.DatasetFolder"),
-    *("vitlab.launch.run_ranks", "vitlab.runs.replace", "vitlab.config.schema.resolve", "vitlab.tracking.log_image"),
+    *(
+        "vitlab.distributed.launch.run_ranks",
+        "vitlab.storage.atomic.atomic_write",
+        "vitlab.config.schema.resolve",
+        "vitlab.runs.wandb.log_image",
+    ),
     *("optuna.storages.RDBStorage", "optuna.create_study", "vitlab.search.search", "vitlab.study.opened"),
     *("torchmetrics.functional.accuracy", "torchmetrics.multimodal.CLIPScore", "torchmetrics.text.BERTScore"),
     # other modules, reached through offered ones
@@ -219,7 +225,7 @@ HYDRA_ATTACKS = [
     "+hydra.callbacks=${model}",
     "hydra.launcher._target_=trap.Trap",
     f"hydra.launcher={{_target_: {allowlist.LAUNCHERS[-1].replace('.Local', '.Slurm')}}}",
-    "hydra.launcher={_target_: hydra_plugins.vitlab_launchers.plugins.JobsLauncher}",
+    "hydra.launcher={_target_: hydra_plugins.vitlab.launchers.JobsLauncher}",
     "+hydra.sweeper.params={_target_: trap.Trap}",
     "+hydra.job.env_set={_target_: trap.Trap}",
     "+hydra.job.env_set.VITLAB_ALLOW=trap",
@@ -306,13 +312,13 @@ def test_a_run_folder_of_somebody_else_is_read_not_run(
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.ckpt").touch()
-    runs.write_config(tmp_path, {"data": {"_target_": "trap.Trap"}, "trainer": {"precision": "32-true"}})
+    folder.write_config(tmp_path, {"data": {"_target_": "trap.Trap"}, "trainer": {"precision": "32-true"}})
     function = evaluate.main.__wrapped__  # type: ignore[attr-defined]
     with pytest.raises(SystemExit):
         preflight.preflight("evaluate", function, [f"run={tmp_path}"])
     assert f"run={tmp_path}: data._target_=trap.Trap is refused" in capsys.readouterr().err
     with pytest.raises(allowlist.NotTrusted):  # nor where it is changed after the check
-        build.data(runs.read_config(tmp_path)["data"])
+        build.build_data(folder.read_config(tmp_path)["data"])
     assert not trap()
 
 

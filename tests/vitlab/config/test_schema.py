@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, Optional, TypeVar, Union
 
 import pytest
 
-from vitlab.classifier import Classifier
 from vitlab.config import annotations, schema
 from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.jobs.compose import CONF
 from vitlab.models.vit import VisionTransformer
+from vitlab.training.classifier import Classifier
 
 T = TypeVar("T")
 

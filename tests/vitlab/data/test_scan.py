@@ -21,7 +21,6 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 from torchvision import datasets
 
-from vitlab import resume
 from vitlab.data import scan
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
@@ -32,6 +31,7 @@ from vitlab.data.sets.digits import digits
 from vitlab.data.sets.image_folder import image_folder, list_images
 from vitlab.data.sets.mnist import mnist
 from vitlab.data.source import Source, Split
+from vitlab.jobs import fingerprint
 
 ROOT = Path(__file__).resolve().parents[3]
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
@@ -437,15 +437,15 @@ def vanishes(folder: Path) -> None:
 def other_images(folder: Path) -> None:
     data = datamodule(folder)
     data.setup()
-    before = resume.identity({}, data)
+    before = fingerprint.run_identity({}, data)
     shutil.move(folder, moved := folder.with_name("moved"))
     same = datamodule(moved)
     same.setup()
-    assert resume.differences(before, resume.identity({}, same)) == []
+    assert fingerprint.incompatibilities(before, fingerprint.run_identity({}, same)) == []
     (moved / "train" / "a" / "00.png").unlink()
     other = datamodule(moved)
     other.setup()
-    told = resume.differences(before, resume.identity({}, other))
+    told = fingerprint.incompatibilities(before, fingerprint.run_identity({}, other))
     assert told
     assert all(line.startswith("data: ") for line in told)
 

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from doctor_fixtures import FEW_WORKERS, SlowData, folder_data, profiled_run
-from vitlab import launch
 from vitlab.cli import register
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import MOST_WORKERS
@@ -19,6 +18,7 @@ from vitlab.data.sets.image_folder import image_folder
 from vitlab.diagnostics import advise
 from vitlab.diagnostics.advise import Trial
 from vitlab.diagnostics.measure import Overrides
+from vitlab.distributed import environment
 from vitlab.jobs import compose
 from vitlab.models.vit import VisionTransformer
 
@@ -52,7 +52,7 @@ def test_changes_that_apply_are_candidates_in_the_order_asked_for(monkeypatch: p
     run.trainer |= {"precision": "bf16-mixed", "log_every_n_steps": 50}
     others = advise.candidates(run, [kind for kind in every if kind != "num_workers"], None, "photos-18")
     assert others == [{"compile": True}, {"data.augment.auto_augment": "none"}, {"data_dir": "photos-18"}]
-    monkeypatch.setattr(launch, "cores", lambda: 128)
+    monkeypatch.setattr(environment, "cores", lambda: 128)
     counts = [list(change.values()) for change in advise.candidates(run, ["num_workers"], None, None)]
     assert counts == [[1], [2], [4], [8], [16]]
     assert MOST_WORKERS == 16

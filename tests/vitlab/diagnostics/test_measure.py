@@ -37,13 +37,13 @@ def test_an_override_holds_for_one_training() -> None:
 
 def test_callbacks_that_save_or_show_are_left_out() -> None:
     kinds = ("LastCheckpoint", "BestCheckpoint")
-    saving: Node = {name: {"_target_": f"vitlab.checkpoints.{name}", "dirpath": "x"} for name in kinds}
+    saving: Node = {name: {"_target_": f"vitlab.training.checkpoints.{name}", "dirpath": "x"} for name in kinds}
     saving["progress"] = {"_target_": "lightning.pytorch.callbacks.RichProgressBar"}
     assert list(profiled_run(callbacks=saving).callbacks) == ["monitor"]
 
 
 def test_logs_are_muted_within_a_training_only(caplog: pytest.LogCaptureFixture) -> None:
-    log = logging.getLogger("vitlab.classifier")
+    log = logging.getLogger("vitlab.training.classifier")
     with caplog.at_level(logging.INFO):
         with muted_logs():
             log.info("epoch 1")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hydra._internal.utils import run_and_report
 
-from vitlab import runs
 from vitlab.config.schema import Node
 from vitlab.jobs import run
+from vitlab.runs import folder, lock
 
 
 def counted(run_dir: str, **settings: object) -> Node:
@@ -23,7 +23,7 @@ def failing(**_: object) -> Node:
 
 def test_what_runs_in_this_process_leaves_its_results_and_its_log(tmp_path: Path) -> None:
     run.start_job("train", counted, tmp_path / "never.py", {"run_dir": str(tmp_path), "seed": 3}, sweep=False)
-    found = runs.read_results(tmp_path)
+    found = folder.read_results(tmp_path)
     assert (found["status"], found["count"]) == ("finished", 1)
     assert f"counted in {tmp_path}" in (tmp_path / "train.log").read_text()
 
@@ -35,7 +35,7 @@ def test_an_error_is_told_in_a_line_and_its_traceback_kept(tmp_path: Path, capsy
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"train failed; the traceback is in {tmp_path}/train.log; no checkpoint was made yet"
     assert "Traceback" in (tmp_path / "train.log").read_text()
-    assert runs.read_results(tmp_path)["error"] == "ValueError: why"
+    assert folder.read_results(tmp_path)["error"] == "ValueError: why"
 
 
 def test_what_fails_alike_in_two_ranks_is_told_once(
@@ -54,10 +54,10 @@ def test_what_fails_alike_in_two_ranks_is_told_once(
 
 
 def test_a_folder_that_somebody_trains_in_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with runs.held(tmp_path, "rank0"), pytest.raises(SystemExit):
+    with lock.run_lock(tmp_path, "rank0"), pytest.raises(SystemExit):
         run.run_recorded("train", counted, tmp_path, {})
     assert f"train: {tmp_path} is being trained in by" in capsys.readouterr().err
-    assert not (tmp_path / runs.RESULTS).exists()
+    assert not (tmp_path / folder.RESULTS).exists()
 
 
 def test_a_sweep_s_failed_job_without_a_trainer_is_told_in_lines_without_a_traceback(
@@ -70,4 +70,4 @@ def test_a_sweep_s_failed_job_without_a_trainer_is_told_in_lines_without_a_trace
     told = capsys.readouterr().err
     assert told.startswith("the process ended with status 1\n")
     assert "Traceback" not in told
-    assert runs.read_results(tmp_path)["error"] == "the process ended with status 1"
+    assert folder.read_results(tmp_path)["error"] == "the process ended with status 1"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitlab.config import allowlist
 from vitlab.weights import files
-from vitlab.weights.files import CannotRead, Stored, read
+from vitlab.weights.files import StoredTensor, UnreadableWeights, read_weights
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([0.5, -2.0])}
 
@@ -55,14 +55,14 @@ def npz(arrays: dict[str, Any]) -> bytes:
     return stream.getvalue()
 
 
-def numbers(part: dict[str, Stored]) -> dict[str, Tensor]:
+def numbers(part: dict[str, StoredTensor]) -> dict[str, Tensor]:
     return {name: stored.read() for name, stored in part.items()}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_format_is_known_by_its_content_whatever_its_name(kind: str, tmp_path: Path) -> None:
     WRITERS[kind](file := tmp_path / "weights.dat")
-    (part,) = read(file).parts.values()
+    (part,) = read_weights(file).parts.values()
     assert {name: (stored.shape, stored.dtype) for name, stored in part.items()} == {
         "a.weight": ((2, 3), "float32"),
         "a.bias": ((2,), "float32"),
@@ -74,7 +74,7 @@ def test_networks_in_mappings_are_found_with_what_is_beside_them(tmp_path: Path)
     torch.save(
         {"epoch": 3, "teacher": STATE, "deep": {"er": STATE}, "optimizer": {"state": {0: STATE}}}, tmp_path / "x"
     )
-    content = read(tmp_path / "x")
+    content = read_weights(tmp_path / "x")
     assert set(content.parts) == {"teacher", "deep.er"}
     assert content.plain["epoch"] == 3
 
@@ -85,8 +85,8 @@ def test_a_file_that_was_cut_short_is_named(kind: str, tmp_path: Path) -> None:
     whole = file.read_bytes()
     for length in (len(whole) // 2, len(whole) - 5):
         file.write_bytes(whole[:length])
-        with pytest.raises(CannotRead, match=r"weights .*(damaged|can't be read)"):
-            numbers(next(iter(read(file).parts.values())))
+        with pytest.raises(UnreadableWeights, match=r"weights .*(damaged|can't be read)"):
+            numbers(next(iter(read_weights(file).parts.values())))
 
 
 @pytest.mark.parametrize("kind", ["torch", "npz"])
@@ -95,8 +95,8 @@ def test_a_changed_byte_is_noticed(kind: str, tmp_path: Path) -> None:
     whole = file.read_bytes()
     place = whole.index(STATE["a.weight"].numpy().tobytes()) + 5
     file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    with pytest.raises(CannotRead, match="damaged"):
-        numbers(next(iter(read(file).parts.values())))
+    with pytest.raises(UnreadableWeights, match="damaged"):
+        numbers(next(iter(read_weights(file).parts.values())))
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "bare", "npz"])
@@ -110,7 +110,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(kind: str, tmp_path:
         arrays: dict[str, Any] = {"a": np.zeros(2), "x": np.array([Bomb(exploded)], dtype=object)}
         file.write_bytes(npz(arrays))
     with pytest.raises(allowlist.NotTrusted, match="is refused"):
-        read(file)
+        read_weights(file)
     assert not exploded.exists()
 
 
@@ -119,7 +119,7 @@ def test_an_index_reads_no_file_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (index := tmp_path / "in" / "i.json").write_text(json.dumps({"weight_map": {"a.weight": "../secret"}}))
     with pytest.raises(allowlist.NotTrusted, match=r"names \.\./secret, which doesn't lie beside it"):
-        read(index)
+        read_weights(index)
 
 
 @pytest.mark.parametrize(
@@ -135,32 +135,32 @@ def test_an_index_reads_no_file_elsewhere(tmp_path: Path) -> None:
 def test_what_is_no_file_of_weights_is_told(content: bytes, message: str, tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "there")
     (file := tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(CannotRead, match=message):
-        read(file)
+    with pytest.raises(UnreadableWeights, match=message):
+        read_weights(file)
 
 
 def test_a_zip_of_something_else_and_a_torch_file_without_tensors_are_told(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x", "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(CannotRead, match="neither torch nor NumPy wrote"):
-        read(tmp_path / "x")
+    with pytest.raises(UnreadableWeights, match="neither torch nor NumPy wrote"):
+        read_weights(tmp_path / "x")
     torch.save({"epoch": 1}, tmp_path / "y")
-    with pytest.raises(CannotRead, match="holds no tensors by name"):
-        read(tmp_path / "y")
+    with pytest.raises(UnreadableWeights, match="holds no tensors by name"):
+        read_weights(tmp_path / "y")
 
 
 def test_bfloat16_of_jax_is_read(tmp_path: Path) -> None:
     value = torch.tensor([1.5, -2.25]).to(torch.bfloat16)
     raw = value.view(torch.int16).numpy().view(np.dtype("V2"))
     (tmp_path / "x").write_bytes(npz({"w": raw}))
-    stored = read(tmp_path / "x").parts[""]["w"]
+    stored = read_weights(tmp_path / "x").parts[""]["w"]
     assert stored.dtype == "bfloat16"
     assert torch.equal(stored.read(), value)
 
 
 def test_numbers_are_read_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     WRITERS["npz"](tmp_path / "x")
-    part = read(tmp_path / "x").parts[""]
+    part = read_weights(tmp_path / "x").parts[""]
     (tmp_path / "x").unlink()
     assert part["a.bias"].shape == (2,)
     with pytest.raises(FileNotFoundError):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import BLOCK, LAYOUTS, Rule
-from vitlab.weights.mapping import from_ours, plan, recognise, spelt, to_ours
+from vitlab.weights.mapping import from_ours, layout_name, plan_mapping, recognize_networks, to_ours
 
 # What a network of each layout has, of what ours can have.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -42,11 +42,11 @@ def test_every_layout_is_tried() -> None:
 def test_a_network_written_in_a_layout_is_recognised_and_comes_back_bit_for_bit(name: str) -> None:
     ours, layout = network(name), LAYOUTS[name]
     theirs = from_ours(ours, layout, heads=3, inner=layout.inner[0] if layout.inner else "")
-    (found,) = recognise(theirs)
+    (found,) = recognize_networks(theirs)
     assert found.layout is layout
     assert found.beside == []
-    assert plan(found).unknown == []
-    assert list(plan(found).left_out) == [f"{found.prefix}{zero}" for zero in layout.zeros or {}]
+    assert plan_mapping(found).unknown == []
+    assert list(plan_mapping(found).left_out) == [f"{found.prefix}{zero}" for zero in layout.zeros or {}]
     back = to_ours(theirs, found)
     assert back.keys() == ours.keys()
     for key, value in ours.items():
@@ -57,7 +57,7 @@ def test_a_network_written_in_a_layout_is_recognised_and_comes_back_bit_for_bit(
 def test_names_that_a_layout_writes_are_not_spelt_otherwise(name: str) -> None:
     layout = LAYOUTS[name]
     names = [theirs.replace(BLOCK, "7") for rule in layout.rules for theirs in rule.theirs]
-    assert [spelt(each, layout) for each in names if spelt(each, layout) != each and "/" not in each] == []
+    assert [layout_name(each, layout) for each in names if layout_name(each, layout) != each and "/" not in each] == []
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -89,7 +89,7 @@ def test_the_names_of_googles_newer_code_are_read_too() -> None:
     theirs = from_ours(ours, LAYOUTS["google"], heads=3)
     for original, newer in BIG_VISION.items():
         theirs = {key.replace(original, newer): value for key, value in theirs.items()}
-    (found,) = recognise([f"params/{key}" for key in theirs])
+    (found,) = recognize_networks([f"params/{key}" for key in theirs])
     assert found.prefix == "params/"
-    assert plan(found).made.keys() == ours.keys()
-    assert plan(found).unknown == []
+    assert plan_mapping(found).made.keys() == ours.keys()
+    assert plan_mapping(found).unknown == []

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
-from vitlab.weights.mapping import from_ours, plan, recognise, to_ours
+from vitlab.weights.mapping import from_ours, plan_mapping, recognize_networks, to_ours
 
 
 @pytest.fixture(scope="module")
@@ -23,43 +23,43 @@ def ours() -> dict[str, Tensor]:
 def test_prefixes_are_found_and_taken_off(ours: dict[str, Tensor], name: str, prefix: str) -> None:
     layout = LAYOUTS[name]
     theirs = from_ours(ours, layout, heads=3, inner=layout.inner[0] if layout.inner else "")
-    (found,) = recognise([prefix + key for key in theirs])
+    (found,) = recognize_networks([prefix + key for key in theirs])
     assert found.layout is layout
     back = to_ours({prefix + key: value for key, value in theirs.items()}, found)
     assert all(torch.equal(back[key], value) for key, value in ours.items())
-    assert plan(found).unknown == found.beside == []
+    assert plan_mapping(found).unknown == found.beside == []
 
 
 def test_wrappers_inside_of_names_are_taken_out(ours: dict[str, Tensor]) -> None:
     wrapped = {key.replace("blocks.1.", "blocks.1._orig_mod._fsdp_wrapped_module."): v for key, v in ours.items()}
-    (found,) = recognise(wrapped)
+    (found,) = recognize_networks(wrapped)
     assert to_ours(wrapped, found).keys() == ours.keys()
 
 
 @pytest.mark.parametrize("head", ["head.", "module.head.", "module.backbone.head."])
 def test_a_head_beside_the_body_belongs_to_it(ours: dict[str, Tensor], head: str) -> None:
     state = {key.replace("head.", head) if "head" in key else f"module.backbone.{key}": v for key, v in ours.items()}
-    (found,) = recognise(state)
+    (found,) = recognize_networks(state)
     assert (found.prefix, found.beside) == ("module.backbone.", [])
     assert torch.equal(to_ours(state, found)["head.weight"], ours["head.weight"])
 
 
 def test_what_is_beside_the_network_and_what_nobody_knows_in_it_is_told_apart(ours: dict[str, Tensor]) -> None:
     extra = {"backbone.blocks.0.adapter.weight", "backbone.mask_token", "text.embedding.weight", "head.mlp.0.weight"}
-    (found,) = recognise([*(f"backbone.{key}" for key in ours), *extra])
+    (found,) = recognize_networks([*(f"backbone.{key}" for key in ours), *extra])
     assert set(found.beside) == {"text.embedding.weight", "head.mlp.0.weight"}
-    assert plan(found).unknown == ["backbone.blocks.0.adapter.weight"]
-    assert plan(found).left_out == {"backbone.mask_token": "stands for masked patches in pre-training"}
+    assert plan_mapping(found).unknown == ["backbone.blocks.0.adapter.weight"]
+    assert plan_mapping(found).left_out == {"backbone.mask_token": "stands for masked patches in pre-training"}
 
 
 def test_two_networks_in_one_file_are_both_found(ours: dict[str, Tensor]) -> None:
-    found = recognise([f"{who}.{key}" for who in ("student", "teacher") for key in ours])
+    found = recognize_networks([f"{who}.{key}" for who in ("student", "teacher") for key in ours])
     assert {each.prefix for each in found} == {"student.", "teacher."}
 
 
 def test_names_of_another_kind_of_network_are_not_recognised() -> None:
-    assert recognise(["conv1.weight", "layer1.0.conv1.weight", "fc.weight"]) == []
-    assert recognise(["xpatch_embed.proj.weight"]) == []
+    assert recognize_networks(["conv1.weight", "layer1.0.conv1.weight", "fc.weight"]) == []
+    assert recognize_networks(["xpatch_embed.proj.weight"]) == []
 
 
 def test_a_tensor_that_a_layout_has_no_place_for_is_named(ours: dict[str, Tensor]) -> None:

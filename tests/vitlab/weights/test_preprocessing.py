@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from vitlab.weights.files import Content
+from vitlab.weights.files import FileContent
 from vitlab.weights.layouts import LAYOUTS
-from vitlab.weights.places import Opened
+from vitlab.weights.locate import WeightFiles
 from vitlab.weights.preprocessing import Preprocessing, from_transformers, preprocessing
 
 
-def opened(**said: Any) -> Opened:
+def opened(**said: Any) -> WeightFiles:
     nothing: dict[str, Any] = {"config": {}, "preprocessor": {}, "ours": {}, "timm_name": None}
-    return Opened(source="x", file=Path("x"), content=Content({}, {}), **nothing | said)
+    return WeightFiles(source="x", file=Path("x"), content=FileContent({}, {}), **nothing | said)
 
 
 def test_timms_word_is_taken() -> None:

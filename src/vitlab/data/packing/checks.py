@@ -7,8 +7,8 @@ import yaml
 
 from vitlab.config.schema import format_value
 from vitlab.config.view import ConfigView
-from vitlab.data.storage import is_remote
-from vitlab.runs import unwritable
+from vitlab.runs.folder import write_problem
+from vitlab.storage.remote import is_remote
 
 CONF = Path(__file__).resolve().parents[4] / "conf" / "prepare.yaml"
 
@@ -38,14 +38,14 @@ def problems(read: ConfigView) -> Iterator[str]:
     elif (out := read("out", str)) is not None:
         from vitlab.data.packing.pack import folder_problem
 
-        if (problem := folder_problem(Path(out)) or unwritable("out", Path(out).absolute())) is not None:
+        if (problem := folder_problem(Path(out)) or write_problem("out", Path(out).absolute())) is not None:
             yield problem
 
 
 def folder_problems(folder: str, action: str) -> Iterator[str]:
     """Why a folder can't be verified or indexed."""
     from vitlab.data.packing import manifest, verify
-    from vitlab.data.storage import Storage
+    from vitlab.storage.remote import Storage
 
     if is_remote(folder):
         yield f"data_dir={folder}: {action} reads a folder of this machine; {action} the set before it is uploaded"

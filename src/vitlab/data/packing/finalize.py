@@ -13,7 +13,7 @@ from vitlab.config.schema import Node
 from vitlab.data.packing import manifest, mtimes
 from vitlab.data.packing.shard_writer import ShardWriter
 from vitlab.data.scan import BadFile, listed
-from vitlab.runs import replace
+from vitlab.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_s
         if (lost := np.setdiff1d(images.labels.numpy(), table["label"])).size:
             raise ValueError(f"no image of the class {source.classes[lost[0]]!r} in {split} can be decoded")
         splits[split] = manifest.write_index(out, split, table, shards, source.classes)
-    replace(out / mtimes.NAME, json.dumps(writer.packed_from).encode())
+    atomic_write(out / mtimes.NAME, json.dumps(writer.packed_from).encode())
     grey = source.channels == 1
     content = manifest.write_manifest(
         out,

@@ -19,8 +19,8 @@ import numpy as np
 
 from vitlab.config.schema import Node
 from vitlab.data.scan import listed
-from vitlab.data.storage import Storage
-from vitlab.runs import replace
+from vitlab.storage.atomic import atomic_write
+from vitlab.storage.remote import Storage
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def file_sha256(file: Path) -> str:
 def write_array(file: Path, table: np.ndarray[Any, Any]) -> None:
     content = io.BytesIO()
     np.save(content, table, allow_pickle=False)
-    replace(file, content.getvalue())
+    atomic_write(file, content.getvalue())
 
 
 def write_index(
@@ -101,7 +101,7 @@ def write_index(
 def write_manifest(folder: Path, **content: Any) -> Node:
     """Write `prepared.json`, which completes a set, and return its content."""
     content = {"vitlab": VERSION, **content}
-    replace(folder / NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic_write(folder / NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return content
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 
-from vitlab import launch
 from vitlab.config.schema import Node, format_value
 from vitlab.data.packing import manifest, mtimes
 from vitlab.data.packing.finalize import finalize
 from vitlab.data.packing.manifest import WORK
 from vitlab.data.packing.shard_writer import Settings, ShardWriter
 from vitlab.data.source import Source
-from vitlab.runs import replace
+from vitlab.distributed import environment
+from vitlab.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def pack(
                     f"out={out} was begun with other settings ({differs}); finish it with those, or name another folder"
                 )
         else:
-            replace(plan_file, json.dumps(plan).encode())
+            atomic_write(plan_file, json.dumps(plan).encode())
         for unfinished in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
             unfinished.unlink()
         drop_changed_shards(writer)
@@ -154,7 +154,7 @@ def write_missing_shards(writer: ShardWriter, processes: int | None) -> int:
     total = sum(writer.jobs[number][3] - writer.jobs[number][2] for number in missing)
     if len(missing) < len(writer):
         log.info("resuming: %d of %d shards are there", len(writer) - len(missing), len(writer))
-    workers = min(launch.cores() if processes is None else processes, len(missing))
+    workers = min(environment.cores() if processes is None else processes, len(missing))
     if processes is not None and 0 < workers < processes:
         log.info("processes=%d: %d are enough, one for each shard to be written", processes, workers)
     # `processes` may be more than the cores

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vitlab.checkpoints import synchronised
 from vitlab.config.schema import Node
 from vitlab.data.decode import error_reason, is_out_of_memory, read_error_not_skipped
 from vitlab.data.packing import mtimes
@@ -29,7 +28,7 @@ from vitlab.data.rows import InvalidImage
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import BadFile
 from vitlab.data.source import Source, Split
-from vitlab.runs import replace
+from vitlab.storage.atomic import atomic_write, fsync
 
 BUFFER = 10_000  # of what is read in blocks: among how many images those of a shard are drawn
 
@@ -105,7 +104,7 @@ class ShardWriter(Dataset[Node]):
             offsets = write_tar(temporary, items)
             record |= {"file": f"{name}/{shard:06d}.tar", "bytes": temporary.stat().st_size}
             record["sha256"] = file_sha256(temporary)
-            synchronised(temporary)
+            fsync(temporary)
             (self.out / name).mkdir(exist_ok=True)
             temporary.replace(self.out / record["file"])
             table = np.zeros(len(items), ENTRY)
@@ -113,7 +112,7 @@ class ShardWriter(Dataset[Node]):
                 entry["offset"], entry["size"], entry["crc"] = offset, len(item.data), zlib.crc32(item.data)
                 entry["label"], entry["row"], entry["kind"] = item.label, row, kind_of(item.data)
             write_array(self.record_file(number).with_suffix(".npy"), table)
-        replace(self.record_file(number), json.dumps(record).encode())
+        atomic_write(self.record_file(number), json.dumps(record).encode())
         return record
 
 

@@ -18,7 +18,7 @@ from vitlab.data.packing.manifest import NotShardedData
 from vitlab.data.packing.pack import folder_lock
 from vitlab.data.scan import listed
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD
-from vitlab.data.storage import Storage
+from vitlab.storage.remote import Storage
 
 log = logging.getLogger(__name__)
 

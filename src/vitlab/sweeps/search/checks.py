@@ -7,14 +7,15 @@ from urllib.parse import urlsplit
 
 from hydra.core.config_loader import ConfigLoader
 
-from vitlab import ledger, runs
 from vitlab.config import schema
 from vitlab.config.objective import direction
 from vitlab.config.schema import Node, suggest
+from vitlab.runs.folder import write_problem
+from vitlab.sweeps import ledger
 from vitlab.sweeps.search.space import InvalidSearchSpace, Parameter, read_space
 
-GRID = "hydra_plugins.vitlab_grid.grid.GridSweeper"
-SWEEPERS = (GRID, "hydra_plugins.vitlab_sweepers.optuna_sweeper.OptunaSweeper")
+GRID = "hydra_plugins.vitlab.grid.GridSweeper"
+SWEEPERS = (GRID, "hydra_plugins.vitlab.optuna.OptunaSweeper")
 SCORES = ("val/acc", "val/acc5", "val/loss")  # measured at each validation: a trial can be pruned by these
 COSTS = ("parameters", "images_per_second", "seconds")
 
@@ -85,7 +86,7 @@ def storage_problems(storage: str) -> Iterator[str]:
         yield f"hydra.sweeper.storage={shown} has a password, which each run's folder would show; {remedy}"
     elif storage.startswith("sqlite"):  # connecting would create the file
         folder = Path(make_url(storage).database or ".").absolute().parent
-        yield from filter(None, [runs.unwritable("hydra.sweeper.storage", folder)])
+        yield from filter(None, [write_problem("hydra.sweeper.storage", folder)])
     else:
         try:
             create_engine(storage, poolclass=NullPool).connect().close()

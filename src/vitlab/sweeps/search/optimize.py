@@ -1,7 +1,7 @@
 """The search loop: Optuna suggests settings, Hydra's launcher trains them, and the study stores the scores.
 
 SWEEP/study.db                   the study, unless `hydra.sweeper.storage` names another database
-SWEEP/JOB/                       the run folder of a trial, a job of the sweep like any other (vitlab.ledger)
+SWEEP/JOB/                       the run folder of a trial, a job of the sweep like any other (vitlab.sweeps.ledger)
 SWEEP/optimization_results.yaml  the best trials, written at the end
 
     claim trials: those that were interrupted or may be retried, then new suggestions
@@ -37,12 +37,14 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from vitlab import claiming, ledger, resume, runs
-from vitlab.cli import command
 from vitlab.config import instantiate, paths
 from vitlab.config.overrides import as_single_run, parse_overrides
 from vitlab.config.schema import Node
+from vitlab.jobs import fingerprint
 from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
+from vitlab.runs.folder import read_results
+from vitlab.storage import atomic
+from vitlab.sweeps import claim, ledger
 from vitlab.sweeps.search.checks import objectives_of
 from vitlab.sweeps.search.space import Parameter, boundary_points, read_space
 from vitlab.sweeps.search.study import build_sampler, open_study, suggest_overrides
@@ -93,7 +95,7 @@ def optimize(
     name, storage = settings["study"] or folder.name, settings["storage"] or f"sqlite:///{folder / DATABASE}"
     objectives, n_trials = objectives_of(settings, {"objective": cfg.objective}), settings["n_trials"]
     line, keys = paths.command_line(sys.argv[1:]), [parameter.key for parameter in space]
-    ledger.begin(folder, command=line, varies=keys, objectives=objectives)
+    ledger.write_sweep(folder, command=line, varies=keys, objectives=objectives)
     sampler = build_sampler(settings["sampler"], instantiate.build_object)
     pruner = instantiate.build_object(settings["pruner"]) if settings["pruner"] else None
     with open_study(storage, name, objectives.values(), sampler=sampler, pruner=pruner) as study:
@@ -110,7 +112,7 @@ def optimize(
                     break
                 jobs = [trial.overrides for trial in batch]
                 returned = launcher.launch(jobs, initial_job_idx=min(trial.number for trial in batch))
-                claiming.leave_if_cancelled(folder)
+                claim.exit_if_cancelled(folder)
                 for trial, job in zip(batch, returned, strict=True):
                     failed = job.status == JobStatus.FAILED
                     record_result(search, trial, job._return_value if failed else "it ended without results")
@@ -140,7 +142,11 @@ def study_config(search: Search) -> Node:
     assert isinstance(config, dict)
     keys = {p.key for p in search.space}
     groups = {key.partition("/")[0] for key in keys if search.loader.get_group_options(key)}
-    settings = {k: v for k, v in resume.settled(config).items() if k not in keys and k.split(".")[0] not in groups}
+    settings = {
+        k: v
+        for k, v in fingerprint.training_settings(config).items()
+        if k not in keys and k.split(".")[0] not in groups
+    }
     choices = {p.key: list(p.values) for p in search.space if p.values}
     return {"objectives": search.objectives, "settings": settings, "choices": choices}
 
@@ -151,7 +157,7 @@ def save_study_config(search: Search) -> None:
     if (before := search.study.user_attrs.get("vitlab")) is None:
         search.study.set_user_attr("vitlab", config)
         return
-    found = resume.changes(before["settings"], config["settings"])
+    found = fingerprint.setting_changes(before["settings"], config["settings"])
     for key, values in config["choices"].items():
         if (old := before["choices"].get(key, values)) != values:
             found.append(f"{key}: choice of {old} -> {values} (Optuna can't continue with another choice)")
@@ -212,23 +218,23 @@ def compose_job(search: Search, trial: FrozenTrial) -> list[ClaimedTrial]:
     try:
         config = search.compose(lines)
         HydraConfig.instance().set_config(config)
-        name, entry = command.ledger_entry(config.hydra, resolve_config(config, UNSET_RUN_DIR))
+        name, entry = ledger.job_entry(config.hydra, resolve_config(config, UNSET_RUN_DIR))
     except (HydraException, OmegaConfBaseException) as error:  # a launcher would end the search
         fail(search, trial.number, str(error))
         return []
-    ledger.enter(search.folder, {name: entry})
+    ledger.add_jobs(search.folder, {name: entry})
     search.study._storage.set_trial_user_attr(trial._trial_id, "folder", entry["folder"])
     folder = search.folder / entry["folder"]
     return [ClaimedTrial(trial.number, lines, folder, count_failures(folder))]
 
 
 def count_failures(folder: Path) -> int:
-    return sum("error" in attempt for attempt in ledger.attempts(folder))
+    return sum("error" in attempt for attempt in ledger.read_attempts(folder))
 
 
 def record_result(search: Search, trial: ClaimedTrial, error: object) -> None:
     """Store how a trial ended: as its results say, else as failed by `error`, unless it may be retried."""
-    results, study = runs.read_results(trial.folder), search.study
+    results, study = read_results(trial.folder), search.study
     values = [float(results.get(name, math.nan)) for name in search.objectives]
     scores = format_scores(dict(zip(search.objectives, values, strict=True)))
     reason, failures = str(results.get("error", error)), count_failures(trial.folder)
@@ -279,7 +285,7 @@ def write_results(search: Search) -> Node:
     if len(objectives) == 1 and rows:  # as Hydra's own sweeper for Optuna has it
         results |= {"best_params": dict(rows[0]["params"]), "best_value": next(iter(rows[0]["values"].values()))}
     results["solutions"] = rows
-    runs.replace(search.folder / RESULTS, yaml.safe_dump(results, sort_keys=False))
+    atomic.atomic_write(search.folder / RESULTS, yaml.safe_dump(results, sort_keys=False))
     return results
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from vitlab.callbacks import fitting
+from vitlab.training.monitor import is_fitting
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Pruning(Callback):
         self.validations = state_dict["validations"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not fitting(trainer):
+        if not is_fitting(trainer):
             return
         self.validations += 1
         score, hopeless = float(trainer.callback_metrics[self.monitor]), False

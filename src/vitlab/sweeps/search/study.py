@@ -18,7 +18,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vitlab.config.schema import Node, parameters, resolve
-from vitlab.ledger import Direction
+from vitlab.sweeps.ledger import Direction
 from vitlab.sweeps.search.space import Parameter
 
 BUSY_TIMEOUT = 60.0  # seconds to wait for a SQLite file that another process writes to

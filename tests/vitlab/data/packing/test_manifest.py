@@ -12,7 +12,7 @@ from vitlab.data.decode import read_bytes
 from vitlab.data.packing.manifest import NAME, NotShardedData, damaged_files, file_sha256, load_index, read_manifest
 from vitlab.data.packing.verify import verify
 from vitlab.data.sets.shards import shards as load_shards
-from vitlab.data.storage import Storage
+from vitlab.storage.remote import Storage
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from vitlab.data.packing.shard_writer import Settings
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.shards import shards
 from vitlab.data.source import Source
-from vitlab.data.storage import Storage
+from vitlab.storage.remote import Storage
 
 Packed = Any
 

@@ -25,7 +25,6 @@ from conftest import SRC, Configure
 from faults import rows, same
 from forked_ranks import RANKS
 from hub_files import CLASSES, Ranges, png, table
-from vitlab import checkpoints, resume, runs
 from vitlab.cli.checks import problems as all_problems
 from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
@@ -35,6 +34,9 @@ from vitlab.data.decode import UnreadableImage, read_image
 from vitlab.data.sets.huggingface import huggingface as source_of
 from vitlab.data.sets.huggingface import problems
 from vitlab.data.source import Source, Split, loader_settings
+from vitlab.jobs import fingerprint
+from vitlab.runs.folder import read_results
+from vitlab.storage import safe_load
 
 Load = Callable[..., Source]
 TARGET = "vitlab.data.sets.huggingface.huggingface"
@@ -393,15 +395,17 @@ def test_the_data_of_a_checkpoint_is_told_from_other_data(load: Load, parquet: P
             seed=0,
         )
         data.setup()
-        return {"config": {}, "data": resume.fingerprint(data)}
+        return {"config": {}, "data": fingerprint.fingerprint(data)}
 
     shutil.copytree(parquet, other := tmp_path / "digits")
     for streaming in (False, True):
         first = identity(parquet, streaming=streaming)
-        assert resume.differences(first, identity(other, streaming=streaming)) == []
+        assert fingerprint.incompatibilities(first, identity(other, streaming=streaming)) == []
     shutil.copy(other / "data" / "train-0.parquet", other / "data" / "test-0.parquet")
     for streaming in (False, True):
-        told = resume.differences(identity(parquet, streaming=streaming), identity(other, streaming=streaming))
+        told = fingerprint.incompatibilities(
+            identity(parquet, streaming=streaming), identity(other, streaming=streaming)
+        )
         assert told == ["data: test images: differ, though they are as many"]
 
 
@@ -424,15 +428,15 @@ def test_one_two_and_three_ranks_train_and_count_alike_and_go_on_exactly(
         return [float(row["train/loss"]) for row in rows(tmp_path / run) if row["train/loss"]]
 
     assert len(losses("1")) == 2 * 6, "550 images in steps of at most 100"
-    one = runs.read_results(tmp_path / "1")
+    one = read_results(tmp_path / "1")
     for ranks in ("2", "3"):
         assert losses(ranks) == pytest.approx(losses("1"), rel=1e-4)
-        found = runs.read_results(tmp_path / ranks)
+        found = read_results(tmp_path / ranks)
         assert (found["val/count"], found["test/count"], found["images"]) == (50, 200, 2 * 550)
         assert found["test/correct"] == one["test/correct"]
     assert losses("cut") == losses("2")[:8]
     assert losses("on") == losses("2")[8:]
-    whole, on = (checkpoints.read(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("2", "on"))
+    whole, on = (safe_load.load_checkpoint(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("2", "on"))
     assert same(whole["state_dict"], on["state_dict"])
 
 
@@ -503,6 +507,6 @@ def test_a_run_streams_a_set_by_its_name_on_the_hub(parquet: Path, small: list[s
     log = (tmp_path / "run" / "train.log").read_text()
     assert f"some/digits at {COMMIT}: train split train, validation cut from train, test test, streamed" in log
     assert "HTTP" not in log
-    assert runs.read_results(tmp_path / "run")["test/count"] == 200
+    assert read_results(tmp_path / "run")["test/count"] == 200
     assert len(Hub.parts) > 12, "row groups"
     assert not list((tmp_path / "home").rglob("*.parquet")), "nothing was downloaded"

@@ -14,11 +14,13 @@ from omegaconf import DictConfig
 from optuna.trial import TrialState
 
 import train
-from vitlab import launch, ledger, runs
 from vitlab.cli import command
 from vitlab.config.schema import Node
+from vitlab.distributed import launch
 from vitlab.jobs.compose import CONF
 from vitlab.jobs.run import run_recorded
+from vitlab.runs.folder import read_config, read_results
+from vitlab.sweeps import ledger
 from vitlab.sweeps.search.optimize import LOCKS
 from vitlab.sweeps.search.study import open_study
 
@@ -114,7 +116,7 @@ def test_a_pruned_trial_is_saved_and_not_tested(pruned: list[Path]) -> None:
     ended = [folder for folder, trial in found.items() if trial.state == TrialState.PRUNED]
     assert ended, "none was pruned: another seed of the sampler is needed"
     for folder, trial in found.items():
-        results = runs.read_results(folder)
+        results = read_results(folder)
         reported = list(trial.intermediate_values.values())
         assert list(trial.intermediate_values) == list(range(1, results["epochs"] + 1))
         assert results["val/acc"] == pytest.approx(max(reported)), "its best checkpoint's"
@@ -130,11 +132,11 @@ def test_the_best_trial_is_written_with_the_command_that_trains_it_again(pruned:
     complete = [t for t in trials("pruned") if t.state == TrialState.COMPLETE]
     best = max(complete, key=lambda trial: trial.value)
     assert results["name"] == "optuna"
-    assert results["best_value"] == best.value == runs.read_results(pruned[best.number])["val/acc"]
+    assert results["best_value"] == best.value == read_results(pruned[best.number])["val/acc"]
     assert results["trials"] == {"complete": len(complete), "pruned": 3 - len(complete)}
     (solution,) = results["solutions"]
     assert solution["trial"] == best.number
-    config = runs.read_config(pruned[best.number])
+    config = read_config(pruned[best.number])
     assert results["best_params"] == {
         "optimizer.lr": config["optimizer"]["lr"],
         "schedule": best.params["schedule"],
@@ -180,8 +182,8 @@ def test_a_failed_trial_is_retried_as_often_as_asked_and_the_others_continue(
     failures = ended.count(("1e+30", "FAIL"))
     assert f"failed for good: {failures} of 3 trials" in told
     assert "failed, and will be retried: NonFiniteError" in told
-    failed = next(folder for folder in folders if runs.read_results(folder)["status"] == "crashed")
-    assert len(ledger.attempts(failed)) == 2
+    failed = next(folder for folder in folders if read_results(folder)["status"] == "crashed")
+    assert len(ledger.read_attempts(failed)) == 2
     assert searching(*arguments, status=1) == [], "failed trials are not retried by the same command"
 
 
@@ -190,12 +192,12 @@ def test_several_objectives_have_a_front(searching: Search) -> None:
     arguments += ["hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "model.dim=8,16", "trainer.max_epochs=1"]
     folders = searching("sweep=front", "hydra/sweeper=random", *arguments)
     assert len(folders) == 4
-    points = {f.name: (-r["val/acc"], r["parameters"]) for f in folders for r in [runs.read_results(f)]}
+    points = {f.name: (-r["val/acc"], r["parameters"]) for f in folders for r in [read_results(f)]}
     beaten = {a for a, p in points.items() for q in points.values() if q != p and q[0] <= p[0] and q[1] <= p[1]}
     results = yaml.safe_load(Path("runs/sweeps/front/optimization_results.yaml").read_text())
     assert {row["folder"] for row in results["solutions"]} == points.keys() - beaten
     assert ledger.read_sweep(Path("runs/sweeps/front")).objectives == {"val/acc": "max", "parameters": "min"}
-    assert not any("pruning" in runs.read_config(folder)["callbacks"] for folder in folders)
+    assert not any("pruning" in read_config(folder)["callbacks"] for folder in folders)
 
 
 def test_a_trial_whose_configuration_cant_be_composed_fails_alone(
@@ -219,4 +221,4 @@ def test_a_trial_that_another_process_trains_is_left_alone_and_then_resumed(sear
     (two,) = searching(*arguments)
     assert [t.state.name for t in trials("shared")] == ["COMPLETE", "COMPLETE"]
     assert one != two
-    assert runs.read_config(two)["optimizer"]["lr"] == float(f"{given:.4g}")
+    assert read_config(two)["optimizer"]["lr"] == float(f"{given:.4g}")

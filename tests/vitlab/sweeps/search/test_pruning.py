@@ -11,9 +11,9 @@ from lightning import Trainer
 from optuna.trial import TrialState
 
 from conftest import Configure
-from vitlab import build
 from vitlab.sweeps.search.pruning import Pruning, is_pruned
 from vitlab.sweeps.search.study import open_study
+from vitlab.training import build
 
 NEVER = optuna.pruners.NopPruner()
 AT_ONCE = optuna.pruners.ThresholdPruner(lower=2.0)
@@ -36,9 +36,9 @@ def trained(
 
     def train(**settings: Any) -> tuple[Trainer, Pruning]:
         config = configure(*small, "schedule.warmup_steps=0")
-        datamodule = build.data(config["data"])
+        datamodule = build.build_data(config["data"])
         parts = {key: config[key] for key in ("optimizer", "schedule")}
-        module = build.classifier(config["model"], datamodule, config["classifier"], **parts)
+        module = build.build_classifier(config["model"], datamodule, config["classifier"], **parts)
         callback = Pruning(**{"study": "s", "trial": 0, "monitor": "val/acc", **settings})
         trainer = make_trainer(callbacks=[callback], max_epochs=2, limit_train_batches=2)
         trainer.fit(module, datamodule)

@@ -1,0 +1,1 @@
+"""Hydra's plugins: the grid sweeper, the Optuna sweeper and the launchers."""

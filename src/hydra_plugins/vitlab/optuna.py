@@ -1,0 +1,60 @@
+"""Hydra's entry to a search with Optuna: `hydra/sweeper=optuna`. The search is in `vitlab.sweeps.search`.
+
+Hydra imports every plugin at each start, so nothing heavy is imported here.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from vitlab.config.schema import Node
+
+
+@dataclass(kw_only=True)
+class OptunaSweeper(Sweeper):
+    """Train what Optuna suggests, through any launcher, until the study has `n_trials`.
+
+    Args:
+        n_trials: Trials of the study, over all processes and restarts.
+        sampler: One of Optuna's samplers.
+        n_jobs: Trials that the launcher gets at once.
+        study: The study's name in its database; None: the sweep folder's.
+        storage: The database's URL; None: SQLite in the sweep's folder.
+        objectives: What is optimized, `min` or `max` each; None: the run's own `objective`.
+        params: The search space (see `vitlab.sweeps.search.space`); the command line overrides it.
+        pruner: One of Optuna's pruners; None: every trial is trained to its end.
+        max_failures: Failed trials after which the search ends.
+        trial: A trial's callback, in JSON; set by the search.
+    """
+
+    n_trials: int
+    sampler: Node
+    n_jobs: int = 1
+    study: str | None = None
+    storage: str | None = None
+    objectives: dict[str, str] | None = None
+    params: dict[str, Any] | None = None
+    pruner: Node | None = None
+    max_failures: int = 10
+    trial: str | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Start, resume or join a search. `arguments` are the command line's overrides."""
+        from vitlab.distributed import signals
+        from vitlab.sweeps.search.optimize import optimize
+
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        with signals.handle_signals(lambda outcome: None):
+            return optimize(asdict(self), self.config, arguments, self.hydra_context.config_loader, self.launcher)

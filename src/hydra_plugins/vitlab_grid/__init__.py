@@ -1,1 +1,0 @@
-"""Hydra's sweeper of a grid, as its plugins have to lie."""

@@ -1,1 +1,0 @@
-"""vitlab's sweepers, where Hydra looks for plugins."""

@@ -1,0 +1,1 @@
+"""Benchmarks: vitlab and its peers, measured in one process in interleaved rounds."""

@@ -1,0 +1,53 @@
+"""The goals: what vitlab may take of what a rival takes, in seconds or in a figure of which less is better."""
+
+from dataclasses import dataclass
+
+from vitlab.benchmark.case import OURS, Case
+from vitlab.diagnostics.timing import Measurement
+
+SECONDS = "seconds"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """most   times what the rival takes for an item
+    rival  None: the peer that takes the least
+    case   how the names of the cases begin
+    """
+
+    part: str
+    most: float
+    rival: str | None = None
+    figure: str = SECONDS
+    case: str = ""
+
+    def outcome(self, case: Case) -> tuple[bool, str] | None:
+        """Whether it is reached, and in words; None for another part's case, and for one without rival or figure."""
+        if self.part != case.part or not case.name.startswith(self.case):
+            return None
+        costs = {m.name: self.cost(m) for m in case.measured if m.peer and m.name in (OURS, self.rival or m.name)}
+        rivals = {name: value for name, value in costs.items() if value and name != OURS}
+        ours, rival = costs.get(OURS), min(rivals, key=lambda name: rivals[name], default=None)
+        if ours is None or rival is None:
+            return None
+        ratio = ours / rivals[rival]
+        goal = f"goal: at most {self.most:g}{', missed' if ratio > self.most else ''}"
+        return ratio <= self.most, f"{self.figure} {ratio:.2f} x {rival} ({goal})"
+
+    def cost(self, measurement: Measurement) -> float | None:
+        return 1 / measurement.rate if self.figure == SECONDS else measurement.figures.get(self.figure)
+
+
+GOALS = (
+    Goal("networks", 1.0),
+    Goal("networks", 1.0, "timm", "peak MB"),
+    Goal("training", 1.03, "bare loop"),
+    Goal("loading", 0.1, case="in memory"),
+    Goal("loading", 0.5, "torchvision, PIL", "CPU ms an image", case="JPEG"),
+    Goal("start", 1.3, "import torch, lightning, timm", case="first step"),
+    Goal("start", 3.0, "import hydra", "CPU seconds", case="--help"),
+)
+
+
+def outcomes(case: Case) -> list[tuple[bool, str]]:
+    return [outcome for goal in GOALS if (outcome := goal.outcome(case))]

@@ -1,0 +1,135 @@
+"""Inference and training steps of the same ViT in five libraries, relative to each other and to the machine's limit.
+
+    size x mode x task x batch x precision -> a case: each library's network, and a matrix product of that precision
+
+Training is cross-entropy, backward and AdamW: vitlab's as in `train.py` (`conf/optimizer/adamw.yaml`), the others' with
+torch's defaults. vitlab is compiled block by block, the others as one.
+"""
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from vitlab.benchmark.case import OURS, Case, Part
+from vitlab.benchmark.peak_memory import peak_bytes
+from vitlab.benchmark.peers import SIZES, Architecture, Peer, Size, available_peers, build, parameters
+from vitlab.config.instantiate import build_object
+from vitlab.diagnostics.timing import Clock, Contender, Measurement
+from vitlab.jobs import compose
+from vitlab.models import flops
+from vitlab.models.compile import compile_network
+from vitlab.training.optimizer import build_optimizer
+
+log = logging.getLogger(__name__)
+
+Task = Literal["inference", "training"]
+Mode = Literal["eager", "compiled"]
+Precision = Literal["float32", "bf16"]
+
+# The batch size next to 1 where `batches` is null: what keeps such a machine busy for a moment.
+LARGER: dict[str, dict[Size, int]] = {
+    "cpu": {"mini": 128, "cifar": 64, "ti16": 8, "s16": 4, "b16": 2, "l16": 1},
+    "cuda": {"mini": 1024, "cifar": 1024, "ti16": 256, "s16": 256, "b16": 128, "l16": 64},
+}
+LIMIT, MFLOPS, MEMORY = "matrix product", "MFLOPs", "peak MB"
+
+
+@dataclass(kw_only=True)
+class Networks(Part):
+    """sizes       of networks, see `benchmarking.peers`
+    tasks       inference, training
+    batches     batch sizes; null: 1, and a larger one by size and device
+    precisions  float32, or bfloat16 by torch.autocast
+    modes       eager, compiled (which takes minutes for each case)
+    peers       libraries to compare with
+    """
+
+    part = "networks"
+
+    sizes: Sequence[Size] = ("cifar", "ti16", "s16", "b16")
+    tasks: Sequence[Task] = ("inference", "training")
+    batches: Sequence[int] | None = None
+    precisions: Sequence[Precision] = ("float32", "bf16")
+    modes: Sequence[Mode] = ("eager",)
+    peers: Sequence[Peer] = ("timm", "torchvision", "transformers", "vit-pytorch")
+
+    def cases(self, clock: Clock) -> Iterator[Case]:
+        names = [OURS, *available_peers(self.peers)]
+        for size, mode, task in itertools.product(self.sizes, self.modes, self.tasks):
+            batches = self.batches or sorted({1, LARGER[clock.device.type][size]})
+            for batch, precision in itertools.product(batches, self.precisions):
+                name = f"{size} {task} of {batch}, {precision} {mode}"
+                log.info("networks: %s ...", name)
+                torch.compiler.reset()  # graphs of other sizes count against a limit
+                work = (SIZES[size], task, batch, precision, clock.device, mode)
+                contenders = [contender(library, *work) for library in names]
+                yield Case(part=self.part, name=name, measured=measure_with_limit(clock, contenders, precision))
+
+
+def measure_with_limit(clock: Clock, contenders: Sequence[Contender], precision: Precision) -> list[Measurement]:
+    """Measurements of contenders that have MFLOPs of an item as a figure, with their MFU; last, in the same rounds, the
+    machine's limit: a product of two square matrices, in items of the first contender's FLOPs.
+    """
+    side, dtype = 8192 if clock.device.type == "cuda" else 1536, {"float32": torch.float32, "bf16": torch.bfloat16}
+    left, right, out = (torch.randn(side, side, device=clock.device).to(dtype[precision]) for _ in range(3))
+    item = contenders[0].figures[MFLOPS]
+    product = partial(torch.mm, left, right, out=out)
+    reference = Contender(name=LIMIT, run=product, items=2e-6 * side**3 / item, peer=False)
+    *measured, limit = clock.measure([*contenders, reference])
+    peak = limit.rate * item
+    shares = [{"MFU %": 100 * m.figures[MFLOPS] * m.rate / peak} for m in measured]
+    return [*(replace(m, figures={**m.figures, **share}) for m, share in zip(measured, shares, strict=True)), limit]
+
+
+def contender(
+    name: str,
+    size: Architecture,
+    task: Task,
+    batch: int,
+    precision: Precision,
+    device: torch.device,
+    mode: Mode = "eager",
+) -> Contender:
+    """A network's step, done once already; its figures are of one image, except for the memory."""
+    torch.manual_seed(0)
+    network, side, trains = build(name, size), size.image, task == "training"
+    counted = (flops.training_flops if trains else flops.forward_flops)(network, (3, side, side))
+    network.to(device).train(trains)
+    if mode == "compiled":
+        compile_network(network)
+    images = torch.randn(batch, 3, side, side, device=device)
+    labels = torch.randint(size.classes, (batch,), device=device)
+    optimizer = adamw(name, network) if trains else None
+
+    def step() -> None:
+        """Leaves no gradients behind."""
+        with torch.inference_mode(not trains), torch.autocast(device.type, torch.bfloat16, precision == "bf16"):
+            outputs = network(images)
+            if optimizer is None:
+                return
+            loss = F.cross_entropy(outputs, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # the optimizer makes its state
+    held: list[Any] = [*network.parameters(), *network.buffers(), images, labels]
+    held += [value for state in (optimizer.state.values() if optimizer else ()) for value in state.values()]
+    figures = {"M parameters": parameters(network) / 1e6, MFLOPS: counted / 1e6}
+    figures[MEMORY] = peak_bytes(step, [t for t in held if isinstance(t, Tensor)], device) / 1e6
+    return Contender(name=name, run=step, items=batch, figures=figures)
+
+
+def adamw(name: str, network: nn.Module) -> torch.optim.Optimizer:
+    if name != OURS:
+        return torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
+    node: Any = OmegaConf.to_container(OmegaConf.load(compose.CONF / "optimizer" / "adamw.yaml"))
+    return build_optimizer(build_object(node), network)

@@ -1,0 +1,62 @@
+"""Run the benchmark: part after part, logged as it is measured, written after each case."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from vitlab.benchmark import machine, results
+from vitlab.benchmark.case import Case, Part
+from vitlab.benchmark.goals import outcomes
+from vitlab.config.schema import Node
+from vitlab.diagnostics.timing import Clock
+
+log = logging.getLogger(__name__)
+
+
+def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
+    """Return how many goals were reached and missed.
+
+    An error ends its part only. `RuntimeError` with all errors is raised after the last part.
+    """
+    title, cases, errors = machine.description(clock), list[Case](), list[str]()
+    log.info("%s", title)
+    for name, part in parts.items():
+        begin = time.monotonic()
+        try:
+            with muted_training_logs():
+                for case in part.cases(clock):
+                    cases.append(case)
+                    results.write(cases, folder, title=title)
+                    log.info("%s", line(case))
+        except Exception as error:
+            log.exception("%s failed; its measurements so far are kept, and the other parts follow", name)
+            errors.append(f"{name} ({type(error).__name__}: {error})")
+        log.info("%s: %.0f s", name, time.monotonic() - begin)
+    ends = [reached for case in cases for reached, _ in outcomes(case)]
+    goals = f"{sum(ends)} of {len(ends)} goals reached; " if ends else ""
+    log.info("%s", f"{goals}{folder / 'benchmark.md'}" if cases else "nothing was measured")
+    if errors:
+        raise RuntimeError(f"parts failed: {'; '.join(errors)}")
+    return {"cases": len(cases), "goals reached": sum(ends), "goals missed": len(ends) - sum(ends)}
+
+
+@contextmanager
+def muted_training_logs() -> Iterator[None]:
+    """Silence training logs below WARNING."""
+    with ExitStack() as stack:
+        for logger, level in (
+            (logging.getLogger("vitlab"), logging.WARNING),
+            (logging.getLogger(__package__), logging.INFO),
+        ):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(level)
+        yield
+
+
+def line(case: Case) -> str:
+    """A case in a line: the speed of each contender, and the outcome of each goal."""
+    speeds = "   ".join(f"{m.name} {results.format_cell(case.speed(m))}" for m in case.measured)
+    goals = "".join(f"   {text}" for _, text in outcomes(case))
+    return f"{case.part}: {case.name}   {speeds} {f'{case.unit}/s' if case.unit else 's'}{goals}"

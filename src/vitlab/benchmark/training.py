@@ -1,0 +1,144 @@
+"""All of `train.py`'s training relative to a bare loop, on images in memory, a few steps at a time in turns.
+
+vitlab       Lightning's Trainer with all default callbacks but the checkpoints, `metrics.csv`, progress in a
+             terminal, images drawn, augmented and normalized in each step; no validation
+bare loop    the same network, precision, optimizer and clipping on the batches that vitlab's steps have made
+"""
+
+import io
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from vitlab.benchmark.case import OURS, Case, Part
+from vitlab.benchmark.checks import train_config
+from vitlab.benchmark.networks import MFLOPS
+from vitlab.config.schema import Node
+from vitlab.data.datamodule import DataModule
+from vitlab.data.dataset import TrainBatch
+from vitlab.diagnostics.timing import Clock, Measurement
+from vitlab.models import flops
+from vitlab.training import build
+from vitlab.training.classifier import Classifier
+
+BARE = "bare loop"
+MAX_ROUNDS = 5
+
+
+@dataclass(kw_only=True)
+class Training(Part):
+    """default   the run of `train.py` without settings: the digits, with their augmentation
+    networks  and on made-up images: presets of `conf/model`, each with the side of its images in pixels
+    settings  of all runs, as on the command line of `train.py`
+
+    None of them has wandb or a warm-up of the learning rate.
+    """
+
+    part = "training"
+    fixed = ("hydra.",)
+
+    default: bool = True
+    networks: Mapping[str, int] = field(default_factory=lambda: {"vit_mini": 32, "vit_s16": 64})
+    settings: tuple[str, ...] = ()
+
+    def runs(self, device: str) -> dict[str, list[str]]:
+        accelerator = f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}"
+        common = [accelerator, "logger=csv", "schedule.warmup_steps=0", *self.settings]
+        made_up = [*common, "data=fake", "data.source.samples=1024"]
+        return ({"the default run": common} if self.default else {}) | {
+            f"{name} at {side} px": [*made_up, f"model={name}", f"image_size={side}"]
+            for name, side in self.networks.items()
+        }
+
+    def cases(self, clock: Clock) -> Iterator[Case]:
+        for name, lines in self.runs(clock.device.type).items():
+            with TemporaryDirectory() as folder:
+                config = train_config(lines, folder)
+                measured = measure_turns(config, Path(folder), rounds=min(MAX_ROUNDS, clock.rounds))
+            name += f", {config['data']['batch_size']} images a step"
+            yield Case(part=self.part, name=name, measured=measured)
+
+
+class Turns(Callback):
+    """Turns of a fit and a bare loop, `log_every_n_steps` steps each: the first warms up. The last callback."""
+
+    def __init__(self, config: Node, module: Classifier, rounds: int) -> None:
+        self.module, self.optimizer, self.rounds = module, module.optimizer(), rounds
+        self.steps, self.clip = config["trainer"]["log_every_n_steps"], config["trainer"]["gradient_clip_val"]
+        self.seconds = {OURS: list[float](), BARE: list[float]()}
+        self.batches: list[TrainBatch] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.device, self.autocast = trainer.strategy.root_device, trainer.precision_plugin.forward_context
+        self.module.network.to(self.device).train()
+        self.begin = self.now()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
+    ) -> None:
+        self.batches.append(batch)
+        if len(self.batches) == self.steps:
+            self.end_turn(OURS)
+            for each in self.batches:
+                self.bare_step(each)
+            self.end_turn(BARE)
+            self.images, self.batches = sum(len(each.images) for each in self.batches) / self.steps, []
+            trainer.should_stop = len(self.seconds[BARE]) > self.rounds
+
+    def bare_step(self, batch: TrainBatch) -> None:
+        """Forward, backward, clip, optimizer."""
+        network = self.module.network
+        with self.autocast():
+            loss = self.module.losses(network(batch.images), batch.targets).mean()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), self.clip)
+        self.optimizer.step()
+
+    def end_turn(self, name: str) -> None:
+        self.seconds[name].append((self.now() - self.begin) / self.steps)
+        self.begin = self.now()
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def measure_turns(config: Node, folder: Path, *, rounds: int) -> list[Measurement]:
+    """Fit without validation and checkpoints, until the turns have ended."""
+    (data, module), turns = build_training(config), Turns(config, build_training(config)[1], rounds)
+    node = config["trainer"] | {"max_epochs": 10**6, "limit_val_batches": 0, "enable_checkpointing": False}
+    callbacks = {name: node for name, node in config["callbacks"].items() if name not in ("best", "last")}
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    trainer = build.build_trainer(node, run_dir=folder, logger={}, callbacks=callbacks)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RichProgressBar):  # draws, to nowhere, what it would in a terminal
+            callback._console_kwargs = {"file": io.StringIO(), "force_terminal": True}
+    trainer.callbacks.append(turns)  # type: ignore[attr-defined]
+    try:
+        trainer.fit(module, data)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)  # a Trainer may demand them for good
+    count = flops.training_flops(module.network, (data.channels, *data.image_size))
+    peak = flops.peak_flops(turns.device, str(trainer.precision)) or math.nan
+    found = []
+    for name, (_, *seconds) in turns.seconds.items():
+        m = Measurement(name=name, seconds=tuple(seconds), items=turns.images)
+        found.append(replace(m, figures={MFLOPS: count / 1e6, "MFU %": 100 * count * m.rate / peak}))
+    return found
+
+
+def build_training(config: Node) -> tuple[DataModule, Classifier]:
+    data = build.build_data(config["data"])
+    parts = {"optimizer": config["optimizer"], "schedule": config["schedule"]}
+    return data, build.build_classifier(config["model"], data, config["classifier"], **parts)

@@ -1,1 +1,0 @@
-"""What `python src/benchmark.py` measures: vitlab and its peers, in one process, in turns."""

@@ -1,0 +1,38 @@
+"""Check the settings of the doctor and of a replay."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vitlab.config.schema import format_value
+from vitlab.config.view import ConfigView
+from vitlab.runs.folder import CONFIG
+
+
+def doctor_problems(read: ConfigView) -> Iterator[str]:
+    for knob, least in (("steps", 1), ("warmup", 1), ("rounds", 1)):
+        if (value := read(knob, int)) is not None and value < least:
+            yield f"{knob}={value} must be at least {least}"
+    for count in read("workers", list[int]) or []:
+        if count < 0:
+            yield f"workers={format_value(read('workers'))}: {count} is not a number of processes; use 0 or more"
+    if (ranks := read.ranks()) > 1 and (batch := read("batch_size", int)) is not None:
+        share = f"use trainer.devices=1 trainer.num_nodes=1 batch_size={max(1, batch // ranks)}, the share of one"
+        yield f"trainer.devices={format_value(read('trainer.devices'))}: the doctor looks at one device; {share}"
+
+
+def replay_problems(read: ConfigView) -> Iterator[str]:
+    capture, rank = read("capture", str), read("rank", int)
+    if capture is None or rank is None:
+        return
+    from vitlab.training import nonfinite
+
+    folder = Path(capture)
+    if not (folder / nonfinite.INFO).is_file():
+        inside = sorted(map(str, folder.glob(f"captures/*/{nonfinite.INFO}")))
+        there = f"; that run has {', '.join(str(Path(file).parent) for file in inside)}" if inside else ""
+        yield f"capture={capture} is not a captured step: it has no {nonfinite.INFO}{there}"
+    elif not (folder / CONFIG).is_file():
+        yield f"capture={capture} has no {CONFIG}, which says what the network is; copy the run's there"
+    elif not (folder / f"rank{rank}" / nonfinite.PARTS).is_file():
+        there = ", ".join(sorted(part.name.removeprefix("rank") for part in folder.glob("rank*")))
+        yield f"rank={rank}: {capture} has no part of it; there is {there}"

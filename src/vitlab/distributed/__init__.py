@@ -1,0 +1,1 @@
+"""Ranks and nodes: start and end the processes of a job."""

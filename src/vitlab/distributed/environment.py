@@ -1,0 +1,85 @@
+"""What the environment says about this process: rank, node, launcher, cores."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+NODES_VARIABLE = "VITLAB_NODES"  # a `Place` as text, for a job on several machines
+# Of a job's own processes SLURM knows nothing: Lightning must not take theirs for its own.
+TASK_VARIABLES = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ranks_per_node(devices: int | str | Sequence[int], accelerator: str) -> int:
+    """How many processes `trainer.devices` asks for on this machine."""
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    if isinstance(devices, str) and devices != "auto":
+        return len([d for d in devices.split(",") if d.strip()])
+    if not isinstance(devices, int | str):
+        return len(devices)
+    if accelerator == "cpu":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """This machine's number among those of a job, and where the first of them is met."""
+
+    node: int = 0
+    nodes: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0  # any that is free
+
+    def __str__(self) -> str:
+        return f"{self.node} {self.nodes} {self.address} {self.port}"
+
+
+def node_from_env(environment: Mapping[str, str]) -> NodeInfo | None:
+    """Where this process stands that is the only one of its job on a machine, with others of its kind on others.
+
+    So a launcher of ours says it, and `srun` with one task on each of several nodes; None elsewhere.
+    """
+    if text := environment.get(NODES_VARIABLE):
+        node, nodes, address, port = text.split()
+        return NodeInfo(int(node), int(nodes), address, int(port))
+    machines, tasks = (int(environment.get(f"SLURM_{name}", "1")) for name in ("NNODES", "NTASKS"))
+    if "TORCHELASTIC_RUN_ID" in environment or machines == 1 or tasks != machines:
+        return None
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    address = SLURMEnvironment.resolve_root_node_address(environment["SLURM_JOB_NODELIST"])
+    return NodeInfo(int(environment["SLURM_NODEID"]), machines, address, 15000 + int(environment["SLURM_JOB_ID"][-4:]))
+
+
+def launched_externally(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun or `srun` with several tasks on a node has already made the ranks."""
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return True
+    return int(environment.get("SLURM_NTASKS", "1")) > 1 and node_from_env(environment) is None
+
+
+def rank(environment: Mapping[str, str]) -> int:
+    """This process's number among all of a job's; 0 where nobody counted."""
+    if "RANK" not in environment and NODES_VARIABLE in environment and (here := node_from_env(environment)):
+        return here.node
+    return int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))
+
+
+def is_restart(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun, the cluster or we start this job again: then it goes on instead of beginning."""
+    return any(int(environment.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def local_rank(environment: Mapping[str, str]) -> int:
+    """This process's number among a job's on the same machine; 0 where nobody counted."""
+    return int(environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", "0")))

@@ -1,0 +1,218 @@
+"""The model card: README.md in Hugging Face's layout, made of what the run itself recorded.
+
+Scores are shown only for the weights that they were measured with: those of the best checkpoint at the end of
+training, and what `evaluate.py` has measured since the checkpoint was written.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from vitlab.config.schema import Node
+from vitlab.export.checkpoint import CheckpointWeights, ExportModel
+from vitlab.runs import folder
+
+SHOWN = ("image_size", "batch_size", "seed", "model", "data", "classifier", "optimizer", "schedule", "trainer")
+METRICS = {"acc": ("accuracy", "Accuracy"), "acc5": ("accuracy", "Top-5 accuracy"), "loss": ("loss", "Cross-entropy")}
+SPLITS = {"train": "training, not augmented", "val": "validation", "test": "test"}
+
+
+class Score(NamedTuple):
+    """A measured number."""
+
+    split: str
+    metric: str
+    value: float
+    correct: int
+    images: int
+
+
+def scores(kept: CheckpointWeights) -> list[Score]:
+    """What was measured with exactly these weights, the test split first.
+
+    Where a checkpoint has averaged and raw weights, the averaged ones are what is tested.
+    """
+    if kept.chosen == "raw":
+        return []
+    found: list[Score] = []
+    results = folder.read_results(kept.run)
+    best = Path(results.get("checkpoint") or "").name.startswith("best")
+    if kept.file.stem == "best" and best and results.get("status") == "finished":
+        found += read_scores(results)
+    for file in sorted((kept.run / "evaluation").glob(f"{kept.file.stem}-*/{folder.RESULTS}")):
+        evaluated = folder.read_results(file.parent)
+        newer = file.stat().st_mtime >= kept.file.stat().st_mtime
+        if newer and evaluated.get("status") == "finished":
+            known = {score.split for score in found}
+            found += [score for score in read_scores(evaluated) if score.split not in known]
+    return sorted(found, key=lambda score: -list(SPLITS).index(score.split))
+
+
+def read_scores(results: Node) -> list[Score]:
+    """The scores in a `results.json`."""
+    return [
+        Score(split, metric, results[f"{split}/{metric}"], results[f"{split}/correct"], results[f"{split}/count"])
+        for split in SPLITS
+        for metric in METRICS
+        if f"{split}/{metric}" in results and f"{split}/count" in results
+    ]
+
+
+def card_text(trained: ExportModel, record: Node, *, usage: str, library: str, license: str | None, fold: bool) -> str:
+    """The card of an exported network."""
+    found, title = scores(trained.kept), str(trained.kept.config.get("name") or trained.kept.run.name)
+    header = yaml.safe_dump(
+        front_matter(trained, found, title=title, library=library, license=license), sort_keys=False, allow_unicode=True
+    )
+    parts = (
+        f"---\n{header}---",
+        f"# {title}",
+        card_summary(trained, record),
+        "## How to load it",
+        f"```python\n{usage}\n```",
+        preprocessing_section(trained, fold),
+        "## Scores",
+        score_table(found, trained.kept),
+        "## Data",
+        data_section(trained),
+        "## Provenance",
+        provenance_section(trained, record),
+        "## Configuration",
+        f"```yaml\n{configuration_section(trained.kept.config)}```",
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(trained: ExportModel, found: list[Score], *, title: str, library: str, license: str | None) -> Node:
+    """What Hugging Face's hub reads, as its `ModelCardData` writes it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    name = str(trained.data["data set"]) if "data set" in trained.data else "unknown"
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=name,
+            dataset_name=name,
+            dataset_split=score.split,
+            metric_type=METRICS[score.metric][0],
+            metric_name=METRICS[score.metric][1],
+            metric_value=score.value,
+        )
+        for score in found
+    ]
+    known = ModelCardData(
+        library_name=library,
+        license=license,
+        pipeline_tag="image-classification",
+        tags=["image-classification", "vision-transformer", "vitlab"],
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+    return dict(known.to_dict())  # type: ignore[no-untyped-call]
+
+
+def card_summary(trained: ExportModel, record: Node) -> str:
+    """What it is, in a paragraph."""
+    parameters = sum(p.numel() for p in trained.network.parameters())
+    height, width = trained.image_size
+    kinds = {"ema": ", averaged over steps", "raw": ", as the optimizer left them (not averaged)", None: ""}
+    compared = "It was not compared with the network that it was made of."
+    if record["compared_with"]:
+        compared = (
+            f"Loaded by {record['compared_with']}, its outputs differ from those of the network that it was made of by "
+            f"{record['largest_difference']:.2g} at most."
+        )
+    return (
+        f"An image classifier of {parameters:,} parameters, {len(trained.classes)} classes and images of {height} x "
+        f"{width} pixels, trained with vitlab. The weights are those of {record['checkpoint']} (step "
+        f"{record['step']}){kinds[record['weights']]}. {compared}"
+    )
+
+
+def preprocessing_section(trained: ExportModel, fold: bool) -> str:
+    """How an image has to be prepared."""
+    height, width = trained.image_size
+    how = f"resized to {height} x {width} as a whole"
+    if trained.crop_fraction is not None:
+        share = f"{100 * trained.crop_fraction:g} %"
+        how = f"resized so that its centre of {height} x {width} is {share} of the short side, and cropped to that"
+    kind = {1: "one grey channel", 3: "RGB"}.get(trained.channels, f"{trained.channels} channels")
+    function = "softmax" if trained.loss == "softmax" else "sigmoid"
+    if fold:
+        end = f"Bytes (0..255) go in: the normalisation, and {function}, are part of the file."
+    else:
+        end = (
+            f"It is scaled to 0..1 and normalised by mean {format_numbers(trained.mean)} and std {format_numbers(trained.std)}. What "
+            f"comes out are logits: {function} makes probabilities of them."
+        )
+    return f"An image has {kind}, and is {how} ({trained.interpolation}, antialiased). {end}"
+
+
+def format_numbers(values: tuple[float, ...]) -> str:
+    """Numbers for people."""
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def score_table(found: list[Score], kept: CheckpointWeights) -> str:
+    """All scores, with what they are counted on."""
+    if not found:
+        return f"None were measured with these weights ({kept.file.name}{', ' + kept.chosen if kept.chosen else ''})."
+    rows = ["| split | metric | value | images |", "|---|---|---|---|"]
+    for score in found:
+        value, images = f"{score.value:.4f}", f"{score.images:,}"
+        if score.metric == "acc":
+            value, images = f"{100 * score.value:.2f} %", f"{score.correct:,} of {score.images:,}"
+        if score.metric == "acc5":
+            value = f"{100 * score.value:.2f} %"
+        rows.append(f"| {SPLITS[score.split]} | {METRICS[score.metric][1]} | {value} | {images} |")
+    return "\n".join(rows)
+
+
+def data_section(trained: ExportModel) -> str:
+    """What it was trained on, and the classes."""
+    known = trained.data
+    lines = [f"{known.get('data set', 'Not recorded')}:"]
+    for split, meaning in SPLITS.items():
+        if f"{split} images" in known:
+            lines.append(f"{known[f'{split} images']:,} images ({meaning.partition(',')[0]}),")
+    sentence = " ".join(lines).rstrip(",:") + "."
+    names = ", ".join(f"{i} {name}" if str(i) != name else name for i, name in enumerate(trained.classes))
+    fraction = (trained.kept.config.get("data") or {}).get("val_fraction")
+    chosen = " The best checkpoint is chosen on the validation images, which are held out of the training split"
+    chosen += f" ({100 * fraction:g} %)." if isinstance(fraction, float) else "."
+    return f"{sentence}{chosen}\n\nClasses, in the order of the outputs: {names}."
+
+
+def provenance_section(trained: ExportModel, record: Node) -> str:
+    """Where it comes from."""
+    results = trained.results
+    versions = ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items())
+    rows = {
+        "run": trained.kept.run.resolve().name,
+        "command": f"`{without_local_paths(str(results['command']))}`" if results.get("command") else None,
+        "started": results.get("started"),
+        "commit of the training": results.get("commit"),
+        "commit of the export": record["commit"],
+        "versions": versions,
+        "device": results.get("device"),
+        "precision": results.get("precision"),
+        "W&B run": (trained.kept.content.get("vitlab") or {}).get("wandb"),
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if value]
+    files = [f"| {name} | SHA-256 `{digest}` |" for name, digest in record["sha256"].items()]
+    return "\n".join(["| | |", "|---|---|", *lines, *files])
+
+
+def configuration_section(config: Node) -> str:
+    """What the network was made with, as YAML."""
+    chosen = {key: config[key] for key in SHOWN if key in config}
+    if averaging := [k for k, v in (config.get("callbacks") or {}).items() if "WeightAveraging" in str(v)]:
+        chosen["callbacks"] = {key: config["callbacks"][key] for key in averaging}
+    return without_local_paths(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True))
+
+
+def without_local_paths(line: str) -> str:
+    """Without the folders of the machine that it was trained on, which are nobody's business: `.../photos`."""
+    return re.sub(r"(?<![\w./])/(?:[^\s'\"/=,\]]+/)+", ".../", line)

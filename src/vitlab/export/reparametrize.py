@@ -1,0 +1,48 @@
+"""The same function with other tensors: what one library keeps in a place of its own, another has elsewhere.
+
+A position that a token has may be added to the token itself, a token without one has zeros, sines may be a table, and a
+norm after pooling [cls] is the norm before. The sums are the same, made earlier.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from vitlab.config.schema import Node
+from vitlab.export.checkpoint import ExportModel
+from vitlab.models.vit import VisionTransformer
+from vitlab.weights.resample import Slot, change_positions
+
+TOKENS = ("cls_token", "dist_token", "reg_token")  # the prefix, in its order
+
+
+def network_tensors(trained: ExportModel, *, covered: int | None) -> dict[str, Tensor]:
+    """The network's tensors, with a table of positions for the first `covered` tokens of the prefix and all patches.
+
+    None: as they are, without a table where there is none.
+    """
+    network = cast(VisionTransformer, trained.network)
+    state = dict(network.state_dict())
+    if trained.arguments["pool"] == "cls" and "fc_norm.weight" in state:
+        state |= {f"norm.{part}": state.pop(f"fc_norm.{part}") for part in ("weight", "bias")}
+    table = network.pos_embed
+    if covered is None:
+        return state if table is None else {**state, "pos_embed": table.detach()}
+    grid = network.grid
+    if table is None:
+        table = torch.zeros(1, grid[0] * grid[1], trained.arguments["dim"])
+    tokens = {name: state[name] for name in TOKENS if name in state}
+    slots: list[Slot] = [(name, i) for name, token in tokens.items() for i in range(token.shape[1])]
+    return state | change_positions(tokens, table.detach(), old=grid, new=grid, slots=slots, covered=covered)
+
+
+def prefix_length(arguments: Node) -> int:
+    """Number of tokens before those of the patches."""
+    return int(arguments["class_token"]) + int(arguments["distilled"]) + int(arguments["registers"])
+
+
+def unit_scales(arguments: Node) -> dict[str, Tensor]:
+    """LayerScale's factors where there are none: ones, for a library whose blocks always have them."""
+    names = [f"blocks.{i}.ls{n}.gamma" for i in range(arguments["depth"]) for n in (1, 2)]
+    return {name: torch.ones(arguments["dim"]) for name in names}

@@ -1,0 +1,62 @@
+"""Our own names in a safetensors file, with config.json beside it: what `vitlab.models.vit` loads without a run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from vitlab.config import instantiate
+from vitlab.config.schema import Node
+from vitlab.export.checkpoint import ExportModel
+from vitlab.export.folder import write_json, write_tensors
+
+
+def unsupported(arguments: Node) -> list[str]:
+    """Nothing: every network has a state."""
+    return []
+
+
+def write_safetensors(trained: ExportModel, folder: Path, *, fold: bool) -> None:
+    """model.safetensors and config.json, which says what a checkpoint says of its run."""
+    write_tensors(folder / "model.safetensors", dict(trained.network.state_dict()))
+    write_json(
+        folder / "config.json",
+        {
+            "vitlab": {
+                "config": {"model": {"_target_": trained.kept.config["model"]["_target_"], **trained.arguments}},
+                "data": {"classes": list(trained.classes)},
+                "preprocessing": {
+                    "mean": list(trained.mean),
+                    "std": list(trained.std),
+                    "interpolation": trained.interpolation,
+                    "crop_fraction": trained.crop_fraction,
+                },
+            }
+        },
+    )
+
+
+def load_safetensors(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
+    """The network that the folder alone describes."""
+    from safetensors.torch import load_file
+
+    node = json.loads((folder / "config.json").read_text())["vitlab"]["config"]["model"]
+    network = instantiate.build_object(node)
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    loaded: Callable[[Tensor], Tensor] = network.eval()
+    return loaded
+
+
+def usage(trained: ExportModel) -> str:
+    """How to load it."""
+    module, _, name = trained.kept.config["model"]["_target_"].rpartition(".")
+    return f"""import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+from {module} import {name}
+
+arguments = json.loads(Path("FOLDER/config.json").read_text())["vitlab"]["config"]["model"]
+model = {name}(**{{key: value for key, value in arguments.items() if key != "_target_"}}).eval()
+model.load_state_dict(load_file("FOLDER/model.safetensors"))"""

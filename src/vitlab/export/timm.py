@@ -1,0 +1,182 @@
+"""A folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, and the hub as `hf-hub:NAME`.
+
+config.json holds timm's architecture with its arguments, the classes, and how images are prepared.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitlab.config.schema import Node
+from vitlab.export import reparametrize
+from vitlab.export.checkpoint import ExportModel
+from vitlab.export.folder import write_json, write_tensors
+from vitlab.models.sizes import SIZES
+from vitlab.models.vit_validation import pair
+from vitlab.runs.muted_logs import muted_logs
+from vitlab.weights.layouts import LAYOUTS
+from vitlab.weights.mapping import from_ours
+
+# Architectures whose arguments can be set by a file; what a file can't say (norms, MLPs) is theirs.
+PLAIN, CLIP = "vit_base_patch16_224", "vit_base_patch16_clip_224"
+DISTILLED, GATED = "deit_base_distilled_patch16_224", "vit_giant_patch14_dinov2"
+NORM_EPS = {PLAIN: 1e-6, CLIP: 1e-5, DISTILLED: 1e-6, GATED: 1e-6}
+SIZE_NAMES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
+
+
+def unsupported(arguments: Node) -> list[str]:
+    """What of our Vision Transformer timm's has no place for."""
+    found = []
+    if arguments["representation"] is not None:
+        found.append(f"model.representation={arguments['representation']}: timm's ViT has no layer before its head")
+    if arguments["distilled"] and arguments["registers"]:
+        found.append(f"model.registers={arguments['registers']}: timm's distilled ViT has none")
+    if arguments["distilled"] and arguments["activation"] == "swiglu":
+        found.append("model.activation=swiglu: timm's distilled ViT has other MLPs")
+    name = timm_architecture(arguments)
+    if arguments["norm_eps"] != NORM_EPS[name]:
+        there = "1e-6 or 1e-5" if name in (PLAIN, CLIP) else "1e-6"
+        found.append(f"model.norm_eps={arguments['norm_eps']}: timm's architectures of this kind have {there}")
+    return found
+
+
+def timm_architecture(arguments: Node) -> str:
+    """The architecture of timm's whose arguments are to be set."""
+    if arguments["distilled"]:
+        return DISTILLED
+    if arguments["activation"] == "swiglu":
+        return GATED
+    return CLIP if arguments["norm_eps"] == NORM_EPS[CLIP] else PLAIN
+
+
+def published_name(arguments: Node) -> str:
+    """The architecture by the name that people know, where it has one: the arguments are set in any case."""
+    import timm
+
+    name = timm_architecture(arguments)
+    size = SIZES.get((arguments["dim"], arguments["depth"], arguments["heads"]))
+    if name == PLAIN and size:
+        known = f"vit_{SIZE_NAMES[size]}_patch{arguments['patch_size']}_224"
+        return known if timm.is_model(known) else name
+    return name
+
+
+def model_args(arguments: Node) -> Node:
+    """The arguments of timm's Vision Transformer."""
+    averaged = arguments["pool"] == "avg"
+    norm_pooled = averaged if arguments["fc_norm"] is None else bool(arguments["fc_norm"]) and averaged
+    args: Node = {
+        "img_size": list(pair(arguments["image_size"])),
+        "patch_size": list(pair(arguments["patch_size"])),
+        "in_chans": arguments["in_channels"],
+        "embed_dim": arguments["dim"],
+        "depth": arguments["depth"],
+        "num_heads": arguments["heads"],
+        "mlp_ratio": arguments["mlp_ratio"],
+        "qkv_bias": arguments["qkv_bias"],
+        "pre_norm": arguments["pre_norm"],
+        "class_token": arguments["class_token"],
+        "global_pool": "avg" if averaged else "token",
+        "fc_norm": norm_pooled,
+    }
+    if not arguments["distilled"]:
+        args |= {"reg_tokens": arguments["registers"], "no_embed_class": has_positions_on_patches_only(arguments)}
+        args["pos_embed"] = "none" if arguments["position"] == "none" else "learn"
+    if arguments["activation"] != "swiglu":
+        args["act_layer"] = arguments["activation"]
+    if scale := layer_scale(arguments):
+        args["init_values"] = scale
+    return args
+
+
+def has_positions_on_patches_only(arguments: Node) -> bool:
+    """Whether the prefix is to have no positions in timm's, which gives them to all of it or to none."""
+    partly = arguments["registers"] and not arguments["position_on_registers"]
+    return bool(arguments["position_on_patches_only"] or partly)
+
+
+def layer_scale(arguments: Node) -> float | None:
+    """The first value of LayerScale's factors; that of the gated architecture always has them."""
+    if arguments["layer_scale"] is None and timm_architecture(arguments) == GATED:
+        return 1.0
+    value: float | None = arguments["layer_scale"]
+    return value
+
+
+def timm_state(trained: ExportModel) -> dict[str, Tensor]:
+    """The tensors under timm's names."""
+    arguments = trained.arguments
+    covered: int | None = 0 if has_positions_on_patches_only(arguments) else reparametrize.prefix_length(arguments)
+    if arguments["distilled"]:
+        covered = 2
+    elif arguments["position"] == "none":
+        covered = None
+    ours = reparametrize.network_tensors(trained, covered=covered)
+    if layer_scale(arguments) is not None and arguments["layer_scale"] is None:
+        ours |= reparametrize.unit_scales(arguments)
+    return from_ours(ours, LAYOUTS["timm"], heads=arguments["heads"])
+
+
+def timm_config(trained: ExportModel) -> Node:
+    """config.json, as timm writes it."""
+    if trained.kind == "vit":
+        name, args = published_name(trained.arguments), model_args(trained.arguments)
+        known: dict[str, Any] = {
+            "first_conv": "patch_embed.proj",
+            "classifier": ["head", "head_dist"] if trained.arguments["distilled"] else "head",
+            "fixed_input_size": True,
+            "pool_size": None,
+        }
+        width = trained.arguments["dim"]
+    else:
+        network: Any = trained.network
+        name, width = network.pretrained_cfg["architecture"], network.num_features
+        known = {k: network.pretrained_cfg.get(k) for k in ("first_conv", "classifier", "pool_size")}
+        known["fixed_input_size"] = bool(network.pretrained_cfg.get("fixed_input_size"))
+        args = {"in_chans": trained.channels}
+        args |= {"img_size": list(trained.image_size)} if known["fixed_input_size"] else {}
+    whole = trained.crop_fraction is None
+    return {
+        "architecture": name,
+        "num_classes": len(trained.classes),
+        "num_features": width,
+        "model_args": args,
+        "label_names": list(trained.classes),
+        "pretrained_cfg": {
+            **known,
+            "custom_load": False,
+            "input_size": [trained.channels, *trained.image_size],
+            "interpolation": trained.interpolation,
+            "crop_pct": 1.0 if whole else trained.crop_fraction,
+            "crop_mode": "squash" if whole else "center",
+            "mean": list(trained.mean),
+            "std": list(trained.std),
+            "num_classes": len(trained.classes),
+        },
+    }
+
+
+def write_timm(trained: ExportModel, folder: Path, *, fold: bool) -> None:
+    """config.json and model.safetensors."""
+    tensors = timm_state(trained) if trained.kind == "vit" else dict(trained.network.state_dict())
+    write_tensors(folder / "model.safetensors", tensors)
+    write_json(folder / "config.json", timm_config(trained))
+
+
+def load_timm(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
+    """The network as timm loads it."""
+    import timm
+
+    with muted_logs("timm"):
+        network: Callable[[Tensor], Tensor] = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return network
+
+
+def usage(trained: ExportModel) -> str:
+    """How to load it."""
+    return """import timm
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # hf-hub:NAME, once it is uploaded
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)"""

@@ -1,1 +1,0 @@
-"""A job is a resolved configuration."""

@@ -1,0 +1,79 @@
+"""The run folder: the files in it, and how its configuration and results are read and written.
+
+config.yaml      the resolved configuration: the run can be made again from this file alone
+results.json     status, scores, counts, seconds, provenance
+train.log        everything logged
+metrics.csv      every logged number                (vitlab.runs.metrics_file)
+skipped.csv      bad images that were skipped       (vitlab.data.scan)
+checkpoints/     best, last, the one before         (vitlab.training.checkpoints)
+figures/         curves.png                         (vitlab.runs.plots)
+.hydra/          the overrides that it was composed from
+"""
+
+import json
+import logging
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+
+from vitlab.config.schema import Node
+from vitlab.storage.atomic import atomic_write
+
+CONFIG, RESULTS, OVERRIDES = "config.yaml", "results.json", ".hydra/overrides.yaml"
+
+log = logging.getLogger(__name__)
+
+
+def write_config(run_dir: Path, config: Node) -> None:
+    """Writes the resolved configuration; only one rank may call it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    atomic_write(run_dir / CONFIG, yaml.safe_dump(config, sort_keys=False))
+
+
+def read_config(run_dir: Path) -> Node:
+    """The resolved configuration of a run. Raises `FileNotFoundError` for a folder that is no run."""
+    file = run_dir / CONFIG
+    if not file.is_file():
+        raise FileNotFoundError(f"run={run_dir} is not a run folder: it has no {CONFIG}")
+    config = yaml.safe_load(file.read_text())
+    assert isinstance(config, dict)
+    return config
+
+
+def checkpoint_file(run_dir: Path, name: str) -> Path:
+    """Where a run keeps its checkpoint `best` or `last`."""
+    return run_dir / "checkpoints" / f"{name}.ckpt"
+
+
+def read_results(run_dir: Path) -> Node:
+    """What `results.json` holds; empty where there is none yet, or no whole one."""
+    with suppress(FileNotFoundError, json.JSONDecodeError):
+        results = json.loads((run_dir / RESULTS).read_text())
+        assert isinstance(results, dict)
+        return results
+    return {}
+
+
+# ---------------------------------------------------------------------------------------------------------- one owner
+
+
+def write_problem(setting: str, run_dir: Path) -> str | None:
+    """Why a run can't keep its files in a folder that may not be there yet; None if it can. Nothing is left behind."""
+    try:
+        there = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"x")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return f"{setting}={run_dir} can't be written to ({reason}); name another folder"
+    return None
+
+
+def find_run_dir(path: Path) -> Path | None:
+    """The run folder that a path is or lies in."""
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / CONFIG).is_file():
+            return folder.resolve()
+    return None

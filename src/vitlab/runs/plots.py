@@ -1,0 +1,82 @@
+"""Pictures of a run, in its folder's `figures/`."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+SHARES = ("train/mfu", "train/data_wait")
+
+
+def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
+    """Loss, accuracy, learning rate and speed against images seen, from `metrics.csv`; on the speed's second axis, MFU
+    and data wait as shares.
+    """
+    with metrics.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+
+    def series(name: str) -> tuple[list[float], list[float]]:
+        found = [(float(r["images"]), float(r[name])) for r in rows if r.get(name) and r.get("images")]
+        return [x for x, _ in found], [y for _, y in found]
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    figure.suptitle(title)
+    names = rows[0].keys() if rows else []
+    shares = axes[1, 1].twinx() if any(series(name)[0] for name in SHARES) else None
+    for axis, label, shown in (
+        (axes[0, 0], "loss", ["train/loss", "val/loss"]),
+        (axes[0, 1], "accuracy", ["val/acc", "val/acc5"]),
+        (axes[1, 0], "learning rate", [n for n in names if n.startswith("lr/")]),
+        (axes[1, 1], "images per second", ["train/images_per_second"]),
+    ):
+        for i, name in enumerate(shown):
+            x, y = series(name)
+            # groups with equal rates lie on each other: a dashed line lets the one below show
+            style = "--" if label == "learning rate" and i else "-"
+            if x:
+                axis.plot(x, y, style, marker="o" if len(x) < 3 else None, label=name)
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0] and (axis is not axes[1, 1] or shares is None):
+            axis.legend()
+    if shares is not None:
+        for name, colour in zip(SHARES, ("tab:green", "tab:red"), strict=True):
+            x, y = series(name)
+            shares.plot(x, y, ":", color=colour, marker="o" if len(x) == 1 else None, label=name)
+        shares.set_ylim(0, max(1.0, *(value for name in SHARES for value in series(name)[1])))
+        shares.set_ylabel("share")
+        handles = axes[1, 1].get_legend_handles_labels()[0] + shares.get_legend_handles_labels()[0]
+        # above the panel: no corner of it is free for sure
+        axes[1, 1].legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(handles), frameon=False)
+    if series("train/loss")[1] and min(series("train/loss")[1]) > 0:
+        axes[0, 0].set_yscale("log")
+    for axis in axes[1]:
+        axis.set_xlabel("images seen")
+    figure_file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(figure_file, dpi=110)
+
+
+def plot_magnitudes(
+    names: Sequence[str], largest: Sequence[float], figure_file: Path, *, first: int | None, title: str
+) -> None:
+    """The largest |output| of each module, downwards in order of execution; `first` is the one that isn't finite."""
+    figure = Figure(figsize=(9, 1.5 + 0.17 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    figure.suptitle(title, wrap=True)
+    # what has no finite number has no length; nor has 0 on a log axis
+    drawn = [(row, value) for row, value in enumerate(largest) if 0 < value < math.inf]
+    axis.barh([row for row, _ in drawn], [value for _, value in drawn], label="finite part of the output")
+    axis.set_xscale("log")
+    if first is not None:
+        axis.axhspan(first - 0.5, first + 0.5, color="tab:red", alpha=0.3, label="first that isn't finite")
+    axis.set_yticks(range(len(names)), list(names), fontsize=7)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlabel("largest |output|")
+    axis.grid(alpha=0.3, axis="x")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend()
+    figure_file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(figure_file, dpi=110)

@@ -1,0 +1,182 @@
+"""The log and `results.json` of a run: status, errors, provenance."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from vitlab.config import paths
+from vitlab.config.overrides import as_single_run
+from vitlab.config.schema import Node
+from vitlab.distributed import environment
+from vitlab.distributed.signals import Outcome, StopRequested
+from vitlab.runs.folder import CONFIG, OVERRIDES, RESULTS, log, read_config, read_results
+from vitlab.runs.lock import folder_lock
+from vitlab.storage.atomic import atomic_write
+
+# ------------------------------------------------------------------------------------------------- log and record
+
+
+@contextmanager
+def log_to(file: Path, first_rank: bool) -> Iterator[None]:
+    """Messages and warnings to the console and to `file`; from the ranks after the first, errors alone.
+
+    Handlers that the root logger had before (Hydra's own) wait meanwhile, or every line would be told twice.
+    """
+    root, level = logging.getLogger(), logging.INFO if first_rank else logging.ERROR
+    handlers: list[logging.Handler] = [CurrentStderr(), logging.FileHandler(file, delay=True)]
+    handlers[0].setFormatter(MessageFormatter("%(message)s"))
+    handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for handler in handlers:
+        handler.setLevel(level)
+    handlers[0].addFilter(lambda record: not getattr(record, "again", False))  # another rank has told it
+    former, root.handlers, level = root.handlers, handlers, root.level
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers = former
+        root.setLevel(level)
+        for handler in handlers:
+            handler.close()
+
+
+class MessageFormatter(logging.Formatter):
+    """Leaves tracebacks to the file: Python, or Hydra, prints them on the console itself."""
+
+    def formatException(self, ei: Any) -> str:
+        return ""
+
+
+class CurrentStderr(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is now: a progress bar puts itself between, to stay below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+@contextmanager
+def record_run(run_dir: Path, first_rank: bool) -> Iterator[Node]:
+    """Keeps `results.json`: `running` until the block ends, then `finished` (or the `status` that the results have),
+    `preempted` or `interrupted` where it was asked to stop, or `crashed` with the error.
+
+    The error is that of the rank that failed first: the launcher may end the others, rank 0 too, before they know.
+    """
+    start = time.time()
+    record: Node = {"status": "running", **provenance(run_dir)}
+    results: Node = {}
+
+    def seconds() -> float:
+        return round(time.time() - start, 2)
+
+    def write(**more: Any) -> None:
+        if first_rank:
+            atomic_write(run_dir / RESULTS, json.dumps({**record, **results, "seconds": seconds(), **more}, indent=2))
+
+    write()
+    try:
+        yield results
+    except StopRequested as stop:
+        write(status=stop.outcome)
+        log.warning("%s: stopped as it was asked to; %s", stop.outcome, restart_hint(run_dir))
+        raise
+    except BaseException as error:
+        reason, rank = one_line(error), environment.rank(os.environ)
+        with suppress(OSError):  # the disk may be full, and that may be the reason
+            record_crash(run_dir, reason, seconds=seconds(), failed_rank=rank)
+        log.error(reason, exc_info=error, extra={"again": already_reported(run_dir, error, rank)})
+        raise
+    write(status=results.get("status", "finished"))
+
+
+def one_line(error: BaseException) -> str:
+    """An error in a line."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    return f"{type(error).__name__}: {error}"
+
+
+def already_reported(run_dir: Path, error: BaseException, rank: int) -> bool:
+    """Whether another rank failed by the same error before, and so has told it on the console."""
+    results = read_results(run_dir)
+    return results.get("error") == one_line(error) and results.get("failed_rank", rank) != rank
+
+
+def record_end(run_dir: Path, outcome: Outcome) -> None:
+    """Marks a run as one that ended as it was asked to."""
+    atomic_write(run_dir / RESULTS, json.dumps({**read_results(run_dir), "status": outcome}, indent=2))
+
+
+def restart_hint(run_dir: Path) -> str:
+    """How what was asked to stop goes on: a training where it was, packing too, and all else from its start."""
+    config = read_config(run_dir) if (run_dir / CONFIG).is_file() else {}
+    if "resume" in config:
+        return f"resume={run_dir} goes on"
+    if "shard_images" in config and config.get("out") is not None:
+        return "the same command goes on"
+    return f"the same command begins anew; what this one had written is in {run_dir}"
+
+
+def resume_hint(run_dir: Path) -> str:
+    """What a user can do about a run that has ended too early."""
+    if any((run_dir / "checkpoints").glob("*.ckpt")):
+        return f"resume={run_dir} goes on from the last checkpoint"
+    return "no checkpoint was made yet"
+
+
+def record_crash(run_dir: Path, error: str, *, first: bool = False, **more: Any) -> None:
+    """Marks a run as crashed, unless that is already known: the reason told first is the one that counts, but one that
+    is known to have come `first` goes before.
+    """
+    with folder_lock(run_dir, ".crash.lock", "the last of two reasons for a crash may be the one that is kept"):
+        results = read_results(run_dir)
+        if first or results.get("status") != "crashed":
+            atomic_write(
+                run_dir / RESULTS, json.dumps({**results, "status": "crashed", "error": error, **more}, indent=2)
+            )
+
+
+def provenance(run_dir: Path) -> Node:
+    """What a result depends on beside its configuration, and the command that gives it again."""
+    from importlib import metadata
+
+    overrides = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
+    in_sweep = (run_dir / CONFIG).is_file() and read_config(run_dir).get("sweep")
+    overrides = as_single_run(overrides) if in_sweep else [o for o in overrides if not o.startswith("sweep=")]
+    packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "numpy")
+    return {
+        "command": paths.command_line(overrides),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        "versions": {"python": platform.python_version(), "vitlab": paths.version()}
+        | {p: metadata.version(p) for p in packages},
+        "host": platform.node(),
+        "process": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID"),  # a requeued job keeps it
+    }
+
+
+def git_commit() -> str | None:
+    """The source's git commit, `+changes` if files differ from it; None outside a repository."""
+    if paths.IN_WHEEL:  # the environment may be in a repository of something else
+        return None
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    with suppress(OSError, subprocess.CalledProcessError):
+        name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = [*git, "status", "--porcelain", "--untracked-files=no"]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
+        return name + ("+changes" if changed else "")
+    return None

@@ -1,0 +1,1 @@
+"""The report of a sweep: tables, charts, one page, a wandb dashboard."""

@@ -1,0 +1,327 @@
+"""Checkpoints: when they are made, what they hold, how they reach the disk, and how a damaged one is told.
+
+checkpoints/last.ckpt         the newest: after so many steps, minutes, epochs; what `resume` goes on from
+checkpoints/previous.ckpt     the one before, should the last be damaged
+checkpoints/best.ckpt         the best by `objective` on the validation split
+checkpoints/step-NNNNNN.ckpt  those to be kept, by choice
+
+Each holds model, averaged weights, optimizer, schedule, gradient scaler, the place in the epoch, the random states of
+every rank, best score, the sums of the log's open row, and `vitlab`: what it is a checkpoint of. All are plain tensors
+and plain data, which load with `weights_only=True`.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import distributed
+
+from vitlab.config.bounds import PositiveFloat, PositiveInt, check_bounds
+from vitlab.distributed import signals
+from vitlab.distributed.signals import Outcome, StopRequested
+from vitlab.storage.safe_load import corruption
+from vitlab.training.checkpoint_files import hardlink
+from vitlab.training.random_state import random_state, restore_random_state
+
+STOPS: tuple[Outcome | None, ...] = (None, "preempted", "interrupted")
+
+log = logging.getLogger(__name__)
+
+
+# ------------------------------------------------------------------------------------------------------ when and what
+
+
+class LastCheckpoint(Checkpoint):
+    """`last.ckpt`, whenever one of the intervals is over, when training ends, and when it is asked to stop.
+
+    A checkpoint is taken between two optimizer steps: an epoch's before the validation that follows it, so that the
+    validation can be broken off and is repeated.
+
+    Args:
+        dirpath: The run's folder of checkpoints.
+        every_n_epochs: Epochs between two; None: not by epochs.
+        every_n_train_steps: Optimizer steps between two.
+        every_n_minutes: Minutes between two.
+        keep_every_n_epochs: Epochs between those that are kept for good, as `step-NNNNNN.ckpt`.
+        keep_every_n_train_steps: The same in optimizer steps.
+    """
+
+    @check_bounds
+    def __init__(
+        self,
+        *,
+        dirpath: str,
+        every_n_epochs: PositiveInt | None = 1,
+        every_n_train_steps: PositiveInt | None = None,
+        every_n_minutes: PositiveFloat | None = 10.0,
+        keep_every_n_epochs: PositiveInt | None = None,
+        keep_every_n_train_steps: PositiveInt | None = None,
+    ) -> None:
+        self.file = Path(dirpath) / "last.ckpt"
+        self.epochs, self.steps, self.minutes = every_n_epochs, every_n_train_steps, every_n_minutes
+        self.kept_epochs, self.kept_steps = keep_every_n_epochs, keep_every_n_train_steps
+        self.seconds = 0.0  # spent on saving
+        self.saves = 0
+        self._saved = self._seen = self._validated = -1  # optimizer steps at these moments
+        self._due: tuple[bool, bool, Outcome | None] = (False, False, None)  # save, keep, stop
+        self._time = 0.0
+        self._random: list[dict[str, Any]] = []
+
+    # ------------------------------------------------------------------------------------------------------- when
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen = trainer.global_step
+        self._time = time.monotonic()
+        if self._random:
+            restore_random_state(self._random, trainer.global_rank)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._seen:
+            return  # gradients are still being accumulated
+        self._seen = step
+        late = self.minutes is not None and time.monotonic() - self._time > 60 * self.minutes
+        late, stop = all_reduce_stop(trainer, late, signals.stop_requested())
+        ends, epoch = trainer.is_last_batch, trainer.current_epoch + 1
+        due = late or stop is not None or is_multiple(self.steps, step) or is_multiple(self.kept_steps, step)
+        kept = is_multiple(self.kept_steps, step) or (ends and is_multiple(self.kept_epochs, epoch))
+        self._due = (due or kept or (ends and is_multiple(self.epochs, epoch)), kept, stop)
+        if not ends or self.validation_due(trainer):
+            self._act(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # where no validation follows an epoch's last step, the epoch's last row still does
+        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+        over = 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
+        if over or trainer.should_stop:  # here and not at the training's end, when averages have replaced the weights
+            self._due = (True, *self._due[1:])
+        self._act(trainer)
+
+    def _act(self, trainer: Trainer) -> None:
+        """Does what was found due after the last step, once."""
+        save, keep, stop = self._due
+        self._due = (False, False, None)
+        if save:
+            self.save(trainer)
+        if keep and trainer.is_global_zero:
+            hardlink(self.file, f"step-{trainer.global_step:06d}.ckpt")
+        if stop:
+            raise StopRequested(stop)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        stop = signals.stop_requested()
+        if stop and self._saved == trainer.global_step and trainer.state.fn == TrainerFn.FITTING:
+            raise StopRequested(stop)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._validated = trainer.global_step
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt`. Every rank calls it."""
+        start = time.monotonic()
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()  # the rows that the checkpoint counts must not be lost when it is not
+        trainer.save_checkpoint(self.file, weights_only=False)
+        self._saved, self._time = trainer.global_step, time.monotonic()
+        self.seconds += self._time - start
+        self.saves += 1
+
+    # ------------------------------------------------------------------------------------------------------- what
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds to any checkpoint of a run: the random states, and a place in the loops that can be gone on from."""
+        checkpoint["random"] = all_gather_object(trainer, random_state())
+        checkpoint["accumulate"] = trainer.accumulate_grad_batches
+        if trainer.state.fn == TrainerFn.FITTING:
+            set_loop_progress(
+                checkpoint["loops"]["fit_loop"],
+                step=trainer.global_step,
+                steps_per_epoch=-(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches),
+                batches_per_epoch=int(trainer.num_training_batches),
+                accumulate=trainer.accumulate_grad_batches,
+                validation_due=self.validation_due(trainer),
+            )
+
+    def validation_due(self, trainer: Trainer) -> bool:
+        """Whether the step just done is followed by a validation that hasn't been."""
+        fetcher = trainer.fit_loop._data_fetcher
+        follows = fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+        return follows and self._validated != trainer.global_step
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if (
+            trainer.state.fn == TrainerFn.FITTING
+            and len(set(all_gather_object(trainer, checkpoint["global_step"]))) > 1
+        ):
+            raise RuntimeError(
+                "the ranks found different checkpoints to go on from: their machines see different files in the run "
+                "folder; wait for the file system, or name one with resume=FILE"
+            )
+        self._random = checkpoint.get("random", [])
+        before, now = checkpoint.get("accumulate", 1), trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):  # steps are as many in other parts, batches aren't
+            counts.update({name: count // before * now for name, count in counts.items()})
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A rank that was stopped in a validation leaves the others without an answer: that is no failure of theirs."""
+        stop = signals.stop_requested()
+        if (
+            stop
+            and not isinstance(exception, StopRequested)
+            and self._saved == trainer.global_step
+            and trainer.validating
+        ):
+            raise StopRequested(stop) from exception
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt` by `monitor`, and all of the validation's scores at that point.
+
+    `keep` above 1 keeps the next best as well, all as `best-STEP.ckpt`; `best.ckpt` is then another name of the best.
+
+    A training that ends before its first validation (`trainer.max_steps=3`) has no best weights: then its last
+    ones are kept under that name, and the log says so.
+    """
+
+    @check_bounds
+    def __init__(self, *, dirpath: str, monitor: str, mode: str, keep: PositiveInt = 1) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="best" if keep == 1 else "best-{step:06d}",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=keep,
+            save_on_train_epoch_end=False,  # but at each validation's end
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        self.file = Path(dirpath) / "best.ckpt"
+        self.best_scores: dict[str, float] = {}
+        self.seconds = 0.0  # spent on saving
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        former = self.best_model_path
+        assert self.monitor is not None
+        current = trainer.callback_metrics.get(self.monitor)
+        better = current is not None and (
+            self.best_model_score is None
+            or bool(current < self.best_model_score if self.mode == "min" else current > self.best_model_score)
+        )
+        if better:
+            measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            self.best_scores = {k: int(v) if k.endswith(("/correct", "/count")) else v for k, v in measured.items()}
+        start = time.monotonic()
+        super().on_validation_end(trainer, pl_module)
+        if self.save_top_k > 1 and self.best_model_path != former and trainer.is_global_zero:
+            hardlink(Path(self.best_model_path), self.file.name)
+        self.seconds += time.monotonic() - start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best_scores": self.best_scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the best so far, where its file is whole in this run's folder; else the next one is the best."""
+        assert self.dirpath is not None
+        files = {Path(self.dirpath) / Path(path).name: score for path, score in state_dict["best_k_models"].items()}
+        if not files:  # nothing was validated yet: the last weights may have had the name, and have no score
+            return
+        best = Path(self.dirpath) / Path(state_dict["best_model_path"]).name
+        if not best.is_file() or corruption(best):
+            log.warning("%s is missing or damaged: the best is what is best from here on", best)
+            return
+        self.best_scores, self.best_model_path = state_dict["best_scores"], str(best)
+        self.best_model_score = state_dict["best_model_score"]
+        self.best_k_models = {str(file): score for file, score in files.items() if file.is_file()}
+        worst = (max if self.mode == "min" else min)(self.best_k_models, key=lambda k: self.best_k_models[k])
+        self.kth_best_model_path, self.kth_value = worst, self.best_k_models[worst]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # here and not at the training's end, which a run that was killed after its last step doesn't have
+        super().on_fit_end(trainer, pl_module)
+        if not self.best_model_path:
+            log.warning("no validation in %d steps: the best checkpoint is the last", trainer.global_step)
+            self.best_model_path = str(self.file)
+            trainer.save_checkpoint(self.file, weights_only=False)
+
+
+def is_multiple(interval: int | None, count: int) -> bool:
+    """Whether `count` is a multiple of an interval that may be None."""
+    return interval is not None and count % interval == 0
+
+
+def all_reduce_stop(trainer: Trainer, late: bool, stop: Outcome | None) -> tuple[bool, Outcome | None]:
+    """What any rank knows of the clock and of signals, on all ranks."""
+    if trainer.world_size == 1:
+        return late, stop
+    told = torch.tensor([int(late), STOPS.index(stop)], device=trainer.strategy.root_device)
+    distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
+    first, second = told.tolist()
+    return bool(first), STOPS[second]
+
+
+def all_gather_object(trainer: Trainer, value: Any) -> list[Any]:
+    """Every rank's value, in the order of ranks, on all of them."""
+    if trainer.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    distributed.all_gather_object(values, value)
+    return values
+
+
+# ----------------------------------------------------------------------------------------------- place in the loops
+
+
+def set_loop_progress(
+    loops: dict[str, Any],
+    *,
+    step: int,
+    steps_per_epoch: int,
+    batches_per_epoch: int,
+    accumulate: int,
+    validation_due: bool,
+) -> None:
+    """Makes the counters of Lightning's fit loop say just this: `step` steps are done, and whether validation follows.
+
+    As Lightning saves them they depend on the hook that saves, and some of these states are resumed wrongly
+    (lightning 2.6: after a checkpoint in an epoch's last `on_train_batch_end` the validation is left out, and with
+    `max_steps` an epoch's end is counted twice). Three states remain, and each is gone on from exactly: within an
+    epoch, before a validation, before an epoch. The training batches follow from the step (`DataModule.position`).
+    """
+    epoch, done = divmod(step, max(1, steps_per_epoch))
+    batches = done * accumulate
+    if validation_due and done == 0 and step:  # the epoch isn't over before its validation
+        epoch, batches = epoch - 1, batches_per_epoch
+    starts = batches == 0
+    at_start = {"ready": epoch + 1, "started": epoch, "processed": epoch, "completed": epoch}
+    within = {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
+    set_counters("epoch_progress", loops, at_start if starts else within)
+    set_counters("epoch_loop.batch_progress", loops, dict.fromkeys(within, batches))
+    loops["epoch_loop.batch_progress"]["total"] = dict.fromkeys(within, epoch * batches_per_epoch + batches)
+    loops["epoch_loop.batch_progress"]["is_last_batch"] = batches == batches_per_epoch
+    waiting = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    set_counters("epoch_loop.val_loop.batch_progress", loops, waiting if validation_due else dict.fromkeys(waiting, 0))
+    loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step
+    steps = batches // accumulate if batches < batches_per_epoch else steps_per_epoch
+    progress = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for counter in (loops["epoch_loop.scheduler_progress"], progress["step"], progress["zero_grad"]):
+        counter["current"] = dict.fromkeys(counter["current"], steps)
+
+
+def set_counters(name: str, loops: dict[str, Any], counts: dict[str, int]) -> None:
+    """Sets a counter of this epoch, and of the whole training."""
+    loops[name]["total"], loops[name]["current"] = dict(counts), dict(counts)

@@ -1,0 +1,259 @@
+"""The LightningModule: a network, its loss, its scores, its optimizer."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Gt, Le
+from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from vitlab.config.bounds import PositiveFloat, Rate, check_bounds
+from vitlab.data.dataset import EvalBatch, TrainBatch
+from vitlab.models import freezing
+from vitlab.training.optimizer import OptimizerFactory, build_optimizer, group_table
+from vitlab.training.schedules import ScheduleFactory
+
+log = logging.getLogger(__name__)
+
+
+MOVED = ("params", "lr")  # of a parameter group: what training itself changes
+
+
+class Classifier(LightningModule):
+    """Trains `network` to tell `num_classes` apart.
+
+    `loss`: `softmax` is cross-entropy; `sigmoid` a binary one per class, summed (as big_vision and DeiT III do).
+    `optimizer` gets parameter groups, `schedule` the optimizer and the total number of optimizer steps; both may be
+    None where nothing is trained.
+
+    For fine-tuning (all off by default):
+    `layer_decay`: the rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0, blocks
+    1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers are cut as timm cuts them).
+    `head_lr_factor`: the head's rate, in units of `lr`.
+    `freeze`: what stays as it is: `all-but-head`, or patterns as of a shell, each for names of parameters or of modules
+    with all that is in them (`patch_embed`, `blocks.[0-5]`, `*.norm?.bias`), in order; one that begins with `!` takes
+    back what it matches (`["*", "!blocks.11", "!head"]`). Frozen parts compute as in evaluation: no dropout, no
+    stochastic depth, and BatchNorm's statistics stay (`vitlab.models.freezing.set_frozen_to_eval`).
+    """
+
+    @check_bounds
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        num_classes: int,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        loss: Literal["softmax", "sigmoid"] = "softmax",
+        label_smoothing: Rate = 0.0,
+        layer_decay: Annotated[float, Gt(0), Le(1), "1 is off"] = 1.0,
+        head_lr_factor: PositiveFloat = 1.0,
+        freeze: str | tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        if freeze:
+            freezing.freeze(network, freeze)
+            warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
+        self.network = network
+        self.num_classes = num_classes
+        self.loss = loss
+        self.label_smoothing = label_smoothing
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.layer_decay, self.head_lr_factor = layer_decay, head_lr_factor
+        self.split = "test"  # what the test loop's images are: `evaluate.py` runs it on any split
+        self.configured: list[dict[str, Any]] = []  # of each parameter group, but for its parameters and rate
+        self.gradient_norm: Tensor | None = None  # of the last step, before clipping
+        self.identity: dict[str, Any] = {}  # what a checkpoint says it is of (`vitlab.jobs.resume`)
+        # asked before each optimizer step, with its gradients' norm (times the scale of a gradient scaler whose
+        # optimizer undoes it itself); may drop the gradients, or raise
+        self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
+        self.train_loss = FiniteMean()
+        self.scores = nn.ModuleDict({f"{s}_scores": self.make_scores(s) for s in ("train", "val", "test")})
+        self.train()
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Training mode, in which frozen parts rest; or evaluation mode."""
+        super().train(mode)
+        if mode:
+            freezing.set_frozen_to_eval(self.network)
+        return self
+
+    def make_scores(self, split: str) -> MetricCollection:
+        """Sums over the images of all ranks: exact, since no image is seen twice (`vitlab.data.sampler`)."""
+        metrics: dict[str, Any] = {
+            "acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
+            "loss": MeanMetric(),
+            "correct": SumMetric(nan_strategy="disable"),
+            "count": SumMetric(nan_strategy="disable"),
+        }
+        if self.num_classes > 5:
+            metrics["acc5"] = MulticlassAccuracy(self.num_classes, top_k=5, average="micro", validate_args=False)
+        return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] for normalised images [B, C, H, W]."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each image [B]. `targets`: class indices [B], or probabilities [B, classes]."""
+        if self.loss == "softmax":
+            return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
+        if not targets.is_floating_point():
+            targets = F.one_hot(targets, self.num_classes)
+        targets = targets.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """A micro-batch's share of the step's mean loss.
+
+        Lightning divides by the number of micro-batches and the ranks' gradients are averaged; the factor undoes
+        both. So the gradient is that of the mean over all `batch.count` images, however they are cut up.
+        """
+        losses = self.losses(self(batch.images), batch.targets)
+        self.train_loss.update(losses.detach())
+        return losses.sum() * loss_scale(batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self.evaluation_step(batch, "val")
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        self.evaluation_step(batch, self.split)
+
+    def evaluation_step(self, batch: EvalBatch, split: str) -> None:
+        """Adds a batch to the sums of `split`. Logged when the split is through."""
+        logits = self(batch.images).float()
+        scores = self.scores[f"{split}_scores"]
+        assert isinstance(scores, MetricCollection)
+        for name, metric in scores.items(keep_base=True, copy_state=False):
+            if name.startswith("acc"):
+                metric.update(logits, batch.targets)
+            elif name == "loss":
+                metric.update(F.cross_entropy(logits, batch.targets, reduction="none"))
+            elif name == "correct":
+                metric.update((logits.argmax(dim=1) == batch.targets).float())
+            else:
+                metric.update(torch.ones_like(batch.targets, dtype=torch.float))
+            shown = split == "val" and name in ("acc", "loss")
+            # to `callback_metrics` and the progress bar; the Monitor sends it on, at the right step
+            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown, logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vitlab"] = self.identity
+
+    def configure_model(self) -> None:
+        """Shards the network block by block where the strategy is FSDP2 (`trainer=fsdp`); else does nothing."""
+        sharded = any(isinstance(p, DTensor) for p in self.network.parameters())
+        if sharded or not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        for block in getattr(self.network, "blocks", []):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.network, mesh=mesh)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by norm with one pass over the gradients, and keeps the norm for the log.
+
+        Lightning's own clipping refuses fused optimizers under every mixed precision; only with a gradient scaler
+        (16-mixed), where gradients are still scaled here, does it have to: that case is left to it.
+        """
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        parameters = [p for p in self.network.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not scaled:
+            self.gradient_norm = whole
+        if self.before_step is not None:
+            self.before_step(self, optimizer, whole)
+        if scaled or gradient_clip_algorithm not in (None, "norm"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training.
+
+        Lightning's own count makes the loader's iterator, and workers then load from the start of the training, before
+        a checkpoint has told where it stands.
+        """
+        steps_per_epoch = getattr(getattr(self.trainer, "datamodule", None), "steps_per_epoch", None)
+        if steps_per_epoch is None:
+            return int(self.trainer.estimated_stepping_batches)
+        ends = [self.trainer.max_steps] if self.trainer.max_steps > 0 else []
+        if self.trainer.max_epochs is not None and self.trainer.max_epochs > 0:
+            ends.append(self.trainer.max_epochs * steps_per_epoch)
+        return int(min(ends))
+
+    def optimizer(self) -> Optimizer:
+        """An optimizer for what is trained, with each group's own peak rate."""
+        assert self.make_optimizer is not None
+        return build_optimizer(
+            self.make_optimizer, self.network, layer_decay=self.layer_decay, head_lr_factor=self.head_lr_factor
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        if self.make_optimizer is None or self.make_schedule is None:
+            return None
+        optimizer = self.optimizer()
+        for line in group_table(self.network, optimizer):
+            log.info(line)
+        schedule = self.make_schedule(optimizer, total_steps=self.total_steps())
+        self.configured = [{k: v for k, v in group.items() if k not in MOVED} for group in optimizer.param_groups]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Puts what the configuration says of rates and decay before what a checkpoint has brought of them."""
+        for optimizer, configuration in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            for group, configured in zip(optimizer.param_groups, self.configured, strict=True):
+                group.update(configured)
+            schedule = configuration.scheduler
+            assert isinstance(schedule, LambdaLR)
+            schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+            for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+                group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+
+
+class FiniteMean(Metric):
+    """The mean of all finite values, over all ranks. Unlike torchmetrics' own, it never asks the device whether there
+    are others: that would be a wait in each step.
+    """
+
+    mean_value: Tensor  # the sum so far, by the name that it has in checkpoints
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("mean_value", default=torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("weight", default=torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        finite = values.isfinite()
+        self.mean_value += values.float().where(finite, 0.0).sum()
+        self.weight += finite.sum()
+
+    def compute(self) -> Tensor:
+        return self.mean_value / self.weight
+
+
+def loss_scale(batch: TrainBatch, ranks: int, accumulated: int) -> float:
+    """What a micro-batch's sum of losses is multiplied by, before Lightning divides by `accumulated`."""
+    return ranks * accumulated / batch.count

@@ -1,0 +1,174 @@
+"""What is watched while a run trains: progress, speed, gradients."""
+
+import logging
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from vitlab.data.dataset import TrainBatch
+from vitlab.runs import wandb
+from vitlab.runs.metrics_file import MetricsFile
+from vitlab.training.checkpoints import all_gather_object
+from vitlab.training.classifier import Classifier
+from vitlab.training.optimizer import logged_rates
+from vitlab.training.throughput import WAIT, ThroughputMeter
+
+log = logging.getLogger(__name__)
+
+
+def logged_scores(trainer: Trainer, split: str) -> dict[str, float]:
+    """What the last evaluation loop measured on a split: numbers by their logged names, counts as integers."""
+    measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{split}/")}
+    return {k: int(v) if k.endswith(("/correct", "/count")) else v for k, v in measured.items()}
+
+
+def is_fitting(trainer: Trainer) -> bool:
+    """Whether a validation is part of the training, and not the check before it."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+def restore_metric(metric: Metric, state: dict[str, Any]) -> None:
+    """Gives a metric the sums that it had when a checkpoint was made."""
+    for name, value in state.items():
+        getattr(metric, name).copy_(value)
+    metric._update_count = 1  # or it would warn that nothing was added to it
+
+
+class Monitor(Callback):
+    """Logs a row every `trainer.log_every_n_steps` steps and at an epoch's end; tells a line of text each epoch.
+
+    The row: mean loss over the images since the last row (of all ranks), the step's learning rates
+    (`vitlab.training.optimizer.logged_rates`), norm of the gradient before clipping, images seen, speed, MFU and data wait
+    (`vitlab.training.throughput`). Between rows nothing here waits for the device; `vitlab.training.nonfinite` does, once a step. No row
+    spans two epochs. A checkpoint holds the sums of the row that is open, of each rank, and how many rows were written:
+    a run that goes on writes on from there what an uninterrupted one does.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0  # seen by the optimizer, over all ranks
+        self.meter = ThroughputMeter()
+        self._window_images = 0
+        self._untimed = 0  # images of the window that a former process trained on
+        self._last_loss = float("nan")
+        self._done = 0
+        self._rates: dict[str, float] = {}
+        self._step, self._rows = 0, 0  # of metrics.csv: what the checkpoint knew
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, Classifier)
+        rows = [len(logger.rows) for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+        state = pl_module.train_loss.metric_state
+        losses = {name: value.cpu() for name, value in state.items() if isinstance(value, Tensor)}
+        checkpoint["monitor"] = {
+            "images": self.images,
+            "window_images": self._window_images,
+            "last_loss": self._last_loss,
+            "rates": self._rates,
+            "gradient_norm": None if pl_module.gradient_norm is None else pl_module.gradient_norm.cpu(),
+            "losses": all_gather_object(trainer, losses),
+            "rows": rows[0] if rows else 0,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(pl_module, Classifier)
+        if trainer.state.fn != TrainerFn.FITTING:
+            return  # the best checkpoint, to be tested, knows less than the end of training
+        state = checkpoint["monitor"]
+        self.images, self._window_images = state["images"], state["window_images"]
+        self._untimed = self._window_images
+        self._step, self._rows = checkpoint["global_step"], state["rows"]
+        self._last_loss, losses = state["last_loss"], state["losses"]
+        self._rates, pl_module.gradient_norm = state["rates"], state["gradient_norm"]
+        if len(losses) == trainer.world_size:
+            restore_metric(pl_module.train_loss, losses[trainer.global_rank])
+        elif trainer.global_rank == 0:  # on another number of devices: one of them takes all
+            restore_metric(pl_module.train_loss, {k: sum(part[k] for part in losses) for k in losses[0]})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, Classifier)
+        if stage == TrainerFn.FITTING:
+            self.meter.prepare(trainer, pl_module.network)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # here and not at the training's start, which a run that was killed after its last step doesn't have
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.rewind(self._step, self._rows)
+                wandb.resend_rows(logger.rows, trainer.loggers)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set in its constructor
+        self._done = trainer.global_step
+        self.meter.listen(trainer)
+        self.meter.begin(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.meter.release()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: TrainBatch, batch_idx: int
+    ) -> None:
+        self.meter.arrived()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_fitting(trainer) and self._window_images:
+            self._log(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_fitting(trainer):
+            row = {**logged_scores(trainer, "val"), "epoch": trainer.current_epoch, "images": self.images}
+            self._send(trainer, row)
+            self._tell(trainer)
+            self.meter.begin(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        self._send(trainer, logged_scores(trainer, pl_module.split))  # of the best checkpoint, which saw fewer images
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._rates = {f"lr/{name}": rate for name, rate in logged_rates(optimizer).items()}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._done:
+            return  # gradients are still being accumulated
+        self._done = trainer.global_step
+        self.images += batch.count
+        self._window_images += batch.count
+        if trainer.global_step % self.every == 0:
+            self._log(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._window_images:
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, Classifier)
+        loss = module.train_loss.compute()  # every rank: this sums over them
+        module.train_loss.reset()
+        row = {"train/loss": float(loss), "epoch": trainer.current_epoch, "images": self.images}
+        self._last_loss = row["train/loss"]
+        if module.gradient_norm is not None:
+            row["train/gradient_norm"] = float(module.gradient_norm)
+        row |= self._rates
+        row |= self.meter.close(trainer, module, self._window_images - self._untimed)
+        self._window_images, self._untimed = 0, 0
+        trainer.progress_bar_metrics.update({name: row[name] for name in ("train/loss", WAIT) if name in row})
+        self._send(trainer, row)
+
+    def _send(self, trainer: Trainer, row: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=trainer.global_step)
+
+    def _tell(self, trainer: Trainer) -> None:
+        epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/loss", "val/acc")}
+        parts = [f"epoch {trainer.current_epoch + 1}{epochs}", f"step {trainer.global_step}"]
+        parts += [f"train/loss {self._last_loss:.4f}", *(f"{k} {v:.4f}" for k, v in sorted(scores.items()))]
+        parts += self.meter.told()
+        log.info("   ".join(parts))

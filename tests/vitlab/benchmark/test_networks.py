@@ -1,0 +1,61 @@
+"""A real case of each task on the smallest network: possible numbers, and the same work for all."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from vitlab.benchmark import networks, peers
+from vitlab.benchmark.case import Case
+from vitlab.benchmark.goals import outcomes
+from vitlab.benchmark.networks import LIMIT, MEMORY, Networks
+from vitlab.diagnostics.timing import CPU, Clock
+
+EVERYBODY: tuple[peers.Peer, ...] = ("timm", "torchvision", "transformers", "vit-pytorch")
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    part = Networks(sizes=("mini",), batches=(2,), precisions=("bf16",), peers=EVERYBODY)
+    return list(part.cases(Clock(rounds=2, seconds=0)))
+
+
+def test_all_libraries_are_measured_with_the_machines_limit(cases: list[Case]) -> None:
+    assert [case.name for case in cases] == ["mini inference of 2, bf16 eager", "mini training of 2, bf16 eager"]
+    for case in cases:
+        assert [m.name for m in case.measured] == ["vitlab", *EVERYBODY, LIMIT]
+        for m in case.measured[:-1]:
+            assert {*m.figures} == {"M parameters", "MFLOPs", MEMORY, "MFU %"}
+            assert all(math.isfinite(value) and value > 0 for value in (*m.figures.values(), *m.seconds))
+            share = m.rate * m.figures["MFLOPs"] / (case[LIMIT].rate * case["vitlab"].figures["MFLOPs"])
+            assert m.figures["MFU %"] == pytest.approx(100 * share)
+        assert len(outcomes(case)) == 2
+        assert case["vitlab"].figures["MFLOPs"] < case["timm"].figures["MFLOPs"], "the last block is [cls] alone"
+    inference, training = cases
+    assert training["timm"].figures["MFLOPs"] > 2.5 * inference["timm"].figures["MFLOPs"]
+    weights = peers.parameters(peers.build("timm", peers.SIZES["mini"])) * 4 / 1e6
+    assert training["timm"].figures[MEMORY] > 4 * weights, "weights, gradients and AdamW's two"
+    assert inference["timm"].figures[MEMORY] > weights
+
+
+def test_a_step_trains_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = peers.build("vitlab", peers.SIZES["mini"])
+    monkeypatch.setattr(networks, "build", lambda *_: network)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    for task, moves in (("inference", False), ("training", True)):
+        found = networks.contender("vitlab", peers.SIZES["mini"], task, 2, "float32", CPU)  # type: ignore[arg-type]
+        found.run()
+        moved = [not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)]
+        assert moved == [moves] * len(moved)
+        assert all(parameter.grad is None for parameter in network.parameters())
+    assert networks.adamw("vitlab", network).defaults["fused"] is True
+    assert not networks.adamw("timm", network).defaults["fused"]
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has some of its own
+def test_compiled_networks_are_measured_too() -> None:
+    settings: dict[str, Any] = {"batches": (2,), "precisions": ("float32",), "modes": ("compiled",)}
+    cases = list(Networks(sizes=("mini",), peers=("timm",), **settings).cases(Clock(rounds=1, seconds=0)))
+    assert [len(case.measured) for case in cases] == [3, 3]

@@ -1,0 +1,50 @@
+"""Mistakes in the settings of the doctor and of a replay are reported with value, knob and remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from vitlab.config.view import ConfigView
+from vitlab.diagnostics.checks import doctor_problems, replay_problems
+from vitlab.runs.folder import write_config
+from vitlab.training import nonfinite
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder `run`, as a run leaves it, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    write_config(folder := Path("run"), {"logger": {}})
+    (folder / "captures" / "one" / "rank0").mkdir(parents=True)
+    (folder / "captures" / "one" / nonfinite.INFO).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"changes": [], "steps": 0}, "steps=0 must be at least 1"),
+        ({"changes": [], "workers": [2, -1]}, "workers=[2, -1]: -1 is not a number of processes; use 0 or"),
+    ],
+)
+def test_a_mistake_in_the_doctors_settings_is_reported(settings: dict[str, object], problem: str) -> None:
+    (line,) = doctor_problems(ConfigView(settings, set()))
+    assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("capture", "problem"),
+    [
+        ("run", "it has no info.json; that run has run/captures/one"),
+        ("run/captures/one", "capture=run/captures/one has no config.yaml, which"),
+    ],
+)
+@pytest.mark.usefixtures("run")
+def test_a_capture_that_cannot_be_replayed_is_reported(capture: str, problem: str) -> None:
+    (line,) = replay_problems(ConfigView({"capture": capture, "rank": 0}, set()))
+    assert problem in line
+
+
+def test_a_wrong_setting_hides_no_other() -> None:
+    lines = list(doctor_problems(ConfigView({"changes": ["num_wrkers"], "steps": 0, "rounds": 0}, {"changes"})))
+    assert [line.split()[0] for line in lines] == ["steps=0", "rounds=0"]

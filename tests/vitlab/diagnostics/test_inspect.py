@@ -1,0 +1,161 @@
+"""Watching a step changes nothing in it, and finds where its first number comes from that isn't finite."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitlab.diagnostics.inspect import ModuleTrace, gradient_norm, nonfinite_tensors, parameter_stats, tensor_stats
+from vitlab.models.vit import VisionTransformer
+
+
+def network(**options: Any) -> VisionTransformer:
+    torch.manual_seed(0)
+    sizes = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 2, "heads": 2, "num_classes": 10, "in_channels": 1}
+    return VisionTransformer(**{**sizes, **options})
+
+
+def inspect(model: nn.Module, images: Tensor) -> ModuleTrace:
+    inspected = ModuleTrace(model)
+    with inspected.forward():
+        loss = model(images).square().sum()
+    with inspected.backward():
+        loss.backward()
+    return inspected
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_watching_changes_no_bit_and_sees_every_call_once_in_order(checkpointing: bool) -> None:
+    images, gradients, outputs = torch.rand(3, 1, 8, 8), [], []
+    for watched in (False, True):
+        model, inspected = network(dropout=0.3, checkpointing=checkpointing), None
+        torch.manual_seed(1)
+        if watched:
+            inspected = ModuleTrace(model)
+            with inspected.forward():
+                output = model(images)
+        else:
+            output = model(images)
+        output.square().sum().backward()
+        outputs.append(output)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.equal(*outputs)
+    assert torch.equal(*gradients)
+    assert inspected is not None
+    names = [call.name for call in inspected.calls]
+    assert names[:5] == ["patch_embed", "norm_pre", "blocks.0.norm1", "blocks.0.attn.qkv", "blocks.0.attn.proj"]
+    assert names[-3:] == ["fc_norm", "head", "network"]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("weight", "named", "origin"),
+    [
+        ("patch_embed.proj.weight", "patch_embed", "patch_embed"),
+        ("blocks.0.attn.qkv.weight", "blocks.0.attn.qkv", "blocks.0.attn.qkv"),
+        ("blocks.1.attn.qkv.weight", "blocks.1.attn.proj", "blocks.1.attn"),  # used without being called
+        ("blocks.0.mlp.fc2.weight", "blocks.0.mlp.fc2", "blocks.0.mlp.fc2"),
+        ("norm.weight", "norm", "norm"),
+        ("head.weight", "head", "head"),
+    ],
+)
+def test_the_module_whose_weights_overflow_is_named_first(weight: str, named: str, origin: str) -> None:
+    model = network()
+    with torch.no_grad():
+        model.get_parameter(weight).copy_(torch.full_like(model.get_parameter(weight), 3e38))
+        if weight == "blocks.0.mlp.fc2.weight":
+            model.get_parameter("blocks.0.mlp.fc1.bias").fill_(9.0)
+    call = inspect(model, torch.rand(3, 1, 8, 8) + 1).first_output()
+    assert call is not None
+    assert (call.name, call.origin) == (named, origin)
+    assert call.input.finite == (named == origin)
+    assert not call.output.finite
+    assert parameter_stats(model, origin)[weight].high == pytest.approx(3e38)
+
+
+def test_an_overflow_between_the_layers_of_a_block_is_the_blocks() -> None:
+    model = network()
+    with torch.no_grad():
+        for layer in ("attn.proj", "mlp.fc2"):
+            model.get_parameter(f"blocks.0.{layer}.bias").fill_(3e38)
+    call = inspect(model, torch.rand(1, 1, 8, 8)).first_output()
+    assert call is not None
+    assert call.name in ("blocks.0.norm2", "blocks.0"), "3e38 squared, or twice"
+
+
+class Wrong(torch.autograd.Function):
+    """What it is given, and a gradient of nan."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * math.nan
+
+
+class Bad(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Wrong.apply(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("place", "name"), [(1, "1"), (2, "2"), (3, "3")])
+def test_the_module_whose_backward_pass_makes_the_first_wrong_gradient_is_named(place: int, name: str) -> None:
+    layers: list[nn.Module] = [nn.Linear(4, 4), nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)]
+    layers[place] = Bad()
+    inspected = inspect(nn.Sequential(*layers), torch.rand(2, 4))
+    assert inspected.first_output() is None
+    gradient = inspected.first_gradient()
+    assert gradient is not None
+    assert gradient.origin == name
+    assert gradient.of == f"input of {name}"
+    assert gradient.range.nan == gradient.range.size
+
+
+def test_a_wrong_gradient_of_a_parameter_alone_names_its_layer() -> None:
+    one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+    model = nn.Sequential(one, two)
+    with torch.no_grad():
+        two.weight.zero_()
+        one.bias.fill_(1e30)
+    inspected = ModuleTrace(model)
+    with inspected.forward():
+        output = model(torch.rand(1, 2))
+    with inspected.backward():
+        (output * 1e30).sum().backward()
+    gradient = inspected.first_gradient()
+    assert gradient is not None
+    assert (gradient.of, gradient.origin) == ("1.weight", "1")
+
+
+def test_a_gradient_that_the_arithmetic_of_a_module_makes_is_that_modules() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Wrong.apply(self.one(x))  # type: ignore[no-any-return]
+
+    gradient = inspect(nn.Sequential(Root()), torch.rand(1, 2)).first_gradient()
+    assert gradient is not None
+    assert (gradient.of, gradient.origin) == ("output of 0.one", "0")
+
+
+def test_ranges_say_what_is_finite_and_what_is_not() -> None:
+    found = tensor_stats((torch.tensor([1.0, -2.0, math.nan, math.inf, -math.inf]), torch.tensor([7]), None))
+    assert (found.low, found.high, found.size, found.infinite, found.nan) == (-2, 1, 5, 2, 1)
+    assert str(found) == "2 inf and 1 nan of 5, the others -2 .. 1"
+    assert str(tensor_stats(torch.ones(1000))) == "1 .. 1, all 1,000 finite"
+    assert str(tensor_stats(torch.tensor([math.nan]))) == "1 nan of 1"
+    assert list(nonfinite_tensors({"a": torch.ones(1), "b": torch.tensor(math.inf)})) == ["b"]
+
+
+def test_the_norm_is_that_of_clipping() -> None:
+    model = nn.Linear(3, 1)
+    model(torch.ones(2, 3)).sum().backward()
+    expected = nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    assert gradient_norm(model) == pytest.approx(float(expected))

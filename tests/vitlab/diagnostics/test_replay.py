@@ -1,0 +1,172 @@
+"""A captured step made again: the same losses bit for bit, and the place where it went wrong."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from conftest import Configure
+from vitlab.diagnostics import replay
+from vitlab.diagnostics.replay import NotReproducedError, ReplayResult
+from vitlab.runs.folder import write_config
+from vitlab.training import build, nonfinite
+from vitlab.training.nonfinite import NonFiniteError
+
+Capture = Callable[..., Path]
+VARIED = ["model.dropout=0.2", "model.attention_dropout=0.1", "model.drop_path=0.3", "data.augment.mixup=0.8"]
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+class Spoil(Callback):
+    """Before the second step: sets weights; or makes a gradient wrong after a good backward pass."""
+
+    def __init__(self, **weights: float) -> None:
+        self.weights = weights
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == 1:
+            for name, value in self.weights.items():
+                pl_module.get_parameter(f"network.{name}").data.fill_(value)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        gradient = pl_module.get_parameter("network.head.bias").grad
+        if trainer.global_step == 1 and not self.weights and gradient is not None:
+            gradient.fill_(math.nan)
+
+
+@pytest.fixture
+def capture(configure: Configure, small: list[str], tmp_path: Path) -> Capture:
+    """Overrides, weights to be set -> the capture of the second step of a run."""
+
+    def train(*overrides: str, **weights: float) -> Path:
+        settings = [*small, "model.depth=2", "logger=csv", "schedule.warmup_steps=0", "batch_size=64", *overrides]
+        config = configure(*settings)
+        folder = Path(config["run_dir"])
+        write_config(folder, config)
+        datamodule = build.build_data(config["data"])
+        options = {"optimizer": config["optimizer"], "schedule": config["schedule"]}
+        module = build.build_classifier(config["model"], datamodule, config["classifier"], **options)
+        trainer = build.build_trainer(config["trainer"], run_dir=folder, logger={}, callbacks=config["callbacks"])
+        trainer.callbacks.insert(0, Spoil(**weights))  # type: ignore[attr-defined]
+        with pytest.raises(NonFiniteError):
+            trainer.fit(module, datamodule)
+        (made,) = (folder / "captures").iterdir()
+        return made
+
+    return train
+
+
+def captured(found: ReplayResult) -> list[float]:
+    return [float(loss) for loss in found.captured]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_losses_are_repeated_bit_for_bit_and_that_nothing_is_wrong_is_said(
+    precision: str, checkpointing: str, capture: Capture
+) -> None:
+    parts = "trainer.accumulate_grad_batches=3"
+    checkpointed = f"model.checkpointing={checkpointing}"
+    found = replay.replay_capture(
+        capture(*VARIED, parts, checkpointed, f"trainer.precision={precision}"), accelerator="cpu"
+    )
+    assert len(found.losses) == 3
+    assert len(set(captured(found))) == 3
+    assert all(0 < loss < 3 for loss in captured(found))
+    assert [float(loss) for loss in found.losses] == captured(found)
+    assert found.reproduced
+    assert found.what is None
+    with pytest.raises(NotReproducedError, match=r"everything in step 2 of rank 0 is finite.*fault of the machine"):
+        found.results()
+
+
+def test_the_random_state_decides_them(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = capture(*VARIED)
+    monkeypatch.setattr(nonfinite, "restore_forward_random_state", lambda *_: torch.manual_seed(7))
+    found = replay.replay_capture(folder, accelerator="cpu")
+    assert not found.reproduced
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_the_first_module_whose_output_overflows_is_named_with_its_ranges(loss: str, capture: Capture) -> None:
+    folder = capture(f"classifier.loss={loss}", *VARIED, **{"blocks.1.mlp.fc1.weight": 3e38})
+    found = replay.replay_capture(folder, accelerator="cpu")
+    results = found.results()
+    assert (results["what"], results["module"]) == ("an output", "blocks.1.mlp.fc1")
+    assert results["reproduced"]
+    assert results["losses"] == results["losses_in_training"] == ["nan"]
+    lines = results["details"]
+    assert "all" in lines[1]
+    assert "nothing was wrong with it" in lines[1]
+    assert " of " in lines[2]
+    assert lines[3].startswith("blocks.1.mlp.fc1.weight: 3e+38 .. 3e+38")
+    names, largest, first = found.magnitudes()
+    assert names[first or 0] == "blocks.1.mlp.fc1"
+    assert all(0 <= value < math.inf for value in largest[: first or 0])
+    assert "first an output, in blocks.1.mlp.fc1" in found.title
+
+
+def test_a_parameter_that_was_not_finite_before_is_said_first(capture: Capture) -> None:
+    found = replay.replay_capture(capture(**{"blocks.0.norm2.bias": math.nan}), accelerator="cpu")
+    assert (found.what, found.module) == ("a parameter, before the step", "blocks.0.norm2")
+    assert found.lines[0] == "blocks.0.norm2.bias: 16 nan of 16"
+
+
+def test_a_loss_of_finite_outputs_is_named(capture: Capture) -> None:
+    def huge(self: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        return (logits.exp() * 1e38 * 50).sum(dim=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitlab.training.classifier.Classifier.losses", huge)
+        found = replay.replay_capture(capture(), accelerator="cpu")
+    assert (found.what, found.module) == ("the loss", None)
+    assert found.lines == ["all outputs are finite; the losses of 62 of 62 images aren't"]
+
+
+def test_a_norm_that_overflows_though_no_gradient_does_is_named(capture: Capture) -> None:
+    weights = {"norm.weight": 1e-25, "head.weight": 0.0, "head.bias": 0.0}
+    folder = capture(**weights, **{"norm.bias": 1e25})
+    found = replay.replay_capture(folder, accelerator="cpu")
+    assert (found.what, found.module) == ("the gradient's norm", "head")
+    assert found.lines[1].startswith("head.weight: -")
+
+
+def test_a_step_is_told_in_lines(capture: Capture, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    found = replay.replay_capture(capture(**{"blocks.0.attn.proj.weight": 3e38}), accelerator="cpu")
+    with caplog.at_level(logging.INFO, logger="vitlab"):
+        found.tell(tmp_path / "outputs.png")
+    for line in (
+        "step 2, epoch 0: gradient norm nan",
+        "part 1 of 1: loss nan; in training the same",
+        "first that isn't finite: an output, in blocks.0.attn.proj",
+        "blocks.0.attn.proj.weight: 3e+38",
+        f"every module's largest output: {tmp_path}",
+    ):
+        assert line in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"losses": [[1.0], ["nan"]], "ranks": 2}, "rank 1's: use rank=1"),
+        ({"device": "cuda"}, "made on cuda: use that accelerator"),
+        ({"ranks": 2, "losses": [[1.0], [1.0]]}, r"the other ranks' parts \(0..1\)"),
+    ],
+)
+def test_where_nothing_is_wrong_it_says_where_else_to_look(changes: dict[str, Any], hint: str) -> None:
+    info = {"step": 3, "losses": [[1.0]], "ranks": 1, "device": "cpu", **changes}
+    with pytest.raises(NotReproducedError, match=hint):
+        ReplayResult(info, 0, torch.device("cpu"), compiled=False).results()

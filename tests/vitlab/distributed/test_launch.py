@@ -1,0 +1,339 @@
+"""The processes of a job: as many as asked for, all on one configuration, none left behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitlab.distributed import environment as distributed_environment
+from vitlab.distributed import launch
+from vitlab.distributed.environment import (
+    NODES_VARIABLE,
+    NodeInfo,
+    is_restart,
+    launched_externally,
+    local_rank,
+    node_from_env,
+    ranks_per_node,
+)
+from vitlab.distributed.signals import StopRequested
+from vitlab.jobs.compose import CONF
+
+GPUS_OR_ONE = max(1, torch.cuda.device_count())
+
+
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "ranks"),
+    [
+        (1, "cpu", 1),
+        (4, "cpu", 4),
+        (4, "auto", 4),
+        ("3", "cpu", 3),
+        ([0], "gpu", 1),
+        ([1, 3], "gpu", 2),
+        ((0, 1, 2), "gpu", 3),
+        ("0,2", "gpu", 2),
+        ("0,", "gpu", 1),
+        ("1, 2, 3", "gpu", 3),
+        ("auto", "cpu", 1),
+        (-1, "cpu", 1),
+        ("-1", "cpu", 1),
+        ("auto", "auto", GPUS_OR_ONE),
+        (-1, "gpu", GPUS_OR_ONE),
+        ("-1", "auto", GPUS_OR_ONE),
+    ],
+)
+def test_devices_in_every_spelling_are_a_number_of_ranks(devices: Any, accelerator: str, ranks: int) -> None:
+    assert ranks_per_node(devices, accelerator) == ranks
+
+
+@pytest.mark.parametrize(
+    ("environment", "by_others"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "4"}, True),
+        ({"TORCHELASTIC_RUN_ID": "none"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_ranks_made_by_torchrun_or_slurm_are_known(environment: dict[str, str], by_others: bool) -> None:
+    assert launched_externally(environment) is by_others
+
+
+SLURM = {"SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NODEID": "1", "SLURM_PROCID": "1", "SLURM_JOB_ID": "70042"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, None),
+        ({"VITLAB_NODES": str(NodeInfo(1, 3, "ten", 7))}, NodeInfo(1, 3, "ten", 7)),
+        ({**SLURM, "SLURM_JOB_NODELIST": "gpu[03,07-09]"}, NodeInfo(1, 2, "gpu03", 15042)),
+        ({**SLURM, "SLURM_NTASKS": "8"}, None),
+        ({**SLURM, "TORCHELASTIC_RUN_ID": "none"}, None),
+        ({"SLURM_NNODES": "1", "SLURM_NTASKS": "1"}, None),
+    ],
+)
+def test_a_machines_place_in_a_job_is_what_its_launcher_says_or_slurm_with_one_task_on_each(
+    environment: dict[str, str], place: NodeInfo | None
+) -> None:
+    assert node_from_env(environment) == place
+    if place:
+        assert distributed_environment.rank(environment) == 1
+        assert not launched_externally(environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [({}, 0), ({"RANK": "3", "SLURM_PROCID": "0"}, 3), ({"SLURM_PROCID": "2"}, 2)],
+)
+def test_a_process_knows_its_number(environment: dict[str, str], rank: int) -> None:
+    assert distributed_environment.rank(environment) == rank
+
+
+def test_a_process_knows_its_number_on_its_machine() -> None:
+    assert local_rank({}) == 0
+    assert local_rank({"RANK": "9", "LOCAL_RANK": "1"}) == 1
+    assert local_rank({"SLURM_PROCID": "9", "SLURM_LOCALID": "2"}) == 2
+
+
+def script(folder: Path, text: str) -> Path:
+    """An entry that writes what it is told into the run folder, as `FOLDER/RANK`."""
+    file = folder / "entry.py"
+    file.write_text(
+        "import json, os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "rank = os.environ.get('RANK', '0')\n"
+        "def write(text, name=rank):\n"
+        "    temporary = Path(os.environ['VITLAB_RUN'], f'.{name}')\n"
+        "    temporary.write_text(str(text))\n"
+        "    temporary.rename(temporary.with_name(name))\n" + text
+    )
+    return file
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that is dead but not yet waited for by anyone does not."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(condition: Any, what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain: {what}"
+        time.sleep(0.05)
+
+
+def test_two_ranks_know_their_number_their_count_and_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "a.job.before")  # what an earlier job left must not lead astray
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    entry = script(tmp_path, "write(json.dumps(dict(os.environ, arguments=sys.argv[1:])))\n")
+    launch.run_ranks(entry, tmp_path, 2)
+    ranks = [json.loads((tmp_path / rank).read_text()) for rank in "01"]
+    for number, rank in enumerate(ranks):
+        assert (rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"]) == (str(number), str(number), "2")
+        assert rank["VITLAB_RUN"] == str(tmp_path)
+        assert rank["arguments"] == [], "the command line, with a sweep in it, is not run again"
+        assert rank["MASTER_ADDR"] != "a.job.before"
+        assert int(rank["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert ranks[0]["MASTER_PORT"] == ranks[1]["MASTER_PORT"] != "1"
+    assert launch.RUN_VARIABLE not in os.environ
+
+
+def test_machines_of_a_job_count_their_ranks_on_and_meet_at_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = script(tmp_path, "write(json.dumps(dict(os.environ)))\n")
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port = listener.getsockname()[1]
+    kept: list[Any] = []
+    for node in range(2):
+        monkeypatch.setenv(NODES_VARIABLE, str(NodeInfo(node, 2, "127.0.0.1", port)))
+        monkeypatch.setenv("SLURM_NTASKS", "2")  # of which Lightning must not think that they are the ranks
+        launch.run_ranks(entry, tmp_path, 2)
+        kept.append(launch._stores[tmp_path])  # as the first machine's process does as long as it lives
+    ranks = [json.loads((tmp_path / rank).read_text()) for rank in "0123"]
+    assert [rank["LOCAL_RANK"] for rank in ranks] == ["0", "1", "0", "1"]
+    assert [rank["GROUP_RANK"] for rank in ranks] == ["0", "0", "1", "1"]
+    assert {rank["WORLD_SIZE"] for rank in ranks} == {"4"}
+    assert {rank["MASTER_PORT"] for rank in ranks} == {str(port)}
+    assert not any({"SLURM_NTASKS", NODES_VARIABLE} & set(rank) for rank in ranks)
+    with pytest.raises(launch.JobFailed, match=r"^rank 3 of 4 ended with status 3"):
+        launch.run_ranks(script(tmp_path, "sys.exit(3 * (rank == '3'))\n"), tmp_path, 2)
+
+
+def test_every_python_that_is_started_finds_this_vitlab_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for former, now in (("", "/a"), ("/b", "/a:/b"), ("/a:/b", "/a:/b")):
+        monkeypatch.setenv("PYTHONPATH", former)
+        launch.export_pythonpath(Path("/a"))
+        assert os.environ["PYTHONPATH"] == now
+
+
+def test_one_rank_is_one_plain_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("MASTER_ADDR", "a.job.before")
+    launch.run_ranks(script(tmp_path, "write(json.dumps(dict(os.environ)))\n"), tmp_path, 1)
+    environment = json.loads((tmp_path / "0").read_text())
+    assert environment["VITLAB_RUN"] == str(tmp_path)
+    assert environment["OMP_NUM_THREADS"] == "7", "what the user says about threads holds"
+    assert not {"WORLD_SIZE", "MASTER_ADDR"} & set(environment)
+
+
+def test_a_failed_rank_takes_the_others_down_and_the_job_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = script(
+        tmp_path,
+        "write(os.getpid())\n"
+        "while not all(Path(os.environ['VITLAB_RUN'], r).exists() for r in '01'):\n    time.sleep(0.02)\n"
+        "if rank == '1':\n    sys.exit(3)\n"
+        "time.sleep(600)\n",
+    )
+    monkeypatch.setattr(launch, "TAKEDOWN", 1.0)
+    start = time.monotonic()
+    with pytest.raises(launch.JobFailed, match=r"rank 1 of 2 ended with status 3; the other ranks were gone"):
+        launch.run_ranks(entry, tmp_path, 2)
+    assert time.monotonic() - start < 30, "the rank that is left would sleep for ten minutes"
+    for rank in "01":
+        assert not is_alive(int((tmp_path / rank).read_text()))
+
+
+def test_a_single_process_that_fails_fails_the_job_with_its_status(tmp_path: Path) -> None:
+    with pytest.raises(launch.JobFailed, match="ended with status 7"):
+        launch.run_ranks(script(tmp_path, "sys.exit(7)\n"), tmp_path, 1)
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[Any]:
+    """A program that runs a job of so many ranks, started: the process that gets the signals."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(entry: Path, ranks: int) -> subprocess.Popen[bytes]:
+        program = (
+            "import sys; from pathlib import Path; from vitlab import launch, stopping\n"
+            f"try:\n    launch.run_ranks(Path({str(entry)!r}), Path({str(tmp_path)!r}), {ranks})\n"
+            f"except (launch.JobFailed, stopping.Stopped) as error:\n"
+            f"    Path({str(tmp_path)!r}, 'error').write_text(str(error))\n"
+            "    sys.exit(1)\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(CONF.parent / "src")}
+        started.append(subprocess.Popen([sys.executable, "-c", program], env=environment, start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_signal_is_passed_on_and_waited_for_and_leaves_no_orphan(
+    tmp_path: Path, parent: Any, number: signal.Signals, ranks: int
+) -> None:
+    entry = script(
+        tmp_path,
+        "seen = []\n"
+        "def end(number, frame):\n"
+        "    seen.append(int(number))\n"
+        "    time.sleep(0.5)\n"  # the time that writing a checkpoint takes
+        "    write(seen, f'signal{rank}')\n"
+        "    sys.exit(5)\n"
+        "for number in (signal.SIGTERM, signal.SIGINT):\n    signal.signal(number, end)\n"
+        "write(os.getpid())\n"
+        "time.sleep(600)\n",
+    )
+    process = parent(entry, ranks)
+    files = [tmp_path / str(rank) for rank in range(ranks)]
+    wait_until(lambda: all(file.exists() for file in files), "the ranks start")
+    for file in files:
+        assert os.getpgid(int(file.read_text())) != process.pid, "Ctrl-C would come twice, here and passed on"
+    os.killpg(process.pid, number)  # as a terminal does it: to the whole group
+    assert process.wait(timeout=60) == 1
+    for rank, file in enumerate(files):
+        assert not is_alive(int(file.read_text()))
+        assert json.loads((tmp_path / f"signal{rank}").read_text()) == [number], "once, not twice"
+    told = (tmp_path / "error").read_text()
+    assert told == ("interrupted" if number == signal.SIGINT else "preempted"), "asked for, and so no failure"
+
+
+def test_after_a_job_signals_mean_what_they_meant_before(tmp_path: Path) -> None:
+    def mine(number: int, frame: Any) -> None:
+        pass
+
+    former = signal.signal(signal.SIGTERM, mine)
+    try:
+        with pytest.raises(launch.JobFailed):
+            launch.run_ranks(script(tmp_path, "sys.exit(1)\n"), tmp_path, 1)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def test_a_rank_killed_by_a_signal_is_named_and_not_its_witnesses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "TAKEDOWN", 5.0)
+    text = "if rank == '1':\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(0.2)\nsys.exit(1)\n"
+    with pytest.raises(launch.JobFailed, match=r"rank 1 of 2 was killed by SIGKILL \(by hand, or") as failed:
+        launch.run_ranks(script(tmp_path, text), tmp_path, 2)
+    assert failed.value.killed
+
+
+def test_a_job_that_fails_is_started_again_as_often_as_is_allowed(tmp_path: Path) -> None:
+    count = "os.environ['TORCHELASTIC_RESTART_COUNT']"
+    text = f"write(1, 'attempt' + {count})\nsys.exit(int({count}) < 2)\n"
+    entry = script(tmp_path, text)
+    with pytest.raises(launch.JobFailed, match="the process ended with status 1"):
+        launch.run_ranks(entry, tmp_path, 1, restarts=1)
+    launch.run_ranks(entry, tmp_path, 1, restarts=2)
+    assert {file.name for file in tmp_path.glob("attempt*")} == {"attempt0", "attempt1", "attempt2"}
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(75, "preempted"), (130, "interrupted")])
+def test_ranks_that_were_asked_to_stop_are_no_failure_and_not_started_again(
+    status: int, outcome: str, tmp_path: Path
+) -> None:
+    text = f"write(1, 'attempt' + os.environ['TORCHELASTIC_RESTART_COUNT'])\nsys.exit({status})\n"
+    with pytest.raises(StopRequested) as stopped:
+        launch.run_ranks(script(tmp_path, text), tmp_path, 1, restarts=3)
+    assert stopped.value.outcome == outcome
+    assert {file.name for file in tmp_path.glob("attempt*")} == {"attempt0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "again"),
+    [
+        ({}, False),
+        ({"SLURM_RESTART_COUNT": "0"}, False),
+        ({"SLURM_RESTART_COUNT": "2"}, True),
+        ({"TORCHELASTIC_RESTART_COUNT": "1"}, True),
+    ],
+)
+def test_a_job_knows_that_it_was_started_before(environment: dict[str, str], again: bool) -> None:
+    assert is_restart(environment) is again
+
+
+def test_ranks_that_wait_in_vain_for_one_that_was_stopped_are_stopped_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "TAKEDOWN", 1.0)
+    text = "if rank == '1':\n    sys.exit(75)\ntime.sleep(600)\n"
+    with pytest.raises(StopRequested) as stopped:
+        launch.run_ranks(script(tmp_path, text), tmp_path, 2)
+    assert stopped.value.outcome == "preempted"

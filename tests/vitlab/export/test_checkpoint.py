@@ -1,0 +1,120 @@
+"""What a checkpoint keeps is what is exported: averaged or not, with the classes and the preprocessing of its run."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from conftest import Configure, Exportable
+from vitlab.config import allowlist
+from vitlab.export.checkpoint import comparison_images, load_export_model, load_weights
+from vitlab.jobs import fingerprint
+from vitlab.runs import folder
+from vitlab.training import build
+from vitlab.training.checkpoint_files import AtomicFiles
+
+MODEL = ["model.dim=16", "model.depth=1", "model.heads=2"]
+
+
+@pytest.fixture
+def averaging(configure: Configure, make_trainer: Any, tmp_path: Path) -> Path:
+    """A run folder with the checkpoint that Lightning's averaging saves in a training of digits."""
+    run = tmp_path / "run"
+    config = configure(*MODEL, "schedule.warmup_steps=0")
+    folder.write_config(run, config)
+    datamodule = build.build_data(config["data"])
+    parts = {key: config[key] for key in ("optimizer", "schedule")}
+    module = build.build_classifier(config["model"], datamodule, config["classifier"], **parts)
+    module.identity = fingerprint.run_identity(config, datamodule)
+    ema = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.5))  # type: ignore[no-untyped-call]
+    trainer = make_trainer(max_steps=3, callbacks=[ema], limit_val_batches=0, plugins=[AtomicFiles()])
+    trainer.fit(module, datamodule)
+    trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
+    return run
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*many workers", "ignore:.*logging interval", "ignore:.*overrides the configure_model"
+)
+def test_averaged_and_raw_weights_are_chosen_by_name(averaging: Path) -> None:
+    content = torch.load(averaging / "checkpoints" / "last.ckpt", weights_only=True)
+    name = "head.weight"
+    for weights, key in ((None, "state_dict"), ("ema", "state_dict"), ("raw", "current_model_state")):
+        trained = load_export_model(load_weights(averaging, "last", weights))
+        assert torch.equal(trained.network.state_dict()[name], content[key][f"network.{name}"])
+        assert trained.kept.chosen == (weights or "ema")
+    assert content["state_dict"].keys() == content["current_model_state"].keys()
+    assert trained.classes == tuple("0123456789")
+    assert (trained.channels, trained.image_size, trained.crop_fraction) == (1, (8, 8), None)
+
+
+def test_a_checkpoint_with_one_kind_of_weights_has_no_other(exportable: Exportable) -> None:
+    run = exportable().kept.run
+    assert load_weights(run, "best", None).chosen is None
+    with pytest.raises(ValueError, match=r"part=ema: .*best.ckpt has one kind of weights alone"):
+        load_weights(run, "best", "ema")
+
+
+def test_a_missing_and_a_damaged_checkpoint_are_named(exportable: Exportable) -> None:
+    file = exportable().kept.file
+    with pytest.raises(FileNotFoundError, match=r"checkpoint=last: .* has no last.ckpt"):
+        load_weights(file.parents[1], "last", None)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(OSError, match="is damaged"):
+        load_weights(file.parents[1], "best", None)
+
+
+def test_a_checkpoint_names_nothing_that_may_not_be_called(exportable: Exportable) -> None:
+    kept = exportable().kept
+    content = torch.load(kept.file, weights_only=True)
+    content["vitlab"]["config"]["model"] = {"_target_": "antigravity.webbrowser.open"}
+    torch.save(content, kept.file)
+    with pytest.raises(allowlist.NotTrusted, match=r"model._target_=antigravity.webbrowser.open is refused"):
+        load_weights(kept.run, "best", None)
+    assert "antigravity" not in sys.modules
+
+
+def test_the_data_is_loaded_where_a_checkpoint_does_not_say_what_it_was(
+    configure: Configure, exportable: Exportable
+) -> None:
+    trained = exportable(image_size=8, patch_size=2, num_classes=10, in_channels=1)
+    content = torch.load(trained.kept.file, weights_only=True)
+    content["vitlab"] = {"config": {**configure(), "model": content["vitlab"]["config"]["model"]}}
+    torch.save(content, trained.kept.file)
+    found = load_export_model(load_weights(trained.kept.run, "best", None))
+    assert found.classes == tuple("0123456789")
+    assert found.mean != trained.mean
+    assert 0 < found.mean[0] < 1
+    assert found.data["train images"] == 1293
+
+
+def test_a_network_of_half_precision_is_computed_in_float32(exportable: Exportable) -> None:
+    trained = exportable()
+    content = torch.load(trained.kept.file, weights_only=True)
+    content["state_dict"] = {name: tensor.bfloat16() for name, tensor in content["state_dict"].items()}
+    torch.save(content, trained.kept.file)
+    network = load_export_model(load_weights(trained.kept.run, "best", None)).network
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert torch.equal(network.state_dict()["norm.bias"], content["state_dict"]["network.norm.bias"].float())
+
+
+def test_the_arguments_hold_what_the_signature_and_the_data_add(exportable: Exportable) -> None:
+    trained = exportable(in_channels=1)
+    assert trained.kind == "vit"
+    assert (trained.arguments["in_channels"], trained.arguments["num_classes"]) == (1, 7)
+    assert trained.arguments["pool"] == "cls"
+    assert not trained.network.training
+
+
+def test_images_to_compare_on_are_bytes_and_always_the_same(exportable: Exportable) -> None:
+    trained = exportable(image_size=(16, 24))
+    one = comparison_images(trained, 3, seed=1)
+    assert (one.dtype, tuple(one.shape)) == (torch.uint8, (3, 3, 16, 24))
+    assert torch.equal(one, comparison_images(trained, 3, seed=1))
+    assert not torch.equal(one, comparison_images(trained, 3, seed=2))

@@ -1,0 +1,111 @@
+"""The card is in Hugging Face's layout, and shows a score only where it was measured with these weights."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from conftest import Exportable
+from vitlab.config.schema import Node
+from vitlab.export import model_card
+from vitlab.export.export import export_network
+
+GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None, "overwrite": True}
+SCORES = {"test/acc": 0.75, "test/loss": 0.5, "test/correct": 15, "test/count": 20}
+RESULTS = {
+    "status": "finished",
+    "checkpoint": "runs/here/checkpoints/best.ckpt",
+    **SCORES,
+    "val/acc": 0.9,
+    "val/acc5": 1.0,
+    "val/loss": 0.25,
+    "val/correct": 9,
+    "val/count": 10,
+    "command": "python /home/me/src/train.py data_dir=/data/mine/photos lr=1e-3",
+    "commit": "abc123",
+    "started": "2026-11-25T01:37:07+00:00",
+    "versions": {"torch": "2.14.1"},
+}
+
+
+def card_of(trained: Any, out: Path, **given: Any) -> Any:
+    export_network(trained, "timm", out, **{**GIVEN, **given})
+    return ModelCard.load(out / "README.md")
+
+
+def test_the_card_says_what_the_run_recorded(exportable: Exportable, tmp_path: Path) -> None:
+    kept = exportable().kept
+    (kept.run / "results.json").write_text(json.dumps(RESULTS))
+    found = card_of(exportable(), tmp_path / "out", license="mit")
+    assert (found.data.library_name, found.data.license, found.data.model_name) == ("timm", "mit", "tiny")
+    assert [
+        (r.dataset_name, r.dataset_split, r.metric_name, r.metric_value) for r in found.data.eval_results or []
+    ] == [
+        ("shapes", "test", "Accuracy", 0.75),
+        ("shapes", "test", "Cross-entropy", 0.5),
+        ("shapes", "val", "Accuracy", 0.9),
+        ("shapes", "val", "Top-5 accuracy", 1.0),
+        ("shapes", "val", "Cross-entropy", 0.25),
+    ]
+    for line in (
+        "| test | Accuracy | 75.00 % | 15 of 20 |",
+        "| validation | Top-5 accuracy | 100.00 % | 10 |",
+        "| commit of the training | abc123 |",
+        "| started | 2026-11-25T01:37:07+00:00 |",
+        "| versions | torch 2.14.1 |",
+        "| command | `python .../train.py data_dir=.../photos lr=1e-3` |",
+        "shapes: 90 images (training), 10 images (validation), 20 images (test).",
+        "normalised by mean 0.5, 0.4, 0.3 and std 0.2, 0.25, 0.3.",
+        "0 kind 0, 1 kind 1",
+        'timm.create_model("local-dir:FOLDER", pretrained=True)',
+        "dim: 32",
+    ):
+        assert line in found.text or line in found.content, line
+
+
+def test_no_license_and_no_scores_are_made_up(exportable: Exportable, tmp_path: Path) -> None:
+    found = card_of(exportable(), tmp_path / "out")
+    assert found.data.license is None
+    assert "license" not in found.content.partition("\n---\n")[0]
+    assert found.data.eval_results is None
+    assert "None were measured with these weights (best.ckpt)." in found.text
+
+
+@pytest.mark.parametrize("status", ["running", "crashed"])
+def test_a_run_that_is_not_finished_has_no_scores(status: str, exportable: Exportable) -> None:
+    kept = exportable().kept
+    (kept.run / "results.json").write_text(json.dumps({**RESULTS, "status": status}))
+    assert model_card.scores(kept) == []
+
+
+def test_the_scores_of_the_best_checkpoint_are_not_those_of_another(exportable: Exportable) -> None:
+    last = exportable(keep="last").kept
+    (last.run / "results.json").write_text(json.dumps(RESULTS))
+    assert model_card.scores(last) == []
+    assert len(model_card.scores(exportable(keep="best").kept)) == 5
+    raw = exportable(keep="best", averaged=True).kept._replace(chosen="raw")
+    assert model_card.scores(raw) == []
+
+
+def test_what_was_evaluated_since_is_shown(exportable: Exportable) -> None:
+    last = exportable(keep="last").kept
+    folder = last.run / "evaluation" / "last-test"
+    folder.mkdir(parents=True)
+    (file := folder / "results.json").write_text(json.dumps({"status": "finished", **SCORES}))
+    assert [(s.split, s.metric, s.value, s.correct, s.images) for s in model_card.scores(last)] == [
+        ("test", "acc", 0.75, 15, 20),
+        ("test", "loss", 0.5, 15, 20),
+    ]
+    before = last.file.stat().st_mtime - 60
+    os.utime(file, (before, before))
+    assert model_card.scores(last) == [], "the checkpoint is another by now"
+
+
+def test_folders_of_the_machine_are_left_out() -> None:
+    config = {"data": {"source": {"data_dir": "/data/mine/photos"}}, "callbacks": {"best": {"dirpath": "/a/b"}}}
+    assert model_card.configuration_section(config) == "data:\n  source:\n    data_dir: .../photos\n"
+    for line in ("a/b and/or 1/2", "https://arxiv.org/abs/2010.11929", "runs/NAME/STAMP"):
+        assert model_card.without_local_paths(line) == line

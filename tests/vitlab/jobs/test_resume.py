@@ -1,0 +1,356 @@
+"""Going on with a run: which folder, which checkpoint, and what must not be gone on with."""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from vitlab.config.overrides import hydra_quote
+from vitlab.config.schema import Node
+from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
+from vitlab.data.sets.digits import digits
+from vitlab.jobs import fingerprint
+from vitlab.jobs.fingerprint import incompatibilities
+from vitlab.jobs.resume import LAST, CannotResume, checkpoint_to_resume, folder_problems, resume_auto, resumed_overrides
+from vitlab.runs import lock
+from vitlab.runs.folder import RESULTS, write_config
+from vitlab.storage import atomic
+from vitlab.training import checkpoint_files
+
+CONFIG: dict[str, Any] = {
+    "image_size": 8,
+    "seed": 0,
+    "name": "digits",
+    "resume": None,
+    "run_dir": "runs",
+    "optimizer": {"lr": 0.1, "betas": [0.9, 0.95]},
+    "logger": {"csv": None},
+    "callbacks": {},
+}
+
+
+def made(
+    folder: Path,
+    *,
+    status: str | None = "running",
+    age: float = 0.0,
+    last: bool = True,
+    steps: int = 3,
+    job: str | None = None,
+    **changes: Any,
+) -> Path:
+    """A run folder as a run that got so far leaves it."""
+    write_config(folder, {**CONFIG, "run_dir": str(folder), **changes})
+    if status:
+        (folder / "results.json").write_text(json.dumps({"status": status, "job": job}))
+    (folder / "metrics.csv").write_text(f"step,train/loss\n1,2.0\n{steps},1.0\n")
+    if last:
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "last.ckpt").touch()
+        os.utime(folder / "checkpoints" / "last.ckpt", (time.time() - age,) * 2)
+    return folder
+
+
+# -------------------------------------------------------------------------------------------------------- the folder
+
+
+def test_auto_goes_on_with_the_newest_unfinished_run_of_the_same_configuration(tmp_path: Path) -> None:
+    made(tmp_path / "old", age=100)
+    newest = made(tmp_path / "crashed", status="crashed", age=50)
+    made(tmp_path / "older", age=200)
+    made(tmp_path / "finished", status="finished")
+    made(tmp_path / "other-seed", seed=1)
+    made(tmp_path / "other-rate", optimizer={"lr": 0.2, "betas": [0.9, 0.95]})
+    made(tmp_path / "no-checkpoint", last=False)
+    (tmp_path / "no-run").mkdir()
+    assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{newest}'"]
+
+
+def test_what_does_not_change_the_training_does_not_hinder_going_on(tmp_path: Path) -> None:
+    run = made(tmp_path / "a", logger={"wandb": {"project": "x"}}, resume="auto")
+    assert resume_auto({**CONFIG, "resume": "auto"}, tmp_path) == [f"hydra.run.dir='{run}'"]
+
+
+def test_a_run_killed_before_it_could_record_anything_can_go_on(tmp_path: Path) -> None:
+    run = made(tmp_path / "a", status=None)
+    assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
+
+
+def test_auto_starts_anew_where_nothing_fits(tmp_path: Path) -> None:
+    assert resume_auto(CONFIG, tmp_path / "nothing") == []
+    made(tmp_path / "a", status="finished")
+    assert resume_auto(CONFIG, tmp_path) == []
+
+
+def test_auto_takes_the_run_that_was_trained_furthest_whatever_the_clock_says(tmp_path: Path) -> None:
+    furthest = made(tmp_path / "a", steps=20, age=1000)
+    made(tmp_path / "b", steps=9, age=-1000)
+    assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{furthest}'"]
+
+
+def test_a_requeued_job_finds_its_own_run_before_any_other(tmp_path: Path) -> None:
+    mine = made(tmp_path / "a", status="preempted", job="17", last=False)
+    made(tmp_path / "b", steps=90, job="18")
+    assert resume_auto(CONFIG, tmp_path, {"SLURM_JOB_ID": "17"}) == [f"hydra.run.dir='{mine}'"]
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
+    run = made(tmp_path / "a")
+    results = {"status": "running", "host": "elsewhere", "process": 1}
+    atomic.atomic_write(run / RESULTS, json.dumps(results))
+    with lock.run_lock(run, "rank0"):
+        assert resume_auto(CONFIG, tmp_path) == []
+        (problem,) = folder_problems({**CONFIG, "resume": "auto"}, run)
+    assert "is being trained in by process 1 on elsewhere; two can't share a folder" in problem
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/last.ckpt"])
+def test_a_path_into_a_run_brings_back_its_overrides_but_for_what_is_said_anew(place: str, tmp_path: Path) -> None:
+    run = made(tmp_path / "it's a run")
+    (run / ".hydra").mkdir()
+    saved = ["sweep=mine", "data=fake", "optimizer.lr=0.1", "resume=auto", "model.dim=32"]
+    saved.append("on_out_of_memory=accumulate")  # of an earlier version
+    (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(saved))
+    problems: list[str] = []
+    quoted_target = "'" + str(run / place).replace("'", "\\'") + "'"
+    found = resumed_overrides([f"resume={quoted_target}", "optimizer.lr=0.5"], problems)
+    assert problems == []
+    assert found == ["data=fake", "model.dim=32", f"hydra.run.dir={hydra_quote(run)}"]
+    assert OverridesParser.create().parse_override(found[-1]).value() == str(run), "Hydra reads the same path"
+
+
+@pytest.mark.parametrize("line", [[], ["resume=auto"], ["resume=null"], ["seed=1"]])
+def test_without_a_path_nothing_is_brought_back(line: list[str]) -> None:
+    problems: list[str] = []
+    assert resumed_overrides(line, problems) == []
+    assert problems == []
+
+
+def test_a_path_to_no_run_is_a_problem_that_names_it(tmp_path: Path) -> None:
+    problems: list[str] = []
+    assert resumed_overrides([f"resume={tmp_path}"], problems) == []
+    assert problems == [f"resume={tmp_path}: no run folder, nor a checkpoint in one; use resume=auto or a path"]
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """The folder of a run that was stopped after its first checkpoint."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / LAST).touch()
+    write_config(tmp_path, {"trainer": {"max_epochs": 3}, "resume": None})
+    atomic.atomic_write(tmp_path / RESULTS, '{"status": "crashed"}')
+    return tmp_path
+
+
+def configuration(resume: str | None, epochs: int = 3) -> Node:
+    return {"trainer": {"max_epochs": epochs}, "resume": resume}
+
+
+def test_a_stopped_run_may_be_resumed_and_not_begun_anew_in_its_folder(stopped: Path, tmp_path: Path) -> None:
+    assert folder_problems(configuration(str(stopped)), stopped) == []
+    assert folder_problems(configuration("auto"), stopped) == []
+    (problem,) = folder_problems(configuration(None), stopped)
+    assert f"resume={stopped} goes on with it" in problem
+    assert folder_problems(configuration(None), tmp_path / "new") == []
+    assert folder_problems({"run": "x"}, stopped) == [], "an evaluation may be made again"
+
+
+def test_a_finished_run_goes_on_only_with_more_to_do(stopped: Path) -> None:
+    atomic.atomic_write(stopped / RESULTS, '{"status": "finished"}')
+    (problem,) = folder_problems(configuration(str(stopped)), stopped)
+    assert "is finished; raise trainer.max_epochs" in problem
+    assert folder_problems(configuration(str(stopped), epochs=4), stopped) == []
+
+
+def test_a_run_without_a_checkpoint_cant_be_resumed_by_name(stopped: Path) -> None:
+    (stopped / LAST).unlink()
+    (problem,) = folder_problems(configuration(str(stopped)), stopped)
+    assert "has no checkpoints/last.ckpt to go on from" in problem
+    assert folder_problems(configuration("auto"), stopped) == []
+
+
+# ------------------------------------------------------------------------------------------------ the same run, or not
+
+
+def test_changed_settings_are_told_with_what_comes_of_them() -> None:
+    before = {"optimizer": {"lr": 0.1}, "trainer": {"devices": 1}, "logger": {"csv": 1}, "seed": 0}
+    after = {"optimizer": {"lr": 0.2}, "trainer": {"devices": 2}, "logger": {"wandb": 1}, "seed": 0, "x": 5}
+    assert fingerprint.setting_changes(before, after) == [
+        "optimizer.lr: 0.1 -> 0.2 (trains otherwise)",
+        "x: (not there) -> 5 (trains otherwise)",
+        "trainer.devices: 1 -> 2 (the same up to rounding)",
+        "logger.csv: 1 -> (not there) (no effect on training)",
+        "logger.wandb: (not there) -> 1 (no effect on training)",
+    ]
+
+
+def test_other_callbacks_make_another_run_but_not_another_progress_bar_folder_or_frequency_of_saving() -> None:
+    def settled(**callbacks: object) -> Node:
+        return fingerprint.training_settings({"callbacks": callbacks})
+
+    assert settled(last={"dirpath": "a", "every_n_minutes": 1}, progress={"leave": True}) == settled(
+        last={"dirpath": "b"}, progress=None
+    )
+    assert settled(ema={"decay": 0.9}) != settled()
+
+
+def data(**knobs: Any) -> DataModule:
+    given: dict[str, Any] = {"source": digits, "batch_size": 30, "augment": Augment(), "image_size": 8, "seed": 0}
+    datamodule = DataModule(**{**given, **knobs})
+    datamodule.setup()
+    return datamodule
+
+
+def identity(datamodule: DataModule, **model: Any) -> Node:
+    config = {"model": {"dim": 16, "heads": 2, "dropout": 0.0, **model}, "optimizer": {"lr": 0.1}}
+    return fingerprint.run_identity(config, datamodule)
+
+
+def test_the_same_network_on_the_same_data_can_go_on() -> None:
+    one = identity(data())
+    assert incompatibilities(one, identity(data(seed=1, batch_size=10))) == []
+    assert incompatibilities(one, identity(data(), dropout=0.1)) == [], "a rate of training is no architecture"
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now"), [("layer_decay", 0.7, 0.8), ("head_lr_factor", 1.0, 10.0), ("freeze", [], ["blocks"])]
+)
+def test_other_groups_of_the_optimizer_are_told_since_its_state_would_bring_the_old_ones(
+    key: str, before: Any, now: Any
+) -> None:
+    module = data()
+    one, two = (fingerprint.run_identity({"model": {}, "classifier": {key: value}}, module) for value in (before, now))
+    assert incompatibilities(one, two) == [f"classifier.{key}: {before} in the checkpoint's optimizer, {now} now"]
+    assert incompatibilities(one, one) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"split_seed": 1}, "data: train images: differ, though they are as many"),
+        ({"val_fraction": 0.2}, "data: val images: 144 in the checkpoint, 288 now"),
+        ({"max_train_samples": 100}, "data: train images: 1293 in the checkpoint, 100 now"),
+    ],
+)
+def test_other_data_is_told_by_what_differs(change: dict[str, Any], told: str) -> None:
+    assert told in incompatibilities(identity(data()), identity(data(**change)))
+
+
+def test_another_network_is_told_setting_by_setting() -> None:
+    found = incompatibilities(identity(data()), identity(data(), dim=32, heads=4))
+    assert found == ["model.dim: 16 in the checkpoint, 32 now", "model.heads: 2 in the checkpoint, 4 now"]
+
+
+# ------------------------------------------------------------------------------------------------------ the checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A run folder with two whole checkpoints, of steps 3 and 6."""
+    files = checkpoint_files.AtomicFiles()
+    for step in (3, 6):
+        content = {"global_step": step, "weights": torch.arange(1000.0), "vitlab": identity(data())}
+        files.save_checkpoint(content, tmp_path / "checkpoints" / "last.ckpt")
+    return tmp_path
+
+
+def begun(run: Path, target: str = "auto", **model: Any) -> Path | None:
+    return checkpoint_to_resume(target, run, identity(data(), **model), first_rank=True)
+
+
+def test_the_newest_checkpoint_is_gone_on_from_or_the_one_that_is_named(saved: Path) -> None:
+    folder = saved / "checkpoints"
+    assert checkpoint_to_resume(None, saved, {}, first_rank=True) is None
+    assert begun(saved) == begun(saved, str(saved)) == folder / "last.ckpt"
+    assert begun(saved, str(folder / "last.ckpt")) == folder / "last.ckpt"
+    assert begun(saved / "nothing") is None
+
+
+def test_a_damaged_checkpoint_is_reported_set_aside_and_the_one_before_taken(
+    saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = saved / "checkpoints"
+    content = bytearray((folder / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "last.ckpt").write_bytes(content)
+    assert begun(saved) == folder / "previous.ckpt"
+    assert f"{folder / 'last.ckpt'} is damaged (the checksum of its record" in caplog.text
+    assert f"going on from the one before: {folder / 'previous.ckpt'}" in caplog.text
+    assert (folder / "last.ckpt.damaged").read_bytes() == content, "nothing is deleted"
+
+
+def test_a_missing_last_checkpoint_leaves_the_one_before(saved: Path) -> None:
+    (saved / "checkpoints" / "last.ckpt").unlink()
+    assert begun(saved) == saved / "checkpoints" / "previous.ckpt"
+
+
+def test_where_all_are_damaged_nothing_is_begun_anew_in_silence(saved: Path) -> None:
+    for file in (saved / "checkpoints").iterdir():
+        file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(CannotResume, match=r"all checkpoints of .* are damaged \(.*\); begin anew in another folder"):
+        begun(saved)
+
+
+def test_a_damaged_checkpoint_that_is_named_is_refused(saved: Path) -> None:
+    file = saved / "checkpoints" / "last.ckpt"
+    file.write_bytes(b"")
+    with pytest.raises(CannotResume, match=r"last.ckpt is damaged .* takes the newest whole one"):
+        begun(saved, str(file))
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_the_list_of_differences(saved: Path) -> None:
+    with pytest.raises(CannotResume) as refused:
+        begun(saved, dim=32, dropout=0.5)
+    lines = str(refused.value).splitlines()
+    assert "is of another network or of other data" in lines[0]
+    assert lines[1] == "  - model.dim: 16 in the checkpoint, 32 now"
+    assert "  - also model.dropout: 0.0 -> 0.5 (trains otherwise)" in lines
+
+
+def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
+    checkpoint_files.AtomicFiles().save_checkpoint({"global_step": 1}, tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(CannotResume, match="isn't a checkpoint of vitlab's"):
+        begun(tmp_path)
+
+
+def test_changed_settings_are_warned_of(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert begun(saved, dropout=0.5)
+    assert caplog.messages == ["resume with another setting: model.dropout: 0.0 -> 0.5 (trains otherwise)"]
+
+
+def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(saved: Path) -> None:
+    folder = saved / "checkpoints"
+    assert begun(saved, str(folder / "previous.ckpt")) == folder / "previous.ckpt"
+    assert {file.name for file in folder.iterdir()} == {"previous.ckpt", "last.ckpt.abandoned"}
+    assert begun(saved) == folder / "previous.ckpt", "what was left is not taken up again"
+
+
+def test_a_run_that_cannot_be_read_hinders_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = made(tmp_path / "a")
+    made(tmp_path / "b")
+    (tmp_path / "b" / "config.yaml").write_text("")
+    (run / "results.json").write_text("")
+    assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
+    assert "and is passed over" in caplog.text
+
+
+def test_a_run_that_began_from_other_weights_is_another_run() -> None:
+    here = identity(data())
+    there = {**here, "config": {**here["config"], "weights": {"source": "a.pth", "strict": True}}}
+    assert incompatibilities(here, {**here, "config": {**here["config"], "weights": {"source": None}}}) == []
+    assert incompatibilities(there, here) == ["model.weights: a.pth in the checkpoint, None now"]
+
+
+def test_a_checkpoint_says_how_images_are_prepared() -> None:
+    told = identity(data())["preprocessing"]
+    assert set(told) == {"mean", "std", "interpolation", "crop_fraction"}
+    assert told["interpolation"] == "bicubic"

@@ -1,0 +1,112 @@
+"""What is counted as work, and what a device can do."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from vitlab.models import flops, freezing
+from vitlab.models.flops import forward_flops, training_flops
+from vitlab.models.vit import VisionTransformer
+
+CLASSES, TOKENS, PATCHES, DIM, DEPTH = 10, 17, 16, 64, 3
+IMAGE = (3, 32, 32)
+EMBEDDING, HEAD = PATCHES * 3 * 8 * 8 * DIM, DIM * CLASSES  # multiply-adds
+
+
+def vit(**settings: object) -> VisionTransformer:
+    sizes = {"image_size": 32, "patch_size": 8, "in_channels": 3, "num_classes": CLASSES}
+    return VisionTransformer(**{**sizes, "dim": DIM, "depth": DEPTH, "heads": 4, **settings})  # type: ignore[arg-type]
+
+
+def block(queries: int) -> int:
+    """Multiply-adds of a block that computes the first tokens: projections, attention, MLP."""
+    projections = 2 * TOKENS * DIM * DIM + 2 * queries * DIM * DIM
+    return projections + 2 * queries * TOKENS * DIM + queries * 2 * DIM * 4 * DIM
+
+
+@pytest.mark.parametrize(("pool", "last"), [("avg", TOKENS), ("cls", 1)])
+@pytest.mark.parametrize("settings", [{}, {"fused_attention": False}, {"embedding": "conv"}, {"checkpointing": True}])
+def test_a_vit_counts_as_the_formula_says(pool: str, last: int, settings: dict[str, object]) -> None:
+    network = vit(pool=pool, **settings)
+    forward = 2 * (EMBEDDING + (DEPTH - 1) * block(TOKENS) + block(last) + HEAD)
+    assert forward_flops(network, IMAGE) == forward
+    # each product has two more in backward, for what it multiplied; images need none
+    assert training_flops(network, IMAGE) == 3 * forward - 2 * EMBEDDING
+
+
+def test_frozen_parts_have_no_gradients_to_compute() -> None:
+    network = vit(pool="avg")
+    freezing.freeze(network, "all-but-head")
+    assert training_flops(network, IMAGE) == forward_flops(network, IMAGE) + 2 * HEAD
+    network.blocks[-1].mlp.fc2.requires_grad_(True)
+    last = TOKENS * 4 * DIM * DIM  # of its weight alone: nothing trained lies below
+    assert training_flops(network, IMAGE) == forward_flops(network, IMAGE) + 2 * (2 * HEAD + last)
+    network.requires_grad_(False)
+    assert training_flops(network, IMAGE) == forward_flops(network, IMAGE)
+
+
+def test_counting_leaves_a_network_as_it_was() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
+    network(torch.zeros(2, *IMAGE))
+    network[1].eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert training_flops(network, IMAGE) > forward_flops(network, IMAGE) > 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert network.training
+    assert not network[1].training
+    assert all(p.grad is None and p.device.type == "cpu" for p in network.parameters())
+
+
+def test_peers_count_as_the_same_model_of_ours() -> None:
+    shape = (3, 224, 224)
+    small = {"dim": 192, "depth": 2, "heads": 3}
+    peer = timm.create_model("vit_tiny_patch16_224", depth=2)
+    ours = vit(pool="avg", image_size=224, patch_size=16, num_classes=1000, **small)
+    assert forward_flops(peer, shape) == forward_flops(ours, shape)
+    assert training_flops(peer, shape) == training_flops(ours, shape)
+    encoder = torchvision.models.VisionTransformer(
+        image_size=224, patch_size=16, num_layers=2, num_heads=3, hidden_dim=192, mlp_dim=768
+    )
+    assert forward_flops(encoder, shape) == forward_flops(ours, shape)  # its fused operator of inference is seen too
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", {"low": True, "half": False, "tf32": False}, 989.4),
+        ("NVIDIA H100 PCIe", {"low": False, "half": False, "tf32": True}, 378),
+        ("NVIDIA H200", {"low": True, "half": False, "tf32": True}, 989.4),
+        ("NVIDIA A100-SXM4-40GB", {"low": False, "half": False, "tf32": False}, 19.5),
+        ("NVIDIA L40S", {"low": True, "half": False, "tf32": False}, 362),
+        ("NVIDIA B200", {"low": False, "half": False, "tf32": True}, 1100),
+        ("NVIDIA GB200", {"low": True, "half": False, "tf32": False}, 2500),
+        ("NVIDIA GH200 480GB", {"low": True, "half": False, "tf32": False}, 989.4),
+        ("NVIDIA H200 NVL", {"low": True, "half": False, "tf32": False}, 835.5),
+        ("NVIDIA H100 80GB HBM2e", {"low": True, "half": False, "tf32": False}, 756),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", {"low": True, "half": False, "tf32": False}, None),
+        ("NVIDIA GeForce RTX 4090", {"low": True, "half": False, "tf32": False}, 165.2),
+        ("NVIDIA GeForce RTX 4090 D", {"low": True, "half": False, "tf32": False}, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", {"low": True, "half": False, "tf32": False}, None),
+        ("NVIDIA GeForce RTX 4080 SUPER", {"low": True, "half": False, "tf32": False}, 104.4),
+        ("NVIDIA GeForce RTX 3080 Ti", {"low": False, "half": False, "tf32": True}, 34.1),
+        ("Tesla V100-PCIE-16GB", {"low": True, "half": True, "tf32": False}, 112),
+        ("Tesla V100-FHHL-16GB", {"low": True, "half": True, "tf32": False}, None),
+        ("Tesla T4", {"low": True, "half": True, "tf32": False}, 65),
+        ("Tesla T4", {"low": True, "half": False, "tf32": False}, None),
+        ("Tesla V100-SXM2-32GB", {"low": False, "half": False, "tf32": True}, 15.7),
+        ("an abacus", {"low": True, "half": False, "tf32": False}, None),
+    ],
+)
+def test_gpus_are_known_by_the_names_that_drivers_give(
+    name: str, settings: dict[str, bool], peak: float | None
+) -> None:
+    assert flops.datasheet_peak_flops(name, **settings) == (None if peak is None else peak * 1e12)
+
+
+def test_a_cpu_is_measured_once() -> None:
+    first = flops.peak_flops(torch.device("cpu"), "32-true")
+    assert first is not None
+    assert 1e8 < first < 1e15
+    assert flops.peak_flops(torch.device("cpu"), "32-true") == first

@@ -1,0 +1,130 @@
+"""Files of a data set elsewhere: fetched when they are needed, complete, and no more of them than allowed."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from fsspec.registry import known_implementations
+
+from vitlab.storage.remote import Storage, fetch_problem, is_remote, url_problem
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Path:
+    """A folder that is asked for by a URL."""
+    (folder := tmp_path / "far" / "train").mkdir(parents=True)
+    for number in range(3):
+        (folder / f"{number}.tar").write_bytes(bytes([number]) * 1000)
+    (tmp_path / "far" / "about.json").write_text("first")
+    return tmp_path / "far"
+
+
+def storage(far: Path, gigabytes: float = 1.0) -> Storage:
+    return Storage(f"file://{far}", cache_dir=str(far.parent / "cache"), cache_gb=gigabytes)
+
+
+def test_a_folder_of_this_machine_is_read_where_it_lies(far: Path) -> None:
+    assert Storage(str(far)).local_file("train/0.tar") == far / "train" / "0.tar"
+    assert [is_remote(place) for place in (str(far), "data", "s3://a/b", "gs://a", f"file://{far}")] == [0, 0, 1, 1, 1]
+
+
+def test_a_file_is_fetched_once_and_kept(far: Path) -> None:
+    file = storage(far).local_file("train/1.tar", size=1000)
+    assert file.read_bytes() == bytes([1]) * 1000
+    (far / "train" / "1.tar").unlink()
+    assert storage(far).local_file("train/1.tar").read_bytes() == bytes([1]) * 1000
+
+
+def test_what_was_not_used_for_longest_makes_room(far: Path) -> None:
+    small = storage(far, gigabytes=2.5e-6)  # of three files, two
+    first, second = small.local_file("train/0.tar", size=1000), small.local_file("train/1.tar", size=1000)
+    os.utime(first, (1, 1))
+    os.utime(second, (2, 2))
+    small.local_file("train/0.tar")
+    small.local_file("train/2.tar", size=1000)
+    assert [(small.folder / "train" / f"{number}.tar").is_file() for number in range(3)] == [True, False, True]
+
+
+def test_what_a_killed_download_left_is_removed_and_what_another_process_fetches_stays_and_counts(
+    far: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = storage(far, gigabytes=2.5e-6)
+    first, copy = small.local_file("train/0.tar", size=1000), shutil.copyfile
+
+    def halfway(source: str, target: str) -> None:
+        Path(target).write_bytes(bytes(700))
+        signal.pause()
+
+    processes = multiprocessing.get_context("fork")
+    fetching = [processes.Process(target=small.local_file, args=(f"train/{n}.tar",)) for n in (1, 2)]
+    monkeypatch.setattr(shutil, "copyfile", halfway)
+    try:
+        for process in fetching:
+            process.start()
+        monkeypatch.setattr(shutil, "copyfile", copy)
+        while sum(file.stat().st_size for file in small.folder.rglob("*.part")) < 1400:
+            assert all(process.is_alive() for process in fetching)
+            time.sleep(0.01)
+        halves = {file.name: file for file in small.folder.rglob("*.part")}
+        assert set(halves) == {".1.tar.part", ".2.tar.part"}
+        fetching[0].kill()
+        fetching[0].join()
+        (far / "train" / "3.tar").write_bytes(bytes([3]) * 1000)
+        small.local_file("train/3.tar", size=1000)
+        assert not halves[".1.tar.part"].exists()
+        assert halves[".2.tar.part"].stat().st_size == 700
+        assert not first.exists(), "with those 700, there would be more than 2500"
+    finally:
+        for process in fetching:
+            process.kill()
+            process.join()
+    assert small.local_file("train/2.tar", size=1000).read_bytes() == bytes([2]) * 1000
+    assert not list(small.folder.rglob("*.part"))
+
+
+def test_what_is_missing_or_of_another_size_is_an_error_that_names_it_and_leaves_nothing(far: Path) -> None:
+    with pytest.raises(OSError, match=r"far/train/7\.tar can't be fetched \(there is no such file\)"):
+        storage(far).local_file("train/7.tar")
+    with pytest.raises(OSError, match="it came with 1,000 bytes instead of 999"):
+        storage(far).local_file("train/0.tar", size=999)
+    assert not list(storage(far).folder.rglob("*.tar"))
+
+
+def test_another_description_of_the_same_place_has_files_of_its_own(far: Path) -> None:
+    before, after = storage(far), storage(far)
+    assert before.read_description("about.json") == b"first"
+    before.local_file("train/0.tar")
+    (far / "about.json").write_text("second")
+    (far / "train" / "0.tar").write_bytes(b"new")
+    assert after.read_description("about.json") == b"second"
+    assert after.local_file("train/0.tar").read_bytes() == b"new"
+
+
+def test_a_scheme_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^data_dir=ftp://a/b: ftp:// is none of s3://, gs://, .*; copy the folder to"
+    ):
+        Storage("ftp://a/b")
+
+
+def test_a_package_that_a_scheme_needs_is_named() -> None:
+    package = known_implementations["az"]["class"].partition(".")[0]
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    assert url_problem("az://a/b") == (
+        f"data_dir=az://a/b is read with the package {package}, which isn't installed: pip install {package}"
+    )
+
+
+def test_missing_credentials_are_an_error_that_says_where_they_are_looked_for() -> None:
+    error = PermissionError("Unable to locate credentials")
+    assert fetch_problem(error, "s3://nobody-s/set") == (
+        "there are no valid credentials for s3://; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, "
+        "or ~/.aws/credentials"
+    )
+    assert fetch_problem(error, "hf://datasets/nobody-s") == str(error)

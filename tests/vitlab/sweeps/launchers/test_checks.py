@@ -1,0 +1,56 @@
+"""The choice of a launcher: what is wrong with it is told before anything starts, with what to install."""
+
+from typing import Any
+
+import pytest
+
+from vitlab.config.schema import Node
+from vitlab.config.signatures import defaults
+from vitlab.sweeps.launchers import checks
+
+LOCAL, SLURM, RAY = (f"{checks.OURS}.{kind}Launcher" for kind in ("Local", "Slurm", "Ray"))
+
+
+def node(target: str, **settings: Any) -> Node:
+    return {**defaults(target), **settings}
+
+
+@pytest.mark.parametrize(("target", "elsewhere"), [(LOCAL, False), (SLURM, True), (RAY, True)])
+def test_a_launcher_of_ours_is_right_as_it_comes_and_known_to_be_on_this_machine_or_others(
+    target: str, elsewhere: bool
+) -> None:
+    assert checks.problems(node(target), sweep=True) == ([], elsewhere)
+
+
+def test_hydras_own_launcher_is_for_runs_and_sweeps() -> None:
+    for sweep in (False, True):
+        assert checks.problems({"_target_": checks.BASIC}, sweep=sweep) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "sweep", "told"),
+    [
+        (node(LOCAL), False, "hydra.launcher=LocalLauncher starts a sweep's jobs, and this is one run; add -m"),
+        (node(LOCAL, jobs=0), True, "hydra.launcher.jobs=0 must be more than 0"),
+        (node(LOCAL, jobs="all"), True, "hydra.launcher.jobs=all is not an int or null"),
+        (node(LOCAL, jbos=2), True, "hydra.launcher.jbos=2: there is no such setting; did you mean 'jobs'?"),
+        (node(SLURM, timeout_min=-5), True, "hydra.launcher.timeout_min=-5 must be more than 0"),
+        (node(RAY, cpus_per_device=0.0), True, "hydra.launcher.cpus_per_device=0.0 must be more than 0"),
+        (None, True, "hydra.launcher=null is not a mapping"),
+    ],
+)
+def test_a_wrong_setting_is_told(launcher: Any, sweep: bool, told: str) -> None:
+    assert checks.problems(launcher, sweep=sweep)[0] == [told]
+
+
+def test_a_package_that_is_missing_is_told_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    told = [checks.problems(node(target), sweep=True)[0] for target in (SLURM, RAY)]
+    assert told == [
+        ["hydra/launcher=slurm is not installed: pip install submitit"],
+        ["hydra/launcher=ray is not installed: pip install ray"],
+    ]
+    assert checks.missing_plugin("hydra/launcher", "joblib") == (
+        "hydra/launcher=joblib is not installed: pip install hydra-joblib-launcher"
+    )
+    assert checks.missing_plugin("model", "joblib") is checks.missing_plugin("hydra/launcher", "jobslib") is None

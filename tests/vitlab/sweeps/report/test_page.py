@@ -1,0 +1,295 @@
+"""The report of a sweep, looked at in a real browser: it loads, sorts and filters, wide and narrow, light and dark."""
+
+import csv
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from vitlab.sweeps.ledger import Job, Status, Sweep
+from vitlab.sweeps.report import page as report_page
+from vitlab.sweeps.report.page import format_date, format_mean_std, format_number, job_images, write_report
+from vitlab.sweeps.report.table import MeanStd
+
+NOTHING = "\N{EN DASH}"
+EVIL = "<img src=x onerror=\"document.title='broken'\">&amp;"
+COMMAND = f"python src/train.py -m optimizer.lr=1e-3,3e-3 model=a,'{EVIL}' seed=0,1"
+
+
+def write_metrics(folder: Path, final: float) -> None:
+    with (folder / "metrics.csv").open("w", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["step", "train/loss", "val/loss", "val/acc", "images"])
+        for step in range(1, 6):
+            loss = final + math.exp(-step)
+            writer.writerows([[step, loss, "", "", 64 * step], [step, "", loss, 1 - loss / 4, 64 * step]])
+
+
+def make_jobs(folder: Path) -> list[Job]:
+    """2 rates x 2 models x 2 seeds, one of which crashed, with files as a run leaves them."""
+    jobs = []
+    for k in range(8):
+        lr, model, seed = ("0.001", "0.003")[k // 4], ("a", EVIL)[k // 2 % 2], str(k % 2)
+        run = folder / str(k)
+        (run / "figures").mkdir(parents=True)
+        Image.new("RGB", (40, 20), "navy").save(run / "figures" / "curves.png")
+        loss = 0.5 - 0.1 * (k // 4) + 0.05 * (k // 2 % 2) + 0.01 * (k % 2)
+        write_metrics(run, loss)
+        status: Status = "crashed" if k == 3 else "finished"
+        scores = {
+            "val/loss": loss,
+            "val/acc": 1 - loss / 2,
+            "test/acc": 1 - loss,
+            "seconds": 9.0 + k,
+            "parameters": 1000,
+        }
+        results: dict[str, Any] = {"command": f"python src/train.py optimizer.lr={lr} seed={seed}", "commit": "c0ffee"}
+        results |= {"error": f"ValueError: {EVIL}"} if k == 3 else {**scores, "images_per_second": 500.0 * (k + 1)}
+        results |= {"versions": {"torch": "2.14.1"}, "host": "here", "device": "cpu", "devices": 1}
+        choices = {"optimizer.lr": lr, "model": model, "seed": seed}
+        jobs.append(Job(f"job{k}", run, choices, status, 3 if k == 3 else 1, results, {}))
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    folder = tmp_path_factory.mktemp("sweep")
+    return Sweep(folder, f"digits {EVIL}", COMMAND, {"val/loss": "min"}, make_jobs(folder))
+
+
+@pytest.fixture(scope="module")
+def page(sweep: Sweep) -> Path:
+    return write_report(sweep, sweep.folder / "report")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    """A headless Chromium that keeps what its console said, and is offline."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no browser: the report is looked at in Debian's packages chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+def opened(browser: webdriver.Chrome, page: Path, *, width: int = 1280, scheme: str = "light") -> webdriver.Chrome:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    return browser
+
+
+def said(browser: webdriver.Chrome, log: str = "browser") -> list[Any]:
+    """What the console, or another of the browser's logs, has said since the last time."""
+    return list(browser.get_log(log))  # type: ignore[no-untyped-call]
+
+
+def rows(browser: webdriver.Chrome, table: str = "configurations") -> list[WebElement]:
+    return [row for row in browser.find_elements(By.CSS_SELECTOR, f"#{table} tbody tr") if row.is_displayed()]
+
+
+def column(browser: webdriver.Chrome, number: int, table: str = "configurations") -> list[str]:
+    return [row.find_elements(By.TAG_NAME, "td")[number].text for row in rows(browser, table)]
+
+
+def test_it_loads_without_an_error_or_a_request(browser: webdriver.Chrome, page: Path) -> None:
+    opened(browser, page)
+    assert said(browser) == []
+    asked = re.findall(
+        r'"requestWillBeSent".*?"url":"([^"]{4,60})', str([e["message"] for e in said(browser, "performance")])
+    )
+    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+    assert browser.find_element(By.TAG_NAME, "h1").text == f"digits {EVIL}"
+    assert browser.title == f"digits {EVIL} · vitlab sweep", "a name is a text, whatever it holds"
+    assert browser.find_elements(By.CSS_SELECTOR, "img:not([src^='data:'])") == []
+
+
+def test_it_has_the_table_best_first_and_all_other_parts(browser: webdriver.Chrome, page: Path) -> None:
+    opened(browser, page)
+    assert column(browser, 1) == ["0.003", "0.003", "0.001", "0.001"]
+    assert column(browser, 3) == ["2", "2", "2", "1 of 2"]
+    assert column(browser, 4) == ["0.4050 ± 0.0071", "0.4550 ± 0.0071", "0.5050 ± 0.0071", "0.55"]
+    assert column(browser, 5)[0] == "59.50 ± 0.71 %"
+    headings = [h.text for h in browser.find_elements(By.TAG_NAME, "h2")]
+    wanted = ["Results", "Curves", "What matters", "Accuracy and cost", "Best run", "What did not finish", "Jobs"]
+    assert headings == [*wanted, "How it was made"]
+    charts = {svg.get_attribute("aria-label") for svg in browser.find_elements(By.TAG_NAME, "svg")}
+    assert {
+        "val/loss ↓ against images seen",
+        "val/acc ↑ against images seen",
+        "train/loss ↓ against images seen",
+    } <= charts
+    assert {"val/loss ↓ by optimizer.lr", "val/loss ↓ by model", "shares of the variance"} <= charts
+    assert "test/acc ↑ against images/s ↑" in charts
+    assert "ValueError: " + EVIL in browser.find_element(By.CLASS_NAME, "failures").text
+    assert "Tried 3 times" in browser.find_element(By.CLASS_NAME, "failures").text
+    made = browser.find_element(By.CSS_SELECTOR, "[aria-labelledby=made]").text
+    assert COMMAND in made
+    assert "c0ffee" in made
+    assert "torch 2.14.1" in made
+    assert "From 7 jobs this is a hint" in browser.find_element(By.TAG_NAME, "main").text
+    picture = browser.find_element(By.CSS_SELECTOR, ".picture img")
+    assert browser.execute_script("return arguments[0].naturalWidth", picture) == 40
+
+
+def test_a_heading_sorts_numbers_as_numbers_and_back(browser: webdriver.Chrome, page: Path) -> None:
+    opened(browser, page)
+    seconds = next(h for h in browser.find_elements(By.CSS_SELECTOR, "#all-jobs th") if h.text == "seconds")
+    index = browser.find_elements(By.CSS_SELECTOR, "#all-jobs th").index(seconds)
+    for way, order in (("ascending", [0, 1, 2, 4, 5, 6, 7]), ("descending", [7, 6, 5, 4, 2, 1, 0])):
+        seconds.find_element(By.TAG_NAME, "button").click()
+        assert seconds.get_attribute("aria-sort") == way
+        assert column(browser, index, "all-jobs")[-1] == NOTHING, "what is missing stays last"
+        assert column(browser, 0, "all-jobs")[:-1] == [f"job{k}" for k in order]
+    assert said(browser) == []
+
+
+def test_a_filter_applies_to_tables_and_charts(browser: webdriver.Chrome, page: Path) -> None:
+    opened(browser, page)
+    lines = "svg[aria-label='val/loss ↓ against images seen'] .m:not(.off) polyline"
+    assert len(browser.find_elements(By.CSS_SELECTOR, lines)) == 4
+    box = browser.find_element(By.ID, "filter")
+    box.send_keys("LR=0.003 onerror")
+    assert (len(rows(browser)), len(rows(browser, "all-jobs"))) == (1, 2)
+    assert len(browser.find_elements(By.CSS_SELECTOR, lines)) == 1
+    assert browser.find_element(By.ID, "shown").text == "1 of 4 shown"
+    box.clear()
+    box.send_keys("nothing like it")
+    assert browser.find_element(By.ID, "shown").text == "0 of 4 shown"
+    box.clear()
+    box.send_keys(" ")
+    browser.find_element(By.CSS_SELECTOR, "select[data-key='optimizer.lr'] option:nth-child(2)").click()
+    assert column(browser, 1) == ["0.001", "0.001"]
+    assert said(browser) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_it_fits_every_width_and_can_be_read_in_both_schemes(
+    browser: webdriver.Chrome, page: Path, width: int, scheme: str
+) -> None:
+    opened(browser, page, width=width, scheme=scheme)
+    sizes = browser.execute_script(
+        "const e = document.documentElement; return [e.scrollWidth, e.clientWidth, e.scrollHeight]"
+    )
+    assert sizes[0] <= sizes[1] <= width, "the page itself does not scroll sideways"
+    contrasts = browser.execute_script(CONTRASTS)
+    assert len(contrasts) > 50
+    assert {text: ratio for text, ratio in contrasts if ratio < 4.5} == {}
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", paper))) < 200) == (scheme == "dark")
+
+
+# WCAG's contrast of each text with the first background behind it
+CONTRASTS = """
+const light = c => { const [r, g, b] = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+                     return .2126 * r + .7152 * g + .0722 * b };
+const numbers = c => c.match(/[\\d.]+/g).map(Number);
+const found = [];
+for (const e of document.querySelectorAll('main *')) {
+  const own = [...e.childNodes].filter(n => n.nodeType === 3 && n.data.trim()).map(n => n.data.trim()).join(' ');
+  if (!own || e.closest('title') || !e.getClientRects().length) continue;
+  const style = getComputedStyle(e), inChart = e.closest('svg');
+  let behind = e; while (behind) {
+    const c = numbers(getComputedStyle(behind).backgroundColor);
+    if (c.length < 4 || c[3] > 0) break; behind = behind.parentElement; }
+  const a = light(numbers(inChart ? style.fill : style.color));
+  const b = light(numbers(getComputedStyle(behind).backgroundColor));
+  found.push([own, (Math.max(a, b) + .05) / (Math.min(a, b) + .05)]);
+}
+return found;
+"""
+
+
+def test_every_table_and_field_has_a_name(browser: webdriver.Chrome, page: Path) -> None:
+    opened(browser, page)
+    assert {th.get_attribute("scope") for th in browser.find_elements(By.TAG_NAME, "th")} == {"col"}
+    fields = browser.find_elements(By.CSS_SELECTOR, "input, select, button, img, svg, [role=region]")
+    assert [field.get_attribute("outerHTML") for field in fields if not field.accessible_name] == []
+    ids = [e.get_attribute("id") for e in browser.find_elements(By.CSS_SELECTOR, "[id]")]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_lies_in_one_file_beside_the_tables(page: Path) -> None:
+    assert sorted(file.name for file in page.parent.iterdir()) == ["index.html", "jobs.csv", "results.csv"]
+    text = page.read_text()
+    assert re.findall(r"(?:src|href)=\"(?!data:)", text) == []
+    assert "default-src 'none'" in text
+    assert "<img src=x" not in text
+    with (page.parent / "results.csv").open(newline="") as lines:
+        assert [row["n"] for row in csv.DictReader(lines)] == ["2", "2", "2", "1"]
+
+
+@pytest.mark.parametrize("status", ["waiting", "running", "crashed"])
+def test_a_sweep_in_which_nothing_has_finished_has_a_page_too(
+    browser: webdriver.Chrome, tmp_path: Path, status: Status
+) -> None:
+    job = Job("a", tmp_path / "a", {"seed": "0"}, status, 1, {}, {})
+    opened(browser, write_report(Sweep(tmp_path, "s", "c", {"val/acc": "max"}, [job]), tmp_path / "report"))
+    assert "No job has finished yet" in browser.find_element(By.TAG_NAME, "main").text
+    assert said(browser) == []
+
+
+def test_one_job_alone_and_many_configurations_have_a_page(
+    browser: webdriver.Chrome, sweep: Sweep, tmp_path: Path
+) -> None:
+    alone = Sweep(tmp_path, "one", "c", {"val/loss": "min"}, [Job(**{**vars(sweep.jobs[0]), "choices": {}})])
+    opened(browser, write_report(alone, tmp_path / "one"))
+    assert column(browser, 0) == ["1"]
+    jobs = []
+    for k in range(60):
+        results = {**sweep.jobs[k % 3].results, "val/loss": 1 + k / 60, "images_per_second": float(k % 7)}
+        jobs.append(
+            Job(f"j{k}", sweep.jobs[0].folder, {"optimizer.lr": f"{1e-4 * 1.1**k:.3g}"}, "finished", 1, results, {})
+        )
+    objectives: dict[str, Any] = {"val/loss": "min", "images_per_second": "max"}
+    opened(browser, write_report(Sweep(tmp_path, "many", "c", objectives, jobs), tmp_path / "many"))
+    assert len(rows(browser)) == 60
+    marked = [k for k, text in enumerate(column(browser, 0)) if "◆" in text]
+    assert marked == [0, 1, 2, 3, 4, 5, 6], "nothing is better than these in both"
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".legend li")) == 8
+    assert said(browser) == []
+
+
+def test_numbers_are_told_with_the_digits_that_are_known() -> None:
+    told = [
+        format_mean_std(MeanStd(0.98333, 0.0046, 5), "test/acc"),
+        format_mean_std(MeanStd(0.76949, 0.0131, 2), "val/loss"),
+        format_mean_std(MeanStd(5703.2, 71.8, 2), "images_per_second"),
+        format_mean_std(MeanStd(25994.0, 0.0, 2), "parameters"),
+        format_mean_std(MeanStd(10.21, None, 1), "seconds"),
+        format_mean_std(None, "seconds"),
+    ]
+    assert told == ["98.33 ± 0.46 %", "0.769 ± 0.013", "5,703 ± 72", "25,994", "10.2", NOTHING]
+    assert [format_number(v) for v in (0.000123456, 3, 12345.6, True, "x")] == ["0.0001235", "3", "12,346", "True", "x"]
+    assert format_date("2026-11-25T01:30:00+00:00") == "2026-11-25 01:30 UTC"
+    assert format_date("yesterday") == "yesterday"
+
+
+def test_a_picture_that_is_too_large_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "figures").mkdir()
+    for name, size in (("curves", 100), ("all", 150), ("bit", 50)):
+        (tmp_path / "figures" / f"{name}.png").write_bytes(b"x" * size)
+    monkeypatch.setattr(report_page, "PICTURES", 200)
+    found = job_images(Job("a", tmp_path, {}, "finished", 1, {}, {}))
+    assert [name for name, _ in found] == ["curves", "bit"]
+    assert "all.png is left out of the page" in caplog.text

@@ -1,0 +1,176 @@
+"""From configuration nodes to objects that fit each other, and what is told of a run at its start and end."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from vitlab.config.schema import Node
+from vitlab.models.vit import VisionTransformer
+from vitlab.runs.metrics_file import MetricsFile
+from vitlab.training import build
+from vitlab.training.checkpoints import BestCheckpoint
+from vitlab.training.monitor import Monitor
+
+Configure = Callable[..., Node]
+TINY = ["model.dim=16", "model.depth=1", "model.heads=2", "schedule.warmup_steps=0", "logger=csv"]
+TINY += ["trainer.accelerator=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Any:
+    yield
+    torch.use_deterministic_algorithms(False)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def parts(config: Node, folder: Path) -> tuple[Any, Any, Any]:
+    data = build.build_data(config["data"])
+    module = build.build_classifier(
+        config["model"], data, config["classifier"], optimizer=config["optimizer"], schedule=config["schedule"]
+    )
+    run = build.build_trainer(config["trainer"], run_dir=folder, logger=config["logger"], callbacks=config["callbacks"])
+    return data, module, run
+
+
+def test_the_network_has_the_channels_and_classes_of_the_data(configure: Configure) -> None:
+    config = configure("data=fake", "data.source.channels=2", "data.source.num_classes=7", "image_size=16", *TINY)
+    data = build.build_data(config["data"])
+    module = build.build_classifier(config["model"], data, config["classifier"])
+    assert data.samples["train"] > 0, "loaded already"
+    assert isinstance(module.network, VisionTransformer)
+    assert module(torch.zeros(3, 2, 16, 16)).shape == (3, 7)
+    assert module.num_classes == 7
+
+
+@pytest.mark.parametrize(("key", "value", "true"), [("num_classes", 5, 10), ("in_channels", 3, 1)])
+def test_a_model_that_contradicts_the_data_is_refused(key: str, value: int, true: int, configure: Configure) -> None:
+    config = configure(*TINY)
+    data = build.build_data(config["data"])
+    with pytest.raises(ValueError, match=rf"model\.{key}={value}, but the data has {true}; leave model\.{key} out"):
+        build.build_classifier({**config["model"], key: value}, data, config["classifier"])
+    build.build_classifier({**config["model"], key: true}, data, config["classifier"])
+
+
+def test_options_of_the_classifier_reach_it(configure: Configure) -> None:
+    config = configure("classifier.loss=sigmoid", "classifier.label_smoothing=0.25", *TINY)
+    module = build.build_classifier(config["model"], build.build_data(config["data"]), config["classifier"])
+    assert (module.loss, module.label_smoothing) == ("sigmoid", 0.25)
+    assert module.make_optimizer is None
+
+
+def test_metrics_are_always_written_and_every_chosen_logger_and_callback_is_there(
+    configure: Configure, tmp_path: Path
+) -> None:
+    config = configure(*TINY[:-1], "trainer.enable_progress_bar=true", "logger=[csv,tensorboard]")
+    run = build.build_trainer(
+        config["trainer"], run_dir=tmp_path, logger=config["logger"], callbacks=config["callbacks"]
+    )
+    assert [type(logger) for logger in run.loggers] == [MetricsFile, TensorBoardLogger]
+    found = {type(callback) for callback in run.callbacks}  # type: ignore[attr-defined]
+    assert {Monitor, BestCheckpoint, RichProgressBar} <= found
+    assert run.max_epochs == 1
+    assert str(run.default_root_dir) == str(tmp_path)
+
+
+def test_without_loggers_nothing_is_written_and_without_a_bar_there_is_none(
+    configure: Configure, tmp_path: Path
+) -> None:
+    config = configure(*TINY)
+    run = build.build_trainer(config["trainer"], run_dir=tmp_path)
+    assert run.loggers == []
+    assert not any(isinstance(callback, ProgressBar) for callback in run.callbacks)  # type: ignore[attr-defined]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([], "batch_size=64: 1 device(s) x 1 accumulated x 64 images; 21 steps an epoch; cpu, precision 32-true"),
+        (["data.drop_last=true"], "64 images; 20 steps an epoch"),
+        (["batch_size=50", "trainer.accumulate_grad_batches=4"], "1 device(s) x 4 accumulated x 12.5 images; 26 steps"),
+    ],
+)
+def test_the_sizes_of_everything_are_told_before_the_start(
+    overrides: list[str], told: str, configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configure(*TINY, "data.val_fraction=0.1", *overrides)
+    data, module, run = parts(config, tmp_path)
+    with caplog.at_level(logging.INFO, logger="vitlab"):
+        build.log_run_description(run, module, data, batch_size=config["batch_size"], config=config)
+    assert told in caplog.text
+    assert "1,293 images to train on, 144 to validate, 360 to test" in caplog.text
+    assert f"{sum(p.numel() for p in module.network.parameters()):,} parameters, 10 classes" in caplog.text
+
+
+def test_results_of_a_training_count_what_it_took(configure: Configure, tmp_path: Path) -> None:
+    data, module, run = parts(config := configure(*TINY), Path(tmp_path))
+    run.fit(module, data)
+    found = build.best_scores(run, module, data)
+    assert (found["steps"], found["epochs"], found["devices"], found["device"]) == (21, 1, 1, "cpu")
+    assert found["images"] == found["samples"]["train"] == 1293
+    assert found["val/count"] == 144
+    assert found["checkpoint"] == f"{config['run_dir']}/checkpoints/best.ckpt"
+    assert found["parameters"] == sum(p.numel() for p in module.network.parameters())
+
+
+def test_a_training_without_validation_is_validated_at_its_end(configure: Configure, tmp_path: Path) -> None:
+    data, module, run = parts(configure(*TINY, "trainer.max_steps=2"), Path(tmp_path))
+    run.fit(module, data)
+    found = build.best_scores(run, module, data)
+    assert (found["steps"], found["val/count"]) == (2, 144)
+    assert Path(found["checkpoint"]).is_file()
+
+
+def test_the_end_is_told_in_a_line_for_each_split_that_was_scored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = {"val/acc": 0.5, "val/correct": 72, "val/count": 144, "val/loss": 1.23456}
+    with caplog.at_level(logging.INFO, logger="vitlab"):
+        build.log_results(results, tmp_path)
+    assert [r.getMessage() for r in caplog.records] == [
+        "val accuracy 50.00 % (72 of 144)   loss 1.2346",
+        f"run folder: {tmp_path}",
+    ]
+
+
+def test_too_little_space_for_the_checkpoints_is_a_warning(
+    configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(*TINY)
+    data, module, run = parts(config, tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    for free, told in ((usage.free, 0), (1000, 1)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        caplog.clear()
+        build.log_run_description(run, module, data, batch_size=64, config=config)
+        warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == told
+    assert f"{tmp_path} has 0.0 GB free, and its checkpoints take about" in warnings[0].getMessage()
+
+
+def test_a_network_begins_from_weights_and_says_what_became_of_them(
+    configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 2, "dim": 64, "depth": 1, "heads": 1, "num_classes": 5}
+    source = VisionTransformer(**sizes)
+    torch.save(source.state_dict(), file := tmp_path / "w.pth")
+    config = configure("model=auto", f"model.weights={file}", "data.std=[0.5]", "logger=csv")
+    data = build.build_data(config["data"])
+    with caplog.at_level("INFO"):
+        module = build.build_classifier(config["model"], data, config["classifier"], weights=config["weights"])
+    loaded: Any = module.network
+    assert torch.equal(loaded.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
+    assert loaded.head.weight.shape == (10, 64)
+    assert "3 -> 1 channels (summed)" in caplog.text
+    assert "images are prepared with data.{mean=[0.3054], std=[0.5]" in caplog.text
+    assert "nothing beside the weights tells how images were" in caplog.text
+    fresh: Any = build.build_classifier(config["model"], data, config["classifier"]).network
+    assert not torch.equal(fresh.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)

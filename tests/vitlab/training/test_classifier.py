@@ -1,0 +1,351 @@
+"""Losses against their formulas, the gradient of the global batch, clipping, and scores that are counts."""
+
+import itertools
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from lightning import Callback, LightningModule, Trainer
+from timm.optim.muon import Muon
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
+from vitlab.data.sampler import EpochBatches
+from vitlab.data.sets.digits import digits
+from vitlab.models.vit import VisionTransformer
+from vitlab.training import schedules
+from vitlab.training.classifier import Classifier
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def digits_module(**knobs: Any) -> DataModule:
+    """Plain digits: 101 images in steps of 34, 34 and 33, so neither 2 nor 3 parts are ever equal."""
+    defaults = {"max_train_samples": 101, "batch_size": 34, "augment": Augment(), "image_size": 8, "seed": 0}
+    module = DataModule(source=digits, **{**defaults, **knobs})
+    module.setup()
+    return module
+
+
+def classifier(*, make_optimizer: Any = None, network: nn.Module | None = None, **knobs: Any) -> Classifier:
+    torch.manual_seed(0)
+    network = network or VisionTransformer(
+        image_size=8, patch_size=4, dim=16, depth=1, heads=2, num_classes=10, in_channels=1
+    )
+    optimizer = make_optimizer or partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    return Classifier(network, num_classes=10, optimizer=optimizer, schedule=schedules.constant, **knobs)
+
+
+# -------------------------------------------------------------------------------------------------------- losses
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    return logits - logits.exp().sum(dim=1, keepdim=True).log()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_losses_follow_their_formulas(kind: Any, soft: bool, smoothing: float) -> None:
+    torch.manual_seed(1)
+    logits, hard = torch.randn(7, 10, dtype=torch.float64), torch.randint(10, (7,))
+    targets = torch.rand(7, 10, dtype=torch.float64).softmax(dim=1) if soft else torch.eye(10).double()[hard]
+    smoothed = (1 - smoothing) * targets + smoothing / 10
+    if kind == "softmax":
+        expected = -(smoothed * log_softmax(logits)).sum(dim=1)
+    else:
+        p = 1 / (1 + (-logits).exp())
+        expected = -(smoothed * p.log() + (1 - smoothed) * (1 - p).log()).sum(dim=1)
+    module = classifier(loss=kind, label_smoothing=smoothing)
+    losses = module.losses(logits, targets if soft else hard)
+    assert losses.shape == (7,)
+    torch.testing.assert_close(losses, expected)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_a_label_smoothing_outside_its_range_is_refused(smoothing: float) -> None:
+    with pytest.raises(ValueError, match=rf"classifier\.label_smoothing={smoothing} is not in \[0, 1\)"):
+        classifier(label_smoothing=smoothing)
+
+
+# ------------------------------------------------------------------------------------------------------ gradient
+
+
+def by_hand(data: DataModule, epochs: int) -> dict[str, Tensor]:
+    """Weights after plain SGD on the mean loss over each whole step, in a loop without Lightning."""
+    network = classifier().network.double()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    train = data._splits["train"]
+    assert train.images is not None
+    for epoch in range(epochs):
+        position = partial(divmod, epoch * data.steps_per_epoch, data.steps_per_epoch)
+        for plan in EpochBatches(samples=101, batch_size=34, seed=0, position=position):
+            images, targets = train.images[plan.indices], train.labels[plan.indices]
+            optimizer.zero_grad()
+            mean, std = data.source.mean[0], data.source.std[0]
+            F.cross_entropy(network((images.double() / 255 - mean) / std), targets).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return network.state_dict()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_the_gradient_is_that_of_the_mean_over_the_step_however_it_is_cut_up(
+    parts: int, make_trainer: MakeTrainer
+) -> None:
+    data, module = digits_module(), classifier()
+    make_trainer(max_epochs=2, precision="64-true", accumulate_grad_batches=parts).fit(module, data)
+    expected = by_hand(digits_module(), epochs=2)
+    weights = module.network.state_dict()
+    for name, weight in weights.items():
+        # the images were normalised in float32
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert not torch.equal(weights["head.weight"], classifier().network.state_dict()["head.weight"].double())
+
+
+def test_cutting_a_step_up_changes_nothing_but_rounding(make_trainer: MakeTrainer) -> None:
+    weights = []
+    for parts in (1, 2, 3):
+        module = classifier()
+        make_trainer(max_epochs=2, precision="64-true", accumulate_grad_batches=parts).fit(module, digits_module())
+        weights.append(torch.cat([p.detach().flatten() for p in module.network.parameters()]))
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(weights[2], weights[0], rtol=1e-10, atol=1e-12)
+
+
+class Gradients(Callback):
+    """Keeps the gradient's norm before clipping and after it, with the one that the module tells."""
+
+    def __init__(self) -> None:
+        self.before: list[float] = []
+        self.after: list[float] = []
+        self.told: list[float] = []
+
+    def norm(self, module: LightningModule) -> float:
+        squares = [float(p.grad.double().square().sum()) for p in module.parameters() if p.grad is not None]
+        return float(sum(squares) ** 0.5)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.before.append(self.norm(pl_module))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step > len(self.after):
+            assert isinstance(pl_module, Classifier)
+            assert pl_module.gradient_norm is not None
+            self.after.append(self.norm(pl_module))
+            self.told.append(float(pl_module.gradient_norm))
+
+
+@pytest.mark.parametrize(("clip", "parts"), [(None, 1), (0.5, 1), (0.5, 2)])
+def test_the_norm_told_is_that_before_clipping_and_clipping_clips(
+    clip: float | None, parts: int, make_trainer: MakeTrainer
+) -> None:
+    seen = Gradients()
+    trainer = make_trainer(max_epochs=1, callbacks=[seen], gradient_clip_val=clip, accumulate_grad_batches=parts)
+    trainer.fit(classifier(), digits_module())
+    assert len(seen.told) == trainer.global_step == 3
+    assert seen.told == pytest.approx(seen.before, rel=1e-5)
+    assert min(seen.before) > 0.5, "else nothing would be clipped"
+    assert seen.after == pytest.approx(seen.before if clip is None else [clip] * 3, rel=1e-4)
+
+
+def test_clipping_by_value_is_left_to_lightning(make_trainer: MakeTrainer) -> None:
+    module = classifier()
+    trainer = make_trainer(max_steps=1, gradient_clip_val=1e-3, gradient_clip_algorithm="value")
+    trainer.fit(module, digits_module())
+    largest = max(float(p.grad.abs().max()) for p in module.network.parameters() if p.grad is not None)
+    assert largest == pytest.approx(1e-3)
+
+
+def test_bf16_mixed_trains_with_the_fused_optimizer_and_clipping(make_trainer: MakeTrainer) -> None:
+    found = {}
+    for precision in ("32-true", "bf16-mixed"):
+        seen, module = Gradients(), classifier(make_optimizer=partial(torch.optim.AdamW, lr=1e-3, fused=True))
+        trainer = make_trainer(precision=precision, max_epochs=1, gradient_clip_val=0.5, callbacks=[seen])
+        trainer.fit(module, digits_module())
+        assert trainer.optimizers[0].defaults["fused"]
+        assert seen.after == pytest.approx([0.5] * 3, rel=1e-2)
+        found[precision] = torch.cat([p.detach().flatten() for p in module.network.parameters()])
+        assert found[precision].dtype == torch.float32
+    difference = (found["32-true"] - found["bf16-mixed"]).abs().max()
+    assert 0 < difference < 6e-3, "bfloat16 was used, and no step went elsewhere (three of 1e-3 each)"
+
+
+# -------------------------------------------------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("batch_size", [7, 360, 1000])
+def test_scores_are_exact_counts_whatever_the_batches(batch_size: int, make_trainer: MakeTrainer) -> None:
+    data, module = digits_module(batch_size=batch_size, max_train_samples=None), classifier()
+    nn.init.normal_(module.get_parameter("network.head.weight"))  # a fresh head is 0: all logits are equal
+    trainer = make_trainer()
+    trainer.test(module, data, verbose=False)
+    found = {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+    test = data._splits["test"]
+    assert test.images is not None
+    with torch.inference_mode():
+        logits = module.eval()(data._prepare(test.images))
+    ranks = logits.argsort(dim=1, descending=True)
+    right = sum(int(r[0]) == int(y) for r, y in zip(ranks, test.labels, strict=True))
+    among_five = sum(int(y) in r[:5].tolist() for r, y in zip(ranks, test.labels, strict=True))
+    assert found["test/count"] == 360
+    assert found["test/correct"] == right
+    assert found["test/acc"] == pytest.approx(right / 360, rel=1e-6)
+    assert found["test/acc5"] == pytest.approx(among_five / 360, rel=1e-6)
+    assert 0 < right < among_five < 360
+    assert found["test/loss"] == pytest.approx(F.cross_entropy(logits, test.labels).item(), rel=1e-5)
+
+
+def test_no_smoothing_and_no_other_loss_enters_the_scores(make_trainer: MakeTrainer) -> None:
+    told = []
+    choices: list[dict[str, Any]] = [{}, {"loss": "sigmoid", "label_smoothing": 0.3}]
+    for knobs in choices:
+        trainer = make_trainer()
+        trainer.test(classifier(**knobs), digits_module(), verbose=False)
+        told.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+    assert told[0] == told[1]
+
+
+def test_top_5_is_left_out_where_it_says_nothing() -> None:
+    for classes, told in ((5, False), (6, True)):
+        scores = Classifier(nn.Identity(), num_classes=classes).scores["val_scores"]
+        assert ("val/acc5" in scores.keys()) is told  # type: ignore[operator]  # noqa: SIM118
+
+
+def test_scores_of_one_evaluation_do_not_leak_into_the_next(make_trainer: MakeTrainer) -> None:
+    module, data, trainer = classifier(), digits_module(), make_trainer()
+    for split, count in (("test", 360), ("val", 144), ("train", 101), ("test", 360)):
+        module.split = split
+        data.tested = split  # type: ignore[assignment]
+        trainer.test(module, data, verbose=False)
+        assert {k: int(v) for k, v in trainer.callback_metrics.items() if k.endswith("count")} == {
+            f"{split}/count": count
+        }
+
+
+# ------------------------------------------------------------------------------------------------------- wiring
+
+
+def test_the_rate_changes_with_every_step_and_the_schedule_knows_all_steps(make_trainer: MakeTrainer) -> None:
+    used: list[float] = []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            used.append(optimizer.param_groups[0]["lr"])
+
+    module = classifier()
+    module.make_schedule = partial(schedules.warmup_linear, warmup_steps=2)
+    make_trainer(max_epochs=2, accumulate_grad_batches=2, callbacks=[Rates()]).fit(module, digits_module())
+    assert used == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025]), "2 epochs of 3 steps, of 2 batches each"
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group_of_the_optimizer(make_trainer: MakeTrainer) -> None:
+    module, trainer = classifier(), make_trainer(max_steps=1)
+    trainer.fit(module, digits_module())
+    groups = trainer.optimizers[0].param_groups
+    held = list(itertools.chain.from_iterable(group["params"] for group in groups))
+    assert {id(p) for p in held} == {id(p) for p in module.network.parameters()}
+    assert len(held) == len(list(module.network.parameters()))
+    assert [group["name"] for group in groups] == ["decay", "no_decay"]
+
+
+def test_muon_is_told_which_parameters_are_not_for_it(make_trainer: MakeTrainer) -> None:
+    module = classifier(make_optimizer=partial(Muon, lr=1e-3))
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(module, digits_module())
+    fallback = {group["name"]: group["use_fallback"] for group in trainer.optimizers[0].param_groups}
+    assert fallback == {"decay": False, "decay_ends": True, "no_decay": True}
+
+
+def test_a_classifier_without_an_optimizer_evaluates_but_has_none() -> None:
+    module = Classifier(nn.Identity(), num_classes=3)
+    assert module.configure_optimizers() is None
+    assert torch.equal(module(torch.ones(2, 3)), torch.ones(2, 3))
+
+
+# --------------------------------------------------------------------------------------------------- fine-tuning
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"layer_decay": 0.0}, r"classifier\.layer_decay=0\.0 must be above 0 and at most 1"),
+        ({"layer_decay": 1.1}, r"classifier\.layer_decay=1\.1 must be"),
+        ({"head_lr_factor": 0.0}, r"classifier\.head_lr_factor=0\.0 must be above 0"),
+        ({"freeze": "blok"}, r"classifier\.freeze=blok: no parameter or module"),
+    ],
+)
+def test_a_fine_tuning_knob_outside_its_range_is_refused(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        classifier(**wrong)
+
+
+def test_frozen_weights_stay_to_the_bit_and_all_others_move(make_trainer: MakeTrainer) -> None:
+    make_optimizer = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.5)
+    module = classifier(make_optimizer=make_optimizer, freeze=("patch_embed", "blocks.*.norm1"), layer_decay=0.7)
+    before = {name: p.detach().clone() for name, p in module.network.named_parameters()}
+    make_trainer(max_epochs=1).fit(module, digits_module())
+    same = {name for name, p in module.network.named_parameters() if torch.equal(p, before[name])}
+    frozen = {f"{part}.{kind}" for part in ("patch_embed.proj", "blocks.0.norm1") for kind in ("weight", "bias")}
+    assert same == frozen
+
+
+def test_a_frozen_convolutional_network_trains_its_head_on_features_that_stay(make_trainer: MakeTrainer) -> None:
+    network = timm.create_model("resnet18", num_classes=10, in_chans=1)
+    module = classifier(network=network, freeze="all-but-head")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    make_trainer(max_epochs=2).fit(module, digits_module())
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}, "BatchNorm's statistics are not among them"
+
+
+def test_a_run_with_rates_by_layer_that_goes_on_ends_as_one_that_was_never_interrupted(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def made() -> Classifier:
+        make_optimizer = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+        module = classifier(make_optimizer=make_optimizer, layer_decay=0.6, head_lr_factor=4.0, freeze="patch_embed")
+        module.make_schedule = partial(schedules.warmup_cosine, warmup_steps=2)
+        return module
+
+    rates: list[list[float]] = []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            rates.append([group["lr"] for group in optimizer.param_groups])
+
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.should_stop = True
+
+    whole, part, resumed = made(), made(), made()
+    make_trainer(max_epochs=3, callbacks=[Rates()]).fit(whole, digits_module())
+    expected, rates[:] = list(rates), []
+    first = make_trainer(max_epochs=3, callbacks=[Rates(), Stop()])
+    first.fit(part, digits_module())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    trainer = make_trainer(max_epochs=3, callbacks=[Rates()])
+    trainer.fit(resumed, digits_module(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert rates == expected
+    assert {len(row) for row in rates} == {5}, "layer 0's vectors, then matrices and vectors of layer 1 and of the head"
+    assert [row[-1] / row[0] for row in rates[:-1]] == pytest.approx([4 / 0.6**2] * (len(rates) - 1))
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_the_groups_are_told_when_a_run_starts(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
+    module = classifier(layer_decay=0.5, freeze="blocks")
+    with caplog.at_level(logging.INFO, logger="vitlab"):
+        make_trainer(max_steps=1).fit(module, digits_module())
+    lines = [record.getMessage().split() for record in caplog.records if record.name == "vitlab.training.classifier"]
+    assert [line[0] for line in lines] == [
+        *("group", "layer0_decay", "layer0_no_decay", "layer1_no_decay", "head_decay", "head_no_decay", "frozen"),
+    ]
+    assert lines[1][2] == "0.025", "0.1 x 0.5 ^ 2: the peak, not the first step's"

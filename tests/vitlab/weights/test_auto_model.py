@@ -1,0 +1,109 @@
+"""Weights fill in what a configuration leaves to them, and what it says itself stays."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+
+from conftest import Configure
+from vitlab.config.schema import Node
+from vitlab.data.datamodule import DataModule
+from vitlab.weights.auto_model import FALLBACK, as_size, fill_from_weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small DeiT III as timm writes it to the hub: registers none, LayerScale, its own colours and crop."""
+    place = tmp_path_factory.mktemp("deit3")
+    sizes: dict[str, Any] = {"depth": 1, "img_size": 64, "num_classes": 7}
+    model = timm.create_model("deit3_small_patch16_224", pretrained=False, **sizes)
+    timm.models.save_for_hf(model, str(place), model_config={"model_args": sizes})
+    return place
+
+
+def auto(configure: Callable[..., Node], *overrides: str) -> Node:
+    return configure("model=auto", *overrides)
+
+
+def test_the_model_its_size_and_the_images_come_from_the_weights(configure: Configure, folder: Path) -> None:
+    config = auto(configure, f"model.weights={folder}", "data=cifar10")
+    model = config["model"]
+    assert [model[key] for key in ("dim", "depth", "heads", "patch_size", "image_size")] == [384, 1, 6, 16, 64]
+    assert model["position_on_patches_only"] is True
+    assert model["layer_scale"] == 1e-5
+    assert "num_classes" not in model, "the data has it"
+    assert "weights" not in model, "the node describes a network and no more"
+    assert config["weights"] == {"strict": True, "part": None, "image_size": None, "source": str(folder)}
+    assert (config["image_size"], config["data"]["image_size"]) == (64, 64)
+    assert config["data"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert config["data"]["interpolation"] == "bicubic"
+    assert config["data"]["augment"]["crop_fraction"] == 0.9
+    assert config["name"] == f"cifar10-{folder.name}"
+
+
+def test_what_the_configuration_says_goes_before_the_weights(configure: Configure, folder: Path) -> None:
+    config = auto(
+        configure,
+        f"model.weights={folder}",
+        "image_size=[32,48]",
+        "++model.patch_size=8",
+        "++model.drop_path=0.2",
+        "data.mean=[0.5]",
+        "data.augment.crop_fraction=1.0",
+    )
+    assert [config["model"][key] for key in ("image_size", "patch_size", "drop_path", "dim")] == [[32, 48], 8, 0.2, 384]
+    assert config["data"]["image_size"] == [32, 48]
+    assert config["data"]["mean"] == [0.5]
+    assert config["data"]["augment"]["crop_fraction"] == 1.0
+
+
+def test_a_preset_keeps_its_model_and_takes_the_images(configure: Configure, folder: Path) -> None:
+    with_weights, without = configure("model=vit_s16", f"model.weights={folder}"), configure("model=vit_s16")
+    assert with_weights["model"] == without["model"]
+    assert with_weights["data"]["std"] == pytest.approx([0.229, 0.224, 0.225])
+    assert without["data"]["std"] is None
+    assert without["weights"]["source"] is None
+
+
+def test_a_run_that_goes_on_takes_its_own_record_and_needs_no_weights(
+    configure: Configure, folder: Path, tmp_path: Path
+) -> None:
+    before = auto(configure, f"model.weights={folder}")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(before | {"weights": before["weights"] | {"source": "gone.pth"}}))
+    config = auto(configure, "model.weights=gone.pth", f"resume={run}")
+    assert config["model"] == before["model"]
+    assert config["image_size"] == 64
+    assert config["data"]["mean"] == before["data"]["mean"]
+
+
+def test_weights_that_cant_be_read_leave_the_rest_to_be_checked(configure: Configure) -> None:
+    config = auto(configure, "model.weights=gone.pth")
+    assert config["image_size"] == config["model"]["image_size"] == FALLBACK
+    assert config["weights"]["source"] == "gone.pth"
+    assert fill_from_weights({"model": {"_target_": "x", "weights": None}}) == {"model": {"_target_": "x"}}
+    untouched: Node = {"run": "x"}
+    assert fill_from_weights(untouched) is untouched
+
+
+@pytest.mark.parametrize(("value", "size"), [(32, 32), ([32, 48], (32, 48)), ([1], None), ("x", None), (None, None)])
+def test_sizes_are_taken_from_yaml(value: Any, size: Any) -> None:
+    assert as_size(value) == size
+
+
+def test_recorded_settings_make_the_data_module(configure: Configure, folder: Path) -> None:
+    from vitlab.training import build
+
+    config = auto(configure, f"model.weights={folder}")
+    datamodule = build.build_data(config["data"])
+    assert isinstance(datamodule, DataModule)
+    assert datamodule.preprocessing()["mean"] == pytest.approx([(0.485 + 0.456 + 0.406) / 3]), "digits are grey"
+    batch = next(iter(datamodule.val_dataloader()))
+    prepared = datamodule.on_after_batch_transfer(batch, 0).images
+    assert prepared.shape[1:] == (1, 64, 64)
+    assert torch.isfinite(prepared).all()

@@ -1,0 +1,152 @@
+"""The network is told from shapes, then from what lies beside them; what can't be ours is refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitlab.models.vit import VisionTransformer
+from vitlab.weights.files import FileContent, UnreadableWeights
+from vitlab.weights.infer import infer_architecture, mlp_ratio, timm_hints, transformers_hints
+from vitlab.weights.layouts import LAYOUTS
+from vitlab.weights.locate import WeightFiles
+
+BASE: dict[str, Any] = {"image_size": 32, "patch_size": 8, "dim": 128, "depth": 2, "heads": 2, "num_classes": 7}
+
+
+def opened(**said: Any) -> WeightFiles:
+    nothing: dict[str, Any] = {"config": {}, "preprocessor": {}, "ours": {}, "timm_name": None}
+    return WeightFiles(source="x", file=Path("x"), content=FileContent({}, {}), **nothing | said)
+
+
+def state(**arguments: Any) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return VisionTransformer(**BASE | arguments).state_dict()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"registers": 3},
+        {"registers": 3, "position_on_registers": False},
+        {"registers": 3, "position_on_patches_only": True},
+        {"distilled": True},
+        {"pool": "avg", "class_token": False},
+        {"pool": "avg", "fc_norm": False},
+        {"pre_norm": True},
+        {"layer_scale": 1e-5, "qkv_bias": False},
+        {"activation": "swiglu", "mlp_ratio": 3.0},
+        {"representation": 20},
+        {"num_classes": 0},
+        {"in_channels": 1, "patch_size": (8, 4), "image_size": (32, 16)},
+        {"position": "none"},
+        {"mlp_ratio": 3.7362},
+    ],
+    ids=str,
+)
+def test_a_network_is_told_from_its_shapes(arguments: dict[str, Any]) -> None:
+    asked = {"pool": "avg"} if arguments.get("fc_norm") is False else {}
+    found = infer_architecture(state(**arguments), LAYOUTS["timm"], opened(), asked)
+    with torch.device("meta"):
+        again = VisionTransformer(**found.arguments)
+        model = VisionTransformer(**BASE | arguments)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    assert (again.pool, again.heads, again.prefix) == (model.pool, model.heads, model.prefix)
+    assert "heads" in found.assumed
+    if arguments.get("position") != "none":
+        assert again.grid == model.grid
+
+
+def test_positions_without_a_square_grid_need_to_be_told_of_the_images() -> None:
+    odd = state(image_size=(24, 48))
+    with pytest.raises(UnreadableWeights, match=r"pos_embed has 19 positions.*weights\.image_size=\[HEIGHT,WIDTH\]"):
+        infer_architecture(odd, LAYOUTS["timm"], opened(), {})
+    found = infer_architecture(odd, LAYOUTS["timm"], opened(), {}, (24, 48))
+    assert found.arguments["image_size"] == (24, 48)
+    assert infer_architecture(odd, LAYOUTS["timm"], opened(), {"image_size": (48, 24)}).arguments["image_size"] == (
+        48,
+        24,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_embed.proj.weight": None}, "there is no patch_embed.proj.weight"),
+        ({"blocks.0.mlp.fc1.weight": None}, "there is no blocks.0.mlp.fc1.weight"),
+        ({"blocks.7.norm1.weight": (128,)}, "blocks.2.mlp.fc1.weight is missing"),
+        ({"norm.weight": None}, "no norm after its last block"),
+        ({"patch_embed.proj.bias": None}, "go with each other's absence"),
+        ({"patch_embed.proj.weight": (128, 192)}, "has 2 dimensions"),
+    ],
+)
+def test_what_ours_can_not_be_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+    broken = state()
+    for name, shape in change.items():
+        if shape is None:
+            del broken[name]
+        else:
+            broken[name] = torch.empty(shape, device="meta")
+    with pytest.raises(UnreadableWeights, match=message):
+        infer_architecture(broken, LAYOUTS["timm"], opened(), {})
+
+
+def test_heads_that_nothing_tells_are_asked_for() -> None:
+    with pytest.raises(
+        UnreadableWeights, match=r"nothing tells the number of heads at a width of 60; set model\.heads"
+    ):
+        infer_architecture(state(dim=60), LAYOUTS["timm"], opened(), {})
+    assert infer_architecture(state(dim=60), LAYOUTS["timm"], opened(), {"heads": 2}).arguments["heads"] == 2
+
+
+def test_transformers_config_is_believed() -> None:
+    config = {"model_type": "vit", "num_attention_heads": 4, "hidden_act": "gelu_new", "image_size": [32, 32]}
+    found = infer_architecture(state(), LAYOUTS["hf_vit"], opened(config=config), {})
+    assert [found.arguments[key] for key in ("heads", "activation", "norm_eps")] == [4, "gelu_tanh", 1e-12]
+    assert (found.assumed, found.origin) == ({}, "config.json")
+    vision = {"model_type": "clip", "vision_config": {"layer_norm_eps": 1e-4, "hidden_act": "gelu"}}
+    assert transformers_hints(vision) == {"heads": 12, "norm_eps": 1e-4, "activation": "gelu"}
+    assert transformers_hints({"model_type": "dinov2"}) == {"heads": 12, "norm_eps": 1e-6}
+    with pytest.raises(UnreadableWeights, match="hidden_act=relu is none of gelu, quick_gelu"):
+        transformers_hints(config | {"hidden_act": "relu"})
+
+
+def test_a_runs_own_configuration_is_believed() -> None:
+    model = {
+        "_target_": "vitlab.models.vit.VisionTransformer",
+        **BASE,
+        "position": "sincos2d",
+        "heads": 4,
+        "norm_eps": 1e-5,
+    }
+    found = infer_architecture(
+        state(position="sincos2d"), LAYOUTS["timm"], opened(ours={"config": {"model": model}}), {}
+    )
+    assert [found.arguments[key] for key in ("heads", "norm_eps", "position", "image_size")] == [
+        4,
+        1e-5,
+        "sincos2d",
+        32,
+    ]
+
+
+def test_timms_models_are_looked_at_and_those_that_ours_is_not_are_refused() -> None:
+    said = timm_hints("vit_base_patch32_clip_quickgelu_224", {"depth": 1})
+    assert (said["heads"], said["activation"], said["norm_eps"], said["pool"]) == (12, "quick_gelu", 1e-5, "cls")
+    for name, message in (
+        ("resnet18", "is a ResNet, and no plain Vision Transformer"),
+        ("vit_pwee_patch16_reg1_gap_256", "has blocks of the kind ParallelScalingBlock"),
+        ("vit_dwee_patch16_reg1_gap_256", "has attention of the kind DiffAttention"),
+        ("vit_so150m_patch16_reg4_map_256", "has pooling of the kind 'map'"),
+        ("nope", "timm has no architecture nope"),
+    ):
+        with pytest.raises(UnreadableWeights, match=message):
+            timm_hints(name, {} if name in ("resnet18", "nope") else {"depth": 1})
+
+
+@pytest.mark.parametrize(("hidden", "dim"), [(6144, 1408), (8192, 1664), (4304, 1152), (768, 192), (1, 3)])
+def test_a_ratio_gives_back_the_width_it_is_of(hidden: int, dim: int) -> None:
+    assert int(dim * mlp_ratio(hidden, dim)) == hidden

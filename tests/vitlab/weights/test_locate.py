@@ -1,0 +1,124 @@
+"""A source is found as a file, in a folder, in the hub's cache, under timm's name; or it is told why not."""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from vitlab.models.vit import VisionTransformer
+from vitlab.weights.files import UnreadableWeights
+from vitlab.weights.locate import locate_in_folder, locate_on_hub, locate_weights
+
+STATE = {"a": torch.ones(2)}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def cached(hub: Path, repo: str) -> Path:
+    """A folder in the cache, as a download leaves it."""
+    folder = hub / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (snapshot := folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    return snapshot
+
+
+def test_a_file_and_the_only_file_of_a_folder_are_found(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "anything.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    for source in (tmp_path, tmp_path / "anything.safetensors"):
+        opened = locate_weights(str(source))
+        assert opened.file.name == "anything.safetensors"
+        assert opened.config == {"model_type": "vit"}
+
+
+def test_of_several_files_the_librarys_own_name_is_taken_or_the_choice_is_asked_for(tmp_path: Path) -> None:
+    for name in ("x.pth", "y.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UnreadableWeights, match=r"several files of weights \(x\.pth, y\.safetensors\); name one"):
+        locate_in_folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert locate_in_folder(tmp_path).name == "model.safetensors"
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UnreadableWeights, match="holds no weights"):
+        locate_in_folder(tmp_path / "none")
+
+
+def test_a_damaged_description_is_told(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    with pytest.raises(UnreadableWeights, match=r"config\.json is damaged"):
+        locate_weights(str(tmp_path))
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    save_file(STATE, file := tmp_path / "model.safetensors")
+    assert list(locate_weights(str(file)).content.parts[""]) == ["a"]
+    save_file({"b": torch.ones(2)}, file)
+    os.utime(file, ns=(1, 1))
+    assert list(locate_weights(str(file)).content.parts[""]) == ["b"]
+
+
+def test_a_repository_in_the_hubs_cache_is_found_without_a_network(hub: Path) -> None:
+    snapshot = cached(hub, "somebody/vit")
+    save_file(STATE, snapshot / "part-1.safetensors")
+    index = {"weight_map": {"a": "part-1.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    (snapshot / "preprocessor_config.json").write_text('{"image_mean": [0.5]}')
+    opened = locate_on_hub("hf:somebody/vit", "somebody/vit")
+    assert opened.preprocessor == {"image_mean": [0.5]}
+    assert list(opened.content.parts[""]) == ["a"]
+
+
+def test_timms_name_brings_timms_word_for_the_images(hub: Path) -> None:
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    snapshot = cached(hub, f"timm/{name}")
+    save_file(VisionTransformer(dim=192, depth=1, heads=3).state_dict(), snapshot / "model.safetensors")
+    opened = locate_weights(f"timm:{name}")
+    assert opened.timm_name == "vit_tiny_patch16_224"
+    said = timm.get_pretrained_cfg(name)
+    assert said is not None
+    assert opened.config["pretrained_cfg"]["mean"] == said.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("gone.safetensors", "there is no file or folder gone.safetensors"),
+        ("google/vit-base-patch16-224", "did you mean hf:google/vit-base-patch16-224"),
+        ("hf:nobody/nothing", "the hub, and its cache here, have no weights of that name"),
+        ("timm:vit_tny_patch16_224", "timm has no vit_tny_patch16_224; did you mean 'vit_tiny_patch16_224'"),
+        ("timm:vit_tiny_patch16_224.nope", r"timm has no such weights; it has vit_tiny_patch16_224\.augreg_in21k"),
+        ("timm:vit_tiny_patch16_224", "have no weights of that name"),
+    ],
+)
+def test_what_is_not_there_is_told(hub: Path, source: str, message: str) -> None:
+    with pytest.raises(UnreadableWeights, match=message):
+        locate_weights(source)
+
+
+def test_without_a_network_the_cache_is_used_and_what_is_not_in_it_is_told_at_once(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with socket.socket() as nobody:  # a port at which nobody listens
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        save_file(STATE, cached(hub, "somebody/else") / "model.safetensors")
+        assert list(locate_on_hub("hf:somebody/else", "somebody/else").content.parts[""]) == ["a"]
+        begun = time.monotonic()
+        with pytest.raises(UnreadableWeights, match=r"can't be reached \(.*; run `hf download nobody/nothing`"):
+            locate_weights("hf:nobody/nothing")
+        assert time.monotonic() - begun < 5, "tried once"

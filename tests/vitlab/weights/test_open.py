@@ -1,0 +1,88 @@
+"""One of several networks in a file is chosen by name, and what is no network of ours is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitlab.models.vit import VisionTransformer
+from vitlab.weights.files import UnreadableWeights
+from vitlab.weights.open import format_source, open_weights
+
+
+def state(value: float, prefix: str = "") -> dict[str, Tensor]:
+    model = VisionTransformer(image_size=16, patch_size=8, dim=64, depth=1, heads=1, num_classes=3)
+    return {f"{prefix}{key}": torch.full(tensor.shape, value) for key, tensor in model.state_dict().items()}
+
+
+FILES: dict[str, dict[str, Any]] = {
+    "lightning": {
+        "state_dict": state(1.0, "network."),
+        "current_model_state": state(2.0, "network."),
+        "vitlab": {"config": {}},
+    },
+    "timm": {"state_dict": state(2.0), "state_dict_ema": state(1.0)},
+    "dino": {"student": state(2.0, "module.backbone."), "teacher": state(1.0, "backbone.")},
+    "one file": state(2.0, "base_encoder.") | state(1.0, "momentum_encoder."),
+}
+
+
+def first(file: Path, part: str | None) -> float:
+    return float(open_weights(str(file), part=part).read("cls_token")[0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "value"),
+    [
+        *((kind, None, 1.0) for kind in ("lightning", "timm", "dino")),
+        *((kind, "ema", 1.0) for kind in ("lightning", "timm", "dino")),
+        *((kind, "raw", 2.0) for kind in ("lightning", "timm", "dino")),
+        ("dino", "student", 2.0),
+        ("one file", "base_encoder", 2.0),
+        ("one file", "momentum_encoder", 1.0),
+    ],
+)
+def test_averaged_weights_are_taken_and_others_by_name(
+    kind: str, part: str | None, value: float, tmp_path: Path
+) -> None:
+    torch.save(FILES[kind], tmp_path / "file")
+    assert first(tmp_path / "file", part) == value
+
+
+def test_the_choice_is_named_in_the_report_and_asked_for_where_it_is_open(tmp_path: Path) -> None:
+    torch.save(FILES["dino"], file := tmp_path / "file")
+    assert "file, teacher.backbone, timm's names" in format_source(open_weights(str(file)))
+    with pytest.raises(
+        UnreadableWeights, match=r"weights\.part=ema2: .* it has student\.module\.backbone, teacher\.backbone"
+    ):
+        open_weights(str(file), part="ema2")
+    torch.save(FILES["one file"], file)
+    with pytest.raises(
+        UnreadableWeights, match=r"choose one with weights\.part: it has base_encoder, momentum_encoder"
+    ):
+        open_weights(str(file))
+
+
+def test_a_run_without_averages_has_no_averages(tmp_path: Path) -> None:
+    torch.save({"state_dict": state(2.0, "network."), "vitlab": {"config": {}}}, tmp_path / "file")
+    assert first(tmp_path / "file", "raw") == first(tmp_path / "file", None) == 2.0
+    with pytest.raises(UnreadableWeights, match=r"weights\.part=ema: .* has no such network"):
+        open_weights(str(tmp_path / "file"), part="ema")
+
+
+def test_another_kind_of_network_is_told_by_its_names(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.ones(3), "fc.bias": torch.ones(2)}, tmp_path / "resnet.pth")
+    with pytest.raises(
+        UnreadableWeights, match=r"holds no Vision Transformer that is known; its tensors are named conv1\.weight"
+    ):
+        open_weights(str(tmp_path / "resnet.pth"))
+
+
+def test_integers_are_no_weights(tmp_path: Path) -> None:
+    weights = state(1.0)
+    weights["blocks.0.mlp.fc1.weight"] = weights["blocks.0.mlp.fc1.weight"].to(torch.int8)
+    torch.save(weights, tmp_path / "file")
+    with pytest.raises(UnreadableWeights, match=r"blocks\.0\.mlp\.fc1\.weight is of type int8: quantised"):
+        open_weights(str(tmp_path / "file"))

@@ -1,0 +1,33 @@
+"""The report shows every tensor's fate, many names in few words."""
+
+from vitlab.weights.report import Report, format_grid, format_names, names_by_reason
+
+
+def test_the_table_has_a_line_for_each_kind_and_says_none_where_there_is_none() -> None:
+    report = Report("weights from x", matched=["a", "b"], numbers=1234)
+    assert report.table().splitlines() == [
+        "weights from x",
+        "  matched      2 tensors as they are; 1,234 numbers in all",
+        "  resampled    none",
+        "  anew         none",
+        "  unused       none",
+    ]
+
+
+def test_names_that_share_a_reason_share_a_line() -> None:
+    report = Report("t", anew={"head.weight": "9 classes", "head.bias": "9 classes", "reg_token": "not there"})
+    report.resampled["pos_embed"] = "14x14 -> 24x24"
+    report.notes.append("assumed")
+    report.problems.append("missing")
+    lines = report.table().splitlines()
+    assert "  anew         head.weight, head.bias: 9 classes" in lines
+    assert "  anew         reg_token: not there" in lines
+    assert "  resampled    pos_embed: 14x14 -> 24x24" in lines
+    assert lines[-2:] == ["  note         assumed", "  note         missing"]
+
+
+def test_long_lists_are_cut_and_counted() -> None:
+    assert format_names(map(str, range(8))) == "0, 1, 2, 3, 4, 5 and 2 more"
+    assert format_names(["a"]) == "a"
+    assert names_by_reason({"a": "x", "b": "y", "c": "x"}) == ["a, c: x", "b: y"]
+    assert format_grid((14, 7)) == "14x7"
