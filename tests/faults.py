@@ -728,9 +728,9 @@ def other_rank(first: int) -> int:
     raise AssertionError("no other rank was found")
 
 
-@fault("one of two ranks killed under restarts=1: started again", 3)
+@fault("one of two ranks killed under max_restarts=1: started again", 3)
 def restarted(trial: Trial) -> None:
-    one_killed(trial, sys.executable, str(SRC / "train.py"), "restarts=1")
+    one_killed(trial, sys.executable, str(SRC / "train.py"), "max_restarts=1")
 
 
 @fault("one of two ranks killed under torchrun --max-restarts=1", 3)

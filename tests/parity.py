@@ -176,7 +176,7 @@ ROWS = [
         wrap="module.backbone.",
     ),
     row("DINOv2", "vit_small_patch14_dinov2", "LayerScale, no head", img_size=56),
-    row("DINOv2", "vit_small_patch14_reg4_dinov2", "registers", img_size=56, num_classes=7),
+    row("DINOv2", "vit_small_patch14_reg4_dinov2", "num_registers", img_size=56, num_classes=7),
     row("DINOv2", "vit_giant_patch14_dinov2", "SwiGLU", img_size=28, embed_dim=192, num_heads=3),
     row("MAE", "vit_base_patch16_224", "mean, fc_norm", img_size=32, num_classes=7, global_pool="avg", ending="pth"),
     row("AugReg .npz", "vit_small_patch16_224", "timm's own loader", ending="npz", **SMALL),
@@ -195,7 +195,7 @@ ROWS = [
             ("HF DeiT", "DeiTForImageClassificationWithTeacher", "two heads", {}),
             ("HF DINOv2", "Dinov2Model", "LayerScale", {}),
             ("HF DINOv2", "Dinov2Model", "SwiGLU", {"options": {"use_swiglu_ffn": True}}),
-            ("HF DINOv2", "Dinov2WithRegistersModel", "registers", {}),
+            ("HF DINOv2", "Dinov2WithRegistersModel", "num_registers", {}),
             ("HF CLIP", "CLIPVisionModel", "image tower, quick GELU", {}),
         )
     ),
@@ -210,7 +210,7 @@ ROWS = [
     Row(
         "torchvision",
         "VisionTransformer",
-        "representation",
+        "pre_logits_dim",
         of_torchvision(representation_size=48),
         torchvision_outputs,
     ),

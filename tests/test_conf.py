@@ -368,7 +368,7 @@ def test_a_preset_has_the_parameters_and_operations_that_are_written_down(config
 
     # the same from the sizes alone
     tokens, width, area = 1 + model.grid[0] * model.grid[1], model.dim, channels * model.patch_size[0] ** 2
-    positions = 0 if node["position"] == "sincos2d" else tokens * width
+    positions = 0 if node["pos_embed"] == "sincos2d" else tokens * width
     ends = (area + 1) * width + width + positions + 2 * width + (width + 1) * classes
     assert parameters == ends + model.depth * (12 * width**2 + 13 * width)
     products = (tokens - 1) * area * width + width * classes

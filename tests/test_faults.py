@@ -6,7 +6,7 @@ import pytest
 
 import faults
 
-LONG = ("restarts", "memory", "two loading processes each", "SIGUSR1, two gloo", "one of two")
+LONG = ("max_restarts", "memory", "two loading processes each", "SIGUSR1, two gloo", "one of two")
 SAMPLE = [name for name in faults.FAULTS if not any(word in name for word in LONG)]
 QUICK = (
     "SIGKILL, one process, everything random on",

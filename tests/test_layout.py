@@ -12,7 +12,7 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 TEXTS = [*SOURCES, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((ROOT / "experiments").glob("*"))]
 
 # Tests of what is no module: the configuration files, `make faults`, the README, the wheel, and the layout itself.
-NO_SOURCE = {Path(f"test_{name}.py") for name in ("conf", "faults", "layout", "readme", "wheel")}
+NO_SOURCE = {Path(f"test_{name}.py") for name in ("conf", "faults", "layout", "legacy_runs", "readme", "wheel")}
 # Its tests are those of data/shards.py, which does the work.
 NO_TESTS = {Path("vitlab/data/sets/test_shards.py")}
 

@@ -289,7 +289,7 @@ def sweep(start: Start, program: Program, small: list[str], tmp_path_factory: py
     folder = tmp_path_factory.mktemp("sweep")
     axes = ["trainer.devices=1,2", "trainer.gradient_clip_algorithm=norm,nonsense"]
     axes += ["trainer.accumulate_grad_batches=${trainer.devices}"]
-    arguments = ["-m", *axes, *small, *UNVARIED, "seed=1", "hydra.sweep.dir=jobs", "retries=0"]
+    arguments = ["-m", *axes, *small, *UNVARIED, "seed=1", "hydra.sweep.dir=jobs", "max_failures_per_job=0"]
     process = start("train", *arguments, cwd=folder)
     deadline, begun = time.monotonic() + 600, list[Path]()
     while not begun and process.poll() is None and time.monotonic() < deadline:
@@ -330,7 +330,7 @@ def test_a_killed_sweep_is_gone_on_with_by_the_same_command_and_each_job_is_trai
         ("crashed", 1),
     ]
     assert f"{sweep[2].name}: gone on with (it was interrupted; start 2)" in output
-    assert "retries=1 tries it again" in output
+    assert "max_failures_per_job=1 tries it again" in output
     assert [int(row["step"]) for row in rows(sweep[2]) if row["val/loss"]] == [STEPS * n for n in range(1, EPOCHS + 1)]
 
 

@@ -108,7 +108,7 @@ def run_job(program: Command, cfg: DictConfig) -> float | None:
     # once more: a sweep's own values, and what another sweeper suggests, have not been seen before
     sweep = hydra_cfg.mode == RunMode.MULTIRUN
     if problems := [*allowlist.hydra_problems(OmegaConf.to_container(hydra_cfg)), *checks.problems(program, config)]:
-        if sweep and "retries" in config:
+        if sweep and "max_failures_per_job" in config:
             record.record_crash(run_dir, "; ".join(problems))  # for the sweep's table; nothing was started
         raise ValueError(message(program.name, problems))
     assert isinstance(config, dict)
@@ -126,7 +126,7 @@ def run_job(program: Command, cfg: DictConfig) -> float | None:
             start(config)
         else:
             run_recorded(program.name, program.run, run_dir, config)
-    elif sweep and "retries" in config:
+    elif sweep and "max_failures_per_job" in config:
         job, line = ledger.job_entry(hydra_cfg, config)
         ledger.add_jobs(run_dir.parent, {job: line})
         waits = not str(hydra_cfg.sweeper._target_).endswith(".GridSweeper")  # that waits itself, at the end

@@ -198,7 +198,7 @@ def plan(request: Request) -> Plan:
         if not request.sets("hydra.run.dir"):
             why = "processes started by torchrun or srun need one folder, named by you"
             return Plan([], [f"hydra.run.dir is not set: {why}"])
-        if multirun and "retries" in config:
+        if multirun and "max_failures_per_job" in config:
             why = "-m starts several runs, and torchrun or srun the processes of one"
             return Plan([], [f"{why}; leave one of them out"])
     folder = "hydra.sweep.dir" if multirun else "hydra.run.dir"
@@ -210,7 +210,7 @@ def plan(request: Request) -> Plan:
 
 def plan_run(request: Request, cfg: DictConfig, config: Node) -> Plan:
     added: list[str] = []
-    if "retries" in config and config["sweep"] is not None:
+    if "max_failures_per_job" in config and config["sweep"] is not None:
         problem = f"sweep={config['sweep']} names a sweep, and this is one run; add -m, or leave it out"
         return Plan([], [problem])
     if config.get("resume", "") is None and environment.is_restart(os.environ):
@@ -228,7 +228,7 @@ def plan_sweep(request: Request, cfg: DictConfig, config: Node) -> Plan:
     if config.get("resume") not in (None, "auto"):
         problem = f"resume={config['resume']} names one run, and -m starts several; leave one of them out"
         return Plan([], [problem])
-    if "retries" not in config:  # without a ledger
+    if "max_failures_per_job" not in config:  # without a ledger
         return Plan([], [])
     if request.sets("hydra.sweep.subdir"):
         why = "a sweep finds its jobs again by the names of their folders"

@@ -64,8 +64,8 @@ def device_problems(view: ConfigView) -> Iterator[str]:
                 f"trainer.num_nodes={nodes}: start the processes of all nodes yourself, with torchrun or srun, "
                 "or leave that to -m hydra/launcher=slurm or ray"
             )
-        elif view("restarts", int) and not by_others:
-            yield f"restarts={view('restarts', int)} starts one machine's processes again, not {nodes}; use restarts=0"
+        elif view("max_restarts", int) and not by_others:
+            yield f"max_restarts={view('max_restarts', int)} starts one machine's processes again, not {nodes}; use max_restarts=0"
 
 
 def gpu_problems(view: ConfigView) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-NOT_A_CHOICE = ("sweep", "retries", "resume", "run_dir")
+NOT_A_CHOICE = ("sweep", "max_failures_per_job", "resume", "run_dir")
 
 
 def parse_overrides(overrides: Iterable[str]) -> list[Override]:

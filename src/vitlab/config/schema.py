@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from vitlab.config import signatures
+from vitlab.config import renamed, signatures
 from vitlab.config.annotations import bound_problem, choices, fits, format_type
 
 Node = dict[str, Any]
@@ -115,7 +115,7 @@ def call_problems(
             continue
         if key not in named:
             if not open_ended:
-                found.append(f"{where}={format_value(value)}: there is no such setting{suggest(key, named)}")
+                found.append(f"{where}={format_value(value)}{unknown_setting(where, key, named)}")
         elif value == "???":
             found.append(f"{where} is not set, and has no default: add {where}=VALUE")
         elif nodes := child_nodes(value):
@@ -139,6 +139,15 @@ def value_problem(value: Any, annotation: Any) -> str | None:
     words = [word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str)]
     hint = "".join(suggest(word, possible) for word in words if word not in possible)
     return f"is not {format_type(annotation)}{hint}"
+
+
+def unknown_setting(path: str, key: str, known: Iterable[str]) -> str:
+    """What to do about a setting that doesn't exist: its new name, or one that is close."""
+    if path in renamed.SETTINGS:
+        return f": the setting was renamed to {renamed.SETTINGS[path]}"
+    if path in renamed.REMOVED:
+        return f": the setting was removed; {renamed.REMOVED[path]}"
+    return f": there is no such setting{suggest(key, known)}"
 
 
 def child_nodes(value: Any) -> dict[str, Node]:

@@ -83,7 +83,7 @@ def leave_group() -> None:
         distributed.destroy_process_group()
 
 
-def run_ranks(entry: Path, run_dir: Path, ranks: int, *, restarts: int = 0) -> None:
+def run_ranks(entry: Path, run_dir: Path, ranks: int, *, max_restarts: int = 0) -> None:
     """Runs `entry` once per rank on the configuration in `run_dir`, and waits; after a failure, `restarts` times again.
 
     Of a job on several machines, those of this one: `ranks` counts these. Signals that ask to stop are passed on.
@@ -92,8 +92,8 @@ def run_ranks(entry: Path, run_dir: Path, ranks: int, *, restarts: int = 0) -> N
     processes: list[subprocess.Popen[bytes]] = []
     here = node_from_env(os.environ) or NodeInfo()
     with forward_signals(processes) as asked:
-        for attempt in range(restarts + 1):
-            processes[:] = start_ranks(entry, run_dir, ranks, attempt, restarts, here)
+        for attempt in range(max_restarts + 1):
+            processes[:] = start_ranks(entry, run_dir, ranks, attempt, max_restarts, here)
             failure = wait_for_ranks(processes)
             for outcome, status in signals.STATUS.items():
                 if any(process.returncode == status for process in processes):
@@ -103,13 +103,13 @@ def run_ranks(entry: Path, run_dir: Path, ranks: int, *, restarts: int = 0) -> N
             if asked:  # twice, or too early to be heard: no failure, and nothing to start again
                 raise StopRequested(asked[0])
             reason = failure_line(failure, ranks, here)
-            if attempt == restarts:
+            if attempt == max_restarts:
                 raise JobFailed(reason, killed=failure[1] < 0)
-            log.warning("%s; start %d of %d", reason, attempt + 2, restarts + 1)
+            log.warning("%s; start %d of %d", reason, attempt + 2, max_restarts + 1)
 
 
 def start_ranks(
-    entry: Path, run_dir: Path, ranks: int, attempt: int, restarts: int, here: NodeInfo
+    entry: Path, run_dir: Path, ranks: int, attempt: int, max_restarts: int, here: NodeInfo
 ) -> list["subprocess.Popen[bytes]"]:
     """Starts this machine's ranks, each told its place as torchrun tells it."""
     own = ("MASTER_ADDR", "MASTER_PORT", NODES_VARIABLE, *TASK_VARIABLES)
@@ -128,7 +128,7 @@ def start_ranks(
         _stores[run_dir] = store
         environment |= {"MASTER_ADDR": here.address, "MASTER_PORT": str(store.port)}
         environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": run_dir.name}
-        environment |= {"TORCHELASTIC_MAX_RESTARTS": str(restarts), "GROUP_RANK": str(here.node)}
+        environment |= {"TORCHELASTIC_MAX_RESTARTS": str(max_restarts), "GROUP_RANK": str(here.node)}
         environment |= {"WORLD_SIZE": str(ranks * here.nodes), "LOCAL_WORLD_SIZE": str(ranks)}
     places = [{"RANK": str(first + n), "LOCAL_RANK": str(n)} if several else {} for n in range(ranks)]
     # Process groups of their own: Ctrl-C comes to this process alone, which passes it on exactly once.

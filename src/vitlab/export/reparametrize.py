@@ -39,7 +39,7 @@ def network_tensors(trained: ExportModel, *, covered: int | None) -> dict[str, T
 
 def prefix_length(arguments: Node) -> int:
     """Number of tokens before those of the patches."""
-    return int(arguments["class_token"]) + int(arguments["distilled"]) + int(arguments["registers"])
+    return int(arguments["class_token"]) + int(arguments["distilled"]) + int(arguments["num_registers"])
 
 
 def unit_scales(arguments: Node) -> dict[str, Tensor]:

@@ -29,10 +29,10 @@ SIZE_NAMES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"
 def unsupported(arguments: Node) -> list[str]:
     """What of our Vision Transformer timm's has no place for."""
     found = []
-    if arguments["representation"] is not None:
-        found.append(f"model.representation={arguments['representation']}: timm's ViT has no layer before its head")
-    if arguments["distilled"] and arguments["registers"]:
-        found.append(f"model.registers={arguments['registers']}: timm's distilled ViT has none")
+    if arguments["pre_logits_dim"] is not None:
+        found.append(f"model.pre_logits_dim={arguments['pre_logits_dim']}: timm's ViT has no layer before its head")
+    if arguments["distilled"] and arguments["num_registers"]:
+        found.append(f"model.num_registers={arguments['num_registers']}: timm's distilled ViT has none")
     if arguments["distilled"] and arguments["activation"] == "swiglu":
         found.append("model.activation=swiglu: timm's distilled ViT has other MLPs")
     name = timm_architecture(arguments)
@@ -82,8 +82,8 @@ def model_args(arguments: Node) -> Node:
         "fc_norm": norm_pooled,
     }
     if not arguments["distilled"]:
-        args |= {"reg_tokens": arguments["registers"], "no_embed_class": has_positions_on_patches_only(arguments)}
-        args["pos_embed"] = "none" if arguments["position"] == "none" else "learn"
+        args |= {"reg_tokens": arguments["num_registers"], "no_embed_class": has_positions_on_patches_only(arguments)}
+        args["pos_embed"] = "none" if arguments["pos_embed"] == "none" else "learn"
     if arguments["activation"] != "swiglu":
         args["act_layer"] = arguments["activation"]
     if scale := layer_scale(arguments):
@@ -93,8 +93,8 @@ def model_args(arguments: Node) -> Node:
 
 def has_positions_on_patches_only(arguments: Node) -> bool:
     """Whether the prefix is to have no positions in timm's, which gives them to all of it or to none."""
-    partly = arguments["registers"] and not arguments["position_on_registers"]
-    return bool(arguments["position_on_patches_only"] or partly)
+    partly = arguments["num_registers"] and not arguments["pos_embed_on_registers"]
+    return bool(arguments["pos_embed_on_patches_only"] or partly)
 
 
 def layer_scale(arguments: Node) -> float | None:
@@ -111,7 +111,7 @@ def timm_state(trained: ExportModel) -> dict[str, Tensor]:
     covered: int | None = 0 if has_positions_on_patches_only(arguments) else reparametrize.prefix_length(arguments)
     if arguments["distilled"]:
         covered = 2
-    elif arguments["position"] == "none":
+    elif arguments["pos_embed"] == "none":
         covered = None
     ours = reparametrize.network_tensors(trained, covered=covered)
     if layer_scale(arguments) is not None and arguments["layer_scale"] is None:

@@ -45,7 +45,7 @@ def family(arguments: Node) -> Family:
     """The plainest class that has a place for everything."""
     if arguments["distilled"]:
         return DEIT
-    if arguments["registers"]:
+    if arguments["num_registers"]:
         return REGISTERS
     scaled, gated = arguments["layer_scale"] is not None, arguments["activation"] == "swiglu"
     return DINOV2 if scaled or gated or arguments["pool"] == "avg" else VIT
@@ -58,15 +58,15 @@ def unsupported(arguments: Node) -> list[str]:
         found.append("model.class_token=false: transformers' ViT, DeiT and DINOv2 always have one")
     if arguments["pre_norm"]:
         found.append("model.pre_norm=true: of transformers' classifiers CLIP's alone has it, and no norm at its end")
-    if arguments["representation"] is not None:
+    if arguments["pre_logits_dim"] is not None:
         found.append(
-            f"model.representation={arguments['representation']}: transformers' classifiers have no layer before "
+            f"model.pre_logits_dim={arguments['pre_logits_dim']}: transformers' classifiers have no layer before "
             "their head"
         )
     if arguments["pool"] == "avg" and arguments["fc_norm"] is not False:
         found.append("model.pool=avg: transformers' DINOv2 norms before it pools, as model.fc_norm=false does")
-    if kind is DEIT and arguments["registers"]:
-        found.append(f"model.registers={arguments['registers']}: transformers' DeiT has none")
+    if kind is DEIT and arguments["num_registers"]:
+        found.append(f"model.num_registers={arguments['num_registers']}: transformers' DeiT has none")
     if kind is DEIT and arguments["layer_scale"] is not None:
         found.append(f"model.layer_scale={arguments['layer_scale']}: transformers' DeiT has no LayerScale")
     if kind is DEIT and arguments["activation"] == "swiglu":
@@ -135,7 +135,7 @@ def transformers_config(trained: ExportModel) -> Node:
             "layerscale_value": 1.0 if arguments["layer_scale"] is None else arguments["layer_scale"],
             "use_swiglu_ffn": arguments["activation"] == "swiglu",
         }
-        found |= {"num_register_tokens": arguments["registers"]} if kind is REGISTERS else {}
+        found |= {"num_register_tokens": arguments["num_registers"]} if kind is REGISTERS else {}
     else:
         found["intermediate_size"] = int(arguments["dim"] * arguments["mlp_ratio"])
     return found

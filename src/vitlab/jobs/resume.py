@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from vitlab.config import renamed
 from vitlab.config.overrides import as_single_run, hydra_quote
 from vitlab.config.schema import Node
 from vitlab.jobs.fingerprint import incompatibilities, setting_changes, training_settings
@@ -41,9 +42,8 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
         problems.append(f"resume={target}: no run folder, nor a checkpoint in one; use resume=auto or a path")
         return []
     saved = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
-    parsed = OverridesParser.create().parse_overrides(saved)
-    dropped = {*given, "resume", "sweep", "on_out_of_memory"}  # the last one is a setting of earlier versions
-    kept = [o.input_line or "" for o in parsed if o.key_or_group not in dropped]
+    parsed = OverridesParser.create().parse_overrides([new for old in saved if (new := renamed.current_override(old))])
+    kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
     if read_config(run_dir).get("sweep"):
         kept = [line for line in as_single_run(kept) if line.split("=")[0] not in given]
     return [*kept, f"hydra.run.dir={hydra_quote(run_dir)}"]

@@ -20,13 +20,13 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
     """
     run_dir, trainer = Path(config["run_dir"]), config.get("trainer")  # a command without one runs in one process
     ranks = environment.ranks_per_node(trainer["devices"], trainer["accelerator"]) if trainer else 1
-    restarts = config.get("restarts", 0)
+    restarts = config.get("max_restarts", 0)
     several = ranks > 1 or environment.node_from_env(os.environ)
     if environment.launched_externally(os.environ) or not (several or sweep or restarts):
         run_recorded(name, function, run_dir, config)
         return
     try:
-        launch.run_ranks(entry, run_dir, ranks, restarts=restarts)
+        launch.run_ranks(entry, run_dir, ranks, max_restarts=restarts)
     except StopRequested as stop:
         record.record_end(run_dir, stop.outcome)  # once more: the first rank may have been killed before it could
         sys.exit(signals.STATUS[stop.outcome])

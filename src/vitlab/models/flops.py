@@ -22,7 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 log = logging.getLogger(__name__)
 
 BATCH = 2  # images that are counted at once: BatchNorm refuses to train on one
-CHECKPOINTING = ("checkpointing", "grad_checkpointing", "gradient_checkpointing")  # ours, timm's, transformers'
+CHECKPOINTING = (
+    "activation_checkpointing",
+    "grad_checkpointing",
+    "gradient_checkpointing",
+)  # ours, timm's, transformers'
 
 
 def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:

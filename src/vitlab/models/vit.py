@@ -149,17 +149,17 @@ class VisionTransformer(nn.Module):
     activation                of the MLPs: exact GELU, its tanh approximation, CLIP's, or a gate (DINOv2 g/14)
     pre_norm                  norm before the first block, and no bias of the patches (CLIP)
     norm_eps                  of all norms
-    position                  added to the tokens: learned, fixed sines and cosines, or nothing
-    registers                 extra learned tokens after [cls] (https://arxiv.org/abs/2309.16588)
+    pos_embed                 added to the tokens: learned, fixed sines and cosines, or nothing
+    num_registers             extra learned tokens after [cls] (https://arxiv.org/abs/2309.16588)
     distilled                 a second token and head next to those of [cls]; the logits are both heads' mean (DeiT)
-    position_on_patches_only  no position for the prefix (timm's no_embed_class)
-    position_on_registers     False: none for the registers (DINOv2)
-    representation            width of a hidden layer (with tanh) before the head, as in the paper's pre-training
+    pos_embed_on_patches_only no position for the prefix (timm's no_embed_class)
+    pos_embed_on_registers    False: none for the registers (DINOv2)
+    pre_logits_dim            width of a hidden layer (with tanh) before the head, as in the paper's pre-training
     layer_scale               first value of the LayerScale factors; None: without them
     dropout                   rate after attention's projection and both MLP layers
     drop_path                 rate of stochastic depth in the last block, growing linearly from 0 in the first
-    checkpointing             compute activations again in backward: less memory, more time
-    embedding                 how patches are projected, see PatchEmbedding; the weights are the same
+    activation_checkpointing  compute activations again in backward: less memory, more time
+    patch_projection          how patches are projected, see PatchEmbedding; the weights are the same
     fused_attention           torch's fused kernels, or the formula spelled out
 
     With pool="cls", `forward` computes in the last block keys and values of all tokens, but queries, projection and
@@ -178,25 +178,25 @@ class VisionTransformer(nn.Module):
         heads: int = 12,
         mlp_ratio: float = 4.0,
         pool: Literal["cls", "avg", "none"] = "cls",
-        position: Literal["learned", "sincos2d", "none"] = "learned",
+        pos_embed: Literal["learned", "sincos2d", "none"] = "learned",
         class_token: bool = True,
-        registers: int = 0,
+        num_registers: int = 0,
         distilled: bool = False,
-        position_on_patches_only: bool = False,
-        position_on_registers: bool = True,
+        pos_embed_on_patches_only: bool = False,
+        pos_embed_on_registers: bool = True,
         layer_scale: float | None = None,
         qkv_bias: bool = True,
         activation: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu",
         pre_norm: bool = False,
         fc_norm: bool | None = None,
         norm_eps: float = 1e-6,
-        representation: int | None = None,
+        pre_logits_dim: int | None = None,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         position_dropout: float = 0.0,
         drop_path: float = 0.0,
-        checkpointing: bool = False,
-        embedding: Literal["conv", "linear"] = "linear",
+        activation_checkpointing: bool = False,
+        patch_projection: Literal["conv", "linear"] = "linear",
         fused_attention: bool = True,
     ) -> None:
         check_arguments({name: value for name, value in locals().items() if name not in ("self", "__class__")})
@@ -204,7 +204,7 @@ class VisionTransformer(nn.Module):
         image, patch, hidden = pair(image_size), pair(patch_size), int(dim * mlp_ratio)
         self.image_size, self.patch_size, self.in_channels = image, patch, in_channels
         self.num_classes, self.dim, self.depth, self.heads = num_classes, dim, depth, heads
-        self.pool, self.checkpointing, self.position_dropout = pool, checkpointing, position_dropout
+        self.pool, self.checkpointing, self.position_dropout = pool, activation_checkpointing, position_dropout
         self.distilled, norm = distilled, partial(nn.LayerNorm, eps=norm_eps)
         self.patch_embed = PatchEmbedding(
             image_size=image,
@@ -212,19 +212,19 @@ class VisionTransformer(nn.Module):
             channels=in_channels,
             dim=dim,
             bias=not pre_norm,
-            linear=embedding == "linear",
+            linear=patch_projection == "linear",
         )
-        self.grid, self.prefix = self.patch_embed.grid, int(class_token) + int(distilled) + registers
+        self.grid, self.prefix = self.patch_embed.grid, int(class_token) + int(distilled) + num_registers
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.dist_token = nn.Parameter(torch.empty(1, 1, dim)) if distilled else None
-        self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
-        covered = self.prefix if position_on_registers else self.prefix - registers
-        length = self.grid[0] * self.grid[1] + (0 if position_on_patches_only else covered)
+        self.reg_token = nn.Parameter(torch.empty(1, num_registers, dim)) if num_registers else None
+        covered = self.prefix if pos_embed_on_registers else self.prefix - num_registers
+        length = self.grid[0] * self.grid[1] + (0 if pos_embed_on_patches_only else covered)
         self.pos_embed: Tensor | None
-        if position == "learned":
+        if pos_embed == "learned":
             self.pos_embed = nn.Parameter(torch.empty(1, length, dim))
         else:  # sines are computed, not learned: a buffer that no optimizer sees and no checkpoint carries
-            table = sincos2d_table(*self.grid, dim, length) if position == "sincos2d" else None
+            table = sincos2d_table(*self.grid, dim, length) if pos_embed == "sincos2d" else None
             self.register_buffer("pos_embed", table, persistent=False)
         self.norm_pre = norm(dim) if pre_norm else nn.Identity()
         attention = partial(MultiHeadAttention, dim=dim, heads=heads, bias=qkv_bias, fused=fused_attention)
@@ -243,8 +243,8 @@ class VisionTransformer(nn.Module):
         norm_pooled = pool == "avg" if fc_norm is None else fc_norm
         self.norm = nn.Identity() if norm_pooled else norm(dim)
         self.fc_norm = norm(dim) if norm_pooled else nn.Identity()
-        self.pre_logits = nn.Linear(dim, representation) if representation else None
-        self.head = nn.Linear(representation or dim, num_classes) if num_classes else nn.Identity()
+        self.pre_logits = nn.Linear(dim, pre_logits_dim) if pre_logits_dim else None
+        self.head = nn.Linear(pre_logits_dim or dim, num_classes) if num_classes else nn.Identity()
         self.head_dist = nn.Linear(dim, num_classes) if num_classes and distilled else nn.Identity()
         initialize(self)
 

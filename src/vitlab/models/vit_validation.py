@@ -5,12 +5,12 @@ from typing import Any
 
 CHOICES = {
     "pool": ("cls", "avg", "none"),
-    "position": ("learned", "sincos2d", "none"),
+    "pos_embed": ("learned", "sincos2d", "none"),
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
-    "embedding": ("conv", "linear"),
+    "patch_projection": ("conv", "linear"),
 }
 AT_LEAST_1 = ("in_channels", "dim", "depth", "heads")
-AT_LEAST_0 = ("num_classes", "registers")  # 0 means none
+AT_LEAST_0 = ("num_classes", "num_registers")  # 0 means none
 RATES = ("dropout", "attention_dropout", "position_dropout", "drop_path")
 
 
@@ -25,7 +25,7 @@ def _values(given: dict[str, Any]) -> list[str]:
     patch, hidden = pair(given["patch_size"]), int(given["dim"] * given["mlp_ratio"])
     sizes = {"patch_size": min(patch)} | {name: given[name] for name in AT_LEAST_1}
     sizes |= {"dim * mlp_ratio": hidden} if given["dim"] > 0 else {}
-    sizes |= {} if given["representation"] is None else {"representation": given["representation"]}
+    sizes |= {} if given["pre_logits_dim"] is None else {"pre_logits_dim": given["pre_logits_dim"]}
     wrong = [f"{name}={value} must be at least 1" for name, value in sizes.items() if value < 1]
     for name in AT_LEAST_0:
         wrong += [f"{name}={given[name]} must be at least 0, which means none"] if given[name] < 0 else []
@@ -49,16 +49,16 @@ def _rules(given: dict[str, Any]) -> list[str]:
     if given["distilled"]:
         if given["pool"] != "cls" or not given["class_token"]:
             wrong += ["distilled=True adds a token and a head beside those of [cls], and so needs pool='cls'"]
-        if given["representation"] is not None:
-            wrong += ["distilled=True has two heads and representation is for one; leave one of them out"]
+        if given["pre_logits_dim"] is not None:
+            wrong += ["distilled=True has two heads and pre_logits_dim is for one; leave one of them out"]
     if min(*patch, dim, heads) >= 1:
         uneven = f"image_size={given['image_size']} is not a multiple of patch_size={given['patch_size']}"
         steps = {f"{uneven}; {nearest(i, p)}" for i, p in zip(image, patch, strict=True) if i < 1 or i % p}
         wrong += sorted(steps)
         if dim % heads:
             wrong += [f"dim={dim} is not a multiple of heads={heads}; {nearest(dim, heads)}"]
-        if given["position"] == "sincos2d" and dim % 4:
-            wrong += [f"dim={dim} is not a multiple of 4, which position='sincos2d' needs; {nearest(dim, 4)}"]
+        if given["pos_embed"] == "sincos2d" and dim % 4:
+            wrong += [f"dim={dim} is not a multiple of 4, which pos_embed='sincos2d' needs; {nearest(dim, 4)}"]
         hidden = int(dim * given["mlp_ratio"])
         if given["activation"] == "swiglu" and hidden % 2:
             wrong += [f"dim * mlp_ratio={hidden} is odd, and activation='swiglu' halves it; {nearest(hidden, 2)}"]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import yaml
 
+from vitlab.config import renamed
 from vitlab.config.schema import Node
 from vitlab.storage.atomic import atomic_write
 
@@ -39,7 +40,7 @@ def read_config(run_dir: Path) -> Node:
         raise FileNotFoundError(f"run={run_dir} is not a run folder: it has no {CONFIG}")
     config = yaml.safe_load(file.read_text())
     assert isinstance(config, dict)
-    return config
+    return renamed.current_config(config)
 
 
 def checkpoint_file(run_dir: Path, name: str) -> Path:

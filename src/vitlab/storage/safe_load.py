@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vitlab.config import renamed
 from vitlab.config.allowlist import NotTrusted
 
 
@@ -62,4 +63,6 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     """
     with explain_unsafe_pickle(file):
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if isinstance(identity := content.get("vitlab"), dict) and isinstance(identity.get("config"), dict):
+        identity["config"] = renamed.current_config(identity["config"])
     return content

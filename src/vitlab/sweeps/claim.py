@@ -64,9 +64,9 @@ def record_start(run_dir: Path, config: Node) -> list[Node] | None:
         print_line(f"{run_dir.name}: {status} already")
         return None
     failures = [attempt["error"] for attempt in attempts if "error" in attempt]
-    if len(failures) > config["retries"]:
+    if len(failures) > config["max_failures_per_job"]:
         times = f"{len(failures)} time{'s' if len(failures) > 1 else ''}"
-        remedy = f"retries={len(failures)} tries it again"
+        remedy = f"max_failures_per_job={len(failures)} tries it again"
         print_line(reason := f"{run_dir.name}: left out, it has failed {times}: {failures[-1]}; {remedy}")
         raise launch.JobFailed(reason)
     if status != "waiting":

@@ -60,8 +60,8 @@ class NonFinite(Callback):
     Args:
         on_nonfinite: `stop` ends the run with a `NonFiniteError`; `skip` leaves the step out: weights, moments and
             decay stay as they are, the step counts, and `train/skipped_steps` is logged.
-        limit: So many steps of a run may be skipped; the next one ends it.
-        keep: So many skipped steps leave a capture; the one that ends the run always does.
+        max_skipped_steps: Steps of a run that may be skipped; the next one ends it.
+        max_captures: Skipped steps that leave a capture; the one that ends the run always does.
         dirpath: Where captures go.
 
     The answer is the same on all ranks. It costs one wait for the device a step, the only one that a step has, and one
@@ -77,10 +77,11 @@ class NonFinite(Callback):
         *,
         dirpath: str,
         on_nonfinite: Literal["stop", "skip"] = "stop",
-        limit: NonNegativeInt = 10,
-        keep: NonNegativeInt = 3,
+        max_skipped_steps: NonNegativeInt = 10,
+        max_captures: NonNegativeInt = 3,
     ) -> None:
-        self.folder, self.on_nonfinite, self.limit, self.keep = Path(dirpath), on_nonfinite, limit, keep
+        self.folder, self.on_nonfinite = Path(dirpath), on_nonfinite
+        self.max_skipped_steps, self.max_captures = max_skipped_steps, max_captures
         self.skipped = 0
         self._told = 0
         self._given: list[tuple[TrainBatch, dict[str, Any]]] = []  # of the step that is being made: references
@@ -132,21 +133,21 @@ class NonFinite(Callback):
             return
 
         parts = [MicroBatch(*both, loss) for both, loss in zip(given, losses / scale, strict=True)]
-        stops = self.on_nonfinite == "stop" or self.skipped >= self.limit
+        stops = self.on_nonfinite == "stop" or self.skipped >= self.max_skipped_steps
         info = capture_info(module, optimizer, parts, norm=norm, scale=scale)
         where = ""
-        if stops or self.skipped < self.keep:
+        if stops or self.skipped < self.max_captures:
             where = self._captured(module, parts, info)
         rates = ", ".join(f"{value:.3g}" for value in dict.fromkeys(info["learning_rates"].values()))
         what = f"step {info['step']} (epoch {info['epoch'] + 1}): loss {step_loss(info['losses'])}, "
         what += f"gradient norm {info['gradient_norm']}, learning rate {rates}"
         if stops:
             trainer.strategy.barrier("capture")  # none may end the job while another still writes
-            past = f"; {self.skipped} steps were skipped before, callbacks.nonfinite.limit={self.limit}"
+            past = f"; {self.skipped} steps were skipped before, callbacks.nonfinite.max_skipped_steps={self.max_skipped_steps}"
             remedy = "; callbacks.nonfinite.on_nonfinite=skip would leave such steps out"
             raise NonFiniteError(what + (remedy if self.on_nonfinite == "stop" else past) + where)
         self.skipped += 1
-        log.warning("%s; skipped, %d of at most %d%s", what, self.skipped, self.limit, where)
+        log.warning("%s; skipped, %d of at most %d%s", what, self.skipped, self.max_skipped_steps, where)
         zero_gradients(module, handled_by_scaler=scaler is not None and unscales_gradients(optimizer))
 
     def _captured(self, module: Classifier, parts: list[MicroBatch], info: Node) -> str:

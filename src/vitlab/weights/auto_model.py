@@ -46,7 +46,7 @@ def fill_from_weights(config: Node) -> Node:
         return fill_image_size(config, FALLBACK) if auto else config
     prepared = weights.preprocessing
     data = {**prepared.settings(), "augment": {"crop_fraction": prepared.crop_fraction}}
-    return fill_model(config, {**weights.architecture.arguments, "representation": None}, data, auto)
+    return fill_model(config, {**weights.architecture.arguments, "pre_logits_dim": None}, data, auto)
 
 
 def resumed_model(config: Node) -> Node | None:

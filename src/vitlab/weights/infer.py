@@ -84,12 +84,12 @@ def infer_architecture(
         "depth": depth,
         "mlp_ratio": mlp_ratio(hidden, dim),
         "class_token": class_token,
-        "registers": registers,
+        "num_registers": registers,
         "distilled": "dist_token" in ours,
         "layer_scale": said.get("layer_scale", 1e-5) if "blocks.0.ls1.gamma" in ours else None,
         "qkv_bias": "blocks.0.attn.qkv.bias" in ours,
         "pre_norm": "norm_pre.weight" in ours,
-        "representation": ours["pre_logits.weight"].shape[0] if "pre_logits.weight" in ours else None,
+        "pre_logits_dim": ours["pre_logits.weight"].shape[0] if "pre_logits.weight" in ours else None,
         "fc_norm": fc_norm,
     }
     if is_gated(ours):
@@ -139,13 +139,13 @@ def infer_positions(
     """The image size, and which tokens have positions, from the table's length and what is said of the image."""
     size = said.get("image_size")
     if "pos_embed" not in ours:
-        fixed = said.get("position", "none")
-        return {"position": fixed, "image_size": size or patch[0] * 14}
+        fixed = said.get("pos_embed", "none")
+        return {"pos_embed": fixed, "image_size": size or patch[0] * 14}
     length = ours["pos_embed"].shape[1]
     classes = int(arguments["class_token"]) + int(arguments["distilled"])
-    covers = {"all": classes + arguments["registers"], "class": classes, "patches": 0}
+    covers = {"all": classes + arguments["num_registers"], "class": classes, "patches": 0}
     order = [layout.positions] if layout.positions else ["all", "class", "patches"]
-    if said.get("position_on_patches_only") is True:
+    if said.get("pos_embed_on_patches_only") is True:
         order = ["patches"]
     grids: list[tuple[str, tuple[int, int]]] = []
     for which in order:
@@ -158,9 +158,9 @@ def infer_positions(
         image = (grid[0] * patch[0], grid[1] * patch[1])
         found: dict[str, Any] = {"image_size": image[0] if image[0] == image[1] else image}
         if which == "patches" and covers["all"]:
-            found["position_on_patches_only"] = True
-        if which == "class" and arguments["registers"]:
-            found["position_on_registers"] = False
+            found["pos_embed_on_patches_only"] = True
+        if which == "class" and arguments["num_registers"]:
+            found["pos_embed_on_registers"] = False
         return found
     other = f", and images of {size} don't give so many" if size is not None else ""
     raise UnreadableWeights(
@@ -260,7 +260,7 @@ def timm_hints(name: str, changed: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": norms[0].eps,
         "pool": {"token": "cls", "avg": "avg", "": "none"}[model.global_pool],
         "image_size": tuple(model.patch_embed.img_size),
-        "position_on_patches_only": bool(model.no_embed_class and model.num_prefix_tokens),
+        "pos_embed_on_patches_only": bool(model.no_embed_class and model.num_prefix_tokens),
     }
     if isinstance(block.mlp, Mlp):
         kinds = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh", "GELU_": "gelu"}

@@ -61,7 +61,7 @@ class StateDictMatcher:
         elif hidden:
             width = shapes["pre_logits.weight"][0]
             why = f"the weights' head reads a hidden layer of width {width}, and the model has none"
-            report.problems.append(f"{why}: set model.representation={width}")
+            report.problems.append(f"{why}: set model.pre_logits_dim={width}")
         elif shapes["head.weight"] != self.wanted["head.weight"] and not self.half_head():
             reads, has = shapes["head.weight"][1], self.wanted["head.weight"][1]
             why = f"the weights' head reads {reads} numbers ([cls] and the patches' mean?), and ours {has}"

@@ -137,16 +137,16 @@ def test_a_grid_is_run_once_what_failed_is_tried_again_so_often_and_what_is_new_
     run: Callable[..., int], here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (here / "broken-0").touch()
-    assert run("seed=0,1", "retries=1", "logger=csv") == 1
+    assert run("seed=0,1", "max_failures_per_job=1", "logger=csv") == 1
     assert states() == {"0": ("crashed", 1), "1": ("finished", 1)}
-    assert run("seed=1,0", "retries=1") == 1, "in another order, and logged elsewhere: the same"
+    assert run("seed=1,0", "max_failures_per_job=1") == 1, "in another order, and logged elsewhere: the same"
     capfd.readouterr()
-    assert run("seed=0,1", "retries=1") == 1
-    told = "left out, it has failed 2 times: ValueError: seed 0 is broken; retries=2 tries it again"
+    assert run("seed=0,1", "max_failures_per_job=1") == 1
+    told = "left out, it has failed 2 times: ValueError: seed 0 is broken; max_failures_per_job=2 tries it again"
     assert told in capfd.readouterr().err
     assert states() == {"0": ("crashed", 2), "1": ("finished", 1)}
     (here / "broken-0").unlink()
-    assert run("seed=0,1,2", "retries=2") == 0
+    assert run("seed=0,1,2", "max_failures_per_job=2") == 0
     assert states() == {"0": ("finished", 3), "1": ("finished", 1), "2": ("finished", 1)}
     assert {job.choices["seed"]: starts(job) for job in sweep().jobs} == {"0": 3, "1": 1, "2": 1}
     assert [job.results["val/loss"] for job in sweep().jobs] == [float(job.choices["seed"]) for job in sweep().jobs]

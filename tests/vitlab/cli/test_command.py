@@ -170,14 +170,14 @@ def test_mistakes_in_a_users_own_file_are_told(refused: Preflight, preflight: Pr
     folder.mkdir(parents=True)
     head = "defaults:\n  - vit\n  - size: tiny\n  - patch: p2\n  - _self_\n"
     (folder / "wrong.yaml").write_text(head + "registes: 4\nposition: sincos\n")
-    (folder / "right.yaml").write_text(head + "registers: 4\n")
+    (folder / "right.yaml").write_text(head + "num_registers: 4\n")
     option = f"--config-dir={tmp_path / 'mine'}"
     assert sorted(refused(option, "model=wrong", "optimizer.lrr=3")) == [
-        "model.position=sincos is not one of 'learned', 'sincos2d', 'none'; did you mean 'sincos2d'?",
-        "model.registes=4: there is no such setting; did you mean 'registers' or 'position_on_registers'?",
+        "model.pos_embed=sincos is not one of 'learned', 'sincos2d', 'none'; did you mean 'sincos2d'?",
+        "model.registes=4: there is no such setting; did you mean 'num_registers' or 'pos_embed_on_registers'?",
         "optimizer.lrr=3: there is no such setting; did you mean 'lr'?",
     ]
-    assert preflight(option, "model=right", "model.registers=2") == [option, "model=right", "model.registers=2"]
+    assert preflight(option, "model=right", "model.num_registers=2") == [option, "model=right", "model.num_registers=2"]
     search = f"hydra.searchpath=[file://{tmp_path / 'mine'}]"
     assert preflight(search, "model=right") == [search, "model=right"]
     assert preflight("-m", search, "model=right,vit_mini")[2:] == [search, "model=right,vit_mini"]
@@ -299,7 +299,7 @@ def test_a_sweep_is_named_so_that_the_same_command_finds_it_again(preflight: Pre
         (["sweep=mine"], "sweep=mine names a sweep, and this is one run; add -m, or leave it out"),
         (["-m", "sweep=a/b"], "sweep=a/b must be a plain folder name below runs/sweeps: "),
         (["-m", "sweep=.."], "sweep=.. must be a plain folder name below runs/sweeps: "),
-        (["-m", "retries=-1"], "retries=-1 must be 0 or more"),
+        (["-m", "max_failures_per_job=-1"], "max_failures_per_job=-1 must be 0 or more"),
         (["-m", "hydra.sweep.subdir=x"], "hydra.sweep.subdir can't be set: a sweep finds its jobs again"),
         (["-m", "resume=a"], "resume=a: no run folder"),
     ],

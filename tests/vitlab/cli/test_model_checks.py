@@ -35,7 +35,7 @@ def test_a_network_that_can_be_trained_so_has_no_problem(found: Found, overrides
         ),
         (["image_size=[8,9]", "model.patch_size=2"], "image_size=(8, 9) is not a multiple of patch_size=2"),
         (["model.heads=7"], "model.dim=64 is not a multiple of heads=7; the nearest are 63 and 70"),
-        (["model.dim=66", "model.heads=6"], "model.dim=66 is not a multiple of 4, which position='sincos2d' needs"),
+        (["model.dim=66", "model.heads=6"], "model.dim=66 is not a multiple of 4, which pos_embed='sincos2d' needs"),
         (["model.drop_path=1.0"], "model.drop_path=1.0 is not a rate: it must be at least 0 (off) and below 1"),
         (["model.class_token=false"], "model.pool='cls' reads a token that class_token=False leaves out; set"),
         (["model.pool=none"], "model.pool=none gives logits for each token, which is not for training; use cls or avg"),
@@ -99,7 +99,7 @@ def test_weights_that_fit_or_need_not_are_no_problem(found: Found, weights: Path
         (["model=auto", "model.weights=FILE", "++model.depth=0"], "model.depth=0 must be at least 1"),
         (["model=timm", "++model.weights=FILE"], "is for vitlab's own model; use model=auto"),
         (
-            ["model.weights=FILE", "model.depth=1", "model.heads=1", "model.position=learned"],
+            ["model.weights=FILE", "model.depth=1", "model.heads=1", "model.pos_embed=learned"],
             "doesn't fit the model: in the weights, without a place in the model: blocks.0.ls1.gamma",
         ),
     ],

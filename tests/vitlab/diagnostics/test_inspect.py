@@ -26,11 +26,11 @@ def inspect(model: nn.Module, images: Tensor) -> ModuleTrace:
     return inspected
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_watching_changes_no_bit_and_sees_every_call_once_in_order(checkpointing: bool) -> None:
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_watching_changes_no_bit_and_sees_every_call_once_in_order(activation_checkpointing: bool) -> None:
     images, gradients, outputs = torch.rand(3, 1, 8, 8), [], []
     for watched in (False, True):
-        model, inspected = network(dropout=0.3, checkpointing=checkpointing), None
+        model, inspected = network(dropout=0.3, activation_checkpointing=activation_checkpointing), None
         torch.manual_seed(1)
         if watched:
             inspected = ModuleTrace(model)

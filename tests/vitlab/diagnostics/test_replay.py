@@ -74,12 +74,12 @@ def captured(found: ReplayResult) -> list[float]:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
+@pytest.mark.parametrize("activation_checkpointing", ["false", "true"])
 def test_losses_are_repeated_bit_for_bit_and_that_nothing_is_wrong_is_said(
-    precision: str, checkpointing: str, capture: Capture
+    precision: str, activation_checkpointing: str, capture: Capture
 ) -> None:
     parts = "trainer.accumulate_grad_batches=3"
-    checkpointed = f"model.checkpointing={checkpointing}"
+    checkpointed = f"model.activation_checkpointing={activation_checkpointing}"
     found = replay.replay_capture(
         capture(*VARIED, parts, checkpointed, f"trainer.precision={precision}"), accelerator="cpu"
     )

@@ -300,8 +300,8 @@ def test_a_job_that_fails_is_started_again_as_often_as_is_allowed(tmp_path: Path
     text = f"write(1, 'attempt' + {count})\nsys.exit(int({count}) < 2)\n"
     entry = script(tmp_path, text)
     with pytest.raises(launch.JobFailed, match="the process ended with status 1"):
-        launch.run_ranks(entry, tmp_path, 1, restarts=1)
-    launch.run_ranks(entry, tmp_path, 1, restarts=2)
+        launch.run_ranks(entry, tmp_path, 1, max_restarts=1)
+    launch.run_ranks(entry, tmp_path, 1, max_restarts=2)
     assert {file.name for file in tmp_path.glob("attempt*")} == {"attempt0", "attempt1", "attempt2"}
 
 
@@ -311,7 +311,7 @@ def test_ranks_that_were_asked_to_stop_are_no_failure_and_not_started_again(
 ) -> None:
     text = f"write(1, 'attempt' + os.environ['TORCHELASTIC_RESTART_COUNT'])\nsys.exit({status})\n"
     with pytest.raises(StopRequested) as stopped:
-        launch.run_ranks(script(tmp_path, text), tmp_path, 1, restarts=3)
+        launch.run_ranks(script(tmp_path, text), tmp_path, 1, max_restarts=3)
     assert stopped.value.outcome == outcome
     assert {file.name for file in tmp_path.glob("attempt*")} == {"attempt0"}
 

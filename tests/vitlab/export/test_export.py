@@ -87,7 +87,7 @@ def test_a_library_that_is_not_installed_is_told(
 
 
 def test_all_that_is_wrong_is_told_at_once(exportable: Exportable, tmp_path: Path) -> None:
-    trained = exportable(pre_norm=True, representation=24)
+    trained = exportable(pre_norm=True, pre_logits_dim=24)
     assert told(trained, "onnx", tmp_path / "out") == []
     able = "formats that can: safetensors, onnx, torch_export"
     kept = trained.kept.run / "checkpoints"
@@ -96,7 +96,7 @@ def test_all_that_is_wrong_is_told_at_once(exportable: Exportable, tmp_path: Pat
         f"out={kept} is there, and is no export (it has no export.json); name another folder",
         "format=hf can't express model.pre_norm=true: of transformers' classifiers CLIP's alone has it, and no norm at "
         f"its end; {able}",
-        "format=hf can't express model.representation=24: transformers' classifiers have no layer before their head; "
+        "format=hf can't express model.pre_logits_dim=24: transformers' classifiers have no layer before their head; "
         + able,
     ]
 

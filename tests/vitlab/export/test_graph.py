@@ -15,7 +15,7 @@ from vitlab.export.export import FORMATS, largest_difference
 
 
 def test_bytes_become_probabilities_in_torchs_graph(exportable: Exportable, tmp_path: Any) -> None:
-    trained = exportable(registers=1, pool="avg", loss="sigmoid", image_size=(16, 24))
+    trained = exportable(num_registers=1, pool="avg", loss="sigmoid", image_size=(16, 24))
     graph.write_torch(trained, tmp_path, fold=True)
     difference = largest_difference(FORMATS["torch_export"], trained, tmp_path, True)
     assert difference is not None
@@ -30,7 +30,7 @@ def test_bytes_become_probabilities_in_torchs_graph(exportable: Exportable, tmp_
 
 
 def test_normalised_images_become_logits_in_onnx_runtime(exportable: Exportable, tmp_path: Any) -> None:
-    trained = exportable(layer_scale=0.1, position="sincos2d", depth=1)
+    trained = exportable(layer_scale=0.1, pos_embed="sincos2d", depth=1)
     graph.write_onnx(trained, tmp_path, fold=False)
     assert [file.name for file in tmp_path.glob("model*")] == ["model.onnx"], "one file"
     difference = largest_difference(FORMATS["onnx"], trained, tmp_path, False)

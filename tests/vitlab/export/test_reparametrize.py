@@ -13,12 +13,12 @@ from vitlab.models.vit import VisionTransformer
 @pytest.mark.parametrize(
     ("before", "covered", "after"),
     [
-        ({"registers": 2}, 0, {"position_on_patches_only": True}),
-        ({"registers": 2, "position_on_registers": False}, 0, {"position_on_patches_only": True}),
-        ({"registers": 2, "position_on_patches_only": True}, 3, {"position_on_patches_only": False}),
-        ({"registers": 2}, 1, {"position_on_registers": False}),
-        ({"position": "sincos2d"}, 1, {"position": "learned"}),
-        ({"position": "none"}, 1, {"position": "learned"}),
+        ({"num_registers": 2}, 0, {"pos_embed_on_patches_only": True}),
+        ({"num_registers": 2, "pos_embed_on_registers": False}, 0, {"pos_embed_on_patches_only": True}),
+        ({"num_registers": 2, "pos_embed_on_patches_only": True}, 3, {"pos_embed_on_patches_only": False}),
+        ({"num_registers": 2}, 1, {"pos_embed_on_registers": False}),
+        ({"pos_embed": "sincos2d"}, 1, {"pos_embed": "learned"}),
+        ({"pos_embed": "none"}, 1, {"pos_embed": "learned"}),
         ({"distilled": True}, 2, {}),
         ({"fc_norm": True}, 1, {"fc_norm": False}),
     ],
@@ -37,15 +37,15 @@ def test_positions_and_norms_in_other_places_give_the_same_numbers(
 
 
 def test_without_a_number_of_tokens_nothing_is_moved(exportable: Exportable) -> None:
-    trained = exportable(registers=2)
+    trained = exportable(num_registers=2)
     found, state = reparametrize.network_tensors(trained, covered=None), trained.network.state_dict()
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
-    assert "pos_embed" not in reparametrize.network_tensors(exportable(position="none"), covered=None)
+    assert "pos_embed" not in reparametrize.network_tensors(exportable(pos_embed="none"), covered=None)
 
 
 def test_the_prefix_is_counted(exportable: Exportable) -> None:
-    assert reparametrize.prefix_length(exportable(registers=3).arguments) == 4
+    assert reparametrize.prefix_length(exportable(num_registers=3).arguments) == 4
     assert reparametrize.prefix_length(exportable(distilled=True).arguments) == 2
 
 

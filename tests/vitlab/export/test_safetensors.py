@@ -12,10 +12,10 @@ from vitlab.export.export import FORMATS, largest_difference
 from vitlab.weights.load import load_pretrained
 from vitlab.weights.open import open_weights
 
-EVERYTHING = {"registers": 2, "layer_scale": 0.1, "pool": "avg", "image_size": (16, 32), "activation": "swiglu"}
+EVERYTHING = {"num_registers": 2, "layer_scale": 0.1, "pool": "avg", "image_size": (16, 32), "activation": "swiglu"}
 
 
-@pytest.mark.parametrize("options", [{"position": "sincos2d"}, EVERYTHING], ids=["sincos2d", "everything"])
+@pytest.mark.parametrize("options", [{"pos_embed": "sincos2d"}, EVERYTHING], ids=["sincos2d", "everything"])
 def test_the_folder_makes_the_network_again(options: dict[str, Any], exportable: Exportable, tmp_path: Path) -> None:
     trained = exportable(**options)
     (folder := tmp_path / "out").mkdir()

@@ -18,18 +18,18 @@ from vitlab.weights.open import open_weights
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({}, "ViT"),
-    ({"position": "sincos2d", "norm_eps": 1e-5}, "ViT"),
-    ({"position": "none", "qkv_bias": False}, "ViT"),
-    ({"position_on_patches_only": True, "activation": "gelu_tanh", "mlp_ratio": 1.5}, "ViT"),
+    ({"pos_embed": "sincos2d", "norm_eps": 1e-5}, "ViT"),
+    ({"pos_embed": "none", "qkv_bias": False}, "ViT"),
+    ({"pos_embed_on_patches_only": True, "activation": "gelu_tanh", "mlp_ratio": 1.5}, "ViT"),
     ({"fc_norm": True, "activation": "quick_gelu", "in_channels": 1}, "ViT"),
     ({"image_size": (16, 32), "patch_size": (4, 8)}, "ViT"),
     ({"distilled": True}, "DeiT"),
     ({"layer_scale": 0.1}, "Dinov2"),
     ({"pool": "avg", "fc_norm": False}, "Dinov2"),
     ({"activation": "swiglu", "dim": 24, "heads": 2, "mlp_ratio": 64 * 2 / 24}, "Dinov2"),
-    ({"registers": 2}, "Dinov2WithRegisters"),
-    ({"registers": 2, "position_on_registers": False, "layer_scale": 0.1}, "Dinov2WithRegisters"),
-    ({"registers": 2, "pool": "avg", "fc_norm": False}, "Dinov2WithRegisters"),
+    ({"num_registers": 2}, "Dinov2WithRegisters"),
+    ({"num_registers": 2, "pos_embed_on_registers": False, "layer_scale": 0.1}, "Dinov2WithRegisters"),
+    ({"num_registers": 2, "pool": "avg", "fc_norm": False}, "Dinov2WithRegisters"),
 ]
 
 
@@ -58,13 +58,13 @@ def test_transformers_gives_the_same_logits(
     [
         ({"class_token": False, "pool": "avg", "fc_norm": False}, "model.class_token=false"),
         ({"pre_norm": True}, "model.pre_norm=true"),
-        ({"representation": 8}, "model.representation=8"),
+        ({"pre_logits_dim": 8}, "model.pre_logits_dim=8"),
         ({"pool": "avg"}, "model.pool=avg"),
-        ({"distilled": True, "registers": 1}, "model.registers=1"),
+        ({"distilled": True, "num_registers": 1}, "model.num_registers=1"),
         ({"distilled": True, "layer_scale": 0.1}, "model.layer_scale=0.1"),
         ({"distilled": True, "activation": "swiglu"}, "model.activation=swiglu"),
         ({"layer_scale": 0.1, "image_size": (16, 32)}, "image_size=[16,32]"),
-        ({"registers": 1, "mlp_ratio": 2.5}, "model.mlp_ratio=2.5"),
+        ({"num_registers": 1, "mlp_ratio": 2.5}, "model.mlp_ratio=2.5"),
     ],
     ids=str,
 )

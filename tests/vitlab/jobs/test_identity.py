@@ -18,7 +18,14 @@ def line(*overrides: str) -> list[str]:
     "override",
     [
         *("logger=csv", "data_dir=elsewhere", "trainer.devices=4", "trainer.enable_progress_bar=false", "name=other"),
-        *("restarts=3", "retries=7", "sweep=mine", "resume=auto", "data.num_workers=2", "trainer.accelerator=cpu"),
+        *(
+            "max_restarts=3",
+            "max_failures_per_job=7",
+            "sweep=mine",
+            "resume=auto",
+            "data.num_workers=2",
+            "trainer.accelerator=cpu",
+        ),
         *("optimizer.lr=0.001", "callbacks.last.every_n_epochs=2", "trainer=ddp"),
     ],
 )
@@ -110,7 +117,14 @@ def named(overrides: Iterable[str], sweeper: str = "grid") -> str:
     [
         line("seed=0,1,2", "optimizer.lr=1e-3,3e-3", "model.depth=1"),
         line("model.depth=1", "optimizer.lr=5,6", "seed=7,8"),
-        line(*BASE, "logger=csv", "trainer.devices=2", "hydra.sweep.dir=x", "hydra/launcher=basic", "retries=9"),
+        line(
+            *BASE,
+            "logger=csv",
+            "trainer.devices=2",
+            "hydra.sweep.dir=x",
+            "hydra/launcher=basic",
+            "max_failures_per_job=9",
+        ),
         line("seed=0,1", "optimizer.lr=1e-3,3e-3", "++model.depth=1"),
     ],
     ids=["a value more", "another order", "what has no effect", "added"],

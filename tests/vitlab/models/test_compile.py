@@ -48,12 +48,12 @@ def test_a_deep_network_is_compiled_as_often_as_a_shallow_one(graphs: list[torch
     assert torch._dynamo.config.recompile_limit == 64
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_numbers_and_names_are_those_of_a_network_that_is_not_compiled(
-    checkpointing: bool, graphs: list[torch.fx.GraphModule]
+    activation_checkpointing: bool, graphs: list[torch.fx.GraphModule]
 ) -> None:
-    plain = network(depth=3, checkpointing=checkpointing)
-    compiled = network(depth=3, checkpointing=checkpointing)
+    plain = network(depth=3, activation_checkpointing=activation_checkpointing)
+    compiled = network(depth=3, activation_checkpointing=activation_checkpointing)
     compile_network(compiled)
     images = torch.randn(4, 3, 8, 8)
     for model in (plain, compiled):

@@ -27,7 +27,9 @@ def block(queries: int) -> int:
 
 
 @pytest.mark.parametrize(("pool", "last"), [("avg", TOKENS), ("cls", 1)])
-@pytest.mark.parametrize("settings", [{}, {"fused_attention": False}, {"embedding": "conv"}, {"checkpointing": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"fused_attention": False}, {"patch_projection": "conv"}, {"activation_checkpointing": True}]
+)
 def test_a_vit_counts_as_the_formula_says(pool: str, last: int, settings: dict[str, object]) -> None:
     network = vit(pool=pool, **settings)
     forward = 2 * (EMBEDDING + (DEPTH - 1) * block(TOKENS) + block(last) + HEAD)

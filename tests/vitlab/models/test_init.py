@@ -12,7 +12,7 @@ def _seed() -> None:
 
 
 def test_a_fresh_model_has_the_documented_scales() -> None:
-    model = VisionTransformer(image_size=32, depth=2, registers=4, layer_scale=1e-4, num_classes=100)
+    model = VisionTransformer(image_size=32, depth=2, num_registers=4, layer_scale=1e-4, num_classes=100)
     scales = {name: (float(p.mean()), float(p.std())) for name, p in model.state_dict().items()}
     for name, (mean, std) in scales.items():
         if "norm" in name and name.endswith("weight"):

@@ -40,13 +40,13 @@ def test_fixed_positions_are_sines_and_cosines_of_column_then_row() -> None:
 
 
 def test_fixed_positions_are_neither_trained_nor_stored_and_spare_the_prefix() -> None:
-    model = toy(position="sincos2d", registers=1)
+    model = toy(pos_embed="sincos2d", num_registers=1)
     assert isinstance(model.pos_embed, Tensor)
     assert "pos_embed" not in dict(model.named_parameters())
     assert "pos_embed" not in model.state_dict()
     assert torch.equal(model.pos_embed[0, :2], torch.zeros(2, 24))
     assert torch.equal(model.pos_embed[0, 2:], sincos2d(4, 4, 24))
     images = images_for(model)
-    sparing = toy(position="sincos2d", registers=1, position_on_patches_only=True)
+    sparing = toy(pos_embed="sincos2d", num_registers=1, pos_embed_on_patches_only=True)
     sparing.load_state_dict(model.state_dict())
     assert torch.equal(model(images), sparing(images))

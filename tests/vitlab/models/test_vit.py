@@ -75,7 +75,7 @@ def norm_difference(one: Tensor, two: Tensor) -> float:
     return float(((one - two).norm() / two.norm().clamp_min(1e-12)).detach())
 
 
-REGISTERS = ({"reg_tokens": 4, "init_values": 1e-5}, {"registers": 4, "layer_scale": 1e-5})
+REGISTERS = ({"reg_tokens": 4, "init_values": 1e-5}, {"num_registers": 4, "layer_scale": 1e-5})
 SHALLOW = {"depth": 3, "num_classes": 7}  # of variants: three blocks show as much as twelve
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as it stands": ({}, {}),
@@ -84,14 +84,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "registers and LayerScale": REGISTERS,
     "no position for the prefix": (
         {"no_embed_class": True, "reg_tokens": 2},
-        {"position_on_patches_only": True, "registers": 2},
+        {"pos_embed_on_patches_only": True, "num_registers": 2},
     ),
     "no class token": ({"class_token": False, "global_pool": "avg"}, {"class_token": False, "pool": "avg"}),
     "registers without class token": (
         {"class_token": False, "global_pool": "avg", "reg_tokens": 2},
-        {"class_token": False, "pool": "avg", "registers": 2},
+        {"class_token": False, "pool": "avg", "num_registers": 2},
     ),
-    "no position": ({"pos_embed": "none"}, {"position": "none"}),
+    "no position": ({"pos_embed": "none"}, {"pos_embed": "none"}),
     "no qkv bias": ({"qkv_bias": False}, {"qkv_bias": False}),
     "not square": (
         {"img_size": (64, 96), "patch_size": (16, 8)},
@@ -101,7 +101,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "features of avg": ({"num_classes": 0, "global_pool": "avg"}, {"num_classes": 0, "pool": "avg"}),
     "one channel": ({"in_chans": 1}, {"in_channels": 1}),
     "another mlp ratio": ({"mlp_ratio": 2.5}, {"mlp_ratio": 2.5}),
-    "convolution": ({}, {"embedding": "conv"}),
+    "convolution": ({}, {"patch_projection": "conv"}),
     "explicit attention": ({}, {"fused_attention": False}),
 }
 
@@ -162,8 +162,8 @@ def train_alike(one: Any, two: VisionTransformer, batch: int) -> None:
             "vit_little_patch16_reg4_gap_256",
             {},
             {"image_size": 256, "dim": 320, "depth": 14, "heads": 5, "mlp_ratio": 5.6, "num_classes": 1000}
-            | {"pool": "avg", "class_token": False, "registers": 4, "layer_scale": 1e-5}
-            | {"position_on_patches_only": True},
+            | {"pool": "avg", "class_token": False, "num_registers": 4, "layer_scale": 1e-5}
+            | {"pos_embed_on_patches_only": True},
             id="registers and LayerScale at 256, avg pooling",
         ),
     ],
@@ -197,9 +197,9 @@ def test_variants_give_timms_logits_gradients_and_step(variant: str) -> None:
     train_alike(*twins("vit_tiny_patch16_224", theirs, ours), batch=2)
 
 
-@pytest.mark.parametrize("embedding", ["conv", "linear"])
-def test_a_patch_embedding_is_the_projection_of_each_patch_by_hand(embedding: Any) -> None:
-    model = filled(toy(image_size=(8, 12), patch_size=(4, 3), embedding=embedding))
+@pytest.mark.parametrize("patch_projection", ["conv", "linear"])
+def test_a_patch_embedding_is_the_projection_of_each_patch_by_hand(patch_projection: Any) -> None:
+    model = filled(toy(image_size=(8, 12), patch_size=(4, 3), patch_projection=patch_projection))
     images, (weight, bias) = images_for(model), model.patch_embed.proj.parameters()
     tokens = model.patch_embed(images)
     assert model.grid == (2, 4)
@@ -212,7 +212,7 @@ def test_a_patch_embedding_is_the_projection_of_each_patch_by_hand(embedding: An
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_a_last_block_for_the_class_token_alone_equals_a_full_one(fused: bool, qkv_bias: bool) -> None:
-    model = filled(toy(fused_attention=fused, qkv_bias=qkv_bias, registers=2, layer_scale=0.5))
+    model = filled(toy(fused_attention=fused, qkv_bias=qkv_bias, num_registers=2, layer_scale=0.5))
     images = images_for(model)
     grads = []
     for logits in (model(images), model.forward_head(model.forward_features(images))):
@@ -277,9 +277,11 @@ def test_a_layer_that_is_not_there_is_named(layer: int) -> None:
 
 def test_checkpointing_gives_the_same_gradients_and_dropout() -> None:
     gradients = []
-    for checkpointing in (False, True):
+    for activation_checkpointing in (False, True):
         torch.manual_seed(1)
-        model = toy(checkpointing=checkpointing, dropout=0.2, attention_dropout=0.2, drop_path=0.5).train()
+        model = toy(
+            activation_checkpointing=activation_checkpointing, dropout=0.2, attention_dropout=0.2, drop_path=0.5
+        ).train()
         model(torch.linspace(-1, 1, 2 * 3 * 256).reshape(2, 3, 16, 16)).square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for plain, recomputed in zip(*gradients, strict=True):
@@ -311,11 +313,11 @@ def test_each_dropout_acts_in_training_only(rate: str, fused: bool) -> None:
 def test_every_combination_of_pool_position_and_prefix_runs() -> None:
     knobs: dict[str, list[Any]] = {
         "pool": ["cls", "avg", "none"],
-        "position": ["learned", "sincos2d", "none"],
+        "pos_embed": ["learned", "sincos2d", "none"],
         "class_token": [True, False],
-        "registers": [0, 2],
-        "position_on_patches_only": [True, False],
-        "embedding": ["conv", "linear"],
+        "num_registers": [0, 2],
+        "pos_embed_on_patches_only": [True, False],
+        "patch_projection": ["conv", "linear"],
     }
     for values in product(*knobs.values()):
         settings = dict(zip(knobs, values, strict=True))
@@ -323,7 +325,7 @@ def test_every_combination_of_pool_position_and_prefix_runs() -> None:
             continue
         model = toy(depth=1, **settings)
         images = images_for(model)
-        tokens = 16 + settings["class_token"] + settings["registers"]
+        tokens = 16 + settings["class_token"] + settings["num_registers"]
         assert model(images).shape == ((2, tokens, 5) if settings["pool"] == "none" else (2, 5))
         assert model.forward_features(images).shape == (2, tokens, 24)
         close(model(images), model.forward_head(model.forward_features(images)))
@@ -365,16 +367,18 @@ def test_images_of_another_shape_are_refused_with_both_shapes(shape: tuple[int, 
 
 
 def test_tokens_and_positions_are_named_as_not_to_decay() -> None:
-    model = toy(registers=1, distilled=True)
+    model = toy(num_registers=1, distilled=True)
     assert model.no_weight_decay() == {"pos_embed", "cls_token", "dist_token", "reg_token"}
     assert model.no_weight_decay() <= set(dict(model.named_parameters()))
 
 
 @pytest.mark.parametrize("pool", ["cls", "avg"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_model_compiles_as_one_graph_and_keeps_its_names(pool: Any, checkpointing: bool) -> None:
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_the_model_compiles_as_one_graph_and_keeps_its_names(pool: Any, activation_checkpointing: bool) -> None:
     torch.compiler.reset()
-    model = toy(pool=pool, drop_path=0.1, dropout=0.1, registers=1, checkpointing=checkpointing)
+    model = toy(
+        pool=pool, drop_path=0.1, dropout=0.1, num_registers=1, activation_checkpointing=activation_checkpointing
+    )
     names, images = list(model.state_dict()), images_for(model)
     model.eval()
     expected = model(images)
@@ -393,9 +397,9 @@ def test_the_model_exports_with_a_free_batch_size() -> None:
 
 
 @pytest.mark.parametrize("pool", ["cls", "avg"])
-@pytest.mark.parametrize("position", ["learned", "none"])
-def test_bfloat16_autocast_runs_close_to_float32(pool: Any, position: Any) -> None:
-    model = filled(toy(pool=pool, position=position))
+@pytest.mark.parametrize("pos_embed", ["learned", "none"])
+def test_bfloat16_autocast_runs_close_to_float32(pool: Any, pos_embed: Any) -> None:
+    model = filled(toy(pool=pool, pos_embed=pos_embed))
     images = images_for(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(images)
@@ -433,10 +437,12 @@ def counted(model: VisionTransformer, forward: Callable[[Tensor], Tensor]) -> in
     [(TINY, 2.507), (SMALL, None), (BASE, 35.128), (LARGE, None)],
     ids=["Ti", "S", "B", "L"],
 )
-@pytest.mark.parametrize("embedding", ["conv", "linear"])
-def test_operations_count_as_the_formula_says(sizes: dict[str, Any], published: float | None, embedding: Any) -> None:
+@pytest.mark.parametrize("patch_projection", ["conv", "linear"])
+def test_operations_count_as_the_formula_says(
+    sizes: dict[str, Any], published: float | None, patch_projection: Any
+) -> None:
     with torch.device("meta"):
-        model = VisionTransformer(**sizes, embedding=embedding)
+        model = VisionTransformer(**sizes, patch_projection=patch_projection)
     patches, width = 14 * 14, model.dim
     tokens = patches + 1
 

@@ -33,7 +33,7 @@ def job(tmp_path: Path) -> Path:
 def turn(job: Path) -> Turn:
     """A turn of the job whose run ends with a status (and error), or as a function does."""
 
-    def take(end: Any = "finished", *, retries: int = 1, waits: bool = False) -> None:
+    def take(end: Any = "finished", *, max_failures_per_job: int = 1, waits: bool = False) -> None:
         def start(config: Node) -> None:
             assert read_results(job)["status"] == "running"
             assert yaml.safe_load((job / CONFIG).read_text()) == config
@@ -45,7 +45,9 @@ def turn(job: Path) -> Turn:
             if end == "crashed":
                 raise launch.JobFailed("why")
 
-        claim.run_job_once(job, {"retries": retries, "resume": None, "sweep": "sweep"}, start, waits=waits)
+        claim.run_job_once(
+            job, {"max_failures_per_job": max_failures_per_job, "resume": None, "sweep": "sweep"}, start, waits=waits
+        )
 
     return take
 
@@ -70,7 +72,7 @@ def test_a_job_is_started_once_and_then_finished(job: Path, turn: Turn, capsys: 
 @pytest.mark.parametrize("status", ["preempted", "interrupted", "cancelled"])
 def test_what_was_stopped_goes_on(job: Path, turn: Turn, status: str, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(3):
-        turn(status, retries=0)
+        turn(status, max_failures_per_job=0)
     turn()
     assert state(job) == ("finished", 4)
     assert f"seed_0-0a1b: gone on with (it was {status}; start 4)" in capsys.readouterr().err
@@ -81,9 +83,11 @@ def test_what_failed_is_tried_again_as_often_as_asked_and_then_left(job: Path, t
         with pytest.raises(launch.JobFailed, match=r"^why$"):
             turn("crashed")
     assert state(job) == ("crashed", 2)
-    with pytest.raises(launch.JobFailed, match=r"left out, it has failed 2 times: why; retries=2 tries it again$"):
+    with pytest.raises(
+        launch.JobFailed, match=r"left out, it has failed 2 times: why; max_failures_per_job=2 tries it again$"
+    ):
         turn(never)
-    turn(retries=2)
+    turn(max_failures_per_job=2)
     assert state(job) == ("finished", 3)
 
 

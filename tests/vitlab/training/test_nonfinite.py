@@ -171,11 +171,11 @@ def test_a_skipped_step_changes_no_weight_and_no_moment_of_any_optimizer(
 def test_above_the_limit_the_run_stops_and_only_the_first_and_the_last_are_kept(
     make_trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch = NonFinite(dirpath=str(tmp_path / "captures"), on_nonfinite="skip", limit=4, keep=2)
+    watch = NonFinite(dirpath=str(tmp_path / "captures"), on_nonfinite="skip", max_skipped_steps=4, max_captures=2)
     poison = Poison(0, 1, 3, 4, 6, 7)
     with (
         caplog.at_level(logging.WARNING, logger="vitlab"),
-        pytest.raises(NonFiniteError, match=r"step 7 .*4 steps were skipped before.*nonfinite\.limit=4"),
+        pytest.raises(NonFiniteError, match=r"step 7 .*4 steps were skipped before.*nonfinite\.max_skipped_steps=4"),
     ):
         fit(make_trainer, tmp_path, classifier(), poison, watch)
     assert sorted(p.name for p in (tmp_path / "captures").iterdir()) == ["step-000001", "step-000002", "step-000007"]
@@ -185,7 +185,7 @@ def test_above_the_limit_the_run_stops_and_only_the_first_and_the_last_are_kept(
 
 
 def test_a_run_that_goes_on_counts_on(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    make = partial(NonFinite, dirpath=str(tmp_path / "captures"), on_nonfinite="skip", limit=2)
+    make = partial(NonFinite, dirpath=str(tmp_path / "captures"), on_nonfinite="skip", max_skipped_steps=2)
     saved = tmp_path / "one.ckpt"
     fit(make_trainer, tmp_path, classifier(), Poison(1, 2), make(), max_epochs=1).save_checkpoint(saved)
     with pytest.raises(NonFiniteError, match="step 6"):

@@ -43,7 +43,7 @@ def groups_by_name(network: nn.Module, **knobs: bool) -> dict[str, set[str]]:
 
 
 def test_only_matrices_decay() -> None:
-    network = toy(layer_scale=0.1, registers=2)
+    network = toy(layer_scale=0.1, num_registers=2)
     found = groups_by_name(network)
     blocks = {f"blocks.{i}.{m}.weight" for i in (0, 1) for m in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
     assert found["decay"] == {*blocks, "patch_embed.proj.weight", "head.weight"}
@@ -110,7 +110,7 @@ def networks() -> dict[str, nn.Module]:
             img_size=8, patch_size=4, embed_dim=16, depth=3, num_heads=2, num_classes=3, in_chans=1, reg_tokens=2
         )
     ours = VisionTransformer(
-        image_size=8, patch_size=4, dim=16, depth=3, heads=2, num_classes=3, in_channels=1, registers=2
+        image_size=8, patch_size=4, dim=16, depth=3, heads=2, num_classes=3, in_channels=1, num_registers=2
     )
     return {"ours": ours, "timm": theirs}
 

@@ -33,7 +33,7 @@ def test_the_model_its_size_and_the_images_come_from_the_weights(configure: Conf
     config = auto(configure, f"model.weights={folder}", "data=cifar10")
     model = config["model"]
     assert [model[key] for key in ("dim", "depth", "heads", "patch_size", "image_size")] == [384, 1, 6, 16, 64]
-    assert model["position_on_patches_only"] is True
+    assert model["pos_embed_on_patches_only"] is True
     assert model["layer_scale"] == 1e-5
     assert "num_classes" not in model, "the data has it"
     assert "weights" not in model, "the node describes a network and no more"

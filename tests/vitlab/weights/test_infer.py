@@ -30,19 +30,19 @@ def state(**arguments: Any) -> dict[str, Tensor]:
     "arguments",
     [
         {},
-        {"registers": 3},
-        {"registers": 3, "position_on_registers": False},
-        {"registers": 3, "position_on_patches_only": True},
+        {"num_registers": 3},
+        {"num_registers": 3, "pos_embed_on_registers": False},
+        {"num_registers": 3, "pos_embed_on_patches_only": True},
         {"distilled": True},
         {"pool": "avg", "class_token": False},
         {"pool": "avg", "fc_norm": False},
         {"pre_norm": True},
         {"layer_scale": 1e-5, "qkv_bias": False},
         {"activation": "swiglu", "mlp_ratio": 3.0},
-        {"representation": 20},
+        {"pre_logits_dim": 20},
         {"num_classes": 0},
         {"in_channels": 1, "patch_size": (8, 4), "image_size": (32, 16)},
-        {"position": "none"},
+        {"pos_embed": "none"},
         {"mlp_ratio": 3.7362},
     ],
     ids=str,
@@ -56,7 +56,7 @@ def test_a_network_is_told_from_its_shapes(arguments: dict[str, Any]) -> None:
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
     assert (again.pool, again.heads, again.prefix) == (model.pool, model.heads, model.prefix)
     assert "heads" in found.assumed
-    if arguments.get("position") != "none":
+    if arguments.get("pos_embed") != "none":
         assert again.grid == model.grid
 
 
@@ -118,14 +118,14 @@ def test_a_runs_own_configuration_is_believed() -> None:
     model = {
         "_target_": "vitlab.models.vit.VisionTransformer",
         **BASE,
-        "position": "sincos2d",
+        "pos_embed": "sincos2d",
         "heads": 4,
         "norm_eps": 1e-5,
     }
     found = infer_architecture(
-        state(position="sincos2d"), LAYOUTS["timm"], opened(ours={"config": {"model": model}}), {}
+        state(pos_embed="sincos2d"), LAYOUTS["timm"], opened(ours={"config": {"model": model}}), {}
     )
-    assert [found.arguments[key] for key in ("heads", "norm_eps", "position", "image_size")] == [
+    assert [found.arguments[key] for key in ("heads", "norm_eps", "pos_embed", "image_size")] == [
         4,
         1e-5,
         "sincos2d",

@@ -12,16 +12,16 @@ from vitlab.weights.mapping import from_ours, layout_name, plan_mapping, recogni
 
 # What a network of each layout has, of what ours can have.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "dinov2": {"layer_scale": 0.1, "registers": 2, "position_on_registers": False, "activation": "swiglu"},
-    "timm": {"layer_scale": 0.1, "registers": 2, "distilled": True},
+    "dinov2": {"layer_scale": 0.1, "num_registers": 2, "pos_embed_on_registers": False, "activation": "swiglu"},
+    "timm": {"layer_scale": 0.1, "num_registers": 2, "distilled": True},
     "hf_deit_with_teacher": {"distilled": True},
-    "hf_deit": {"registers": 1},
-    "hf_dinov2": {"layer_scale": 0.1, "registers": 2, "position_on_registers": False, "activation": "swiglu"},
+    "hf_deit": {"num_registers": 1},
+    "hf_dinov2": {"layer_scale": 0.1, "num_registers": 2, "pos_embed_on_registers": False, "activation": "swiglu"},
     "hf_vit": {},
     "hf_clip": {"pre_norm": True},
     "open_clip": {"pre_norm": True},
-    "torchvision": {"representation": 6},
-    "google": {"representation": 6},
+    "torchvision": {"pre_logits_dim": 6},
+    "google": {"pre_logits_dim": 6},
 }
 
 

@@ -102,11 +102,11 @@ def test_a_model_of_another_grid_patch_channels_and_classes_is_adapted_and_the_t
     assert re.search(r"matched +\d+ tensors as they are; [\d,]+ numbers", table)
 
 
-@pytest.mark.parametrize("change", [{"position_on_registers": False}, {"position_on_patches_only": True}])
+@pytest.mark.parametrize("change", [{"pos_embed_on_registers": False}, {"pos_embed_on_patches_only": True}])
 def test_positions_move_into_the_tokens_where_the_model_has_no_place_for_them(
     saved: Callable[..., Path], change: dict[str, bool]
 ) -> None:
-    model = filled(registers=2)
+    model = filled(num_registers=2)
     images = torch.randn(2, 3, 24, 24)
     ours, report = load_pretrained(open_weights(str(saved(model.state_dict())), asked=TOY), **change)
     assert torch.allclose(ours.eval()(images), model(images), atol=1e-5)
@@ -125,8 +125,8 @@ def test_new_heads_are_fresh_and_repeatable(saved: Callable[..., Path]) -> None:
 
 
 def test_fixed_positions_are_computed_again(saved: Callable[..., Path]) -> None:
-    model = filled(position="sincos2d")
-    ours, report = load_network(TOY | {"position": "sincos2d"}, str(saved(model.state_dict())))
+    model = filled(pos_embed="sincos2d")
+    ours, report = load_network(TOY | {"pos_embed": "sincos2d"}, str(saved(model.state_dict())))
     assert report.problems == []
     images = torch.randn(2, 3, 24, 24)
     assert torch.equal(ours.eval()(images), model(images))
@@ -210,8 +210,8 @@ def test_heads_and_activation_that_the_weights_tell_must_be_the_models(tmp_path:
 
 
 def test_a_head_with_a_hidden_layer_needs_it_or_is_replaced(saved: Callable[..., Path]) -> None:
-    source = str(saved(filled(representation=10).state_dict()))
-    with pytest.raises(IncompatibleWeights, match=r"hidden layer of width 10.*set model\.representation=10"):
+    source = str(saved(filled(pre_logits_dim=10).state_dict()))
+    with pytest.raises(IncompatibleWeights, match=r"hidden layer of width 10.*set model\.pre_logits_dim=10"):
         load_network(TOY, source)
     _, report = load_network(TOY | {"num_classes": 7}, source)
     assert report.unused["pre_logits.weight"] == "the hidden layer goes with the head"

@@ -26,7 +26,7 @@ def fit(tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> StateDi
 
 
 def test_a_network_like_theirs_is_read_tensor_by_tensor(tmp_path: Path) -> None:
-    found = fit(tmp_path, {"registers": 2}, {"registers": 2})
+    found = fit(tmp_path, {"num_registers": 2}, {"num_registers": 2})
     assert set(found.readers) == set(found.wanted) == set(found.report.matched)
     report = found.report
     assert (report.problems, report.anew, report.unused, report.resampled) == ([], {}, {}, {})
@@ -35,12 +35,16 @@ def test_a_network_like_theirs_is_read_tensor_by_tensor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("theirs", "ours", "problem"),
     [
-        ({"registers": 2}, {}, "without a place in the model: reg_token"),
-        ({}, {"registers": 2}, "missing in the weights: reg_token"),
+        ({"num_registers": 2}, {}, "without a place in the model: reg_token"),
+        ({}, {"num_registers": 2}, "missing in the weights: reg_token"),
         ({"distilled": True}, {}, "without a place in the model: dist_token, head_dist.weight, head_dist.bias"),
-        ({"registers": 2}, {"registers": 3}, "of another shape: reg_token 1x2x24 in the weights, 1x3x24 in the model"),
-        ({}, {"position": "sincos2d"}, "without a place in the model: pos_embed"),
-        ({"position": "none"}, {}, "missing in the weights: pos_embed"),
+        (
+            {"num_registers": 2},
+            {"num_registers": 3},
+            "of another shape: reg_token 1x2x24 in the weights, 1x3x24 in the model",
+        ),
+        ({}, {"pos_embed": "sincos2d"}, "without a place in the model: pos_embed"),
+        ({"pos_embed": "none"}, {}, "missing in the weights: pos_embed"),
         ({"layer_scale": 0.1}, {}, "without a place in the model: blocks.0.ls1.gamma, blocks.0.ls2.gamma"),
         ({"dim": 12}, {}, "of another shape: cls_token 1x1x12 in the weights, 1x1x24 in the model"),
         ({"qkv_bias": False}, {}, "missing in the weights: blocks.0.attn.qkv.bias"),

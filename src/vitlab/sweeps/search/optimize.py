@@ -175,7 +175,7 @@ def save_study_config(search: Search) -> None:
 def claim_trials(search: Search, claims: ExitStack) -> list[ClaimedTrial]:
     """The next trials, each locked until `claims` is closed: unfinished ones that nobody trains, then new suggestions.
 
-    A trial whose job failed stays unfinished until its retries are used up.
+    A trial whose job failed stays unfinished until its max_failures_per_job are used up.
     """
     study, settings, batch = search.study, search.settings, list[ClaimedTrial]()
     place = [platform.node(), str(search.folder)]  # machines may share a study, and no file system
@@ -247,7 +247,9 @@ def record_result(search: Search, trial: ClaimedTrial, error: object) -> None:
         log.info("trial %d: %s   %s", trial.number, scores, trial.folder.name)
     elif results.get("status") == "finished":
         fail(search, trial.number, f"its results have no number for each objective: {scores}")
-    elif trial.failures < failures <= search.cfg.retries:  # one that was refused before it began would be refused again
+    elif (
+        trial.failures < failures <= search.cfg.max_failures_per_job
+    ):  # one that was refused before it began would be refused again
         log.error("trial %d failed, and will be retried: %s", trial.number, reason)
     else:
         fail(search, trial.number, reason)

@@ -173,7 +173,7 @@ def test_a_study_of_other_settings_is_refused_with_what_differs(
 def test_a_failed_trial_is_retried_as_often_as_asked_and_the_others_continue(
     searching: Search, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["sweep=failing", "retries=1", "trainer.gradient_clip_val=0", "trainer.max_epochs=1"]
+    arguments = ["sweep=failing", "max_failures_per_job=1", "trainer.gradient_clip_val=0", "trainer.max_epochs=1"]
     arguments += ["hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=3", "optimizer.lr=1e30,1e-2"]
     folders = searching(*arguments, status=1)
     ended = [(t.params["optimizer.lr"], t.state.name) for t in trials("failing")]

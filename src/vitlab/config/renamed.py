@@ -1,0 +1,66 @@
+"""Names of version 0.0: targets and settings in saved runs and on command lines, and their names today."""
+
+from collections.abc import Mapping
+from typing import Any
+
+TARGETS = {
+    "vitlab.vit.VisionTransformer": "vitlab.models.vit.VisionTransformer",
+    "vitlab.baselines.timm_model": "vitlab.models.timm_model.timm_model",
+    "vitlab.data.module.DataModule": "vitlab.data.datamodule.DataModule",
+    **{f"vitlab.data.sources.{name}": f"vitlab.data.sets.{name}.{name}" for name in ("digits", "mnist", "fake", "shards")},
+    **{f"vitlab.data.sources.{name}": f"vitlab.data.sets.{name}.{name}" for name in ("image_folder", "huggingface")},
+    **{f"vitlab.data.sources.{name}": f"vitlab.data.sets.cifar.{name}" for name in ("cifar10", "cifar100")},
+    "vitlab.data.sources.fashion_mnist": "vitlab.data.sets.mnist.fashion_mnist",
+    "vitlab.optim": "vitlab.training.schedules",
+    "vitlab.callbacks": "vitlab.training.monitor",
+    "vitlab.checkpoints": "vitlab.training.checkpoints",
+    "vitlab.nonfinite": "vitlab.training.nonfinite",
+    "vitlab.tracking": "vitlab.runs.wandb",
+    "vitlab.sharding.ModelParallel": "vitlab.distributed.fsdp.FullyShardedParallel",
+    "vitlab.probing": "vitlab.evaluation.probes",
+    "vitlab.pruning": "vitlab.sweeps.search.pruning",
+}
+SETTINGS = {
+    "model.registers": "model.num_registers",
+    "model.representation": "model.pre_logits_dim",
+    "model.position": "model.pos_embed",
+    "model.position_on_patches_only": "model.pos_embed_on_patches_only",
+    "model.position_on_registers": "model.pos_embed_on_registers",
+    "model.embedding": "model.patch_projection",
+    "model.checkpointing": "model.activation_checkpointing",
+    "callbacks.nonfinite.limit": "callbacks.nonfinite.max_skipped_steps",
+    "callbacks.nonfinite.keep": "callbacks.nonfinite.max_captures",
+    "restarts": "max_restarts",
+    "retries": "max_failures_per_job",
+}
+REMOVED = {"on_out_of_memory": "an out-of-memory error names the trainer.accumulate_grad_batches that fits"}
+
+
+def current_target(target: str) -> str:
+    """A dotted path by its name today."""
+    parent, _, name = target.rpartition(".")
+    return TARGETS.get(target) or (f"{TARGETS[parent]}.{name}" if parent in TARGETS else target)
+
+
+def current_config(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """A saved configuration by the names of today; settings that are gone are left out."""
+    current: dict[str, Any] = {}
+    for key, value in config.items():
+        where = f"{path}{key}"
+        if where in REMOVED:
+            continue
+        name = SETTINGS.get(where, where).rpartition(".")[2]
+        if isinstance(value, Mapping):
+            current[name] = current_config(value, f"{where}.")
+        else:
+            current[name] = current_target(value) if key == "_target_" and isinstance(value, str) else value
+    return current
+
+
+def current_override(line: str) -> str | None:
+    """A saved override by the name of today; None if its setting is gone."""
+    key, equals, value = line.partition("=")
+    plain = key.lstrip("+~")
+    if plain in REMOVED:
+        return None
+    return key.removesuffix(plain) + SETTINGS.get(plain, plain) + equals + current_target(value)
