@@ -1,5 +1,7 @@
 """Real pictures in folders of classes, and what packing made of them."""
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from vitlab.data.sets.image_folder import image_folder
 from vitlab.data.source import Source
 
 Packed = Callable[..., Path]
+Members = list[tuple[str, bytes]]  # of a tar file
 SETTINGS = Settings(24, 90, 16, True, 0)
 
 
@@ -49,3 +52,13 @@ def pack(folder: Path, out: Path, **others: Any) -> Path:
 def content(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its name there."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def tar(file: Path, members: Members) -> None:
+    """A tar file as others write it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as opened:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            opened.addfile(info, io.BytesIO(data))

@@ -7,7 +7,10 @@ TARGETS = {
     "vitlab.vit.VisionTransformer": "vitlab.models.vit.VisionTransformer",
     "vitlab.baselines.timm_model": "vitlab.models.timm_model.timm_model",
     "vitlab.data.module.DataModule": "vitlab.data.datamodule.DataModule",
-    **{f"vitlab.data.sources.{name}": f"vitlab.data.sets.{name}.{name}" for name in ("digits", "mnist", "fake", "shards")},
+    **{
+        f"vitlab.data.sources.{name}": f"vitlab.data.sets.{name}.{name}"
+        for name in ("digits", "mnist", "fake", "shards")
+    },
     **{f"vitlab.data.sources.{name}": f"vitlab.data.sets.{name}.{name}" for name in ("image_folder", "huggingface")},
     **{f"vitlab.data.sources.{name}": f"vitlab.data.sets.cifar.{name}" for name in ("cifar10", "cifar100")},
     "vitlab.data.sources.fashion_mnist": "vitlab.data.sets.mnist.fashion_mnist",

@@ -8,14 +8,13 @@ its order depends on how many processes read it, and ranks end at different time
 import logging
 import math
 import os
-import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitlab.data.packing.manifest import NotShardedData, check_files, index_file, load_index, read_manifest
+from vitlab.data.packing.manifest import NotShardedData, check_files, load_index, read_manifest
 from vitlab.data.rows import InvalidImage, Rows
 from vitlab.data.source import Source, Split
 from vitlab.data.splitting import hold_out
@@ -31,48 +30,37 @@ OPEN_FILES = 64  # of one split in one process
 MANY = 100  # shards, from which on whole ones are held out to validate on
 
 
-class ShardRows(Rows):
-    """Images of a split in shards.
+class OpenShard:
+    """An open file that is closed with its last reference.
 
-    Args:
-        place: As for all rows.
-        storage: Where the shards are.
-        shards: Their names and sizes in bytes.
-        index: The split's index, and its file.
-        chosen: As for all rows.
+    Reading at an offset needs no position and no lock, so threads and forked processes may share it.
     """
 
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def read(self, size: int, offset: int) -> bytes:
+        return os.pread(self.descriptor, size, offset)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.descriptor)
+
+
+class ShardRows(Rows):
+    """Images of a split in shards, of the names and sizes `shards`, in the order of their index, a mapped file."""
+
     def __init__(
-        self,
-        place: str,
-        storage: Storage,
-        shards: Sequence[tuple[str, int]],
-        index: tuple[Any, Path],
-        chosen: "Tensor",
+        self, place: str, storage: Storage, shards: Sequence[tuple[str, int]], table: Any, chosen: "Tensor"
     ) -> None:
         super().__init__(place, chosen)
-        self.storage, self.shards = storage, shards
-        self.table, self.file = index
-        self._forget()
+        self.storage, self.shards, self.table = storage, shards, table
+        # without `self`, so that the files are closed with it
+        self._open = lru_cache(OPEN_FILES)(
+            lambda shard: OpenShard(storage.open(shards[shard][0], size=shards[shard][1]))
+        )
 
-    def _forget(self) -> None:
-        self._process, self._lock = os.getpid(), threading.RLock()
-        self._open: OrderedDict[int, int] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_open", "table")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        import numpy as np
-
-        self.__dict__.update(state)
-        self.table = np.load(self.file, mmap_mode="r", allow_pickle=False)
-        self._forget()
-
-    def __del__(self, this: Callable[[], int] = os.getpid, close: Callable[[int], None] = os.close) -> None:
-        if getattr(self, "_process", None) == this():
-            for opened in self._open.values():
-                close(opened)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return mapped_rows, (self.place, self.storage, self.shards, str(self.table.filename), self.chosen)
 
     @property
     def blocks(self) -> "Tensor":
@@ -86,13 +74,12 @@ class ShardRows(Rows):
         return len(self.shards) >= MANY
 
     def subset(self, indices: "Tensor") -> "ShardRows":
-        return ShardRows(self.place, self.storage, self.shards, (self.table, self.file), self.chosen[indices])
+        return ShardRows(self.place, self.storage, self.shards, self.table, self.chosen[indices])
 
     def read(self, row: int) -> bytes:
         entry = self.table[row]
         shard, size = int(entry["shard"]), int(entry["size"])
-        with self._lock:
-            data = os.pread(self._descriptor(shard), size, int(entry["offset"]))
+        data = self._open(shard).read(size, int(entry["offset"]))
         if len(data) != size:
             raise InvalidImage(f"{self.shards[shard][0]} ends before this image does: it was cut off")
         if zlib.crc32(data) != entry["crc"]:
@@ -103,16 +90,14 @@ class ShardRows(Rows):
         """Every image's length and checksum."""
         return bytes(self.table["size"].tobytes() + self.table["crc"].tobytes())
 
-    def _descriptor(self, shard: int) -> int:
-        if self._process != os.getpid():  # after a fork: what the parent opened stays the parent's to close
-            self._forget()
-        if shard not in self._open:
-            while len(self._open) >= OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-            name, size = self.shards[shard]
-            self._open[shard] = self.storage.open(name, size=size)
-        self._open.move_to_end(shard)
-        return self._open[shard]
+
+def mapped_rows(
+    place: str, storage: Storage, shards: Sequence[tuple[str, int]], file: str, chosen: "Tensor"
+) -> ShardRows:
+    """The rows that were pickled, with an index that is mapped again."""
+    import numpy as np
+
+    return ShardRows(place, storage, shards, np.load(file, mmap_mode="r", allow_pickle=False), chosen)
 
 
 def problems(
@@ -185,24 +170,13 @@ def load(
         table = load_index(storage, content, name)
         labels = torch.from_numpy(table["label"].astype("int64"))
         shards = [(shard["file"], shard["bytes"]) for shard in split["shards"]]
-        index = (table, storage.local_file(index_file(name)))
         place = f"{Path(storage.place).name}/{name}"
-        splits[name] = Split(None, labels, ShardRows(place, storage, shards, index, torch.arange(len(table))))
+        splits[name] = Split(None, labels, ShardRows(place, storage, shards, table, torch.arange(len(table))))
         log.info("%s: %d images in %d shards", place, len(table), len(shards))
     if "test" in splits:
         train, test = splits["train"], splits["test"]
     else:
         train, test = hold_out(splits["train"], test_fraction, seed=0, knob="data.source.test_fraction")
-    mean, std = (tuple(content[key]) for key in ("mean", "std"))
-    return Source(
-        content["name"],
-        tuple(content["classes"]),
-        3,
-        mean,
-        std,
-        None,
-        train,
-        test,
-        val=splits.get("val"),
-        shuffle_buffer=shuffle_buffer,
-    )
+    classes, mean, std = (tuple(content[key]) for key in ("classes", "mean", "std"))
+    val = splits.get("val")
+    return Source(content["name"], classes, 3, mean, std, None, train, test, val=val, shuffle_buffer=shuffle_buffer)

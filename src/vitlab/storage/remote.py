@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 CACHE = "~/.cache/vitlab/shards"
 SCHEMES = ("s3", "gs", "az", "hf", "https", "file")
@@ -22,6 +22,7 @@ CREDENTIALS = {  # where a scheme's are looked for
     "gs": "GOOGLE_APPLICATION_CREDENTIALS in the environment, the file with a service account's key",
 }
 PART = ".part"  # ends the name of a file while it is fetched
+ABANDONED = 3600  # seconds without a write after which such a file is of a killed process
 
 
 def is_remote(place: str) -> bool:
@@ -56,17 +57,6 @@ def fetch_problem(error: Exception, place: str) -> str:
 def fetch_lock(file: Path) -> FileLock:
     """The lock of the process that fetches a file, on whichever machine; it ends with the process."""
     return FileLock(file.with_name(f".{file.name}.lock"))
-
-
-def unfinished_bytes(part: Path) -> int:
-    """The size of a file that another process is fetching; one that a killed process left is removed, and is 0."""
-    with suppress(FileNotFoundError):
-        try:
-            with fetch_lock(part.with_name(part.name[1 : -len(PART)])).acquire(timeout=0):
-                part.unlink()
-        except Timeout:
-            return part.stat().st_size
-    return 0
 
 
 class Storage:
@@ -105,36 +95,34 @@ class Storage:
         self.folder.mkdir(exist_ok=True)
         return content
 
-    def local_file(self, name: str, *, size: int | None = None) -> Path:
-        """A file of this machine with the content of the file `name`; fetched if it has to be.
+    def local_file(self, name: str) -> Path:
+        """The file `name` on this machine, fetched if it has to be: an index, which is never removed."""
+        os.close(self.open(name))
+        return self.folder / name
 
-        Raises `OSError` where it can't be, or has another size than it should.
+    def open(self, name: str, *, size: int | None = None) -> int:
+        """A descriptor of the file `name`, to read it, which stays valid where that is removed.
+
+        Raises `OSError` where it can't be fetched, or has another size than it should.
         """
         file = self.folder / name
-        if not self.remote:
-            return file
         while True:
-            now = time.time()
-            with suppress(FileNotFoundError):
-                os.utime(file, (now, now))  # used, so it stays
-                return file
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with fetch_lock(file):
-                if not file.is_file():
-                    self._fetch(name, file, size)
-
-    def open(self, name: str, *, size: int) -> int:
-        """A descriptor of the file `name`, to read it, which stays valid where that is removed. Raises `OSError`."""
-        while True:
-            file = self.local_file(name, size=size)
             try:
-                return os.open(file, os.O_RDONLY)
-            except FileNotFoundError:  # another process made room just now
+                descriptor = os.open(file, os.O_RDONLY)
+            except FileNotFoundError:
                 if not self.remote:
                     raise
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with fetch_lock(file):
+                    if not file.is_file():
+                        self._fetch(name, file, size)
+            else:
+                if self.remote:
+                    os.utime(descriptor)  # used, so it stays
+                return descriptor
 
     def _fetch(self, name: str, file: Path, size: int | None) -> None:
-        """Fetch a file, with its lock held, by which other processes know that it is being fetched."""
+        """Fetch a file, with its lock held."""
         from fsspec.core import url_to_fs
 
         for chatty in ("botocore", "aiobotocore"):  # log where they found credentials, at every connection
@@ -153,20 +141,15 @@ class Storage:
             part.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Remove what a killed process left, then the least recently used shards.
-
-        Indices, which are needed at every start, stay. What is being fetched counts with the bytes that are there.
-        """
+        """Remove what killed processes left, then the least recently used shards. Indices stay."""
         with FileLock(self.cache / ".room.lock"):
-            files = [Path(folder, name) for folder, _, names in os.walk(self.cache) for name in names]
-            total = sum(unfinished_bytes(file) for file in files if file.name.endswith(PART))
-            states = [
-                (file.stat(), file) for file in files if file.suffix in (".tar", ".bin")
-            ]  # nobody else removes any
-            used = sorted((state.st_mtime, state.st_size, file) for state, file in states)
-            total += sum(taken for _, taken, _ in used)
-            for _, taken, file in used:
-                if total + size <= self.limit:
-                    break
-                file.unlink(missing_ok=True)
-                total -= taken
+            used = list[tuple[float, int, Path]]()
+            for file in (Path(folder, name) for folder, _, names in os.walk(self.cache) for name in names):
+                if file.suffix in (".tar", ".bin", PART):
+                    with suppress(FileNotFoundError):  # another process has just fetched it
+                        used.append(((state := file.stat()).st_mtime, state.st_size, file))
+            total, now = sum(taken for _, taken, _ in used), time.time()
+            for mtime, taken, file in sorted(used):
+                if now - mtime > ABANDONED if file.suffix == PART else total + size > self.limit:
+                    file.unlink(missing_ok=True)
+                    total -= taken

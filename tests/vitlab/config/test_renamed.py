@@ -8,7 +8,9 @@ from vitlab.config.definitions import find
 from vitlab.config.renamed import REMOVED, SETTINGS, TARGETS, current_config, current_override, current_target
 
 
-@pytest.mark.parametrize("target", [target for target in TARGETS.values() if target[target.rindex(".") + 1 :] != "fake"])
+@pytest.mark.parametrize(
+    "target", [target for target in TARGETS.values() if target[target.rindex(".") + 1 :] != "fake"]
+)
 def test_each_new_target_exists(target: str) -> None:
     __import__(target) if target.rpartition(".")[2][0].islower() and find(target) is None else find(target)
 

@@ -1,10 +1,6 @@
 """Files of a data set elsewhere: fetched when they are needed, complete, and no more of them than allowed."""
 
-import multiprocessing
 import os
-import shutil
-import signal
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,13 +24,18 @@ def storage(far: Path, gigabytes: float = 1.0) -> Storage:
     return Storage(f"file://{far}", cache_dir=str(far.parent / "cache"), cache_gb=gigabytes)
 
 
+def fetch(storage: Storage, number: int) -> Path:
+    os.close(storage.open(f"train/{number}.tar", size=1000))
+    return storage.folder / "train" / f"{number}.tar"
+
+
 def test_a_folder_of_this_machine_is_read_where_it_lies(far: Path) -> None:
     assert Storage(str(far)).local_file("train/0.tar") == far / "train" / "0.tar"
     assert [is_remote(place) for place in (str(far), "data", "s3://a/b", "gs://a", f"file://{far}")] == [0, 0, 1, 1, 1]
 
 
 def test_a_file_is_fetched_once_and_kept(far: Path) -> None:
-    file = storage(far).local_file("train/1.tar", size=1000)
+    file = fetch(storage(far), 1)
     assert file.read_bytes() == bytes([1]) * 1000
     (far / "train" / "1.tar").unlink()
     assert storage(far).local_file("train/1.tar").read_bytes() == bytes([1]) * 1000
@@ -42,48 +43,27 @@ def test_a_file_is_fetched_once_and_kept(far: Path) -> None:
 
 def test_what_was_not_used_for_longest_makes_room(far: Path) -> None:
     small = storage(far, gigabytes=2.5e-6)  # of three files, two
-    first, second = small.local_file("train/0.tar", size=1000), small.local_file("train/1.tar", size=1000)
+    first, second = fetch(small, 0), fetch(small, 1)
     os.utime(first, (1, 1))
     os.utime(second, (2, 2))
-    small.local_file("train/0.tar")
-    small.local_file("train/2.tar", size=1000)
+    fetch(small, 0)
+    fetch(small, 2)
     assert [(small.folder / "train" / f"{number}.tar").is_file() for number in range(3)] == [True, False, True]
 
 
-def test_what_a_killed_download_left_is_removed_and_what_another_process_fetches_stays_and_counts(
-    far: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_process_left_is_removed_later_and_what_is_being_fetched_stays_and_counts(far: Path) -> None:
     small = storage(far, gigabytes=2.5e-6)
-    first, copy = small.local_file("train/0.tar", size=1000), shutil.copyfile
-
-    def halfway(source: str, target: str) -> None:
-        Path(target).write_bytes(bytes(700))
-        signal.pause()
-
-    processes = multiprocessing.get_context("fork")
-    fetching = [processes.Process(target=small.local_file, args=(f"train/{n}.tar",)) for n in (1, 2)]
-    monkeypatch.setattr(shutil, "copyfile", halfway)
-    try:
-        for process in fetching:
-            process.start()
-        monkeypatch.setattr(shutil, "copyfile", copy)
-        while sum(file.stat().st_size for file in small.folder.rglob("*.part")) < 1400:
-            assert all(process.is_alive() for process in fetching)
-            time.sleep(0.01)
-        halves = {file.name: file for file in small.folder.rglob("*.part")}
-        assert set(halves) == {".1.tar.part", ".2.tar.part"}
-        fetching[0].kill()
-        fetching[0].join()
-        (far / "train" / "3.tar").write_bytes(bytes([3]) * 1000)
-        small.local_file("train/3.tar", size=1000)
-        assert not halves[".1.tar.part"].exists()
-        assert halves[".2.tar.part"].stat().st_size == 700
-        assert not first.exists(), "with those 700, there would be more than 2500"
-    finally:
-        for process in fetching:
-            process.kill()
-            process.join()
-    assert small.local_file("train/2.tar", size=1000).read_bytes() == bytes([2]) * 1000
+    first = fetch(small, 0)
+    killed, running = (small.folder / "train" / f".{number}.tar.part" for number in (1, 2))
+    for part in (killed, running):
+        part.write_bytes(bytes(700))
+    os.utime(killed, (1, 1))
+    (far / "train" / "3.tar").write_bytes(bytes([3]) * 1000)
+    fetch(small, 3)
+    assert not killed.exists()
+    assert running.stat().st_size == 700
+    assert not first.exists(), "with those 700, there would be more than 2500"
+    assert fetch(small, 2).read_bytes() == bytes([2]) * 1000
     assert not list(small.folder.rglob("*.part"))
 
 
@@ -91,7 +71,7 @@ def test_what_is_missing_or_of_another_size_is_an_error_that_names_it_and_leaves
     with pytest.raises(OSError, match=r"far/train/7\.tar can't be fetched \(there is no such file\)"):
         storage(far).local_file("train/7.tar")
     with pytest.raises(OSError, match="it came with 1,000 bytes instead of 999"):
-        storage(far).local_file("train/0.tar", size=999)
+        storage(far).open("train/0.tar", size=999)
     assert not list(storage(far).folder.rglob("*.tar"))
 
 

@@ -3,64 +3,34 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
-from vitlab.config.schema import format_value
 from vitlab.config.view import ConfigView
 from vitlab.runs.folder import write_problem
-from vitlab.storage.remote import is_remote
-
-CONF = Path(__file__).resolve().parents[4] / "conf" / "prepare.yaml"
+from vitlab.storage.remote import Storage, is_remote
 
 
 def problems(read: ConfigView) -> Iterator[str]:
     """What is wrong with the settings of packing, verifying or indexing, before anything is read."""
     if not {"action", "shard_images"} <= read.config.keys():
         return
-    if (processes := read("processes", int)) is not None and processes < 0:
-        yield f"processes={processes} must be at least 0"
-    action = read("action", str)
-    if action in ("verify", "index"):
-        usual = yaml.safe_load(CONF.read_text())
-        for key in ("out", "size", "quality", "shard_images", "shuffle", "seed"):
-            if (value := read.config.get(key, usual[key])) != usual[key]:
-                yield f"{key}={format_value(value)} is a setting of packing, and {action} packs nothing; leave it out"
-        if (folder := read("data_dir", str)) is not None:
-            yield from folder_problems(folder, action)
-        return
-    for key in ("size", "shard_images"):
-        if (value := read(key, int)) is not None and value < 1:
-            yield f"{key}={value} must be at least 1"
+    from vitlab.data.packing import manifest, pack, verify
+
+    for key, least in (("processes", 0), ("size", 1), ("shard_images", 1)):
+        if (value := read(key, int)) is not None and value < least:
+            yield f"{key}={value} must be at least {least}"
     if (quality := read("quality", int)) is not None and not 1 <= quality <= 100:
         yield f"quality={quality} must lie in 1 .. 100, or be null for PNG"
-    if read.config.get("out") is None:
+    action, out, folder = (read(key, str) for key in ("action", "out", "data_dir"))
+    if action in ("verify", "index"):
+        if out is not None:
+            yield f"out={out} is where images are packed, and {action} packs none; leave it out"
+        if folder is not None and is_remote(folder):
+            yield f"data_dir={folder}: {action} reads a folder of this machine; do it before the set is uploaded"
+        elif folder is not None:
+            try:
+                manifest.read_manifest(Storage(folder)) if action == "verify" else verify.split_files(Path(folder))
+            except manifest.NotShardedData as error:
+                yield str(error)
+    elif read.config.get("out") is None:
         yield "out is not set; name the folder to pack into: out=FOLDER"
-    elif (out := read("out", str)) is not None:
-        from vitlab.data.packing.pack import folder_problem
-
-        if (problem := folder_problem(Path(out)) or write_problem("out", Path(out).absolute())) is not None:
-            yield problem
-
-
-def folder_problems(folder: str, action: str) -> Iterator[str]:
-    """Why a folder can't be verified or indexed."""
-    from vitlab.data.packing import manifest, verify
-    from vitlab.storage.remote import Storage
-
-    if is_remote(folder):
-        yield f"data_dir={folder}: {action} reads a folder of this machine; {action} the set before it is uploaded"
-    elif action == "index" and not Path(folder).is_dir():
-        yield f"data_dir={folder} is no folder; name the one of the tar files"
-    elif action == "index" and (Path(folder) / manifest.NAME).is_file():
-        yield f"data_dir={folder} has an index already ({manifest.NAME}); remove that file to index it again"
-    else:
-        try:
-            if action == "verify":
-                manifest.read_manifest(Storage(folder))
-            elif not verify.split_files(Path(folder)):
-                yield (
-                    f"data_dir={folder} has no tar files of a train split; expected train/*.tar or ...-train-...tar "
-                    f"there, with images next to numbers of classes (.cls)"
-                )
-        except manifest.NotShardedData as error:
-            yield str(error)
+    elif out is not None and (problem := pack.folder_problem(Path(out)) or write_problem("out", Path(out).absolute())):
+        yield problem

@@ -18,13 +18,7 @@ def image_bytes(split: Split, index: int, *, size: int | None, quality: int | No
     """The image at `index` of a split, upright, its shorter side at most `size` pixels; never enlarged.
 
     A JPEG or PNG file that is so already keeps its bytes, as all files do without a `size`; each is decoded all the
-    same, to know that it can be. Images in memory become PNG, without loss.
-
-    Args:
-        split: The images.
-        index: Which of them.
-        size: None: as it is.
-        quality: Of JPEG; None: PNG.
+    same, to know that it can be. Others become JPEG of a `quality`, or PNG without one, and images in memory PNG.
 
     Raises:
         InvalidImage: it isn't there, or can't be decoded.

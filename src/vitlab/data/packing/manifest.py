@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +40,14 @@ ENTRY = np.dtype(
         ("crc", "<u4"),  # zlib.crc32 of them
         ("label", "<u4"),
         ("row", "<u4"),  # which image of the split that was packed
-        ("kind", "u1"),  # of KINDS
+        ("kind", "u1"),  # of tar.STARTS
     ]
 )
-KINDS = ("jpg", "png", "webp", "bmp", "gif", "ppm", "tif")
+Table = np.ndarray[Any, Any]  # of ENTRY
 
 
 class NotShardedData(ValueError):
     """A folder holds no packed data set that can be read; the message names the remedy."""
-
-
-def kind_of(data: bytes) -> int:
-    """Which of `KINDS` an encoded image is, by its first bytes."""
-    starts = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"P")
-    return next((number for number, start in enumerate(starts) if data.startswith(start)), len(starts))
 
 
 def index_file(split: str) -> str:
@@ -66,67 +60,49 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------------------ writing
-
-
-def write_array(file: Path, table: np.ndarray[Any, Any]) -> None:
+def write_table(file: Path, table: Table) -> None:
     content = io.BytesIO()
     np.save(content, table, allow_pickle=False)
     atomic_write(file, content.getvalue())
 
 
-def write_index(
-    folder: Path, split: str, table: np.ndarray[Any, Any], shards: list[Node], classes: Sequence[str]
+def write_manifest(
+    folder: Path, shards: Mapping[str, Sequence[tuple[Table, Node]]], *, classes: Sequence[str], **content: Any
 ) -> Node:
-    """Write a split's index, and return what the manifest says about the split.
+    """Write the indices, then `prepared.json`, which completes a set, and return its content.
 
-    Args:
-        folder: The data set's.
-        split: Its name.
-        table: Its images, an array of `ENTRY`.
-        shards: The `file`, `images`, `bytes` and `sha256` of each.
-        classes: Their names.
+    `shards` has, for each split, the images of each shard, and its `file`, `images`, `bytes` and `sha256`.
     """
-    write_array(file := folder / index_file(split), table)
-    counts = np.bincount(table["label"], minlength=len(classes)).tolist()
-    return {
-        "images": len(table),
-        "bytes": sum(shard["bytes"] for shard in shards),
-        "index": file_sha256(file),
-        "classes": dict(zip(classes, counts, strict=True)),
-        "shards": shards,
-    }
-
-
-def write_manifest(folder: Path, **content: Any) -> Node:
-    """Write `prepared.json`, which completes a set, and return its content."""
-    content = {"vitlab": VERSION, **content}
+    splits: Node = {}
+    for split, parts in shards.items():
+        for number, (part, _) in enumerate(parts):
+            part["shard"] = number
+        table = np.concatenate([np.zeros(0, ENTRY), *(part for part, _ in parts)])
+        write_table(file := folder / index_file(split), table)
+        splits[split] = {
+            "images": len(table),
+            "bytes": sum(shard["bytes"] for _, shard in parts),
+            "index": file_sha256(file),
+            "classes": dict(zip(classes, np.bincount(table["label"], minlength=len(classes)).tolist(), strict=True)),
+            "shards": [shard for _, shard in parts],
+        }
+    content = {"vitlab": VERSION, **content, "classes": list(classes), "splits": splits}
     atomic_write(folder / NAME, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return content
 
 
 def log_results(content: Node, *, seconds: float, images: int = 0) -> Node:
-    """Log what a packed set holds, a line per split, and return it as the command's results.
-
-    Args:
-        content: The set's manifest.
-        seconds: How long the command took.
-        images: How many images it packed.
-    """
+    """Log what a packed set holds, a line per split, and return it as the results of a command that packed `images`."""
     results: Node = {"broken": content["broken"], "seconds": round(seconds, 1)}
     log.info("%-6s %10s %8s %7s   %s", "split", "images", "MB", "shards", "images of a class")
     for name, split in content["splits"].items():
-        counts = list(split["classes"].values())
+        counts, shards = list(split["classes"].values()), len(split["shards"])
         spread = f"{min(counts)} to {max(counts)} in {len(counts)} classes"
-        sizes = (split["images"], split["bytes"] / 1e6, len(split["shards"]))
-        log.info("%-6s %10d %8.1f %7d   %s", name, *sizes, spread)
-        results |= {f"{name}/images": sizes[0], f"{name}/bytes": split["bytes"], f"{name}/shards": sizes[2]}
+        log.info("%-6s %10d %8.1f %7d   %s", name, split["images"], split["bytes"] / 1e6, shards, spread)
+        results |= {f"{name}/images": split["images"], f"{name}/bytes": split["bytes"], f"{name}/shards": shards}
     rate = f", {images / seconds:.0f} images a second" if images and seconds else ""
     log.info("%d broken; %.1f s%s", content["broken"], seconds, rate)
     return results
-
-
-# ------------------------------------------------------------------------------------------------------------ reading
 
 
 def read_manifest(storage: Storage) -> Node:
@@ -140,12 +116,9 @@ def read_manifest(storage: Storage) -> Node:
     except ValueError as error:
         raise NotShardedData(f"data_dir={storage.place}: {NAME} is damaged ({error}); pack the set again") from error
     version = content.get("vitlab") if isinstance(content, dict) else None
-    if version != VERSION:
-        raise NotShardedData(
-            f"data_dir={storage.place}: {NAME} has version {version}, and this vitlab reads version {VERSION}; pack "
-            f"the set again with src/prepare.py"
-        )
-    assert isinstance(content, dict)
+    if not isinstance(content, dict) or version != VERSION:
+        reads = f"has version {version}, and this vitlab reads version {VERSION}"
+        raise NotShardedData(f"data_dir={storage.place}: {NAME} {reads}; pack the set again with src/prepare.py")
     splits = content.get("splits", {})
     wrong = [f"a split {name!r}, and there are {', '.join(SPLITS)}" for name in splits if name not in SPLITS]
     wrong += [
@@ -168,57 +141,48 @@ def missing(folder: Path) -> str:
         return f"{what}: packing it was interrupted; the same command of src/prepare.py resumes it"
     if any(folder.glob("*.tar")) or any(folder.glob("*/*.tar")):
         return f"{what}; `python src/prepare.py index data_dir={folder}` makes one of a WebDataset from elsewhere"
-    if not any(folder.iterdir()):
-        return f"{what}: it is empty; `python src/prepare.py data=image_folder data_dir=IMAGES out={folder}` makes one"
-    packs = f"`python src/prepare.py data=image_folder data_dir={folder} out={folder}-packed` packs the images there"
+    packs = (
+        f"`python src/prepare.py data=image_folder data_dir={folder} out={folder}-packed` packs images of that folder"
+    )
     return f"{what}; {packs}, and data=image_folder reads them as they are"
 
 
-def load_index(storage: Storage, content: Node, split: str) -> np.ndarray[Any, Any]:
-    """A split's index, mapped into memory: an array of `ENTRY`. Raises `NotShardedData`."""
-    file, expected = storage.local_file(index_file(split)), content["splits"][split]
+def load_index(storage: Storage, content: Node, split: str) -> "np.memmap[Any, Any]":
+    """A split's index, mapped into memory. Raises `NotShardedData`."""
+    expected = content["splits"][split]
     try:
-        table: np.ndarray[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+        file = storage.local_file(index_file(split))
+        table: np.memmap[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
         if table.dtype != ENTRY or table.shape != (expected["images"],):
             raise ValueError("it is of another data set")
         if file_sha256(file) != expected["index"]:
             raise ValueError("its checksum is wrong")
     except (OSError, ValueError, EOFError) as error:
-        raise NotShardedData(
-            f"data_dir={storage.place}: {index_file(split)} can't be used ({error}); pack the set again"
-        ) from error
+        problem = f"{index_file(split)} can't be used ({error}); pack the set again"
+        raise NotShardedData(f"data_dir={storage.place}: {problem}") from error
     return table
 
 
 def check_files(folder: Path, content: Node, *, checksums: bool) -> None:
-    """Raise `NotShardedData` with every file of a packed set that is missing or was changed.
-
-    Args:
-        folder: The set's.
-        content: Its manifest.
-        checksums: Read the files and compare their checksums, instead of their sizes alone.
-    """
-    if damage := list(damaged_files(folder, content, checksums=checksums)):
-        raise NotShardedData(f"data_dir={folder} isn't what was packed; copy it again:{listed(damage)}")
-
-
-def damaged_files(folder: Path, content: Node, *, checksums: bool) -> Iterator[str]:
-    """A line for each file that `check_files` refuses."""
+    """Raise `NotShardedData` with every file of a packed set that is missing, or has another size or checksum."""
+    damage = list[str]()
     done, total = 0, sum(split["bytes"] for split in content["splits"].values())
     start = last = time.monotonic()
     for name, split in content["splits"].items():
         index = folder / index_file(name)
         if not index.is_file() or (checksums and file_sha256(index) != split["index"]):
-            yield f"{index.name}: {'its checksum is wrong' if index.is_file() else 'it is missing'}"
+            damage.append(f"{index.name}: {'its checksum is wrong' if index.is_file() else 'it is missing'}")
         for shard in split["shards"]:
             file = folder / shard["file"]
             if not file.is_file():
-                yield f"{shard['file']}: it is missing"
+                damage.append(f"{shard['file']}: it is missing")
             elif (size := os.stat(file).st_size) != shard["bytes"]:  # noqa: PTH116 many thousands
-                yield f"{shard['file']}: it has {size:,} bytes instead of {shard['bytes']:,}"
+                damage.append(f"{shard['file']}: it has {size:,} bytes instead of {shard['bytes']:,}")
             elif checksums and file_sha256(file) != shard["sha256"]:
-                yield f"{shard['file']}: its checksum is wrong"
+                damage.append(f"{shard['file']}: its checksum is wrong")
             done += shard["bytes"]
             if (now := time.monotonic()) - last > 10:
-                last, rate = now, done / 1e6 / (now - start)
-                log.info("checked %.1f of %.1f GB, %.0f MB a second", done / 1e9, total / 1e9, rate)
+                last = now
+                log.info("checked %.1f of %.1f GB in %.0f s", done / 1e9, total / 1e9, now - start)
+    if damage:
+        raise NotShardedData(f"data_dir={folder} isn't what was packed; copy it again:{listed(damage)}")

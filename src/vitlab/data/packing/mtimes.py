@@ -3,7 +3,6 @@
 Only packing asks. To a training run a data set is the same on another machine, where its files have other times.
 """
 
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -41,7 +40,3 @@ def size_and_mtime(file: str) -> tuple[int, int]:
     except OSError as error:
         return -1, error.errno or 0
     return state.st_size, state.st_mtime_ns
-
-
-def digest(pairs: np.ndarray[Any, Any]) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(pairs).tobytes(), digest_size=16).hexdigest()

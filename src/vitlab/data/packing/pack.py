@@ -32,12 +32,10 @@ LOCK_TIMEOUT = 20  # seconds within which the processes of a killed program have
 
 def folder_problem(out: Path) -> str | None:
     """Why a folder can't be packed into; None where it is new, empty, or holds a set, complete or not."""
-    if not out.exists():
+    if not out.exists() or (out / WORK).is_dir() or (out / manifest.NAME).is_file():
         return None
     if not out.is_dir():
         return f"out={out} is a file; name a folder"
-    if (out / WORK).is_dir() or (out / manifest.NAME).is_file():
-        return None
     if others := sorted({entry.name for entry in out.iterdir()} - {LOCK}):
         return f"out={out} holds something else ({', '.join(others[:3])}); name a new or empty folder"
     return None
@@ -51,7 +49,7 @@ def folder_lock(out: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=LOCK_TIMEOUT)
     except Timeout:
-        raise ValueError(f"out={out} is being packed by another process; wait for it, or end it") from None
+        raise ValueError(f"{out} is being packed by another process; wait for it, or end it") from None
     try:
         yield
     finally:
@@ -73,9 +71,7 @@ def pack(
     """Pack a data set, or the rest of it, and return the command's results.
 
     Args:
-        source: What is packed.
-        settings: How.
-        out: Where to.
+        source, settings, out: What is packed, how, and where to.
         name: What the set is called.
         on_error: `raise`: an image that can't be decoded is an error, once all are known. `skip`: it is left out.
         max_skipped: Share of the images above which `skip` refuses.
@@ -89,27 +85,22 @@ def pack(
     if (problem := folder_problem(out)) is not None:
         raise ValueError(problem)
     with folder_lock(out):
-        plan, writer = packing_plan(source, settings), ShardWriter(source, settings, out)
-        if (out / manifest.NAME).is_file():
-            content: Node = json.loads((out / manifest.NAME).read_text(encoding="utf-8"))
-            if differs := differences(content.get("plan", {}), plan):
-                raise ValueError(f"out={out} holds another packed set ({differs}); name another folder")
-            if (before := out / mtimes.NAME).is_file() and json.loads(before.read_text()) != writer.packed_from:
+        plan, writer, work = packing_plan(source, settings), ShardWriter(source, settings, out), out / WORK
+        complete, begun = out / manifest.NAME, work / "plan.json"
+        for file in (complete, begun):
+            before: Node = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"plan": plan}
+            if differs := differences(before.get("plan", {}), plan):
+                raise ValueError(f"out={out} was packed with other settings ({differs}); use those, or another folder")
+        if complete.is_file():
+            if (stamps := out / mtimes.NAME).is_file() and json.loads(stamps.read_text()) != writer.stamps:
                 raise ValueError(
                     f"out={out} was packed from images of which files have other sizes or times now; name another "
                     f"folder, or remove {out} to pack it again"
                 )
             log.info("%s is there already, and is what this command makes", out)
-            return manifest.log_results(content, seconds=0.0)
-        work = out / WORK
+            return manifest.log_results(json.loads(complete.read_text(encoding="utf-8")), seconds=0.0)
         work.mkdir(exist_ok=True)
-        if (plan_file := work / "plan.json").is_file():
-            if differs := differences(json.loads(plan_file.read_text(encoding="utf-8")), plan):
-                raise ValueError(
-                    f"out={out} was begun with other settings ({differs}); finish it with those, or name another folder"
-                )
-        else:
-            atomic_write(plan_file, json.dumps(plan).encode())
+        atomic_write(begun, json.dumps({"plan": plan}).encode())
         for unfinished in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
             unfinished.unlink()
         drop_changed_shards(writer)
@@ -126,13 +117,12 @@ def packing_plan(source: Source, settings: Settings) -> Node:
 
 def differences(before: Node, now: Node) -> str:
     """What differs between two plans, in a line; empty where nothing does."""
-    lines = []
-    for key in {**before, **now}:
-        old, new = before.get(key), now.get(key)
-        if old != new:
-            is_plain = not isinstance(new, dict | list)
-            lines.append(f"{key}: {format_value(old)} there, {format_value(new)} now" if is_plain else f"other {key}")
-    return "; ".join(lines)
+    pairs = {key: (before.get(key), now.get(key)) for key in {**before, **now}}
+    return "; ".join(
+        f"other {key}" if isinstance(new, dict | list) else f"{key}: {format_value(old)} there, {format_value(new)} now"
+        for key, (old, new) in pairs.items()
+        if old != new
+    )
 
 
 def drop_changed_shards(writer: ShardWriter) -> None:
@@ -155,8 +145,6 @@ def write_missing_shards(writer: ShardWriter, processes: int | None) -> int:
     if len(missing) < len(writer):
         log.info("resuming: %d of %d shards are there", len(writer) - len(missing), len(writer))
     workers = min(environment.cores() if processes is None else processes, len(missing))
-    if processes is not None and 0 < workers < processes:
-        log.info("processes=%d: %d are enough, one for each shard to be written", processes, workers)
     # `processes` may be more than the cores
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     prefetch = 1 if workers else None

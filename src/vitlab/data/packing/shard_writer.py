@@ -1,18 +1,9 @@
-"""A data set as shards, each written on request: WebDataset's tar files, with what the index says about their images.
+"""A data set as shards, each written on request. A shard is a function of the images and the settings alone."""
 
-    SPLIT/NNNNNN.tar    000000123.jpg, then 000000123.cls: webdataset.WebDataset("SPLIT/{000000..000041}.tar")
-
-A shard is a function of the images and the settings alone. It gets a record in `.prepare/` once it is complete.
-"""
-
-import io
+import hashlib
 import json
-import tarfile
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +12,14 @@ from torch.utils.data import Dataset
 
 from vitlab.config.schema import Node
 from vitlab.data.decode import error_reason, is_out_of_memory, read_error_not_skipped
-from vitlab.data.packing import mtimes
 from vitlab.data.packing.encode import image_bytes
-from vitlab.data.packing.manifest import ENTRY, KINDS, WORK, file_sha256, kind_of, write_array
+from vitlab.data.packing.manifest import WORK, write_table
+from vitlab.data.packing.mtimes import sizes_and_mtimes
+from vitlab.data.packing.tar import Item, read_tar, write_tar
 from vitlab.data.rows import InvalidImage
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import BadFile
-from vitlab.data.source import Source, Split
+from vitlab.data.source import Source
 from vitlab.storage.atomic import atomic_write, fsync
 
 BUFFER = 10_000  # of what is read in blocks: among how many images those of a shard are drawn
@@ -44,40 +36,26 @@ class Settings:
     seed: int
 
 
-class Item(NamedTuple):
-    """An image to be packed."""
-
-    data: bytes
-    label: int
-    number: int  # its place in the packed split
-
-
 class ShardWriter(Dataset[Node]):
-    """All shards of a data set; item `number` writes one and returns its record.
-
-    Args:
-        source: What is packed.
-        settings: How.
-        out: Where to.
-    """
+    """All shards of a data set, to be packed into the folder `out`; item `number` writes one and returns its record."""
 
     def __init__(self, source: Source, settings: Settings, out: Path) -> None:
         self.source, self.settings, self.out = source, settings, out
         self.orders = packing_order(source, settings)
-        stamps = {name: mtimes.sizes_and_mtimes(split) for name, split in source.splits.items()}
-        self.packed_from = {name: mtimes.digest(pairs) for name, pairs in stamps.items()}
         self.jobs = [  # split, number within it, and the part of its order
             (split, shard, part.start, part.stop)
             for split, order in self.orders.items()
             for shard, part in enumerate(cut(len(order), -(-len(order) // settings.shard_images)))
         ]
-        self.stamps = [mtimes.digest(stamps[name][self.orders[name][start:stop]]) for name, _, start, stop in self.jobs]
+        pairs = {name: sizes_and_mtimes(split)[self.orders[name]] for name, split in source.splits.items()}
+        parts = [np.ascontiguousarray(pairs[name][start:stop]) for name, _, start, stop in self.jobs]
+        self.stamps = [hashlib.blake2b(part.tobytes(), digest_size=16).hexdigest() for part in parts]
 
     def __len__(self) -> int:
         return len(self.jobs)
 
     def record_file(self, number: int) -> Path:
-        """Where the record of a complete shard is."""
+        """Where the record of a complete shard is; the rows of its images are next to it."""
         split, shard, _, _ = self.jobs[number]
         return self.out / WORK / f"{split}-{shard:06d}.json"
 
@@ -86,52 +64,29 @@ class ShardWriter(Dataset[Node]):
         split, settings = self.source.splits[name], self.settings
         items, rows, broken = list[Item](), list[int](), list[BadFile]()
         for place, row in enumerate(self.orders[name][start:stop].tolist(), start):
+            image = str(split.files[row]) if split.files is not None else f"{name}/{row}"
             try:
                 data = image_bytes(split, row, size=settings.size, quality=settings.quality)
             except InvalidImage as error:
-                broken.append(BadFile(image_name(split, row, name), name, error_reason(error)))
-                continue
+                broken.append(BadFile(image, name, error_reason(error)))
             except Exception as error:  # the image may be intact: skipping it would lose it
                 fewer = "processes=N with fewer needs less memory; " if is_out_of_memory(error) else ""
                 remedy = f"{fewer}the same command resumes, once that is mended"
-                raise read_error_not_skipped(image_name(split, row, name), error, remedy) from error
-            items.append(Item(data, int(split.labels[row]), place))
-            rows.append(row)
-        record: Node = {"split": name, "shard": shard, "broken": broken, "images": len(items)}
-        record["stamp"] = self.stamps[number]
+                raise read_error_not_skipped(image, error, remedy) from error
+            else:
+                items.append(Item(data, int(split.labels[row]), place))
+                rows.append(row)
+        record: Node = {"split": name, "images": len(items), "broken": broken, "stamp": self.stamps[number]}
         if items:
-            temporary = self.out / WORK / f"making-{number}.tar"
-            offsets = write_tar(temporary, items)
-            record |= {"file": f"{name}/{shard:06d}.tar", "bytes": temporary.stat().st_size}
-            record["sha256"] = file_sha256(temporary)
+            write_tar(temporary := self.out / WORK / f"making-{number}.tar", items)
+            table, record["shard"] = read_tar(temporary, f"{name}/{shard:06d}.tar")
+            table["row"] = rows
+            write_table(self.record_file(number).with_suffix(".npy"), table)
             fsync(temporary)
             (self.out / name).mkdir(exist_ok=True)
-            temporary.replace(self.out / record["file"])
-            table = np.zeros(len(items), ENTRY)
-            for entry, item, row, offset in zip(table, items, rows, offsets, strict=True):
-                entry["offset"], entry["size"], entry["crc"] = offset, len(item.data), zlib.crc32(item.data)
-                entry["label"], entry["row"], entry["kind"] = item.label, row, kind_of(item.data)
-            write_array(self.record_file(number).with_suffix(".npy"), table)
+            temporary.replace(self.out / record["shard"]["file"])
         atomic_write(self.record_file(number), json.dumps(record).encode())
         return record
-
-
-def write_tar(file: Path, items: Sequence[Item]) -> list[int]:
-    """Write a shard, and return where in it the bytes of each image begin."""
-    offsets = []
-    with tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for item in items:
-            offsets.append(tar.offset + tarfile.BLOCKSIZE)  # after the header
-            for suffix, data in ((KINDS[kind_of(item.data)], item.data), ("cls", str(item.label).encode())):
-                member = tarfile.TarInfo(f"{item.number:09d}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    return offsets
-
-
-def image_name(split: Split, row: int, name: str) -> str:
-    """What an image is called in lists of broken ones."""
-    return str(split.files[row]) if split.files is not None else f"{name}/{row}"
 
 
 def packing_order(source: Source, settings: Settings) -> dict[str, Tensor]:

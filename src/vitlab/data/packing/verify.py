@@ -1,31 +1,23 @@
 """Verify a packed set, or index a WebDataset from elsewhere so that `data=shards` reads it."""
 
-import io
 import logging
 import re
-import tarfile
 import time
-import zlib
-from itertools import combinations
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from vitlab.config.schema import Node
 from vitlab.data.packing import manifest
-from vitlab.data.packing.manifest import NotShardedData
+from vitlab.data.packing.manifest import NotShardedData, Table
 from vitlab.data.packing.pack import folder_lock
+from vitlab.data.packing.tar import read_tar
 from vitlab.data.scan import listed
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD
 from vitlab.storage.remote import Storage
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff")
-WORDS = {"train": {"train"}, "val": {"val", "validation", "valid"}, "test": {"test"}}
+WORDS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 LETTERS = re.compile(r"[^\W\d_]+")
-LABELS = ("cls", "cls.txt", "label", "label.txt")
 
 
 def verify(folder: Path) -> Node:
@@ -40,113 +32,59 @@ def verify(folder: Path) -> Node:
 def index(folder: Path) -> Node:
     """Write `SPLIT.index.npy` and `prepared.json` next to a WebDataset's tar files, which stay as they are.
 
-    An image is a member whose suffix says so, its class the number in the member of the same name and the suffix .cls.
     Names of classes are read from `classes.txt` there, a line each; without that file they are the numbers.
-
-    Raises:
-        NotShardedData: a sample has no image, two, or no class; a tar file is damaged.
+    Raises `NotShardedData`.
     """
     start = time.monotonic()
     with folder_lock(folder):
-        files = split_files(folder)
-        if others := sorted({*folder.glob("*.tar")}.difference(*files.values())):
-            log.warning("skipped, as their names have no split's word: %s", listed([file.name for file in others]))
-        tables, shards = dict[str, np.ndarray[Any, Any]](), dict[str, list[Node]]()
+        files, shards = split_files(folder), dict[str, list[tuple[Table, Node]]]()
+        if skipped := sorted({*folder.glob("*/*.tar"), *folder.glob("*.tar")}.difference(*files.values())):
+            log.warning("skipped, as their names have no split's word: %s", listed([str(file) for file in skipped]))
         for split in files:
-            parts, shards[split] = list[np.ndarray[Any, Any]](), []
-            for number, file in enumerate(files[split]):
-                part = tar_entries(file)
-                part["shard"] = number
-                part["row"] = np.arange(len(part)) + sum(map(len, parts))
-                parts.append(part)
-                name, size = file.relative_to(folder).as_posix(), file.stat().st_size
-                sha256 = manifest.file_sha256(file)
-                shards[split].append({"file": name, "images": len(part), "bytes": size, "sha256": sha256})
-                log.info("%s: %d images", name, len(part))
-            tables[split] = np.concatenate(parts)
-        classes = class_names(folder, 1 + max(int(table["label"].max()) for table in tables.values()))
-        content = manifest.write_manifest(
-            folder,
-            name=folder.resolve().name,
-            classes=classes,
-            mean=list(IMAGENET_MEAN),
-            std=list(IMAGENET_STD),
-            broken=0,
-            splits={s: manifest.write_index(folder, s, table, shards[s], classes) for s, table in tables.items()},
-        )
-    return manifest.log_results(content, seconds=time.monotonic() - start, images=sum(map(len, tables.values())))
+            shards[split] = []
+            for file in files[split]:
+                shards[split].append(read_tar(file, file.relative_to(folder).as_posix()))
+                log.info("%s: %d images", file, len(shards[split][-1][0]))
+        classes = [str(n) for n in range(1 + max(int(t["label"].max()) for part in shards.values() for t, _ in part))]
+        if (file := folder / "classes.txt").is_file():
+            names = file.read_text(encoding="utf-8").splitlines()
+            if len(names) < len(classes):
+                raise NotShardedData(f"{file} names {len(names)} classes, and the labels go up to {classes[-1]}")
+            classes = names
+        about: Node = {"name": folder.resolve().name, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "broken": 0}
+        content = manifest.write_manifest(folder, shards, classes=classes, **about)
+    images = sum(split["images"] for split in content["splits"].values())
+    return manifest.log_results(content, seconds=time.monotonic() - start, images=images)
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
-    """The tar files of each split, by the folder that holds them or by a word of their names; empty without train.
+    """The tar files of each split, by a word in the name of the folder that holds them, else in their own.
 
-    Raises `NotShardedData` for a file whose name has the words of two splits.
+    Raises `NotShardedData` where there are none to train on, and for a file of two splits, or that is indexed already.
     """
+    if (folder / manifest.NAME).is_file():
+        raise NotShardedData(
+            f"data_dir={folder} has an index already ({manifest.NAME}); remove that file to replace it"
+        )
     files: dict[str, list[Path]] = {}
-    for split, words in WORDS.items():
-        inside = [file for word in words for file in (folder / word).glob("*.tar")]
-        by_name = [file for file in folder.glob("*.tar") if not words.isdisjoint(LETTERS.findall(file.name.lower()))]
-        if inside or by_name:
-            files[split] = sorted(inside or by_name)
-    for one, two in combinations(files, 2):
-        if both := sorted({*files[one]} & {*files[two]}):
-            raise NotShardedData(
-                f"data_dir={folder}: {both[0].name} has the words of two splits in its name, {one} and {two}; rename "
-                f"it, or move the files of each split into a folder {one} or {two}"
-            )
+    for pattern in ("*/*.tar", "*.tar"):
+        in_folders = set(files)
+        for file in sorted(folder.glob(pattern)):
+            place = (file if pattern == "*.tar" else file.parent).name
+            splits = {WORDS[word] for word in LETTERS.findall(place.lower()) if word in WORDS} - in_folders
+            if len(splits) > 1:
+                both = " and ".join(sorted(splits, reverse=True))
+                raise NotShardedData(
+                    f"data_dir={folder}: {place} has the words of two splits in its name, {both}; rename it, or move "
+                    f"the files of each split into a folder of the split's name"
+                )
+            for split in splits:
+                files.setdefault(split, []).append(file)
     if "val" in files and "test" not in files:
         files["test"] = files.pop("val")  # as ImageNet is published
-    return files if "train" in files else {}
-
-
-def tar_entries(file: Path) -> np.ndarray[Any, Any]:
-    """The images of a tar file, in order, as rows of `manifest.ENTRY`. Raises `NotShardedData`."""
-    images: dict[str, tuple[int, int, int, int]] = {}
-    labels: dict[str, int] = {}
-    try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                parent, _, last = member.name.rpartition("/")
-                stem, _, suffix = last.partition(".")
-                key, suffix = f"{parent}/{stem}".lstrip("/"), suffix.lower()
-                if suffix in SUFFIXES:
-                    if key in images:
-                        raise NotShardedData(f"{file} has two images for the sample {key}")
-                    data = member_bytes(tar, member)
-                    images[key] = member.offset_data, member.size, zlib.crc32(data), manifest.kind_of(data)
-                elif suffix in LABELS:
-                    labels[key] = int(member_bytes(tar, member))
-    except NotShardedData:
-        raise
-    except (tarfile.TarError, ValueError, OSError) as error:
-        raise NotShardedData(f"{file} can't be read ({error})") from error
-    if missing := [key for key in images if key not in labels]:
+    if "train" not in files:
         raise NotShardedData(
-            f"{file}: {len(missing)} of {len(images)} images have no class next to them (.cls), the first {missing[0]}"
+            f"data_dir={folder} has no tar files of a train split; expected train/*.tar or ...-train-...tar there, "
+            f"with images next to numbers of classes (.cls)"
         )
-    if not images:
-        raise NotShardedData(f"{file} has no images; remove it")
-    table = np.zeros(len(images), manifest.ENTRY)
-    for entry, (key, (offset, size, crc, kind)) in zip(table, images.items(), strict=True):
-        if labels[key] < 0:
-            raise NotShardedData(f"{file}: the class of {key} is {labels[key]}; classes begin with 0")
-        entry["offset"], entry["size"], entry["crc"], entry["kind"] = offset, size, crc, kind
-        entry["label"] = labels[key]
-    return table
-
-
-def member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    return (tar.extractfile(member) or io.BytesIO()).read()
-
-
-def class_names(folder: Path, count: int) -> list[str]:
-    """`classes.txt`, or numbers. Raises `NotShardedData` where it has too few."""
-    file = folder / "classes.txt"
-    if not file.is_file():
-        return [str(number) for number in range(count)]
-    names = file.read_text(encoding="utf-8").splitlines()
-    if len(names) < count:
-        raise NotShardedData(f"{file} names {len(names)} classes, and the labels go up to {count - 1}")
-    return names
+    return files

@@ -26,9 +26,9 @@ def lines(bad: set[str] | None = None, **config: object) -> list[str]:
         ({"out": "new", "quality": 101}, "quality=101 must lie in 1 .. 100, or be null for PNG"),
         ({"out": "new", "shard_images": 0}, "shard_images=0 must be at least 1"),
         ({"out": "new", "processes": -1}, "processes=-1 must be at least 0"),
-        ({"action": "verify", "size": 3}, "size=3 is a setting of packing, and verify packs nothing; leave it out"),
-        ({"action": "index", "data_dir": "gone"}, "data_dir=gone is no folder; name the one of the tar files"),
-        ({"action": "verify", "data_dir": "hf://a"}, "data_dir=hf://a: verify reads a folder of this machine; verify"),
+        ({"action": "index", "out": "new"}, "out=new is where images are packed, and index packs none; leave it out"),
+        ({"action": "index", "data_dir": "gone"}, "data_dir=gone has no tar files of a train split; expected train/*"),
+        ({"action": "verify", "data_dir": "hf://a"}, "data_dir=hf://a: verify reads a folder of this machine; do"),
     ],
 )
 def test_a_mistake_is_reported_with_value_knob_and_remedy(config: Node, problem: str) -> None:

@@ -8,7 +8,6 @@ from PIL import Image
 
 import pictures
 from vitlab.data.packing import finalize, mtimes, pack
-from vitlab.data.packing.manifest import NAME
 from vitlab.data.sets.shards import shards
 
 Packed = Any
@@ -31,12 +30,15 @@ def broken(drawn: Path, tmp_path: Path) -> Path:
 def test_broken_images_are_all_named_then_left_out_and_listed_or_replaced(broken: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     given: Any = {"name": "broken", "processes": 0}
-    with pytest.raises(ValueError, match=r"2 of 94 images can't be decoded.*replace|Replace") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 94 images .* can't be decoded.* Replace them, or leave them out with data\.on_error=skip, and",
+    ) as caught:
         pack.pack(pictures.source(broken), pictures.SETTINGS, out, **given)
     assert str(caught.value).count("\n  - ") == 2
     assert "it is truncated: the end of the PNG file is missing" in str(caught.value)
-    assert not (out / NAME).exists()
-    with pytest.raises(ValueError, match=r"leave out 2 of 94 images \(2\.13%\), more than data\.max_skipped=0\.01"):
+    assert not (out / manifest.NAME).exists()
+    with pytest.raises(ValueError, match=r"\(2\.13%\) can\'t be decoded.* more than data\.max_skipped=0\.01 allows"):
         pack.pack(pictures.source(broken), pictures.SETTINGS, out, on_error="skip", **given)
     found = pack.pack(pictures.source(broken), pictures.SETTINGS, out, on_error="skip", max_skipped=0.1, **given)
     assert (found["broken"], found["train/images"], found["test/images"]) == (2, 73, 19)

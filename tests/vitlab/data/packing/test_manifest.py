@@ -3,13 +3,21 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from pictures import Packed
 from vitlab.data.decode import read_bytes
-from vitlab.data.packing.manifest import NAME, NotShardedData, damaged_files, file_sha256, load_index, read_manifest
+from vitlab.data.packing.manifest import (
+    NAME,
+    NotShardedData,
+    check_files,
+    file_sha256,
+    load_index,
+    read_manifest,
+)
 from vitlab.data.packing.verify import verify
 from vitlab.data.sets.shards import shards as load_shards
 from vitlab.storage.remote import Storage
@@ -30,7 +38,7 @@ def test_it_counts_images_by_split_and_class_and_names_every_shard_with_its_chec
     assert [shard["images"] for shard in shards] == [15, 15, 15, 15, 14], "no shard has a tiny rest"
     assert all(file_sha256(packed() / shard["file"]) == shard["sha256"] for shard in shards)
     assert content["plan"]["quality"] == 90
-    assert list(damaged_files(packed(), content, checksums=True)) == []
+    check_files(packed(), content, checksums=True)
 
 
 def flip(file: Path) -> None:
@@ -53,15 +61,17 @@ def test_a_file_that_was_changed_is_named(
 ) -> None:
     damage(copy)
     content = read_manifest(Storage(str(copy)))
-    assert [found in line for line in damaged_files(copy, content, checksums=True)] == [True]
-    assert any(found in line for line in damaged_files(copy, content, checksums=False)) == at_a_glance
+    with pytest.raises(NotShardedData, match=found) as caught:
+        check_files(copy, content, checksums=True)
+    assert str(caught.value).count("\n  - ") == 1
+    with pytest.raises(NotShardedData, match=found) if at_a_glance else nullcontext():
+        check_files(copy, content, checksums=False)
 
 
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ({}, "is no packed data set (it has no prepared.json): it is empty; `python src/prepare.py data=image_folder"),
-        ({"cats/1.jpg": "x"}, "-packed` packs the images there, and data=image_folder reads them as they are"),
+        ({"cats/1.jpg": "x"}, "-packed` packs images of that folder, and data=image_folder reads them as they are"),
         ({"train/0.tar": "x"}, "; `python src/prepare.py index data_dir="),
         ({".prepare/plan.json": "{}"}, "packing it was interrupted; the same command of src/prepare.py resumes it"),
         ({"prepared.json": "{"}, "prepared.json is damaged"),

@@ -14,6 +14,7 @@ from PIL import Image
 import pictures
 from vitlab.data.decode import read_bytes
 from vitlab.data.packing import mtimes, shard_writer
+from vitlab.data.packing.tar import write_tar
 from vitlab.data.packing.verify import verify
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.huggingface import huggingface
@@ -50,12 +51,12 @@ def test_a_set_whose_images_were_changed_is_not_what_the_command_makes(
 def test_a_resumed_packing_writes_again_what_was_changed_and_nothing_else(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out, write, source = tmp_path / "out", shard_writer.write_tar, pictures.source(images)
+    out, source = tmp_path / "out", pictures.source(images)
 
-    def full(file: Path, items: Any) -> Any:
+    def full(file: Path, items: Any) -> None:
         if file.stem.endswith("-3"):
             raise OSError("No space left on device")
-        return write(file, items)
+        write_tar(file, items)
 
     with monkeypatch.context() as patch:
         patch.setattr(shard_writer, "write_tar", full)

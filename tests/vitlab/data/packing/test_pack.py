@@ -17,6 +17,7 @@ from vitlab.data.decode import UnreadableImage, read_bytes, read_image
 from vitlab.data.packing import pack, shard_writer
 from vitlab.data.packing.manifest import NAME, WORK
 from vitlab.data.packing.shard_writer import Settings
+from vitlab.data.packing.tar import write_tar
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.shards import shards
 from vitlab.data.source import Source
@@ -33,14 +34,14 @@ def test_interrupted_in_a_shard_and_resumed_it_ends_in_the_same_bytes(
     drawn: Path, packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[Path] = []
-    write, out = shard_writer.write_tar, tmp_path / "out"
+    out = tmp_path / "out"
 
-    def killed_in_the_fourth(file: Path, items: Any) -> Any:
+    def killed_in_the_fourth(file: Path, items: Any) -> None:
         begun.append(file)
         if len(begun) == 4:
             file.write_bytes(b"half of it")
             raise Killed
-        return write(file, items)
+        write_tar(file, items)
 
     with monkeypatch.context() as patch:
         patch.setattr(shard_writer, "write_tar", killed_in_the_fourth)
@@ -97,7 +98,7 @@ def test_a_set_that_is_there_is_left_as_it_is_and_another_is_refused(drawn: Path
     before = pictures.content(packed())
     pictures.pack(drawn, packed())
     assert pictures.content(packed()) == before
-    with pytest.raises(ValueError, match=r"holds another packed set \(size: 24 there, 30 now\); name another folder"):
+    with pytest.raises(ValueError, match=r"was packed with other settings \(size: 24 there, 30 now\); use those"):
         pictures.pack(drawn, packed(), size=30)
 
 
@@ -106,8 +107,8 @@ def test_what_was_begun_otherwise_or_is_somebody_else_s_or_in_use_is_refused(
 ) -> None:
     (work := tmp_path / "begun" / WORK).mkdir(parents=True)
     plan = pack.packing_plan(pictures.source(drawn), pictures.SETTINGS)
-    (work / "plan.json").write_text(json.dumps({**plan, "quality": 50}))
-    with pytest.raises(ValueError, match=r"was begun with other settings \(quality: 50 there, 90 now\)"):
+    (work / "plan.json").write_text(json.dumps({"plan": {**plan, "quality": 50}}))
+    with pytest.raises(ValueError, match=r"was packed with other settings \(quality: 50 there, 90 now\)"):
         pictures.pack(drawn, tmp_path / "begun")
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("you")

@@ -8,26 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.data.packing.manifest import NAME, NotShardedData
-from vitlab.data.packing.verify import index, member_bytes, split_files, verify
+from pictures import Members, tar
+from vitlab.data.packing.manifest import NotShardedData
+from vitlab.data.packing.verify import index, split_files, verify
 from vitlab.data.sets.shards import shards
-
-Members = list[tuple[str, bytes]]
-
-
-def tar(file: Path, members: Members) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, "w") as opened:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            opened.addfile(info, io.BytesIO(data))
 
 
 def tarred(folder: Path, name: str) -> Members:
     """What is in a tar file."""
     with tarfile.open(folder / name) as opened:
-        return [(member.name, member_bytes(opened, member)) for member in opened]
+        return [(member.name, (opened.extractfile(member) or io.BytesIO()).read()) for member in opened]
 
 
 @pytest.fixture
@@ -68,25 +58,6 @@ def test_classes_have_the_names_in_classes_txt(foreign: Path) -> None:
     assert shards(data_dir=str(foreign)).classes == ("ant", "bee", "cat", "dog")
 
 
-@pytest.mark.parametrize(
-    ("members", "problem"),
-    [
-        ([("a.png", b"x")], "1 of 1 images have no class next to them (.cls), the first a"),
-        ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"1")], "has two images for the sample a"),
-        ([("a.png", b"x"), ("a.cls", b"-1")], "the class of a is -1; classes begin with 0"),
-        ([("a.png", b"x"), ("a.cls", b"dog")], "can't be read (invalid literal for int()"),
-        ([("a.txt", b"x")], "has no images; remove it"),
-    ],
-)
-def test_a_tar_file_that_is_no_data_set_is_named(tmp_path: Path, members: Members, problem: str) -> None:
-    tar(tmp_path / "train" / "0.tar", members)
-    with pytest.raises(NotShardedData) as caught:
-        index(tmp_path)
-    assert problem in str(caught.value)
-    assert f"{tmp_path}/train/0.tar" in str(caught.value)
-    assert not (tmp_path / NAME).exists()
-
-
 def test_a_split_s_word_within_another_word_doesn_t_count(foreign: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What lay in train and in test was trained on and scored."""
     images = tarred(foreign, "imagenet-train-0.tar")
@@ -101,7 +72,7 @@ def test_a_split_s_word_within_another_word_doesn_t_count(foreign: Path, caplog:
         "test": ["imagenet-val-0.tar"],
     }
     index(foreign)
-    assert "no split's word: \n  - latest_3.tar\n  - trainval.tar" in caplog.text
+    assert f"no split's word: \n  - {foreign}/latest_3.tar\n  - {foreign}/trainval.tar" in caplog.text
 
 
 def test_a_file_of_two_splits_is_refused_until_it_lies_in_a_folder(foreign: Path) -> None:
@@ -113,15 +84,12 @@ def test_a_file_of_two_splits_is_refused_until_it_lies_in_a_folder(foreign: Path
         index(foreign)
     for split in ("train", "test"):
         tar(foreign / split / "0.tar", images)
-    assert split_files(foreign)["test"] == [foreign / "test" / "0.tar"]
+    assert split_files(foreign)["train"] == [foreign / "train" / "0.tar"]
 
 
-def test_too_few_names_and_damaged_tar_files_are_refused(foreign: Path) -> None:
+def test_too_few_names_are_refused(foreign: Path) -> None:
     (foreign / "classes.txt").write_text("ant\nbee\n")
     with pytest.raises(NotShardedData, match="names 2 classes, and the labels go up to 2"):
-        index(foreign)
-    (foreign / "imagenet-train-1.tar").write_bytes(b"no tar" * 1000)
-    with pytest.raises(NotShardedData, match=r"imagenet-train-1\.tar can't be read"):
         index(foreign)
 
 
