@@ -1,10 +1,17 @@
-"""Scores a run's checkpoint on a split of its data: `python src/evaluate.py run=runs/NAME/STAMP split=test`.
+"""Scores a run's checkpoint on a split of its data, or any weights on any data.
 
-On the test split, with the best checkpoint, that is the number that training gave. It goes to the console and to
-`RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the run itself is left as it is.
+    python src/evaluate.py run=runs/NAME/STAMP split=test
+    python src/evaluate.py run=runs/NAME/STAMP probe=linear
+    python src/evaluate.py model.weights=timm:vit_small_patch14_dinov2 data=cifar100 image_size=224 probe=linear
+    python src/evaluate.py model.weights=hf:google/vit-base-patch16-224 data=image_folder data_dir=imagenet
+    python src/evaluate.py model=timm model.model_name=resnet18 model.pretrained=true data=cifar100 probe=knn
+
+On the test split, with the best checkpoint, a run's scores are those that training gave. They go to the console and to
+`RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the run itself is not changed. Without a probe the head is scored: that
+of weights from elsewhere must have the classes of the data, in their order.
 
 `probe=linear` or `probe=knn` measures the features before the head instead (`vitlab.evaluation.probes`). They are
-computed once, and kept in `RUN/features/`. `src/probe.py` does the same to weights that are no run's.
+computed once, and kept in `features_dir`: `RUN/features`, or `runs/features`.
 """
 
 from pathlib import Path
@@ -18,15 +25,23 @@ from vitlab.evaluation import checks
 @command("evaluate", check=checks.evaluation_problems)
 def main(
     *,
-    run: str,
-    split: Literal["train", "val", "test"],
+    run: str | None,
     checkpoint: Literal["best", "last"],
+    split: Literal["train", "val", "test"],
+    image_size: int | tuple[int, int] | None,
     batch_size: int | None,
-    probe: Node | None,
+    seed: int,
+    data_dir: str | None,
+    features_dir: str,
+    name: str | None,
     run_dir: str,
+    data: Node | None = None,
+    model: Node | None,
+    weights: Node,
+    probe: Node | None,
     trainer: Node,
 ) -> Node:
-    import torch
+    from lightning import seed_everything
 
     from vitlab.config import instantiate
     from vitlab.evaluation import probes
@@ -35,32 +50,35 @@ def main(
     from vitlab.training import build
     from vitlab.training.monitor import logged_scores
 
-    config = folder.read_config(Path(run))
-    if trainer["precision"] is None:
-        trainer["precision"] = config["trainer"]["precision"]
-    if batch_size is not None:
-        config["data"] |= {"batch_size": batch_size, "eval_batch_size": batch_size}
-    # the run has looked at its images, and listed what it left out
-    seen = {"scan": "none", "skipped_file": str(Path(run) / "skipped.csv")}
-    config["data"] |= {k: v for k, v in seen.items() if k in config["data"]}
-    datamodule = build.build_data(config["data"])
-    module = build.build_classifier(config["model"], datamodule, config["classifier"])
-    module.split = datamodule.tested = split
-    file = folder.checkpoint_file(Path(run), checkpoint)
-    safe_load.verify_checkpoint(file)
-    with safe_load.explain_unsafe_pickle(file):
-        module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
-
+    seed_everything(seed, verbose=False)  # the same weights in every rank, also where they are drawn at random
+    if run is None:
+        assert data is not None
+        assert model is not None  # or it would have been refused
+        datamodule = build.build_data(data)
+        module = build.build_classifier(model, datamodule, {}, weights=weights, own_head=probe is None)
+        what: Node = {"weights": weights["source"], "split": split}
+    else:
+        config, file = folder.read_config(Path(run)), folder.checkpoint_file(Path(run), checkpoint)
+        model, data = config["model"], folder.data_without_scan(config["data"], Path(run))
+        if batch_size is not None:
+            data |= {"batch_size": batch_size, "eval_batch_size": batch_size}
+        trainer = {**trainer, "precision": trainer["precision"] or config["trainer"]["precision"]}
+        datamodule = build.build_data(data)
+        module = build.build_classifier(model, datamodule, config["classifier"])
+        safe_load.verify_checkpoint(file)
+        module.load_state_dict(safe_load.load_checkpoint(file)["state_dict"])
+        what = {"run": run, "split": split, "checkpoint": str(file)}
     tester = build.build_trainer(trainer, run_dir=Path(run_dir))
-    of = {"run": run, "split": split, "checkpoint": str(file)}
-    asked = instantiate.build_object(probe) if probe is not None else probes.Head()
-    if not isinstance(asked, probes.Head):
-        parts = {"model": config["model"], "folder": Path(run) / "features"}
-        results = probes.measure(asked, module.network, datamodule, tester, split=split, **parts)
-        probes.tell(results, split, Path(run_dir))
-        return {**results, **of}
+    if probe is not None:
+        parts: Node = {"model": model, "folder": Path(features_dir)}
+        results = probes.measure(
+            instantiate.build_object(probe), module.network, datamodule, tester, split=split, **parts
+        )
+        probes.log_results(results, split, Path(run_dir))
+        return {**results, **what}
+    module.split = datamodule.tested = split
     tester.test(module, datamodule, verbose=False)
-    results = {**logged_scores(tester, split), **of}
+    results = {**logged_scores(tester, split), **what}
     build.log_results(results, Path(run_dir))
     return results
 

@@ -96,11 +96,11 @@ def cells(job: Job, keys: list[str], objectives: list[str]) -> list[str]:
     return [job.status, *chosen, *scores, str(job.attempts), "" if seconds is None else f"{seconds:.0f}", shortened]
 
 
-def spelt_out(arguments: list[str]) -> list[str]:
-    """`status` as `action=status`: the one word that stands by itself."""
+def expand_action(arguments: list[str]) -> list[str]:
+    """Write `status` as `action=status`, the only word that needs no key."""
     return [f"action={word}" if word in get_args(Action) else word for word in arguments]
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = spelt_out(sys.argv[1:])
+    sys.argv[1:] = expand_action(sys.argv[1:])
     main()

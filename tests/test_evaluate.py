@@ -1,4 +1,6 @@
-"""`python src/evaluate.py` gives training's numbers, on any split, and the same ones on any number of processes."""
+"""`python src/evaluate.py` gives training's numbers, on any split, and the same ones on any number of processes; it
+measures any weights on any data, and finds the features that another probe has kept.
+"""
 
 import json
 import shutil
@@ -10,9 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 import evaluate
+import parity
 from conftest import Program
+from vitlab.data.sets.digits import digits
+from vitlab.models.vit import VisionTransformer
 
 Evaluate = Callable[..., Any]
 
@@ -174,3 +180,82 @@ def test_two_processes_give_a_probe_the_features_and_scores_that_one_gives(
     found = results(run / "evaluation" / "best-val-knn")
     assert {k: found[k] for k in found if "/" in k} == {k: one[k] for k in one if "/" in k}
     assert found["val/count"] == 145, "which 2 doesn't divide"
+
+
+# ------------------------------------------------------------------------------------------ weights that are no run's
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Evaluate]:
+    """Runs the program in this process, on digits: overrides -> its results."""
+
+    def run(*overrides: str) -> Any:
+        quiet = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "data=digits", "hydra.run.dir=out"]
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *quiet, *overrides])
+        evaluate.main()
+        return results(tmp_path / "out")
+
+    yield run
+    torch.use_deterministic_algorithms(False)
+
+
+def test_features_of_any_model_are_measured_and_found_again(measured: Evaluate, tmp_path: Path) -> None:
+    model = ["model=vit_mini", "model.depth=1", "probe=knn", "probe.features=mean"]
+    first = measured(*model)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "features").iterdir()}
+    again = measured(*model, "probe.k=1", "batch_size=7")
+    assert (first["status"], first["test/count"], first["width"]) == ("finished", 360, 64)
+    assert first["test/knn_acc"] > 0.3, "an untrained network sees some of what is alike; chance is 0.1"
+    assert again["test/knn_acc"] != first["test/knn_acc"]
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs" / "features").iterdir()} == kept
+    assert len(kept) == 3
+    assert measured(*model, "seed=1")["test/knn_acc"] != first["test/knn_acc"], "other weights"
+
+
+def test_the_head_of_any_weights_is_scored_where_its_classes_are_the_data_s(
+    measured: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    network = VisionTransformer(image_size=8, patch_size=2, in_channels=1, dim=64, depth=1, heads=1, num_classes=10)
+    parity.fill(network.eval())
+    save_file(network.state_dict(), tmp_path / "ten.safetensors")
+    found = measured("model.weights=ten.safetensors", "data.mean=[0.25]", "data.std=[0.5]")
+    images, labels = digits().test.images, digits().test.labels
+    assert images is not None
+    with torch.no_grad():
+        right = network((images.float() / 255 - 0.25) / 0.5).argmax(dim=1) == labels
+    assert (found["status"], found["test/count"], found["split"]) == ("finished", 360, "test")
+    assert found["test/correct"] == int(right.sum())
+    assert found["test/acc"] == pytest.approx(found["test/correct"] / 360)
+
+    other = {k: v[:7] if k.startswith("head.") else v for k, v in network.state_dict().items()}
+    save_file(other, tmp_path / "seven.safetensors")
+    with pytest.raises(SystemExit):
+        measured("model.weights=seven.safetensors", "hydra.run.dir=other")
+    assert "would get a new one: 10 classes, and 7 in the weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([], "neither run nor model.weights is set"),
+        (
+            ["model=vit_mini"],
+            "there are no weights whose own head could be scored; set model.weights=SOURCE, or probe=",
+        ),
+        (["model=vit_mini", "probe=knn", "optimizer.lr=1"], "optimizer"),
+        (
+            ["model=vit_mini", "model.class_token=false", "model.pool=avg", "probe=knn", "probe.features=cls"],
+            "probe.features=cls: model.class_token=false leaves no [cls] token to read; use mean or pooled",
+        ),
+        (["model=vit_mini", "probe=knn", "model.dmi=3"], "model.dmi=3: there is no such setting; did you mean 'dim'?"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_starts(
+    measured: Evaluate, overrides: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        measured(*overrides)
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -153,7 +153,7 @@ def stand_in(name: str, argument: str) -> list[str]:
         return [f"{key}=imagenet"]
     if key == "seed":  # one is as good as another, and each takes time
         return ["seed=0"]
-    return {"sweep": sweep.spelt_out, "prepare": prepare.with_action}.get(name, list)([argument])
+    return {"sweep": sweep.expand_action, "prepare": prepare.with_action}.get(name, list)([argument])
 
 
 def test_the_commands_of_the_pages_are_found() -> None:
@@ -161,9 +161,9 @@ def test_the_commands_of_the_pages_are_found() -> None:
     assert {program for _, program, *_ in SHOWN} == programs
     assert {by for by, *_ in SHOWN} == {"", "torchrun", "srun"}
     assert set(SHOWN.values()) >= {"README.md", "benchmark.md", "clusters.md", "data.md", "faults.md", "sweeps.md"}
-    text = "a `python src/train.py\nx=1`\n\n    python src/probe.py y='a b' # so\n"
+    text = "a `python src/train.py\nx=1`\n\n    python src/export.py y='a b' # so\n"
     text += "```\nX=1 python src/a.py \\\n b && python src/c.py\n$ python src/d.py\n```\nand `src/e.py f=1`"
-    assert sorted(commands(text)) == [("", "a", "b"), ("", "c"), ("", "probe", "y=a b"), ("", "train", "x=1")]
+    assert sorted(commands(text)) == [("", "a", "b"), ("", "c"), ("", "export", "y=a b"), ("", "train", "x=1")]
 
 
 @pytest.mark.parametrize("shown", SHOWN, ids=[f"{SHOWN[shown]}: {' '.join(shown).strip()}" for shown in SHOWN])
@@ -189,7 +189,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
         Path("runs/NAME").mkdir(parents=True)
         Path("runs/NAME/STAMP").symlink_to(tmp_path / "run")
     arguments = [found for word in words for found in stand_in(name, word)]
-    if name in ("train", "probe", "doctor", "evaluate"):  # whatever devices this machine has
+    if name in ("train", "doctor", "evaluate"):  # whatever devices this machine has
         arguments.append("trainer.accelerator=cpu")
     program = importlib.import_module(name)
     try:

@@ -50,7 +50,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs the program, from its command line on."""
 
     def inside(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["sweep.py", *sweep.spelt_out(list(arguments)), "hydra/hydra_logging=none"])
+        quiet = "hydra/hydra_logging=none"
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *sweep.expand_action(list(arguments)), quiet])
         sweep.main()
 
     return inside
@@ -108,7 +109,7 @@ def test_cancel_marks_the_sweep_and_says_how_it_goes_on(
 def test_what_is_no_sweep_is_told(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_config(Path("untracked"), {"logger": {"csv": None}, "name": "x"})
     with pytest.raises(SystemExit):
-        preflight.preflight("sweep", inspect.unwrap(sweep.main), sweep.spelt_out(arguments))
+        preflight.preflight("sweep", inspect.unwrap(sweep.main), sweep.expand_action(arguments))
     assert f"  - {problem}" in capsys.readouterr().err
 
 

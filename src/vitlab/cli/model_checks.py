@@ -70,7 +70,7 @@ def weights_problems(view: ConfigView) -> Iterator[str]:
         return
     if source is None:
         if scores_head(view.config):
-            yield "probe=head scores the weights' own head, and there are no weights; set model.weights=SOURCE"
+            yield "there are no weights whose own head could be scored; set model.weights=SOURCE, or probe=linear"
         for key in ("part", "image_size"):
             if (value := options.get(key)) is not None:
                 yield f"weights.{key}={format_value(value)} is of no use without model.weights=SOURCE"
@@ -107,9 +107,9 @@ def source_problems(source: str, options: Node, view: ConfigView) -> Iterator[st
 
 
 def scores_head(config: Node) -> bool:
-    """Whether the head that weights from elsewhere have is to be scored."""
-    probe = config.get("probe")
-    return "weights" in config and isinstance(probe, dict) and probe.get("_target_") == "vitlab.evaluation.probes.Head"
+    """Whether it is weights from elsewhere whose own head is to be scored."""
+    is_evaluation = "probe" in config and config.get("run") is None
+    return is_evaluation and config["probe"] is None and config.get("model") is not None
 
 
 def fine_tuning_problems(view: ConfigView) -> Iterator[str]:

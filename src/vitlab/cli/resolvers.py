@@ -1,5 +1,5 @@
-"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `objective`, `mode`, `probe`, and of
-sweeps `job`, `alone`, `choices` and `title`.
+"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `objective`, `mode`, `probe`, `if`, and
+of sweeps `job`, `alone`, `choices` and `title`.
 
 Light on purpose: composing a configuration must not import torch.
 """
@@ -31,6 +31,7 @@ def register_resolvers() -> None:
         "patch": patch_for,
         "objective": objective_for,
         "probe": lambda probe: f"-{str(probe._target_).rpartition('.')[2].lower()}" if probe else "",
+        "if": lambda condition, value, other: value if condition else other,
         "mode": direction,
         "job": job_folder,
         "alone": lambda: not in_sweep(),
@@ -105,10 +106,15 @@ def patch_for(image_size: int | Sequence[int]) -> int:
     return 1
 
 
-def run_name(*, _root_: DictConfig) -> str:
-    """A name made of resolved values, so that it can't lie after an override: `digits-vit_s16-224px`."""
+def run_name(*, _root_: DictConfig) -> str | None:
+    """A name made of resolved values, so that it can't lie after an override: `digits-vit_s16-224px`.
+
+    None where there is no data yet.
+    """
     from vitlab.jobs.identity import data_name
 
+    if "data" not in _root_:
+        return None
     data = data_name(_root_.data.source)
     size = _root_.image_size
     pixels = "x".join(map(str, size)) if OmegaConf.is_list(size) else str(size)

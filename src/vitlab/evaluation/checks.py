@@ -1,4 +1,4 @@
-"""Check the settings of an evaluation."""
+"""Check the settings of an evaluation: the run or weights, the data, the probe."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,32 +7,49 @@ import yaml
 
 from vitlab.config import allowlist
 from vitlab.config.view import ConfigView
-from vitlab.runs.folder import CONFIG, checkpoint_file
+from vitlab.runs import folder
 
 
 def evaluation_problems(read: ConfigView) -> Iterator[str]:
-    yield from run_problems(read)
+    yield from source_problems(read)
     yield from probe_problems(read)
+    yield from run_problems(read)
 
 
 def run_problems(read: ConfigView) -> Iterator[str]:
     run, checkpoint = read("run", str), read("checkpoint", str)
     if run is None or checkpoint is None:
         return
-    file = Path(run) / CONFIG
+    file = Path(run) / folder.CONFIG
     if not file.is_file():
-        yield f"run={run} is not a run folder: it has no {CONFIG}"
+        yield f"run={run} is not a run folder: it has no {folder.CONFIG}"
     elif refused := allowlist.problems(yaml.safe_load(file.read_text())):
         yield from (f"run={run}: {problem}" for problem in refused)
-    elif not checkpoint_file(Path(run), checkpoint).is_file():
+    elif not folder.checkpoint_file(Path(run), checkpoint).is_file():
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
+
+
+def source_problems(read: ConfigView) -> Iterator[str]:
+    """A run is evaluated on its own data, any other model on the data that is named."""
+    run, model, data = (read.config.get(key) for key in ("run", "model", "data"))
+    if run is None and model is None:
+        yield "neither run nor model.weights is set; run=FOLDER evaluates a run, model.weights=SOURCE other weights"
+    elif run is None and not (isinstance(data, dict) and "_target_" in data):
+        yield "data is not set; name what the model is evaluated on: data=cifar100, say"
+    elif run is not None and read("weights.source") is not None:
+        yield "run and model.weights are both set; leave one of them out"
+    elif run is not None:
+        others = ("model", "data") if model or data else ("image_size", "data_dir")
+        for key in others:
+            if read.config.get(key) is not None:
+                yield f"{key} is set, and run={run} has its own; leave {key} out, or set model.weights={run}, not run"
 
 
 def probe_problems(read: ConfigView) -> Iterator[str]:
     node = read("probe", dict)
     if not node or "_target_" not in node or read.has_problem("probe"):
         return
-    if read("split", str) == "train" and node["_target_"] != "vitlab.evaluation.probes.Head":
+    if read("split", str) == "train":
         yield "split=train: a probe is fitted to the training images, and is measured on others; use val or test"
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:

@@ -91,7 +91,7 @@ def extract(
     configuration node: what it computes depends on more than its weights.
     """
     extractor = Extractor(network, kind)
-    files = named(
+    files = feature_files(
         network, datamodule, kind=kind, splits=splits, model=model, folder=folder, precision=trainer.precision
     )
     # all ranks look before any has begun: a file can't be complete before each has done its share
@@ -105,23 +105,23 @@ def extract(
         datamodule.tested, extractor.parts = split, []
         trainer.test(extractor, datamodule, verbose=False)
         mine = torch.cat(extractor.parts) if extractor.parts else torch.empty(0)
-        torch.save(mine, share(files[split], rank))
+        torch.save(mine, share_file(files[split], rank))
         trainer.strategy.barrier("features")
         if rank == 0:
             images = datamodule.split(split)
-            put_together(files[split], ranks, len(images), in_blocks=images.blocks is not None)
+            merge_shares(files[split], ranks, len(images), in_blocks=images.blocks is not None)
             log.info("features of %s: %d images, kept in %s", split, len(images), files[split])
     return files
 
 
-def share(file: Path, rank: int) -> Path:
+def share_file(file: Path, rank: int) -> Path:
     """Where a rank leaves its part of a file."""
     return file.with_name(f".{file.name}.rank{rank}")
 
 
-def put_together(file: Path, ranks: int, count: int, *, in_blocks: bool = False) -> None:
+def merge_shares(file: Path, ranks: int, count: int, *, in_blocks: bool = False) -> None:
     """Makes one file of the ranks' shares, which the data's `eval_share` says."""
-    parts = [torch.load(share(file, rank), weights_only=True, mmap=True) for rank in range(ranks)]
+    parts = [torch.load(share_file(file, rank), weights_only=True, mmap=True) for rank in range(ranks)]
     rows = torch.empty(count, parts[0].shape[1])
     for rank, part in enumerate(parts):
         if len(part):
@@ -131,15 +131,15 @@ def put_together(file: Path, ranks: int, count: int, *, in_blocks: bool = False)
     temporary.replace(file)
     del parts
     for rank in range(ranks):
-        share(file, rank).unlink()
+        share_file(file, rank).unlink()
 
 
-def read(file: Path, labels: Tensor) -> Features:
+def load_features(file: Path, labels: Tensor) -> Features:
     """Kept features with the labels of their split."""
     return Features(torch.load(file, weights_only=True), labels)
 
 
-def named(
+def feature_files(
     network: nn.Module,
     datamodule: DataModule,
     *,

@@ -18,7 +18,7 @@ from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.scan import SplitName
 from vitlab.distributed import launch
-from vitlab.evaluation.features import Features, Kind, extract, read
+from vitlab.evaluation.features import Features, Kind, extract, load_features
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +39,6 @@ class Probe:
         raise NotImplementedError
 
 
-class Head(Probe):
-    """The network's own head as it is. No features are taken and nothing is fitted: the programs run the test loop."""
-
-    name = "head"
-
-    def __init__(self) -> None:
-        super().__init__()
-
-
 class KNN(Probe):
     """The `k` training images that are nearest by cosine vote for their class, each with exp(cosine / `temperature`).
 
@@ -64,7 +55,7 @@ class KNN(Probe):
 
     def scores(self, train: Features, val: Features, asked: Features) -> tuple[Tensor, Node]:
         """Raises `ValueError` where there are fewer than `k` images to vote."""
-        known = train if asked is val else joined(train, val)
+        known = train if asked is val else concatenate(train, val)
         if self.k > len(known.rows):
             raise ValueError(f"probe.k={self.k} is more than the {len(known.rows)} images that can vote; lower it")
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,7 +97,7 @@ class Linear(Probe):
         """Warns where the best value is the grid's first or last, and where `max_iter` was too few."""
         tried: dict[float, tuple[float, float]] = {}
         for c in self.c:
-            logits = self.fitted(train, val, c)
+            logits = self.fit_predict(train, val, c)
             right = float((logits.argmax(dim=1) == val.labels).float().mean())
             tried[c] = (right, -float(F.cross_entropy(logits, val.labels)))
             log.info("linear probe: C=%g: val accuracy %.2f %%, loss %.4f", c, 100 * right, -tried[c][1])
@@ -114,10 +105,10 @@ class Linear(Probe):
         if len(self.c) > 1 and best in (self.c[0], self.c[-1]):
             log.warning("probe.c: the best of %s is at the end, C=%g; try others beyond it", self.c, best)
         told = {"C": best, "val/accuracies": {f"{c:g}": right for c, (right, _) in tried.items()}}
-        known = train if asked is val else joined(train, val)
-        return self.fitted(known, asked, best), told
+        known = train if asked is val else concatenate(train, val)
+        return self.fit_predict(known, asked, best), told
 
-    def fitted(self, known: Features, asked: Features, c: float) -> Tensor:
+    def fit_predict(self, known: Features, asked: Features, c: float) -> Tensor:
         """Log-probabilities [N, classes] for `asked` by a classifier that is fitted to `known`."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
@@ -137,7 +128,7 @@ class Linear(Probe):
         return found
 
 
-def joined(one: Features, two: Features) -> Features:
+def concatenate(one: Features, two: Features) -> Features:
     """The images of two splits."""
     return Features(torch.cat([one.rows, two.rows]), torch.cat([one.labels, two.labels]))
 
@@ -161,18 +152,18 @@ def measure(
     launch.leave_group()
     if trainer.global_rank:
         return {}
-    found = {name: read(files[name], datamodule.split(name).labels) for name in splits}
+    found = {name: load_features(files[name], datamodule.split(name).labels) for name in splits}
     scores, told = probe.scores(found["train"], found["val"], found[split])
     return {
         "probe": probe.name,
         "features": probe.features,
         "width": found[split].rows.shape[1],
         **told,
-        **{f"{split}/{key}": value for key, value in counted(scores, found[split].labels, probe.name).items()},
+        **{f"{split}/{key}": value for key, value in accuracies(scores, found[split].labels, probe.name).items()},
     }
 
 
-def counted(scores: Tensor, labels: Tensor, name: str) -> Node:
+def accuracies(scores: Tensor, labels: Tensor, name: str) -> Node:
     """Accuracy and counts; among the first five too, where there are more classes."""
     ranks = scores.argsort(dim=1, descending=True, stable=True)
     right = int((ranks[:, 0] == labels).sum())
@@ -183,7 +174,7 @@ def counted(scores: Tensor, labels: Tensor, name: str) -> Node:
     return found
 
 
-def tell(results: Node, split: SplitName, folder: Path) -> None:
+def log_results(results: Node, split: SplitName, folder: Path) -> None:
     """The results in a line, and where they lie."""
     if "probe" in results:  # the first rank
         name = results["probe"]

@@ -1,7 +1,7 @@
 """What is exported: a run's network, and all that somebody who uses it elsewhere has to know.
 
-kept = kept_weights(run, "best", None)      what a checkpoint holds; nothing but names and shapes is read yet
-trained = load(kept)                        the network, in float32 on the CPU, with classes and preprocessing
+weights = load_weights(run, "best", None)      what a checkpoint holds; nothing but names and shapes is read yet
+trained = load(weights)                        the network, in float32 on the CPU, with classes and preprocessing
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from vitlab.training import build
 Kind = Literal["vit", "timm", "other"]
 NETWORK = "network."  # what the names of the network's tensors begin with in a checkpoint
 STATES = {"ema": "state_dict", "raw": "current_model_state"}  # of a checkpoint that has both: Lightning's names
-NOT_BUILT = ("pretrained",)  # arguments that would fetch other weights, which these then replace
+NOT_BUILT = "pretrained"  # an argument that would fetch other weights, which these then replace
 
 
 class CheckpointWeights(NamedTuple):
@@ -46,16 +46,14 @@ class ExportModel:
 
     Attributes:
         network: In float32 on the CPU, in evaluation mode.
-        kind: Whether it is our Vision Transformer, one that timm made, or something else.
         arguments: Of its constructor, defaults and measured ones included.
         classes: Names, in the order of the logits.
         loss: What the logits were trained by: `softmax`, or `sigmoid` for each class by itself.
         data: What images it was trained on (`DataModule.fingerprint`).
     """
 
-    kept: CheckpointWeights
+    weights: CheckpointWeights
     network: nn.Module
-    kind: Kind
     arguments: Node
     classes: tuple[str, ...]
     image_size: tuple[int, int]
@@ -71,6 +69,16 @@ class ExportModel:
     def channels(self) -> int:
         """Channels of an image."""
         return len(self.mean)
+
+    @property
+    def preprocessing(self) -> Node:
+        """How images are prepared, as a run's checkpoint has it."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "crop_fraction": self.crop_fraction,
+        }
 
     def prepare(self) -> Prepare:
         """uint8 images to what the network sees."""
@@ -102,62 +110,54 @@ def load_weights(run: Path, checkpoint: str, part: str | None) -> CheckpointWeig
     state = content[STATES[chosen] if chosen else "state_dict"]
     config = (content.get("vitlab") or {}).get("config") or folder.read_config(run)
     network = {name.removeprefix(NETWORK): tensor for name, tensor in state.items() if name.startswith(NETWORK)}
-    kind, arguments = describe_network(config["model"], network)
+    kind, arguments = constructor_arguments(config["model"], network)
     return CheckpointWeights(run, file, chosen, network, content, config, kind, arguments)
 
 
-def describe_network(node: Node, state: dict[str, Tensor]) -> tuple[Kind, Node]:
+def constructor_arguments(node: Node, state: dict[str, Tensor]) -> tuple[Kind, Node]:
     """What a network is, and the arguments of its constructor: what the configuration leaves to the data, too."""
     allowlist.require_allowed(node, "model")  # the checkpoint's word for it, which `checks` has not seen
     target = resolve(node["_target_"])
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
-    given = {k: v for k, v in given.items() if k not in NOT_BUILT}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if k[0] != "_" and k != NOT_BUILT}
     if target is VisionTransformer:
-        full = {k: v for k, v in defaults(node["_target_"]).items() if not k.startswith("_")} | given
+        usual = {k: v for k, v in defaults(node["_target_"]).items() if k[0] != "_"}
         measured = {
             "num_classes": state["head.weight"].shape[0],
             "in_channels": state["patch_embed.proj.weight"].shape[1],
         }
-        return "vit", full | measured
+        return "vit", usual | given | measured
     return ("timm" if target.__module__ == "vitlab.models.timm_model" else "other"), given
 
 
-def load_export_model(kept: CheckpointWeights) -> ExportModel:
+def load_export_model(weights: CheckpointWeights) -> ExportModel:
     """The network with its weights, and what goes with it.
 
     Where the checkpoint doesn't say how images were prepared (before vitlab wrote that down), the data is loaded.
     """
-    identity = kept.content.get("vitlab") or {}
+    identity = weights.content.get("vitlab") or {}
     data, preprocessing = identity.get("data"), identity.get("preprocessing")
     if not data or not preprocessing:
-        datamodule = build.build_data(data_without_scan(kept.config["data"], kept.run))
+        datamodule = build.build_data(folder.data_without_scan(weights.config["data"], weights.run))
         data, preprocessing = datamodule.fingerprint(), datamodule.preprocessing()
     measured = {"num_classes": len(data["classes"]), "in_channels": len(preprocessing["mean"])}
-    model = {k: v for k, v in kept.config["model"].items() if k not in NOT_BUILT}
+    model = {k: v for k, v in weights.config["model"].items() if k != NOT_BUILT}
     network = instantiate.build_object(model, **measured)
-    network.load_state_dict(kept.state)
+    network.load_state_dict(weights.state)
     crop = preprocessing["crop_fraction"]
     return ExportModel(
-        kept=kept,
+        weights=weights,
         network=network.float().eval().requires_grad_(False),
-        kind=kept.kind,
-        arguments={**kept.arguments, **measured},
+        arguments={**weights.arguments, **measured},
         classes=tuple(data["classes"]),
-        image_size=pair(kept.config["image_size"]),
+        image_size=pair(weights.config["image_size"]),
         mean=tuple(preprocessing["mean"]),
         std=tuple(preprocessing["std"]),
         interpolation=preprocessing["interpolation"],
         crop_fraction=None if crop is None else float(crop),
-        loss=(kept.config.get("classifier") or {}).get("loss", "softmax"),
+        loss=(weights.config.get("classifier") or {}).get("loss", "softmax"),
         data=data,
-        results=folder.read_results(kept.run),
+        results=folder.read_results(weights.run),
     )
-
-
-def data_without_scan(data: Node, run: Path) -> Node:
-    """The node `data` of a run that has looked at its images, and listed what it left out."""
-    known = {"scan": "none", "skipped_file": str(run / "skipped.csv")}
-    return {**data, **{k: v for k, v in known.items() if k in data}}
 
 
 def comparison_images(trained: ExportModel, count: int, *, seed: int = 0) -> Tensor:

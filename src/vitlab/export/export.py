@@ -4,7 +4,6 @@ write into a folder that isn't there yet -> load it as the other library does ->
 -> model card, export.json -> rename
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -35,71 +34,42 @@ class OutputsDiffer(ArithmeticError):
 class Format(NamedTuple):
     """A format.
 
-    `needs`: packages without which it can't be written. `checked_by`: the one that loads it, to be compared.
+    `checked_by`: the package that loads it, to be compared. `needs`: packages without which it can't be written.
+    `unsupported`: what of a Vision Transformer it can't express.
     """
 
     library: str
     write: Callable[..., None]
     load: Callable[[Path, ExportModel], Callable[[Tensor], Tensor]]
     usage: Callable[[ExportModel, bool], str]
-    refusals: Callable[[Node], list[str]]
     checked_by: str
-    needs: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...]
+    unsupported: Callable[[Node], list[str]] = lambda _: []
+    needs: tuple[str, ...] = ("safetensors",)
     folds: bool = False
-    kinds: tuple[Kind, ...] = ("vit",)
 
 
 ANY: tuple[Kind, ...] = ("vit", "timm", "other")
+ONNX = ("onnx", "onnxscript", "onnxruntime")
 FORMATS = {
     "safetensors": Format(
-        "pytorch",
-        safetensors.write_safetensors,
-        safetensors.load_safetensors,
-        lambda trained, _: safetensors.usage(trained),
-        safetensors.unsupported,
-        "safetensors",
-        needs=("safetensors",),
-        kinds=ANY,
+        "pytorch", safetensors.write_safetensors, safetensors.load_safetensors, safetensors.usage, "safetensors", ANY
     ),
-    "timm": Format(
-        "timm",
-        timm.write_timm,
-        timm.load_timm,
-        lambda trained, _: timm.usage(trained),
-        timm.unsupported,
-        "timm",
-        needs=("safetensors",),
-        kinds=("vit", "timm"),
-    ),
+    "timm": Format("timm", timm.write_timm, timm.load_timm, timm.usage, "timm", ("vit", "timm"), timm.unsupported),
     "hf": Format(
         "transformers",
         transformers.write_transformers,
         transformers.load_transformers,
-        lambda trained, _: transformers.usage(trained),
-        transformers.unsupported,
+        transformers.usage,
         "transformers",
-        needs=("safetensors",),
+        ("vit",),
+        transformers.unsupported,
     ),
     "onnx": Format(
-        "onnx",
-        graph.write_onnx,
-        graph.load_onnx,
-        graph.usage_onnx,
-        graph.unsupported,
-        "onnxruntime",
-        needs=("onnx", "onnxscript", "onnxruntime"),
-        folds=True,
-        kinds=ANY,
+        "onnx", graph.write_onnx, graph.load_onnx, graph.usage_onnx, "onnxruntime", ANY, needs=ONNX, folds=True
     ),
     "torch_export": Format(
-        "pytorch",
-        graph.write_torch,
-        graph.load_torch,
-        graph.usage_torch,
-        graph.unsupported,
-        "torch",
-        folds=True,
-        kinds=ANY,
+        "pytorch", graph.write_torch, graph.load_torch, graph.usage_torch, "torch", ANY, needs=(), folds=True
     ),
 }
 
@@ -120,22 +90,23 @@ def problems(
     if problem := folder_problem(out, overwrite) or write_problem("out", out):
         yield problem
     try:
-        kept = load_weights(run, checkpoint, part)
+        weights = load_weights(run, checkpoint, part)
     except (OSError, ValueError, NotTrusted) as error:
         yield str(error)
         return
-    if refused := unsupported(kept, name):
-        able = ", ".join(other for other in FORMATS if not unsupported(kept, other))
+    if refused := unsupported(weights, name):
+        able = ", ".join(other for other in FORMATS if not unsupported(weights, other))
         yield from (f"format={name} can't express {reason}; formats that can: {able}" for reason in refused)
 
 
-def unsupported(kept: CheckpointWeights, name: str) -> list[str]:
+def unsupported(weights: CheckpointWeights, name: str) -> list[str]:
     """What a format can't express of a network, and why."""
     format_ = FORMATS[name]
-    if kept.kind not in format_.kinds:
-        what = f"timm's {kept.arguments.get('model_name')}" if kept.kind == "timm" else kept.config["model"]["_target_"]
+    if weights.kind not in format_.kinds:
+        target = weights.config["model"]["_target_"]
+        what = f"timm's {weights.arguments.get('model_name')}" if weights.kind == "timm" else target
         return [f"{what}: it is for plain Vision Transformers"]
-    return format_.refusals(kept.arguments) if kept.kind == "vit" else []
+    return format_.unsupported(weights.arguments) if weights.kind == "vit" else []
 
 
 # ---------------------------------------------------------------------------------------------------- what is made
@@ -214,28 +185,19 @@ def export_record(trained: ExportModel, name: str, folder: Path, *, fold: bool, 
     return {
         "format": name,
         "fold": fold,
-        "checkpoint": trained.kept.file.name,
-        "weights": trained.kept.chosen,
-        "step": trained.kept.content.get("global_step"),
+        "checkpoint": trained.weights.file.name,
+        "weights": trained.weights.chosen,
+        "step": trained.weights.content.get("global_step"),
         "compared_with": f"{by} {version}" if version else None,
         "largest_difference": difference,
         "classes": list(trained.classes),
         "preprocessing": {
             "channels": trained.channels,
             "image_size": list(trained.image_size),
-            "mean": list(trained.mean),
-            "std": list(trained.std),
-            "interpolation": trained.interpolation,
-            "crop_fraction": trained.crop_fraction,
+            **trained.preprocessing,
         },
         "output": "probabilities" if fold else "logits",
         "loss": trained.loss,
         "commit": git_commit(),
-        "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
+        "sha256": {file.name: digest(file) for file in sorted(folder.iterdir())},
     }
-
-
-def file_sha256(file: Path) -> str:
-    """A file's SHA-256."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

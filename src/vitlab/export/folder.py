@@ -15,15 +15,10 @@ from vitlab.storage.atomic import fsync
 RECORD = "export.json"  # what tells a folder of ours from any other
 
 
-def fsync_file(file: Path) -> None:
-    """Waits until a file is on the disk."""
-    fsync(file)
-
-
 def write_text(file: Path, text: str) -> None:
     """Writes text."""
     file.write_text(text, encoding="utf-8")
-    fsync_file(file)
+    fsync(file)
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -39,7 +34,7 @@ def write_tensors(file: Path, state: dict[str, Tensor]) -> None:
     mode = file.stat().st_mode  # what the umask allows; save_file leaves a file to its owner alone
     save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, file, metadata={"format": "pt"})
     file.chmod(mode)
-    fsync_file(file)
+    fsync(file)
 
 
 def folder_problem(out: Path, overwrite: bool) -> str | None:

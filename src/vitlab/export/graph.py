@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from vitlab.config.schema import Node
 from vitlab.export.checkpoint import ExportModel, comparison_images
-from vitlab.export.folder import fsync_file
 from vitlab.runs.muted_logs import muted_logs
+from vitlab.storage.atomic import fsync
 
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one .onnx: protobuf's limit, less what the graph takes
 INPUT = "images"
@@ -34,11 +34,6 @@ class FoldedNetwork(nn.Module):
         return logits.softmax(dim=1) if self.loss == "softmax" else logits.sigmoid()
 
 
-def unsupported(arguments: Node) -> list[str]:
-    """Nothing: what runs can be recorded."""
-    return []
-
-
 def graph_module(trained: ExportModel, fold: bool) -> nn.Module:
     """What is recorded."""
     return (FoldedNetwork(trained) if fold else trained.network).eval()
@@ -55,7 +50,7 @@ def output_name(fold: bool) -> str:
     return "probabilities" if fold else "logits"
 
 
-def export_graph(trained: ExportModel, fold: bool) -> torch.export.ExportedProgram:
+def export_program(trained: ExportModel, fold: bool) -> torch.export.ExportedProgram:
     """The graph, for any number of images."""
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     with torch.no_grad(), muted_logs("torch.export"):
@@ -64,8 +59,8 @@ def export_graph(trained: ExportModel, fold: bool) -> torch.export.ExportedProgr
 
 def write_torch(trained: ExportModel, folder: Path, *, fold: bool) -> None:
     """model.pt2."""
-    torch.export.save(export_graph(trained, fold), folder / "model.pt2")
-    fsync_file(folder / "model.pt2")
+    torch.export.save(export_program(trained, fold), folder / "model.pt2")
+    fsync(folder / "model.pt2")
 
 
 def load_torch(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
@@ -79,7 +74,7 @@ def write_onnx(trained: ExportModel, folder: Path, *, fold: bool) -> None:
     size = sum(p.numel() * p.element_size() for p in trained.network.parameters())
     with muted_logs("torch.onnx", "onnxscript", "onnx_ir"):
         program: Any = torch.onnx.export(
-            export_graph(trained, fold),
+            export_program(trained, fold),
             input_names=[INPUT],
             output_names=[output_name(fold)],
             dynamo=True,
@@ -88,7 +83,7 @@ def write_onnx(trained: ExportModel, folder: Path, *, fold: bool) -> None:
     program.model.metadata_props.update({k: str(v) for k, v in graph_metadata(trained, fold).items()})
     program.save(folder / "model.onnx", external_data=size > LARGEST_FILE)
     for file in folder.glob("model.onnx*"):
-        fsync_file(file)
+        fsync(file)
 
 
 def graph_metadata(trained: ExportModel, fold: bool) -> Node:
@@ -110,7 +105,7 @@ def load_onnx(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def format_input(trained: ExportModel, fold: bool) -> str:
+def input_description(trained: ExportModel, fold: bool) -> str:
     """What goes in, in words."""
     height, width = trained.image_size
     kind = "uint8, 0..255" if fold else "float32, normalised"
@@ -122,7 +117,7 @@ def usage_onnx(trained: ExportModel, fold: bool) -> str:
     return f"""import onnxruntime
 
 session = onnxruntime.InferenceSession("FOLDER/model.onnx")
-# images: {format_input(trained, fold)}
+# images: {input_description(trained, fold)}
 # ({output_name(fold)},) = session.run(None, {{"{INPUT}": images}})"""
 
 
@@ -131,5 +126,5 @@ def usage_torch(trained: ExportModel, fold: bool) -> str:
     return f"""import torch
 
 model = torch.export.load("FOLDER/model.pt2").module()
-# images: {format_input(trained, fold)}
+# images: {input_description(trained, fold)}
 # {output_name(fold)} = model(images)"""

@@ -29,28 +29,28 @@ class Score(NamedTuple):
     images: int
 
 
-def scores(kept: CheckpointWeights) -> list[Score]:
+def scores(weights: CheckpointWeights) -> list[Score]:
     """What was measured with exactly these weights, the test split first.
 
     Where a checkpoint has averaged and raw weights, the averaged ones are what is tested.
     """
-    if kept.chosen == "raw":
+    if weights.chosen == "raw":
         return []
     found: list[Score] = []
-    results = folder.read_results(kept.run)
+    results = folder.read_results(weights.run)
     best = Path(results.get("checkpoint") or "").name.startswith("best")
-    if kept.file.stem == "best" and best and results.get("status") == "finished":
-        found += read_scores(results)
-    for file in sorted((kept.run / "evaluation").glob(f"{kept.file.stem}-*/{folder.RESULTS}")):
+    if weights.file.stem == "best" and best and results.get("status") == "finished":
+        found += result_scores(results)
+    for file in sorted((weights.run / "evaluation").glob(f"{weights.file.stem}-*/{folder.RESULTS}")):
         evaluated = folder.read_results(file.parent)
-        newer = file.stat().st_mtime >= kept.file.stat().st_mtime
+        newer = file.stat().st_mtime >= weights.file.stat().st_mtime
         if newer and evaluated.get("status") == "finished":
             known = {score.split for score in found}
-            found += [score for score in read_scores(evaluated) if score.split not in known]
+            found += [score for score in result_scores(evaluated) if score.split not in known]
     return sorted(found, key=lambda score: -list(SPLITS).index(score.split))
 
 
-def read_scores(results: Node) -> list[Score]:
+def result_scores(results: Node) -> list[Score]:
     """The scores in a `results.json`."""
     return [
         Score(split, metric, results[f"{split}/{metric}"], results[f"{split}/correct"], results[f"{split}/count"])
@@ -62,7 +62,7 @@ def read_scores(results: Node) -> list[Score]:
 
 def card_text(trained: ExportModel, record: Node, *, usage: str, library: str, license: str | None, fold: bool) -> str:
     """The card of an exported network."""
-    found, title = scores(trained.kept), str(trained.kept.config.get("name") or trained.kept.run.name)
+    found, title = scores(trained.weights), str(trained.weights.config.get("name") or trained.weights.run.name)
     header = yaml.safe_dump(
         front_matter(trained, found, title=title, library=library, license=license), sort_keys=False, allow_unicode=True
     )
@@ -74,13 +74,13 @@ def card_text(trained: ExportModel, record: Node, *, usage: str, library: str, l
         f"```python\n{usage}\n```",
         preprocessing_section(trained, fold),
         "## Scores",
-        score_table(found, trained.kept),
+        score_table(found, trained.weights),
         "## Data",
         data_section(trained),
         "## Provenance",
         provenance_section(trained, record),
         "## Configuration",
-        f"```yaml\n{configuration_section(trained.kept.config)}```",
+        f"```yaml\n{configuration_section(trained.weights.config)}```",
     )
     return "\n\n".join(parts) + "\n"
 
@@ -143,43 +143,34 @@ def preprocessing_section(trained: ExportModel, fold: bool) -> str:
     if fold:
         end = f"Bytes (0..255) go in: the normalisation, and {function}, are part of the file."
     else:
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (trained.mean, trained.std))
         end = (
-            f"It is scaled to 0..1 and normalised by mean {format_numbers(trained.mean)} and std {format_numbers(trained.std)}. What "
-            f"comes out are logits: {function} makes probabilities of them."
+            f"It is scaled to 0..1 and normalised by mean {mean} and std {std}. What comes out are logits: {function} "
+            "makes probabilities of them."
         )
     return f"An image has {kind}, and is {how} ({trained.interpolation}, antialiased). {end}"
 
 
-def format_numbers(values: tuple[float, ...]) -> str:
-    """Numbers for people."""
-    return ", ".join(f"{value:.4g}" for value in values)
-
-
-def score_table(found: list[Score], kept: CheckpointWeights) -> str:
+def score_table(found: list[Score], weights: CheckpointWeights) -> str:
     """All scores, with what they are counted on."""
     if not found:
-        return f"None were measured with these weights ({kept.file.name}{', ' + kept.chosen if kept.chosen else ''})."
+        part = f", {weights.chosen}" if weights.chosen else ""
+        return f"None were measured with these weights ({weights.file.name}{part})."
     rows = ["| split | metric | value | images |", "|---|---|---|---|"]
     for score in found:
-        value, images = f"{score.value:.4f}", f"{score.images:,}"
-        if score.metric == "acc":
-            value, images = f"{100 * score.value:.2f} %", f"{score.correct:,} of {score.images:,}"
-        if score.metric == "acc5":
-            value = f"{100 * score.value:.2f} %"
+        value = f"{score.value:.4f}" if score.metric == "loss" else f"{100 * score.value:.2f} %"
+        images = f"{score.correct:,} of {score.images:,}" if score.metric == "acc" else f"{score.images:,}"
         rows.append(f"| {SPLITS[score.split]} | {METRICS[score.metric][1]} | {value} | {images} |")
     return "\n".join(rows)
 
 
 def data_section(trained: ExportModel) -> str:
     """What it was trained on, and the classes."""
-    known = trained.data
-    lines = [f"{known.get('data set', 'Not recorded')}:"]
-    for split, meaning in SPLITS.items():
-        if f"{split} images" in known:
-            lines.append(f"{known[f'{split} images']:,} images ({meaning.partition(',')[0]}),")
-    sentence = " ".join(lines).rstrip(",:") + "."
+    known = {split: trained.data[f"{split} images"] for split in SPLITS if f"{split} images" in trained.data}
+    counts = [f"{count:,} images ({SPLITS[split].partition(',')[0]})" for split, count in known.items()]
+    sentence = f"{trained.data.get('data set', 'Not recorded')}{': ' if counts else ''}{', '.join(counts)}."
     names = ", ".join(f"{i} {name}" if str(i) != name else name for i, name in enumerate(trained.classes))
-    fraction = (trained.kept.config.get("data") or {}).get("val_fraction")
+    fraction = (trained.weights.config.get("data") or {}).get("val_fraction")
     chosen = " The best checkpoint is chosen on the validation images, which are held out of the training split"
     chosen += f" ({100 * fraction:g} %)." if isinstance(fraction, float) else "."
     return f"{sentence}{chosen}\n\nClasses, in the order of the outputs: {names}."
@@ -188,17 +179,16 @@ def data_section(trained: ExportModel) -> str:
 def provenance_section(trained: ExportModel, record: Node) -> str:
     """Where it comes from."""
     results = trained.results
-    versions = ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items())
     rows = {
-        "run": trained.kept.run.resolve().name,
+        "run": trained.weights.run.resolve().name,
         "command": f"`{without_local_paths(str(results['command']))}`" if results.get("command") else None,
         "started": results.get("started"),
         "commit of the training": results.get("commit"),
         "commit of the export": record["commit"],
-        "versions": versions,
+        "versions": ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items()),
         "device": results.get("device"),
         "precision": results.get("precision"),
-        "W&B run": (trained.kept.content.get("vitlab") or {}).get("wandb"),
+        "W&B run": (trained.weights.content.get("vitlab") or {}).get("wandb"),
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value]
     files = [f"| {name} | SHA-256 `{digest}` |" for name, digest in record["sha256"].items()]

@@ -7,14 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from vitlab.config import instantiate
-from vitlab.config.schema import Node
 from vitlab.export.checkpoint import ExportModel
 from vitlab.export.folder import write_json, write_tensors
-
-
-def unsupported(arguments: Node) -> list[str]:
-    """Nothing: every network has a state."""
-    return []
 
 
 def write_safetensors(trained: ExportModel, folder: Path, *, fold: bool) -> None:
@@ -24,14 +18,9 @@ def write_safetensors(trained: ExportModel, folder: Path, *, fold: bool) -> None
         folder / "config.json",
         {
             "vitlab": {
-                "config": {"model": {"_target_": trained.kept.config["model"]["_target_"], **trained.arguments}},
+                "config": {"model": {"_target_": trained.weights.config["model"]["_target_"], **trained.arguments}},
                 "data": {"classes": list(trained.classes)},
-                "preprocessing": {
-                    "mean": list(trained.mean),
-                    "std": list(trained.std),
-                    "interpolation": trained.interpolation,
-                    "crop_fraction": trained.crop_fraction,
-                },
+                "preprocessing": trained.preprocessing,
             }
         },
     )
@@ -48,9 +37,9 @@ def load_safetensors(folder: Path, trained: ExportModel) -> Callable[[Tensor], T
     return loaded
 
 
-def usage(trained: ExportModel) -> str:
+def usage(trained: ExportModel, fold: bool) -> str:
     """How to load it."""
-    module, _, name = trained.kept.config["model"]["_target_"].rpartition(".")
+    module, _, name = trained.weights.config["model"]["_target_"].rpartition(".")
     return f"""import json
 from pathlib import Path
 

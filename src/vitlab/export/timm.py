@@ -121,7 +121,7 @@ def timm_state(trained: ExportModel) -> dict[str, Tensor]:
 
 def timm_config(trained: ExportModel) -> Node:
     """config.json, as timm writes it."""
-    if trained.kind == "vit":
+    if trained.weights.kind == "vit":
         name, args = published_name(trained.arguments), model_args(trained.arguments)
         known: dict[str, Any] = {
             "first_conv": "patch_embed.proj",
@@ -160,7 +160,7 @@ def timm_config(trained: ExportModel) -> Node:
 
 def write_timm(trained: ExportModel, folder: Path, *, fold: bool) -> None:
     """config.json and model.safetensors."""
-    tensors = timm_state(trained) if trained.kind == "vit" else dict(trained.network.state_dict())
+    tensors = timm_state(trained) if trained.weights.kind == "vit" else dict(trained.network.state_dict())
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", timm_config(trained))
 
@@ -174,7 +174,7 @@ def load_timm(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
     return network
 
 
-def usage(trained: ExportModel) -> str:
+def usage(trained: ExportModel, fold: bool) -> str:
     """How to load it."""
     return """import timm
 

@@ -188,7 +188,7 @@ def load_transformers(folder: Path, trained: ExportModel) -> Callable[[Tensor], 
     return lambda images: network(pixel_values=images).logits
 
 
-def usage(trained: ExportModel) -> str:
+def usage(trained: ExportModel, fold: bool) -> str:
     """How to load it."""
     return """from transformers import AutoImageProcessor, AutoModelForImageClassification
 

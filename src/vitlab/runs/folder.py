@@ -43,6 +43,12 @@ def read_config(run_dir: Path) -> Node:
     return renamed.current_config(config)
 
 
+def data_without_scan(data: Node, run_dir: Path) -> Node:
+    """The node `data` of a run, whose images were scanned and whose bad ones were listed when it was trained."""
+    known = {"scan": "none", "skipped_file": str(run_dir / "skipped.csv")}
+    return {**data, **{key: value for key, value in known.items() if key in data}}
+
+
 def checkpoint_file(run_dir: Path, name: str) -> Path:
     """Where a run keeps its checkpoint `best` or `last`."""
     return run_dir / "checkpoints" / f"{name}.ckpt"

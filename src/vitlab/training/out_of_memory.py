@@ -63,7 +63,7 @@ def explain_out_of_memory(
         release_memory(error)
         accumulate = trainer.accumulate_grad_batches
         part = math.ceil(batch_size / (trainer.world_size * accumulate))
-        if device.type != "cpu" and not is_device_error(error):
+        if device.type != "cpu" and not is_device_memory(error):
             reason = (
                 "the machine's memory, not the device's, is used up; "
                 "lower data.num_workers, or start fewer runs beside each other"
@@ -93,7 +93,7 @@ def explain_out_of_memory(
         raise OutOfMemory(f"out of memory: {reason}") from error
 
 
-def is_device_error(error: BaseException) -> bool:
+def is_device_memory(error: BaseException) -> bool:
     """Whether an error that says memory is used up means an accelerator's."""
     host = isinstance(error, MemoryError) or any(words in str(error) for words in WORDS[:3])
     return not host

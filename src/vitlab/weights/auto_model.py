@@ -29,6 +29,8 @@ def fill_from_weights(config: Node) -> Node:
     if source is None and "weights" not in config:
         return {**config, "model": network}
     options = config["weights"] if isinstance(config.get("weights"), dict) else {}
+    if "run" in config and source in (None, "???") and set(network) == {"_target_", "image_size"}:
+        return {**config, "model": None, "weights": {**options, "source": None}}  # evaluate.py: a run has its own model
     config = {**config, "model": network, "weights": {**options, "source": source}}
     auto = "dim" not in network and network.get("_target_") == NETWORK
     if not isinstance(source, str) or source == "???":

@@ -21,8 +21,8 @@ from vitlab.weights.open import WeightSource, format_source, open_weights
 from vitlab.weights.report import Report, format_names
 
 NO_HEAD = (
-    "probe=head scores the weights' own head, and {source} would get a new one: {why}; take data with the weights' "
-    "classes, or probe=linear or knn"
+    "without a probe the weights' own head is scored, and {source} would get a new one: {why}; take data with the "
+    "weights' classes, or probe=linear or knn"
 )
 
 

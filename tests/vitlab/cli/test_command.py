@@ -211,8 +211,8 @@ def test_the_other_command_is_checked_too(tmp_path: Path, capsys: pytest.Capture
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
         "evaluate: 3 problems in the configuration; nothing was started.\n"
-        "  - run is not set, and has no default: add run=VALUE\n"
         "  - split=tset is not one of 'train', 'val', 'test'; did you mean 'test'?\n"
+        "  - neither run nor model.weights is set; run=FOLDER evaluates a run, model.weights=SOURCE other weights\n"
         "  - trainer.devices=0 is not a number of devices; use 1 or more, or -1 for all\n"
     )
     (tmp_path / "checkpoints").mkdir()

@@ -130,6 +130,27 @@ def test_a_probe_names_its_folder_and_none_leaves_no_trace() -> None:
     assert (found.a, found.b) == ("x-knn", "x")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "folders", "batch_size"),
+    [
+        (["run=mine"], ("mine/evaluation/best-test", "mine/features"), None),
+        (["run=mine", "probe=knn", "batch_size=9"], ("mine/evaluation/best-test-knn", "mine/features"), 9),
+        (
+            ["model=vit_mini", "data=digits", "probe=knn"],
+            ("runs/evaluation/digits-vit_64x4_p2-8px/", "runs/features"),
+            256,
+        ),
+    ],
+)
+def test_an_evaluation_of_a_run_is_kept_in_the_run(
+    overrides: list[str], folders: tuple[str, str], batch_size: int | None
+) -> None:
+    with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
+        config = compose.compose("evaluate", overrides)
+    assert str(config.hydra.run.dir).startswith(folders[0])
+    assert (config.features_dir, config.batch_size) == (folders[1], batch_size)
+
+
 def test_every_preset_of_a_published_size_has_its_name(configure: Configure) -> None:
     folder = Path(__file__).parents[2] / "conf" / "model"
     presets = sorted(file.stem for file in folder.glob("vit_*.yaml") if file.stem != "vit_mini")

@@ -1,30 +1,60 @@
-"""Mistakes in the settings of an evaluation are reported with value, knob and remedy."""
+"""The rules of an evaluation: a run or other weights, their data, the probe."""
 
 from pathlib import Path
 
 import pytest
 
+from vitlab.config.schema import Node
 from vitlab.config.view import ConfigView
-from vitlab.evaluation.checks import evaluation_problems
-from vitlab.runs.folder import write_config
+from vitlab.evaluation import checks
+from vitlab.runs import folder
+
+EXPORT = {"run": "run", "checkpoint": "best"}
+RUN: Node = {**EXPORT, "probe": None, "model": None, "weights": {"source": None}}
+OTHER: Node = {**RUN, "run": None, "model": {}, "data": {"_target_": "a.b"}, "weights": {"source": "w.pth"}}
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder `run`, as a run leaves it, in the working directory."""
+@pytest.fixture(autouse=True)
+def _run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder `run`, with the checkpoint `last`, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    write_config(folder := Path("run"), {"logger": {}})
-    return folder
+    folder.write_config(Path("run"), {"logger": {}})
+    Path("run/checkpoints").mkdir()
+    Path("run/checkpoints/last.ckpt").touch()
+
+
+def test_valid_evaluations_have_no_problems() -> None:
+    for config in ({**RUN, "checkpoint": "last"}, OTHER):
+        assert list(checks.evaluation_problems(ConfigView(config, set()))) == []
 
 
 @pytest.mark.parametrize(
-    ("settings", "problem"),
+    ("config", "problems"),
     [
-        ({"run": "gone", "checkpoint": "best"}, "run=gone is not a run folder: it has no config.yaml"),
-        ({"run": "run", "checkpoint": "best"}, "checkpoint=best: run/checkpoints has no best.ckpt"),
+        ({**RUN, "run": "gone"}, ["run=gone is not a run folder: it has no config.yaml"]),
+        (RUN, ["checkpoint=best: run/checkpoints has no best.ckpt; has the run begun, and been kept?"]),
+        (
+            {**RUN, "run": None},
+            ["neither run nor model.weights is set; run=FOLDER evaluates a run, model.weights=SOURCE other weights"],
+        ),
+        (
+            {**OTHER, "run": "run", "checkpoint": "last"},
+            ["run and model.weights are both set; leave one of them out"],
+        ),
+        ({**OTHER, "data": None}, ["data is not set; name what the model is evaluated on: data=cifar100, say"]),
+        (
+            {**RUN, "checkpoint": "last", "image_size": 8, "data_dir": "here"},
+            [
+                f"{key} is set, and run=run has its own; leave {key} out, or set model.weights=run, not run"
+                for key in ("image_size", "data_dir")
+            ],
+        ),
+        (
+            {**RUN, "checkpoint": "last", "image_size": 8, "model": {"dim": 8}},
+            ["model is set, and run=run has its own; leave model out, or set model.weights=run, not run"],
+        ),
     ],
+    ids=lambda case: "" if isinstance(case, dict) else case[0],
 )
-@pytest.mark.usefixtures("run")
-def test_a_mistake_is_reported(settings: dict[str, str], problem: str) -> None:
-    (line,) = evaluation_problems(ConfigView(settings, set()))
-    assert problem in line
+def test_a_mistake_is_reported_with_value_knob_and_remedy(config: Node, problems: list[str]) -> None:
+    assert list(checks.evaluation_problems(ConfigView(config, set()))) == problems

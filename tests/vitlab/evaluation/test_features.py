@@ -14,7 +14,7 @@ from torch import nn
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sets.digits import digits
-from vitlab.evaluation.features import Extractor, Kind, digest, extract, put_together, read, share
+from vitlab.evaluation.features import Extractor, Kind, digest, extract, load_features, merge_shares, share_file
 from vitlab.models.vit import VisionTransformer
 
 MakeTrainer = Callable[..., Trainer]
@@ -102,7 +102,7 @@ def test_they_are_in_the_order_of_the_split_and_those_of_a_plain_forward_pass(ex
     files = extracted(network, module, splits=["train", "val", "test"])
     for name, file in files.items():
         split = module.split(name)
-        found = read(file, split.labels)
+        found = load_features(file, split.labels)
         assert split.images is not None
         with torch.no_grad():
             expected = Extractor(network, "pooled")(module._prepare(split.images))
@@ -130,7 +130,6 @@ def test_a_damaged_file_is_computed_again(extracted: Any) -> None:
     good = files["val"].read_bytes()
     files["val"].write_bytes(good[: len(good) // 2])
     assert extracted(toy(), data()) == files
-    assert torch.equal(read(files["val"], torch.zeros(0)).rows, read(files["val"], torch.zeros(0)).rows)
     assert files["val"].read_bytes() == good
 
 
@@ -162,9 +161,9 @@ def test_what_they_depend_on_makes_others(network: Any, module: Any, knobs: Any,
 def test_the_shares_of_three_ranks_are_put_together_in_order(tmp_path: Path, *, in_blocks: bool) -> None:
     rows, file = torch.randn(10, 4), tmp_path / "test-0.pt"
     for rank, stop in enumerate((4, 7, 10)):
-        torch.save(rows[stop - (4 if rank == 0 else 3) : stop] if in_blocks else rows[rank::3], share(file, rank))
-    put_together(file, 3, 10, in_blocks=in_blocks)
-    assert torch.equal(read(file, torch.zeros(10)).rows, rows)
+        torch.save(rows[stop - (4 if rank == 0 else 3) : stop] if in_blocks else rows[rank::3], share_file(file, rank))
+    merge_shares(file, 3, 10, in_blocks=in_blocks)
+    assert torch.equal(load_features(file, torch.zeros(10)).rows, rows)
     assert list(tmp_path.iterdir()) == [file]
 
 

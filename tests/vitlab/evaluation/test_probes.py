@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vitlab.data.sets.digits import digits
 from vitlab.data.splitting import stratified_split
 from vitlab.evaluation.features import Features
-from vitlab.evaluation.probes import KNN, Linear, counted, joined
+from vitlab.evaluation.probes import KNN, Linear, accuracies, concatenate
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_neighbours_vote_with_the_exponential_of_their_cosine(splits: Any) -> No
     train, val, test = splits
     few = Features(test.rows[:20], test.labels[:20])
     scores, told = KNN(k=5, temperature=0.2).scores(train, val, few)
-    known = joined(train, val)
+    known = concatenate(train, val)
     for row, votes in zip(few.rows.double(), scores, strict=True):
         cosines = F.cosine_similarity(known.rows.double(), row[None])
         expected: Counter[int] = Counter()
@@ -56,7 +56,7 @@ def test_neighbours_vote_with_the_exponential_of_their_cosine(splits: Any) -> No
 
 def test_neighbours_are_right_as_often_as_scikit_learn_s_with_the_same_weights(splits: Any) -> None:
     train, val, test = splits
-    known = joined(train, val)
+    known = concatenate(train, val)
     reference = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
     reference.fit(known.rows.numpy(), known.labels.numpy())
     expected = reference.score(test.rows.numpy(), test.labels.numpy())
@@ -115,7 +115,7 @@ def test_the_penalty_is_the_one_that_is_best_on_the_validation_split(splits: Any
 
 def test_it_is_fitted_again_to_all_training_images_before_it_is_scored(splits: Any, fitted: Any) -> None:
     train, val, test = splits
-    known = joined(train, val)
+    known = concatenate(train, val)
     mean, std = known.rows.mean(0), known.rows.std(0)
     std[std == 0] = 1
     model = LogisticRegression(C=1.0, max_iter=1000)
@@ -149,13 +149,13 @@ def test_a_class_that_nobody_has_seen_gets_no_score() -> None:
     assert bool((scores[:, 1] == -torch.inf).all())
 
 
-# ------------------------------------------------------------------------------------------------------------- counted
+# ---------------------------------------------------------------------------------------------------------- accuracies
 
 
 def test_counts_are_of_the_first_and_of_the_first_five() -> None:
     scores = torch.eye(8) + torch.arange(8) / 100
     labels = torch.tensor([0, 1, 2, 3, 0, 0, 0, 0])
-    found = counted(scores, labels, "knn")
+    found = accuracies(scores, labels, "knn")
     assert (found["knn_correct"], found["count"], found["knn_acc"]) == (4, 8, 0.5)
     assert found["knn_acc5"] == 0.5
-    assert "knn_acc5" not in counted(scores[:, :5], labels, "knn")
+    assert "knn_acc5" not in accuracies(scores[:, :5], labels, "knn")

@@ -46,21 +46,21 @@ def test_averaged_and_raw_weights_are_chosen_by_name(averaging: Path) -> None:
     for weights, key in ((None, "state_dict"), ("ema", "state_dict"), ("raw", "current_model_state")):
         trained = load_export_model(load_weights(averaging, "last", weights))
         assert torch.equal(trained.network.state_dict()[name], content[key][f"network.{name}"])
-        assert trained.kept.chosen == (weights or "ema")
+        assert trained.weights.chosen == (weights or "ema")
     assert content["state_dict"].keys() == content["current_model_state"].keys()
     assert trained.classes == tuple("0123456789")
     assert (trained.channels, trained.image_size, trained.crop_fraction) == (1, (8, 8), None)
 
 
 def test_a_checkpoint_with_one_kind_of_weights_has_no_other(exportable: Exportable) -> None:
-    run = exportable().kept.run
+    run = exportable().weights.run
     assert load_weights(run, "best", None).chosen is None
     with pytest.raises(ValueError, match=r"part=ema: .*best.ckpt has one kind of weights alone"):
         load_weights(run, "best", "ema")
 
 
 def test_a_missing_and_a_damaged_checkpoint_are_named(exportable: Exportable) -> None:
-    file = exportable().kept.file
+    file = exportable().weights.file
     with pytest.raises(FileNotFoundError, match=r"checkpoint=last: .* has no last.ckpt"):
         load_weights(file.parents[1], "last", None)
     content = bytearray(file.read_bytes())
@@ -71,12 +71,12 @@ def test_a_missing_and_a_damaged_checkpoint_are_named(exportable: Exportable) ->
 
 
 def test_a_checkpoint_names_nothing_that_may_not_be_called(exportable: Exportable) -> None:
-    kept = exportable().kept
-    content = torch.load(kept.file, weights_only=True)
+    weights = exportable().weights
+    content = torch.load(weights.file, weights_only=True)
     content["vitlab"]["config"]["model"] = {"_target_": "antigravity.webbrowser.open"}
-    torch.save(content, kept.file)
+    torch.save(content, weights.file)
     with pytest.raises(allowlist.NotTrusted, match=r"model._target_=antigravity.webbrowser.open is refused"):
-        load_weights(kept.run, "best", None)
+        load_weights(weights.run, "best", None)
     assert "antigravity" not in sys.modules
 
 
@@ -84,10 +84,10 @@ def test_the_data_is_loaded_where_a_checkpoint_does_not_say_what_it_was(
     configure: Configure, exportable: Exportable
 ) -> None:
     trained = exportable(image_size=8, patch_size=2, num_classes=10, in_channels=1)
-    content = torch.load(trained.kept.file, weights_only=True)
+    content = torch.load(trained.weights.file, weights_only=True)
     content["vitlab"] = {"config": {**configure(), "model": content["vitlab"]["config"]["model"]}}
-    torch.save(content, trained.kept.file)
-    found = load_export_model(load_weights(trained.kept.run, "best", None))
+    torch.save(content, trained.weights.file)
+    found = load_export_model(load_weights(trained.weights.run, "best", None))
     assert found.classes == tuple("0123456789")
     assert found.mean != trained.mean
     assert 0 < found.mean[0] < 1
@@ -96,17 +96,17 @@ def test_the_data_is_loaded_where_a_checkpoint_does_not_say_what_it_was(
 
 def test_a_network_of_half_precision_is_computed_in_float32(exportable: Exportable) -> None:
     trained = exportable()
-    content = torch.load(trained.kept.file, weights_only=True)
+    content = torch.load(trained.weights.file, weights_only=True)
     content["state_dict"] = {name: tensor.bfloat16() for name, tensor in content["state_dict"].items()}
-    torch.save(content, trained.kept.file)
-    network = load_export_model(load_weights(trained.kept.run, "best", None)).network
+    torch.save(content, trained.weights.file)
+    network = load_export_model(load_weights(trained.weights.run, "best", None)).network
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     assert torch.equal(network.state_dict()["norm.bias"], content["state_dict"]["network.norm.bias"].float())
 
 
 def test_the_arguments_hold_what_the_signature_and_the_data_add(exportable: Exportable) -> None:
     trained = exportable(in_channels=1)
-    assert trained.kind == "vit"
+    assert trained.weights.kind == "vit"
     assert (trained.arguments["in_channels"], trained.arguments["num_classes"]) == (1, 7)
     assert trained.arguments["pool"] == "cls"
     assert not trained.network.training

@@ -20,7 +20,7 @@ GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None, "overwrite": F
 
 def told(trained: Any, name: str, out: Path, **given: Any) -> list[str]:
     asked = {"checkpoint": "best", "part": None, "fold": False, "overwrite": False, **given}
-    return list(problems(run=trained.kept.run, name=name, out=out, **asked))
+    return list(problems(run=trained.weights.run, name=name, out=out, **asked))
 
 
 @pytest.mark.parametrize("name", ["safetensors", "timm", "hf", "torch_export"])
@@ -90,7 +90,7 @@ def test_all_that_is_wrong_is_told_at_once(exportable: Exportable, tmp_path: Pat
     trained = exportable(pre_norm=True, pre_logits_dim=24)
     assert told(trained, "onnx", tmp_path / "out") == []
     able = "formats that can: safetensors, onnx, torch_export"
-    kept = trained.kept.run / "checkpoints"
+    kept = trained.weights.run / "checkpoints"
     assert told(trained, "hf", kept, fold=True) == [
         "fold=true: format=hf holds weights and no preprocessing code; onnx and torch_export can fold it in",
         f"out={kept} is there, and is no export (it has no export.json); name another folder",
@@ -110,8 +110,8 @@ def test_weights_that_the_checkpoint_has_not_are_told(exportable: Exportable, tm
 
 
 def test_a_network_of_another_kind_goes_where_any_does(exportable: Exportable) -> None:
-    kept = exportable().kept
-    resnet = kept._replace(kind="timm", arguments={"model_name": "resnet18"})
+    weights = exportable().weights
+    resnet = weights._replace(kind="timm", arguments={"model_name": "resnet18"})
     assert [name for name in FORMATS if not unsupported(resnet, name)] == [
         "safetensors",
         "timm",
@@ -119,5 +119,5 @@ def test_a_network_of_another_kind_goes_where_any_does(exportable: Exportable) -
         "torch_export",
     ]
     assert unsupported(resnet, "hf") == ["timm's resnet18: it is for plain Vision Transformers"]
-    other = kept._replace(kind="other")
+    other = weights._replace(kind="other")
     assert [n for n in FORMATS if not unsupported(other, n)] == ["safetensors", "onnx", "torch_export"]

@@ -37,8 +37,8 @@ def card_of(trained: Any, out: Path, **given: Any) -> Any:
 
 
 def test_the_card_says_what_the_run_recorded(exportable: Exportable, tmp_path: Path) -> None:
-    kept = exportable().kept
-    (kept.run / "results.json").write_text(json.dumps(RESULTS))
+    weights = exportable().weights
+    (weights.run / "results.json").write_text(json.dumps(RESULTS))
     found = card_of(exportable(), tmp_path / "out", license="mit")
     assert (found.data.library_name, found.data.license, found.data.model_name) == ("timm", "mit", "tiny")
     assert [
@@ -76,22 +76,22 @@ def test_no_license_and_no_scores_are_made_up(exportable: Exportable, tmp_path: 
 
 @pytest.mark.parametrize("status", ["running", "crashed"])
 def test_a_run_that_is_not_finished_has_no_scores(status: str, exportable: Exportable) -> None:
-    kept = exportable().kept
-    (kept.run / "results.json").write_text(json.dumps({**RESULTS, "status": status}))
-    assert model_card.scores(kept) == []
+    weights = exportable().weights
+    (weights.run / "results.json").write_text(json.dumps({**RESULTS, "status": status}))
+    assert model_card.scores(weights) == []
 
 
 def test_the_scores_of_the_best_checkpoint_are_not_those_of_another(exportable: Exportable) -> None:
-    last = exportable(keep="last").kept
+    last = exportable(keep="last").weights
     (last.run / "results.json").write_text(json.dumps(RESULTS))
     assert model_card.scores(last) == []
-    assert len(model_card.scores(exportable(keep="best").kept)) == 5
-    raw = exportable(keep="best", averaged=True).kept._replace(chosen="raw")
+    assert len(model_card.scores(exportable(keep="best").weights)) == 5
+    raw = exportable(keep="best", averaged=True).weights._replace(chosen="raw")
     assert model_card.scores(raw) == []
 
 
 def test_what_was_evaluated_since_is_shown(exportable: Exportable) -> None:
-    last = exportable(keep="last").kept
+    last = exportable(keep="last").weights
     folder = last.run / "evaluation" / "last-test"
     folder.mkdir(parents=True)
     (file := folder / "results.json").write_text(json.dumps({"status": "finished", **SCORES}))

@@ -22,7 +22,7 @@ def test_the_folder_makes_the_network_again(options: dict[str, Any], exportable:
     safetensors.write_safetensors(trained, folder, fold=False)
     assert largest_difference(FORMATS["safetensors"], trained, folder, False) == 0
     found: dict[str, Any] = {}
-    exec(safetensors.usage(trained).replace("FOLDER", str(folder)), found)
+    exec(safetensors.usage(trained, False).replace("FOLDER", str(folder)), found)
     images = torch.randn(2, 3, *trained.image_size)
     assert torch.equal(found["model"](images), trained.network(images))
 

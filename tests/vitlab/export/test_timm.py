@@ -104,7 +104,7 @@ def test_timm_to_ours_to_timm_is_bit_equal(
 def test_the_usage_works_and_images_are_prepared_as_in_training(exportable: Exportable, tmp_path: Path) -> None:
     trained = exportable(image_size=(16, 24))
     found: dict[str, Any] = {}
-    exec(usage(trained).replace("FOLDER", str(written(tmp_path / "out", trained))), found)
+    exec(usage(trained, False).replace("FOLDER", str(written(tmp_path / "out", trained))), found)
     pixels = torch.randint(0, 256, (30, 50, 3), dtype=torch.uint8)
     expected = trained.prepare()(pixels.permute(2, 0, 1)[None])
     image = found["transform"](Image.fromarray(pixels.numpy()))[None]
@@ -116,5 +116,6 @@ def test_the_usage_works_and_images_are_prepared_as_in_training(exportable: Expo
 
 def test_a_model_of_timms_own_goes_back_to_it(tmp_path: Path, exportable: Exportable) -> None:
     network = timm.create_model("resnet18", num_classes=7, in_chans=3).eval()
-    trained = dataclasses.replace(exportable(image_size=32), network=network, kind="timm", arguments={})
+    trained = exportable(image_size=32)
+    trained = dataclasses.replace(trained, network=network, weights=trained.weights._replace(kind="timm"), arguments={})
     assert largest_difference(FORMATS["timm"], trained, written(tmp_path / "out", trained), False) == 0

@@ -101,7 +101,7 @@ def test_the_usage_works_and_images_are_prepared_as_in_training(
 
     trained = exportable(crop_fraction=crop_fraction)
     found: dict[str, Any] = {}
-    exec(usage(trained).replace("FOLDER", str(written(tmp_path / "out", trained))), found)
+    exec(usage(trained, False).replace("FOLDER", str(written(tmp_path / "out", trained))), found)
     pixels = torch.randint(0, 256, (3, 30, 30), dtype=torch.uint8)
     whole = pixels if crop_fraction is None else centre_crop(pixels, trained.image_size, crop_fraction)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -21,7 +21,15 @@ from vitlab.config.schema import Node
 from vitlab.distributed import signals
 from vitlab.runs import folder as runs_folder
 from vitlab.runs import lock, record
-from vitlab.runs.folder import RESULTS, __file__, read_config, read_results, write_config, write_problem
+from vitlab.runs.folder import (
+    RESULTS,
+    __file__,
+    data_without_scan,
+    read_config,
+    read_results,
+    write_config,
+    write_problem,
+)
 from vitlab.storage import atomic
 
 CONFIG: dict[str, Any] = {"image_size": 8, "name": "digits", "optimizer": {"lr": 0.1}, "logger": {"csv": None}}
@@ -35,6 +43,12 @@ def test_a_configuration_is_read_as_it_was_written_in_its_order(tmp_path: Path) 
     assert read_config(tmp_path / "a" / "b") == CONFIG
     assert list(read_config(tmp_path / "a" / "b")) == list(CONFIG)
     assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["config.yaml"]
+
+
+def test_what_was_scanned_is_not_scanned_again(tmp_path: Path) -> None:
+    listed = {"scan": "none", "skipped_file": str(tmp_path / "skipped.csv")}
+    assert data_without_scan({"scan": "full", "skipped_file": "x", "seed": 0}, tmp_path) == {**listed, "seed": 0}
+    assert data_without_scan({"seed": 0}, tmp_path) == {"seed": 0}, "a module of somebody else's has no scan"
 
 
 def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't 
 )
 def test_an_allocator_s_refusal_is_recognised(error: BaseException, of_device: bool) -> None:
     assert out_of_memory.is_out_of_memory(error)
-    assert out_of_memory.is_device_error(error) == of_device
+    assert out_of_memory.is_device_memory(error) == of_device
 
 
 @pytest.mark.parametrize(
