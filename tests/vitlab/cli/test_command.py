@@ -274,7 +274,7 @@ def test_what_a_search_samples_is_let_through_and_the_rest_is_checked(refused: P
     assert preflight(*search)[2:] == search[1:]
     assert refused(*search, "model.dmi=3") == ["model.dmi=3: there is no such setting; did you mean 'dim'?"]
     (line,) = refused("-m", *space)
-    assert line.startswith("optimizer.lr has no end of values, which no grid can go through; use choice(...) or range")
+    assert line.startswith("optimizer.lr has infinitely many values: a grid needs choice(...) or range(...)")
 
 
 def test_sweeping_over_a_setting_that_stands_in_no_file_adds_it(preflight: Preflight) -> None:
