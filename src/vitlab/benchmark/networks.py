@@ -90,13 +90,7 @@ def measure_with_limit(clock: Clock, contenders: Sequence[Contender], precision:
 
 
 def contender(
-    name: str,
-    size: Architecture,
-    task: Task,
-    batch: int,
-    precision: Precision,
-    device: torch.device,
-    mode: Mode = "eager",
+    name: str, size: Architecture, task: Task, batch: int, precision: Precision, device: torch.device, mode: Mode
 ) -> Contender:
     """A network's step, done once already; its figures are of one image, except for the memory."""
     torch.manual_seed(0)

@@ -35,4 +35,4 @@ def peak_bytes(step: Callable[[], object], held: Iterable[Tensor], device: torch
         profiler.export_chrome_trace(str(file))
         trace = json.loads(file.read_text())["traceEvents"]
     events = sorted((event["args"]["Ev Idx"], event["args"]["Bytes"]) for event in trace if event["name"] == "[memory]")
-    return before + max(accumulate((change for _, change in events), initial=0))
+    return before + max(accumulate((int(change) for _, change in events), initial=0))

@@ -16,10 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
-    """Return how many goals were reached and missed.
-
-    An error ends its part only. `RuntimeError` with all errors is raised after the last part.
-    """
+    """Return how many goals were reached and missed. An error ends its part only, and is raised after the last one."""
     title, cases, errors = machine.description(clock), list[Case](), list[str]()
     log.info("%s", title)
     for name, part in parts.items():

@@ -74,4 +74,4 @@ class Scaling(Part):
     def contender(self, name: str, at: Mapping[str, int], device: torch.device) -> Contender:
         heads, side = max(1, at["width"] // HEAD), PATCH * isqrt(at["tokens"] - 1)
         size = Architecture(side, PATCH, at["width"], at["depth"], heads, hidden=4 * at["width"])
-        return contender(name, size, self.task, at["batch"], self.precision, device)
+        return contender(name, size, self.task, at["batch"], self.precision, device, "eager")

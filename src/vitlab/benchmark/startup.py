@@ -4,7 +4,7 @@
     import torch, lightning, timm  what no program that trains with these can avoid
     python src/COMMAND.py --help   and import hydra
 
-A process that has made its first step is killed. Peak memory and CPU seconds are those of the process.
+Peak memory and CPU seconds are those of the process.
 """
 
 import os

@@ -37,9 +37,7 @@ MAX_ROUNDS = 5
 class Training(Part):
     """default   the run of `train.py` without settings: the digits, with their augmentation
     networks  and on made-up images: presets of `conf/model`, each with the side of its images in pixels
-    settings  of all runs, as on the command line of `train.py`
-
-    None of them has wandb or a warm-up of the learning rate.
+    settings  of all runs, as on the command line of `train.py`; none has wandb or a warm-up of the learning rate
     """
 
     part = "training"

@@ -11,10 +11,10 @@ from vitlab.benchmark.case import OURS, Case
 from vitlab.benchmark.checks import train_config
 from vitlab.benchmark.goals import outcomes
 from vitlab.benchmark.training import BARE, Training
-from vitlab.config import schema
-from vitlab.data import datamodule
+from vitlab.config.schema import Node
+from vitlab.data.datamodule import DataModule
 from vitlab.diagnostics.timing import Clock
-from vitlab.training import classifier
+from vitlab.training.classifier import Classifier
 
 SMALL = ("batch_size=16", "trainer.log_every_n_steps=3")
 
@@ -46,7 +46,7 @@ def test_the_bare_loop_takes_the_very_steps_that_the_trainer_takes(
     made = []
     build_training = training.build_training
 
-    def record(config: schema.Node) -> tuple[datamodule.DataModule, classifier.Classifier]:
+    def record(config: Node) -> tuple[DataModule, Classifier]:
         torch.manual_seed(0)  # the same first weights
         made.append(build_training(config))
         return made[-1]
