@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import inspect
 import json
 import logging
 import os
@@ -18,10 +17,9 @@ import pytest
 from lightning import Trainer
 
 import train
-from vitlab.cli import checks, command, register
+from vitlab.cli import checks, register
 from vitlab.config.schema import Node
-from vitlab.jobs import compose as jobs_compose
-from vitlab.jobs.compose import CONF, resolve_config
+from vitlab.jobs.compose import CONF, compose, resolve_config
 
 Configure = Callable[..., Node]
 
@@ -67,25 +65,24 @@ def _log_as_before() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def train_function() -> Callable[..., Node]:
     """The function that `python src/train.py` runs, with its signature."""
-    function: Callable[..., Node] = inspect.getclosurevars(train.main).nonlocals["function"]
-    return function
+    return train.main.function
 
 
 @pytest.fixture
 def configure(tmp_path: Path) -> Configure:
     """Overrides -> the resolved configuration of `conf/train.yaml` as plain data, unchecked."""
 
-    def compose(*overrides: str) -> Any:
+    def configured(*overrides: str) -> Any:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return resolve_config(jobs_compose.compose("train", list(overrides)), str(tmp_path / "run"))
+            return resolve_config(compose("train", list(overrides)), str(tmp_path / "run"))
 
-    return compose
+    return configured
 
 
 @pytest.fixture
-def found(configure: Configure, train_function: Callable[..., Node]) -> Callable[..., list[str]]:
+def found(configure: Configure) -> Callable[..., list[str]]:
     """Overrides -> the problems of what they compose."""
-    return lambda *overrides: checks.problems(train_function, configure(*overrides))
+    return lambda *overrides: checks.problems(train.main, configure(*overrides))
 
 
 @pytest.fixture
@@ -103,7 +100,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
 
 # ------------------------------------------------------------------------------------- the programs, as users run them
 
-SRC = Path(command.__file__).resolve().parents[1]
+SRC = CONF.parent / "src"
 Start = Callable[..., "subprocess.Popen[str]"]
 Program = Callable[..., str]
 Tracked = Callable[[Path], list[tuple[Any, list[Any]]]]

@@ -12,7 +12,6 @@ and its last checkpoint was whole. Runs are real: `train.py`'s own path, in fork
 import argparse
 import collections
 import csv
-import inspect
 import json
 import os
 import random
@@ -40,7 +39,7 @@ import torch.distributed as distributed
 from PIL import Image
 
 import train as train_program
-from vitlab.cli import preflight, register
+from vitlab.cli import checks, register
 from vitlab.config.schema import Node
 from vitlab.diagnostics import replay
 from vitlab.distributed import launch, signals
@@ -86,16 +85,10 @@ def configured(folder: Path, *overrides: str) -> Node:
     register.register()
     with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
         config = compose.resolve_config(compose.compose("train", list(overrides)), str(folder))
-    problems = preflight.check(train_function(), config)
+    problems = checks.problems(train_program.main, config)
     assert not problems, problems
     assert isinstance(config, dict)
     return config
-
-
-def train_function() -> Callable[..., Node]:
-    """What `python src/train.py` runs."""
-    function: Callable[..., Node] = inspect.getclosurevars(train_program.main).nonlocals["function"]
-    return function
 
 
 @dataclass
@@ -175,7 +168,7 @@ def start(
                 torch.set_num_threads(1)
                 if before:
                     before()
-                run_recorded("train", train_function(), run, read_config(run))
+                run_recorded("train", train_program.main.function, run, read_config(run))
                 status = 0
             except SystemExit as error:
                 status = error.code if isinstance(error.code, int) else 1
@@ -657,7 +650,7 @@ def untrusted(trial: Trial) -> None:
         config["callbacks"]["mine"] = node
     else:
         holder[place.split(".")[-1]] = node
-    problems = preflight.check(train_function(), config)
+    problems = checks.problems(train_program.main, config)
     assert any(target in problem and "VITLAB_ALLOW" in problem for problem in problems), problems
     assert not flag.exists()
 

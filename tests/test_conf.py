@@ -24,9 +24,10 @@ from torchvision import datasets
 
 import evaluate
 import pictures
+import train
 from conftest import Configure
 from vitlab.cli import checks, preflight
-from vitlab.config import paths, schema
+from vitlab.config import paths, signatures
 from vitlab.config.schema import Node
 from vitlab.data.sets.mnist import DEBIAN_FASHION_MNIST
 from vitlab.jobs import compose
@@ -209,11 +210,9 @@ def test_the_defaults_are_right_as_they_stand(found: Callable[..., list[str]]) -
 
 
 @pytest.mark.parametrize("option", INCOMPLETE)
-def test_a_file_that_others_are_built_on_is_refused_alone(
-    train_function: Callable[..., Node], capsys: pytest.CaptureFixture[str], option: str
-) -> None:
+def test_a_file_that_others_are_built_on_is_refused_alone(capsys: pytest.CaptureFixture[str], option: str) -> None:
     with pytest.raises(SystemExit):
-        preflight.preflight("train", train_function, [option])
+        preflight.preflight(train.main, [option])
     assert "source" in capsys.readouterr().err
 
 
@@ -313,12 +312,11 @@ def test_the_other_programs_configuration_is_right_and_gives_what_training_gave(
     write_config(run, config)
     trained = train_function(**config)
 
-    function = evaluate.main.__wrapped__  # type: ignore[attr-defined]
     with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
         composed = compose.compose("evaluate", [f"run={run}", *quick[:2]])
         config = compose.resolve_config(composed, str(tmp_path / "evaluation"))  # type: ignore[assignment]
-    assert checks.problems(function, config) == []
-    evaluated = function(**config)
+    assert checks.problems(evaluate.main, config) == []
+    evaluated = evaluate.main.function(**config)
     assert {k: evaluated[k] for k in evaluated if k.startswith("test/")} == {
         k: trained[k] for k in trained if k.startswith("test/")
     }
@@ -336,10 +334,10 @@ def test_a_probe_is_right_as_it_stands_for_a_run_and_for_any_model(kind: str, tm
             composed = compose.compose("evaluate", [*overrides, f"probe={kind}", "trainer.accelerator=cpu"])
             config = compose.resolve_config(composed, str(tmp_path / "probed"))
         assert isinstance(config, dict)
-        assert checks.problems(evaluate.main.__wrapped__, config) == []  # type: ignore[attr-defined]
+        assert checks.problems(evaluate.main, config) == []
         assert config["probe"] == {
             "_target_": config["probe"]["_target_"],
-            **schema.defaults(config["probe"]["_target_"]),
+            **signatures.defaults(config["probe"]["_target_"]),
         }
 
 

@@ -1,7 +1,6 @@
 """The pages are true: the walk-through's shapes are the model's, and each command passes the checks that it makes."""
 
 import importlib
-import inspect
 import re
 import shlex
 from collections.abc import Callable
@@ -194,7 +193,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
     program = importlib.import_module(name)
     try:
         with imports.gc_paused():  # as the program does
-            preflight(name, inspect.unwrap(program.main), arguments)
+            preflight.preflight(program.main, arguments)
     except SystemExit:
         problems = re.findall("^  - (.*)$", capsys.readouterr().err, flags=re.M)
         yours = tuple(word for word in arguments if YOURS.fullmatch(word))
@@ -205,7 +204,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
 def test_the_mistakes_that_the_readme_shows_are_told_as_it_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
     line, shown = re.findall(r"^\$ python src/train\.py (.*)\n((?:.+\n)+?)```", README, flags=re.M)[0]
     with pytest.raises(SystemExit):
-        preflight("train", inspect.unwrap(train.main), shlex.split(line))
+        preflight.preflight(train.main, shlex.split(line))
     assert re.fullmatch(re.escape(shown).replace(r"\.\.\.", ".*"), capsys.readouterr().err)
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import inspect
 import json
 import re
 import subprocess
@@ -109,7 +108,7 @@ def test_cancel_marks_the_sweep_and_says_how_it_goes_on(
 def test_what_is_no_sweep_is_told(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_config(Path("untracked"), {"logger": {"csv": None}, "name": "x"})
     with pytest.raises(SystemExit):
-        preflight.preflight("sweep", inspect.unwrap(sweep.main), sweep.expand_action(arguments))
+        preflight.preflight(sweep.main, sweep.expand_action(arguments))
     assert f"  - {problem}" in capsys.readouterr().err
 
 

@@ -20,9 +20,9 @@ def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
     """Hydra's own parsing of a command line, and whether it only asks for help or shows the configuration."""
     from hydra._internal.utils import get_args_parser
 
-    arguments = get_args_parser().parse_args(argv)
-    asks = ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun")
-    return arguments, any(getattr(arguments, a) for a in asks)
+    flags = get_args_parser().parse_args(argv)
+    asks = any(getattr(flags, flag) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion"))
+    return flags, asks and not flags.experimental_rerun  # which Hydra looks at first
 
 
 def unreadable_overrides(overrides: list[str]) -> list[str]:

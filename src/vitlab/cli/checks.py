@@ -5,19 +5,17 @@ which constructors check as well.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from vitlab.cli import data_checks, model_checks, trainer_checks
+from vitlab.cli.program import Program, Rule
 from vitlab.config import allowlist
 from vitlab.config.objective import OBJECTIVES
 from vitlab.config.schema import Node, call_problems, child_nodes, format_value
 from vitlab.config.view import ConfigView
 from vitlab.jobs import identity
 from vitlab.jobs.run import Function
-
-Rule = Callable[[ConfigView], Iterable[str]]
 
 # Parameters that a program passes itself: they may be missing in the configuration.
 SUPPLIED = {
@@ -47,20 +45,6 @@ NEEDED = {
     "vitlab.training.monitor.Monitor": "logs the training",
 }
 LONGEST_NAME = 255  # bytes, on the usual file systems
-
-
-def no_problems(view: ConfigView) -> Iterable[str]:
-    """The rule of a program that has none of its own."""
-    return ()
-
-
-@dataclass(frozen=True)
-class Program:
-    """A program: its name, which its file in `conf` has too, what it runs, and the rule for its own settings."""
-
-    name: str
-    function: Function
-    check: Rule = no_problems
 
 
 def problems(program: Program, config: Node | str, *, remote: bool = False) -> list[str]:

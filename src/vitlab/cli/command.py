@@ -20,8 +20,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.cli import checks, imports, register, resolvers
+from vitlab.cli.arguments import parse_arguments
 from vitlab.cli.checks import Program, Rule, no_problems
-from vitlab.cli.preflight import message, preflight
+from vitlab.cli.preflight import message
+from vitlab.cli.program import Program, Rule, message, no_problems
 from vitlab.config import allowlist, paths
 from vitlab.config.schema import Node
 from vitlab.distributed import environment, launch, signals
@@ -50,7 +52,11 @@ class Command(Program):
             launch.export_pythonpath(paths.PROGRAMS)
         with imports.gc_paused():
             register.register()
-            sys.argv[1:] = preflight(self, sys.argv[1:])
+            _, asks = parse_arguments(sys.argv[1:])
+            if not asks:
+                from vitlab.cli.preflight import preflight
+
+                sys.argv[1:] = preflight(self, sys.argv[1:])
 
         def job(cfg: DictConfig) -> float | None:
             return run_job(self, cfg)
@@ -60,9 +66,8 @@ class Command(Program):
         except StopRequested as stop:  # a sweep, between two jobs
             sys.exit(signals.STATUS[stop.outcome])
         finally:
-            from vitlab.sweeps import progress
-
-            progress.stop_progress()
+            if shown := sys.modules.get("vitlab.sweeps.progress"):  # a sweep's
+                shown.end()
 
     def run_rank(self, run_dir: Path) -> None:
         """Run (a rank of) a job that another process has prepared."""

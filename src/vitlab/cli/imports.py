@@ -25,13 +25,11 @@ def gc_paused() -> Iterator[None]:
     if not gc.isenabled():
         yield
         return
-    former = len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
-        if len(sys.modules) > 2 * former:
-            gc.freeze()
+        gc.freeze()
         gc.enable()
 
 

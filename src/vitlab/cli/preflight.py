@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.cli import arguments, imports
 from vitlab.cli import checks as cli_checks
-from vitlab.cli.checks import Program
+from vitlab.cli.program import Program, message
 from vitlab.config import allowlist
 from vitlab.config.overrides import swept_keys
 from vitlab.config.schema import Node, suggest
@@ -78,12 +78,10 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
     Settings that exist but that no YAML file lists (there are dozens in `lightning.Trainer`) get Hydra's `++`, and
     `resume` becomes the folder of the run that is resumed.
     """
-    flags, asks = arguments.parse_arguments(argv)
+    flags, _ = arguments.parse_arguments(argv)
     if flags.experimental_rerun:
         remedy = "use resume=RUN, or RUN/config.yaml"
         exit_with_problems(program, [f"--experimental-rerun reads a pickle, which may run code; {remedy}"])
-    if asks:
-        return argv
     with initialized(flags):
         try:
             request = parse(program, flags)
@@ -292,9 +290,3 @@ def exit_with_problems(program: Program, problems: list[str]) -> NoReturn:
     """Show the problems and end the program with status 2, the status of a wrong command line."""
     print(message(program.name, problems), file=sys.stderr)
     sys.exit(2)
-
-
-def message(name: str, problems: list[str]) -> str:
-    """All problems of a configuration, a line each."""
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return "\n".join([f"{name}: {count} in the configuration; nothing was started.", *(f"  - {p}" for p in problems)])

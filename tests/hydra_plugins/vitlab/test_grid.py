@@ -22,14 +22,14 @@ from vitlab.sweeps import claim, ledger
 
 SOURCE = Path(ledger.__file__).parents[1]
 PROGRAM = """
-import functools, inspect, os, time
+import functools, os, time
 from pathlib import Path
 
 import train
 from vitlab.cli.command import command
 
 
-@functools.wraps(inspect.unwrap(train.main))
+@functools.wraps(train.main.function)
 def instead(**config):
     with (Path(config["run_dir"]) / "starts").open("a") as starts:
         starts.write(f"{os.getpid()}\\n")

@@ -66,12 +66,10 @@ def test_the_collector_rests_meanwhile_and_never_looks_at_the_modules(started: l
     assert frozen > 100_000
 
 
-def test_the_collector_goes_on_after_an_error_and_keeps_what_little_was_made() -> None:
-    kept = gc.get_freeze_count()
+def test_the_collector_goes_on_after_an_error() -> None:
     with pytest.raises(KeyError), imports.gc_paused():
         raise KeyError(gc.isenabled())
     assert gc.isenabled()
-    assert gc.get_freeze_count() == kept
 
 
 def test_a_collector_that_was_off_stays_off() -> None:

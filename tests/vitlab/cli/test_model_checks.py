@@ -40,7 +40,7 @@ def test_a_network_that_can_be_trained_so_has_no_problem(found: Found, overrides
         (["model.class_token=false"], "model.pool='cls' reads a token that class_token=False leaves out; set"),
         (["model.pool=none"], "model.pool=none gives logits for each token, which is not for training; use cls or avg"),
         (["model=timm", "model.model_name=resnet81"], "model.model_name=resnet81 is no timm model; did you mean"),
-        (["classifier.layer_decay=0"], "classifier.layer_decay=0 must be above 0 and at most 1 (off)"),
+        (["classifier.layer_decay=0"], "classifier.layer_decay=0 must be above 0 and at most 1 (1 is off)"),
         (["classifier.head_lr_factor=-1"], "classifier.head_lr_factor=-1 must be above 0"),
         (["classifier.freeze=[1]"], "classifier.freeze=[1] is not a string or a list of a string"),
         (

@@ -6,14 +6,13 @@ from hydra.core.config_store import ConfigStore
 
 from conftest import Configure
 from vitlab.cli import register
-from vitlab.config import schema
+from vitlab.config import signatures
 
 
 def test_what_no_file_says_is_the_signature_s_default(configure: Configure) -> None:
     config = configure()
-    model, augment = (
-        schema.defaults(name) for name in ("vitlab.models.vit.VisionTransformer", "vitlab.data.augment.Augment")
-    )
+    names = ("vitlab.models.vit.VisionTransformer", "vitlab.data.augment.Augment")
+    model, augment = (signatures.defaults(name) for name in names)
     assert config["model"]["layer_scale"] == model["layer_scale"]
     assert config["data"]["augment"].keys() == augment.keys()
     assert not {"num_classes", "in_channels"} & config["model"].keys(), "the data has them"

@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from conftest import Configure
-from vitlab.config.overrides import as_single_run, fixed_settings, swept_keys
+from vitlab.config.overrides import swept_keys
 from vitlab.jobs import identity
 
 
@@ -66,22 +66,6 @@ def test_varying_what_counts_anyway_makes_no_other_job(configure: Configure) -> 
     assert identity.job_id(configure("seed=3", "optimizer.lr=1.0"), {}) == identity.job_id(config, {}), (
         "the same number"
     )
-
-
-def test_what_varies_is_read_off_the_command_line_and_the_sweepers_parameters() -> None:
-    overrides = line("seed=0,1", "optimizer.lr=interval(1e-4,1e-2)", "model.depth=range(1,3)", "batch_size=32")
-    assert swept_keys(overrides) == ["seed", "optimizer.lr", "model.depth"]
-    assert swept_keys(["seed=0,1"], {"model/size": "tiny,small", "seed": "3"}) == ["model/size", "seed"]
-
-
-def test_settings_are_what_is_given_a_single_value() -> None:
-    overrides = line("optimizer.lr=1e-3", "++seed=2", "~callbacks.progress", "name='a b'", "sweep=x", "model=a,b")
-    assert fixed_settings(overrides) == {
-        "optimizer.lr": "0.001",
-        "seed": "2",
-        "callbacks.progress": "~",
-        "name": "'a b'",
-    }
 
 
 # --------------------------------------------------------------------------------------------------------------- names
@@ -156,10 +140,3 @@ def test_a_sweep_is_about_its_data(configure: Configure) -> None:
     assert identity.sweep_subject(configure("data=huggingface", "data.name=ylecun/mnist"), ["seed"]) == "ylecun_mnist"
     assert identity.sweep_subject(configure("data=huggingface", "data.name=./sets/cats.parquet")) == "cats"
     assert identity.sweep_subject(configure("data=huggingface", "data.name=ylecun/mnist"), ["data.name"]) == "sweep"
-
-
-def test_a_job_alone_is_no_sweep_also_where_its_experiment_is_one() -> None:
-    assert as_single_run(["sweep=a", "seed=1"]) == ["seed=1"]
-    assert as_single_run(["sweep=a", "experiment=b", "seed=1"]) == [
-        *("experiment=b", "seed=1", "hydra.mode=RUN", "sweep=null")
-    ]

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
+import train
 from conftest import SRC, Configure
 from faults import rows, same
 from forked_ranks import RANKS
@@ -290,21 +291,19 @@ def test_a_setting_that_cannot_be_is_told(
     assert told in found[0]
 
 
-def test_a_program_tells_it_before_anything_starts(configure: Configure, train_function: Any, parquet: Path) -> None:
+def test_a_program_tells_it_before_anything_starts(configure: Configure, parquet: Path) -> None:
     for settings, told in (
         ([], "data.name is not set"),
         ([f"data.name={parquet}", "data.source.test_split=tset"], "'test'"),
     ):
-        found = all_problems(train_function, configure("data=huggingface", "image_size=8", *settings))
+        found = all_problems(train.main, configure("data=huggingface", "image_size=8", *settings))
         assert len(found) == 1, found
         assert told in found[0]
 
 
-def test_a_good_configuration_has_no_problems_and_is_named_by_its_data(
-    configure: Configure, train_function: Any, parquet: Path
-) -> None:
+def test_a_good_configuration_has_no_problems_and_is_named_by_its_data(configure: Configure, parquet: Path) -> None:
     config = configure("data=huggingface", f"data.name={parquet}", "image_size=8", "data.source.streaming=true")
-    assert all_problems(train_function, config) == []
+    assert all_problems(train.main, config) == []
     assert config["name"].startswith("digits-vit_")
     assert "name" not in config["data"], "the source has it"
     assert config["data"]["source"]["name"] == str(parquet)

@@ -1,7 +1,6 @@
 """What is wrong with a search is told before it starts, all of it, in lines that name knob and remedy."""
 
 import copy
-import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,7 +135,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def problems(*argv: str) -> list[str]:
         with pytest.raises(SystemExit):
-            preflight("train", inspect.unwrap(train.main), [*argv])
+            preflight(train.main, [*argv])
         return [line.removeprefix("  - ") for line in capsys.readouterr().err.splitlines()[1:]]
 
     return problems
@@ -164,9 +163,9 @@ def test_an_experiment_chooses_its_sweeper_and_what_it_searches_is_checked(refus
         "schedule.cooldown_step=2: there is no such setting; did you mean 'cooldown_steps' or 'total_steps'?",
     ]
     (folder / "mine.yaml").write_text((folder / "mine.yaml").read_text().replace("cooldown_step:", "cooldown_steps:"))
-    passed = preflight("train", inspect.unwrap(train.main), argv)
+    passed = preflight(train.main, argv)
     assert passed[:3] == [argv[0], "hydra/sweeper=random", passed[2]]
     assert passed[2].startswith("sweep=digits-schedule-")
     one = [*argv, "schedule=constant", "hydra.mode=RUN", "sweep=null"]
-    passed = preflight("train", inspect.unwrap(train.main), one)
+    passed = preflight(train.main, one)
     assert passed == [argv[0], "hydra/sweeper=random", *one[1:]], "one of its trials alone"

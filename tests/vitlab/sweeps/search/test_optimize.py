@@ -38,9 +38,7 @@ def _loud() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def searching(
-    _loud: None, small: list[str], train_function: Callable[..., Node], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Search]:
+def searching(_loud: None, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
     """Arguments -> the folders of the jobs that the search started, in order; each runs in this process, for speed, and
     the arguments, which are right, are not checked.
 
@@ -59,7 +57,7 @@ def searching(
             raise launch.JobFailed(f"the process ended with status {end.code}") from end
 
     def job(cfg: DictConfig) -> float | None:
-        return command.run_job("train", train_function, Path(train.__file__), cfg)
+        return command.run_job(train.main, cfg)
 
     def run(*arguments: str, status: int = 0) -> list[Path]:
         started.clear()

@@ -1,0 +1,29 @@
+"""What a program is: a function, and what is named after it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from vitlab.config.view import ConfigView
+from vitlab.jobs.run import Function
+
+Rule = Callable[[ConfigView], Iterable[str]]  # yields what is wrong with a configuration, a line each
+
+
+def no_problems(view: ConfigView) -> Iterable[str]:
+    """The rule of a program that has none of its own."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program: its name, which its file in `conf` has too, what it runs, and the rule for its own settings."""
+
+    name: str
+    function: Function
+    check: Rule = no_problems
+
+
+def message(name: str, problems: list[str]) -> str:
+    """All problems of a configuration, a line each."""
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return "\n".join([f"{name}: {count} in the configuration; nothing was started.", *(f"  - {p}" for p in problems)])
