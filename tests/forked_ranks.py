@@ -7,16 +7,21 @@ from pathlib import Path
 import hydra, lightning, torchmetrics
 from torch.distributed import TCPStore
 import evaluate, train
-from vitlab import build, checkpoints, command, figures, jobs, memory, resume, runs, signatures, tracking
+from vitlab.cli import checks, register
+from vitlab.jobs import resume
+from vitlab.jobs.compose import CONF, compose, resolve_config
+from vitlab.jobs.run import run_recorded
+from vitlab.runs import folder, plots, wandb
+from vitlab.training import build, checkpoints, out_of_memory
 
-signatures.register()
-functions = {"train": train.main.__wrapped__, "evaluate": evaluate.main.__wrapped__}
+register.register()
+programs = {"train": train.main, "evaluate": evaluate.main}
 for program, name, world, *overrides in json.loads(sys.argv[1]):
-    with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
-        cfg = command.compose(program, [*overrides, f"trainer.devices={world}"])
-    config = command.plain(cfg, str(Path(name).resolve()))
-    assert command.check(functions[program], config) == []
-    runs.write_config(Path(name), config)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(program, [*overrides, f"trainer.devices={world}"])
+    config = resolve_config(cfg, str(Path(name).resolve()))
+    assert checks.problems(programs[program], config) == []
+    folder.write_config(Path(name), config)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = []
     for rank in range(world):
@@ -28,7 +33,7 @@ for program, name, world, *overrides in json.loads(sys.argv[1]):
                 os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
             try:
-                jobs.run_recorded(program, functions[program], Path(name), config)
+                run_recorded(program, programs[program].function, Path(name), config)
             except BaseException as error:
                 os._exit(1)
             os._exit(0)

@@ -1,4 +1,4 @@
-"""A run that version 0.0 left after two of four epochs can be evaluated and resumed (`legacy_run`, of commit 0b15313)."""
+"""A run of version 0.0, stopped after two of four epochs, can be evaluated and resumed (`legacy_run`)."""
 
 import json
 import shutil

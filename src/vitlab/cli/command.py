@@ -21,8 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.cli import checks, imports, register, resolvers
 from vitlab.cli.arguments import parse_arguments
-from vitlab.cli.checks import Program, Rule, no_problems
-from vitlab.cli.preflight import message
 from vitlab.cli.program import Program, Rule, message, no_problems
 from vitlab.config import allowlist, paths
 from vitlab.config.schema import Node

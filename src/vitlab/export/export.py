@@ -21,6 +21,7 @@ from vitlab.export.checkpoint import CheckpointWeights, ExportModel, Kind, compa
 from vitlab.export.folder import RECORD, atomic_folder, folder_problem, write_json, write_text
 from vitlab.runs.folder import write_problem
 from vitlab.runs.record import git_commit
+from vitlab.storage.atomic import file_sha256
 
 COMPARED = (1, 2, 5)  # images at once, that an export is compared on
 
@@ -199,5 +200,5 @@ def export_record(trained: ExportModel, name: str, folder: Path, *, fold: bool, 
         "output": "probabilities" if fold else "logits",
         "loss": trained.loss,
         "commit": git_commit(),
-        "sha256": {file.name: digest(file) for file in sorted(folder.iterdir())},
+        "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
     }

@@ -1,5 +1,6 @@
-"""Write files atomically."""
+"""Write files atomically; hash them."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -23,3 +24,8 @@ def atomic_write(file: Path, content: str | bytes) -> None:
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
     temporary.replace(file)
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

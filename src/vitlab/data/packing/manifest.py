@@ -4,7 +4,6 @@
 of every shard; nothing in it depends on when, or on how many processors, the set was packed.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -19,7 +18,7 @@ import numpy as np
 
 from vitlab.config.schema import Node
 from vitlab.data.scan import listed
-from vitlab.storage.atomic import atomic_write
+from vitlab.storage.atomic import atomic_write, file_sha256
 from vitlab.storage.remote import Storage
 
 log = logging.getLogger(__name__)
@@ -53,11 +52,6 @@ class NotShardedData(ValueError):
 def index_file(split: str) -> str:
     """The name of a split's index."""
     return f"{split}.index.npy"
-
-
-def file_sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def write_table(file: Path, table: Table) -> None:

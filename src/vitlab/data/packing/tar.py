@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vitlab.config.schema import Node
-from vitlab.data.packing.manifest import ENTRY, NotShardedData, Table, file_sha256
+from vitlab.data.packing.manifest import ENTRY, NotShardedData, Table
+from vitlab.storage.atomic import file_sha256
 
 # The first bytes of images, by the suffix of their files.
 STARTS = {"jpg": b"\xff\xd8", "png": b"\x89PNG", "webp": b"RIFF", "bmp": b"BM", "gif": b"GIF8", "ppm": b"P", "tif": b""}

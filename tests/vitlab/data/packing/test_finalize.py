@@ -37,7 +37,7 @@ def test_broken_images_are_all_named_then_left_out_and_listed_or_replaced(broken
         pack.pack(pictures.source(broken), pictures.SETTINGS, out, **given)
     assert str(caught.value).count("\n  - ") == 2
     assert "it is truncated: the end of the PNG file is missing" in str(caught.value)
-    assert not (out / manifest.NAME).exists()
+    assert not (out / "prepared.json").exists()
     with pytest.raises(ValueError, match=r"\(2\.13%\) can\'t be decoded.* more than data\.max_skipped=0\.01 allows"):
         pack.pack(pictures.source(broken), pictures.SETTINGS, out, on_error="skip", **given)
     found = pack.pack(pictures.source(broken), pictures.SETTINGS, out, on_error="skip", max_skipped=0.1, **given)

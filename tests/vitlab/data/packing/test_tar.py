@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pictures import Members, tar
-from vitlab.data.packing.manifest import NotShardedData, file_sha256
+from vitlab.data.packing.manifest import NotShardedData
 from vitlab.data.packing.tar import Item, read_tar, write_tar
+from vitlab.storage.atomic import file_sha256
 
 
 def test_offsets_say_where_each_image_begins_also_of_two_that_are_equal(tmp_path: Path) -> None:
