@@ -204,7 +204,8 @@ class VisionTransformer(nn.Module):
         image, patch, hidden = pair(image_size), pair(patch_size), int(dim * mlp_ratio)
         self.image_size, self.patch_size, self.in_channels = image, patch, in_channels
         self.num_classes, self.dim, self.depth, self.heads = num_classes, dim, depth, heads
-        self.pool, self.checkpointing, self.position_dropout = pool, activation_checkpointing, position_dropout
+        self.pool, self.position_dropout = pool, position_dropout
+        self.activation_checkpointing = activation_checkpointing
         self.distilled, norm = distilled, partial(nn.LayerNorm, eps=norm_eps)
         self.patch_embed = PatchEmbedding(
             image_size=image,
@@ -314,6 +315,6 @@ class VisionTransformer(nn.Module):
         return cast(Tensor, self.norm_pre(dropout(x, self.position_dropout, self.training)))
 
     def run(self, block: Block, x: Tensor, queries: int | None = None) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
+        if self.activation_checkpointing and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(block, x, queries, use_reentrant=False))
         return cast(Tensor, block(x, queries))
