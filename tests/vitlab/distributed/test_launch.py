@@ -14,16 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from vitlab.distributed import environment as distributed_environment
 from vitlab.distributed import launch
 from vitlab.distributed.environment import (
     NODES_VARIABLE,
     NodeInfo,
-    is_restart,
-    launched_externally,
-    local_rank,
-    node_from_env,
-    ranks_per_node,
 )
 from vitlab.distributed.signals import StopRequested
 from vitlab.jobs.compose import CONF
@@ -31,80 +25,7 @@ from vitlab.jobs.compose import CONF
 GPUS_OR_ONE = max(1, torch.cuda.device_count())
 
 
-@pytest.mark.parametrize(
-    ("devices", "accelerator", "ranks"),
-    [
-        (1, "cpu", 1),
-        (4, "cpu", 4),
-        (4, "auto", 4),
-        ("3", "cpu", 3),
-        ([0], "gpu", 1),
-        ([1, 3], "gpu", 2),
-        ((0, 1, 2), "gpu", 3),
-        ("0,2", "gpu", 2),
-        ("0,", "gpu", 1),
-        ("1, 2, 3", "gpu", 3),
-        ("auto", "cpu", 1),
-        (-1, "cpu", 1),
-        ("-1", "cpu", 1),
-        ("auto", "auto", GPUS_OR_ONE),
-        (-1, "gpu", GPUS_OR_ONE),
-        ("-1", "auto", GPUS_OR_ONE),
-    ],
-)
-def test_devices_in_every_spelling_are_a_number_of_ranks(devices: Any, accelerator: str, ranks: int) -> None:
-    assert ranks_per_node(devices, accelerator) == ranks
-
-
-@pytest.mark.parametrize(
-    ("environment", "by_others"),
-    [
-        ({}, False),
-        ({"SLURM_NTASKS": "1"}, False),
-        ({"SLURM_NTASKS": "4"}, True),
-        ({"TORCHELASTIC_RUN_ID": "none"}, True),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, False),
-    ],
-)
-def test_ranks_made_by_torchrun_or_slurm_are_known(environment: dict[str, str], by_others: bool) -> None:
-    assert launched_externally(environment) is by_others
-
-
 SLURM = {"SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NODEID": "1", "SLURM_PROCID": "1", "SLURM_JOB_ID": "70042"}
-
-
-@pytest.mark.parametrize(
-    ("environment", "place"),
-    [
-        ({}, None),
-        ({"VITLAB_NODES": str(NodeInfo(1, 3, "ten", 7))}, NodeInfo(1, 3, "ten", 7)),
-        ({**SLURM, "SLURM_JOB_NODELIST": "gpu[03,07-09]"}, NodeInfo(1, 2, "gpu03", 15042)),
-        ({**SLURM, "SLURM_NTASKS": "8"}, None),
-        ({**SLURM, "TORCHELASTIC_RUN_ID": "none"}, None),
-        ({"SLURM_NNODES": "1", "SLURM_NTASKS": "1"}, None),
-    ],
-)
-def test_a_machines_place_in_a_job_is_what_its_launcher_says_or_slurm_with_one_task_on_each(
-    environment: dict[str, str], place: NodeInfo | None
-) -> None:
-    assert node_from_env(environment) == place
-    if place:
-        assert distributed_environment.rank(environment) == 1
-        assert not launched_externally(environment)
-
-
-@pytest.mark.parametrize(
-    ("environment", "rank"),
-    [({}, 0), ({"RANK": "3", "SLURM_PROCID": "0"}, 3), ({"SLURM_PROCID": "2"}, 2)],
-)
-def test_a_process_knows_its_number(environment: dict[str, str], rank: int) -> None:
-    assert distributed_environment.rank(environment) == rank
-
-
-def test_a_process_knows_its_number_on_its_machine() -> None:
-    assert local_rank({}) == 0
-    assert local_rank({"RANK": "9", "LOCAL_RANK": "1"}) == 1
-    assert local_rank({"SLURM_PROCID": "9", "SLURM_LOCALID": "2"}) == 2
 
 
 def script(folder: Path, text: str) -> Path:
@@ -226,9 +147,9 @@ def parent(tmp_path: Path) -> Iterator[Any]:
 
     def start(entry: Path, ranks: int) -> subprocess.Popen[bytes]:
         program = (
-            "import sys; from pathlib import Path; from vitlab import launch, stopping\n"
+            "import sys; from pathlib import Path; from vitlab.distributed import launch, signals\n"
             f"try:\n    launch.run_ranks(Path({str(entry)!r}), Path({str(tmp_path)!r}), {ranks})\n"
-            f"except (launch.JobFailed, stopping.Stopped) as error:\n"
+            f"except (launch.JobFailed, signals.StopRequested) as error:\n"
             f"    Path({str(tmp_path)!r}, 'error').write_text(str(error))\n"
             "    sys.exit(1)\n"
         )
@@ -314,19 +235,6 @@ def test_ranks_that_were_asked_to_stop_are_no_failure_and_not_started_again(
         launch.run_ranks(script(tmp_path, text), tmp_path, 1, max_restarts=3)
     assert stopped.value.outcome == outcome
     assert {file.name for file in tmp_path.glob("attempt*")} == {"attempt0"}
-
-
-@pytest.mark.parametrize(
-    ("environment", "again"),
-    [
-        ({}, False),
-        ({"SLURM_RESTART_COUNT": "0"}, False),
-        ({"SLURM_RESTART_COUNT": "2"}, True),
-        ({"TORCHELASTIC_RESTART_COUNT": "1"}, True),
-    ],
-)
-def test_a_job_knows_that_it_was_started_before(environment: dict[str, str], again: bool) -> None:
-    assert is_restart(environment) is again
 
 
 def test_ranks_that_wait_in_vain_for_one_that_was_stopped_are_stopped_too(

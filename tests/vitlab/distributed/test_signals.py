@@ -95,14 +95,14 @@ def test_afterwards_signals_mean_what_they_meant_before() -> None:
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from vitlab import stopping\n"
-        "folder = Path(sys.argv[1]); stopping.ECHO = 0.1\n"
-        "with stopping.heard(lambda outcome: (folder / outcome).touch()), stopping.patience():\n"
+        "import sys, time; from pathlib import Path; from vitlab.distributed import signals\n"
+        "folder = Path(sys.argv[1]); signals.ECHO = 0.1\n"
+        "with signals.handle_signals(lambda outcome: (folder / outcome).touch()), signals.graceful_shutdown():\n"
         "    (folder / 'ready').touch()\n"
         "    end = time.monotonic() + 60\n"
         "    while time.monotonic() < end:\n        time.sleep(0.01)\n"
     )
-    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(Path(signals.__file__).parents[1])}
+    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(Path(signals.__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
