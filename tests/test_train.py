@@ -127,7 +127,7 @@ def test_its_metrics_tell_losses_scores_rates_and_speed_by_step_and_images(twins
     first = next(row for row in found if row["step"] == "5")
     assert float(first["lr/decay"]) == pytest.approx(config(twins[0])["optimizer"]["lr"]), "the warm-up's last step"
     assert float(first["train/gradient_norm"]) > 0
-    assert [int(float(row["epoch"])) for row in found if row["train/loss"]] == [(step - 1) // STEPS for step in train]
+    assert [int(float(row["epoch"])) for row in found if row["train/loss"]] == [(step - 1) // STEPS + 1 for step in train]
 
 
 def test_its_checkpoints_hold_plain_clean_weights_and_the_best_is_the_best(twins: list[Path]) -> None:
@@ -265,7 +265,7 @@ def test_a_warned_run_saves_its_step_and_ends_with_the_status_to_requeue_on(pree
     assert status == 75, output
     assert results(run)["status"] == "preempted"
     assert "error" not in results(run)
-    assert f"preempted: stopped as it was asked to; resume={run} goes on" in output
+    assert f"preempted: stopped on request; resume={run} resumes it" in output
     assert checkpoint(run, "last")["global_step"] >= int(rows(run)[-1]["step"])
     assert "Traceback" not in (run / "train.log").read_text()
 
@@ -535,7 +535,7 @@ def test_a_run_begins_from_anothers_weights_and_goes_on_without_them(
     output = program("train", *line, "hydra.run.dir=run", cwd=tmp_path)
     assert re.search(r"weights from source: best\.ckpt, timm's names.*float32", output)
     assert "patch_embed.proj.weight: 2x2 -> 4x4 pixels" in output
-    assert "images are prepared with data.{mean=[0.30" in output
+    assert "preprocessing of images: data.{mean=[0.30" in output
     assert "as its run says" in output
     assert config(tmp_path / "run")["model"]["depth"] == 1
     assert results(tmp_path / "run")["test/acc"] > results(source)["test/acc"] - 0.15, "it need not learn again"

@@ -36,7 +36,7 @@ def test_a_sweep_is_followed_from_its_start_to_its_end(sweep: Path) -> None:
     lookout = StatusPoller(sweep)
     assert [place.status for place in looked(lookout).places] == ["waiting"] * 3
     folder = leave(sweep, 0, "running")
-    log(folder, "10,0,2.5", "20,1,", "20,1,1.5", "30,2")
+    log(folder, "10,1,2.5", "20,2,", "20,2,1.5", "30,3")
     (place, *_) = looked(lookout).places
     assert (place.status, place.epochs, place.done, place.score) == ("running", "2/8", 1 / 8, 1.5)
     assert place.name == "lr=0"

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vitlab.config.schema import Node
@@ -16,7 +15,7 @@ from vitlab.models.vit import VisionTransformer
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training import build
 from vitlab.training.checkpoints import BestCheckpoint
-from vitlab.training.monitor import Monitor
+from vitlab.training.monitor import Monitor, ProgressBar
 
 Configure = Callable[..., Node]
 TINY = ["model.dim=16", "model.depth=1", "model.heads=2", "schedule.warmup_steps=0", "logger=csv"]
@@ -75,7 +74,7 @@ def test_metrics_are_always_written_and_every_chosen_logger_and_callback_is_ther
     )
     assert [type(logger) for logger in run.loggers] == [MetricsFile, TensorBoardLogger]
     found = {type(callback) for callback in run.callbacks}  # type: ignore[attr-defined]
-    assert {Monitor, BestCheckpoint, RichProgressBar} <= found
+    assert {Monitor, BestCheckpoint, ProgressBar} <= found
     assert run.max_epochs == 1
     assert str(run.default_root_dir) == str(tmp_path)
 
@@ -170,7 +169,7 @@ def test_a_network_begins_from_weights_and_says_what_became_of_them(
     assert torch.equal(loaded.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
     assert loaded.head.weight.shape == (10, 64)
     assert "3 -> 1 channels (summed)" in caplog.text
-    assert "images are prepared with data.{mean=[0.3054], std=[0.5]" in caplog.text
-    assert "nothing beside the weights tells how images were" in caplog.text
+    assert "preprocessing of images: data.{mean=[0.3054], std=[0.5]" in caplog.text
+    assert "the weights come without their preprocessing" in caplog.text
     fresh: Any = build.build_classifier(config["model"], data, config["classifier"]).network
     assert not torch.equal(fresh.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)

@@ -1,17 +1,11 @@
 """A run that is cut off at any step and goes on ends as the run that never was: weights, metrics, best checkpoint."""
 
-import os
-import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from lightning import Callback, LightningModule, Trainer
 
 from conftest import Configure
@@ -20,7 +14,7 @@ from vitlab.config.schema import Node
 from vitlab.runs import record
 from vitlab.runs.folder import read_results, write_config
 from vitlab.storage import safe_load
-from vitlab.training import build, checkpoint_files, checkpoints, random_state
+from vitlab.training import build, checkpoints
 
 Train = Callable[..., Node]
 QUICK = [
@@ -191,90 +185,6 @@ def test_in_other_parts_a_run_goes_on_with_the_same_steps_and_validations(
         other = run("cut", *settings, parts.format(after), go_on=True)
         for name in ("step", "epoch", "images", "val/count"):
             assert [row[name] for row in rows(other)] == [row[name] for row in rows(whole)]
-
-
-# --------------------------------------------------------------------------------------------------------- on the disk
-
-
-def saved(folder: Path, **content: Any) -> Path:
-    file = folder / "last.ckpt"
-    checkpoint_files.AtomicFiles().save_checkpoint({"global_step": 1, "weights": torch.arange(5000.0), **content}, file)
-    return file
-
-
-def test_a_whole_file_is_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    assert safe_load.corruption(saved(tmp_path)) is None
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_the_one_before_is_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        saved(tmp_path, global_step=step)
-    assert safe_load.load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
-    assert safe_load.load_checkpoint(tmp_path / "previous.ckpt")["global_step"] == 2
-
-
-def test_any_damage_is_told_or_harmless(tmp_path: Path) -> None:
-    file = saved(tmp_path)
-    content = file.read_bytes()
-    draw = random.Random(0)
-    told = 0
-    for _ in range(400):
-        damaged = bytearray(content)
-        if draw.random() < 0.5:
-            damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-        else:
-            damaged = damaged[: draw.randrange(len(content))]
-        file.write_bytes(damaged)
-        if safe_load.corruption(file):
-            told += 1
-        else:
-            found = safe_load.load_checkpoint(file)
-            assert found["global_step"] == 1
-            assert torch.equal(found["weights"], torch.arange(5000.0))
-    assert told > 350
-
-
-def test_a_disk_that_is_full_leaves_the_former_file_and_says_so(tmp_path: Path) -> None:
-    file = saved(tmp_path)
-    content = file.read_bytes()
-    code = (
-        "import resource, signal, sys, torch; from pathlib import Path; from vitlab.training.checkpoints import AtomicFiles\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        "AtomicFiles().save_checkpoint({'weights': torch.zeros(10**5)}, Path(sys.argv[1]))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoints.__file__).parents[1])}
-    line = [sys.executable, "-c", code, str(file)]
-    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert f"OSError: {file} can't be written" in ended.stderr
-    assert "MiB are free there. The checkpoint before is whole" in ended.stderr
-    assert file.read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_the_newest_is_found_by_its_steps_and_not_by_its_date(tmp_path: Path) -> None:
-    for name, step in (("best", 7), ("step-000004", 4), ("last", 9)):
-        checkpoint_files.AtomicFiles().save_checkpoint({"global_step": step}, tmp_path / f"{name}.ckpt")
-    os.utime(tmp_path / "last.ckpt", (1, 1))
-    assert checkpoint_files.newest_checkpoint(tmp_path) == (tmp_path / "last.ckpt", {})
-    (tmp_path / "last.ckpt").write_bytes(b"PK")
-    found, damaged = checkpoint_files.newest_checkpoint(tmp_path)
-    assert found == tmp_path / "best.ckpt"
-    assert list(damaged) == [tmp_path / "last.ckpt"]
-
-
-def test_the_random_states_of_a_process_come_back(tmp_path: Path) -> None:
-    state = saved(tmp_path, random=[random_state.random_state()])
-
-    def draws() -> list[Any]:
-        return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
-
-    first = draws()
-    random_state.restore_random_state(safe_load.load_checkpoint(state)["random"], rank=0)
-    assert draws() == first
-    random_state.restore_random_state(safe_load.load_checkpoint(state)["random"], rank=5)  # there was no such rank
 
 
 # ---------------------------------------------------------------------------------------------------- what is kept

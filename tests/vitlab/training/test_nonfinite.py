@@ -125,7 +125,7 @@ def test_the_run_stops_before_the_optimizer_moves_and_leaves_a_capture(
     assert parts[0].batch.targets.shape[1:] == (10,), "as the network saw them: mixed up"
     assert len({part.random["torch"].sum().item() for part in parts}) == accumulated
     info = json.loads((folder / "info.json").read_text())
-    assert (info["step"], info["epoch"], info["accumulated"]) == (6, 1, accumulated)
+    assert (info["step"], info["epoch"], info["accumulated"]) == (6, 2, accumulated)
     assert nonfinite.is_finite(info["losses"][0]) is not loss
     assert [p.name for p in (tmp_path / "captures").iterdir()] == ["step-000006"], "nothing unfinished"
 
