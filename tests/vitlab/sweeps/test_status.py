@@ -67,7 +67,7 @@ def test_the_time_left_follows_what_was_done_since_the_first_look(sweep: Path, m
     leave(sweep, 0, "finished", **{"val/loss": 1.0})
     lookout = StatusPoller(sweep, planned=5)
     assert looked(lookout).left is None, "nothing was measured yet"
-    log(leave(sweep, 1, "running"), "9,4,1.0")
+    log(leave(sweep, 1, "running"), "9,5,1.0")
     now[0] += 60
     assert looked(lookout).left == pytest.approx(60 * 3.5 / 0.5), "half a job a minute, 3.5 are left"
     leave(sweep, 1, "crashed")

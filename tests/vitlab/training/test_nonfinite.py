@@ -28,7 +28,7 @@ from vitlab.training.classifier import Classifier
 from vitlab.training.nonfinite import NonFinite, NonFiniteError
 
 MakeTrainer = Callable[..., Trainer]
-OPTIMIZERS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
+OPTIMIZERS = sorted(file.stem for file in (Path(__file__).parents[3] / "conf" / "optimizer").glob("*.yaml"))
 
 
 def data() -> DataModule:
@@ -193,7 +193,7 @@ def test_a_run_that_goes_on_counts_on(make_trainer: MakeTrainer, tmp_path: Path)
     assert skipped(tmp_path) == [(2, 1), (3, 2)]
 
 
-@pytest.mark.parametrize("knob", ["limit", "keep"])
+@pytest.mark.parametrize("knob", ["max_skipped_steps", "max_captures"])
 def test_a_negative_number_of_steps_is_refused(knob: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"callbacks\.nonfinite\.{knob}=-1 must be at least 0"):
         NonFinite(dirpath=str(tmp_path), **{knob: -1})  # type: ignore[arg-type]
