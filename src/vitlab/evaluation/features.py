@@ -91,10 +91,19 @@ def extract(
     The files are complete when it returns on the first rank. `model` is the network's configuration node, on which its
     output depends too.
     """
-    extractor = Extractor(network, kind)
-    files = feature_files(
-        network, datamodule, kind=kind, splits=splits, model=model, folder=folder, precision=trainer.precision
-    )
+    extractor, images = Extractor(network, kind), datamodule.fingerprint()
+    depends = {
+        "weights": digest(network.state_dict()),
+        "model": model,
+        "features": kind,
+        "image_size": datamodule.image_size,
+        "preprocessing": datamodule.preprocessing(),
+        "precision": trainer.precision,
+    }
+    files: dict[SplitName, Path] = {}
+    for split in splits:
+        key = json.dumps({**depends, "images": images[f"{split} digest"]}, sort_keys=True, default=str)
+        files[split] = folder / f"{split}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.pt"
     # no rank can see another's new file here: it is complete only after every rank's share
     missing = [split for split, file in files.items() if not file.is_file() or safe_load.corruption(file)]
     rank, ranks = trainer.global_rank, trainer.world_size
@@ -109,9 +118,9 @@ def extract(
         torch.save(share, share_file(files[split], rank))
         trainer.strategy.barrier("features")
         if rank == 0:
-            images = datamodule.split(split)
-            merge_shares(files[split], ranks, len(images), in_blocks=images.blocks is not None)
-            log.info("features of %s: %d images, written to %s", split, len(images), files[split])
+            part = datamodule.split(split)
+            merge_shares(files[split], ranks, len(part), in_blocks=part.blocks is not None)
+            log.info("features of %s: %d images, written to %s", split, len(part), files[split])
     return files
 
 
@@ -137,34 +146,6 @@ def merge_shares(file: Path, ranks: int, count: int, *, in_blocks: bool = False)
 def load_features(file: Path, labels: Tensor) -> Features:
     """Cached features with the labels of their split."""
     return Features(torch.load(file, weights_only=True), labels)
-
-
-def feature_files(
-    network: nn.Module,
-    datamodule: DataModule,
-    *,
-    kind: Kind,
-    splits: Sequence[SplitName],
-    model: Node,
-    folder: Path,
-    precision: str | None,
-) -> dict[SplitName, Path]:
-    """The path of each split's features."""
-    images = datamodule.fingerprint()
-    depends = {
-        "weights": digest(network.state_dict()),
-        "model": model,
-        "features": kind,
-        "image_size": datamodule.image_size,
-        "preprocessing": datamodule.preprocessing(),
-        "precision": precision,
-    }
-
-    def file(split: SplitName) -> Path:
-        key = json.dumps({**depends, "images": images[f"{split} digest"]}, sort_keys=True, default=str)
-        return folder / f"{split}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.pt"
-
-    return {split: file(split) for split in splits}
 
 
 def digest(state: dict[str, Tensor]) -> str:

@@ -63,8 +63,7 @@ class LastCheckpoint(Checkpoint):
         self.file = Path(dirpath) / "last.ckpt"
         self.epochs, self.steps, self.minutes = every_n_epochs, every_n_train_steps, every_n_minutes
         self.kept_epochs, self.kept_steps = keep_every_n_epochs, keep_every_n_train_steps
-        self.seconds = 0.0  # spent on saving
-        self.saves = 0
+        self.seconds, self.saves = 0.0, 0  # spent on saving
         self._saved = self._seen = self._validated = -1  # optimizer steps
         self._due: tuple[bool, bool, Outcome | None] = (False, False, None)  # save, keep, stop
         self._time = 0.0
@@ -76,9 +75,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_rank < len(self._random):  # a rank that is new has no state
             restore_random_state(self._random[trainer.global_rank], trainer.strategy.root_device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step == self._seen:
             return  # gradients are still being accumulated
@@ -110,9 +107,7 @@ class LastCheckpoint(Checkpoint):
         if stop:
             raise StopRequested(stop)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         stop = signals.stop_requested()
         if stop and self._saved == trainer.global_step and trainer.state.fn == TrainerFn.FITTING:
             raise StopRequested(stop)
@@ -137,12 +132,13 @@ class LastCheckpoint(Checkpoint):
         checkpoint["random"] = all_gather_object(trainer, random_state(trainer.strategy.root_device))
         checkpoint["accumulate"] = trainer.accumulate_grad_batches
         if trainer.state.fn == TrainerFn.FITTING:
+            batches, accumulate = int(trainer.num_training_batches), trainer.accumulate_grad_batches
             set_loop_progress(
                 checkpoint["loops"]["fit_loop"],
                 step=trainer.global_step,
-                steps_per_epoch=-(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches),
-                batches_per_epoch=int(trainer.num_training_batches),
-                accumulate=trainer.accumulate_grad_batches,
+                steps_per_epoch=-(-batches // accumulate),
+                batches_per_epoch=batches,
+                accumulate=accumulate,
                 validation_due=self.validation_due(trainer),
             )
 
@@ -271,13 +267,7 @@ def all_gather_object(trainer: Trainer, value: Any) -> list[Any]:
 
 
 def set_loop_progress(
-    loops: dict[str, Any],
-    *,
-    step: int,
-    steps_per_epoch: int,
-    batches_per_epoch: int,
-    accumulate: int,
-    validation_due: bool,
+    loops: Any, *, step: int, steps_per_epoch: int, batches_per_epoch: int, accumulate: int, validation_due: bool
 ) -> None:
     """Set the counters of Lightning's fit loop to: `step` steps are done, and a validation follows or doesn't.
 

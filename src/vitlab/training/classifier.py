@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from annotated_types import Gt, Le
@@ -62,10 +62,8 @@ class Classifier(LightningModule):
         if freeze:
             freezing.freeze(network, freeze)
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
-        self.network = network
-        self.num_classes = num_classes
-        self.loss = loss
-        self.label_smoothing = label_smoothing
+        self.network, self.num_classes = network, num_classes
+        self.loss, self.label_smoothing = loss, label_smoothing
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.layer_decay, self.head_lr_factor = layer_decay, head_lr_factor
         self.split = "test"  # of the test loop's images: `evaluate.py` runs it on any split
@@ -100,8 +98,7 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of normalized images [B, C, H, W]."""
-        logits: Tensor = self.network(images)
-        return logits
+        return cast(Tensor, self.network(images))
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of each image [B]. `targets`: class indices [B], or probabilities [B, classes]."""
@@ -165,7 +162,7 @@ class Classifier(LightningModule):
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
+        gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip by norm with one pass over the gradients, and keep the norm for the log.

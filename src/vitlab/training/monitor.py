@@ -42,10 +42,8 @@ class Monitor(Callback):
     def __init__(self) -> None:
         self.images = 0  # seen by the optimizer, over all ranks
         self.meter = ThroughputMeter()
-        self._window_images = 0  # since the last row
-        self._untimed = 0  # images of the window before the run was resumed
-        self._last_loss = float("nan")
-        self._done = 0
+        self._window_images, self._untimed = 0, 0  # since the last row; those of them before the run was resumed
+        self._last_loss, self._done = float("nan"), 0
         self._rates: dict[str, float] = {}
         self._step, self._rows = 0, 0  # of metrics.csv, when the checkpoint was saved
 
@@ -99,9 +97,7 @@ class Monitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.meter.detach()
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: TrainBatch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.meter.waiting.stop()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -100,17 +100,13 @@ class NonFinite(Callback):
         pl_module.before_step = None
         self._given, self._losses = [], []
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: TrainBatch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: TrainBatch, *_: Any) -> None:
         self._given.append((batch, random_state(trainer.strategy.root_device)))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._losses.append(loss.detach())
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.skipped > self._logged:
             self._logged = self.skipped
             for logger in trainer.loggers:
@@ -147,7 +143,9 @@ class NonFinite(Callback):
             raise NonFiniteError(f"{what}; {remedy}{where}")
         self.skipped += 1
         log.warning("%s; skipped, %d of at most %d%s", what, self.skipped, self.max_skipped_steps, where)
-        zero_gradients(module, handled_by_scaler=scaler is not None and unscales_gradients(optimizer))
+        # a fused optimizer undoes the scale itself
+        fused = scaler is not None and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        zero_gradients(module, handled_by_scaler=fused)
 
     def _capture(self, module: Classifier, parts: list[MicroBatch], info: Node) -> str:
         """Write a capture and return a sentence with its path, or with the reason why it can't be written."""
@@ -161,11 +159,6 @@ class NonFinite(Callback):
         path = folder.absolute()
         value = str(path) if re.fullmatch(r"[\w/.-]+", str(path)) else overrides.hydra_quote(path)
         return f". Captured; see why: {paths.COMMAND.format('replay')} {shlex.quote(f'capture={value}')}{rank}"
-
-
-def unscales_gradients(optimizer: Optimizer) -> bool:
-    """Whether the optimizer undoes a gradient scaler's scale itself (fused ones do)."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def zero_gradients(module: Classifier, *, handled_by_scaler: bool) -> None:
@@ -218,7 +211,12 @@ def write_capture(folder: Path, module: Classifier, parts: Sequence[MicroBatch],
     failure: Exception | None = None
     try:
         mine.mkdir(parents=True)
-        torch.save([part_to_cpu(part) for part in parts], mine / PARTS)
+        content = [  # plain data, which loads with `weights_only=True` on any device
+            {"batch": {k: v.cpu() if isinstance(v, Tensor) else v for k, v in part.batch._asdict().items()}}
+            | {"random": part.random, "loss": part.loss.cpu()}
+            for part in parts
+        ]
+        torch.save(content, mine / PARTS)
     except WRITE_ERRORS as error:
         failure = error  # raised below: the other ranks wait for this one
     weights = {k: full_tensor(v) for k, v in module.network.state_dict().items()}
@@ -241,12 +239,6 @@ def write_capture(folder: Path, module: Classifier, parts: Sequence[MicroBatch],
 def full_tensor(value: Tensor) -> Tensor:
     """A state's tensor on the CPU, collected from all ranks if it is sharded: every rank calls it."""
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
-
-
-def part_to_cpu(part: MicroBatch) -> Node:
-    """A part as plain data on the CPU, which loads with `weights_only=True` on any device."""
-    batch = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in part.batch._asdict().items()}
-    return {"batch": batch, "random": part.random, "loss": part.loss.cpu()}
 
 
 def read_info(folder: Path) -> Node:
