@@ -48,7 +48,7 @@ def test_a_folder_that_can_be_made_is_no_problem_and_isnt_made(tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may write everywhere")
-def test_a_folder_without_permission_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_permission_is_reported(tmp_path: Path) -> None:
     (locked := tmp_path / "locked").mkdir(mode=0o500)
     words = f"hydra.run.dir={locked / 'a'} can't be written to (Permission denied); name another folder"
     assert write_problem("hydra.run.dir", locked / "a") == words

@@ -68,7 +68,7 @@ def test_a_folder_has_one_owner_until_that_ends_however_it_ends(role: str, tmp_p
         pass
 
 
-def test_a_folder_that_cant_be_locked_is_used_and_that_is_told(
+def test_a_folder_that_cant_be_locked_is_used_and_that_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / lock.LOCKS["job"]).mkdir()  # no file can be made there

@@ -32,7 +32,7 @@ def test_a_run_is_running_until_it_is_finished(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first_rank", [True, False])
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "reported"),
     [
         (ValueError("why"), "ValueError: why"),
         (KeyboardInterrupt("why"), "interrupted"),
@@ -40,13 +40,13 @@ def test_a_run_is_running_until_it_is_finished(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_that_fails_in_any_rank_has_crashed_and_says_why(
-    error: BaseException, told: str, first_rank: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    error: BaseException, reported: str, first_rank: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(type(error)), record.record_run(tmp_path, first_rank=True):  # noqa: SIM117
         with record.record_run(tmp_path, first_rank=first_rank):
             raise error
     found = read_results(tmp_path)
-    assert (found["status"], found["error"]) == ("crashed", told)
+    assert (found["status"], found["error"]) == ("crashed", reported)
     assert found["commit"] == record.git_commit()
     assert caplog.records[-1].exc_info is not None
 
@@ -84,7 +84,7 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_commit_is_the_sources_and_tells_of_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_is_the_sources_and_reports_of_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "__file__", str(tmp_path / "runs.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert record.git_commit() is None, "no repository"
@@ -133,7 +133,7 @@ def test_the_console_shows_messages_alone_and_each_once(tmp_path: Path, capsys: 
     assert ([*root.handlers], root.level) == before, "as it was"
 
 
-def test_other_ranks_tell_errors_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_ranks_report_errors_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with record.log_to(tmp_path / "train.log", first_rank=False):
         logging.getLogger("vitlab.x").warning("a warning")
         assert not (tmp_path / "train.log").exists()
@@ -142,7 +142,7 @@ def test_other_ranks_tell_errors_only(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "an error" in (tmp_path / "train.log").read_text()
 
 
-def test_a_log_that_goes_on_is_appended_to(tmp_path: Path) -> None:
+def test_a_log_that_is_resumed_is_appended_to(tmp_path: Path) -> None:
     for number in (1, 2):
         with record.log_to(tmp_path / "train.log", first_rank=True):
             logging.getLogger("vitlab.x").info("start %d", number)
@@ -164,7 +164,7 @@ def test_a_run_that_was_asked_to_stop_ends_as_that_and_not_as_a_crash(outcome: s
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "reported"),
     [
         ({"resume": None}, "resume={} resumes it"),
         ({"shard_images": 9, "out": "x"}, "the same command resumes it"),
@@ -172,9 +172,9 @@ def test_a_run_that_was_asked_to_stop_ends_as_that_and_not_as_a_crash(outcome: s
         ({"rounds": 9}, "the same command starts from the beginning; the output so far is in {}"),
     ],
 )
-def test_what_was_stopped_tells_how_it_goes_on(config: Node, told: str, tmp_path: Path) -> None:
+def test_what_was_stopped_says_how_to_resume(config: Node, reported: str, tmp_path: Path) -> None:
     write_config(tmp_path, config)
-    assert record.restart_hint(tmp_path) == told.format(tmp_path)
+    assert record.restart_hint(tmp_path) == reported.format(tmp_path)
 
 
 def test_a_rank_killed_by_a_signal_goes_before_what_the_others_saw_of_it(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_sweeps_job_is_tagged_and_configured_with_its_choices(apart: Path, tra
     assert (summary["summary"]["best/val/acc"], summary["summary"]["parameters"]) == (0.5, 9)
 
 
-def test_a_run_that_goes_on_has_its_id_and_its_earlier_numbers(apart: Path, tracked: Tracked) -> None:
+def test_a_run_that_is_resumed_has_its_id_and_its_earlier_numbers(apart: Path, tracked: Tracked) -> None:
     file = MetricsFile(folder=str(apart))
     for start in (1, 3):
         with finish_wandb_run():
@@ -160,8 +160,10 @@ def test_offline_it_says_so_in_one_line_and_how_to_send_the_run(
 ) -> None:
     with caplog.at_level(logging.INFO), finish_wandb_run():
         wandb_logger(run_dir=str(apart))
-    told = [record.getMessage() for record in caplog.records if record.name == "vitlab.runs.wandb"]
-    assert told == [f"wandb: offline; after `wandb login`, send this run with: wandb sync {apart}/wandb/offline-run-*"]
+    reported = [record.getMessage() for record in caplog.records if record.name == "vitlab.runs.wandb"]
+    assert reported == [
+        f"wandb: offline; after `wandb login`, send this run with: wandb sync {apart}/wandb/offline-run-*"
+    ]
     assert capfd.readouterr().err == "", "wandb itself is silent, and asks nothing"
 
 

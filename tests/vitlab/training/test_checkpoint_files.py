@@ -33,11 +33,11 @@ def test_the_one_before_is_kept(tmp_path: Path) -> None:
     assert safe_load.load_checkpoint(tmp_path / "previous.ckpt")["global_step"] == 2
 
 
-def test_any_damage_is_told_or_harmless(tmp_path: Path) -> None:
+def test_any_damage_is_reported_or_harmless(tmp_path: Path) -> None:
     file = saved(tmp_path)
     content = file.read_bytes()
     draw = random.Random(0)
-    told = 0
+    reported = 0
     for _ in range(400):
         damaged = bytearray(content)
         if draw.random() < 0.5:
@@ -46,12 +46,12 @@ def test_any_damage_is_told_or_harmless(tmp_path: Path) -> None:
             damaged = damaged[: draw.randrange(len(content))]
         file.write_bytes(damaged)
         if safe_load.corruption(file):
-            told += 1
+            reported += 1
         else:
             found = safe_load.load_checkpoint(file)
             assert found["global_step"] == 1
             assert torch.equal(found["weights"], torch.arange(5000.0))
-    assert told > 350
+    assert reported > 350
 
 
 FULL_DISK = """

@@ -1,4 +1,4 @@
-"""A run that is cut off at any step and goes on ends as the run that never was: weights, metrics, best checkpoint."""
+"""A run that is cut off at any step and resumed ends as one that never was: weights, metrics, best checkpoint."""
 
 import shutil
 from collections.abc import Callable
@@ -76,7 +76,7 @@ def run(
     """Trains in a folder by `train.py`'s own function, in this process; `cut` is a callback that ends it early."""
     trainer = build.build_trainer
 
-    def train(name: str, *overrides: str, cut: Callback | None = None, go_on: bool = False) -> Path:
+    def train(name: str, *overrides: str, cut: Callback | None = None, resumed: bool = False) -> Path:
         def with_cut(*arguments: Any, **options: Any) -> Trainer:
             made = trainer(*arguments, **options)
             if cut is not None:
@@ -86,7 +86,7 @@ def run(
         monkeypatch.setattr(build, "build_trainer", with_cut)
         folder = tmp_path / name
         config = configure(*small, *QUICK, *overrides)
-        config |= {"run_dir": str(folder), "resume": "auto" if go_on else None}
+        config |= {"run_dir": str(folder), "resume": "auto" if resumed else None}
         for callback in ("best", "last"):
             config["callbacks"][callback]["dirpath"] = str(folder / "checkpoints")
         write_config(folder, config)
@@ -117,74 +117,74 @@ def run(
 )
 def test_cut_at_any_step_it_ends_as_one_that_was_not(run: Callable[..., Path], settings: list[str], every: int) -> None:
     settings = [*settings, f"callbacks.last.every_n_train_steps={every}"]
-    whole = run("whole", *settings)
-    total = read_results(whole)["steps"]
+    complete = run("complete", *settings)
+    total = read_results(complete)["steps"]
     for step in sorted({1, STEPS - 1, STEPS, STEPS + 2, total - 1}):
-        shutil.rmtree(whole.parent / "cut", ignore_errors=True)
+        shutil.rmtree(complete.parent / "cut", ignore_errors=True)
         run("cut", *settings, cut=CutAt(step))
-        assert read_results(whole.parent / "cut")["status"] == "crashed", "it was cut"
-        assert_same_run(whole, run("cut", *settings, go_on=True))
+        assert read_results(complete.parent / "cut")["status"] == "crashed", "it was cut"
+        assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
 @pytest.mark.parametrize("settings", [[], HARD], ids=["plain", "hard"])
 def test_cut_within_a_validation_it_repeats_that_validation(run: Callable[..., Path], settings: list[str]) -> None:
-    whole = run("whole", *settings)
+    complete = run("complete", *settings)
     for step in (STEPS, 3 * STEPS):
-        shutil.rmtree(whole.parent / "cut", ignore_errors=True)
+        shutil.rmtree(complete.parent / "cut", ignore_errors=True)
         run("cut", *settings, cut=CutAt(step, in_validation=True))
-        assert_same_run(whole, run("cut", *settings, go_on=True))
+        assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
 def test_cut_again_and_again_it_still_ends_the_same(run: Callable[..., Path]) -> None:
     settings = [*HARD, "callbacks.last.every_n_train_steps=1"]
-    whole = run("whole", *settings)
+    complete = run("complete", *settings)
     run("cut", *settings, cut=CutAt(3))
     for step in (4, 7, 11):
-        run("cut", *settings, cut=CutAt(step), go_on=True)
-    assert_same_run(whole, run("cut", *settings, go_on=True))
+        run("cut", *settings, cut=CutAt(step), resumed=True)
+    assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
-def test_cut_at_any_step_images_that_workers_load_go_on_where_they_were(
+def test_cut_at_any_step_images_that_workers_load_resume_where_they_were(
     run: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = [*images(tmp_path), "callbacks.last.every_n_train_steps=1"]
-    whole = run("whole", *settings)
+    complete = run("complete", *settings)
     for step in (3, 4, 5, 6):
-        shutil.rmtree(whole.parent / "cut", ignore_errors=True)
+        shutil.rmtree(complete.parent / "cut", ignore_errors=True)
         run("cut", *settings, cut=CutAt(step))
-        assert_same_run(whole, run("cut", *settings, go_on=True))
+        assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
 @pytest.mark.parametrize(
     ("streaming", "workers"),
     [("true", 0), pytest.param("false", 2, marks=pytest.mark.long)],
 )
-def test_cut_at_any_step_rows_of_larger_files_go_on_where_they_were(
+def test_cut_at_any_step_rows_of_larger_files_resume_where_they_were(
     run: Callable[..., Path], parquet: Path, tmp_path: Path, streaming: str, workers: int
 ) -> None:
     settings = ["data=huggingface", f"data.name={parquet}", f"data.source.streaming={streaming}", "image_size=8"]
     settings += [f"data.source.cache_dir={tmp_path / 'cache'}", f"data.num_workers={workers}"]
     settings += ["data.source.shuffle_buffer=400", "data.max_train_samples=null", "batch_size=128"]
     settings += ["trainer.max_epochs=2", "callbacks.last.every_n_train_steps=1"]
-    whole = run("whole", *settings)
-    assert read_results(whole)["steps"] == 10
+    complete = run("complete", *settings)
+    assert read_results(complete)["steps"] == 10
     run("cut", *settings, cut=CutAt(7))
-    assert_same_run(whole, run("cut", *settings, go_on=True))
+    assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
-def test_in_other_parts_a_run_goes_on_with_the_same_steps_and_validations(
+def test_in_other_parts_a_run_is_resumed_with_the_same_steps_and_validations(
     run: Callable[..., Path], before: int, after: int
 ) -> None:
     parts = "trainer.accumulate_grad_batches={}"
     settings = ["callbacks.last.every_n_train_steps=1"]
-    whole = run("whole", *settings, parts.format(before))
+    complete = run("complete", *settings, parts.format(before))
     for step in (2, STEPS, STEPS + 3):
-        shutil.rmtree(whole.parent / "cut", ignore_errors=True)
+        shutil.rmtree(complete.parent / "cut", ignore_errors=True)
         run("cut", *settings, parts.format(before), cut=CutAt(step))
-        other = run("cut", *settings, parts.format(after), go_on=True)
+        other = run("cut", *settings, parts.format(after), resumed=True)
         for name in ("step", "epoch", "images", "val/count"):
-            assert [row[name] for row in rows(other)] == [row[name] for row in rows(whole)]
+            assert [row[name] for row in rows(other)] == [row[name] for row in rows(complete)]
 
 
 # ---------------------------------------------------------------------------------------------------- what is kept
@@ -231,16 +231,16 @@ def test_a_checkpoint_holds_what_it_is_of(run: Callable[..., Path]) -> None:
 def test_a_finished_run_is_lengthened_as_if_it_had_been_longer_from_the_start(run: Callable[..., Path]) -> None:
     settings = [*HARD, "schedule=constant"]
     long, short = run("long", *settings), run("short", *settings, "trainer.max_epochs=2")
-    run("short", *settings, go_on=True)
+    run("short", *settings, resumed=True)
     one, two = (safe_load.load_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (long, short))
     for part in ("state_dict", "current_model_state", "optimizer_states", "averaging_state", "loops"):
         assert same(one[part], two[part]), part
 
 
-def test_a_run_that_goes_on_with_another_rate_and_decay_trains_with_these(run: Callable[..., Path]) -> None:
+def test_a_run_that_is_resumed_with_another_rate_and_decay_trains_with_these(run: Callable[..., Path]) -> None:
     settings = ["schedule=constant", "optimizer.lr=1e-3", "callbacks.last.every_n_train_steps=1"]
     run("run", *settings, cut=CutAt(7))
-    folder = run("run", *settings, "optimizer.lr=2e-4", "optimizer.weight_decay=0.5", go_on=True)
+    folder = run("run", *settings, "optimizer.lr=2e-4", "optimizer.weight_decay=0.5", resumed=True)
     rates = {int(row["step"]): float(row["lr/decay"]) for row in rows(folder) if row["lr/decay"]}
     assert rates[5] == 1e-3
     assert {rate for step, rate in rates.items() if step > 7} == {2e-4}
@@ -255,22 +255,22 @@ def test_a_damaged_best_checkpoint_is_not_tested(run: Callable[..., Path]) -> No
     best.write_bytes(content[: len(content) // 2])
     with pytest.raises(OSError, match=r"best.ckpt is damaged"):
         safe_load.verify_checkpoint(best)
-    results = read_results(run("cut", go_on=True))
+    results = read_results(run("cut", resumed=True))
     assert results["status"] == "finished"
     assert safe_load.corruption(best) is None, "a later one took its place"
 
 
 @pytest.mark.parametrize("settings", [[], ["callbacks=ema"]], ids=["plain", "averaged"])
-def test_a_run_of_no_validation_that_is_cut_after_its_last_step_is_tested_when_it_goes_on(
+def test_a_run_of_no_validation_that_is_cut_after_its_last_step_is_tested_when_it_is_resumed(
     run: Callable[..., Path], settings: list[str]
 ) -> None:
     settings = [*settings, "trainer.max_steps=3"]
-    whole = run("whole", *settings)
+    complete = run("complete", *settings)
     assert not (run("cut", *settings, cut=CutAfterTraining()) / "checkpoints" / "best.ckpt").exists()
-    cut = run("cut", *settings, go_on=True)
-    assert rows(cut) == rows(whole)
-    first, second = (safe_load.load_checkpoint(folder / "checkpoints" / "best.ckpt") for folder in (whole, cut))
+    cut = run("cut", *settings, resumed=True)
+    assert rows(cut) == rows(complete)
+    first, second = (safe_load.load_checkpoint(folder / "checkpoints" / "best.ckpt") for folder in (complete, cut))
     assert same(first["state_dict"], second["state_dict"])
-    one, two = (read_results(folder) for folder in (whole, cut))
+    one, two = (read_results(folder) for folder in (complete, cut))
     scores = {key for key in one if key.startswith(("val/", "test/"))}
     assert {key: one[key] for key in scores} == {key: two[key] for key in scores}

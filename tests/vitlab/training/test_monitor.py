@@ -158,11 +158,11 @@ def test_the_check_before_training_is_logged_nowhere(make_trainer: MakeTrainer, 
     assert [step for step, _ in logged(tmp_path, "val/acc")] == [4, 8]
 
 
-def test_a_run_that_goes_on_counts_on_and_repeats_no_row(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
+def test_a_run_that_is_resumed_counts_on_and_repeats_no_row(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    complete, parts = tmp_path / "complete", tmp_path / "parts"
+    complete.mkdir()
     parts.mkdir()
-    fit(make_trainer, whole, classifier(), max_epochs=3)
+    fit(make_trainer, complete, classifier(), max_epochs=3)
     saved = str(tmp_path / "one.ckpt")
     fit(make_trainer, parts, classifier(), max_epochs=1).save_checkpoint(saved)
     MetricsFile(folder=str(parts)).log_metrics({"train/loss": 9.0}, step=5)  # a step that was lost in a crash
@@ -170,10 +170,10 @@ def test_a_run_that_goes_on_counts_on_and_repeats_no_row(make_trainer: MakeTrain
     fit(make_trainer, parts, classifier(), monitor, max_epochs=3, ckpt_path=saved)
     assert monitor.images == 303
     for name in ("train/loss", "images", "val/acc", "lr/decay", "train/gradient_norm"):
-        assert logged(parts, name) == logged(whole, name), name
+        assert logged(parts, name) == logged(complete, name), name
 
 
-def test_a_line_of_text_tells_of_each_epoch(
+def test_a_line_of_text_reports_of_each_epoch(
     make_trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="vitlab"):
@@ -226,7 +226,7 @@ def test_the_best_checkpoint_is_of_the_best_epoch_with_its_scores(
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_the_best_scores_are_remembered_by_a_run_that_goes_on(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_the_best_scores_are_remembered_by_a_run_that_is_resumed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     best = BestCheckpoint(dirpath=str(tmp_path), monitor="val/loss", mode="max")  # the first epoch stays the best
     fit(make_trainer, tmp_path, classifier(), best, max_epochs=2).save_checkpoint(tmp_path / "stop.ckpt")
     again = BestCheckpoint(dirpath=str(tmp_path), monitor="val/loss", mode="max")
