@@ -28,8 +28,9 @@ def test_an_error_comes_through_and_levels_are_set_back() -> None:
 
 
 def test_below_another_level_warnings_are_shown(caplog: pytest.LogCaptureFixture) -> None:
-    with muted_logs("a.library", level=logging.WARNING), pytest.warns(UserWarning, match="shown"):
+    with muted_logs("a.library", level=logging.WARNING):
         logging.getLogger("a.library").info("not shown")
         logging.getLogger("a.library").warning("shown")
-        warnings.warn("shown", stacklevel=1)
+        with pytest.warns(UserWarning, match="shown"):
+            warnings.warn("shown", stacklevel=1)
     assert [record.message for record in caplog.records] == ["shown"]

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient isn't finite changes nothing, is captured completely, and ends the run or is skipped."""
+"""A step whose loss or gradient isn't finite changes nothing, is captured, and ends the run or is skipped."""
 
 import csv
 import itertools
