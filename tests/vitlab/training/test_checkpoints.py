@@ -217,7 +217,7 @@ def test_a_checkpoint_is_taken_when_so_many_minutes_are_over(run: Callable[..., 
 
 @pytest.mark.parametrize("knob", ["every_n_epochs", "every_n_train_steps", "every_n_minutes", "keep_every_n_epochs"])
 def test_an_interval_of_nothing_is_refused(knob: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"callbacks\.last\.{knob}=0 must be above 0, or null for never"):
+    with pytest.raises(ValueError, match=rf"{knob}=0 must be "):
         checkpoints.LastCheckpoint(dirpath=str(tmp_path), **{knob: 0})
 
 

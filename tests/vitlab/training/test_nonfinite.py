@@ -195,7 +195,7 @@ def test_a_run_that_is_resumed_counts_on(make_trainer: MakeTrainer, tmp_path: Pa
 
 @pytest.mark.parametrize("knob", ["max_skipped_steps", "max_captures"])
 def test_a_negative_number_of_steps_is_refused(knob: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"callbacks\.nonfinite\.{knob}=-1 must be at least 0"):
+    with pytest.raises(ValueError, match=rf"{knob}=-1 must be at least 0"):
         NonFinite(dirpath=str(tmp_path), **{knob: -1})  # type: ignore[arg-type]
 
 
