@@ -1,4 +1,4 @@
-"""Scores a run's checkpoint on a split of its data, or any weights on any data.
+"""Score a run's checkpoint on a split of its data, or any weights on any data.
 
     python src/evaluate.py run=runs/NAME/STAMP split=test
     python src/evaluate.py run=runs/NAME/STAMP probe=linear
@@ -6,12 +6,12 @@
     python src/evaluate.py model.weights=hf:google/vit-base-patch16-224 data=image_folder data_dir=imagenet
     python src/evaluate.py model=timm model.model_name=resnet18 model.pretrained=true data=cifar100 probe=knn
 
-On the test split, with the best checkpoint, a run's scores are those that training gave. They go to the console and to
-`RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the run itself is not changed. Without a probe the head is scored: that
-of weights from elsewhere must have the classes of the data, in their order.
+The best checkpoint's scores on the test split are those of training. They are written to the console and to
+`RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the run is not changed. Without a probe the head is scored: the head of
+weights from elsewhere must have the classes of the data, in their order.
 
-`probe=linear` or `probe=knn` measures the features before the head instead (`vitlab.evaluation.probes`). They are
-computed once, and kept in `features_dir`: `RUN/features`, or `runs/features`.
+`probe=linear` or `probe=knn` scores the features before the head instead (`vitlab.evaluation.probes`). They are
+computed once, and cached in `features_dir`: `RUN/features`, or `runs/features`.
 """
 
 from pathlib import Path
@@ -48,15 +48,15 @@ def main(
     from vitlab.runs import folder
     from vitlab.storage import safe_load
     from vitlab.training import build
-    from vitlab.training.monitor import logged_scores
+    from vitlab.training.classifier import logged_scores
 
-    seed_everything(seed, verbose=False)  # the same weights in every rank, also where they are drawn at random
+    seed_everything(seed, verbose=False)  # the same weights in every rank, also if they are random
     if run is None:
         assert data is not None
-        assert model is not None  # or it would have been refused
+        assert model is not None  # checked before the start
         datamodule = build.build_data(data)
         module = build.build_classifier(model, datamodule, {}, weights=weights, own_head=probe is None)
-        what: Node = {"weights": weights["source"], "split": split}
+        subject: Node = {"weights": weights["source"], "split": split}
     else:
         config, file = folder.read_config(Path(run)), folder.checkpoint_file(Path(run), checkpoint)
         model, data = config["model"], folder.data_without_scan(config["data"], Path(run))
@@ -67,18 +67,16 @@ def main(
         module = build.build_classifier(model, datamodule, config["classifier"])
         safe_load.verify_checkpoint(file)
         module.load_state_dict(safe_load.load_checkpoint(file)["state_dict"])
-        what = {"run": run, "split": split, "checkpoint": str(file)}
+        subject = {"run": run, "split": split, "checkpoint": str(file)}
     tester = build.build_trainer(trainer, run_dir=Path(run_dir))
     if probe is not None:
-        parts: Node = {"model": model, "folder": Path(features_dir)}
-        results = probes.measure(
-            instantiate.build_object(probe), module.network, datamodule, tester, split=split, **parts
-        )
+        built, cache = instantiate.build_object(probe), Path(features_dir)
+        results = probes.measure(built, module.network, datamodule, tester, split=split, model=model, folder=cache)
         probes.log_results(results, split, Path(run_dir))
-        return {**results, **what}
+        return {**results, **subject}
     module.split = datamodule.tested = split
     tester.test(module, datamodule, verbose=False)
-    results = {**logged_scores(tester, split), **what}
+    results = {**logged_scores(tester, split), **subject}
     build.log_results(results, Path(run_dir))
     return results
 

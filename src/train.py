@@ -1,10 +1,10 @@
-"""Trains a Vision Transformer, keeps its best checkpoint, and tests that once.
+"""Train a Vision Transformer, keep its best checkpoint, and test that once.
 
     python src/train.py                                        digits, a small ViT, a minute or two on a laptop
     python src/train.py model=vit_b16 trainer.devices=4        any preset, any number of devices
     python src/train.py -m model/size=tiny,small seed=0,1,2    a sweep: six runs
 
-`--help` shows the groups to choose from and every setting.
+`--help` shows the groups and every setting.
 """
 
 import os
@@ -41,7 +41,7 @@ def main(
     logger: dict[str, Node | None],
     callbacks: dict[str, Node | None],
 ) -> Node:
-    config: Node = {**locals()}  # as config.yaml has it: which the first rank of torchrun's may not have written yet
+    config: Node = {**locals()}  # as in config.yaml, which torchrun's first rank may not have written yet
     from lightning import seed_everything
 
     from vitlab.distributed import environment, signals
@@ -52,7 +52,7 @@ def main(
     from vitlab.storage.safe_load import verify_checkpoint
     from vitlab.sweeps.search.pruning import is_pruned
     from vitlab.training import build, out_of_memory
-    from vitlab.training.monitor import logged_scores
+    from vitlab.training.classifier import logged_scores
 
     folder = Path(run_dir)
     datamodule = build.build_data(data)
@@ -80,11 +80,11 @@ def main(
                 run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
                 results |= logged_scores(run, "test")
 
-        picture = folder / "figures" / "curves.png"
+        figure = folder / "figures" / "curves.png"
         if run.is_global_zero:
             score = "test/acc" if "test/acc" in results else "val/acc"
-            plots.plot_curves(folder / "metrics.csv", picture, f"{name}   {score} {results[score]:.4f}")
-            wandb.log_image(run.loggers, "curves", picture)
+            plots.plot_curves(folder / "metrics.csv", figure, f"{name}   {score} {results[score]:.4f}")
+            wandb.log_image(run.loggers, "curves", figure)
             wandb.log_results(run.loggers, results)
             build.log_results(results, folder)
     return results

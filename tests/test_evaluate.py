@@ -84,7 +84,7 @@ def test_the_last_checkpoint_can_be_scored_instead_of_the_best(twins: list[Path]
     assert last["checkpoint"].endswith("last.ckpt")
 
 
-def test_the_precision_is_that_of_training_unless_told_otherwise(
+def test_the_precision_is_that_of_training_unless_set_otherwise(
     twins: list[Path], evaluated: Evaluate, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -93,10 +93,10 @@ def test_the_precision_is_that_of_training_unless_told_otherwise(
     config["trainer"]["precision"] = "bf16-true"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     exact = scores(results(twins[0]), "test")
-    rounded, told = evaluated(run), evaluated(run, "trainer.precision=32-true")
+    rounded, reported = evaluated(run), evaluated(run, "trainer.precision=32-true")
     assert scores(rounded, "test")["test/loss"] != exact["test/loss"], "bfloat16 rounds"
     assert rounded["test/loss"] == pytest.approx(exact["test/loss"], rel=0.05)
-    assert scores(told, "test") == exact
+    assert scores(reported, "test") == exact
 
 
 def test_a_folder_that_is_no_run_is_named(
@@ -149,7 +149,7 @@ def test_a_probe_measures_the_features_of_the_run_s_checkpoint_and_keeps_them(
 def test_a_probe_of_the_training_split_or_of_nonsense_is_refused(
     twins: list[Path], evaluated: Evaluate, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for overrides, told in (
+    for overrides, reported in (
         (["split=train"], "split=train: a probe is fitted to the training images, and is measured on others"),
         (["probe.k=0"], "probe.k=0 must be at least 1"),
         (["probe.neighbours=3"], "probe.neighbours=3: there is no such setting"),
@@ -160,7 +160,7 @@ def test_a_probe_of_the_training_split_or_of_nonsense_is_refused(
     ):
         with pytest.raises(SystemExit):
             evaluated(twins[0], "probe=knn", *overrides)
-        assert told in capsys.readouterr().err
+        assert reported in capsys.readouterr().err
 
 
 @pytest.mark.long
@@ -237,7 +237,7 @@ def test_the_head_of_any_weights_is_scored_where_its_classes_are_the_data_s(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "reported"),
     [
         ([], "neither run nor model.weights is set"),
         (
@@ -252,10 +252,10 @@ def test_the_head_of_any_weights_is_scored_where_its_classes_are_the_data_s(
         (["model=vit_mini", "probe=knn", "model.dmi=3"], "model.dmi=3: there is no such setting; did you mean 'dim'?"),
     ],
 )
-def test_a_mistake_is_told_before_anything_starts(
-    measured: Evaluate, overrides: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_mistake_is_reported_before_anything_starts(
+    measured: Evaluate, overrides: list[str], reported: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit):
         measured(*overrides)
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

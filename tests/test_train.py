@@ -78,7 +78,7 @@ def test_a_run_leaves_everything_in_its_folder(twins: list[Path]) -> None:
         assert (run / file).stat().st_size > 0, file
     with Image.open(run / "figures" / "curves.png") as picture:
         assert picture.size > (500, 300)
-    assert {p.name for p in run.parent.iterdir()} == {"a", "b", "a.txt", "b.txt"}, "and nothing beside it"
+    assert {p.name for p in run.parent.iterdir()} == {"a", "b", "a.txt", "b.txt"}, "and nothing next to it"
 
 
 def test_its_configuration_is_resolved_and_complete(twins: list[Path], small: list[str]) -> None:
@@ -116,7 +116,7 @@ def test_its_results_have_the_logged_names_scores_counts_and_provenance(twins: l
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
-def test_its_metrics_tell_losses_scores_rates_and_speed_by_step_and_images(twins: list[Path]) -> None:
+def test_its_metrics_report_losses_scores_rates_and_speed_by_step_and_images(twins: list[Path]) -> None:
     found = rows(twins[0])
     train = [int(row["step"]) for row in found if row["train/loss"]]
     ends = [STEPS * epoch for epoch in range(1, EPOCHS + 1)]
@@ -127,7 +127,8 @@ def test_its_metrics_tell_losses_scores_rates_and_speed_by_step_and_images(twins
     first = next(row for row in found if row["step"] == "5")
     assert float(first["lr/decay"]) == pytest.approx(config(twins[0])["optimizer"]["lr"]), "the warm-up's last step"
     assert float(first["train/gradient_norm"]) > 0
-    assert [int(float(row["epoch"])) for row in found if row["train/loss"]] == [(step - 1) // STEPS for step in train]
+    epochs = [int(float(row["epoch"])) for row in found if row["train/loss"]]
+    assert epochs == [(step - 1) // STEPS + 1 for step in train], "counted from 1"
 
 
 def test_its_checkpoints_hold_plain_clean_weights_and_the_best_is_the_best(twins: list[Path]) -> None:
@@ -203,8 +204,10 @@ def test_a_killed_run_is_taken_up_again_in_its_folder_and_its_wandb_run(resumed:
     assert (run / "wandb" / "run_id").read_text() == resumed["id"]
     parts = {p.name.rsplit("-", 1)[-1] for p in (run / "wandb").glob("offline-run-*")}
     assert parts == {resumed["id"]}
-    told = [int(epoch) for epoch in re.findall(r"epoch (\d)/6", resumed["output"])]
-    assert told == list(range(-(-resumed["step"] // STEPS), EPOCHS + 1)), "it went on, with the validation that was due"
+    reported = [int(epoch) for epoch in re.findall(r"epoch (\d)/6", resumed["output"])]
+    assert reported == list(range(-(-resumed["step"] // STEPS), EPOCHS + 1)), (
+        "it went on, with the validation that was due"
+    )
 
 
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(resumed: Any, twins: list[Path]) -> None:
@@ -265,7 +268,7 @@ def test_a_warned_run_saves_its_step_and_ends_with_the_status_to_requeue_on(pree
     assert status == 75, output
     assert results(run)["status"] == "preempted"
     assert "error" not in results(run)
-    assert f"preempted: stopped as it was asked to; resume={run} goes on" in output
+    assert f"preempted: stopped on request; resume={run} resumes it" in output
     assert checkpoint(run, "last")["global_step"] >= int(rows(run)[-1]["step"])
     assert "Traceback" not in (run / "train.log").read_text()
 
@@ -282,7 +285,7 @@ def test_the_dashboard_knows_that_it_was_preempted(preempted: Any) -> None:
 
 @pytest.fixture(scope="module")
 def sweep(start: Start, program: Program, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Jobs of a process by itself and of two that accumulate, each followed by one whose Trainer can't be built.
+    """Jobs of a single process and of two that accumulate, each followed by one whose Trainer can't be built.
 
     In the third of them everything is killed, and the same command given again.
     """
@@ -307,8 +310,8 @@ def sweep(start: Start, program: Program, small: list[str], tmp_path_factory: py
 
 
 def test_each_job_of_a_sweep_has_its_own_overrides_and_its_own_number_of_processes(sweep: list[Path]) -> None:
-    told = [config(run)["trainer"] for run in sweep]
-    assert [(t["devices"], t["gradient_clip_algorithm"]) for t in told] == [
+    reported = [config(run)["trainer"] for run in sweep]
+    assert [(t["devices"], t["gradient_clip_algorithm"]) for t in reported] == [
         (1, "norm"),
         (1, "nonsense"),
         (2, "norm"),
@@ -363,8 +366,8 @@ def assert_equal_to_rounding(one: dict[str, torch.Tensor], two: dict[str, torch.
     assert one.keys() == two.keys()
     for name in one:
         # softmax doesn't see the keys' bias: its gradient is rounding alone, which Adam makes as large as any other
-        rows_told = slice(None) if "qkv.bias" not in name else torch.arange(48)[(torch.arange(48) // 16) != 1]
-        torch.testing.assert_close(one[name][rows_told], two[name][rows_told], rtol=1e-2, atol=1e-3, msg=name)
+        kept_rows = slice(None) if "qkv.bias" not in name else torch.arange(48)[(torch.arange(48) // 16) != 1]
+        torch.testing.assert_close(one[name][kept_rows], two[name][kept_rows], rtol=1e-2, atol=1e-3, msg=name)
 
 
 def assert_trained_alike(one: Path, two: Path) -> None:
@@ -441,7 +444,7 @@ def test_two_machines_that_torchrun_brings_together_train_as_one_process_does(
 
 @pytest.fixture(scope="module")
 def worlds(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of 21 steps by one process and by four ranks, of which some are gone on with by other numbers of ranks."""
+    """Runs of 21 steps by one process and by four ranks, of which some are resumed by other numbers of ranks."""
     folder = tmp_path_factory.mktemp("worlds")
     first = [*small, *UNVARIED, "seed=1", "logger=csv", "trainer.log_every_n_steps=1", "trainer.max_epochs=1"]
     second = [*first, "trainer.max_epochs=2"]
@@ -525,7 +528,7 @@ def test_a_compiled_run_leaves_the_checkpoints_of_one_that_is_not(
 
 
 @pytest.mark.long
-def test_a_run_begins_from_anothers_weights_and_goes_on_without_them(
+def test_a_run_begins_from_anothers_weights_and_is_resumed_without_them(
     twins: list[Path], program: Program, tmp_path: Path
 ) -> None:
     shutil.copytree(twins[0], source := tmp_path / "source")
@@ -535,7 +538,7 @@ def test_a_run_begins_from_anothers_weights_and_goes_on_without_them(
     output = program("train", *line, "hydra.run.dir=run", cwd=tmp_path)
     assert re.search(r"weights from source: best\.ckpt, timm's names.*float32", output)
     assert "patch_embed.proj.weight: 2x2 -> 4x4 pixels" in output
-    assert "images are prepared with data.{mean=[0.30" in output
+    assert "preprocessing of images: data.{mean=[0.30" in output
     assert "as its run says" in output
     assert config(tmp_path / "run")["model"]["depth"] == 1
     assert results(tmp_path / "run")["test/acc"] > results(source)["test/acc"] - 0.15, "it need not learn again"

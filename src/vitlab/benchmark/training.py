@@ -69,7 +69,7 @@ class Turns(Callback):
     """Turns of a fit and a bare loop, `log_every_n_steps` steps each: the first warms up. The last callback."""
 
     def __init__(self, config: Node, module: Classifier, rounds: int) -> None:
-        self.module, self.optimizer, self.rounds = module, module.optimizer(), rounds
+        self.module, self.optimizer, self.rounds = module, module.build_optimizer(), rounds
         self.steps, self.clip = config["trainer"]["log_every_n_steps"], config["trainer"]["gradient_clip_val"]
         self.seconds = {OURS: list[float](), BARE: list[float]()}
         self.batches: list[TrainBatch] = []

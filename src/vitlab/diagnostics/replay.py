@@ -15,6 +15,7 @@ from vitlab.runs.folder import read_config
 from vitlab.training import build, nonfinite
 from vitlab.training.classifier import Classifier, loss_scale
 from vitlab.training.nonfinite import json_number
+from vitlab.training.random_state import restore_random_state
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def replay_capture(folder: Path, *, rank: int = 0, accelerator: str = "auto") ->
         for what, value in (("images", batch.images), ("targets", batch.targets)):
             if not (range_ := inspect.tensor_stats(value)).finite:
                 found.find(f"the {what} of the batch", None, [str(range_)], index)
-        nonfinite.restore_forward_random_state(part.random, device)
+        restore_random_state(part.random, device)
         with inspected.forward(), precision.train_step_context():
             losses = module.losses(module(batch.images), batch.targets)
             loss = losses.sum() * loss_scale(batch, info["ranks"], info["accumulated"]) / info["accumulated"]

@@ -11,6 +11,7 @@ from vitlab.runs import folder
 
 
 def evaluation_problems(read: ConfigView) -> Iterator[str]:
+    """What is wrong with the settings, a line each."""
     yield from source_problems(read)
     yield from probe_problems(read)
     yield from run_problems(read)
@@ -26,16 +27,16 @@ def run_problems(read: ConfigView) -> Iterator[str]:
     elif refused := allowlist.problems(yaml.safe_load(file.read_text())):
         yield from (f"run={run}: {problem}" for problem in refused)
     elif not folder.checkpoint_file(Path(run), checkpoint).is_file():
-        yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; has the run begun, and been kept?"
+        yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; train it first"
 
 
 def source_problems(read: ConfigView) -> Iterator[str]:
-    """A run is evaluated on its own data, any other model on the data that is named."""
+    """A run is evaluated on its own data, another model on the data of the configuration."""
     run, model, data = (read.config.get(key) for key in ("run", "model", "data"))
     if run is None and model is None:
         yield "neither run nor model.weights is set; run=FOLDER evaluates a run, model.weights=SOURCE other weights"
     elif run is None and not (isinstance(data, dict) and "_target_" in data):
-        yield "data is not set; name what the model is evaluated on: data=cifar100, say"
+        yield "data is not set; name the data set to evaluate on: data=cifar100, say"
     elif run is not None and read("weights.source") is not None:
         yield "run and model.weights are both set; leave one of them out"
     elif run is not None:
@@ -50,7 +51,7 @@ def probe_problems(read: ConfigView) -> Iterator[str]:
     if not node or "_target_" not in node or read.has_problem("probe"):
         return
     if read("split", str) == "train":
-        yield "split=train: a probe is fitted to the training images, and is measured on others; use val or test"
+        yield "split=train: a probe is fitted to the training images; use val or test"
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:
         yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"

@@ -1,9 +1,9 @@
-"""Features: what a frozen network makes of every image of a split, computed once on any number of devices, and kept.
+"""Features of a frozen network for every image of a split, computed once on any number of devices, and cached.
 
-FOLDER/SPLIT-KEY.pt   the features, in the order of the split. KEY is a digest of all that they depend on: the weights
-                      themselves, the model's settings, the images, their size and normalisation, the precision
+FOLDER/SPLIT-KEY.pt   the features, in the order of the split. KEY is a digest of all that they depend on: the weights,
+                      the model's settings, the images, their size and normalization, the precision
 
-Each rank writes its share beside it, and the first puts them together; so no process holds more than one copy.
+Each rank writes its share next to it, and the first merges them; so no process holds more than one copy.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from vitlab.data.sampler import eval_share
 from vitlab.data.scan import SplitName
 from vitlab.models import freezing
 from vitlab.storage import safe_load
+from vitlab.storage.atomic import atomic_path
 
 Kind = Literal["pooled", "cls", "mean", "both"]
 
@@ -31,17 +32,17 @@ log = logging.getLogger(__name__)
 
 
 class Features(NamedTuple):
-    """A split as a frozen network sees it."""
+    """The features of a split and its labels."""
 
     rows: Tensor  # float32 [N, D]
     labels: Tensor  # int64 [N]
 
 
 class Extractor(LightningModule):
-    """Runs a network over a test loop's images and keeps the features.
+    """Collects the features of a test loop's images.
 
-    `kind`: `pooled` is what the head reads, of any network; of a ViT also the [cls] token, the mean of the patch
-    tokens, or `both` side by side, each after the last norm. Raises `ValueError` where the network has no such tokens.
+    `kind`: `pooled` is the head's input, of any network; of a ViT also the [cls] token, the mean of the patch tokens,
+    or `both` concatenated, each after the last norm. Raises `ValueError` if the network has no such tokens.
     """
 
     def __init__(self, network: nn.Module, kind: Kind) -> None:
@@ -55,17 +56,17 @@ class Extractor(LightningModule):
         self.parts: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features [B, D] of normalised images [B, C, H, W]."""
+        """Features [B, D] of normalized images [B, C, H, W]."""
         network: Any = self.network
         if self.kind == "pooled":
-            seen: list[Tensor] = []
+            inputs: list[Tensor] = []
             head = network.get_submodule(freezing.head_names(network)[0])
-            hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            hook = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
             try:
                 network(images)
             finally:
                 hook.remove()
-            return seen[0].flatten(1)
+            return inputs[0].flatten(1)
         tokens = network.forward_features(images)
         cls, mean = tokens[:, 0], tokens[:, self.prefix :].mean(dim=1)
         chosen = {"cls": [cls], "mean": [mean], "both": [cls, mean]}[self.kind]
@@ -85,92 +86,72 @@ def extract(
     model: Node,
     folder: Path,
 ) -> dict[SplitName, Path]:
-    """The files of some splits' features, computed where they aren't kept in `folder` yet. Every rank calls it.
+    """The files of the splits' features, computed unless `folder` has them. Every rank calls it.
 
-    The files are complete on the first rank when it returns there; the others are done. `model` is the network's
-    configuration node: what it computes depends on more than its weights.
+    The files are complete when it returns on the first rank. `model` is the network's configuration node, on which its
+    output depends too.
     """
-    extractor = Extractor(network, kind)
-    files = feature_files(
-        network, datamodule, kind=kind, splits=splits, model=model, folder=folder, precision=trainer.precision
-    )
-    # all ranks look before any has begun: a file can't be complete before each has done its share
-    missing = [split for split, file in files.items() if not file.is_file() or safe_load.corruption(file)]
-    rank, ranks = trainer.global_rank, trainer.world_size
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in splits:
-        if split not in missing:
-            log.info("features of %s: as kept in %s", split, files[split])
-            continue
-        datamodule.tested, extractor.parts = split, []
-        trainer.test(extractor, datamodule, verbose=False)
-        mine = torch.cat(extractor.parts) if extractor.parts else torch.empty(0)
-        torch.save(mine, share_file(files[split], rank))
-        trainer.strategy.barrier("features")
-        if rank == 0:
-            images = datamodule.split(split)
-            merge_shares(files[split], ranks, len(images), in_blocks=images.blocks is not None)
-            log.info("features of %s: %d images, kept in %s", split, len(images), files[split])
-    return files
-
-
-def share_file(file: Path, rank: int) -> Path:
-    """Where a rank leaves its part of a file."""
-    return file.with_name(f".{file.name}.rank{rank}")
-
-
-def merge_shares(file: Path, ranks: int, count: int, *, in_blocks: bool = False) -> None:
-    """Makes one file of the ranks' shares, which the data's `eval_share` says."""
-    parts = [torch.load(share_file(file, rank), weights_only=True, mmap=True) for rank in range(ranks)]
-    rows = torch.empty(count, parts[0].shape[1])
-    for rank, part in enumerate(parts):
-        if len(part):
-            rows[list(eval_share(count, rank, ranks, in_blocks=in_blocks))] = part
-    temporary = file.with_name(f".{file.name}.tmp")
-    torch.save(rows, temporary)
-    temporary.replace(file)
-    del parts
-    for rank in range(ranks):
-        share_file(file, rank).unlink()
-
-
-def load_features(file: Path, labels: Tensor) -> Features:
-    """Kept features with the labels of their split."""
-    return Features(torch.load(file, weights_only=True), labels)
-
-
-def feature_files(
-    network: nn.Module,
-    datamodule: DataModule,
-    *,
-    kind: Kind,
-    splits: Sequence[SplitName],
-    model: Node,
-    folder: Path,
-    precision: str | None,
-) -> dict[SplitName, Path]:
-    """The file of each split's features, whether it is there or not."""
-    images = datamodule.fingerprint()
+    extractor, images = Extractor(network, kind), datamodule.fingerprint()
     depends = {
         "weights": digest(network.state_dict()),
         "model": model,
         "features": kind,
         "image_size": datamodule.image_size,
         "preprocessing": datamodule.preprocessing(),
-        "precision": precision,
+        "precision": trainer.precision,
     }
-
-    def file(split: SplitName) -> Path:
+    files: dict[SplitName, Path] = {}
+    for split in splits:
         key = json.dumps({**depends, "images": images[f"{split} digest"]}, sort_keys=True, default=str)
-        return folder / f"{split}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.pt"
+        files[split] = folder / f"{split}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.pt"
+    # no rank can see another's new file here: it is complete only after every rank's share
+    missing = [split for split, file in files.items() if not file.is_file() or safe_load.corruption(file)]
+    rank, ranks = trainer.global_rank, trainer.world_size
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        if split not in missing:
+            log.info("features of %s: from %s", split, files[split])
+            continue
+        datamodule.tested, extractor.parts = split, []
+        trainer.test(extractor, datamodule, verbose=False)
+        share = torch.cat(extractor.parts) if extractor.parts else torch.empty(0)
+        torch.save(share, share_file(files[split], rank))
+        trainer.strategy.barrier("features")
+        if rank == 0:
+            part = datamodule.split(split)
+            merge_shares(files[split], ranks, len(part), in_blocks=part.blocks is not None)
+            log.info("features of %s: %d images, written to %s", split, len(part), files[split])
+    return files
 
-    return {split: file(split) for split in splits}
+
+def share_file(file: Path, rank: int) -> Path:
+    """The temporary file of a rank's part."""
+    return file.with_name(f".{file.name}.rank{rank}")
+
+
+def merge_shares(file: Path, ranks: int, count: int, *, in_blocks: bool = False) -> None:
+    """Merge the ranks' shares, whose images are those of `eval_share`, into one file."""
+    parts = [torch.load(share_file(file, rank), weights_only=True, mmap=True) for rank in range(ranks)]
+    rows = torch.empty(count, parts[0].shape[1])
+    for rank, part in enumerate(parts):
+        if len(part):
+            rows[list(eval_share(count, rank, ranks, in_blocks=in_blocks))] = part
+    with atomic_path(file, suffix="tmp") as temporary:
+        torch.save(rows, temporary)
+    del parts
+    for rank in range(ranks):
+        share_file(file, rank).unlink()
+
+
+def load_features(file: Path, labels: Tensor) -> Features:
+    """Cached features with the labels of their split."""
+    return Features(torch.load(file, weights_only=True), labels)
 
 
 def digest(state: dict[str, Tensor]) -> str:
     """A digest of weights, by name and to the bit."""
-    found = hashlib.blake2b(digest_size=16)
+    result = hashlib.blake2b(digest_size=16)
     for name, value in sorted(state.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        result.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        result.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()

@@ -1,13 +1,13 @@
-"""The run folder: the files in it, and how its configuration and results are read and written.
+"""The run folder: its files, its configuration and its results.
 
-config.yaml      the resolved configuration: the run can be made again from this file alone
+config.yaml      the resolved configuration: enough to repeat the run
 results.json     status, scores, counts, seconds, provenance
-train.log        everything logged
+train.log        the log
 metrics.csv      every logged number                (vitlab.runs.metrics_file)
 skipped.csv      bad images that were skipped       (vitlab.data.scan)
 checkpoints/     best, last, the one before         (vitlab.training.checkpoints)
 figures/         curves.png                         (vitlab.runs.plots)
-.hydra/          the overrides that it was composed from
+.hydra/          the overrides of the configuration
 """
 
 import json
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def write_config(run_dir: Path, config: Node) -> None:
-    """Writes the resolved configuration; only one rank may call it."""
+    """Write the resolved configuration; only one rank may call it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     atomic_write(run_dir / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
@@ -44,18 +44,18 @@ def read_config(run_dir: Path) -> Node:
 
 
 def data_without_scan(data: Node, run_dir: Path) -> Node:
-    """The node `data` of a run, whose images were scanned and whose bad ones were listed when it was trained."""
-    known = {"scan": "none", "skipped_file": str(run_dir / "skipped.csv")}
-    return {**data, **{key: value for key, value in known.items() if key in data}}
+    """The node `data` of a run, with the list of bad images that its training found, instead of a scan."""
+    settings = {"scan": "none", "skipped_file": str(run_dir / "skipped.csv")}
+    return {**data, **{key: value for key, value in settings.items() if key in data}}
 
 
 def checkpoint_file(run_dir: Path, name: str) -> Path:
-    """Where a run keeps its checkpoint `best` or `last`."""
+    """The path of a run's checkpoint `best` or `last`."""
     return run_dir / "checkpoints" / f"{name}.ckpt"
 
 
 def read_results(run_dir: Path) -> Node:
-    """What `results.json` holds; empty where there is none yet, or no whole one."""
+    """The content of `results.json`; empty if the file is missing or incomplete."""
     with suppress(FileNotFoundError, json.JSONDecodeError):
         results = json.loads((run_dir / RESULTS).read_text())
         assert isinstance(results, dict)
@@ -63,14 +63,11 @@ def read_results(run_dir: Path) -> Node:
     return {}
 
 
-# ---------------------------------------------------------------------------------------------------------- one owner
-
-
 def write_problem(setting: str, run_dir: Path) -> str | None:
-    """Why a run can't keep its files in a folder that may not be there yet; None if it can. Nothing is left behind."""
+    """Why files can't be written to a folder that may not exist yet; None if they can. Leaves no files."""
     try:
-        there = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
-        with tempfile.TemporaryFile(dir=there) as file:
+        existing = next(folder for folder in (run_dir, *run_dir.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"x")
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -79,7 +76,7 @@ def write_problem(setting: str, run_dir: Path) -> str | None:
 
 
 def find_run_dir(path: Path) -> Path | None:
-    """The run folder that a path is or lies in."""
+    """The run folder of a path: the path, its parent or grandparent."""
     for folder in (path, path.parent, path.parent.parent):
         if (folder / CONFIG).is_file():
             return folder.resolve()

@@ -1,4 +1,4 @@
-"""Locks: one process at a time trains in a run folder."""
+"""Locks of a run folder: one process at a time trains in it."""
 
 import os
 import platform
@@ -11,17 +11,17 @@ from typing import Any
 from vitlab.config.schema import Node
 from vitlab.runs.folder import log, read_results
 
-LOCKS = {"job": ".job.lock", "rank0": ".rank0.lock"}  # who starts the ranks, and the rank that writes
-ORPHAN_TIMEOUT = 20.0  # seconds that what a killed process left (its loading workers) may hold a lock
-PROBE_TIMEOUT = 0.5  # seconds that somebody may hold it who only looks whether it is held
+LOCKS = {"job": ".job.lock", "rank0": ".rank0.lock"}  # of the process that starts the ranks, and of rank 0
+ORPHAN_TIMEOUT = 20.0  # seconds in which the data-loading workers of a killed process end
+PROBE_TIMEOUT = 0.5  # seconds in which `is_locked` of another process releases a lock
 
 
 @contextmanager
 def run_lock(run_dir: Path, role: str) -> Iterator[None]:
-    """Owns a run folder until the block ends, or the process does, however it ends. Raises `Occupied`."""
-    patience = ORPHAN_TIMEOUT if is_lock_orphaned(run_dir) else PROBE_TIMEOUT
+    """Own a run folder until the block or the process ends. Raises `RunInUse`."""
+    timeout = ORPHAN_TIMEOUT if is_lock_orphaned(run_dir) else PROBE_TIMEOUT
     try:
-        lock = folder_lock(run_dir, LOCKS[role], "take care that only one process trains in it", timeout=patience)
+        lock = folder_lock(run_dir, LOCKS[role], "make sure that only one process trains in it", timeout=timeout)
     except TimeoutError:
         raise RunInUse(f"{run_dir} is being trained in by {owner(read_results(run_dir))}") from None
     with lock:
@@ -29,9 +29,9 @@ def run_lock(run_dir: Path, role: str) -> Iterator[None]:
 
 
 def folder_lock(folder: Path, name: str, remedy: str, *, timeout: float = -1) -> AbstractContextManager[object]:
-    """Locks a folder at once, until the block ends or the process does; on file systems without locks tells a remedy.
+    """Lock a folder now, until the block or the process ends; warn with the remedy on file systems without locks.
 
-    Raises `TimeoutError` where somebody holds the lock for longer than `timeout` seconds (-1: waits).
+    Raises `TimeoutError` if another process holds the lock for longer than `timeout` seconds (-1: no limit).
     """
     from filelock import FileLock
 
@@ -46,13 +46,13 @@ def folder_lock(folder: Path, name: str, remedy: str, *, timeout: float = -1) ->
 
 
 def is_lock_orphaned(run_dir: Path) -> bool:
-    """Whether the process that a folder knows of is dead: what still holds its lock will go as well."""
+    """Whether the process in `results.json` is dead, so that its workers, which may hold its lock, will end too."""
     results = read_results(run_dir)
     return results.get("host") == platform.node() and not pid_alive(results.get("process"))
 
 
 def is_held(run_dir: Path, roles: Iterable[str] = LOCKS) -> bool:
-    """Whether another process owns a run folder. Waits a moment for what a killed one has left behind."""
+    """Whether another process owns a run folder. Waits for the workers of a killed one to end."""
     deadline = time.monotonic() + ORPHAN_TIMEOUT
     while True:
         try:
@@ -66,9 +66,9 @@ def is_held(run_dir: Path, roles: Iterable[str] = LOCKS) -> bool:
 
 
 def is_locked(run_dir: Path, roles: Iterable[str] = LOCKS) -> bool:
-    """Whether somebody holds a lock of a run folder now. Raises `OSError` or `NotImplementedError` without locks.
+    """Whether any process holds a lock of a run folder now; keeps none from locking it.
 
-    A glance: it keeps nobody from taking the folder for longer than that.
+    Raises `OSError` or `NotImplementedError` on file systems without locks.
     """
     from filelock import FileLock
 
@@ -83,7 +83,7 @@ def is_locked(run_dir: Path, roles: Iterable[str] = LOCKS) -> bool:
 
 
 def pid_alive(process: Any) -> bool:
-    """Whether a process of this machine is there."""
+    """Whether a process of this machine is alive."""
     try:
         os.kill(int(process), 0)
     except (OSError, TypeError, ValueError):
@@ -92,8 +92,8 @@ def pid_alive(process: Any) -> bool:
 
 
 def owner(results: Node) -> str:
-    """Who trains in a folder, as far as its `results.json` tells."""
-    return f"process {results.get('process', '(not known)')} on {results.get('host', 'a machine not known')}"
+    """The process that trains in a folder, from its `results.json`."""
+    return f"process {results.get('process', '(unknown)')} on {results.get('host', 'an unknown machine')}"
 
 
 class RunInUse(RuntimeError):

@@ -1,7 +1,10 @@
-"""`metrics.csv`: every logged number, also across resumed runs."""
+"""`metrics.csv`: every logged number of a run, also of a resumed one.
+
+step   optimizer steps done
+epoch  of these steps, counted from 1 (before version 0.1 from 0: such a file is converted when its run is resumed)
+"""
 
 import csv
-import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -10,12 +13,14 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vitlab.storage.atomic import atomic_path, fsync
+
 
 class MetricsFile(Logger):
-    """`metrics.csv`: a row for each time something was logged, in the order of steps, an empty cell for what wasn't.
+    """Writes a row for each call of `log_metrics`, in the order of steps, with empty cells for other names.
 
-    Lightning's CSVLogger deletes the file of a run that is resumed. This one keeps it, and `rewind` takes back
-    the rows of steps that will be made again, so that no row stands twice.
+    Lightning's CSVLogger deletes the file of a resumed run. This one keeps it, and `rewind` drops the rows of the steps
+    that will be repeated.
     """
 
     def __init__(self, *, folder: str) -> None:
@@ -27,6 +32,10 @@ class MetricsFile(Logger):
                 reader = csv.DictReader(lines)
                 self.rows = [row for row in reader if None not in row.values()]  # a kill may cut the last one short
                 self.columns = list(reader.fieldnames or self.columns)
+            epochs = [row for row in self.rows if row.get("epoch")]
+            if epochs and float(epochs[0]["epoch"]) == 0:
+                for row in epochs:
+                    row["epoch"] = float(row["epoch"]) + 1
 
     @property
     def name(self) -> str:
@@ -42,7 +51,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends a row. A name seen for the first time makes a column: the file is then written anew."""
+        """Append a row. A new name adds a column: the file is then rewritten."""
         row = {"step": step, **{k: float(v) for k, v in metrics.items()}}
         self.rows.append(row)
         if new := [k for k in row if k not in self.columns]:
@@ -59,23 +68,19 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def rewind(self, step: int, rows: int | None = None) -> None:
-        """Drops the rows after `step`, and those after the first `rows`: what a checkpoint doesn't know of."""
-        kept = [row for row in self.rows[:rows] if int(row["step"]) <= step]
-        self.rows = kept
+        """Drop the rows after `step`, and those after the first `rows`, which a checkpoint doesn't count."""
+        self.rows = [row for row in self.rows[:rows] if int(row["step"]) <= step]
         if self.file.exists():
             self._write_all()
 
     @rank_zero_only
     def save(self) -> None:
-        """Waits until the rows so far are on the disk."""
+        """Wait until the rows are on the disk."""
         if self.file.exists():
-            with self.file.open("rb") as lines:
-                os.fsync(lines.fileno())
+            fsync(self.file)
 
     def _write_all(self) -> None:
-        temporary = self.file.with_suffix(".tmp")
-        with temporary.open("w", newline="") as lines:
+        with atomic_path(self.file) as temporary, temporary.open("w", newline="") as lines:
             writer = csv.DictWriter(lines, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        temporary.replace(self.file)

@@ -1,4 +1,4 @@
-"""Silence loggers and warnings of libraries for a while."""
+"""Mute loggers and warnings of libraries."""
 
 import logging
 import warnings
@@ -7,16 +7,16 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def muted_logs(*loggers: str) -> Iterator[None]:
-    """Without warnings, and without what these loggers say below an error."""
-    talkers = [logging.getLogger(name) for name in loggers]
-    levels = [talker.level for talker in talkers]
-    for talker in talkers:
-        talker.setLevel(logging.ERROR)
+def muted_logs(*loggers: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Mute these loggers below `level` within the block; if that is above WARNING, Python's warnings too."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(level)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            if level > logging.WARNING:
+                warnings.simplefilter("ignore")
             yield
     finally:
-        for talker, level in zip(talkers, levels, strict=True):
-            talker.setLevel(level)
+        for name, former in levels.items():
+            logging.getLogger(name).setLevel(former)

@@ -1,4 +1,4 @@
-"""Pictures of a run, in its folder's `figures/`."""
+"""Figures of a run, in its folder's `figures/`."""
 
 import csv
 import math
@@ -11,15 +11,15 @@ SHARES = ("train/mfu", "train/data_wait")
 
 
 def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
-    """Loss, accuracy, learning rate and speed against images seen, from `metrics.csv`; on the speed's second axis, MFU
-    and data wait as shares.
+    """Plot loss, accuracy, learning rate and speed against images seen, from `metrics.csv`; MFU and data wait on a
+    second axis.
     """
     with metrics.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
 
     def series(name: str) -> tuple[list[float], list[float]]:
-        found = [(float(r["images"]), float(r[name])) for r in rows if r.get(name) and r.get("images")]
-        return [x for x, _ in found], [y for _, y in found]
+        points = [(float(r["images"]), float(r[name])) for r in rows if r.get(name) and r.get("images")]
+        return [x for x, _ in points], [y for _, y in points]
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
@@ -34,7 +34,7 @@ def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
     ):
         for i, name in enumerate(shown):
             x, y = series(name)
-            # groups with equal rates lie on each other: a dashed line lets the one below show
+            # groups may have equal rates: a dashed line shows the one below
             style = "--" if label == "learning rate" and i else "-"
             if x:
                 axis.plot(x, y, style, marker="o" if len(x) < 3 else None, label=name)
@@ -43,13 +43,13 @@ def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
         if axis.get_legend_handles_labels()[0] and (axis is not axes[1, 1] or shares is None):
             axis.legend()
     if shares is not None:
-        for name, colour in zip(SHARES, ("tab:green", "tab:red"), strict=True):
+        for name, color in zip(SHARES, ("tab:green", "tab:red"), strict=True):
             x, y = series(name)
-            shares.plot(x, y, ":", color=colour, marker="o" if len(x) == 1 else None, label=name)
+            shares.plot(x, y, ":", color=color, marker="o" if len(x) == 1 else None, label=name)
         shares.set_ylim(0, max(1.0, *(value for name in SHARES for value in series(name)[1])))
         shares.set_ylabel("share")
         handles = axes[1, 1].get_legend_handles_labels()[0] + shares.get_legend_handles_labels()[0]
-        # above the panel: no corner of it is free for sure
+        # above the panel, where it hides no curve
         axes[1, 1].legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(handles), frameon=False)
     if series("train/loss")[1] and min(series("train/loss")[1]) > 0:
         axes[0, 0].set_yscale("log")
@@ -62,11 +62,11 @@ def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
 def plot_magnitudes(
     names: Sequence[str], largest: Sequence[float], figure_file: Path, *, first: int | None, title: str
 ) -> None:
-    """The largest |output| of each module, downwards in order of execution; `first` is the one that isn't finite."""
+    """Plot the largest |output| of each module in order of execution; `first` is the first that isn't finite."""
     figure = Figure(figsize=(9, 1.5 + 0.17 * len(names)), layout="constrained")
     axis = figure.subplots()
     figure.suptitle(title, wrap=True)
-    # what has no finite number has no length; nor has 0 on a log axis
+    # without a finite output there is no bar; nor is there for 0 on a log axis
     drawn = [(row, value) for row, value in enumerate(largest) if 0 < value < math.inf]
     axis.barh([row for row, _ in drawn], [value for _, value in drawn], label="finite part of the output")
     axis.set_xscale("log")

@@ -24,14 +24,12 @@ from vitlab.runs.folder import CONFIG, OVERRIDES, RESULTS, log, read_config, rea
 from vitlab.runs.lock import folder_lock
 from vitlab.storage.atomic import atomic_write
 
-# ------------------------------------------------------------------------------------------------- log and record
-
 
 @contextmanager
 def log_to(file: Path, first_rank: bool) -> Iterator[None]:
-    """Messages and warnings to the console and to `file`; from the ranks after the first, errors alone.
+    """Log messages and warnings to the console and to `file`; from the ranks after the first, errors only.
 
-    Handlers that the root logger had before (Hydra's own) wait meanwhile, or every line would be told twice.
+    Replaces the root logger's handlers (Hydra's) within the block, or every line would be shown twice.
     """
     root, level = logging.getLogger(), logging.INFO if first_rank else logging.ERROR
     handlers: list[logging.Handler] = [CurrentStderr(), logging.FileHandler(file, delay=True)]
@@ -39,7 +37,7 @@ def log_to(file: Path, first_rank: bool) -> Iterator[None]:
     handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for handler in handlers:
         handler.setLevel(level)
-    handlers[0].addFilter(lambda record: not getattr(record, "again", False))  # another rank has told it
+    handlers[0].addFilter(lambda record: not getattr(record, "again", False))  # another rank has shown it
     former, root.handlers, level = root.handlers, handlers, root.level
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -54,14 +52,14 @@ def log_to(file: Path, first_rank: bool) -> Iterator[None]:
 
 
 class MessageFormatter(logging.Formatter):
-    """Leaves tracebacks to the file: Python, or Hydra, prints them on the console itself."""
+    """Leaves tracebacks to the file: Python, or Hydra, prints them on the console."""
 
     def formatException(self, ei: Any) -> str:
         return ""
 
 
 class CurrentStderr(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is now: a progress bar puts itself between, to stay below the lines."""
+    """Writes to the current `sys.stderr`, which a progress bar replaces to stay below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -70,10 +68,10 @@ class CurrentStderr(logging.StreamHandler[TextIO]):
 
 @contextmanager
 def record_run(run_dir: Path, first_rank: bool) -> Iterator[Node]:
-    """Keeps `results.json`: `running` until the block ends, then `finished` (or the `status` that the results have),
-    `preempted` or `interrupted` where it was asked to stop, or `crashed` with the error.
+    """Write `results.json`: `running` until the block ends, then `finished` (or the results' own `status`), `preempted`
+    or `interrupted` after a request to stop, or `crashed` with the error.
 
-    The error is that of the rank that failed first: the launcher may end the others, rank 0 too, before they know.
+    Every rank records its error: the launcher may end the others, rank 0 too, before they notice.
     """
     start = time.time()
     record: Node = {"status": "running", **provenance(run_dir)}
@@ -91,11 +89,11 @@ def record_run(run_dir: Path, first_rank: bool) -> Iterator[Node]:
         yield results
     except StopRequested as stop:
         write(status=stop.outcome)
-        log.warning("%s: stopped as it was asked to; %s", stop.outcome, restart_hint(run_dir))
+        log.warning("%s: stopped on request; %s", stop.outcome, restart_hint(run_dir))
         raise
     except BaseException as error:
         reason, rank = one_line(error), environment.rank(os.environ)
-        with suppress(OSError):  # the disk may be full, and that may be the reason
+        with suppress(OSError):  # the reason may be a full disk
             record_crash(run_dir, reason, seconds=seconds(), failed_rank=rank)
         log.error(reason, exc_info=error, extra={"again": already_reported(run_dir, error, rank)})
         raise
@@ -103,54 +101,50 @@ def record_run(run_dir: Path, first_rank: bool) -> Iterator[Node]:
 
 
 def one_line(error: BaseException) -> str:
-    """An error in a line."""
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted"
     return f"{type(error).__name__}: {error}"
 
 
 def already_reported(run_dir: Path, error: BaseException, rank: int) -> bool:
-    """Whether another rank failed by the same error before, and so has told it on the console."""
+    """Whether another rank failed by the same error before, and has shown it on the console."""
     results = read_results(run_dir)
     return results.get("error") == one_line(error) and results.get("failed_rank", rank) != rank
 
 
 def record_end(run_dir: Path, outcome: Outcome) -> None:
-    """Marks a run as one that ended as it was asked to."""
+    """Mark a run as stopped on request."""
     atomic_write(run_dir / RESULTS, json.dumps({**read_results(run_dir), "status": outcome}, indent=2))
 
 
 def restart_hint(run_dir: Path) -> str:
-    """How what was asked to stop goes on: a training where it was, packing too, and all else from its start."""
+    """How to continue after a stop: a training and packing resume, other commands restart."""
     config = read_config(run_dir) if (run_dir / CONFIG).is_file() else {}
     if "resume" in config:
-        return f"resume={run_dir} goes on"
+        return f"resume={run_dir} resumes it"
     if "shard_images" in config and config.get("out") is not None:
-        return "the same command goes on"
-    return f"the same command begins anew; what this one had written is in {run_dir}"
+        return "the same command resumes it"
+    return f"the same command starts from the beginning; the output so far is in {run_dir}"
 
 
 def resume_hint(run_dir: Path) -> str:
-    """What a user can do about a run that has ended too early."""
+    """How to continue after a crash."""
     if any((run_dir / "checkpoints").glob("*.ckpt")):
-        return f"resume={run_dir} goes on from the last checkpoint"
+        return f"resume={run_dir} resumes from the last checkpoint"
     return "no checkpoint was made yet"
 
 
 def record_crash(run_dir: Path, error: str, *, first: bool = False, **more: Any) -> None:
-    """Marks a run as crashed, unless that is already known: the reason told first is the one that counts, but one that
-    is known to have come `first` goes before.
-    """
-    with folder_lock(run_dir, ".crash.lock", "the last of two reasons for a crash may be the one that is kept"):
+    """Record a crash. The first recorded reason wins, unless `first=True`."""
+    with folder_lock(run_dir, ".crash.lock", "the last of two reasons for a crash may be recorded, not the first"):
         results = read_results(run_dir)
         if first or results.get("status") != "crashed":
-            atomic_write(
-                run_dir / RESULTS, json.dumps({**results, "status": "crashed", "error": error, **more}, indent=2)
-            )
+            results |= {"status": "crashed", "error": error, **more}
+            atomic_write(run_dir / RESULTS, json.dumps(results, indent=2))
 
 
 def provenance(run_dir: Path) -> Node:
-    """What a result depends on beside its configuration, and the command that gives it again."""
+    """What a result depends on besides its configuration, and the command that reproduces it."""
     from importlib import metadata
 
     overrides = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
@@ -165,18 +159,20 @@ def provenance(run_dir: Path) -> Node:
         | {p: metadata.version(p) for p in packages},
         "host": platform.node(),
         "process": os.getpid(),
-        "job": os.environ.get("SLURM_JOB_ID"),  # a requeued job keeps it
+        "job": os.environ.get("SLURM_JOB_ID"),  # the same after a requeue
     }
 
 
 def git_commit() -> str | None:
-    """The source's git commit, `+changes` if files differ from it; None outside a repository."""
-    if paths.IN_WHEEL:  # the environment may be in a repository of something else
+    """The source's git commit, with `+changes` if files differ from it; None outside a repository."""
+    if paths.IN_WHEEL:  # the environment may be in another repository
         return None
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     with suppress(OSError, subprocess.CalledProcessError):
-        name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = [*git, "status", "--porcelain", "--untracked-files=no"]
-        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
-        return name + ("+changes" if changed else "")
+        changes = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "HEAD") + changes
     return None

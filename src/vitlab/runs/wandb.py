@@ -1,4 +1,4 @@
-"""Where numbers go: `metrics.csv` in every run folder, and Weights & Biases."""
+"""Weights & Biases: its logger, identity of runs, tags and results."""
 
 import logging
 import netrc
@@ -17,8 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from vitlab.distributed import signals
 from vitlab.distributed.signals import StopRequested
 
-INIT_TIMEOUT = 30  # seconds until wandb's server counts as out of reach
-MAX_TAG_LENGTH = 64  # characters that wandb takes
+INIT_TIMEOUT = 30  # seconds to reach wandb's server
+MAX_TAG_LENGTH = 64  # characters, in wandb
 
 log = logging.getLogger(__name__)
 
@@ -37,63 +37,48 @@ def wandb_logger(
     mode: Literal["auto", "online", "offline", "disabled"] = "auto",
     log_model: bool = False,
 ) -> WandbLogger:
-    """Lightning's WandbLogger in the run's folder, with the run's own id, which a resumed run takes up again.
+    """Lightning's WandbLogger in the run's folder, with the run's own id, also when it is resumed.
 
-    `mode=auto` is online where the user is logged in, else offline. `log_model` uploads the best checkpoint.
-    `choices`, what a sweep's job has of what varies, become tags beside `tags`, and `choices` and `configuration` (all
-    but the seed) of the run's config, by which a dashboard groups.
+    `mode=auto` is online if the user is logged in, else offline. `log_model` uploads the best checkpoint.
+    `choices`, the varying settings of a sweep's job, become tags in addition to `tags`, and in the run's config
+    `choices` and `configuration` (all but the seed), by which a dashboard groups and sorts.
     """
     import wandb
 
-    chosen = choices or {}
-
-    wanted: Any = os.environ.get("WANDB_MODE", "online") if mode == "auto" else mode
-    if mode == "auto" and wanted == "online" and not is_logged_in():
-        wanted = "offline"
-    folder = Path(run_dir)
-    settings = wandb.Settings(console="off", init_timeout=INIT_TIMEOUT, silent=wanted != "online")
+    chosen = [f"{key}={value}" for key, value in (choices or {}).items()]
+    short = [tag if len(tag) <= MAX_TAG_LENGTH else f"{tag[: MAX_TAG_LENGTH - 3]}..." for tag in chosen]
+    config = {
+        "choices": {choice_key(key): as_number(value) for key, value in (choices or {}).items()},
+        "configuration": " ".join(choice for choice in chosen if not choice.startswith("seed=")),
+    }
+    actual: Any = os.environ.get("WANDB_MODE", "online") if mode == "auto" else mode
+    if mode == "auto" and actual == "online" and not is_logged_in():
+        actual = "offline"
+    settings = wandb.Settings(console="off", init_timeout=INIT_TIMEOUT, silent=actual != "online")
     run = None
     if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks log nothing
-        options: dict[str, Any] = {"entity": entity, "group": group, "job_type": job_type}
-        options |= {"tags": [*(tags or []), *choice_tags(chosen)], "config": choice_config(chosen)}
-        options |= {"project": project, "name": name, "notes": notes, "dir": run_dir, "id": run_id(folder)}
+        options: dict[str, Any] = {"entity": entity, "group": group, "job_type": job_type, "name": name, "notes": notes}
+        options |= {"tags": [*(tags or []), *short], "config": config if choices else {}, "settings": settings}
+        options |= {"project": project, "dir": run_dir, "id": run_id(Path(run_dir))}
         try:
-            run = wandb.init(mode=wanted, resume="allow" if wanted == "online" else None, settings=settings, **options)
+            run = wandb.init(mode=actual, resume="allow" if actual == "online" else None, **options)
         except wandb.errors.CommError as error:
             log.warning("wandb can't be reached (%s): this run is tracked offline", error)
-            wandb.teardown()  # or the next line would find the id in use
-            wanted = "offline"
-            run = wandb.init(mode=wanted, settings=settings, **options)
-    if wanted == "offline":
-        log.info(
-            "wandb: offline; after `wandb login`, send this run with: wandb sync %s/wandb/offline-run-*",
-            folder,
-        )
-    return WandbLogger(save_dir=run_dir, project=project, log_model=log_model and wanted == "online", experiment=run)
-
-
-def choice_tags(choices: Mapping[str, str]) -> list[str]:
-    """`key=value` of each choice, cut to what wandb takes."""
-    whole = [f"{key}={value}" for key, value in choices.items()]
-    return [tag if len(tag) <= MAX_TAG_LENGTH else f"{tag[: MAX_TAG_LENGTH - 3]}..." for tag in whole]
-
-
-def choice_config(choices: Mapping[str, str]) -> dict[str, Any]:
-    """What a dashboard groups and sorts by. wandb reads a dot as a level, so the keys have slashes."""
-    if not choices:
-        return {}
-    fixed = {key: value for key, value in choices.items() if key != "seed"}
-    label = " ".join(f"{key}={value}" for key, value in fixed.items())
-    return {"choices": {choice_key(k): as_number(v) for k, v in choices.items()}, "configuration": label}
+            wandb.teardown()  # or the id would be in use
+            actual = "offline"
+            run = wandb.init(mode=actual, **options)
+    if actual == "offline":
+        log.info("wandb: offline; after `wandb login`, send this run with: wandb sync %s/wandb/offline-run-*", run_dir)
+    return WandbLogger(save_dir=run_dir, project=project, log_model=log_model and actual == "online", experiment=run)
 
 
 def choice_key(key: str) -> str:
-    """A setting's name below `choices` in wandb's config."""
+    """A setting's name below `choices` in wandb's config, where a dot would be a level."""
     return key.replace(".", "/")
 
 
 def as_number(text: str) -> int | float | str:
-    """A value of the command line as a number, where it is one."""
+    """A value of the command line as a number, if it is one."""
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
@@ -101,26 +86,26 @@ def as_number(text: str) -> int | float | str:
 
 
 def is_logged_in() -> bool:
-    """Whether wandb would find a key without asking: in the environment, or in the netrc file."""
+    """Whether wandb has a key without asking: in the environment, or in the netrc file."""
     import wandb
 
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    # wandb's own server has two names, and takes a login under either
+    # wandb's own server has two names, with one login
     own = [wandb.Settings().base_url, "https://api.wandb.ai"]
     urls = [os.environ["WANDB_BASE_URL"]] if os.environ.get("WANDB_BASE_URL") else own
     file = os.environ.get("NETRC") or next(
         (str(f) for f in (Path.home() / ".netrc", Path.home() / "_netrc") if f.is_file()), ""
     )
     try:
-        known = netrc.netrc(file).hosts if file else {}
-        return any((urlparse(url).hostname or "") in known for url in urls)
+        hosts = netrc.netrc(file).hosts if file else {}
+        return any((urlparse(url).hostname or "") in hosts for url in urls)
     except (OSError, netrc.NetrcParseError):
         return False
 
 
 def run_id(folder: Path) -> str:
-    """The run's wandb id, made once and kept in its folder."""
+    """The run's wandb id, drawn once and kept in its folder."""
     file = folder / "wandb" / "run_id"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -129,16 +114,16 @@ def run_id(folder: Path) -> str:
 
 
 def existing_run_id(folder: Path) -> str | None:
-    """The run's wandb id, if it is tracked there."""
+    """The run's wandb id, or None if it is not tracked."""
     file = folder / "wandb" / "run_id"
     return file.read_text().strip() if file.exists() else None
 
 
 def resend_rows(rows: list[dict[str, Any]], loggers: list[Logger]) -> None:
-    """Tells an offline wandb run that goes on what it was told before.
+    """Log the former rows of a resumed run again if wandb is offline.
 
     Each part of an offline run is a folder of its own under the same id, and uploading one replaces the run on the
-    server: so the newest part has to hold everything. Online, the server knows it already.
+    server: so the newest part has to hold everything.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger) and logger.experiment.offline:
@@ -149,7 +134,7 @@ def resend_rows(rows: list[dict[str, Any]], loggers: list[Logger]) -> None:
 
 @contextmanager
 def finish_wandb_run() -> Iterator[None]:
-    """Ends the wandb run that the block started, if any, as what it is: finished, preempted, or crashed."""
+    """End the wandb run that the block started, if any, as finished, preempted or crashed."""
     status = 1
     try:
         yield
@@ -161,13 +146,13 @@ def finish_wandb_run() -> Iterator[None]:
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
             if status == signals.STATUS["preempted"]:
-                wandb.run.mark_preempting()  # with a status other than 0, wandb then calls it preempted
+                wandb.run.mark_preempting()  # with a status other than 0, the run is then preempted
             wandb.finish(exit_code=status)
 
 
 def log_results(loggers: list[Logger], results: Mapping[str, Any]) -> None:
-    """Tells wandb's summary how a run ended: `best/val/...` at its best checkpoint (wandb keeps the last of a number by
-    itself), and what it cost.
+    """Write to wandb's summary the scores of the best checkpoint, as `best/val/...` (wandb keeps the last ones), and
+    the costs of the run.
     """
     scores = {f"best/{name}": value for name, value in results.items() if name in ("val/loss", "val/acc", "val/acc5")}
     names = ("parameters", "images_per_second", "mfu", "data_wait", "epochs")
@@ -178,7 +163,7 @@ def log_results(loggers: list[Logger], results: Mapping[str, Any]) -> None:
 
 
 def tag_run(loggers: list[Logger], status: str) -> None:
-    """Tags a wandb run with how it ended, where that is none of wandb's own states."""
+    """Tag a wandb run with a status that is none of wandb's own states."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and getattr(rank_zero_only, "rank", 0) == 0:
             logger.experiment.tags = (*(logger.experiment.tags or ()), status)
@@ -186,7 +171,7 @@ def tag_run(loggers: list[Logger], status: str) -> None:
 
 
 def log_image(loggers: list[Logger], name: str, file: Path) -> None:
-    """Shows a picture in the dashboards that can show one."""
+    """Log a picture to wandb."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(file)])

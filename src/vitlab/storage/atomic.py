@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 def fsync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -14,16 +16,28 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def atomic_path(file: Path, *, suffix: str | None = None) -> Iterator[Path]:
+    """Yield a temporary path to write to; it becomes `file` when the block ends, and is removed when the block fails.
+
+    A reader, or a kill, sees the old content or the new one, never half of it. The name ends with `suffix`, or the
+    process's id; with a fixed one, the next writer overwrites what a killed one has left.
+    """
+    temporary = file.with_name(f".{file.name}.{suffix or os.getpid()}")
+    try:
+        yield temporary
+        fsync(temporary)
+        temporary.replace(file)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 def atomic_write(file: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader, or a kill, sees the old content or the new one, never half of it."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    if isinstance(content, str):
-        temporary.write_text(content)
-    else:
-        temporary.write_bytes(content)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    temporary.replace(file)
+    """Write a file's complete content atomically."""
+    with atomic_path(file) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def file_sha256(file: Path) -> str:

@@ -120,15 +120,15 @@ class StatusPoller:
             with suppress(OSError, AssertionError, yaml.YAMLError):
                 epochs = (read_config(folder).get("trainer") or {}).get("max_epochs")
                 self.epochs[folder] = epochs if isinstance(epochs, int) else 0
-        epoch, score = -1, None
+        epoch, score = 0, None  # the epoch counts from 1
         for row in read_last_rows(folder / "metrics.csv"):
             with suppress(ValueError, TypeError):
                 epoch = int(float(row["epoch"]))
             score = finite_score(row.get(objective)) or score
         every = self.epochs.get(folder, 0)
-        if epoch < 0:
+        if epoch < 1:
             return f"0/{every}" if every > 0 else "", 0.0, score
-        return (f"{epoch + 1}/{every}", min(1.0, epoch / every), score) if every > 0 else (f"{epoch + 1}", 0.0, score)
+        return (f"{epoch}/{every}", min(1.0, (epoch - 1) / every), score) if every > 0 else (f"{epoch}", 0.0, score)
 
     def left(self, places: list[JobProgress], total: int) -> float | None:
         """Seconds until all is done, if it goes on as it went since the first look; None before there is a measure."""

@@ -1,4 +1,4 @@
-"""From configuration nodes to objects, and from objects to results: what the commands have in common."""
+"""Build a training's objects from configuration nodes, and log its description and results."""
 
 import logging
 import shutil
@@ -19,15 +19,23 @@ from vitlab.data.datamodule import DataModule
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training.checkpoint_files import AtomicFiles
 from vitlab.training.checkpoints import BestCheckpoint, LastCheckpoint
-from vitlab.training.classifier import Classifier
-from vitlab.training.monitor import Monitor, logged_scores
+from vitlab.training.classifier import Classifier, logged_scores
+from vitlab.training.monitor import Monitor
 from vitlab.weights import load
+
+IGNORED_WARNINGS = (
+    "WeightAveraging callback with a model that overrides",  # Classifier does, for FSDP2 alone, which excludes EMA
+    "WeightAveraging callback, but loading a checkpoint outside the 'fit'",  # the best checkpoint's averages are tested
+    "Checkpoint directory .* exists and is not empty",  # in a resumed run
+    "is smaller than the logging interval",  # Monitor logs at each epoch's end as well
+    "LeafSpec.* is deprecated",  # lightning 2.6 under torch 2.14 and later
+)
 
 log = logging.getLogger(__name__)
 
 
 def build_data(node: Node) -> DataModule:
-    """The data, loaded: what it holds decides how the network looks."""
+    """The data, loaded: the model takes its channels and classes."""
     datamodule: DataModule = build_object(node)
     datamodule.setup()
     return datamodule
@@ -43,21 +51,21 @@ def build_classifier(
     optimizer: Node | None = None,
     schedule: Node | None = None,
 ) -> Classifier:
-    """A classifier whose network has the data's channels and classes, and `weights` if these name any.
+    """A classifier whose network has the data's channels and classes, and `weights` if these have a source.
 
-    `own_head`: they must bring the head too. Raises `ValueError` where `model` says other, and
-    `weights.loading.DoesNotFit`.
+    With `own_head` the weights must include the head. Raises `ValueError` if `model` contradicts the data, and
+    `weights.load.IncompatibleWeights`.
     """
-    measured = {"num_classes": datamodule.num_classes, "in_channels": datamodule.channels}
-    for key, value in measured.items():
+    from_data = {"num_classes": datamodule.num_classes, "in_channels": datamodule.channels}
+    for key, value in from_data.items():
         if model.get(key, value) != value:
             raise ValueError(
                 f"model.{key}={model[key]}, but the data has {value}; leave model.{key} out to take the data's"
             )
     if weights and weights.get("source"):
-        network = build_pretrained(model, measured, weights, datamodule, own_head=own_head)
+        network = build_pretrained(model, from_data, weights, datamodule, own_head=own_head)
     else:
-        network = build_object(model, **measured)
+        network = build_object(model, **from_data)
     return Classifier(
         network,
         num_classes=datamodule.num_classes,
@@ -68,27 +76,27 @@ def build_classifier(
 
 
 def build_pretrained(
-    model: Node, measured: Node, weights: Node, datamodule: DataModule, *, own_head: bool = False
+    model: Node, from_data: Node, weights: Node, datamodule: DataModule, *, own_head: bool = False
 ) -> nn.Module:
-    """The network that `model` describes, with weights from elsewhere: says what became of each tensor, and how images
-    are prepared for them. With `own_head`, a head that would be a new one raises `weights.loading.DoesNotFit`.
+    """The network that `model` describes, with pretrained weights; logs the source of each tensor, and preprocessing.
+
+    With `own_head`, weights without a head that fits raise `weights.load.IncompatibleWeights`.
     """
     allowlist.require_allowed(model)
     arguments: Node = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items() if not k.startswith("_")}
     options: Node = {key: tuple(value) if isinstance(value, list) else value for key, value in weights.items()}
-    network, report = load.load_network(arguments | measured, **options)
+    network, report = load.load_network(arguments | from_data, **options)
     if own_head and (why := report.anew.get("head.weight")):
         raise load.IncompatibleWeights(load.NO_HEAD.format(source=weights["source"], why=why))
     known, now = report.prepared.settings(), datamodule.preprocessing()
-    # for grey images, the mean over the colours is what the weights say
-    one = {k: [sum(v) / len(v)] if isinstance(v, list) and len(now[k]) == 1 else v for k, v in known.items()}
-    others = {key: value for key, value in one.items() if now[key] != value}
-    line = ", ".join(f"{key}={value}" for key, value in now.items() if value is not None)
-    why = f"as {report.prepared.origin} says" if known else "nothing beside the weights tells how images were"
-    if others:
-        why += f", but for {', '.join(f'{key}={value}' for key, value in others.items())}"
-    for told in (*report.table().splitlines(), f"images are prepared with data.{{{line}}}: {why}"):
-        log.info("%s", told)
+    # gray images are normalized with the mean over the colors
+    wanted = {k: [sum(v) / len(v)] if isinstance(v, list) and len(now[k]) == 1 else v for k, v in known.items()}
+    others = ", ".join(f"{key}={value}" for key, value in wanted.items() if now[key] != value)
+    settings = ", ".join(f"{key}={value}" for key, value in now.items() if value is not None)
+    why = f"as in {report.prepared.origin}" if known else "the weights come without their preprocessing"
+    why += f", except for {others}" if others else ""
+    for line in (*report.table().splitlines(), f"preprocessing of images: data.{{{settings}}}: {why}"):
+        log.info("%s", line)
     return network
 
 
@@ -99,84 +107,59 @@ def build_trainer(
     logger: dict[str, Node | None] | None = None,
     callbacks: dict[str, Node | None] | None = None,
 ) -> Trainer:
-    """Lightning's Trainer with the loggers and callbacks of the configuration, and `metrics.csv` always."""
+    """Lightning's Trainer with the configured loggers and callbacks; with `logger`, always `metrics.csv` too."""
     loggers: list[Logger] = [MetricsFile(folder=str(run_dir))] if logger is not None else []
     loggers += [build_object(inner) for inner in (logger or {}).values() if inner]
-    made = [build_object(inner) for inner in (callbacks or {}).values() if inner]
+    built = [build_object(inner) for inner in (callbacks or {}).values() if inner]
     if not node.get("enable_progress_bar", True):
-        made = [callback for callback in made if not isinstance(callback, ProgressBar)]
-    # ours changes nothing but under FSDP2, which `checks` refuses beside averaged weights
-    warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides")
-    # what is meant: the best checkpoint's averages are tested
-    warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading a checkpoint outside the 'fit'")
-    # it does, in a run that goes on
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty")
-    # the Monitor logs at each epoch's end as well
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval")
-    # what it tells at INFO is told by `describe`, or is advertisement
-    for talker in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
-        logging.getLogger(talker).setLevel(logging.WARNING)
-    # lightning 2.6 under torch 2.14 and later; nothing a user could change
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+        built = [callback for callback in built if not isinstance(callback, ProgressBar)]
+    for message in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message=f".*{message}")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):  # see log_run_description
+        logging.getLogger(name).setLevel(logging.WARNING)
     plugins = build_object(node["plugins"]) if node.get("plugins") else []
-    made_trainer: Trainer = build_object(
+    trainer: Trainer = build_object(
         {k: v for k, v in node.items() if k != "plugins"},
         logger=loggers or False,
-        callbacks=made,
+        callbacks=built,
         plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicFiles()],
         default_root_dir=str(run_dir),
     )
-    # Signals are ours (`vitlab.distributed.signals`): Lightning's handler of SIGTERM communicates between ranks wherever they are
-    made_trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    return made_trainer
+    # `vitlab.distributed.signals` handles them: Lightning's handler of SIGTERM communicates between ranks at any time
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def log_run_description(
     run: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int, config: Node
 ) -> None:
-    """Says what is about to be trained on what, and tells the loggers the configuration."""
+    """Log what will be trained on what, and send the configuration to the loggers."""
     parts = run.world_size * run.accumulate_grad_batches
     each = f"{batch_size // parts}" if batch_size % parts == 0 else f"{batch_size / parts:.1f}"
     parameters = sum(p.numel() for p in module.network.parameters())
-    samples = datamodule.samples
-    log.info("run folder: %s", config["run_dir"])
-    log.info(
-        "%s: %s parameters, %d classes; %s images to train on, %s to validate, %s to test",
-        config["name"],
-        f"{parameters:,}",
-        datamodule.num_classes,
-        *(f"{samples[split]:,}" for split in ("train", "val", "test")),
-    )
-    log.info(
-        "batch_size=%d: %d device(s) x %d accumulated x %s images; %d steps an epoch; %s, precision %s",
-        batch_size,
-        run.world_size,
-        run.accumulate_grad_batches,
-        each,
-        datamodule.steps_per_epoch,
-        run.strategy.root_device,
-        run.precision,
-    )
-    # weights and AdamW's two moments, in float32; last.ckpt, previous.ckpt and what is being written beside the best
-    kept = sum(
-        1 if c.save_top_k < 0 else c.save_top_k + bool(c.save_last)
-        for c in run.checkpoint_callbacks
-        if isinstance(c, ModelCheckpoint)
-    )
-    needed, free = 3 * 4 * parameters * (kept + 3), shutil.disk_usage(run.default_root_dir).free
+    train, val, test = (f"{datamodule.samples[split]:,}" for split in ("train", "val", "test"))
+    lines = [
+        f"run folder: {config['run_dir']}",
+        f"{config['name']}: {parameters:,} parameters, {datamodule.num_classes} classes; "
+        f"{train} images to train on, {val} to validate, {test} to test",
+        f"batch_size={batch_size}: {run.world_size} device(s) x {run.accumulate_grad_batches} accumulated x {each} "
+        f"images; {datamodule.steps_per_epoch} steps an epoch; {run.strategy.root_device}, precision {run.precision}",
+    ]
+    for line in lines:
+        log.info("%s", line)
+    # weights and AdamW's two moments, in float32; last.ckpt, previous.ckpt and a temporary file, besides the best
+    best = [c for c in run.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    files = 3 + sum(1 if c.save_top_k < 0 else c.save_top_k + bool(c.save_last) for c in best)
+    needed, free = 3 * 4 * parameters * files, shutil.disk_usage(run.default_root_dir).free
     if free < needed:
-        log.warning(
-            "%s has %.1f GB free, and its checkpoints take about %.1f GB; make room, or set hydra.run.dir",
-            run.default_root_dir,
-            free / 1e9,
-            needed / 1e9,
-        )
+        place = f"{run.default_root_dir} has {free / 1e9:.1f} GB free"
+        log.warning("%s, and its checkpoints take about %.1f GB; make room, or set hydra.run.dir", place, needed / 1e9)
     for logger in run.loggers:
         logger.log_hyperparams(config)
 
 
 def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Node:
-    """Scores on the validation split at the best checkpoint, and what the training took."""
+    """Scores on the validation split at the best checkpoint, and the costs of the training."""
     checkpoint = next(c for c in run.checkpoint_callbacks if isinstance(c, BestCheckpoint))
     monitor = next(c for c in run.callbacks if isinstance(c, Monitor))  # type: ignore[attr-defined]
     last = next((c for c in run.callbacks if isinstance(c, LastCheckpoint)), None)  # type: ignore[attr-defined]
@@ -185,7 +168,7 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
         checkpoint.best_scores = logged_scores(run, "val")
     for callback in run.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):
-            callback._average_model = None  # or the best checkpoint's weights would be tested as they are not averaged
+            callback._average_model = None  # or it would replace the best checkpoint's averages in the test
     device = run.strategy.root_device
     return {
         **checkpoint.best_scores,
@@ -194,7 +177,7 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
         "steps": run.global_step,
         "epochs": run.current_epoch,
         "images": monitor.images,
-        "images_per_second": 0.0,  # where nothing was left to train on
+        "images_per_second": 0.0,  # if the run was complete before
         **{name: float(f"{value:.4g}") for name, value in monitor.meter.medians().items()},
         "parameters": sum(p.numel() for p in module.network.parameters()),
         "samples": datamodule.samples,
@@ -205,15 +188,10 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
 
 
 def log_results(results: dict[str, Any], folder: Path) -> None:
-    """The end of a run, in one line each: scores, and where everything lies."""
+    """Log the scores of each split in a line, and the run folder."""
     for split in ("train", "val", "test"):
         if f"{split}/acc" in results:
-            log.info(
-                "%s accuracy %.2f %% (%d of %d)   loss %.4f",
-                split,
-                100 * results[f"{split}/acc"],
-                results[f"{split}/correct"],
-                results[f"{split}/count"],
-                results[f"{split}/loss"],
-            )
+            accuracy, loss = results[f"{split}/acc"], results[f"{split}/loss"]
+            counts = f"{results[f'{split}/correct']} of {results[f'{split}/count']}"
+            log.info("%s accuracy %.2f %% (%s)   loss %.4f", split, 100 * accuracy, counts, loss)
     log.info("run folder: %s", folder)

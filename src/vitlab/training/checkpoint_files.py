@@ -1,53 +1,43 @@
-"""Checkpoint files: written atomically, linked, and the newest intact one found."""
+"""Checkpoint files: written atomically, hardlinked, and the newest intact one of a folder."""
 
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from vitlab.storage.atomic import fsync
+from vitlab.storage.atomic import atomic_path, fsync
 from vitlab.storage.safe_load import corruption, load_checkpoint
 
-ORDER = ("last.ckpt", "previous.ckpt")  # of the equally new, which is taken first
-
-
-# ------------------------------------------------------------------------------------------------------- on the disk
+ORDER = ("last.ckpt", "previous.ckpt")  # of equally new files, the first is taken
 
 
 class AtomicFiles(TorchCheckpointIO):
-    """Writes to a temporary name, flushes to the disk, renames: a kill at any moment leaves the former file whole.
-
-    What was `last.ckpt` becomes `previous.ckpt`.
-    """
+    """Checkpoint files that a kill at any moment leaves intact. The former `last.ckpt` becomes `previous.ckpt`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Raises `OSError` naming the file and the disk's free space where it can't be written."""
+        """Raises `OSError` with the file's name and the free disk space if it can't be written."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.tmp")
         try:
-            torch.save(checkpoint, temporary)
-            fsync(temporary)
-            if file.name == ORDER[0] and file.exists():
-                hardlink(file, ORDER[1])  # only now: while the new one is written, the two before are there
-            temporary.replace(file)
+            with atomic_path(file, suffix="tmp") as temporary:
+                torch.save(checkpoint, temporary)
+                fsync(temporary)
+                if file.name == ORDER[0] and file.exists():
+                    hardlink(file, ORDER[1])  # only now: until the new one is complete, the two before are kept
             fsync(file.parent)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:  # RuntimeError is torch's for a full disk
             free = shutil.disk_usage(file.parent).free / 2**20
             raise OSError(
-                f"{file} can't be written ({error}); {free:,.0f} MiB are free there. The checkpoint before is whole: "
-                f"make room, and resume=auto goes on from it"
+                f"{file} can't be written ({error}); {free:,.0f} MiB are free there. The previous checkpoint is "
+                f"intact: make room, and resume with resume=auto"
             ) from error
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest whole checkpoint in a folder, by steps trained; and what is wrong with newer ones.
+    """The newest intact checkpoint in a folder, by steps trained; and the problems of newer ones.
 
     Damaged files whose step can't be read count as newer.
     """
@@ -65,7 +55,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     def rank(file: Path) -> tuple[int, int]:
         return steps[file], -(ORDER.index(file.name) if file.name in ORDER else len(ORDER))
 
-    for file in sorted((f for f in steps if f not in damaged), key=rank, reverse=True):
+    for file in sorted(steps.keys() - damaged.keys(), key=rank, reverse=True):
         if problem := corruption(file):
             damaged[file] = problem
         else:
@@ -74,12 +64,10 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def hardlink(file: Path, name: str) -> None:
-    """Gives a file a second name in its folder, in the place of what had it before."""
-    temporary = file.with_name(f".{name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(file, temporary)
-    except OSError:  # a file system without links
-        shutil.copyfile(file, temporary)
-        fsync(temporary)
-    temporary.replace(file.with_name(name))
+    """Give a file a second name in its folder, replacing the file of that name."""
+    with atomic_path(file.with_name(name), suffix="tmp") as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(file, temporary)
+        except OSError:  # a file system without links
+            shutil.copyfile(file, temporary)

@@ -1,13 +1,13 @@
-"""Checkpoints: when they are made, what they hold, how they reach the disk, and how a damaged one is told.
+"""Checkpoints: when they are saved and what they hold.
 
-checkpoints/last.ckpt         the newest: after so many steps, minutes, epochs; what `resume` goes on from
+checkpoints/last.ckpt         the newest, which `resume` reads; saved every so many steps, minutes, epochs
 checkpoints/previous.ckpt     the one before, should the last be damaged
 checkpoints/best.ckpt         the best by `objective` on the validation split
-checkpoints/step-NNNNNN.ckpt  those to be kept, by choice
+checkpoints/step-NNNNNN.ckpt  permanent ones, if any are wanted
 
-Each holds model, averaged weights, optimizer, schedule, gradient scaler, the place in the epoch, the random states of
-every rank, best score, the sums of the log's open row, and `vitlab`: what it is a checkpoint of. All are plain tensors
-and plain data, which load with `weights_only=True`.
+Each holds model, averaged weights, optimizer, schedule, gradient scaler, the position in the epoch, the random states
+of every rank, best score, the sums of the open row of `metrics.csv`, and `vitlab`, the identity of its run. All are
+plain tensors and plain data, which load with `weights_only=True`.
 """
 
 import logging
@@ -26,6 +26,7 @@ from vitlab.distributed import signals
 from vitlab.distributed.signals import Outcome, StopRequested
 from vitlab.storage.safe_load import corruption
 from vitlab.training.checkpoint_files import hardlink
+from vitlab.training.classifier import logged_scores
 from vitlab.training.random_state import random_state, restore_random_state
 
 STOPS: tuple[Outcome | None, ...] = (None, "preempted", "interrupted")
@@ -33,21 +34,18 @@ STOPS: tuple[Outcome | None, ...] = (None, "preempted", "interrupted")
 log = logging.getLogger(__name__)
 
 
-# ------------------------------------------------------------------------------------------------------ when and what
-
-
 class LastCheckpoint(Checkpoint):
-    """`last.ckpt`, whenever one of the intervals is over, when training ends, and when it is asked to stop.
+    """Saves `last.ckpt` after each of the intervals, at the end of training, and on a request to stop.
 
-    A checkpoint is taken between two optimizer steps: an epoch's before the validation that follows it, so that the
-    validation can be broken off and is repeated.
+    A checkpoint is saved between two optimizer steps: an epoch's before the validation that follows it, so that an
+    interrupted validation is repeated.
 
     Args:
         dirpath: The run's folder of checkpoints.
-        every_n_epochs: Epochs between two; None: not by epochs.
+        every_n_epochs: Epochs between two checkpoints, or None.
         every_n_train_steps: Optimizer steps between two.
         every_n_minutes: Minutes between two.
-        keep_every_n_epochs: Epochs between those that are kept for good, as `step-NNNNNN.ckpt`.
+        keep_every_n_epochs: Epochs between permanent checkpoints, `step-NNNNNN.ckpt`.
         keep_every_n_train_steps: The same in optimizer steps.
     """
 
@@ -65,24 +63,19 @@ class LastCheckpoint(Checkpoint):
         self.file = Path(dirpath) / "last.ckpt"
         self.epochs, self.steps, self.minutes = every_n_epochs, every_n_train_steps, every_n_minutes
         self.kept_epochs, self.kept_steps = keep_every_n_epochs, keep_every_n_train_steps
-        self.seconds = 0.0  # spent on saving
-        self.saves = 0
-        self._saved = self._seen = self._validated = -1  # optimizer steps at these moments
+        self.seconds, self.saves = 0.0, 0  # spent on saving
+        self._saved = self._seen = self._validated = -1  # optimizer steps
         self._due: tuple[bool, bool, Outcome | None] = (False, False, None)  # save, keep, stop
         self._time = 0.0
         self._random: list[dict[str, Any]] = []
 
-    # ------------------------------------------------------------------------------------------------------- when
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen = trainer.global_step
         self._time = time.monotonic()
-        if self._random:
-            restore_random_state(self._random, trainer.global_rank)
+        if trainer.global_rank < len(self._random):  # a rank that is new has no state
+            restore_random_state(self._random[trainer.global_rank], trainer.strategy.root_device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step == self._seen:
             return  # gradients are still being accumulated
@@ -94,18 +87,17 @@ class LastCheckpoint(Checkpoint):
         kept = is_multiple(self.kept_steps, step) or (ends and is_multiple(self.kept_epochs, epoch))
         self._due = (due or kept or (ends and is_multiple(self.epochs, epoch)), kept, stop)
         if not ends or self.validation_due(trainer):
-            self._act(trainer)
+            self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # where no validation follows an epoch's last step, the epoch's last row still does
         epochs, steps = trainer.max_epochs or -1, trainer.max_steps
         over = 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
         if over or trainer.should_stop:  # here and not at the training's end, when averages have replaced the weights
             self._due = (True, *self._due[1:])
-        self._act(trainer)
+        self._save_if_due(trainer)
 
-    def _act(self, trainer: Trainer) -> None:
-        """Does what was found due after the last step, once."""
+    def _save_if_due(self, trainer: Trainer) -> None:
+        """Save, keep or stop, as was decided after the last step; once."""
         save, keep, stop = self._due
         self._due = (False, False, None)
         if save:
@@ -115,84 +107,73 @@ class LastCheckpoint(Checkpoint):
         if stop:
             raise StopRequested(stop)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         stop = signals.stop_requested()
         if stop and self._saved == trainer.global_step and trainer.state.fn == TrainerFn.FITTING:
             raise StopRequested(stop)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if is_fitting(trainer):
             self._validated = trainer.global_step
 
     def save(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt`. Every rank calls it."""
+        """Write `last.ckpt`. Every rank calls it."""
         start = time.monotonic()
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.save()  # the rows that the checkpoint counts must not be lost when it is not
+                logger.save()  # the rows that the checkpoint counts
         trainer.save_checkpoint(self.file, weights_only=False)
         self._saved, self._time = trainer.global_step, time.monotonic()
         self.seconds += self._time - start
         self.saves += 1
 
-    # ------------------------------------------------------------------------------------------------------- what
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds to any checkpoint of a run: the random states, and a place in the loops that can be gone on from."""
-        checkpoint["random"] = all_gather_object(trainer, random_state())
+        """Add the random states, and a position in the loops that can be resumed, to every checkpoint."""
+        checkpoint["random"] = all_gather_object(trainer, random_state(trainer.strategy.root_device))
         checkpoint["accumulate"] = trainer.accumulate_grad_batches
         if trainer.state.fn == TrainerFn.FITTING:
+            batches, accumulate = int(trainer.num_training_batches), trainer.accumulate_grad_batches
             set_loop_progress(
                 checkpoint["loops"]["fit_loop"],
                 step=trainer.global_step,
-                steps_per_epoch=-(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches),
-                batches_per_epoch=int(trainer.num_training_batches),
-                accumulate=trainer.accumulate_grad_batches,
+                steps_per_epoch=-(-batches // accumulate),
+                batches_per_epoch=batches,
+                accumulate=accumulate,
                 validation_due=self.validation_due(trainer),
             )
 
     def validation_due(self, trainer: Trainer) -> bool:
-        """Whether the step just done is followed by a validation that hasn't been."""
+        """Whether a validation follows the last step and hasn't run yet."""
         fetcher = trainer.fit_loop._data_fetcher
         follows = fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
         return follows and self._validated != trainer.global_step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if (
-            trainer.state.fn == TrainerFn.FITTING
-            and len(set(all_gather_object(trainer, checkpoint["global_step"]))) > 1
-        ):
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if fitting and len(steps := set(all_gather_object(trainer, checkpoint["global_step"]))) > 1:
             raise RuntimeError(
-                "the ranks found different checkpoints to go on from: their machines see different files in the run "
-                "folder; wait for the file system, or name one with resume=FILE"
+                f"the ranks would resume from different steps, {sorted(steps)}: their machines see different files in "
+                "the run folder; wait for the file system, or name a checkpoint with resume=FILE"
             )
         self._random = checkpoint.get("random", [])
         before, now = checkpoint.get("accumulate", 1), trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["total"], progress["current"]):  # steps are as many in other parts, batches aren't
+        for counts in (progress["total"], progress["current"]):  # other micro-batches, same steps
             counts.update({name: count // before * now for name, count in counts.items()})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """A rank that was stopped in a validation leaves the others without an answer: that is no failure of theirs."""
+        """Stop instead of failing where a rank that stopped in a validation no longer answers the others."""
         stop = signals.stop_requested()
-        if (
-            stop
-            and not isinstance(exception, StopRequested)
-            and self._saved == trainer.global_step
-            and trainer.validating
-        ):
+        saved = self._saved == trainer.global_step and trainer.validating
+        if stop and saved and not isinstance(exception, StopRequested):
             raise StopRequested(stop) from exception
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt` by `monitor`, and all of the validation's scores at that point.
+    """Saves `best.ckpt` by `monitor`, with all validation scores at that point.
 
-    `keep` above 1 keeps the next best as well, all as `best-STEP.ckpt`; `best.ckpt` is then another name of the best.
-
-    A training that ends before its first validation (`trainer.max_steps=3`) has no best weights: then its last
-    ones are kept under that name, and the log says so.
+    With `keep` above 1 the next best are kept as well, all as `best-STEP.ckpt`; `best.ckpt` is a link to the best.
+    If training ends before its first validation (`trainer.max_steps=3`), `best.ckpt` holds the last weights.
     """
 
     @check_bounds
@@ -203,7 +184,7 @@ class BestCheckpoint(ModelCheckpoint):
             monitor=monitor,
             mode=mode,
             save_top_k=keep,
-            save_on_train_epoch_end=False,  # but at each validation's end
+            save_on_train_epoch_end=False,  # at each validation's end
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
@@ -212,7 +193,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.seconds = 0.0  # spent on saving
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        if not is_fitting(trainer):
             return
         former = self.best_model_path
         assert self.monitor is not None
@@ -222,8 +203,7 @@ class BestCheckpoint(ModelCheckpoint):
             or bool(current < self.best_model_score if self.mode == "min" else current > self.best_model_score)
         )
         if better:
-            measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            self.best_scores = {k: int(v) if k.endswith(("/correct", "/count")) else v for k, v in measured.items()}
+            self.best_scores = logged_scores(trainer, "val")
         start = time.monotonic()
         super().on_validation_end(trainer, pl_module)
         if self.save_top_k > 1 and self.best_model_path != former and trainer.is_global_zero:
@@ -234,14 +214,14 @@ class BestCheckpoint(ModelCheckpoint):
         return {**super().state_dict(), "best_scores": self.best_scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the best so far, where its file is whole in this run's folder; else the next one is the best."""
+        """Restore the best so far if its file is intact in this run's folder; else the next validation is the best."""
         assert self.dirpath is not None
         files = {Path(self.dirpath) / Path(path).name: score for path, score in state_dict["best_k_models"].items()}
-        if not files:  # nothing was validated yet: the last weights may have had the name, and have no score
+        if not files:  # nothing was validated yet
             return
         best = Path(self.dirpath) / Path(state_dict["best_model_path"]).name
         if not best.is_file() or corruption(best):
-            log.warning("%s is missing or damaged: the best is what is best from here on", best)
+            log.warning("%s is missing or damaged: the best checkpoint will be the best from now on", best)
             return
         self.best_scores, self.best_model_path = state_dict["best_scores"], str(best)
         self.best_model_score = state_dict["best_model_score"]
@@ -250,27 +230,31 @@ class BestCheckpoint(ModelCheckpoint):
         self.kth_best_model_path, self.kth_value = worst, self.best_k_models[worst]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # here and not at the training's end, which a run that was killed after its last step doesn't have
+        # not in on_train_end, which a run that was killed after its last step doesn't reach
         super().on_fit_end(trainer, pl_module)
         if not self.best_model_path:
-            log.warning("no validation in %d steps: the best checkpoint is the last", trainer.global_step)
+            log.warning("no validation in %d steps: best.ckpt holds the last weights", trainer.global_step)
             self.best_model_path = str(self.file)
             trainer.save_checkpoint(self.file, weights_only=False)
 
 
+def is_fitting(trainer: Trainer) -> bool:
+    """Whether a validation is part of training, and not the sanity check before it."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
 def is_multiple(interval: int | None, count: int) -> bool:
-    """Whether `count` is a multiple of an interval that may be None."""
     return interval is not None and count % interval == 0
 
 
 def all_reduce_stop(trainer: Trainer, late: bool, stop: Outcome | None) -> tuple[bool, Outcome | None]:
-    """What any rank knows of the clock and of signals, on all ranks."""
+    """Whether any rank is late or was asked to stop, on all ranks."""
     if trainer.world_size == 1:
         return late, stop
-    told = torch.tensor([int(late), STOPS.index(stop)], device=trainer.strategy.root_device)
-    distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
-    first, second = told.tolist()
-    return bool(first), STOPS[second]
+    flags = torch.tensor([int(late), STOPS.index(stop)], device=trainer.strategy.root_device)
+    distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+    any_late, any_stop = flags.tolist()
+    return bool(any_late), STOPS[any_stop]
 
 
 def all_gather_object(trainer: Trainer, value: Any) -> list[Any]:
@@ -282,24 +266,15 @@ def all_gather_object(trainer: Trainer, value: Any) -> list[Any]:
     return values
 
 
-# ----------------------------------------------------------------------------------------------- place in the loops
-
-
 def set_loop_progress(
-    loops: dict[str, Any],
-    *,
-    step: int,
-    steps_per_epoch: int,
-    batches_per_epoch: int,
-    accumulate: int,
-    validation_due: bool,
+    loops: Any, *, step: int, steps_per_epoch: int, batches_per_epoch: int, accumulate: int, validation_due: bool
 ) -> None:
-    """Makes the counters of Lightning's fit loop say just this: `step` steps are done, and whether validation follows.
+    """Set the counters of Lightning's fit loop to: `step` steps are done, and a validation follows or doesn't.
 
-    As Lightning saves them they depend on the hook that saves, and some of these states are resumed wrongly
-    (lightning 2.6: after a checkpoint in an epoch's last `on_train_batch_end` the validation is left out, and with
-    `max_steps` an epoch's end is counted twice). Three states remain, and each is gone on from exactly: within an
-    epoch, before a validation, before an epoch. The training batches follow from the step (`DataModule.position`).
+    Lightning's own counters depend on the hook that saves, and some are resumed wrongly (lightning 2.6: after a
+    checkpoint in an epoch's last `on_train_batch_end` the validation is left out, and with `max_steps` an epoch's end
+    is counted twice). Three states remain, each resumed exactly: within an epoch, before a validation, before an
+    epoch. The training batches follow from the step (`DataModule.position`).
     """
     epoch, done = divmod(step, max(1, steps_per_epoch))
     batches = done * accumulate
@@ -323,5 +298,5 @@ def set_loop_progress(
 
 
 def set_counters(name: str, loops: dict[str, Any], counts: dict[str, int]) -> None:
-    """Sets a counter of this epoch, and of the whole training."""
+    """Set a counter of this epoch and of the training."""
     loops[name]["total"], loops[name]["current"] = dict(counts), dict(counts)

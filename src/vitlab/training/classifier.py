@@ -1,13 +1,13 @@
-"""The LightningModule: a network, its loss, its scores, its optimizer."""
+"""The LightningModule: a network, its loss, its scores and its optimizer."""
 
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from annotated_types import Gt, Le
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -27,24 +27,21 @@ from vitlab.training.schedules import ScheduleFactory
 log = logging.getLogger(__name__)
 
 
-MOVED = ("params", "lr")  # of a parameter group: what training itself changes
-
-
 class Classifier(LightningModule):
-    """Trains `network` to tell `num_classes` apart.
+    """Trains `network` to classify images into `num_classes` classes.
 
     `loss`: `softmax` is cross-entropy; `sigmoid` a binary one per class, summed (as big_vision and DeiT III do).
-    `optimizer` gets parameter groups, `schedule` the optimizer and the total number of optimizer steps; both may be
-    None where nothing is trained.
+    `optimizer` is called with parameter groups, `schedule` with the optimizer and the total number of optimizer steps;
+    both may be None if nothing is trained.
 
     For fine-tuning (all off by default):
     `layer_decay`: the rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0, blocks
-    1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers are cut as timm cuts them).
+    1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers as in timm).
     `head_lr_factor`: the head's rate, in units of `lr`.
-    `freeze`: what stays as it is: `all-but-head`, or patterns as of a shell, each for names of parameters or of modules
-    with all that is in them (`patch_embed`, `blocks.[0-5]`, `*.norm?.bias`), in order; one that begins with `!` takes
-    back what it matches (`["*", "!blocks.11", "!head"]`). Frozen parts compute as in evaluation: no dropout, no
-    stochastic depth, and BatchNorm's statistics stay (`vitlab.models.freezing.set_frozen_to_eval`).
+    `freeze`: `all-but-head`, or shell patterns for names of parameters or of modules with all their parameters
+    (`patch_embed`, `blocks.[0-5]`, `*.norm?.bias`), in order; one that begins with `!` unfreezes what it matches
+    (`["*", "!blocks.11", "!head"]`). Frozen parts compute as in evaluation: no dropout, no stochastic depth, constant
+    BatchNorm statistics (`vitlab.models.freezing.set_frozen_to_eval`).
     """
 
     @check_bounds
@@ -65,31 +62,29 @@ class Classifier(LightningModule):
         if freeze:
             freezing.freeze(network, freeze)
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
-        self.network = network
-        self.num_classes = num_classes
-        self.loss = loss
-        self.label_smoothing = label_smoothing
+        self.network, self.num_classes = network, num_classes
+        self.loss, self.label_smoothing = loss, label_smoothing
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.layer_decay, self.head_lr_factor = layer_decay, head_lr_factor
-        self.split = "test"  # what the test loop's images are: `evaluate.py` runs it on any split
-        self.configured: list[dict[str, Any]] = []  # of each parameter group, but for its parameters and rate
+        self.split = "test"  # of the test loop's images: `evaluate.py` runs it on any split
+        self.configured: list[dict[str, Any]] = []  # options of each parameter group, except its rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
-        self.identity: dict[str, Any] = {}  # what a checkpoint says it is of (`vitlab.jobs.resume`)
-        # asked before each optimizer step, with its gradients' norm (times the scale of a gradient scaler whose
-        # optimizer undoes it itself); may drop the gradients, or raise
+        self.identity: dict[str, Any] = {}  # the run's, for its checkpoints (`vitlab.jobs.fingerprint`)
+        # called before each optimizer step with the norm of its gradients (times the scale of a gradient scaler that
+        # the optimizer undoes); may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
         self.train_loss = FiniteMean()
-        self.scores = nn.ModuleDict({f"{s}_scores": self.make_scores(s) for s in ("train", "val", "test")})
+        self.scores = nn.ModuleDict({f"{s}_scores": self.build_scores(s) for s in ("train", "val", "test")})
         self.train()
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Training mode, in which frozen parts rest; or evaluation mode."""
+        """Set training mode, except for frozen parts, or evaluation mode."""
         super().train(mode)
         if mode:
             freezing.set_frozen_to_eval(self.network)
         return self
 
-    def make_scores(self, split: str) -> MetricCollection:
+    def build_scores(self, split: str) -> MetricCollection:
         """Sums over the images of all ranks: exact, since no image is seen twice (`vitlab.data.sampler`)."""
         metrics: dict[str, Any] = {
             "acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
@@ -102,9 +97,8 @@ class Classifier(LightningModule):
         return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] for normalised images [B, C, H, W]."""
-        logits: Tensor = self.network(images)
-        return logits
+        """Logits [B, classes] of normalized images [B, C, H, W]."""
+        return cast(Tensor, self.network(images))
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of each image [B]. `targets`: class indices [B], or probabilities [B, classes]."""
@@ -118,8 +112,8 @@ class Classifier(LightningModule):
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """A micro-batch's share of the step's mean loss.
 
-        Lightning divides by the number of micro-batches and the ranks' gradients are averaged; the factor undoes
-        both. So the gradient is that of the mean over all `batch.count` images, however they are cut up.
+        Lightning divides by the number of micro-batches, and the ranks' gradients are averaged; `loss_scale` undoes
+        both. So the gradient is that of the mean over all `batch.count` images, in any micro-batches.
         """
         losses = self.losses(self(batch.images), batch.targets)
         self.train_loss.update(losses.detach())
@@ -132,7 +126,7 @@ class Classifier(LightningModule):
         self.evaluation_step(batch, self.split)
 
     def evaluation_step(self, batch: EvalBatch, split: str) -> None:
-        """Adds a batch to the sums of `split`. Logged when the split is through."""
+        """Add a batch to the sums of `split`, which are logged at the end of the loop."""
         logits = self(batch.images).float()
         scores = self.scores[f"{split}_scores"]
         assert isinstance(scores, MetricCollection)
@@ -145,15 +139,15 @@ class Classifier(LightningModule):
                 metric.update((logits.argmax(dim=1) == batch.targets).float())
             else:
                 metric.update(torch.ones_like(batch.targets, dtype=torch.float))
-            shown = split == "val" and name in ("acc", "loss")
-            # to `callback_metrics` and the progress bar; the Monitor sends it on, at the right step
-            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown, logger=False)
+            in_bar = split == "val" and name in ("acc", "loss")
+            # to `callback_metrics` and the progress bar; the Monitor logs it to the loggers, at the right step
+            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=in_bar, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vitlab"] = self.identity
 
     def configure_model(self) -> None:
-        """Shards the network block by block where the strategy is FSDP2 (`trainer=fsdp`); else does nothing."""
+        """Shard the network block by block under FSDP2 (`trainer=fsdp`)."""
         sharded = any(isinstance(p, DTensor) for p in self.network.parameters())
         if sharded or not isinstance(self.trainer.strategy, ModelParallelStrategy):
             return
@@ -168,32 +162,31 @@ class Classifier(LightningModule):
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
+        gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by norm with one pass over the gradients, and keeps the norm for the log.
+        """Clip by norm with one pass over the gradients, and keep the norm for the log.
 
-        Lightning's own clipping refuses fused optimizers under every mixed precision; only with a gradient scaler
-        (16-mixed), where gradients are still scaled here, does it have to: that case is left to it.
+        Lightning's own clipping refuses fused optimizers under every mixed precision, though it has to only with a
+        gradient scaler (16-mixed), whose gradients are still scaled here; it does the clipping in that case.
         """
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        full_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not scaled:
-            self.gradient_norm = whole
+            self.gradient_norm = full_norm
         if self.before_step is not None:
-            self.before_step(self, optimizer, whole)
+            self.before_step(self, optimizer, full_norm)
         if scaled or gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def total_steps(self) -> int:
-        """Optimizer steps of the whole training.
+        """Optimizer steps of the training.
 
-        Lightning's own count makes the loader's iterator, and workers then load from the start of the training, before
-        a checkpoint has told where it stands.
+        Lightning's own count starts the loader's workers from the first image, before a checkpoint is loaded.
         """
         steps_per_epoch = getattr(getattr(self.trainer, "datamodule", None), "steps_per_epoch", None)
         if steps_per_epoch is None:
@@ -203,8 +196,7 @@ class Classifier(LightningModule):
             ends.append(self.trainer.max_epochs * steps_per_epoch)
         return int(min(ends))
 
-    def optimizer(self) -> Optimizer:
-        """An optimizer for what is trained, with each group's own peak rate."""
+    def build_optimizer(self) -> Optimizer:
         assert self.make_optimizer is not None
         return build_optimizer(
             self.make_optimizer, self.network, layer_decay=self.layer_decay, head_lr_factor=self.head_lr_factor
@@ -213,15 +205,17 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.make_optimizer is None or self.make_schedule is None:
             return None
-        optimizer = self.optimizer()
+        optimizer = self.build_optimizer()
         for line in group_table(self.network, optimizer):
             log.info(line)
         schedule = self.make_schedule(optimizer, total_steps=self.total_steps())
-        self.configured = [{k: v for k, v in group.items() if k not in MOVED} for group in optimizer.param_groups]
+        self.configured = [
+            {k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups
+        ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Puts what the configuration says of rates and decay before what a checkpoint has brought of them."""
+        """Let the configuration's rates and decay replace those of a checkpoint."""
         for optimizer, configuration in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
             for group, configured in zip(optimizer.param_groups, self.configured, strict=True):
                 group.update(configured)
@@ -233,11 +227,9 @@ class Classifier(LightningModule):
 
 
 class FiniteMean(Metric):
-    """The mean of all finite values, over all ranks. Unlike torchmetrics' own, it never asks the device whether there
-    are others: that would be a wait in each step.
-    """
+    """The mean of all finite values, over all ranks. Unlike torchmetrics' own, it never waits for the device."""
 
-    mean_value: Tensor  # the sum so far, by the name that it has in checkpoints
+    mean_value: Tensor  # the sum so far; checkpoints have this name
     weight: Tensor
 
     def __init__(self) -> None:
@@ -255,5 +247,11 @@ class FiniteMean(Metric):
 
 
 def loss_scale(batch: TrainBatch, ranks: int, accumulated: int) -> float:
-    """What a micro-batch's sum of losses is multiplied by, before Lightning divides by `accumulated`."""
+    """The factor of a micro-batch's sum of losses, before Lightning divides by `accumulated`."""
     return ranks * accumulated / batch.count
+
+
+def logged_scores(trainer: Trainer, split: str) -> dict[str, float]:
+    """Scores of the last evaluation loop on a split, by their logged names; counts are integers."""
+    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{split}/")}
+    return {k: int(v) if k.endswith(("/correct", "/count")) else v for k, v in scores.items()}

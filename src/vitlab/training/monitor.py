@@ -1,9 +1,10 @@
-"""What is watched while a run trains: progress, speed, gradients."""
+"""The log of a training: rows of numbers, a line of text for each epoch, the progress bar. Epochs count from 1."""
 
 import logging
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -12,51 +13,39 @@ from torchmetrics import Metric
 from vitlab.data.dataset import TrainBatch
 from vitlab.runs import wandb
 from vitlab.runs.metrics_file import MetricsFile
-from vitlab.training.checkpoints import all_gather_object
-from vitlab.training.classifier import Classifier
+from vitlab.training.checkpoints import all_gather_object, is_fitting
+from vitlab.training.classifier import Classifier, logged_scores
 from vitlab.training.optimizer import logged_rates
 from vitlab.training.throughput import WAIT, ThroughputMeter
 
 log = logging.getLogger(__name__)
 
 
-def logged_scores(trainer: Trainer, split: str) -> dict[str, float]:
-    """What the last evaluation loop measured on a split: numbers by their logged names, counts as integers."""
-    measured = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"{split}/")}
-    return {k: int(v) if k.endswith(("/correct", "/count")) else v for k, v in measured.items()}
+class ProgressBar(RichProgressBar):
+    """Lightning's bar with epochs that count from 1, as everywhere else."""
 
-
-def is_fitting(trainer: Trainer) -> bool:
-    """Whether a validation is part of the training, and not the check before it."""
-    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-
-
-def restore_metric(metric: Metric, state: dict[str, Any]) -> None:
-    """Gives a metric the sums that it had when a checkpoint was made."""
-    for name, value in state.items():
-        getattr(metric, name).copy_(value)
-    metric._update_count = 1  # or it would warn that nothing was added to it
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = f"/{self.trainer.max_epochs}" if (self.trainer.max_epochs or -1) > 0 else ""
+        return f"Epoch {current_epoch + 1}{epochs}".ljust(len(self.validation_description))
 
 
 class Monitor(Callback):
-    """Logs a row every `trainer.log_every_n_steps` steps and at an epoch's end; tells a line of text each epoch.
+    """Logs a row every `trainer.log_every_n_steps` steps and at an epoch's end, and a line of text each epoch.
 
-    The row: mean loss over the images since the last row (of all ranks), the step's learning rates
-    (`vitlab.training.optimizer.logged_rates`), norm of the gradient before clipping, images seen, speed, MFU and data wait
-    (`vitlab.training.throughput`). Between rows nothing here waits for the device; `vitlab.training.nonfinite` does, once a step. No row
-    spans two epochs. A checkpoint holds the sums of the row that is open, of each rank, and how many rows were written:
-    a run that goes on writes on from there what an uninterrupted one does.
+    The row: the epoch, from 1; mean loss over the images since the last row (of all ranks), the step's learning rates
+    (`vitlab.training.optimizer.logged_rates`), gradient norm before clipping, images seen, speed, MFU and data wait
+    (`vitlab.training.throughput`). Nothing here waits for the device between rows (`vitlab.training.nonfinite` does,
+    once a step). No row spans two epochs. A checkpoint holds the open row's sums of each rank, and the number of rows
+    written, so a resumed run writes the rows of an uninterrupted one.
     """
 
     def __init__(self) -> None:
         self.images = 0  # seen by the optimizer, over all ranks
         self.meter = ThroughputMeter()
-        self._window_images = 0
-        self._untimed = 0  # images of the window that a former process trained on
-        self._last_loss = float("nan")
-        self._done = 0
+        self._window_images, self._untimed = 0, 0  # since the last row; those of them before the run was resumed
+        self._last_loss, self._done = float("nan"), 0
         self._rates: dict[str, float] = {}
-        self._step, self._rows = 0, 0  # of metrics.csv: what the checkpoint knew
+        self._step, self._rows = 0, 0  # of metrics.csv, when the checkpoint was saved
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Classifier)
@@ -76,7 +65,7 @@ class Monitor(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Classifier)
         if trainer.state.fn != TrainerFn.FITTING:
-            return  # the best checkpoint, to be tested, knows less than the end of training
+            return  # the best checkpoint is tested: its state is older
         state = checkpoint["monitor"]
         self.images, self._window_images = state["images"], state["window_images"]
         self._untimed = self._window_images
@@ -94,40 +83,37 @@ class Monitor(Callback):
             self.meter.prepare(trainer, pl_module.network)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # here and not at the training's start, which a run that was killed after its last step doesn't have
+        # not in on_train_start, which a run that was killed after its last step doesn't reach
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.rewind(self._step, self._rows)
                 wandb.resend_rows(logger.rows, trainer.loggers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set in its constructor
         self._done = trainer.global_step
-        self.meter.listen(trainer)
-        self.meter.begin(trainer)
+        self.meter.attach(trainer)
+        self.meter.open_row(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.meter.release()
+        self.meter.detach()
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: TrainBatch, batch_idx: int
-    ) -> None:
-        self.meter.arrived()
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.meter.waiting.stop()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_fitting(trainer) and self._window_images:
-            self._log(trainer, pl_module)
+            self._log_training(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_fitting(trainer):
-            row = {**logged_scores(trainer, "val"), "epoch": trainer.current_epoch, "images": self.images}
-            self._send(trainer, row)
-            self._tell(trainer)
-            self.meter.begin(trainer)
+            row = {**logged_scores(trainer, "val"), "epoch": trainer.current_epoch + 1, "images": self.images}
+            self._log_row(trainer, row)
+            self._log_epoch(trainer)
+            self.meter.open_row(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
-        self._send(trainer, logged_scores(trainer, pl_module.split))  # of the best checkpoint, which saw fewer images
+        self._log_row(trainer, logged_scores(trainer, pl_module.split))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._rates = {f"lr/{name}": rate for name, rate in logged_rates(optimizer).items()}
@@ -140,35 +126,42 @@ class Monitor(Callback):
         self._done = trainer.global_step
         self.images += batch.count
         self._window_images += batch.count
-        if trainer.global_step % self.every == 0:
-            self._log(trainer, pl_module)
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_training(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._window_images:
-            self._log(trainer, pl_module)
+            self._log_training(trainer, pl_module)
 
-    def _log(self, trainer: Trainer, module: LightningModule) -> None:
+    def _log_training(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, Classifier)
         loss = module.train_loss.compute()  # every rank: this sums over them
         module.train_loss.reset()
-        row = {"train/loss": float(loss), "epoch": trainer.current_epoch, "images": self.images}
+        row = {"train/loss": float(loss), "epoch": trainer.current_epoch + 1, "images": self.images}
         self._last_loss = row["train/loss"]
         if module.gradient_norm is not None:
             row["train/gradient_norm"] = float(module.gradient_norm)
         row |= self._rates
-        row |= self.meter.close(trainer, module, self._window_images - self._untimed)
+        row |= self.meter.close_row(trainer, module, self._window_images - self._untimed)
         self._window_images, self._untimed = 0, 0
         trainer.progress_bar_metrics.update({name: row[name] for name in ("train/loss", WAIT) if name in row})
-        self._send(trainer, row)
+        self._log_row(trainer, row)
 
-    def _send(self, trainer: Trainer, row: dict[str, float]) -> None:
+    def _log_row(self, trainer: Trainer, row: dict[str, float]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(row, step=trainer.global_step)
 
-    def _tell(self, trainer: Trainer) -> None:
+    def _log_epoch(self, trainer: Trainer) -> None:
         epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k in ("val/loss", "val/acc")}
         parts = [f"epoch {trainer.current_epoch + 1}{epochs}", f"step {trainer.global_step}"]
         parts += [f"train/loss {self._last_loss:.4f}", *(f"{k} {v:.4f}" for k, v in sorted(scores.items()))]
-        parts += self.meter.told()
+        parts += self.meter.summary()
         log.info("   ".join(parts))
+
+
+def restore_metric(metric: Metric, state: dict[str, Any]) -> None:
+    """Give a metric the sums that a checkpoint holds."""
+    for name, value in state.items():
+        getattr(metric, name).copy_(value)
+    metric._update_count = 1  # or it would warn that nothing was added to it

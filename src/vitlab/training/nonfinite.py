@@ -1,18 +1,17 @@
-"""A loss or gradient that isn't finite: the step is not taken, and kept for `src/replay.py`.
+"""Stop or skip a step whose loss or gradient isn't finite, and capture it for `src/replay.py`.
 
 captures/step-000012/    the step that would have been the twelfth
-  info.json              losses, gradient norm, learning rates, precision, versions: to be read first
+  info.json              epoch and step (from 1), losses, gradient norm, learning rates, precision, versions
   config.yaml            the run's
-  weights.pt             the network's state before the step, whole also where it was sharded
-  rank0/parts.pt         what the process was given: images as the network saw them, targets, and the random state
-                         before each forward pass; rank1/ ... where there are several processes
+  weights.pt             the network's unsharded state before the step
+  rank0/parts.pt         the micro-batches of a process: images as the network saw them, targets, and the random state
+                         before each forward pass; rank1/ ... of further processes
 """
 
 import importlib.metadata
 import json
 import logging
 import math
-import random
 import re
 import shlex
 import shutil
@@ -20,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -34,16 +32,16 @@ from vitlab.data.dataset import TrainBatch
 from vitlab.runs.folder import CONFIG
 from vitlab.training.classifier import Classifier
 from vitlab.training.optimizer import logged_rates
+from vitlab.training.random_state import random_state
 
 INFO, WEIGHTS, PARTS = "info.json", "weights.pt", "parts.pt"
-
-WRITING_ERRORS = (OSError, RuntimeError)  # the latter is torch.save's, on a full disk
+WRITE_ERRORS = (OSError, RuntimeError)  # RuntimeError is torch.save's on a full disk
 
 log = logging.getLogger(__name__)
 
 
 class NonFiniteError(FloatingPointError):
-    """A step's loss or gradient is infinite or not a number, and no more such steps are to be skipped."""
+    """A step's loss or gradient is infinite or not a number, and no more such steps may be skipped."""
 
 
 class MicroBatch(NamedTuple):
@@ -55,20 +53,19 @@ class MicroBatch(NamedTuple):
 
 
 class NonFinite(Callback):
-    """Looks at each step's losses and gradient norm before the optimizer moves anything.
+    """Checks each step's losses and gradient norm before the optimizer's update.
 
     Args:
-        on_nonfinite: `stop` ends the run with a `NonFiniteError`; `skip` leaves the step out: weights, moments and
-            decay stay as they are, the step counts, and `train/skipped_steps` is logged.
+        on_nonfinite: `stop` ends the run with a `NonFiniteError`; `skip` skips the step: weights, moments and decay
+            don't change, the step counts, and `train/skipped_steps` is logged.
         max_skipped_steps: Steps of a run that may be skipped; the next one ends it.
-        max_captures: Skipped steps that leave a capture; the one that ends the run always does.
-        dirpath: Where captures go.
+        max_captures: Skipped steps that are captured; the one that ends the run always is.
+        dirpath: The folder of the captures.
 
-    The answer is the same on all ranks. It costs one wait for the device a step, the only one that a step has, and one
-    tiny sum over the ranks.
+    All ranks decide alike. It costs one wait for the device a step, its only one, and one tiny sum over the ranks.
 
-    With a gradient scaler (16-mixed) gradients that aren't finite are its own business: it skips them and halves its
-    scale. Here they count only once the scale is below 1, when scaling isn't to blame any more; losses always do.
+    A gradient scaler (16-mixed) skips gradients that aren't finite itself, and halves its scale. They count here only
+    once the scale is below 1, when scaling is no longer the cause; losses always count.
     """
 
     @check_bounds
@@ -83,44 +80,40 @@ class NonFinite(Callback):
         self.folder, self.on_nonfinite = Path(dirpath), on_nonfinite
         self.max_skipped_steps, self.max_captures = max_skipped_steps, max_captures
         self.skipped = 0
-        self._told = 0
-        self._given: list[tuple[TrainBatch, dict[str, Any]]] = []  # of the step that is being made: references
+        self._logged = 0
+        self._given: list[tuple[TrainBatch, dict[str, Any]]] = []  # of the current step: references
         self._losses: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.skipped = self._told = state_dict["skipped"]
+        self.skipped = self._logged = state_dict["skipped"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         pl_module.before_step = self.before_step
-        self._forget()
+        self._given, self._losses = [], []
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Classifier)
         pl_module.before_step = None
-        self._forget()
+        self._given, self._losses = [], []
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: TrainBatch, batch_idx: int
-    ) -> None:
-        self._given.append((batch, forward_random_state(trainer.strategy.root_device)))
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: TrainBatch, *_: Any) -> None:
+        self._given.append((batch, random_state(trainer.strategy.root_device)))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._losses.append(loss.detach())
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
-    ) -> None:
-        if self.skipped > self._told:
-            self._told = self.skipped
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.skipped > self._logged:
+            self._logged = self.skipped
             for logger in trainer.loggers:
                 logger.log_metrics({"train/skipped_steps": self.skipped}, step=trainer.global_step)
 
     def before_step(self, module: Classifier, optimizer: Optimizer, norm: Tensor) -> None:
-        """Asked with all of a step's gradients complete. Drops them to skip the step; raises to stop the run."""
+        """Called with all of a step's gradients. Drops them to skip the step; raises to stop the run."""
         trainer, losses = module.trainer, torch.stack([loss.float() for loss in self._losses])
         given, self._given, self._losses = self._given, [], []
         flags = torch.stack([~losses.isfinite().all(), ~norm.isfinite()]).float()
@@ -137,25 +130,29 @@ class NonFinite(Callback):
         info = capture_info(module, optimizer, parts, norm=norm, scale=scale)
         where = ""
         if stops or self.skipped < self.max_captures:
-            where = self._captured(module, parts, info)
+            where = self._capture(module, parts, info)
         rates = ", ".join(f"{value:.3g}" for value in dict.fromkeys(info["learning_rates"].values()))
-        what = f"step {info['step']} (epoch {info['epoch'] + 1}): loss {step_loss(info['losses'])}, "
+        what = f"step {info['step']} (epoch {info['epoch']}): loss {step_loss(info['losses'])}, "
         what += f"gradient norm {info['gradient_norm']}, learning rate {rates}"
         if stops:
             trainer.strategy.barrier("capture")  # none may end the job while another still writes
-            past = f"; {self.skipped} steps were skipped before, callbacks.nonfinite.max_skipped_steps={self.max_skipped_steps}"
-            remedy = "; callbacks.nonfinite.on_nonfinite=skip would leave such steps out"
-            raise NonFiniteError(what + (remedy if self.on_nonfinite == "stop" else past) + where)
+            remedy = "callbacks.nonfinite.on_nonfinite=skip would skip such steps"
+            if self.on_nonfinite == "skip":
+                limit = f"callbacks.nonfinite.max_skipped_steps={self.max_skipped_steps}"
+                remedy = f"{self.skipped} steps were skipped before, {limit}"
+            raise NonFiniteError(f"{what}; {remedy}{where}")
         self.skipped += 1
         log.warning("%s; skipped, %d of at most %d%s", what, self.skipped, self.max_skipped_steps, where)
-        zero_gradients(module, handled_by_scaler=scaler is not None and unscales_gradients(optimizer))
+        # a fused optimizer undoes the scale itself
+        fused = scaler is not None and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        zero_gradients(module, handled_by_scaler=fused)
 
-    def _captured(self, module: Classifier, parts: list[MicroBatch], info: Node) -> str:
-        """Writes a capture, and says where it lies; a failure to write is told in its place, not raised."""
+    def _capture(self, module: Classifier, parts: list[MicroBatch], info: Node) -> str:
+        """Write a capture and return a sentence with its path, or with the reason why it can't be written."""
         folder = self.folder / f"step-{info['step']:06}"
         try:
             write_capture(folder, module, parts, info)
-        except WRITING_ERRORS as error:
+        except WRITE_ERRORS as error:
             return f". It could not be captured in {folder}: {error}"
         wrong = [rank for rank, losses in enumerate(info["losses"]) if not is_finite(losses)]
         rank = f" rank={wrong[0]}" if wrong and wrong[0] else ""
@@ -163,20 +160,12 @@ class NonFinite(Callback):
         value = str(path) if re.fullmatch(r"[\w/.-]+", str(path)) else overrides.hydra_quote(path)
         return f". Captured; see why: {paths.COMMAND.format('replay')} {shlex.quote(f'capture={value}')}{rank}"
 
-    def _forget(self) -> None:
-        self._given, self._losses = [], []
-
-
-def unscales_gradients(optimizer: Optimizer) -> bool:
-    """Whether the optimizer undoes a gradient scaler's scale itself (fused ones do)."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-
 
 def zero_gradients(module: Classifier, *, handled_by_scaler: bool) -> None:
-    """Makes the optimizer's step one that changes nothing.
+    """Make the optimizer's next step change nothing.
 
-    Parameters without a gradient are left alone by every optimizer, their moments and decay too. Only a fused one
-    under a gradient scaler must find gradients; the scaler leaves out the step when it sees what they are.
+    Every optimizer skips parameters without a gradient, with their moments and decay. Only a fused one under a gradient
+    scaler needs gradients; the scaler skips its step if they aren't finite.
     """
     for parameter in module.parameters():
         if not handled_by_scaler:
@@ -185,35 +174,10 @@ def zero_gradients(module: Classifier, *, handled_by_scaler: bool) -> None:
             parameter.grad.fill_(math.nan)
 
 
-# ---------------------------------------------------------------------------------------------------- random state
-
-
-def forward_random_state(device: torch.device) -> dict[str, Any]:
-    """All that a forward pass may draw from. Nothing waits for the device."""
-    states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}  # noqa: NPY002
-    if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state()
-    return states
-
-
-def restore_forward_random_state(states: dict[str, Any], device: torch.device) -> None:
-    """Puts back what `random_state` took, or what was read of it; another kind of device keeps its own."""
-    torch.set_rng_state(states["torch"])
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-    if device.type in states:
-        torch.get_device_module(device).set_rng_state(states[device.type])
-
-
-# --------------------------------------------------------------------------------------------------------- capture
-
-
 def capture_info(
     module: Classifier, optimizer: Optimizer, parts: Sequence[MicroBatch], *, norm: Tensor, scale: float
 ) -> Node:
-    """What `info.json` holds. Every rank must come here: the losses of all are gathered."""
+    """The content of `info.json`. Every rank calls it: the losses of all are gathered."""
     trainer = module.trainer
     mine = torch.stack([part.loss for part in parts])
     every = module.all_gather(mine) if trainer.world_size > 1 else mine[None]
@@ -221,7 +185,7 @@ def capture_info(
     batch = parts[0].batch
     return {
         "step": trainer.global_step + 1,
-        "epoch": batch.epoch,
+        "epoch": batch.epoch + 1,
         "losses": [[json_number(loss) for loss in of_rank] for of_rank in every.tolist()],  # [rank][micro-batch]
         "gradient_norm": json_number(norm.item()),
         "learning_rates": {name: float(rate) for name, rate in logged_rates(optimizer).items()},
@@ -238,7 +202,7 @@ def capture_info(
 
 
 def write_capture(folder: Path, module: Classifier, parts: Sequence[MicroBatch], info: Node) -> None:
-    """Writes a step's capture, every rank its part; the folder bears its name only once it is complete."""
+    """Write a step's capture, every rank its part; the folder gets its name once it is complete."""
     trainer, unfinished = module.trainer, folder.with_name(f".{folder.name}")
     if trainer.is_global_zero:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -247,9 +211,14 @@ def write_capture(folder: Path, module: Classifier, parts: Sequence[MicroBatch],
     failure: Exception | None = None
     try:
         mine.mkdir(parents=True)
-        torch.save([part_to_cpu(part) for part in parts], mine / PARTS)
-    except WRITING_ERRORS as error:
-        failure = error  # told below: the other ranks wait for this one
+        content = [  # plain data, which loads with `weights_only=True` on any device
+            {"batch": {k: v.cpu() if isinstance(v, Tensor) else v for k, v in part.batch._asdict().items()}}
+            | {"random": part.random, "loss": part.loss.cpu()}
+            for part in parts
+        ]
+        torch.save(content, mine / PARTS)
+    except WRITE_ERRORS as error:
+        failure = error  # raised below: the other ranks wait for this one
     weights = {k: full_tensor(v) for k, v in module.network.state_dict().items()}
     try:
         if trainer.is_global_zero and failure is None:
@@ -257,27 +226,19 @@ def write_capture(folder: Path, module: Classifier, parts: Sequence[MicroBatch],
             if (config := Path(trainer.default_root_dir) / CONFIG).is_file():
                 shutil.copyfile(config, unfinished / CONFIG)
             (unfinished / INFO).write_text(json.dumps(info, indent=2))
-    except WRITING_ERRORS as error:
+    except WRITE_ERRORS as error:
         failure = error
     trainer.strategy.barrier("written")
     if failure is not None:
         raise failure
     if trainer.is_global_zero:
-        shutil.rmtree(folder, ignore_errors=True)  # of the same step, before the run was taken up again
+        shutil.rmtree(folder, ignore_errors=True)  # of the same step, before the run was resumed
         unfinished.rename(folder)
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A state's tensor on the CPU; collected from all ranks where it is sharded, so all must come here."""
+    """A state's tensor on the CPU, collected from all ranks if it is sharded: every rank calls it."""
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
-
-
-def part_to_cpu(part: MicroBatch) -> Node:
-    """A part as plain data on the CPU: it loads with `weights_only=True`, where the device is another one too."""
-    kind, keys, *rest = part.random["numpy"]
-    states = part.random | {"numpy": [kind, keys.tolist(), *rest]}
-    batch = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in part.batch._asdict().items()}
-    return {"batch": batch, "random": states, "loss": part.loss.cpu()}
 
 
 def read_info(folder: Path) -> Node:
@@ -289,8 +250,8 @@ def read_info(folder: Path) -> Node:
 
 def read_parts(folder: Path, rank: int) -> list[MicroBatch]:
     """A rank's micro-batches, on the CPU."""
-    found = torch.load(folder / f"rank{rank}" / PARTS, map_location="cpu", weights_only=True)
-    return [MicroBatch(TrainBatch(**part["batch"]), part["random"], part["loss"]) for part in found]
+    parts = torch.load(folder / f"rank{rank}" / PARTS, map_location="cpu", weights_only=True)
+    return [MicroBatch(TrainBatch(**part["batch"]), part["random"], part["loss"]) for part in parts]
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -300,7 +261,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def json_number(value: float) -> float | str:
-    """A number as JSON can hold it: `nan` and `inf` as words."""
+    """A number for JSON, with `nan` and `inf` as strings."""
     return value if math.isfinite(value) else str(value)
 
 

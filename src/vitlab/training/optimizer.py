@@ -21,16 +21,15 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups named `decay` (matrices and convolution kernels) and `no_decay` (all else, weight decay 0).
 
-    No decay on vectors (biases, norms, LayerScale), nor on what the network's own `no_weight_decay()` names
-    (timm's protocol: tokens and position embeddings). Frozen parameters are left out. The `decay` group takes the
-    optimizer's own `weight_decay`.
+    Vectors (biases, norms, LayerScale) and what the network's own `no_weight_decay()` names (timm's protocol: tokens
+    and position embeddings) have no decay. Frozen parameters are left out. The `decay` group has the optimizer's
+    `weight_decay`.
 
-    `hidden_apart`: for Muon, which is meant for the matrices between the first and the last layer; what is not in
-    a block gets `use_fallback` (timm's word for "AdamW for these"), its matrices as a third group `decay_ends`.
+    `hidden_apart`: for Muon, which updates the matrices between the first and the last layer; parameters outside the
+    blocks get `use_fallback` (timm's name for AdamW), their matrices as a third group `decay_ends`.
 
-    `layer_decay` below 1 and a `head_lr_factor` other than 1 make groups of their own for each layer (`layer3_decay`)
-    and for the head (`head_decay`). Their `lr_factor` is what the optimizer's rate is to be multiplied by, which
-    `make_optimizer` does.
+    With `layer_decay` below 1 each layer has its own groups (`layer3_decay`), with that or a `head_lr_factor` other
+    than 1 the head too (`head_decay`). `build_optimizer` multiplies their rate by their `lr_factor`.
     """
     rule: Any = getattr(network, "no_weight_decay", set)
     exempt: set[str] = rule()
@@ -59,16 +58,16 @@ def parameter_groups(
 def layer_indices(network: nn.Module) -> dict[str, int]:
     """Each parameter's layer: 0 for the embeddings, 1 .. depth for the blocks, depth + 1 for the head.
 
-    The network says it itself, by timm's protocol `group_matcher`. A ViT's last norm counts to its last block there,
-    `fc_norm` to the head. Raises `ValueError` for a network without it.
+    From timm's protocol `group_matcher`: a ViT's last norm counts to its last block, `fc_norm` to the head. Raises
+    `ValueError` for a network without it.
     """
     from timm.models import group_parameters
 
     matcher = getattr(network, "group_matcher", None)
     if matcher is None:
         raise ValueError(
-            f"classifier.layer_decay: {type(network).__name__} doesn't say what its layers are (by a method "
-            "group_matcher, as timm's models do); set it to 1.0"
+            f"classifier.layer_decay: {type(network).__name__} doesn't name its layers (by a method group_matcher, as "
+            "timm's models do); set it to 1.0"
         )
     return dict(group_parameters(network, matcher(coarse=False), reverse=True))
 
@@ -76,7 +75,7 @@ def layer_indices(network: nn.Module) -> dict[str, int]:
 def build_optimizer(
     make: OptimizerFactory, network: nn.Module, *, layer_decay: float = 1.0, head_lr_factor: float = 1.0
 ) -> Optimizer:
-    """An optimizer whose groups hold rates of their own, as numbers: what a schedule then multiplies."""
+    """An optimizer whose groups hold their own peak rates, which a schedule then multiplies."""
     kind = getattr(make, "func", make)
     groups = parameter_groups(
         network,
@@ -91,8 +90,8 @@ def build_optimizer(
 
 
 def logged_rates(optimizer: Optimizer) -> dict[str, float]:
-    """The rates that are logged: of each group, or, where each layer has its own, of the first and the last that is
-    trained. The others lie between these, in proportions that stay.
+    """Rates of each group, or with layer decay of the first and the last trained layer: the others are in between,
+    in constant proportions.
     """
     groups = optimizer.param_groups
     first, last = groups[0]["part"], groups[-1]["part"]
@@ -102,13 +101,14 @@ def logged_rates(optimizer: Optimizer) -> dict[str, float]:
 
 
 def group_table(network: nn.Module, optimizer: Optimizer) -> list[str]:
-    """Aligned lines: each group's name, parameters, their number, peak rate and weight decay; what is frozen last."""
+    """Aligned lines: each group's name, size, peak rate, weight decay and parameters; the frozen ones last."""
     named = {id(parameter): (name, parameter.numel()) for name, parameter in network.named_parameters()}
     sizes = dict(named.values())
 
     def row(group: str, lr: str, decay: str, parameters: Iterable[nn.Parameter]) -> tuple[str, ...]:
-        held = [named[id(parameter)] for parameter in parameters]
-        return group, f"{sum(size for _, size in held):,}", lr, decay, abbreviate_names([n for n, _ in held], sizes)
+        members = [named[id(parameter)] for parameter in parameters]
+        names = abbreviate_names([name for name, _ in members], sizes)
+        return group, f"{sum(size for _, size in members):,}", lr, decay, names
 
     rows: list[tuple[str, ...]] = [("group", "numbers", "lr", "decay", "parameters")]
     for group in optimizer.param_groups:
@@ -123,15 +123,15 @@ def group_table(network: nn.Module, optimizer: Optimizer) -> list[str]:
 
 
 def abbreviate_names(names: list[str], among: Iterable[str], width: int = 60) -> str:
-    """Names of parameters, shortened: a module that is there with all it has by its name alone, and what differs in a
-    number written once, as in `blocks.{0..11}.norm1`.
+    """Names of parameters, shortened: a complete module by its name, names that differ in a number once, as in
+    `blocks.{0..11}.norm1`.
     """
-    whole, held = (Counter(prefix for name in some for prefix in name_prefixes(name)) for some in (among, names))
+    total, listed = (Counter(prefix for name in some for prefix in name_prefixes(name)) for some in (among, names))
     numbers: dict[str, list[str]] = {}
-    for name in dict.fromkeys(next(p for p in name_prefixes(name) if held[p] == whole[p]) for name in names):
-        found = re.search(r"(?<=\.)\d+", name)
-        pattern = f"{name[: found.start()]}*{name[found.end() :]}" if found else name
-        numbers.setdefault(pattern, []).extend([found.group()] if found else [])
+    for name in dict.fromkeys(next(p for p in name_prefixes(name) if listed[p] == total[p]) for name in names):
+        number = re.search(r"(?<=\.)\d+", name)
+        pattern = f"{name[: number.start()]}*{name[number.end() :]}" if number else name
+        numbers.setdefault(pattern, []).extend([number.group()] if number else [])
     shown = []
     for pattern, span in numbers.items():
         several = "".join(span)

@@ -1,9 +1,8 @@
-"""When a device's memory is not enough: which part of a batch would fit.
+"""Explain an out-of-memory error: the largest micro-batch that fits.
 
-`batch_size` is global, and the gradient of a step doesn't depend on how its images are cut into parts
-(`vitlab.data.sampler`, `Classifier.training_step`). So `trainer.accumulate_grad_batches` trades memory for time. Only
-what is drawn at random is drawn by part: augmentation, dropout and Mixup's partners are others, from the same
-distributions.
+`batch_size` is global, and the gradient of a step doesn't depend on how its images are divided into micro-batches
+(`vitlab.data.sampler`, `Classifier.training_step`). So `trainer.accumulate_grad_batches` trades memory for time. Random
+draws (augmentation, dropout, Mixup's partners) are made per micro-batch: other values, from the same distributions.
 """
 
 import gc
@@ -22,9 +21,9 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
 from vitlab.training.classifier import Classifier
 
-# What libraries say that have no exception of their own for it.
-WORDS = (
-    *("DefaultCPUAllocator: can't allocate memory", "not enough memory", "std::bad_alloc"),
+# Messages of libraries without an exception of their own for it.
+HOST_WORDS = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "std::bad_alloc")
+DEVICE_WORDS = (
     *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
     *("HIP out of memory", "MPS backend out of memory"),
 )
@@ -33,40 +32,35 @@ log = logging.getLogger(__name__)
 
 
 class OutOfMemory(RuntimeError):
-    """Memory was not enough; the message says what would fit."""
+    """Memory is used up; the message names what would fit."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of a device or the machine, is used up."""
+    """Whether an error means that memory, of a device or the machine, is used up."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in HOST_WORDS + DEVICE_WORDS)
 
 
 @contextmanager
 def explain_out_of_memory(
     trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int
 ) -> Iterator[None]:
-    """Around a training: raises `OutOfMemory`, which says what fits, in place of an error that says memory is used up.
+    """Raise `OutOfMemory`, which names what fits, for an out-of-memory error of the training in the block.
 
-    The training is over then: finding out takes the module apart.
+    The module can't be trained afterwards: the search for what fits takes it apart.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        device = trainer.strategy.root_device
-        in_evaluation = any(
-            frame.filename.endswith("evaluation_loop.py") for frame in traceback.extract_tb(error.__traceback__)
-        )
+        frames = traceback.extract_tb(error.__traceback__)
+        in_evaluation = any(frame.filename.endswith("evaluation_loop.py") for frame in frames)
         release_memory(error)
-        accumulate = trainer.accumulate_grad_batches
-        part = math.ceil(batch_size / (trainer.world_size * accumulate))
-        if device.type != "cpu" and not is_device_memory(error):
+        if trainer.strategy.root_device.type != "cpu" and not is_device_memory(error):
             reason = (
-                "the machine's memory, not the device's, is used up; "
-                "lower data.num_workers, or start fewer runs beside each other"
+                "the machine's memory, not the device's, is used up; lower data.num_workers, or run fewer jobs on it"
             )
         elif in_evaluation:
             each = math.ceil(datamodule.eval_batch_size / trainer.world_size)
@@ -75,32 +69,36 @@ def explain_out_of_memory(
                 f"set data.eval_batch_size={max(1, each // 2) * trainer.world_size}, or less"
             )
         else:
-            fitting = fitting_accumulation(trainer, module, datamodule, batch_size=batch_size)
-            at_once = f"{part} images on each device at once are too many"
-            if fitting is None:
-                reason = f"{at_once}; raise trainer.accumulate_grad_batches above {accumulate}, or lower batch_size"
-            elif fitting == 0:
-                reason = (
-                    f"not even one image on {device} at once fits; take a smaller model or image_size, "
-                    "trainer.precision=bf16-mixed, or trainer=fsdp on more devices"
-                )
-            else:
-                fits = math.ceil(batch_size / (trainer.world_size * fitting))
-                reason = (
-                    f"{at_once}; {fits} fit: add trainer.accumulate_grad_batches={fitting} (same batch_size="
-                    f"{batch_size}, same training), or lower batch_size to {fits * trainer.world_size * accumulate}"
-                )
+            reason = explain_training(trainer, module, datamodule, batch_size=batch_size)
         raise OutOfMemory(f"out of memory: {reason}") from error
 
 
+def explain_training(trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int) -> str:
+    """Why a step's micro-batch is too large, and which one fits."""
+    accumulate, ranks = trainer.accumulate_grad_batches, trainer.world_size
+    fitting = fitting_accumulation(trainer, module, datamodule, batch_size=batch_size)
+    at_once = f"{math.ceil(batch_size / (ranks * accumulate))} images on each device at once are too many"
+    if fitting is None:
+        return f"{at_once}; raise trainer.accumulate_grad_batches above {accumulate}, or lower batch_size"
+    if fitting == 0:
+        return (
+            f"not even one image on {trainer.strategy.root_device} at once fits; take a smaller model or image_size, "
+            "trainer.precision=bf16-mixed, or trainer=fsdp on more devices"
+        )
+    fits = math.ceil(batch_size / (ranks * fitting))
+    return (
+        f"{at_once}; {fits} fit: add trainer.accumulate_grad_batches={fitting} (same batch_size={batch_size}, same "
+        f"training), or lower batch_size to {fits * ranks * accumulate}"
+    )
+
+
 def is_device_memory(error: BaseException) -> bool:
-    """Whether an error that says memory is used up means an accelerator's."""
-    host = isinstance(error, MemoryError) or any(words in str(error) for words in WORDS[:3])
-    return not host
+    """Whether an out-of-memory error is about an accelerator's memory."""
+    return not isinstance(error, MemoryError) and not any(words in str(error) for words in HOST_WORDS)
 
 
 def release_memory(error: BaseException | None) -> None:
-    """Lets go of what the frames of an error, and of those it came from, still hold: the graph and its tensors."""
+    """Release the graph and tensors that the frames of an error, and of its causes, hold."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -110,20 +108,20 @@ def release_memory(error: BaseException | None) -> None:
 
 
 def accumulation_candidates(batch_size: int, world_size: int, accumulate: int) -> list[int]:
-    """Numbers of accumulated parts to try after `accumulate`: doubled, until a part is a single image."""
+    """Numbers of micro-batches to try after `accumulate`: doubled, until a micro-batch is a single image."""
     most = batch_size // world_size
-    found = []
+    candidates = []
     while (accumulate := accumulate * 2) < most:
-        found.append(accumulate)
-    return [*found, most] if most > accumulate // 2 else found
+        candidates.append(accumulate)
+    return [*candidates, most] if most > accumulate // 2 else candidates
 
 
 def fitting_accumulation(
     trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int
 ) -> int | None:
-    """The first number of accumulated parts that fits: 0 where none does, None where it can't be tried out.
+    """The first number of micro-batches that fits: 0 if none does, None if it can't be tried.
 
-    A part is tried out as training does it, on the bare network: no other process takes part.
+    A try trains as `fit` does, on the bare network, without other processes.
     """
     if module.make_optimizer is None or any(isinstance(p, DTensor) for p in module.parameters()):
         return None  # a sharded network can't be run by one process
@@ -136,7 +134,7 @@ def fitting_accumulation(
             return accumulate
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
-                log.warning("which part of a batch would fit can't be told: %s", error)
+                log.warning("the micro-batch that fits can't be found: %s", error)
                 return None
             release_memory(error)
         finally:
@@ -146,27 +144,26 @@ def fitting_accumulation(
 
 
 def detach_hooks(module: nn.Module) -> None:
-    """New parameters on the same storage: DDP's hooks, which talk to other processes, stay with the old ones."""
-    made: dict[int, nn.Parameter] = {}
+    """Replace parameters by new ones on the same storage, without DDP's hooks, which wait for other processes."""
+    new: dict[int, nn.Parameter] = {}
     for inner in module.modules():
-        vars(inner).pop("_compiled_call_impl", None)  # eager takes no less memory, and nothing has to be compiled
+        vars(inner).pop("_compiled_call_impl", None)  # eager needs as much memory or more
         for name, old in list(inner.named_parameters(recurse=False)):
-            made.setdefault(id(old), nn.Parameter(old.detach(), requires_grad=old.requires_grad))
+            new.setdefault(id(old), nn.Parameter(old.detach(), requires_grad=old.requires_grad))
             old.grad = None
-            setattr(inner, name, made[id(old)])
+            setattr(inner, name, new[id(old)])
 
 
 def dry_run(trainer: Trainer, module: Classifier, datamodule: DataModule, part: int) -> None:
-    """Two optimizer steps: one makes the optimizer's state, the other accumulates two parts of `part` images beside it.
+    """Take two optimizer steps: one creates the optimizer's state, the other accumulates two parts of `part` images.
 
-    Several devices' gradients are averaged in buffers of their size, which are set aside as well. Raises what
-    training would raise.
+    Allocates DDP's buffers of gradients as well. Raises what training would raise.
     """
     device = trainer.strategy.root_device
     module.to(device).train()
     parameters = [p for p in module.parameters() if p.requires_grad]
     buffers = [torch.empty_like(p) for p in parameters] if trainer.world_size > 1 else []
-    optimizer = module.optimizer()
+    optimizer = module.build_optimizer()
     for images in (1, part, part):
         batch = datamodule.on_after_batch_transfer(blank_batch(datamodule, images, device), 0)
         with trainer.precision_plugin.train_step_context():
@@ -181,7 +178,7 @@ def dry_run(trainer: Trainer, module: Classifier, datamodule: DataModule, part: 
 
 
 def blank_batch(datamodule: DataModule, images: int, device: torch.device) -> TrainBatch:
-    """A part of a step as the loader gives it, of black images."""
+    """A micro-batch of black images, as the loader returns it."""
     stored = datamodule._splits["train"].images
     shape = (datamodule.channels, *datamodule.image_size) if stored is None else stored.shape[1:]
     black = torch.zeros(images, *shape, dtype=torch.uint8, device=device)

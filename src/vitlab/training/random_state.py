@@ -1,4 +1,4 @@
-"""Random states of a process, saved and restored."""
+"""Random states of a process: of Python, NumPy, torch on the CPU and on the process's device."""
 
 import random
 from typing import Any
@@ -6,33 +6,31 @@ from typing import Any
 import numpy as np
 import torch
 
-# ------------------------------------------------------------------------------------------------------ random states
 
+def random_state(device: torch.device) -> dict[str, Any]:
+    """All that this process draws from, as plain data. Nothing waits for the device.
 
-def random_state() -> dict[str, Any]:
-    """All random states of this process, as plain data.
-
-    Workers that load have none of their own to be kept: what they draw depends on (seed, epoch, index) alone.
+    Data-loading workers need none: what they draw depends on (seed, epoch, index) alone.
     """
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (the state that other people's code draws from)
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {
+    states = {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
-        "devices": devices,
     }
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
 
 
-def restore_random_state(states: list[dict[str, Any]], rank: int) -> None:
-    """Sets this process's random states to those of its rank; does nothing for a rank that had none yet."""
-    if rank >= len(states):
-        return
-    state = states[rank]
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(state["torch"].cpu())
-    if len(state["devices"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([device.cpu() for device in state["devices"]])
+def restore_random_state(states: dict[str, Any], device: torch.device) -> None:
+    """Set what this process draws from. A device of another type than the saved one keeps its state."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.asarray(keys).astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"].cpu())
+    if device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type].cpu())
+    elif len(devices := states.get("devices", [])) == torch.cuda.device_count():  # a checkpoint of version 0.0
+        torch.cuda.set_rng_state_all([state.cpu() for state in devices])

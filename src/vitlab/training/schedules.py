@@ -1,6 +1,4 @@
-"""From optimizer steps to learning rates. torch is imported where a schedule is made: the check before the start is
-not to wait for it.
-"""
+"""Learning rates as functions of the optimizer step. torch is imported late: the check before the start needs none."""
 
 import math
 from collections.abc import Callable
@@ -15,25 +13,25 @@ if TYPE_CHECKING:
 ScheduleFactory = Callable[..., "LambdaLR"]
 
 
-def scheduler(optimizer: "Optimizer", multiplier: Callable[[int], float]) -> "LambdaLR":
-    """Each step's rate is the optimizer's own times `multiplier(step)`."""
+def build_scheduler(optimizer: "Optimizer", multiplier: Callable[[int], float]) -> "LambdaLR":
+    """A scheduler by which each step's rate is the optimizer's own times `multiplier(step)`."""
     from torch.optim.lr_scheduler import LambdaLR
 
     return LambdaLR(optimizer, multiplier)
 
 
 def warmup_factor(step: int, warmup_steps: int) -> float:
-    """A straight line to 1, reached at step `warmup_steps`; the first step is not lost at a rate of 0."""
+    """A straight line to 1 at step `warmup_steps`; the first step's rate is not 0."""
     return min(1.0, (step + 1) / max(1, warmup_steps))
 
 
 def decay_progress(step: int, total_steps: int, warmup_steps: int) -> float:
-    """How much of the time after the warm-up is over, in [0, 1]."""
+    """The fraction of the steps after the warm-up that are done, in [0, 1]."""
     return min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
 
 
 def check_steps(total_steps: float, warmup_steps: int, cooldown_steps: int = 0) -> None:
-    """Raise `ValueError` where warm-up and cool-down leave no step between them."""
+    """Raise `ValueError` if warm-up and cool-down leave no step between them."""
     if warmup_steps + cooldown_steps >= total_steps:
         cooldown = f" and schedule.cooldown_steps={cooldown_steps}" if cooldown_steps else ""
         leave = "leave" if cooldown else "leaves"
@@ -54,7 +52,7 @@ def warmup_cosine(
         cosine = 0.5 * (1 + math.cos(math.pi * decay_progress(step, total_steps, warmup_steps)))
         return warmup_factor(step, warmup_steps) * (final_fraction + (1 - final_fraction) * cosine)
 
-    return scheduler(optimizer, multiplier)
+    return build_scheduler(optimizer, multiplier)
 
 
 @check_bounds
@@ -68,7 +66,7 @@ def warmup_linear(
         left = 1 - decay_progress(step, total_steps, warmup_steps)
         return warmup_factor(step, warmup_steps) * (final_fraction + (1 - final_fraction) * left)
 
-    return scheduler(optimizer, multiplier)
+    return build_scheduler(optimizer, multiplier)
 
 
 @check_bounds
@@ -82,7 +80,7 @@ def reciprocal_sqrt(
 ) -> "LambdaLR":
     """Linear warm-up, then 1 / sqrt(1 + steps after it / timescale), then a straight line to 0.
 
-    Training can be stopped, or go on, at any time before the cool-down ("Scaling Vision Transformers",
+    Training can be stopped or extended at any step before the cool-down ("Scaling Vision Transformers",
     arXiv 2106.04560, section 3.5).
     """
     check_steps(total_steps, warmup_steps, cooldown_steps)
@@ -92,11 +90,11 @@ def reciprocal_sqrt(
         cooldown = min(1.0, (total_steps - step) / cooldown_steps) if cooldown_steps else 1.0
         return warmup_factor(step, warmup_steps) * math.sqrt(timescale / (timescale + after)) * cooldown
 
-    return scheduler(optimizer, multiplier)
+    return build_scheduler(optimizer, multiplier)
 
 
 @check_bounds
 def constant(optimizer: "Optimizer", total_steps: int, *, warmup_steps: NonNegativeInt = 0) -> "LambdaLR":
-    """Linear warm-up, then the peak for ever."""
+    """Linear warm-up, then the peak rate."""
     check_steps(total_steps, warmup_steps)
-    return scheduler(optimizer, lambda step: warmup_factor(step, warmup_steps))
+    return build_scheduler(optimizer, lambda step: warmup_factor(step, warmup_steps))

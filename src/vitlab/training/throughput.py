@@ -1,13 +1,12 @@
-"""How fast a training is, and what it waits for: measured between two rows of the log, with nothing of its own
-in between that would wait for the device.
+"""The speed of a training and its data wait, from row to row of the log, without waiting for the device in between.
 
     row ------------------------------- steps ------------------------------- row
          fetch  move, vary | forward, backward, step   fetch  move, vary | ...
          `---- waiting ----'                           `---- waiting ----'
 
-A row's end waits for the device anyway, as the loss is read there: so the time from row to row is true on a GPU too.
-What a GPU waits for is measured by its own clock, with an event before each fetch and one after: a fetch during which
-it still had work to do costs nothing. (Lightning's ThroughputMonitor synchronises with the device after each batch.)
+A row ends with reading the loss, which waits for the device anyway: so the time from row to row is right on a GPU too.
+A GPU's own clock measures its data wait, by events before and after each fetch: a fetch during which it still computes
+costs nothing. (Lightning's ThroughputMonitor synchronizes with the device after each batch.)
 """
 
 import logging
@@ -24,26 +23,26 @@ from vitlab.models import flops
 
 log = logging.getLogger(__name__)
 
-SPEED, UTILISATION, WAIT = "train/images_per_second", "train/mfu", "train/data_wait"
-TIMED = (SPEED, UTILISATION, WAIT)  # what no two runs share
+SPEED, UTILIZATION, WAIT = "train/images_per_second", "train/mfu", "train/data_wait"
+TIMED = (SPEED, UTILIZATION, WAIT)  # differ from run to run
 
 
 class WaitTimer:
-    """Seconds from each `start` to its `stop`: of the device's stream where that is a GPU's, else of this process."""
+    """Seconds from each `start` to its `stop`: of a GPU's stream, or of this process."""
 
     def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
+        self._on_gpu = device.type == "cuda"
         self._seconds, self._since = 0.0, 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._open: torch.cuda.Event | None = None
 
     def start(self) -> None:
-        if self.on_gpu:
+        if self._on_gpu:
             self._open = self._mark()
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        if self.on_gpu and self._open is not None:
+        if self._on_gpu and self._open is not None:
             self._events.append((self._open, self._mark()))
             self._open = None
         elif self._since:
@@ -51,7 +50,7 @@ class WaitTimer:
         self._since = 0.0
 
     def take(self) -> float:
-        """All of them since the last call. Waits for a GPU, if it has not come so far."""
+        """Their sum since the last call. Waits for a GPU that isn't there yet."""
         if self._events:
             self._events[-1][1].synchronize()
             self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
@@ -68,73 +67,68 @@ class WaitTimer:
 class ThroughputMeter:
     """`train/images_per_second`, `train/mfu` and `train/data_wait` of each row, and their medians.
 
-    images_per_second   of all devices; validation and the saving of checkpoints are not counted
-    mfu                 model FLOPs of those images, as a share of what the devices can do (`vitlab.models.flops`): the peak on
-                        the datasheet, or for a CPU a matrix product that is timed when the first row is written
-    data_wait           share of the time without a batch to compute on: reading, decoding, moving and, where this is
-                        done in the loop, augmentation; of the rank that waits most, as the others wait for it
+    images_per_second   of all devices, without validation and saving checkpoints
+    mfu                 model FLOPs of those images, as a share of the devices' peak (`vitlab.models.flops`): the
+                        datasheet's, or for a CPU a matrix product that is timed when the first row is written
+    data_wait           share of the time without a batch to compute on: reading, decoding, moving and augmentation in
+                        the loop; of the rank that waits most, as the others wait for it
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0  # of training steps, over all rows
         self.images = 0  # seen in them
         self.rows: list[dict[str, float]] = []
-        self._told = 0  # so many of them
         self.flops: int | None = None  # of an image
+        self.waiting = WaitTimer(torch.device("cpu"))  # Monitor stops it when a batch is ready on the device
+        self._summarized = 0  # rows
         self._peak: float | None = None
-        self._known = False  # what the two above are
+        self._measured = False  # `flops` and `_peak`
         self._since, self._saving = 0.0, 0.0
-        self._waiting = WaitTimer(torch.device("cpu"))
-        self._release: Callable[[], None] = lambda: None
+        self._detach: Callable[[], None] = lambda: None
 
     def prepare(self, trainer: Trainer, network: nn.Module) -> None:
-        """Before the strategy touches the network: one that will be sharded can't be looked at later."""
+        """Count the FLOPs of a network before it is sharded, which would make that impossible."""
         if isinstance(trainer.strategy, ModelParallelStrategy):
-            self._look(trainer, network)
+            self._measure(trainer, network)
 
-    def listen(self, trainer: Trainer) -> None:
-        """From now on, each fetch of a training batch is noticed when it begins."""
+    def attach(self, trainer: Trainer) -> None:
+        """Start the timer at each fetch of a training batch."""
         loop = trainer.fit_loop.epoch_loop
-        self._waiting = WaitTimer(trainer.strategy.root_device)
+        self.waiting = WaitTimer(trainer.strategy.root_device)
         original = loop._on_before_fetch
 
         def before_fetch() -> None:
             original()
-            self._waiting.start()
+            self.waiting.start()
 
         loop._on_before_fetch = before_fetch  # type: ignore[method-assign]
-        self._release = lambda: setattr(loop, "_on_before_fetch", original)
+        self._detach = lambda: setattr(loop, "_on_before_fetch", original)
 
-    def release(self) -> None:
-        """Undoes `listen`."""
-        self._release()
-        self._release = lambda: None
+    def detach(self) -> None:
+        self._detach()
+        self._detach = lambda: None
 
-    def arrived(self) -> None:
-        """A batch is on the device and ready: the waiting for it is over."""
-        self._waiting.stop()
-
-    def begin(self, trainer: Trainer) -> None:
-        """What was done since the last row, such as a validation, was no training."""
-        self._waiting.take()
+    def open_row(self, trainer: Trainer) -> None:
+        """Start a row's time now: since the last row, there was a validation."""
+        self.waiting.take()
         self._saving, self._since = checkpoint_seconds(trainer), time.perf_counter()
 
-    def close(self, trainer: Trainer, module: LightningModule, images: int) -> dict[str, float]:
-        """The row's numbers. Every rank calls it, after the device has come so far; `images`: of all ranks."""
+    def close_row(self, trainer: Trainer, module: LightningModule, images: int) -> dict[str, float]:
+        """The row's numbers. Every rank calls it, after waiting for the device; `images`: of all ranks."""
         now, saved = time.perf_counter(), checkpoint_seconds(trainer)
-        seconds, waited = now - self._since - (saved - self._saving), self._waiting.take()
+        seconds, waited = now - self._since - (saved - self._saving), self.waiting.take()
         row: dict[str, float] = {}
         if images and seconds > 0:
             self.seconds += seconds
             self.images += images
-            if not self._known:
+            if not self._measured:
                 network = module.network
                 assert isinstance(network, nn.Module)
-                self._look(trainer, network)
-                now = time.perf_counter()  # looking was no training
+                self._measure(trainer, network)
+                now = time.perf_counter()
             row[SPEED] = images / seconds
             if self.flops and self._peak:
-                row[UTILISATION] = row[SPEED] * self.flops / (self._peak * trainer.world_size)
+                row[UTILIZATION] = row[SPEED] * self.flops / (self._peak * trainer.world_size)
             share = torch.tensor(min(1.0, waited / seconds), device=trainer.strategy.root_device)
             row[WAIT] = float(trainer.strategy.reduce(share, reduce_op="max"))
             self.rows.append(row)
@@ -142,26 +136,24 @@ class ThroughputMeter:
         return row
 
     def medians(self) -> dict[str, float]:
-        """Of this process's rows but for the first, in which everything is done for the first time; names without
-        `train/`.
-        """
+        """Medians of this process's rows except the first, which includes the warm-up; names without `train/`."""
         return {name.removeprefix("train/"): value for name, value in row_medians(self.rows[1:] or self.rows).items()}
 
-    def told(self) -> list[str]:
-        """Speed, MFU and data wait: medians of the rows since the last call, or of the last row where there is none."""
-        found = row_medians(self.rows[max(self._told, 1) :] or self.rows[-1:])  # not the run's first, as in `medians`
-        self._told = len(self.rows)
-        shares = [(name, found[key]) for name, key in (("MFU", UTILISATION), ("data wait", WAIT)) if key in found]
-        return [f"{found[SPEED]:,.0f} images/s", *(f"{name} {share:.0%}" for name, share in shares)] if found else []
+    def summary(self) -> list[str]:
+        """Speed, MFU and data wait: medians of the rows since the last call, or the last row's if there are none."""
+        row = row_medians(self.rows[max(self._summarized, 1) :] or self.rows[-1:])  # not the first, as in `medians`
+        self._summarized = len(self.rows)
+        shares = [(name, row[key]) for name, key in (("MFU", UTILIZATION), ("data wait", WAIT)) if key in row]
+        return [f"{row[SPEED]:,.0f} images/s", *(f"{name} {share:.0%}" for name, share in shares)] if row else []
 
-    def _look(self, trainer: Trainer, network: nn.Module) -> None:
-        """What an image takes, and what the device could do."""
-        self._known = True
+    def _measure(self, trainer: Trainer, network: nn.Module) -> None:
+        """Find the FLOPs of an image and the peak of the device."""
+        self._measured = True
         data = getattr(trainer, "datamodule", None)
         try:
             if self.flops is None:
                 self.flops = flops.training_flops(network, (data.channels, *data.image_size))  # type: ignore[union-attr]
-        except Exception as error:  # a network of any kind: whatever it can't do without values
+        except Exception as error:  # any network's: it may need values to run
             log.info("no train/mfu: FLOPs can't be counted (%s: %s)", type(error).__name__, error)
             return
         self._peak = flops.peak_flops(trainer.strategy.root_device, str(trainer.precision))

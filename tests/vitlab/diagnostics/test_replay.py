@@ -95,7 +95,7 @@ def test_losses_are_repeated_bit_for_bit_and_that_nothing_is_wrong_is_said(
 
 def test_the_random_state_decides_them(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = capture(*VARIED)
-    monkeypatch.setattr(nonfinite, "restore_forward_random_state", lambda *_: torch.manual_seed(7))
+    monkeypatch.setattr(replay, "restore_random_state", lambda *_: torch.manual_seed(7))
     found = replay.replay_capture(folder, accelerator="cpu")
     assert not found.reproduced
 

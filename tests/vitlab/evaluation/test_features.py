@@ -119,9 +119,9 @@ def test_they_are_computed_once(extracted: Any, caplog: pytest.LogCaptureFixture
         again = extracted(toy(), data(batch_size=7))
     assert again == first
     assert {file: file.stat().st_mtime_ns for file in again.values()} == before
-    told = [record.getMessage() for record in caplog.records if record.name == "vitlab.evaluation.features"]
-    assert len(told) == 2
-    assert all("as kept in" in line for line in told)
+    reported = [record.getMessage() for record in caplog.records if record.name == "vitlab.evaluation.features"]
+    assert len(reported) == 2
+    assert all(": from " in line for line in reported)
     assert sorted(first["val"].parent.iterdir()) == sorted(first.values()), "no share is left"
 
 

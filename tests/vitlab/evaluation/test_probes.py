@@ -1,4 +1,4 @@
-"""The probes against the formulas and libraries they follow, what is chosen on which split, and what is told."""
+"""The probes against the formulas and libraries they follow, what is chosen on which split, and what is reported."""
 
 import logging
 import math
@@ -28,8 +28,8 @@ def splits() -> tuple[Features, Features, Features]:
         return images.flatten(1).float()
 
     kept, held_out = stratified_split(source.train.labels, 0.1, seed=0, knob="")
-    whole, labels = rows(source.train.images), source.train.labels
-    parts = [Features(whole[part], labels[part]) for part in (kept, held_out)]
+    complete, labels = rows(source.train.images), source.train.labels
+    parts = [Features(complete[part], labels[part]) for part in (kept, held_out)]
     return parts[0], parts[1], Features(rows(source.test.images), source.test.labels)
 
 
@@ -43,7 +43,7 @@ def accuracy(scores: torch.Tensor, asked: Features) -> float:
 def test_neighbours_vote_with_the_exponential_of_their_cosine(splits: Any) -> None:
     train, val, test = splits
     few = Features(test.rows[:20], test.labels[:20])
-    scores, told = KNN(k=5, temperature=0.2).scores(train, val, few)
+    scores, reported = KNN(k=5, temperature=0.2).scores(train, val, few)
     known = concatenate(train, val)
     for row, votes in zip(few.rows.double(), scores, strict=True):
         cosines = F.cosine_similarity(known.rows.double(), row[None])
@@ -51,7 +51,7 @@ def test_neighbours_vote_with_the_exponential_of_their_cosine(splits: Any) -> No
         for index in cosines.argsort(descending=True)[:5].tolist():
             expected[int(known.labels[index])] += math.exp(float(cosines[index]) / 0.2)  # type: ignore[assignment]
         assert {c: float(v) for c, v in enumerate(votes) if v} == pytest.approx(dict(expected), rel=1e-4)
-    assert told == {"k": 5, "temperature": 0.2}
+    assert reported == {"k": 5, "temperature": 0.2}
 
 
 def test_neighbours_are_right_as_often_as_scikit_learn_s_with_the_same_weights(splits: Any) -> None:
@@ -72,14 +72,14 @@ def test_what_is_asked_never_votes(splits: Any) -> None:
     assert set(scores.argmax(dim=1).tolist()) == {3}
 
 
-def test_more_neighbours_than_images_are_told(splits: Any) -> None:
+def test_more_neighbours_than_images_are_reported(splits: Any) -> None:
     train, val, test = splits
     with pytest.raises(ValueError, match=r"probe\.k=2000 is more than the 1437 images that can vote; lower it"):
         KNN(k=2000).scores(train, val, test)
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "reported"),
     [
         (lambda: KNN(k=0), r"probe\.k=0 must be at least 1"),
         (lambda: KNN(temperature=0.0), r"probe\.temperature=0\.0 must be above 0"),
@@ -88,8 +88,8 @@ def test_more_neighbours_than_images_are_told(splits: Any) -> None:
         (lambda: Linear(max_iter=0), r"probe\.max_iter=0 must be at least 1"),
     ],
 )
-def test_a_knob_outside_its_range_is_refused(make: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_knob_outside_its_range_is_refused(make: Any, reported: str) -> None:
+    with pytest.raises(ValueError, match=reported):
         make()
 
 
@@ -127,18 +127,18 @@ def test_it_is_fitted_again_to_all_training_images_before_it_is_scored(splits: A
 
 def test_asked_for_the_validation_split_it_is_scored_without_having_seen_it(splits: Any) -> None:
     train, val, _ = splits
-    scores, told = Linear(c=(1e-2, 1.0)).scores(train, val, val)
-    assert accuracy(scores, val) == pytest.approx(told["val/accuracies"][f"{told['C']:g}"])
+    scores, reported = Linear(c=(1e-2, 1.0)).scores(train, val, val)
+    assert accuracy(scores, val) == pytest.approx(reported["val/accuracies"][f"{reported['C']:g}"])
 
 
-def test_a_best_value_at_the_grid_s_end_and_too_few_steps_are_told(
+def test_a_best_value_at_the_grid_s_end_and_too_few_steps_are_reported(
     splits: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="vitlab.evaluation.probes"):
         Linear(c=(1e-6, 1e-2), max_iter=3).scores(*splits)
-    told = [record.getMessage() for record in caplog.records]
-    assert "probe.c: the best of [1e-06, 0.01] is at the end, C=0.01; try others beyond it" in told
-    assert "linear probe: C=0.01: 3 steps were too few; raise probe.max_iter" in told
+    reported = [record.getMessage() for record in caplog.records]
+    assert "probe.c: the best of [1e-06, 0.01] is at the end, C=0.01; try others beyond it" in reported
+    assert "linear probe: C=0.01: 3 steps were too few; raise probe.max_iter" in reported
 
 
 def test_a_class_that_nobody_has_seen_gets_no_score() -> None:

@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import wandb
@@ -20,70 +19,6 @@ from vitlab.runs.wandb import finish_wandb_run, is_logged_in, log_image, log_res
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as lines:
         return list(csv.DictReader(lines))
-
-
-# ----------------------------------------------------------------------------------------------------- metrics.csv
-
-
-def test_a_row_goes_to_the_file_at_once(tmp_path: Path) -> None:
-    file = MetricsFile(folder=str(tmp_path))
-    assert not (tmp_path / "metrics.csv").exists(), "nothing was logged"
-    file.log_metrics({"train/loss": 2.5}, step=1)
-    assert rows(tmp_path) == [{"step": "1", "train/loss": "2.5"}]
-    file.log_metrics({"train/loss": 0.1 + 0.2}, step=2)
-    assert float(rows(tmp_path)[1]["train/loss"]) == 0.1 + 0.2, "no digit is lost"
-
-
-def test_a_new_name_makes_a_column_and_keeps_the_rows_before(tmp_path: Path) -> None:
-    file = MetricsFile(folder=str(tmp_path))
-    file.log_metrics({"train/loss": 2.0}, step=1)
-    file.log_metrics({"val/acc": 0.5}, step=1)
-    file.log_metrics({"train/loss": 1.0}, step=2)
-    assert rows(tmp_path) == [
-        {"step": "1", "train/loss": "2.0", "val/acc": ""},
-        {"step": "1", "train/loss": "", "val/acc": "0.5"},
-        {"step": "2", "train/loss": "1.0", "val/acc": ""},
-    ]
-
-
-def test_a_reopened_file_is_appended_to(tmp_path: Path) -> None:
-    MetricsFile(folder=str(tmp_path)).log_metrics({"a": 1.0}, step=1)
-    again = MetricsFile(folder=str(tmp_path))
-    again.log_metrics({"a": 2.0}, step=2)
-    again.log_metrics({"b": 3.0}, step=3)
-    assert rows(tmp_path) == [
-        {"step": "1", "a": "1.0", "b": ""},
-        {"step": "2", "a": "2.0", "b": ""},
-        {"step": "3", "a": "", "b": "3.0"},
-    ]
-
-
-def test_rewinding_drops_the_steps_that_will_be_made_again_and_no_others(tmp_path: Path) -> None:
-    file = MetricsFile(folder=str(tmp_path))
-    for step in range(1, 6):
-        file.log_metrics({"a": float(step)}, step=step)
-    again = MetricsFile(folder=str(tmp_path))
-    again.rewind(3)
-    assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3"]
-    again.log_metrics({"a": 40.0}, step=4)
-    assert [row["a"] for row in rows(tmp_path)] == ["1.0", "2.0", "3.0", "40.0"]
-    again.rewind(10)
-    assert len(rows(tmp_path)) == 4
-    again.rewind(0)
-    assert rows(tmp_path) == []
-
-
-def test_an_interrupted_rewrite_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = MetricsFile(folder=str(tmp_path))
-    file.log_metrics({"a": 1.0}, step=1)
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(csv.DictWriter, "writerows", killed)
-    with pytest.raises(KeyboardInterrupt):
-        file.log_metrics({"b": 1.0}, step=2)
-    assert rows(tmp_path) == [{"step": "1", "a": "1.0"}]
 
 
 # ------------------------------------------------------------------------------------------------------- logged in
@@ -205,7 +140,7 @@ def test_a_sweeps_job_is_tagged_and_configured_with_its_choices(apart: Path, tra
     assert (summary["summary"]["best/val/acc"], summary["summary"]["parameters"]) == (0.5, 9)
 
 
-def test_a_run_that_goes_on_has_its_id_and_its_earlier_numbers(apart: Path, tracked: Tracked) -> None:
+def test_a_run_that_is_resumed_has_its_id_and_its_earlier_numbers(apart: Path, tracked: Tracked) -> None:
     file = MetricsFile(folder=str(apart))
     for start in (1, 3):
         with finish_wandb_run():
@@ -225,8 +160,10 @@ def test_offline_it_says_so_in_one_line_and_how_to_send_the_run(
 ) -> None:
     with caplog.at_level(logging.INFO), finish_wandb_run():
         wandb_logger(run_dir=str(apart))
-    told = [record.getMessage() for record in caplog.records if record.name == "vitlab.runs.wandb"]
-    assert told == [f"wandb: offline; after `wandb login`, send this run with: wandb sync {apart}/wandb/offline-run-*"]
+    reported = [record.getMessage() for record in caplog.records if record.name == "vitlab.runs.wandb"]
+    assert reported == [
+        f"wandb: offline; after `wandb login`, send this run with: wandb sync {apart}/wandb/offline-run-*"
+    ]
     assert capfd.readouterr().err == "", "wandb itself is silent, and asks nothing"
 
 

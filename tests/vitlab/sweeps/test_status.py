@@ -36,7 +36,7 @@ def test_a_sweep_is_followed_from_its_start_to_its_end(sweep: Path) -> None:
     lookout = StatusPoller(sweep)
     assert [place.status for place in looked(lookout).places] == ["waiting"] * 3
     folder = leave(sweep, 0, "running")
-    log(folder, "10,0,2.5", "20,1,", "20,1,1.5", "30,2")
+    log(folder, "10,1,2.5", "20,2,", "20,2,1.5", "30,3")
     (place, *_) = looked(lookout).places
     assert (place.status, place.epochs, place.done, place.score) == ("running", "2/8", 1 / 8, 1.5)
     assert place.name == "lr=0"
@@ -67,7 +67,7 @@ def test_the_time_left_follows_what_was_done_since_the_first_look(sweep: Path, m
     leave(sweep, 0, "finished", **{"val/loss": 1.0})
     lookout = StatusPoller(sweep, planned=5)
     assert looked(lookout).left is None, "nothing was measured yet"
-    log(leave(sweep, 1, "running"), "9,4,1.0")
+    log(leave(sweep, 1, "running"), "9,5,1.0")
     now[0] += 60
     assert looked(lookout).left == pytest.approx(60 * 3.5 / 0.5), "half a job a minute, 3.5 are left"
     leave(sweep, 1, "crashed")

@@ -1,4 +1,4 @@
-"""From configuration nodes to objects that fit each other, and what is told of a run at its start and end."""
+"""From configuration nodes to objects that fit each other, and what is reported of a run at its start and end."""
 
 import logging
 import shutil
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vitlab.config.schema import Node
@@ -16,7 +15,7 @@ from vitlab.models.vit import VisionTransformer
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training import build
 from vitlab.training.checkpoints import BestCheckpoint
-from vitlab.training.monitor import Monitor
+from vitlab.training.monitor import Monitor, ProgressBar
 
 Configure = Callable[..., Node]
 TINY = ["model.dim=16", "model.depth=1", "model.heads=2", "schedule.warmup_steps=0", "logger=csv"]
@@ -75,7 +74,7 @@ def test_metrics_are_always_written_and_every_chosen_logger_and_callback_is_ther
     )
     assert [type(logger) for logger in run.loggers] == [MetricsFile, TensorBoardLogger]
     found = {type(callback) for callback in run.callbacks}  # type: ignore[attr-defined]
-    assert {Monitor, BestCheckpoint, RichProgressBar} <= found
+    assert {Monitor, BestCheckpoint, ProgressBar} <= found
     assert run.max_epochs == 1
     assert str(run.default_root_dir) == str(tmp_path)
 
@@ -91,21 +90,21 @@ def test_without_loggers_nothing_is_written_and_without_a_bar_there_is_none(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "reported"),
     [
         ([], "batch_size=64: 1 device(s) x 1 accumulated x 64 images; 21 steps an epoch; cpu, precision 32-true"),
         (["data.drop_last=true"], "64 images; 20 steps an epoch"),
         (["batch_size=50", "trainer.accumulate_grad_batches=4"], "1 device(s) x 4 accumulated x 12.5 images; 26 steps"),
     ],
 )
-def test_the_sizes_of_everything_are_told_before_the_start(
-    overrides: list[str], told: str, configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_the_sizes_of_everything_are_reported_before_the_start(
+    overrides: list[str], reported: str, configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = configure(*TINY, "data.val_fraction=0.1", *overrides)
     data, module, run = parts(config, tmp_path)
     with caplog.at_level(logging.INFO, logger="vitlab"):
         build.log_run_description(run, module, data, batch_size=config["batch_size"], config=config)
-    assert told in caplog.text
+    assert reported in caplog.text
     assert "1,293 images to train on, 144 to validate, 360 to test" in caplog.text
     assert f"{sum(p.numel() for p in module.network.parameters()):,} parameters, 10 classes" in caplog.text
 
@@ -129,7 +128,7 @@ def test_a_training_without_validation_is_validated_at_its_end(configure: Config
     assert Path(found["checkpoint"]).is_file()
 
 
-def test_the_end_is_told_in_a_line_for_each_split_that_was_scored(
+def test_the_end_is_reported_in_a_line_for_each_split_that_was_scored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     results = {"val/acc": 0.5, "val/correct": 72, "val/count": 144, "val/loss": 1.23456}
@@ -147,12 +146,12 @@ def test_too_little_space_for_the_checkpoints_is_a_warning(
     config = configure(*TINY)
     data, module, run = parts(config, tmp_path)
     usage = shutil.disk_usage(tmp_path)
-    for free, told in ((usage.free, 0), (1000, 1)):
+    for free, reported in ((usage.free, 0), (1000, 1)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
         caplog.clear()
         build.log_run_description(run, module, data, batch_size=64, config=config)
         warnings = [record for record in caplog.records if record.levelname == "WARNING"]
-        assert len(warnings) == told
+        assert len(warnings) == reported
     assert f"{tmp_path} has 0.0 GB free, and its checkpoints take about" in warnings[0].getMessage()
 
 
@@ -170,7 +169,7 @@ def test_a_network_begins_from_weights_and_says_what_became_of_them(
     assert torch.equal(loaded.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)
     assert loaded.head.weight.shape == (10, 64)
     assert "3 -> 1 channels (summed)" in caplog.text
-    assert "images are prepared with data.{mean=[0.3054], std=[0.5]" in caplog.text
-    assert "nothing beside the weights tells how images were" in caplog.text
+    assert "preprocessing of images: data.{mean=[0.3054], std=[0.5]" in caplog.text
+    assert "the weights come without their preprocessing" in caplog.text
     fresh: Any = build.build_classifier(config["model"], data, config["classifier"]).network
     assert not torch.equal(fresh.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)

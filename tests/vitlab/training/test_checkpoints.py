@@ -1,17 +1,11 @@
-"""A run that is cut off at any step and goes on ends as the run that never was: weights, metrics, best checkpoint."""
+"""A run that is cut off at any step and resumed ends as one that never was: weights, metrics, best checkpoint."""
 
-import os
-import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from lightning import Callback, LightningModule, Trainer
 
 from conftest import Configure
@@ -20,7 +14,7 @@ from vitlab.config.schema import Node
 from vitlab.runs import record
 from vitlab.runs.folder import read_results, write_config
 from vitlab.storage import safe_load
-from vitlab.training import build, checkpoint_files, checkpoints, random_state
+from vitlab.training import build, checkpoints
 
 Train = Callable[..., Node]
 QUICK = [
@@ -82,7 +76,7 @@ def run(
     """Trains in a folder by `train.py`'s own function, in this process; `cut` is a callback that ends it early."""
     trainer = build.build_trainer
 
-    def train(name: str, *overrides: str, cut: Callback | None = None, go_on: bool = False) -> Path:
+    def train(name: str, *overrides: str, cut: Callback | None = None, resumed: bool = False) -> Path:
         def with_cut(*arguments: Any, **options: Any) -> Trainer:
             made = trainer(*arguments, **options)
             if cut is not None:
@@ -92,7 +86,7 @@ def run(
         monkeypatch.setattr(build, "build_trainer", with_cut)
         folder = tmp_path / name
         config = configure(*small, *QUICK, *overrides)
-        config |= {"run_dir": str(folder), "resume": "auto" if go_on else None}
+        config |= {"run_dir": str(folder), "resume": "auto" if resumed else None}
         for callback in ("best", "last"):
             config["callbacks"][callback]["dirpath"] = str(folder / "checkpoints")
         write_config(folder, config)
@@ -123,158 +117,74 @@ def run(
 )
 def test_cut_at_any_step_it_ends_as_one_that_was_not(run: Callable[..., Path], settings: list[str], every: int) -> None:
     settings = [*settings, f"callbacks.last.every_n_train_steps={every}"]
-    whole = run("whole", *settings)
-    total = read_results(whole)["steps"]
+    complete = run("complete", *settings)
+    total = read_results(complete)["steps"]
     for step in sorted({1, STEPS - 1, STEPS, STEPS + 2, total - 1}):
-        shutil.rmtree(whole.parent / "cut", ignore_errors=True)
+        shutil.rmtree(complete.parent / "cut", ignore_errors=True)
         run("cut", *settings, cut=CutAt(step))
-        assert read_results(whole.parent / "cut")["status"] == "crashed", "it was cut"
-        assert_same_run(whole, run("cut", *settings, go_on=True))
+        assert read_results(complete.parent / "cut")["status"] == "crashed", "it was cut"
+        assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
 @pytest.mark.parametrize("settings", [[], HARD], ids=["plain", "hard"])
 def test_cut_within_a_validation_it_repeats_that_validation(run: Callable[..., Path], settings: list[str]) -> None:
-    whole = run("whole", *settings)
+    complete = run("complete", *settings)
     for step in (STEPS, 3 * STEPS):
-        shutil.rmtree(whole.parent / "cut", ignore_errors=True)
+        shutil.rmtree(complete.parent / "cut", ignore_errors=True)
         run("cut", *settings, cut=CutAt(step, in_validation=True))
-        assert_same_run(whole, run("cut", *settings, go_on=True))
+        assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
 def test_cut_again_and_again_it_still_ends_the_same(run: Callable[..., Path]) -> None:
     settings = [*HARD, "callbacks.last.every_n_train_steps=1"]
-    whole = run("whole", *settings)
+    complete = run("complete", *settings)
     run("cut", *settings, cut=CutAt(3))
     for step in (4, 7, 11):
-        run("cut", *settings, cut=CutAt(step), go_on=True)
-    assert_same_run(whole, run("cut", *settings, go_on=True))
+        run("cut", *settings, cut=CutAt(step), resumed=True)
+    assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
-def test_cut_at_any_step_images_that_workers_load_go_on_where_they_were(
+def test_cut_at_any_step_images_that_workers_load_resume_where_they_were(
     run: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = [*images(tmp_path), "callbacks.last.every_n_train_steps=1"]
-    whole = run("whole", *settings)
+    complete = run("complete", *settings)
     for step in (3, 4, 5, 6):
-        shutil.rmtree(whole.parent / "cut", ignore_errors=True)
+        shutil.rmtree(complete.parent / "cut", ignore_errors=True)
         run("cut", *settings, cut=CutAt(step))
-        assert_same_run(whole, run("cut", *settings, go_on=True))
+        assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
 @pytest.mark.parametrize(
     ("streaming", "workers"),
     [("true", 0), pytest.param("false", 2, marks=pytest.mark.long)],
 )
-def test_cut_at_any_step_rows_of_larger_files_go_on_where_they_were(
+def test_cut_at_any_step_rows_of_larger_files_resume_where_they_were(
     run: Callable[..., Path], parquet: Path, tmp_path: Path, streaming: str, workers: int
 ) -> None:
     settings = ["data=huggingface", f"data.name={parquet}", f"data.source.streaming={streaming}", "image_size=8"]
     settings += [f"data.source.cache_dir={tmp_path / 'cache'}", f"data.num_workers={workers}"]
     settings += ["data.source.shuffle_buffer=400", "data.max_train_samples=null", "batch_size=128"]
     settings += ["trainer.max_epochs=2", "callbacks.last.every_n_train_steps=1"]
-    whole = run("whole", *settings)
-    assert read_results(whole)["steps"] == 10
+    complete = run("complete", *settings)
+    assert read_results(complete)["steps"] == 10
     run("cut", *settings, cut=CutAt(7))
-    assert_same_run(whole, run("cut", *settings, go_on=True))
+    assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
-def test_in_other_parts_a_run_goes_on_with_the_same_steps_and_validations(
+def test_in_other_parts_a_run_is_resumed_with_the_same_steps_and_validations(
     run: Callable[..., Path], before: int, after: int
 ) -> None:
     parts = "trainer.accumulate_grad_batches={}"
     settings = ["callbacks.last.every_n_train_steps=1"]
-    whole = run("whole", *settings, parts.format(before))
+    complete = run("complete", *settings, parts.format(before))
     for step in (2, STEPS, STEPS + 3):
-        shutil.rmtree(whole.parent / "cut", ignore_errors=True)
+        shutil.rmtree(complete.parent / "cut", ignore_errors=True)
         run("cut", *settings, parts.format(before), cut=CutAt(step))
-        other = run("cut", *settings, parts.format(after), go_on=True)
+        other = run("cut", *settings, parts.format(after), resumed=True)
         for name in ("step", "epoch", "images", "val/count"):
-            assert [row[name] for row in rows(other)] == [row[name] for row in rows(whole)]
-
-
-# --------------------------------------------------------------------------------------------------------- on the disk
-
-
-def saved(folder: Path, **content: Any) -> Path:
-    file = folder / "last.ckpt"
-    checkpoint_files.AtomicFiles().save_checkpoint({"global_step": 1, "weights": torch.arange(5000.0), **content}, file)
-    return file
-
-
-def test_a_whole_file_is_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    assert safe_load.corruption(saved(tmp_path)) is None
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_the_one_before_is_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        saved(tmp_path, global_step=step)
-    assert safe_load.load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
-    assert safe_load.load_checkpoint(tmp_path / "previous.ckpt")["global_step"] == 2
-
-
-def test_any_damage_is_told_or_harmless(tmp_path: Path) -> None:
-    file = saved(tmp_path)
-    content = file.read_bytes()
-    draw = random.Random(0)
-    told = 0
-    for _ in range(400):
-        damaged = bytearray(content)
-        if draw.random() < 0.5:
-            damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-        else:
-            damaged = damaged[: draw.randrange(len(content))]
-        file.write_bytes(damaged)
-        if safe_load.corruption(file):
-            told += 1
-        else:
-            found = safe_load.load_checkpoint(file)
-            assert found["global_step"] == 1
-            assert torch.equal(found["weights"], torch.arange(5000.0))
-    assert told > 350
-
-
-def test_a_disk_that_is_full_leaves_the_former_file_and_says_so(tmp_path: Path) -> None:
-    file = saved(tmp_path)
-    content = file.read_bytes()
-    code = (
-        "import resource, signal, sys, torch; from pathlib import Path; from vitlab.training.checkpoints import AtomicFiles\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        "AtomicFiles().save_checkpoint({'weights': torch.zeros(10**5)}, Path(sys.argv[1]))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoints.__file__).parents[1])}
-    line = [sys.executable, "-c", code, str(file)]
-    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert f"OSError: {file} can't be written" in ended.stderr
-    assert "MiB are free there. The checkpoint before is whole" in ended.stderr
-    assert file.read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_the_newest_is_found_by_its_steps_and_not_by_its_date(tmp_path: Path) -> None:
-    for name, step in (("best", 7), ("step-000004", 4), ("last", 9)):
-        checkpoint_files.AtomicFiles().save_checkpoint({"global_step": step}, tmp_path / f"{name}.ckpt")
-    os.utime(tmp_path / "last.ckpt", (1, 1))
-    assert checkpoint_files.newest_checkpoint(tmp_path) == (tmp_path / "last.ckpt", {})
-    (tmp_path / "last.ckpt").write_bytes(b"PK")
-    found, damaged = checkpoint_files.newest_checkpoint(tmp_path)
-    assert found == tmp_path / "best.ckpt"
-    assert list(damaged) == [tmp_path / "last.ckpt"]
-
-
-def test_the_random_states_of_a_process_come_back(tmp_path: Path) -> None:
-    state = saved(tmp_path, random=[random_state.random_state()])
-
-    def draws() -> list[Any]:
-        return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
-
-    first = draws()
-    random_state.restore_random_state(safe_load.load_checkpoint(state)["random"], rank=0)
-    assert draws() == first
-    random_state.restore_random_state(safe_load.load_checkpoint(state)["random"], rank=5)  # there was no such rank
+            assert [row[name] for row in rows(other)] == [row[name] for row in rows(complete)]
 
 
 # ---------------------------------------------------------------------------------------------------- what is kept
@@ -307,7 +217,7 @@ def test_a_checkpoint_is_taken_when_so_many_minutes_are_over(run: Callable[..., 
 
 @pytest.mark.parametrize("knob", ["every_n_epochs", "every_n_train_steps", "every_n_minutes", "keep_every_n_epochs"])
 def test_an_interval_of_nothing_is_refused(knob: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"callbacks\.last\.{knob}=0 must be above 0, or null for never"):
+    with pytest.raises(ValueError, match=rf"{knob}=0 must be "):
         checkpoints.LastCheckpoint(dirpath=str(tmp_path), **{knob: 0})
 
 
@@ -321,16 +231,16 @@ def test_a_checkpoint_holds_what_it_is_of(run: Callable[..., Path]) -> None:
 def test_a_finished_run_is_lengthened_as_if_it_had_been_longer_from_the_start(run: Callable[..., Path]) -> None:
     settings = [*HARD, "schedule=constant"]
     long, short = run("long", *settings), run("short", *settings, "trainer.max_epochs=2")
-    run("short", *settings, go_on=True)
+    run("short", *settings, resumed=True)
     one, two = (safe_load.load_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (long, short))
     for part in ("state_dict", "current_model_state", "optimizer_states", "averaging_state", "loops"):
         assert same(one[part], two[part]), part
 
 
-def test_a_run_that_goes_on_with_another_rate_and_decay_trains_with_these(run: Callable[..., Path]) -> None:
+def test_a_run_that_is_resumed_with_another_rate_and_decay_trains_with_these(run: Callable[..., Path]) -> None:
     settings = ["schedule=constant", "optimizer.lr=1e-3", "callbacks.last.every_n_train_steps=1"]
     run("run", *settings, cut=CutAt(7))
-    folder = run("run", *settings, "optimizer.lr=2e-4", "optimizer.weight_decay=0.5", go_on=True)
+    folder = run("run", *settings, "optimizer.lr=2e-4", "optimizer.weight_decay=0.5", resumed=True)
     rates = {int(row["step"]): float(row["lr/decay"]) for row in rows(folder) if row["lr/decay"]}
     assert rates[5] == 1e-3
     assert {rate for step, rate in rates.items() if step > 7} == {2e-4}
@@ -345,22 +255,22 @@ def test_a_damaged_best_checkpoint_is_not_tested(run: Callable[..., Path]) -> No
     best.write_bytes(content[: len(content) // 2])
     with pytest.raises(OSError, match=r"best.ckpt is damaged"):
         safe_load.verify_checkpoint(best)
-    results = read_results(run("cut", go_on=True))
+    results = read_results(run("cut", resumed=True))
     assert results["status"] == "finished"
     assert safe_load.corruption(best) is None, "a later one took its place"
 
 
 @pytest.mark.parametrize("settings", [[], ["callbacks=ema"]], ids=["plain", "averaged"])
-def test_a_run_of_no_validation_that_is_cut_after_its_last_step_is_tested_when_it_goes_on(
+def test_a_run_of_no_validation_that_is_cut_after_its_last_step_is_tested_when_it_is_resumed(
     run: Callable[..., Path], settings: list[str]
 ) -> None:
     settings = [*settings, "trainer.max_steps=3"]
-    whole = run("whole", *settings)
+    complete = run("complete", *settings)
     assert not (run("cut", *settings, cut=CutAfterTraining()) / "checkpoints" / "best.ckpt").exists()
-    cut = run("cut", *settings, go_on=True)
-    assert rows(cut) == rows(whole)
-    first, second = (safe_load.load_checkpoint(folder / "checkpoints" / "best.ckpt") for folder in (whole, cut))
+    cut = run("cut", *settings, resumed=True)
+    assert rows(cut) == rows(complete)
+    first, second = (safe_load.load_checkpoint(folder / "checkpoints" / "best.ckpt") for folder in (complete, cut))
     assert same(first["state_dict"], second["state_dict"])
-    one, two = (read_results(folder) for folder in (whole, cut))
+    one, two = (read_results(folder) for folder in (complete, cut))
     scores = {key for key in one if key.startswith(("val/", "test/"))}
     assert {key: one[key] for key in scores} == {key: two[key] for key in scores}

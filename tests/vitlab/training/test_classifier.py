@@ -79,7 +79,7 @@ def test_a_label_smoothing_outside_its_range_is_refused(smoothing: float) -> Non
 
 
 def by_hand(data: DataModule, epochs: int) -> dict[str, Tensor]:
-    """Weights after plain SGD on the mean loss over each whole step, in a loop without Lightning."""
+    """Weights after plain SGD on the mean loss over each complete step, in a loop without Lightning."""
     network = classifier().network.double()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     train = data._splits["train"]
@@ -120,12 +120,12 @@ def test_cutting_a_step_up_changes_nothing_but_rounding(make_trainer: MakeTraine
 
 
 class Gradients(Callback):
-    """Keeps the gradient's norm before clipping and after it, with the one that the module tells."""
+    """Keeps the gradient's norm before clipping and after it, with the one that the module names."""
 
     def __init__(self) -> None:
         self.before: list[float] = []
         self.after: list[float] = []
-        self.told: list[float] = []
+        self.reported: list[float] = []
 
     def norm(self, module: LightningModule) -> float:
         squares = [float(p.grad.double().square().sum()) for p in module.parameters() if p.grad is not None]
@@ -139,18 +139,18 @@ class Gradients(Callback):
             assert isinstance(pl_module, Classifier)
             assert pl_module.gradient_norm is not None
             self.after.append(self.norm(pl_module))
-            self.told.append(float(pl_module.gradient_norm))
+            self.reported.append(float(pl_module.gradient_norm))
 
 
 @pytest.mark.parametrize(("clip", "parts"), [(None, 1), (0.5, 1), (0.5, 2)])
-def test_the_norm_told_is_that_before_clipping_and_clipping_clips(
+def test_the_norm_logged_is_that_before_clipping_and_clipping_clips(
     clip: float | None, parts: int, make_trainer: MakeTrainer
 ) -> None:
     seen = Gradients()
     trainer = make_trainer(max_epochs=1, callbacks=[seen], gradient_clip_val=clip, accumulate_grad_batches=parts)
     trainer.fit(classifier(), digits_module())
-    assert len(seen.told) == trainer.global_step == 3
-    assert seen.told == pytest.approx(seen.before, rel=1e-5)
+    assert len(seen.reported) == trainer.global_step == 3
+    assert seen.reported == pytest.approx(seen.before, rel=1e-5)
     assert min(seen.before) > 0.5, "else nothing would be clipped"
     assert seen.after == pytest.approx(seen.before if clip is None else [clip] * 3, rel=1e-4)
 
@@ -204,19 +204,19 @@ def test_scores_are_exact_counts_whatever_the_batches(batch_size: int, make_trai
 
 
 def test_no_smoothing_and_no_other_loss_enters_the_scores(make_trainer: MakeTrainer) -> None:
-    told = []
+    reported = []
     choices: list[dict[str, Any]] = [{}, {"loss": "sigmoid", "label_smoothing": 0.3}]
     for knobs in choices:
         trainer = make_trainer()
         trainer.test(classifier(**knobs), digits_module(), verbose=False)
-        told.append({name: value.item() for name, value in trainer.callback_metrics.items()})
-    assert told[0] == told[1]
+        reported.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+    assert reported[0] == reported[1]
 
 
 def test_top_5_is_left_out_where_it_says_nothing() -> None:
-    for classes, told in ((5, False), (6, True)):
+    for classes, reported in ((5, False), (6, True)):
         scores = Classifier(nn.Identity(), num_classes=classes).scores["val_scores"]
-        assert ("val/acc5" in scores.keys()) is told  # type: ignore[operator]  # noqa: SIM118
+        assert ("val/acc5" in scores.keys()) is reported  # type: ignore[operator]  # noqa: SIM118
 
 
 def test_scores_of_one_evaluation_do_not_leak_into_the_next(make_trainer: MakeTrainer) -> None:
@@ -256,7 +256,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group_of_the_optimizer(make
     assert [group["name"] for group in groups] == ["decay", "no_decay"]
 
 
-def test_muon_is_told_which_parameters_are_not_for_it(make_trainer: MakeTrainer) -> None:
+def test_muon_gets_to_know_which_parameters_are_not_for_it(make_trainer: MakeTrainer) -> None:
     module = classifier(make_optimizer=partial(Muon, lr=1e-3))
     trainer = make_trainer(max_steps=1)
     trainer.fit(module, digits_module())
@@ -274,7 +274,7 @@ def test_a_classifier_without_an_optimizer_evaluates_but_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "reported"),
     [
         ({"layer_decay": 0.0}, r"classifier\.layer_decay=0\.0 must be above 0 and at most 1"),
         ({"layer_decay": 1.1}, r"classifier\.layer_decay=1\.1 must be"),
@@ -282,8 +282,8 @@ def test_a_classifier_without_an_optimizer_evaluates_but_has_none() -> None:
         ({"freeze": "blok"}, r"classifier\.freeze=blok: no parameter or module"),
     ],
 )
-def test_a_fine_tuning_knob_outside_its_range_is_refused(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_fine_tuning_knob_outside_its_range_is_refused(wrong: dict[str, Any], reported: str) -> None:
+    with pytest.raises(ValueError, match=reported):
         classifier(**wrong)
 
 
@@ -306,7 +306,7 @@ def test_a_frozen_convolutional_network_trains_its_head_on_features_that_stay(ma
     assert changed == {"fc.weight", "fc.bias"}, "BatchNorm's statistics are not among them"
 
 
-def test_a_run_with_rates_by_layer_that_goes_on_ends_as_one_that_was_never_interrupted(
+def test_a_run_with_rates_by_layer_that_is_resumed_ends_as_one_that_was_never_interrupted(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
     def made() -> Classifier:
@@ -325,8 +325,8 @@ def test_a_run_with_rates_by_layer_that_goes_on_ends_as_one_that_was_never_inter
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
             trainer.should_stop = True
 
-    whole, part, resumed = made(), made(), made()
-    make_trainer(max_epochs=3, callbacks=[Rates()]).fit(whole, digits_module())
+    complete, part, resumed = made(), made(), made()
+    make_trainer(max_epochs=3, callbacks=[Rates()]).fit(complete, digits_module())
     expected, rates[:] = list(rates), []
     first = make_trainer(max_epochs=3, callbacks=[Rates(), Stop()])
     first.fit(part, digits_module())
@@ -336,11 +336,11 @@ def test_a_run_with_rates_by_layer_that_goes_on_ends_as_one_that_was_never_inter
     assert rates == expected
     assert {len(row) for row in rates} == {5}, "layer 0's vectors, then matrices and vectors of layer 1 and of the head"
     assert [row[-1] / row[0] for row in rates[:-1]] == pytest.approx([4 / 0.6**2] * (len(rates) - 1))
-    for name, value in whole.network.state_dict().items():
+    for name, value in complete.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
 
 
-def test_the_groups_are_told_when_a_run_starts(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_groups_are_reported_when_a_run_starts(make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture) -> None:
     module = classifier(layer_decay=0.5, freeze="blocks")
     with caplog.at_level(logging.INFO, logger="vitlab"):
         make_trainer(max_steps=1).fit(module, digits_module())

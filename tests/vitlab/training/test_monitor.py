@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -24,8 +23,8 @@ from vitlab.models.vit import VisionTransformer
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training import schedules
 from vitlab.training.checkpoints import BestCheckpoint
-from vitlab.training.classifier import Classifier
-from vitlab.training.monitor import Monitor, logged_scores
+from vitlab.training.classifier import Classifier, logged_scores
+from vitlab.training.monitor import Monitor, ProgressBar
 from vitlab.training.nonfinite import NonFinite
 
 MakeTrainer = Callable[..., Trainer]
@@ -88,7 +87,7 @@ def test_no_step_waits_for_the_device_but_to_know_that_it_is_finite(make_trainer
     counts = []
     for steps in (6, 26):
         source = DataModule(source=digits, batch_size=30, augment=Augment(mixup=0.4), image_size=8, seed=0)
-        watchers = [Monitor(), NonFinite(dirpath=str(tmp_path)), RichProgressBar()]
+        watchers = [Monitor(), NonFinite(dirpath=str(tmp_path)), ProgressBar()]
         options: dict[str, Any] = {"max_steps": steps, "log_every_n_steps": 40, "limit_val_batches": 0}
         options |= {"gradient_clip_val": 1.0, "enable_progress_bar": True, "max_epochs": -1}
         trainer = make_trainer(logger=[MetricsFile(folder=str(tmp_path))], callbacks=watchers, **options)
@@ -109,7 +108,7 @@ def test_a_row_comes_every_n_optimizer_steps_and_at_an_epochs_end(
     assert [step for step, _ in logged(tmp_path, "train/loss")] == [3, 4, 6, 8]
     assert [step for step, _ in logged(tmp_path, "images")] == [3, 4, 4, 6, 8, 8], "validations have them too"
     assert [images for step, images in logged(tmp_path, "images") if step % 4 == 0] == [101, 101, 202, 202]
-    assert logged(tmp_path, "epoch") == [(3, 0), (4, 0), (4, 0), (6, 1), (8, 1), (8, 1)]
+    assert logged(tmp_path, "epoch") == [(3, 1), (4, 1), (4, 1), (6, 2), (8, 2), (8, 2)]
 
 
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval")
@@ -159,11 +158,11 @@ def test_the_check_before_training_is_logged_nowhere(make_trainer: MakeTrainer, 
     assert [step for step, _ in logged(tmp_path, "val/acc")] == [4, 8]
 
 
-def test_a_run_that_goes_on_counts_on_and_repeats_no_row(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
+def test_a_run_that_is_resumed_counts_on_and_repeats_no_row(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    complete, parts = tmp_path / "complete", tmp_path / "parts"
+    complete.mkdir()
     parts.mkdir()
-    fit(make_trainer, whole, classifier(), max_epochs=3)
+    fit(make_trainer, complete, classifier(), max_epochs=3)
     saved = str(tmp_path / "one.ckpt")
     fit(make_trainer, parts, classifier(), max_epochs=1).save_checkpoint(saved)
     MetricsFile(folder=str(parts)).log_metrics({"train/loss": 9.0}, step=5)  # a step that was lost in a crash
@@ -171,10 +170,10 @@ def test_a_run_that_goes_on_counts_on_and_repeats_no_row(make_trainer: MakeTrain
     fit(make_trainer, parts, classifier(), monitor, max_epochs=3, ckpt_path=saved)
     assert monitor.images == 303
     for name in ("train/loss", "images", "val/acc", "lr/decay", "train/gradient_norm"):
-        assert logged(parts, name) == logged(whole, name), name
+        assert logged(parts, name) == logged(complete, name), name
 
 
-def test_a_line_of_text_tells_of_each_epoch(
+def test_a_line_of_text_reports_of_each_epoch(
     make_trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="vitlab"):
@@ -184,6 +183,15 @@ def test_a_line_of_text_tells_of_each_epoch(
     accuracy = logged(tmp_path, "val/acc")[1][1]
     assert lines[1].startswith("epoch 2/2   step 8   train/loss ")
     assert f"val/acc {accuracy:.4f}" in lines[1]
+
+
+def test_the_progress_bar_counts_epochs_from_1(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = ProgressBar()
+    bar.setup(make_trainer(max_epochs=12), classifier(), "fit")
+    assert bar._get_train_description(0) == "Epoch 1/12"
+    assert bar._get_train_description(11) == "Epoch 12/12"
+    bar.trainer.fit_loop.max_epochs = -1
+    assert bar._get_train_description(2) == "Epoch 3   ", "as wide as Validation: it doesn't flicker"
 
 
 def test_a_test_is_logged_under_the_splits_name(make_trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -218,7 +226,7 @@ def test_the_best_checkpoint_is_of_the_best_epoch_with_its_scores(
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_the_best_scores_are_remembered_by_a_run_that_goes_on(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_the_best_scores_are_remembered_by_a_run_that_is_resumed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     best = BestCheckpoint(dirpath=str(tmp_path), monitor="val/loss", mode="max")  # the first epoch stays the best
     fit(make_trainer, tmp_path, classifier(), best, max_epochs=2).save_checkpoint(tmp_path / "stop.ckpt")
     again = BestCheckpoint(dirpath=str(tmp_path), monitor="val/loss", mode="max")
@@ -235,4 +243,4 @@ def test_a_training_that_ends_before_its_first_validation_keeps_its_last_weights
     assert best.best_model_path == str(tmp_path / "best.ckpt")
     saved = torch.load(best.best_model_path, weights_only=True)["state_dict"]
     assert torch.equal(saved["network.head.weight"], module.get_parameter("network.head.weight"))
-    assert "no validation in 3 steps: the best checkpoint is the last" in caplog.text
+    assert "no validation in 3 steps: best.ckpt holds the last weights" in caplog.text

@@ -18,7 +18,7 @@ from vitlab.models.vit import VisionTransformer
 from vitlab.training.optimizer import abbreviate_names, build_optimizer, group_table, parameter_groups
 from vitlab.training.optimizer import logged_rates as rates_of
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = Path(__file__).resolve().parents[3] / "conf"
 PEAK, STEPS = 0.4, 40
 
 
@@ -176,8 +176,8 @@ def test_a_convolutional_network_has_layers_too() -> None:
     assert (found["layer8_decay"], found["layer0_decay"]) == (0.5, 0.5**9)
 
 
-def test_a_network_without_layers_is_told() -> None:
-    with pytest.raises(ValueError, match=r"classifier\.layer_decay: Linear doesn't say what its layers are"):
+def test_a_network_without_layers_is_reported() -> None:
+    with pytest.raises(ValueError, match=r"classifier\.layer_decay: Linear doesn't name its layers"):
         build_optimizer(partial(torch.optim.SGD, lr=1.0), nn.Linear(2, 2), layer_decay=0.5)
 
 

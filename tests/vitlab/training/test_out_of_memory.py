@@ -1,4 +1,4 @@
-"""Where memory is not enough, the message tells what fits."""
+"""Where memory is not enough, the message names what fits."""
 
 import re
 import resource

@@ -63,7 +63,7 @@ def test_a_loop_that_waits_for_its_batches_says_so(parts: int, make_trainer: Mak
     assert all(0 <= row["train/data_wait"] <= 1 for row in slow.rows + quick.rows)
 
 
-def test_utilisation_is_the_work_done_by_what_could_be_done(make_trainer: MakeTrainer) -> None:
+def test_utilization_is_the_work_done_divided_by_the_peak(make_trainer: MakeTrainer) -> None:
     meter = fitted(make_trainer, Slowly(), accumulate_grad_batches=2)
     network = VisionTransformer(image_size=8, patch_size=4, in_channels=1, num_classes=10, dim=16, depth=1, heads=2)
     assert meter.flops == flops.training_flops(network, (1, 8, 8))
@@ -94,10 +94,10 @@ def test_medians_leave_out_the_first_row(make_trainer: MakeTrainer) -> None:
     first, rest = meter.rows[0]["train/images_per_second"], meter.medians()["images_per_second"]
     assert first < 30 * 2 / 0.5
     assert rest > first
-    assert meter.told()[0] == f"{meter.rows[-1]['train/images_per_second']:,.0f} images/s", (
+    assert meter.summary()[0] == f"{meter.rows[-1]['train/images_per_second']:,.0f} images/s", (
         "no row since the epoch's line"
     )
     meter.rows += [{"train/images_per_second": speed, "train/mfu": 0.5} for speed in (10.0, 30.0)]
-    assert meter.told() == ["20 images/s", "MFU 50%"]
+    assert meter.summary() == ["20 images/s", "MFU 50%"]
     assert ThroughputMeter().medians() == {}
-    assert ThroughputMeter().told() == []
+    assert ThroughputMeter().summary() == []

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from vitlab.training.monitor import is_fitting
+from vitlab.training.checkpoints import is_fitting
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,88 @@
+"""Checkpoint files are written atomically, and the newest intact one is found."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitlab.storage import safe_load
+from vitlab.training import checkpoint_files
+
+# --------------------------------------------------------------------------------------------------------- on the disk
+
+
+def saved(folder: Path, **content: Any) -> Path:
+    file = folder / "last.ckpt"
+    checkpoint_files.AtomicFiles().save_checkpoint({"global_step": 1, "weights": torch.arange(5000.0), **content}, file)
+    return file
+
+
+def test_a_whole_file_is_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    assert safe_load.corruption(saved(tmp_path)) is None
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_one_before_is_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        saved(tmp_path, global_step=step)
+    assert safe_load.load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
+    assert safe_load.load_checkpoint(tmp_path / "previous.ckpt")["global_step"] == 2
+
+
+def test_any_damage_is_reported_or_harmless(tmp_path: Path) -> None:
+    file = saved(tmp_path)
+    content = file.read_bytes()
+    draw = random.Random(0)
+    reported = 0
+    for _ in range(400):
+        damaged = bytearray(content)
+        if draw.random() < 0.5:
+            damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        else:
+            damaged = damaged[: draw.randrange(len(content))]
+        file.write_bytes(damaged)
+        if safe_load.corruption(file):
+            reported += 1
+        else:
+            found = safe_load.load_checkpoint(file)
+            assert found["global_step"] == 1
+            assert torch.equal(found["weights"], torch.arange(5000.0))
+    assert reported > 350
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from pathlib import Path
+from vitlab.training.checkpoint_files import AtomicFiles
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+AtomicFiles().save_checkpoint({"weights": torch.zeros(10**5)}, Path(sys.argv[1]))
+"""
+
+
+def test_a_disk_that_is_full_leaves_the_former_file_and_says_so(tmp_path: Path) -> None:
+    file = saved(tmp_path)
+    content = file.read_bytes()
+    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint_files.__file__).parents[2])}
+    line = [sys.executable, "-c", FULL_DISK, str(file)]
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert f"OSError: {file} can't be written" in ended.stderr
+    assert "MiB are free there. The previous checkpoint is intact" in ended.stderr
+    assert file.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_newest_is_found_by_its_steps_and_not_by_its_date(tmp_path: Path) -> None:
+    for name, step in (("best", 7), ("step-000004", 4), ("last", 9)):
+        checkpoint_files.AtomicFiles().save_checkpoint({"global_step": step}, tmp_path / f"{name}.ckpt")
+    os.utime(tmp_path / "last.ckpt", (1, 1))
+    assert checkpoint_files.newest_checkpoint(tmp_path) == (tmp_path / "last.ckpt", {})
+    (tmp_path / "last.ckpt").write_bytes(b"PK")
+    found, damaged = checkpoint_files.newest_checkpoint(tmp_path)
+    assert found == tmp_path / "best.ckpt"
+    assert list(damaged) == [tmp_path / "last.ckpt"]
