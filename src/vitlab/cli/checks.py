@@ -11,8 +11,8 @@ from pathlib import Path
 from vitlab.cli import data_checks, model_checks, trainer_checks
 from vitlab.cli.program import Program, Rule
 from vitlab.config import allowlist
-from vitlab.config.objective import OBJECTIVES
-from vitlab.config.schema import Node, call_problems, child_nodes, format_value
+from vitlab.config.objective import SCORES, direction, objectives
+from vitlab.config.schema import Node, call_problems, child_nodes, format_value, resolve
 from vitlab.config.view import ConfigView
 from vitlab.jobs import identity
 from vitlab.jobs.run import Function
@@ -73,12 +73,20 @@ def view_of(config: Node, found: list[str], remote: bool) -> ConfigView:
 
 def signature_problems(function: Function, config: Node) -> list[str]:
     """What the signatures of the program's function and of all that the configuration calls say."""
-    found = call_problems("", config, function, supplied=SUPPLIED)
+    supplied = SUPPLIED | {f"classifier.metrics.{name}": ("num_classes",) for name in metric_nodes(config)}
+    found = call_problems("", config, function, supplied=supplied)
     for key, target in CALLED.items():
         if isinstance(config.get(key), dict):
             given = {k: v for k, v in config[key].items() if (key, k) != ("weights", "source")}
-            found += call_problems(key, given, target, supplied=SUPPLIED)
+            found += call_problems(key, given, target, supplied=supplied)
     return found
+
+
+def metric_nodes(config: Node) -> dict[str, Node]:
+    """The nodes of `classifier.metrics`, by name."""
+    classifier = config.get("classifier")
+    metrics = classifier.get("metrics") if isinstance(classifier, dict) else None
+    return child_nodes(metrics) if isinstance(metrics, dict) and "_target_" not in metrics else {}
 
 
 # ------------------------------------------------------------------------------------------------------------ rules
@@ -141,10 +149,24 @@ def callback_problems(view: ConfigView) -> Iterator[str]:
 
 def root_problems(view: ConfigView) -> Iterator[str]:
     objective, folder = view("objective", str), view("data_dir", str)
-    if objective is not None and objective not in OBJECTIVES:
-        yield f"objective={objective} is not measured; use one of {', '.join(OBJECTIVES)}"
+    metrics = metric_nodes(view.config)
+    if objective is not None and objective not in (known := objectives(metrics)):
+        yield f"objective={objective} is not measured; use one of {', '.join(known)}"
+    for name in metrics:
+        if name in SCORES or not name.isidentifier():
+            yield f"classifier.metrics.{name}: use a plain name other than {', '.join(SCORES)}, which are measured anyway"
     if folder and Path(folder).exists() and not os.access(folder, os.R_OK):
         yield f"data_dir={folder} can't be read"
+
+
+def direction_problems(view: ConfigView) -> Iterator[str]:
+    """Whether the name of a metric to choose by says which of its values are good."""
+    objective = view("objective", str) or ""
+    if node := metric_nodes(view.config).get(objective.removeprefix("val/")):
+        higher = getattr(resolve(node["_target_"]), "higher_is_better", None)
+        if higher is not None and higher != (direction(objective) == "max"):
+            remedy = "leave 'loss' and 'error' out of its name" if higher else f"call it {objective[4:]}_error"
+            yield f"objective={objective}: {'higher' if higher else 'lower'} values of this metric are better; {remedy}"
 
 
 RULES: tuple[Rule, ...] = (
@@ -165,6 +187,7 @@ RULES: tuple[Rule, ...] = (
 # Asked where nothing else is wrong: they import what only a run needs.
 LAST_RULES: tuple[Rule, ...] = (
     lambda view: allowlist.import_problems(view.config),
+    direction_problems,
     trainer_checks.gpu_problems,
     model_checks.fine_tuning_problems,
 )

@@ -4,26 +4,30 @@ Hydra calls whatever a `_target_` names, and importing a module runs it. So each
 before anything of it is imported, from source files where these tell what it is:
 
     A target is a class of a kind that experiments are made of (`KINDS`), or one of `FUNCTIONS`, named where one of
-    `PLACES` shows it and defined in one of `PLACES`; all else has to be allowed by the user, in `VITLAB_ALLOW`.
+    `PLACES` shows it and defined in one of `PLACES`, or it is code that the user trusts.
 
-The variable is read once, when the program starts: no configuration can set it.
+The user trusts modules and packages in the working directory of the command, packages that the command line or a YAML
+file of `--config-dir` names as a target (`trust_named_packages`), and what `VITLAB_ALLOW` lists. Variable and working
+directory are read once, when the program starts: no configuration can set them.
 """
 
 import ast
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from vitlab.config import definitions
+from vitlab.config import definitions, paths
 from vitlab.config.schema import format_value, resolve, walk_path
 
 VARIABLE = "VITLAB_ALLOW"
 # A whole target, or a package or module whose own definitions are trusted.
 ALLOWED = tuple(entry for entry in re.split(r"[,\s]+", os.environ.get(VARIABLE, "")) if entry)
+WORKING_DIR = Path.cwd().resolve()
 
 OFFERED = "vitlab, torch, torchvision, timm, lightning, torchmetrics and hydra"
 PLACES = (
@@ -37,6 +41,7 @@ PLACES = (
     *("hydra._internal.core_plugins", "hydra.experimental.callbacks"),
     *("optuna.samplers", "optuna.pruners"),
 )
+OFFERED_PACKAGES = frozenset(place.split(".")[0] for place in PLACES)
 # A package may show at its top what it defines further in: lightning.Trainer.
 TOPS = ("lightning", "torchmetrics")
 KINDS = (
@@ -72,6 +77,10 @@ MADE_BY_HYDRA = ("callbacks", "launcher", "sweeper")
 LOGGING = ("hydra_logging", "job_logging")
 LOG_CLASSES = ("logging.FileHandler", "logging.Formatter", "logging.NullHandler", "logging.StreamHandler")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+
+
+# In an override or a YAML file; a sweep names several.
+TARGET = re.compile(r"\b_target_['\"]?\s*[:=]\s*['\"]?([a-zA-Z]\w*(?:\.\w+)+(?:\s*,\s*[a-zA-Z]\w*(?:\.\w+)+)*)")
 
 
 class NotTrusted(ValueError):
@@ -128,6 +137,41 @@ def hydra_problems(node: Any) -> list[str]:
     return found
 
 
+def trust_named_packages(overrides: Iterable[str], config_dir: str | None) -> None:
+    """Trust the packages of targets in a command line's own overrides and in the YAML files of its `--config-dir`.
+
+    Child processes inherit this in `VITLAB_ALLOW`. Packages that are offered, and the standard library, are trusted in
+    parts only.
+    """
+    global ALLOWED
+    texts = [*overrides]
+    if config_dir is not None:  # its groups: a run folder below it is somebody else's, perhaps
+        groups = [folder.name for folder in paths.CONF.iterdir() if folder.is_dir()]
+        patterns = ("*.yaml", *(f"{group}/**/*.yaml" for group in (*groups, "classifier", "experiment")))
+        texts += [file.read_text() for pattern in patterns for file in sorted(Path(config_dir).glob(pattern))]
+    targets = [target for text in texts for found in TARGET.findall(text) for target in re.split(r"\s*,\s*", found)]
+    names = dict.fromkeys(target.partition(".")[0] for target in targets)
+    unknown = [name for name in names if name not in (*OFFERED_PACKAGES, *sys.stdlib_module_names, *ALLOWED)]
+    ALLOWED = (*ALLOWED, *unknown)
+    if ALLOWED:
+        os.environ[VARIABLE] = ",".join(ALLOWED)
+
+
+def is_trusted(name: str) -> bool:
+    """Whether a dotted path begins with what the user trusts; nothing is imported."""
+    package = name.partition(".")[0]
+    if _within(name, ALLOWED):
+        return True
+    if package in OFFERED_PACKAGES:
+        return False
+    try:
+        spec = definitions.find_spec(package)
+    except ValueError:  # `__main__`
+        return False
+    own = (WORKING_DIR / f"{package}.py", WORKING_DIR / package / "__init__.py")  # other folders are no packages
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() in own
+
+
 def require_allowed(config: Any, prefix: str = "") -> None:
     """Raises `NotTrusted` with all problems: the last look, just before a node is made."""
     if found := problems(config, prefix):
@@ -136,10 +180,9 @@ def require_allowed(config: Any, prefix: str = "") -> None:
 
 def import_problems(config: Any) -> Iterator[str]:
     """Which targets that the user has allowed can't be imported; those that are offered have been found."""
-    offered = {place.split(".")[0] for place in PLACES}
     for path, value in _values(config, ""):
         target = value.get("_target_") if isinstance(value, dict) else None
-        if isinstance(target, str) and target.split(".")[0] not in offered:
+        if isinstance(target, str) and target.split(".")[0] not in OFFERED_PACKAGES:
             try:
                 resolve(target)
             except ImportError as error:
@@ -172,9 +215,9 @@ def refusal(target: str) -> str | None:
         return "it is no dotted path"
     if target in (*ALLOWED, *LAUNCHERS):
         return None
-    by_user = _within(target, ALLOWED)
-    if not by_user and target.split(".")[0] not in {place.split(".")[0] for place in PLACES}:
-        return f"a configuration may call what {OFFERED} offer"
+    by_user = is_trusted(target)
+    if not by_user and target.split(".")[0] not in OFFERED_PACKAGES:
+        return f"a configuration may call what {OFFERED} offer, and modules in the working directory"
     place = next((place for place in PLACES if _within(parent, (place,))), "")
     private = any(part.startswith("_") for part in target[len(place) :].split("."))
     if not by_user and (private or not (place or parent in TOPS)):
@@ -183,7 +226,7 @@ def refusal(target: str) -> str | None:
     if definition is None:
         return _refusal_once_imported(target, by_user)
     path, allowed = f"{definition.module}.{definition.name}", False
-    if _within(definition.module, ALLOWED):
+    if is_trusted(definition.module):
         return None
     if not by_user and _within(definition.module, PLACES):
         if isinstance(definition.node, ast.FunctionDef):
@@ -219,7 +262,7 @@ def _refusal_once_imported(target: str, by_user: bool) -> str | None:
     except ImportError:
         return None  # nothing is there: `schema` says so, with what was perhaps meant
     defined = str(getattr(found, "__module__", None))
-    if _within(defined, ALLOWED):
+    if is_trusted(defined):
         return None
     if not by_user and _within(defined, PLACES):
         if isinstance(found, type) and issubclass(found, kinds()):

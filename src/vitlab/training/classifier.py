@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -45,6 +45,9 @@ class Classifier(LightningModule):
     with all that is in them (`patch_embed`, `blocks.[0-5]`, `*.norm?.bias`), in order; one that begins with `!` takes
     back what it matches (`["*", "!blocks.11", "!head"]`). Frozen parts compute as in evaluation: no dropout, no
     stochastic depth, and BatchNorm's statistics stay (`vitlab.models.freezing.set_frozen_to_eval`).
+
+    `metrics`: further scores of torchmetrics' kind by name, updated with logits [B, classes] and targets [B] and logged
+    as `val/NAME` and `test/NAME`. Each computes one number.
     """
 
     @check_bounds
@@ -60,6 +63,7 @@ class Classifier(LightningModule):
         layer_decay: Annotated[float, Gt(0), Le(1), "1 is off"] = 1.0,
         head_lr_factor: PositiveFloat = 1.0,
         freeze: str | tuple[str, ...] = (),
+        metrics: Mapping[str, Metric | None] | None = None,
     ) -> None:
         super().__init__()
         if freeze:
@@ -79,7 +83,8 @@ class Classifier(LightningModule):
         # optimizer undoes it itself); may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
         self.train_loss = FiniteMean()
-        self.scores = nn.ModuleDict({f"{s}_scores": self.make_scores(s) for s in ("train", "val", "test")})
+        own = {name: metric for name, metric in (metrics or {}).items() if metric is not None}
+        self.scores = nn.ModuleDict({f"{s}_scores": self.make_scores(s, own) for s in ("train", "val", "test")})
         self.train()
 
     def train(self, mode: bool = True) -> "Classifier":
@@ -89,7 +94,7 @@ class Classifier(LightningModule):
             freezing.set_frozen_to_eval(self.network)
         return self
 
-    def make_scores(self, split: str) -> MetricCollection:
+    def make_scores(self, split: str, own: Mapping[str, Metric]) -> MetricCollection:
         """Sums over the images of all ranks: exact, since no image is seen twice (`vitlab.data.sampler`)."""
         metrics: dict[str, Any] = {
             "acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
@@ -99,6 +104,9 @@ class Classifier(LightningModule):
         }
         if self.num_classes > 5:
             metrics["acc5"] = MulticlassAccuracy(self.num_classes, top_k=5, average="micro", validate_args=False)
+        if taken := sorted(metrics.keys() & own.keys()):
+            raise ValueError(f"metrics has {', '.join(taken)}, which is measured anyway; use another name")
+        metrics |= {name: metric.clone() for name, metric in own.items()}
         return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -137,14 +145,14 @@ class Classifier(LightningModule):
         scores = self.scores[f"{split}_scores"]
         assert isinstance(scores, MetricCollection)
         for name, metric in scores.items(keep_base=True, copy_state=False):
-            if name.startswith("acc"):
-                metric.update(logits, batch.targets)
-            elif name == "loss":
+            if name == "loss":
                 metric.update(F.cross_entropy(logits, batch.targets, reduction="none"))
             elif name == "correct":
                 metric.update((logits.argmax(dim=1) == batch.targets).float())
-            else:
+            elif name == "count":
                 metric.update(torch.ones_like(batch.targets, dtype=torch.float))
+            else:
+                metric.update(logits, batch.targets)
             shown = split == "val" and name in ("acc", "loss")
             # to `callback_metrics` and the progress bar; the Monitor sends it on, at the right step
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown, logger=False)
