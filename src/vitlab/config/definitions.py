@@ -46,7 +46,8 @@ def bindings(module: str) -> Mapping[str, Binding]:
 
 @cache
 def _bindings(module: str, search_path: tuple[str, ...]) -> Mapping[str, Binding]:
-    with suppress(ValueError, SyntaxError, RecursionError):  # `__main__`, or modules that import * from each other
+    # `__main__`; modules that import * from each other; a folder without `__init__.py` in a package (KeyError)
+    with suppress(ValueError, SyntaxError, RecursionError, KeyError):
         spec = find_spec(module)
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
             package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
