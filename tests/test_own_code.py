@@ -55,7 +55,7 @@ _target_: perceptron.Perceptron
 image_size: ${image_size}
 """,
     # an optimizer
-    "sign_descent.py": '''
+    "sign_descent.py": """
 import torch
 from torch.optim import Optimizer
 
@@ -71,7 +71,7 @@ class SignDescent(Optimizer):
             for p in group["params"]:
                 p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(p.grad.sign(), alpha=group["lr"])
         return loss
-''',
+""",
     "conf/optimizer/sign_descent.yaml": """
 _target_: sign_descent.SignDescent
 _partial_: true
@@ -138,12 +138,12 @@ class Enough(Callback):
         trainer.should_stop |= bool(trainer.callback_metrics[self.monitor] >= self.score)
 ''',
 }
-COMMAND = (
-    "--config-dir=conf data=stripes model=perceptron optimizer=sign_descent schedule=halving "
-    "data.augment._target_=salt.Salt data.augment.share=0.05 "
-    "classifier.metrics.worst._target_=worst_class.WorstClass objective=val/worst "
-    "callbacks.enough._target_=enough.Enough callbacks.enough.monitor=val/worst callbacks.enough.score=2"
-).split()
+COMMAND = [
+    *("--config-dir=conf", "data=stripes", "model=perceptron", "optimizer=sign_descent", "schedule=halving"),
+    *("data.augment._target_=salt.Salt", "data.augment.share=0.05"),
+    *("classifier.metrics.worst._target_=worst_class.WorstClass", "objective=val/worst"),
+    *("callbacks.enough._target_=enough.Enough", "callbacks.enough.monitor=val/worst", "callbacks.enough.score=2"),
+]
 QUICK = ["trainer.accelerator=cpu", "trainer.max_epochs=4", "logger=csv", "batch_size=16", "hydra.run.dir=runs/own"]
 
 

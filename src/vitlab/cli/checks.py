@@ -154,7 +154,7 @@ def root_problems(view: ConfigView) -> Iterator[str]:
         yield f"objective={objective} is not measured; use one of {', '.join(known)}"
     for name in metrics:
         if name in SCORES or not name.isidentifier():
-            yield f"classifier.metrics.{name}: use a plain name other than {', '.join(SCORES)}, which are measured anyway"
+            yield f"classifier.metrics.{name}: use a plain name; {', '.join(SCORES)} are measured in every run"
     if folder and Path(folder).exists() and not os.access(folder, os.R_OK):
         yield f"data_dir={folder} can't be read"
 

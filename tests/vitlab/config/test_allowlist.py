@@ -95,7 +95,7 @@ REFUSED = [
     # other packages
     *("os.system", "posix.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "runpy.run_path"),
     *("pickle.loads", "importlib.import_module", "shutil.rmtree", "sklearn.svm.SVC", "pytorch_lightning.Trainer"),
-    # what offered packages have beside parts of experiments
+    # what offered packages have next to parts of experiments
     *("torch.load", "torch.save", "torch.hub.load", "torch.hub.load_state_dict_from_url", "torch.serialization.load"),
     *("torch.utils.cpp_extension.load", "torch.utils.cpp_extension.load_inline", "torch.package.PackageImporter"),
     *("torch.distributed.run.main", "torch.multiprocessing.spawn", "torch.jit.load", "torch.compile"),
@@ -176,7 +176,7 @@ def test_an_interpolation_that_only_the_second_resolving_sees_is_refused(trap: C
     """`instantiate` resolves what it gets: a string of a resolved configuration could still become a node."""
     text = "${oc.create:'{_target_: trap.Trap}'}"
     node = {"_target_": "torch.nn.Linear", "in_features": text}
-    assert "an interpolation is left after resolving" in allowlist.problems({"model": node})[0]
+    assert "an interpolation remains after resolving" in allowlist.problems({"model": node})[0]
     with pytest.raises(allowlist.NotTrusted, match="in_features"):
         instantiate.build_object(node)
     assert not trap()
@@ -190,7 +190,7 @@ def test_the_user_may_allow_a_package_or_one_target(
 ) -> None:
     monkeypatch.setattr(allowlist, "ALLOWED", ("trap",))
     assert allowlist.refusal("trap.Trap") is None
-    assert not trap(), "its source tells what it is"
+    assert not trap(), "its source says what it is"
     assert allowlist.refusal("trap.os.system"), "what the package imports isn't its own"
     assert allowlist.refusal("trapped.Trap")
     monkeypatch.setattr(allowlist, "ALLOWED", ("torch.hub.load",))
@@ -235,7 +235,7 @@ def test_modules_and_packages_of_the_working_directory_need_no_permission(home: 
     assert allowlist.refusal("mine.Thing") is None
     assert allowlist.refusal("own.Thing") is None
     assert allowlist.refusal("own.deep.part.Thing") is None
-    assert "mine" not in sys.modules, "its source tells what it is"
+    assert "mine" not in sys.modules, "its source says what it is"
 
 
 @pytest.mark.parametrize("target", ["mine.os.system", "own.os.system", "runs.his.code.Thing", "his.code.Thing"])
@@ -313,7 +313,7 @@ def test_a_resumed_run_and_an_evaluated_one_name_nothing(tmp_path: Path, trap: C
 # ------------------------------------------------------------------------------------- configurations, as they come
 
 
-def test_a_refused_target_is_the_only_thing_told_and_nothing_is_imported(
+def test_a_refused_target_is_the_only_problem_and_nothing_is_imported(
     configure: Configure, trap: Callable[[], bool]
 ) -> None:
     lines = checks.problems(train.main, configure("++sede=7", "model._target_=trap.Trap"))
@@ -344,7 +344,7 @@ HYDRA_ATTACKS = [
 
 
 @pytest.mark.parametrize("attack", HYDRA_ATTACKS)
-def test_what_hydra_makes_itself_is_looked_at_first(
+def test_what_hydra_makes_itself_is_checked_first(
     attack: str,
     trap: Callable[[], bool],
     tmp_path: Path,
@@ -361,7 +361,7 @@ def test_what_hydra_makes_itself_is_looked_at_first(
     with pytest.raises(SystemExit) as stopped:
         preflight.preflight(train.main, [f"--config-dir={tmp_path / 'mine'}", "experiment=attack"])
     assert stopped.value.code == 2
-    assert re.search(r"- hydra\.[\w.()]+(=| can't be set)", told := capsys.readouterr().err), told
+    assert re.search(r"- hydra\.[\w.()]+(=| can't be set)", printed := capsys.readouterr().err), printed
     assert not trap()
 
 
