@@ -7,8 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torchmetrics.classification import MulticlassRecall
 
+import train
+from conftest import Configure
+from vitlab.cli import checks
 from vitlab.config import paths
+from vitlab.training.build import build_metrics
+from vitlab.training.classifier import Classifier
 
 FILES = {
     # a data set
@@ -203,3 +211,52 @@ def test_resume_and_evaluate_work_with_own_parts(folder: Path) -> None:
 def test_a_misspelled_metric_is_refused_before_the_start(folder: Path) -> None:
     printed = call(folder, "train", *COMMAND, "objective=val/wrost", status=2)
     assert "objective=val/wrost is not measured; use one of val/acc, val/acc5, val/loss, val/worst" in printed
+
+
+# ---------------------------------------------------------------------------------------------- classifier.metrics
+
+CALIBRATION = "torchmetrics.classification.MulticlassCalibrationError"
+RECALL = "torchmetrics.classification.MulticlassRecall"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["objective=val/recall"], None),
+        (["objective=val/acc"], None),
+        (["objective=test/recall"], "objective=test/recall is not measured; use one of"),
+        (
+            ["++classifier.metrics.recall.averag=macro"],
+            "classifier.metrics.recall can't be built: Unexpected keyword arguments: `averag`",
+        ),
+        ([f"++classifier.metrics={{acc: {{_target_: {RECALL}}}}}"], "classifier.metrics.acc: use a plain name; acc,"),
+        (
+            ["++classifier.metrics.recall._target_=torch.nn.GELU"],
+            "recall._target_=torch.nn.GELU is no torchmetrics.Met",
+        ),
+        (
+            ["objective=val/ece", f"++classifier.metrics={{ece: {{_target_: {CALIBRATION}}}}}"],
+            "objective=val/ece: lower values of this metric are better; call it ece_error",
+        ),
+        (
+            ["objective=val/recall_error", f"++classifier.metrics={{recall_error: {{_target_: {RECALL}}}}}"],
+            "objective=val/recall_error: higher values of this metric are better; leave 'loss' and 'error' out",
+        ),
+    ],
+)
+def test_a_metric_is_checked_before_the_start(configure: Configure, overrides: list[str], problem: str | None) -> None:
+    lines = checks.problems(train.main, configure(f"++classifier.metrics.recall._target_={RECALL}", *overrides))
+    assert len(lines) == (problem is not None), lines
+    assert problem is None or problem in lines[0]
+
+
+def test_a_metric_gets_the_classes_of_the_data_and_is_not_shared_between_splits() -> None:
+    metrics = build_metrics({"recall": {"_target_": RECALL}, "off": None}, num_classes=3)
+    scores = Classifier(nn.Identity(), num_classes=3, metrics=metrics).scores
+    assert list(metrics) == ["recall"]
+    scores["val_scores"]["recall"].update(torch.eye(3), torch.arange(3))
+    assert isinstance(scores["val_scores"]["recall"], MulticlassRecall)
+    assert float(scores["val_scores"]["recall"].compute()) == 1
+    assert scores["test_scores"]["recall"].update_count == 0
+    with pytest.raises(ValueError, match="metrics has acc, which is measured anyway; use another name"):
+        Classifier(nn.Identity(), num_classes=3, metrics={"acc": metrics["recall"]})

@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from hydra.errors import InstantiationException
+
 from vitlab.cli import data_checks, model_checks, trainer_checks
 from vitlab.cli.program import Program, Rule
 from vitlab.config import allowlist
 from vitlab.config.objective import SCORES, direction, objectives
-from vitlab.config.schema import Node, call_problems, child_nodes, format_value, resolve
+from vitlab.config.schema import Node, call_problems, child_nodes, format_value
 from vitlab.config.view import ConfigView
 from vitlab.jobs import identity
 from vitlab.jobs.run import Function
@@ -159,14 +161,27 @@ def root_problems(view: ConfigView) -> Iterator[str]:
         yield f"data_dir={folder} can't be read"
 
 
-def direction_problems(view: ConfigView) -> Iterator[str]:
-    """Whether the name of a metric to choose by says which of its values are good."""
-    objective = view("objective", str) or ""
-    if node := metric_nodes(view.config).get(objective.removeprefix("val/")):
-        higher = getattr(resolve(node["_target_"]), "higher_is_better", None)
-        if higher is not None and higher != (direction(objective) == "max"):
-            remedy = "leave 'loss' and 'error' out of its name" if higher else f"call it {objective[4:]}_error"
-            yield f"objective={objective}: {'higher' if higher else 'lower'} values of this metric are better; {remedy}"
+def metric_problems(view: ConfigView) -> Iterator[str]:
+    """Which of `classifier.metrics` can't be built, or has a name that says the wrong end of its range is good."""
+    if not (nodes := metric_nodes(view.config)):
+        return
+    from torchmetrics import Metric
+
+    from vitlab.training.build import build_metrics
+
+    for name, node in nodes.items():
+        path, score = f"classifier.metrics.{name}", f"val/{name}"
+        try:
+            metric = build_metrics({name: node}, data_checks.facts_of(view).num_classes or 1000)[name]
+        except InstantiationException as error:
+            yield f"{path} can't be built: {error.__cause__ or error}"
+            continue
+        higher = getattr(metric, "higher_is_better", None)
+        if not isinstance(metric, Metric):
+            yield f"{path}._target_={node['_target_']} is no torchmetrics.Metric"
+        elif view("objective", str) == score and higher is not None and higher != (direction(score) == "max"):
+            remedy = "leave 'loss' and 'error' out of its name" if higher else f"call it {name}_error"
+            yield f"objective={score}: {'higher' if higher else 'lower'} values of this metric are better; {remedy}"
 
 
 RULES: tuple[Rule, ...] = (
@@ -187,7 +202,7 @@ RULES: tuple[Rule, ...] = (
 # Asked where nothing else is wrong: they import what only a run needs.
 LAST_RULES: tuple[Rule, ...] = (
     lambda view: allowlist.import_problems(view.config),
-    direction_problems,
+    metric_problems,
     trainer_checks.gpu_problems,
     model_checks.fine_tuning_problems,
 )
