@@ -83,7 +83,7 @@ def _star_names(module: str) -> list[str]:
     names = bindings(module)
     listed = names.get("__all__")
     if isinstance(listed, ast.List | ast.Tuple):
-        return [item.value for item in listed.elts if isinstance(item, ast.Constant)]
+        return [str(item.value) for item in listed.elts if isinstance(item, ast.Constant)]
     return [name for name in names if not name.startswith("_")]
 
 

@@ -4,7 +4,7 @@ import ast
 import importlib
 from functools import cache
 from inspect import Parameter
-from typing import Annotated, Any, ForwardRef, Literal, Union, get_origin
+from typing import Annotated, Any, ForwardRef, Literal, Union, cast, get_origin
 
 from vitlab.config import definitions
 from vitlab.config.definitions import Definition
@@ -14,8 +14,7 @@ Node = dict[str, Any]
 # Modules of annotations are imported; other names stay names until a value is compared with them.
 IMPORTED = ("builtins", "typing", "types", "collections", "pathlib", "datetime", "os", "numbers", "annotated_types")
 WITHOUT_INIT = ("builtins.object", "abc.ABC", "typing.Generic", "typing.Protocol")
-NO_INIT = ast.parse("def __init__(self): ...").body[0]
-assert isinstance(NO_INIT, ast.FunctionDef)
+NO_INIT = cast(ast.FunctionDef, ast.parse("def __init__(self): ...").body[0])
 
 
 def parameters(target: str) -> dict[str, Parameter] | None:
