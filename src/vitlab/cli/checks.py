@@ -8,10 +8,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from hydra.errors import InstantiationException
+
 from vitlab.cli import data_checks, model_checks, trainer_checks
 from vitlab.cli.program import Program, Rule
 from vitlab.config import allowlist
-from vitlab.config.objective import OBJECTIVES
+from vitlab.config.objective import SCORES, direction, objectives
 from vitlab.config.schema import Node, call_problems, child_nodes, format_value
 from vitlab.config.view import ConfigView
 from vitlab.jobs import identity
@@ -73,12 +75,20 @@ def view_of(config: Node, found: list[str], remote: bool) -> ConfigView:
 
 def signature_problems(function: Function, config: Node) -> list[str]:
     """What the signatures of the program's function and of all that the configuration calls say."""
-    found = call_problems("", config, function, supplied=SUPPLIED)
+    supplied = SUPPLIED | {f"classifier.metrics.{name}": ("num_classes",) for name in metric_nodes(config)}
+    found = call_problems("", config, function, supplied=supplied)
     for key, target in CALLED.items():
         if isinstance(config.get(key), dict):
             given = {k: v for k, v in config[key].items() if (key, k) != ("weights", "source")}
-            found += call_problems(key, given, target, supplied=SUPPLIED)
+            found += call_problems(key, given, target, supplied=supplied)
     return found
+
+
+def metric_nodes(config: Node) -> dict[str, Node]:
+    """The nodes of `classifier.metrics`, by name."""
+    classifier = config.get("classifier")
+    metrics = classifier.get("metrics") if isinstance(classifier, dict) else None
+    return child_nodes(metrics) if isinstance(metrics, dict) and "_target_" not in metrics else {}
 
 
 # ------------------------------------------------------------------------------------------------------------ rules
@@ -141,10 +151,37 @@ def callback_problems(view: ConfigView) -> Iterator[str]:
 
 def root_problems(view: ConfigView) -> Iterator[str]:
     objective, folder = view("objective", str), view("data_dir", str)
-    if objective is not None and objective not in OBJECTIVES:
-        yield f"objective={objective} is not measured; use one of {', '.join(OBJECTIVES)}"
+    metrics = metric_nodes(view.config)
+    if objective is not None and objective not in (known := objectives(metrics)):
+        yield f"objective={objective} is not measured; use one of {', '.join(known)}"
+    for name in metrics:
+        if name in SCORES or not name.isidentifier():
+            yield f"classifier.metrics.{name}: use a plain name; {', '.join(SCORES)} are measured in every run"
     if folder and Path(folder).exists() and not os.access(folder, os.R_OK):
         yield f"data_dir={folder} can't be read"
+
+
+def metric_problems(view: ConfigView) -> Iterator[str]:
+    """Which of `classifier.metrics` can't be built, or has a name that says the wrong end of its range is good."""
+    if not (nodes := metric_nodes(view.config)):
+        return
+    from torchmetrics import Metric
+
+    from vitlab.training.build import build_metrics
+
+    for name, node in nodes.items():
+        path, score = f"classifier.metrics.{name}", f"val/{name}"
+        try:
+            metric = build_metrics({name: node}, data_checks.facts_of(view).num_classes or 1000)[name]
+        except InstantiationException as error:
+            yield f"{path} can't be built: {error.__cause__ or error}"
+            continue
+        higher = getattr(metric, "higher_is_better", None)
+        if not isinstance(metric, Metric):
+            yield f"{path}._target_={node['_target_']} is no torchmetrics.Metric"
+        elif view("objective", str) == score and higher is not None and higher != (direction(score) == "max"):
+            remedy = "leave 'loss' and 'error' out of its name" if higher else f"call it {name}_error"
+            yield f"objective={score}: {'higher' if higher else 'lower'} values of this metric are better; {remedy}"
 
 
 RULES: tuple[Rule, ...] = (
@@ -165,6 +202,7 @@ RULES: tuple[Rule, ...] = (
 # Asked where nothing else is wrong: they import what only a run needs.
 LAST_RULES: tuple[Rule, ...] = (
     lambda view: allowlist.import_problems(view.config),
+    metric_problems,
     trainer_checks.gpu_problems,
     model_checks.fine_tuning_problems,
 )

@@ -32,6 +32,8 @@ from vitlab.runs import folder, lock, record
 from vitlab.sweeps import ledger
 
 resolvers.register_resolvers()  # here: some launchers' workers import this, and then ask for a job's folder
+if str(allowlist.WORKING_DIR) not in sys.path:
+    sys.path.append(str(allowlist.WORKING_DIR))  # the user's own code; last, so that it hides no library
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Command(Program):
             launch.export_pythonpath(paths.PROGRAMS)
         with imports.gc_paused():
             register.register()
-            _, asks = parse_arguments(sys.argv[1:])
+            flags, asks = parse_arguments(sys.argv[1:])
+            allowlist.trust_named_packages(flags.overrides, flags.config_dir)
             if not asks:
                 from vitlab.cli.preflight import preflight
 

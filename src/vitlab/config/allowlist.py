@@ -1,29 +1,33 @@
 """What a configuration may call: one that somebody else wrote is read as settings, never run as a program.
 
-Hydra calls whatever a `_target_` names, and importing a module runs it. So each `_target_`, at any depth, is judged
-before anything of it is imported, from source files where these tell what it is:
+Hydra calls whatever a `_target_` names, and importing a module runs it. So each `_target_`, at any depth, is checked
+before anything of it is imported, from source files where possible:
 
-    A target is a class of a kind that experiments are made of (`KINDS`), or one of `FUNCTIONS`, named where one of
-    `PLACES` shows it and defined in one of `PLACES`; all else has to be allowed by the user, in `VITLAB_ALLOW`.
+    A target is a class of a kind that experiments are made of (`KINDS`), or one of `FUNCTIONS`, exported by one of
+    `PLACES` and defined in one of `PLACES`, or it is code that the user trusts.
 
-The variable is read once, when the program starts: no configuration can set it.
+The user trusts modules and packages in the working directory of the command, packages that the command line or a YAML
+file of `--config-dir` names as a target (`trust_named_packages`), and what `VITLAB_ALLOW` lists. Variable and working
+directory are read once, when the program starts: no configuration can set them.
 """
 
 import ast
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from vitlab.config import definitions
+from vitlab.config import definitions, paths
 from vitlab.config.schema import format_value, resolve, walk_path
 
 VARIABLE = "VITLAB_ALLOW"
-# A whole target, or a package or module whose own definitions are trusted.
+# Complete targets, or packages and modules whose own definitions are trusted.
 ALLOWED = tuple(entry for entry in re.split(r"[,\s]+", os.environ.get(VARIABLE, "")) if entry)
+WORKING_DIR = Path.cwd().resolve()
 
 OFFERED = "vitlab, torch, torchvision, timm, lightning, torchmetrics and hydra"
 PLACES = (
@@ -37,11 +41,12 @@ PLACES = (
     *("hydra._internal.core_plugins", "hydra.experimental.callbacks"),
     *("optuna.samplers", "optuna.pruners"),
 )
+OFFERED_PACKAGES = frozenset(place.split(".")[0] for place in PLACES)
 # A package may show at its top what it defines further in: lightning.Trainer.
 TOPS = ("lightning", "torchmetrics")
 KINDS = (
     *("torch.nn.Module", "torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
-    # as the libraries themselves import some of these: found sooner
+    # as the libraries import some of these: found sooner
     *("torch.nn.modules.module.Module", "torch.optim.optimizer.Optimizer", "lightning.pytorch.trainer.trainer.Trainer"),
     *("lightning.pytorch.callbacks.Callback", "lightning.pytorch.callbacks.callback.Callback"),
     *("lightning.pytorch.Trainer", "lightning.pytorch.Callback", "lightning.pytorch.LightningDataModule"),
@@ -53,25 +58,28 @@ KINDS = (
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
     *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )
-FUNCTIONS = (  # functions, or modules of ours that hold nothing else
+FUNCTIONS = (  # functions, or modules of vitlab that hold nothing else
     *("vitlab.models.timm_model", "vitlab.training.schedules", "vitlab.runs.wandb.wandb_logger"),
     *(f"torch.optim.swa_utils.get_{kind}_avg_fn" for kind in ("ema", "ema_multi", "swa", "swa_multi")),
 )
-# Launchers of sweeps, ours and two of Hydra's own plugins: exactly these.
+# Launchers of sweeps, vitlab's and two of Hydra's plugins: exactly these.
 LAUNCHERS = (
     *(f"hydra_plugins.vitlab.launchers.{kind}Launcher" for kind in ("Local", "Slurm", "Ray")),
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
 )
-SHELL = "hydra.launcher.setup"  # lines that some of them would run in a shell
-NO_PART = "{name} is none of the classes and functions that experiments are made of"
-DEEPEST = 64  # levels of a configuration; one that holds itself has no end
+NO_PART = "it is none of the classes and functions that experiments are made of"
+DEEPEST = 64  # levels of a configuration; one that contains its own node has no end
 
-# What Hydra makes before any job can check itself: interpolations there could mean something else by then.
+# What Hydra builds before a job can check it: interpolations there could mean something else by then.
 MADE_BY_HYDRA = ("callbacks", "launcher", "sweeper")
 LOGGING = ("hydra_logging", "job_logging")
 LOG_CLASSES = ("logging.FileHandler", "logging.Formatter", "logging.NullHandler", "logging.StreamHandler")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+
+
+# In an override or a YAML file; a sweep names several.
+TARGET = re.compile(r"\b_target_['\"]?\s*[:=]\s*['\"]?([a-zA-Z]\w*(?:\.\w+)+(?:\s*,\s*[a-zA-Z]\w*(?:\.\w+)+)*)")
 
 
 class NotTrusted(ValueError):
@@ -79,23 +87,21 @@ class NotTrusted(ValueError):
 
 
 def problems(config: Any, prefix: str = "") -> list[str]:
-    """What a resolved configuration may not call, a line each; nothing of it has been imported then."""
+    """What a resolved configuration may not call, a line each; nothing of it is imported."""
     found = []
     for path, value in _values(config, prefix):
         if path.count(".") >= DEEPEST:
             return [f"{path.split('.')[0]} is nested in itself, or more than {DEEPEST} levels deep"]
         if isinstance(value, dict) and "_target_" in value:
-            found += _refused(path, value["_target_"])
+            found += _target_problems(path, value["_target_"])
         elif isinstance(value, str) and "${" in value:
-            # `instantiate` resolves a second time, and what comes out then has not been looked at
-            found.append(
-                f"{path}={format_value(value)}: an interpolation is left after resolving; write the value itself"
-            )
+            # `instantiate` resolves a second time, and the result has not been checked
+            found.append(f"{path}={format_value(value)}: an interpolation remains after resolving; write its value")
     return found
 
 
 def hydra_problems(node: Any) -> list[str]:
-    """The same for the unresolved node `hydra`: its callbacks, launcher and sweeper are made before the job starts."""
+    """The same for the unresolved node `hydra`: its callbacks, launcher and sweeper are built before the job starts."""
     if not isinstance(node, dict):
         return [f"hydra={format_value(node)} is not a mapping"]
     found = []
@@ -104,42 +110,74 @@ def hydra_problems(node: Any) -> list[str]:
         if path.count(".") >= DEEPEST:
             return [f"hydra.{part} is more than {DEEPEST} levels deep"]
         if isinstance(value, dict) and "_target_" in value:
-            found += _refused(path, value["_target_"])
+            found += _target_problems(path, value["_target_"])
         text = value if isinstance(value, str) else ""
         if part in (*MADE_BY_HYDRA, *LOGGING) and not path.endswith("._target_"):
-            whole = text.startswith("${") and text.endswith("}")
-            if "\\$" in text or (whole and (part in LOGGING or not re.fullmatch(r"\$\{hydra\.[\w.]+\}", text))):
-                found.append(
-                    f"{path}={format_value(text)} can't be checked before Hydra uses it; write the value itself"
-                )
+            is_reference = text.startswith("${") and text.endswith("}")
+            is_hydra_s = part not in LOGGING and re.fullmatch(r"\$\{hydra\.[\w.]+\}", text)
+            if "\\$" in text or (is_reference and not is_hydra_s):
+                found.append(f"{path}={format_value(text)} can't be checked before Hydra uses it; write its value")
         if part in LOGGING:
             calls = key in ("()", "factory") or (key == "class" and value not in LOG_CLASSES)
             if calls or (re.search(r"\w+://", text) and text not in STREAMS):
-                found.append(
-                    f"{path}={format_value(value)} is refused: logging would call it; use {', '.join(LOG_CLASSES)}"
-                )
-    launcher = node.get("launcher") or {}
+                remedy = f"use {', '.join(LOG_CLASSES)}"
+                found.append(f"{path}={format_value(value)} is refused: logging would call it; {remedy}")
+    launcher = node.get("launcher")
     if isinstance(launcher, dict) and launcher.get("setup") and launcher.get("_target_") not in ALLOWED:
+        setup = f"hydra.launcher.setup={format_value(launcher['setup'])}"
         remedy = f"if you trust it, start with {VARIABLE}={launcher.get('_target_')}"
-        found.append(f"{SHELL}={format_value(launcher['setup'])} is refused: a shell would run it; {remedy}")
-    settings = (node.get("job") or {}).get("env_set") or {}
-    for name in settings:
+        found.append(f"{setup} is refused: a shell would run it; {remedy}")
+    for name in (node.get("job") or {}).get("env_set") or {}:
         found.append(f"hydra.job.env_set.{name} can't be set here; set the variable where the program is started")
     return found
 
 
+def trust_named_packages(overrides: Iterable[str], config_dir: str | None) -> None:
+    """Trust the packages of targets in a command line's own overrides and in the YAML files of its `--config-dir`.
+
+    Child processes inherit this in `VITLAB_ALLOW`. Packages that are offered, and the standard library, are trusted in
+    parts only.
+    """
+    global ALLOWED
+    texts = [*overrides]
+    if config_dir is not None:  # its groups alone: a run folder below it may be somebody else's
+        groups = [folder.name for folder in paths.CONF.iterdir() if folder.is_dir()]
+        patterns = ("*.yaml", *(f"{group}/**/*.yaml" for group in (*groups, "classifier", "experiment")))
+        texts += [
+            file.read_text(errors="replace") for pattern in patterns for file in sorted(Path(config_dir).glob(pattern))
+        ]
+    targets = [target for text in texts for names in TARGET.findall(text) for target in re.split(r"\s*,\s*", names)]
+    packages = dict.fromkeys(target.partition(".")[0] for target in targets)
+    known = (*OFFERED_PACKAGES, *sys.stdlib_module_names, *ALLOWED)
+    ALLOWED = (*ALLOWED, *(package for package in packages if package not in known))
+    if ALLOWED:
+        os.environ[VARIABLE] = ",".join(ALLOWED)
+
+
+def is_trusted(name: str) -> bool:
+    """Whether a dotted path begins with what the user trusts; nothing is imported."""
+    package = name.partition(".")[0]
+    if _within(name, ALLOWED) or package in OFFERED_PACKAGES:
+        return _within(name, ALLOWED)
+    try:
+        spec = definitions.find_spec(package)
+    except ValueError:  # `__main__`
+        return False
+    own = (WORKING_DIR / f"{package}.py", WORKING_DIR / package / "__init__.py")  # other folders are no packages
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() in own
+
+
 def require_allowed(config: Any, prefix: str = "") -> None:
-    """Raises `NotTrusted` with all problems: the last look, just before a node is made."""
+    """Raise `NotTrusted` with all problems: the last check, just before an object is built."""
     if found := problems(config, prefix):
         raise NotTrusted("; ".join(found))
 
 
 def import_problems(config: Any) -> Iterator[str]:
-    """Which targets that the user has allowed can't be imported; those that are offered have been found."""
-    offered = {place.split(".")[0] for place in PLACES}
+    """Which targets that the user trusts can't be imported; those that are offered have been found."""
     for path, value in _values(config, ""):
         target = value.get("_target_") if isinstance(value, dict) else None
-        if isinstance(target, str) and target.split(".")[0] not in offered:
+        if isinstance(target, str) and target.split(".")[0] not in OFFERED_PACKAGES:
             try:
                 resolve(target)
             except ImportError as error:
@@ -156,7 +194,7 @@ def _values(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _values(inner, f"{path}.{key}" if path else str(key))
 
 
-def _refused(path: str, target: Any) -> list[str]:
+def _target_problems(path: str, target: Any) -> list[str]:
     if not isinstance(target, str):
         return [f"{path}._target_={format_value(target)} is not a dotted path to a callable"]
     reason = refusal(target)
@@ -166,38 +204,36 @@ def _refused(path: str, target: Any) -> list[str]:
 
 
 def refusal(target: str) -> str | None:
-    """Why a target may not be called; None where it may be, or where an allowed place has nothing of that name."""
-    parent, _, name = target.rpartition(".")
+    """Why a target may not be called; None if it may be, or if an allowed place has nothing of that name."""
+    parent = target.rpartition(".")[0]
     if not all(part.isidentifier() for part in target.split(".")):
         return "it is no dotted path"
     if target in (*ALLOWED, *LAUNCHERS):
         return None
-    by_user = _within(target, ALLOWED)
-    if not by_user and target.split(".")[0] not in {place.split(".")[0] for place in PLACES}:
-        return f"a configuration may call what {OFFERED} offer"
+    by_user = is_trusted(target)
+    if not by_user and target.split(".")[0] not in OFFERED_PACKAGES:
+        return f"a configuration may call what {OFFERED} offer, and modules in the working directory"
     place = next((place for place in PLACES if _within(parent, (place,))), "")
     private = any(part.startswith("_") for part in target[len(place) :].split("."))
     if not by_user and (private or not (place or parent in TOPS)):
-        return "it lies where no parts of experiments are kept"
+        return "no parts of experiments are there"
     definition = definitions.find(target)
     if definition is None:
         return _refusal_once_imported(target, by_user)
     path, allowed = f"{definition.module}.{definition.name}", False
-    if _within(definition.module, ALLOWED):
+    if is_trusted(definition.module):
         return None
     if not by_user and _within(definition.module, PLACES):
         if isinstance(definition.node, ast.FunctionDef):
-            allowed = _within(path, FUNCTIONS) or _is_data_set(definition.node)
+            loads_data = any(
+                isinstance(d, ast.Call) and ast.unparse(d.func) == "Facts" for d in definition.node.decorator_list
+            )
+            allowed = _within(path, FUNCTIONS) or loads_data
         elif (known := definitions.is_kind_of(path, KINDS) or definitions.is_kind_of(path, _defined_kinds())) is None:
             return _refusal_once_imported(target, by_user)
         else:
             allowed = known
-    return None if allowed else NO_PART.format(name=name)
-
-
-def _is_data_set(function: ast.FunctionDef) -> bool:
-    """Whether a function loads a data set: it is decorated with `Facts(...)` about it."""
-    return any(isinstance(d, ast.Call) and ast.unparse(d.func) == "Facts" for d in function.decorator_list)
+    return None if allowed else NO_PART
 
 
 @cache
@@ -207,34 +243,29 @@ def _defined_kinds() -> frozenset[str]:
 
 
 def _refusal_once_imported(target: str, by_user: bool) -> str | None:
-    """The same for what source files don't tell of; places that the user doesn't trust have been refused before."""
-    found: Any = None
+    """The same for what source files don't say; places that the user doesn't trust have been refused before."""
+    value: Any = None
     try:
-        for path, found in walk_path(target):
-            if isinstance(found, ModuleType):
-                if found.__name__ != path:
-                    return f"{path} is another module, {found.__name__}"
+        for path, value in walk_path(target):
+            if isinstance(value, ModuleType):
+                if value.__name__ != path:
+                    return f"{path} is another module, {value.__name__}"
             elif path != target and not by_user:
                 return f"{path} is no module"
     except ImportError:
-        return None  # nothing is there: `schema` says so, with what was perhaps meant
-    defined = str(getattr(found, "__module__", None))
-    if _within(defined, ALLOWED):
+        return None  # nothing is there: `schema` reports it, with what was perhaps meant
+    module = str(getattr(value, "__module__", None))
+    if is_trusted(module):
         return None
-    if not by_user and _within(defined, PLACES):
-        if isinstance(found, type) and issubclass(found, kinds()):
+    if not by_user and _within(module, PLACES):
+        if isinstance(value, type):  # a class whose kind has not been imported is not of that kind
+            names = [name for name in KINDS if name.rpartition(".")[0] in sys.modules]
+            kinds = tuple(kind for name in names if isinstance(kind := resolve(name), type))
+            return None if issubclass(value, kinds) else NO_PART
+        is_data_set = isinstance(value, FunctionType) and hasattr(value, "facts")
+        if is_data_set or (isinstance(value, FunctionType) and _within(f"{module}.{value.__qualname__}", FUNCTIONS)):
             return None
-        if isinstance(found, FunctionType) and (
-            hasattr(found, "facts") or _within(f"{defined}.{found.__qualname__}", FUNCTIONS)
-        ):
-            return None
-    return NO_PART.format(name=target.rpartition(".")[2])
-
-
-def kinds() -> tuple[type, ...]:
-    """`KINDS` as classes, those that are imported already: a class has what it is made of beside it."""
-    there = [name for name in KINDS if name.rpartition(".")[0] in sys.modules]
-    return tuple(kind for name in there if isinstance(kind := resolve(name), type))
+    return NO_PART
 
 
 def _within(name: str, holders: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""What a plain value must be to be passed where an annotation stands: its type, and its bounds."""
+"""Compare plain values with annotations: their types and bounds."""
 
 import inspect
 import operator
@@ -21,15 +21,14 @@ LIMITS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {  # attribute
 
 
 def resolved(annotation: Any) -> Any:
-    """An annotation; where it is a name that was read from source, what that stands for."""
+    """An annotation; the value of one that is a name read from source."""
     return signatures.resolve_name(annotation.__forward_arg__) if isinstance(annotation, ForwardRef) else annotation
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain YAML value may be passed where `annotation` is wanted.
+    """Whether a plain YAML value has the type of an annotation.
 
-    Stricter than Python (a bool is no int, "3" is no number) but for two things that YAML can't say: an int
-    may stand for a float, and a list for a tuple.
+    Stricter than Python (a bool is no int, "3" is no number), except that an int may be a float and a list a tuple.
     """
     annotation = resolved(annotation)
     if annotation in (Any, inspect.Parameter.empty, object) or isinstance(annotation, TypeVar | str):
@@ -64,12 +63,12 @@ def fits(value: Any, annotation: Any) -> bool:
         return issubclass(dict, kind) and all(fits(item, inner) for item in value.values())
     if issubclass(kind, Path):
         return isinstance(value, str)
-    # any other class is made by a node with a `_target_`, which a plain value is not; a string is no list of letters
+    # an object of any other class is built from a node with a `_target_`; a string is no list of letters
     return isinstance(value, kind) and not isinstance(value, str)
 
 
 def bound_problem(value: Any, annotation: Any) -> str | None:
-    """Which bound of its annotation a value that fits it breaks: `must be at least 0 and below 1 (0 is off)`."""
+    """The bound that a value of the right type violates: `must be at least 0 and below 1 (0 is off)`."""
     annotation = resolved(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
@@ -89,7 +88,7 @@ def bound_problem(value: Any, annotation: Any) -> str | None:
 
 
 def _rule(part: Any) -> tuple[str, Callable[[Any], bool]] | None:
-    """A bound in words and as a test; None for what else `Annotated` may have."""
+    """A bound in words and as a test; None for other parts of `Annotated`."""
     if type(part) in LIMITS:
         attribute, words, holds = LIMITS[type(part)]
         limit = getattr(part, attribute)

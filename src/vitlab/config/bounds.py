@@ -1,4 +1,4 @@
-"""Bounds of settings. Each stands once, in a signature; the check before the start and the constructor read it there.
+"""Bounds of settings, each stated once, in a signature; the check before the start and the constructor read it there.
 
 def __init__(self, *, rate: Annotated[float, Ge(0), Lt(1), "0 is off"] = 0.0)       or one of the names below
 """
@@ -37,7 +37,7 @@ R = TypeVar("R")
 
 
 def check_bounds(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function, or a class's `__init__`, raise `ValueError` with a line for each argument out of bounds."""
+    """Decorate a function, or `__init__`, to raise `ValueError` with a line for each argument out of bounds."""
     names, annotations = list(signature(function).parameters), function.__annotations__
 
     @wraps(function)

@@ -2,7 +2,7 @@
 
     lightning.Trainer -> lightning.pytorch.Trainer -> ... -> the class in lightning/pytorch/trainer/trainer.py
 
-What only running the code would tell (a module without a source file, a name that is made up there) is unknown.
+What only running the code would show (a module without a source file, a name made at run time) is unknown.
 """
 
 import ast
@@ -40,13 +40,14 @@ def find_spec(module: str) -> ModuleSpec | None:
 
 
 def bindings(module: str) -> Mapping[str, Binding]:
-    """The names of a module; none where it doesn't exist, or its source doesn't tell."""
+    """The names of a module; none if it doesn't exist or has no readable source."""
     return _bindings(module, tuple(sys.path))
 
 
 @cache
 def _bindings(module: str, search_path: tuple[str, ...]) -> Mapping[str, Binding]:
-    with suppress(ValueError, SyntaxError, RecursionError):  # `__main__`, or modules that import * from each other
+    # `__main__`; modules that import * from each other; a folder without `__init__.py` in a package (KeyError)
+    with suppress(ValueError, SyntaxError, RecursionError, KeyError):
         spec = find_spec(module)
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
             package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
@@ -55,39 +56,39 @@ def _bindings(module: str, search_path: tuple[str, ...]) -> Mapping[str, Binding
 
 
 def _read_bindings(file: str, package: str) -> Mapping[str, Binding]:
-    found: dict[str, Binding] = {}
+    names: dict[str, Binding] = {}
     for statement in _statements(ast.parse(Path(file).read_bytes()).body):
         match statement:
             case ast.ClassDef() | ast.FunctionDef():
-                found[statement.name] = statement
+                names[statement.name] = statement
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                found[name] = value
+                names[name] = value
             case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
-                found[name] = value
+                names[name] = value
             case ast.Import():
                 for alias in statement.names:
                     first = alias.name.partition(".")[0]
-                    found[alias.asname or first] = alias.name if alias.asname else first
-            case ast.ImportFrom(module=origin, names=names, level=level):
+                    names[alias.asname or first] = alias.name if alias.asname else first
+            case ast.ImportFrom(module=origin, names=aliases, level=level):
                 above = package.split(".")[: package.count(".") + 2 - level] if level else []
                 path = ".".join([*above, *([origin] if origin else [])])
-                for alias in names:
-                    some = _exported(path) if alias.name == "*" else [alias.name]
-                    found |= {alias.asname or name: f"{path}.{name}" for name in some}
-    return found
+                for alias in aliases:
+                    some = _star_names(path) if alias.name == "*" else [alias.name]
+                    names |= {alias.asname or name: f"{path}.{name}" for name in some}
+    return names
 
 
-def _exported(module: str) -> list[str]:
+def _star_names(module: str) -> list[str]:
     """The names that `from module import *` takes."""
     names = bindings(module)
     listed = names.get("__all__")
     if isinstance(listed, ast.List | ast.Tuple):
-        return [item.value for item in listed.elts if isinstance(item, ast.Constant)]
+        return [str(item.value) for item in listed.elts if isinstance(item, ast.Constant)]
     return [name for name in names if not name.startswith("_")]
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Those of a module, also in `if` and `try`; of two that bind the same name there, the first one comes last."""
+    """Statements of a module, also in `if` and `try`; of two that bind the same name, the first comes last."""
     for statement in body:
         if isinstance(statement, ast.If | ast.Try | ast.With):
             for handler in getattr(statement, "handlers", []):
@@ -99,7 +100,7 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def follow(path: str) -> Iterator[str]:
-    """A dotted path, and each that it is imported from: the last names the definition itself, if there is one."""
+    """A dotted path, and each that it is imported from; the last is that of the definition, if there is one."""
     passed: list[str] = []
     binding: Binding | None = path
     while isinstance(binding, str) and binding not in passed:
@@ -110,7 +111,7 @@ def follow(path: str) -> Iterator[str]:
 
 
 def find(path: str) -> Definition | None:
-    """The definition that a dotted path names; None where source files don't tell."""
+    """The definition that a dotted path names; None if it is not in source files."""
     *_, last = follow(path)
     module, _, name = last.rpartition(".")
     node = bindings(module).get(name)
@@ -118,7 +119,7 @@ def find(path: str) -> Definition | None:
 
 
 def qualified_name(expression: ast.expr, module: str) -> str:
-    """The dotted path of a name in a module's code (`nn.Module` -> `torch.nn.Module`); empty for what is no name."""
+    """The dotted path of a name in a module's code (`nn.Module` -> `torch.nn.Module`); empty if it is no name."""
     match expression:
         case ast.Name(id=name):
             binding = bindings(module).get(name)
@@ -133,7 +134,7 @@ def qualified_name(expression: ast.expr, module: str) -> str:
 
 
 def is_kind_of(path: str, kinds: Collection[str]) -> bool | None:
-    """Whether a class is one of the kinds or is derived from one; None where source files don't tell."""
+    """Whether a class is one of the kinds or is derived from one; None if source files don't say."""
     if any(step in kinds for step in follow(path)):
         return True
     if path.partition(".")[0] in sys.stdlib_module_names:

@@ -9,6 +9,6 @@ from vitlab.config.schema import Node
 
 
 def build_object(node: Node, **supplied: Any) -> Any:
-    """What a node describes. Raises `allowlist.NotTrusted` where it would call what no configuration may."""
+    """Build what a node describes. Raises `allowlist.NotTrusted` if it would call what no configuration may."""
     allowlist.require_allowed(node)
     return instantiate(node, _convert_="all", **supplied)

@@ -11,24 +11,24 @@ NOT_A_CHOICE = ("sweep", "max_failures_per_job", "resume", "run_dir")
 
 
 def parse_overrides(overrides: Iterable[str]) -> list[Override]:
-    """Overrides as Hydra reads them."""
+    """Parse overrides as Hydra does."""
     return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def swept_keys(overrides: Iterable[str], params: Mapping[str, Any] | None = None) -> list[str]:
-    """The keys that a sweep varies: on its command line, or in its sweeper's `params` or search space."""
+    """The keys that a sweep varies, on its command line or in its sweeper's `params` or search space."""
     on_line = [o.key_or_group for o in parse_overrides(overrides) if o.is_sweep_override()]
     return list(dict.fromkeys([*(params or {}), *on_line]))
 
 
 def as_single_run(overrides: Iterable[str]) -> list[str]:
-    """The overrides of a sweep's job as those of a single run: an experiment's file may say that it is a sweep."""
+    """The overrides of a sweep's job as those of a single run, also if an experiment's file defines a sweep."""
     kept = [line for line in overrides if not line.startswith("sweep=")]
     return [*kept, "hydra.mode=RUN", "sweep=null"] if any(line.startswith("experiment=") for line in kept) else kept
 
 
 def fixed_settings(overrides: Iterable[str]) -> dict[str, str]:
-    """What overrides set, by key, but for what a sweep varies and what is no part of a job."""
+    """Values that overrides set, by key, without those that a sweep varies and those that are no part of a job."""
     return {
         o.key_or_group: "~" if o.is_delete() else o.get_value_element_as_str()
         for o in parse_overrides(overrides)
@@ -37,5 +37,5 @@ def fixed_settings(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def hydra_quote(path: Path) -> str:
-    """A path as a value in Hydra's override grammar."""
+    """Quote a path as a value in Hydra's override grammar."""
     return "'" + str(path).replace("'", "\\'") + "'"

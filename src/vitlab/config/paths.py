@@ -26,7 +26,7 @@ def version() -> str:
 
 
 def command_line(arguments: Iterable[str]) -> str:
-    """The command that starts the running program with these arguments."""
+    """The command that starts this program with other arguments."""
     program = Path(sys.argv[0])
     start = ["vitlab", program.stem] if program.parent == PACKAGE / "programs" else ["python", sys.argv[0]]
     return shlex.join([*start, *arguments])

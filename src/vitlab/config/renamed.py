@@ -1,17 +1,14 @@
-"""Names of version 0.0: targets and settings in saved runs and on command lines, and their names today."""
+"""Earlier names of targets and settings, in saved runs and on command lines, and their current names."""
 
 from collections.abc import Mapping
 from typing import Any
 
+SETS = ("digits", "mnist", "fake", "shards", "image_folder", "huggingface")  # each in a module of its name
 TARGETS = {
     "vitlab.vit.VisionTransformer": "vitlab.models.vit.VisionTransformer",
     "vitlab.baselines.timm_model": "vitlab.models.timm_model.timm_model",
     "vitlab.data.module.DataModule": "vitlab.data.datamodule.DataModule",
-    **{
-        f"vitlab.data.sources.{name}": f"vitlab.data.sets.{name}.{name}"
-        for name in ("digits", "mnist", "fake", "shards")
-    },
-    **{f"vitlab.data.sources.{name}": f"vitlab.data.sets.{name}.{name}" for name in ("image_folder", "huggingface")},
+    **{f"vitlab.data.sources.{name}": f"vitlab.data.sets.{name}.{name}" for name in SETS},
     **{f"vitlab.data.sources.{name}": f"vitlab.data.sets.cifar.{name}" for name in ("cifar10", "cifar100")},
     "vitlab.data.sources.fashion_mnist": "vitlab.data.sets.mnist.fashion_mnist",
     "vitlab.optim": "vitlab.training.schedules",
@@ -40,13 +37,13 @@ REMOVED = {"on_out_of_memory": "an out-of-memory error names the trainer.accumul
 
 
 def current_target(target: str) -> str:
-    """A dotted path by its name today."""
+    """The current name of a dotted path."""
     parent, _, name = target.rpartition(".")
     return TARGETS.get(target) or (f"{TARGETS[parent]}.{name}" if parent in TARGETS else target)
 
 
 def current_config(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """A saved configuration by the names of today; settings that are gone are left out."""
+    """A saved configuration with current names, without removed settings."""
     current: dict[str, Any] = {}
     for key, value in config.items():
         where = f"{path}{key}"
@@ -61,7 +58,7 @@ def current_config(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def current_override(line: str) -> str | None:
-    """A saved override by the name of today; None if its setting is gone."""
+    """A saved override with current names; None if its setting was removed."""
     key, equals, value = line.partition("=")
     plain = key.lstrip("+~")
     if plain in REMOVED:

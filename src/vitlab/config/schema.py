@@ -1,10 +1,8 @@
 """The signature is the schema: a configuration node is checked against the callable it configures.
 
-A node is a mapping with `_target_`, as Hydra's `instantiate` takes it. Every key must be a parameter of the
-target, every value must fit the parameter's annotation and its bounds (`Annotated[int, Ge(1)]`), every mandatory
-parameter must be there. All problems are collected, none raises, so that one message can show them together.
-
-Signatures are read from source files. What isn't found there is imported.
+A node is a mapping with `_target_`, as Hydra's `instantiate` takes it. Every key must be a parameter of the target,
+every value must fit the parameter's annotation and bounds (`Annotated[int, Ge(1)]`), every mandatory parameter must be
+set. All problems are collected, none raises. Signatures are read from source files, or else by importing the target.
 """
 
 import difflib
@@ -21,14 +19,14 @@ from vitlab.config.annotations import bound_problem, choices, fits, format_type
 
 Node = dict[str, Any]
 
-# What `instantiate` itself reads in a node.
+# Keys that `instantiate` reads.
 RESERVED = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 
 def walk_path(target: str) -> Iterator[tuple[str, Any]]:
-    """The modules and attributes on the way to what a dotted path names, each with its path, in Hydra's order.
+    """The modules and attributes along a dotted path, each with its path, in Hydra's order.
 
-    Nothing is imported before it is asked for. `ImportError` says which part of the path does not exist.
+    Each is imported when it is asked for. `ImportError` says which part of the path does not exist.
     """
     first, *rest = target.split(".")
     if not rest or importlib.util.find_spec(first) is None:
@@ -47,13 +45,13 @@ def walk_path(target: str) -> Iterator[tuple[str, Any]]:
 
 
 def resolve(target: str) -> Callable[..., Any]:
-    """The object behind a dotted path; `ImportError` says which part of the path does not exist."""
+    """The object that a dotted path names; `ImportError` says which part of the path does not exist."""
     *_, (_, found) = walk_path(target)
     return typing.cast(Callable[..., Any], found)
 
 
 def parameters(target: str | Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a callable or of what a dotted path names, without `self`. Raises `ImportError`."""
+    """The parameters of a callable or of a dotted path, without `self`. Raises `ImportError`."""
     if isinstance(target, str):
         known = signatures.parameters(target)
         return _imported_parameters(resolve(target)) if known is None else known
@@ -75,7 +73,7 @@ def _imported_parameters(target: Callable[..., Any]) -> dict[str, inspect.Parame
 
 
 def suggest(word: str, candidates: Iterable[str]) -> str:
-    """`; did you mean 'dim'?`, or nothing where no candidate is close."""
+    """`; did you mean 'dim'?`, or nothing if no candidate is close."""
     close = difflib.get_close_matches(word, [c for c in candidates if not c.startswith("_")], n=2, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
@@ -84,7 +82,7 @@ Supplied = Mapping[str, Iterable[str]]  # parameters that the program passes its
 
 
 def node_problems(path: str, node: Mapping[str, Any], supplied: Supplied | None = None) -> list[str]:
-    """What is wrong with a node and the nodes in it."""
+    """The problems of a node and of the nodes in it."""
     target = node.get("_target_")
     if not isinstance(target, str):
         return [f"{path}._target_={target!r} is not a dotted path to a callable"]
@@ -104,7 +102,7 @@ def call_problems(
     supplied: Supplied | None = None,
     partial: bool = False,
 ) -> list[str]:
-    """What is wrong with calling `target(**arguments)`, nodes inside included. Raises `ImportError`."""
+    """The problems of calling `target(**arguments)`, nodes inside included. Raises `ImportError`."""
     known = parameters(target)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     named = {n: p for n, p in known.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
@@ -132,7 +130,7 @@ def call_problems(
 
 
 def value_problem(value: Any, annotation: Any) -> str | None:
-    """Why a plain YAML value can't be passed where `annotation` is wanted: `is not an int`, `must be at least 1`."""
+    """Why a plain YAML value can't have an annotation: `is not an int`, `must be at least 1`."""
     if fits(value, annotation):
         return bound_problem(value, annotation)
     possible = choices(annotation)
@@ -142,7 +140,7 @@ def value_problem(value: Any, annotation: Any) -> str | None:
 
 
 def unknown_setting(path: str, key: str, known: Iterable[str]) -> str:
-    """What to do about a setting that doesn't exist: its new name, or one that is close."""
+    """The remedy for a setting that doesn't exist: its new name, or one that is close."""
     if path in renamed.SETTINGS:
         return f": the setting was renamed to {renamed.SETTINGS[path]}"
     if path in renamed.REMOVED:
@@ -151,7 +149,7 @@ def unknown_setting(path: str, key: str, known: Iterable[str]) -> str:
 
 
 def child_nodes(value: Any) -> dict[str, Node]:
-    """The nodes that a value is, or holds one level below (a mapping or list of callbacks, loggers ...)."""
+    """The node that a value is, or the nodes in it (a mapping or list of callbacks, loggers ...), by their keys."""
     if isinstance(value, dict):
         if "_target_" in value:
             return {"": value}

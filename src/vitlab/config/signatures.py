@@ -1,25 +1,24 @@
-"""Read signatures from source files: composing, `--help` and reporting a mistake must not wait for torch."""
+"""Read signatures from source files: composing, `--help` and error messages must not wait for torch."""
 
 import ast
 import importlib
 from functools import cache
 from inspect import Parameter
-from typing import Annotated, Any, ForwardRef, Literal, Union, get_origin
+from typing import Annotated, Any, ForwardRef, Literal, Union, cast, get_origin
 
 from vitlab.config import definitions
 from vitlab.config.definitions import Definition
 
 Node = dict[str, Any]
 
-# What annotations are made of is imported; other names stay names until a value is compared with them.
+# Modules of annotations are imported; other names stay names until a value is compared with them.
 IMPORTED = ("builtins", "typing", "types", "collections", "pathlib", "datetime", "os", "numbers", "annotated_types")
 WITHOUT_INIT = ("builtins.object", "abc.ABC", "typing.Generic", "typing.Protocol")
-NO_INIT = ast.parse("def __init__(self): ...").body[0]
-assert isinstance(NO_INIT, ast.FunctionDef)
+NO_INIT = cast(ast.FunctionDef, ast.parse("def __init__(self): ...").body[0])
 
 
 def parameters(target: str) -> dict[str, Parameter] | None:
-    """The parameters of a class or function by name, without `self` and `*args`; None where source doesn't tell.
+    """The parameters of a class or function, without `self` and `*args`; None if they are not in source files.
 
     A default is an expression of the source.
     """
@@ -47,11 +46,11 @@ def parameters(target: str) -> dict[str, Parameter] | None:
 
 
 def _function_of(definition: Definition) -> Definition | None:
-    """The function that is called: of a class its `__init__`, which a base may have; None where source doesn't tell."""
+    """The function that is called: of a class its `__init__`, or a base's; None if it is not in source files."""
     if isinstance(definition.node, ast.FunctionDef):
         return definition
     if not isinstance(definition.node, ast.ClassDef) or definition.node.decorator_list or definition.node.keywords:
-        return None  # such as @dataclass, which writes `__init__` itself
+        return None  # such as @dataclass, which makes `__init__`
     own = {item.name: item for item in definition.node.body if isinstance(item, ast.FunctionDef)}
     if "__new__" in own:
         return None
@@ -80,7 +79,7 @@ def defaults(target: str) -> Node:
 
 
 def evaluate(expression: ast.expr, module: str) -> Any:
-    """An annotation's value: its names are `ForwardRef`s of dotted paths; `Any` for what is no type."""
+    """An annotation's value, with `ForwardRef`s of dotted paths as its names; `Any` for what is no type."""
     match expression:
         case ast.Constant(value=str() as text):
             return evaluate(ast.parse(text, mode="eval").body, module)
@@ -117,7 +116,7 @@ def _subscripted(generic: Any, inner: ast.expr, module: str) -> Any:
 
 
 def _bound(expression: ast.expr, module: str) -> Any:
-    """What `Annotated` has next to a type: a bound, a note, or None."""
+    """A part of `Annotated` next to its type: a bound, a note, or None."""
     match expression:
         case ast.Constant(value=value):
             return value
@@ -135,7 +134,7 @@ def _imported(path: str) -> Any:
 
 @cache
 def resolve_name(path: str) -> Any:
-    """What a name of an annotation stands for: an alias's value; for a class, an empty one of its name; else `Any`."""
+    """The value of a name in an annotation: of an alias, of a class an empty one of its name; else `Any`."""
     definition = definitions.find(path)
     if definition is None or isinstance(definition.node, ast.FunctionDef):
         return Any

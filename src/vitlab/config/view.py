@@ -1,4 +1,4 @@
-"""A resolved configuration as the rules of the checks read it: only values that nothing was found wrong with."""
+"""A resolved configuration as the rules of the checks read it, without values that have a problem already."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from vitlab.distributed import environment
 
 
 class ConfigView:
-    """Values by dotted path; None where a key is missing or was already found wrong. `remote`: for a cluster's jobs."""
+    """Values by dotted path; None if a key is missing or has a problem. `remote`: for a cluster's jobs."""
 
     def __init__(self, config: Node, bad: set[str], *, remote: bool = False) -> None:
         self.config, self.bad, self.remote = config, bad, remote
@@ -22,16 +22,16 @@ class ConfigView:
         return value if path not in self.bad and fits(value, kind) else None
 
     def has_problem(self, *paths: str) -> bool:
-        """Whether something was found wrong with one of these, or below it."""
+        """Whether one of these paths, or one below it, has a problem."""
         return any(bad == path or bad.startswith(f"{path}.") for bad in self.bad for path in paths)
 
     def ranks(self) -> int:
-        """Processes that will train, over all nodes."""
+        """Number of processes that train, on all nodes."""
         devices, accelerator = self("trainer.devices"), self("trainer.accelerator", str)
         if devices is None or not fits(devices, int | str | list[int]):
             return 1
         return environment.ranks_per_node(devices, accelerator or "auto") * (self("trainer.num_nodes", int) or 1)
 
     def micro_batches(self) -> int:
-        """Parts that a step's batch is cut into."""
+        """Number of parts that a step's batch is split into."""
         return self.ranks() * (self("trainer.accumulate_grad_batches", int) or 1)

@@ -13,7 +13,7 @@ WITHOUT_EFFECT = (
     r"run_dir|resume|sweep|max_failures_per_job|name|logger|logger\..*|max_restarts|data_dir|weights\.strict",
     r"data\.(num_workers|eval_batch_size|source\.(data_dir|cache_dir|cache_gb|verify)|skipped_file|scan)",
     r"callbacks\.(last|progress|nonfinite|pruning)(\..*)?|callbacks\.best\.keep|callbacks\.\w+\.dirpath",
-    r"trainer\.(enable_\w+|log_every_n_steps|profiler|num_sanity_val_steps)",
+    r"classifier\.metrics(\..*)?|trainer\.(enable_\w+|log_every_n_steps|profiler|num_sanity_val_steps)",
 )
 # ... and what changes no more than the order in which numbers are added up.
 UP_TO_ROUNDING = (

@@ -11,10 +11,11 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch import nn
+from torchmetrics import Metric
 
 from vitlab.config import allowlist
 from vitlab.config.instantiate import build_object
-from vitlab.config.schema import Node
+from vitlab.config.schema import Node, parameters
 from vitlab.data.datamodule import DataModule
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training.checkpoint_files import AtomicFiles
@@ -71,8 +72,18 @@ def build_classifier(
         num_classes=datamodule.num_classes,
         optimizer=build_object(optimizer) if optimizer else None,
         schedule=build_object(schedule) if schedule else None,
-        **options,
+        **{**options, "metrics": build_metrics(options.get("metrics") or {}, datamodule.num_classes)},
     )
+
+
+def build_metrics(nodes: dict[str, Node | None], num_classes: int) -> dict[str, Metric]:
+    """The metrics of `classifier.metrics`; one that takes `num_classes` gets those of the data."""
+    metrics: dict[str, Metric] = {}
+    for name, node in nodes.items():
+        if node is not None:
+            takes = "num_classes" in parameters(node["_target_"]) and "num_classes" not in node
+            metrics[name] = build_object(node, **({"num_classes": num_classes} if takes else {}))
+    return metrics
 
 
 def build_pretrained(

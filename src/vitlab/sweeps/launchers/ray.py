@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 
+from vitlab.config import allowlist
 from vitlab.distributed import environment, launch, signals
 from vitlab.runs import record
 from vitlab.sweeps.launchers.local import Job
@@ -30,7 +31,7 @@ def launch_on_ray(
 
     there = ray.is_initialized()
     if not there:
-        variables = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        variables = {name: os.environ.get(name, "") for name in ("PYTHONPATH", allowlist.VARIABLE)}
         ray.init(address=address, runtime_env={"env_vars": variables}, logging_level=logging.WARNING)
     try:
         if gpus is None:
