@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import evaluate
-import pictures
+import image_fixtures
 import prepare
 from conftest import Program, Start
 from vitlab.data.decode import read_bytes
@@ -53,7 +53,7 @@ def test_digits_are_packed_verified_and_recorded(prepared: Prepared, tmp_path: P
 def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
     prepared: Prepared, tmp_path: Path, streaming: str
 ) -> None:
-    files = sorted(map(str, pictures.draw(tmp_path / "drawn").rglob("*.*")))[:20]
+    files = sorted(map(str, image_fixtures.draw(tmp_path / "drawn").rglob("*.*")))[:20]
     kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
     images = [{"bytes": Path(file).read_bytes(), "path": None} for file in files]
     whole = datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(20)]}, features=kinds)
@@ -123,7 +123,7 @@ def test_killed_with_its_processes_at_work_the_same_command_ends_in_the_same_byt
     assert not (tmp_path / "killed" / NAME).exists()
     output = program("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
     assert "resuming: " in output
-    assert pictures.content(tmp_path / "killed") == pictures.content(tmp_path / "whole")
+    assert image_fixtures.content(tmp_path / "killed") == image_fixtures.content(tmp_path / "whole")
 
 
 TRAIN = [

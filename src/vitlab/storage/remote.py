@@ -100,7 +100,7 @@ class Storage:
         os.close(self.open(name))
         return self.folder / name
 
-    def open(self, name: str, *, size: int | None = None) -> int:
+    def open(self, name: str, size: int | None = None) -> int:
         """A descriptor of the file `name`, to read it, which stays valid where that is removed.
 
         Raises `OSError` where it can't be fetched, or has another size than it should.

@@ -20,27 +20,14 @@ from torch.distributed.tensor import DTensor
 
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
+from vitlab.data.decode import HOST_OUT_OF_MEMORY, is_out_of_memory
 from vitlab.training.classifier import Classifier
-
-# What libraries say that have no exception of their own for it.
-WORDS = (
-    *("DefaultCPUAllocator: can't allocate memory", "not enough memory", "std::bad_alloc"),
-    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
-    *("HIP out of memory", "MPS backend out of memory"),
-)
 
 log = logging.getLogger(__name__)
 
 
 class OutOfMemory(RuntimeError):
     """Memory was not enough; the message says what would fit."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of a device or the machine, is used up."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
 
 
 @contextmanager
@@ -95,7 +82,7 @@ def explain_out_of_memory(
 
 def is_device_memory(error: BaseException) -> bool:
     """Whether an error that says memory is used up means an accelerator's."""
-    host = isinstance(error, MemoryError) or any(words in str(error) for words in WORDS[:3])
+    host = isinstance(error, MemoryError) or any(words in str(error) for words in HOST_OUT_OF_MEMORY)
     return not host
 
 

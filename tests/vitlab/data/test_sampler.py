@@ -191,7 +191,7 @@ def test_a_step_mixes_samples_of_several_blocks() -> None:
 def test_large_blocks_are_used_few_at_a_time(rows: int, buffer: int, expected: tuple[int, int]) -> None:
     layout = pieces(rows, buffer)
     assert (layout.lanes, layout.turns) == expected
-    assert layout.in_use(rows) * rows <= max(2 * buffer, 2 * rows)
+    assert layout.blocks_in_use(rows) * rows <= max(2 * buffer, 2 * rows)
 
 
 def reads(ranks: int, workers: int, accumulate: int) -> float:
@@ -219,7 +219,7 @@ def reads(ranks: int, workers: int, accumulate: int) -> float:
                 mine[block] -= 1
                 if not mine[block]:
                     del mine[block]
-                assert len(mine) <= layout.in_use(20)
+                assert len(mine) <= layout.blocks_in_use(20)
     return count / 300
 
 

@@ -103,7 +103,7 @@ def test_row_groups_are_let_go_of_when_all_of_them_was_read_or_others_need_the_r
     assert list(rows._held) == []
     for index in range(0, 600, 50):
         rows[index].read()
-    assert len(rows._held) == rows.most_held < 5
+    assert len(rows._cache) == rows.cache_size < 5
 
 
 def test_a_file_that_was_changed_meanwhile_is_told(parquet: Path, tmp_path: Path) -> None:

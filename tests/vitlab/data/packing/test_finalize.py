@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import pictures
+import image_fixtures
 from vitlab.data.packing import finalize, mtimes, pack
 from vitlab.data.sets.shards import shards
 
@@ -34,13 +34,13 @@ def test_broken_images_are_all_named_then_left_out_and_listed_or_replaced(broken
         ValueError,
         match=r"2 of 94 images .* can't be decoded.* Replace them, or leave them out with data\.on_error=skip, and",
     ) as caught:
-        pack.pack(pictures.source(broken), pictures.SETTINGS, out, **given)
+        pack.pack(image_fixtures.source(broken), image_fixtures.SETTINGS, out, **given)
     assert str(caught.value).count("\n  - ") == 2
     assert "it is truncated: the end of the PNG file is missing" in str(caught.value)
     assert not (out / "prepared.json").exists()
     with pytest.raises(ValueError, match=r"\(2\.13%\) can\'t be decoded.* more than data\.max_skipped=0\.01 allows"):
-        pack.pack(pictures.source(broken), pictures.SETTINGS, out, on_error="skip", **given)
-    found = pack.pack(pictures.source(broken), pictures.SETTINGS, out, on_error="skip", max_skipped=0.1, **given)
+        pack.pack(image_fixtures.source(broken), image_fixtures.SETTINGS, out, on_error="skip", **given)
+    found = pack.pack(image_fixtures.source(broken), image_fixtures.SETTINGS, out, on_error="skip", max_skipped=0.1, **given)
     assert (found["broken"], found["train/images"], found["test/images"]) == (2, 73, 19)
     rows = (out / finalize.BROKEN).read_text().splitlines()
     assert rows[0] == "path,split,reason"
@@ -53,11 +53,11 @@ def test_replaced_images_are_packed_by_the_same_command(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="can't be decoded"):
-        pictures.pack(broken, out)
+        image_fixtures.pack(broken, out)
     for file in drawn.rglob("*.*"):
         (broken / file.relative_to(drawn)).write_bytes(file.read_bytes())
-    pictures.pack(broken, out)
-    found, known = pictures.content(out), pictures.content(packed())
+    image_fixtures.pack(broken, out)
+    found, known = image_fixtures.content(out), image_fixtures.content(packed())
     assert found.pop(mtimes.NAME) != known.pop(mtimes.NAME), "the files have other times"
     assert found == known, "wherever the folder lies"
 
@@ -70,4 +70,4 @@ def test_a_class_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
     for file in (tmp_path / "in" / "b").iterdir():
         file.write_bytes(b"no image")
     with pytest.raises(ValueError, match="no image of the class 'b' in train can be decoded"):
-        pack.pack(pictures.source(tmp_path / "in"), pictures.SETTINGS, tmp_path / "out", **SKIP, name="x", processes=0)
+        pack.pack(image_fixtures.source(tmp_path / "in"), image_fixtures.SETTINGS, tmp_path / "out", **SKIP, name="x", processes=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pictures import Packed
+from image_fixtures import Packed
 from vitlab.data.decode import read_bytes
 from vitlab.data.packing.manifest import (
     NAME,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import pictures
+import image_fixtures
 from vitlab.data.decode import read_bytes
 from vitlab.data.packing import mtimes, shard_writer
 from vitlab.data.packing.tar import write_tar
@@ -37,21 +37,21 @@ def change(file: Path, kind: str = "png") -> None:
 def test_a_set_whose_images_were_changed_is_not_what_the_command_makes(
     images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out = pictures.pack(images, tmp_path / "out")
-    before = pictures.content(out)
+    out = image_fixtures.pack(images, tmp_path / "out")
+    before = image_fixtures.content(out)
     with caplog.at_level(logging.INFO):
-        pictures.pack(images, out)
+        image_fixtures.pack(images, out)
     assert "is there already, and is what this command makes" in caplog.text
     change(images / "train" / "digit 0" / "0.png")
     with pytest.raises(ValueError, match=r"out=.*out was packed from images of which files have other sizes or times"):
-        pictures.pack(images, out)
-    assert pictures.content(out) == before
+        image_fixtures.pack(images, out)
+    assert image_fixtures.content(out) == before
 
 
 def test_a_resumed_packing_writes_again_what_was_changed_and_nothing_else(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out, source = tmp_path / "out", pictures.source(images)
+    out, source = tmp_path / "out", image_fixtures.source(images)
 
     def full(file: Path, items: Any) -> None:
         if file.stem.endswith("-3"):
@@ -61,31 +61,31 @@ def test_a_resumed_packing_writes_again_what_was_changed_and_nothing_else(
     with monkeypatch.context() as patch:
         patch.setattr(shard_writer, "write_tar", full)
         with pytest.raises(OSError, match="No space left"):
-            pictures.pack(images, out)
+            image_fixtures.pack(images, out)
     made = {file: file.stat().st_mtime_ns for file in (out / "train").rglob("*.*")}
-    order = shard_writer.packing_order(source, pictures.SETTINGS)["train"].tolist()
+    order = shard_writer.packing_order(source, image_fixtures.SETTINGS)["train"].tolist()
     changed = next(file for row in order[:15] if (file := (source.train.files or [])[row]).endswith(".jpg"))
     change(Path(changed))
-    pictures.pack(images, out)
+    image_fixtures.pack(images, out)
     assert "1 shards are written again: files of their images have other sizes or times now" in caplog.text
     again = {file for file in made if not file.exists() or file.stat().st_mtime_ns != made[file]}
     assert len(again) == 1
-    assert pictures.content(out) == pictures.content(pictures.pack(images, tmp_path / "another"))
+    assert image_fixtures.content(out) == image_fixtures.content(image_fixtures.pack(images, tmp_path / "another"))
     verify(out)
 
 
 def test_training_and_what_a_set_says_of_itself_don_t_depend_on_times(
     images: Path, packed: Packed, tmp_path: Path
 ) -> None:
-    before = pictures.source(images)
+    before = image_fixtures.source(images)
     for file in images.rglob("*.*"):
         os.utime(file, (1, 1))
-    after = pictures.source(images)
+    after = image_fixtures.source(images)
     assert {name: split.digest() for name, split in before.splits.items()} == {
         name: split.digest() for name, split in after.splits.items()
     }
-    out = pictures.content(pictures.pack(images, tmp_path / "out"))
-    known = pictures.content(packed())
+    out = image_fixtures.content(image_fixtures.pack(images, tmp_path / "out"))
+    known = image_fixtures.content(packed())
     assert out.pop(mtimes.NAME) != known.pop(mtimes.NAME)
     assert out == known
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from webdataset import WebDataset
 
-from pictures import SETTINGS, Packed, source
+from image_fixtures import SETTINGS, Packed, source
 from vitlab.data.packing.shard_writer import packing_order
 from vitlab.data.packing.tar import suffix_of
 from vitlab.data.sets.shards import shards

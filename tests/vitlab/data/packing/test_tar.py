@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pictures import Members, tar
+from image_fixtures import Members, tar
 from vitlab.data.packing.manifest import NotShardedData
 from vitlab.data.packing.tar import Item, read_tar, write_tar
 from vitlab.storage.atomic import file_sha256

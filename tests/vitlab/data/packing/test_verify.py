@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pictures import Members, tar
+from image_fixtures import Members, tar
 from vitlab.data.packing.manifest import NotShardedData
 from vitlab.data.packing.verify import index, split_files, verify
 from vitlab.data.sets.shards import shards

@@ -16,8 +16,7 @@ from vitlab.data.dataset import TrainBatch
 from vitlab.data.decode import UnreadableImage, read_image
 from vitlab.data.sampler import EpochBatches
 from vitlab.data.sets.image_folder import image_folder
-from vitlab.data.sets.shards import shards
-from vitlab.data.shards import problems
+from vitlab.data.sets.shards import problems, shards
 
 Packed = Callable[..., Path]
 
