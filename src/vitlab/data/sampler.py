@@ -194,7 +194,8 @@ class EvalBatches(Sampler[BatchPlan]):
         if batch_size < 1:
             raise ValueError(f"data.eval_batch_size={batch_size} must be at least 1")
         self.indices = eval_share(samples, rank, world_size, in_blocks=in_blocks)
-        batches = -(-(-(-samples // world_size)) // max(1, batch_size // world_size))  # of the largest share
+        largest_share = -(-samples // world_size)
+        batches = -(-largest_share // max(1, batch_size // world_size))
         self.parts = cut(len(self.indices), min(batches, len(self.indices))) if self.indices else []
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from vitlab.data import jpeg
 from vitlab.data.decode import decode
-from vitlab.data.jpeg import Box, decode_crop, reduction_factor, parse_plain_jpeg
+from vitlab.data.jpeg import Box, decode_crop, parse_plain_jpeg, reduction_factor
 
 # torchvision 0.29, which `read_image` keeps quiet
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")

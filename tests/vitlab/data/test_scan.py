@@ -614,13 +614,13 @@ def test_a_limit_or_a_disk_that_fails_makes_no_file_bad(mode: scan.Scan, tmp_pat
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))  # not one file more
     try:
         with pytest.raises(
-            UnreadableImage, match=r"photo\.jpg can't be read \(Too many open files\), which is no fault"
+            UnreadableImage, match=r"photo\.jpg can't be read \(Too many open files\)\. The image may be intact"
         ):
             scan.find_bad_files(source, mode)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     (tmp_path / "a").rename(tmp_path / "unplugged")
-    with pytest.raises(UnreadableImage, match=r"No such file or directory.* start again, once that is mended"):
+    with pytest.raises(UnreadableImage, match=r"No such file or directory.* repair that and start again"):
         scan.find_bad_files(source, mode)
 
 
@@ -629,5 +629,5 @@ def test_what_a_storage_says_of_a_row_makes_it_no_bad_image(monkeypatch: pytest.
         raise OSError("HTTP 503")  # without a number, as Pillow's of a damaged file
 
     monkeypatch.setattr(scan, "read_bytes", failing)
-    with pytest.raises(UnreadableImage, match=r"HTTP 503\), which is no fault of the image"):
+    with pytest.raises(UnreadableImage, match=r"HTTP 503\)\. The image may be intact"):
         scan.content_problem("row")

@@ -9,8 +9,8 @@ from vitlab.config.schema import Node
 from vitlab.data.packing import manifest
 from vitlab.data.packing.manifest import NotShardedData, Table
 from vitlab.data.packing.pack import folder_lock
-from vitlab.data.packing.tar import read_tar
-from vitlab.data.scan import listed
+from vitlab.data.packing.shard_writer import read_tar
+from vitlab.data.scan import bullets
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD
 from vitlab.storage.remote import Storage
 
@@ -39,7 +39,7 @@ def index(folder: Path) -> Node:
     with folder_lock(folder):
         files, shards = split_files(folder), dict[str, list[tuple[Table, Node]]]()
         if skipped := sorted({*folder.glob("*/*.tar"), *folder.glob("*.tar")}.difference(*files.values())):
-            log.warning("skipped, as their names have no split's word: %s", listed([str(file) for file in skipped]))
+            log.warning("skipped, as their names have no split's word: %s", bullets([str(file) for file in skipped]))
         for split in files:
             shards[split] = []
             for file in files[split]:

@@ -12,7 +12,7 @@ from vitlab.data.source import Facts, Source, Split
 @Facts(native_size=32, channels=3, num_classes=10, train_samples=50_000, in_memory=True)
 def cifar10(*, data_dir: str) -> Source:
     """CIFAR-10 (Krizhevsky, 2009): `data_dir`/cifar-10-batches-py, else downloaded."""
-    classes, train, test = load_cifar("cifar10", "CIFAR10", data_dir)
+    classes, train, test = load_cifar("CIFAR10", data_dir)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     return Source("cifar10", classes, 3, mean, std, 32, Split(*train), Split(*test))
 
@@ -20,12 +20,12 @@ def cifar10(*, data_dir: str) -> Source:
 @Facts(native_size=32, channels=3, num_classes=100, train_samples=50_000, in_memory=True)
 def cifar100(*, data_dir: str) -> Source:
     """CIFAR-100 with its 100 fine labels: `data_dir`/cifar-100-python, else downloaded."""
-    classes, train, test = load_cifar("cifar100", "CIFAR100", data_dir)
+    classes, train, test = load_cifar("CIFAR100", data_dir)
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
     return Source("cifar100", classes, 3, mean, std, 32, Split(*train), Split(*test))
 
 
-def load_cifar(name: str, torchvision_name: str, data_dir: str) -> tuple[tuple[str, ...], Labeled, Labeled]:
+def load_cifar(torchvision_name: str, data_dir: str) -> tuple[tuple[str, ...], Labeled, Labeled]:
     """Class names, train and test, from the authors' files, whose checksums torchvision knows.
 
     Raises:
@@ -37,8 +37,7 @@ def load_cifar(name: str, torchvision_name: str, data_dir: str) -> tuple[tuple[s
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
     dataset = getattr(datasets, torchvision_name)
-    folder = Path(data_dir).expanduser() / dataset.base_folder
-    meta = dataset.meta
+    folder, meta = Path(data_dir).expanduser() / dataset.base_folder, dataset.meta
     sums = [*dataset.train_list, *dataset.test_list, (meta["filename"], meta["md5"])]
 
     def is_complete() -> bool:
@@ -46,25 +45,24 @@ def load_cifar(name: str, torchvision_name: str, data_dir: str) -> tuple[tuple[s
 
     def fetch() -> None:
         if not is_complete():  # else another rank was faster
-            download_and_extract_archive(
-                dataset.url, str(folder.parent), filename=dataset.filename, md5=dataset.tgz_md5
-            )
+            archive = {"filename": dataset.filename, "md5": dataset.tgz_md5}
+            download_and_extract_archive(dataset.url, str(folder.parent), **archive)
         if not is_complete():
             raise OSError("the download left no complete set of files")
 
     if not is_complete():
         remedy = f"unpack {dataset.filename} ({dataset.url}) there, as the folder {dataset.base_folder}"
-        download(name, data_dir, fetch, remedy)
+        download(torchvision_name.lower(), data_dir, fetch, remedy)
     classes = tuple(str(word) for word in _unpickle(folder / meta["filename"])[meta["key"]])
 
     def read(files: list[tuple[str, str]]) -> Labeled:
-        parts = [_read_cifar(folder / file, len(classes)) for file, _ in files]
-        return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+        images, labels = zip(*(_read_batch(folder / file, len(classes)) for file, _ in files), strict=True)
+        return torch.cat(images), torch.cat(labels)
 
     return classes, read(dataset.train_list), read(dataset.test_list)
 
 
-def _read_cifar(path: Path, classes: int) -> Labeled:
+def _read_batch(path: Path, classes: int) -> Labeled:
     """A pickled dictionary: `data` uint8 [N, 3072], planes of red, green and blue, and a list of labels."""
     import numpy as np
     import torch
@@ -82,8 +80,8 @@ def _read_cifar(path: Path, classes: int) -> Labeled:
     return torch.from_numpy(data.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels)
 
 
-class _OnlyArrays(pickle.Unpickler):
-    """Makes what CIFAR's files are made of; a pickle that names anything else to be called is refused."""
+class _ArrayUnpickler(pickle.Unpickler):
+    """Refuse a pickle that would call anything but the makers of CIFAR's arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         import numpy as np
@@ -102,7 +100,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
         with path.open("rb") as file, warnings.catch_warnings():
             # of 2009: NumPy 2.4 dislikes their dtypes
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-            entry = _OnlyArrays(file, encoding="latin1").load()
+            entry = _ArrayUnpickler(file, encoding="latin1").load()
     except OSError:
         raise
     except Exception as error:  # damaged pickles end in errors of any kind

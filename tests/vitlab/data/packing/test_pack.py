@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
 import image_fixtures
 from vitlab.data.decode import UnreadableImage, read_bytes, read_image
 from vitlab.data.packing import pack, shard_writer
 from vitlab.data.packing.manifest import NAME, WORK
-from vitlab.data.packing.shard_writer import Settings
-from vitlab.data.packing.tar import write_tar
+from vitlab.data.packing.shard_writer import Settings, write_tar
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.shards import shards
 from vitlab.data.source import Source
@@ -72,8 +72,8 @@ def test_a_machine_that_can_t_read_ends_the_packing_and_no_image_is_left_out(
     with pytest.raises(UnreadableImage) as caught:
         pack.pack(unplugged, image_fixtures.SETTINGS, out, **given)
     assert re.fullmatch(
-        rf"{disk}/train/.*g can't be read \(No such file or directory\), which is no fault of the image, so none is "
-        r"left out for it; the same command resumes, once that is mended",
+        rf"{disk}/train/.*g can't be read \(No such file or directory\)\. The image may be intact, so it is not "
+        r"skipped; repair that, and the same command resumes",
         str(caught.value),
     )
     disk.symlink_to(drawn)
@@ -90,8 +90,10 @@ def test_what_a_row_s_storage_says_is_no_fault_of_the_image(
 
     source = shards(data_dir=str(packed()))
     monkeypatch.setattr(Storage, "open", failing)
-    with pytest.raises(UnreadableImage, match=r"packed/train/\d+ can't be read .* no fault of the image"):
-        pack.pack(source, image_fixtures.SETTINGS, tmp_path / "out", name="x", on_error="skip", max_skipped=1, processes=0)
+    with pytest.raises(UnreadableImage, match=r"packed/train/\d+ can't be read .* may be intact"):
+        pack.pack(
+            source, image_fixtures.SETTINGS, tmp_path / "out", name="x", on_error="skip", max_skipped=1, processes=0
+        )
 
 
 def test_a_set_that_is_there_is_left_as_it_is_and_another_is_refused(drawn: Path, packed: Packed) -> None:
@@ -149,3 +151,75 @@ def test_shards_are_a_data_set_to_be_packed_otherwise(packed: Packed, tmp_path: 
             for split in (first.splits[name], second.splits[name])
         )
         assert one == two
+
+
+Packed = Any
+SKIP: Any = {"on_error": "skip", "max_skipped": 0.9}
+
+
+@pytest.fixture
+def broken(drawn: Path, tmp_path: Path) -> Path:
+    """Pictures of which two can't be decoded."""
+    for file in drawn.rglob("*.*"):
+        copy = tmp_path / "broken" / file.relative_to(drawn)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    for name in ("train/digit 0/0.png", "val/digit 0/72.png"):
+        file = next(iter(sorted((tmp_path / "broken" / name).parent.glob("*.png"))))
+        file.write_bytes(file.read_bytes()[:60])
+    return tmp_path / "broken"
+
+
+def test_broken_images_are_all_named_then_left_out_and_listed_or_replaced(broken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given: Any = {"name": "broken", "processes": 0}
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 94 images .* can't be decoded.* Replace them, or leave them out with data\.on_error=skip, and",
+    ) as caught:
+        pack.pack(image_fixtures.source(broken), image_fixtures.SETTINGS, out, **given)
+    assert str(caught.value).count("\n  - ") == 2
+    assert "it is truncated: the end of the PNG file is missing" in str(caught.value)
+    assert not (out / "prepared.json").exists()
+    with pytest.raises(ValueError, match=r"\(2\.13%\) can\'t be decoded.* more than data\.max_skipped=0\.01 allows"):
+        pack.pack(image_fixtures.source(broken), image_fixtures.SETTINGS, out, on_error="skip", **given)
+    found = pack.pack(
+        image_fixtures.source(broken), image_fixtures.SETTINGS, out, on_error="skip", max_skipped=0.1, **given
+    )
+    assert (found["broken"], found["train/images"], found["test/images"]) == (2, 73, 19)
+    rows = (out / pack.BROKEN).read_text().splitlines()
+    assert rows[0] == "path,split,reason"
+    assert [row.split(",")[1] for row in rows[1:]] == ["train", "test"]
+    assert len(shards(data_dir=str(out)).train) == 73
+
+
+def test_replaced_images_are_packed_by_the_same_command(
+    broken: Path, drawn: Path, packed: Packed, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="can't be decoded"):
+        image_fixtures.pack(broken, out)
+    for file in drawn.rglob("*.*"):
+        (broken / file.relative_to(drawn)).write_bytes(file.read_bytes())
+    image_fixtures.pack(broken, out)
+    found, known = image_fixtures.content(out), image_fixtures.content(packed())
+    assert found.pop(pack.STAMPS) != known.pop(pack.STAMPS), "the files have other times"
+    assert found == known, "wherever the folder lies"
+
+
+def test_a_class_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (9, 9), (number * 20, 9, 9)).save(tmp_path / "in" / name / f"{number}.png")
+    for file in (tmp_path / "in" / "b").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="no image of the class 'b' in train can be decoded"):
+        pack.pack(
+            image_fixtures.source(tmp_path / "in"),
+            image_fixtures.SETTINGS,
+            tmp_path / "out",
+            **SKIP,
+            name="x",
+            processes=0,
+        )

@@ -268,9 +268,9 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
         ({"test_fraction": 1.5}, "data.source.test_fraction=1.5 must lie between 0 and 1"),
         ({"shuffle_buffer": 0}, "data.source.shuffle_buffer=0 must be at least 1"),
         ({"name": "scripted"}, "no code of a set is run"),
-        ({"name": "saved", "streaming": True}, "is mapped into memory without being copied anyway"),
+        ({"name": "saved", "streaming": True}, "is mapped into memory anyway"),
         ({"name": "images", "streaming": True}, "is of the kind imagefolder; use streaming=false"),
-        ({"name": "text.txt"}, "is no parquet file; of other files, name the folder that they lie in"),
+        ({"name": "text.txt"}, "is no parquet file; of other files, name their folder"),
         ({"name": "none-*.parquet"}, "data.name=none-*.parquet matches no file"),
     ],
 )
