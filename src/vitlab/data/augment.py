@@ -76,10 +76,8 @@ class Augment(nn.Module):
     def forward(
         self, images: Tensor, targets: Tensor, *, prepare: "Prepare", num_classes: int, cropped: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """uint8 [B, C, H, W] and int64 [B] -> float [B, C, h, w] and int64 [B], or soft float [B, classes].
-
-        Targets are soft if Mixup or CutMix is on. `cropped`: the workers have cropped, flipped and auto-augmented.
-        """
+        # uint8 [B, C, H, W] and int64 [B] -> float [B, C, h, w] and int64 [B], or soft float [B, classes] if Mixup or
+        # CutMix is on. `cropped`: the workers have cropped, flipped and auto-augmented.
         images = prepare(self.vary(images, cropped=cropped))
         if self.erasing:
             images = augment_ops.erase(images, self.erasing)

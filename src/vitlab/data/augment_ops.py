@@ -34,10 +34,7 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
 def affine_matrices(
     *, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scale: Tensor, shear_x: Tensor, shear_y: Tensor
 ) -> Tensor:
-    """[B, 2, 3]: output pixel -> input pixel, from the center, with torchvision's conventions.
-
-    All [B]: `angle` clockwise and shears in radians, shifts in pixels.
-    """
+    """[B, 2, 3]: output -> input pixel, from the center; all [B], clockwise radians and pixels, as in torchvision."""
     a = torch.cos(angle - shear_y) / torch.cos(shear_y)
     b = -torch.cos(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) - torch.sin(angle)
     c = torch.sin(angle - shear_y) / torch.cos(shear_y)
@@ -52,8 +49,7 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     half = torch.tensor([width / 2, height / 2])  # affine_grid counts in half sizes
     theta = matrices * torch.cat([half, torch.ones(1)]) / half[:, None]
-    grid = affine_grid(theta.to(images.device), height, width)
-    warped = F.grid_sample(images.float(), grid, align_corners=False)
+    warped = F.grid_sample(images.float(), affine_grid(theta.to(images.device), height, width), align_corners=False)
     return warped.round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -210,10 +206,8 @@ _POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def erase(images: Tensor, probability: float) -> Tensor:
-    """Apply Random Erasing (Zhong et al., 2020) to normalized float images: a rectangle each, set to zero.
-
-    Area 2 to 33 % and aspect ratio 0.3 to 3.3 as in the paper; a side that exceeds the image is cut.
-    """
+    """Apply Random Erasing (Zhong et al., 2020) to normalized float images: a rectangle each, set to zero."""
+    # area 2 to 33 % and aspect ratio 0.3 to 3.3 as in the paper; a side that exceeds the image is cut
     batch, _, height, width = images.shape
     area = (0.02 + 0.31 * torch.rand(batch)) * height * width
     ratio = torch.exp((2 * torch.rand(batch) - 1) * torch.tensor(10 / 3).log())

@@ -88,10 +88,8 @@ class DataModule(LightningDataModule):
         scaled_decoding: bool = False,
     ) -> None:
         super().__init__()
-        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(sides) != 2:
-            raise ValueError(f"image_size={image_size} must be a number of pixels, or two")
-        self.image_size: tuple[int, int] = (sides[0], sides[1])
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size: tuple[int, int] = (height, width)
         self.load_source, self.augment, self.batch_size, self.seed = source, augment, batch_size, seed
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.num_workers, self.drop_last, self.max_train_samples = num_workers, drop_last, max_train_samples
@@ -109,11 +107,7 @@ class DataModule(LightningDataModule):
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the source and cut the splits, once; needs no Trainer.
-
-        Raises:
-            ValueError: a split can't be cut, or a setting doesn't fit the source.
-        """
+        """Load the source and cut the splits, once. Raises `ValueError` for settings that don't fit the source."""
         if self._source is not None:
             return
         source = self.load_source()
@@ -161,29 +155,24 @@ class DataModule(LightningDataModule):
 
     @property
     def source(self) -> Source:
-        """The data set that `setup` loaded."""
         if self._source is None:
             raise RuntimeError("the data isn't loaded yet: call setup() first")
         return self._source
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their labels."""
         return self.source.classes
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
         return len(self.source.classes)
 
     @property
     def channels(self) -> int:
-        """Channels of an image."""
         return self.source.channels
 
     @property
     def samples(self) -> dict[str, int]:
-        """Number of images of each split."""
         return {name: len(split) for name, split in self._splits.items()}
 
     def preprocessing(self) -> dict[str, Any]:
@@ -203,7 +192,6 @@ class DataModule(LightningDataModule):
         return fingerprint
 
     def split(self, name: SplitName) -> Split:
-        """The images and labels of a split."""
         return self._splits[name]
 
     @property
@@ -242,7 +230,6 @@ class DataModule(LightningDataModule):
         return self._loader("train", batches, training=True)
 
     def val_dataloader(self) -> Loader:
-        """The validation split, for this device."""
         return self.loader("val")
 
     def test_dataloader(self) -> Loader:
@@ -330,10 +317,7 @@ def per_channel(knob: str, values: tuple[float, ...] | None, source: Source) -> 
 
 
 def reseed(seed: int, device: torch.device) -> None:
-    """`torch.manual_seed` for the CPU and the one device in use.
-
-    torch's own also records a stack trace for each kind of device that isn't there: 1 ms a call.
-    """
+    """`torch.manual_seed` for the CPU and one device; torch's own takes 1 ms, for devices that aren't there."""
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)

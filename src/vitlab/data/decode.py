@@ -46,21 +46,14 @@ DEVICE_OUT_OF_MEMORY = (
 
 
 class UnreadableImage(ValueError):
-    """A file that can't be read or decoded; the message begins with its path.
+    """A file that can't be read or decoded; the message begins with its path."""
 
-    A DataLoader repeats the error of a worker with the worker's traceback, of which the last line is kept.
-    """
-
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str) -> None:  # from a worker: with its traceback, of which the last line is kept
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
 def read_image(path: str, decoder: Callable[[bytes], Tensor] | None = None) -> Tensor:
-    """uint8 [3, H, W], upright as its EXIF tag says, transparency over white; an animation's first frame.
-
-    `decoder` replaces `decode`, for example to decode a part of the image. Raises `UnreadableImage` for a file that
-    can't be read or decoded, or is too large.
-    """
+    """uint8 [3, H, W] of the first frame, upright, transparency over white; `decoder` replaces `decode`."""
     try:
         data = read_bytes(path)
     except OSError as error:

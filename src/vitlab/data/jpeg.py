@@ -2,10 +2,8 @@
 
     bytes -> header -> the box is chosen -> rows down to the box's end, at 1/1, 1/2, 1/4 or 1/8 -> cut, resized -> uint8
 
-Any other file than a plain JPEG (8 bits, gray or three colors, upright, undamaged) is decoded completely by
-`decode.decode`, with the same errors, and then cut. At full scale both ways give the same pixels, bit for bit, with any
-of the decoders: simplejpeg, torchvision and Pillow are all libjpeg-turbo.
-
+Any other file than a plain JPEG (8 bits, gray or three colors, upright, undamaged) is decoded completely and then cut.
+At full scale both ways give the same pixels, bit for bit, with simplejpeg, torchvision and Pillow: all libjpeg-turbo.
 Huffman codes can't be skipped, but those after the box can: a file whose header claims fewer rows is decoded that far.
 """
 

@@ -29,12 +29,7 @@ class Row(str):
 
 
 class Rows(Sequence[str], ABC):
-    """Rows of one split of a data set.
-
-    Args:
-        place: Prefix of their names: the data set and its split.
-        chosen: Which of the split's rows these are, int64 [n].
-    """
+    """The rows `chosen` (int64 [n]) of one split of a data set; their names begin with `place`."""
 
     def __init__(self, place: str, chosen: "Tensor") -> None:
         self.place, self.chosen = place, chosen

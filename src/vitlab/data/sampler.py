@@ -75,15 +75,8 @@ def shuffled_blocks(blocks: torch.Tensor, sizes: list[int], buffer: int, generat
     """An epoch's order in which few blocks are in use at a time, each by few processes.
 
     Blocks are shuffled and their samples concatenated; that row is cut into `Pieces`, each shuffled within stretches.
-
-    Args:
-        blocks: The number of each sample's block, int64 [N].
-        sizes: Samples of each step; those beyond their sum are left out, others in each epoch.
-        buffer: About how many samples are in use at a time.
-        generator: Decides everything.
-
-    Returns:
-        int64 [sum of sizes]: the samples of the first step, of the second, ...
+    `blocks` has the number of each sample's block, int64 [N]; about `buffer` samples are in use at a time. The result
+    has the samples of each step in turn, `sizes` of them; the others are left out, other ones in each epoch.
     """
     counts = torch.bincount(blocks)
     layout = pieces(int(counts[counts > 0].median()), buffer)
@@ -106,18 +99,10 @@ def shuffled_blocks(blocks: torch.Tensor, sizes: list[int], buffer: int, generat
 class EpochBatches(Sampler[BatchPlan]):
     """The training batches of one device.
 
-    Args:
-        samples: Size of the training split.
-        batch_size: Images of one optimizer step, over all devices and accumulated batches.
-        seed: With the epoch, decides the order.
-        rank: This device, 0..world_size-1.
-        world_size: Number of devices.
-        accumulate: Batches of one device per optimizer step.
-        drop_last: False: steps are equal to within one image, so every image is seen exactly once and there is no tiny
-            last batch. True: steps of exactly `batch_size`; the remainder, another each epoch, is left out.
-        position: Read at the start of each iteration: (epoch, steps of it already done, which are skipped).
-        blocks: For samples read in blocks, the number of each one's, int64 [samples]: the order keeps to them.
-        buffer: For these, among about how many samples a step's are drawn.
+    `batch_size` counts the images of one optimizer step, over all devices and accumulated batches. Without `drop_last`,
+    steps are equal to within one image, so every image is seen exactly once; with it, steps have exactly `batch_size`
+    images and the remainder, another each epoch, is left out. `position` returns (epoch, steps of it already done) at
+    the start of each iteration. `blocks` and `buffer` are those of `shuffled_blocks`.
     """
 
     def __init__(
@@ -183,10 +168,7 @@ def eval_share(samples: int, rank: int, world_size: int, *, in_blocks: bool = Fa
 
 
 class EvalBatches(Sampler[BatchPlan]):
-    """A device's `eval_share`, in order: over all ranks each sample exactly once, without padding.
-
-    Batches hold at most `batch_size` // `world_size` samples (at least one); if possible, all ranks have equally many.
-    """
+    """A device's `eval_share`, in order, without padding: batches of at most `batch_size` // `world_size` samples."""
 
     def __init__(
         self, *, samples: int, batch_size: int, rank: int = 0, world_size: int = 1, in_blocks: bool = False

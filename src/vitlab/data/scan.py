@@ -70,14 +70,9 @@ def drop_bad_files(
 ) -> tuple[Source, list[Duplicate]]:
     """The source without bad files, and the files with equal content, which a scan that decodes finds.
 
-    Args:
-        source: Of image files.
-        on_error: `raise`: any bad file is an error. `skip`: bad files, found by decoding all, are left out.
-        max_skipped: Share of all files above which `skip` refuses.
-        scan: How closely `raise` looks.
-        record: Where `skip` lists what it skipped; if there is such a file, it is read instead of scanning again. Next
-            to it, `raise` writes longer lists, and both write the files with equal content.
-        first: Whether this process scans under `raise`: one per machine is enough.
+    `skip` lists in `record` what it skipped; if there is such a file, it is read instead of scanning again. Next to it,
+    `raise` writes longer lists, and both write the files with equal content. Under `raise` only the `first` process of
+    a machine scans.
 
     Raises:
         ValueError: files are bad; more are bad than may be left out; a class has none left.

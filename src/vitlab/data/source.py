@@ -1,7 +1,4 @@
-"""A data set as loaded: a `Source` of a train and a test split, labels included.
-
-Images are in memory (small sets, uint8), files, or rows of files. Nothing is resized, augmented or normalized here, and
-no validation set is cut: the published test split stays the test split.
+"""A data set as loaded: a `Source` of a train and a test split, labels included; nothing is resized or normalized.
 
 A data set is one function that returns its `Source`, in a module of `vitlab.data.sets` or of the user's own, and one
 YAML that names the function. `@Facts(...)` on the function says what is known before it is loaded. Such a module is
@@ -33,29 +30,17 @@ Loader = TypeVar("Loader", bound=Callable[..., "Source"])
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a data set before it is loaded, as a decorator of the function that loads it.
+    """What is known of a data set before it is loaded, as a decorator of the function that loads it."""
 
-    Args:
-        native_size: Pixels of a side.
-        channels: Of an image.
-        num_classes: How many classes.
-        train_samples: Images of the train split.
-        in_memory: Whether images are in memory, or are decoded from files.
-        problems: Of the loader's settings, before anything starts. Called with all of them, if their types are right.
-        count: Of the loader's settings, images of the train split and whether there is a validation split, if known.
-        label: Of the node `data.source`, the data's name in names of runs; else the loader's name.
-        normalize: Of the group `data`, the same as it is recorded, for example with absolute paths.
-    """
-
-    native_size: int | None = None
+    native_size: int | None = None  # pixels of a side
     channels: int | None = None
     num_classes: int | None = None
-    train_samples: int | None = None
-    in_memory: bool | None = None
-    problems: Callable[..., Iterator[str]] | None = None
-    count: Callable[..., tuple[int, bool] | None] | None = None
-    label: Callable[[Mapping[str, Any]], str] | None = None
-    normalize: Callable[[Node], Node] | None = None
+    train_samples: int | None = None  # images of the train split
+    in_memory: bool | None = None  # or decoded from files
+    problems: Callable[..., Iterator[str]] | None = None  # of all settings of the loader, if their types are right
+    count: Callable[..., tuple[int, bool] | None] | None = None  # of train; whether there is a validation split
+    label: Callable[[Mapping[str, Any]], str] | None = None  # of `data.source`, for names of runs; else the loader's
+    normalize: Callable[[Node], Node] | None = None  # the group `data` as it is recorded, with absolute paths
 
     def __call__(self, loader: Loader) -> Loader:
         vars(loader)["facts"] = self
@@ -97,11 +82,7 @@ def folder_label(source: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, eq=False, init=False)
 class Split:
-    """Images with their labels: either `images` in memory, or `files`, paths or `Rows` of files.
-
-    NumPy arrays and labels of any integer type are converted. Raises `ValueError` for images that are not uint8
-    [N, channels, height, width].
-    """
+    """Images with labels: either `images` in memory, or `files`, paths or `Rows` of files. Arrays are converted."""
 
     images: "Tensor | None"  # uint8 [N, C, H, W]
     labels: "Tensor"  # int64 [N]
@@ -144,10 +125,7 @@ class Split:
         return Split(None if self.images is None else self.images[indices], self.labels[indices], files)
 
     def digest(self) -> str:
-        """A hash of labels and images that is the same wherever the data set is stored.
-
-        Images in memory count with every pixel, files with their folder and name, rows with their sizes in bytes.
-        """
+        """A hash of labels and of pixels, files' names and folders, or rows' sizes, wherever they are stored."""
         digest = hashlib.blake2b(self.labels.contiguous().numpy().tobytes(), digest_size=16)
         if self.images is not None:
             digest.update(self.images.contiguous().numpy().data)

@@ -32,10 +32,7 @@ def hold_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split
 
 
 def stratified_split(labels: Tensor, held_out: int | float, *, seed: int, knob: str) -> tuple[Tensor, Tensor]:
-    """Indices (kept, held out), both sorted, with the shares of the classes kept.
-
-    `held_out` is a number of samples, or a fraction in (0, 1). `knob` is the setting that a `ValueError` names.
-    """
+    """Sorted indices (kept, held out), `held_out` of them (a number, or a fraction in (0, 1)), stratified by class."""
     from sklearn.model_selection import train_test_split
 
     if isinstance(held_out, float) and not 0.0 < held_out < 1.0:

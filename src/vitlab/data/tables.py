@@ -11,7 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitlab.data.rows import InvalidImage, Rows
@@ -74,15 +74,9 @@ class Group(NamedTuple):
 
 
 class ParquetRows(Rows):
-    """Rows of parquet files, local or at a URL, which are read a row group at a time.
+    """Rows of parquet files, paths or URLs, which are read a row group at a time.
 
-    Args:
-        place: As for all rows.
-        files: Paths or URLs.
-        column: The images' column.
-        groups: The row groups of all files.
-        buffer: About how many rows are in memory at a time, of all processes of a machine together.
-        chosen: As for all rows.
+    About `buffer` rows are in memory at a time, of all processes of a machine together.
     """
 
     def __init__(
@@ -95,7 +89,7 @@ class ParquetRows(Rows):
 
     def _reset(self) -> None:
         self._process, self._lock = os.getpid(), threading.RLock()
-        self._open: OrderedDict[int, Any] = OrderedDict()  # files by number
+        self._open = lru_cache(OPEN_FILES)(open_parquet)
         self._cache: OrderedDict[int, Any] = OrderedDict()  # images by row group
         self._unread: dict[int, int] = {}  # rows of the groups in the cache that are still to be read
         self.__dict__.pop("cache_size", None)  # another process may be a worker
@@ -162,21 +156,14 @@ class ParquetRows(Rows):
             group, self._unread[block] = self.groups[block], int(self.block_sizes[block]) - 1
             while len(self._cache) >= self.cache_size:
                 self._cache.popitem(last=False)
-            column = self._file(group.file).read_row_group(group.number, columns=[self.column], use_threads=False)
+            file = self._open(self.files[group.file])
+            column = file.read_row_group(group.number, columns=[self.column], use_threads=False)
             if len(column) != group.rows:
                 raise OSError(f"{self.files[group.file]} was changed since its row groups were counted")
             images = column.column(0).combine_chunks()
             if self._unread[block]:
                 self._cache[block] = images
             return images
-
-    def _file(self, number: int) -> Any:
-        if number not in self._open:
-            while len(self._open) >= OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-            self._open[number] = open_parquet(self.files[number])
-        self._open.move_to_end(number)
-        return self._open[number]
 
 
 def open_parquet(place: str) -> Any:

@@ -1,8 +1,7 @@
-"""The files of a packed data set, in a folder or in object storage, from which they are fetched when needed.
+"""The files of a packed data set, in a folder or in object storage, from which fsspec fetches them when needed.
 
-fsspec fetches them, with the package and the credentials of each scheme. Fetched files are kept in a folder that all
-processes of a machine share, up to a size; the least recently used are removed first. A file appears under its name
-once it is complete, and one that another process reads may be removed meanwhile.
+Fetched files are kept in a folder that all processes of a machine share, up to a size; the least recently used are
+removed first. A file appears once it is complete, and one that another process reads may be removed meanwhile.
 """
 
 import hashlib
@@ -60,13 +59,7 @@ def fetch_lock(file: Path) -> FileLock:
 
 
 class Storage:
-    """The files of one data set, by their names within it.
-
-    Args:
-        place: A folder, or a URL of one.
-        cache_dir: Where fetched files are kept; None: in the user's cache.
-        cache_gb: About how many gigabytes of them.
-    """
+    """The files of one data set, by their names within it, in a folder or at a URL of one."""
 
     def __init__(self, place: str, *, cache_dir: str | None = None, cache_gb: float = 100.0) -> None:
         self.place, self.remote, self.limit = place.rstrip("/"), is_remote(place), cache_gb * 1e9
@@ -79,10 +72,7 @@ class Storage:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def read_description(self, name: str) -> bytes:
-        """The current content of the file that describes the data set; each content has its own folder of files.
-
-        Raises `OSError`.
-        """
+        """The current content of the file that describes the data set; each content has its own folder of files."""
         file = self.folder / name
         if not self.remote:
             return file.read_bytes()
@@ -99,10 +89,7 @@ class Storage:
         return self.folder / name
 
     def open(self, name: str, size: int | None = None) -> int:
-        """A descriptor of the file `name`, to read it, which stays valid if that is removed.
-
-        Raises `OSError` if it can't be fetched, or has another size than it should.
-        """
+        """A descriptor to read the file `name`, which stays valid if that is removed. Raises `OSError`."""
         file = self.folder / name
         while True:
             try:

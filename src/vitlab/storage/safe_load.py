@@ -19,10 +19,7 @@ from vitlab.config.allowlist import NotTrusted
 def explain_unsafe_pickle(
     file: Path | str | None, remedy: str = "use a checkpoint that vitlab saved"
 ) -> Iterator[None]:
-    """Replace the error of a load with `weights_only=True` by one line with the remedy.
-
-    torch's own message names the switch that would run the file's code.
-    """
+    """Replace torch's refusal of a file, which names the switch that would run its code, by a line with the remedy."""
     try:
         yield
     except (pickle.UnpicklingError, RuntimeError) as error:
@@ -54,10 +51,7 @@ def verify_checkpoint(file: Path) -> None:
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint's content; tensors are read from the file when they are used.
-
-    Raises `allowlist.NotTrusted` for a file that holds more than weights and plain data.
-    """
+    """A checkpoint's content; tensors are read from the file when they are used. Raises `allowlist.NotTrusted`."""
     with explain_unsafe_pickle(file):
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if isinstance(identity := content.get("vitlab"), dict) and isinstance(identity.get("config"), dict):

@@ -133,14 +133,14 @@ def test_fewer_training_samples_leave_validation_and_test_whole() -> None:
 @pytest.mark.parametrize(
     ("knobs", "named"),
     [
-        ({"val_fraction": 0.0}, r"data\.val_fraction=0 must lie between"),
+        ({"val_fraction": 0.0}, r"val_fraction=0\.0 must be above 0"),
         ({"val_fraction": 0.001}, r"data\.val_fraction=0\.001 can't split"),
         ({"max_train_samples": 5}, r"data\.max_train_samples=5 can't split"),
         ({"batch_size": 0}, r"^batch_size=0"),
-        ({"eval_batch_size": 0}, r"data\.eval_batch_size=0"),
-        ({"num_workers": -1}, r"data\.num_workers=-1"),
+        ({"eval_batch_size": 0}, r"eval_batch_size=0"),
+        ({"num_workers": -1}, r"num_workers=-1"),
         ({"image_size": 0}, r"image_size=0"),
-        ({"scaled_decoding": True}, r"data\.scaled_decoding=true is for JPEG files, and digits lies in memory"),
+        ({"scaled_decoding": True}, r"data\.scaled_decoding=true is for JPEG files, and digits is in memory"),
         ({"source": lambda: fake(channels=4), "augment": Augment(auto_augment="randaugment")}, r"has 4"),
     ],
 )

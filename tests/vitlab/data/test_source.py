@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SRC, Configure
 import train
+from conftest import SRC, Configure
 from vitlab.cli import checks
 from vitlab.config import allowlist
 from vitlab.config.schema import Node

@@ -98,9 +98,9 @@ def test_row_groups_are_let_go_of_when_all_of_them_was_read_or_others_need_the_r
     assert isinstance(rows, ParquetRows)
     for index in range(49):
         rows[index].read()
-    assert list(rows._held) == [0]
+    assert list(rows._cache) == [0]
     rows[49].read()
-    assert list(rows._held) == []
+    assert list(rows._cache) == []
     for index in range(0, 600, 50):
         rows[index].read()
     assert len(rows._cache) == rows.cache_size < 5

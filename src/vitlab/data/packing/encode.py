@@ -18,11 +18,8 @@ def image_bytes(split: Split, index: int, *, size: int | None, quality: int | No
     """The image at `index` of a split, upright, its shorter side at most `size` pixels; never enlarged.
 
     An upright JPEG or PNG file that is small enough keeps its bytes, as all files do without a `size`, if it can be
-    decoded. Others become JPEG of a `quality`, or PNG without one, and images in memory PNG.
-
-    Raises:
-        InvalidImage: it is missing, or can't be decoded.
-        Exception: of any other kind, if the machine can't read it, or lacks memory.
+    decoded. Others become JPEG of a `quality`, or PNG without one, and images in memory PNG. Raises `InvalidImage` if
+    it is missing or can't be decoded, and any other error if the machine can't read it, or lacks memory.
     """
     if split.images is not None:
         return encode(downscale(split.images[index], size), None)

@@ -52,7 +52,6 @@ class NotShardedData(ValueError):
 
 
 def index_file(split: str) -> str:
-    """The name of a split's index."""
     return f"{split}.index.npy"
 
 
@@ -64,10 +63,7 @@ def write_table(file: Path, table: Table) -> None:
 def write_manifest(
     folder: Path, shards: Mapping[str, Sequence[tuple[Table, Node]]], *, classes: Sequence[str], **content: Any
 ) -> Node:
-    """Write the indices, then `prepared.json`, which completes a set, and return its content.
-
-    `shards` has, for each split, the images of each shard, and its `file`, `images`, `bytes` and `sha256`.
-    """
+    """Write the indices, then `prepared.json`; `shards` has each shard's table, `file`, `images`, `bytes`, `sha256`."""
     splits: Node = {}
     for split, parts in shards.items():
         for number, (part, _) in enumerate(parts):
@@ -119,8 +115,8 @@ def read_manifest(storage: Storage) -> Node:
         if name not in SPLITS:
             wrong = f"a split {name!r}, and there are {', '.join(SPLITS)}"
             raise NotShardedData(f"{set_name}: {NAME} names {wrong}; pack the set again")
-        for file in (str(shard["file"]) for shard in split["shards"]):
-            if not SHARD.fullmatch(file):
+        for file in (shard["file"] for shard in split["shards"]):
+            if not SHARD.fullmatch(str(file)):
                 wrong = f"a shard {file!r} in {name}, which is not a .tar file in the set's folder or one below it"
                 raise NotShardedData(f"{set_name}: {NAME} names {wrong}; pack the set again")
     return content

@@ -72,14 +72,10 @@ def pack(
     max_skipped: float = 0.01,
     processes: int | None = None,
 ) -> Node:
-    """Pack a data set, or its missing shards, and return the command's results.
+    """Pack a data set named `name`, or its missing shards, and return the command's results.
 
-    Args:
-        source, settings, out: What is packed, how, and where to.
-        name: Of the set.
-        on_error: `raise`: an image that can't be decoded is an error, once all are known. `skip`: it is left out.
-        max_skipped: Share of the images above which `skip` refuses.
-        processes: That read and encode; 0: this one; None: one per core.
+    Images that can't be decoded are an error once all are known, or left out with `on_error="skip"`, up to a share of
+    `max_skipped`. `processes` read and encode; 0: this one; None: one per core.
 
     Raises:
         ValueError: the folder is in use or holds something else; images are broken; a class has none left.
@@ -166,10 +162,7 @@ def write_missing_shards(writer: ShardWriter, processes: int | None) -> int:
 
 
 def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_skipped: float) -> Node:
-    """Report broken images, write the indices and the manifest of the complete set, and return the manifest.
-
-    Raises `ValueError` for broken images that may not be left out, and for a class that has none left.
-    """
+    """Report broken images, write the indices and the manifest of the complete set, and return the manifest."""
     out, source, shards = writer.out, writer.source, dict[str, list[tuple[manifest.Table, Node]]]()
     records = [json.loads(writer.record_file(number).read_text()) for number in range(len(writer))]
     broken = [BadFile(*fields) for record in records for fields in record["broken"]]

@@ -100,10 +100,7 @@ class ShardWriter(Dataset[Node]):
 
 
 def packing_order(source: Source, settings: Settings) -> dict[str, Tensor]:
-    """For each split, the order in which its images are packed, int64 [n]: train shuffled by the seed, the others not.
-
-    Rows that are read in blocks are shuffled so that few blocks are in use at a time.
-    """
+    """The order in which the images of each split are packed, int64 [n]: train shuffled by the seed, others not."""
     orders = {name: torch.arange(len(split)) for name, split in source.splits.items()}
     if settings.shuffle:
         generator = torch.Generator().manual_seed(stable_seed(settings.seed))

@@ -30,16 +30,17 @@ def verify(folder: Path) -> Node:
 
 
 def index(folder: Path) -> Node:
-    """Write `SPLIT.index.npy` and `prepared.json` next to a WebDataset's tar files, which stay as they are.
+    """Write `SPLIT.index.npy` and `prepared.json` next to a WebDataset's tar files. Raises `NotShardedData`.
 
     Names of classes are read from `classes.txt` there, a line each; without that file they are the numbers.
-    Raises `NotShardedData`.
     """
     start = time.monotonic()
     with folder_lock(folder):
         files, shards = split_files(folder), dict[str, list[tuple[Table, Node]]]()
         if skipped := sorted({*folder.glob("*/*.tar"), *folder.glob("*.tar")}.difference(*files.values())):
-            log.warning("skipped, as their names have no split's word: %s", bullets([str(file) for file in skipped]))
+            log.warning(
+                "skipped, since their names contain no word for a split: %s", bullets([str(file) for file in skipped])
+            )
         for split in files:
             shards[split] = []
             for file in files[split]:
@@ -58,10 +59,7 @@ def index(folder: Path) -> Node:
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
-    """The tar files of each split, by a word in the name of the folder that holds them, else in their own.
-
-    Raises `NotShardedData` where there are none to train on, and for a file of two splits, or that is indexed already.
-    """
+    """The tar files of each split, by a word in their folder's name, else in their own. Raises `NotShardedData`."""
     if (folder / manifest.NAME).is_file():
         raise NotShardedData(
             f"data_dir={folder} has an index already ({manifest.NAME}); remove that file to replace it"

@@ -78,11 +78,7 @@ def class_folders(folder: Path) -> list[str]:
 def list_images(
     folder: Path, classes: list[str] | None, max_pixels: int | None, expected: list[str] | None = None
 ) -> tuple[list[str], list[str], list[int]]:
-    """Class names, image paths and labels, by class and then by path.
-
-    A symbolic link to an image that is listed anyway is left out: the same picture must not be in train and in test.
-    `expected` are the classes of train, which the test split must not exceed.
-    """
+    """Class names, image paths and labels, by class and then by path; `expected` are the classes of train."""
     names = class_names(folder, classes, expected)
     per_class = [_images_below(folder / name) for name in names]
     links = {path for paths in per_class for path in paths if Path(path).is_symlink()}
@@ -91,7 +87,7 @@ def list_images(
     for label, (name, paths) in enumerate(zip(names, per_class, strict=True)):
         before = len(files)
         for path in paths:
-            if path in links:
+            if path in links:  # the same picture must not be in train and in test
                 target = os.path.realpath(path)
                 if target in listed:
                     linked.append(path)

@@ -41,11 +41,8 @@ def load_idx(
 ) -> tuple[Labeled, Labeled]:
     """Train and test of 28 x 28 gray images in 10 classes, from the first folder that has all files, plain or gzip.
 
-    Torchvision downloads them if there is none. `remedy` completes the error's advice.
-
-    Raises:
-        FileNotFoundError: there are no files and the download failed.
-        ValueError: a file is truncated or not what its name says.
+    Torchvision downloads them if there is none. Raises `FileNotFoundError`, whose advice `remedy` completes, or
+    `ValueError` for a file that is truncated or not what its name says.
     """
     folders = [Path(data_dir, name), Path(data_dir, torchvision_name, "raw"), Path(data_dir), *other_folders]
     parts = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]

@@ -1,8 +1,7 @@
 """Images that `src/prepare.py` packed, or indexed, in WebDataset's tar files.
 
-The index says where each image is stored, so images are read one by one in the order of vitlab's own sampler: each
-once an epoch over any number of ranks and workers, resumed at the exact image. A stream of tar files can't give that:
-its order depends on how many processes read it, and ranks end at different times.
+The index says where each image is stored, so images are read one by one, in the order of vitlab's own sampler, and
+resumed at the exact image. A stream of tar files can't give that: its order depends on how many processes read it.
 """
 
 import logging
@@ -31,10 +30,7 @@ BLOCK_SPLIT_SHARDS = 100  # from this many shards on, complete ones are held out
 
 
 class OpenShard:
-    """An open file that is closed with its last reference.
-
-    Reading at an offset needs no position and no lock, so threads and forked processes may share it.
-    """
+    """A file that is closed with its last reference; threads and forked processes may read it at an offset."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor

@@ -112,7 +112,7 @@ def test_a_set_whose_images_were_changed_is_not_what_the_command_makes(
     before = image_fixtures.content(out)
     with caplog.at_level(logging.INFO):
         image_fixtures.pack(images, out)
-    assert "is there already, and is what this command makes" in caplog.text
+    assert "exists already and is what this command makes" in caplog.text
     change(images / "train" / "digit 0" / "0.png")
     with pytest.raises(ValueError, match=r"out=.*out was packed from images of which files have other sizes or times"):
         image_fixtures.pack(images, out)
