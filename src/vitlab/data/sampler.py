@@ -121,15 +121,11 @@ class EpochBatches(Sampler[BatchPlan]):
     ) -> None:
         devices = f"trainer.devices={world_size} (all nodes) and trainer.accumulate_grad_batches={accumulate}"
         if batch_size < world_size * accumulate:
-            raise ValueError(
-                f"batch_size={batch_size} can't be shared by {devices}; it counts the images of one optimizer step, so "
-                f"make it at least {world_size * accumulate}"
-            )
+            remedy = f"it counts the images of one optimizer step, so make it at least {world_size * accumulate}"
+            raise ValueError(f"batch_size={batch_size} can't be shared by {devices}; {remedy}")
         if drop_last and batch_size > samples:
-            raise ValueError(
-                f"batch_size={batch_size} exceeds the {samples} training samples, and data.drop_last leaves out "
-                f"incomplete batches; choose batch_size of at most {samples}"
-            )
+            remedy = f"data.drop_last leaves out incomplete batches; choose batch_size of at most {samples}"
+            raise ValueError(f"batch_size={batch_size} exceeds the {samples} training samples, and {remedy}")
         if samples < 1:
             raise ValueError("there are no training samples")
         self.samples, self.seed, self.position = samples, seed, position

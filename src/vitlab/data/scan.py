@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -42,7 +43,6 @@ SplitName = Literal["train", "val", "test"]
 THREADS = 16  # that wait for a disk or a network
 MAX_LINES = 10  # of a message
 DUPLICATES, BAD = "duplicates.csv", "bad_images.csv"
-REMEDY = "repair that and start again"
 
 
 class BadFile(NamedTuple):
@@ -109,7 +109,7 @@ def find_bad_files(source: Source, scan: Scan) -> tuple[list[BadFile], list[Dupl
     labels = [source.classes[label] for split in splits.values() for label in split.labels.tolist()]
     paths = chain.from_iterable(split.files or [] for split in splits.values())
     root = common_folder(source)
-    check, what = (header_problem, "the headers of") if scan == "headers" else (content_problem, "all bytes of")
+    check, what = partial(check_file, decode_all=scan != "headers"), "headers" if scan == "headers" else "all bytes"
     start = logged = time.monotonic()
     results: list[tuple[str, str]] = []
     # Python's own work is one thread at a time: more threads help those that wait for a disk or decode
@@ -119,9 +119,9 @@ def find_bad_files(source: Source, scan: Scan) -> tuple[list[BadFile], list[Dupl
             if (now := time.monotonic()) - logged > 10:
                 logged = now
                 rate = len(results) / (now - start)
-                log.info("read %s %d of %d images, %.0f a second", what, len(results), len(names), rate)
+                log.info("read %s of %d of %d images, %.0f a second", what, len(results), len(names), rate)
     seconds = time.monotonic() - start
-    log.info("read %s %d images in %.1f s, %.0f a second", what, len(names), seconds, len(names) / seconds)
+    log.info("read %s of %d images in %.1f s, %.0f a second", what, len(names), seconds, len(names) / seconds)
     bad: list[BadFile] = []
     groups: dict[str, list[Duplicate]] = {}
     paths = chain.from_iterable(split.files or [] for split in splits.values())
@@ -133,35 +133,24 @@ def find_bad_files(source: Source, scan: Scan) -> tuple[list[BadFile], list[Dupl
     return bad, [duplicate for group in groups.values() if len(group) > 1 for duplicate in group]
 
 
-def header_problem(path: str) -> tuple[str, str]:
-    """What is wrong with a file's header, or '', and '' for its content's digest."""
-    try:
-        check_header(path)
-    except Exception as error:  # a decoder meets any bytes
-        return image_problem(path, error), ""
-    return "", ""
+def check_file(path: str, *, decode_all: bool) -> tuple[str, str]:
+    """What is wrong with a file, or '', and the digest of its content if all of it was decoded.
 
-
-def content_problem(path: str) -> tuple[str, str]:
-    """What is wrong with a file when it is decoded, or '', and the digest of a good file's content."""
+    Raises `UnreadableImage` if the image is not at fault.
+    """
+    data = None
     try:
+        if not decode_all:
+            check_header(path)
+            return "", ""
         data = read_bytes(path)
-    except InvalidImage as error:
-        return error_reason(error), ""
-    except Exception as error:  # of a disk, a network or a limit
-        raise read_error_not_skipped(path, error, REMEDY) from error
-    try:
         decode(data)
-    except Exception as error:
-        return image_problem(path, error), ""
+    except Exception as error:  # a decoder meets any bytes; a disk, a network or a limit fails in as many ways
+        reading = decode_all and data is None
+        if isinstance(error, InvalidImage) or (not reading and image_is_at_fault(error)):
+            return error_reason(error), ""
+        raise read_error_not_skipped(path, error, "repair that and start again") from error
     return "", hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def image_problem(path: str, error: Exception) -> str:
-    """What is wrong with an image. Raises `UnreadableImage` if the image is not at fault."""
-    if image_is_at_fault(error):
-        return error_reason(error)
-    raise read_error_not_skipped(path, error, REMEDY) from error
 
 
 def refusal(bad: list[BadFile], source: Source, scan: Scan, record: Path | None) -> str:

@@ -51,10 +51,8 @@ class Facts:
         loaded = {"native_size": source.native_size, "channels": source.channels, "num_classes": len(source.classes)}
         for name, value in loaded.items():
             if (known := getattr(self, name)) is not None and value is not None and known != value:
-                raise ValueError(
-                    f"{source.name} was loaded with {name}={value}, and its loader's @Facts has {name}={known}; "
-                    f"correct one of them"
-                )
+                facts = f"its loader's @Facts has {name}={known}; correct one of them"
+                raise ValueError(f"{source.name} was loaded with {name}={value}, and {facts}")
 
 
 def loader_facts(loader: object) -> Facts:
@@ -176,20 +174,16 @@ class Source:
         for knob, least in (("mean", 0.0), ("std", 1e-6)):
             values = tuple(map(float, getattr(self, knob)))
             if len(values) != self.channels or not all(least <= value <= 1 for value in values):
-                raise ValueError(
-                    f"{self.name} has {knob}={values}; expected a number for each of channels={self.channels}, of "
-                    f"images scaled to [0, 1]"
-                )
+                expected = f"a number for each of channels={self.channels}, of images scaled to [0, 1]"
+                raise ValueError(f"{self.name} has {knob}={values}; expected {expected}")
             object.__setattr__(self, knob, values)
         for name, split in self.splits.items():
             if len(split) == 0:
                 raise ValueError(f"{self.name} has no images in its {name} split; put some there")
             for label in (int(split.labels.min()), int(split.labels.max())):
                 if not 0 <= label < len(self.classes):
-                    raise ValueError(
-                        f"{self.name} has the label {label} in its {name} split, and {len(self.classes)} classes: "
-                        f"labels are 0 to {len(self.classes) - 1}"
-                    )
+                    classes = f"{len(self.classes)} classes: labels are 0 to {len(self.classes) - 1}"
+                    raise ValueError(f"{self.name} has the label {label} in its {name} split, and {classes}")
             if problem := self.image_problem(split):
                 raise ValueError(f"{self.name}: {problem}, in its {name} split")
 

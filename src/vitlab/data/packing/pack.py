@@ -93,10 +93,8 @@ def pack(
                 raise ValueError(f"out={out} was packed with other settings ({differs}); use those, or another folder")
         if complete.is_file():
             if (stamps := out / STAMPS).is_file() and json.loads(stamps.read_text()) != writer.stamps:
-                raise ValueError(
-                    f"out={out} was packed from images of which files have other sizes or times now; name another "
-                    f"folder, or remove {out} to pack it again"
-                )
+                changed = "was packed from images of which files have other sizes or times now"
+                raise ValueError(f"out={out} {changed}; name another folder, or remove {out} to pack it again")
             log.info("%s exists already and is what this command makes", out)
             return manifest.log_results(json.loads(complete.read_text(encoding="utf-8")), seconds=0.0)
         work.mkdir(exist_ok=True)

@@ -72,17 +72,13 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
             splits = {WORDS[word] for word in LETTERS.findall(place.lower()) if word in WORDS} - in_folders
             if len(splits) > 1:
                 both = " and ".join(sorted(splits, reverse=True))
-                raise NotShardedData(
-                    f"data_dir={folder}: {place} has the words of two splits in its name, {both}; rename it, or move "
-                    f"the files of each split into a folder of the split's name"
-                )
+                remedy = "rename it, or move the files of each split into a folder of the split's name"
+                raise NotShardedData(f"data_dir={folder}: {place} has the words of two splits, {both}; {remedy}")
             for split in splits:
                 files.setdefault(split, []).append(file)
     if "val" in files and "test" not in files:
         files["test"] = files.pop("val")  # as ImageNet is published
     if "train" not in files:
-        raise NotShardedData(
-            f"data_dir={folder} has no tar files of a train split; expected train/*.tar or ...-train-...tar there, "
-            f"with images next to numbers of classes (.cls)"
-        )
+        expected = "train/*.tar or ...-train-...tar there, with images next to numbers of classes (.cls)"
+        raise NotShardedData(f"data_dir={folder} has no tar files of a train split; expected {expected}")
     return files

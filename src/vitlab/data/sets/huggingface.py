@@ -121,20 +121,15 @@ def huggingface(
     used = {split: table for split, table in tables.items() if split in (train, val, test)}
     classes, labels = class_labels(found, used, train)
     splits = {split: Split(None, labels[split], table.rows(shuffle_buffer)) for split, table in used.items()}
-    log.info(
-        "%s%s: train split %s, validation %s, test %s, %s",
-        *(found.name, f" at {found.version}" if found.version else "", train, val or "cut from train"),
-        *(test or "cut from train", "streamed" if streaming else "mapped into memory"),
-    )
+    version, how = f" at {found.version}" if found.version else "", "streamed" if streaming else "mapped into memory"
+    chosen = (train, val or "cut from train", test or "cut from train")
+    log.info("%s%s: train split %s, validation %s, test %s, %s", found.name, version, *chosen, how)
     if test:
         training, testing = splits[train], splits[test]
     else:
         training, testing = hold_out(splits[train], test_fraction, seed=0, knob="data.source.test_fraction")
-    return Source(
-        *(found.short, classes, 3, IMAGENET_MEAN, IMAGENET_STD, None, training, testing),
-        val=splits[val] if val else None,
-        shuffle_buffer=shuffle_buffer,
-    )
+    facts = (found.short, classes, 3, IMAGENET_MEAN, IMAGENET_STD, None)
+    return Source(*facts, training, testing, val=splits[val] if val else None, shuffle_buffer=shuffle_buffer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,10 +187,8 @@ def mapped_tables(found: ResolvedDataset, splits: list[str], image: str | None, 
 def parquet_files(found: ResolvedDataset) -> dict[str, tuple[str, ...]]:
     """The parquet files of each split. Raises `DatasetNotFound` if the set isn't made of such."""
     if found.builder is None:
-        raise DatasetNotFound(
-            f"data.source.streaming=true: {found.name} was written by save_to_disk and is mapped into memory anyway; "
-            f"use streaming=false"
-        )
+        saved = "was written by save_to_disk and is mapped into memory anyway; use streaming=false"
+        raise DatasetNotFound(f"data.source.streaming=true: {found.name} {saved}")
     if not is_parquet(found.builder):
         made_of = type(found.builder).__module__.split(".")[-1]
         on_hub = ", or data.source.revision=refs/convert/parquet, if the Hub has made that" if found.version else ""

@@ -199,10 +199,8 @@ def choose_columns(
     plain = isinstance(kind, datasets.Value) and re.match(r"u?int|bool|(large_)?string", kind.dtype)
     if not isinstance(kind, datasets.ClassLabel) and not plain:
         what = "a number with fractions" if isinstance(kind, datasets.Value) else "several labels, or none"
-        raise DatasetNotFound(
-            f"data.source.label_column={label} holds {what} for each image ({kind}); one class for each is needed: a "
-            f"class label, an integer or a string"
-        )
+        needed = "one class for each is needed: a class label, an integer or a string"
+        raise DatasetNotFound(f"data.source.label_column={label} holds {what} for each image ({kind}); {needed}")
     return image, label
 
 

@@ -100,10 +100,8 @@ def list_images(
             labels.append(label)
         if len(files) == before:
             reason = f" (data.source.max_pixels={max_pixels} left out all {len(paths)})" if paths else ""
-            raise ValueError(
-                f"data_dir: the class folder {folder / name} has no images{reason}; fill it, remove it or "
-                f"choose others in data.source.classes"
-            )
+            remedy = "fill it, remove it or choose others in data.source.classes"
+            raise ValueError(f"data_dir: the class folder {folder / name} has no images{reason}; {remedy}")
     large_images = f"images of more than data.source.max_pixels={max_pixels}"
     for skipped, what in ((linked, "links to images that are listed already"), (large, large_images)):
         if skipped:
@@ -116,10 +114,8 @@ def class_names(folder: Path, classes: list[str] | None, expected: list[str] | N
     """The classes to use of a folder, in the order of their labels."""
     existing = class_folders(folder)
     if not existing:
-        raise FileNotFoundError(
-            f"data_dir: {folder} holds no class folders; expected {folder}/CLASS/IMAGE with one of "
-            f"{' '.join(IMAGE_SUFFIXES)}"
-        )
+        expected = f"{folder}/CLASS/IMAGE with one of {' '.join(IMAGE_SUFFIXES)}"
+        raise FileNotFoundError(f"data_dir: {folder} holds no class folders; expected {expected}")
     names = list(expected or classes or existing)
     if expected and not classes and (extra := sorted(set(existing) - set(expected))):
         raise ValueError(f"data_dir: {folder} holds the class {extra[0]!r}, which train doesn't have")
