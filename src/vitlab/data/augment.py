@@ -96,7 +96,7 @@ class Augment(nn.Module):
         return images
 
     def mix(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Mixup or CutMix of neighbours in the (shuffled) batch."""
+        """Mixup or CutMix of neighbors in the (shuffled) batch."""
         use_mixup = self.mixup > 0
         if self.mixup > 0 and self.cutmix > 0:
             use_mixup = bool(torch.rand(()) < 0.5)

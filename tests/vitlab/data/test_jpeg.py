@@ -57,7 +57,9 @@ KINDS = {
 
 @pytest.mark.parametrize("installed", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_crop_is_that_of_the_whole_bit_for_bit(monkeypatch: pytest.MonkeyPatch, kind: str, installed: bool) -> None:
+def test_a_crop_is_that_of_the_complete_image_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, kind: str, installed: bool
+) -> None:
     if not installed:
         monkeypatch.setattr(jpeg, "simplejpeg", None)
     data = KINDS[kind]
@@ -99,7 +101,9 @@ def test_no_row_below_the_box_is_decoded(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(jpeg, "decode_fast", seen)
     for kind in ("baseline", "grey", "progressive", "restart markers", "CMYK", "on its head"):
         decode_crop(KINDS[kind], lambda *_: BOX, (24, 32))
-    assert heights == [45, 45, 107, 107], "what isn't row after row is decoded whole, CMYK and turned files elsewhere"
+    assert heights == [45, 45, 107, 107], (
+        "what isn't row after row is decoded complete, CMYK and turned files elsewhere"
+    )
 
 
 @pytest.mark.parametrize("kind", ["baseline", "progressive", "restart markers"])

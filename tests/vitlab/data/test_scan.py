@@ -358,9 +358,9 @@ def cifar_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def foreign_label(folder: Path) -> None:
     split = Split(torch.zeros(3, 1, 8, 8).byte(), torch.tensor([0, 1, 2]))
-    for labels, told in ((torch.tensor([0, 1, 2]), 2), (torch.tensor([0, 1, -1]), -1)):
+    for labels, reported in ((torch.tensor([0, 1, 2]), 2), (torch.tensor([0, 1, -1]), -1)):
         split = Split(torch.zeros(3, 1, 8, 8).byte(), labels)
-        message = f"mine has the label {told} in its train split, and 2 classes: labels are 0 to 1"
+        message = f"mine has the label {reported} in its train split, and 2 classes: labels are 0 to 1"
         refused(message, lambda split=split: Source("mine", ("a", "b"), 1, (0.5,), (0.5,), 8, split, split))  # type: ignore[misc]
 
 
@@ -427,9 +427,9 @@ def other_images(folder: Path) -> None:
     (moved / "train" / "a" / "00.png").unlink()
     other = datamodule(moved)
     other.setup()
-    told = fingerprint.incompatibilities(before, fingerprint.run_identity({}, other))
-    assert told
-    assert all(line.startswith("data: ") for line in told)
+    reported = fingerprint.incompatibilities(before, fingerprint.run_identity({}, other))
+    assert reported
+    assert all(line.startswith("data: ") for line in reported)
 
 
 SETS: dict[str, Callable[..., None]] = {
@@ -470,10 +470,10 @@ def test_every_row_of_the_table_is_done_and_every_test_has_its_row() -> None:
     assert f"{MAX_PIXELS:,} pixels" in rows["decompression bomb (PNG)"][0]
 
 
-# ------------------------------------------------------------------------------------------------ what is left out
+# ------------------------------------------------------------------------------------------------ files that are left out
 
 
-def test_what_was_left_out_is_counted_listed_and_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_left_out_are_counted_listed_and_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(folder / "train" / "a" / "bad", "truncated JPEG")
     (folder / "val" / "b" / "line\nbreak.png").write_bytes(b"")
     record = folder.parent / "run" / "skipped.csv"
@@ -493,7 +493,7 @@ def batches(data: DataModule) -> list[TrainBatch]:
     return list(data.train_dataloader())
 
 
-def test_the_same_images_are_left_out_when_a_run_goes_on_even_if_they_were_mended(folder: Path) -> None:
+def test_the_same_images_are_left_out_when_a_run_is_resumed_even_if_they_were_repaired(folder: Path) -> None:
     good = (folder / "train" / "a" / "03.png").read_bytes()
     (folder / "train" / "a" / "03.png").write_bytes(good[:50])
     knobs: dict[str, Any] = {"on_error": "skip", "skipped_file": str(folder.parent / "skipped.csv"), "num_workers": 2}
@@ -507,13 +507,13 @@ def test_the_same_images_are_left_out_when_a_run_goes_on_even_if_they_were_mende
 
 
 def rank(folder: str, record: str, answers: Any) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: reported.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("vitlab").addHandler(handler)
     logging.getLogger("vitlab").setLevel(logging.INFO)
     splits = used(datamodule(Path(folder), on_error="skip", skipped_file=record))
-    answers.put((splits, sum(line.startswith("read all bytes of") for line in told)))
+    answers.put((splits, sum(line.startswith("read all bytes of") for line in reported)))
 
 
 def test_of_several_ranks_one_scans_and_all_have_the_same_images(folder: Path) -> None:
@@ -555,7 +555,7 @@ def test_many_bad_images_are_all_listed_in_a_file_and_ten_on_the_screen(folder: 
     assert not record.exists(), "or a later run with skip would believe it"
 
 
-def test_a_scan_tells_its_speed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_scan_logs_its_speed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         datamodule(folder).setup()
     assert re.search(r"read headers of 28 images in [\d.]+ s, \d+ a second", caplog.text)

@@ -168,7 +168,7 @@ def test_settings_are_those_of_the_signature_where_none_are_set() -> None:
     assert loader_settings(node) == {"samples": 7, "test_samples": 256, "size": 32, "channels": 3, "num_classes": 10}
 
 
-def test_facts_that_are_wrong_are_told_when_the_data_is_loaded() -> None:
+def test_wrong_facts_are_reported_when_the_data_is_loaded() -> None:
     def loaded(loader: Callable[[], Source]) -> None:
         DataModule(source=loader, augment=Augment(), image_size=16, batch_size=8, seed=0).setup()
 

@@ -122,17 +122,17 @@ def test_what_was_begun_otherwise_or_is_somebody_else_s_or_in_use_is_refused(
         image_fixtures.pack(drawn, tmp_path / "used")
 
 
-def test_a_set_in_memory_is_packed_without_loss_and_read_as_colours(
+def test_a_set_in_memory_is_packed_without_loss_and_read_as_colors(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = digits()
-    few = Source("few", whole.classes, 1, (0.3,), (0.4,), 8, whole.train.subset(torch.arange(60)), whole.test)
+    complete = digits()
+    few = Source("few", complete.classes, 1, (0.3,), (0.4,), 8, complete.train.subset(torch.arange(60)), complete.test)
     with caplog.at_level(logging.INFO):
         found = pack.pack(few, Settings(None, 90, 100, False, 0), tmp_path / "out", name="few", processes=0)
     assert found["train/images"] == 60
     assert "test          360" in caplog.text
     read = shards(data_dir=str(tmp_path / "out"))
-    assert (read.channels, read.mean, read.classes) == (3, (0.3, 0.3, 0.3), whole.classes)
+    assert (read.channels, read.mean, read.classes) == (3, (0.3, 0.3, 0.3), complete.classes)
     assert few.train.images is not None
     assert read.train.files is not None
     for number in range(60):
@@ -204,7 +204,7 @@ def test_replaced_images_are_packed_by_the_same_command(
     image_fixtures.pack(broken, out)
     found, known = image_fixtures.content(out), image_fixtures.content(packed())
     assert found.pop(pack.STAMPS) != known.pop(pack.STAMPS), "the files have other times"
-    assert found == known, "wherever the folder lies"
+    assert found == known, "wherever the folder is"
 
 
 def test_a_class_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:

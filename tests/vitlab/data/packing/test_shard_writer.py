@@ -169,17 +169,17 @@ def test_each_image_has_the_size_and_time_of_its_file_and_what_is_gone_a_stamp_o
     assert shard_writer.sizes_and_mtimes(digits().test).tolist() == [[0, 0]] * 360
 
 
-def test_rows_have_the_stamps_of_the_files_that_they_lie_in(images: Path, tmp_path: Path) -> None:
+def test_rows_have_the_stamps_of_the_files_that_contain_them(images: Path, tmp_path: Path) -> None:
     files = sorted(map(str, (images / "train" / "digit 0").glob("*.png")))[:4]
     kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    beside = datasets.Dataset.from_dict({"image": files, "label": [0, 1, 0, 1]}, features=kinds)
-    datasets.DatasetDict(train=beside, test=beside).save_to_disk(tmp_path / "saved")
+    linked = datasets.Dataset.from_dict({"image": files, "label": [0, 1, 0, 1]}, features=kinds)
+    datasets.DatasetDict(train=linked, test=linked).save_to_disk(tmp_path / "saved")
     given: Any = {"cache_dir": str(tmp_path / "cache")}
     train = huggingface(name=str(tmp_path / "saved"), **given).train.subset(torch.tensor([2, 0]))
     assert shard_writer.sizes_and_mtimes(train).tolist() == [[0, 0]] * 2, "save_to_disk takes the images in"
     (tmp_path / "parquet").mkdir()
     for split in ("train", "test"):
-        beside.to_parquet(tmp_path / "parquet" / f"{split}.parquet")
+        linked.to_parquet(tmp_path / "parquet" / f"{split}.parquet")
     streamed = huggingface(name=str(tmp_path / "parquet"), streaming=True, **given).train
     state = (tmp_path / "parquet" / "train.parquet").stat()
     assert shard_writer.sizes_and_mtimes(streamed).tolist() == [[state.st_size, state.st_mtime_ns]] * 4

@@ -8,7 +8,7 @@ import torch
 from vitlab.data.sets.fake import fake
 
 
-def test_fake_images_repeat_and_tell_their_class() -> None:
+def test_fake_images_repeat_and_show_their_class() -> None:
     source, again = fake(size=16, samples=500), fake(size=16, samples=500)
     assert source.train.images is not None
     assert source.test.images is not None

@@ -54,7 +54,7 @@ def test_without_the_hub_what_its_cache_has_is_used(parquet: Path, tmp_path: Pat
         load(name="someone/digits", revision="main")
 
 
-def test_without_the_package_that_is_told(monkeypatch: pytest.MonkeyPatch, parquet: Path) -> None:
+def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch, parquet: Path) -> None:
     settings = loader_settings({"_target_": "vitlab.data.sets.huggingface.huggingface", "name": str(parquet)})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (found,) = problems(**settings)
