@@ -186,7 +186,7 @@ def decode(data: bytes) -> Tensor:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
-    """(width, height) from the frame's header, found as libjpeg finds it."""
+    """(width, height) from the frame's header, searched for as libjpeg does."""
     for marker, at, _ in jpeg_segments(data):
         if marker in FRAMES:
             return frame_size(data, at)
@@ -194,7 +194,6 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def frame_size(data: bytes, at: int) -> tuple[int, int]:
-    """(width, height) in the frame's header that begins there."""
     return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
 
 

@@ -24,7 +24,6 @@ class Row(str):
     number: int  # of the split's row
 
     def read(self) -> bytes:
-        """The encoded image. Raises `OSError`."""
         return self.rows.read(self.number)
 
 

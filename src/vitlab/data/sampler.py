@@ -35,7 +35,6 @@ def stable_seed(*key: int) -> int:
 
 
 def count_steps(samples: int, batch_size: int, drop_last: bool) -> int:
-    """Optimizer steps in an epoch."""
     return samples // batch_size if drop_last else -(-samples // batch_size)
 
 

@@ -47,7 +47,6 @@ class Facts:
         return loader
 
     def check(self, source: "Source") -> None:
-        """Raise `ValueError` if a loaded source is not what these facts say."""
         loaded = {"native_size": source.native_size, "channels": source.channels, "num_classes": len(source.classes)}
         for name, value in loaded.items():
             if (known := getattr(self, name)) is not None and value is not None and known != value:
@@ -141,7 +140,6 @@ class Split:
 
 
 def shape_and_type(array: "Tensor") -> str:
-    """Such as `float32 [100, 28, 28]`."""
     return f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
 
 
@@ -166,7 +164,6 @@ class Source:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The published splits by name."""
         return {"train": self.train, **({"val": self.val} if self.val else {}), "test": self.test}
 
     def __post_init__(self) -> None:

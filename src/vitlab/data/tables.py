@@ -114,7 +114,6 @@ class ParquetRows(Rows):
 
     @cached_property
     def block_sizes(self) -> Any:
-        """Rows of each block, an array."""
         import numpy as np
 
         return np.bincount(self._block_numbers(), minlength=len(self.groups))
@@ -145,7 +144,6 @@ class ParquetRows(Rows):
         return repr([(group.rows, group.size) for group in self.groups]).encode()
 
     def _images(self, block: int) -> Any:
-        """The images of a row group, as an Arrow array."""
         if self._process != os.getpid():  # files that were opened before a fork are the parent's
             self._reset()
         with self._lock:

@@ -470,7 +470,7 @@ def test_every_row_of_the_table_is_done_and_every_test_has_its_row() -> None:
     assert f"{MAX_PIXELS:,} pixels" in rows["decompression bomb (PNG)"][0]
 
 
-# ------------------------------------------------------------------------------------------------ files that are left out
+# ---------------------------------------------------------------------------------------------- files that are left out
 
 
 def test_files_left_out_are_counted_listed_and_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -129,7 +129,6 @@ def sizes_and_mtimes(split: Split) -> np.ndarray[Any, Any]:
 
 
 def size_and_mtime(file: str) -> tuple[int, int]:
-    """Zeros without a file; a missing one has values of its own."""
     if not file:
         return 0, 0
     try:
@@ -140,15 +139,12 @@ def size_and_mtime(file: str) -> tuple[int, int]:
 
 
 class Item(NamedTuple):
-    """An image to be packed."""
-
     data: bytes
     label: int
     number: int  # its place in the packed split
 
 
 def image_suffix(data: bytes) -> str:
-    """The suffix for an encoded image, by its first bytes."""
     return next(suffix for suffix, start in STARTS.items() if data.startswith(start))
 
 

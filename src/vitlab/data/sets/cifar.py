@@ -20,7 +20,7 @@ def cifar100(*, data_dir: str) -> Source:
 
 
 def load_cifar(torchvision_name: str, data_dir: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Source:
-    """Raises `FileNotFoundError` for files that are missing, or corrupt, if the download failed."""
+    """Raise `FileNotFoundError` if files are missing, or corrupt, and the download failed."""
     import torch
     from torchvision import datasets
 

@@ -68,7 +68,6 @@ def resolve_dataset(
 
 
 def saved_dataset(name: str, place: Path) -> ResolvedDataset:
-    """A set that `save_to_disk` wrote, mapped into memory."""
     import datasets
 
     try:

@@ -17,7 +17,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pg
 
 
 def problems(*, data_dir: str, **_: Any) -> Iterator[str]:
-    """Whether there is such a folder."""
     if data_dir and not Path(data_dir).is_dir():
         yield f"data_dir={data_dir} is not a folder; data=image_folder wants the folder of the images there"
 
@@ -111,7 +110,6 @@ def list_images(
 
 
 def class_names(folder: Path, classes: list[str] | None, expected: list[str] | None) -> list[str]:
-    """The classes to use of a folder, in the order of their labels."""
     existing = class_folders(folder)
     if not existing:
         expected = f"{folder}/CLASS/IMAGE with one of {' '.join(IMAGE_SUFFIXES)}"
