@@ -272,15 +272,9 @@ class DataModule(LightningDataModule):
         if split.files is None:
             dataset: MemoryDataset | FilesDataset = MemoryDataset(split, training=training)
         else:
-            dataset = FilesDataset(
-                split,
-                image_size=self.image_size,
-                augment=self.augment,
-                seed=self.seed,
-                training=training,
-                interpolation=self.interpolation,
-                scaled_decoding=self.scaled_decoding,
-            )
+            images: Any = {"image_size": self.image_size, "augment": self.augment, "interpolation": self.interpolation}
+            images |= {"seed": self.seed, "scaled_decoding": self.scaled_decoding}
+            dataset = FilesDataset(split, training=training, **images)
         workers = self._workers(in_memory=split.files is None)
         return DataLoader(
             dataset,

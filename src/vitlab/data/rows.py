@@ -4,6 +4,7 @@ A row is a string, its name in messages, that can read its bytes. No file is ope
 each process opens its own files.
 """
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -62,9 +63,11 @@ class Rows(Sequence[str], ABC):
         """The local file of each image that may change while `content` stays the same; '' or None: none."""
         return None
 
-    @abstractmethod
     def subset(self, indices: "Tensor") -> "Rows":
         """The rows at `indices` (int64 [m]) of these, in that order."""
+        part = copy.copy(self)
+        part.chosen = self.chosen[indices]
+        return part
 
     @abstractmethod
     def read(self, row: int) -> bytes:

@@ -87,7 +87,14 @@ def drop_bad_files(
         if record is not None:
             write_duplicates(record, duplicates)
         if bad:
-            raise ValueError(refusal(bad, source, scan, record))
+            total, where = sum(map(len, source.splits.values())), ""
+            if len(bad) > MAX_LINES and record is not None:
+                record.parent.mkdir(parents=True, exist_ok=True)
+                write_rows(file := record.with_name(BAD), BadFile, bad)
+                where = f", all listed in {file}"
+            remedy = "replace or remove them, or leave them out: data.on_error=skip"
+            lines = bullets(bad_lines(bad, source))
+            raise ValueError(f"{len(bad)} of {total} images can't be used (data.scan={scan}):{lines}{where}\n{remedy}")
         return source, duplicates
     if record is None:
         bad, duplicates = find_bad_files(source, "decode")
@@ -151,19 +158,6 @@ def check_file(path: str, *, decode_all: bool) -> tuple[str, str]:
             return error_reason(error), ""
         raise read_error_not_skipped(path, error, "repair that and start again") from error
     return "", hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def refusal(bad: list[BadFile], source: Source, scan: Scan, record: Path | None) -> str:
-    """The error of `on_error=raise`."""
-    total, where = sum(map(len, source.splits.values())), ""
-    if len(bad) > MAX_LINES and record is not None:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(file := record.with_name(BAD), BadFile, bad)
-        where = f", all listed in {file}"
-    return (
-        f"{len(bad)} of {total} images can't be used (data.scan={scan}):{bullets(bad_lines(bad, source))}{where}\n"
-        "replace or remove them, or leave them out: data.on_error=skip"
-    )
 
 
 def without_files(source: Source, bad: list[BadFile], max_skipped: float, record: Path | None) -> Source:

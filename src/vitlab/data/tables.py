@@ -32,9 +32,6 @@ class ArrowRows(Rows):
         self.column = column
         self.dataset = dataset.select_columns([column]).cast_column(column, Image(decode=False))
 
-    def subset(self, indices: "Tensor") -> "ArrowRows":
-        return ArrowRows(self.place, self.dataset, self.column, self.chosen[indices])
-
     def read(self, row: int) -> bytes:
         return image_bytes(self.dataset[row][self.column])
 
@@ -108,9 +105,6 @@ class ParquetRows(Rows):
         import numpy as np
 
         return np.searchsorted(np.array(self.starts), self.chosen.numpy(), side="right") - 1
-
-    def subset(self, indices: "Tensor") -> "ParquetRows":
-        return ParquetRows(self.place, self.files, self.column, self.groups, self.buffer, self.chosen[indices])
 
     @cached_property
     def block_sizes(self) -> Any:

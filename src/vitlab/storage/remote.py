@@ -53,11 +53,6 @@ def fetch_problem(error: Exception, place: str) -> str:
     return "there is no such file" if isinstance(error, FileNotFoundError) else text[:300] or type(error).__name__
 
 
-def fetch_lock(file: Path) -> FileLock:
-    """The lock of the process that fetches a file, on any machine; it ends with the process."""
-    return FileLock(file.with_name(f".{file.name}.lock"))
-
-
 class Storage:
     """The files of one data set, by their names within it, in a folder or at a URL of one."""
 
@@ -76,7 +71,7 @@ class Storage:
         file = self.folder / name
         if not self.remote:
             return file.read_bytes()
-        with fetch_lock(file):
+        with FileLock(file.with_name(f".{file.name}.lock")):
             self._fetch(name, file, None)
             content = file.read_bytes()
         self.folder = self.folder / short_hash(content)
@@ -98,7 +93,7 @@ class Storage:
                 if not self.remote:
                     raise
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with fetch_lock(file):
+                with FileLock(file.with_name(f".{file.name}.lock")):
                     if not file.is_file():
                         self._fetch(name, file, size)
             else:

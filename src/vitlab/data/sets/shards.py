@@ -64,9 +64,6 @@ class ShardRows(Rows):
         """False for few shards: complete ones would be too coarse, and all of them are soon read anyway."""
         return len(self.shards) >= BLOCK_SPLIT_SHARDS
 
-    def subset(self, indices: "Tensor") -> "ShardRows":
-        return ShardRows(self.place, self.storage, self.shards, self.index, self.chosen[indices])
-
     def read(self, row: int) -> bytes:
         entry = self.index[row]
         shard, size = int(entry["shard"]), int(entry["size"])
