@@ -265,8 +265,6 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
         ({"image_column": "imag"}, "data.source.image_column=imag: digits has no such column; did you mean 'image'?"),
         ({"label_column": "image"}, "data.source.label_column=image holds several labels"),
         ({"image_column": "id"}, "data.source.image_column=id holds no images, but"),
-        ({"test_fraction": 1.5}, "data.source.test_fraction=1.5 must lie between 0 and 1"),
-        ({"shuffle_buffer": 0}, "data.source.shuffle_buffer=0 must be at least 1"),
         ({"name": "scripted"}, "no code of a set is run"),
         ({"name": "saved", "streaming": True}, "is mapped into memory anyway"),
         ({"name": "images", "streaming": True}, "is of the kind imagefolder; use streaming=false"),
