@@ -5,14 +5,17 @@
     python src/prepare.py verify data_dir=imagenet-256        compares every checksum
     python src/prepare.py index data_dir=tars                 has data=shards read a WebDataset from elsewhere
 
-Killed at any time, the same command resumes, and what it makes is the same, byte for byte (experiments/data.md).
+Killed at any time, the same command resumes and writes the same bytes (experiments/data.md).
 """
 
 import sys
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from annotated_types import Le
 
 from vitlab.cli.command import command
+from vitlab.config.bounds import NonNegativeInt, PositiveInt
 from vitlab.config.schema import Node
 from vitlab.data.packing import checks
 
@@ -23,13 +26,13 @@ Action = Literal["pack", "verify", "index"]
 def main(
     *,
     action: Action,
-    size: int | None,
-    quality: int | None,
+    size: PositiveInt | None,
+    quality: Annotated[PositiveInt, Le(100), "null is PNG"] | None,
     out: str | None,
-    shard_images: int,
+    shard_images: PositiveInt,
     shuffle: bool,
     seed: int,
-    processes: int | None,
+    processes: NonNegativeInt | None,
     data_dir: str,
     image_size: int,
     batch_size: int,

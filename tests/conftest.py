@@ -248,23 +248,23 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of real pictures by class (`pictures.draw`)."""
-    import pictures
+    """A folder of real pictures by class (`image_fixtures.draw`)."""
+    import image_fixtures
 
-    return pictures.draw(tmp_path_factory.mktemp("drawn"))
+    return image_fixtures.draw(tmp_path_factory.mktemp("drawn"))
 
 
 @pytest.fixture(scope="session")
 def packed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Settings -> the folder that `drawn` was packed into, once for all tests: not to be changed."""
-    import pictures
+    import image_fixtures
 
     made: dict[str, Path] = {}
 
     def pack(**others: Any) -> Path:
         key = str(others)
         if key not in made:
-            made[key] = pictures.pack(drawn, tmp_path_factory.mktemp("shards") / "packed", **others)
+            made[key] = image_fixtures.pack(drawn, tmp_path_factory.mktemp("shards") / "packed", **others)
         return made[key]
 
     return pack

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets
 
 import evaluate
-import pictures
+import image_fixtures
 import train
 from conftest import Configure
 from vitlab.cli import checks, preflight
@@ -180,7 +180,7 @@ def with_data(
             write_folder(folder, data["classes"] or ["cat", "dog", "emu"])
         elif name == "shards":
             write_folder(tmp_path / "pictures", ["cat", "dog", "emu"])
-            pictures.pack(tmp_path / "pictures", folder)
+            image_fixtures.pack(tmp_path / "pictures", folder)
         else:
             raise LookupError(f"this test can't make the data set {name}: teach it to")
         return [*overrides, f"data_dir={folder}"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import evaluate
-import pictures
+import image_fixtures
 import prepare
 from conftest import Program, Start
 from vitlab.data.decode import read_bytes
@@ -53,13 +53,13 @@ def test_digits_are_packed_verified_and_recorded(prepared: Prepared, tmp_path: P
 def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
     prepared: Prepared, tmp_path: Path, streaming: str
 ) -> None:
-    files = sorted(map(str, pictures.draw(tmp_path / "drawn").rglob("*.*")))[:20]
+    files = sorted(map(str, image_fixtures.draw(tmp_path / "drawn").rglob("*.*")))[:20]
     kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
     images = [{"bytes": Path(file).read_bytes(), "path": None} for file in files]
-    whole = datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(20)]}, features=kinds)
+    complete = datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(20)]}, features=kinds)
     (tmp_path / "tiny").mkdir()
     for split, rows in (("train", range(14)), ("test", range(14, 20))):
-        whole.select(rows).to_parquet(tmp_path / "tiny" / f"{split}.parquet", batch_size=5)
+        complete.select(rows).to_parquet(tmp_path / "tiny" / f"{split}.parquet", batch_size=5)
     line = ["data=huggingface", "data.name=tiny", f"data.source.streaming={streaming}", "data.source.cache_dir=cache"]
     found = prepared(*line, "shard_images=8", "out=packed")
     assert (found["train/images"], found["train/shards"], found["test/images"], found["broken"]) == (14, 2, 6, 0)
@@ -96,15 +96,15 @@ def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
         (["out=a", "data=shards", "data_dir=b"], ["data_dir=b is no folder; data=shards wants one"]),
     ],
 )
-def test_what_can_t_be_is_told_before_anything_starts(
+def test_impossible_settings_are_reported_before_anything_starts(
     prepared: Prepared, capsys: pytest.CaptureFixture[str], overrides: list[str], problems: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         prepared(*overrides)
     assert caught.value.code == 2
-    told = capsys.readouterr().err.replace(f"{Path.cwd()}/", "")
-    assert [problem in told for problem in problems] == [True] * len(problems), told
-    assert f"prepare: {len(problems)} problem" in told
+    reported = capsys.readouterr().err.replace(f"{Path.cwd()}/", "")
+    assert [problem in reported for problem in problems] == [True] * len(problems), reported
+    assert f"prepare: {len(problems)} problem" in reported
 
 
 @pytest.mark.long
@@ -112,7 +112,7 @@ def test_killed_with_its_processes_at_work_the_same_command_ends_in_the_same_byt
     prepared: Prepared, start: Start, program: Program, tmp_path: Path
 ) -> None:
     line = ["data=fake", "data.source.samples=6000", "data.source.size=64", "shard_images=100"]
-    prepared(*line, "out=whole")
+    prepared(*line, "out=complete")
     process = start("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
     records = tmp_path / "killed" / WORK
     while len(list(records.glob("train-*.json"))) < 3:
@@ -123,7 +123,7 @@ def test_killed_with_its_processes_at_work_the_same_command_ends_in_the_same_byt
     assert not (tmp_path / "killed" / NAME).exists()
     output = program("prepare", *line, "processes=2", "out=killed", cwd=tmp_path)
     assert "resuming: " in output
-    assert pictures.content(tmp_path / "killed") == pictures.content(tmp_path / "whole")
+    assert image_fixtures.content(tmp_path / "killed") == image_fixtures.content(tmp_path / "complete")
 
 
 TRAIN = [
@@ -145,7 +145,7 @@ def scores(file: Path) -> dict[str, int]:
 
 
 @pytest.mark.long
-def test_two_ranks_that_are_killed_go_on_at_the_exact_image_and_one_and_three_count_the_same(
+def test_two_ranks_that_are_killed_resume_at_the_exact_image_and_one_and_three_count_the_same(
     packed: Callable[..., Path],
     start: Start,
     program: Program,
@@ -153,7 +153,7 @@ def test_two_ranks_that_are_killed_go_on_at_the_exact_image_and_one_and_three_co
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = [*TRAIN, f"data_dir={packed()}"]
-    program("train", *line, "hydra.run.dir=whole", cwd=tmp_path)
+    program("train", *line, "hydra.run.dir=complete", cwd=tmp_path)
     process = start("train", *line, "hydra.run.dir=killed", cwd=tmp_path)
     while not any((tmp_path / "killed" / "checkpoints").glob("*.ckpt")):
         assert process.poll() is None, process.communicate()[0]
@@ -162,16 +162,16 @@ def test_two_ranks_that_are_killed_go_on_at_the_exact_image_and_one_and_three_co
     process.communicate()
     assert "test/acc" not in json.loads((tmp_path / "killed" / "results.json").read_text())
     program("train", *line, "hydra.run.dir=killed", "resume=auto", cwd=tmp_path)
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    complete, killed = weights(tmp_path / "complete"), weights(tmp_path / "killed")
+    assert all(torch.equal(complete[name], killed[name]) for name in complete)
 
-    found = scores(tmp_path / "whole" / "results.json")
+    found = scores(tmp_path / "complete" / "results.json")
     assert found["test/count"] == 20
-    again = tmp_path / "whole" / "evaluation" / "best-test" / "results.json"
-    program("evaluate", "run=whole", "trainer.devices=3", "trainer.accelerator=cpu", cwd=tmp_path)
+    again = tmp_path / "complete" / "evaluation" / "best-test" / "results.json"
+    program("evaluate", "run=complete", "trainer.devices=3", "trainer.accelerator=cpu", cwd=tmp_path)
     assert scores(again) == found
     again.unlink()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "run=whole", "trainer.devices=1", "trainer.accelerator=cpu"])
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "run=complete", "trainer.devices=1", "trainer.accelerator=cpu"])
     evaluate.main()
     assert scores(again) == found

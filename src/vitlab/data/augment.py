@@ -1,8 +1,7 @@
-"""How training images are varied and how all images are prepared, on the device that trains.
+"""Augment training images and prepare all images, on the device that trains.
 
-Order for a batch in memory: uint8 -> crop, flip -> affine -> auto-augmentation -> float, resized, normalised
--> erasing -> Mixup or CutMix. For image folders, crop, flip and auto-augmentation have already happened in
-the workers (see dataset.py).
+Order for a batch in memory: uint8 -> crop, flip -> affine -> auto-augmentation -> float, resized, normalized -> erasing
+-> Mixup or CutMix. For image folders the workers do crop, flip and auto-augmentation (dataset.py).
 """
 
 from functools import lru_cache
@@ -13,47 +12,40 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from vitlab.config.bounds import (
-    Ascending,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Probability,
-    check_bounds,
-)
+from vitlab.config import bounds
+from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from vitlab.data import augment_ops
 
 Share = Annotated[float, Gt(0), Le(1)]
 
-CACHED = 2**17  # numbers that a processor's cache holds
+CACHE_SIZE = 2**17  # numbers that fit in a processor's cache
 
 
 class Augment(nn.Module):
-    """The knobs of augmentation, every one of them off by default but `crop_scale`, which folders need.
+    """The settings of augmentation, all off by default except `crop_scale`, which folders need.
 
     Args:
-        crop_padding: In memory only: shift by up to so many pixels, filled with black.
+        crop_padding: In memory only: shift by up to this many pixels, filled with black.
         flip: Mirror half of the images left to right.
-        degrees: Rotate by up to so many degrees, either way.
+        degrees: Rotate by up to this many degrees, either way.
         translate: Shift by up to this fraction of the side.
         scale: Enlarge by a factor from this range.
-        shear: Shear along x by up to so many degrees.
+        shear: Shear along x by up to this many degrees.
         auto_augment: RandAugment or TrivialAugment (wide), with torchvision's table of operations.
         randaugment_ops: Operations per image.
         randaugment_magnitude: Their strength, 0 to 30.
-        erasing: Probability with which a rectangle is replaced by the mean colour.
+        erasing: Probability with which a rectangle is replaced by the mean color.
         mixup: Alpha of Mixup's Beta distribution; 0 is off.
         cutmix: Alpha of CutMix's. With both on, each batch takes one of them by chance.
         crop_scale: Image folders only: share of the image's area that a random crop takes.
-        crop_fraction: Image folders only: share of the resized side that evaluation's centre crop keeps. None: what
-            the weights that training begins from were evaluated with, else 0.875.
+        crop_fraction: Image folders only: share of the resized side that evaluation's center crop keeps. None: that of
+            the weights that training begins from, else 0.875.
 
     Raises:
-        ValueError: a knob is outside its range.
+        ValueError: a setting is outside its range.
     """
 
-    @check_bounds
+    @bounds.check_bounds
     def __init__(
         self,
         *,
@@ -61,7 +53,7 @@ class Augment(nn.Module):
         flip: bool = False,
         degrees: Annotated[float, Ge(0), Le(180)] = 0.0,
         translate: Annotated[Probability, "a fraction of the side"] = 0.0,
-        scale: Annotated[tuple[PositiveFloat, PositiveFloat], Ascending()] = (1.0, 1.0),
+        scale: Annotated[tuple[PositiveFloat, PositiveFloat], bounds.Ascending()] = (1.0, 1.0),
         shear: Annotated[float, Ge(0), Lt(90)] = 0.0,
         auto_augment: Literal["none", "randaugment", "trivialaugment"] = "none",
         randaugment_ops: PositiveInt = 2,
@@ -69,7 +61,7 @@ class Augment(nn.Module):
         erasing: Annotated[Probability, "a probability"] = 0.0,
         mixup: Annotated[NonNegativeFloat, "0 is off"] = 0.0,
         cutmix: Annotated[NonNegativeFloat, "0 is off"] = 0.0,
-        crop_scale: Annotated[tuple[Share, Share], Ascending()] = (0.08, 1.0),
+        crop_scale: Annotated[tuple[Share, Share], bounds.Ascending()] = (0.08, 1.0),
         crop_fraction: Share | None = None,
     ) -> None:
         super().__init__()
@@ -84,18 +76,15 @@ class Augment(nn.Module):
     def forward(
         self, images: Tensor, targets: Tensor, *, prepare: "Prepare", num_classes: int, cropped: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """uint8 [B, C, H, W] and int64 [B] -> float [B, C, h, w] and int64 [B], or soft float [B, classes].
-
-        Targets are soft if and only if Mixup or CutMix is on. `cropped`: the workers have cropped, flipped
-        and auto-augmented.
-        """
+        # uint8 [B, C, H, W] and int64 [B] -> float [B, C, h, w] and int64 [B], or soft float [B, classes] if Mixup or
+        # CutMix is on. `cropped`: the workers have cropped, flipped and auto-augmented.
         images = prepare(self.vary(images, cropped=cropped))
         if self.erasing:
             images = augment_ops.erase(images, self.erasing)
         return self.mix(images, targets, num_classes)
 
     def vary(self, images: Tensor, *, cropped: bool = False) -> Tensor:
-        """The part that works on uint8 images."""
+        """The operations on uint8 images."""
         if not cropped and (self.crop_padding or self.flip):
             images = augment_ops.crop_and_flip(images, self.crop_padding, self.flip)
         if self.degrees or self.translate or self.shear or self.scale != (1.0, 1.0):
@@ -107,27 +96,25 @@ class Augment(nn.Module):
         return images
 
     def mix(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Mixup or CutMix of neighbours in the (shuffled) batch."""
+        """Mixup or CutMix of neighbors in the (shuffled) batch."""
         use_mixup = self.mixup > 0
         if self.mixup > 0 and self.cutmix > 0:
             use_mixup = bool(torch.rand(()) < 0.5)
         if not use_mixup and self.cutmix == 0:
             return images, targets
-        mixer = (
-            mixer_of(v2.MixUp, self.mixup, num_classes) if use_mixup else mixer_of(v2.CutMix, self.cutmix, num_classes)
-        )
-        mixed_images, mixed_targets = mixer(images, targets)
+        kind, alpha = (v2.MixUp, self.mixup) if use_mixup else (v2.CutMix, self.cutmix)
+        mixed_images, mixed_targets = build_mixer(kind, alpha, num_classes)(images, targets)
         return mixed_images, mixed_targets
 
 
 @lru_cache
-def mixer_of(kind: type[v2.MixUp | v2.CutMix], alpha: float, num_classes: int) -> v2.Transform:
-    """Made once: it takes longer than mixing small images."""
+def build_mixer(kind: type[v2.MixUp | v2.CutMix], alpha: float, num_classes: int) -> v2.Transform:
+    """Built once: it takes longer than mixing small images."""
     return kind(alpha=alpha, num_classes=num_classes)
 
 
 class Prepare(nn.Module):
-    """uint8 images of any size -> float32 at `image_size` (height, width), normalised per channel."""
+    """uint8 images of any size -> float32 at `image_size` (height, width), normalized per channel."""
 
     scale: Tensor
     shift: Tensor
@@ -152,7 +139,7 @@ class Prepare(nn.Module):
         if images.device.type != "cpu" or images.dtype != torch.uint8 or torch.compiler.is_compiling():
             return (images * self.scale).add_(self.shift)
         prepared = torch.empty(images.shape)
-        few = max(1, CACHED // max(1, images[:1].numel()))
+        few = max(1, CACHE_SIZE // max(1, images[:1].numel()))
         for start in range(0, len(images), few):  # the same, twice as fast: from the cache, of one type
             prepared[start : start + few].copy_(images[start : start + few]).mul_(self.scale).add_(self.shift)
         return prepared

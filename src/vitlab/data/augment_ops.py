@@ -1,8 +1,8 @@
-"""Image operations on whole batches in which every image has random numbers of its own.
+"""Image operations on batches in which every image has its own random numbers.
 
-`torchvision.transforms.v2` given a batch draws once for all its images. Here a draw is a tensor [B]. Draws
-are made on the CPU, so that the host knows the groups without waiting for the device and so that a run on a
-GPU sees the same augmentation as one on the CPU. Legend: B images, C channels, H x W pixels, uint8.
+`torchvision.transforms.v2` draws once for all images of a batch. Here a draw is a tensor [B], made on the CPU: the host
+knows the groups without waiting for the device, and a run on a GPU has the same augmentation as one on the CPU.
+Legend: B images, C channels, H x W pixels, uint8.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ LEVELS = 31  # magnitudes come in levels 0..30, as in torchvision and in the pap
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
-    """Shift each image by up to `padding` pixels (black comes in) and mirror half of them."""
+    """Shift each image by up to `padding` pixels (black fills in) and mirror half of them."""
     batch, _, height, width = images.shape
     top, left = (torch.randint(2 * padding + 1, (batch, 1)).flatten() for _ in range(2))
     mirrored = torch.rand(batch, 1).flatten() < 0.5 if flip else torch.zeros(batch, dtype=torch.bool)
@@ -32,18 +32,9 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
 
 
 def affine_matrices(
-    *,
-    angle: Tensor,
-    shift_x: Tensor,
-    shift_y: Tensor,
-    scale: Tensor,
-    shear_x: Tensor,
-    shear_y: Tensor,
+    *, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scale: Tensor, shear_x: Tensor, shear_y: Tensor
 ) -> Tensor:
-    """[B, 2, 3]: output pixel -> input pixel, seen from the centre, with torchvision's conventions.
-
-    All [B]: `angle` clockwise and shears in radians, shifts in pixels.
-    """
+    """[B, 2, 3]: output -> input pixel, from the center; all [B], clockwise radians and pixels, as in torchvision."""
     a = torch.cos(angle - shear_y) / torch.cos(shear_y)
     b = -torch.cos(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) - torch.sin(angle)
     c = torch.sin(angle - shear_y) / torch.cos(shear_y)
@@ -54,12 +45,11 @@ def affine_matrices(
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Each image through its matrix of `affine_matrices`: bilinear, black outside."""
+    """Transform each image by its matrix of `affine_matrices`: bilinear, black outside."""
     height, width = images.shape[-2:]
     half = torch.tensor([width / 2, height / 2])  # affine_grid counts in half sizes
     theta = matrices * torch.cat([half, torch.ones(1)]) / half[:, None]
-    grid = affine_grid(theta.to(images.device), height, width)
-    warped = F.grid_sample(images.float(), grid, align_corners=False)
+    warped = F.grid_sample(images.float(), affine_grid(theta.to(images.device), height, width), align_corners=False)
     return warped.round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -73,7 +63,7 @@ def affine_grid(theta: Tensor, height: int, width: int) -> Tensor:
 
 
 def random_affine(images: Tensor, degrees: float, translate: float, scale: tuple[float, float], shear: float) -> Tensor:
-    """torchvision's RandomAffine, drawn per image; `translate` is a fraction of the side."""
+    """Apply torchvision's RandomAffine, drawn per image; `translate` is a fraction of the side."""
     batch, _, height, width = images.shape
 
     def symmetric(limit: float) -> Tensor:
@@ -112,14 +102,14 @@ GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
 def rand_augment(images: Tensor, ops: int, level: int) -> Tensor:
-    """RandAugment (Cubuk et al., 2020): `ops` operations per image, each of magnitude `level` of 0..30."""
+    """Apply RandAugment (Cubuk et al., 2020): `ops` operations per image, each of magnitude `level` of 0..30."""
     for _ in range(ops):
         images = _random_ops(images, torch.full((len(images),), level), wide=False)
     return images
 
 
 def trivial_augment(images: Tensor) -> Tensor:
-    """TrivialAugment, wide space (Müller and Hutter, 2021): one operation per image, of any magnitude."""
+    """Apply TrivialAugment, wide space (Müller and Hutter, 2021): one operation per image, of any magnitude."""
     return _random_ops(images, torch.randint(LEVELS, (len(images),)), wide=True)
 
 
@@ -136,7 +126,7 @@ def _random_ops(images: Tensor, levels: Tensor, wide: bool) -> Tensor:
 
 
 def magnitude(name: str, levels: Tensor, wide: bool, size: tuple[int, int]) -> Tensor:
-    """What `levels` (int64 [n] in 0..30) mean for an op, in the op's own unit, as in torchvision's table."""
+    """The magnitude of an op, in its own unit, for `levels` (int64 [n] in 0..30), as in torchvision's table."""
     largest = OPS[name][1 if wide else 0]
     if name.startswith("Translate") and not wide:
         largest *= size[1] if name == "TranslateX" else size[0]
@@ -149,7 +139,7 @@ def magnitude(name: str, levels: Tensor, wide: bool, size: tuple[int, int]) -> T
 
 
 def apply_ops(images: Tensor, chosen: Tensor, magnitudes: Tensor) -> Tensor:
-    """Image i through the op NAMES[chosen[i]] with magnitudes[i]; all the images of an op at once."""
+    """Apply the op NAMES[chosen[i]] with magnitudes[i] to image i; all images of an op at once."""
     geometric = torch.isin(chosen, torch.tensor([NAMES.index(name) for name in GEOMETRIC]))
     groups: list[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]] = [
         (chosen == NAMES.index(name), op) for name, op in _POINTWISE.items()
@@ -173,7 +163,7 @@ def _matrices(images: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
     shear_x, shear_y = of("ShearX"), of("ShearY")
     return affine_matrices(
         angle=-of("Rotate").deg2rad(),
-        # shears hold the upper left corner still, not the centre
+        # shears keep the upper left corner fixed, not the center
         shift_x=of("TranslateX") - shear_x * (height / 2),
         shift_y=of("TranslateY") - shear_y * (width / 2),
         scale=torch.ones(len(values)),
@@ -183,7 +173,7 @@ def _matrices(images: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
 
 
 def _enhance(degenerate: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Pillow's ImageEnhance: between the image and what `degenerate` leaves of it, or beyond the image."""
+    """Pillow's ImageEnhance: interpolate between the result of `degenerate` and the image, or beyond the image."""
 
     def enhance(images: Tensor, magnitudes: Tensor) -> Tensor:
         factor = (1 + magnitudes).to(images.device)[:, None, None, None]
@@ -216,10 +206,8 @@ _POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def erase(images: Tensor, probability: float) -> Tensor:
-    """Random Erasing (Zhong et al., 2020) of normalised float images: a rectangle each, set to zero.
-
-    Area 2 to 33 % and aspect ratio 0.3 to 3.3 as in the paper; a side that exceeds the image is cut.
-    """
+    """Apply Random Erasing (Zhong et al., 2020) to normalized float images: a rectangle each, set to zero."""
+    # area 2 to 33 % and aspect ratio 0.3 to 3.3 as in the paper; a side that exceeds the image is cut
     batch, _, height, width = images.shape
     area = (0.02 + 0.31 * torch.rand(batch)) * height * width
     ratio = torch.exp((2 * torch.rand(batch) - 1) * torch.tensor(10 / 3).log())

@@ -1,8 +1,8 @@
 """The Lightning data module: a source, cut into train, validation and test, as batches on the device.
 
-Every training batch reseeds torch from (seed, epoch, step, part of the step). All that follows in the step
-(augmentation, dropout, stochastic depth) then depends on nothing else, so a resumed run repeats exactly what
-an uninterrupted one does, and two devices draw what two accumulated batches on one device draw.
+Every training batch reseeds torch from (seed, epoch, step, part of the step). The rest of the step (augmentation,
+dropout, stochastic depth) then depends on nothing else, so a resumed run equals an uninterrupted one exactly, and two
+devices draw the same random numbers as two accumulated batches on one device.
 
 The Trainer must run with `use_distributed_sampler=False`.
 """
@@ -38,7 +38,7 @@ class DataModule(LightningDataModule):
     Args:
         source: Loads the data set; called once.
         augment: How training images are varied.
-        image_size: What the model sees, a side or (height, width), in pixels.
+        image_size: Of the model's input, a side or (height, width), in pixels.
         batch_size: Images of one optimizer step, over all devices and accumulated batches.
         seed: Decides the order and the augmentation.
         val_fraction: Share of the train split held out for validation, stratified by class, if the source has no
@@ -48,15 +48,15 @@ class DataModule(LightningDataModule):
         drop_last: Leave out an epoch's incomplete step; False makes its steps equal to within one image.
         max_train_samples: Train on a stratified part of this size; validation and test stay complete.
         eval_batch_size: Images of one evaluation batch over all devices; None: `batch_size`.
-        on_error: Image folders: what happens for bad images. `raise`: an error. `skip`: every image is decoded once
-            before training, and those that can't be are skipped, counted and listed.
+        on_error: Of bad images in image folders. `raise`: an error. `skip`: every image is decoded once before
+            training, and those that can't be are skipped, counted and listed.
         max_skipped: Share of the listed images above which `skip` refuses.
         scan: How closely `raise` looks before training: at every file's header and end, or at all of it (which also
             finds files with equal content in several splits), or not at all.
         skipped_file: Where `skip` lists what it skipped; read instead of a new scan if there is such a file.
-        mean: Subtracted from each channel, in units of the brightest value. None: what the weights that training begins
-            from were trained with, else the source's own.
-        std: What each channel is divided by, then.
+        mean: Subtracted from each channel, in units of the brightest value. None: that of the weights that training
+            begins from, else the source's own.
+        std: Divides each channel afterwards. None: likewise.
         interpolation: How images are resized. None: as for the weights that training begins from, else bicubic.
         scaled_decoding: For sets that aren't in memory: JPEG files to train on are decoded at 1/2, 1/4 or 1/8 where the
             crop is at least four times as large as `image_size`. Faster for large photographs, with slightly other
@@ -88,20 +88,17 @@ class DataModule(LightningDataModule):
         scaled_decoding: bool = False,
     ) -> None:
         super().__init__()
-        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(sides) != 2:
-            raise ValueError(f"image_size={image_size} must be a number of pixels, or two")
-        self.image_size: tuple[int, int] = (sides[0], sides[1])
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size: tuple[int, int] = (height, width)
         self.load_source, self.augment, self.batch_size, self.seed = source, augment, batch_size, seed
         self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.num_workers, self.drop_last = num_workers, drop_last
-        self.max_train_samples = max_train_samples
+        self.num_workers, self.drop_last, self.max_train_samples = num_workers, drop_last, max_train_samples
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.on_error, self.max_skipped, self.scan = on_error, max_skipped, scan
         self.mean, self.std, self.interpolation = mean, std, interpolation or "bicubic"
         self.scaled_decoding = scaled_decoding
         self.skipped_file = None if skipped_file is None else Path(skipped_file)
-        self.tested: SplitName = "test"  # what the test loop runs on: `evaluate.py` scores any split
+        self.tested: SplitName = "test"  # the split of the test loop: `evaluate.py` scores any
         self._source: Source | None = None
         self._splits: dict[SplitName, Split] = {}
 
@@ -110,41 +107,18 @@ class DataModule(LightningDataModule):
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the source and cut the splits, once; needs no Trainer.
-
-        Raises:
-            ValueError: a split can't be cut, or a knob doesn't go with the source.
-        """
+        """Load the source and cut the splits, once. Raises `ValueError` for settings that don't fit the source."""
         if self._source is not None:
             return
         source = self.load_source()
         loader_facts(self.load_source).check(source)
-        if source.train.files is not None and self.augment.crop_padding:
-            raise ValueError(
-                f"data.augment.crop_padding={self.augment.crop_padding} is for data sets in memory; image "
-                f"folders take random crops by data.augment.crop_scale, so set crop_padding to 0"
-            )
-        if source.channels not in (1, 3) and self.augment.auto_augment != "none":
-            raise ValueError(
-                f"data.augment.auto_augment={self.augment.auto_augment} works on 1 or 3 channels, and "
-                f"{source.name} has {source.channels}; set it to none"
-            )
-        if source.train.files is None and self.scaled_decoding:
-            raise ValueError(
-                f"data.scaled_decoding=true is for JPEG files, and {source.name} lies in memory; leave it out"
-            )
-        copies: list[Duplicate] = []
+        if problem := self._setting_problem(source):
+            raise ValueError(problem)
+        duplicates: list[Duplicate] = []
         if source.train.files is not None:
-            source, copies = drop_bad_files(
-                source,
-                on_error=self.on_error,
-                max_skipped=self.max_skipped,
-                scan=self.scan,
-                record=self.skipped_file,
-                first=environment.local_rank(os.environ) == 0,
-            )
-        elif self.on_error == "skip":
-            raise ValueError(f"data.on_error=skip is for image folders, and {source.name} is none; leave it out")
+            settings: Any = {"on_error": self.on_error, "max_skipped": self.max_skipped, "scan": self.scan}
+            first = environment.local_rank(os.environ) == 0
+            source, duplicates = drop_bad_files(source, **settings, record=self.skipped_file, first=first)
         if len(only := set(source.train.labels.tolist())) == 1:
             name = source.classes[only.pop()]
             raise ValueError(f"{source.name} has the one class {name!r} to train on; classification needs two")
@@ -153,47 +127,56 @@ class DataModule(LightningDataModule):
         else:
             train, val = source.train, source.val
         if self.max_train_samples is not None and self.max_train_samples < len(train):
-            _, part = stratified_split(
-                train.labels, self.max_train_samples, seed=self.split_seed, knob="data.max_train_samples"
-            )
-            train = train.subset(part)
+            limit, knob = self.max_train_samples, "data.max_train_samples"
+            train = train.subset(stratified_split(train.labels, limit, seed=self.split_seed, knob=knob)[1])
         self._splits = {"train": train, "val": val, "test": source.test}
-        if copies:
-            warn_of_duplicates(copies, self._splits, common_folder(source), self.skipped_file)
+        if duplicates:
+            warn_of_duplicates(duplicates, self._splits, common_folder(source), self.skipped_file)
         mean, std = (per_channel(*each, source) for each in (("mean", self.mean), ("std", self.std)))
         self._prepare = Prepare(image_size=self.image_size, mean=mean, std=std, interpolation=self.interpolation)
         self.mean, self.std = mean, std
         self._source = source
 
+    def _setting_problem(self, source: Source) -> str | None:
+        augment, in_memory = self.augment, source.train.files is None
+        if augment.crop_padding and not in_memory:
+            return (
+                f"data.augment.crop_padding={augment.crop_padding} is for data sets in memory; image folders take "
+                f"random crops by data.augment.crop_scale, so set crop_padding to 0"
+            )
+        if augment.auto_augment != "none" and source.channels not in (1, 3):
+            channels = f"works on 1 or 3 channels, and {source.name} has {source.channels}; set it to none"
+            return f"data.augment.auto_augment={augment.auto_augment} {channels}"
+        if self.scaled_decoding and in_memory:
+            return f"data.scaled_decoding=true is for JPEG files, and {source.name} is in memory; leave it out"
+        if self.on_error == "skip" and in_memory:
+            return f"data.on_error=skip is for image folders, and {source.name} is none; leave it out"
+        return None
+
     @property
     def source(self) -> Source:
-        """What `setup` loaded."""
         if self._source is None:
             raise RuntimeError("the data isn't loaded yet: call setup() first")
         return self._source
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their labels."""
         return self.source.classes
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
         return len(self.source.classes)
 
     @property
     def channels(self) -> int:
-        """Channels of an image."""
         return self.source.channels
 
     @property
     def samples(self) -> dict[str, int]:
-        """Number of images of each split."""
         return {name: len(split) for name, split in self._splits.items()}
 
     def preprocessing(self) -> dict[str, Any]:
-        """How images are prepared, by the names of the settings; sets in memory aren't cropped: no fraction."""
+        """The preparation of images by the names of the settings; sets in memory aren't cropped: no fraction."""
         return {
             "mean": list(self.mean or self.source.mean),
             "std": list(self.std or self.source.std),
@@ -203,14 +186,12 @@ class DataModule(LightningDataModule):
 
     def fingerprint(self) -> Node:
         """Names, numbers of images and, for each split, a digest of its labels and of its images."""
-        found: Node = {"data set": self.source.name, "classes": list(self.classes)}
-        for name in ("train", "val", "test"):
-            split = self.split(name)
-            found[f"{name} images"], found[f"{name} digest"] = len(split), split.digest()
-        return found
+        fingerprint: Node = {"data set": self.source.name, "classes": list(self.classes)}
+        for name, split in self._splits.items():
+            fingerprint |= {f"{name} images": len(split), f"{name} digest": split.digest()}
+        return fingerprint
 
     def split(self, name: SplitName) -> Split:
-        """The images and labels of a split."""
         return self._splits[name]
 
     @property
@@ -225,13 +206,13 @@ class DataModule(LightningDataModule):
         return -(-batches // accumulate)
 
     def position(self) -> tuple[int, int]:
-        """Where training stands: (epoch, optimizer steps of it already done)."""
+        """The position of training: (epoch, optimizer steps of it already done)."""
         done = 0 if self.trainer is None else self.trainer.global_step
         return divmod(done, max(1, self.steps_per_epoch))
 
     def train_dataloader(self) -> Loader:
-        """The training batches of this device, from where training stands."""
-        # Lightning asks for a `state_dict`; the batches go on from `position` without one
+        """The training batches of this device, from `position` on."""
+        # Lightning asks for a `state_dict`; the batches continue from `position` without one
         warnings.filterwarnings("ignore", message=".*ended before the epoch ended and your dataloader is not")
         rank, world_size = self._rank_and_world_size()
         batches = EpochBatches(
@@ -249,44 +230,34 @@ class DataModule(LightningDataModule):
         return self._loader("train", batches, training=True)
 
     def val_dataloader(self) -> Loader:
-        """The validation split, for this device."""
         return self.loader("val")
 
     def test_dataloader(self) -> Loader:
-        """The test split, or what `tested` names, for this device."""
+        """The test split, or the one that `tested` names, for this device."""
         return self.loader(self.tested)
 
     def loader(self, split: SplitName) -> Loader:
-        """Any split in order and without augmentation: this device's share of it."""
+        """This device's share of any split, in order and without augmentation."""
         rank, world_size = self._rank_and_world_size()
-        batches = EvalBatches(
-            samples=len(self._splits[split]),
-            batch_size=self.eval_batch_size,
-            rank=rank,
-            world_size=world_size,
-            in_blocks=self._splits[split].blocks is not None,
-        )
-        return self._loader(split, batches, training=False)
+        samples, in_blocks = len(self._splits[split]), self._splits[split].blocks is not None
+        shape = {"samples": samples, "batch_size": self.eval_batch_size, "rank": rank, "world_size": world_size}
+        return self._loader(split, EvalBatches(**shape, in_blocks=in_blocks), training=False)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment and normalise on the device; a training batch reseeds torch first."""
+        """Augment and normalize on the device; a training batch reseeds torch first."""
         if not isinstance(batch, TrainBatch | EvalBatch):
             return batch
         prepare = self._prepare.to(batch.images.device)
         if isinstance(batch, TrainBatch):
             if self.trainer is not None and (batch.epoch, batch.step) != self.position():
                 raise RuntimeError(
-                    f"the batch of epoch {batch.epoch}, step {batch.step} came where {self.position()} was due: the "
-                    f"loader was started before the training's place was known"
+                    f"the loader returned the batch of epoch {batch.epoch}, step {batch.step} instead of "
+                    f"{self.position()}: it was started before the position of training was known"
                 )
             reseed(stable_seed(self.seed, batch.epoch, batch.step, batch.micro), batch.images.device)
-            images, targets = self.augment(
-                batch.images,
-                batch.targets,
-                prepare=prepare,
-                num_classes=self.num_classes,
-                cropped=self._splits["train"].files is not None,
-            )
+            cropped = self._splits["train"].files is not None
+            settings = {"prepare": prepare, "num_classes": self.num_classes, "cropped": cropped}
+            images, targets = self.augment(batch.images, batch.targets, **settings)
             batch = batch._replace(images=images, targets=targets)
         else:
             batch = batch._replace(images=prepare(batch.images))
@@ -298,24 +269,17 @@ class DataModule(LightningDataModule):
 
     def _loader(self, name: SplitName, batches: EpochBatches | EvalBatches, *, training: bool) -> Loader:
         split = self._splits[name]
-        dataset: MemoryDataset | FilesDataset
         if split.files is None:
-            dataset = MemoryDataset(split, training=training)
+            dataset: MemoryDataset | FilesDataset = MemoryDataset(split, training=training)
         else:
-            dataset = FilesDataset(
-                split,
-                image_size=self.image_size,
-                augment=self.augment,
-                seed=self.seed,
-                training=training,
-                interpolation=self.interpolation,
-                scaled_decoding=self.scaled_decoding,
-            )
+            images: Any = {"image_size": self.image_size, "augment": self.augment, "interpolation": self.interpolation}
+            images |= {"seed": self.seed, "scaled_decoding": self.scaled_decoding}
+            dataset = FilesDataset(split, training=training, **images)
         workers = self._workers(in_memory=split.files is None)
         return DataLoader(
             dataset,
             batch_sampler=batches,  # type: ignore[arg-type]  # a plan instead of a list of indices
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # the data set answers with a batch
+            collate_fn=_identity,  # type: ignore[arg-type]  # the data set returns a batch
             num_workers=workers,
             pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
             persistent_workers=workers > 0 and name != "test",
@@ -329,13 +293,12 @@ class DataModule(LightningDataModule):
             # a batch is one selection of rows: sending it between processes would cost more
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             return 0
-        return min(
-            MOST_WORKERS, max(1, environment.cores() // (1 if self.trainer is None else self.trainer.num_devices))
-        )
+        devices = 1 if self.trainer is None else self.trainer.num_devices
+        return min(MOST_WORKERS, max(1, environment.cores() // devices))
 
 
 def per_channel(knob: str, values: tuple[float, ...] | None, source: Source) -> tuple[float, ...]:
-    """A number for each of the source's channels: those asked for (their mean for grey images), or the source's own."""
+    """A number for each of the source's channels: the given ones (their mean for gray images), or the source's own."""
     if values is None:
         return source.mean if knob == "mean" else source.std
     if source.channels == 1 and len(values) > 1:
@@ -348,14 +311,11 @@ def per_channel(knob: str, values: tuple[float, ...] | None, source: Source) -> 
 
 
 def reseed(seed: int, device: torch.device) -> None:
-    """`torch.manual_seed` for the CPU and the one device in use.
-
-    torch's own also leaves a note, with a stack trace, for each kind of device that isn't there: 1 ms a call.
-    """
+    """`torch.manual_seed` for the CPU and one device; torch's own takes 1 ms, for devices that aren't there."""
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
 
 
-def _as_it_is(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:
+def _identity(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:
     return batch

@@ -1,7 +1,7 @@
-"""Map-style data sets that answer with whole batches: from memory, or decoded from files, or rows, in the workers.
+"""Map-style data sets that return complete batches: from memory, or decoded from files or rows in the workers.
 
-A loader whose batch sampler yields a `BatchPlan` hands it to `__getitems__`; so a batch carries where it
-stands in training. What a file becomes depends on (seed, epoch, index) alone, never on the workers.
+A loader whose batch sampler yields a `BatchPlan` passes it to `__getitems__`, so a batch carries its position in
+training. How a file is varied depends on (seed, epoch, index) alone, never on the workers.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
 from vitlab.data.decode import read_image
-from vitlab.data.jpeg import Box, decode_crop
+from vitlab.data.jpeg import BICUBIC, Box, decode_crop
 from vitlab.data.sampler import BatchPlan, stable_seed
 from vitlab.data.source import Split
 
@@ -22,11 +22,11 @@ BILINEAR = v2.InterpolationMode.BILINEAR
 
 
 class TrainBatch(NamedTuple):
-    """A device's part of one optimizer step; uint8 as loaded, float and normalised once on the device."""
+    """A device's part of one optimizer step; uint8 as loaded, float and normalized once on the device."""
 
     images: Tensor  # [b, C, H, W]
     targets: Tensor  # int64 [b], or float [b, classes] under Mixup or CutMix
-    # images of the whole step, over all devices and accumulated batches
+    # images of the complete step, over all devices and accumulated batches
     count: int  # type: ignore[assignment]  # tuple has a method of this name
     epoch: int
     step: int  # optimizer step within the epoch
@@ -62,11 +62,11 @@ class MemoryDataset(Dataset[TrainBatch | EvalBatch]):
 
 
 class FilesDataset(Dataset[TrainBatch | EvalBatch]):
-    """A split of files, decoded to RGB and brought to `image_size` (height, width) as uint8.
+    """A split of files, decoded to RGB uint8 at `image_size` (height, width).
 
     Training: random resized crop, flip and auto-augmentation as `augment` says; the crop is drawn before the file is
-    decoded, and with `scaled_decoding` a large one comes from a smaller decoding. Evaluation: decoded whole, resized so
-    that the centre crop keeps `augment.crop_fraction` of the short side.
+    decoded, and with `scaled_decoding` a large one comes from a smaller decoding. Evaluation: decoded completely,
+    resized so that the center crop keeps `augment.crop_fraction` of the short side.
     """
 
     def __init__(
@@ -83,16 +83,14 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         assert split.files is not None
         self.files, self.labels, self.seed, self.training = split.files, split.labels, seed, training
         self.image_size, self.crop_fraction = image_size, augment.crop_fraction
-        self.interpolation = v2.InterpolationMode(interpolation)
-        self.scaled_decoding = scaled_decoding
+        self.interpolation, self.scaled_decoding = v2.InterpolationMode(interpolation), scaled_decoding
         self.crop = v2.RandomResizedCrop(image_size, augment.crop_scale)
-        steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if augment.flip else []
+        self.steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if augment.flip else []
         if augment.auto_augment == "randaugment":
             level = augment.randaugment_magnitude
-            steps.append(v2.RandAugment(augment.randaugment_ops, level, interpolation=BILINEAR))
+            self.steps.append(v2.RandAugment(augment.randaugment_ops, level, interpolation=BILINEAR))
         if augment.auto_augment == "trivialaugment":
-            steps.append(v2.TrivialAugmentWide(interpolation=BILINEAR))
-        self.steps = steps
+            self.steps.append(v2.TrivialAugmentWide(interpolation=BILINEAR))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,39 +99,30 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         images = torch.empty(len(plan.indices), 3, *self.image_size, dtype=torch.uint8)
         with torch.random.fork_rng(devices=[]):
             for place, index in enumerate(plan.indices):
-                images[place] = self._varied(index, plan.epoch) if self.training else self._centre(index)
+                if self.training:
+                    images[place] = self._augmented(index, plan.epoch)
+                else:
+                    image = read_image(self.files[index])
+                    images[place] = center_crop(image, self.image_size, self.crop_fraction, self.interpolation)
         return make_batch(images, self.labels[torch.tensor(plan.indices)], plan, self.training)
 
-    def _centre(self, index: int) -> Tensor:
-        return centre_crop(read_image(self.files[index]), self.image_size, self.crop_fraction, self.interpolation)
-
-    def _varied(self, index: int, epoch: int) -> Tensor:
+    def _augmented(self, index: int, epoch: int) -> Tensor:
         torch.default_generator.manual_seed(stable_seed(self.seed, epoch, index))  # torch.manual_seed takes 0.1 ms
-        crop = partial(
-            decode_crop,
-            choose=self._choose,
-            size=self.image_size,
-            interpolation=self.interpolation,
-            scaled=self.scaled_decoding,
-        )
-        image = read_image(self.files[index], crop)
+        settings = {"interpolation": self.interpolation, "scaled": self.scaled_decoding}
+        image = read_image(self.files[index], partial(decode_crop, choose=self._box, size=self.image_size, **settings))
         for step in self.steps:
             image = step(image)
         return image
 
-    def _choose(self, height: int, width: int) -> Box:
+    def _box(self, height: int, width: int) -> Box:
         """A random crop of an image, as torchvision draws it."""
-        size = torch.empty(1).expand(1, height, width)  # only its shape is looked at
-        return Box(**self.crop.make_params([size]))
+        return Box(**self.crop.make_params([torch.empty(1).expand(1, height, width)]))  # only the shape is used
 
 
-def centre_crop(
-    image: Tensor,
-    image_size: tuple[int, int],
-    crop_fraction: float,
-    interpolation: v2.InterpolationMode = v2.InterpolationMode.BICUBIC,
+def center_crop(
+    image: Tensor, image_size: tuple[int, int], crop_fraction: float, interpolation: v2.InterpolationMode = BICUBIC
 ) -> Tensor:
-    """[C, H, W] resized to just cover `image_size` / `crop_fraction`, and its centre of `image_size`."""
+    """[C, H, W] resized to just cover `image_size` / `crop_fraction`, and its center of `image_size`."""
     # a line of 1 x 100,000 pixels would become 20 GB: of a side so long, the middle is enough
     longest = 64 * min(image.shape[-2:]) * -(-max(image_size) // min(image_size))
     if max(image.shape[-2:]) > longest:
@@ -144,6 +133,7 @@ def centre_crop(
         size = [cover_height, cover_height * width // height]
     else:
         size = [cover_width * height // width, cover_width]
-    resized = v2.functional.resize(image, size, interpolation, antialias=True)
-    cropped: Tensor = v2.functional.center_crop(resized, list(image_size))
+    cropped: Tensor = v2.functional.center_crop(
+        v2.functional.resize(image, size, interpolation, antialias=True), list(image_size)
+    )
     return cropped

@@ -1,7 +1,7 @@
 """Decode image files to pixels: formats, orientation, transparency, and errors that name the file.
 
-JPEG goes through torchvision, faster than Pillow. PNG does not: its decoder there ends the process with a segmentation
-fault if a file is damaged (torchvision 0.29). Nothing is decoded before its size was read from its header.
+JPEG is decoded by torchvision, faster than by Pillow. PNG is not: torchvision's decoder crashes the process with a
+segmentation fault on a damaged file (0.29). No file is decoded before its size was read from its header.
 """
 
 import errno
@@ -29,64 +29,56 @@ except ImportError:  # its removal is announced; Pillow gives the same pixels mo
     decode_image = None
 
 MAX_PIXELS = 178_956_970  # as Pillow's limit: half a gigabyte of RGB
-# What the suffixes of image files promise, and nothing else: Pillow would hand an EPS file to another program.
+# The formats that the suffixes of image files promise, and no others: Pillow would pass an EPS file to another program.
 Image.init()  # or a thread that opens the first WebP file would load the plugin while others look for it
 FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF") if name in Image.OPEN)
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of headers with an image's size
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
-
-# What the system says of one name: there is no such file, it is another thing, or it isn't for this user
-NAMES = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
+# System errors about one path: there is no such file, it is another thing, or the user may not read it
+PATH_ERRORS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
+# Messages of libraries that have no exception of their own for used-up memory: the machine's, and a device's
+HOST_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "std::bad_alloc")
+DEVICE_OUT_OF_MEMORY = (
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    *("HIP out of memory", "MPS backend out of memory"),
+)
 
 
 class UnreadableImage(ValueError):
-    """A file that can't be read or decoded; the message begins with its path.
+    """A file that can't be read or decoded; the message begins with its path."""
 
-    A DataLoader repeats the error of a worker with the worker's traceback, of which the last line is kept.
-    """
-
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str) -> None:  # from a worker: with its traceback, of which the last line is kept
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-def read_image(path: str, into: Callable[[bytes], Tensor] | None = None) -> Tensor:
-    """uint8 [3, H, W], upright as its EXIF tag says, transparency laid over white; an animation's first frame.
-
-    `into` makes something else of the file's bytes than `decode` does: a part of the image.
-
-    Raises:
-        UnreadableImage: the file can't be read or decoded, or is too large.
-    """
+def read_image(path: str, decoder: Callable[[bytes], Tensor] | None = None) -> Tensor:
+    """uint8 [3, H, W] of the first frame, upright, transparency over white; `decoder` replaces `decode`."""
     try:
         data = read_bytes(path)
     except OSError as error:
-        if isinstance(path, Row):
-            raise UnreadableImage(
-                f"{path} can't be read ({error_reason(error)}); resume=auto goes on with the run"
-            ) from error
-        parent = Path(path).parent
-        gone = "" if parent.is_dir() else f", and the folder {parent} is gone as well: is its disk still there?"
-        remedy = "put it back, and resume=auto goes on with the run"
+        gone, remedy = "", "resume=auto resumes the run"
+        if not isinstance(path, Row):
+            remedy = f"put it back, and {remedy}"
+            if not (parent := Path(path).parent).is_dir():
+                gone = f", and the folder {parent} is gone as well: is its disk still there?"
         raise UnreadableImage(f"{path} can't be read ({error_reason(error)}){gone}; {remedy}") from error
     try:
         with quiet():
-            return decode(data) if into is None else into(data)
+            return (decoder or decode)(data)
     except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
-        remedy = "replace it, or look for all of its kind at once with data.scan=decode, or data.on_error=skip"
+        remedy = "replace it, or find all bad files at once with data.scan=decode, or set data.on_error=skip"
         raise UnreadableImage(f"{path} can't be decoded ({error_reason(error)}); {remedy}") from error
 
 
 def read_bytes(path: str) -> bytes:
     """The content of a regular file (to open a named pipe would wait forever), or of a row. Raises `OSError`."""
-    if isinstance(path, Row):
-        return path.read()
     with open_regular(path) as file:
         return file.read()
 
 
 def open_regular(path: str) -> BinaryIO:
-    """A regular file, or a row as if it were one. Raises `InvalidImage` if the name is at fault, or `OSError`."""
+    """Open a regular file, or a row. Raises `InvalidImage` if the path is at fault, or `OSError`."""
     if isinstance(path, Row):
         return io.BytesIO(path.read())
     try:
@@ -95,32 +87,32 @@ def open_regular(path: str) -> BinaryIO:
         return open(path, "rb")  # noqa: PTH123 a million
     except OSError as error:
         gone = error.errno == errno.ENOENT and not Path(path).parent.is_dir()  # with its folder: a disk is gone
-        if error.errno in NAMES and not gone:
+        if error.errno in PATH_ERRORS and not gone:
             raise InvalidImage(error.errno, error.strerror, path) from error
         raise
 
 
 def image_is_at_fault(error: Exception) -> bool:
-    """Whether the image caused an error of reading or decoding, rather than memory, a limit, a disk or a network.
-
-    Pillow's `OSError` of a damaged file has no number, as those of the system have.
-    """
+    """Whether the image caused an error of reading or decoding, rather than memory, a limit, a disk or a network."""
     if is_out_of_memory(error):
         return False
+    # Pillow's `OSError` of a damaged file has no number, as those of the system have
     return isinstance(error, InvalidImage) or not isinstance(error, OSError) or error.errno is None
 
 
 def read_error_not_skipped(path: object, error: Exception, remedy: str) -> UnreadableImage:
     """The error to raise if the image may be intact, so that skipping it would lose it."""
-    reason = error_reason(error)
     return UnreadableImage(
-        f"{path} can't be read ({reason}), which is no fault of the image, so none is left out for it; {remedy}"
+        f"{path} can't be read ({error_reason(error)}). The image may be intact, so it is not skipped; {remedy}"
     )
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Of Python, Pillow, or torch, which has no error of its own for it."""
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of a device or the machine, is used up."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = (*HOST_OUT_OF_MEMORY, *DEVICE_OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def error_reason(error: Exception) -> str:
@@ -134,40 +126,31 @@ def error_reason(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the decoders' warnings: of large images, of odd metadata, of torchvision's plans."""
+    """Silence the decoders' warnings: of large images, of odd metadata, of torchvision's plans. Not for threads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def check_header(path: str) -> None:
-    """Check a file without decoding it; raises. A file that doesn't end as its format does is decoded after all.
-
-    To be called under `quiet`, which isn't for threads.
-    """
+    """Check a file without decoding it, under `quiet`; decode it if it doesn't end as its format does. Raises."""
     with open_regular(path) as file:
-        if not file.seek(0, os.SEEK_END):
+        if not (size := file.seek(0, os.SEEK_END)):
             raise ValueError("the file is empty")
         file.seek(0)
-        check_opened(file)
-
-
-def check_opened(file: BinaryIO) -> None:
-    with Image.open(file, formats=FORMATS) as image:
-        check_size(*image.size)
-        check_mode(image)
-        kind = image.format or ""
-        size = file.seek(0, os.SEEK_END)
-        if kind == "WEBP":
-            file.seek(4)
-            whole = size >= 8 + int.from_bytes(file.read(4), "little")
-        else:
-            end = ENDS.get(kind, b"")
-            file.seek(-len(end), os.SEEK_END)
-            whole = file.read() == end
-        if not whole:
-            file.seek(0)
-            decode(file.read())
+        with Image.open(file, formats=FORMATS) as image:
+            check_size(*image.size)
+            check_mode(image)
+            if image.format == "WEBP":
+                file.seek(4)
+                is_complete = size >= 8 + int.from_bytes(file.read(4), "little")
+            else:
+                end = ENDS.get(image.format or "", b"")
+                file.seek(-len(end), os.SEEK_END)
+                is_complete = file.read() == end
+            if not is_complete:
+                file.seek(0)
+                decode(file.read())
 
 
 def check_size(width: int, height: int) -> None:
@@ -190,18 +173,20 @@ def decode(data: bytes) -> Tensor:
     if data[:2] == JPEG and decode_image is not None:
         check_size(*jpeg_size(data))
         try:
-            image = decode_jpeg(data)
+            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            image: Tensor = decode_image(encoded, apply_exif_orientation=True)
         except RuntimeError:
-            image = None  # Pillow reads it, or has a better error
-        if image is not None:
-            return image
+            pass  # Pillow reads it, or has a better error
+        else:
+            if image.shape[0] != 4:  # CMYK: torchvision's conversion isn't Pillow's
+                return image.expand(3, -1, -1)
     if data[:8] == PNG:
         check_png(data)
     return decode_with_pillow(data)
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
-    """(width, height) from the frame's header, found as libjpeg finds it."""
+    """(width, height) from the frame's header, searched for as libjpeg does."""
     for marker, at, _ in jpeg_segments(data):
         if marker in FRAMES:
             return frame_size(data, at)
@@ -209,12 +194,11 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def frame_size(data: bytes, at: int) -> tuple[int, int]:
-    """(width, height) in the frame's header that begins there."""
     return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, where it stands, length) of the segments before the pixels."""
+    """(marker, offset, length) of the segments before the pixels."""
     at = 2
     while 0 <= (at := data.find(b"\xff", at)) < len(data) - 9:
         marker = data[at + 1]
@@ -222,7 +206,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             break
         if marker == 0xFF:  # a filling byte
             at += 1
-        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # stands alone
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # markers without a segment
             at += 2
         else:
             length = int.from_bytes(data[at + 2 : at + 4], "big")
@@ -230,17 +214,8 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             at += 2 + length
 
 
-def decode_jpeg(data: bytes) -> Tensor | None:
-    """None for CMYK: torchvision's conversion isn't Pillow's."""
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    image: Tensor = decode_image(encoded, apply_exif_orientation=True)
-    if image.shape[0] == 4:
-        return None
-    return image.expand(3, -1, -1)
-
-
 def check_png(data: bytes) -> None:
-    """Pillow passes over the checksums of the pixels, and takes what is missing for black."""
+    """Check what Pillow ignores: the checksums of the pixels, and missing pixels, which it makes black."""
     view, at = memoryview(data), 8
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(view[at : at + 4], "big")
@@ -262,18 +237,18 @@ def decode_with_pillow(data: bytes) -> Tensor:
         opened.load()
         try:
             image = ImageOps.exif_transpose(opened)
-        except Exception:  # damaged metadata, in as many ways; the pixels are whole
+        except Exception:  # damaged metadata, in as many ways; the pixels are intact
             image = opened.copy()
     if image.mode.startswith("I"):  # 16 bits, which Pillow before 11 calls I in a PNG file
         return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8)).expand(3, -1, -1)
     if image.has_transparency_data:
-        return over_white(v2.functional.pil_to_tensor(image.convert("RGBA")))
+        return blend_over_white(v2.functional.pil_to_tensor(image.convert("RGBA")))
     pixels: Tensor = v2.functional.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
     return pixels
 
 
-def over_white(image: Tensor) -> Tensor:
-    """[colours + 1, H, W] with alpha last -> [colours, H, W]."""
+def blend_over_white(image: Tensor) -> Tensor:
+    """[colors + 1, H, W] with alpha last -> [colors, H, W]."""
     alpha = image[-1:].to(torch.int32)
     mixed = image[:-1].to(torch.int32) * alpha + 255 * (255 - alpha)
     return ((mixed + 127) // 255).to(torch.uint8)

@@ -1,13 +1,14 @@
-"""Images that are rows of larger files: a row stands where the path of a file stands elsewhere.
+"""Images that are rows of larger files: a row takes the place of a file's path.
 
-A row is a string, its name in messages, that can read its bytes. Nothing is opened before the first row is read, and
+A row is a string, its name in messages, that can read its bytes. No file is opened before its first row is read, and
 each process opens its own files.
 """
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,17 +25,11 @@ class Row(str):
     number: int  # of the split's row
 
     def read(self) -> bytes:
-        """The image as it was encoded. Raises `OSError`."""
         return self.rows.read(self.number)
 
 
 class Rows(Sequence[str], ABC):
-    """Rows of one split of a data set.
-
-    Args:
-        place: What their names begin with: the data set and its split.
-        chosen: Which of the split's rows these are, int64 [n].
-    """
+    """The rows `chosen` (int64 [n]) of one split of a data set; their names begin with `place`."""
 
     def __init__(self, place: str, chosen: "Tensor") -> None:
         self.place, self.chosen = place, chosen
@@ -42,17 +37,13 @@ class Rows(Sequence[str], ABC):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[str]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        row = int(self.chosen[index])
-        named = Row(f"{self.place}/{row}")
-        named.rows, named.number = self, row
-        return named
+        number = int(self.chosen[index])
+        row = Row(f"{self.place}/{number}")
+        row.rows, row.number = self, number
+        return row
 
     @property
     def blocks(self) -> "Tensor | None":
@@ -66,17 +57,17 @@ class Rows(Sequence[str], ABC):
 
     def digest(self) -> bytes:
         """A hash of these images that is the same wherever they are stored, without reading all of them."""
-        found = hashlib.blake2b(self.chosen.numpy().tobytes(), digest_size=16)
-        found.update(self.content())
-        return found.digest()
+        return hashlib.blake2b(self.chosen.numpy().tobytes() + self.content(), digest_size=16).digest()
 
     def local_files(self) -> Sequence[str] | None:
         """The local file of each image that may change while `content` stays the same; '' or None: none."""
         return None
 
-    @abstractmethod
     def subset(self, indices: "Tensor") -> "Rows":
         """The rows at `indices` (int64 [m]) of these, in that order."""
+        part = copy.copy(self)
+        part.chosen = self.chosen[indices]
+        return part
 
     @abstractmethod
     def read(self, row: int) -> bytes:

@@ -2,7 +2,7 @@
 
 The order of an epoch follows from (seed, epoch) alone. An epoch is cut into optimizer steps, a step into
 micro-batches, one per device and accumulation round; so two devices, or two accumulated batches on one, see
-the same images in the same steps, and a run resumed in mid-epoch goes on with the next step.
+the same images in the same steps, and a run resumed in mid-epoch continues with the next step.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Sampler
 
-MOST = 8  # lanes, and turns, of what is read in blocks
+MAX_LANES = 8  # and turns, of what is read in blocks
 
 
 class BatchPlan(NamedTuple):
-    """One batch of one device, told to the data set in place of a plain list of indices."""
+    """One batch of one device, passed to the data set in place of a list of indices."""
 
     epoch: int
     step: int  # optimizer step within the epoch
     indices: list[int]
-    # images of the whole optimizer step, over all devices and accumulated batches
+    # images of the complete optimizer step, over all devices and accumulated batches
     count: int  # type: ignore[assignment]  # tuple has a method of this name
     micro: int = 0  # which part of the step, over all devices and accumulated batches
 
@@ -35,65 +35,51 @@ def stable_seed(*key: int) -> int:
 
 
 def count_steps(samples: int, batch_size: int, drop_last: bool) -> int:
-    """Optimizer steps in an epoch."""
     return samples // batch_size if drop_last else -(-samples // batch_size)
 
 
 def cut(samples: int, parts: int) -> list[range]:
-    """`range(samples)` in `parts` runs whose lengths differ by one at most, the longer ones first."""
+    """`range(samples)` in `parts` ranges whose lengths differ by one at most, the longer ones first."""
     short, longer = divmod(samples, parts)
     starts = [part * short + min(part, longer) for part in range(parts + 1)]
     return [range(start, stop) for start, stop in itertools.pairwise(starts)]
 
 
 class Pieces(NamedTuple):
-    """How an epoch of what is read in blocks is laid out: `lanes` x `turns` pieces, each read at one place at a time.
+    """The layout of an epoch that is read in blocks: `lanes` x `turns` pieces, each read at one place at a time.
 
-    Each step takes a part of every lane's piece of its turn, and the turns take turns. A device reads the lanes of its
-    part of the step, a loading worker, to which every n-th batch goes, the turns of its batches: each block is read by
-    one process where the devices divide `lanes` and the workers divide `turns`. With other numbers blocks are read by
-    several, in the very same order.
+    Each step takes a part of every lane's piece of its turn; consecutive steps have different turns. A device reads the
+    lanes of its part of the step; a loading worker, which gets every n-th batch, the turns of its batches. Each block
+    is read by one process if the number of devices divides `lanes` and the number of workers divides `turns`. With
+    other numbers blocks are read by several, in the very same order.
     """
 
     lanes: int
     turns: int
     stretch: int  # samples among which a piece's next ones are drawn
 
-    def in_use(self, rows: int) -> int:
+    def blocks_in_use(self, rows: int) -> int:
         """Blocks of `rows` samples that are in use at a time."""
         return self.lanes * self.turns * (1 + math.ceil(self.stretch / rows))
 
 
 def pieces(rows: int, buffer: int) -> Pieces:
-    """The layout for blocks of `rows` samples where about `buffer` samples shall be in use at a time."""
-    doublings = min(2 * int(math.log2(MOST)), int(math.log2(max(1, buffer // (2 * rows)))))
+    """The layout for blocks of `rows` samples with about `buffer` samples in use at a time."""
+    doublings = min(2 * int(math.log2(MAX_LANES)), int(math.log2(max(1, buffer // (2 * rows)))))
     lanes, turns = 2 ** (doublings // 2), 2 ** (doublings - doublings // 2)
     return Pieces(lanes, turns, max(rows, buffer // (lanes * turns) - rows))
 
 
-def typical(blocks: torch.Tensor) -> int:
-    """Samples of a block, the median of those that have any."""
-    sizes = torch.bincount(blocks)
-    return int(sizes[sizes > 0].median())
-
-
 def shuffled_blocks(blocks: torch.Tensor, sizes: list[int], buffer: int, generator: torch.Generator) -> torch.Tensor:
-    """An epoch's order in which few blocks are in use at a time, and each of them by few processes.
+    """An epoch's order in which few blocks are in use at a time, each by few processes.
 
-    Blocks are shuffled and their samples laid end to end; that row is cut into `Pieces`, and each of these shuffled
-    within stretches.
-
-    Args:
-        blocks: The number of each sample's block, int64 [N].
-        sizes: Samples of each step; those beyond their sum are left out, others in each epoch.
-        buffer: About how many samples are in use at a time.
-        generator: Decides everything.
-
-    Returns:
-        int64 [sum of sizes]: the samples of the first step, of the second, ...
+    Blocks are shuffled and their samples concatenated; that row is cut into `Pieces`, each shuffled within stretches.
+    `blocks` has the number of each sample's block, int64 [N]; about `buffer` samples are in use at a time. The result
+    has the samples of each step in turn, `sizes` of them; the others are left out, other ones in each epoch.
     """
-    layout = pieces(typical(blocks), buffer)
-    places = torch.randperm(int(blocks.max()) + 1, generator=generator)[blocks]
+    counts = torch.bincount(blocks)
+    layout = pieces(int(counts[counts > 0].median()), buffer)
+    places = torch.randperm(len(counts), generator=generator)[blocks]
     row = torch.argsort(places, stable=True)[: sum(sizes)]
     order = torch.empty_like(row)
     starts = list(itertools.accumulate(sizes, initial=0))
@@ -112,19 +98,10 @@ def shuffled_blocks(blocks: torch.Tensor, sizes: list[int], buffer: int, generat
 class EpochBatches(Sampler[BatchPlan]):
     """The training batches of one device.
 
-    Args:
-        samples: Size of the training split.
-        batch_size: Images of one optimizer step, over all devices and accumulated batches.
-        seed: With the epoch, decides the order.
-        rank: This device, 0..world_size-1.
-        world_size: Number of devices.
-        accumulate: Batches of one device per optimizer step.
-        drop_last: False: steps are made equal to within one image, so that every image is seen exactly once
-            and no tiny last batch appears. True: steps of exactly `batch_size`, the remainder left out
-            (another remainder each epoch).
-        position: Read at the start of each iteration: (epoch, steps of it already done, which are skipped).
-        blocks: Of samples that are read in blocks, the number of each one's, int64 [samples]: the order keeps to them.
-        buffer: Then, among about how many samples a step's are drawn.
+    `batch_size` counts the images of one optimizer step, over all devices and accumulated batches. Without `drop_last`,
+    steps are equal to within one image, so every image is seen exactly once; with it, steps have exactly `batch_size`
+    images and the remainder, another each epoch, is left out. `position` returns (epoch, steps of it already done) at
+    the start of each iteration. `blocks` and `buffer` are those of `shuffled_blocks`.
     """
 
     def __init__(
@@ -143,15 +120,11 @@ class EpochBatches(Sampler[BatchPlan]):
     ) -> None:
         devices = f"trainer.devices={world_size} (all nodes) and trainer.accumulate_grad_batches={accumulate}"
         if batch_size < world_size * accumulate:
-            raise ValueError(
-                f"batch_size={batch_size} can't be shared by {devices}; it counts the images of one "
-                f"optimizer step, so make it at least {world_size * accumulate}"
-            )
+            remedy = f"it counts the images of one optimizer step, so make it at least {world_size * accumulate}"
+            raise ValueError(f"batch_size={batch_size} can't be shared by {devices}; {remedy}")
         if drop_last and batch_size > samples:
-            raise ValueError(
-                f"batch_size={batch_size} exceeds the {samples} training samples, and data.drop_last leaves "
-                f"out incomplete batches; choose batch_size of at most {samples}"
-            )
+            remedy = f"data.drop_last leaves out incomplete batches; choose batch_size of at most {samples}"
+            raise ValueError(f"batch_size={batch_size} exceeds the {samples} training samples, and {remedy}")
         if samples < 1:
             raise ValueError("there are no training samples")
         self.samples, self.seed, self.position = samples, seed, position
@@ -166,7 +139,7 @@ class EpochBatches(Sampler[BatchPlan]):
             )
 
     def __len__(self) -> int:
-        """Batches of one device in a whole epoch."""
+        """Batches of one device in a complete epoch."""
         return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[BatchPlan]:
@@ -185,16 +158,12 @@ class EpochBatches(Sampler[BatchPlan]):
 
 
 def eval_share(samples: int, rank: int, world_size: int, *, in_blocks: bool = False) -> range:
-    """The samples that a device evaluates: every `world_size`-th, or a run of those that are read in blocks."""
+    """The samples that a device evaluates: every `world_size`-th, or a range of those that are read in blocks."""
     return cut(samples, world_size)[rank] if in_blocks else range(rank, samples, world_size)
 
 
 class EvalBatches(Sampler[BatchPlan]):
-    """A device's `eval_share`, in order: over all ranks each sample exactly once.
-
-    Nothing is padded. Batches hold at most `batch_size` // `world_size` samples (at least one); where it can
-    be done, all ranks have equally many batches.
-    """
+    """A device's `eval_share`, in order, without padding: batches of at most `batch_size` // `world_size` samples."""
 
     def __init__(
         self, *, samples: int, batch_size: int, rank: int = 0, world_size: int = 1, in_blocks: bool = False

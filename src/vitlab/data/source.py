@@ -1,7 +1,4 @@
-"""A data set as loaded: a `Source` of a train and a test split, labels included.
-
-Images are in memory (small sets, uint8), files, or rows of files. Nothing is resized, augmented or normalized here, and
-no validation set is cut: the published test split stays the test split.
+"""A data set as loaded: a `Source` of a train and a test split, labels included; nothing is resized or normalized.
 
 A data set is one function that returns its `Source`, in a module of `vitlab.data.sets` or of the user's own, and one
 YAML that names the function. `@Facts(...)` on the function says what is known before it is loaded. Such a module is
@@ -33,54 +30,39 @@ Loader = TypeVar("Loader", bound=Callable[..., "Source"])
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a data set before it is loaded, as a decorator of the function that loads it.
+    """What is known of a data set before it is loaded, as a decorator of the function that loads it."""
 
-    Args:
-        native_size: Pixels of a side.
-        channels: Of an image.
-        num_classes: How many classes.
-        train_samples: Images of the train split.
-        in_memory: Whether images are in memory, or are decoded from files.
-        problems: Of the loader's settings, before anything starts. Called with all of them, if their types are right.
-        count: Of the loader's settings, images of the train split and whether there is a validation split, if known.
-        label: Of the node `data.source`, what the data is called in names of runs; else the loader's name.
-        normalize: Of the group `data`, the same as it is recorded, for example with absolute paths.
-    """
-
-    native_size: int | None = None
+    native_size: int | None = None  # pixels of a side
     channels: int | None = None
     num_classes: int | None = None
-    train_samples: int | None = None
-    in_memory: bool | None = None
-    problems: Callable[..., Iterator[str]] | None = None
-    count: Callable[..., tuple[int, bool] | None] | None = None
-    label: Callable[[Mapping[str, Any]], str] | None = None
-    normalize: Callable[[Node], Node] | None = None
+    train_samples: int | None = None  # images of the train split
+    in_memory: bool | None = None  # or decoded from files
+    problems: Callable[..., Iterator[str]] | None = None  # of all settings of the loader, if their types are right
+    count: Callable[..., tuple[int, bool] | None] | None = None  # of train; whether there is a validation split
+    label: Callable[[Mapping[str, Any]], str] | None = None  # of `data.source`, for names of runs; else the loader's
+    normalize: Callable[[Node], Node] | None = None  # the group `data` as it is recorded, with absolute paths
 
     def __call__(self, loader: Loader) -> Loader:
         vars(loader)["facts"] = self
         return loader
 
     def check(self, source: "Source") -> None:
-        """Raise `ValueError` if a loaded source is not what these facts say."""
         loaded = {"native_size": source.native_size, "channels": source.channels, "num_classes": len(source.classes)}
         for name, value in loaded.items():
             if (known := getattr(self, name)) is not None and value is not None and known != value:
-                raise ValueError(
-                    f"{source.name} was loaded with {name}={value}, and its loader's @Facts has {name}={known}; "
-                    f"correct one of them"
-                )
+                facts = f"its loader's @Facts has {name}={known}; correct one of them"
+                raise ValueError(f"{source.name} was loaded with {name}={value}, and {facts}")
 
 
 def loader_facts(loader: object) -> Facts:
-    """The facts of a loader, or of the one at a dotted path, of which nothing is imported if it may not be called."""
+    """The facts of a loader, or of the one at a dotted path, which is not imported if it may not be called."""
     if isinstance(loader, str):
         try:
             loader = None if allowlist.refusal(loader) else resolve(loader)
         except ImportError:
             loader = None
-    found = getattr(getattr(loader, "func", loader), "facts", None)
-    return found if isinstance(found, Facts) else Facts()
+    facts = getattr(getattr(loader, "func", loader), "facts", None)
+    return facts if isinstance(facts, Facts) else Facts()
 
 
 def loader_settings(source: Node) -> Node:
@@ -90,13 +72,14 @@ def loader_settings(source: Node) -> Node:
     return defaults | {key: value for key, value in source.items() if not key.startswith("_")}
 
 
+def folder_label(source: Mapping[str, Any]) -> str:
+    """`Facts.label` of sets that are named by their folder."""
+    return Path(str(source.get("data_dir"))).name
+
+
 @dataclass(frozen=True, eq=False, init=False)
 class Split:
-    """Images with their labels: either `images` in memory, or `files`, paths or `Rows` of files.
-
-    NumPy arrays and labels of any integer type are converted. Raises `ValueError` for images that are not uint8
-    [N, channels, height, width].
-    """
+    """Images with labels: either `images` in memory, or `files`, paths or `Rows` of files. Arrays are converted."""
 
     images: "Tensor | None"  # uint8 [N, C, H, W]
     labels: "Tensor"  # int64 [N]
@@ -105,8 +88,8 @@ class Split:
     def __init__(self, images: "Array | None", labels: "Array", files: Sequence[str] | None = None) -> None:
         import torch
 
-        held = [part for part in (images, files) if part is not None]
-        if len(held) != 1:
+        samples = files if images is None else images
+        if samples is None or (images is not None and files is not None):
             raise ValueError("a Split has either images or files")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # as memory maps are
@@ -116,14 +99,13 @@ class Split:
             one_hot = "; use labels.argmax(1) of one-hot labels" if labels.ndim == 2 else ""
             raise ValueError(f"labels are {shape_and_type(labels)}; expected integers [N], classes by number{one_hot}")
         if images is not None and (images.dtype != torch.uint8 or images.ndim != 4):
-            gray = "; use images[:, None] of gray images" if images.ndim == 3 else ""
-            scaled = "; use (255 * images).round().to(torch.uint8) of images in [0, 1]"
-            raise ValueError(
-                f"images are {shape_and_type(images)}; expected uint8 [N, channels, height, width] with values from 0 "
-                f"to 255{scaled if images.is_floating_point() else gray}"
-            )
-        if len(held[0]) != len(labels):
-            raise ValueError(f"{len(held[0])} images have {len(labels)} labels; expected one for each")
+            remedy = "; use images[:, None] of gray images" if images.ndim == 3 else ""
+            if images.is_floating_point():
+                remedy = "; use (255 * images).round().to(torch.uint8) of images in [0, 1]"
+            expected = "expected uint8 [N, channels, height, width] with values from 0 to 255"
+            raise ValueError(f"images are {shape_and_type(images)}; {expected}{remedy}")
+        if len(samples) != len(labels):
+            raise ValueError(f"{len(samples)} images have {len(labels)} labels; expected one for each")
         for name, value in (("images", images), ("labels", labels.long()), ("files", files)):
             object.__setattr__(self, name, value)
 
@@ -132,28 +114,24 @@ class Split:
 
     def subset(self, indices: "Tensor") -> "Split":
         """The samples at `indices` (int64 [n]), in that order."""
-        images = None if self.images is None else self.images[indices]
-        files: Sequence[str] | None = None
-        if isinstance(self.files, Rows):
-            files = self.files.subset(indices)
-        elif self.files is not None:
-            files = [self.files[i] for i in indices.tolist()]
-        return Split(images, self.labels[indices], files)
+        files = self.files
+        if isinstance(files, Rows):
+            files = files.subset(indices)
+        elif files is not None:
+            files = [files[i] for i in indices.tolist()]
+        return Split(None if self.images is None else self.images[indices], self.labels[indices], files)
 
     def digest(self) -> str:
-        """A hash of labels and images that is the same wherever the data set is stored.
-
-        Images in memory count with every pixel, files with their folder and name, rows with their sizes in bytes.
-        """
-        found = hashlib.blake2b(self.labels.contiguous().numpy().tobytes(), digest_size=16)
+        """A hash of labels and of pixels, files' names and folders, or rows' sizes, wherever they are stored."""
+        digest = hashlib.blake2b(self.labels.contiguous().numpy().tobytes(), digest_size=16)
         if self.images is not None:
-            found.update(self.images.contiguous().numpy().data)
+            digest.update(self.images.contiguous().numpy().data)
         if isinstance(self.files, Rows):
-            found.update(self.files.digest())
+            digest.update(self.files.digest())
         else:
             for file in self.files or []:
-                found.update(os.fsencode("/".join(Path(file).parts[-2:])))
-        return found.hexdigest()
+                digest.update(os.fsencode("/".join(Path(file).parts[-2:])))
+        return digest.hexdigest()
 
     @property
     def blocks(self) -> "Tensor | None":
@@ -162,7 +140,6 @@ class Split:
 
 
 def shape_and_type(array: "Tensor") -> str:
-    """Such as `float32 [100, 28, 28]`."""
     return f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
 
 
@@ -171,7 +148,7 @@ class Source:
     """A data set; `mean` and `std` are per channel, of train images scaled to [0, 1].
 
     `val` is a published split to validate on; if there is none, it is cut from train. Raises `ValueError` for splits
-    that do not fit to the rest.
+    that do not fit the other values.
     """
 
     name: str
@@ -183,11 +160,10 @@ class Source:
     train: Split
     test: Split
     val: Split | None = None
-    shuffle_buffer: int | None = 1000  # of what is read in blocks: among how many images a step's are drawn; all
+    shuffle_buffer: int | None = 1000  # for rows read in blocks: a step's images are drawn from about this many; all
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The published splits by name."""
         return {"train": self.train, **({"val": self.val} if self.val else {}), "test": self.test}
 
     def __post_init__(self) -> None:
@@ -195,32 +171,27 @@ class Source:
         for knob, least in (("mean", 0.0), ("std", 1e-6)):
             values = tuple(map(float, getattr(self, knob)))
             if len(values) != self.channels or not all(least <= value <= 1 for value in values):
-                raise ValueError(
-                    f"{self.name} has {knob}={values}; expected a number for each of channels={self.channels}, of "
-                    f"images scaled to [0, 1]"
-                )
+                expected = f"a number for each of channels={self.channels}, of images scaled to [0, 1]"
+                raise ValueError(f"{self.name} has {knob}={values}; expected {expected}")
             object.__setattr__(self, knob, values)
         for name, split in self.splits.items():
             if len(split) == 0:
                 raise ValueError(f"{self.name} has no images in its {name} split; put some there")
             for label in (int(split.labels.min()), int(split.labels.max())):
                 if not 0 <= label < len(self.classes):
-                    raise ValueError(
-                        f"{self.name} has the label {label} in its {name} split, and {len(self.classes)} classes: "
-                        f"labels are 0 to {len(self.classes) - 1}"
-                    )
+                    classes = f"{len(self.classes)} classes: labels are 0 to {len(self.classes) - 1}"
+                    raise ValueError(f"{self.name} has the label {label} in its {name} split, and {classes}")
             if problem := self.image_problem(split):
                 raise ValueError(f"{self.name}: {problem}, in its {name} split")
 
     def image_problem(self, split: Split) -> str | None:
-        """Why the images of a split do not fit to `channels` and `native_size`."""
+        """Why the images of a split do not fit `channels` and `native_size`."""
         if split.images is None:
             return None if self.channels == 3 else f"files are decoded to 3 channels, and channels={self.channels}"
         channels, height, width = split.images.shape[1:]
         if channels != self.channels:
-            last = width == self.channels
-            remedy = "; channels are last, so use images.permute(0, 3, 1, 2)" if last else ""
-            return f"images are {shape_and_type(split.images)}, and channels={self.channels}{remedy}"
+            last = "; channels are last, so use images.permute(0, 3, 1, 2)" if width == self.channels else ""
+            return f"images are {shape_and_type(split.images)}, and channels={self.channels}{last}"
         if self.native_size not in (None, height) or self.native_size not in (None, width):
             return f"images have {height} x {width} pixels, and native_size={self.native_size}"
         return None

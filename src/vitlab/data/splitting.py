@@ -17,14 +17,14 @@ def hold_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split
     """Cut a split into (kept, held out), about `share` of the samples held out, stratified by class.
 
     Streamed images are cut between their blocks, so that either part can be read without the other, unless that leaves
-    a class on one side alone. `knob` is what a `ValueError` names.
+    a class on one side alone. `knob` is the setting that a `ValueError` names.
     """
     if isinstance(split.files, Rows) and split.files.split_by_block and split.blocks is not None and 0 < share < 1:
-        if (mask := whole_blocks(split.labels, split.blocks, share, seed)) is not None:
+        if (mask := block_mask(split.labels, split.blocks, share, seed)) is not None:
             return split.subset((~mask).nonzero().flatten()), split.subset(mask.nonzero().flatten())
         log.warning(
-            "%s=%g is cut out of all row groups, or shards, which validating and training then both read: no draw of "
-            "whole ones has every class on both sides",
+            "%s=%g is cut out of all row groups, or shards, which validation and training then both read: no draw of "
+            "complete ones has every class on both sides",
             *(knob, share),
         )
     kept, out = stratified_split(split.labels, share, seed=seed, knob=knob)
@@ -32,10 +32,7 @@ def hold_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split
 
 
 def stratified_split(labels: Tensor, held_out: int | float, *, seed: int, knob: str) -> tuple[Tensor, Tensor]:
-    """Cut indices (kept, held out), both sorted, with the shares of the classes kept.
-
-    `held_out` is a number of samples, or a fraction in (0, 1). `knob` is what a ValueError names.
-    """
+    """Sorted indices (kept, held out), `held_out` of them (a number, or a fraction in (0, 1)), stratified by class."""
     from sklearn.model_selection import train_test_split
 
     if isinstance(held_out, float) and not 0.0 < held_out < 1.0:
@@ -46,14 +43,14 @@ def stratified_split(labels: Tensor, held_out: int | float, *, seed: int, knob: 
         counts = torch.bincount(labels)
         counts = counts[counts > 0]
         raise ValueError(
-            f"{knob}={held_out:g} can't split {len(labels)} samples of {len(counts)} classes, the smallest "
-            f"of {int(counts.min())}, with every class on both sides: {error}; change {knob} or give every "
-            f"class more images"
+            f"{knob}={held_out:g} can't split {len(labels)} samples of {len(counts)} classes, the smallest of "
+            f"{int(counts.min())}, with every class on both sides: {error}; change {knob} or give every class more "
+            f"images"
         ) from error
     return torch.tensor(sorted(kept)), torch.tensor(sorted(out))
 
 
-def whole_blocks(labels: Tensor, blocks: Tensor, share: float, seed: int) -> Tensor | None:
+def block_mask(labels: Tensor, blocks: Tensor, share: float, seed: int) -> Tensor | None:
     """Which samples (bool [N]) are held out, in complete blocks; None if no draw has every class on both sides."""
     sizes, classes = torch.bincount(blocks), torch.bincount(labels) > 0
     for draw in range(DRAWS):

@@ -11,13 +11,15 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitlab.data.rows import InvalidImage, Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+OPEN_FILES = 64
 
 
 class ArrowRows(Rows):
@@ -29,9 +31,6 @@ class ArrowRows(Rows):
         super().__init__(place, chosen)
         self.column = column
         self.dataset = dataset.select_columns([column]).cast_column(column, Image(decode=False))
-
-    def subset(self, indices: "Tensor") -> "ArrowRows":
-        return ArrowRows(self.place, self.dataset, self.column, self.chosen[indices])
 
     def read(self, row: int) -> bytes:
         return image_bytes(self.dataset[row][self.column])
@@ -54,11 +53,11 @@ class ArrowRows(Rows):
 
         column = self._stored()
         lengths = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), -1)
-        found = hashlib.blake2b(lengths.to_numpy().astype("<i8").tobytes(), digest_size=16)
+        digest = hashlib.blake2b(lengths.to_numpy().astype("<i8").tobytes(), digest_size=16)
         if pc.any(pc.equal(lengths, -1)).as_py():
             for path in pc.struct_field(column, "path").to_pylist():
-                found.update("/".join((path or "").split("/")[-2:]).encode() + b"\0")
-        return found.digest()
+                digest.update("/".join((path or "").split("/")[-2:]).encode() + b"\0")
+        return digest.digest()
 
 
 class Group(NamedTuple):
@@ -72,15 +71,9 @@ class Group(NamedTuple):
 
 
 class ParquetRows(Rows):
-    """Rows of parquet files, local or at a URL, which are read a row group at a time.
+    """Rows of parquet files, paths or URLs, which are read a row group at a time.
 
-    Args:
-        place: As for all rows.
-        files: Paths or URLs.
-        column: The images' column: encoded bytes, or `bytes` with a `path`.
-        groups: All row groups of the files, in order.
-        buffer: About how many rows may be in use at a time, of all processes of a machine together.
-        chosen: As for all rows.
+    About `buffer` rows are in memory at a time, of all processes of a machine together.
     """
 
     def __init__(
@@ -89,53 +82,47 @@ class ParquetRows(Rows):
         super().__init__(place, chosen)
         self.files, self.column, self.groups, self.buffer = files, column, groups, buffer
         self.starts = [group.start for group in groups]
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._process, self._lock = os.getpid(), threading.RLock()
-        self._open: OrderedDict[int, Any] = OrderedDict()
-        self._held: OrderedDict[int, Any] = OrderedDict()
-        self._wanted: Any = None
-        self._left: dict[int, int] = {}  # of those held
-        self.__dict__.pop("most_held", None)  # another process may be a worker
+        self._open = lru_cache(OPEN_FILES)(open_parquet)
+        self._cache: OrderedDict[int, Any] = OrderedDict()  # images by row group
+        self._unread: dict[int, int] = {}  # rows of the groups in the cache that are still to be read
+        self.__dict__.pop("cache_size", None)  # another process may be a worker
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            key: value
-            for key, value in self.__dict__.items()
-            if key not in ("_lock", "_open", "_held", "_wanted", "_left")
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParquetRows, (self.place, self.files, self.column, self.groups, self.buffer, self.chosen)
 
     @property
     def blocks(self) -> "Tensor":
         import torch
 
-        return torch.from_numpy(self._numbers())
+        return torch.from_numpy(self._block_numbers())
 
-    def _numbers(self) -> Any:
+    def _block_numbers(self) -> Any:
         """The blocks as a NumPy array: in a process that was forked, torch's threads may wait forever."""
         import numpy as np
 
         return np.searchsorted(np.array(self.starts), self.chosen.numpy(), side="right") - 1
 
-    def subset(self, indices: "Tensor") -> "ParquetRows":
-        return ParquetRows(self.place, self.files, self.column, self.groups, self.buffer, self.chosen[indices])
+    @cached_property
+    def block_sizes(self) -> Any:
+        import numpy as np
+
+        return np.bincount(self._block_numbers(), minlength=len(self.groups))
 
     @cached_property
-    def most_held(self) -> int:
+    def cache_size(self) -> int:
         """Row groups that this process keeps: of all that are in use, those of a loading worker's turns."""
         from torch.utils.data import get_worker_info
 
         from vitlab.data.sampler import pieces
 
-        sizes, worker = sorted(size for size in self._sizes() if size), get_worker_info()
-        rows = int(sizes[(len(sizes) - 1) // 2])  # as `sampler.typical` says
+        sizes, worker = sorted(size for size in self.block_sizes if size), get_worker_info()
+        rows = int(sizes[(len(sizes) - 1) // 2])  # the median, as in `sampler.shuffled_blocks`
         layout = pieces(rows, self.buffer)
-        return 1 + layout.in_use(rows) // math.gcd(layout.turns, worker.num_workers if worker else 1)
+        return 1 + layout.blocks_in_use(rows) // math.gcd(layout.turns, worker.num_workers if worker else 1)
 
     def read(self, row: int) -> bytes:
         block = bisect.bisect_right(self.starts, row) - 1
@@ -144,47 +131,31 @@ class ParquetRows(Rows):
 
     def local_files(self) -> Sequence[str] | None:
         files = ["" if "://" in file else file for file in self.files]
-        return [files[self.groups[block].file] for block in self._numbers().tolist()]
+        return [files[self.groups[block].file] for block in self._block_numbers().tolist()]
 
     def content(self) -> bytes:
         """The sizes of all row groups."""
         return repr([(group.rows, group.size) for group in self.groups]).encode()
 
-    def _sizes(self) -> Any:
-        """Rows of each block, an array."""
-        import numpy as np
-
-        if self._wanted is None:
-            self._wanted = np.bincount(self._numbers(), minlength=len(self.groups))
-        return self._wanted
-
     def _images(self, block: int) -> Any:
-        """The images of a row group, as an Arrow array."""
         if self._process != os.getpid():  # files that were opened before a fork are the parent's
-            self._forget()
+            self._reset()
         with self._lock:
-            if block in self._held:
-                self._held.move_to_end(block)
-                self._left[block] -= 1
-                return self._held[block] if self._left[block] else self._held.pop(block)  # all of it was asked for
-            group, self._left[block] = self.groups[block], int(self._sizes()[block]) - 1
-            while len(self._held) >= self.most_held:
-                self._held.popitem(last=False)
-            column = self._file(group.file).read_row_group(group.number, columns=[self.column], use_threads=False)
+            if block in self._cache:
+                self._cache.move_to_end(block)
+                self._unread[block] -= 1
+                return self._cache[block] if self._unread[block] else self._cache.pop(block)
+            group, self._unread[block] = self.groups[block], int(self.block_sizes[block]) - 1
+            while len(self._cache) >= self.cache_size:
+                self._cache.popitem(last=False)
+            file = self._open(self.files[group.file])
+            column = file.read_row_group(group.number, columns=[self.column], use_threads=False)
             if len(column) != group.rows:
                 raise OSError(f"{self.files[group.file]} was changed since its row groups were counted")
             images = column.column(0).combine_chunks()
-            if self._left[block]:
-                self._held[block] = images
+            if self._unread[block]:
+                self._cache[block] = images
             return images
-
-    def _file(self, number: int) -> Any:
-        if number not in self._open:
-            while len(self._open) >= 64:
-                self._open.popitem(last=False)[1].close()
-            self._open[number] = open_parquet(self.files[number])
-        self._open.move_to_end(number)
-        return self._open[number]
 
 
 def open_parquet(place: str) -> Any:

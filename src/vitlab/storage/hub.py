@@ -15,11 +15,9 @@ def hub_problem() -> str:
         return "HF_HUB_OFFLINE is set"
     try:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return ""  # it answers
     except OSError as error:
         reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):
-            return ""  # the Hub's client may have its own certificates
-        return f"{constants.ENDPOINT} can't be reached ({reason})"
+        # an HTTP error is an answer; and the Hub's client may have its own certificates
+        if not isinstance(error, urllib.error.HTTPError) and not isinstance(reason, ssl.SSLError):
+            return f"{constants.ENDPOINT} can't be reached ({reason})"
     return ""

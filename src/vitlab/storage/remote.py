@@ -1,8 +1,7 @@
-"""The files of a packed data set, in a folder or in object storage, from which they are fetched when needed.
+"""The files of a packed data set, in a folder or in object storage, from which fsspec fetches them when needed.
 
-fsspec fetches them, with the package and the credentials of each scheme. Fetched files are kept in a folder that all
-processes of a machine share, up to a size; the least recently used are removed first. A file appears under its name
-once it is complete, and one that another process reads may be removed meanwhile.
+Fetched files are kept in a folder that all processes of a machine share, up to a size; the least recently used are
+removed first. A file appears once it is complete, and one that another process reads may be removed meanwhile.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ CREDENTIALS = {  # where a scheme's are looked for
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS in the environment, the file with a service account's key",
 }
-PART = ".part"  # ends the name of a file while it is fetched
+PART = ".part"  # suffix of a file while it is fetched
 ABANDONED = 3600  # seconds without a write after which such a file is of a killed process
 
 
@@ -31,9 +30,9 @@ def is_remote(place: str) -> bool:
 
 
 def url_problem(place: str) -> str | None:
-    """Why nothing can be read at a URL, whatever is stored there; None where it may be, and for a folder."""
-    scheme, remote, _ = place.partition("://")
-    if not remote:
+    """Why nothing can be read at a URL, whatever is stored there; None if it may be, and for a folder."""
+    scheme = place.partition("://")[0]
+    if not is_remote(place):
         return None
     if scheme not in SCHEMES:
         schemes = ", ".join(f"{known}://" for known in SCHEMES)
@@ -47,51 +46,35 @@ def url_problem(place: str) -> str | None:
 
 
 def fetch_problem(error: Exception, place: str) -> str:
-    """Why a file could not be fetched, in a line, and what to do about missing credentials."""
+    """Why a file could not be fetched, in a line, and the remedy for missing credentials."""
     scheme, text = place.partition("://")[0], " ".join(str(error).split())
     if "credential" in text.lower() and scheme in CREDENTIALS:
         return f"there are no valid credentials for {scheme}://; set {CREDENTIALS[scheme]}"
     return "there is no such file" if isinstance(error, FileNotFoundError) else text[:300] or type(error).__name__
 
 
-def fetch_lock(file: Path) -> FileLock:
-    """The lock of the process that fetches a file, on whichever machine; it ends with the process."""
-    return FileLock(file.with_name(f".{file.name}.lock"))
-
-
 class Storage:
-    """The files of one data set, by their names within it.
-
-    Args:
-        place: A folder, or a URL of one.
-        cache_dir: Where fetched files are kept; None: in the user's cache.
-        cache_gb: About how many gigabytes of them.
-    """
+    """The files of one data set, by their names within it, in a folder or at a URL of one."""
 
     def __init__(self, place: str, *, cache_dir: str | None = None, cache_gb: float = 100.0) -> None:
         self.place, self.remote, self.limit = place.rstrip("/"), is_remote(place), cache_gb * 1e9
+        self.folder = Path(self.place)
         if self.remote:
             if (problem := url_problem(place)) is not None:
                 raise ValueError(problem)
-            digest = hashlib.blake2b(self.place.encode(), digest_size=8).hexdigest()
             self.cache = Path(cache_dir or CACHE).expanduser()
-            self.folder = self.cache / digest
+            self.folder = self.cache / short_hash(self.place.encode())
             self.folder.mkdir(parents=True, exist_ok=True)
-        else:
-            self.folder = Path(self.place)
 
     def read_description(self, name: str) -> bytes:
-        """The content of the file that describes the data set, as it is now; another content has files of its own.
-
-        Raises `OSError`.
-        """
+        """The current content of the file that describes the data set; each content has its own folder of files."""
         file = self.folder / name
         if not self.remote:
             return file.read_bytes()
-        with fetch_lock(file):
+        with FileLock(file.with_name(f".{file.name}.lock")):
             self._fetch(name, file, None)
             content = file.read_bytes()
-        self.folder = self.folder / hashlib.blake2b(content, digest_size=8).hexdigest()
+        self.folder = self.folder / short_hash(content)
         self.folder.mkdir(exist_ok=True)
         return content
 
@@ -100,11 +83,8 @@ class Storage:
         os.close(self.open(name))
         return self.folder / name
 
-    def open(self, name: str, *, size: int | None = None) -> int:
-        """A descriptor of the file `name`, to read it, which stays valid where that is removed.
-
-        Raises `OSError` where it can't be fetched, or has another size than it should.
-        """
+    def open(self, name: str, size: int | None = None) -> int:
+        """A descriptor to read the file `name`, which stays valid if that is removed. Raises `OSError`."""
         file = self.folder / name
         while True:
             try:
@@ -113,7 +93,7 @@ class Storage:
                 if not self.remote:
                     raise
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with fetch_lock(file):
+                with FileLock(file.with_name(f".{file.name}.lock")):
                     if not file.is_file():
                         self._fetch(name, file, size)
             else:
@@ -125,8 +105,8 @@ class Storage:
         """Fetch a file, with its lock held."""
         from fsspec.core import url_to_fs
 
-        for chatty in ("botocore", "aiobotocore"):  # log where they found credentials, at every connection
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        for library in ("botocore", "aiobotocore"):  # log where they found credentials, at every connection
+            logging.getLogger(library).setLevel(logging.WARNING)
         self._make_room(size or 0)
         part = file.with_name(f".{file.name}{PART}")
         try:
@@ -141,7 +121,7 @@ class Storage:
             part.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        """Remove what killed processes left, then the least recently used shards. Indices stay."""
+        """Remove the partial files of killed processes, then the least recently used shards. Indices stay."""
         with FileLock(self.cache / ".room.lock"):
             used = list[tuple[float, int, Path]]()
             for file in (Path(folder, name) for folder, _, names in os.walk(self.cache) for name in names):
@@ -153,3 +133,7 @@ class Storage:
                 if now - mtime > ABANDONED if file.suffix == PART else total + size > self.limit:
                     file.unlink(missing_ok=True)
                     total -= taken
+
+
+def short_hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()

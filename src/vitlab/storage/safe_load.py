@@ -19,25 +19,19 @@ from vitlab.config.allowlist import NotTrusted
 def explain_unsafe_pickle(
     file: Path | str | None, remedy: str = "use a checkpoint that vitlab saved"
 ) -> Iterator[None]:
-    """Around what loads a checkpoint with `weights_only=True`: its refusal in one line, and what to do instead.
-
-    torch's own names the switch that would run the file's code.
-    """
+    """Replace torch's refusal of a file, which names the switch that would run its code, by a line with the remedy."""
     try:
         yield
     except (pickle.UnpicklingError, RuntimeError) as error:
         if "weights_only" not in str(error):
             raise
         name = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
-        what = f" ({name[1]})" if name else ""
-        raise NotTrusted(
-            f"{file} is refused: it holds more than weights and plain data{what}, and loading that could run code; "
-            f"{remedy}"
-        ) from error
+        found = f"it holds more than weights and plain data{f' ({name[1]})' if name else ''}"
+        raise NotTrusted(f"{file} is refused: {found}, and loading that could run code; {remedy}") from error
 
 
 def corruption(file: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes, or None: torch's files carry a checksum (CRC-32) of each record."""
+    """What is wrong with a checkpoint's bytes, or None: torch's files have a checksum (CRC-32) of each record."""
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
@@ -51,16 +45,13 @@ def corruption(file: Path) -> str | None:
 
 
 def verify_checkpoint(file: Path) -> None:
-    """Raises `OSError` for a damaged file: torch itself looks at no checksum."""
+    """Raise `OSError` for a damaged file: torch itself verifies no checksum."""
     if problem := corruption(file):
         raise OSError(f"{file} is damaged ({problem}): its weights aren't what was saved; use another checkpoint")
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint's content; tensors are read from the file when they are used.
-
-    Raises `allowlist.NotTrusted` for a file that holds more than weights and plain data.
-    """
+    """A checkpoint's content; tensors are read from the file when they are used. Raises `allowlist.NotTrusted`."""
     with explain_unsafe_pickle(file):
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if isinstance(identity := content.get("vitlab"), dict) and isinstance(identity.get("config"), dict):

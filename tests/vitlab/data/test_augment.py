@@ -1,4 +1,4 @@
-"""The knobs of augmentation, and the way from uint8 to normalised float."""
+"""The knobs of augmentation, and the way from uint8 to normalized float."""
 
 from typing import Any
 
@@ -111,7 +111,7 @@ def test_cutmix_targets_are_the_shares_of_the_area() -> None:
     assert torch.allclose(targets[:, 1], white, atol=1e-6)
 
 
-def test_prepare_resizes_and_normalises_like_torchvision() -> None:
+def test_prepare_resizes_and_normalizes_like_torchvision() -> None:
     images = fake(samples=4, test_samples=1, size=12).train.images
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     ours = Prepare(image_size=(16, 20), mean=mean, std=std)(images)
@@ -125,7 +125,7 @@ def test_prepare_resizes_and_normalises_like_torchvision() -> None:
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_erased_pixels_have_the_mean_colour() -> None:
+def test_erased_pixels_have_the_mean_color() -> None:
     images, _ = run(Augment(erasing=1.0), same(4))
     assert (images == 0).flatten(1).any(1).all()
 
@@ -152,5 +152,5 @@ def test_erased_pixels_have_the_mean_colour() -> None:
     ],
 )
 def test_a_knob_outside_its_range_is_named(knob: str, value: object, rule: str) -> None:
-    with pytest.raises(ValueError, match=rf"data\.augment\.{knob}=.*{rule}"):
+    with pytest.raises(ValueError, match=rf"{knob}=.*{rule}"):
         Augment(**{knob: value})  # type: ignore[arg-type]

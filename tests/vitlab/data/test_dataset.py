@@ -10,7 +10,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
-from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBatch, centre_crop
+from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBatch, center_crop
 from vitlab.data.decode import read_image
 from vitlab.data.sampler import BatchPlan, EpochBatches, stable_seed
 from vitlab.data.sets.digits import digits
@@ -90,7 +90,7 @@ def test_loading_files_leaves_the_global_random_state_alone(photos: Split) -> No
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_evaluation_takes_the_centre_like_torchvision(photos: Split) -> None:
+def test_evaluation_takes_the_center_like_torchvision(photos: Split) -> None:
     data = FilesDataset(photos, image_size=(56, 56), augment=Augment(), seed=0, training=False)
     batch = data.__getitems__(BatchPlan(0, 0, [0, 9], 2))
     assert isinstance(batch, EvalBatch)
@@ -102,15 +102,15 @@ def test_evaluation_takes_the_centre_like_torchvision(photos: Split) -> None:
 
 @pytest.mark.parametrize("size", [(10, 90), (90, 10), (33, 33), (1, 1)])
 @pytest.mark.parametrize("image_size", [(16, 16), (8, 24), (24, 8)])
-def test_the_centre_crop_has_the_size_asked_for(size: tuple[int, int], image_size: tuple[int, int]) -> None:
-    assert centre_crop(torch.zeros(3, *size, dtype=torch.uint8), image_size, 0.875).shape == (3, *image_size)
+def test_the_center_crop_has_the_size_asked_for(size: tuple[int, int], image_size: tuple[int, int]) -> None:
+    assert center_crop(torch.zeros(3, *size, dtype=torch.uint8), image_size, 0.875).shape == (3, *image_size)
 
 
 def test_of_a_side_that_is_far_too_long_the_middle_is_seen() -> None:
     line = (torch.arange(100_001) % 7).mul(30).to(torch.uint8).expand(3, 1, -1)
     for image in (line, line.transpose(1, 2)):
         middle = v2.functional.center_crop(image, [min(side, 201) for side in image.shape[-2:]])
-        assert torch.equal(centre_crop(image, (8, 8), 0.875), centre_crop(middle, (8, 8), 0.875))
+        assert torch.equal(center_crop(image, (8, 8), 0.875), center_crop(middle, (8, 8), 0.875))
 
 
 def test_large_crops_come_from_a_smaller_decoding_only_where_that_is_asked_for(photos: Split) -> None:
@@ -126,7 +126,7 @@ def test_large_crops_come_from_a_smaller_decoding_only_where_that_is_asked_for(p
         torch.manual_seed(stable_seed(3, 0, 4))
         crop = v2.RandomResizedCrop((24, 24), (0.9, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
         assert torch.equal(pictures[False][1], crop(read_image(photos.files[4]))), (
-            "torchvision's own, of the whole image"
+            "torchvision's own, of the complete image"
         )
 
 

@@ -128,7 +128,7 @@ def test_whatever_the_bytes_are_there_is_an_image_or_an_error_that_names_the_fil
             assert pixels.dtype == torch.uint8
             assert pixels.shape[0] == 3
             outcomes.add(("image",))
-    remedy = "replace it, or look for all of its kind at once with data.scan=decode, or data.on_error=skip"
+    remedy = "replace it, or find all bad files at once with data.scan=decode, or set data.on_error=skip"
     named = ("error", f"{path} can't be decoded", remedy)
     assert outcomes == ({named} if format == "PNG" else {named, ("image",)})
 

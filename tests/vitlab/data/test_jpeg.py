@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from vitlab.data import jpeg
 from vitlab.data.decode import decode
-from vitlab.data.jpeg import Box, decode_crop, factor_for, plain_jpeg
+from vitlab.data.jpeg import Box, decode_crop, parse_plain_jpeg, reduction_factor
 
 # torchvision 0.29, which `read_image` keeps quiet
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
@@ -57,7 +57,9 @@ KINDS = {
 
 @pytest.mark.parametrize("installed", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_crop_is_that_of_the_whole_bit_for_bit(monkeypatch: pytest.MonkeyPatch, kind: str, installed: bool) -> None:
+def test_a_crop_is_that_of_the_complete_image_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, kind: str, installed: bool
+) -> None:
     if not installed:
         monkeypatch.setattr(jpeg, "simplejpeg", None)
     data = KINDS[kind]
@@ -99,7 +101,9 @@ def test_no_row_below_the_box_is_decoded(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(jpeg, "decode_fast", seen)
     for kind in ("baseline", "grey", "progressive", "restart markers", "CMYK", "on its head"):
         decode_crop(KINDS[kind], lambda *_: BOX, (24, 32))
-    assert heights == [45, 45, 107, 107], "what isn't row after row is decoded whole, CMYK and turned files elsewhere"
+    assert heights == [45, 45, 107, 107], (
+        "what isn't row after row is decoded complete, CMYK and turned files elsewhere"
+    )
 
 
 @pytest.mark.parametrize("kind", ["baseline", "progressive", "restart markers"])
@@ -132,7 +136,7 @@ def test_a_broken_file_is_the_same_error_or_the_same_image(kind: str) -> None:
 
 @pytest.mark.parametrize(("side", "factor"), [(383, 1), (384, 2), (767, 2), (768, 4), (1536, 8), (9999, 8)])
 def test_a_smaller_decoding_leaves_twice_what_is_needed(side: int, factor: int) -> None:
-    assert factor_for(Box(0, 0, side, 10_000), (96, 96)) == factor
+    assert reduction_factor(Box(0, 0, side, 10_000), (96, 96)) == factor
 
 
 def test_a_smaller_decoding_is_close_and_the_same_without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,5 +158,5 @@ def test_a_size_is_refused_before_anything_is_decoded() -> None:
 
 
 def test_only_what_may_be_turned_is_left_to_others() -> None:
-    assert plain_jpeg(turned(1)) is not None
-    assert all(plain_jpeg(turned(orientation)) is None for orientation in range(2, 9))
+    assert parse_plain_jpeg(turned(1)) is not None
+    assert all(parse_plain_jpeg(turned(orientation)) is None for orientation in range(2, 9))

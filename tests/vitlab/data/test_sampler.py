@@ -84,14 +84,14 @@ def test_the_order_follows_from_seed_and_epoch() -> None:
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
 
 
-def test_a_resumed_epoch_goes_on_with_the_next_step() -> None:
+def test_a_resumed_epoch_continues_with_the_next_step() -> None:
     position = (3, 0)
     loader = batches(50, 8, accumulate=2, position=lambda: position)
-    whole = list(loader)
+    complete = list(loader)
     for done in range(8):
         position = (3, done)
-        assert list(loader) == [plan for plan in whole if plan.step >= done]
-        assert len(loader) == len(whole)
+        assert list(loader) == [plan for plan in complete if plan.step >= done]
+        assert len(loader) == len(complete)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_step_mixes_samples_of_several_blocks() -> None:
 def test_large_blocks_are_used_few_at_a_time(rows: int, buffer: int, expected: tuple[int, int]) -> None:
     layout = pieces(rows, buffer)
     assert (layout.lanes, layout.turns) == expected
-    assert layout.in_use(rows) * rows <= max(2 * buffer, 2 * rows)
+    assert layout.blocks_in_use(rows) * rows <= max(2 * buffer, 2 * rows)
 
 
 def reads(ranks: int, workers: int, accumulate: int) -> float:
@@ -219,7 +219,7 @@ def reads(ranks: int, workers: int, accumulate: int) -> float:
                 mine[block] -= 1
                 if not mine[block]:
                     del mine[block]
-                assert len(mine) <= layout.in_use(20)
+                assert len(mine) <= layout.blocks_in_use(20)
     return count / 300
 
 

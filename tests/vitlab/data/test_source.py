@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from conftest import SRC, Configure
 from vitlab.cli import checks
 from vitlab.config import allowlist
@@ -128,7 +129,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_set_in_one_file_of_the_users_own_is_known_and_checked_like_any_other(
-    mine: str, configure: Configure, train_function: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+    mine: str, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert loader_facts(mine) == Facts()
     assert "my_pictures" not in sys.modules, "it may not be called, so it isn't imported"
@@ -136,7 +137,7 @@ def test_a_set_in_one_file_of_the_users_own_is_known_and_checked_like_any_other(
     own = [f"data.source._target_={mine}", "schedule.warmup_steps=0"]
     config = configure(*own)
     assert (config["name"], config["image_size"]) == ("pictures-vit_64x4_p2-12px", 12)
-    assert checks.problems(train_function, config) == []
+    assert checks.problems(train.main, config) == []
     for setting, problem in (
         ("+data.source.samples=3", "data.source.samples=3 is odd"),
         (
@@ -146,7 +147,7 @@ def test_a_set_in_one_file_of_the_users_own_is_known_and_checked_like_any_other(
         ("data.on_error=skip", "data.on_error=skip is for image folders, and pictures is none; leave it out"),
         ("+model.num_classes=3", "model.num_classes=3, but the data has 2 classes"),
     ):
-        (found,) = checks.problems(train_function, configure(*own, setting))
+        (found,) = checks.problems(train.main, configure(*own, setting))
         assert found.startswith(problem)
 
 
@@ -167,7 +168,7 @@ def test_settings_are_those_of_the_signature_where_none_are_set() -> None:
     assert loader_settings(node) == {"samples": 7, "test_samples": 256, "size": 32, "channels": 3, "num_classes": 10}
 
 
-def test_facts_that_are_wrong_are_told_when_the_data_is_loaded() -> None:
+def test_wrong_facts_are_reported_when_the_data_is_loaded() -> None:
     def loaded(loader: Callable[[], Source]) -> None:
         DataModule(source=loader, augment=Augment(), image_size=16, batch_size=8, seed=0).setup()
 

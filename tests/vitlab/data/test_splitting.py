@@ -36,7 +36,7 @@ def test_what_is_streamed_is_cut_between_its_blocks() -> None:
     assert not torch.equal(other.blocks, val.blocks)  # type: ignore[arg-type]
 
 
-def test_blocks_of_one_class_each_are_cut_through_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_blocks_of_one_class_each_are_cut_through_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     labels = torch.arange(100) // 10
     with caplog.at_level(logging.WARNING):
         train, val = hold_out(streamed(labels), 0.2, seed=0, knob="data.val_fraction")

@@ -38,7 +38,7 @@ def test_each_row_is_the_image_that_was_written(rows: Rows) -> None:
     assert [read_bytes(row) for row in part] == [read_bytes(rows[21]), read_bytes(rows[300])]
 
 
-def test_their_digest_tells_what_they_are_and_not_where(
+def test_their_digest_depends_on_content_and_not_on_place(
     rows: Rows, parquet: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     streaming = isinstance(rows, ParquetRows)
@@ -71,7 +71,7 @@ def test_another_process_opens_files_of_its_own(rows: Rows, method: str) -> None
         assert pool.apply(read_in_child, (rows, indices)) == expected
 
 
-def test_a_row_without_an_image_and_one_that_lies_elsewhere(tmp_path: Path) -> None:
+def test_a_row_without_an_image_and_one_that_is_elsewhere(tmp_path: Path) -> None:
     Image.fromarray((load_digits().images[0] * 15).astype(np.uint8)).save(tmp_path / "0.png")
     values = [{"bytes": None, "path": str(tmp_path / "0.png")}, None, {"bytes": None, "path": "0.png"}]
     features = datasets.Features({"image": datasets.Image()})
@@ -98,15 +98,15 @@ def test_row_groups_are_let_go_of_when_all_of_them_was_read_or_others_need_the_r
     assert isinstance(rows, ParquetRows)
     for index in range(49):
         rows[index].read()
-    assert list(rows._held) == [0]
+    assert list(rows._cache) == [0]
     rows[49].read()
-    assert list(rows._held) == []
+    assert list(rows._cache) == []
     for index in range(0, 600, 50):
         rows[index].read()
-    assert len(rows._held) == rows.most_held < 5
+    assert len(rows._cache) == rows.cache_size < 5
 
 
-def test_a_file_that_was_changed_meanwhile_is_told(parquet: Path, tmp_path: Path) -> None:
+def test_a_file_that_was_changed_meanwhile_is_reported(parquet: Path, tmp_path: Path) -> None:
     shutil.copytree(parquet, moved := tmp_path / "digits")
     rows = huggingface(name=str(moved), streaming=True).train.files
     assert isinstance(rows, ParquetRows)

@@ -97,13 +97,13 @@ def test_transformers_to_ours_to_transformers_is_bit_equal(name: str, exportable
 def test_the_usage_works_and_images_are_prepared_as_in_training(
     crop_fraction: float | None, exportable: Exportable, tmp_path: Path
 ) -> None:
-    from vitlab.data.dataset import centre_crop
+    from vitlab.data.dataset import center_crop
 
     trained = exportable(crop_fraction=crop_fraction)
     found: dict[str, Any] = {}
     exec(usage(trained, False).replace("FOLDER", str(written(tmp_path / "out", trained))), found)
     pixels = torch.randint(0, 256, (3, 30, 30), dtype=torch.uint8)
-    whole = pixels if crop_fraction is None else centre_crop(pixels, trained.image_size, crop_fraction)
+    whole = pixels if crop_fraction is None else center_crop(pixels, trained.image_size, crop_fraction)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     prepared = found["processor"](image, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(prepared, trained.prepare()(whole[None]), atol=0.03, rtol=0)

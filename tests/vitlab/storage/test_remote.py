@@ -29,7 +29,7 @@ def fetch(storage: Storage, number: int) -> Path:
     return storage.folder / "train" / f"{number}.tar"
 
 
-def test_a_folder_of_this_machine_is_read_where_it_lies(far: Path) -> None:
+def test_a_folder_of_this_machine_is_read_in_place(far: Path) -> None:
     assert Storage(str(far)).local_file("train/0.tar") == far / "train" / "0.tar"
     assert [is_remote(place) for place in (str(far), "data", "s3://a/b", "gs://a", f"file://{far}")] == [0, 0, 1, 1, 1]
 

@@ -1,4 +1,4 @@
-"""The rules of `src/prepare.py`'s settings."""
+"""Check the settings of `src/prepare.py`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,18 +8,13 @@ from vitlab.runs.folder import write_problem
 from vitlab.storage.remote import Storage, is_remote
 
 
-def problems(read: ConfigView) -> Iterator[str]:
+def problems(view: ConfigView) -> Iterator[str]:
     """What is wrong with the settings of packing, verifying or indexing, before anything is read."""
-    if not {"action", "shard_images"} <= read.config.keys():
+    if not {"action", "shard_images"} <= view.config.keys():
         return
     from vitlab.data.packing import manifest, pack, verify
 
-    for key, least in (("processes", 0), ("size", 1), ("shard_images", 1)):
-        if (value := read(key, int)) is not None and value < least:
-            yield f"{key}={value} must be at least {least}"
-    if (quality := read("quality", int)) is not None and not 1 <= quality <= 100:
-        yield f"quality={quality} must lie in 1 .. 100, or be null for PNG"
-    action, out, folder = (read(key, str) for key in ("action", "out", "data_dir"))
+    action, out, folder = (view(key, str) for key in ("action", "out", "data_dir"))
     if action in ("verify", "index"):
         if out is not None:
             yield f"out={out} is where images are packed, and {action} packs none; leave it out"
@@ -30,7 +25,7 @@ def problems(read: ConfigView) -> Iterator[str]:
                 manifest.read_manifest(Storage(folder)) if action == "verify" else verify.split_files(Path(folder))
             except manifest.NotShardedData as error:
                 yield str(error)
-    elif read.config.get("out") is None:
+    elif view.config.get("out") is None:
         yield "out is not set; name the folder to pack into: out=FOLDER"
     elif out is not None and (problem := pack.folder_problem(Path(out)) or write_problem("out", Path(out).absolute())):
         yield problem

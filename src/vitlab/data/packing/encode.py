@@ -1,4 +1,4 @@
-"""The bytes of an image as it is packed: its own where they will do, else downscaled and encoded again."""
+"""The bytes of an image as it is packed: its own if possible, else downscaled and encoded again."""
 
 import io
 
@@ -17,12 +17,9 @@ ORIENTATION = 0x0112  # EXIF's tag
 def image_bytes(split: Split, index: int, *, size: int | None, quality: int | None) -> bytes:
     """The image at `index` of a split, upright, its shorter side at most `size` pixels; never enlarged.
 
-    A JPEG or PNG file that is so already keeps its bytes, as all files do without a `size`; each is decoded all the
-    same, to know that it can be. Others become JPEG of a `quality`, or PNG without one, and images in memory PNG.
-
-    Raises:
-        InvalidImage: it isn't there, or can't be decoded.
-        Exception: of any other kind, where the machine can't read it, or lacks memory.
+    An upright JPEG or PNG file that is small enough keeps its bytes, as all files do without a `size`, if it can be
+    decoded. Others become JPEG of a `quality`, or PNG without one, and images in memory PNG. Raises `InvalidImage` if
+    it is missing or can't be decoded, and any other error if the machine can't read it, or lacks memory.
     """
     if split.images is not None:
         return encode(downscale(split.images[index], size), None)
@@ -48,11 +45,10 @@ def is_upright(data: bytes) -> bool:
 
 def downscale(image: Tensor, size: int | None) -> Tensor:
     """uint8 [C, H, W] with a shorter side of at most `size`."""
-    height, width = image.shape[-2:]
-    if size is None or min(height, width) <= size:
+    shorter = min(image.shape[-2:])
+    if size is None or shorter <= size:
         return image
-    scale = size / min(height, width)
-    sides = [max(size, round(side * scale)) for side in (height, width)]
+    sides = [max(size, round(side * (size / shorter))) for side in image.shape[-2:]]
     smaller: Tensor = v2.functional.resize(image, sides, v2.InterpolationMode.BICUBIC, antialias=True)
     return smaller
 
@@ -61,10 +57,6 @@ def encode(image: Tensor, quality: int | None) -> bytes:
     """uint8 [1 or 3, H, W] as JPEG, or as PNG without a `quality`."""
     assert image.dtype == torch.uint8
     pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-    file = io.BytesIO()
-    picture = Image.fromarray(pixels.contiguous().numpy())
-    if quality is None:
-        picture.save(file, "PNG")
-    else:
-        picture.save(file, "JPEG", quality=quality)
+    options = {"format": "PNG"} if quality is None else {"format": "JPEG", "quality": quality}
+    Image.fromarray(pixels.contiguous().numpy()).save(file := io.BytesIO(), **options)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""What a packed data set says about itself: `prepared.json`, and per split an index of its images, `SPLIT.index.npy`.
+"""The manifest of a packed data set, `prepared.json`, and per split an index of its images, `SPLIT.index.npy`.
 
 `prepared.json` is written last, so a folder that has it is complete. It names classes, counts, sizes and the checksum
 of every shard; nothing in it depends on when, or on how many processors, the set was packed.
@@ -17,29 +17,31 @@ from typing import Any
 import numpy as np
 
 from vitlab.config.schema import Node
-from vitlab.data.scan import listed
+from vitlab.data.scan import bullets
 from vitlab.storage.atomic import atomic_write, file_sha256
 from vitlab.storage.remote import Storage
 
 log = logging.getLogger(__name__)
 
 NAME = "prepared.json"
-WORK = ".prepare"  # where packing keeps what is unfinished
+WORK = ".prepare"  # the folder of unfinished packing
 VERSION = 1
 SPLITS = ("train", "val", "test")
 # A shard's name as packing and indexing write it: a file, or one in a folder. Other names could be of any file of this
 # machine. (.bin: sets packed before the tar format was the only one; an index finds images in either.)
 SHARD = re.compile(r"([^./\\\0][^/\\\0]*/)?[^./\\\0][^/\\\0]*\.(tar|bin)")
+# The first bytes of images, by the suffix of their files.
+STARTS = {"jpg": b"\xff\xd8", "png": b"\x89PNG", "webp": b"RIFF", "bmp": b"BM", "gif": b"GIF8", "ppm": b"P", "tif": b""}
 # One row per image, in the order of the split.
 ENTRY = np.dtype(
     [
         ("shard", "<u4"),  # which of the split's files
-        ("offset", "<u8"),  # where in that file the image begins
+        ("offset", "<u8"),  # of the image in that file
         ("size", "<u4"),  # its bytes
         ("crc", "<u4"),  # zlib.crc32 of them
         ("label", "<u4"),
         ("row", "<u4"),  # which image of the split that was packed
-        ("kind", "u1"),  # of tar.STARTS
+        ("kind", "u1"),  # of STARTS
     ]
 )
 Table = np.ndarray[Any, Any]  # of ENTRY
@@ -50,23 +52,18 @@ class NotShardedData(ValueError):
 
 
 def index_file(split: str) -> str:
-    """The name of a split's index."""
     return f"{split}.index.npy"
 
 
 def write_table(file: Path, table: Table) -> None:
-    content = io.BytesIO()
-    np.save(content, table, allow_pickle=False)
+    np.save(content := io.BytesIO(), table, allow_pickle=False)
     atomic_write(file, content.getvalue())
 
 
 def write_manifest(
     folder: Path, shards: Mapping[str, Sequence[tuple[Table, Node]]], *, classes: Sequence[str], **content: Any
 ) -> Node:
-    """Write the indices, then `prepared.json`, which completes a set, and return its content.
-
-    `shards` has, for each split, the images of each shard, and its `file`, `images`, `bytes` and `sha256`.
-    """
+    """Write the indices, then `prepared.json`; `shards` has each shard's table, `file`, `images`, `bytes`, `sha256`."""
     splits: Node = {}
     for split, parts in shards.items():
         for number, (part, _) in enumerate(parts):
@@ -86,7 +83,7 @@ def write_manifest(
 
 
 def log_results(content: Node, *, seconds: float, images: int = 0) -> Node:
-    """Log what a packed set holds, a line per split, and return it as the results of a command that packed `images`."""
+    """Log a packed set, a line per split, and return the results of a command that packed `images` of it."""
     results: Node = {"broken": content["broken"], "seconds": round(seconds, 1)}
     log.info("%-6s %10s %8s %7s   %s", "split", "images", "MB", "shards", "images of a class")
     for name, split in content["splits"].items():
@@ -101,33 +98,32 @@ def log_results(content: Node, *, seconds: float, images: int = 0) -> Node:
 
 def read_manifest(storage: Storage) -> Node:
     """The manifest of a packed data set. Raises `NotShardedData`."""
+    set_name = f"data_dir={storage.place}"
     try:
         content = json.loads(storage.read_description(NAME))
     except FileNotFoundError:
-        raise NotShardedData(missing(storage.folder)) from None
+        raise NotShardedData(missing_manifest(storage.folder)) from None
     except OSError as error:
-        raise NotShardedData(f"data_dir={storage.place} can't be read: {error}") from error
+        raise NotShardedData(f"{set_name} can't be read: {error}") from error
     except ValueError as error:
-        raise NotShardedData(f"data_dir={storage.place}: {NAME} is damaged ({error}); pack the set again") from error
+        raise NotShardedData(f"{set_name}: {NAME} is damaged ({error}); pack the set again") from error
     version = content.get("vitlab") if isinstance(content, dict) else None
     if not isinstance(content, dict) or version != VERSION:
-        reads = f"has version {version}, and this vitlab reads version {VERSION}"
-        raise NotShardedData(f"data_dir={storage.place}: {NAME} {reads}; pack the set again with src/prepare.py")
-    splits = content.get("splits", {})
-    wrong = [f"a split {name!r}, and there are {', '.join(SPLITS)}" for name in splits if name not in SPLITS]
-    wrong += [
-        f"a shard {shard['file']!r} in {name}, which is not a .tar file in the set's folder or one below it"
-        for name, split in splits.items()
-        for shard in split["shards"]
-        if not SHARD.fullmatch(str(shard["file"]))
-    ]
-    if wrong:  # a manifest from elsewhere may name any file
-        raise NotShardedData(f"data_dir={storage.place}: {NAME} names {wrong[0]}; pack the set again")
+        versions = f"has version {version}, and this vitlab reads version {VERSION}"
+        raise NotShardedData(f"{set_name}: {NAME} {versions}; pack the set again with src/prepare.py")
+    for name, split in content.get("splits", {}).items():  # a manifest from elsewhere may name any file
+        if name not in SPLITS:
+            wrong = f"a split {name!r}, and there are {', '.join(SPLITS)}"
+            raise NotShardedData(f"{set_name}: {NAME} names {wrong}; pack the set again")
+        for file in (shard["file"] for shard in split["shards"]):
+            if not SHARD.fullmatch(str(file)):
+                wrong = f"a shard {file!r} in {name}, which is not a .tar file in the set's folder or one below it"
+                raise NotShardedData(f"{set_name}: {NAME} names {wrong}; pack the set again")
     return content
 
 
-def missing(folder: Path) -> str:
-    """Why a folder without a manifest can't be read, and what to do about it."""
+def missing_manifest(folder: Path) -> str:
+    """Why a folder without a manifest can't be read, and the remedy."""
     if not folder.is_dir():
         return f"data_dir={folder} is no folder; data=shards wants one that src/prepare.py made"
     what = f"data_dir={folder} is no packed data set (it has no {NAME})"
@@ -135,10 +131,8 @@ def missing(folder: Path) -> str:
         return f"{what}: packing it was interrupted; the same command of src/prepare.py resumes it"
     if any(folder.glob("*.tar")) or any(folder.glob("*/*.tar")):
         return f"{what}; `python src/prepare.py index data_dir={folder}` makes one of a WebDataset from elsewhere"
-    packs = (
-        f"`python src/prepare.py data=image_folder data_dir={folder} out={folder}-packed` packs images of that folder"
-    )
-    return f"{what}; {packs}, and data=image_folder reads them as they are"
+    command = f"`python src/prepare.py data=image_folder data_dir={folder} out={folder}-packed`"
+    return f"{what}; {command} packs images of that folder, and data=image_folder reads them as they are"
 
 
 def load_index(storage: Storage, content: Node, split: str) -> "np.memmap[Any, Any]":
@@ -179,4 +173,4 @@ def check_files(folder: Path, content: Node, *, checksums: bool) -> None:
                 last = now
                 log.info("checked %.1f of %.1f GB in %.0f s", done / 1e9, total / 1e9, now - start)
     if damage:
-        raise NotShardedData(f"data_dir={folder} isn't what was packed; copy it again:{listed(damage)}")
+        raise NotShardedData(f"data_dir={folder} isn't what was packed; copy it again:{bullets(damage)}")

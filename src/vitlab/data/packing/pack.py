@@ -1,25 +1,27 @@
 """Pack a data set into shards, in parallel and resumable.
 
-Each complete shard has a record in `.prepare/`; those without one are written again. When all are there, the indices
+Each complete shard has a record in `.prepare/`; those without one are written again. After all of them, the indices
 are written, then `prepared.json`, and `.prepare/` is removed.
 """
 
 import json
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 
 from vitlab.config.schema import Node, format_value
-from vitlab.data.packing import manifest, mtimes
-from vitlab.data.packing.finalize import finalize
+from vitlab.data.packing import manifest
 from vitlab.data.packing.manifest import WORK
 from vitlab.data.packing.shard_writer import Settings, ShardWriter
+from vitlab.data.scan import BadFile, bullets, write_rows
 from vitlab.data.source import Source
 from vitlab.distributed import environment
 from vitlab.storage.atomic import atomic_write
@@ -28,10 +30,12 @@ log = logging.getLogger(__name__)
 
 LOCK = ".prepare.lock"
 LOCK_TIMEOUT = 20  # seconds within which the processes of a killed program have ended
+STAMPS = ".stamps.json"  # of files' sizes and times; not in `prepared.json`, which is the same wherever images are
+BROKEN = "broken.csv"
 
 
 def folder_problem(out: Path) -> str | None:
-    """Why a folder can't be packed into; None where it is new, empty, or holds a set, complete or not."""
+    """Why a folder can't be packed into; None if it is new, empty, or holds a set, complete or not."""
     if not out.exists() or (out / WORK).is_dir() or (out / manifest.NAME).is_file():
         return None
     if not out.is_dir():
@@ -43,7 +47,7 @@ def folder_problem(out: Path) -> str | None:
 
 @contextmanager
 def folder_lock(out: Path) -> Iterator[None]:
-    """Keep a second process out of a folder. Raises `ValueError` where there is one."""
+    """Keep a second process out of a folder. Raises `ValueError` if there is one."""
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK)
     try:
@@ -53,7 +57,7 @@ def folder_lock(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if (out / manifest.NAME).is_file():  # whoever waits for it finds the set complete
+        if (out / manifest.NAME).is_file():  # a process that waits for the lock finds the set complete
             (out / LOCK).unlink(missing_ok=True)
         lock.release()
 
@@ -68,14 +72,10 @@ def pack(
     max_skipped: float = 0.01,
     processes: int | None = None,
 ) -> Node:
-    """Pack a data set, or the rest of it, and return the command's results.
+    """Pack a data set named `name`, or its missing shards, and return the command's results.
 
-    Args:
-        source, settings, out: What is packed, how, and where to.
-        name: What the set is called.
-        on_error: `raise`: an image that can't be decoded is an error, once all are known. `skip`: it is left out.
-        max_skipped: Share of the images above which `skip` refuses.
-        processes: That read and encode; 0: this one; None: one per core.
+    Images that can't be decoded are an error once all are known, or left out with `on_error="skip"`, up to a share of
+    `max_skipped`. `processes` read and encode; 0: this one; None: one per core.
 
     Raises:
         ValueError: the folder is in use or holds something else; images are broken; a class has none left.
@@ -92,15 +92,13 @@ def pack(
             if differs := differences(before.get("plan", {}), plan):
                 raise ValueError(f"out={out} was packed with other settings ({differs}); use those, or another folder")
         if complete.is_file():
-            if (stamps := out / mtimes.NAME).is_file() and json.loads(stamps.read_text()) != writer.stamps:
-                raise ValueError(
-                    f"out={out} was packed from images of which files have other sizes or times now; name another "
-                    f"folder, or remove {out} to pack it again"
-                )
-            log.info("%s is there already, and is what this command makes", out)
+            if (stamps := out / STAMPS).is_file() and json.loads(stamps.read_text()) != writer.stamps:
+                changed = "was packed from images of which files have other sizes or times now"
+                raise ValueError(f"out={out} {changed}; name another folder, or remove {out} to pack it again")
+            log.info("%s exists already and is what this command makes", out)
             return manifest.log_results(json.loads(complete.read_text(encoding="utf-8")), seconds=0.0)
         work.mkdir(exist_ok=True)
-        atomic_write(begun, json.dumps({"plan": plan}).encode())
+        atomic_write(begun, json.dumps({"plan": plan}))
         for unfinished in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
             unfinished.unlink()
         drop_changed_shards(writer)
@@ -110,13 +108,13 @@ def pack(
 
 
 def packing_plan(source: Source, settings: Settings) -> Node:
-    """What decides the shards: packing is resumed only where this is the same."""
+    """All that decides the shards: packing is resumed only if this is the same."""
     splits = {name: {"images": len(split), "content": split.digest()} for name, split in source.splits.items()}
     return {**vars(settings), "source": source.name, "classes": list(source.classes), "splits": splits}
 
 
 def differences(before: Node, now: Node) -> str:
-    """What differs between two plans, in a line; empty where nothing does."""
+    """The settings that differ between two plans, in a line; empty if none does."""
     pairs = {key: (before.get(key), now.get(key)) for key in {**before, **now}}
     return "; ".join(
         f"other {key}" if isinstance(new, dict | list) else f"{key}: {format_value(old)} there, {format_value(new)} now"
@@ -126,7 +124,7 @@ def differences(before: Node, now: Node) -> str:
 
 
 def drop_changed_shards(writer: ShardWriter) -> None:
-    """Remove the records of shards whose images were broken, or of whose files some have changed since."""
+    """Remove the records of shards with broken images, or of whose files some have changed since."""
     changed = 0
     for number, stamp in enumerate(writer.stamps):
         if (file := writer.record_file(number)).is_file():
@@ -159,3 +157,36 @@ def write_missing_shards(writer: ShardWriter, processes: int | None) -> int:
             left = (total - done) / rate
             log.info("packed %d of %d images, %.0f a second, %d broken, %.0f s left", done, total, rate, broken, left)
     return done
+
+
+def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_skipped: float) -> Node:
+    """Report broken images, write the indices and the manifest of the complete set, and return the manifest."""
+    out, source, shards = writer.out, writer.source, dict[str, list[tuple[manifest.Table, Node]]]()
+    records = [json.loads(writer.record_file(number).read_text()) for number in range(len(writer))]
+    broken = [BadFile(*fields) for record in records for fields in record["broken"]]
+    if broken:
+        file, total = out / WORK / BROKEN, sum(map(len, source.splits.values()))
+        write_rows(file, BadFile, broken)
+        if on_error == "raise" or len(broken) > max_skipped * total:
+            allowed = "" if on_error == "raise" else f", more than data.max_skipped={max_skipped:g} allows; raise that"
+            raise ValueError(
+                f"{len(broken)} of {total} images ({len(broken) / total:.2%}) can't be decoded, listed in {file}; the "
+                f"others are packed. Replace them, or leave them out with data.on_error=skip{allowed}, and repeat the "
+                f"command:{bullets([f'{image.path}: {image.reason}' for image in broken])}"
+            )
+        file.replace(out / BROKEN)
+        log.warning("left out %d of %d images, listed in %s", len(broken), total, out / BROKEN)
+    for split, images in source.splits.items():
+        shards[split] = [
+            (np.load(writer.record_file(number).with_suffix(".npy"), allow_pickle=False), record["shard"])
+            for number, record in enumerate(records)
+            if record["split"] == split and record["images"]
+        ]
+        if lost := set(images.labels.tolist()).difference(*(table["label"].tolist() for table, _ in shards[split])):
+            raise ValueError(f"no image of the class {source.classes[min(lost)]!r} in {split} can be decoded")
+    atomic_write(out / STAMPS, json.dumps(writer.stamps))
+    mean, std = (list(values * 3 if source.channels == 1 else values) for values in (source.mean, source.std))
+    facts = {"name": name, "mean": mean, "std": std, "broken": len(broken), "plan": plan}
+    content = manifest.write_manifest(out, shards, classes=source.classes, **facts)
+    shutil.rmtree(out / WORK)
+    return content

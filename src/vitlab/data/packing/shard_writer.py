@@ -1,9 +1,20 @@
-"""A data set as shards, each written on request. A shard is a function of the images and the settings alone."""
+"""Write the shards of a data set on request. A shard is a function of the images and the settings alone.
+
+It is WebDataset's tar file, in which 000000123.jpg is followed by 000000123.cls, its class.
+"""
 
 import hashlib
+import io
 import json
+import os
+import tarfile
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,21 +24,20 @@ from torch.utils.data import Dataset
 from vitlab.config.schema import Node
 from vitlab.data.decode import error_reason, is_out_of_memory, read_error_not_skipped
 from vitlab.data.packing.encode import image_bytes
-from vitlab.data.packing.manifest import WORK, write_table
-from vitlab.data.packing.mtimes import sizes_and_mtimes
-from vitlab.data.packing.tar import Item, read_tar, write_tar
-from vitlab.data.rows import InvalidImage
+from vitlab.data.packing.manifest import ENTRY, STARTS, WORK, NotShardedData, Table, write_table
+from vitlab.data.rows import InvalidImage, Rows
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
-from vitlab.data.scan import BadFile
-from vitlab.data.source import Source
-from vitlab.storage.atomic import atomic_write, fsync
+from vitlab.data.scan import THREADS, BadFile
+from vitlab.data.source import Source, Split
+from vitlab.storage.atomic import atomic_write, file_sha256, fsync
 
-BUFFER = 10_000  # of what is read in blocks: among how many images those of a shard are drawn
+BUFFER = 10_000  # for rows read in blocks: a shard's images are drawn from about this many
+LABELS = ("cls", "cls.txt", "label", "label.txt")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a data set is packed; `checks.problems` has the bounds."""
+    """How a data set is packed."""
 
     size: int | None
     quality: int | None
@@ -55,7 +65,7 @@ class ShardWriter(Dataset[Node]):
         return len(self.jobs)
 
     def record_file(self, number: int) -> Path:
-        """Where the record of a complete shard is; the rows of its images are next to it."""
+        """The file with the record of a complete shard; the rows of its images are next to it."""
         split, shard, _, _ = self.jobs[number]
         return self.out / WORK / f"{split}-{shard:06d}.json"
 
@@ -71,7 +81,7 @@ class ShardWriter(Dataset[Node]):
                 broken.append(BadFile(image, name, error_reason(error)))
             except Exception as error:  # the image may be intact: skipping it would lose it
                 fewer = "processes=N with fewer needs less memory; " if is_out_of_memory(error) else ""
-                remedy = f"{fewer}the same command resumes, once that is mended"
+                remedy = f"{fewer}repair that, and the same command resumes"
                 raise read_error_not_skipped(image, error, remedy) from error
             else:
                 items.append(Item(data, int(split.labels[row]), place))
@@ -85,15 +95,12 @@ class ShardWriter(Dataset[Node]):
             fsync(temporary)
             (self.out / name).mkdir(exist_ok=True)
             temporary.replace(self.out / record["shard"]["file"])
-        atomic_write(self.record_file(number), json.dumps(record).encode())
+        atomic_write(self.record_file(number), json.dumps(record))
         return record
 
 
 def packing_order(source: Source, settings: Settings) -> dict[str, Tensor]:
-    """For each split, the order in which its images are packed, int64 [n]: train shuffled by the seed, the others not.
-
-    What is read in blocks is shuffled so that few of them are in use at a time.
-    """
+    """The order in which the images of each split are packed, int64 [n]: train shuffled by the seed, others not."""
     orders = {name: torch.arange(len(split)) for name, split in source.splits.items()}
     if settings.shuffle:
         generator = torch.Generator().manual_seed(stable_seed(settings.seed))
@@ -104,3 +111,81 @@ def packing_order(source: Source, settings: Settings) -> dict[str, Tensor]:
             sizes = [len(part) for part in cut(samples, -(-samples // settings.shard_images))]
             orders["train"] = shuffled_blocks(blocks, sizes, BUFFER, generator)
     return orders
+
+
+def sizes_and_mtimes(split: Split) -> np.ndarray[Any, Any]:
+    """The bytes and the modification time in nanoseconds of each image's file, int64 [n, 2].
+
+    They show images that were changed under the same names. Zeros for images in memory, fetched, or within a file whose
+    content the split's digest covers.
+    """
+    files = split.files.local_files() if isinstance(split.files, Rows) else split.files
+    if files is None:
+        return np.zeros((len(split), 2), np.int64)
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = [files[start : start + 1024] for start in range(0, len(files), 1024)]
+        pairs = chain.from_iterable(pool.map(lambda part: [size_and_mtime(file) for file in part], parts))
+        return np.array(list(pairs), np.int64).reshape(-1, 2)
+
+
+def size_and_mtime(file: str) -> tuple[int, int]:
+    if not file:
+        return 0, 0
+    try:
+        state = os.stat(file)  # noqa: PTH116 a million
+    except OSError as error:
+        return -1, error.errno or 0
+    return state.st_size, state.st_mtime_ns
+
+
+class Item(NamedTuple):
+    data: bytes
+    label: int
+    number: int  # its place in the packed split
+
+
+def image_suffix(data: bytes) -> str:
+    return next(suffix for suffix, start in STARTS.items() if data.startswith(start))
+
+
+def write_tar(file: Path, items: Sequence[Item]) -> None:
+    with tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for item in items:
+            for suffix, data in ((image_suffix(item.data), item.data), ("cls", str(item.label).encode())):
+                member = tarfile.TarInfo(f"{item.number:09d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def read_tar(file: Path, name: str) -> tuple[Table, Node]:
+    """The images of a shard, in order, as rows of an index, and the shard's entry in the manifest.
+
+    An image is a member with an image's suffix, its class the number in the member of the same name and the suffix
+    .cls. `name` is the shard's name in its set. Raises `NotShardedData` for a damaged file, and other samples.
+    """
+    images, labels = dict[str, tuple[int, int, int, int]](), dict[str, int]()
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                if (content := tar.extractfile(member)) is None:
+                    continue
+                parent, _, last = member.name.rpartition("/")
+                stem, _, suffix = last.partition(".")
+                key, suffix = f"{parent}/{stem}".lstrip("/"), suffix.lower()
+                if suffix in (*STARTS, "jpeg", "pgm", "tiff"):
+                    if key in images:
+                        raise ValueError(f"it has two images for the sample {key}")
+                    data, kinds = content.read(), [*STARTS]
+                    kind = kinds.index(image_suffix(data))
+                    images[key] = member.offset_data, member.size, zlib.crc32(data), kind
+                elif suffix in LABELS:
+                    labels[key] = int(content.read())
+        if not images:
+            raise ValueError("it has no images; remove it")
+        if lacking := [key for key in images if labels.get(key, -1) < 0]:
+            raise ValueError(f"{len(lacking)} of {len(images)} images have no class (.cls, from 0), first {lacking[0]}")
+    except (tarfile.TarError, ValueError, OSError) as error:
+        raise NotShardedData(f"{file} can't be indexed: {error}") from error
+    rows = [(0, start, size, crc, labels[key], 0, kind) for key, (start, size, crc, kind) in images.items()]
+    shard: Node = {"file": name, "images": len(rows), "bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    return np.array(rows, ENTRY), shard

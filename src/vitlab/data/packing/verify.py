@@ -9,8 +9,8 @@ from vitlab.config.schema import Node
 from vitlab.data.packing import manifest
 from vitlab.data.packing.manifest import NotShardedData, Table
 from vitlab.data.packing.pack import folder_lock
-from vitlab.data.packing.tar import read_tar
-from vitlab.data.scan import listed
+from vitlab.data.packing.shard_writer import read_tar
+from vitlab.data.scan import bullets
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD
 from vitlab.storage.remote import Storage
 
@@ -30,16 +30,17 @@ def verify(folder: Path) -> Node:
 
 
 def index(folder: Path) -> Node:
-    """Write `SPLIT.index.npy` and `prepared.json` next to a WebDataset's tar files, which stay as they are.
+    """Write `SPLIT.index.npy` and `prepared.json` next to a WebDataset's tar files. Raises `NotShardedData`.
 
     Names of classes are read from `classes.txt` there, a line each; without that file they are the numbers.
-    Raises `NotShardedData`.
     """
     start = time.monotonic()
     with folder_lock(folder):
         files, shards = split_files(folder), dict[str, list[tuple[Table, Node]]]()
         if skipped := sorted({*folder.glob("*/*.tar"), *folder.glob("*.tar")}.difference(*files.values())):
-            log.warning("skipped, as their names have no split's word: %s", listed([str(file) for file in skipped]))
+            log.warning(
+                "skipped, since their names contain no word for a split: %s", bullets([str(file) for file in skipped])
+            )
         for split in files:
             shards[split] = []
             for file in files[split]:
@@ -58,10 +59,7 @@ def index(folder: Path) -> Node:
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
-    """The tar files of each split, by a word in the name of the folder that holds them, else in their own.
-
-    Raises `NotShardedData` where there are none to train on, and for a file of two splits, or that is indexed already.
-    """
+    """The tar files of each split, by a word in their folder's name, else in their own. Raises `NotShardedData`."""
     if (folder / manifest.NAME).is_file():
         raise NotShardedData(
             f"data_dir={folder} has an index already ({manifest.NAME}); remove that file to replace it"
@@ -74,17 +72,13 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
             splits = {WORDS[word] for word in LETTERS.findall(place.lower()) if word in WORDS} - in_folders
             if len(splits) > 1:
                 both = " and ".join(sorted(splits, reverse=True))
-                raise NotShardedData(
-                    f"data_dir={folder}: {place} has the words of two splits in its name, {both}; rename it, or move "
-                    f"the files of each split into a folder of the split's name"
-                )
+                remedy = "rename it, or move the files of each split into a folder of the split's name"
+                raise NotShardedData(f"data_dir={folder}: {place} has the words of two splits, {both}; {remedy}")
             for split in splits:
                 files.setdefault(split, []).append(file)
     if "val" in files and "test" not in files:
         files["test"] = files.pop("val")  # as ImageNet is published
     if "train" not in files:
-        raise NotShardedData(
-            f"data_dir={folder} has no tar files of a train split; expected train/*.tar or ...-train-...tar there, "
-            f"with images next to numbers of classes (.cls)"
-        )
+        expected = "train/*.tar or ...-train-...tar there, with images next to numbers of classes (.cls)"
+        raise NotShardedData(f"data_dir={folder} has no tar files of a train split; expected {expected}")
     return files

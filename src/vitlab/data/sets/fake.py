@@ -1,20 +1,23 @@
 """Made-up images of any size, for benchmarks and trials."""
 
+from vitlab.config.bounds import PositiveInt, check_bounds
 from vitlab.data.source import Facts, Source, Split
 
 
-@Facts(in_memory=True, count=lambda samples, **_: (samples, False) if samples > 0 else None)
+@Facts(in_memory=True, count=lambda samples, **_: (samples, False))
+@check_bounds
 def fake(
-    *, samples: int = 1024, test_samples: int = 256, size: int = 32, channels: int = 3, num_classes: int = 10
+    *,
+    samples: PositiveInt = 1024,
+    test_samples: PositiveInt = 256,
+    size: PositiveInt = 32,
+    channels: PositiveInt = 3,
+    num_classes: PositiveInt = 10,
 ) -> Source:
-    """Images made up the same on every machine: a pattern per class, dimmed, under noise; learnable."""
+    """Images that are the same on every machine: a pattern per class, dimmed, under noise; learnable."""
     import torch
     from torch.nn.functional import interpolate
 
-    knobs = {"samples": samples, "test_samples": test_samples, "size": size, "channels": channels}
-    for knob, value in {**knobs, "num_classes": num_classes}.items():
-        if value < 1:
-            raise ValueError(f"data.source.{knob}={value} must be at least 1")
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(num_classes, channels, 4, 4, generator=generator)
     patterns = interpolate(coarse, (size, size), mode="bilinear")

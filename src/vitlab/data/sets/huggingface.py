@@ -1,12 +1,10 @@
 """Image classification sets as the library `datasets` reads them: from the Hugging Face Hub, or from local files.
 
-The name, splits and columns of a set are looked up before anything is downloaded (`huggingface_index`, which the checks
-call too). Then it is either downloaded and mapped into memory, or, with `streaming`, read where it is stored. Both ways
+The name, splits and columns of a set are looked up before any download (`huggingface_index`, which the checks call
+too). Then it is either downloaded and mapped into memory, or, with `streaming`, read where it is stored. Both ways
 every row has its number and every label is known from the start, so order, accounting and resuming are vitlab's own.
-`datasets.IterableDataset` could not give that: its ranks get files of unequal length, its workers stop at different
-times, and its shuffling depends on their number.
-
-No code of a set is ever run: `datasets` 4 and later has no scripts, and images stay bytes until `vitlab.data.decode`.
+`datasets.IterableDataset` can't give that: its ranks get files of unequal length, its workers stop at different times,
+and its shuffling depends on their number. No code of a set is ever run: `datasets` 4 and later has no scripts.
 """
 
 import logging
@@ -17,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitlab.config.bounds import Fraction, PositiveInt, check_bounds
 from vitlab.config.schema import Node
 from vitlab.data.sets.huggingface_index import (
     DatasetNotFound,
@@ -38,12 +37,8 @@ log = logging.getLogger(__name__)
 THREADS = 16  # that wait for a network
 
 
-def problems(*, test_fraction: float, shuffle_buffer: int, streaming: bool, **settings: Any) -> Iterator[str]:
+def problems(*, streaming: bool, **settings: Any) -> Iterator[str]:
     """What is wrong with the settings, as far as the set's description says."""
-    if not 0 < test_fraction < 1:
-        yield f"data.source.test_fraction={test_fraction:g} must lie between 0 and 1"
-    if shuffle_buffer < 1:
-        yield f"data.source.shuffle_buffer={shuffle_buffer} must be at least 1"
     try:
         found = resolve_dataset(**{key: settings[key] for key in ("name", "subset", "revision", "cache_dir")})
         choose_splits(found, *(settings[f"{split}_split"] for split in ("train", "val", "test")))
@@ -65,9 +60,7 @@ def label(source: Mapping[str, Any]) -> str:
 
 
 def normalize(data: Node) -> Node:
-    """The group without `data.name`, which its source has: of a local set as an absolute path, since a run may be
-    evaluated, or resumed, from another folder.
-    """
+    """The group without `data.name`, which its source has: of a local set as an absolute path, for other folders."""
     source = data["source"]
     if isinstance(name := source.get("name"), str) and Path(name).expanduser().exists():
         source = {**source, "name": str(Path(name).expanduser().absolute())}
@@ -75,6 +68,7 @@ def normalize(data: Node) -> Node:
 
 
 @Facts(channels=3, in_memory=False, problems=problems, label=label, normalize=normalize)
+@check_bounds
 def huggingface(
     *,
     name: str | None = None,
@@ -85,9 +79,9 @@ def huggingface(
     train_split: str | None = None,
     val_split: str | None = None,
     test_split: str | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: Fraction = 0.2,
     streaming: bool = False,
-    shuffle_buffer: int = 10_000,
+    shuffle_buffer: PositiveInt = 10_000,
     cache_dir: str | None = None,
 ) -> Source:
     """An image classification set of the Hugging Face Hub, or a local one in the formats of its library `datasets`.
@@ -100,12 +94,12 @@ def huggingface(
         image_column: None: the one column of images.
         label_column: None: the one column of class labels, else one called label.
         train_split: None: `train`, or the only one.
-        val_split: What is validated on; None: `validation` if there is one next to `test`, else cut from train.
+        val_split: None: `validation` if there is one next to `test`, else cut from train.
         test_split: None: `test`; `validation` if there is none with labels; else a `test_fraction` of train.
         test_fraction: Share of the images that becomes the test split, if the set has none.
         streaming: Read parquet files where they are stored, a row group at a time, instead of downloading them first.
-        shuffle_buffer: Among about how many images streamed ones are drawn at random. As many encoded images, and at
-            least two row groups, are in the memory of a machine's processes together.
+        shuffle_buffer: Streamed images are drawn at random from about this many. As many encoded images, and at least
+            two row groups, are in the memory of a machine's processes together.
         cache_dir: Where downloads are kept; None: where the Hub's library keeps them (`HF_HOME`).
 
     Raises:
@@ -127,25 +121,20 @@ def huggingface(
     used = {split: table for split, table in tables.items() if split in (train, val, test)}
     classes, labels = class_labels(found, used, train)
     splits = {split: Split(None, labels[split], table.rows(shuffle_buffer)) for split, table in used.items()}
-    log.info(
-        "%s%s: train split %s, validation %s, test %s, %s",
-        *(found.name, f" at {found.version}" if found.version else "", train, val or "cut from train"),
-        *(test or "cut from train", "streamed" if streaming else "mapped into memory"),
-    )
+    version, how = f" at {found.version}" if found.version else "", "streamed" if streaming else "mapped into memory"
+    chosen = (train, val or "cut from train", test or "cut from train")
+    log.info("%s%s: train split %s, validation %s, test %s, %s", found.name, version, *chosen, how)
     if test:
         training, testing = splits[train], splits[test]
     else:
         training, testing = hold_out(splits[train], test_fraction, seed=0, knob="data.source.test_fraction")
-    return Source(
-        *(found.short, classes, 3, IMAGENET_MEAN, IMAGENET_STD, None, training, testing),
-        val=splits[val] if val else None,
-        shuffle_buffer=shuffle_buffer,
-    )
+    facts = (found.short, classes, 3, IMAGENET_MEAN, IMAGENET_STD, None)
+    return Source(*facts, training, testing, val=splits[val] if val else None, shuffle_buffer=shuffle_buffer)
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A split: its labels, and what its images are read from."""
+    """A split: its labels, and where its images are read from."""
 
     place: str
     labels: Any  # pyarrow.ChunkedArray
@@ -157,7 +146,7 @@ class Table:
 
     @property
     def hidden(self) -> int:
-        """How many labels are missing, or -1, as in sets of the Hub that keep them secret."""
+        """Number of labels that are missing, or -1, as in sets of the Hub that keep them secret."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -178,9 +167,8 @@ class Table:
 
 def mapped_tables(found: ResolvedDataset, splits: list[str], image: str | None, label: str | None) -> dict[str, Table]:
     """Splits as Arrow tables on this machine's disk; missing ones are downloaded and prepared."""
-    if found.saved is not None:
-        sets = dict(found.saved)
-    else:
+    sets = found.saved
+    if sets is None:
         try:
             found.builder.download_and_prepare()
             sets = {split: found.builder.as_dataset(split=split) for split in splits}
@@ -190,27 +178,23 @@ def mapped_tables(found: ResolvedDataset, splits: list[str], image: str | None, 
     tables = {}
     for split in splits:
         dataset = sets[split]
-        columns = choose_columns(found, dataset.features, image, label)
-        whole = dataset.select_columns([columns[1]]).with_format("arrow")[:]
-        labels = whole.column(columns[1])
-        kind = dataset.features[columns[1]]
-        tables[split] = Table(f"{found.short}/{split}", labels, kind, columns[0], dataset=dataset)
+        images, classes = choose_columns(found, dataset.features, image, label)
+        labels = dataset.select_columns([classes]).with_format("arrow")[:].column(classes)
+        tables[split] = Table(f"{found.short}/{split}", labels, dataset.features[classes], images, dataset=dataset)
     return tables
 
 
 def parquet_files(found: ResolvedDataset) -> dict[str, tuple[str, ...]]:
     """The parquet files of each split. Raises `DatasetNotFound` if the set isn't made of such."""
     if found.builder is None:
-        raise DatasetNotFound(
-            f"data.source.streaming=true: {found.name} was written by save_to_disk, and is mapped into memory without "
-            f"being copied anyway; use streaming=false"
-        )
+        saved = "was written by save_to_disk and is mapped into memory anyway; use streaming=false"
+        raise DatasetNotFound(f"data.source.streaming=true: {found.name} {saved}")
     if not is_parquet(found.builder):
         made_of = type(found.builder).__module__.split(".")[-1]
         on_hub = ", or data.source.revision=refs/convert/parquet, if the Hub has made that" if found.version else ""
         raise DatasetNotFound(
-            f"data.source.streaming=true reads parquet files, whose row groups can be taken one by one, and "
-            f"{found.name} is of the kind {made_of}; use streaming=false{on_hub}"
+            f"data.source.streaming=true reads parquet files, and {found.name} is of the kind {made_of}; use "
+            f"streaming=false{on_hub}"
         )
     return {str(split): tuple(map(str, files)) for split, files in found.builder.config.data_files.items()}
 
@@ -222,12 +206,11 @@ def streamed_tables(
     import datasets
     import pyarrow as pa
 
-    files = parquet_files(found)
-    columns = found.columns
-    assert columns is not None, "parquet files describe themselves"
+    files, columns = parquet_files(found), found.columns
+    assert isinstance(columns, datasets.Features), "parquet files describe themselves"
     image, label = choose_columns(found, columns, image, label)
 
-    def look(place: str) -> tuple[list[tuple[int, int]], Any]:
+    def read_groups(place: str) -> tuple[list[tuple[int, int]], Any]:
         file = open_parquet(place)
         missing = [name for name in (image, label) if name not in file.schema_arrow.names]
         if missing:
@@ -249,45 +232,42 @@ def streamed_tables(
     for split in splits:
         try:
             with ThreadPoolExecutor(THREADS) as pool:
-                looked = list(pool.map(look, files[split]))
+                contents = list(pool.map(read_groups, files[split]))
         except (OSError, pa.ArrowException) as error:
             raise DatasetNotFound(
                 f"data.name={found.name}: a file of {split} can't be read ({first_line(error)})"
             ) from error
-        groups: list[Group] = []
-        start = 0
-        for file, (counted, _) in enumerate(looked):
-            for number, (rows, size) in enumerate(counted):
+        groups, start = list[Group](), 0
+        for file, (sizes, _) in enumerate(contents):
+            for number, (rows, size) in enumerate(sizes):
                 if rows:
                     groups.append(Group(file, number, start, rows, size))
                     start += rows
-        labels = pa.chunked_array([chunk for _, column in looked for chunk in column.chunks], looked[0][1].type)
-        assert isinstance(columns, datasets.Features)
-        where = f"{found.short}/{split}"
-        tables[split] = Table(where, labels, columns[label], image, files=files[split], groups=tuple(groups))
+        labels = pa.chunked_array([chunk for _, column in contents for chunk in column.chunks], contents[0][1].type)
+        stored = {"files": files[split], "groups": tuple(groups)}
+        tables[split] = Table(f"{found.short}/{split}", labels, columns[label], image, **stored)
     return tables
 
 
 def class_labels(
     found: ResolvedDataset, tables: Mapping[str, Table], train: str
 ) -> tuple[tuple[str, ...], dict[str, "Tensor"]]:
-    """Class names, and the labels of each split as numbers of them, int64 [n].
+    """Class names, and the labels of each split as their numbers, int64 [n].
 
-    Labels without names, integers or strings, are the classes themselves, sorted: those that train has. Raises
-    `ValueError` for labels that are hidden or missing, or that train doesn't have.
+    Labels without names, integers or strings, are themselves the classes, sorted: those of train. Raises `ValueError`
+    for labels that are hidden or missing, or that train doesn't have.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
     import torch
 
+    names = getattr(tables[train].kind, "names", None)
     for split, table in tables.items():
         if hidden := table.hidden:
             raise ValueError(
                 f"{found.name}: {hidden} of the {len(table.labels)} labels of the split {split} are -1 or missing, as "
                 f"where they are kept secret; choose another with data.source.{{train,val,test}}_split"
             )
-    names = getattr(tables[train].kind, "names", None)
-    for split, table in tables.items():
         if getattr(table.kind, "names", None) != names:
             raise ValueError(
                 f"{found.name}: the classes of the split {split} have other names, or another order, than {train}'s"
@@ -299,7 +279,7 @@ def class_labels(
     if len(values) > len(tables[train].labels) / 2:
         raise ValueError(
             f"{found.name}: the column of labels has {len(values)} different values in {len(tables[train].labels)} "
-            f"images, so they are no classes; name another with data.source.label_column"
+            f"images, so these are no classes; name another with data.source.label_column"
         )
     first = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
     log.info("%s: its labels have no names; %d classes, sorted: %s", found.name, len(values), first)

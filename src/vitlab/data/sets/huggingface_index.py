@@ -1,7 +1,4 @@
-"""A set of images as `datasets` finds it, on the Hub or in local files: its name, its splits, its columns.
-
-Nothing of it is downloaded here. Errors (`DatasetNotFound`) name the setting.
-"""
+"""The name, splits and columns of a set as `datasets` finds it, on the Hub or in local files, without a download."""
 
 import glob
 import importlib.util
@@ -19,10 +16,6 @@ from vitlab.storage.hub import hub_problem
 
 log = logging.getLogger(__name__)
 
-INSTALL = (
-    "data=huggingface reads sets with the package datasets, which isn't installed: pip install -e '.[huggingface]'"
-)
-NO_NAME = "data.name is not set: data=huggingface wants data.name=OWNER/NAME on the Hub, or a folder or file"
 LABELS = ("label", "labels", "class", "target")  # columns that are taken without being of class labels
 VALIDATION = ("validation", "valid", "val", "dev")
 cached_hub_problem = cache(hub_problem)
@@ -34,18 +27,18 @@ class DatasetNotFound(ValueError):
 
 @dataclass(frozen=True)
 class ResolvedDataset:
-    """A set of which nothing but its description has been read."""
+    """The description of a set."""
 
     name: str
     splits: tuple[str, ...]
-    columns: Mapping[str, Any] | None  # features by name; None if only preparing the set tells them
+    columns: Mapping[str, Any] | None  # features by name; None if they are known only once the set is prepared
     builder: Any  # a datasets.DatasetBuilder; None for what `save_to_disk` wrote
     saved: Mapping[str, Any] | None  # datasets.Dataset by split
     version: str  # the commit on the Hub; empty for local files
 
     @property
     def short(self) -> str:
-        """What its rows are named by, wherever it is stored."""
+        """The prefix of its rows' names, wherever it is stored."""
         return self.name if self.version else Path(self.name).name
 
 
@@ -54,17 +47,17 @@ def resolve_dataset(
 ) -> ResolvedDataset:
     """Find a set by its name on the Hub, or by a local path. Raises `DatasetNotFound`."""
     if importlib.util.find_spec("datasets") is None:
-        raise DatasetNotFound(INSTALL)
+        install = "the package datasets, which isn't installed: pip install -e '.[huggingface]'"
+        raise DatasetNotFound(f"data=huggingface reads sets with {install}")
     if not name:
-        raise DatasetNotFound(NO_NAME)
+        wanted = "data=huggingface wants data.name=OWNER/NAME on the Hub, or a folder or file"
+        raise DatasetNotFound(f"data.name is not set: {wanted}")
     place = Path(name).expanduser()
     if place.is_dir() and any((place / file).is_file() for file in ("dataset_dict.json", "state.json")):
         return saved_dataset(name, place)
     if place.is_file() or "://" in name or glob.has_magic(name):
         if not name.endswith(".parquet"):
-            raise DatasetNotFound(
-                f"data.name={name} is no parquet file; of other files, name the folder that they lie in"
-            )
+            raise DatasetNotFound(f"data.name={name} is no parquet file; of other files, name their folder")
         describe = load_builder if "://" in name else describe_dataset
         return describe(name, "parquet", subset, cache_dir, data_files=name)
     if place.is_dir():
@@ -75,7 +68,6 @@ def resolve_dataset(
 
 
 def saved_dataset(name: str, place: Path) -> ResolvedDataset:
-    """What `save_to_disk` wrote, mapped into memory."""
     import datasets
 
     try:
@@ -96,18 +88,18 @@ def hub_dataset(name: str, subset: str | None, revision: str | None, cache_dir: 
         import datasets
         import huggingface_hub
 
-        # else its client would try for minutes; it is the network that decides, not this process
+        # else its client would try for minutes
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
         try:
             found = describe_dataset(name, name, subset, cache_dir, on_hub=True)
         except DatasetNotFound as error:
             raise DatasetNotFound(
-                f"data.name={name}: there is no such folder here, the Hub can't be asked ({absent}), and its cache has "
-                f"no such set; {remedy}"
+                f"data.name={name}: there is no such folder here, the Hub can't be reached ({absent}), and its cache "
+                f"has no such set; {remedy}"
             ) from error
         if revision is not None and revision != found.version:
             raise DatasetNotFound(
-                f"data.source.revision={revision}: the Hub can't be asked ({absent}), and what its cache has is "
+                f"data.source.revision={revision}: the Hub can't be reached ({absent}), and its cache has "
                 f"{found.version}; name that, or {remedy}"
             )
         log.warning("%s: %s; the cache's %s is used", name, absent, found.version)
@@ -118,19 +110,19 @@ def hub_dataset(name: str, subset: str | None, revision: str | None, cache_dir: 
 def describe_dataset(
     name: str, path: str, subset: str | None, cache_dir: str | None, *, on_hub: bool = False, **options: Any
 ) -> ResolvedDataset:
-    """A set that `datasets` has not made tables of yet."""
+    """A set that `datasets` has not prepared yet."""
     import datasets
 
-    for talker in ("httpx", "httpx2"):  # a line for each request would fill the log
-        logging.getLogger(talker).setLevel(logging.WARNING)
-    logging.getLogger("datasets").setLevel(logging.ERROR)  # what matters of its notes is logged here
+    for library in ("httpx", "httpx2"):  # a line for each request would fill the log
+        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("datasets").setLevel(logging.ERROR)
     try:
         builder = datasets.load_dataset_builder(path, subset, cache_dir=cache_dir, **options)
     except Exception as error:  # of the Hub, of files, of YAML, of configurations: as many kinds
         text = first_line(error)
         if "scripts are no longer supported" in text:
-            text = "it is made by a script of its own, and no code of a set is run; the Hub has many of them as parquet"
-            text += " too: data.source.revision=refs/convert/parquet"
+            text = "it is made by a script, and no code of a set is run; the Hub has many of them as parquet too: "
+            text += "data.source.revision=refs/convert/parquet"
         if isinstance(error, ValueError) and "onfig" in text:
             raise DatasetNotFound(f"data.source.subset={subset or 'null'}: {text}") from error
         raise DatasetNotFound(f"data.name={name} can't be opened: {text}") from error
@@ -170,9 +162,9 @@ def choose_splits(
         train = "train" if "train" in found.splits else others[0] if len(others) == 1 else None
         train = found.splits[0] if train is None and len(found.splits) == 1 else train
     if train is None:
-        listed = ", ".join(found.splits) or "none"
+        existing = ", ".join(found.splits) or "none"
         raise DatasetNotFound(
-            f"data.source.train_split is not set, and {found.name} has no split train; it has {listed}"
+            f"data.source.train_split is not set, and {found.name} has no split train; it has {existing}"
         )
     left = [split for split in found.splits if split not in (train, val, test)]
     test = test or ("test" if "test" in left else None)
@@ -184,7 +176,7 @@ def choose_splits(
 def choose_columns(
     found: ResolvedDataset, columns: Mapping[str, Any], image: str | None, label: str | None
 ) -> tuple[str, str]:
-    """The columns of images and of labels, by what they hold. Raises `DatasetNotFound`."""
+    """The columns of images and of labels, by their kinds. Raises `DatasetNotFound`."""
     import datasets
 
     for knob, column in (("image_column", image), ("label_column", label)):
@@ -200,17 +192,14 @@ def choose_columns(
     if label is None:
         labels = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
         if len(labels) != 1:
-            named = [name for name in LABELS if name in (labels or columns)]
-            labels = named[:1] or labels
+            labels = [name for name in LABELS if name in (labels or columns)][:1] or labels
         label = only_candidate("label_column", labels, columns, found, "of class labels")
     kind = columns[label]
     plain = isinstance(kind, datasets.Value) and re.match(r"u?int|bool|(large_)?string", kind.dtype)
     if not isinstance(kind, datasets.ClassLabel) and not plain:
         what = "a number with fractions" if isinstance(kind, datasets.Value) else "several labels, or none"
-        raise DatasetNotFound(
-            f"data.source.label_column={label} holds {what} for each image ({kind}); one class for each is needed: a "
-            f"class label, an integer or a string"
-        )
+        needed = "one class for each is needed: a class label, an integer or a string"
+        raise DatasetNotFound(f"data.source.label_column={label} holds {what} for each image ({kind}); {needed}")
     return image, label
 
 
@@ -228,6 +217,6 @@ def only_candidate(
 ) -> str:
     if len(candidates) == 1:
         return candidates[0]
-    why = f"several columns {what}" if candidates else f"no column {what} that can be told by its kind"
-    listed = ", ".join(candidates or columns)
-    raise DatasetNotFound(f"data.source.{knob} is not set, and {found.name} has {why}; name one of {listed}")
+    why = f"several columns {what}" if candidates else f"no column that is {what} by its kind"
+    names = ", ".join(candidates or columns)
+    raise DatasetNotFound(f"data.source.{knob} is not set, and {found.name} has {why}; name one of {names}")

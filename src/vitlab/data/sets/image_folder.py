@@ -1,4 +1,4 @@
-"""A folder of images, one folder per class: its layouts, its classes and what it leaves out."""
+"""A folder of images, one folder per class: its layouts, its classes and the files it leaves out."""
 
 import difflib
 import logging
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Facts, Source, Split
+from vitlab.config.bounds import Fraction, check_bounds
+from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Facts, Source, Split, folder_label
 
 log = logging.getLogger(__name__)
 
@@ -16,20 +17,20 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pg
 
 
 def problems(*, data_dir: str, **_: Any) -> Iterator[str]:
-    """Whether there is such a folder."""
     if data_dir and not Path(data_dir).is_dir():
         yield f"data_dir={data_dir} is not a folder; data=image_folder wants the folder of the images there"
 
 
-@Facts(channels=3, in_memory=False, problems=problems, label=lambda source: Path(str(source.get("data_dir"))).name)
+@Facts(channels=3, in_memory=False, problems=problems, label=folder_label)
+@check_bounds
 def image_folder(
-    *, data_dir: str, classes: list[str] | None = None, max_pixels: int | None = None, test_fraction: float = 0.2
+    *, data_dir: str, classes: list[str] | None = None, max_pixels: int | None = None, test_fraction: Fraction = 0.2
 ) -> Source:
     """A folder of images, one folder per class: `data_dir`/train/CLASS/... with val/ or test/, or CLASS/...
 
     Args:
         data_dir: With train/ next to test/ or val/, those are the splits (ImageNet's published val/ is the
-            test split; its own test/ has no classes and is passed over). Otherwise a stratified
+            test split; its own test/ has no classes and is ignored). Otherwise a stratified
             `test_fraction` with a fixed seed is the test split.
         classes: Which class folders, in the order of their labels; None: all, sorted.
         max_pixels: Leave out images with more pixels; reads every file's header, so None is faster.
@@ -63,9 +64,7 @@ def find_splits(root: Path) -> tuple[Path, Path | None]:
         if len(held_out) == 2:
             log.info("%s is the test split and %s is not used: validation is cut from train", test, val)
         return train, held_out[0]
-    if train.is_dir() and class_folders(root) == ["train"]:
-        return train, None
-    return root, None
+    return train if train.is_dir() and class_folders(root) == ["train"] else root, None
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -78,41 +77,16 @@ def class_folders(folder: Path) -> list[str]:
 def list_images(
     folder: Path, classes: list[str] | None, max_pixels: int | None, expected: list[str] | None = None
 ) -> tuple[list[str], list[str], list[int]]:
-    """Class names, image paths and labels, by class and then by path.
-
-    A symbolic link to an image that is listed anyway is left out: the same picture must not be in train and in test.
-    `expected` are the classes of train, which the test split must not exceed.
-    """
-    found = class_folders(folder)
-    if not found:
-        raise FileNotFoundError(
-            f"data_dir: {folder} holds no class folders; expected {folder}/CLASS/IMAGE with one of "
-            f"{' '.join(IMAGE_SUFFIXES)}"
-        )
-    names = expected or classes or found
-    if expected and not classes and (extra := sorted(set(found) - set(expected))):
-        raise ValueError(f"data_dir: {folder} holds the class {extra[0]!r}, which train doesn't have")
-    for name in names:
-        if name not in found:
-            close = difflib.get_close_matches(name, found, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(found)}"
-            raise ValueError(f"data.source.classes: {folder} has no class {name!r}; {hint}")
-    if len(set(names)) != len(names):
-        raise ValueError(f"data.source.classes={names} names a class twice")
-    if len(names) < 2:
-        raise ValueError(f"data_dir: {folder} has the one class {names[0]!r}; classification needs two")
-
+    """Class names, image paths and labels, by class and then by path; `expected` are the classes of train."""
+    names = class_names(folder, classes, expected)
     per_class = [_images_below(folder / name) for name in names]
     links = {path for paths in per_class for path in paths if Path(path).is_symlink()}
     listed = {os.path.realpath(path) for paths in per_class for path in paths if path not in links}
-    files: list[str] = []
-    labels: list[int] = []
-    linked: list[str] = []
-    large: list[str] = []
+    files, labels, linked, large = list[str](), list[int](), list[str](), list[str]()
     for label, (name, paths) in enumerate(zip(names, per_class, strict=True)):
         before = len(files)
         for path in paths:
-            if path in links:
+            if path in links:  # the same picture must not be in train and in test
                 target = os.path.realpath(path)
                 if target in listed:
                     linked.append(path)
@@ -125,13 +99,34 @@ def list_images(
             labels.append(label)
         if len(files) == before:
             reason = f" (data.source.max_pixels={max_pixels} left out all {len(paths)})" if paths else ""
-            raise ValueError(
-                f"data_dir: the class folder {folder / name} has no images{reason}; fill it, remove it or "
-                f"choose others in data.source.classes"
-            )
-    _log_left_out(linked, "links to images that are listed already")
-    _log_left_out(large, f"images of more than data.source.max_pixels={max_pixels}")
-    return list(names), files, labels
+            remedy = "fill it, remove it or choose others in data.source.classes"
+            raise ValueError(f"data_dir: the class folder {folder / name} has no images{reason}; {remedy}")
+    large_images = f"images of more than data.source.max_pixels={max_pixels}"
+    for skipped, what in ((linked, "links to images that are listed already"), (large, large_images)):
+        if skipped:
+            more = ", ..." if len(skipped) > 3 else ""
+            log.info("left out %d %s: %s%s", len(skipped), what, ", ".join(skipped[:3]), more)
+    return names, files, labels
+
+
+def class_names(folder: Path, classes: list[str] | None, expected: list[str] | None) -> list[str]:
+    existing = class_folders(folder)
+    if not existing:
+        expected = f"{folder}/CLASS/IMAGE with one of {' '.join(IMAGE_SUFFIXES)}"
+        raise FileNotFoundError(f"data_dir: {folder} holds no class folders; expected {expected}")
+    names = list(expected or classes or existing)
+    if expected and not classes and (extra := sorted(set(existing) - set(expected))):
+        raise ValueError(f"data_dir: {folder} holds the class {extra[0]!r}, which train doesn't have")
+    for name in names:
+        if name not in existing:
+            close = difflib.get_close_matches(name, existing, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(existing)}"
+            raise ValueError(f"data.source.classes: {folder} has no class {name!r}; {hint}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"data.source.classes={names} names a class twice")
+    if len(names) < 2:
+        raise ValueError(f"data_dir: {folder} has the one class {names[0]!r}; classification needs two")
+    return names
 
 
 def _images_below(folder: Path) -> list[str]:
@@ -157,9 +152,3 @@ def _pixels(path: str) -> float:
         return float("inf")
     except Exception:  # a decoder meets any bytes
         return 0
-
-
-def _log_left_out(left_out: list[str], what: str) -> None:
-    if left_out:
-        more = ", ..." if len(left_out) > 3 else ""
-        log.info("left out %d %s: %s%s", len(left_out), what, ", ".join(left_out[:3]), more)

@@ -21,41 +21,36 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 @Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True)
 def mnist(*, data_dir: str) -> Source:
     """MNIST (LeCun et al., 1998): idx files under `data_dir`, else downloaded there."""
-    folders = [Path(data_dir, "mnist"), Path(data_dir, "MNIST", "raw"), Path(data_dir)]
+    train, test = load_idx("mnist", "MNIST", data_dir)
     classes = tuple(str(digit) for digit in range(10))
-    train, test = load_idx("mnist", "MNIST", data_dir, folders)
     return Source("mnist", classes, 1, (0.1307,), (0.3081,), 28, Split(*train), Split(*test))
 
 
 @Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True)
 def fashion_mnist(*, data_dir: str) -> Source:
     """Fashion-MNIST (Xiao et al., 2017): idx files under `data_dir` or from Debian, else downloaded."""
-    folders = [Path(data_dir, "fashion_mnist"), Path(data_dir, "FashionMNIST", "raw"), Path(data_dir)]
-    folders.append(DEBIAN_FASHION_MNIST)
+    debian = ", or install Debian's package dataset-fashion-mnist"
+    train, test = load_idx("fashion_mnist", "FashionMNIST", data_dir, DEBIAN_FASHION_MNIST, remedy=debian)
     clothes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
     others = ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-    debian = ", or install Debian's package dataset-fashion-mnist"
-    train, test = load_idx("fashion_mnist", "FashionMNIST", data_dir, folders, other_way=debian)
     return Source("fashion_mnist", clothes + others, 1, (0.2860,), (0.3530,), 28, Split(*train), Split(*test))
 
 
 def load_idx(
-    name: str, torchvision_name: str, data_dir: str, folders: list[Path], *, other_way: str = ""
+    name: str, torchvision_name: str, data_dir: str, *other_folders: Path, remedy: str = ""
 ) -> tuple[Labeled, Labeled]:
-    """Train and test of 28 x 28 gray images in 10 classes, from the first of `folders` that has all files.
+    """Train and test of 28 x 28 gray images in 10 classes, from the first folder that has all files, plain or gzip.
 
-    The files are read as they are, plain or gzip; only if there are none does torchvision download them. `other_way`
-    completes the error's advice.
-
-    Raises:
-        FileNotFoundError: nothing found and the download failed.
-        ValueError: a file is truncated or not what its name says.
+    Torchvision downloads them if there is none. Raises `FileNotFoundError`, whose advice `remedy` completes, or
+    `ValueError` for a file that is truncated or not what its name says.
     """
+    folders = [Path(data_dir, name), Path(data_dir, torchvision_name, "raw"), Path(data_dir), *other_folders]
     parts = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
     def find() -> list[Path] | None:
-        for folder in folders:
-            paths = [path for part in parts if (path := _plain_or_gzip(folder.expanduser(), part))]
+        for folder in (folder.expanduser() for folder in folders):
+            files = [(folder / part, folder / f"{part}.gz") for part in parts]
+            paths = [path for either in files if (path := next(filter(Path.is_file, either), None))]
             if len(paths) == len(parts):
                 return paths
         return None
@@ -69,14 +64,10 @@ def load_idx(
             raise OSError("the download left no complete set of files")
         return paths
 
-    remedy = f"put {', '.join(parts)} (plain or .gz) into {folders[0]}{other_way}"
+    remedy = f"put {', '.join(parts)} (plain or .gz) into {folders[0]}{remedy}"
     train_x, train_y, test_x, test_y = find() or download(name, data_dir, fetch, remedy)
     log.info("%s: read from %s", name, train_x.parent)
     return _read_pair(train_x, train_y), _read_pair(test_x, test_y)
-
-
-def _plain_or_gzip(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def _read_pair(image_file: Path, label_file: Path) -> Labeled:

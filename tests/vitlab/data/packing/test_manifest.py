@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pictures import Packed
+from image_fixtures import Packed
 from vitlab.data.decode import read_bytes
 from vitlab.data.packing.manifest import (
     NAME,
@@ -127,7 +127,7 @@ def test_a_split_of_another_name_is_refused(copy: Path, name: str) -> None:
 
 
 def test_a_set_packed_when_shards_had_another_format_is_still_read(copy: Path) -> None:
-    """An index finds images in any file; only their names told the formats apart."""
+    """An index finds images in any file; only their names differed by format."""
     before = [read_bytes(file) for file in load_shards(data_dir=str(copy)).train.files or []]
     for file in copy.rglob("*.tar"):
         file.rename(file.with_suffix(".bin"))

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
-import pictures
+import image_fixtures
 from vitlab.data.decode import UnreadableImage, read_bytes, read_image
 from vitlab.data.packing import pack, shard_writer
 from vitlab.data.packing.manifest import NAME, WORK
-from vitlab.data.packing.shard_writer import Settings
-from vitlab.data.packing.tar import write_tar
+from vitlab.data.packing.shard_writer import Settings, write_tar
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.shards import shards
 from vitlab.data.source import Source
@@ -46,39 +46,39 @@ def test_interrupted_in_a_shard_and_resumed_it_ends_in_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(shard_writer, "write_tar", killed_in_the_fourth)
         with pytest.raises(Killed):
-            pictures.pack(drawn, out)
+            image_fixtures.pack(drawn, out)
     assert not (out / NAME).exists()
     assert begun[3].exists()
     kept = {f: f.stat().st_mtime_ns for f in (out / "train").rglob("*") if f.is_file()}
     assert kept
-    pictures.pack(drawn, out)
-    assert pictures.content(out) == pictures.content(packed())
+    image_fixtures.pack(drawn, out)
+    assert image_fixtures.content(out) == image_fixtures.content(packed())
     assert {f: f.stat().st_mtime_ns for f in kept} == kept, "complete shards are not written again"
 
 
 def test_processes_make_the_same_bytes(drawn: Path, packed: Packed, tmp_path: Path) -> None:
-    pack.pack(pictures.source(drawn), pictures.SETTINGS, tmp_path / "out", name="pictures", processes=2)
-    assert pictures.content(tmp_path / "out") == pictures.content(packed())
+    pack.pack(image_fixtures.source(drawn), image_fixtures.SETTINGS, tmp_path / "out", name="pictures", processes=2)
+    assert image_fixtures.content(tmp_path / "out") == image_fixtures.content(packed())
 
 
 @pytest.mark.parametrize("processes", [0, 1])
 def test_a_machine_that_can_t_read_ends_the_packing_and_no_image_is_left_out(
     drawn: Path, packed: Packed, tmp_path: Path, processes: int
 ) -> None:
-    disk, out, source = tmp_path / "disk", tmp_path / "out", pictures.source(drawn)
+    disk, out, source = tmp_path / "disk", tmp_path / "out", image_fixtures.source(drawn)
     gone = [file.replace(str(drawn), str(disk)) for file in source.train.files or []]
     unplugged = replace(source, train=replace(source.train, files=gone))
     given: Any = {"name": "pictures", "on_error": "skip", "max_skipped": 1.0, "processes": processes}
     with pytest.raises(UnreadableImage) as caught:
-        pack.pack(unplugged, pictures.SETTINGS, out, **given)
+        pack.pack(unplugged, image_fixtures.SETTINGS, out, **given)
     assert re.fullmatch(
-        rf"{disk}/train/.*g can't be read \(No such file or directory\), which is no fault of the image, so none is "
-        r"left out for it; the same command resumes, once that is mended",
+        rf"{disk}/train/.*g can't be read \(No such file or directory\)\. The image may be intact, so it is not "
+        r"skipped; repair that, and the same command resumes",
         str(caught.value),
     )
     disk.symlink_to(drawn)
-    pack.pack(unplugged, pictures.SETTINGS, out, **given)
-    assert pictures.content(out) == pictures.content(packed())
+    pack.pack(unplugged, image_fixtures.SETTINGS, out, **given)
+    assert image_fixtures.content(out) == image_fixtures.content(packed())
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error"), OSError("HTTP 503")])
@@ -90,47 +90,49 @@ def test_what_a_row_s_storage_says_is_no_fault_of_the_image(
 
     source = shards(data_dir=str(packed()))
     monkeypatch.setattr(Storage, "open", failing)
-    with pytest.raises(UnreadableImage, match=r"packed/train/\d+ can't be read .* no fault of the image"):
-        pack.pack(source, pictures.SETTINGS, tmp_path / "out", name="x", on_error="skip", max_skipped=1, processes=0)
+    with pytest.raises(UnreadableImage, match=r"packed/train/\d+ can't be read .* may be intact"):
+        pack.pack(
+            source, image_fixtures.SETTINGS, tmp_path / "out", name="x", on_error="skip", max_skipped=1, processes=0
+        )
 
 
 def test_a_set_that_is_there_is_left_as_it_is_and_another_is_refused(drawn: Path, packed: Packed) -> None:
-    before = pictures.content(packed())
-    pictures.pack(drawn, packed())
-    assert pictures.content(packed()) == before
+    before = image_fixtures.content(packed())
+    image_fixtures.pack(drawn, packed())
+    assert image_fixtures.content(packed()) == before
     with pytest.raises(ValueError, match=r"was packed with other settings \(size: 24 there, 30 now\); use those"):
-        pictures.pack(drawn, packed(), size=30)
+        image_fixtures.pack(drawn, packed(), size=30)
 
 
 def test_what_was_begun_otherwise_or_is_somebody_else_s_or_in_use_is_refused(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work := tmp_path / "begun" / WORK).mkdir(parents=True)
-    plan = pack.packing_plan(pictures.source(drawn), pictures.SETTINGS)
+    plan = pack.packing_plan(image_fixtures.source(drawn), image_fixtures.SETTINGS)
     (work / "plan.json").write_text(json.dumps({"plan": {**plan, "quality": 50}}))
     with pytest.raises(ValueError, match=r"was packed with other settings \(quality: 50 there, 90 now\)"):
-        pictures.pack(drawn, tmp_path / "begun")
+        image_fixtures.pack(drawn, tmp_path / "begun")
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("you")
     with pytest.raises(ValueError, match=r"holds something else \(dear\.txt\); name a new or empty folder"):
-        pictures.pack(drawn, tmp_path / "letters")
+        image_fixtures.pack(drawn, tmp_path / "letters")
     monkeypatch.setattr(pack, "LOCK_TIMEOUT", 0)
     (tmp_path / "used").mkdir()
     with FileLock(tmp_path / "used" / pack.LOCK), pytest.raises(ValueError, match="being packed by another process"):
-        pictures.pack(drawn, tmp_path / "used")
+        image_fixtures.pack(drawn, tmp_path / "used")
 
 
-def test_a_set_in_memory_is_packed_without_loss_and_read_as_colours(
+def test_a_set_in_memory_is_packed_without_loss_and_read_as_colors(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = digits()
-    few = Source("few", whole.classes, 1, (0.3,), (0.4,), 8, whole.train.subset(torch.arange(60)), whole.test)
+    complete = digits()
+    few = Source("few", complete.classes, 1, (0.3,), (0.4,), 8, complete.train.subset(torch.arange(60)), complete.test)
     with caplog.at_level(logging.INFO):
         found = pack.pack(few, Settings(None, 90, 100, False, 0), tmp_path / "out", name="few", processes=0)
     assert found["train/images"] == 60
     assert "test          360" in caplog.text
     read = shards(data_dir=str(tmp_path / "out"))
-    assert (read.channels, read.mean, read.classes) == (3, (0.3, 0.3, 0.3), whole.classes)
+    assert (read.channels, read.mean, read.classes) == (3, (0.3, 0.3, 0.3), complete.classes)
     assert few.train.images is not None
     assert read.train.files is not None
     for number in range(60):
@@ -139,7 +141,7 @@ def test_a_set_in_memory_is_packed_without_loss_and_read_as_colours(
 
 def test_shards_are_a_data_set_to_be_packed_otherwise(packed: Packed, tmp_path: Path) -> None:
     first = shards(data_dir=str(packed()))
-    pack.pack(first, replace(pictures.SETTINGS, shard_images=9), tmp_path / "out", name="again", processes=0)
+    pack.pack(first, replace(image_fixtures.SETTINGS, shard_images=9), tmp_path / "out", name="again", processes=0)
     second = shards(data_dir=str(tmp_path / "out"))
     for name in ("train", "test"):
         one, two = (
@@ -149,3 +151,75 @@ def test_shards_are_a_data_set_to_be_packed_otherwise(packed: Packed, tmp_path: 
             for split in (first.splits[name], second.splits[name])
         )
         assert one == two
+
+
+Packed = Any
+SKIP: Any = {"on_error": "skip", "max_skipped": 0.9}
+
+
+@pytest.fixture
+def broken(drawn: Path, tmp_path: Path) -> Path:
+    """Pictures of which two can't be decoded."""
+    for file in drawn.rglob("*.*"):
+        copy = tmp_path / "broken" / file.relative_to(drawn)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    for name in ("train/digit 0/0.png", "val/digit 0/72.png"):
+        file = next(iter(sorted((tmp_path / "broken" / name).parent.glob("*.png"))))
+        file.write_bytes(file.read_bytes()[:60])
+    return tmp_path / "broken"
+
+
+def test_broken_images_are_all_named_then_left_out_and_listed_or_replaced(broken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given: Any = {"name": "broken", "processes": 0}
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 94 images .* can't be decoded.* Replace them, or leave them out with data\.on_error=skip, and",
+    ) as caught:
+        pack.pack(image_fixtures.source(broken), image_fixtures.SETTINGS, out, **given)
+    assert str(caught.value).count("\n  - ") == 2
+    assert "it is truncated: the end of the PNG file is missing" in str(caught.value)
+    assert not (out / "prepared.json").exists()
+    with pytest.raises(ValueError, match=r"\(2\.13%\) can\'t be decoded.* more than data\.max_skipped=0\.01 allows"):
+        pack.pack(image_fixtures.source(broken), image_fixtures.SETTINGS, out, on_error="skip", **given)
+    found = pack.pack(
+        image_fixtures.source(broken), image_fixtures.SETTINGS, out, on_error="skip", max_skipped=0.1, **given
+    )
+    assert (found["broken"], found["train/images"], found["test/images"]) == (2, 73, 19)
+    rows = (out / pack.BROKEN).read_text().splitlines()
+    assert rows[0] == "path,split,reason"
+    assert [row.split(",")[1] for row in rows[1:]] == ["train", "test"]
+    assert len(shards(data_dir=str(out)).train) == 73
+
+
+def test_replaced_images_are_packed_by_the_same_command(
+    broken: Path, drawn: Path, packed: Packed, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="can't be decoded"):
+        image_fixtures.pack(broken, out)
+    for file in drawn.rglob("*.*"):
+        (broken / file.relative_to(drawn)).write_bytes(file.read_bytes())
+    image_fixtures.pack(broken, out)
+    found, known = image_fixtures.content(out), image_fixtures.content(packed())
+    assert found.pop(pack.STAMPS) != known.pop(pack.STAMPS), "the files have other times"
+    assert found == known, "wherever the folder is"
+
+
+def test_a_class_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (9, 9), (number * 20, 9, 9)).save(tmp_path / "in" / name / f"{number}.png")
+    for file in (tmp_path / "in" / "b").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="no image of the class 'b' in train can be decoded"):
+        pack.pack(
+            image_fixtures.source(tmp_path / "in"),
+            image_fixtures.SETTINGS,
+            tmp_path / "out",
+            **SKIP,
+            name="x",
+            processes=0,
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pictures import Members, tar
+from image_fixtures import Members, tar
 from vitlab.data.packing.manifest import NotShardedData
 from vitlab.data.packing.verify import index, split_files, verify
 from vitlab.data.sets.shards import shards
@@ -22,7 +22,7 @@ def tarred(folder: Path, name: str) -> Members:
 
 @pytest.fixture
 def foreign(drawn: Path, tmp_path: Path) -> Path:
-    """Tar files as others write them: a class beside or before each image, other members between, folders in names."""
+    """Tar files as others write them: a class next to or before each image, other members between, folders in names."""
     files = sorted(drawn.rglob("*.png"))[:24]
     members = [
         part
@@ -39,7 +39,7 @@ def foreign(drawn: Path, tmp_path: Path) -> Path:
     return tmp_path / "theirs"
 
 
-def test_its_images_are_read_where_they_lie_with_their_classes(foreign: Path, drawn: Path) -> None:
+def test_its_images_are_read_in_place_with_their_classes(foreign: Path, drawn: Path) -> None:
     before = {file: file.read_bytes() for file in foreign.iterdir()}
     found = index(foreign)
     assert (found["train/images"], found["test/images"], found["train/shards"]) == (24, 6, 2)
@@ -72,14 +72,14 @@ def test_a_split_s_word_within_another_word_doesn_t_count(foreign: Path, caplog:
         "test": ["imagenet-val-0.tar"],
     }
     index(foreign)
-    assert f"no split's word: \n  - {foreign}/latest_3.tar\n  - {foreign}/trainval.tar" in caplog.text
+    assert f"no word for a split: \n  - {foreign}/latest_3.tar\n  - {foreign}/trainval.tar" in caplog.text
 
 
-def test_a_file_of_two_splits_is_refused_until_it_lies_in_a_folder(foreign: Path) -> None:
+def test_a_file_of_two_splits_is_refused_until_it_is_in_a_folder(foreign: Path) -> None:
     images = tarred(foreign, "imagenet-train-0.tar")
     tar(both := foreign / "train_of-test.tar", images)
     with pytest.raises(
-        NotShardedData, match=f"{both.name} has the words of two splits in its name, train and test; re"
+        NotShardedData, match=f"{both.name} has the words of two splits, train and test; re"
     ):
         index(foreign)
     for split in ("train", "test"):

@@ -1,4 +1,4 @@
-"""Image folders: layouts, classes, and what is left out."""
+"""Image folders: layouts, classes, and files that are left out."""
 
 import logging
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_a_link_to_a_listed_image_is_left_out(tmp_path: Path) -> None:
     assert [Path(file).name for file in files] == ["00.png", "01.png", "00.png", "01.png", "foreign.png"]
 
 
-def test_large_images_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_large_images_are_left_out_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, {"a": 2, "b": 2})
     Image.new("RGB", (40, 30)).save(tmp_path / "a" / "large.png")
     Image.new("1", (20_000, 20_000)).save(tmp_path / "b" / "enormous.png")  # Pillow refuses this size
@@ -126,7 +126,7 @@ def test_folders_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_pixels=3 left out all 1"):
         list_images(tmp_path, ["a", "b"], 3)
     (tmp_path / "b" / "broken.png").write_bytes(b"no image")
-    assert len(list_images(tmp_path, ["a", "b"], 10**6)[1]) == 3, "the scan tells what is wrong with it"
+    assert len(list_images(tmp_path, ["a", "b"], 10**6)[1]) == 3, "the scan reports it"
 
 
 def test_a_class_that_only_the_test_split_has_is_refused(tmp_path: Path) -> None:

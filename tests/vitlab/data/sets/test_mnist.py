@@ -46,7 +46,7 @@ def no_debian(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compressed", [True, False])
 @pytest.mark.parametrize("place", ["mnist", "MNIST/raw", "."])
-def test_mnist_is_read_as_it_lies(tmp_path: Path, place: str, compressed: bool) -> None:
+def test_mnist_is_read_in_place(tmp_path: Path, place: str, compressed: bool) -> None:
     folder = write_idx(tmp_path / place, compressed=compressed)
     before = sorted(folder.iterdir())
     source = mnist(data_dir=str(tmp_path))
@@ -104,7 +104,7 @@ def test_fashion_mnist_is_downloaded_where_it_is_missing(
 
 
 @pytest.mark.usefixtures("no_debian")
-def test_a_failed_download_tells_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_reports_which_files_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody listens
     with pytest.raises(FileNotFoundError) as caught:
         fashion_mnist(data_dir=str(tmp_path / "new"))

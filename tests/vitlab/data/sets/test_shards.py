@@ -16,8 +16,7 @@ from vitlab.data.dataset import TrainBatch
 from vitlab.data.decode import UnreadableImage, read_image
 from vitlab.data.sampler import EpochBatches
 from vitlab.data.sets.image_folder import image_folder
-from vitlab.data.sets.shards import shards
-from vitlab.data.shards import problems
+from vitlab.data.sets.shards import problems, shards
 
 Packed = Callable[..., Path]
 
@@ -122,7 +121,7 @@ def test_rows_open_files_of_their_own_in_another_process_and_travel_without_them
     assert files is not None
     first = files[0].read()  # type: ignore[attr-defined]
     travelled = pickle.loads(pickle.dumps(files))
-    assert len(pickle.dumps(files)) < 4000, "the index is read where it lies"
+    assert len(pickle.dumps(files)) < 4000, "the index is mapped again"
     assert travelled[0].read() == first
     before = len(list(Path("/proc/self/fd").iterdir()))
     for file in travelled:
@@ -136,7 +135,7 @@ def test_a_damaged_shard_is_named_with_the_image_when_it_is_read(packed: Packed,
     copy = Path(shutil.copytree(packed(), tmp_path / "copy"))
     source = shards(data_dir=str(copy))
     assert source.train.files is not None
-    entry = source.train.files.table[3]  # type: ignore[attr-defined]
+    entry = source.train.files.index[3]  # type: ignore[attr-defined]
     with (copy / "train" / "000000.tar").open("r+b") as file:
         file.seek(int(entry["offset"]) + 20)
         file.write(b"\xa5\x5a")
@@ -153,21 +152,18 @@ def test_a_damaged_shard_is_named_with_the_image_when_it_is_read(packed: Packed,
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"shuffle_buffer": 0}, "data.source.shuffle_buffer=0 must be at least 1, or null for the whole split"),
-        ({"test_fraction": 1.0}, "data.source.test_fraction=1 must lie between 0 and 1"),
-        ({"cache_gb": 0.0}, "data.source.cache_gb=0 must be above 0"),
         ({"data_dir": "nowhere"}, "data_dir=nowhere is no folder; data=shards wants one that src/prepare.py made"),
         ({"data_dir": "https://b/c", "shuffle_buffer": None}, "would fetch a shard for each image of https://b/c"),
         ({"data_dir": "hf://b/c", "verify": True}, "verify the folder before it is uploaded"),
     ],
 )
-def test_settings_that_can_t_be_are_told(packed: Packed, settings: dict[str, Any], problem: str) -> None:
-    (found,) = problems(**{"data_dir": str(packed()), **settings})
+def test_impossible_settings_are_reported(packed: Packed, settings: dict[str, Any], problem: str) -> None:
+    (found,) = problems(**{"data_dir": str(packed()), "shuffle_buffer": 10, "verify": False, **settings})
     assert problem in found
 
 
 def test_missing_shards_are_reported_before_training(packed: Packed, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(packed(), tmp_path / "copy"))
     (copy / "train" / "000003.tar").unlink()
-    (found,) = problems(data_dir=str(copy))
+    (found,) = problems(data_dir=str(copy), shuffle_buffer=10, verify=False)
     assert "train/000003.tar: it is missing" in found
