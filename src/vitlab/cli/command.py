@@ -65,7 +65,7 @@ class Command(Program):
             sys.exit(signals.STATUS[stop.outcome])
         finally:
             if shown := sys.modules.get("vitlab.sweeps.progress"):  # a sweep's
-                shown.end()
+                shown.stop_progress()
 
     def run_rank(self, run_dir: Path) -> None:
         """Run (a rank of) a job that another process has prepared."""

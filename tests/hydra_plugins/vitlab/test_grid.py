@@ -20,7 +20,7 @@ import pytest
 from vitlab.runs.folder import read_results
 from vitlab.sweeps import claim, ledger
 
-SOURCE = Path(ledger.__file__).parents[1]
+SOURCE = Path(ledger.__file__).parents[2]
 PROGRAM = """
 import functools, os, time
 from pathlib import Path

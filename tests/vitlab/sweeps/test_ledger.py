@@ -14,7 +14,7 @@ from vitlab.runs.folder import CONFIG, RESULTS
 from vitlab.storage import atomic
 from vitlab.sweeps import ledger
 
-SOURCE = Path(ledger.__file__).parents[1]
+SOURCE = Path(ledger.__file__).parents[2]
 
 
 def entry(**settings: str) -> dict[str, object]:
@@ -98,9 +98,9 @@ def test_a_job_whose_defaults_have_changed_takes_the_place_of_the_former(
 
 
 def test_jobs_entered_by_several_processes_at_once_are_all_there(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from vitlab import ledger\n"
+    code = "import sys; from pathlib import Path; from vitlab.sweeps import ledger\n"
     code += "for n in range(20): name = f'{sys.argv[2]}-{n}'; "
-    code += "ledger.enter(Path(sys.argv[1]), {name: {'folder': name, 'settings': {'n': name}}})"
+    code += "ledger.add_jobs(Path(sys.argv[1]), {name: {'folder': name, 'settings': {'n': name}}})"
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     ledger.write_sweep(tmp_path, command="", varies=["n"], objectives={})
     line = [sys.executable, "-c", code, str(tmp_path)]

@@ -22,13 +22,13 @@ JOB = "import sys; print('a line of a job'); print('an error', file=sys.stderr)"
 PROGRAM = """
 import os, subprocess, sys, time
 from pathlib import Path
-from vitlab import progress
+from vitlab.sweeps import progress
 progress.EVERY = 0.05
 before = os.fstat(1).st_rdev
-progress.begin(Path(sys.argv[1]), report=False)
+progress.start_progress(Path(sys.argv[1]), report=False)
 subprocess.run([sys.executable, "-c", sys.argv[2]])
 time.sleep(0.3)
-progress.end()
+progress.stop_progress()
 assert os.fstat(1).st_rdev == os.fstat(2).st_rdev == before, "the terminal was not given back"
 print("after it")
 """

@@ -165,8 +165,8 @@ def test_jobs_on_gpus_are_pinned_to_their_own(tmp_path: Path, monkeypatch: pytes
 RANK = """
 import os, signal, sys, time
 from pathlib import Path
-from vitlab import launch
-launch.end_with(int(os.environ['VITLAB_PARENT']))
+from vitlab.distributed import launch
+launch.exit_with_parent(int(os.environ['VITLAB_PARENT']))
 folder, rank = Path(os.environ['VITLAB_RUN']), os.environ['RANK']
 seen = []
 def note(number, frame):
@@ -187,7 +187,8 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {source!r}]
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from vitlab import launch, parallel, stopping
+from vitlab.distributed import launch, signals
+from vitlab.sweeps.launchers import local
 from vitlab.cli import command, register
 from sweep_jobs import batch
 register.register()
@@ -196,9 +197,9 @@ def task(cfg):
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         launch.run_ranks(folder / 'rank.py', run_dir, 2)
-    except stopping.Stopped as stop:
-        sys.exit(stopping.STATUS[stop.outcome])
-parallel.launch(batch(task, folder, ['seed=0'], ['seed=1'], ['seed=2']), at_once=2)
+    except signals.StopRequested as stop:
+        sys.exit(signals.STATUS[stop.outcome])
+local.launch(batch(task, folder, ['seed=0'], ['seed=1'], ['seed=2']), at_once=2)
 """
 
 

@@ -28,8 +28,8 @@ PYTHONPATH = os.pathsep.join(map(str, (ROOT, ROOT / "src", ROOT / "tests")))  # 
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
-from vitlab import launch
-launch.end_with(int(os.environ['VITLAB_PARENT']))
+from vitlab.distributed import launch
+launch.exit_with_parent(int(os.environ['VITLAB_PARENT']))
 folder, rank = Path(os.environ['VITLAB_RUN']), os.environ.get('RANK', '0')
 def stopped(number, frame):
     (folder / f'signal{rank}').write_text(str(int(number)))
@@ -177,7 +177,7 @@ def rays(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """The folder of that process, and its exit status."""
     folder = tmp_path_factory.mktemp("ray")
     (folder / "rank.py").write_text(RANK)
-    code = f"from tests.vitlab.test_clusters import Path, on_two_nodes; on_two_nodes(Path({str(folder)!r}))"
+    code = f"from tests.vitlab.sweeps.launchers.test_slurm import Path, on_two_nodes; on_two_nodes(Path({str(folder)!r}))"
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("OMP_NUM_THREADS", None)
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
