@@ -112,9 +112,7 @@ def test_a_curve_is_the_mean_where_all_jobs_have_logged(make_job: MakeJob) -> No
     rows = [[{"images": 10 * i, "val/loss": i + s, "other": ""} for i in range(1, 4 + s)] for s in (0, 2)]
     read = [table.read_metrics(make_job({"seed": str(s)}, metrics=r)) for s, r in enumerate(rows)]
     curve = table.mean_curve(read, "val/loss")
-    assert {x: score.mean for x, score in curve.items()} == {10: 2, 20: 3, 30: 4}, (
-        "where both have logged"
-    )
+    assert {x: score.mean for x, score in curve.items()} == {10: 2, 20: 3, 30: 4}, "where both have logged"
     assert [score.deviation for score in curve.values()] == pytest.approx([stdev([0, 2])] * 3)
     alone = table.mean_curve(read[:1], "val/loss")
     assert [score.deviation for score in alone.values()] == [None] * 3

@@ -1,4 +1,4 @@
-"""What is wrong with a search is told before it starts, all of it, in lines that name knob and remedy."""
+"""Everything wrong with a search is reported before it starts, in lines that name knob and remedy."""
 
 import copy
 import sys
@@ -56,7 +56,7 @@ def test_each_pruner_has_no_problem(pruner: str) -> None:
     assert found(composed("hydra/sweeper=optuna", f"hydra/sweeper/pruner={pruner}")) == []
 
 
-def test_all_that_is_wrong_with_a_search_is_told_together(node: Node) -> None:
+def test_everything_wrong_with_a_search_is_reported_together(node: Node) -> None:
     objectives = {"val/ac": "max", "test/acc": "max", "val/loss": "down"}
     wrong = {"n_trials": 0, "n_jobs": 0, "objectives": objectives, "storage": "searches.db"}
     assert found({**node, **wrong}) == [
@@ -86,7 +86,7 @@ def test_all_that_is_wrong_with_a_search_is_told_together(node: Node) -> None:
         ("pruner.n_startup_trials", -1, "hydra.sweeper.pruner: Number of startup trials cannot be negative"),
     ],
 )
-def test_a_mistake_in_a_search_is_told(node: Node, path: str, value: object, words: str) -> None:
+def test_a_mistake_in_a_search_is_reported(node: Node, path: str, value: object, words: str) -> None:
     wrong = copy.deepcopy(node)
     *parents, key = path.split(".")
     (wrong[parents[0]] if parents else wrong)[key] = value
@@ -103,7 +103,7 @@ def test_a_mistake_in_a_search_is_told(node: Node, path: str, value: object, wor
         ("optimizer.lr=interval(3,1)", "optimizer.lr=interval(3,1) is empty or infinite"),
     ],
 )
-def test_a_mistake_in_a_space_is_told(node: Node, line: str, words: str) -> None:
+def test_a_mistake_in_a_space_is_reported(node: Node, line: str, words: str) -> None:
     (problem,) = found(node, line)
     assert words in problem
 
