@@ -1,4 +1,4 @@
-"""`python src/sweep.py`: a sweep in a table, its end, and its dashboard, whose panels name what its runs have logged."""
+"""`python src/sweep.py`: a sweep in a table, its end, and its dashboard, whose panels name what its runs log."""
 
 import base64
 import csv

@@ -75,9 +75,6 @@ class NoSweep(ValueError):
     """A folder is not a sweep's."""
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
-
-
 def find_sweep(sweep: str | Path) -> Path:
     """Return the folder of a sweep, given by its name or its folder. Raises `NoSweep`."""
     for folder in (Path(sweep), SWEEPS / sweep):
@@ -151,9 +148,6 @@ def read_json(file: Path) -> Node:
         assert isinstance(content, dict)
         return content
     return {}
-
-
-# ------------------------------------------------------------------------------------------------------------ writing
 
 
 def ledger_lock(folder: Path) -> AbstractContextManager[object]:

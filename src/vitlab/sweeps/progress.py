@@ -129,9 +129,6 @@ def write_report_safely(folder: Path) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-# ----------------------------------------------------------------------------------------------------------- terminal
-
-
 class TerminalScreen:
     """The terminal: a table at its end, and above it what is written to file descriptors 1 and 2 meanwhile."""
 

@@ -155,9 +155,6 @@ def read_last_rows(file: Path) -> Iterator[dict[str, str]]:
                 yield dict(zip(columns, cells, strict=True))
 
 
-# -------------------------------------------------------------------------------------------------------------- lines
-
-
 def status_line(sweep: SweepStatus) -> str:
     """Return a sweep's status in one line."""
     running, failed, stopped = sweep.count("running"), sweep.count("crashed"), sweep.count(*STOPPED)

@@ -39,9 +39,6 @@ CONSOLE = "console.log"  # the output of a job that shares the terminal with oth
 log = logging.getLogger(__name__)
 
 
-# --------------------------------------------------------------------------------------------------------------- jobs
-
-
 @dataclass
 class Job:
     """One combination of a sweep's values; `label` is what it does not share with all others."""
@@ -129,12 +126,7 @@ class Job:
 
 
 def compose_jobs(
-    job_overrides: Sequence[Sequence[str]],
-    first: int,
-    *,
-    context: HydraContext,
-    task: TaskFunction,
-    config: DictConfig,
+    job_overrides: Sequence[Sequence[str]], first: int, *, context: HydraContext, task: TaskFunction, config: DictConfig
 ) -> list[Job]:
     """Compose the jobs of a batch, numbered from `first`, and create the sweep's folder."""
     setup_globals()
@@ -159,9 +151,6 @@ def redirect_output(file: Path) -> None:
     with file.open("ab") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-
-
-# ------------------------------------------------------------------------------------------------------------ devices
 
 
 class Devices:
@@ -216,9 +205,6 @@ def device_environment(job: Job, devices: Sequence[str], *, on_gpus: bool, all_d
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, share // job.count))}
     # a job that names its GPUs' numbers counts them among all
     return threads | ({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if on_gpus and isinstance(job.devices, int) else {})
-
-
-# ------------------------------------------------------------------------------------------------------------- launch
 
 
 class ForkedJob:

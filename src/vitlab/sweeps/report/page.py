@@ -82,9 +82,6 @@ def render_page(sweep: Sweep) -> str:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- numbers
-
-
 def format_number(value: Any, name: str = "") -> str:
     """Format a number: accuracies in percent, counts with separators, all else with four digits."""
     if value is None:
@@ -116,9 +113,6 @@ def is_percent(name: str) -> bool:
 
 def format_date(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-# -------------------------------------------------------------------------------------------------------------- parts
 
 
 def table_columns(sweep: Sweep, rows: Sequence[Configuration]) -> list[str]:

@@ -112,9 +112,6 @@ def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[Directi
     return [i for i, point in enumerate(signed) if not any(dominates(other, point) for other in signed)]
 
 
-# ------------------------------------------------------------------------------------------------------------- curves
-
-
 def read_metrics(job: Job) -> list[dict[str, str]]:
     """Read the rows of a job's `metrics.csv`, if any, without one that is half written."""
     file = job.folder / "metrics.csv"
@@ -135,9 +132,6 @@ def mean_curve(metrics: Sequence[Sequence[Mapping[str, str]]], name: str) -> dic
             if math.isfinite(y):
                 places.setdefault(x, []).append(y)
     return {x: mean_std(values) for x, values in sorted(places.items()) if len(values) == logging}
-
-
-# -------------------------------------------------------------------------------------------------------------- files
 
 
 def write_results(sweep: Sweep, file: Path) -> None:

@@ -168,9 +168,6 @@ def save_study_config(search: Search) -> None:
         sys.exit(2)
 
 
-# ------------------------------------------------------------------------------------------------------- the trials
-
-
 def claim_trials(search: Search, claims: ExitStack) -> list[ClaimedTrial]:
     """Return the next trials, locked until `claims` is closed: unfinished ones that nobody trains, then new ones.
 
@@ -252,9 +249,6 @@ def fail(search: Search, number: int, reason: str) -> None:
     search.study._storage.set_trial_user_attr(trial._trial_id, "reason", reason[:2000])
     search.study.tell(number, state=TrialState.FAIL)
     log.error("trial %d failed: %s", number, reason)
-
-
-# ------------------------------------------------------------------------------------------------------ the results
 
 
 def format_scores(values: dict[str, float]) -> str:
