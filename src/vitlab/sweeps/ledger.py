@@ -130,8 +130,11 @@ def job_status(folder: Path, *, locked_here: bool = False) -> Status:
 
 def read_attempts(folder: Path) -> list[Node]:
     """Return a job's starts so far, each with its error if it failed."""
-    attempts: list[Node] = read_json(folder / JOB).get("attempts", [])
-    return attempts
+    return list(read_json(folder / JOB).get("attempts", []))
+
+
+def count_failures(folder: Path) -> int:
+    return sum("error" in attempt for attempt in read_attempts(folder))
 
 
 def is_running(folder: Path) -> bool:
@@ -144,9 +147,7 @@ def is_running(folder: Path) -> bool:
 def read_json(file: Path) -> Node:
     """Return the content of a file of the ledger; empty if it does not exist or is half written."""
     with suppress(FileNotFoundError, json.JSONDecodeError):
-        content = json.loads(file.read_text())
-        assert isinstance(content, dict)
-        return content
+        return dict(json.loads(file.read_text()))
     return {}
 
 

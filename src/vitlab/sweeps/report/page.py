@@ -61,6 +61,7 @@ def render_page(sweep: Sweep) -> str:
         colors=charts.COLORS,
         arrows=ARROWS,
         reliable=RELIABLE,
+        objective=table.first_objective(sweep)[0],
         rows=rows,
         names=table.choice_names(sweep),
         job_names=names,

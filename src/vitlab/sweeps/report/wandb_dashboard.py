@@ -160,13 +160,10 @@ def log_scale(sweep: Sweep, name: str) -> bool | None:
 
 def specification(dashboard: Any) -> Node:
     """Return the view as it is sent to wandb's server."""
-    found = json.loads(dashboard._to_model().model_dump_json(by_alias=True, exclude_none=True))
-    assert isinstance(found, dict)
-    return found
+    return dict(json.loads(dashboard._to_model().model_dump_json(by_alias=True, exclude_none=True)))
 
 
 def write_specification(dashboard: Any, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     atomic.atomic_write(file, json.dumps(specification(dashboard), indent=2))
 
 

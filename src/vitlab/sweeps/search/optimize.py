@@ -216,11 +216,7 @@ def compose_job(search: Search, trial: FrozenTrial) -> list[ClaimedTrial]:
     ledger.add_jobs(search.folder, {name: entry})
     search.study._storage.set_trial_user_attr(trial._trial_id, "folder", entry["folder"])
     folder = search.folder / entry["folder"]
-    return [ClaimedTrial(trial.number, lines, folder, count_failures(folder))]
-
-
-def count_failures(folder: Path) -> int:
-    return sum("error" in attempt for attempt in ledger.read_attempts(folder))
+    return [ClaimedTrial(trial.number, lines, folder, ledger.count_failures(folder))]
 
 
 def record_result(search: Search, trial: ClaimedTrial, error: object) -> None:
@@ -228,7 +224,7 @@ def record_result(search: Search, trial: ClaimedTrial, error: object) -> None:
     results, study = read_results(trial.folder), search.study
     values = [float(results.get(name, math.nan)) for name in search.objectives]
     scores = format_scores(dict(zip(search.objectives, values, strict=True)))
-    reason, failures = str(results.get("error", error)), count_failures(trial.folder)
+    reason, failures = str(results.get("error", error)), ledger.count_failures(trial.folder)
     status, number, name = results.get("status"), trial.number, trial.folder.name
     if status == "pruned":
         study.tell(number, state=TrialState.PRUNED)
