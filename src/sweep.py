@@ -29,7 +29,7 @@ def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
     from vitlab.sweeps import ledger
     from vitlab.sweeps.report.page import write_report
 
-    found = ledger.read_sweep(ledger.find_sweep(sweep)) if sweep is not None else None
+    found = ledger.read_sweep(Path(sweep)) if sweep is not None else None
     if action == "dashboard":
         save_dashboard(found, run)
         return {}

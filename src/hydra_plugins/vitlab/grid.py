@@ -66,7 +66,6 @@ class GridSweeper(BasicSweeper):
         return list(planned.values())
 
     def launch_rounds(self, jobs: list[PlannedJob]) -> list[Sequence[JobReturn]]:
-        """Launch pending jobs until all are finished."""
         from vitlab.sweeps import claim, ledger
 
         assert self.launcher is not None

@@ -24,7 +24,7 @@ def sweep_action_problems(read: ConfigView) -> Iterator[str]:
         yield f"wandb-workspaces, which makes dashboards, is not installed: {wandb_dashboard.INSTALL}"
     else:
         try:
-            jobs = ledger.read_sweep(ledger.find_sweep(sweep)).jobs if sweep else []
+            jobs = ledger.read_sweep(Path(sweep)).jobs if sweep else []
             if action == "dashboard":
                 configs = [read_config(Path(run))] if run else [job.config for job in jobs if job.config]
                 wandb_dashboard.wandb_project(configs)

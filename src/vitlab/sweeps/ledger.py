@@ -86,7 +86,6 @@ def find_sweep(sweep: str | Path) -> Path:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Return a sweep in its current state. Raises `NoSweep`."""
     folder = find_sweep(folder)
     head = read_json(folder / SWEEP)
     varies = varying_keys(head)
@@ -108,7 +107,6 @@ def varying_keys(head: Node) -> list[str]:
 
 
 def read_job(sweep: Path, name: str, entry: Node, varies: list[str]) -> Job:
-    """Return a job from its folder, which need not exist yet."""
     folder, settings = sweep / entry["folder"], entry["settings"]
     config: Node = {}
     with suppress(OSError, AssertionError, yaml.YAMLError):

@@ -49,7 +49,6 @@ class Progress(Callback):
 
 
 def start_progress(folder: Path, *, planned: int = 0, table: bool = True, report: bool = True) -> None:
-    """Show the sweep in a folder until `stop_progress`."""
     global _progress
     stop_progress()
     terminal = table and sys.stdout.isatty() and sys.stderr.isatty()
@@ -115,18 +114,14 @@ class ProgressThread:
         if self.screen is not None:
             self.screen.stop()
         if self.report and self.poller.poll() is not None:
-            write_report_safely(self.poller.folder)
+            from vitlab.sweeps.report.page import write_report
 
-
-def write_report_safely(folder: Path) -> None:
-    """Write a sweep's report and print its path; a failure is printed, not raised."""
-    from vitlab.sweeps.report.page import write_report
-
-    try:
-        line = f"report: {write_report(ledger.read_sweep(folder), folder / REPORT)}"
-    except Exception as error:
-        line = f"the report can't be written: {type(error).__name__}: {error}"
-    print(line, file=sys.stderr, flush=True)
+            folder = self.poller.folder
+            try:
+                line = f"report: {write_report(ledger.read_sweep(folder), folder / REPORT)}"
+            except Exception as error:  # which must not end the sweep
+                line = f"the report can't be written: {type(error).__name__}: {error}"
+            print(line, file=sys.stderr, flush=True)
 
 
 class TerminalScreen:

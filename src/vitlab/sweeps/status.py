@@ -59,7 +59,6 @@ class SweepStatus:
 
     @property
     def best(self) -> JobProgress | None:
-        """The finished job with the best score."""
         sign = 1 if self.direction == "min" else -1
         scored = [(sign * job.score, job) for job in self.jobs if job.status == "finished" and job.score is not None]
         return min(scored, key=lambda pair: pair[0])[1] if scored else None
@@ -137,7 +136,6 @@ class StatusPoller:
 
 
 def finite_score(value: Any) -> float | None:
-    """Return a finite number from JSON or from a table's cell, else None."""
     with suppress(TypeError, ValueError):
         return number if math.isfinite(number := float(value)) else None
     return None
@@ -156,7 +154,6 @@ def read_last_rows(file: Path) -> Iterator[dict[str, str]]:
 
 
 def status_line(sweep: SweepStatus) -> str:
-    """Return a sweep's status in one line."""
     running, failed, stopped = sweep.count("running"), sweep.count("crashed"), sweep.count(*STOPPED)
     line = f"sweep {sweep.name}: {sweep.done} of {sweep.total} jobs done, {running} running, {failed} failed"
     line += f", {stopped} stopped" if stopped else ""
@@ -166,7 +163,6 @@ def status_line(sweep: SweepStatus) -> str:
 
 
 def job_line(job: JobProgress, objective: str) -> str:
-    """Return a job's end in one line."""
     if job.status == "crashed":
         error = " ".join(job.error.split()) or "no error was recorded"
         return f"{job.name}: crashed: {error if len(error) <= MAX_ERROR else f'{error[: MAX_ERROR - 3]}...'}"

@@ -64,7 +64,6 @@ class Job:
 
     @property
     def count(self) -> int:
-        """The number of devices it needs on each machine."""
         return len(self.devices) if isinstance(self.devices, list) else self.devices
 
     @property
@@ -89,7 +88,11 @@ class Job:
 
         def task(cfg: DictConfig) -> Any:
             if console:
-                redirect_output(Path(HydraConfig.get().runtime.output_dir) / CONSOLE)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                with Path(HydraConfig.get().runtime.output_dir, CONSOLE).open("ab") as output:
+                    os.dup2(output.fileno(), 1)  # of child processes as well
+                    os.dup2(output.fileno(), 2)
             return self.task(cfg)
 
         setup_globals()
@@ -119,7 +122,6 @@ class Job:
         return result
 
     def exit_failure(self, status: int | str | None) -> JobReturn:
-        """Return the result of a job whose process exited with a status."""
         outcomes = {number: outcome for outcome, number in signals.STATUS.items()}
         known = outcomes.get(status) if isinstance(status, int) else None
         return self.failure(known or f"its process ended with status {status}", hint=True)
@@ -142,15 +144,6 @@ def compose_jobs(
         label = " ".join(filter_overrides([o for o in overrides if o not in shared]))
         jobs.append(Job(number, overrides, job_config, context, task, label))
     return jobs
-
-
-def redirect_output(file: Path) -> None:
-    """Redirect the output of this process and its future children to a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with file.open("ab") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
 
 
 class Devices:
@@ -200,7 +193,6 @@ def available_cores() -> list[str]:
 
 
 def device_environment(job: Job, devices: Sequence[str], *, on_gpus: bool, all_devices: int) -> dict[str, str]:
-    """Return the environment variables of a job on these devices."""
     share = len(available_cores()) * len(devices) // all_devices if on_gpus else len(devices)
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, share // job.count))}
     # a job that names its GPUs' numbers counts them among all

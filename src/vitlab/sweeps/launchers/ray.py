@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from vitlab.distributed import environment, launch, signals
 from vitlab.sweeps.launchers.local import Job
-from vitlab.sweeps.launchers.slurm import POLL, run_remote_job
+from vitlab.sweeps.launchers.slurm import POLL
 
 
 def launch_on_ray(
@@ -104,7 +104,6 @@ class RayJob:
         return failed[0] if failed else self.fetch(self.refs[0])
 
     def fetch(self, ref: Any) -> JobReturn:
-        """Return the result of a task that has ended."""
         import ray
 
         try:
@@ -129,7 +128,7 @@ def run_on_ray(job: Job, threads: int, node: int = 0, spot: tuple[str, int] | No
     if spot is not None:
         os.environ[environment.NODES_VARIABLE] = str(environment.NodeInfo(node, job.nodes, *spot))
     try:
-        return run_remote_job(job)
+        return job.run()
     except SystemExit as end:
         return job.exit_failure(end.code)
 

@@ -22,11 +22,6 @@ POLL = 1.0  # seconds between two checks for jobs that have ended
 REQUEUE = f"trap '[ $? = {signals.STATUS['preempted']} ] && scontrol requeue $SLURM_JOB_ID' EXIT"
 
 
-def run_remote_job(job: Job) -> JobReturn:
-    """Run a job in the process that it was sent to."""
-    return job.run()
-
-
 def launch_on_slurm(
     jobs: Sequence[Job],
     *,
@@ -70,7 +65,7 @@ def launch_on_slurm(
             **({"mem_gb": mem_gb} if mem_gb else {}),
             **{f"slurm_{key}": value for key, value in sbatch.items() if value is not None},
         )
-        pending += zip(batch, executor.map_array(run_remote_job, batch), strict=True)
+        pending += zip(batch, executor.map_array(Job.run, batch), strict=True)
     for job, handle in pending:
         job.log_start(f"{cluster} {handle.job_id}")
     results: dict[int, JobReturn] = {}

@@ -68,7 +68,6 @@ class Axis:
 
 
 def spans_decades(values: Sequence[float]) -> bool:
-    """Return whether values need a logarithmic scale."""
     return bool(values) and min(values) > 0 and max(values) / min(values) > 30
 
 
@@ -96,7 +95,6 @@ def rule(kind: str, x1: float, x2: float, y1: float, y2: float) -> str:
 
 
 def mark(item: Line | Point, inside: str) -> str:
-    """Return a mark of a configuration."""
     color = item.group if item.group < COLORS else "x"
     return f'<g class="m c{color}" data-c="{item.group}"><title>{escape(item.label)}</title>{inside}</g>'
 

@@ -51,7 +51,6 @@ def setting_importance(jobs: Sequence[Job], objective: str) -> Importance:
 
 
 def as_numbers(values: Sequence[str]) -> list[float] | None:
-    """Return settings as floating-point numbers, if all of them are."""
     try:
         return [float(value) for value in values]
     except ValueError:

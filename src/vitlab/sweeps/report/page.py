@@ -117,7 +117,6 @@ def format_date(moment: datetime) -> str:
 
 
 def table_columns(sweep: Sweep, rows: Sequence[Configuration]) -> list[str]:
-    """Return the numbers that the tables show: the objectives, accuracies, and what they cost."""
     measured = {key for row in rows for key in row.scores} | set(sweep.objectives)
     wanted = dict.fromkeys([*sweep.objectives, "test/acc", "val/acc", "val/loss", *COSTS])
     return [key for key in wanted if key in measured]
@@ -130,7 +129,6 @@ def setting_values(sweep: Sweep, name: str) -> list[str]:
 
 
 def pareto_configurations(sweep: Sweep, rows: Sequence[Configuration]) -> set[int]:
-    """Return the indices of the Pareto front of several objectives."""
     if len(sweep.objectives) < 2:
         return set()
     complete = [k for k, row in enumerate(rows) if row.scores.keys() >= sweep.objectives.keys()]
@@ -176,13 +174,11 @@ def importance_chart(sweep: Sweep) -> dict[str, Any]:
     try:
         found = setting_importance(sweep.jobs, table.first_objective(sweep)[0])
     except ImportError:
-        return {"chart": None, "n": 0, "left_out": {}, "missing": True}
-    chart = charts.bar_chart(found.shares, gray=table.SEED) if found.shares else None
-    return {"chart": chart, "n": found.n, "left_out": found.left_out, "missing": False}
+        return {"chart": None, "left_out": {}, "missing": True}
+    return {"chart": charts.bar_chart(found.shares, gray=table.SEED) if found.shares else None, **vars(found)}
 
 
 def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
-    """Draw the first objective of each finished job by each setting that varies."""
     objective, _ = table.first_objective(sweep)
     jobs = [(k, job, finite_numbers(job)) for k, row in enumerate(rows) for job in row.finished]
     drawn = []
@@ -237,7 +233,6 @@ def job_images(job: Job) -> list[tuple[str, str]]:
 
 
 def provenance_rows(sweep: Sweep) -> dict[str, list[str]]:
-    """Return the commits, versions, hosts and devices of the jobs."""
     results = [job.results for job in sweep.jobs]
     versions = [r["versions"] for r in results if isinstance(r.get("versions"), dict)]
     found = {

@@ -48,13 +48,11 @@ class Configuration:
 
 
 def choice_names(sweep: Sweep, *, seed: bool = False) -> list[str]:
-    """Return the settings that vary, in the order of the command line."""
     names = dict.fromkeys(key for job in sweep.jobs for key in job.choices)
     return [name for name in names if seed or name != SEED]
 
 
 def finite_numbers(job: Job) -> dict[str, float]:
-    """Return the scores, costs and counts of a job's `results.json`."""
     return {
         key: value
         for key, value in job.results.items()
@@ -94,7 +92,6 @@ def first_objective(sweep: Sweep) -> tuple[str, Direction]:
 
 
 def best_job(sweep: Sweep, among: Iterable[Job] | None = None) -> Job | None:
-    """Return the finished job with the best score in the first objective."""
     objective, direction = first_objective(sweep)
     jobs = [job for job in (sweep.jobs if among is None else among) if job.status == "finished"]
     jobs = [job for job in jobs if objective in finite_numbers(job)]

@@ -168,7 +168,6 @@ def write_specification(dashboard: Any, file: Path) -> None:
 
 
 def save_dashboard(dashboard: Any) -> str:
-    """Save the view in the user's account, and return its URL."""
     import wandb
 
     dashboard.entity = dashboard.entity or wandb.Api().default_entity or ""

@@ -52,7 +52,6 @@ def problems(
 
 
 def objectives_of(node: Node, config: Node) -> dict[str, ledger.Direction]:
-    """Return what is optimized, and its direction."""
     return dict(node.get("objectives") or {config["objective"]: direction(config["objective"])})
 
 

@@ -252,7 +252,6 @@ def format_scores(values: dict[str, float]) -> str:
 
 
 def write_results(search: Search) -> Node:
-    """Log and write the number of trials by state, and the best of them."""
     trials, objectives = search.study.get_trials(deepcopy=False), search.objectives
     counts = dict(Counter(trial.state.name.lower() for trial in trials))
     states = ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -70,6 +70,5 @@ class Pruning(Callback):
 
 
 def is_pruned(trainer: Trainer) -> bool:
-    """Return whether pruning ended a run's training."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return any(callback.pruned for callback in callbacks if isinstance(callback, Pruning))
