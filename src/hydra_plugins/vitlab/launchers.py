@@ -47,7 +47,14 @@ class SlurmLauncher(JobsLauncher):
     Args:
         cluster: `slurm`, or `local` to try it on this machine.
         folder: Folder of submitit's logs.
-        timeout_min, partition, account, qos, constraint, gres, mem_gb, cpus_per_device: Options of sbatch.
+        timeout_min: Time limit in minutes, after which a job saves, is requeued and resumes.
+        partition: Partition of the cluster.
+        account: Account to charge.
+        qos: Quality of service.
+        constraint: Features that a node must have.
+        gres: Generic resources to ask for.
+        mem_gb: Memory of a node in GB.
+        cpus_per_device: Cores for each device.
         gpus: Whether a device is a GPU.
         signal_seconds: Seconds before the time limit at which a job saves.
         parallel: Jobs at once.
