@@ -1,7 +1,7 @@
-"""Shows, cancels or reports a sweep that `python src/train.py -m ...` started, from any terminal.
+"""Show, cancel or report a sweep that `python src/train.py -m ...` started, from any terminal.
 
-    python src/sweep.py status sweep=digits-lr-seed-3fa29c1b     its jobs, what became of each, and their scores
-    python src/sweep.py report sweep=digits-lr-seed-3fa29c1b     SWEEP/report/: a page and a table
+    python src/sweep.py status sweep=digits-lr-seed-3fa29c1b     its jobs, their states and scores
+    python src/sweep.py report sweep=digits-lr-seed-3fa29c1b     SWEEP/report/: a page and two tables
     python src/sweep.py cancel sweep=digits-lr-seed-3fa29c1b     its jobs save and end, and no other starts
     python src/sweep.py dashboard sweep=digits-lr-seed-3fa29c1b  at wandb: scores by setting, curves, pictures
     python src/sweep.py dashboard run=runs/NAME/STAMP            at wandb: losses, accuracies, rates, throughput
@@ -21,7 +21,7 @@ from vitlab.sweeps import checks
 from vitlab.sweeps.ledger import Job, Sweep
 
 Action = Literal["status", "report", "cancel", "dashboard"]
-LONGEST_ERROR = 80  # characters; results.json has all of it
+MAX_ERROR = 80  # characters; results.json has all of it
 
 
 @command("sweep", check=checks.sweep_action_problems)
@@ -29,71 +29,69 @@ def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
     from vitlab.sweeps import ledger
     from vitlab.sweeps.report.page import write_report
 
-    found = ledger.read_sweep(ledger.find_sweep(sweep)) if sweep is not None else None
+    found = ledger.read_sweep(Path(sweep)) if sweep is not None else None
     if action == "dashboard":
         save_dashboard(found, run)
         return {}
     assert found is not None
     if action == "status":
-        print(table(found))
+        print(format_table(found))
     elif action == "report":
         print(write_report(found, found.folder / "report"))
     else:
         running = ledger.cancel_sweep(found)
         print(f"{found.name} is cancelled: {running} running job{'s' * (running != 1)} will save and end, none starts;")
-        print(f"remove {found.folder / ledger.CANCELLED} to go on with it, by: {found.command}")
+        print(f"to continue it, remove {found.folder / ledger.CANCELLED} and run: {found.command}")
     return {}
 
 
 def save_dashboard(sweep: Sweep | None, run: str | None) -> None:
-    """Writes the dashboard of a sweep or of a run to a file, and saves it at wandb."""
+    """Write the dashboard of a sweep or of a run to a file, and save it at wandb."""
     from vitlab.runs import wandb
     from vitlab.runs.folder import read_config
     from vitlab.sweeps.report import wandb_dashboard
 
     if sweep is not None:
-        file = sweep.folder / wandb_dashboard.FILE
-        place = wandb_dashboard.wandb_project([job.config for job in sweep.jobs if job.config])
-        dashboard = wandb_dashboard.sweep_dashboard(sweep, place)
+        folder = sweep.folder
+        project = wandb_dashboard.wandb_project([job.config for job in sweep.jobs if job.config])
+        dashboard = wandb_dashboard.sweep_dashboard(sweep, project)
     else:
         assert run is not None
         folder = Path(run).absolute()
-        file, config = folder / wandb_dashboard.FILE, read_config(folder)
+        config = read_config(folder)
         dashboard = wandb_dashboard.run_dashboard(folder, config, wandb_dashboard.wandb_project([config]))
-    wandb_dashboard.write_specification(dashboard, file)
+    wandb_dashboard.write_specification(dashboard, folder / wandb_dashboard.FILE)
     if wandb.is_logged_in():
         print(f"saved: {wandb_dashboard.save_dashboard(dashboard)}")
     else:
         print("You are not logged in, so nothing was saved at wandb; `wandb login`, then run this again.")
-    print(f"specification: {file}")
+    print(f"specification: {folder / wandb_dashboard.FILE}")
 
 
-def table(sweep: Sweep) -> str:
-    """The sweep's jobs in lines, their states counted first, the best score of each objective last."""
+def format_table(sweep: Sweep) -> str:
+    """Format the sweep's jobs as a table, below the count of each state and above the best score of each objective."""
     counts = Counter(job.status for job in sweep.jobs)
     count = f"{len(sweep.jobs)} job{'s' * (len(sweep.jobs) != 1)}"
-    told = [f"{sweep.name}: {', '.join([count, *(f'{number} {status}' for status, number in counts.items())])}"]
+    lines = [f"{sweep.name}: {', '.join([count, *(f'{number} {status}' for status, number in counts.items())])}"]
     keys = list(dict.fromkeys(key for job in sweep.jobs for key in job.choices))
     rows = [["status", *keys, *sweep.objectives, "starts", "seconds", "error"]]
-    rows += [cells(job, keys, list(sweep.objectives)) for job in sweep.jobs]
+    rows += [table_row(job, keys, list(sweep.objectives)) for job in sweep.jobs]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    told += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for objective, direction in sweep.objectives.items():
         scored = [job for job in sweep.jobs if job.status == "finished" and objective in job.results]
         if scored:
             best = (max if direction == "max" else min)(scored, key=lambda job: float(job.results[objective]))
-            told.append(f"best {objective}={best.results[objective]:.6g}: {best.folder}")
-    return "\n".join(told)
+            lines.append(f"best {objective}={best.results[objective]:.6g}: {best.folder}")
+    return "\n".join(lines)
 
 
-def cells(job: Job, keys: list[str], objectives: list[str]) -> list[str]:
-    """A job's line of the table."""
+def table_row(job: Job, keys: list[str], objectives: list[str]) -> list[str]:
     scores = [f"{job.results[name]:.6g}" if name in job.results else "" for name in objectives]
     error = " ".join(str(job.results.get("error", "")).split()) if job.status == "crashed" else ""
-    shortened = error if len(error) <= LONGEST_ERROR else f"{error[: LONGEST_ERROR - 3]}..."
-    seconds = job.results.get("seconds")
-    chosen = [job.choices.get(key, "") for key in keys]
-    return [job.status, *chosen, *scores, str(job.attempts), "" if seconds is None else f"{seconds:.0f}", shortened]
+    error = error if len(error) <= MAX_ERROR else f"{error[: MAX_ERROR - 3]}..."
+    seconds = f"{job.results['seconds']:.0f}" if "seconds" in job.results else ""
+    return [job.status, *(job.choices.get(key, "") for key in keys), *scores, str(job.attempts), seconds, error]
 
 
 def expand_action(arguments: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from vitlab.sweeps.launchers.local import Job
 
 
 def batch(task: Callable[[DictConfig], Any], folder: Path, *jobs: list[str], shared: list[str] = []) -> list[Job]:  # noqa: B006
-    """The jobs that Hydra makes of overrides, on the CPU, with a task of the test's own."""
+    """The jobs that Hydra makes of overrides, on the CPU, with the test's own task."""
     root = logging.getLogger()
     former = [*root.handlers], root.level
     with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
@@ -38,8 +38,8 @@ def batch(task: Callable[[DictConfig], Any], folder: Path, *jobs: list[str], sha
     return made
 
 
-def begun(tmp_path: Path) -> Path:
-    """A sweep of three jobs, none of which has begun."""
+def make_sweep(tmp_path: Path) -> Path:
+    """Create a sweep of three jobs, none of which has started."""
     ledger.write_sweep(
         tmp_path, command="python src/train.py -m lr=1,2,3", varies=["lr"], objectives={"val/loss": "min"}
     )
@@ -47,8 +47,8 @@ def begun(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def leave(sweep: Path, number: int, status: str, **results: Any) -> Path:
-    """What a job's process writes."""
+def write_job(sweep: Path, number: int, status: str, **results: Any) -> Path:
+    """Write what a job's process writes."""
     folder = sweep / f"job{number}"
     folder.mkdir(exist_ok=True)
     record = {"status": status, "host": platform.node(), "process": os.getpid(), **results}

@@ -1,4 +1,4 @@
-"""`python src/sweep.py`: a sweep in a table, its end, and its dashboard, whose panels name what its runs told wandb."""
+"""`python src/sweep.py`: a sweep in a table, its end, and its dashboard, whose panels name what its runs log."""
 
 import base64
 import csv
@@ -77,14 +77,14 @@ def test_status_shows_every_job_and_the_best(
     assert sorted(Path().rglob("*")) == there, "it only looks"
 
 
-def test_cancel_marks_the_sweep_and_says_how_it_goes_on(
+def test_cancel_marks_the_sweep_and_says_how_to_continue_it(
     mine: Path, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with lock.run_lock(mine / "seed_1", "job"):
         run("cancel", "sweep=mine")
     assert capsys.readouterr().out == (
         "mine is cancelled: 1 running job will save and end, none starts;\n"
-        f"remove {mine / 'cancelled'} to go on with it, by: python a -m\n"
+        f"to continue it, remove {mine / 'cancelled'} and run: python a -m\n"
     )
     assert ledger.cancelled_problem(mine)
 
@@ -105,7 +105,7 @@ def test_cancel_marks_the_sweep_and_says_how_it_goes_on(
     ],
 )
 @pytest.mark.usefixtures("mine")
-def test_what_is_no_sweep_is_told(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_sweep_is_reported(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_config(Path("untracked"), {"logger": {"csv": None}, "name": "x"})
     with pytest.raises(SystemExit):
         preflight.preflight(sweep.main, sweep.expand_action(arguments))
@@ -164,7 +164,7 @@ def show(
 
 
 def group(run: Path) -> str:
-    """The group that an offline run was told; wandb's summary of it leaves that out."""
+    """The group of an offline run, which is not in wandb's summary of it."""
     (part,) = (run / "wandb").glob("offline-run-*")
     records = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(part)]
     lines = subprocess.run(records, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -178,7 +178,7 @@ def panels(specification: Any) -> dict[str, list[Any]]:
     return {section["name"]: section["panels"] for section in sections}
 
 
-# --------------------------------------------------------------------------------------------- what the jobs tell wandb
+# --------------------------------------------------------------------------------------------- what the jobs log
 
 
 def test_each_job_is_a_run_of_its_own_grouped_by_its_sweep_and_named_by_what_varies(
@@ -201,13 +201,13 @@ def test_each_job_is_a_run_of_its_own_grouped_by_its_sweep_and_named_by_what_var
 
 def test_the_summary_has_the_best_checkpoints_scores_and_what_it_cost(grid: Sweep, summaries: list[Any]) -> None:
     for job, found in zip(grid.jobs, summaries, strict=True):
-        told = found["summary"]
-        assert told["best/val/acc"] == job.results["val/acc"]
-        assert told["test/acc"] == pytest.approx(job.results["test/acc"])
-        assert told["parameters"] == job.results["parameters"]
+        summary = found["summary"]
+        assert summary["best/val/acc"] == job.results["val/acc"]
+        assert summary["test/acc"] == pytest.approx(job.results["test/acc"])
+        assert summary["parameters"] == job.results["parameters"]
 
 
-def test_the_sweep_tells_how_far_it_is_and_leaves_a_report(swept: tuple[Path, str], grid: Sweep) -> None:
+def test_the_sweep_logs_its_progress_and_writes_a_report(swept: tuple[Path, str], grid: Sweep) -> None:
     lines = swept[1].splitlines()
     ends = [line for line in lines if re.fullmatch(r"model/patch=p\d seed=3: finished, val/acc 0\.\d+, \d+ s", line)]
     assert len(ends) >= 1, "the last one may have ended with the program"

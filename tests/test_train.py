@@ -332,8 +332,8 @@ def test_a_killed_sweep_is_gone_on_with_by_the_same_command_and_each_job_is_trai
         ("finished", 2),
         ("crashed", 1),
     ]
-    assert f"{sweep[2].name}: gone on with (it was interrupted; start 2)" in output
-    assert "max_failures_per_job=1 tries it again" in output
+    assert f"{sweep[2].name}: resumed (it was interrupted; start 2)" in output
+    assert "max_failures_per_job=1 retries it" in output
     assert [int(row["step"]) for row in rows(sweep[2]) if row["val/loss"]] == [STEPS * n for n in range(1, EPOCHS + 1)]
 
 

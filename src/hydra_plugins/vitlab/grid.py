@@ -1,6 +1,6 @@
-"""Hydra's sweeper of a grid, with a ledger: what is finished isn't launched, and what others run is waited for.
+"""Hydra's sweeper of a grid, with a ledger: it skips finished jobs, and waits for those that other processes run.
 
-Hydra only takes plugins from the package `hydra_plugins`, and imports all of it at each start: this file is light.
+Hydra only takes plugins from the package `hydra_plugins`, and imports all of it at each start: nothing heavy here.
 """
 
 import logging
@@ -20,28 +20,28 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Planned:
-    """A job of the grid: how Hydra is told of it, and where it lies."""
+class PlannedJob:
+    """A job of the grid: its overrides and its folder."""
 
     overrides: Sequence[str]
     folder: Path
 
 
 class GridSweeper(BasicSweeper):
-    """All combinations, in rounds: launched is what has still to be done and is free, until nothing has.
+    """Launch unfinished, unclaimed jobs of a grid in rounds until none are left.
 
-    A job that fails ends nothing else. The first failure is raised when all is done, and so ends the program with
-    status 1. With `max_batch_size`, so many jobs at most are handed to the launcher at once.
+    A job that fails does not stop the others. The first failure is raised at the end, so the program exits with status
+    1. With `max_batch_size`, the launcher gets at most so many jobs at once.
     """
 
     def sweep(self, arguments: list[str]) -> Any:
         from vitlab.distributed import signals
 
         with signals.handle_signals(lambda outcome: None):
-            return self.in_rounds(self.plan(arguments))
+            return self.launch_rounds(self.plan(arguments))
 
-    def plan(self, arguments: list[str]) -> list[Planned]:
-        """The grid's jobs, each once, written down in the ledger."""
+    def plan(self, arguments: list[str]) -> list[PlannedJob]:
+        """Return the grid's jobs without duplicates, and add them to the ledger."""
         from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
         from vitlab.sweeps import ledger
 
@@ -52,8 +52,7 @@ class GridSweeper(BasicSweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         parsed = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
-        planned: dict[str, Planned] = {}
-        entries = {}
+        planned, entries = dict[str, PlannedJob](), {}
         for overrides in self.split_arguments(parsed, None)[0]:
             config = loader.load_sweep_config(self.config, list(overrides))
             HydraConfig.instance().set_config(config)  # as when the job is run
@@ -61,47 +60,44 @@ class GridSweeper(BasicSweeper):
             if name in planned:
                 log.warning("%s is the same job as %s", overrides, planned[name].overrides)
                 continue
-            planned[name] = Planned(overrides, folder / entry["folder"])
-            entries[name] = entry
+            planned[name], entries[name] = PlannedJob(overrides, folder / entry["folder"]), entry
         HydraConfig.instance().cfg = None
         ledger.add_jobs(folder, entries)
         return list(planned.values())
 
-    def in_rounds(self, jobs: list[Planned]) -> list[Sequence[JobReturn]]:
-        """Launches what is to be done until all of it is."""
+    def launch_rounds(self, jobs: list[PlannedJob]) -> list[Sequence[JobReturn]]:
         from vitlab.sweeps import claim, ledger
 
         assert self.launcher is not None
         assert self.config is not None
-        returns: list[Sequence[JobReturn]] = []
-        failures: list[JobReturn] = []
-        launched, left = 0, list(jobs)
-        told = ""
-        while left:
-            claim.exit_if_cancelled(sweep := Path(self.config.hydra.sweep.dir))
-            states = {job.folder: ledger.job_status(job.folder) for job in left}
-            left = [job for job in left if states[job.folder] not in ledger.DONE]
-            free = [job for job in left if states[job.folder] != "running"]
-            numbers = {
-                "done": len(jobs) - len(left) - len(failures),
+        sweep = Path(self.config.hydra.sweep.dir)
+        returns, failures = list[Sequence[JobReturn]](), list[JobReturn]()
+        launched, pending, last_line = 0, list(jobs), ""
+        while pending:
+            claim.exit_if_cancelled(sweep)
+            states = {job.folder: ledger.job_status(job.folder) for job in pending}
+            pending = [job for job in pending if states[job.folder] not in ledger.DONE]
+            free = [job for job in pending if states[job.folder] != "running"]
+            counts = {
+                "done": len(jobs) - len(pending) - len(failures),
                 "failed": len(failures),
-                "run by other processes": len(left) - len(free),
+                "run by other processes": len(pending) - len(free),
                 "to be started": len(free),
             }
-            line = f"{len(jobs)} jobs: {', '.join(f'{number} {what}' for what, number in numbers.items() if number)}"
-            if line != told:
-                log.info(told := line)
+            line = f"{len(jobs)} jobs: {', '.join(f'{n} {what}' for what, n in counts.items() if n)}"
+            if line != last_line:
+                log.info(last_line := line)
             for first in range(0, len(free), size := self.max_batch_size or max(1, len(free))):
                 batch = free[first : first + size]
-                found = self.launcher.launch([job.overrides for job in batch], initial_job_idx=launched)
+                ends = self.launcher.launch([job.overrides for job in batch], initial_job_idx=launched)
                 launched += len(batch)
-                returns.append(found)
-                failed = [job for job, end in zip(batch, found, strict=True) if end.status != JobStatus.COMPLETED]
-                failures += [end for end in found if end.status != JobStatus.COMPLETED]
-                left = [job for job in left if job not in failed]
-            if left and not free:
+                returns.append(ends)
+                failures += [end for end in ends if end.status != JobStatus.COMPLETED]
+                failed = [job for job, end in zip(batch, ends, strict=True) if end.status != JobStatus.COMPLETED]
+                pending = [job for job in pending if job not in failed]
+            if pending and not free:
                 time.sleep(claim.POLL)
-            claim.exit_if_cancelled(sweep)  # goes before what that made of its jobs
+            claim.exit_if_cancelled(sweep)  # rather than raise what that made of its jobs
         for end in failures:
             _ = end.return_value  # raises
         return returns

@@ -1,7 +1,7 @@
-"""`hydra/launcher=local`, `slurm` and `ray`: which jobs a sweep starts beside each other, and where.
+"""`hydra/launcher=local`, `slurm` and `ray`: how many jobs of a sweep run at once, and where.
 
-Each launcher's arguments are the settings of `hydra.launcher`; the work is done in `vitlab.sweeps.launchers.local` and
-`vitlab.sweeps.launchers.slurm`.
+Each launcher's arguments are the settings of `hydra.launcher`. Hydra imports this at each start: nothing heavy here;
+the work is in `vitlab.sweeps.launchers`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 
 class JobsLauncher(Launcher):
-    """What the launchers have in common: a batch of overrides becomes jobs."""
+    """Base class of the launchers: composes jobs from a batch of overrides."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
@@ -26,9 +26,10 @@ class JobsLauncher(Launcher):
 
 
 class LocalLauncher(JobsLauncher):
-    """Jobs beside each other on this machine, each on devices of its own.
+    """Run several jobs at once on this machine, each on devices of its own.
 
-    `jobs`: how many at once; None: as many as the devices are enough for. More than that share devices.
+    Args:
+        jobs: Jobs at once, which share devices if there are too few; None: as many as have devices of their own.
     """
 
     def __init__(self, *, jobs: int | None = None) -> None:
@@ -41,12 +42,23 @@ class LocalLauncher(JobsLauncher):
 
 
 class SlurmLauncher(JobsLauncher):
-    """Jobs in SLURM's queue, through submitit; one that is preempted, or out of time, is requeued and goes on.
+    """Run jobs in SLURM's queue, through submitit; one that is preempted, or out of time, is requeued and resumes.
 
-    `cluster`: `slurm`, or `local` to try it out on this machine. `folder`: submitit's logs. `timeout_min`, `partition`,
-    `account`, `qos`, `constraint`, `gres`, `mem_gb` and `cpus_per_device` are sbatch's; `gpus`: whether a device is a
-    GPU. `signal_seconds`: how long before the time is up a job is told to save. `parallel`: jobs at once.
-    `setup`: lines of shell to run first.
+    Args:
+        cluster: `slurm`, or `local` to try it on this machine.
+        folder: Folder of submitit's logs.
+        timeout_min: Time limit in minutes, after which a job saves, is requeued and resumes.
+        partition: Partition of the cluster.
+        account: Account to charge.
+        qos: Quality of service.
+        constraint: Features that a node must have.
+        gres: Generic resources to ask for.
+        mem_gb: Memory of a node in GB.
+        cpus_per_device: Cores for each device.
+        gpus: Whether a device is a GPU.
+        signal_seconds: Seconds before the time limit at which a job saves.
+        parallel: Jobs at once.
+        setup: Lines of shell to run first.
     """
 
     def __init__(
@@ -76,17 +88,18 @@ class SlurmLauncher(JobsLauncher):
 
 
 class RayLauncher(JobsLauncher):
-    """Jobs on a Ray cluster, each where its devices are free; one of several nodes waits for all of them.
+    """Run jobs on a Ray cluster, each where devices are free; a job of several nodes waits for all of them.
 
-    `address`: of the cluster; None: the one of RAY_ADDRESS, or one that runs on this machine, else a new one here.
-    `cpus_per_device`: reserved beside each device. `gpus`: whether a device is a GPU; None: if the cluster has any.
+    Args:
+        address: The cluster; None: that of RAY_ADDRESS, or one that runs on this machine, else a new one here.
+        cpus_per_device: Cores that are reserved with each device.
+        gpus: Whether a device is a GPU; None: if the cluster has any.
     """
 
     def __init__(self, *, address: str | None = None, cpus_per_device: float = 1.0, gpus: bool | None = None) -> None:
-        self.address, self.cpus_per_device, self.gpus = address, cpus_per_device, gpus
+        self.settings = {"address": address, "cpus_per_device": cpus_per_device, "gpus": gpus}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from vitlab.sweeps.launchers import ray
 
-        jobs = self.jobs(job_overrides, initial_job_idx)
-        return ray.launch_on_ray(jobs, address=self.address, cpus_per_device=self.cpus_per_device, gpus=self.gpus)
+        return ray.launch_on_ray(self.jobs(job_overrides, initial_job_idx), **self.settings)

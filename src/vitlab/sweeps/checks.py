@@ -24,12 +24,10 @@ def sweep_action_problems(read: ConfigView) -> Iterator[str]:
         yield f"wandb-workspaces, which makes dashboards, is not installed: {wandb_dashboard.INSTALL}"
     else:
         try:
-            folder = ledger.find_sweep(sweep) if sweep is not None else None
+            jobs = ledger.read_sweep(Path(sweep)).jobs if sweep else []
             if action == "dashboard":
-                jobs = ledger.read_sweep(folder).jobs if folder else []
-                wandb_dashboard.wandb_project(
-                    [read_config(Path(run))] if run else [job.config for job in jobs if job.config]
-                )
+                configs = [read_config(Path(run))] if run else [job.config for job in jobs if job.config]
+                wandb_dashboard.wandb_project(configs)
         except (ledger.NoSweep, FileNotFoundError) as error:
             yield str(error)
         except ValueError as error:

@@ -1,11 +1,10 @@
-"""A job's turn in its sweep: started, gone on with, tried again, passed over, or left as it is.
+"""What a process does with a job of a sweep: start, resume, retry, or skip it.
 
-Whichever process holds the lock of a job's folder does the job; it is the only one that writes there. So what a job
-needs is decided under the lock, in the process that will run it, under any launcher.
+The process that holds the lock of a job's folder runs the job, and is the only one that writes there. So the decision
+is made under the lock, in the process that will run the job, for any launcher.
 """
 
 import json
-import logging
 import os
 import platform
 import signal
@@ -23,29 +22,27 @@ from vitlab.runs import folder, lock
 from vitlab.storage import atomic
 from vitlab.sweeps import ledger
 
-POLL = 1.0  # seconds between two looks at what others do
-
-log = logging.getLogger(__name__)
+POLL = 1.0  # seconds between two checks of what other processes do
 
 
 def run_job_once(run_dir: Path, config: Node, start: Callable[[Node], None], *, waits: bool) -> None:
-    """Does what is left of a job of a sweep: nothing, or `start(config)`, which goes on where it was cut off.
+    """Run a job of a sweep, unless it is done, by `start(config)`, which resumes one that was stopped.
 
-    One that another process runs is passed over, or with `waits` waited for. Raises `JobFailed` when it fails, or has
-    failed too often to be tried again, and ends the process where the sweep was cancelled.
+    A job that another process runs is skipped, or with `waits` waited for. Raises `JobFailed` if it fails, or has
+    failed too often to be retried, and exits if the sweep was cancelled.
     """
     with ExitStack() as stack:
         while True:
             exit_if_cancelled(run_dir.parent)
             try:
                 stack.enter_context(lock.run_lock(run_dir, "job"))
-                if lock.is_held(run_dir, ["rank0"]):  # of a launcher that was killed: its rank trains on
+                if lock.is_held(run_dir, ["rank0"]):  # its launcher was killed, and its rank still trains
                     raise lock.RunInUse(f"{run_dir} is being trained in by {lock.owner(folder.read_results(run_dir))}")
                 break
             except lock.RunInUse as error:
                 stack.close()
                 if not waits:
-                    print_line(f"{error}: passed over for now")
+                    print_line(f"{error}: skipped for now")
                     return
             time.sleep(POLL)
         if (attempts := record_start(run_dir, config)) is None:
@@ -57,27 +54,26 @@ def run_job_once(run_dir: Path, config: Node, start: Callable[[Node], None], *, 
 
 
 def record_start(run_dir: Path, config: Node) -> list[Node] | None:
-    """Notes a start in `job.json`, and returns all of the job's; None where nothing is left to do."""
+    """Record a start in `job.json`, and return all starts of the job; None if the job is done."""
     results = folder.read_results(run_dir)
-    status, attempts = ledger.job_status(run_dir, held=True), ledger.read_attempts(run_dir)
+    status, attempts = ledger.job_status(run_dir, locked_here=True), ledger.read_attempts(run_dir)
     if status in ledger.DONE:
         print_line(f"{run_dir.name}: {status} already")
         return None
-    failures = [attempt["error"] for attempt in attempts if "error" in attempt]
-    if len(failures) > config["max_failures_per_job"]:
-        times = f"{len(failures)} time{'s' if len(failures) > 1 else ''}"
-        remedy = f"max_failures_per_job={len(failures)} tries it again"
-        print_line(reason := f"{run_dir.name}: left out, it has failed {times}: {failures[-1]}; {remedy}")
-        raise launch.JobFailed(reason)
+    errors = [attempt["error"] for attempt in attempts if "error" in attempt]
+    if len(errors) > config["max_failures_per_job"]:
+        times = f"{len(errors)} time{'s' if len(errors) > 1 else ''}"
+        reason = f"skipped, it has failed {times}: {errors[-1]}; max_failures_per_job={len(errors)} retries it"
+        print_line(f"{run_dir.name}: {reason}")
+        raise launch.JobFailed(f"{run_dir.name}: {reason}")
     if status != "waiting":
-        again = "tried again" if status == "crashed" else "gone on with"
+        again = "retried" if status == "crashed" else "resumed"
         print_line(f"{run_dir.name}: {again} (it was {status}; start {len(attempts) + 1})")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    attempts.append({"started": now, "host": platform.node(), "process": os.getpid()})
+    place = {"host": platform.node(), "process": os.getpid()}
+    attempts.append({"started": datetime.now(UTC).isoformat(timespec="seconds"), **place})
     write_attempts(run_dir, attempts)
-    # what the last start said of its end isn't said of this one
-    record = {k: v for k, v in results.items() if k != "error"}
-    record |= {"status": "running", "host": platform.node(), "process": os.getpid()}
+    # without the error of the last start
+    record = {k: v for k, v in results.items() if k != "error"} | {"status": "running", **place}
     atomic.atomic_write(run_dir / folder.RESULTS, json.dumps(record, indent=2))
     config["resume"] = "auto"
     folder.write_config(run_dir, config)
@@ -85,7 +81,7 @@ def record_start(run_dir: Path, config: Node) -> list[Node] | None:
 
 
 def record_end(run_dir: Path, attempts: list[Node]) -> None:
-    """Notes how a start has ended. What fails after its launcher was killed isn't noted: it was cut off."""
+    """Record how a start has ended. A failure after its launcher was killed is not recorded: that was the reason."""
     results = folder.read_results(run_dir)
     if results.get("status") == "crashed":
         attempts[-1]["error"] = results.get("error", "unknown")
@@ -99,20 +95,20 @@ def write_attempts(run_dir: Path, attempts: list[Node]) -> None:
 
 
 def exit_if_cancelled(sweep: Path) -> None:
-    """Ends the process where its sweep was cancelled: as Ctrl-C does, since nobody wants it started again."""
+    """Exit if the sweep was cancelled, with the status of Ctrl-C: nobody wants it restarted."""
     if problem := ledger.cancelled_problem(sweep):
         print_line(problem)
         sys.exit(signals.STATUS["interrupted"])
 
 
 def print_line(line: str) -> None:
-    """A line on the console, also from a launcher's worker, where nobody set up a log."""
+    """Print to stderr, also in a launcher's worker, which has no logging."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def watch_for_cancel(run_dir: Path, config: Node) -> Iterator[None]:
-    """In each process of a sweep's job: while the block runs, a sweep that is cancelled is heard as Ctrl-C is."""
+    """Interrupt this process of a sweep's job, as Ctrl-C does, if the sweep is cancelled during the block."""
     if not config.get("sweep"):
         yield
         return

@@ -1,12 +1,12 @@
-"""The ledger of a sweep: which jobs there are, what became of each, and who does what is left.
+"""The ledger of a sweep: its jobs, what became of each, and who runs the rest.
 
-SWEEP/sweep.json       the command, what varies, the objectives, and the jobs that are planned or were begun
-SWEEP/cancelled        there once the sweep was cancelled: nothing more of it starts
-SWEEP/JOB/job.json     how often the job was started, and which of these starts failed
-SWEEP/JOB/...          its run folder (vitlab.runs.folder): results.json says how it ended, a lock that it is being run
+SWEEP/sweep.json       the command, what varies, the objectives, and the jobs that are planned or were started
+SWEEP/cancelled        exists once the sweep was cancelled: no further job starts
+SWEEP/JOB/job.json     the starts of the job, and which of them failed
+SWEEP/JOB/...          its run folder (vitlab.runs.folder): results.json has its end, a lock shows that it is running
 
-A job's state isn't kept a second time: it is read from its run folder. So a kill at any moment leaves no lie behind,
-and several processes, also on several machines, agree on it by the file system's locks.
+A job's state is stored only once: in its run folder. So it is right after a kill at any moment, and several processes,
+also on several machines, agree on it through the file system's locks.
 """
 
 import json
@@ -38,14 +38,14 @@ SWEEP, JOB, CANCELLED, LOCK = "sweep.json", "job.json", "cancelled", ".sweep.loc
 
 Status = Literal["waiting", "running", "finished", "pruned", "preempted", "interrupted", "crashed", "cancelled"]
 Direction = Literal["min", "max"]
-DONE: tuple[Status, ...] = ("finished", "pruned")  # nothing is left to do
+DONE: tuple[Status, ...] = ("finished", "pruned")  # nothing remains to be done
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as its folder tells: `choices` are what it has of what its sweep varies."""
+    """A job, read from its folder; `choices` are its values of what the sweep varies."""
 
     id: str
     folder: Path
@@ -72,105 +72,90 @@ class Sweep:
 
 
 class NoSweep(ValueError):
-    """A folder is no sweep's."""
-
-
-# -------------------------------------------------------------------------------------------------------- to be read
+    """A folder is not a sweep's."""
 
 
 def find_sweep(sweep: str | Path) -> Path:
-    """The folder of a sweep that is given by its name or its folder. Raises `NoSweep`."""
+    """Return the folder of a sweep, given by its name or its folder. Raises `NoSweep`."""
     for folder in (Path(sweep), SWEEPS / sweep):
         if (folder / SWEEP).is_file():
             return folder.absolute()
     names = sorted(file.parent.name for file in SWEEPS.glob(f"*/{SWEEP}"))
-    there = suggest(str(sweep), names) or (f"; there are {', '.join(names)}" if names else "")
-    raise NoSweep(f"sweep={sweep} is no sweep: neither it nor {SWEEPS / sweep} has a {SWEEP}{there}")
+    hint = suggest(str(sweep), names) or (f"; there are {', '.join(names)}" if names else "")
+    raise NoSweep(f"sweep={sweep} is no sweep: neither it nor {SWEEPS / sweep} has a {SWEEP}{hint}")
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """A sweep as it stands. Raises `NoSweep`."""
     folder = find_sweep(folder)
     head = read_json(folder / SWEEP)
-    entries: dict[str, Node] = head.get("jobs", {})
     varies = varying_keys(head)
     return Sweep(
         folder=folder,
         name=folder.name,
         command=head.get("command", ""),
         objectives=head.get("objectives", {}),
-        jobs=[read_job(folder / entry["folder"], name, entry, varies) for name, entry in entries.items()],
+        jobs=[read_job(folder, name, entry, varies) for name, entry in head.get("jobs", {}).items()],
     )
 
 
 def varying_keys(head: Node) -> list[str]:
-    """What a sweep was told to vary, and what differs between commands that share its name."""
+    """Return what a sweep varies, and what differs between commands that share its name."""
     settings = [entry["settings"] for entry in head.get("jobs", {}).values()]
     keys = dict.fromkeys(key for values in settings for key in values)
     differ = [key for key in keys if len({values.get(key) for values in settings}) > 1]
     return list(dict.fromkeys([*head.get("varies", []), *differ]))
 
 
-def read_job(folder: Path, name: str, entry: Node, varies: list[str]) -> Job:
-    """A job from its folder, which may not be there yet."""
+def read_job(sweep: Path, name: str, entry: Node, varies: list[str]) -> Job:
+    folder, settings = sweep / entry["folder"], entry["settings"]
     config: Node = {}
     with suppress(OSError, AssertionError, yaml.YAMLError):
         config = read_config(folder)
-    return Job(
-        id=name,
-        folder=folder,
-        choices={key: entry["settings"][key] for key in varies if key in entry["settings"]},
-        status=job_status(folder),
-        attempts=len(read_attempts(folder)),
-        results=read_results(folder),
-        config=config,
-    )
+    choices = {key: settings[key] for key in varies if key in settings}
+    return Job(name, folder, choices, job_status(folder), len(read_attempts(folder)), read_results(folder), config)
 
 
-def job_status(folder: Path, *, held: bool = False) -> Status:
-    """What a job's folder says of it; `held`: by the one who asks. One that was killed was interrupted."""
-    if not held and is_running(folder):
+def job_status(folder: Path, *, locked_here: bool = False) -> Status:
+    """Return a job's status; one that was killed is `interrupted`. With `locked_here`, the caller holds its lock."""
+    if not locked_here and is_running(folder):
         return "running"
     status: Status = read_results(folder).get("status", "waiting")
-    starts = read_attempts(folder)
-    unnoted = status == "crashed" and bool(starts) and "error" not in starts[-1]  # of a launcher that was killed
-    begun = status == "running" or (status == "waiting" and (folder / JOB).is_file())
-    return "interrupted" if begun or unnoted else status
+    attempts = read_attempts(folder)
+    killed = status == "crashed" and bool(attempts) and "error" not in attempts[-1]  # before it recorded the error
+    started = status == "running" or (status == "waiting" and (folder / JOB).is_file())
+    return "interrupted" if started or killed else status
 
 
 def read_attempts(folder: Path) -> list[Node]:
-    """A job's starts so far, each with its error if it failed."""
-    found: list[Node] = read_json(folder / JOB).get("attempts", [])
-    return found
+    """Return a job's starts so far, each with its error if it failed."""
+    return list(read_json(folder / JOB).get("attempts", []))
+
+
+def count_failures(folder: Path) -> int:
+    return sum("error" in attempt for attempt in read_attempts(folder))
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process runs the job now, at a glance."""
     try:
         return lock.is_locked(folder)
-    except (OSError, NotImplementedError):  # no locks here, or not ours to look at: what is written counts
+    except (OSError, NotImplementedError):  # no locks or no permission here: trust the record
         return bool(read_results(folder).get("status") == "running")
 
 
 def read_json(file: Path) -> Node:
-    """What a file of the ledger holds; empty where there is none."""
+    """Return the content of a file of the ledger; empty if it does not exist or is half written."""
     with suppress(FileNotFoundError, json.JSONDecodeError):
-        found = json.loads(file.read_text())
-        assert isinstance(found, dict)
-        return found
+        return dict(json.loads(file.read_text()))
     return {}
 
 
-# ----------------------------------------------------------------------------------------------------- to be written
-
-
 def ledger_lock(folder: Path) -> AbstractContextManager[object]:
-    """Nobody else changes the sweep's list of jobs while the block runs."""
+    """Prevent other processes from changing the sweep's list of jobs during the block."""
     return lock.folder_lock(folder, LOCK, "start only one process of this sweep at a time")
 
 
 def write_sweep(folder: Path, *, command: str, varies: Iterable[str], objectives: Mapping[str, Direction]) -> None:
-    """Writes down what a sweep is, or adds to it what another command varies."""
+    """Write what a sweep is, or add what another command varies."""
     with ledger_lock(folder):
         head = read_json(folder / SWEEP)
         keys = list(dict.fromkeys([*head.get("varies", []), *varies]))
@@ -180,27 +165,26 @@ def write_sweep(folder: Path, *, command: str, varies: Iterable[str], objectives
 
 
 def add_jobs(folder: Path, jobs: Mapping[str, Node]) -> None:
-    """Puts jobs on the list, by identity: `{"folder": name, "settings": {key: value}}`.
+    """Add jobs to the list, by identity: `{"folder": name, "settings": {key: value}}`.
 
-    One of the same settings but another identity was of another source or other files of `conf`: it is no longer
-    listed, and its folder stays.
+    A job of the same settings but another identity is of other source code or other files of `conf`: it is removed from
+    the list, and its folder stays.
     """
     with ledger_lock(folder):
         head = read_json(folder / SWEEP)
         listed: dict[str, Node] = head.get("jobs", {})
-        former = {name: entry for name, entry in listed.items() if name not in jobs}
-        given = [entry["settings"] for entry in jobs.values()]
-        for name in [name for name, entry in former.items() if entry["settings"] in given]:
-            log.warning("%s is of other defaults than now, and leaves the sweep", folder / former.pop(name)["folder"])
-        found = {**{name: listed[name] for name in listed if name in former or name in jobs}, **jobs}
-        if found != listed:
-            atomic.atomic_write(folder / SWEEP, json.dumps({**head, "jobs": found}, indent=1))
+        settings = [entry["settings"] for entry in jobs.values()]
+        kept = {k: entry for k, entry in listed.items() if k in jobs or entry["settings"] not in settings}
+        for name in [name for name in listed if name not in kept]:
+            log.warning("%s has other defaults than now, and leaves the sweep", folder / listed[name]["folder"])
+        if (new := {**kept, **jobs}) != listed:
+            atomic.atomic_write(folder / SWEEP, json.dumps({**head, "jobs": new}, indent=1))
 
 
 def ledger_entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple[str, Node]:
-    """A job's identity and its line on the list: the folder that it has, or is to have, and its settings.
+    """Return a job's identity and its entry in the list: its folder and its settings.
 
-    `config` is a message where it couldn't be resolved: that job will fail, in a folder of its own.
+    `config` is a message if it could not be resolved: that job will fail, in a folder of its own.
     """
     head = read_json(sweep / SWEEP)
     varies = head.get("varies", [])
@@ -209,36 +193,36 @@ def ledger_entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple
     name = identity.short_digest(settings, 12) if isinstance(config, str) else identity.job_id(config, chosen)
     if listed := head.get("jobs", {}).get(name):
         folder = str(listed["folder"])
-    else:  # begun once, if it is there
-        there = sorted(file.parent.name for file in sweep.glob(f"*{name}/{JOB}"))
-        folder = there[0] if there else identity.job_name(chosen, name)
+    else:  # one that was started before keeps its folder
+        folders = sorted(file.parent.name for file in sweep.glob(f"*{name}/{JOB}"))
+        folder = folders[0] if folders else identity.job_name(chosen, name)
     return name, {"folder": folder, "settings": settings}
 
 
 def job_entry(hydra_cfg: DictConfig, config: Node | str) -> tuple[str, Node]:
-    """The same for the job that Hydra composes: `hydra_cfg` is its node `hydra`."""
+    """Return the same for the job that Hydra composes; `hydra_cfg` is its node `hydra`."""
     return ledger_entry(Path(hydra_cfg.sweep.dir), config, list(hydra_cfg.overrides.task))
 
 
 def cancel_sweep(sweep: Sweep) -> int:
-    """Marks a sweep as cancelled, and returns how many of its jobs are asked to stop by that."""
+    """Mark a sweep as cancelled, and return how many running jobs this stops."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     atomic.atomic_write(sweep.folder / CANCELLED, f"{when} by process {os.getpid()} on {platform.node()}\n")
     return sum(job.status == "running" for job in sweep.jobs)
 
 
 def cancelled_problem(folder: Path) -> str | None:
-    """Why nothing of a sweep may start: it was cancelled."""
-    mark = folder / CANCELLED
+    """Return why no job of a cancelled sweep may start, else None."""
+    file = folder / CANCELLED
     try:
-        said = mark.read_text().strip()
+        by = file.read_text().strip()
     except FileNotFoundError:
         return None
-    return f"sweep={folder.name} was cancelled ({said}); remove {mark} to go on with it"
+    return f"sweep={folder.name} was cancelled ({by}); remove {file} to continue it"
 
 
 class RecordSweep(Callback):
-    """Hydra's callback that writes the sweep down before its first job, whatever sweeper and launcher it has."""
+    """Hydra callback that writes the ledger before a sweep's first job, for any sweeper and launcher."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         hydra = config.hydra

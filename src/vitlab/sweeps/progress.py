@@ -1,10 +1,10 @@
-"""A sweep's progress in the terminal: one table that stays below the jobs' lines; in a log, a line where one says more.
+"""A sweep's progress: in a terminal a table below the jobs' output, in a log a line at each change.
 
-Hydra's callback `Progress` starts it in the process that started the sweep, which launches and waits; a thread looks at
-the sweep's folder once a second. So it is the same under any launcher.
+Hydra's callback `Progress` starts it in the process that started the sweep; a thread reads the sweep's folder once a
+second. So it is the same for any launcher.
 
-In a terminal the jobs' own output has to pass by the table: file descriptors 1 and 2, which all local processes
-inherit, become a pipe, and what comes out of it is printed above the table.
+In a terminal the jobs' own output must be printed above the table: file descriptors 1 and 2, which all local processes
+inherit, become a pipe.
 """
 
 import logging
@@ -23,20 +23,19 @@ from vitlab.sweeps.status import STOPPED, JobProgress, StatusPoller, SweepStatus
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.live import Live
 
-EVERY = 1.0  # seconds between two looks
-QUIET = 300.0  # seconds after which a log gets a line although nothing has ended
-ROWS = 8  # jobs that the table shows of a kind
-WORD = 11  # characters of the longest status
+INTERVAL = 1.0  # seconds between two polls
+QUIET = 300.0  # seconds after which a log gets a line although nothing has changed
+MAX_ROWS = 8  # jobs of a kind in the table
+STATUS_WIDTH = 11  # characters of the longest status
 REPORT = "report"  # the folder within the sweep's
 
 log = logging.getLogger(__name__)
-_watch: "ProgressThread | None" = None  # of this process; not in the callback, which launchers send to their workers
+_progress: "ProgressThread | None" = None  # of this process; not in the callback, which launchers pickle
 
 
 class Progress(Callback):
-    """Hydra's callback: shows a sweep while it runs, and writes its report at the end (`report=false` doesn't)."""
+    """Hydra callback that shows a sweep while it runs, and writes its report at the end."""
 
     def __init__(self, *, table: bool = True, report: bool = True) -> None:
         self.table, self.report = table, report
@@ -50,34 +49,31 @@ class Progress(Callback):
 
 
 def start_progress(folder: Path, *, planned: int = 0, table: bool = True, report: bool = True) -> None:
-    """Shows the sweep in a folder from now on, until `end`."""
-    global _watch
+    global _progress
     stop_progress()
     terminal = table and sys.stdout.isatty() and sys.stderr.isatty()
-    _watch = ProgressThread(StatusPoller(folder, planned=planned), terminal=terminal, report=report)
-    _watch.start()
+    _progress = ProgressThread(StatusPoller(folder, planned=planned), terminal=terminal, report=report)
+    _progress.start()
 
 
 def stop_progress() -> None:
-    """Ends what `begin` began, if anything: the last state is shown, and the report written."""
-    global _watch
-    watch, _watch = _watch, None
-    if watch is not None:
-        watch.end()
+    """Show the last status, write the report, and stop; without an effect if nothing was started."""
+    global _progress
+    progress, _progress = _progress, None
+    if progress is not None:
+        progress.stop()
 
 
 class ProgressThread:
-    """The thread that looks and tells."""
+    """The thread that polls a sweep's status and shows it."""
 
-    def __init__(self, lookout: StatusPoller, *, terminal: bool, report: bool) -> None:
-        self.lookout, self.report = lookout, report
+    def __init__(self, poller: StatusPoller, *, terminal: bool, report: bool) -> None:
+        self.poller, self.report = poller, report
         self.screen = TerminalScreen() if terminal else None
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.run, name="progress", daemon=True)
-        self.known: dict[str, str] = {}
-        self.looked = False
-        self.line = ""  # said last
-        self.said = time.monotonic()
+        self.known: dict[str, str] | None = None  # jobs that have ended, by name; None before the first poll
+        self.last_line, self.last_time = "", time.monotonic()
 
     def start(self) -> None:
         if self.screen is not None:
@@ -85,77 +81,61 @@ class ProgressThread:
         self.thread.start()
 
     def run(self) -> None:
-        while not self.over.wait(EVERY):
-            self.look()
+        while not self.over.wait(INTERVAL):
+            self.update()
 
-    def look(self, *, last: bool = False) -> None:
-        """One look, shown. Nothing that goes wrong here may end a sweep."""
+    def update(self, *, last: bool = False) -> None:
+        """Poll and show the status. An error here must not end the sweep."""
         try:
-            standing = self.lookout.look()
-            if standing is None:
+            if (status := self.poller.poll()) is None:
                 return
             if self.screen is not None:
-                self.screen.show(standing)
+                self.screen.show(status)
             else:
-                self.tell(standing, last=last)
+                self.print_changes(status, last=last)
         except Exception as error:
             log.debug("progress: %s", error, exc_info=error)
 
-    def tell(self, standing: SweepStatus, *, last: bool) -> None:
-        """Lines for a log: what has ended since the last look, and then where the sweep is."""
-        ends = [place for place in standing.places if place.status in (*ledger.DONE, "crashed", *STOPPED)]
-        new = [place for place in ends if self.known.get(place.name) != place.status]
-        # what had ended before this process began is no news
-        lines = [job_line(place, standing.objective) for place in new] if self.looked else []
-        self.known = {place.name: place.status for place in ends}
-        self.looked = True
-        lines.append(status_line(standing))
-        if len(lines) > 1 or (last and lines[0] != self.line) or time.monotonic() - self.said > QUIET:
-            self.said, self.line = time.monotonic(), lines[-1]
+    def print_changes(self, status: SweepStatus, *, last: bool) -> None:
+        """Print a line for each job that has ended since the last poll, and one for the sweep."""
+        ended = [job for job in status.jobs if job.status in (*ledger.DONE, "crashed", *STOPPED)]
+        known, self.known = self.known, {job.name: job.status for job in ended}
+        # jobs that had ended before this process began are no news
+        new = [] if known is None else [job for job in ended if known.get(job.name) != job.status]
+        lines = [*(job_line(job, status.objective) for job in new), status_line(status)]
+        if new or (last and lines[-1] != self.last_line) or time.monotonic() - self.last_time > QUIET:
+            self.last_line, self.last_time = lines[-1], time.monotonic()
             print(*lines, sep="\n", file=sys.stderr, flush=True)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self.over.set()
         self.thread.join()
-        self.look(last=True)
+        self.update(last=True)
         if self.screen is not None:
             self.screen.stop()
-        if self.report and self.lookout.look() is not None:
-            write_report_safely(self.lookout.folder)
+        if self.report and self.poller.poll() is not None:
+            from vitlab.sweeps.report.page import write_report
 
-
-def write_report_safely(folder: Path) -> None:
-    """Writes a sweep's report, and says where; that it can't be written is told and ends nothing."""
-    from vitlab.sweeps.report.page import write_report
-
-    try:
-        page = write_report(ledger.read_sweep(folder), folder / REPORT)
-        print(f"report: {page}", file=sys.stderr, flush=True)
-    except Exception as error:
-        print(f"the report can't be written: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-
-
-# ------------------------------------------------------------------------------------------------------ in a terminal
+            folder = self.poller.folder
+            try:
+                line = f"report: {write_report(ledger.read_sweep(folder), folder / REPORT)}"
+            except Exception as error:  # which must not end the sweep
+                line = f"the report can't be written: {type(error).__name__}: {error}"
+            print(line, file=sys.stderr, flush=True)
 
 
 class TerminalScreen:
-    """The terminal: the table at its end, and above it whatever is written to file descriptors 1 and 2 meanwhile."""
-
-    def __init__(self) -> None:
-        self.live: Live | None = None
-        self.kept: list[int] = []
-        self.out: IO[str] | None = None
+    """The terminal: a table at its end, and above it what is written to file descriptors 1 and 2 meanwhile."""
 
     def start(self) -> None:
-        """Takes the terminal."""
         from rich.console import Console
         from rich.live import Live
 
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        self.kept = [os.dup(1), os.dup(2)]
-        self.out = os.fdopen(os.dup(1), "w")
-        console = Console(file=self.out, force_terminal=True, highlight=False)
+        self.saved = [os.dup(1), os.dup(2)]
+        output: IO[str] = os.fdopen(os.dup(1), "w")
+        console = Console(file=output, force_terminal=True, highlight=False)
         self.live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         read, write = os.pipe()
         for descriptor in (1, 2):
@@ -163,83 +143,71 @@ class TerminalScreen:
         os.close(write)
         self.live.start()
         console.show_cursor(True)  # a kill would leave the terminal without one
-        self.reader = threading.Thread(target=self.pass_on, args=(read,), name="lines", daemon=True)
+        self.reader = threading.Thread(target=self.forward_lines, args=(read,), name="lines", daemon=True)
         self.reader.start()
 
-    def pass_on(self, descriptor: int) -> None:
-        """Prints the jobs' lines above the table, until the last process that may write has ended."""
+    def forward_lines(self, descriptor: int) -> None:
+        """Print the jobs' lines above the table until the last process that may write has ended."""
         from rich.text import Text
 
-        assert self.live is not None
         with os.fdopen(descriptor, errors="replace") as lines:
-            for line in lines:
-                # of a line that was written over (a progress bar) what was last to be seen
+            for line in lines:  # of an overwritten line (a progress bar) only its last state
                 self.live.console.print(Text.from_ansi(line.rstrip("\n").rsplit("\r", 1)[-1]), soft_wrap=True)
 
-    def show(self, standing: SweepStatus) -> None:
-        """Draws the table anew."""
-        assert self.live is not None
-        self.live.update(status_table(standing), refresh=True)
+    def show(self, status: SweepStatus) -> None:
+        self.live.update(status_table(status), refresh=True)
 
     def stop(self) -> None:
-        """Gives the terminal back. What jobs have written before is shown first."""
+        """Restore the terminal, after the lines that jobs have written before."""
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        for descriptor, kept in zip((1, 2), self.kept, strict=True):
-            os.dup2(kept, descriptor)
-            os.close(kept)
+        for descriptor, saved in zip((1, 2), self.saved, strict=True):
+            os.dup2(saved, descriptor)
+            os.close(saved)
         self.reader.join(timeout=0.5)  # a launcher's workers may keep the pipe open
-        assert self.live is not None
         self.live.stop()
 
 
-def status_table(standing: SweepStatus) -> "RenderableType":
-    """The whole state, as few lines as tell it: counts, what runs, what failed, the best, and the time left."""
+def status_table(status: SweepStatus) -> "RenderableType":
+    """Return the status in few lines: counts, running jobs, failures, the best job, and the time left."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    head = Text.assemble((standing.name, "bold"), "  ", (f"{standing.ended} of {standing.total} done", "green"))
-    for words, style, number in (
-        ("running", "cyan", standing.count("running")),
-        ("waiting", "dim", standing.total - len(standing.places) + standing.count("waiting")),
-        ("failed", "red", standing.count("crashed")),
-        ("stopped", "yellow", standing.count(*STOPPED)),
-    ):
-        if number:
-            head.append(f"  {number} {words}", style)
-    if standing.left:
-        head.append(f"  about {format_duration(standing.left)} left", "dim")
+    waiting = status.total - len(status.jobs) + status.count("waiting")
+    counts: list[tuple[str, str, int]] = [("running", "cyan", status.count("running")), ("waiting", "dim", waiting)]
+    counts += [("failed", "red", status.count("crashed")), ("stopped", "yellow", status.count(*STOPPED))]
+    head = Text.assemble((status.name, "bold"), "  ", (f"{status.done} of {status.total} done", "green"))
+    for words, style, number in counts:
+        head.append(f"  {number} {words}" if number else "", style)
+    head.append(f"  about {format_duration(status.left)} left" if status.left else "", "dim")
     rows = Table.grid(padding=(0, 2))
-    rows.add_column(no_wrap=True, min_width=WORD)
-    rows.add_column(ratio=1)  # the only one that gives way
+    rows.add_column(no_wrap=True, min_width=STATUS_WIDTH)
+    rows.add_column(ratio=1)  # the only one that shrinks
     rows.add_column(no_wrap=True)
-    rows.add_column(no_wrap=True, justify="right")
-    rows.add_column(no_wrap=True, justify="right")
+    for _ in range(2):
+        rows.add_column(no_wrap=True, justify="right")
 
-    def score(place: JobProgress) -> str:
-        return f"{standing.objective} {place.score:.4g}" if place.score is not None else ""
+    def add_row(label: str, style: str, job: JobProgress, *cells: Any, bold: str = "") -> None:
+        name = Text(job.name, no_wrap=True, overflow="ellipsis")
+        score = f"{status.objective} {job.score:.4g}" if job.score is not None else ""
+        rows.add_row(Text(label, style), name, *cells, Text(score, bold))
 
-    def cut(name: str) -> Text:
-        return Text(name, no_wrap=True, overflow="ellipsis")
-
-    running = [place for place in standing.places if place.status == "running"]
-    for place in running[:ROWS]:
-        bar = ProgressBar(total=1.0, completed=place.done, width=12)
-        epochs = f"epoch {place.epochs}" if place.epochs else ""
-        rows.add_row(Text("running", "cyan"), cut(place.name), bar, epochs, score(place))
-    if (best := standing.best) is not None:
-        rows.add_row(Text("best", "green"), cut(best.name), "", "", Text(score(best), "bold"))
-    failed = [place for place in standing.places if place.status == "crashed"]
-    # lines of their own: a long error would take the room of the columns
-    lines = [
-        Text.assemble((place.status.ljust(WORD + 2), "red"), f"{place.name}  {' '.join(place.error.split())}")
-        for place in failed[:ROWS]
-    ]
+    running = [job for job in status.jobs if job.status == "running"]
+    for job in running[:MAX_ROWS]:
+        bar = ProgressBar(total=1.0, completed=job.done, width=12)
+        add_row("running", "cyan", job, bar, f"epoch {job.epochs}" if job.epochs else "")
+    if (best := status.best) is not None:
+        add_row("best", "green", best, "", "", bold="bold")
+    failed = [job for job in status.jobs if job.status == "crashed"]
+    lines = []  # not in the grid: a long error would take the room of its columns
+    for job in failed[:MAX_ROWS]:
+        error = f"{job.name}  {' '.join(job.error.split())}"
+        lines.append(Text.assemble((job.status.ljust(STATUS_WIDTH + 2), "red"), error))
     for kind, count in (("running", len(running)), ("failed", len(failed))):
-        if count > ROWS:
-            lines.append(Text(f"{' ' * (WORD + 2)}and {count - ROWS} more {kind}", "dim"))
+        if count > MAX_ROWS:
+            lines.append(Text(f"{' ' * (STATUS_WIDTH + 2)}and {count - MAX_ROWS} more {kind}", "dim"))
     for line in (head, *lines):
         line.no_wrap, line.overflow = True, "ellipsis"
     return Group(Text(), head, *([rows] if rows.row_count else []), *lines)

@@ -1,10 +1,11 @@
-"""How far a sweep is, at a glance: cheap enough to look every second, whoever runs its jobs, and wherever.
+"""The progress of a sweep, cheap enough to read every second, for any launcher.
 
-Nothing is locked and little is read: the ledger's list, `results.json` of the jobs that aren't done yet, and the last
-lines of `metrics.csv` of those that run. A job's folder says all of it, so any launcher's jobs are seen.
+Nothing is locked and little is read: the ledger, `results.json` of the jobs that are not done yet, and the last lines
+of `metrics.csv` of those that run.
 """
 
 import csv
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -20,14 +21,14 @@ from vitlab.runs.folder import read_config, read_results
 from vitlab.sweeps import ledger
 from vitlab.sweeps.ledger import Direction, Status
 
-TAIL = 4096  # bytes at the end of metrics.csv that are read
-ERROR = 120  # characters of an error in a line; results.json has all of it
-STOPPED: tuple[Status, ...] = ("preempted", "interrupted", "cancelled")  # saved, and gone on with by the same command
+TAIL = 4096  # bytes of metrics.csv that are read, from its end
+MAX_ERROR = 120  # characters of an error in a line; results.json has all of it
+STOPPED: tuple[Status, ...] = ("preempted", "interrupted", "cancelled")  # saved; the same command resumes them
 
 
 @dataclass(frozen=True)
 class JobProgress:
-    """Where a job is: of 1 what is `done`, its latest (when finished: its best) score, and why it failed."""
+    """A job's status, completed share, latest (when finished: best) score, and error."""
 
     name: str
     status: Status
@@ -40,162 +41,149 @@ class JobProgress:
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """A sweep at one moment. `total` may be more than the jobs that are known; `left`: seconds, if they can be told."""
+    """A sweep at one moment: `total` may exceed the number of known jobs, `left` are the estimated seconds."""
 
     name: str
     objective: str
     direction: Direction
-    places: list[JobProgress]
+    jobs: list[JobProgress]
     total: int
     left: float | None
 
     def count(self, *statuses: Status) -> int:
-        return sum(place.status in statuses for place in self.places)
+        return sum(job.status in statuses for job in self.jobs)
 
     @property
-    def ended(self) -> int:
+    def done(self) -> int:
         return self.count(*ledger.DONE)
 
     @property
     def best(self) -> JobProgress | None:
-        """The finished job with the best score."""
-        scored = [
-            (place.score, place) for place in self.places if place.status == "finished" and place.score is not None
-        ]
-        if not scored:
-            return None
-        return (min if self.direction == "min" else max)(scored, key=lambda pair: pair[0])[1]
+        sign = 1 if self.direction == "min" else -1
+        scored = [(sign * job.score, job) for job in self.jobs if job.status == "finished" and job.score is not None]
+        return min(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
 class StatusPoller:
-    """Looks at a sweep's folder again and again, and remembers what can't change any more.
+    """Reads the status of a sweep from its folder, and remembers the jobs that are done.
 
-    `planned`: how many jobs there will be, where the ledger's list isn't complete before the end.
+    Args:
+        folder: The sweep's folder.
+        planned: The number of jobs, if the ledger lists them only as they start.
     """
 
     def __init__(self, folder: Path, *, planned: int = 0) -> None:
         self.folder, self.planned = folder, planned
-        self.ended: dict[str, JobProgress] = {}
-        self.epochs: dict[Path, int] = {}
+        self.done: dict[str, JobProgress] = {}
+        self.max_epochs: dict[Path, int] = {}
         self.began = time.time()
-        self.first: float | None = None  # jobs' worth of work that was done when the first look was taken
+        self.work_before: float | None = None  # in jobs, at the first poll
 
-    def look(self) -> SweepStatus | None:
-        """The sweep as it stands; None where nothing is written of it yet."""
+    def poll(self) -> SweepStatus | None:
+        """Return the status; None before the ledger is written."""
         head = ledger.read_json(self.folder / ledger.SWEEP)
         if not head.get("objectives"):
             return None
         objective, direction = next(iter(head["objectives"].items()))
         varies = ledger.varying_keys(head)
-        places = []
+        jobs = []
         for key, entry in head.get("jobs", {}).items():
-            if key not in self.ended:
-                chosen = {name: entry["settings"][name] for name in varies if name in entry["settings"]}
-                name = " ".join(f"{name}={value}" for name, value in chosen.items()) or key
-                place = self.place(self.folder / entry["folder"], name, objective)
-                if place.status not in ledger.DONE:
-                    places.append(place)
-                    continue
-                self.ended[key] = place
-            places.append(self.ended[key])
-        total = max(len(places), self.planned)
-        return SweepStatus(self.folder.name, objective, direction, places, total, self.left(places, total))
+            if (job := self.done.get(key)) is None:
+                choices = {name: entry["settings"][name] for name in varies if name in entry["settings"]}
+                name = " ".join(f"{name}={value}" for name, value in choices.items()) or key
+                job = self.job_progress(self.folder / entry["folder"], name, objective)
+                if job.status in ledger.DONE:
+                    self.done[key] = job
+            jobs.append(job)
+        total = max(len(jobs), self.planned)
+        return SweepStatus(self.folder.name, objective, direction, jobs, total, self.seconds_left(jobs, total))
 
-    def place(self, folder: Path, name: str, objective: str) -> JobProgress:
-        """Where a job is, from what its folder holds."""
+    def job_progress(self, folder: Path, name: str, objective: str) -> JobProgress:
         results = read_results(folder)
         status: Status = results.get("status", "waiting")
         here = results.get("host") == platform.node()
         if status == "running" and here and not lock.pid_alive(results.get("process")):
-            status = "interrupted"  # killed: nobody could write it down
+            status = "interrupted"  # killed, without a record of it
         seconds = results.get("seconds")
         if status in ledger.DONE:
             return JobProgress(name, status, 1.0, "", finite_score(results.get(objective)), seconds)
-        epochs, done, score = self.trained(folder, objective) if status != "waiting" else ("", 0.0, None)
+        done, epochs, score = self.training_progress(folder, objective) if status != "waiting" else (0.0, "", None)
         return JobProgress(name, status, done, epochs, score, seconds, str(results.get("error", "")))
 
-    def trained(self, folder: Path, objective: str) -> tuple[str, float, float | None]:
-        """Epochs done of all, as told and as a share, and the latest score, of a job that isn't done."""
-        if folder not in self.epochs:
+    def training_progress(self, folder: Path, objective: str) -> tuple[float, str, float | None]:
+        """Return the completed share, the epoch out of all, and the latest score of a job that is not done."""
+        if folder not in self.max_epochs:
             with suppress(OSError, AssertionError, yaml.YAMLError):
                 epochs = (read_config(folder).get("trainer") or {}).get("max_epochs")
+<<<<<<< HEAD
                 self.epochs[folder] = epochs if isinstance(epochs, int) else 0
         epoch, score = 0, None  # the epoch counts from 1
+=======
+                self.max_epochs[folder] = epochs if isinstance(epochs, int) else 0
+        epoch, score = -1, None
+>>>>>>> qsweeps
         for row in read_last_rows(folder / "metrics.csv"):
             with suppress(ValueError, TypeError):
                 epoch = int(float(row["epoch"]))
             score = finite_score(row.get(objective)) or score
+<<<<<<< HEAD
         every = self.epochs.get(folder, 0)
         if epoch < 1:
             return f"0/{every}" if every > 0 else "", 0.0, score
         return (f"{epoch}/{every}", min(1.0, (epoch - 1) / every), score) if every > 0 else (f"{epoch}", 0.0, score)
+=======
+        if (epochs := self.max_epochs.get(folder, 0)) <= 0:
+            return 0.0, f"{epoch + 1}" if epoch >= 0 else "", score
+        return min(1.0, max(0, epoch) / epochs), f"{epoch + 1}/{epochs}", score
+>>>>>>> qsweeps
 
-    def left(self, places: list[JobProgress], total: int) -> float | None:
-        """Seconds until all is done, if it goes on as it went since the first look; None before there is a measure."""
-        work = sum(place.done for place in places)
-        if self.first is None:
-            self.first = work
-        gained = work - self.first
-        open_ = total - len(places) + sum(1 - p.done for p in places if p.status not in (*ledger.DONE, "crashed"))
-        elapsed = time.time() - self.began
-        return elapsed * open_ / gained if gained > 0.1 and elapsed > 1 else None
+    def seconds_left(self, jobs: list[JobProgress], total: int) -> float | None:
+        """Estimate the remaining time at the speed since the first poll; None before that can be measured."""
+        work = sum(job.done for job in jobs)
+        if self.work_before is None:
+            self.work_before = work
+        gained, elapsed = work - self.work_before, time.time() - self.began
+        remaining = total - len(jobs) + sum(1 - job.done for job in jobs if job.status not in (*ledger.DONE, "crashed"))
+        return elapsed * remaining / gained if gained > 0.1 and elapsed > 1 else None
 
 
 def finite_score(value: Any) -> float | None:
-    """A finite number, from JSON or a table's cell."""
     with suppress(TypeError, ValueError):
-        number = float(value)
-        return number if abs(number) < float("inf") else None
+        return number if math.isfinite(number := float(value)) else None
     return None
 
 
 def read_last_rows(file: Path) -> Iterator[dict[str, str]]:
-    """The last whole rows of a table."""
+    """Read the last complete rows of a table."""
     with suppress(OSError), file.open("rb") as content:
-        header = content.readline().decode()
-        begin = content.tell()
-        end = content.seek(0, 2)
+        columns = next(csv.reader([content.readline().decode()]), [])
+        begin, end = content.tell(), content.seek(0, 2)
         content.seek(max(begin, end - TAIL))
-        text = content.read().decode(errors="replace")
-        lines = text.splitlines()[1 if end - TAIL > begin else 0 :]
-        columns = next(csv.reader([header]), [])
-        for line in lines:
-            cells = next(csv.reader([line]), [])
-            if len(cells) == len(columns):
+        lines = content.read().decode(errors="replace").splitlines()
+        for line in lines[1 if end - TAIL > begin else 0 :]:
+            if len(cells := next(csv.reader([line]), [])) == len(columns):
                 yield dict(zip(columns, cells, strict=True))
 
 
-# ---------------------------------------------------------------------------------------------------------- in words
+def status_line(sweep: SweepStatus) -> str:
+    running, failed, stopped = sweep.count("running"), sweep.count("crashed"), sweep.count(*STOPPED)
+    line = f"sweep {sweep.name}: {sweep.done} of {sweep.total} jobs done, {running} running, {failed} failed"
+    line += f", {stopped} stopped" if stopped else ""
+    if (best := sweep.best) is not None:
+        line += f"; best {sweep.objective} {best.score:.4g} ({best.name})"
+    return f"{line}; about {format_duration(sweep.left)} left" if sweep.left else line
 
 
-def status_line(standing: SweepStatus) -> str:
-    """A sweep in a line, for a log."""
-    parts = [
-        f"{standing.ended} of {standing.total} jobs done",
-        f"{standing.count('running')} running",
-        f"{standing.count('crashed')} failed",
-    ]
-    if stopped := standing.count(*STOPPED):
-        parts.append(f"{stopped} stopped")
-    line = f"sweep {standing.name}: {', '.join(parts)}"
-    if (best := standing.best) is not None:
-        line += f"; best {standing.objective} {best.score:.4g} ({best.name})"
-    return f"{line}; about {format_duration(standing.left)} left" if standing.left else line
+def job_line(job: JobProgress, objective: str) -> str:
+    if job.status == "crashed":
+        error = " ".join(job.error.split()) or "no error was recorded"
+        return f"{job.name}: crashed: {error if len(error) <= MAX_ERROR else f'{error[: MAX_ERROR - 3]}...'}"
+    score = f", {objective} {job.score:.4g}" if job.score is not None else ""
+    return f"{job.name}: {job.status}{score}" + (f", {format_duration(job.seconds)}" if job.seconds else "")
 
 
-def job_line(place: JobProgress, objective: str) -> str:
-    """How a job ended, in a line."""
-    if place.status == "crashed":
-        error = " ".join(place.error.split()) or "it told no error"
-        return f"{place.name}: crashed: {error if len(error) <= ERROR else f'{error[: ERROR - 3]}...'}"
-    score = f", {objective} {place.score:.4g}" if place.score is not None else ""
-    return f"{place.name}: {place.status}{score}" + (f", {format_duration(place.seconds)}" if place.seconds else "")
-
-
-def format_duration(seconds: float | None) -> str:
-    """`40 s`, `3 min`, `2.5 h`, as one says it."""
-    if seconds is None:
-        return ""
+def format_duration(seconds: float) -> str:
+    """Format a duration as `40 s`, `3 min` or `2.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

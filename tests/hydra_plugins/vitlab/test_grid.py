@@ -1,7 +1,6 @@
-"""A grid is done once, by however many processes, however often it is started, killed and stopped.
+"""A grid is run once, by any number of processes, however often it is started, killed and stopped.
 
-Everything here is as users have it, processes, locks, signals and Hydra, but for the training: what is run in its place
-takes no time, and waits for the test where it should be killed.
+Processes, locks, signals and Hydra are real; in place of the training, a function waits for the test to kill it.
 """
 
 import importlib.util
@@ -20,7 +19,7 @@ import pytest
 from vitlab.runs.folder import read_results
 from vitlab.sweeps import claim, ledger
 
-SOURCE = Path(ledger.__file__).parents[1]
+SOURCE = Path(ledger.__file__).parents[2]
 PROGRAM = """
 import functools, os, time
 from pathlib import Path
@@ -133,7 +132,7 @@ def later(here: Path, act: Callable[[], Any]) -> threading.Thread:
     return thread
 
 
-def test_a_grid_is_run_once_what_failed_is_tried_again_so_often_and_what_is_new_is_added(
+def test_a_grid_is_run_once_failed_jobs_are_retried_and_new_ones_added(
     run: Callable[..., int], here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (here / "broken-0").touch()
@@ -142,8 +141,8 @@ def test_a_grid_is_run_once_what_failed_is_tried_again_so_often_and_what_is_new_
     assert run("seed=1,0", "max_failures_per_job=1") == 1, "in another order, and logged elsewhere: the same"
     capfd.readouterr()
     assert run("seed=0,1", "max_failures_per_job=1") == 1
-    told = "left out, it has failed 2 times: ValueError: seed 0 is broken; max_failures_per_job=2 tries it again"
-    assert told in capfd.readouterr().err
+    line = "skipped, it has failed 2 times: ValueError: seed 0 is broken; max_failures_per_job=2 retries it"
+    assert line in capfd.readouterr().err
     assert states() == {"0": ("crashed", 2), "1": ("finished", 1)}
     (here / "broken-0").unlink()
     assert run("seed=0,1,2", "max_failures_per_job=2") == 0
@@ -171,13 +170,13 @@ def test_signals_and_cancel_end_the_job_and_start_no_other(
         assert states() == {"0": (outcome, number), "1": ("waiting", 0)}
     (here / "wait").unlink()
     assert run("seed=0,1") == 2
-    assert f"remove {sweep().folder.relative_to(here) / 'cancelled'} to go on with it" in capfd.readouterr().err
+    assert f"remove {sweep().folder.relative_to(here) / 'cancelled'} to continue it" in capfd.readouterr().err
     (sweep().folder / "cancelled").unlink()
     assert run("seed=0,1") == 0
     assert states() == {"0": ("finished", 4), "1": ("finished", 1)}
 
 
-def test_two_processes_share_a_sweep_and_what_a_killed_one_leaves_is_taken_over(
+def test_two_processes_share_a_sweep_and_one_resumes_the_jobs_of_a_killed_one(
     start: Callable[..., "subprocess.Popen[str]"], run: Callable[..., int], here: Path
 ) -> None:
     (here / "wait").touch()
@@ -187,7 +186,7 @@ def test_two_processes_share_a_sweep_and_what_a_killed_one_leaves_is_taken_over(
     def kill() -> None:
         try:
             assert states() == {"0": ("running", 1), "1": ("running", 1), "2": ("waiting", 0), "3": ("waiting", 0)}
-            other.send_signal(signal.SIGSTOP)  # it can't say of its job any more how that ended
+            other.send_signal(signal.SIGSTOP)  # it can't record how its job ends
             os.kill(read_results(sweep().jobs[0].folder)["process"], signal.SIGKILL)
             other.kill()
             other.wait()

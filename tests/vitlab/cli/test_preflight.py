@@ -317,7 +317,7 @@ def test_a_cancelled_sweep_isnt_gone_on_with_unasked(preflight: Preflight, capsy
     ledger.cancel_sweep(ledger.read_sweep(folder))
     with pytest.raises(SystemExit):
         preflight("-m", "sweep=mine")
-    assert "remove runs/sweeps/mine/cancelled to go on with it" in capsys.readouterr().err
+    assert "remove runs/sweeps/mine/cancelled to continue it" in capsys.readouterr().err
     (folder / ledger.CANCELLED).unlink()
     assert preflight("-m", "sweep=mine")
 

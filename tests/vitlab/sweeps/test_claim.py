@@ -1,4 +1,4 @@
-"""A job's turn: nothing is done twice, what was cut off goes on, what failed is tried again so often and no more."""
+"""One job of a sweep: never run twice, resumed if it was stopped, retried as often as allowed."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def job(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def turn(job: Path) -> Turn:
-    """A turn of the job whose run ends with a status (and error), or as a function does."""
+    """Call `run_job_once` for a run that ends with a status (and error), or as a function does."""
 
     def take(end: Any = "finished", *, max_failures_per_job: int = 1, waits: bool = False) -> None:
         def start(config: Node) -> None:
@@ -70,21 +70,21 @@ def test_a_job_is_started_once_and_then_finished(job: Path, turn: Turn, capsys: 
 
 
 @pytest.mark.parametrize("status", ["preempted", "interrupted", "cancelled"])
-def test_what_was_stopped_goes_on(job: Path, turn: Turn, status: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_job_is_resumed(job: Path, turn: Turn, status: str, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(3):
         turn(status, max_failures_per_job=0)
     turn()
     assert state(job) == ("finished", 4)
-    assert f"seed_0-0a1b: gone on with (it was {status}; start 4)" in capsys.readouterr().err
+    assert f"seed_0-0a1b: resumed (it was {status}; start 4)" in capsys.readouterr().err
 
 
-def test_what_failed_is_tried_again_as_often_as_asked_and_then_left(job: Path, turn: Turn) -> None:
+def test_a_failed_job_is_retried_as_often_as_allowed_and_then_skipped(job: Path, turn: Turn) -> None:
     for _ in range(2):
         with pytest.raises(launch.JobFailed, match=r"^why$"):
             turn("crashed")
     assert state(job) == ("crashed", 2)
     with pytest.raises(
-        launch.JobFailed, match=r"left out, it has failed 2 times: why; max_failures_per_job=2 tries it again$"
+        launch.JobFailed, match=r"skipped, it has failed 2 times: why; max_failures_per_job=2 retries it$"
     ):
         turn(never)
     turn(max_failures_per_job=2)
@@ -107,17 +107,17 @@ def test_a_start_that_was_killed_is_no_failure_and_hides_the_last_ones(job: Path
 
 
 @pytest.mark.parametrize("role", lock.LOCKS)
-def test_a_job_that_another_process_runs_is_passed_over(
+def test_a_job_that_another_process_runs_is_skipped(
     job: Path, turn: Turn, role: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with lock.run_lock(job, role):
         turn(never)
-    assert "is being trained in by" in (told := capsys.readouterr().err)
-    assert told.endswith(": passed over for now\n")
+    assert "is being trained in by" in (output := capsys.readouterr().err)
+    assert output.endswith(": skipped for now\n")
     assert state(job) == ("waiting", 0)
 
 
-def test_or_waited_for_and_taken_over_when_its_owner_is_gone(job: Path, turn: Turn) -> None:
+def test_with_waits_it_is_run_once_its_owner_has_ended(job: Path, turn: Turn) -> None:
     inside = threading.Event()
 
     def own() -> None:
@@ -158,7 +158,7 @@ def test_nothing_of_a_cancelled_sweep_starts(job: Path, turn: Turn) -> None:
     assert state(job) == ("waiting", 0)
 
 
-def test_a_job_that_was_stopped_by_it_is_cancelled(job: Path, turn: Turn) -> None:
+def test_a_job_that_cancelling_stopped_is_cancelled(job: Path, turn: Turn) -> None:
     def stopped() -> None:
         ledger.cancel_sweep(ledger.read_sweep(job.parent))
         record.record_end(job, "interrupted")
@@ -172,7 +172,7 @@ def test_a_job_that_was_stopped_by_it_is_cancelled(job: Path, turn: Turn) -> Non
     assert state(job) == ("finished", 2)
 
 
-def test_a_process_of_the_job_hears_it_as_ctrl_c(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_interrupts_a_process_of_the_job(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "POLL", 0.02)
 
     def run() -> None:
@@ -186,7 +186,9 @@ def test_a_process_of_the_job_hears_it_as_ctrl_c(job: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("config", [{"sweep": None}, {}])
-def test_a_job_that_is_gone_on_with_by_itself_doesnt(job: Path, config: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_is_resumed_outside_its_sweep_is_not_interrupted(
+    job: Path, config: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(claim, "POLL", 0.02)
     ledger.cancel_sweep(ledger.read_sweep(job.parent))
     former = signal.getsignal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The ledger tells what its folders hold, and several processes may write it at once."""
+"""The ledger is read from its folders, and several processes may write it at once."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from vitlab.runs.folder import CONFIG, RESULTS
 from vitlab.storage import atomic
 from vitlab.sweeps import ledger
 
-SOURCE = Path(ledger.__file__).parents[1]
+SOURCE = Path(ledger.__file__).parents[2]
 
 
 def entry(**settings: str) -> dict[str, object]:
@@ -94,13 +94,13 @@ def test_a_job_whose_defaults_have_changed_takes_the_place_of_the_former(
 ) -> None:
     ledger.add_jobs(sweep, {"other": {**entry(lr="0.1", seed="1"), "folder": "new"}})
     assert [job.id for job in ledger.read_sweep(sweep).jobs] == ["id0", "id2", "other"]
-    assert "lr_0.1-seed_1 is of other defaults than now, and leaves the sweep" in caplog.text
+    assert "lr_0.1-seed_1 has other defaults than now, and leaves the sweep" in caplog.text
 
 
 def test_jobs_entered_by_several_processes_at_once_are_all_there(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from vitlab import ledger\n"
+    code = "import sys; from pathlib import Path; from vitlab.sweeps import ledger\n"
     code += "for n in range(20): name = f'{sys.argv[2]}-{n}'; "
-    code += "ledger.enter(Path(sys.argv[1]), {name: {'folder': name, 'settings': {'n': name}}})"
+    code += "ledger.add_jobs(Path(sys.argv[1]), {name: {'folder': name, 'settings': {'n': name}}})"
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     ledger.write_sweep(tmp_path, command="", varies=["n"], objectives={})
     line = [sys.executable, "-c", code, str(tmp_path)]
@@ -148,7 +148,7 @@ def test_a_cancelled_sweep_is_marked_by_whom_and_counts_what_it_stops(sweep: Pat
     problem = ledger.cancelled_problem(sweep)
     assert problem is not None
     assert problem.startswith("sweep=mine was cancelled (")
-    assert problem.endswith(f"); remove {sweep / 'cancelled'} to go on with it")
+    assert problem.endswith(f"); remove {sweep / 'cancelled'} to continue it")
     (sweep / "cancelled").unlink()
     assert ledger.cancelled_problem(sweep) is None
 

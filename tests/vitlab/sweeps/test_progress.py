@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sweep_jobs import begun, leave
+from sweep_jobs import make_sweep, write_job
 from vitlab.jobs.compose import CONF
 from vitlab.sweeps import progress
 from vitlab.sweeps.status import JobProgress, StatusPoller, SweepStatus
@@ -22,13 +22,13 @@ JOB = "import sys; print('a line of a job'); print('an error', file=sys.stderr)"
 PROGRAM = """
 import os, subprocess, sys, time
 from pathlib import Path
-from vitlab import progress
-progress.EVERY = 0.05
+from vitlab.sweeps import progress
+progress.INTERVAL = 0.05
 before = os.fstat(1).st_rdev
-progress.begin(Path(sys.argv[1]), report=False)
+progress.start_progress(Path(sys.argv[1]), report=False)
 subprocess.run([sys.executable, "-c", sys.argv[2]])
 time.sleep(0.3)
-progress.end()
+progress.stop_progress()
 assert os.fstat(1).st_rdev == os.fstat(2).st_rdev == before, "the terminal was not given back"
 print("after it")
 """
@@ -36,7 +36,7 @@ print("after it")
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    return begun(tmp_path)
+    return make_sweep(tmp_path)
 
 
 def run(folder: Path, *, terminal: bool) -> str:
@@ -65,9 +65,9 @@ def run(folder: Path, *, terminal: bool) -> str:
 
 
 def test_in_a_terminal_the_table_stays_below_the_jobs_lines(sweep: Path) -> None:
-    leave(sweep, 0, "finished", **{"val/loss": 0.5})
-    leave(sweep, 1, "running")
-    leave(sweep, 2, "crashed", error="ValueError: no such thing")
+    write_job(sweep, 0, "finished", **{"val/loss": 0.5})
+    write_job(sweep, 1, "running")
+    write_job(sweep, 2, "crashed", error="ValueError: no such thing")
     shown = run(sweep, terminal=True)
     assert shown.count("\x1b[1A") > 3, "it is drawn over, not again and again"
     last = shown.rpartition("\x1b[1A")[2]
@@ -80,41 +80,41 @@ def test_in_a_terminal_the_table_stays_below_the_jobs_lines(sweep: Path) -> None
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l"), "the cursor is there"
 
 
-def test_in_a_log_a_line_is_said_where_one_says_more(sweep: Path) -> None:
-    leave(sweep, 0, "finished", **{"val/loss": 0.5})
+def test_a_log_gets_a_line_at_each_change(sweep: Path) -> None:
+    write_job(sweep, 0, "finished", **{"val/loss": 0.5})
     assert run(sweep, terminal=False).splitlines() == [
         "an error",
         f"sweep {sweep.name}: 1 of 3 jobs done, 0 running, 0 failed; best val/loss 0.5 (lr=0)",
     ]
 
 
-def test_each_end_is_told_once(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    leave(sweep, 0, "crashed", error="old news")
+def test_each_end_is_printed_once(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_job(sweep, 0, "crashed", error="old news")
     watch = progress.ProgressThread(StatusPoller(sweep), terminal=False, report=False)
-    watch.look()
+    watch.update()
     assert capsys.readouterr().err == "", "it had failed before"
-    leave(sweep, 1, "finished", **{"val/loss": 0.25})
-    leave(sweep, 0, "running")
-    watch.look()
-    watch.look()
+    write_job(sweep, 1, "finished", **{"val/loss": 0.25})
+    write_job(sweep, 0, "running")
+    watch.update()
+    watch.update()
     first = capsys.readouterr().err.splitlines()
     assert first[0] == "lr=1: finished, val/loss 0.25"
     assert len(first) == 2
-    leave(sweep, 0, "crashed", error="again")
-    watch.look(last=True)
+    write_job(sweep, 0, "crashed", error="again")
+    watch.update(last=True)
     assert capsys.readouterr().err.splitlines()[0] == "lr=0: crashed: again"
-    watch.look(last=True)
+    watch.update(last=True)
     assert capsys.readouterr().err == ""
 
 
-def test_at_the_end_the_report_is_written_and_what_goes_wrong_there_ends_nothing(
+def test_at_the_end_the_report_is_written_and_an_error_there_is_printed(
     sweep: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     node = OmegaConf.create({"hydra": {"sweep": {"dir": str(sweep)}, "sweeper": {}}})
     callback = progress.Progress()
     callback.on_multirun_start(node)
-    leave(sweep, 0, "finished", **{"val/loss": 0.5})
+    write_job(sweep, 0, "finished", **{"val/loss": 0.5})
     callback.on_multirun_end(node)
     progress.stop_progress()
     page = sweep / "report" / "index.html"
@@ -138,7 +138,7 @@ def test_a_table_of_many_jobs_is_short_and_fits_its_width() -> None:
     with console.capture() as captured:
         console.print(progress.status_table(SweepStatus("s", "val/acc", "max", places, 101, 60.0)))
     lines = captured.get().rstrip().splitlines()
-    assert len(lines) <= 2 * progress.ROWS + 5
+    assert len(lines) <= 2 * progress.MAX_ROWS + 5
     assert max(map(len, lines)) <= 80
     assert "40 running" in lines[1]
     assert "40 waiting" in lines[1]

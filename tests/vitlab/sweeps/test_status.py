@@ -1,4 +1,4 @@
-"""How far a sweep is: read from its folder as jobs leave it, at every stage, and told in words."""
+"""The progress of a sweep, read from its folder at every stage, and its lines."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep_jobs import begun, leave
+from sweep_jobs import make_sweep, write_job
 from vitlab.runs.folder import RESULTS
 from vitlab.sweeps import status
 from vitlab.sweeps.status import JobProgress, StatusPoller, SweepStatus, format_duration, job_line, status_line
@@ -14,25 +14,26 @@ from vitlab.sweeps.status import JobProgress, StatusPoller, SweepStatus, format_
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    return begun(tmp_path)
+    return make_sweep(tmp_path)
 
 
 def log(folder: Path, *rows: str) -> None:
     (folder / "metrics.csv").write_text("\n".join(["step,epoch,val/loss", *rows]))
 
 
-def looked(lookout: StatusPoller) -> SweepStatus:
-    found = lookout.look()
+def poll(poller: StatusPoller) -> SweepStatus:
+    found = poller.poll()
     assert found is not None
     return found
 
 
 def test_before_anything_is_written_there_is_nothing_to_see(tmp_path: Path) -> None:
-    assert StatusPoller(tmp_path).look() is None
-    assert StatusPoller(tmp_path / "nowhere").look() is None
+    assert StatusPoller(tmp_path).poll() is None
+    assert StatusPoller(tmp_path / "nowhere").poll() is None
 
 
 def test_a_sweep_is_followed_from_its_start_to_its_end(sweep: Path) -> None:
+<<<<<<< HEAD
     lookout = StatusPoller(sweep)
     assert [place.status for place in looked(lookout).places] == ["waiting"] * 3
     folder = leave(sweep, 0, "running")
@@ -45,35 +46,56 @@ def test_a_sweep_is_followed_from_its_start_to_its_end(sweep: Path) -> None:
     leave(sweep, 2, "pruned", **{"val/loss": 0.5})
     found = looked(lookout)
     assert (found.ended, found.count("crashed"), found.total) == (2, 1, 3)
+=======
+    poller = StatusPoller(sweep)
+    assert [job.status for job in poll(poller).jobs] == ["waiting"] * 3
+    folder = write_job(sweep, 0, "running")
+    log(folder, "10,0,2.5", "20,1,", "20,1,1.5", "30,2")
+    (job, *_) = poll(poller).jobs
+    assert (job.status, job.epochs, job.done, job.score) == ("running", "2/8", 1 / 8, 1.5)
+    assert job.name == "lr=0"
+    write_job(sweep, 0, "finished", **{"val/loss": 1.0, "seconds": 9.0})
+    write_job(sweep, 1, "crashed", error="ValueError: x")
+    write_job(sweep, 2, "pruned", **{"val/loss": 0.5})
+    found = poll(poller)
+    assert (found.done, found.count("crashed"), found.total) == (2, 1, 3)
+>>>>>>> qsweeps
     assert found.best is not None
     assert found.best.name == "lr=0", "a pruned one is not the best"
     (sweep / "job0" / RESULTS).unlink()
-    assert looked(lookout).places[0].status == "finished", "what is done isn't read again"
-    leave(sweep, 1, "running")
-    assert looked(lookout).places[1].status == "running", "what failed may be tried again"
+    assert poll(poller).jobs[0].status == "finished", "what is done isn't read again"
+    write_job(sweep, 1, "running")
+    assert poll(poller).jobs[1].status == "running", "what failed may be retried"
 
 
 def test_a_job_that_was_killed_is_not_running(sweep: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    leave(sweep, 0, "running", process=gone.pid)
-    leave(sweep, 1, "running", process=gone.pid, host="another machine")
-    assert [place.status for place in looked(StatusPoller(sweep)).places] == ["interrupted", "running", "waiting"]
+    write_job(sweep, 0, "running", process=gone.pid)
+    write_job(sweep, 1, "running", process=gone.pid, host="another machine")
+    assert [job.status for job in poll(StatusPoller(sweep)).jobs] == ["interrupted", "running", "waiting"]
 
 
 def test_the_time_left_follows_what_was_done_since_the_first_look(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("vitlab.sweeps.status.time.time", lambda: now[0])
+<<<<<<< HEAD
     leave(sweep, 0, "finished", **{"val/loss": 1.0})
     lookout = StatusPoller(sweep, planned=5)
     assert looked(lookout).left is None, "nothing was measured yet"
     log(leave(sweep, 1, "running"), "9,5,1.0")
+=======
+    write_job(sweep, 0, "finished", **{"val/loss": 1.0})
+    poller = StatusPoller(sweep, planned=5)
+    assert poll(poller).left is None, "nothing was measured yet"
+    log(write_job(sweep, 1, "running"), "9,4,1.0")
+>>>>>>> qsweeps
     now[0] += 60
-    assert looked(lookout).left == pytest.approx(60 * 3.5 / 0.5), "half a job a minute, 3.5 are left"
-    leave(sweep, 1, "crashed")
-    leave(sweep, 2, "finished")
+    assert poll(poller).left == pytest.approx(60 * 3.5 / 0.5), "half a job a minute, 3.5 are left"
+    write_job(sweep, 1, "crashed")
+    write_job(sweep, 2, "finished")
     now[0] += 60
-    assert looked(lookout).left == pytest.approx(120 * 2 / 1.5), "one that crashed isn't waited for"
+    assert poll(poller).left == pytest.approx(120 * 2 / 1.5), "one that crashed isn't waited for"
 
 
 def test_of_a_long_table_only_the_end_is_read(tmp_path: Path) -> None:
@@ -85,13 +107,13 @@ def test_of_a_long_table_only_the_end_is_read(tmp_path: Path) -> None:
     assert list(status.read_last_rows(tmp_path / "none.csv")) == []
 
 
-def test_it_is_told_in_words() -> None:
-    places = [
+def test_the_lines_of_a_sweep_and_of_its_jobs() -> None:
+    jobs = [
         JobProgress("lr=1", "finished", 1.0, score=0.25, seconds=200),
         JobProgress("lr=2", "running"),
         JobProgress("lr=3", "crashed"),
     ]
-    found = SweepStatus("s", "val/acc", "max", places, 8, 700.0)
+    found = SweepStatus("s", "val/acc", "max", jobs, 8, 700.0)
     assert status_line(found) == (
         "sweep s: 1 of 8 jobs done, 1 running, 1 failed; best val/acc 0.25 (lr=1); about 12 min left"
     )
@@ -99,9 +121,9 @@ def test_it_is_told_in_words() -> None:
         "s", "val/acc", "max", [JobProgress("lr=1", "interrupted"), JobProgress("lr=2", "preempted")], 3, None
     )
     assert status_line(stopped) == "sweep s: 0 of 3 jobs done, 0 running, 0 failed, 2 stopped"
-    assert job_line(places[0], "val/acc") == "lr=1: finished, val/acc 0.25, 3 min"
-    assert job_line(places[2], "val/acc") == "lr=3: crashed: it told no error"
+    assert job_line(jobs[0], "val/acc") == "lr=1: finished, val/acc 0.25, 3 min"
+    assert job_line(jobs[2], "val/acc") == "lr=3: crashed: no error was recorded"
     long = job_line(JobProgress("a", "crashed", error="x\ny" * 100), "val/acc")
     assert len(long) < 140
     assert "\n" not in long
-    assert [format_duration(s) for s in (None, 40, 100, 9000)] == ["", "40 s", "2 min", "2.5 h"]
+    assert [format_duration(s) for s in (40, 100, 9000)] == ["40 s", "2 min", "2.5 h"]

@@ -1,14 +1,14 @@
-"""Who starts a sweep's jobs (`hydra/launcher=...`): what may be wrong with the choice, and which package it wants."""
+"""Check the choice of a launcher (`hydra/launcher=...`) and its settings."""
 
 from importlib.util import find_spec
 from typing import Any
 
-from vitlab.config.schema import Node, format_value, node_problems
+from vitlab.config.schema import format_value, node_problems
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # Hydra's own: one job after the other
 OURS = "hydra_plugins.vitlab.launchers"
-ELSEWHERE = {f"{OURS}.SlurmLauncher": "submitit", f"{OURS}.RayLauncher": "ray"}  # on other machines, by this package
-# Options that are there once their package is.
+REMOTE = {f"{OURS}.SlurmLauncher": "submitit", f"{OURS}.RayLauncher": "ray"}  # and the packages they need
+# Options that exist once their package is installed.
 PLUGINS = {
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",
@@ -18,33 +18,24 @@ POSITIVE = ("jobs", "timeout_min", "cpus_per_device", "mem_gb", "parallel")
 
 
 def missing_plugin(group: str, option: str) -> str | None:
-    """What to install for an option that isn't there; None where that is not the reason."""
+    """Return what to install for an option that does not exist; None if that is not the reason."""
     package = PLUGINS.get(option) if group == "hydra/launcher" else None
     return f"{group}={option} is not installed: pip install {package}" if package else None
 
 
 def problems(node: Any, *, sweep: bool) -> tuple[list[str], bool]:
-    """What is wrong with the unresolved node `hydra.launcher`, and whether it starts jobs on other machines."""
+    """Return everything wrong with the node `hydra.launcher`, and whether it starts jobs on other machines."""
     if not isinstance(node, dict):
         return [f"hydra.launcher={format_value(node)} is not a mapping"], False
-    target = node.get("_target_")
-    package = ELSEWHERE.get(str(target))
-    found = []
+    target = str(node.get("_target_"))
+    name, package, found = target.rpartition(".")[2], REMOTE.get(target), []
     if target != BASIC and not sweep:
-        found.append(
-            f"hydra.launcher={str(target).rpartition('.')[2]} starts a sweep's jobs, and this is one run; add -m"
-        )
+        found.append(f"hydra.launcher={name} starts a sweep's jobs, and this is one run; add -m")
     if package and find_spec(package) is None:
-        found.append(f"hydra/launcher={option_name(node)} is not installed: pip install {package}")
-    if str(target).startswith(f"{OURS}."):
+        option = name.removesuffix("Launcher").lower()
+        found.append(f"hydra/launcher={option} is not installed: pip install {package}")
+    if target.startswith(f"{OURS}."):
         found += node_problems("hydra.launcher", node)
-        for key in POSITIVE:
-            value = node.get(key)
-            if isinstance(value, int | float) and value <= 0:
-                found.append(f"hydra.launcher.{key}={value} must be more than 0")
+        numbers = {key: node[key] for key in POSITIVE if isinstance(node.get(key), int | float)}
+        found += [f"hydra.launcher.{key}={n} must be more than 0" for key, n in numbers.items() if n <= 0]
     return found, package is not None
-
-
-def option_name(node: Node) -> str:
-    """The name under which a launcher of ours is chosen."""
-    return str(node["_target_"]).rpartition(".")[2].removesuffix("Launcher").lower()

@@ -1,12 +1,11 @@
-"""A sweep's jobs on other machines: in SLURM's queue (through submitit), or on a Ray cluster.
+"""`hydra/launcher=slurm`: the jobs of a sweep in SLURM's queue, through submitit.
 
-A job is sent as it was composed here, and runs there as `vitlab.sweeps.launchers.local` runs it here: Hydra's `run_job` in the main
-thread of a process of its own, which starts one rank for each of the machine's devices. A job of several machines has
-such a process on each, and `launch.Place` tells it where the first one is met. All machines see the sweep's folder and
-this source tree.
+A job is sent as it was composed here, and runs there as `vitlab.sweeps.launchers.local` runs it here: Hydra's `run_job`
+in the main thread of a process of its own, which starts one rank for each of the machine's devices. A job of several
+machines has such a process on each, which finds the first one through `vitlab.distributed.environment.NodeInfo`. All
+machines see the sweep's folder and this source tree.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from itertools import groupby
@@ -15,23 +14,12 @@ from typing import Any
 from hydra.core.utils import JobReturn
 
 from vitlab.distributed import signals
-from vitlab.runs import record
 from vitlab.runs.folder import read_results
 from vitlab.sweeps.launchers.local import Job
 
-POLL = 1.0  # seconds between two looks at what has ended
-# SLURM is asked to queue a job again that ended as one that was preempted: it goes on from what it saved.
+POLL = 1.0  # seconds between two checks for jobs that have ended
+# requeue a job that was preempted: it resumes from what it saved
 REQUEUE = f"trap '[ $? = {signals.STATUS['preempted']} ] && scontrol requeue $SLURM_JOB_ID' EXIT"
-
-log = logging.getLogger(__name__)
-
-
-def run_remote_job(job: Job) -> JobReturn:
-    """Runs a job in the process that it was sent to."""
-    return job.run()
-
-
-# ----------------------------------------------------------------------------------------------------------- SLURM
 
 
 def launch_on_slurm(
@@ -48,19 +36,19 @@ def launch_on_slurm(
     setup: list[str] | None,
     **sbatch: str | None,
 ) -> list[JobReturn]:
-    """Submits the jobs, those that need the same as one array, and waits for them; see `SlurmLauncher`.
+    """Submit the jobs, those with the same needs as one array, and wait for them; see `SlurmLauncher`.
 
-    Each has one task on each of its nodes, which starts that node's ranks: so a rank's death, a signal and `restarts`
-    mean what they mean elsewhere. When this program ends, the jobs stay in the queue.
+    Each has one task on each of its nodes, which starts that node's ranks: so a rank's death, a signal and
+    `max_restarts` mean the same as elsewhere. When this program ends, the jobs stay in the queue.
     """
     import submitit
 
     for key, value in {"folder": folder, **sbatch}.items():
-        if value and "\n" in value:  # what comes after it would be a line of the batch script
+        if value and "\n" in value:  # the rest would be a line of the batch script
             raise ValueError(f"hydra.launcher.{key}={value!r} has several lines; it must be one")
     pending: list[tuple[Job, Any]] = []
     for (nodes, devices), group in groupby(jobs, key=lambda job: (job.nodes, job.count)):
-        alike = list(group)
+        batch = list(group)
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         executor.update_parameters(
             name="vitlab",
@@ -68,35 +56,34 @@ def launch_on_slurm(
             tasks_per_node=1,
             timeout_min=timeout_min,
             cpus_per_task=cpus_per_device * devices,
-            gpus_per_node=devices if gpus and alike[0].accelerator != "cpu" else 0,
+            gpus_per_node=devices if gpus and batch[0].accelerator != "cpu" else 0,
             slurm_array_parallelism=parallel,
             slurm_setup=[REQUEUE, *(setup or [])],
-            # srun stopped taking over --cpus-per-task from sbatch in SLURM 22.05
+            # srun ignores sbatch's --cpus-per-task since SLURM 22.05
             slurm_srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={cpus_per_device * devices}"],
             slurm_additional_parameters={"signal": f"USR1@{signal_seconds}", "requeue": True},
             **({"mem_gb": mem_gb} if mem_gb else {}),
             **{f"slurm_{key}": value for key, value in sbatch.items() if value is not None},
         )
-        pending += zip(alike, executor.map_array(run_remote_job, alike), strict=True)
+        pending += zip(batch, executor.map_array(Job.run, batch), strict=True)
     for job, handle in pending:
-        job.begins(f"{cluster} {handle.job_id}")
+        job.log_start(f"{cluster} {handle.job_id}")
     results: dict[int, JobReturn] = {}
     while pending:
         for job, handle in [pair for pair in pending if pair[1].done()]:
-            results[job.number] = job.ended(submitted_result(job, handle))
+            results[job.number] = job.log_end(submitted_result(job, handle))
             pending.remove((job, handle))
         time.sleep(POLL)
     return [results[job.number] for job in jobs]
 
 
 def submitted_result(job: Job, handle: Any) -> JobReturn:
-    """What a submitted job gave; where its process ended without, what is known of that."""
+    """Return the result of a submitted job, or what is known of its end."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
         result: JobReturn = handle.results()[0]
     except (FailedJobError, UncompletedJobError) as error:
         status = read_results(job.folder).get("status")
-        reason = status if status in signals.STATUS else str(error).strip().splitlines()[-1]
-        return job.failed(f"{reason}; {record.resume_hint(job.folder)}")
+        return job.failure(status if status in signals.STATUS else str(error).strip().splitlines()[-1], hint=True)
     return result

@@ -1,26 +1,26 @@
 "use strict";
-// Sorting: a heading sorts by its column, numbers as numbers, what is missing last; again, the other way round.
+// Sorting: a heading sorts by its column, missing values last; a second click reverses the order.
 for (const heading of document.querySelectorAll("th button")) {
   heading.addEventListener("click", () => {
     const th = heading.closest("th");
     const body = th.closest("table").tBodies[0];
     const column = [...th.parentNode.children].indexOf(th);
-    const way = th.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
+    const direction = th.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
     for (const other of th.parentNode.children) other.removeAttribute("aria-sort");
-    th.setAttribute("aria-sort", way);
+    th.setAttribute("aria-sort", direction);
     const value = row => row.cells[column].dataset.v;
     const rows = [...body.rows];
     const numeric = rows.every(row => value(row) === "" || !Number.isNaN(Number(value(row))));
     const compare = (a, b) => {
       if (a === "" || b === "") return (a === "") - (b === "");
       const order = numeric ? Number(a) - Number(b) : a.localeCompare(b, "en", { numeric: true });
-      return way === "ascending" ? order : -order;
+      return direction === "ascending" ? order : -order;
     };
     body.append(...rows.sort((a, b) => compare(value(a), value(b))));
   });
 }
 
-// Filtering: rows of both tables, and what the charts show of the configurations that are left.
+// Filtering: rows of both tables, and the marks of the charts.
 const words = document.getElementById("filter");
 const selects = [...document.querySelectorAll("select[data-key]")];
 const rows = [...document.querySelectorAll("tr[data-c]")];
@@ -48,7 +48,7 @@ words.addEventListener("input", filter);
 for (const select of selects) select.addEventListener("change", filter);
 filter();
 
-// A configuration under the pointer stands out everywhere.
+// Hovering highlights a configuration everywhere.
 for (const place of document.querySelectorAll("tr[data-c], .legend [data-c], .m[data-c]")) {
   for (const [event, near] of [["pointerenter", true], ["pointerleave", false]]) {
     place.addEventListener(event, () => {
@@ -58,7 +58,7 @@ for (const place of document.querySelectorAll("tr[data-c], .legend [data-c], .m[
   }
 }
 
-// Copying a command; where the browser gives a file no clipboard, it is selected instead.
+// Copying a command; without access to the clipboard it is selected instead.
 for (const button of document.querySelectorAll(".copy")) {
   button.addEventListener("click", async () => {
     const code = button.parentNode.querySelector("code");

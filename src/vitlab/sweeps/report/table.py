@@ -1,7 +1,7 @@
 """From the jobs of a sweep to its table: what varies, and mean, standard deviation and n over the seeds.
 
-Jobs that differ in nothing but `seed` are one configuration. Only finished jobs count in its scores: a pruned or
-crashed one has been trained less than the others.
+Jobs that differ only in `seed` are one configuration. Only finished jobs count in its scores: a pruned or crashed one
+was trained less than the others.
 """
 
 import csv
@@ -11,21 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Literal
 
 from vitlab.storage import atomic
-from vitlab.sweeps.ledger import Job, Sweep
+from vitlab.sweeps.ledger import Direction, Job, Sweep
 
 SEED = "seed"  # what a configuration is repeated over
 COSTS = ("seconds", "images_per_second", "parameters")
-COUNTS = ("steps", "epochs", "images", "devices")  # what belongs to a result and is no score
-
-Direction = Literal["min", "max"]
+COUNTS = ("steps", "epochs", "images", "devices")  # results that are no scores
 
 
 @dataclass(frozen=True)
 class MeanStd:
-    """A number over n jobs. `deviation` is the sample's (n - 1), and None of one job."""
+    """Mean and standard deviation (of a sample; None for n = 1) of a number over n jobs."""
 
     mean: float
     deviation: float | None
@@ -34,7 +31,7 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class Configuration:
-    """The jobs that differ in their seed alone, with the spread of each number over those that finished."""
+    """The jobs that differ only in their seed, and each number over those that finished."""
 
     choices: dict[str, str]
     jobs: list[Job]
@@ -42,7 +39,7 @@ class Configuration:
 
     @property
     def label(self) -> str:
-        """`optimizer.lr=0.001 model.depth=2`; empty where nothing but the seed varies."""
+        """`optimizer.lr=0.001 model.depth=2`; empty if only the seed varies."""
         return " ".join(f"{key}={value}" for key, value in self.choices.items())
 
     @property
@@ -51,69 +48,59 @@ class Configuration:
 
 
 def choice_names(sweep: Sweep, *, seed: bool = False) -> list[str]:
-    """The settings that vary, in the order of the command line; without the seed, unless it is asked for."""
     names = dict.fromkeys(key for job in sweep.jobs for key in job.choices)
     return [name for name in names if seed or name != SEED]
 
 
 def finite_numbers(job: Job) -> dict[str, float]:
-    """Scores, costs and counts of a job's `results.json`: what is one finite number."""
-    wanted = (*COSTS, *COUNTS)
     return {
         key: value
         for key, value in job.results.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-        if math.isfinite(value) and ("/" in key or key in wanted) and not key.endswith(("/correct", "/count"))
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if ("/" in key or key in (*COSTS, *COUNTS)) and not key.endswith(("/correct", "/count"))
     }
 
 
 def mean_std(values: Sequence[float]) -> MeanStd:
-    """Mean, standard deviation and n of one or more numbers."""
     return MeanStd(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
 def configurations(sweep: Sweep) -> list[Configuration]:
-    """The sweep's configurations, the best by its first objective first, those without a score last."""
+    """Return the sweep's configurations, best first by the first objective, those without a score last."""
     names = choice_names(sweep)
     groups: dict[tuple[str | None, ...], list[Job]] = {}
     for job in sweep.jobs:
         groups.setdefault(tuple(job.choices.get(name) for name in names), []).append(job)
-    found = []
+    rows = []
     for jobs in groups.values():
         choices = {name: jobs[0].choices[name] for name in names if name in jobs[0].choices}
         finished = [finite_numbers(job) for job in jobs if job.status == "finished"]
         measured = dict.fromkeys(key for one in finished for key in one)
         scores = {key: mean_std([one[key] for one in finished if key in one]) for key in measured}
-        found.append(Configuration(choices, jobs, scores))
+        rows.append(Configuration(choices, jobs, scores))
     objective, direction = first_objective(sweep)
-    return sorted(found, key=lambda one: sort_key(one.scores.get(objective), direction))
+
+    def key(row: Configuration) -> float:
+        mean = row.scores[objective].mean if objective in row.scores else None
+        return math.inf if mean is None else mean if direction == "min" else -mean
+
+    return sorted(rows, key=key)
 
 
 def first_objective(sweep: Sweep) -> tuple[str, Direction]:
-    """What is sorted by."""
     return next(iter(sweep.objectives.items()))
 
 
-def sort_key(score: MeanStd | None, direction: Direction) -> float:
-    """A number that is the smaller the better; what has no score comes last."""
-    if score is None:
-        return math.inf
-    return score.mean if direction == "min" else -score.mean
-
-
 def best_job(sweep: Sweep, among: Iterable[Job] | None = None) -> Job | None:
-    """The finished job with the best score in the first objective."""
     objective, direction = first_objective(sweep)
     jobs = [job for job in (sweep.jobs if among is None else among) if job.status == "finished"]
-    scored = [(finite_numbers(job)[objective], job) for job in jobs if objective in finite_numbers(job)]
-    if not scored:
-        return None
+    jobs = [job for job in jobs if objective in finite_numbers(job)]
     choose = min if direction == "min" else max
-    return choose(scored, key=lambda pair: pair[0])[1]
+    return choose(jobs, key=lambda job: finite_numbers(job)[objective]) if jobs else None
 
 
 def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -> list[int]:
-    """The indices of the points that no other one is better than in something and as good as in all else."""
+    """Return the indices of the points that no other one dominates."""
     signed = [[v if d == "min" else -v for v, d in zip(p, directions, strict=True)] for p in points]
 
     def dominates(one: list[float], other: list[float]) -> bool:
@@ -122,29 +109,17 @@ def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[Directi
     return [i for i, point in enumerate(signed) if not any(dominates(other, point) for other in signed)]
 
 
-# -------------------------------------------------------------------------------------------------------- curves
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A number against images seen: mean and standard deviation (None of one job) over jobs."""
-
-    x: list[float]
-    mean: list[float]
-    deviation: list[float | None]
-
-
 def read_metrics(job: Job) -> list[dict[str, str]]:
-    """The rows of a job's `metrics.csv`; none where it has logged nothing yet."""
+    """Read the rows of a job's `metrics.csv`, if any, without one that is half written."""
     file = job.folder / "metrics.csv"
     if not file.is_file():
         return []
     with file.open(newline="") as lines:
-        return [row for row in csv.DictReader(lines) if None not in row.values()]  # one may be half written
+        return [row for row in csv.DictReader(lines) if None not in row.values()]
 
 
-def mean_curve(metrics: Sequence[Sequence[Mapping[str, str]]], name: str) -> Curve:
-    """A logged number of several jobs, at the places where all of them logged it."""
+def mean_curve(metrics: Sequence[Sequence[Mapping[str, str]]], name: str) -> dict[float, MeanStd]:
+    """Return a logged number by images seen, at the points where all jobs that log it did."""
     places: dict[float, list[float]] = {}
     logging = 0
     for rows in metrics:
@@ -153,40 +128,34 @@ def mean_curve(metrics: Sequence[Sequence[Mapping[str, str]]], name: str) -> Cur
         for x, y in points.items():
             if math.isfinite(y):
                 places.setdefault(x, []).append(y)
-    spreads = [(x, mean_std(values)) for x, values in sorted(places.items()) if len(values) == logging]
-    return Curve([x for x, _ in spreads], [s.mean for _, s in spreads], [s.deviation for _, s in spreads])
-
-
-# --------------------------------------------------------------------------------------------------------- files
+    return {x: mean_std(values) for x, values in sorted(places.items()) if len(values) == logging}
 
 
 def write_results(sweep: Sweep, file: Path) -> None:
-    """The table of configurations, best first: each choice, jobs, n, and NAME/mean and NAME/std of each number."""
+    """Write the table of configurations, best first: choices, jobs, n, and NAME/mean and NAME/std of each number."""
     names, rows = choice_names(sweep), configurations(sweep)
     measured = dict.fromkeys([*sweep.objectives, *(key for row in rows for key in row.scores)])
-    with io.StringIO(newline="") as lines:
-        writer = csv.writer(lines, lineterminator="\n")
-        columns = [f"{key}/{part}" for key in measured for part in ("mean", "std")]
-        writer.writerow(["rank", *names, "jobs", "n", *columns])
-        for rank, row in enumerate(rows, 1):
-            cells: list[object] = [rank, *(row.choices.get(name, "") for name in names)]
-            cells += [len(row.jobs), len(row.finished)]
-            for key in measured:
-                score = row.scores.get(key)
-                cells += ["", ""] if score is None else [score.mean, "" if score.deviation is None else score.deviation]
-            writer.writerow(cells)
-        atomic.atomic_write(file, lines.getvalue())
+    columns = [f"{key}/{part}" for key in measured for part in ("mean", "std")]
+    lines: list[Sequence[object]] = [["rank", *names, "jobs", "n", *columns]]
+    for rank, row in enumerate(rows, 1):
+        scores = [row.scores.get(key) for key in measured]
+        numbers = [part for score in scores for part in ((score.mean, score.deviation) if score else (None, None))]
+        lines.append([rank, *map(row.choices.get, names), len(row.jobs), len(row.finished), *numbers])
+    write_csv(file, lines)
 
 
 def write_jobs(sweep: Sweep, file: Path) -> None:
-    """A row for each job: its choices, how it ended, and every number."""
+    """Write a row for each job: its choices, how it ended, and every number."""
     names = choice_names(sweep, seed=True)
     measured = dict.fromkeys([*sweep.objectives, *(key for job in sweep.jobs for key in finite_numbers(job))])
-    with io.StringIO(newline="") as lines:
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(["id", *names, "status", "attempts", *measured, "error", "folder"])
-        for job in sweep.jobs:
-            cells: list[object] = [job.id, *(job.choices.get(name, "") for name in names), job.status, job.attempts]
-            cells += [finite_numbers(job).get(key, "") for key in measured]
-            writer.writerow([*cells, job.results.get("error", ""), job.folder])
-        atomic.atomic_write(file, lines.getvalue())
+    lines: list[Sequence[object]] = [["id", *names, "status", "attempts", *measured, "error", "folder"]]
+    for job in sweep.jobs:
+        cells = [job.id, *map(job.choices.get, names), job.status, job.attempts]
+        lines.append([*cells, *map(finite_numbers(job).get, measured), job.results.get("error"), job.folder])
+    write_csv(file, lines)
+
+
+def write_csv(file: Path, lines: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(lines)  # writes None as an empty cell
+    atomic.atomic_write(file, text.getvalue())

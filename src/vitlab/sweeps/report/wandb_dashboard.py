@@ -1,8 +1,7 @@
-"""A wandb dashboard as code: a workspace of a sweep, or of one run, made of wandb-workspaces' panels.
+"""A wandb dashboard as code: a workspace of a sweep or of one run, made of wandb-workspaces' panels.
 
-What the panels name is what vitlab logs: the columns of `metrics.csv`, and of a sweep's jobs `choices` and
-`configuration` (vitlab.runs.wandb). The workspace is a saved view of the project: it shows the runs that are there, and
-those that come.
+The panels name what vitlab logs: the columns of `metrics.csv`, and `choices` and `configuration` of a sweep's jobs
+(vitlab.runs.wandb). The workspace is a saved view of the project, and shows its present and future runs.
 """
 
 import json
@@ -20,21 +19,21 @@ from vitlab.sweeps.report import table
 
 FILE = "dashboard.json"
 INSTALL = "pip install -e '.[dashboard]'"
-X = "images"  # what curves are drawn against
-MOST = 100  # runs in a panel
-RATES = "^lr/"  # one for each parameter group
+X = "images"  # the horizontal axis of curves
+MAX_RUNS = 100  # in a panel
+MEAN_STD: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
 
 
 @dataclass(frozen=True)
 class WandbProject:
-    """Where wandb keeps the runs; without an entity, the user's own."""
+    """Where wandb stores the runs; without an entity, in the user's own account."""
 
     project: str
     entity: str | None
 
 
 def wandb_project(configs: Sequence[Node]) -> WandbProject:
-    """The wandb project of runs, by their configurations. Raises `ValueError` where they aren't tracked there."""
+    """Return the wandb project of runs, by their configurations. Raises `ValueError` if wandb does not track them."""
     nodes = [node for config in configs if (node := (config.get("logger") or {}).get("wandb")) is not None]
     if not nodes or len(nodes) < len(configs):
         raise ValueError("it isn't tracked by wandb, so there is nothing to show there; run it with logger=wandb")
@@ -42,199 +41,135 @@ def wandb_project(configs: Sequence[Node]) -> WandbProject:
 
 
 def import_workspaces() -> tuple[Any, Any, Any]:
-    """wandb-workspaces: its panels, its workspaces, and what filters and orders runs."""
+    """Import wandb-workspaces: its panels, its workspaces, and the expressions that filter and order runs."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # what pydantic says of it, in 0.4
+        warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, in 0.4
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
         from wandb_workspaces import expr
     return wr, ws, expr
 
 
-def sweep_dashboard(sweep: Sweep, place: WandbProject) -> Any:
-    """A sweep's jobs: scores by setting with their spread over seeds, curves with bands, the best run's pictures."""
+def sweep_dashboard(sweep: Sweep, project: WandbProject) -> Any:
+    """Show a sweep's jobs: scores by setting, curves with their spread over seeds, the best run's pictures."""
     wr, ws, expr = import_workspaces()
-    names = table.choice_names(sweep)
-    objectives = list(sweep.objectives)
-    objective, main = objectives[0], summary_key(objectives[0])
-    scores = list(dict.fromkeys(summary_key(name) for name in [*objectives, "val/acc", "test/acc"]))
-    best = table.best_job(sweep)
-    best_id = None if best is None else existing_run_id(best.folder)
-    axes = [wandb_choice_key(name) for name in [*names, *(["seed"] if has_seeds(sweep) else [])]]
-    columns = [
-        wr.ParallelCoordinatesPlotColumn(
-            axis, display_name=axis.name.removeprefix("choices."), log=log_scale(sweep, axis)
-        )
-        for axis in axes
-    ]
-    columns += [wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(score), display_name=score) for score in scores]
-
-    by_setting: list[Any] = []
-    for name in names:
-        by_setting.append(
-            wr.BarPlot(
-                title=f"{main} by {name}: mean over all other settings and seeds, and its spread",
-                metrics=[main],
-                groupby=wandb_choice_key(name),
-                groupby_aggfunc="mean",
-                groupby_rangefunc="stddev",
-                orientation="v",
-            )
-        )
-        by_setting.append(
-            wr.ScatterPlot(
-                title=f"{main} by {name}: each job",
-                x=wandb_choice_key(name),
-                y=wr.SummaryMetric(main),
-                log_x=log_scale(sweep, wandb_choice_key(name)),
-            )
-        )
-    spread = wr.BarPlot(
-        title=f"{main} by configuration: mean and spread over seeds",
-        metrics=[main],
-        groupby=wr.Config("configuration"),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="stddev",
-        orientation="h",
-    )
-    curves = [band_panel(name) for name in dict.fromkeys([objective, "val/acc", "train/loss"]) if "/" in name]
+    objective, direction = table.first_objective(sweep)
+    main = summary_key(objective)
+    scores = list(dict.fromkeys(map(summary_key, [*sweep.objectives, "val/acc", "test/acc"])))
+    axes = {name: wr.Config(f"choices.{choice_key(name)}") for name in table.choice_names(sweep)}
+    configuration = wr.Config("configuration")
+    title = f"{main} by configuration: mean and spread over seeds"
+    panels = [wr.BarPlot(title=title, metrics=[main], groupby=configuration, orientation="h", **MEAN_STD)]
+    panels.append(wr.ParameterImportancePlot(with_respect_to=main))
+    for name, axis in axes.items():
+        title = f"{main} by {name}: mean over all other settings and seeds, and its spread"
+        panels.append(wr.BarPlot(title=title, metrics=[main], groupby=axis, orientation="v", **MEAN_STD))
+        title, log = f"{main} by {name}: each job", log_scale(sweep, name)
+        panels.append(wr.ScatterPlot(title=title, x=axis, y=wr.SummaryMetric(main), log_x=log))
+    curves = []
+    for name in dict.fromkeys([objective, "val/acc", "train/loss"]):
+        if "/" in name:
+            title, log = f"{name}: mean and standard deviation over seeds", True if "loss" in name else None
+            curves.append(wr.LinePlot(title=title, x=X, y=[name], log_y=log, groupby=configuration, **MEAN_STD))
+    accuracy = wr.SummaryMetric("test/acc")
     costs = [
-        wr.ScatterPlot(title=f"test/acc against {cost}", x=wr.SummaryMetric(cost), y=wr.SummaryMetric("test/acc"))
+        wr.ScatterPlot(title=f"test/acc against {cost}", x=wr.SummaryMetric(cost), y=accuracy)
         for cost in ("images_per_second", "parameters", "_runtime")
     ]
-    sections = [
-        panel_section(
-            "Settings", [wr.ParallelCoordinatesPlot(columns=columns, title=f"{sweep.name}: settings and scores")]
-        ),
-        panel_section("Scores", [spread, wr.ParameterImportancePlot(with_respect_to=main), *by_setting]),
-        panel_section("Curves", curves),
-        panel_section("Accuracy and cost", costs),
-        panel_section("Pictures", [wr.MediaBrowser(title="curves", media_keys=["curves"], num_columns=2)]),
-        panel_section("Runs", [wr.RunComparer(diff_only="split")]),
-    ]
-    direction = sweep.objectives[objective]
-    settings = ws.RunsetSettings(
+    if table.SEED in table.choice_names(sweep, seed=True):
+        axes[table.SEED] = wr.Config(f"choices.{table.SEED}")
+    column = wr.ParallelCoordinatesPlotColumn
+    columns = [column(a, display_name=choice_key(name), log=log_scale(sweep, name)) for name, a in axes.items()]
+    columns += [column(wr.SummaryMetric(score), display_name=score) for score in scores]
+    parallel = wr.ParallelCoordinatesPlot(columns=columns, title=f"{sweep.name}: settings and scores")
+    best = table.best_job(sweep)
+    best_id = existing_run_id(best.folder) if best else None
+    runs = ws.RunsetSettings(
         filters=expr.And(expr.Metric("Group") == sweep.name),
         order=[expr.Ordering(expr.Summary(main), ascending=direction == "min")],
         pinned_columns=[
-            "run:displayName",
-            "run:state",
-            *(f"config:{axis.name}" for axis in axes),
+            *("run:displayName", "run:state"),
+            *(f"config:{axis.name}" for axis in axes.values()),
             *(f"summary:{score}" for score in scores),
         ],
-        # the best one stays in sight, and its pictures come first
-        pinned_runs=[] if best_id is None else [best_id],
+        pinned_runs=[best_id] if best_id else [],  # stays in sight, and its pictures come first
     )
-    return workspace(f"sweep {sweep.name}", place, sections, settings, jobs=len(sweep.jobs))
+    sections = {
+        "Settings": [parallel],
+        "Scores": panels,
+        "Curves": curves,
+        "Accuracy and cost": costs,
+        "Pictures": [wr.MediaBrowser(title="curves", media_keys=["curves"], num_columns=2)],
+        "Runs": [wr.RunComparer(diff_only="split")],
+    }
+    return workspace(f"sweep {sweep.name}", project, sections, runs, jobs=len(sweep.jobs))
 
 
-def run_dashboard(run_dir: Path, config: Node, place: WandbProject) -> Any:
-    """One run: losses, accuracies, learning rates, gradient norm, throughput and pictures."""
+def run_dashboard(run_dir: Path, config: Node, project: WandbProject) -> Any:
+    """Show one run: losses, accuracies, learning rates, gradient norm, throughput and pictures."""
     wr, ws, expr = import_workspaces()
     run_id = existing_run_id(run_dir)
     if run_id is None:
         raise ValueError(f"run={run_dir} has no wandb run: it was not tracked there, or has not begun")
+    utilization = "model FLOPs utilization; share of time spent waiting for data"
     lines = [
         wr.LinePlot(title="loss", x=X, y=["train/loss", "val/loss"], log_y=True),
         wr.LinePlot(title="accuracy", x=X, y=["val/acc", "val/acc5"]),
-        wr.LinePlot(title="learning rate", x=X, metric_regex=RATES),
+        wr.LinePlot(title="learning rate", x=X, metric_regex="^lr/"),  # one for each parameter group
         wr.LinePlot(title="gradient norm before clipping", x=X, y=["train/gradient_norm"], log_y=True),
         wr.LinePlot(title="images per second, all devices", x=X, y=["train/images_per_second"]),
-        wr.LinePlot(
-            title="model FLOPs utilisation; share of time without data", x=X, y=["train/mfu", "train/data_wait"]
-        ),
+        wr.LinePlot(title=utilization, x=X, y=["train/mfu", "train/data_wait"]),
     ]
     scores = [wr.ScalarChart(title=name, metric=name) for name in ("test/acc", "best/val/acc", "best/val/loss")]
-    sections = [
-        panel_section("Scores", scores),
-        panel_section("Training", lines),
-        panel_section("Pictures", [wr.MediaBrowser(title="pictures", media_keys=["curves"], num_columns=1)]),
-    ]
-    settings = ws.RunsetSettings(filters=expr.And(expr.Metric("ID") == run_id))
-    return workspace(f"run {config.get('name', run_dir.name)} {run_id}", place, sections, settings)
+    pictures = [wr.MediaBrowser(title="pictures", media_keys=["curves"], num_columns=1)]
+    sections = {"Scores": scores, "Training": lines, "Pictures": pictures}
+    runs = ws.RunsetSettings(filters=expr.And(expr.Metric("ID") == run_id))
+    return workspace(f"run {config.get('name', run_dir.name)} {run_id}", project, sections, runs)
 
 
 def summary_key(name: str) -> str:
-    """What the number of a job's `results.json` is called in its wandb run's summary."""
+    """Return the name that a number of `results.json` has in the summary of a wandb run."""
     return "_runtime" if name == "seconds" else f"best/{name}" if name.startswith("val/") else name
 
 
-def band_panel(name: str) -> Any:
-    """Curves of a number, one for each configuration, in a band of one standard deviation over its seeds."""
-    wr, _, _ = import_workspaces()
-    return wr.LinePlot(
-        title=f"{name}: mean and standard deviation over seeds",
-        x=X,
-        y=[name],
-        log_y=True if "loss" in name else None,
-        groupby=wr.Config("configuration"),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="stddev",
-    )
-
-
-def panel_section(name: str, panels: Sequence[Any]) -> Any:
-    """An open section, of two panels in a row."""
+def workspace(name: str, project: WandbProject, sections: dict[str, list[Any]], runs: Any, *, jobs: int = 1) -> Any:
+    """Return a view of sections of panels, without the panels that wandb would generate."""
     _, ws, _ = import_workspaces()
-    columns = 1 if len(panels) == 1 else 2
-    layout = ws.SectionLayoutSettings(columns=columns, rows=max(1, -(-len(panels) // columns)))
-    return ws.Section(name=name, panels=list(panels), is_open=True, layout_settings=layout)
-
-
-def workspace(name: str, place: WandbProject, sections: Sequence[Any], runset: Any, *, jobs: int = 1) -> Any:
-    """The view, without the panels that wandb would make of everything that is logged."""
-    _, ws, _ = import_workspaces()
-    settings = ws.WorkspaceSettings(x_axis=X, max_runs=min(MOST, max(10, jobs)))
+    parts = []
+    for title, panels in sections.items():
+        columns = 1 if len(panels) == 1 else 2
+        layout = ws.SectionLayoutSettings(columns=columns, rows=max(1, -(-len(panels) // columns)))
+        parts.append(ws.Section(name=title, panels=panels, is_open=True, layout_settings=layout))
     return ws.Workspace(
-        entity=place.entity or "",
-        project=place.project,
+        entity=project.entity or "",
+        project=project.project,
         name=name,
-        sections=list(sections),
-        settings=settings,
-        runset_settings=runset,
+        sections=parts,
+        settings=ws.WorkspaceSettings(x_axis=X, max_runs=min(MAX_RUNS, max(10, jobs))),
+        runset_settings=runs,
         auto_generate_panels=False,
     )
 
 
-def wandb_choice_key(name: str) -> Any:
-    """Where wandb finds a choice in a job's configuration."""
-    wr, _, _ = import_workspaces()
-    return wr.Config(f"choices.{choice_key(name)}")
-
-
-def has_seeds(sweep: Sweep) -> bool:
-    return table.SEED in table.choice_names(sweep, seed=True)
-
-
-def log_scale(sweep: Sweep, axis: Any) -> bool | None:
-    """Whether a setting's values are numbers above 0 that span a factor of ten."""
-    key = axis.name.removeprefix("choices.")
-    chosen = [as_number(value) for job in sweep.jobs for name, value in job.choices.items() if choice_key(name) == key]
-    values = [value for value in chosen if not isinstance(value, str)]
-    return True if len(values) == len(chosen) > 0 and min(values) > 0 and max(values) / min(values) >= 10 else None
-
-
-# ---------------------------------------------------------------------------------------------------- to wandb, or not
+def log_scale(sweep: Sweep, name: str) -> bool | None:
+    """Return True if a setting's values are numbers above 0 that span a factor of ten, else None."""
+    values = [as_number(job.choices[name]) for job in sweep.jobs if name in job.choices]
+    numbers = [value for value in values if not isinstance(value, str)]
+    return True if len(numbers) == len(values) > 0 and min(numbers) > 0 and max(numbers) / min(numbers) >= 10 else None
 
 
 def specification(dashboard: Any) -> Node:
-    """The view as wandb's server would be sent it."""
-    found = json.loads(dashboard._to_model().model_dump_json(by_alias=True, exclude_none=True))
-    assert isinstance(found, dict)
-    return found
+    """Return the view as it is sent to wandb's server."""
+    return dict(json.loads(dashboard._to_model().model_dump_json(by_alias=True, exclude_none=True)))
 
 
 def write_specification(dashboard: Any, file: Path) -> None:
-    """Keeps the view in a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     atomic.atomic_write(file, json.dumps(specification(dashboard), indent=2))
 
 
 def save_dashboard(dashboard: Any) -> str:
-    """Saves the view where the user is logged in, and returns its address."""
     import wandb
 
-    if not dashboard.entity:
-        dashboard.entity = wandb.Api().default_entity or ""
+    dashboard.entity = dashboard.entity or wandb.Api().default_entity or ""
     dashboard.save()
     return str(dashboard.url)

@@ -1,4 +1,4 @@
-"""Mistakes in a search, found before anything starts: its space, objectives, sampler, pruner and database."""
+"""Check a search before it starts: its space, objectives, sampler, pruner and database."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -23,9 +23,9 @@ COSTS = ("parameters", "images_per_second", "seconds")
 def problems(
     node: Node, lines: Sequence[str], config: Node, loader: ConfigLoader | None
 ) -> tuple[list[Parameter], list[str]]:
-    """What is searched, and everything wrong with a sweeper's node, given the command line's other overrides.
+    """Return what is searched, and everything wrong with a sweeper's node, given the command line's other overrides.
 
-    `config` is the configuration with these overrides, which says what the objective is.
+    `config` is the configuration with these overrides; it has the objective.
     """
     parameters, found = list[Parameter](), list[str]()
     try:
@@ -34,8 +34,8 @@ def problems(
         found += error.problems
     if node["_target_"] == GRID:
         remedy = "a grid needs choice(...) or range(...); or add hydra/sweeper=optuna"
-        endless = [parameter for parameter in parameters if not parameter.values and parameter.step is None]
-        return parameters, found + [f"{parameter.key} has infinitely many values: {remedy}" for parameter in endless]
+        endless = [p.key for p in parameters if not p.values and p.step is None]
+        return parameters, found + [f"{key} has infinitely many values: {remedy}" for key in endless]
     if not find_spec("optuna"):
         return [], ["hydra/sweeper=optuna needs Optuna, which is not installed: pip install 'optuna>=4.5'"]
     if not parameters and not found:
@@ -52,7 +52,6 @@ def problems(
 
 
 def objectives_of(node: Node, config: Node) -> dict[str, ledger.Direction]:
-    """What is optimized, and whether to its `min` or its `max`."""
     return dict(node.get("objectives") or {config["objective"]: direction(config["objective"])})
 
 
@@ -74,7 +73,7 @@ def objective_problems(node: Node, objectives: Mapping[str, str]) -> Iterator[st
 
 
 def storage_problems(storage: str) -> Iterator[str]:
-    """Why a database can't be used. Nothing is written to it."""
+    """Yield why a database can't be used, without writing to it."""
     from sqlalchemy import NullPool, create_engine, make_url
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -95,19 +94,16 @@ def storage_problems(storage: str) -> Iterator[str]:
 
 
 def constructor_problems(node: Node) -> Iterator[str]:
-    """What the sampler and the pruner themselves refuse."""
+    """Yield what the sampler and the pruner themselves refuse."""
     from vitlab.config import instantiate
     from vitlab.sweeps.search.study import build_sampler
 
     if str(node["sampler"].get("_target_")).endswith(("GridSampler", "BruteForceSampler")):
         yield f"hydra.sweeper.sampler={node['sampler']['_target_']} can't be resumed; use hydra/sweeper=grid"
         return
-    for part, make in (
-        ("sampler", lambda inner: build_sampler(inner, instantiate.build_object)),
-        ("pruner", instantiate.build_object),
-    ):
+    for part in ("sampler", "pruner"):
         try:
             if node.get(part):
-                make(node[part])
-        except Exception as error:  # they refuse in many ways
+                (build_sampler if part == "sampler" else instantiate.build_object)(node[part])
+        except Exception as error:  # of many kinds
             yield f"hydra.sweeper.{part}: {str(error.__cause__ or error).splitlines()[0]}"

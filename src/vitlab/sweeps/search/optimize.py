@@ -1,4 +1,4 @@
-"""The search loop: Optuna suggests settings, Hydra's launcher trains them, and the study stores the scores.
+"""The search loop: Optuna suggests settings, Hydra's launcher trains them, the study stores the scores.
 
 SWEEP/study.db                   the study, unless `hydra.sweeper.storage` names another database
 SWEEP/JOB/                       the run folder of a trial, a job of the sweep like any other (vitlab.sweeps.ledger)
@@ -74,7 +74,7 @@ class Search:
 
 @dataclass(frozen=True)
 class ClaimedTrial:
-    """A trial that this process has trained: its overrides, its folder, and how often its job has failed so far."""
+    """A trial that this process trains: its overrides, its folder, and the failures of its job so far."""
 
     number: int
     overrides: list[str]
@@ -96,7 +96,7 @@ def optimize(
     objectives, n_trials = objectives_of(settings, {"objective": cfg.objective}), settings["n_trials"]
     line, keys = paths.command_line(sys.argv[1:]), [parameter.key for parameter in space]
     ledger.write_sweep(folder, command=line, varies=keys, objectives=objectives)
-    sampler = build_sampler(settings["sampler"], instantiate.build_object)
+    sampler = build_sampler(settings["sampler"])
     pruner = instantiate.build_object(settings["pruner"]) if settings["pruner"] else None
     with open_study(storage, name, objectives.values(), sampler=sampler, pruner=pruner) as study:
         callback = {"_target_": "vitlab.sweeps.search.pruning.Pruning", "storage": storage, "study": name}
@@ -127,7 +127,7 @@ def optimize(
 
 
 def with_prefix(parameter: Parameter, cfg: DictConfig, loader: ConfigLoader) -> Parameter:
-    """The parameter with Hydra's `++`, if it is a setting that no YAML file lists."""
+    """Return the parameter with Hydra's `++`, if it is a setting that no YAML file lists."""
     parent, _, key = parameter.key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     listed = OmegaConf.is_dict(node) and key in node.keys()  # noqa: SIM118 (`in` overlooks what is ???)
@@ -137,22 +137,21 @@ def with_prefix(parameter: Parameter, cfg: DictConfig, loader: ConfigLoader) -> 
 
 
 def study_config(search: Search) -> Node:
-    """What all trials of a study share: objectives, choices, and the settings that are not searched, by dotted path."""
+    """Return what all trials of a study share: objectives, choices, and the settings that are not searched."""
     config = resolve_config(search.compose([*search.shared, *boundary_points(search.space)[0]]), UNSET_RUN_DIR)
     assert isinstance(config, dict)
     keys = {p.key for p in search.space}
     groups = {key.partition("/")[0] for key in keys if search.loader.get_group_options(key)}
-    settings = {
-        k: v
-        for k, v in fingerprint.training_settings(config).items()
-        if k not in keys and k.split(".")[0] not in groups
+    settings = fingerprint.training_settings(config).items()
+    return {
+        "objectives": search.objectives,
+        "settings": {k: v for k, v in settings if k not in keys and k.split(".")[0] not in groups},
+        "choices": {p.key: list(p.values) for p in search.space if p.values},
     }
-    choices = {p.key: list(p.values) for p in search.space if p.values}
-    return {"objectives": search.objectives, "settings": settings, "choices": choices}
 
 
 def save_study_config(search: Search) -> None:
-    """Store what a study is made for. Exits with status 2 and the differences if it was made for something else."""
+    """Store the study's configuration. Exits with status 2 and the differences if it has another one."""
     config = study_config(search)
     if (before := search.study.user_attrs.get("vitlab")) is None:
         search.study.set_user_attr("vitlab", config)
@@ -169,21 +168,18 @@ def save_study_config(search: Search) -> None:
         sys.exit(2)
 
 
-# ------------------------------------------------------------------------------------------------------- the trials
-
-
 def claim_trials(search: Search, claims: ExitStack) -> list[ClaimedTrial]:
-    """The next trials, each locked until `claims` is closed: unfinished ones that nobody trains, then new suggestions.
+    """Return the next trials, locked until `claims` is closed: unfinished ones that nobody trains, then new ones.
 
     A trial whose job failed stays unfinished until its max_failures_per_job are used up.
     """
     study, settings, batch = search.study, search.settings, list[ClaimedTrial]()
-    place = [platform.node(), str(search.folder)]  # machines may share a study, and no file system
+    place = [platform.node(), str(search.folder)]  # machines may share a study without sharing a file system
 
     def lock(trial: FrozenTrial) -> FileLock:
         return FileLock(search.folder / LOCKS / f"{trial.number:04d}")
 
-    with suggestion_lock(search):
+    with FileLock(search.folder / LOCKS / "asking"):  # two processes would claim the same
         for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             if len(batch) < settings["n_jobs"] and trial.user_attrs.get("place", place) == place:
                 try:
@@ -204,13 +200,8 @@ def claim_trials(search: Search, claims: ExitStack) -> list[ClaimedTrial]:
     return batch
 
 
-def suggestion_lock(search: Search) -> FileLock:
-    """Held while a process claims trials: one at a time, or two would claim the same."""
-    return FileLock(search.folder / LOCKS / "asking")
-
-
 def compose_job(search: Search, trial: FrozenTrial) -> list[ClaimedTrial]:
-    """A trial's job, entered in the ledger; none if its configuration can't be composed, which fails the trial."""
+    """Return a trial's job, entered in the ledger; none if its configuration can't be composed: the trial fails."""
     lines = [*search.shared, *suggest_overrides(search.study, trial, search.space)]
     if search.settings["pruner"]:
         text = json.dumps({**search.callback, "trial": trial.number}, ensure_ascii=False).replace("'", "\\'")
@@ -225,34 +216,28 @@ def compose_job(search: Search, trial: FrozenTrial) -> list[ClaimedTrial]:
     ledger.add_jobs(search.folder, {name: entry})
     search.study._storage.set_trial_user_attr(trial._trial_id, "folder", entry["folder"])
     folder = search.folder / entry["folder"]
-    return [ClaimedTrial(trial.number, lines, folder, count_failures(folder))]
-
-
-def count_failures(folder: Path) -> int:
-    return sum("error" in attempt for attempt in ledger.read_attempts(folder))
+    return [ClaimedTrial(trial.number, lines, folder, ledger.count_failures(folder))]
 
 
 def record_result(search: Search, trial: ClaimedTrial, error: object) -> None:
-    """Store how a trial ended: as its results say, else as failed by `error`, unless it may be retried."""
+    """Store how a trial ended, by its results, or else as failed with `error`, unless it may be retried."""
     results, study = read_results(trial.folder), search.study
     values = [float(results.get(name, math.nan)) for name in search.objectives]
     scores = format_scores(dict(zip(search.objectives, values, strict=True)))
-    reason, failures = str(results.get("error", error)), count_failures(trial.folder)
-    if results.get("status") == "pruned":
-        study.tell(trial.number, state=TrialState.PRUNED)
-        epochs = results.get("epochs")
-        log.info("trial %d: pruned after %s epochs   %s   %s", trial.number, epochs, scores, trial.folder.name)
-    elif results.get("status") == "finished" and not any(map(math.isnan, values)):
-        study.tell(trial.number, values)
-        log.info("trial %d: %s   %s", trial.number, scores, trial.folder.name)
-    elif results.get("status") == "finished":
-        fail(search, trial.number, f"its results have no number for each objective: {scores}")
-    elif (
-        trial.failures < failures <= search.cfg.max_failures_per_job
-    ):  # one that was refused before it began would be refused again
-        log.error("trial %d failed, and will be retried: %s", trial.number, reason)
+    reason, failures = str(results.get("error", error)), ledger.count_failures(trial.folder)
+    status, number, name = results.get("status"), trial.number, trial.folder.name
+    if status == "pruned":
+        study.tell(number, state=TrialState.PRUNED)
+        log.info("trial %d: pruned after %s epochs   %s   %s", number, results.get("epochs"), scores, name)
+    elif status == "finished" and not any(map(math.isnan, values)):
+        study.tell(number, values)
+        log.info("trial %d: %s   %s", number, scores, name)
+    elif status == "finished":
+        fail(search, number, f"its results have no number for each objective: {scores}")
+    elif trial.failures < failures <= search.cfg.max_failures_per_job:  # not one that was refused before its start
+        log.error("trial %d failed, and will be retried: %s", number, reason)
     else:
-        fail(search, trial.number, reason)
+        fail(search, number, reason)
 
 
 def fail(search: Search, number: int, reason: str) -> None:
@@ -262,15 +247,11 @@ def fail(search: Search, number: int, reason: str) -> None:
     log.error("trial %d failed: %s", number, reason)
 
 
-# ------------------------------------------------------------------------------------------------------ the results
-
-
 def format_scores(values: dict[str, float]) -> str:
     return "   ".join(f"{name} {value:.6g}" for name, value in values.items())
 
 
 def write_results(search: Search) -> Node:
-    """Log and write how many trials ended how, and the best of them."""
     trials, objectives = search.study.get_trials(deepcopy=False), search.objectives
     counts = dict(Counter(trial.state.name.lower() for trial in trials))
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -284,7 +265,7 @@ def write_results(search: Search) -> Node:
         log.info("best: trial %d   %s   %s", row["trial"], format_scores(row["values"]), row["folder"])
         log.info("  again: %s", row["command"])
     results: Node = {"name": "optuna", "objectives": objectives, "trials": counts}
-    if len(objectives) == 1 and rows:  # as Hydra's own sweeper for Optuna has it
+    if len(objectives) == 1 and rows:  # as in Hydra's own sweeper for Optuna
         results |= {"best_params": dict(rows[0]["params"]), "best_value": next(iter(rows[0]["values"].values()))}
     results["solutions"] = rows
     atomic.atomic_write(search.folder / RESULTS, yaml.safe_dump(results, sort_keys=False))
@@ -292,7 +273,7 @@ def write_results(search: Search) -> Node:
 
 
 def solution(search: Search, trial: FrozenTrial) -> dict[str, Any]:
-    """A best trial: its scores, parameters, folder, and the command that trains it again."""
+    """Return a best trial: its scores, parameters, folder, and the command that trains it again."""
     lines = [parameter.as_override(trial.params[parameter.key]) for parameter in search.space]
     return {
         "trial": trial.number,

@@ -1,4 +1,4 @@
-"""Pruning: a trial reports each validation's score, and ends early if the study's pruner says so."""
+"""Pruning: a trial reports each validation's score, and stops early if the study's pruner decides so."""
 
 import logging
 from typing import Any
@@ -11,10 +11,10 @@ log = logging.getLogger(__name__)
 
 
 class Pruning(Callback):
-    """Report each validation's score to a study, and stop the training of a trial that its pruner gives up.
+    """Report each validation's score to a study, and stop the training of a trial that its pruner ends.
 
-    The first rank reports and decides, and all ranks stop together: after the epoch, saved, with their best checkpoint.
-    A study that can't be reached stops nothing.
+    The first rank reports and decides; all ranks stop together after the epoch, saved, with their best checkpoint. A
+    study that can't be reached stops nothing.
 
     Args:
         storage: URL of the study's database.
@@ -40,16 +40,16 @@ class Pruning(Callback):
         if not is_fitting(trainer):
             return
         self.validations += 1
-        score, hopeless = float(trainer.callback_metrics[self.monitor]), False
+        score, prune = float(trainer.callback_metrics[self.monitor]), False
         if trainer.is_global_zero:
             try:
-                hopeless = self.should_prune(score)
-            except Exception as error:  # the other ranks wait for an answer, and the training is worth more than it
+                prune = self.should_prune(score)
+            except Exception as error:  # the other ranks wait, and the training is worth more
                 log.warning("trial %d is not pruned: the study can't be reached (%s)", self.trial, error)
-        self.pruned = bool(trainer.strategy.broadcast(hopeless))
+        self.pruned = bool(trainer.strategy.broadcast(prune))
         if self.pruned:
-            count = self.validations
-            log.warning("trial %d is pruned: %s %.4f after validation %d", self.trial, self.monitor, score, count)
+            place = (self.monitor, score, self.validations)
+            log.warning("trial %d is pruned: %s %.4f after validation %d", self.trial, *place)
             trainer.should_stop = True
 
     def should_prune(self, score: float) -> bool:
@@ -60,7 +60,7 @@ class Pruning(Callback):
 
         with open_study(self.storage, self.study, pruner=self.pruner) as study:
             trial = study.get_trials(deepcopy=False)[self.trial]
-            if trial.state.is_finished():  # its run is trained further by hand
+            if trial.state.is_finished():  # its run was resumed without the search
                 log.info("trial %d is finished: its study gets no more scores", self.trial)
                 return False
             running = Trial(study, trial._trial_id)
@@ -70,6 +70,5 @@ class Pruning(Callback):
 
 
 def is_pruned(trainer: Trainer) -> bool:
-    """Whether a run's training was ended by pruning."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return any(callback.pruned for callback in callbacks if isinstance(callback, Pruning))

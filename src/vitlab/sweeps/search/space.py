@@ -9,7 +9,7 @@
           schedule: choice(warmup_cosine, reciprocal_sqrt)
 
 The same on the command line: `-m 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'`. The command line takes precedence: a
-value there instead of a range removes the setting from the search. The checks of a grid read this too, without Optuna.
+value there instead of a range removes the setting from the search. A grid is checked by this too, without Optuna.
 """
 
 import math
@@ -54,14 +54,14 @@ class Parameter:
         return self.values or tuple(dict.fromkeys((self.low, self.high)))
 
     def as_override(self, value: Any) -> str:
-        """The override with a suggested value; a continuous one is rounded to four digits, within the bounds."""
+        """Return the override with a suggested value; a continuous one is rounded to four digits, within the bounds."""
         if not self.values and self.step is None and value not in self.bounds:
             value = min(max(float(f"{value:.4g}"), self.low), self.high)
         return f"{self.override_key}={value}"
 
 
 def boundary_points(parameters: Sequence[Parameter], known: Collection[str] = ()) -> list[list[str]]:
-    """Overrides that together cover every choice and both bounds of all numbers, except of `known` keys."""
+    """Return overrides that together cover every choice and both bounds of all numbers, except of `known` keys."""
     first = [p.as_override(p.bounds[0]) for p in parameters]
     others = [(i, p.as_override(v)) for i, p in enumerate(parameters) if p.key not in known for v in p.bounds[1:]]
     return [first, *([*first[:i], line, *first[i + 1 :]] for i, line in others)]
@@ -70,7 +70,7 @@ def boundary_points(parameters: Sequence[Parameter], known: Collection[str] = ()
 def read_space(
     lines: Sequence[str], params: Any, loader: ConfigLoader | None = None
 ) -> tuple[list[Parameter], list[str]]:
-    """The parameters of a command line and `hydra.sweeper.params`, and the overrides that all trials share.
+    """Return the parameters of a command line and `hydra.sweeper.params`, and the overrides that all trials share.
 
     Raises `InvalidSearchSpace` with every mistake. `loader` knows the options of a group, for `glob(...)`.
     """
@@ -106,7 +106,7 @@ def read_space(
 
 
 def build_parameter(override: Override) -> Parameter:
-    """The parameter of an override with a range. Raises `ValueError` for a range that is empty or contradictory."""
+    """Return the parameter of an override with a range. Raises `ValueError` for an empty or contradictory range."""
     text, value, keys = override.input_line, override.value(), (override.key_or_group, override.get_key_element())
     tags = set(getattr(value, "tags", ()))
     log = "log" in tags

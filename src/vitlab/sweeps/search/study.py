@@ -1,7 +1,4 @@
-"""Optuna's side of a search: the stored study, the sampler, and the suggestions of a trial.
-
-Imports Optuna: import this only when a search runs.
-"""
+"""Optuna's side of a search: the stored study, the sampler, and the suggestions of a trial."""
 
 import hashlib
 import warnings
@@ -17,6 +14,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vitlab.config import instantiate
 from vitlab.config.schema import Node, parameters, resolve
 from vitlab.sweeps.ledger import Direction
 from vitlab.sweeps.search.space import Parameter
@@ -33,7 +31,7 @@ def open_study(
     sampler: BaseSampler | None = None,
     pruner: BasePruner | None = None,
 ) -> Iterator[Study]:
-    """A study by its name and its database's URL; with `directions` it is created if it does not exist.
+    """Open a study by its name and its database's URL; with `directions` it is created if it does not exist.
 
     Raises `KeyError` if it does not exist and has no `directions`.
     """
@@ -56,10 +54,10 @@ def open_study(
 
 
 class PerTrialSeed(BaseSampler):
-    """A sampler that is made again for each trial, with a seed derived from (seed, trial number).
+    """A sampler that is created again for each trial, with a seed derived from (seed, trial number).
 
-    So a resumed search, or several processes that share one, never repeat a suggestion, and the same trials get the
-    same suggestions. Optuna's samplers continue the random state of one process, and start it again in the next.
+    So a resumed search, or several processes that share one, never repeat a suggestion, and a trial always gets the
+    same suggestions. Optuna's own samplers restart their random state in each process.
     """
 
     def __init__(self, make: Callable[[int | None], BaseSampler], seed: int | None) -> None:
@@ -85,13 +83,13 @@ class PerTrialSeed(BaseSampler):
         self.inner.after_trial(study, trial, state, values)
 
 
-def build_sampler(node: Node, make: Callable[[Node], Any]) -> BaseSampler:
-    """The sampler of a node, seeded per trial, except a quasi-random sequence: the study counts its points."""
+def build_sampler(node: Node) -> BaseSampler:
+    """Return the sampler of a node, seeded per trial, except a quasi-random sequence: the study counts its points."""
 
     def build(**settings: Any) -> BaseSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            sampler: BaseSampler = make({**node, **settings})
+            sampler: BaseSampler = instantiate.build_object({**node, **settings})
             return sampler
 
     target = node["_target_"]
@@ -101,7 +99,7 @@ def build_sampler(node: Node, make: Callable[[Node], Any]) -> BaseSampler:
 
 
 def suggest_overrides(study: Study, trial: FrozenTrial, space: Sequence[Parameter]) -> list[str]:
-    """A trial's parameters as overrides. What it has is kept, what it lacks since it was interrupted is suggested."""
+    """Return a trial's parameters as overrides; those that it lacks after an interruption are suggested."""
     running, lines = Trial(study, trial._trial_id), list[str]()
     for p in space:
         value: Any

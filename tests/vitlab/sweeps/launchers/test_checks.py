@@ -1,4 +1,4 @@
-"""The choice of a launcher: what is wrong with it is told before anything starts, with what to install."""
+"""The choice of a launcher is checked before anything starts, with what to install."""
 
 from typing import Any
 
@@ -16,9 +16,7 @@ def node(target: str, **settings: Any) -> Node:
 
 
 @pytest.mark.parametrize(("target", "elsewhere"), [(LOCAL, False), (SLURM, True), (RAY, True)])
-def test_a_launcher_of_ours_is_right_as_it_comes_and_known_to_be_on_this_machine_or_others(
-    target: str, elsewhere: bool
-) -> None:
+def test_our_launchers_have_no_problem_and_are_local_or_remote(target: str, elsewhere: bool) -> None:
     assert checks.problems(node(target), sweep=True) == ([], elsewhere)
 
 
@@ -28,7 +26,7 @@ def test_hydras_own_launcher_is_for_runs_and_sweeps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "sweep", "told"),
+    ("launcher", "sweep", "problem"),
     [
         (node(LOCAL), False, "hydra.launcher=LocalLauncher starts a sweep's jobs, and this is one run; add -m"),
         (node(LOCAL, jobs=0), True, "hydra.launcher.jobs=0 must be more than 0"),
@@ -39,14 +37,14 @@ def test_hydras_own_launcher_is_for_runs_and_sweeps() -> None:
         (None, True, "hydra.launcher=null is not a mapping"),
     ],
 )
-def test_a_wrong_setting_is_told(launcher: Any, sweep: bool, told: str) -> None:
-    assert checks.problems(launcher, sweep=sweep)[0] == [told]
+def test_a_wrong_setting_is_reported(launcher: Any, sweep: bool, problem: str) -> None:
+    assert checks.problems(launcher, sweep=sweep)[0] == [problem]
 
 
-def test_a_package_that_is_missing_is_told_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    told = [checks.problems(node(target), sweep=True)[0] for target in (SLURM, RAY)]
-    assert told == [
+    found = [checks.problems(node(target), sweep=True)[0] for target in (SLURM, RAY)]
+    assert found == [
         ["hydra/launcher=slurm is not installed: pip install submitit"],
         ["hydra/launcher=ray is not installed: pip install ray"],
     ]

@@ -1,4 +1,4 @@
-"""Jobs beside each other on one machine: each on its own devices, each with an end of its own, none left behind."""
+"""Several jobs on one machine: each on its own devices, each ends alone, none is left behind."""
 
 import json
 import os
@@ -30,22 +30,22 @@ Batch = Callable[..., list[Job]]
 
 def test_eight_gpus_are_four_jobs_of_two() -> None:
     devices = Devices("01234567", at_once=None)
-    taken = [devices.take(2) for _ in range(5)]
+    taken = [devices.acquire(2) for _ in range(5)]
     assert taken == [["0", "1"], ["2", "3"], ["4", "5"], ["6", "7"], None]
-    devices.give_back(["2", "3"])
-    assert devices.take(2) == ["2", "3"]
+    devices.release(["2", "3"])
+    assert devices.acquire(2) == ["2", "3"]
 
 
 def test_a_job_that_names_its_devices_gets_these_or_waits() -> None:
     devices = Devices("abcd", at_once=None)
-    assert devices.take([1, 3]) == ["b", "d"]
-    assert devices.take([3]) is None
-    assert devices.take(2) == ["a", "c"]
+    assert devices.acquire([1, 3]) == ["b", "d"]
+    assert devices.acquire([3]) is None
+    assert devices.acquire(2) == ["a", "c"]
 
 
 def test_more_jobs_than_devices_share_them_evenly() -> None:
     devices = Devices("01", at_once=4)
-    taken = [devices.take(1) for _ in range(5)]
+    taken = [devices.acquire(1) for _ in range(5)]
     assert taken == [["0"], ["1"], ["0"], ["1"], None]
 
 
@@ -60,8 +60,8 @@ def test_gpus_are_counted_as_the_environment_names_them(monkeypatch: pytest.Monk
 # ------------------------------------------------------------------------------------------------------------ jobs
 
 
-def told(cfg: DictConfig) -> float:
-    """A job that leaves what it was given in its folder, and fails as its seed says."""
+def write_given(cfg: DictConfig) -> float:
+    """A job that writes its environment to its folder, and fails depending on its seed."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     given: dict[str, Any] = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
     given |= {"cores": sorted(os.sched_getaffinity(0)), "process": os.getpid(), "group": os.getpgid(0)}
@@ -85,7 +85,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("jobs")
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    jobs = batch(told, folder, *([f"seed={seed}", "trainer.devices=1"] for seed in range(7)))
+    jobs = batch(write_given, folder, *([f"seed={seed}", "trainer.devices=1"] for seed in range(7)))
     results = local.launch(jobs, at_once=2)
     monkeypatch.undo()
     return folder, jobs, results
@@ -129,15 +129,15 @@ def test_what_a_job_prints_is_in_its_folder_and_nothing_of_it_stays_behind(ended
     assert len(local.available_cores()) == CORES
 
 
-def test_what_all_jobs_share_is_not_told_with_each(ended: Any) -> None:
+def test_the_label_of_a_job_leaves_out_what_all_jobs_share(ended: Any) -> None:
     _, jobs, _ = ended
     assert [job.label for job in jobs] == [f"seed={seed}" for seed in range(7)]
 
 
-def test_how_a_job_ends_is_told_at_once_and_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (job,) = batch(told, tmp_path, ["seed=1"])
+def test_the_end_of_a_job_is_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (job,) = batch(write_given, tmp_path, ["seed=1"])
     with caplog.at_level("INFO", "vitlab.sweeps.launchers.local"):
-        job.ended(job.failed("rank 1 of 2\nwas killed"))
+        job.log_end(job.failure("rank 1 of 2\nwas killed"))
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert "\n" not in record.getMessage()
@@ -149,7 +149,7 @@ def test_jobs_on_gpus_are_pinned_to_their_own(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     gpu = ["trainer.accelerator=gpu", "seed=0"]
     jobs = batch(
-        told, tmp_path, [*gpu, "trainer.devices=2"], [*gpu, "trainer.devices=2"], [*gpu, "trainer.devices=[1,3]"]
+        write_given, tmp_path, [*gpu, "trainer.devices=2"], [*gpu, "trainer.devices=2"], [*gpu, "trainer.devices=[1,3]"]
     )
     assert [job.count for job in jobs] == [2, 2, 2]
     local.launch(jobs, at_once=None)
@@ -165,8 +165,8 @@ def test_jobs_on_gpus_are_pinned_to_their_own(tmp_path: Path, monkeypatch: pytes
 RANK = """
 import os, signal, sys, time
 from pathlib import Path
-from vitlab import launch
-launch.end_with(int(os.environ['VITLAB_PARENT']))
+from vitlab.distributed import launch
+launch.exit_with_parent(int(os.environ['VITLAB_PARENT']))
 folder, rank = Path(os.environ['VITLAB_RUN']), os.environ['RANK']
 seen = []
 def note(number, frame):
@@ -187,7 +187,8 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {source!r}]
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from vitlab import launch, parallel, stopping
+from vitlab.distributed import launch, signals
+from vitlab.sweeps.launchers import local
 from vitlab.cli import command, register
 from sweep_jobs import batch
 register.register()
@@ -196,9 +197,9 @@ def task(cfg):
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         launch.run_ranks(folder / 'rank.py', run_dir, 2)
-    except stopping.Stopped as stop:
-        sys.exit(stopping.STATUS[stop.outcome])
-parallel.launch(batch(task, folder, ['seed=0'], ['seed=1'], ['seed=2']), at_once=2)
+    except signals.StopRequested as stop:
+        sys.exit(signals.STATUS[stop.outcome])
+local.launch(batch(task, folder, ['seed=0'], ['seed=1'], ['seed=2']), at_once=2)
 """
 
 
@@ -224,7 +225,7 @@ def sweep(tmp_path: Path) -> Iterator[Any]:
 
 
 def tree(session: int) -> list[int]:
-    """The processes that are left of a program and all that it started, but for those that only wait to be noticed."""
+    """The processes that are left of a program and all that it started, except zombies."""
     left = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -242,28 +243,28 @@ def test_a_signal_reaches_each_rank_once_and_no_process_is_left(
 ) -> None:
     process, files = sweep
     assert len(tree(process.pid)) == 1 + 2 + 4
-    os.killpg(process.pid, number)  # as a terminal does it: to the whole group
+    os.killpg(process.pid, number)  # as a terminal does it, to the process group
     assert process.wait(timeout=60) == status
     assert tree(process.pid) == []
     for file in files:
         assert (file.parent / f"signals{file.name}").read_text() == f"[{int(number)}]", "once, not twice"
-    assert not (files[0].parents[1] / "2").exists(), "what waited was not begun"
+    assert not (files[0].parents[1] / "2").exists(), "what waited was not started"
 
 
-def test_a_sweep_that_is_killed_takes_its_jobs_with_it_and_these_save(sweep: Any) -> None:
+def test_the_jobs_of_a_killed_sweep_save_and_end(sweep: Any) -> None:
     process, files = sweep
     process.kill()
     process.wait()
     end = time.monotonic() + 30
     while tree(process.pid):
-        assert time.monotonic() < end, "a job goes on without its sweep"
+        assert time.monotonic() < end, "a job runs without its sweep"
         time.sleep(0.05)
     for file in files:
         assert (file.parent / f"signals{file.name}").read_text() == f"[{int(signal.SIGTERM)}]"
 
 
-def test_the_process_that_runs_a_sweep_hears_signals_as_before(tmp_path: Path) -> None:
+def test_a_sweep_restores_the_signal_handlers(tmp_path: Path) -> None:
     former = signal.getsignal(signal.SIGTERM)
-    local.launch(batch(told, tmp_path, ["seed=0"]), at_once=None)
+    local.launch(batch(write_given, tmp_path, ["seed=0"]), at_once=None)
     assert signal.getsignal(signal.SIGTERM) is former
     assert launch.RUN_VARIABLE not in os.environ

@@ -28,8 +28,8 @@ PYTHONPATH = os.pathsep.join(map(str, (ROOT, ROOT / "src", ROOT / "tests")))  # 
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
-from vitlab import launch
-launch.end_with(int(os.environ['VITLAB_PARENT']))
+from vitlab.distributed import launch
+launch.exit_with_parent(int(os.environ['VITLAB_PARENT']))
 folder, rank = Path(os.environ['VITLAB_RUN']), os.environ.get('RANK', '0')
 def stopped(number, frame):
     (folder / f'signal{rank}').write_text(str(int(number)))
@@ -46,7 +46,7 @@ SLURM |= {"signal_seconds": 60, "parallel": 8, "mem_gb": None, "setup": None}
 
 
 def ranks(cfg: DictConfig) -> float:
-    """A job whose ranks leave what they were told; it fails, or ends as one that was stopped, as its seed says."""
+    """A job whose ranks write their environments; it fails or is stopped, depending on its seed."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         launch.run_ranks(run_dir.parent / "rank.py", run_dir, cfg.trainer.devices)
@@ -59,7 +59,7 @@ def ranks(cfg: DictConfig) -> float:
     return float(cfg.seed)
 
 
-def told(folder: Path, job: int) -> list[Any]:
+def rank_environments(folder: Path, job: int) -> list[Any]:
     """The environments of a job's ranks."""
     return [json.loads(file.read_text()) for file in sorted((folder / str(job)).glob("[0-9]"))]
 
@@ -92,10 +92,10 @@ def test_each_queued_job_starts_its_ranks_and_ends_alone(queued: tuple[Path, lis
     assert "seed 1 is not liked" in str(results[1]._return_value)
     assert "no checkpoint was made yet" in str(results[2]._return_value)
     for job in range(3):
-        environments = told(folder, job)
+        environments = rank_environments(folder, job)
         assert [e["RANK"] for e in environments] == ["0", "1"]
         assert {e["WORLD_SIZE"] for e in environments} == {"2"}
-    assert len({told(folder, job)[0]["MASTER_PORT"] for job in range(3)}) == 3
+    assert len({rank_environments(folder, job)[0]["MASTER_PORT"] for job in range(3)}) == 3
 
 
 def test_the_batch_script_asks_for_what_a_job_needs_and_queues_it_again_when_it_was_preempted(
@@ -177,7 +177,9 @@ def rays(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """The folder of that process, and its exit status."""
     folder = tmp_path_factory.mktemp("ray")
     (folder / "rank.py").write_text(RANK)
-    code = f"from tests.vitlab.test_clusters import Path, on_two_nodes; on_two_nodes(Path({str(folder)!r}))"
+    code = (
+        f"from tests.vitlab.sweeps.launchers.test_slurm import Path, on_two_nodes; on_two_nodes(Path({str(folder)!r}))"
+    )
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("OMP_NUM_THREADS", None)
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
@@ -198,14 +200,14 @@ def test_each_job_on_ray_starts_its_ranks_and_ends_alone(rays: tuple[Path, int])
     assert ended[1][1] == "seed 1 is not liked"
     assert ended[2][1] == "preempted; no checkpoint was made yet"
     for job in range(3):
-        environments = told(folder, job)
+        environments = rank_environments(folder, job)
         assert [e["RANK"] for e in environments] == ["0", "1"]
         assert {e["OMP_NUM_THREADS"] for e in environments} == {"1"}, "and not what Ray reserved for both"
 
 
 @pytest.mark.long
 def test_a_job_of_two_nodes_on_ray_has_its_ranks_on_both(rays: tuple[Path, int]) -> None:
-    environments = told(rays[0], 3)
+    environments = rank_environments(rays[0], 3)
     assert [e["RANK"] for e in environments] == ["0", "1", "2", "3"]
     assert [e["GROUP_RANK"] for e in environments] == ["0", "0", "1", "1"]
     assert {e["WORLD_SIZE"] for e in environments} == {"4"}
@@ -214,7 +216,7 @@ def test_a_job_of_two_nodes_on_ray_has_its_ranks_on_both(rays: tuple[Path, int])
 
 
 @pytest.mark.long
-def test_an_interrupt_reaches_the_ranks_on_ray_and_what_waits_never_begins(rays: tuple[Path, int]) -> None:
+def test_an_interrupt_reaches_the_ranks_on_ray_and_waiting_jobs_never_start(rays: tuple[Path, int]) -> None:
     folder, status = rays
     assert status == STATUS["interrupted"]
     waiting = folder / "interrupted"
@@ -222,7 +224,7 @@ def test_an_interrupt_reaches_the_ranks_on_ray_and_what_waits_never_begins(rays:
     assert len([*waiting.glob("[01]/signal[01]")]) == 4
     assert not (waiting / "2").exists()
     ranks_and_parents = {
-        int(e[name]) for job in (0, 1) for e in told(waiting, job) for name in ("VITLAB_PARENT", "OWN")
+        int(e[name]) for job in (0, 1) for e in rank_environments(waiting, job) for name in ("VITLAB_PARENT", "OWN")
     }
     end = time.monotonic() + 30
     while any(map(runs, ranks_and_parents)):

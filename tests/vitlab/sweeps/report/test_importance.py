@@ -1,4 +1,4 @@
-"""Importance of settings: what explains the scores of real functions is found, and what can't be told isn't told."""
+"""Importance of settings: what explains the scores is found, and nothing is claimed without evidence."""
 
 import itertools
 import math
@@ -34,10 +34,10 @@ def test_numbers_that_a_search_drew_are_a_range() -> None:
         jobs.append(job({"lr": f"{lr:.6g}", "width": width, "name": name}, abs(lr - 0.03) * 10 + draw.random() / 50))
     found = setting_importance(jobs, "val/loss")
     assert found.shares["lr"] > 0.8
-    assert found.left_out == {"name": "nearly every job has another value, and they are no numbers"}
+    assert found.left_out == {"name": "nearly every job has another value, and they are not numbers"}
 
 
-def test_what_cannot_be_told_is_not_told() -> None:
+def test_nothing_is_claimed_without_evidence() -> None:
     jobs = [job({"a": str(i), "b": "1", **({"c": "1"} if i else {})}, float(i)) for i in range(6)]
     jobs.append(job({"a": "7", "b": "1", "c": "2"}, 100.0, "crashed"))
     found = setting_importance(jobs, "val/loss")

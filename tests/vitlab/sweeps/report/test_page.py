@@ -1,10 +1,11 @@
-"""The report of a sweep, looked at in a real browser: it loads, sorts and filters, wide and narrow, light and dark."""
+"""The report of a sweep in a real browser: it loads, sorts and filters, wide and narrow, light and dark."""
 
 import csv
 import math
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,11 @@ def page(sweep: Sweep) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
-    """A headless Chromium that keeps what its console said, and is offline."""
+    """A headless Chromium that keeps the messages of its console, and is offline."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
-        pytest.skip("no browser: the report is looked at in Debian's packages chromium and chromium-driver")
+        pytest.skip("no browser: the report is tested with Debian's packages chromium and chromium-driver")
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
         options.add_argument(argument)
@@ -87,7 +88,7 @@ def browser() -> Iterator[webdriver.Chrome]:
     chrome.quit()
 
 
-def opened(browser: webdriver.Chrome, page: Path, *, width: int = 1280, scheme: str = "light") -> webdriver.Chrome:
+def open_page(browser: webdriver.Chrome, page: Path, *, width: int = 1280, scheme: str = "light") -> webdriver.Chrome:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
@@ -96,8 +97,8 @@ def opened(browser: webdriver.Chrome, page: Path, *, width: int = 1280, scheme: 
     return browser
 
 
-def said(browser: webdriver.Chrome, log: str = "browser") -> list[Any]:
-    """What the console, or another of the browser's logs, has said since the last time."""
+def messages(browser: webdriver.Chrome, log: str = "browser") -> list[Any]:
+    """The messages of the console, or of another of the browser's logs, since the last call."""
     return list(browser.get_log(log))  # type: ignore[no-untyped-call]
 
 
@@ -110,10 +111,10 @@ def column(browser: webdriver.Chrome, number: int, table: str = "configurations"
 
 
 def test_it_loads_without_an_error_or_a_request(browser: webdriver.Chrome, page: Path) -> None:
-    opened(browser, page)
-    assert said(browser) == []
+    open_page(browser, page)
+    assert messages(browser) == []
     asked = re.findall(
-        r'"requestWillBeSent".*?"url":"([^"]{4,60})', str([e["message"] for e in said(browser, "performance")])
+        r'"requestWillBeSent".*?"url":"([^"]{4,60})', str([e["message"] for e in messages(browser, "performance")])
     )
     assert not [url for url in asked if not url.startswith(("file:", "data:"))]
     assert browser.find_element(By.TAG_NAME, "h1").text == f"digits {EVIL}"
@@ -122,7 +123,7 @@ def test_it_loads_without_an_error_or_a_request(browser: webdriver.Chrome, page:
 
 
 def test_it_has_the_table_best_first_and_all_other_parts(browser: webdriver.Chrome, page: Path) -> None:
-    opened(browser, page)
+    open_page(browser, page)
     assert column(browser, 1) == ["0.003", "0.003", "0.001", "0.001"]
     assert column(browser, 3) == ["2", "2", "2", "1 of 2"]
     assert column(browser, 4) == ["0.4050 ± 0.0071", "0.4550 ± 0.0071", "0.5050 ± 0.0071", "0.55"]
@@ -140,29 +141,29 @@ def test_it_has_the_table_best_first_and_all_other_parts(browser: webdriver.Chro
     assert "test/acc ↑ against images/s ↑" in charts
     assert "ValueError: " + EVIL in browser.find_element(By.CLASS_NAME, "failures").text
     assert "Tried 3 times" in browser.find_element(By.CLASS_NAME, "failures").text
-    made = browser.find_element(By.CSS_SELECTOR, "[aria-labelledby=made]").text
-    assert COMMAND in made
-    assert "c0ffee" in made
-    assert "torch 2.14.1" in made
+    created = browser.find_element(By.CSS_SELECTOR, "[aria-labelledby=made]").text
+    assert COMMAND in created
+    assert "c0ffee" in created
+    assert "torch 2.14.1" in created
     assert "From 7 jobs this is a hint" in browser.find_element(By.TAG_NAME, "main").text
     picture = browser.find_element(By.CSS_SELECTOR, ".picture img")
     assert browser.execute_script("return arguments[0].naturalWidth", picture) == 40
 
 
 def test_a_heading_sorts_numbers_as_numbers_and_back(browser: webdriver.Chrome, page: Path) -> None:
-    opened(browser, page)
+    open_page(browser, page)
     seconds = next(h for h in browser.find_elements(By.CSS_SELECTOR, "#all-jobs th") if h.text == "seconds")
     index = browser.find_elements(By.CSS_SELECTOR, "#all-jobs th").index(seconds)
-    for way, order in (("ascending", [0, 1, 2, 4, 5, 6, 7]), ("descending", [7, 6, 5, 4, 2, 1, 0])):
+    for direction, order in (("ascending", [0, 1, 2, 4, 5, 6, 7]), ("descending", [7, 6, 5, 4, 2, 1, 0])):
         seconds.find_element(By.TAG_NAME, "button").click()
-        assert seconds.get_attribute("aria-sort") == way
+        assert seconds.get_attribute("aria-sort") == direction
         assert column(browser, index, "all-jobs")[-1] == NOTHING, "what is missing stays last"
         assert column(browser, 0, "all-jobs")[:-1] == [f"job{k}" for k in order]
-    assert said(browser) == []
+    assert messages(browser) == []
 
 
 def test_a_filter_applies_to_tables_and_charts(browser: webdriver.Chrome, page: Path) -> None:
-    opened(browser, page)
+    open_page(browser, page)
     lines = "svg[aria-label='val/loss ↓ against images seen'] .m:not(.off) polyline"
     assert len(browser.find_elements(By.CSS_SELECTOR, lines)) == 4
     box = browser.find_element(By.ID, "filter")
@@ -177,7 +178,7 @@ def test_a_filter_applies_to_tables_and_charts(browser: webdriver.Chrome, page: 
     box.send_keys(" ")
     browser.find_element(By.CSS_SELECTOR, "select[data-key='optimizer.lr'] option:nth-child(2)").click()
     assert column(browser, 1) == ["0.001", "0.001"]
-    assert said(browser) == []
+    assert messages(browser) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -185,7 +186,7 @@ def test_a_filter_applies_to_tables_and_charts(browser: webdriver.Chrome, page: 
 def test_it_fits_every_width_and_can_be_read_in_both_schemes(
     browser: webdriver.Chrome, page: Path, width: int, scheme: str
 ) -> None:
-    opened(browser, page, width=width, scheme=scheme)
+    open_page(browser, page, width=width, scheme=scheme)
     sizes = browser.execute_script(
         "const e = document.documentElement; return [e.scrollWidth, e.clientWidth, e.scrollHeight]"
     )
@@ -219,7 +220,7 @@ return found;
 
 
 def test_every_table_and_field_has_a_name(browser: webdriver.Chrome, page: Path) -> None:
-    opened(browser, page)
+    open_page(browser, page)
     assert {th.get_attribute("scope") for th in browser.find_elements(By.TAG_NAME, "th")} == {"col"}
     fields = browser.find_elements(By.CSS_SELECTOR, "input, select, button, img, svg, [role=region]")
     assert [field.get_attribute("outerHTML") for field in fields if not field.accessible_name] == []
@@ -227,7 +228,7 @@ def test_every_table_and_field_has_a_name(browser: webdriver.Chrome, page: Path)
     assert len(ids) == len(set(ids))
 
 
-def test_the_page_lies_in_one_file_beside_the_tables(page: Path) -> None:
+def test_the_page_is_one_file_next_to_the_tables(page: Path) -> None:
     assert sorted(file.name for file in page.parent.iterdir()) == ["index.html", "jobs.csv", "results.csv"]
     text = page.read_text()
     assert re.findall(r"(?:src|href)=\"(?!data:)", text) == []
@@ -242,16 +243,16 @@ def test_a_sweep_in_which_nothing_has_finished_has_a_page_too(
     browser: webdriver.Chrome, tmp_path: Path, status: Status
 ) -> None:
     job = Job("a", tmp_path / "a", {"seed": "0"}, status, 1, {}, {})
-    opened(browser, write_report(Sweep(tmp_path, "s", "c", {"val/acc": "max"}, [job]), tmp_path / "report"))
+    open_page(browser, write_report(Sweep(tmp_path, "s", "c", {"val/acc": "max"}, [job]), tmp_path / "report"))
     assert "No job has finished yet" in browser.find_element(By.TAG_NAME, "main").text
-    assert said(browser) == []
+    assert messages(browser) == []
 
 
 def test_one_job_alone_and_many_configurations_have_a_page(
     browser: webdriver.Chrome, sweep: Sweep, tmp_path: Path
 ) -> None:
     alone = Sweep(tmp_path, "one", "c", {"val/loss": "min"}, [Job(**{**vars(sweep.jobs[0]), "choices": {}})])
-    opened(browser, write_report(alone, tmp_path / "one"))
+    open_page(browser, write_report(alone, tmp_path / "one"))
     assert column(browser, 0) == ["1"]
     jobs = []
     for k in range(60):
@@ -260,16 +261,16 @@ def test_one_job_alone_and_many_configurations_have_a_page(
             Job(f"j{k}", sweep.jobs[0].folder, {"optimizer.lr": f"{1e-4 * 1.1**k:.3g}"}, "finished", 1, results, {})
         )
     objectives: dict[str, Any] = {"val/loss": "min", "images_per_second": "max"}
-    opened(browser, write_report(Sweep(tmp_path, "many", "c", objectives, jobs), tmp_path / "many"))
+    open_page(browser, write_report(Sweep(tmp_path, "many", "c", objectives, jobs), tmp_path / "many"))
     assert len(rows(browser)) == 60
     marked = [k for k, text in enumerate(column(browser, 0)) if "◆" in text]
     assert marked == [0, 1, 2, 3, 4, 5, 6], "nothing is better than these in both"
     assert len(browser.find_elements(By.CSS_SELECTOR, ".legend li")) == 8
-    assert said(browser) == []
+    assert messages(browser) == []
 
 
-def test_numbers_are_told_with_the_digits_that_are_known() -> None:
-    told = [
+def test_numbers_have_their_significant_digits() -> None:
+    shown = [
         format_mean_std(MeanStd(0.98333, 0.0046, 5), "test/acc"),
         format_mean_std(MeanStd(0.76949, 0.0131, 2), "val/loss"),
         format_mean_std(MeanStd(5703.2, 71.8, 2), "images_per_second"),
@@ -277,19 +278,18 @@ def test_numbers_are_told_with_the_digits_that_are_known() -> None:
         format_mean_std(MeanStd(10.21, None, 1), "seconds"),
         format_mean_std(None, "seconds"),
     ]
-    assert told == ["98.33 ± 0.46 %", "0.769 ± 0.013", "5,703 ± 72", "25,994", "10.2", NOTHING]
+    assert shown == ["98.33 ± 0.46 %", "0.769 ± 0.013", "5,703 ± 72", "25,994", "10.2", NOTHING]
     assert [format_number(v) for v in (0.000123456, 3, 12345.6, True, "x")] == ["0.0001235", "3", "12,346", "True", "x"]
-    assert format_date("2026-11-25T01:30:00+00:00") == "2026-11-25 01:30 UTC"
-    assert format_date("yesterday") == "yesterday"
+    assert format_date(datetime(2026, 11, 25, 1, 30, tzinfo=UTC)) == "2026-11-25 01:30 UTC"
 
 
-def test_a_picture_that_is_too_large_is_left_out_and_told(
+def test_a_picture_that_is_too_large_is_left_out_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "figures").mkdir()
     for name, size in (("curves", 100), ("all", 150), ("bit", 50)):
         (tmp_path / "figures" / f"{name}.png").write_bytes(b"x" * size)
-    monkeypatch.setattr(report_page, "PICTURES", 200)
+    monkeypatch.setattr(report_page, "MAX_PICTURE_BYTES", 200)
     found = job_images(Job("a", tmp_path, {}, "finished", 1, {}, {}))
     assert [name for name, _ in found] == ["curves", "bit"]
     assert "all.png is left out of the page" in caplog.text

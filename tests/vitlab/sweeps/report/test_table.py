@@ -111,13 +111,13 @@ def test_of_several_objectives_those_that_nothing_is_better_than_in_all() -> Non
 def test_a_curve_is_the_mean_where_all_jobs_have_logged(make_job: MakeJob) -> None:
     rows = [[{"images": 10 * i, "val/loss": i + s, "other": ""} for i in range(1, 4 + s)] for s in (0, 2)]
     read = [table.read_metrics(make_job({"seed": str(s)}, metrics=r)) for s, r in enumerate(rows)]
-    found = table.mean_curve(read, "val/loss")
-    assert (found.x, found.mean) == ([10, 20, 30], [2, 3, 4]), "of the longer one no more than both have"
-    assert found.deviation == pytest.approx([stdev([0, 2])] * 3)
+    curve = table.mean_curve(read, "val/loss")
+    assert {x: score.mean for x, score in curve.items()} == {10: 2, 20: 3, 30: 4}, "where both have logged"
+    assert [score.deviation for score in curve.values()] == pytest.approx([stdev([0, 2])] * 3)
     alone = table.mean_curve(read[:1], "val/loss")
-    assert alone.deviation == [None] * 3
-    assert table.mean_curve(read, "other").x == []
-    assert table.mean_curve([], "val/loss").x == []
+    assert [score.deviation for score in alone.values()] == [None] * 3
+    assert table.mean_curve(read, "other") == {}
+    assert table.mean_curve([], "val/loss") == {}
 
 
 def test_a_row_that_is_half_written_is_left_out(make_job: MakeJob) -> None:

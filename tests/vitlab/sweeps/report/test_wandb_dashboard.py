@@ -45,8 +45,8 @@ def test_a_setting_over_decades_has_a_log_axis_and_no_other() -> None:
 
 def test_a_sweep_that_has_not_begun_has_a_dashboard_and_it_is_the_same_again(tmp_path: Path) -> None:
     dashboard = wandb_dashboard.sweep_dashboard(sweep([], **{"val/loss": "min"}), WandbProject("p", "me"))
-    wandb_dashboard.write_specification(dashboard, tmp_path / "new" / "dashboard.json")
-    assert '"displayName": "sweep s"' in (tmp_path / "new" / "dashboard.json").read_text()
+    wandb_dashboard.write_specification(dashboard, tmp_path / "dashboard.json")
+    assert '"displayName": "sweep s"' in (tmp_path / "dashboard.json").read_text()
     (runset,) = wandb_dashboard.specification(dashboard)["spec"]["section"]["runSets"]
     assert runset["sort"]["keys"] == [{"key": {"section": "summary", "name": "best/val/loss"}, "ascending": True}]
     assert wandb_dashboard.specification(dashboard) == wandb_dashboard.specification(dashboard)

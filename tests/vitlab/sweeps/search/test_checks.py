@@ -1,4 +1,4 @@
-"""What is wrong with a search is told before it starts, all of it, in lines that name knob and remedy."""
+"""Everything wrong with a search is reported before it starts, in lines that name knob and remedy."""
 
 import copy
 import sys
@@ -11,17 +11,16 @@ import pytest
 from omegaconf import OmegaConf
 
 import train
-from vitlab.cli import preflight
+from vitlab.cli.preflight import preflight
 from vitlab.config.schema import Node
-from vitlab.jobs import compose
-from vitlab.jobs.compose import CONF
+from vitlab.jobs.compose import CONF, compose
 from vitlab.sweeps.search import checks
 
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
 Found = Callable[..., list[str]]
 
 
-def composed(*overrides: str) -> Node:
+def compose_sweeper(*overrides: str) -> Node:
     """A sweeper's node as Hydra composes it."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         node: Any = OmegaConf.to_container(compose("train", list(overrides)).hydra.sweeper)
@@ -30,7 +29,7 @@ def composed(*overrides: str) -> Node:
 
 @pytest.fixture(scope="module")
 def node() -> Node:
-    return composed("hydra/sweeper=optuna")
+    return compose_sweeper("hydra/sweeper=optuna")
 
 
 def found(node: Node, *lines: str) -> list[str]:
@@ -41,22 +40,22 @@ def found(node: Node, *lines: str) -> list[str]:
 
 @pytest.mark.parametrize("sweeper", ["optuna", "random", "asha"])
 def test_the_searches_that_are_offered_have_no_problem(sweeper: str) -> None:
-    assert found(composed(f"hydra/sweeper={sweeper}")) == []
+    assert found(compose_sweeper(f"hydra/sweeper={sweeper}")) == []
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsga2"])
 def test_each_sampler_has_no_problem_and_may_have_several_objectives(sampler: str) -> None:
-    node = composed("hydra/sweeper=optuna", f"hydra/sweeper/sampler={sampler}", "hydra/sweeper/pruner=none")
+    node = compose_sweeper("hydra/sweeper=optuna", f"hydra/sweeper/sampler={sampler}", "hydra/sweeper/pruner=none")
     objectives = {"val/acc": "max", "images_per_second": "max"}
     assert found({**node, "objectives": objectives}, "seed=1,2") == []
 
 
 @pytest.mark.parametrize("pruner", ["median", "asha", "hyperband", "none"])
 def test_each_pruner_has_no_problem(pruner: str) -> None:
-    assert found(composed("hydra/sweeper=optuna", f"hydra/sweeper/pruner={pruner}")) == []
+    assert found(compose_sweeper("hydra/sweeper=optuna", f"hydra/sweeper/pruner={pruner}")) == []
 
 
-def test_all_that_is_wrong_with_a_search_is_told_together(node: Node) -> None:
+def test_everything_wrong_with_a_search_is_reported_together(node: Node) -> None:
     objectives = {"val/ac": "max", "test/acc": "max", "val/loss": "down"}
     wrong = {"n_trials": 0, "n_jobs": 0, "objectives": objectives, "storage": "searches.db"}
     assert found({**node, **wrong}) == [
@@ -86,7 +85,7 @@ def test_all_that_is_wrong_with_a_search_is_told_together(node: Node) -> None:
         ("pruner.n_startup_trials", -1, "hydra.sweeper.pruner: Number of startup trials cannot be negative"),
     ],
 )
-def test_a_mistake_in_a_search_is_told(node: Node, path: str, value: object, words: str) -> None:
+def test_a_mistake_in_a_search_is_reported(node: Node, path: str, value: object, words: str) -> None:
     wrong = copy.deepcopy(node)
     *parents, key = path.split(".")
     (wrong[parents[0]] if parents else wrong)[key] = value
@@ -103,7 +102,7 @@ def test_a_mistake_in_a_search_is_told(node: Node, path: str, value: object, wor
         ("optimizer.lr=interval(3,1)", "optimizer.lr=interval(3,1) is empty or infinite"),
     ],
 )
-def test_a_mistake_in_a_space_is_told(node: Node, line: str, words: str) -> None:
+def test_a_mistake_in_a_space_is_reported(node: Node, line: str, words: str) -> None:
     (problem,) = found(node, line)
     assert words in problem
 
@@ -117,10 +116,10 @@ def test_a_password_is_refused_and_not_repeated(node: Node) -> None:
     assert problem.startswith("hydra.sweeper.storage=postgresql://me@127.0.0.1:1/searches can't be reached: ")
 
 
-def test_a_missing_optuna_is_told_with_the_command_that_installs_it(
+def test_a_missing_optuna_is_reported_with_the_command_that_installs_it(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)  # as Python notes a module that isn't there
+    monkeypatch.setitem(sys.modules, "optuna", None)  # as Python marks a missing module
     (problem,) = found(node)
     assert problem.startswith("hydra/sweeper=optuna needs Optuna, which is not installed: pip install 'optuna>=")
 

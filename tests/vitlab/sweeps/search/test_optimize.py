@@ -30,7 +30,7 @@ QUICK = ["trainer.max_epochs=2", "logger=csv", "optimizer.lr=tag(log,interval(1e
 
 @pytest.fixture(scope="module")
 def _loud() -> Iterator[None]:
-    """Hydra sets up logging anew for each job: what was there comes back."""
+    """Restore the logging that Hydra sets up for each job."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -162,10 +162,10 @@ def test_a_study_of_other_settings_is_refused_with_what_differs(
 ) -> None:
     other = ["sweep=pruned", "trainer.max_epochs=3", "hydra.sweeper.params={schedule:'choice(constant,warmup_linear)'}"]
     assert searching(*other, status=2) == []
-    told = capsys.readouterr().out
-    assert "study pruned has other settings; name another search with sweep=NAME" in told
-    assert "trainer.max_epochs: 2 -> 3 (trains otherwise)" in told
-    assert "schedule: choice of ['constant', 'reciprocal_sqrt'] -> ['constant', 'warmup_linear']" in told
+    output = capsys.readouterr().out
+    assert "study pruned has other settings; name another search with sweep=NAME" in output
+    assert "trainer.max_epochs: 2 -> 3 (trains otherwise)" in output
+    assert "schedule: choice of ['constant', 'reciprocal_sqrt'] -> ['constant', 'warmup_linear']" in output
 
 
 def test_a_failed_trial_is_retried_as_often_as_asked_and_the_others_continue(
@@ -176,10 +176,10 @@ def test_a_failed_trial_is_retried_as_often_as_asked_and_the_others_continue(
     folders = searching(*arguments, status=1)
     ended = [(t.params["optimizer.lr"], t.state.name) for t in trials("failing")]
     assert set(ended) == {("1e+30", "FAIL"), ("0.01", "COMPLETE")}, "else another seed of the sampler is needed"
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     failures = ended.count(("1e+30", "FAIL"))
-    assert f"failed for good: {failures} of 3 trials" in told
-    assert "failed, and will be retried: NonFiniteError" in told
+    assert f"failed for good: {failures} of 3 trials" in output
+    assert "failed, and will be retried: NonFiniteError" in output
     failed = next(folder for folder in folders if read_results(folder)["status"] == "crashed")
     assert len(ledger.read_attempts(failed)) == 2
     assert searching(*arguments, status=1) == [], "failed trials are not retried by the same command"

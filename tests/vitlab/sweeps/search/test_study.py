@@ -7,7 +7,6 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from vitlab.config import instantiate
 from vitlab.sweeps.search.space import read_space
 from vitlab.sweeps.search.study import build_sampler, open_study, suggest_overrides
 
@@ -31,7 +30,7 @@ def test_a_search_that_is_restarted_suggests_what_one_without_a_restart_does(
     def suggestions(name: str, parts: list[int]) -> list[list[str]]:
         found = []
         for count in parts:  # each as a process of its own would
-            sampler = build_sampler(node, instantiate.build_object)
+            sampler = build_sampler(node)
             with open_study(f"sqlite:///{tmp_path / name}.db", "s", ["max"], sampler=sampler) as study:
                 for _ in range(count):
                     found.append(next_overrides(study))
@@ -46,7 +45,7 @@ def test_a_search_that_is_restarted_suggests_what_one_without_a_restart_does(
 def test_without_a_seed_suggestions_differ_from_search_to_search(tmp_path: Path) -> None:
     found = []
     for name in "ab":
-        sampler = build_sampler({**RANDOM, "seed": None}, instantiate.build_object)
+        sampler = build_sampler({**RANDOM, "seed": None})
         with open_study(f"sqlite:///{tmp_path / name}.db", "s", ["max"], sampler=sampler) as study:
             found.append(next_overrides(study))
     assert found[0] != found[1]
@@ -54,9 +53,9 @@ def test_without_a_seed_suggestions_differ_from_search_to_search(tmp_path: Path)
 
 def test_an_interrupted_trial_keeps_its_parameters_and_gets_the_missing_ones(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    with open_study(url, "s", ["max"], sampler=build_sampler(RANDOM, instantiate.build_object)) as study:
+    with open_study(url, "s", ["max"], sampler=build_sampler(RANDOM)) as study:
         given = study.ask().suggest_float("lr", 1e-4, 1e-1, log=True)
-    with open_study(url, "s", ["max"], sampler=build_sampler(RANDOM, instantiate.build_object)) as study:
+    with open_study(url, "s", ["max"], sampler=build_sampler(RANDOM)) as study:
         (trial,) = study.get_trials(states=[TrialState.RUNNING])
         lines = suggest_overrides(study, trial, SPACE)
         assert lines[0] == f"lr={float(f'{given:.4g}')!r}"
