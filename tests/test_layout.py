@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-TEXTS = [*SOURCES, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((ROOT / "experiments").glob("*")), *sorted(ROOT.glob("**/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [*SOURCES, *PAGES, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((ROOT / "experiments").glob("*"))]
 
 # Tests of what is no module: the configuration files, `make faults`, the README, the wheel, and the layout itself.
 NO_SOURCE = {Path(f"test_{name}.py") for name in ("conf", "faults", "layout", "legacy_runs", "readme", "wheel")}
