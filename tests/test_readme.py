@@ -146,6 +146,8 @@ def stand_in(name: str, argument: str) -> list[str]:
         return []
     if key == "model.weights" and value.startswith(("timm:", "hf:", "FILE", "SOURCE")):
         return ["model.weights=weights.safetensors", "model.heads=2"]
+    if value == "cifar10_vit_b16":
+        return [argument, "model.weights=weights.safetensors", "model.heads=2"]
     if key == "data.name" and "..." not in value and "photos" not in value:
         return ["data.name=photos"]
     if key == "data.source.label_column":  # of the set in the place of the Hub's
@@ -199,7 +201,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
     program = importlib.import_module(name)
     try:
         with imports.gc_paused():  # as the program does
-            preflight.preflight(program.main, arguments)
+            preflight(program.main, arguments)
     except SystemExit:
         problems = re.findall("^  - (.*)$", capsys.readouterr().err, flags=re.M)
         yours = tuple(word for word in arguments if YOURS.fullmatch(word))
@@ -210,7 +212,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
 def test_the_mistakes_in_the_readme_are_reported_as_shown(capsys: pytest.CaptureFixture[str]) -> None:
     line, shown = re.findall(r"^\$ python src/train\.py (.*)\n((?:.+\n)+?)```", README, flags=re.M)[0]
     with pytest.raises(SystemExit):
-        preflight.preflight(train.main, shlex.split(line))
+        preflight(train.main, shlex.split(line))
     assert re.fullmatch(re.escape(shown).replace(r"\.\.\.", ".*"), capsys.readouterr().err)
 
 
@@ -229,8 +231,10 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", (DOCS / "python.md").read_text(),
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_code_of_the_page_on_python_runs(number: int, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(reader)
+def test_the_code_of_the_page_on_python_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=64, depth=1, heads=1, num_classes=10)
+    save_file(weights.state_dict(), "weights.safetensors")
     exec(compile(BLOCKS[number], f"block {number} of docs/python.md", "exec"), {})
 
 
