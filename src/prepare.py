@@ -5,7 +5,7 @@
     python src/prepare.py verify data_dir=imagenet-256        compares every checksum
     python src/prepare.py index data_dir=tars                 has data=shards read a WebDataset from elsewhere
 
-Killed at any time, the same command resumes and writes the same bytes (experiments/data.md).
+Killed at any time, the same command resumes and writes the same bytes (docs/large_data.md).
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The parity matrix: networks of other libraries with random weights, written down, loaded as ours, and compared.
 
-    python tests/parity.py                prints the table of experiments/weights.md
+    python tests/parity.py                prints the table of docs/weights.md
     python tests/parity.py memory pth     loads a ViT-H/14, or from safetensors, and prints by how much the process grew
 
 Each row names a library's class, its options, and how the weights reach us. Nothing is downloaded.

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
-TEXTS = [*SOURCES, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((ROOT / "experiments").glob("*"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = [*SOURCES, *PAGES, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((ROOT / "experiments").glob("*"))]
 
 # Tests of what is no module: the configuration files, `make faults`, the README, the wheel, and the layout itself.
 NO_SOURCE = {Path(f"test_{name}.py") for name in ("conf", "faults", "layout", "legacy_runs", "readme", "wheel")}
@@ -41,7 +42,11 @@ def test_no_other_file_names_a_data_set() -> None:
     name = re.compile(rf"(.*\.)?({'|'.join(sets)})|.*data\.sets\.\w.*")
     found = []
     for file in folder.rglob("*.py"):
-        if file.is_relative_to(folder / "data" / "sets") or file.is_relative_to(folder / "benchmark") or file.stem == "renamed":
+        if (
+            file.is_relative_to(folder / "data" / "sets")
+            or file.is_relative_to(folder / "benchmark")
+            or file.stem == "renamed"
+        ):
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""

@@ -9,7 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from vitlab.benchmark import machine
-from vitlab.cli import arguments, command
+from vitlab.cli import arguments
+from vitlab.cli import checks as cli_checks
+from vitlab.cli.program import Program
 from vitlab.config.schema import Node, resolve, suggest
 from vitlab.jobs import compose
 
@@ -60,7 +62,7 @@ def train_config(lines: Sequence[str], run_dir: str = compose.UNSET_RUN_DIR) -> 
             raise ValueError(f"train.py refuses {str(error).splitlines()[0]}") from error
         keys = [o.key_or_group.partition(".")[0] for o, is_group in overrides if not is_group]
         found = [f"{key}: there is no such setting{suggest(key, known)}" for key in keys if key not in known]
-        found = found or command.check(lambda **settings: settings, config)
+        found = found or cli_checks.problems(Program("train", lambda **settings: settings), config)
     if found or isinstance(config, str):
         raise ValueError("\n".join(f"train.py refuses {problem.splitlines()[0]}" for problem in found))
     return config

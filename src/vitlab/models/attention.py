@@ -2,7 +2,7 @@
 
 The last computes a few images at a time, so that their attention weights stay in the processor's cache, where
 torch's own kernel takes longer for few tokens. Only queries, keys and values are saved for backward, which computes
-the weights again. Measured in experiments/benchmark.md.
+the weights again. Measured in docs/benchmark.md.
 
 Shapes in the comments are those of `vit.py`: B images, h heads, M query tokens of N, d channels of a head.
 """

@@ -1,7 +1,7 @@
 """`compile=true`: torch.compile, block by block where a network has our blocks, so that one is compiled for all.
 
 The first step comes in a fraction of the time that the whole takes, whatever the depth. Measured in
-experiments/benchmark.md.
+docs/benchmark.md.
 """
 
 import torch

@@ -35,20 +35,9 @@ def atomic_path(file: Path, *, suffix: str | None = None) -> Iterator[Path]:
 
 
 def atomic_write(file: Path, content: str | bytes) -> None:
-<<<<<<< HEAD
     """Write a file's complete content atomically."""
     with atomic_path(file) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-=======
-    """Write a file so that a reader, or a kill, sees the old content or the new one, never a part of it."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        fsync(temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
->>>>>>> qdata
 
 
 def file_sha256(file: Path) -> str:

@@ -115,27 +115,15 @@ class StatusPoller:
         if folder not in self.max_epochs:
             with suppress(OSError, AssertionError, yaml.YAMLError):
                 epochs = (read_config(folder).get("trainer") or {}).get("max_epochs")
-<<<<<<< HEAD
-                self.epochs[folder] = epochs if isinstance(epochs, int) else 0
-        epoch, score = 0, None  # the epoch counts from 1
-=======
                 self.max_epochs[folder] = epochs if isinstance(epochs, int) else 0
-        epoch, score = -1, None
->>>>>>> qsweeps
+        epoch, score = 0, None  # epochs count from 1
         for row in read_last_rows(folder / "metrics.csv"):
             with suppress(ValueError, TypeError):
                 epoch = int(float(row["epoch"]))
             score = finite_score(row.get(objective)) or score
-<<<<<<< HEAD
-        every = self.epochs.get(folder, 0)
-        if epoch < 1:
-            return f"0/{every}" if every > 0 else "", 0.0, score
-        return (f"{epoch}/{every}", min(1.0, (epoch - 1) / every), score) if every > 0 else (f"{epoch}", 0.0, score)
-=======
         if (epochs := self.max_epochs.get(folder, 0)) <= 0:
-            return 0.0, f"{epoch + 1}" if epoch >= 0 else "", score
-        return min(1.0, max(0, epoch) / epochs), f"{epoch + 1}/{epochs}", score
->>>>>>> qsweeps
+            return 0.0, f"{epoch}" if epoch else "", score
+        return min(1.0, max(0, epoch - 1) / epochs), f"{epoch}/{epochs}", score
 
     def seconds_left(self, jobs: list[JobProgress], total: int) -> float | None:
         """Estimate the remaining time at the speed since the first poll; None before that can be measured."""

@@ -2,10 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, cast
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from annotated_types import Gt, Le
@@ -40,20 +38,13 @@ class Classifier(LightningModule):
     `layer_decay`: the rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0, blocks
     1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers as in timm).
     `head_lr_factor`: the head's rate, in units of `lr`.
-<<<<<<< HEAD
     `freeze`: `all-but-head`, or shell patterns for names of parameters or of modules with all their parameters
     (`patch_embed`, `blocks.[0-5]`, `*.norm?.bias`), in order; one that begins with `!` unfreezes what it matches
     (`["*", "!blocks.11", "!head"]`). Frozen parts compute as in evaluation: no dropout, no stochastic depth, constant
     BatchNorm statistics (`vitlab.models.freezing.set_frozen_to_eval`).
-=======
-    `freeze`: what stays as it is: `all-but-head`, or patterns as of a shell, each for names of parameters or of modules
-    with all that is in them (`patch_embed`, `blocks.[0-5]`, `*.norm?.bias`), in order; one that begins with `!` takes
-    back what it matches (`["*", "!blocks.11", "!head"]`). Frozen parts compute as in evaluation: no dropout, no
-    stochastic depth, and BatchNorm's statistics stay (`vitlab.models.freezing.set_frozen_to_eval`).
 
     `metrics`: further scores of torchmetrics' kind by name, updated with logits [B, classes] and targets [B] and logged
     as `val/NAME` and `test/NAME`. Each computes one number.
->>>>>>> owncode
     """
 
     @check_bounds
@@ -87,12 +78,8 @@ class Classifier(LightningModule):
         # the optimizer undoes); may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
         self.train_loss = FiniteMean()
-<<<<<<< HEAD
-        self.scores = nn.ModuleDict({f"{s}_scores": self.build_scores(s) for s in ("train", "val", "test")})
-=======
         own = {name: metric for name, metric in (metrics or {}).items() if metric is not None}
-        self.scores = nn.ModuleDict({f"{s}_scores": self.make_scores(s, own) for s in ("train", "val", "test")})
->>>>>>> owncode
+        self.scores = nn.ModuleDict({f"{s}_scores": self.build_scores(s, own) for s in ("train", "val", "test")})
         self.train()
 
     def train(self, mode: bool = True) -> "Classifier":
@@ -102,11 +89,7 @@ class Classifier(LightningModule):
             freezing.set_frozen_to_eval(self.network)
         return self
 
-<<<<<<< HEAD
-    def build_scores(self, split: str) -> MetricCollection:
-=======
-    def make_scores(self, split: str, own: Mapping[str, Metric]) -> MetricCollection:
->>>>>>> owncode
+    def build_scores(self, split: str, own: Mapping[str, Metric]) -> MetricCollection:
         """Sums over the images of all ranks: exact, since no image is seen twice (`vitlab.data.sampler`)."""
         metrics: dict[str, Any] = {
             "acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
@@ -162,17 +145,11 @@ class Classifier(LightningModule):
                 metric.update((logits.argmax(dim=1) == batch.targets).float())
             elif name == "count":
                 metric.update(torch.ones_like(batch.targets, dtype=torch.float))
-<<<<<<< HEAD
+            else:
+                metric.update(logits, batch.targets)
             in_bar = split == "val" and name in ("acc", "loss")
             # to `callback_metrics` and the progress bar; the Monitor logs it to the loggers, at the right step
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=in_bar, logger=False)
-=======
-            else:
-                metric.update(logits, batch.targets)
-            shown = split == "val" and name in ("acc", "loss")
-            # to `callback_metrics` and the progress bar; the Monitor sends it on, at the right step
-            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=shown, logger=False)
->>>>>>> owncode
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vitlab"] = self.identity

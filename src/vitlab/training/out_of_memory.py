@@ -22,16 +22,6 @@ from vitlab.data.dataset import TrainBatch
 from vitlab.data.decode import HOST_OUT_OF_MEMORY, is_out_of_memory
 from vitlab.training.classifier import Classifier
 
-<<<<<<< HEAD
-# Messages of libraries without an exception of their own for it.
-HOST_WORDS = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "std::bad_alloc")
-DEVICE_WORDS = (
-    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
-    *("HIP out of memory", "MPS backend out of memory"),
-)
-
-=======
->>>>>>> qdata
 log = logging.getLogger(__name__)
 
 
@@ -39,16 +29,6 @@ class OutOfMemory(RuntimeError):
     """Memory is used up; the message names what would fit."""
 
 
-<<<<<<< HEAD
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory, of a device or the machine, is used up."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in HOST_WORDS + DEVICE_WORDS)
-
-
-=======
->>>>>>> qdata
 @contextmanager
 def explain_out_of_memory(
     trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int
@@ -100,14 +80,8 @@ def explain_training(trainer: Trainer, module: Classifier, datamodule: DataModul
 
 
 def is_device_memory(error: BaseException) -> bool:
-<<<<<<< HEAD
     """Whether an out-of-memory error is about an accelerator's memory."""
-    return not isinstance(error, MemoryError) and not any(words in str(error) for words in HOST_WORDS)
-=======
-    """Whether an error that says memory is used up means an accelerator's."""
-    host = isinstance(error, MemoryError) or any(words in str(error) for words in HOST_OUT_OF_MEMORY)
-    return not host
->>>>>>> qdata
+    return not isinstance(error, MemoryError) and not any(words in str(error) for words in HOST_OUT_OF_MEMORY)
 
 
 def release_memory(error: BaseException | None) -> None:

@@ -12,9 +12,9 @@ import pytest
 from vitlab.cli.data_checks import train_samples
 from vitlab.config.schema import Node
 from vitlab.config.view import ConfigView
-from vitlab.data.packing import manifest
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
+from vitlab.data.packing import manifest
 from vitlab.data.sets.shards import shards
 
 Found = Callable[..., list[str]]

@@ -1,4 +1,4 @@
-"""Every row of the table of bad inputs in `experiments/faults.md`, on real files, and what `skip` leaves out."""
+"""Every row of the table of bad inputs in `docs/images.md`, on real files, and what `skip` leaves out."""
 
 import io
 import logging
@@ -190,7 +190,7 @@ def used(data: DataModule) -> dict[str, list[str]]:
 
 def table() -> dict[str, list[str]]:
     """Input -> what the table says becomes of it: default, skip, found."""
-    section = (ROOT / "experiments" / "faults.md").read_text().split("## Bad images and labels")[1].split("\n## ")[0]
+    section = (ROOT / "docs" / "images.md").read_text().split("## Bad images and labels")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
     return {row[0]: row[1:] for row in rows[2:]}
 

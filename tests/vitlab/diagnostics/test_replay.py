@@ -15,7 +15,7 @@ from conftest import Configure
 from vitlab.diagnostics import replay
 from vitlab.diagnostics.replay import NotReproducedError, ReplayResult
 from vitlab.runs.folder import write_config
-from vitlab.training import build, nonfinite
+from vitlab.training import build
 from vitlab.training.nonfinite import NonFiniteError
 
 Capture = Callable[..., Path]

@@ -33,24 +33,10 @@ def test_before_anything_is_written_there_is_nothing_to_see(tmp_path: Path) -> N
 
 
 def test_a_sweep_is_followed_from_its_start_to_its_end(sweep: Path) -> None:
-<<<<<<< HEAD
-    lookout = StatusPoller(sweep)
-    assert [place.status for place in looked(lookout).places] == ["waiting"] * 3
-    folder = leave(sweep, 0, "running")
-    log(folder, "10,1,2.5", "20,2,", "20,2,1.5", "30,3")
-    (place, *_) = looked(lookout).places
-    assert (place.status, place.epochs, place.done, place.score) == ("running", "2/8", 1 / 8, 1.5)
-    assert place.name == "lr=0"
-    leave(sweep, 0, "finished", **{"val/loss": 1.0, "seconds": 9.0})
-    leave(sweep, 1, "crashed", error="ValueError: x")
-    leave(sweep, 2, "pruned", **{"val/loss": 0.5})
-    found = looked(lookout)
-    assert (found.ended, found.count("crashed"), found.total) == (2, 1, 3)
-=======
     poller = StatusPoller(sweep)
     assert [job.status for job in poll(poller).jobs] == ["waiting"] * 3
     folder = write_job(sweep, 0, "running")
-    log(folder, "10,0,2.5", "20,1,", "20,1,1.5", "30,2")
+    log(folder, "10,1,2.5", "20,2,", "20,2,1.5", "30,3")
     (job, *_) = poll(poller).jobs
     assert (job.status, job.epochs, job.done, job.score) == ("running", "2/8", 1 / 8, 1.5)
     assert job.name == "lr=0"
@@ -59,7 +45,6 @@ def test_a_sweep_is_followed_from_its_start_to_its_end(sweep: Path) -> None:
     write_job(sweep, 2, "pruned", **{"val/loss": 0.5})
     found = poll(poller)
     assert (found.done, found.count("crashed"), found.total) == (2, 1, 3)
->>>>>>> qsweeps
     assert found.best is not None
     assert found.best.name == "lr=0", "a pruned one is not the best"
     (sweep / "job0" / RESULTS).unlink()
@@ -79,17 +64,10 @@ def test_a_job_that_was_killed_is_not_running(sweep: Path) -> None:
 def test_the_time_left_follows_what_was_done_since_the_first_look(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("vitlab.sweeps.status.time.time", lambda: now[0])
-<<<<<<< HEAD
-    leave(sweep, 0, "finished", **{"val/loss": 1.0})
-    lookout = StatusPoller(sweep, planned=5)
-    assert looked(lookout).left is None, "nothing was measured yet"
-    log(leave(sweep, 1, "running"), "9,5,1.0")
-=======
     write_job(sweep, 0, "finished", **{"val/loss": 1.0})
     poller = StatusPoller(sweep, planned=5)
     assert poll(poller).left is None, "nothing was measured yet"
-    log(write_job(sweep, 1, "running"), "9,4,1.0")
->>>>>>> qsweeps
+    log(write_job(sweep, 1, "running"), "9,5,1.0")
     now[0] += 60
     assert poll(poller).left == pytest.approx(60 * 3.5 / 0.5), "half a job a minute, 3.5 are left"
     write_job(sweep, 1, "crashed")

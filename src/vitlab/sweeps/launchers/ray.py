@@ -26,15 +26,9 @@ def launch_on_ray(
     """
     import ray
 
-<<<<<<< HEAD
-    there = ray.is_initialized()
-    if not there:
-        variables = {name: os.environ.get(name, "") for name in ("PYTHONPATH", allowlist.VARIABLE)}
-=======
     initialized = ray.is_initialized()
     if not initialized:
-        variables = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
->>>>>>> qsweeps
+        variables = {name: os.environ.get(name, "") for name in ("PYTHONPATH", allowlist.VARIABLE)}
         ray.init(address=address, runtime_env={"env_vars": variables}, logging_level=logging.WARNING)
     try:
         if gpus is None:

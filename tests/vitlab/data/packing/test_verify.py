@@ -78,9 +78,7 @@ def test_a_split_s_word_within_another_word_doesn_t_count(foreign: Path, caplog:
 def test_a_file_of_two_splits_is_refused_until_it_is_in_a_folder(foreign: Path) -> None:
     images = tarred(foreign, "imagenet-train-0.tar")
     tar(both := foreign / "train_of-test.tar", images)
-    with pytest.raises(
-        NotShardedData, match=f"{both.name} has the words of two splits, train and test; re"
-    ):
+    with pytest.raises(NotShardedData, match=f"{both.name} has the words of two splits, train and test; re"):
         index(foreign)
     for split in ("train", "test"):
         tar(foreign / split / "0.tar", images)
