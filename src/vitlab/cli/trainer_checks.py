@@ -65,7 +65,8 @@ def device_problems(view: ConfigView) -> Iterator[str]:
                 "or leave that to -m hydra/launcher=slurm or ray"
             )
         elif view("max_restarts", int) and not by_others:
-            yield f"max_restarts={view('max_restarts', int)} starts one machine's processes again, not {nodes}; use max_restarts=0"
+            remedy = f"starts one machine's processes again, not {nodes}; use max_restarts=0"
+            yield f"max_restarts={view('max_restarts', int)} {remedy}"
 
 
 def gpu_problems(view: ConfigView) -> Iterator[str]:

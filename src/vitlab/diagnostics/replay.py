@@ -1,4 +1,4 @@
-"""A captured step (`vitlab.training.nonfinite`) made again: with its batch, weights, random state and precision, and watched."""
+"""Replay a captured step: forward and backward again, and the first module whose output is not finite."""
 
 import logging
 from dataclasses import dataclass, field
