@@ -4,4 +4,4 @@ from vitlab.diagnostics.timing import Measurement
 
 
 def measured(name: str, *seconds: float, peer: bool = True, items: float = 1.0, **figures: float) -> Measurement:
-    return Measurement(name=name, seconds=seconds, calls=1, items=items, peer=peer, figures=figures)
+    return Measurement(name=name, seconds=seconds, items=items, peer=peer, figures=figures)

@@ -97,7 +97,7 @@ class RayLauncher(JobsLauncher):
     """
 
     def __init__(self, *, address: str | None = None, cpus_per_device: float = 1.0, gpus: bool | None = None) -> None:
-        self.settings = {"address": address, "cpus_per_device": cpus_per_device, "gpus": gpus}
+        self.settings: dict[str, Any] = {"address": address, "cpus_per_device": cpus_per_device, "gpus": gpus}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from vitlab.sweeps.launchers import ray

@@ -172,7 +172,7 @@ def metric_problems(view: ConfigView) -> Iterator[str]:
     for name, node in nodes.items():
         path, score = f"classifier.metrics.{name}", f"val/{name}"
         try:
-            metric = build_metrics({name: node}, data_checks.facts_of(view).num_classes or 1000)[name]
+            metric: Any = build_metrics({name: node}, data_checks.facts_of(view).num_classes or 1000)[name]
         except InstantiationException as error:
             yield f"{path} can't be built: {error.__cause__ or error}"
             continue

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitlab.cli.data_checks import facts_of
 from vitlab.config import definitions, signatures
@@ -135,7 +135,7 @@ def outline(node: Node) -> "nn.Module | None":
 
     target, arguments = node.get("_target_"), arguments_of(node)
     if target == TIMM:
-        arguments: dict[str, Any] = {"in_channels": 3, "num_classes": 10, **arguments, "pretrained": False}
+        arguments = {"in_channels": 3, "num_classes": 10, **arguments, "pretrained": False}
     elif target != VIT:
         return None
     with torch.device("meta"):

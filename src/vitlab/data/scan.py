@@ -182,7 +182,7 @@ def without_files(source: Source, bad: list[BadFile], max_skipped: float, record
                 f"the files, or leave the class out of data.source.classes{lines}"
             )
     log.warning("left out %d of %d images that can't be used%s:%s", len(bad), total, where, lines)
-    return replace(source, **parts)
+    return replace(source, train=parts["train"], val=parts.get("val"), test=parts["test"])
 
 
 def warn_of_duplicates(

@@ -244,8 +244,8 @@ def streamed_tables(
                     groups.append(Group(file, number, start, rows, size))
                     start += rows
         labels = pa.chunked_array([chunk for _, column in contents for chunk in column.chunks], contents[0][1].type)
-        stored = {"files": files[split], "groups": tuple(groups)}
-        tables[split] = Table(f"{found.short}/{split}", labels, columns[label], image, **stored)
+        name = f"{found.short}/{split}"
+        tables[split] = Table(name, labels, columns[label], image, files=files[split], groups=tuple(groups))
     return tables
 
 

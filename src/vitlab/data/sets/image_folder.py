@@ -112,8 +112,8 @@ def list_images(
 def class_names(folder: Path, classes: list[str] | None, expected: list[str] | None) -> list[str]:
     existing = class_folders(folder)
     if not existing:
-        expected = f"{folder}/CLASS/IMAGE with one of {' '.join(IMAGE_SUFFIXES)}"
-        raise FileNotFoundError(f"data_dir: {folder} holds no class folders; expected {expected}")
+        layout = f"{folder}/CLASS/IMAGE with one of {' '.join(IMAGE_SUFFIXES)}"
+        raise FileNotFoundError(f"data_dir: {folder} holds no class folders; expected {layout}")
     names = list(expected or classes or existing)
     if expected and not classes and (extra := sorted(set(existing) - set(expected))):
         raise ValueError(f"data_dir: {folder} holds the class {extra[0]!r}, which train doesn't have")

@@ -46,18 +46,18 @@ class ShardRows(Rows):
         self, place: str, storage: "Storage", shards: Sequence[tuple[str, int]], index: Any, chosen: "Tensor"
     ) -> None:
         super().__init__(place, chosen)
-        self.storage, self.shards, self.index = storage, shards, index
+        self.storage, self.shards, self.entries = storage, shards, index
         # no reference to `self`, so that the files are closed with it
         self._open = lru_cache(OPEN_FILES)(lambda shard: OpenShard(storage.open(*shards[shard])))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load_rows, (self.place, self.storage, self.shards, str(self.index.filename), self.chosen)
+        return load_rows, (self.place, self.storage, self.shards, str(self.entries.filename), self.chosen)
 
     @property
     def blocks(self) -> "Tensor":
         import torch
 
-        return torch.from_numpy(self.index["shard"].astype("int64"))[self.chosen]
+        return torch.from_numpy(self.entries["shard"].astype("int64"))[self.chosen]
 
     @property
     def split_by_block(self) -> bool:
@@ -65,7 +65,7 @@ class ShardRows(Rows):
         return len(self.shards) >= BLOCK_SPLIT_SHARDS
 
     def read(self, row: int) -> bytes:
-        entry = self.index[row]
+        entry = self.entries[row]
         shard, size = int(entry["shard"]), int(entry["size"])
         data = os.pread(self._open(shard).descriptor, size, int(entry["offset"]))
         if len(data) != size:
@@ -76,7 +76,7 @@ class ShardRows(Rows):
 
     def content(self) -> bytes:
         """Every image's length and checksum."""
-        return bytes(self.index["size"].tobytes() + self.index["crc"].tobytes())
+        return bytes(self.entries["size"].tobytes() + self.entries["crc"].tobytes())
 
 
 def load_rows(

@@ -109,7 +109,8 @@ def draw_axes(x: Axis | None, y: Axis, x_name: str, y_name: str, *, percent: boo
     for tick in y.ticks:
         number = f"{100 * tick:.4g} %" if percent else format_short(tick)
         parts += [rule("grid", LEFT, RIGHT, y(tick), y(tick)), text(LEFT - 6, y(tick) + 4, number, anchor="end")]
-    parts += [text(x(tick), BOTTOM + 15, format_short(tick)) for tick in (x.ticks if x else [])]
+    if x is not None:
+        parts += [text(x(tick), BOTTOM + 15, format_short(tick)) for tick in x.ticks]
     return "".join([*parts, text(RIGHT, HEIGHT - 4, x_name, anchor="end")])
 
 

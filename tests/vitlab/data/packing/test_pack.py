@@ -23,7 +23,7 @@ from vitlab.data.sets.shards import shards
 from vitlab.data.source import Source
 from vitlab.storage.remote import Storage
 
-Packed = Any
+Packed = Callable[..., Path]
 
 
 class Killed(BaseException):
@@ -153,7 +153,6 @@ def test_shards_are_a_data_set_to_be_packed_otherwise(packed: Packed, tmp_path: 
         assert one == two
 
 
-Packed = Any
 SKIP: Any = {"on_error": "skip", "max_skipped": 0.9}
 
 

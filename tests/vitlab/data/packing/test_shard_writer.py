@@ -91,9 +91,6 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         read_tar(file, "0.tar")
 
 
-Packed = Any
-
-
 @pytest.fixture
 def images(drawn: Path, tmp_path: Path) -> Path:
     """Pictures that may be changed, with the times of the others."""

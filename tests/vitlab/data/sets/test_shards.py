@@ -135,7 +135,7 @@ def test_a_damaged_shard_is_named_with_the_image_when_it_is_read(packed: Packed,
     copy = Path(shutil.copytree(packed(), tmp_path / "copy"))
     source = shards(data_dir=str(copy))
     assert source.train.files is not None
-    entry = source.train.files.index[3]  # type: ignore[attr-defined]
+    entry = source.train.files.entries[3]  # type: ignore[attr-defined]
     with (copy / "train" / "000000.tar").open("r+b") as file:
         file.seek(int(entry["offset"]) + 20)
         file.write(b"\xa5\x5a")
