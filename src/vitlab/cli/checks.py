@@ -7,6 +7,7 @@ which constructors check as well.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import InstantiationException
 
