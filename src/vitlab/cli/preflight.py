@@ -159,8 +159,9 @@ def search_problems(request: Request) -> list[str]:
     except (HydraException, OmegaConfBaseException, ValueError):
         return []  # already reported
     config, loader = resolve_config(cfg, UNSET_RUN_DIR), GlobalHydra.instance().config_loader()
-    searches = isinstance(sweeper, dict) and sweeper.get("_target_") in SWEEPERS
-    if not searches or isinstance(config, str) or not is_multirun(request, cfg):
+    if not isinstance(sweeper, dict) or sweeper.get("_target_") not in SWEEPERS:
+        return []
+    if isinstance(config, str) or not is_multirun(request, cfg):
         return []
     if allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return []  # already reported
@@ -232,8 +233,8 @@ def plan_sweep(request: Request, cfg: DictConfig, config: Node) -> Plan:
         why = "a sweep finds its jobs again by the names of their folders"
         return Plan([], [f"hydra.sweep.subdir can't be set: {why}"])
     name, folder = sweep_name(request, cfg, config)
-    problem = ledger.cancelled_problem(folder)
-    return Plan([f"sweep={name}"] if config["sweep"] is None else [], [problem] if problem else [])
+    cancelled = ledger.cancelled_problem(folder)
+    return Plan([f"sweep={name}"] if config["sweep"] is None else [], [cancelled] if cancelled else [])
 
 
 def sweep_name(request: Request, cfg: DictConfig, config: Node) -> tuple[str, Path]:

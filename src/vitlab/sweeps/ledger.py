@@ -199,7 +199,7 @@ def ledger_entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple
     return name, {"folder": folder, "settings": settings}
 
 
-def job_entry(hydra_cfg: DictConfig, config: Node | str) -> tuple[str, Node]:
+def job_entry(hydra_cfg: Any, config: Node | str) -> tuple[str, Node]:
     """Return the same for the job that Hydra composes; `hydra_cfg` is its node `hydra`."""
     return ledger_entry(Path(hydra_cfg.sweep.dir), config, list(hydra_cfg.overrides.task))
 

@@ -5,8 +5,7 @@ import copy
 from hydra.core.config_store import ConfigStore
 
 from conftest import Configure
-from vitlab.cli import register
-from vitlab.config import signatures
+from vitlab.config import paths, signatures
 
 
 def test_what_no_file_says_is_the_signature_s_default(configure: Configure) -> None:
@@ -21,7 +20,7 @@ def test_what_no_file_says_is_the_signature_s_default(configure: Configure) -> N
 def test_every_experiment_is_an_option_for_the_whole_configuration(configure: Configure) -> None:
     store = ConfigStore.instance()
     named = {name.removesuffix(".yaml") for name in store.list("experiment")}
-    assert named == {file.stem for file in register.EXPERIMENTS.glob("*.yaml")}
+    assert named == {file.stem for file in paths.EXPERIMENTS.glob("*.yaml")}
     assert configure("experiment=digits")["name"].startswith("digits")
 
 

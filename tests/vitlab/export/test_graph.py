@@ -1,8 +1,6 @@
 """Graphs run without vitlab's code, on any number of images, and give the network's outputs."""
 
 import json
-import logging
-import warnings
 from typing import Any
 
 import onnx
@@ -58,22 +56,3 @@ def test_softmax_is_folded_in_where_one_class_is_right(exportable: Exportable) -
     logits = graph.graph_module(trained, False)(graph.example_input(trained, False))
     torch.testing.assert_close(logits.softmax(dim=1), probabilities)
     assert (graph.output_name(True), graph.output_name(False)) == ("probabilities", "logits")
-
-
-def test_warnings_and_messages_wait_outside(caplog: pytest.LogCaptureFixture) -> None:
-    talker = logging.getLogger("a.library")
-    talker.setLevel(logging.INFO)
-    with graph.quiet("a.library"):
-        warnings.warn("would be an error in these tests", stacklevel=1)
-        talker.info("loaded")
-        talker.error("broken")
-    assert [record.message for record in caplog.records] == ["broken"]
-    assert talker.level == logging.INFO
-    with pytest.warns(UserWarning, match="told"):
-        warnings.warn("told", stacklevel=1)
-
-
-def test_an_error_comes_through_and_levels_are_set_back() -> None:
-    with pytest.raises(ValueError, match="broken"), graph.quiet("another.library"):
-        raise ValueError("broken")
-    assert logging.getLogger("another.library").level == logging.NOTSET

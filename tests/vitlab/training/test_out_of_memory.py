@@ -14,6 +14,7 @@ import torch
 from lightning import Trainer
 
 from conftest import SRC, Configure
+from vitlab.data.decode import is_out_of_memory
 from vitlab.training import build, out_of_memory
 from vitlab.training.classifier import Classifier
 
@@ -45,7 +46,7 @@ CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't 
     ],
 )
 def test_an_allocator_s_refusal_is_recognised(error: BaseException, of_device: bool) -> None:
-    assert out_of_memory.is_out_of_memory(error)
+    assert is_out_of_memory(error)
     assert out_of_memory.is_device_memory(error) == of_device
 
 
@@ -54,7 +55,7 @@ def test_an_allocator_s_refusal_is_recognised(error: BaseException, of_device: b
     [RuntimeError("CUDA error: device-side assert triggered"), ValueError(CPU), KeyboardInterrupt(), OSError(CUDA)],
 )
 def test_another_error_is_not(error: BaseException) -> None:
-    assert not out_of_memory.is_out_of_memory(error)
+    assert not is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(

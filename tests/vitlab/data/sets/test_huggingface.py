@@ -392,7 +392,7 @@ def test_the_data_of_a_checkpoint_is_distinguished_from_other_data(load: Load, p
             seed=0,
         )
         data.setup()
-        return {"config": {}, "data": fingerprint.fingerprint(data)}
+        return {"config": {}, "data": data.fingerprint()}
 
     shutil.copytree(parquet, other := tmp_path / "digits")
     for streaming in (False, True):
