@@ -150,7 +150,7 @@ def test_a_probe_of_the_training_split_or_of_nonsense_is_refused(
     twins: list[Path], evaluated: Evaluate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for overrides, reported in (
-        (["split=train"], "split=train: a probe is fitted to the training images, and is measured on others"),
+        (["split=train"], "split=train: a probe is fitted to the training images; use val or test"),
         (["probe.k=0"], "probe.k=0 must be at least 1"),
         (["probe.neighbours=3"], "probe.neighbours=3: there is no such setting"),
         (

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from vitlab.cli.data_checks import train_samples
+from vitlab.config.definitions import is_kind_of
 from vitlab.config.schema import child_nodes, suggest
 from vitlab.config.view import ConfigView
 from vitlab.distributed import environment
@@ -21,6 +22,9 @@ STRATEGIES = (
     *("deepspeed_stage_3_offload", "deepspeed_stage_3_offload_nvme"),
 )
 AT_LEAST_1 = ("accumulate_grad_batches", "num_nodes", "log_every_n_steps", "check_val_every_n_epoch")
+
+
+SHARDED = ("lightning.pytorch.strategies.ModelParallelStrategy",)  # its subclasses shard weights
 
 
 def trainer_problems(view: ConfigView) -> Iterator[str]:
@@ -44,7 +48,7 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
         yield "trainer.use_distributed_sampler=true would share out twice what vitlab's samplers share out; use false"
     callbacks = child_nodes(view("callbacks", dict) or {})
     averaging = [key for key, node in callbacks.items() if "WeightAveraging" in str(node["_target_"])]
-    if averaging and "ModelParallel" in (view("trainer.strategy._target_", str) or ""):
+    if averaging and is_kind_of(view("trainer.strategy._target_", str) or "", SHARDED):
         remedy = "use trainer=ddp, or leave the averaging out: callbacks=default"
         yield f"callbacks.{averaging[0]} can't average weights that trainer=fsdp shards over devices; {remedy}"
 

@@ -111,15 +111,14 @@ def call_problems(
         where = f"{path}.{key}" if path else key
         if key in RESERVED:
             continue
-        if key not in named:
-            if not open_ended:
-                found.append(f"{where}={format_value(value)}{unknown_setting(where, key, named)}")
+        if key not in named and not open_ended:
+            found.append(f"{where}={format_value(value)}{unknown_setting(where, key, named)}")
         elif value == "???":
             found.append(f"{where} is not set, and has no default: add {where}=VALUE")
         elif nodes := child_nodes(value):
             for name, inner in nodes.items():
                 found += node_problems(f"{where}.{name}" if name else where, inner, supplied)
-        elif problem := value_problem(value, named[key].annotation):
+        elif key in named and (problem := value_problem(value, named[key].annotation)):
             found.append(f"{where}={format_value(value)} {problem}")
     given = {*arguments, *(supplied or {}).get(path, ())}
     for name, parameter in named.items():

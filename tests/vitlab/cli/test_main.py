@@ -22,7 +22,7 @@ def vitlab_prints(*arguments: str, status: int = 0) -> str:
 def test_it_lists_every_program_without_importing_torch(arguments: list[str]) -> None:
     listed = [line.split(maxsplit=1) for line in vitlab_prints(*arguments).splitlines() if line.startswith("  ")]
     assert {program.stem for program in SRC.glob("*.py")} <= {words[0] for words in listed}
-    assert ["train", "Trains a Vision Transformer, keeps its best checkpoint, and tests that once."] in listed
+    assert ["train", "Train a Vision Transformer, keep its best checkpoint, and test that once."] in listed
 
 
 def test_its_version_is_vitlabs() -> None:

@@ -171,15 +171,15 @@ def test_mistakes_in_a_users_own_file_are_told(refused: Preflight, preflight: Pr
     folder = tmp_path / "mine" / "model"
     folder.mkdir(parents=True)
     head = "defaults:\n  - vit\n  - size: tiny\n  - patch: p2\n  - _self_\n"
-    (folder / "wrong.yaml").write_text(head + "registes: 4\nposition: sincos\n")
-    (folder / "right.yaml").write_text(head + "registers: 4\n")
+    (folder / "wrong.yaml").write_text(head + "num_registes: 4\npos_embed: sincos\n")
+    (folder / "right.yaml").write_text(head + "num_registers: 4\n")
     option = f"--config-dir={tmp_path / 'mine'}"
     assert sorted(refused(option, "model=wrong", "optimizer.lrr=3")) == [
-        "model.position=sincos is not one of 'learned', 'sincos2d', 'none'; did you mean 'sincos2d'?",
-        "model.registes=4: there is no such setting; did you mean 'registers' or 'position_on_registers'?",
+        "model.pos_embed=sincos is not one of 'learned', 'sincos2d', 'none'; did you mean 'sincos2d'?",
+        "model.num_registes=4: there is no such setting; did you mean 'num_registers' or 'pos_embed_on_registers'?",
         "optimizer.lrr=3: there is no such setting; did you mean 'lr'?",
     ]
-    assert preflight(option, "model=right", "model.registers=2") == [option, "model=right", "model.registers=2"]
+    assert preflight(option, "model=right", "model.num_registers=2") == [option, "model=right", "model.num_registers=2"]
     search = f"hydra.searchpath=[file://{tmp_path / 'mine'}]"
     assert preflight(search, "model=right") == [search, "model=right"]
     assert preflight("-m", search, "model=right,vit_mini")[2:] == [search, "model=right,vit_mini"]
@@ -212,8 +212,8 @@ def test_the_other_command_is_checked_too(tmp_path: Path, capsys: pytest.Capture
     assert stopped.value.code == 2
     assert capsys.readouterr().err == (
         "evaluate: 3 problems in the configuration; nothing was started.\n"
-        "  - run is not set, and has no default: add run=VALUE\n"
         "  - split=tset is not one of 'train', 'val', 'test'; did you mean 'test'?\n"
+        "  - neither run nor model.weights is set; run=FOLDER evaluates a run, model.weights=SOURCE other weights\n"
         "  - trainer.devices=0 is not a number of devices; use 1 or more, or -1 for all\n"
     )
     (tmp_path / "checkpoints").mkdir()
@@ -275,7 +275,7 @@ def test_what_a_search_samples_is_let_through_and_the_rest_is_checked(refused: P
     assert preflight(*search)[2:] == search[1:]
     assert refused(*search, "model.dmi=3") == ["model.dmi=3: there is no such setting; did you mean 'dim'?"]
     (line,) = refused("-m", *space)
-    assert line.startswith("optimizer.lr has no end of values, which no grid can go through; use choice(...) or range")
+    assert line.startswith("optimizer.lr has infinitely many values: a grid needs choice(...) or range")
 
 
 def test_sweeping_over_a_setting_that_stands_in_no_file_adds_it(preflight: Preflight) -> None:
@@ -300,7 +300,7 @@ def test_a_sweep_is_named_so_that_the_same_command_finds_it_again(preflight: Pre
         (["sweep=mine"], "sweep=mine names a sweep, and this is one run; add -m, or leave it out"),
         (["-m", "sweep=a/b"], "sweep=a/b must be a plain folder name below runs/sweeps: "),
         (["-m", "sweep=.."], "sweep=.. must be a plain folder name below runs/sweeps: "),
-        (["-m", "retries=-1"], "retries=-1 must be at least 0"),
+        (["-m", "max_failures_per_job=-1"], "max_failures_per_job=-1 must be at least 0"),
         (["-m", "hydra.sweep.subdir=x"], "hydra.sweep.subdir can't be set: a sweep finds its jobs again"),
         (["-m", "resume=a"], "resume=a: no run folder"),
     ],

@@ -152,7 +152,7 @@ def test_an_evaluation_of_a_run_is_kept_in_the_run(
 
 
 def test_every_preset_of_a_published_size_has_its_name(configure: Configure) -> None:
-    folder = Path(__file__).parents[2] / "conf" / "model"
+    folder = Path(__file__).parents[3] / "conf" / "model"
     presets = sorted(file.stem for file in folder.glob("vit_*.yaml") if file.stem != "vit_mini")
     assert len(presets) >= 8
     for preset in presets:

@@ -89,5 +89,5 @@ def test_a_cluster_has_other_machines_and_must_be_asked_for_a_number_of_devices(
     assert checks.problems(train.main, several, remote=True) == []
     (problem,) = checks.problems(train.main, configure("trainer.devices=-1"), remote=True)
     assert problem == "trainer.devices=-1: a cluster must be asked for a number of devices; name it"
-    (problem,) = checks.problems(train.main, {**several, "restarts": 2}, remote=True)
-    assert problem == "restarts=2 starts one machine's processes again, not 2; use restarts=0"
+    (problem,) = checks.problems(train.main, {**several, "max_restarts": 2}, remote=True)
+    assert problem == "max_restarts=2 starts one machine's processes again, not 2; use max_restarts=0"

@@ -51,7 +51,11 @@ def test_changes_that_apply_are_candidates_in_the_order_asked_for(monkeypatch: p
     run.datamodule.batch_size = 1000
     run.trainer |= {"precision": "bf16-mixed", "log_every_n_steps": 50}
     others = advise.candidates(run, [kind for kind in every if kind != "num_workers"], None, "photos-18")
-    assert others == [{"compile": True}, {"data.augment.auto_augment": "none"}, {"data_dir": "photos-18"}]
+    assert others == [
+        {"compile": True},
+        {"data.augment.auto_augment": "none"},
+        {"data": "shards", "data_dir": "photos-18"},
+    ]
     monkeypatch.setattr(environment, "cores", lambda: 128)
     counts = [list(change.values()) for change in advise.candidates(run, ["num_workers"], None, None)]
     assert counts == [[1], [2], [4], [8], [16]]

@@ -159,7 +159,7 @@ def test_hidden_labels_of_a_test_split_make_validation_the_test_split(
         ([0, 1, -1, 1], [0], CLASSES, "1 of the 4 labels of the split train are -1 or missing"),
         ([0, 1, None, 1], [0], CLASSES, "1 of the 4 labels of the split train are -1 or missing"),
         (["a", "b"] * 3, ["c"], datasets.Value("string"), "the split test has the label 'c', which train doesn't have"),
-        (["a", "b", "c", "d"], ["a"], datasets.Value("string"), "4 different values in 4 images, so they are no"),
+        (["a", "b", "c", "d"], ["a"], datasets.Value("string"), "4 different values in 4 images, so these are no"),
         ([[0], [1]], [[0]], datasets.List(CLASSES), "label_column=label holds several labels, or none for each image"),
         ([0.5, 1.5], [0.5], datasets.Value("float32"), "label_column=label holds a number with fractions"),
     ],
