@@ -175,8 +175,8 @@ def test_mistakes_in_a_users_own_file_are_told(refused: Preflight, preflight: Pr
     (folder / "right.yaml").write_text(head + "num_registers: 4\n")
     option = f"--config-dir={tmp_path / 'mine'}"
     assert sorted(refused(option, "model=wrong", "optimizer.lrr=3")) == [
+        "model.num_registes=4: there is no such setting; did you mean 'num_registers' or 'num_classes'?",
         "model.pos_embed=sincos is not one of 'learned', 'sincos2d', 'none'; did you mean 'sincos2d'?",
-        "model.num_registes=4: there is no such setting; did you mean 'num_registers' or 'pos_embed_on_registers'?",
         "optimizer.lrr=3: there is no such setting; did you mean 'lr'?",
     ]
     assert preflight(option, "model=right", "model.num_registers=2") == [option, "model=right", "model.num_registers=2"]
