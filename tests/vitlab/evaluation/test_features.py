@@ -47,7 +47,7 @@ def data(**knobs: Any) -> DataModule:
 @pytest.mark.parametrize("make", [toy, timms])
 @torch.no_grad()
 def test_the_kinds_are_the_tokens_that_they_say(make: Callable[..., nn.Module]) -> None:
-    network: Any = make(**({"registers": 2} if make is toy else {"reg_tokens": 2}))
+    network: Any = make(**({"num_registers": 2} if make is toy else {"reg_tokens": 2}))
     images = torch.randn(3, 1, 8, 8)
     tokens = network.forward_features(images)
     found = {kind: Extractor(network, kind)(images) for kind in KINDS}
