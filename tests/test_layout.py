@@ -13,7 +13,9 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*SOURCES, *PAGES, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((ROOT / "experiments").glob("*"))]
 
 # Tests of what is no module: the configuration files, `make faults`, the README, the wheel, and the layout itself.
-NO_SOURCE = {Path(f"test_{name}.py") for name in ("conf", "faults", "layout", "legacy_runs", "own_code", "readme", "wheel")}
+NO_SOURCE = {
+    Path(f"test_{name}.py") for name in ("conf", "faults", "layout", "legacy_runs", "own_code", "readme", "wheel")
+}
 
 
 def named(file: Path) -> str:
