@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from vitlab.benchmark import machine, results
@@ -11,6 +11,7 @@ from vitlab.benchmark.case import Case, Part
 from vitlab.benchmark.goals import outcomes
 from vitlab.config.schema import Node
 from vitlab.diagnostics.timing import Clock
+from vitlab.runs.muted_logs import muted_logs
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,8 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
 @contextmanager
 def muted_training_logs() -> Iterator[None]:
     """Silence training logs below WARNING."""
-    with ExitStack() as stack:
-        for logger, level in (
-            (logging.getLogger("vitlab"), logging.WARNING),
-            (logging.getLogger(__package__), logging.INFO),
-        ):
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(level)
+    own = muted_logs("vitlab.benchmark", level=logging.INFO)
+    with muted_logs("vitlab", level=logging.WARNING), own:
         yield
 
 

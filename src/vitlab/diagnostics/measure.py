@@ -11,8 +11,6 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -30,6 +28,7 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.source import Split
 from vitlab.models import flops
 from vitlab.models.compile import compile_network
+from vitlab.runs.muted_logs import muted_logs
 from vitlab.training import build
 from vitlab.training.classifier import Classifier
 from vitlab.training.monitor import Monitor
@@ -203,7 +202,7 @@ class ProfiledRun:
         data, module = self.data(overrides), self.classifier(overrides)
         workers = int(data.train_dataloader().num_workers)
         timing = Timing(warmup=max(warmup, 2 * workers + 1), steps=steps)
-        with TemporaryDirectory(prefix="vitlab-doctor-") as folder, muted_logs():
+        with TemporaryDirectory(prefix="vitlab-doctor-") as folder, muted_logs("vitlab", level=logging.WARNING):
             trainer: Any = self.make_trainer(overrides, folder=folder, max_steps=timing.warmup + steps)
             self.device, timing.workers = trainer.strategy.root_device, workers
             trainer.callbacks.append(timing)
@@ -234,15 +233,3 @@ def zero_lr(optimizer: Optimizer, *, total_steps: int) -> LambdaLR:
     """A schedule with the rate 0: each step is computed, and no weight moves, however often a network is trained."""
     del total_steps
     return LambdaLR(optimizer, lambda step: 0.0)
-
-
-@contextmanager
-def muted_logs() -> Iterator[None]:
-    """Mute what vitlab logs about a training."""
-    logger = logging.getLogger("vitlab")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

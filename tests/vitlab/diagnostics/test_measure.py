@@ -7,7 +7,8 @@ import torch
 
 from doctor_fixtures import profiled_run
 from vitlab.config.schema import Node
-from vitlab.diagnostics.measure import PARTS, muted_logs
+from vitlab.diagnostics.measure import PARTS
+from vitlab.runs.muted_logs import muted_logs
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -45,7 +46,7 @@ def test_callbacks_that_save_or_show_are_left_out() -> None:
 def test_logs_are_muted_within_a_training_only(caplog: pytest.LogCaptureFixture) -> None:
     log = logging.getLogger("vitlab.training.classifier")
     with caplog.at_level(logging.INFO):
-        with muted_logs():
+        with muted_logs("vitlab", level=logging.WARNING):
             log.info("epoch 1")
             log.warning("slow")
         log.info("done")

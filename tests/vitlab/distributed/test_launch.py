@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from vitlab.distributed import launch
 from vitlab.distributed.environment import (
@@ -21,11 +20,6 @@ from vitlab.distributed.environment import (
 )
 from vitlab.distributed.signals import StopRequested
 from vitlab.jobs.compose import CONF
-
-GPUS_OR_ONE = max(1, torch.cuda.device_count())
-
-
-SLURM = {"SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NODEID": "1", "SLURM_PROCID": "1", "SLURM_JOB_ID": "70042"}
 
 
 def script(folder: Path, text: str) -> Path:
