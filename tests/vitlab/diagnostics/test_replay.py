@@ -149,7 +149,7 @@ def test_a_step_is_told_in_lines(capture: Capture, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.INFO, logger="vitlab"):
         found.tell(tmp_path / "outputs.png")
     for line in (
-        "step 2, epoch 0: gradient norm nan",
+        "step 2, epoch 1: gradient norm nan",
         "part 1 of 1: loss nan; in training the same",
         "first that isn't finite: an output, in blocks.0.attn.proj",
         "blocks.0.attn.proj.weight: 3e+38",

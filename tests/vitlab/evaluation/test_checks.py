@@ -32,7 +32,7 @@ def test_valid_evaluations_have_no_problems() -> None:
     ("config", "problems"),
     [
         ({**RUN, "run": "gone"}, ["run=gone is not a run folder: it has no config.yaml"]),
-        (RUN, ["checkpoint=best: run/checkpoints has no best.ckpt; has the run begun, and been kept?"]),
+        (RUN, ["checkpoint=best: run/checkpoints has no best.ckpt; train it first"]),
         (
             {**RUN, "run": None},
             ["neither run nor model.weights is set; run=FOLDER evaluates a run, model.weights=SOURCE other weights"],
@@ -41,7 +41,7 @@ def test_valid_evaluations_have_no_problems() -> None:
             {**OTHER, "run": "run", "checkpoint": "last"},
             ["run and model.weights are both set; leave one of them out"],
         ),
-        ({**OTHER, "data": None}, ["data is not set; name what the model is evaluated on: data=cifar100, say"]),
+        ({**OTHER, "data": None}, ["data is not set; name the data set to evaluate on: data=cifar100, say"]),
         (
             {**RUN, "checkpoint": "last", "image_size": 8, "data_dir": "here"},
             [
