@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from vitlab.config.bounds import PositiveFloat, Rate, check_bounds
@@ -23,6 +23,7 @@ from vitlab.data.dataset import EvalBatch, TrainBatch
 from vitlab.models import freezing
 from vitlab.training.optimizer import OptimizerFactory, build_optimizer, group_table
 from vitlab.training.schedules import ScheduleFactory
+from vitlab.training.scores import Count, Mean, Scores, at_least_float32
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +78,9 @@ class Classifier(LightningModule):
         # called before each optimizer step with the norm of its gradients (times the scale of a gradient scaler that
         # the optimizer undoes); may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
-        self.train_loss = FiniteMean()
         own = {name: metric for name, metric in (metrics or {}).items() if metric is not None}
-        self.scores = nn.ModuleDict({f"{s}_scores": self.build_scores(s, own) for s in ("train", "val", "test")})
+        self.scores = Scores({f"{s}_scores": self.build_scores(s, own) for s in ("train", "val", "test")})
+        self.scores["train_loss"] = Mean(finite_only=True)
         self.train()
 
     def train(self, mode: bool = True) -> "Classifier":
@@ -89,13 +90,18 @@ class Classifier(LightningModule):
             freezing.set_frozen_to_eval(self.network)
         return self
 
+    @property
+    def train_loss(self) -> Mean:
+        """The mean loss of the training images since the last row of `metrics.csv`."""
+        return cast(Mean, self.scores["train_loss"])
+
     def build_scores(self, split: str, own: Mapping[str, Metric]) -> MetricCollection:
         """Sums over the images of all ranks: exact, since no image is seen twice (`vitlab.data.sampler`)."""
         metrics: dict[str, Any] = {
             "acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
-            "loss": MeanMetric(),
-            "correct": SumMetric(nan_strategy="disable"),
-            "count": SumMetric(nan_strategy="disable"),
+            "loss": Mean(),
+            "correct": Count(),
+            "count": Count(),
         }
         if self.num_classes > 5:
             metrics["acc5"] = MulticlassAccuracy(self.num_classes, top_k=5, average="micro", validate_args=False)
@@ -123,7 +129,7 @@ class Classifier(LightningModule):
         Lightning divides by the number of micro-batches, and the ranks' gradients are averaged; `loss_scale` undoes
         both. So the gradient is that of the mean over all `batch.count` images, in any micro-batches.
         """
-        losses = self.losses(self(batch.images), batch.targets)
+        losses = self.losses(at_least_float32(self(batch.images)), batch.targets)
         self.train_loss.update(losses.detach())
         return losses.sum() * loss_scale(batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
@@ -135,16 +141,16 @@ class Classifier(LightningModule):
 
     def evaluation_step(self, batch: EvalBatch, split: str) -> None:
         """Add a batch to the sums of `split`, which are logged at the end of the loop."""
-        logits = self(batch.images).float()
+        logits = at_least_float32(self(batch.images))
         scores = self.scores[f"{split}_scores"]
         assert isinstance(scores, MetricCollection)
         for name, metric in scores.items(keep_base=True, copy_state=False):
             if name == "loss":
                 metric.update(F.cross_entropy(logits, batch.targets, reduction="none"))
             elif name == "correct":
-                metric.update((logits.argmax(dim=1) == batch.targets).float())
+                metric.update(logits.argmax(dim=1) == batch.targets)
             elif name == "count":
-                metric.update(torch.ones_like(batch.targets, dtype=torch.float))
+                metric.update(torch.ones_like(batch.targets))
             else:
                 metric.update(logits, batch.targets)
             in_bar = split == "val" and name in ("acc", "loss")
@@ -180,7 +186,7 @@ class Classifier(LightningModule):
         """
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         parameters = [p for p in self.network.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = gradient_norm([p.grad for p in parameters if p.grad is not None])
         full_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not scaled:
             self.gradient_norm = full_norm
@@ -234,24 +240,12 @@ class Classifier(LightningModule):
                 group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
 
 
-class FiniteMean(Metric):
-    """The mean of all finite values, over all ranks. Unlike torchmetrics' own, it never waits for the device."""
-
-    mean_value: Tensor  # the sum so far; checkpoints have this name
-    weight: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("mean_value", default=torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("weight", default=torch.tensor(0.0), dist_reduce_fx="sum")
-
-    def update(self, values: Tensor) -> None:
-        finite = values.isfinite()
-        self.mean_value += values.float().where(finite, 0.0).sum()
-        self.weight += finite.sum()
-
-    def compute(self) -> Tensor:
-        return self.mean_value / self.weight
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all gradients together, in float32 or better."""
+    if all(torch.finfo(gradient.dtype).bits >= 32 for gradient in gradients):
+        return torch.nn.utils.get_total_norm(gradients)
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def loss_scale(batch: TrainBatch, ranks: int, accumulated: int) -> float:
