@@ -195,15 +195,19 @@ class DataModule(LightningDataModule):
         return self._splits[name]
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch, on any number of devices; fewer under trainer.limit_train_batches."""
+    def batches_per_epoch(self) -> int:
+        """Batches of a device in an epoch; fewer under trainer.limit_train_batches."""
         steps = count_steps(self.samples["train"], self.batch_size, self.drop_last)
         if self.trainer is None:
             return steps
-        limit, accumulate = self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
-        batches = steps * accumulate
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return -(-batches // accumulate)
+        limit, batches = self.trainer.limit_train_batches, steps * self.trainer.accumulate_grad_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, on any number of devices."""
+        accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return -(-self.batches_per_epoch // accumulate)
 
     def position(self) -> tuple[int, int]:
         """The position of training: (epoch, optimizer steps of it already done)."""
@@ -224,6 +228,8 @@ class DataModule(LightningDataModule):
             accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             drop_last=self.drop_last,
             position=self.position,
+            limit=None if self.trainer is None else self.batches_per_epoch,
+            one_order=self.trainer is not None and self.trainer.overfit_batches > 0,
             blocks=self._splits["train"].blocks if self.source.shuffle_buffer else None,
             buffer=self.source.shuffle_buffer or 0,
         )

@@ -57,7 +57,7 @@ class MemoryDataset(Dataset[TrainBatch | EvalBatch]):
         return len(self.labels)
 
     def __getitems__(self, plan: BatchPlan) -> TrainBatch | EvalBatch:
-        rows = torch.tensor(plan.indices)
+        rows = torch.tensor(plan.indices, dtype=torch.long)
         return make_batch(self.images[rows], self.labels[rows], plan, self.training)
 
 
@@ -104,7 +104,7 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
                 else:
                     image = read_image(self.files[index])
                     images[place] = center_crop(image, self.image_size, self.crop_fraction, self.interpolation)
-        return make_batch(images, self.labels[torch.tensor(plan.indices)], plan, self.training)
+        return make_batch(images, self.labels[torch.tensor(plan.indices, dtype=torch.long)], plan, self.training)
 
     def _augmented(self, index: int, epoch: int) -> Tensor:
         torch.default_generator.manual_seed(stable_seed(self.seed, epoch, index))  # torch.manual_seed takes 0.1 ms

@@ -101,7 +101,8 @@ class EpochBatches(Sampler[BatchPlan]):
     `batch_size` counts the images of one optimizer step, over all devices and accumulated batches. Without `drop_last`,
     steps are equal to within one image, so every image is seen exactly once; with it, steps have exactly `batch_size`
     images and the remainder, another each epoch, is left out. `position` returns (epoch, steps of it already done) at
-    the start of each iteration. `blocks` and `buffer` are those of `shuffled_blocks`.
+    the start of each iteration. An epoch ends after `limit` batches of a device, if given, perhaps in the middle of a
+    step. With `one_order` all epochs have the first one's. `blocks` and `buffer` are those of `shuffled_blocks`.
     """
 
     def __init__(
@@ -115,6 +116,8 @@ class EpochBatches(Sampler[BatchPlan]):
         accumulate: int = 1,
         drop_last: bool = False,
         position: Callable[[], tuple[int, int]],
+        limit: int | None = None,
+        one_order: bool = False,
         blocks: torch.Tensor | None = None,
         buffer: int = 1000,
     ) -> None:
@@ -128,6 +131,7 @@ class EpochBatches(Sampler[BatchPlan]):
         if samples < 1:
             raise ValueError("there are no training samples")
         self.samples, self.seed, self.position = samples, seed, position
+        self.limit, self.one_order = limit, one_order
         self.blocks, self.buffer = blocks, buffer
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.steps = count_steps(samples, batch_size, drop_last)
@@ -144,7 +148,7 @@ class EpochBatches(Sampler[BatchPlan]):
 
     def __iter__(self) -> Iterator[BatchPlan]:
         epoch, done = self.position()
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, epoch))
+        generator = torch.Generator().manual_seed(stable_seed(self.seed, 0 if self.one_order else epoch))
         if self.blocks is None:
             order = torch.randperm(self.samples, generator=generator)
         else:
@@ -152,9 +156,11 @@ class EpochBatches(Sampler[BatchPlan]):
         for step in range(done, self.steps):
             indices = order[self.step_ranges[step].start : self.step_ranges[step].stop].tolist()
             micros = cut(len(indices), self.world_size * self.accumulate)
+            if self.limit is not None:
+                micros = micros[: max(0, self.limit - step * self.accumulate) * self.world_size]
             for micro in range(self.rank, len(micros), self.world_size):
                 part = indices[micros[micro].start : micros[micro].stop]
-                yield BatchPlan(epoch, step, part, len(indices), micro)
+                yield BatchPlan(epoch, step, part, micros[-1].stop, micro)
 
 
 def eval_share(samples: int, rank: int, world_size: int, *, in_blocks: bool = False) -> range:
@@ -163,7 +169,11 @@ def eval_share(samples: int, rank: int, world_size: int, *, in_blocks: bool = Fa
 
 
 class EvalBatches(Sampler[BatchPlan]):
-    """A device's `eval_share`, in order, without padding: batches of at most `batch_size` // `world_size` samples."""
+    """A device's `eval_share`, in order, without padding: batches of at most `batch_size` // `world_size` samples.
+
+    Every device has as many batches, since a network that is sharded computes them together. With fewer samples than
+    devices some are empty.
+    """
 
     def __init__(
         self, *, samples: int, batch_size: int, rank: int = 0, world_size: int = 1, in_blocks: bool = False
@@ -173,7 +183,7 @@ class EvalBatches(Sampler[BatchPlan]):
         self.indices = eval_share(samples, rank, world_size, in_blocks=in_blocks)
         largest_share = -(-samples // world_size)
         batches = -(-largest_share // max(1, batch_size // world_size))
-        self.parts = cut(len(self.indices), min(batches, len(self.indices))) if self.indices else []
+        self.parts = cut(len(self.indices), max(1, batches))
 
     def __len__(self) -> int:
         return len(self.parts)

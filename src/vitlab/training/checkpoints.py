@@ -156,10 +156,17 @@ class LastCheckpoint(Checkpoint):
                 "the run folder; wait for the file system, or name a checkpoint with resume=FILE"
             )
         self._random = checkpoint.get("random", [])
-        before, now = checkpoint.get("accumulate", 1), trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["total"], progress["current"]):  # other micro-batches, same steps
-            counts.update({name: count // before * now for name, count in counts.items()})
+        data: Any = getattr(trainer, "datamodule", None)
+        if fitting and data is not None and checkpoint.get("accumulate", 1) != trainer.accumulate_grad_batches:
+            loops = checkpoint["loops"]["fit_loop"]  # other batches, the same steps
+            set_loop_progress(
+                loops,
+                step=checkpoint["global_step"],
+                steps_per_epoch=data.steps_per_epoch,
+                batches_per_epoch=data.batches_per_epoch,
+                accumulate=trainer.accumulate_grad_batches,
+                validation_due=loops["epoch_loop.val_loop.batch_progress"]["current"]["ready"] == 1,
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop instead of failing where a rank that stopped in a validation no longer answers the others."""

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from vitlab.models import flops
+from vitlab.training.random_state import random_state, restore_random_state
 
 log = logging.getLogger(__name__)
 
@@ -149,14 +150,17 @@ class ThroughputMeter:
     def _measure(self, trainer: Trainer, network: nn.Module) -> None:
         """Find the FLOPs of an image and the peak of the device."""
         self._measured = True
-        data = getattr(trainer, "datamodule", None)
+        data, device = getattr(trainer, "datamodule", None), trainer.strategy.root_device
+        state = random_state(device)  # a resumed run measures at another step: training must not notice
         try:
             if self.flops is None:
                 self.flops = flops.training_flops(network, (data.channels, *data.image_size))  # type: ignore[union-attr]
         except Exception as error:  # any network's: it may need values to run
             log.info("no train/mfu: FLOPs can't be counted (%s: %s)", type(error).__name__, error)
-            return
-        self._peak = flops.peak_flops(trainer.strategy.root_device, str(trainer.precision))
+        else:
+            self._peak = flops.peak_flops(device, str(trainer.precision))
+        finally:
+            restore_random_state(state, device)
 
 
 def row_medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

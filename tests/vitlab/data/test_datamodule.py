@@ -243,6 +243,17 @@ def test_limited_batches_keep_epoch_and_step_true(tmp_path: Path) -> None:
     ]
 
 
+def test_overfit_batches_takes_the_same_images_in_every_epoch(tmp_path: Path) -> None:
+    model = Tiny()
+    trainer(tmp_path, max_epochs=3, overfit_batches=2).fit(model, datamodule=datamodule())
+    first, second, third = (
+        [sorted(batch.images.mean(dim=(1, 2, 3)).tolist()) for batch in model.batches if batch.epoch == epoch]
+        for epoch in range(3)
+    )
+    assert len(first) == 2
+    assert first == second == third
+
+
 def test_batches_arrive_in_the_trainers_precision(tmp_path: Path) -> None:
     model = Tiny()
     trainer(tmp_path, max_steps=1, precision="64-true", limit_val_batches=1).fit(model, datamodule=datamodule())

@@ -117,9 +117,22 @@ def test_evaluation_sees_every_sample_once_in_order_and_unpadded() -> None:
             plans = list(loader)
             assert len(plans) == len(loader)
             assert [i for plan in plans for i in plan.indices] == list(range(rank, samples, world))
-            assert all(0 < len(plan.indices) <= max(1, batch_size // world) for plan in plans)
-        if samples // world >= len(loaders[0]):  # the smallest share can fill as many batches
-            assert len({len(loader) for loader in loaders}) == 1
+            assert all(len(plan.indices) <= max(1, batch_size // world) for plan in plans)
+        assert len({len(loader) for loader in loaders}) == 1
+
+
+def test_an_epoch_that_ends_within_a_step_counts_the_images_it_has() -> None:
+    plans = list(batches(samples=40, batch_size=10, accumulate=2, limit=7))
+    assert [plan.count for plan in plans] == [10] * 6 + [5]
+    assert sum(len(plan.indices) for plan in plans) == 35
+
+
+def test_one_order_repeats_the_same_images_every_epoch() -> None:
+    one, two = (
+        [plan.indices for plan in batches(samples=40, batch_size=10, position=lambda e=e: (e, 0), one_order=True)]
+        for e in (0, 1)
+    )
+    assert one == two
 
 
 def test_cut_is_an_even_partition() -> None:

@@ -111,9 +111,18 @@ def run(
         (3, HARD),
         (3, ["trainer.check_val_every_n_epoch=2"]),
         (1, ["++trainer.val_check_interval=0.4", "trainer.max_steps=13"]),
+        (1, ["+trainer.limit_train_batches=7", "trainer.accumulate_grad_batches=2"]),
         (3, ["data.drop_last=true", "callbacks.last.every_n_epochs=2", "callbacks.best.keep=2"]),
     ],
-    ids=["plain", "hard", "hard-seldom", "validated-every-second-epoch", "validated-within-epochs", "dropped-last"],
+    ids=[
+        "plain",
+        "hard",
+        "hard-seldom",
+        "validated-every-second-epoch",
+        "validated-within-epochs",
+        "cut-steps",
+        "dropped-last",
+    ],
 )
 def test_cut_at_any_step_it_ends_as_one_that_was_not(run: Callable[..., Path], settings: list[str], every: int) -> None:
     settings = [*settings, f"callbacks.last.every_n_train_steps={every}"]
@@ -172,12 +181,12 @@ def test_cut_at_any_step_rows_of_larger_files_resume_where_they_were(
     assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("before", "after", "share"), [(1, 2, "1.0"), (2, 1, "1.0"), (3, 2, "0.8")])
 def test_in_other_parts_a_run_is_resumed_with_the_same_steps_and_validations(
-    run: Callable[..., Path], before: int, after: int
+    run: Callable[..., Path], before: int, after: int, share: str
 ) -> None:
     parts = "trainer.accumulate_grad_batches={}"
-    settings = ["callbacks.last.every_n_train_steps=1"]
+    settings = ["callbacks.last.every_n_train_steps=1", f"+trainer.limit_train_batches={share}"]
     complete = run("complete", *settings, parts.format(before))
     for step in (2, STEPS, STEPS + 3):
         shutil.rmtree(complete.parent / "cut", ignore_errors=True)
