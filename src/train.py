@@ -7,6 +7,7 @@
 `--help` shows the groups and every setting.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from vitlab.cli.checks import sweep_problems
 from vitlab.cli.command import command
 from vitlab.config.bounds import NonNegativeInt, PositiveInt, Seed
 from vitlab.config.schema import Node
+
+log = logging.getLogger(__name__)
 
 
 @command("train", check=sweep_problems)
@@ -53,6 +56,7 @@ def main(
     from vitlab.sweeps.search.pruning import is_pruned
     from vitlab.training import build, out_of_memory
     from vitlab.training.classifier import logged_scores
+    from vitlab.training.end_reason import end_reason
 
     folder = Path(run_dir)
     datamodule = build.build_data(data)
@@ -71,9 +75,12 @@ def main(
         with out_of_memory.explain_out_of_memory(run, module, datamodule, batch_size=batch_size):
             with signals.graceful_shutdown():
                 run.fit(module, datamodule, ckpt_path=start, weights_only=True)
-            results = build.best_scores(run, module, datamodule)
+            results = {**build.best_scores(run, module, datamodule), "ended_by": end_reason(run)}
+            log.info("training ended by %s: epoch %d, step %d", results["ended_by"], run.current_epoch, run.global_step)
+            if results["ended_by"] == "max_time":
+                results["status"] = "stopped"  # resume=auto continues it
             if is_pruned(run):
-                results["status"] = "pruned"
+                results |= {"status": "pruned", "ended_by": "pruning"}
                 wandb.tag_run(run.loggers, "pruned")
             else:
                 verify_checkpoint(Path(results["checkpoint"]))

@@ -10,6 +10,7 @@ of every rank, best score, the sums of the open row of `metrics.csv`, and `vitla
 plain tensors and plain data, which load with `weights_only=True`.
 """
 
+import inspect
 import logging
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
@@ -156,6 +157,8 @@ class LastCheckpoint(Checkpoint):
                 "the run folder; wait for the file system, or name a checkpoint with resume=FILE"
             )
         self._random = checkpoint.get("random", [])
+        if fitting:
+            keep_configured(trainer, checkpoint["callbacks"])
         data: Any = getattr(trainer, "datamodule", None)
         if fitting and data is not None and checkpoint.get("accumulate", 1) != trainer.accumulate_grad_batches:
             loops = checkpoint["loops"]["fit_loop"]  # other batches, the same steps
@@ -243,6 +246,20 @@ class BestCheckpoint(ModelCheckpoint):
             log.warning("no validation in %d steps: best.ckpt holds the last weights", trainer.global_step)
             self.best_model_path = str(self.file)
             trainer.save_checkpoint(self.file, weights_only=False)
+
+
+def keep_configured(trainer: Trainer, states: dict[str, Any]) -> None:
+    """Let the configuration's settings of callbacks replace those in a checkpoint's states, and start a new timer.
+
+    `trainer.max_time` counts from each start. The states of checkpoints hold paths and scores, not settings.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        state = states.get(callback.state_key, {})
+        if isinstance(callback, Timer):
+            states.pop(callback.state_key, None)
+        elif not isinstance(callback, Checkpoint):
+            settings = inspect.signature(type(callback).__init__).parameters
+            state.update({key: getattr(callback, key) for key in state if key in settings and hasattr(callback, key)})
 
 
 def is_fitting(trainer: Trainer) -> bool:

@@ -257,6 +257,27 @@ def test_a_run_that_is_resumed_with_another_rate_and_decay_trains_with_these(run
     assert {group["name"]: group["weight_decay"] for group in groups} == {"decay": 0.5, "no_decay": 0.0}
 
 
+def test_a_run_that_is_resumed_with_another_patience_stops_by_it(run: Callable[..., Path]) -> None:
+    stop = "+callbacks.stop={{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: {}"
+    stop += ", min_delta: 9}}"
+    settings = ["trainer.max_epochs=6", "callbacks.last.every_n_train_steps=1"]
+    run("run", *settings, stop.format(9), cut=CutAt(2 * STEPS + 1))
+    results = read_results(run("run", *settings, stop.format(2), resumed=True))
+    assert results["ended_by"] == "early_stopping"
+    assert results["steps"] == 3 * STEPS
+
+
+def test_a_run_ended_by_time_is_stopped_and_continues_with_as_much_time(run: Callable[..., Path]) -> None:
+    settings = ["+trainer.max_time={seconds: 0}", "callbacks.last.every_n_train_steps=1"]
+    results = read_results(run("run", *settings))
+    assert (results["status"], results["ended_by"]) == ("stopped", "max_time")
+    assert results["steps"] < 3 * STEPS
+    results = read_results(
+        run("run", "callbacks.last.every_n_train_steps=1", "+trainer.max_time={hours: 1}", resumed=True)
+    )
+    assert (results["status"], results["ended_by"], results["steps"]) == ("finished", "max_epochs", 3 * STEPS)
+
+
 def test_a_damaged_best_checkpoint_is_not_tested(run: Callable[..., Path]) -> None:
     cut = run("cut", cut=CutAt(12))
     best = cut / "checkpoints" / "best.ckpt"
