@@ -1,4 +1,4 @@
-"""Position embeddings of the patch tokens that are computed, not learned."""
+"""Fixed position embeddings."""
 
 import torch
 from torch import Tensor

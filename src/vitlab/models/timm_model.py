@@ -1,4 +1,4 @@
-"""timm's models as baselines: the same data, training and evaluation, another network."""
+"""timm's models as baselines, with the same data, training and evaluation."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def timm_model(
     pretrained: bool = False,
     drop_path: float = 0.0,
 ) -> nn.Module:
-    """`timm.create_model` in this project's words. Models of a fixed input size are built for `image_size`."""
+    """`timm.create_model` with our argument names. Models of a fixed input size are built for `image_size`."""
     if not timm.is_model(model_name):
         raise ValueError(f"model.model_name={model_name} is no timm model{suggest(model_name, timm.list_models())}")
     cfg = timm.get_pretrained_cfg(model_name)

@@ -1,4 +1,4 @@
-"""Whether a Vision Transformer of the given arguments can be built: every problem in one `ValueError`."""
+"""Check the arguments and inputs of a Vision Transformer, with all problems in one `ValueError`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,13 +15,13 @@ RATES = ("dropout", "attention_dropout", "position_dropout", "drop_path")
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Raise `ValueError` with a line for each problem; `arguments` are all of those of `VisionTransformer`."""
+    """Raise `ValueError` with a line per problem of all arguments of `VisionTransformer`."""
     if wrong := [*_values(arguments), *_rules(arguments)]:
         raise ValueError("\n".join(wrong))
 
 
 def _values(given: dict[str, Any]) -> list[str]:
-    """What is wrong with an argument by itself."""
+    """Problems of single arguments."""
     patch, hidden = pair(given["patch_size"]), int(given["dim"] * given["mlp_ratio"])
     sizes = {"patch_size": min(patch)} | {name: given[name] for name in AT_LEAST_1}
     sizes |= {"dim * mlp_ratio": hidden} if given["dim"] > 0 else {}
@@ -40,7 +40,7 @@ def _values(given: dict[str, Any]) -> list[str]:
 
 
 def _rules(given: dict[str, Any]) -> list[str]:
-    """What one argument demands of another."""
+    """Problems of arguments in combination."""
     image, patch, dim, heads = pair(given["image_size"]), pair(given["patch_size"]), given["dim"], given["heads"]
     wrong = []
     if given["pool"] == "cls" and not given["class_token"]:
@@ -48,9 +48,9 @@ def _rules(given: dict[str, Any]) -> list[str]:
         wrong += [f"pool='cls' reads a token that class_token=False leaves out; {remedy}"]
     if given["distilled"]:
         if given["pool"] != "cls" or not given["class_token"]:
-            wrong += ["distilled=True adds a token and a head beside those of [cls], and so needs pool='cls'"]
+            wrong += ["distilled=True adds a second token and head to those of [cls], so it needs pool='cls'"]
         if given["pre_logits_dim"] is not None:
-            wrong += ["distilled=True has two heads and pre_logits_dim is for one; leave one of them out"]
+            wrong += ["distilled=True has two heads, but pre_logits_dim is for one; leave one of them out"]
     if min(*patch, dim, heads) >= 1:
         uneven = f"image_size={given['image_size']} is not a multiple of patch_size={given['patch_size']}"
         steps = {f"{uneven}; {nearest(i, p)}" for i, p in zip(image, patch, strict=True) if i < 1 or i % p}
@@ -71,7 +71,7 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def nearest(value: int, step: int) -> str:
-    """The multiples of `step` next to a value, in words."""
+    """The multiples of `step` nearest to a value, in words."""
     below = value // step * step
     return f"the nearest are {below} and {below + step}" if below > 0 else f"the nearest is {step}"
 
@@ -87,8 +87,8 @@ def check_images(shape: Sequence[int], expected: tuple[int, ...]) -> None:
 
 
 def block_indices(layers: Sequence[int], depth: int) -> list[int]:
-    """Indices of blocks from 0, where `layers` may count from the end. Raises `IndexError` for a block out of range."""
+    """Indices of blocks from 0; `layers` may be negative. Raises `IndexError` for a block out of range."""
     for layer in layers:
         if not -depth <= layer < depth:
-            raise IndexError(f"layers={list(layers)}: {layer} is no block; depth={depth} has 0..{depth - 1}")
+            raise IndexError(f"layers={list(layers)}: {layer} is not a block; depth={depth} has 0..{depth - 1}")
     return [layer % depth for layer in layers]

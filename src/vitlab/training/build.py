@@ -97,14 +97,14 @@ def build_pretrained(
     arguments: Node = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items() if not k.startswith("_")}
     options: Node = {key: tuple(value) if isinstance(value, list) else value for key, value in weights.items()}
     network, report = load.load_network(arguments | from_data, **options)
-    if own_head and (why := report.anew.get("head.weight")):
+    if own_head and (why := report.new.get("head.weight")):
         raise load.IncompatibleWeights(load.NO_HEAD.format(source=weights["source"], why=why))
-    known, now = report.prepared.settings(), datamodule.preprocessing()
+    known, now = report.preprocessing.settings(), datamodule.preprocessing()
     # gray images are normalized with the mean over the colors
     wanted = {k: [sum(v) / len(v)] if isinstance(v, list) and len(now[k]) == 1 else v for k, v in known.items()}
     others = ", ".join(f"{key}={value}" for key, value in wanted.items() if now[key] != value)
     settings = ", ".join(f"{key}={value}" for key, value in now.items() if value is not None)
-    why = f"as in {report.prepared.origin}" if known else "the weights come without their preprocessing"
+    why = f"as in {report.preprocessing.origin}" if known else "the weights come without their preprocessing"
     why += f", except for {others}" if others else ""
     for line in (*report.table().splitlines(), f"preprocessing of images: data.{{{settings}}}: {why}"):
         log.info("%s", line)

@@ -2,7 +2,7 @@
 
 `batch_size` is global, and the gradient of a step doesn't depend on how its images are divided into micro-batches
 (`vitlab.data.sampler`, `Classifier.training_step`). So `trainer.accumulate_grad_batches` trades memory for time. Random
-draws (augmentation, dropout, Mixup's partners) are made per micro-batch: other values, from the same distributions.
+draws (augmentation, dropout, Mixup's partners) are made per micro-batch, from the same distributions.
 """
 
 import gc
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 
 class OutOfMemory(RuntimeError):
-    """Memory is used up; the message names what would fit."""
+    """Memory is used up; the message names settings that fit."""
 
 
 @contextmanager
 def explain_out_of_memory(
     trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int
 ) -> Iterator[None]:
-    """Raise `OutOfMemory`, which names what fits, for an out-of-memory error of the training in the block.
+    """Raise `OutOfMemory`, with settings that fit, for an out-of-memory error in the block.
 
-    The module can't be trained afterwards: the search for what fits takes it apart.
+    The module can't be trained afterwards: the search modifies it.
     """
     try:
         yield
@@ -46,9 +46,7 @@ def explain_out_of_memory(
         in_evaluation = any(frame.filename.endswith("evaluation_loop.py") for frame in frames)
         release_memory(error)
         if trainer.strategy.root_device.type != "cpu" and not is_device_memory(error):
-            reason = (
-                "the machine's memory, not the device's, is used up; lower data.num_workers, or run fewer jobs on it"
-            )
+            reason = "the host's memory, not the device's, is used up; lower data.num_workers, or run fewer jobs"
         elif in_evaluation:
             each = math.ceil(datamodule.eval_batch_size / trainer.world_size)
             reason = (
@@ -61,7 +59,7 @@ def explain_out_of_memory(
 
 
 def explain_training(trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int) -> str:
-    """Why a step's micro-batch is too large, and which one fits."""
+    """The size of the micro-batch that is too large, and of one that fits."""
     accumulate, ranks = trainer.accumulate_grad_batches, trainer.world_size
     fitting = fitting_accumulation(trainer, module, datamodule, batch_size=batch_size)
     at_once = f"{math.ceil(batch_size / (ranks * accumulate))} images on each device at once are too many"
@@ -80,12 +78,12 @@ def explain_training(trainer: Trainer, module: Classifier, datamodule: DataModul
 
 
 def is_device_memory(error: BaseException) -> bool:
-    """Whether an out-of-memory error is about an accelerator's memory."""
+    """Whether an out-of-memory error concerns an accelerator's memory."""
     return not isinstance(error, MemoryError) and not any(words in str(error) for words in HOST_OUT_OF_MEMORY)
 
 
 def release_memory(error: BaseException | None) -> None:
-    """Release the graph and tensors that the frames of an error, and of its causes, hold."""
+    """Release the tensors in the frames of an error and of its causes."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -106,12 +104,9 @@ def accumulation_candidates(batch_size: int, world_size: int, accumulate: int) -
 def fitting_accumulation(
     trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int
 ) -> int | None:
-    """The first number of micro-batches that fits: 0 if none does, None if it can't be tried.
-
-    A try trains as `fit` does, on the bare network, without other processes.
-    """
+    """The first number of micro-batches that fits: 0 if none does, None if it can't be tried."""
     if module.make_optimizer is None or any(isinstance(p, DTensor) for p in module.parameters()):
-        return None  # a sharded network can't be run by one process
+        return None  # one process can't run a sharded network
     trainer.strategy.optimizers = []
     detach_hooks(module)
     for accumulate in accumulation_candidates(batch_size, trainer.world_size, trainer.accumulate_grad_batches):
@@ -121,7 +116,7 @@ def fitting_accumulation(
             return accumulate
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
-                log.warning("the micro-batch that fits can't be found: %s", error)
+                log.warning("no search for a micro-batch that fits: %s", error)
                 return None
             release_memory(error)
         finally:
@@ -131,7 +126,7 @@ def fitting_accumulation(
 
 
 def detach_hooks(module: nn.Module) -> None:
-    """Replace parameters by new ones on the same storage, without DDP's hooks, which wait for other processes."""
+    """Replace parameters by new ones on the same storage, without DDP's hooks, which wait for other ranks."""
     new: dict[int, nn.Parameter] = {}
     for inner in module.modules():
         vars(inner).pop("_compiled_call_impl", None)  # eager needs as much memory or more
@@ -142,9 +137,9 @@ def detach_hooks(module: nn.Module) -> None:
 
 
 def dry_run(trainer: Trainer, module: Classifier, datamodule: DataModule, part: int) -> None:
-    """Take two optimizer steps: one creates the optimizer's state, the other accumulates two parts of `part` images.
+    """Take an optimizer step, which creates its state, and one that accumulates two parts of `part` images.
 
-    Allocates DDP's buffers of gradients as well. Raises what training would raise.
+    Allocates DDP's buffers of gradients as well. Raises the errors of training.
     """
     device = trainer.strategy.root_device
     module.to(device).train()

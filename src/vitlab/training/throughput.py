@@ -1,12 +1,12 @@
-"""The speed of a training and its data wait, from row to row of the log, without waiting for the device in between.
+"""Speed and data wait of a training from row to row of the log, without waiting for the device in between.
 
     row ------------------------------- steps ------------------------------- row
          fetch  move, vary | forward, backward, step   fetch  move, vary | ...
          `---- waiting ----'                           `---- waiting ----'
 
-A row ends with reading the loss, which waits for the device anyway: so the time from row to row is right on a GPU too.
-A GPU's own clock measures its data wait, by events before and after each fetch: a fetch during which it still computes
-costs nothing. (Lightning's ThroughputMonitor synchronizes with the device after each batch.)
+A row ends with reading the loss, which waits for the device anyway, so the time from row to row is exact on a GPU too.
+Its data wait is measured by CUDA events before and after each fetch: a fetch during which it computes costs nothing.
+(Lightning's ThroughputMonitor synchronizes with the device after each batch.)
 """
 
 import logging
@@ -29,7 +29,7 @@ TIMED = (SPEED, UTILIZATION, WAIT)  # differ from run to run
 
 
 class WaitTimer:
-    """Seconds from each `start` to its `stop`: of a GPU's stream, or of this process."""
+    """Seconds from each `start` to its `stop`, of a GPU's stream or of this process."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -51,7 +51,7 @@ class WaitTimer:
         self._since = 0.0
 
     def take(self) -> float:
-        """Their sum since the last call. Waits for a GPU that isn't there yet."""
+        """The sum since the last call. Waits for the GPU's last event."""
         if self._events:
             self._events[-1][1].synchronize()
             self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
@@ -68,16 +68,14 @@ class WaitTimer:
 class ThroughputMeter:
     """`train/images_per_second`, `train/mfu` and `train/data_wait` of each row, and their medians.
 
-    images_per_second   of all devices, without validation and saving checkpoints
-    mfu                 model FLOPs of those images, as a share of the devices' peak (`vitlab.models.flops`): the
-                        datasheet's, or for a CPU a matrix product that is timed when the first row is written
-    data_wait           share of the time without a batch to compute on: reading, decoding, moving and augmentation in
-                        the loop; of the rank that waits most, as the others wait for it
+    images_per_second   of all devices, without validation and checkpoints
+    mfu                 model FLOPs of those images, as a share of the devices' peak (`vitlab.models.flops`)
+    data_wait           share of the time without a batch to compute on (reading, decoding, moving, augmentation), of
+                        the slowest rank, for which the others wait
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0  # of training steps, over all rows
-        self.images = 0  # seen in them
+        self.seconds, self.images = 0.0, 0  # of training steps, over all rows
         self.rows: list[dict[str, float]] = []
         self.flops: int | None = None  # of an image
         self.waiting = WaitTimer(torch.device("cpu"))  # Monitor stops it when a batch is ready on the device
@@ -88,7 +86,7 @@ class ThroughputMeter:
         self._detach: Callable[[], None] = lambda: None
 
     def prepare(self, trainer: Trainer, network: nn.Module) -> None:
-        """Count the FLOPs of a network before it is sharded, which would make that impossible."""
+        """Count the FLOPs of a network before it is sharded; afterwards that is impossible."""
         if isinstance(trainer.strategy, ModelParallelStrategy):
             self._measure(trainer, network)
 
@@ -110,12 +108,12 @@ class ThroughputMeter:
         self._detach = lambda: None
 
     def open_row(self, trainer: Trainer) -> None:
-        """Start a row's time now: since the last row, there was a validation."""
+        """Start a row's time now, after a validation."""
         self.waiting.take()
         self._saving, self._since = checkpoint_seconds(trainer), time.perf_counter()
 
     def close_row(self, trainer: Trainer, module: LightningModule, images: int) -> dict[str, float]:
-        """The row's numbers. Every rank calls it, after waiting for the device; `images`: of all ranks."""
+        """The row's numbers; collective, after waiting for the device. `images`: of all ranks."""
         now, saved = time.perf_counter(), checkpoint_seconds(trainer)
         seconds, waited = now - self._since - (saved - self._saving), self.waiting.take()
         row: dict[str, float] = {}
@@ -137,25 +135,25 @@ class ThroughputMeter:
         return row
 
     def medians(self) -> dict[str, float]:
-        """Medians of this process's rows except the first, which includes the warm-up; names without `train/`."""
+        """Medians of the rows after the first, which includes the warm-up; names without `train/`."""
         return {name.removeprefix("train/"): value for name, value in row_medians(self.rows[1:] or self.rows).items()}
 
     def summary(self) -> list[str]:
-        """Speed, MFU and data wait: medians of the rows since the last call, or the last row's if there are none."""
+        """Speed, MFU and data wait: medians of the rows since the last call, or the last row."""
         row = row_medians(self.rows[max(self._summarized, 1) :] or self.rows[-1:])  # not the first, as in `medians`
         self._summarized = len(self.rows)
         shares = [(name, row[key]) for name, key in (("MFU", UTILIZATION), ("data wait", WAIT)) if key in row]
         return [f"{row[SPEED]:,.0f} images/s", *(f"{name} {share:.0%}" for name, share in shares)] if row else []
 
     def _measure(self, trainer: Trainer, network: nn.Module) -> None:
-        """Find the FLOPs of an image and the peak of the device."""
+        """Set the FLOPs of an image and the peak of the device."""
         self._measured = True
         data, device = getattr(trainer, "datamodule", None), trainer.strategy.root_device
         state = random_state(device)  # a resumed run measures at another step: training must not notice
         try:
             if self.flops is None:
                 self.flops = flops.training_flops(network, (data.channels, *data.image_size))  # type: ignore[union-attr]
-        except Exception as error:  # any network's: it may need values to run
+        except Exception as error:  # a network may need values to run
             log.info("no train/mfu: FLOPs can't be counted (%s: %s)", type(error).__name__, error)
         else:
             self._peak = flops.peak_flops(device, str(trainer.precision))

@@ -1,4 +1,4 @@
-"""What is counted as work, and what a device can do."""
+"""FLOPs of networks, and peak FLOPs of devices."""
 
 import pytest
 import timm
@@ -30,7 +30,7 @@ def block(queries: int) -> int:
 @pytest.mark.parametrize(
     "settings", [{}, {"fused_attention": False}, {"patch_projection": "conv"}, {"activation_checkpointing": True}]
 )
-def test_a_vit_counts_as_the_formula_says(pool: str, last: int, settings: dict[str, object]) -> None:
+def test_a_vits_flops_are_those_of_the_formula(pool: str, last: int, settings: dict[str, object]) -> None:
     network = vit(pool=pool, **settings)
     forward = 2 * (EMBEDDING + (DEPTH - 1) * block(TOKENS) + block(last) + HEAD)
     assert forward_flops(network, IMAGE) == forward
@@ -43,7 +43,7 @@ def test_frozen_parts_have_no_gradients_to_compute() -> None:
     freezing.freeze(network, "all-but-head")
     assert training_flops(network, IMAGE) == forward_flops(network, IMAGE) + 2 * HEAD
     network.blocks[-1].mlp.fc2.requires_grad_(True)
-    last = TOKENS * 4 * DIM * DIM  # of its weight alone: nothing trained lies below
+    last = TOKENS * 4 * DIM * DIM  # of its weight alone: no trained layer is below
     assert training_flops(network, IMAGE) == forward_flops(network, IMAGE) + 2 * (2 * HEAD + last)
     network.requires_grad_(False)
     assert training_flops(network, IMAGE) == forward_flops(network, IMAGE)
@@ -101,9 +101,7 @@ def test_peers_count_as_the_same_model_of_ours() -> None:
         ("an abacus", {"low": True, "half": False, "tf32": False}, None),
     ],
 )
-def test_gpus_are_known_by_the_names_that_drivers_give(
-    name: str, settings: dict[str, bool], peak: float | None
-) -> None:
+def test_gpus_are_recognized_by_the_drivers_names(name: str, settings: dict[str, bool], peak: float | None) -> None:
     assert flops.datasheet_peak_flops(name, **settings) == (None if peak is None else peak * 1e12)
 
 
