@@ -15,6 +15,17 @@ HF_ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_tanh": "gelu_tanh",
 }
+# of vision_cfg: read, shown by the tensors' shapes, or without effect on what a network computes in evaluation
+OPEN_CLIP_KEYS = {
+    "image_size",
+    "layers",
+    "width",
+    "head_width",
+    "patch_size",
+    "mlp_ratio",
+    "ls_init_value",
+    "patch_dropout",
+}
 TIMM_ACTIVATIONS = {"GELU": "gelu", "GELU_": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh"}
 
 
@@ -27,12 +38,14 @@ def config_hints(files: WeightFiles) -> tuple[dict[str, Any], str]:
         return timm_hints(str(name), files.config.get("model_args") or {}), f"timm's model {name}"
     if "model_type" in files.config:
         return transformers_hints(files.config), "config.json"
+    if "model_cfg" in files.open_clip:
+        return open_clip_hints(files.open_clip["model_cfg"]), "open_clip_config.json"
     return {}, "the tensors' shapes"
 
 
 def transformers_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of our model from transformers' config.json."""
-    config = {**config, **(config.get("vision_config") or {})}
+    config = {**config, **(config.get("vision_config") or config.get("backbone_config") or {})}
     kind, hints = config.get("model_type"), dict[str, Any]()
     # transformers omits defaults
     if kind in ("vit", "deit", "vit_mae", "vit_msn", "dinov2", "dinov2_with_registers"):
@@ -43,12 +56,34 @@ def transformers_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     hints |= {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
     if (size := config.get("image_size")) is not None:
         hints["image_size"] = tuple(size) if isinstance(size, list | tuple) else size
+    if (act := config.get("pooler_act", "tanh")) != "tanh":
+        raise UnreadableWeights(f"config.json: pooler_act={act}: the layer before our model's head has tanh")
+    if kind == "ijepa":
+        hints |= {"pool": "avg", "fc_norm": False}
     if (act := config.get("hidden_act")) is not None:
         if act not in HF_ACTIVATIONS:
             raise UnreadableWeights(
                 f"config.json: hidden_act={act} is none of {', '.join(HF_ACTIVATIONS)}, which our MLPs have"
             )
         hints["activation"] = HF_ACTIVATIONS[act]
+    return hints
+
+
+def open_clip_hints(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of our model from the image tower in open_clip_config.json.
+
+    Raises `UnreadableWeights` for a setting that our model can't follow.
+    """
+    vision = config.get("vision_cfg") or {}
+    if refused := sorted(vision.keys() - OPEN_CLIP_KEYS):
+        raise UnreadableWeights(
+            f"open_clip_config.json: vision_cfg.{refused[0]} is a setting that our model doesn't have"
+        )
+    hints: dict[str, Any] = {"activation": "quick_gelu" if config.get("quick_gelu") else "gelu"}
+    if "width" in vision:
+        hints["heads"] = vision["width"] // vision.get("head_width", 64)
+    if (size := vision.get("image_size")) is not None:
+        hints["image_size"] = tuple(size) if isinstance(size, list) else size
     return hints
 
 
@@ -86,6 +121,7 @@ def timm_hints(name: str, changed: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": norms[0].eps,
         "pool": {"token": "cls", "avg": "avg", "": "none"}[model.global_pool],
         "image_size": tuple(model.patch_embed.img_size),
+        **({} if model.pos_embed is not None else {"pos_embed": "none"}),
         "pos_embed_on_patches_only": bool(model.no_embed_class and model.num_prefix_tokens),
     }
     if isinstance(block.mlp, Mlp):

@@ -19,6 +19,7 @@ from vitlab.weights.mapping import is_gated
 from vitlab.weights.rules import Layout
 
 HEAD_WIDTH = 64  # of nearly every published ViT
+WIDTH_HEADS = {1152: 16, 1408: 16, 1664: 16}  # of the others: so400m, g and G ("Scaling Vision Transformers")
 
 
 class Architecture(NamedTuple):
@@ -116,7 +117,7 @@ def default_arguments(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, str]
     """Likely values of the arguments that shapes don't give, each with its reason."""
     dim = arguments["dim"]
     known = next((heads for (width, depth, heads) in SIZES if (width, depth) == (dim, arguments["depth"])), None)
-    heads = known or (dim // HEAD_WIDTH if dim % HEAD_WIDTH == 0 else 0)
+    heads = known or WIDTH_HEADS.get(dim) or (dim // HEAD_WIDTH if dim % HEAD_WIDTH == 0 else 0)
     pool = "avg" if arguments["fc_norm"] or not arguments["class_token"] else "cls"
     return {
         "heads": (heads, f"{dim // heads} channels each" if heads else ""),
@@ -132,7 +133,12 @@ def infer_positions(
     """Arguments of the positions, and the image size, from the table's length and the known image size."""
     size, patch = hints.get("image_size"), pair(arguments["patch_size"])
     if "pos_embed" not in ours:
-        return {"pos_embed": hints.get("pos_embed", "none"), "image_size": size or patch[0] * 14}
+        if "pos_embed" not in hints:
+            raise UnreadableWeights(
+                f"{source} has no table of positions, and no configuration says whether they are fixed, rotary "
+                f"(which vitlab's model does not have) or none; if you know it, set model.pos_embed=sincos2d or none"
+            )
+        return {"pos_embed": hints["pos_embed"], "image_size": size or patch[0] * 14}
     length = ours["pos_embed"].shape[1]
     classes = int(arguments["class_token"]) + int(arguments["distilled"])
     covers = {"all": classes + arguments["num_registers"], "class": classes, "patches": 0}

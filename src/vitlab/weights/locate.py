@@ -23,7 +23,7 @@ NAMES = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
 )
 ENDINGS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz", ".tar")
-CONFIGURATIONS = ("config.json", "preprocessor_config.json")
+CONFIGURATIONS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 
 
 class WeightFiles(NamedTuple):
@@ -34,6 +34,7 @@ class WeightFiles(NamedTuple):
     content: FileContent
     config: dict[str, Any]  # config.json: Hugging Face's, or timm's
     preprocessor: dict[str, Any]  # preprocessor_config.json
+    open_clip: dict[str, Any]  # open_clip_config.json
     record: dict[str, Any]  # vitlab's own, in a checkpoint or an export
     timm_name: str | None  # the architecture of a source `timm:`
 
@@ -65,10 +66,10 @@ def read_with_config(source: str, file: Path, timm_name: str | None = None) -> W
     """A file with the configuration in its folder."""
     absolute = file.absolute()
     content = cached_read(absolute, absolute.stat().st_mtime_ns)
-    config, preprocessor = (read_json(file.parent / name) for name in CONFIGURATIONS)
+    config, preprocessor, open_clip = (read_json(file.parent / name) for name in CONFIGURATIONS)
     record = content.plain.get("vitlab") or config.get("vitlab")
     return WeightFiles(
-        source, file, content, config, preprocessor, record if isinstance(record, dict) else {}, timm_name
+        source, file, content, config, preprocessor, open_clip, record if isinstance(record, dict) else {}, timm_name
     )
 
 

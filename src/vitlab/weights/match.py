@@ -107,7 +107,10 @@ class StateDictMatcher:
         self.readers |= {token: lambda value=value: value for token, value in changed.items()}  # type: ignore[misc]
         self.used |= changed.keys()
         if old != new:
-            self.report.resampled[name] = f"{format_grid(old)} -> {format_grid(new)} patches (bicubic, antialiased)"
+            how = f"{format_grid(old)} -> {format_grid(new)} patches (bicubic, antialiased)"
+            library = " (transformers doesn't antialias them: its numbers differ slightly)"
+            hugging_face = self.weights.network.layout.name.startswith("hf_")
+            self.report.resampled[name] = how + (library if hugging_face else "")
         if covered != before:
             how = f"positions of {before} -> {covered} tokens before the patches; the network computes the same"
             self.report.resampled["the prefix"] = how
@@ -184,12 +187,11 @@ class StateDictMatcher:
                 report.notes.append(f"{text}; model.norm_eps={theirs} gives their numbers")
             else:
                 report.problems.append(f"{text}: set model.{key}={theirs}")
-        assumed = [
-            f"{key}={architecture.arguments[key]}{f' ({why})' if why else ''}"
-            for key, why in architecture.assumed.items()
-        ]
-        if assumed:
-            report.notes.append(f"assumed, as no configuration has them; set model.KEY to change: {', '.join(assumed)}")
+        for key, why in architecture.assumed.items():
+            value = f"{key}={architecture.arguments[key]}{f' ({why})' if why else ''}"
+            report.notes.append(f"assumed {value}: no configuration has it; set model.{key} to change it")
+        if architecture.assumed:
+            report.notes.append("assumed norms before attention and MLP: their order isn't in the tensors")
 
     def skip(self, name: str, why: str) -> None:
         """Report a tensor of the weights, by our name, as unused."""

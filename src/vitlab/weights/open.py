@@ -3,6 +3,7 @@
 Only names, shapes and configuration are read; `WeightSource.read` loads the values of one tensor.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,7 +18,15 @@ from vitlab.weights.preprocessing import Preprocessing, preprocessing
 from vitlab.weights.report import format_names
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-AVERAGED = ("ema", "teacher")  # in the names of networks that average others
+AVERAGED = ("ema", "teacher")  # words in the names of networks that average others
+# tensors of parts without which a network computes something else: they are never ignored
+FOREIGN = {
+    r"rope|rotary|\bfreqs": "rotary positions",
+    r"storage_tokens": "registers of DINOv3's own code",
+    r"\.(q|k)_norm\.|\.(query|key)_norm\.|\.(ln|norm)_(q|k)\.": "norms of queries and keys",
+    r"relative_position|rel_pos": "relative positions",
+    r"attn_pool|attentional_pooler|vision_model\.head\.attention": "attention pooling",
+}
 
 
 class WeightSource(NamedTuple):
@@ -70,6 +79,8 @@ def open_weights(
         raise UnreadableWeights(
             f"{source}: {format_names(odd)} is of type {stored[odd[0]].dtype}: quantized weights can't be loaded"
         )
+    if foreign := foreign_parts(plan.unknown):
+        raise UnreadableWeights(f"{source}, read as {network.layout.title}, has {foreign}, and vitlab's model has none")
     meta = {
         ours: form.to([torch.empty(stored[name].shape, device="meta") for name in names])
         for ours, (form, names) in plan.sources.items()
@@ -81,6 +92,16 @@ def open_weights(
     shapes = {ours: tuple(tensor.shape) for ours, tensor in meta.items()}
     prepared = preprocessing(files, network.layout)
     return WeightSource(files, name, stored, network, plan, shapes, architecture, prepared)
+
+
+def foreign_parts(names: list[str]) -> str:
+    """The parts of a network that our model doesn't have, from its tensors' names; empty if none is known."""
+    parts = [
+        f"{part} ({format_names(of_part)})"
+        for pattern, part in FOREIGN.items()
+        if (of_part := [name for name in names if re.search(pattern, name)])
+    ]
+    return ", and ".join(parts)
 
 
 def choose_network(files: WeightFiles, part: str | None) -> tuple[str, dict[str, StoredTensor], StoredNetwork]:
@@ -97,7 +118,7 @@ def choose_network(files: WeightFiles, part: str | None) -> tuple[str, dict[str,
             f"{files.source} holds no Vision Transformer of a known layout; its tensors are {format_names(names)}"
         )
     listed = ", ".join(name or "(one without a name)" for name in networks)
-    averages = [name for name in networks if any(word in name for word in AVERAGED)]
+    averages = [name for name in networks if not set(re.split(r"[^a-z]+", name.lower())).isdisjoint(AVERAGED)]
     names = list(networks)
     if part is not None:
         names = [name for name in networks if part in (name, *name.split("."))]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from vitlab.weights.layouts import Layout
 from vitlab.weights.locate import WeightFiles
 
+CLIP_COLORS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # mean and std
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers; the data pipeline has no other interpolation
 
 
@@ -35,6 +36,11 @@ def preprocessing(files: WeightFiles, layout: Layout) -> Preprocessing:
         return Preprocessing(*mean_and_std(cfg), interpolation, cfg.get("crop_pct"), "timm's pretrained_cfg")
     if files.preprocessor:
         return from_transformers(files.preprocessor)
+    if mean := files.open_clip.get("preprocess_cfg", {}).get("mean"):
+        std = files.open_clip["preprocess_cfg"]["std"]
+        return Preprocessing(tuple(mean), tuple(std), "bicubic", 1.0, "open_clip_config.json")
+    if layout.name in ("hf_clip", "open_clip"):
+        return Preprocessing(*CLIP_COLORS, "bicubic", 1.0, "OpenAI's CLIP")
     if layout.name == "google":
         return Preprocessing((0.5,) * 3, (0.5,) * 3, None, None, "Google's code, which scales to -1 .. 1")
     return Preprocessing()

@@ -18,7 +18,7 @@ BASE: dict[str, Any] = {"image_size": 32, "patch_size": 8, "dim": 128, "depth": 
 
 
 def opened(**said: Any) -> WeightFiles:
-    nothing: dict[str, Any] = {"config": {}, "preprocessor": {}, "record": {}, "timm_name": None}
+    nothing: dict[str, Any] = {"config": {}, "preprocessor": {}, "open_clip": {}, "record": {}, "timm_name": None}
     return WeightFiles(source="x", file=Path("x"), content=FileContent({}, {}), **nothing | said)
 
 
@@ -50,6 +50,7 @@ def state(**arguments: Any) -> dict[str, Tensor]:
 )
 def test_an_architecture_is_inferred_from_shapes(arguments: dict[str, Any]) -> None:
     asked = {"pool": "avg"} if arguments.get("fc_norm") is False else {}
+    asked |= {"pos_embed": "none"} if arguments.get("pos_embed") == "none" else {}
     found = infer_architecture(state(**arguments), LAYOUTS["timm"], opened(), asked)
     with torch.device("meta"):
         again = VisionTransformer(**found.arguments)
@@ -99,6 +100,40 @@ def test_unknown_heads_must_be_set() -> None:
     with pytest.raises(UnreadableWeights, match=r"the number of heads is unknown for dim=60; set model\.heads"):
         infer_architecture(state(dim=60), LAYOUTS["timm"], opened(), {})
     assert infer_architecture(state(dim=60), LAYOUTS["timm"], opened(), {"heads": 2}).arguments["heads"] == 2
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(1152, 16), (1408, 16), (1664, 16), (1280, 20), (192, 3)])
+def test_published_widths_have_their_heads(dim: int, heads: int) -> None:
+    architecture = infer_architecture(state(dim=dim, heads=1), LAYOUTS["timm"], opened(), {})
+    assert architecture.arguments["heads"] == heads
+    assert "heads" in architecture.assumed
+
+
+def test_positions_that_nothing_describes_must_be_set() -> None:
+    tensors = state(pos_embed="none")
+    with pytest.raises(UnreadableWeights, match=r"no table of positions.*rotary.*set model\.pos_embed"):
+        infer_architecture(tensors, LAYOUTS["timm"], opened(), {})
+    asked = {"pos_embed": "sincos2d"}
+    assert infer_architecture(tensors, LAYOUTS["timm"], opened(), asked).arguments["pos_embed"] == "sincos2d"
+
+
+def test_openclips_configuration_is_used_or_refused() -> None:
+    vision = {"width": 128, "head_width": 32, "image_size": 32, "layers": 2, "patch_size": 8}
+    files = opened(open_clip={"model_cfg": {"quick_gelu": True, "vision_cfg": vision}})
+    architecture = infer_architecture(state(), LAYOUTS["open_clip"], files, {})
+    assert (architecture.arguments["heads"], architecture.arguments["activation"]) == (4, "quick_gelu")
+    assert (architecture.assumed, architecture.origin) == ({}, "open_clip_config.json")
+    vision["attentional_pool"] = True
+    with pytest.raises(UnreadableWeights, match=r"open_clip_config.json: vision_cfg\.attentional_pool"):
+        infer_architecture(state(), LAYOUTS["open_clip"], files, {})
+
+
+def test_transformers_config_of_other_kinds_is_used() -> None:
+    assert transformers_hints({"model_type": "ijepa"}) == {"pool": "avg", "fc_norm": False}
+    nested = {"model_type": "x", "backbone_config": {"model_type": "dinov2", "num_attention_heads": 6}}
+    assert transformers_hints(nested) == {"heads": 6, "norm_eps": 1e-6}
+    with pytest.raises(UnreadableWeights, match="pooler_act=relu: the layer before our model's head has tanh"):
+        transformers_hints({"model_type": "vit", "pooler_act": "relu"})
 
 
 def test_transformers_config_is_used() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
@@ -60,6 +61,34 @@ def test_the_choice_is_named_in_the_report_and_asked_for_where_it_is_open(tmp_pa
         open_weights(str(file), part="ema2")
     torch.save(FILES["one file"], file)
     with pytest.raises(UnreadableWeights, match=r"choose one with weights\.part: base_encoder, momentum_encoder"):
+        open_weights(str(file))
+
+
+def test_an_average_is_named_by_a_complete_word(tmp_path: Path) -> None:
+    torch.save(state(1.0, "semantic.") | state(2.0, "detail."), file := tmp_path / "file")
+    with pytest.raises(UnreadableWeights, match=r"choose one with weights\.part: semantic, detail"):
+        open_weights(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("rope_embed.periods", "rotary positions"),
+        ("storage_tokens", "registers of DINOv3's own code"),
+        ("blocks.0.attn.q_norm.weight", "norms of queries and keys"),
+        ("blocks.0.attn.relative_position_bias_table", "relative positions"),
+    ],
+)
+def test_parts_that_the_model_lacks_are_refused_by_name(name: str, part: str, tmp_path: Path) -> None:
+    torch.save(state(1.0) | {name: torch.zeros(8)}, file := tmp_path / "file")
+    with pytest.raises(UnreadableWeights, match=part) as error:
+        open_weights(str(file))
+    assert "strict" not in str(error.value)
+
+
+def test_dinov3s_bare_weights_are_not_taken_for_another_network(tmp_path: Path) -> None:
+    torch.save(timm.create_model("vit_small_patch16_dinov3", depth=2).state_dict(), file := tmp_path / "file")
+    with pytest.raises(UnreadableWeights, match="no table of positions"):
         open_weights(str(file))
 
 

@@ -12,7 +12,7 @@ from vitlab.weights.preprocessing import Preprocessing, from_transformers, prepr
 
 
 def opened(**said: Any) -> WeightFiles:
-    nothing: dict[str, Any] = {"config": {}, "preprocessor": {}, "record": {}, "timm_name": None}
+    nothing: dict[str, Any] = {"config": {}, "preprocessor": {}, "open_clip": {}, "record": {}, "timm_name": None}
     return WeightFiles(source="x", file=Path("x"), content=FileContent({}, {}), **nothing | said)
 
 
