@@ -11,7 +11,7 @@ ARGS   ?=
 TORCH  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test long faults bench check format
+.PHONY: help install train test long faults mutations bench check format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ long: $(DEV) ## run the tests that take longest: networks of full size, clusters
 
 faults: $(DEV) ## do to runs what happens to runs, and count what was lost: about half an hour
 	$(VENV)/bin/python tests/faults.py $(ARGS)
+
+mutations: $(DEV) ## change the source in 300 places, and count the changes that no test notices: an hour
+	$(VENV)/bin/python tests/mutations.py $(ARGS)
 
 bench: $(DEV) ## measure vitlab against timm, torchvision, transformers and vit-pytorch
 	$(VENV)/bin/python src/benchmark.py $(ARGS)

@@ -1,0 +1,42 @@
+"""The mutation run changes what it says, and its tests notice."""
+
+import ast
+from typing import Any
+
+import pytest
+
+import mutations
+from vitlab.training import schedules
+
+
+def test_each_kind_of_change_is_made_once() -> None:
+    source = """
+TABLE = (1, 2)
+def double(x: int = 3) -> bool:
+    "1"
+    log.info("%d", 1)
+    x += 1
+    if not x < 2 and x: raise ValueError(f"{x + 1}")
+    return x * 2 == 4 if x else True
+"""
+    kinds = sorted(change for _, _, change, _ in mutations.sites(ast.parse(source)))
+    assert kinds == sorted(
+        ["one more"] * 5  # 3, 1, 2, 2, 4
+        + ["left out", "not left out", "and for or", "another operator", "the other branch", "the other truth value"]
+        + ["another comparison"] * 2
+    )
+
+
+def test_a_mutant_computes_something_else() -> None:
+    mutant = next(m for m in mutations.mutants("training/schedules.py") if m.change == "another comparison")
+    values: dict[str, Any] = {"__name__": "vitlab.training.schedules"}
+    exec(mutations.mutated(mutant), values)
+    with pytest.raises(ValueError, match=r"schedule\.warmup_steps=10"):
+        schedules.check_steps(10, 10)
+    values["check_steps"](10, 10)
+
+
+def test_every_module_of_the_packages_has_mutants_and_tests() -> None:
+    files = mutations.modules(list(mutations.PACKAGES))
+    assert "models/vit.py" in files
+    assert sum(len(mutations.mutants(file)) for file in files) > 1000
