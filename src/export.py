@@ -1,10 +1,10 @@
-"""Writes a run's network as other libraries and programs load it, with a model card.
+"""Export a run's network to timm, transformers, ONNX, torch.export or safetensors, with a model card.
 
     python src/export.py run=runs/NAME/STAMP format=timm         timm.create_model("local-dir:...", pretrained=True)
     python src/export.py run=runs/NAME/STAMP format=hf           transformers' from_pretrained(...)
-    python src/export.py run=runs/NAME/STAMP format=onnx fold=true      bytes in, probabilities out
+    python src/export.py run=runs/NAME/STAMP format=onnx fold=true      uint8 images in, probabilities out
 
-It goes to `RUN/export/FORMAT`, or to `out`, once what the other library loads gives the network's own outputs.
+The folder `RUN/export/FORMAT`, or `out`, appears once the library has loaded the export and its outputs are equal.
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Makes a captured step again, and says where its first number comes from that isn't finite.
+"""Replay a captured step, and find the first value that isn't finite.
 
     python src/replay.py capture=runs/NAME/STAMP/captures/step-000012
 
-No data set is needed, and the run's folder may be gone. `CAPTURE/replay/rankN/` gets `results.json` and a picture of
-every module's largest output. Where everything is finite this time, the status is 1.
+Neither the data set nor the run folder is needed. `CAPTURE/replay/rankN/` gets `results.json` and a figure of each
+module's largest output. The exit status is 1 if all values are finite.
 """
 
 from pathlib import Path
@@ -25,12 +25,12 @@ def main(
     from vitlab.diagnostics import replay
     from vitlab.runs import plots
 
-    found = replay.replay_capture(Path(capture), rank=rank, accelerator=accelerator)
+    result = replay.replay_capture(Path(capture), rank=rank, accelerator=accelerator)
     picture = Path(run_dir) / "outputs.png"
-    names, largest, first = found.magnitudes()
-    plots.plot_magnitudes(names, largest, picture, first=first, title=found.title)
-    found.tell(picture)
-    return found.results()
+    names, largest, first = result.magnitudes()
+    plots.plot_magnitudes(names, largest, picture, first=first, title=result.title)
+    result.log_report(picture)
+    return result.results()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ BANNED = {
     "gotten|whilst|amongst": "got, while, among",
     "colour|behaviour|normalis|initialis|optimis|serialis|labell|modell": "the American spelling",
 }
-WORDS = {re.compile(rf"(?<![a-z])(?:{words})" + ("" if "colour" in words else "(?![a-z])"), re.IGNORECASE): instead for words, instead in BANNED.items()}
+WORDS = {
+    re.compile(rf"(?<![a-z])(?:{words})" + ("" if "colour" in words else "(?![a-z])"), re.IGNORECASE): instead
+    for words, instead in BANNED.items()
+}
 
 # participles that don't end in "ed"
 IRREGULAR = set(
@@ -67,7 +70,11 @@ def misnamed(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             last = node.name.strip("_").split("_")[-1]
-            if (last.endswith("ed") or last in IRREGULAR) and not PREDICATE.match(node.name) and last not in ALLOWED_NAMES:
+            if (
+                (last.endswith("ed") or last in IRREGULAR)
+                and not PREDICATE.match(node.name)
+                and last not in ALLOWED_NAMES
+            ):
                 yield f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == "found":
             yield f"{path.relative_to(ROOT)}:{node.lineno} the variable found says nothing of its value"

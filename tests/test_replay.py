@@ -1,4 +1,4 @@
-"""`python src/replay.py` on what diverging runs left, of one process and of two."""
+"""`python src/replay.py` on the captured step of a diverging run of two processes."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def test_a_diverging_run_of_two_processes_ends_with_one_reason_and_a_part_of_eac
     assert info["ranks"] == len(info["losses"]) == 2
 
 
-def test_each_part_is_made_again_without_the_data_or_the_run(
+def test_each_part_is_replayed_without_the_data_or_the_run(
     diverged: tuple[Path, str], replayed: Replay, tmp_path: Path
 ) -> None:
     capture = tmp_path / "kept"
@@ -90,7 +90,7 @@ def test_each_part_is_made_again_without_the_data_or_the_run(
         ("kept", ["accelerator=gpuu"], "accelerator=gpuu is not one of 'auto', 'cpu', 'gpu', 'mps'"),
     ],
 )
-def test_what_is_no_capture_is_named(
+def test_a_folder_that_is_not_a_capture_is_refused(
     name: str,
     overrides: list[str],
     problem: str,
@@ -108,7 +108,7 @@ def test_what_is_no_capture_is_named(
     assert problem in capsys.readouterr().err
 
 
-def test_a_step_in_which_nothing_is_wrong_ends_with_status_1(
+def test_a_step_with_finite_values_ends_with_status_1(
     diverged: tuple[Path, str], replayed: Replay, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capture = tmp_path / "kept"
@@ -120,5 +120,5 @@ def test_a_step_in_which_nothing_is_wrong_ends_with_status_1(
     assert end.value.code == 1
     found = results(capture / "replay" / "rank0")
     assert found["status"] == "crashed"
-    assert "is finite when it is made again on cpu" in found["error"]
+    assert "are finite when replayed on cpu" in found["error"]
     assert (capture / "replay" / "rank0" / "outputs.png").is_file()

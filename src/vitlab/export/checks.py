@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vitlab.config.schema import format_value
 from vitlab.config.view import ConfigView
@@ -15,12 +16,6 @@ def export_problems(read: ConfigView) -> Iterator[str]:
         return
     from vitlab.export import export
 
-    yield from export.problems(
-        run=Path(run),
-        checkpoint=checkpoint,
-        part=read("part", str),
-        name=name,
-        fold=bool(read("fold", bool)),
-        out=Path(out),
-        overwrite=bool(read("overwrite", bool)),
-    )
+    fold, overwrite = bool(read("fold", bool)), bool(read("overwrite", bool))
+    source: dict[str, Any] = {"run": Path(run), "checkpoint": checkpoint, "part": read("part", str)}
+    yield from export.problems(name=name, fold=fold, out=Path(out), overwrite=overwrite, **source)

@@ -62,7 +62,7 @@ def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
 def plot_magnitudes(
     names: Sequence[str], largest: Sequence[float], figure_file: Path, *, first: int | None, title: str
 ) -> None:
-    """Plot the largest |output| of each module in order of execution; `first` is the first that isn't finite."""
+    """Plot the largest |output| of each module in order of execution; `first`: the first non-finite one."""
     figure = Figure(figsize=(9, 1.5 + 0.17 * len(names)), layout="constrained")
     axis = figure.subplots()
     figure.suptitle(title, wrap=True)
@@ -71,7 +71,7 @@ def plot_magnitudes(
     axis.barh([row for row, _ in drawn], [value for _, value in drawn], label="finite part of the output")
     axis.set_xscale("log")
     if first is not None:
-        axis.axhspan(first - 0.5, first + 0.5, color="tab:red", alpha=0.3, label="first that isn't finite")
+        axis.axhspan(first - 0.5, first + 0.5, color="tab:red", alpha=0.3, label="first non-finite output")
     axis.set_yticks(range(len(names)), list(names), fontsize=7)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlabel("largest |output|")

@@ -99,5 +99,5 @@ def test_the_largest_outputs_are_drawn_by_module_and_the_wrong_one_is_marked(
     assert bars == {row: value for row, value in enumerate(largest) if value > 0}
     assert axis.get_xscale() == "log"
     labels = axis.get_legend_handles_labels()[1]
-    assert ("first that isn't finite" in labels) == (first is not None)
+    assert ("first non-finite output" in labels) == (first is not None)
     assert colours(tmp_path / "outputs.png") > 5
