@@ -1,33 +1,27 @@
-"""Measure vitlab and its peers on this machine: `python src/benchmark.py`, or parts of it.
+"""Measure vitlab and its peers on this machine: all of the benchmark, or parts of it.
 
     python src/benchmark.py parts=[networks] networks.sizes=[s16] rounds=20
     python src/benchmark.py parts=[training,start]
 
-The run folder gets every measurement (`benchmark.csv`), tables with ratios and goals (`benchmark.md`) and pictures.
+The run folder gets all measurements (`benchmark.csv`), tables with ratios and goals (`benchmark.md`) and figures.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from vitlab.benchmark import checks
 from vitlab.cli.command import command
+from vitlab.config.bounds import NonNegativeFloat, PositiveInt
 from vitlab.config.schema import Node
-from vitlab.config.view import ConfigView
 
 
-def problems(view: ConfigView) -> Iterator[str]:
-    from vitlab.benchmark import checks
-
-    yield from checks.problems(view)
-
-
-@command("benchmark", check=problems)
+@command("benchmark", check=checks.benchmark_problems)
 def main(
     *,
     parts: list[Literal["networks", "training", "loading", "start", "scaling", "devices"]],
-    rounds: int,
-    seconds: float,
-    threads: int | None,
+    rounds: PositiveInt,
+    seconds: NonNegativeFloat,
+    threads: PositiveInt | None,
     accelerator: Literal["auto", "cpu", "gpu"],
     networks: Node,
     training: Node,

@@ -1,7 +1,7 @@
-"""Images per second of the data path, in one thread: batches as the network sees them, float32 and normalized.
+"""Measure loading and augmentation in one thread, to normalized float32 batches.
 
-in memory      our batched augmentation; torchvision's of one image after the other, on tensors and on PIL images
-JPEG files     our loader, torchvision's on PIL images and on tensors, and timm's; a call is a pass over all files
+in memory      vitlab's batched augmentation; torchvision's image by image, on tensors and on PIL images
+JPEG files     loaders of vitlab, torchvision (PIL images, tensors) and timm; a call is a pass over all files
 """
 
 import multiprocessing
@@ -14,14 +14,16 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
 from vitlab.benchmark.case import OURS, Case, Part
 from vitlab.benchmark.jpeg_folder import loaders, write_photographs
+from vitlab.config.bounds import NonNegativeInt, PositiveInt
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import MemoryDataset
 from vitlab.data.decode import quiet
@@ -32,10 +34,10 @@ from vitlab.diagnostics.timing import Clock, Contender
 
 Recipe = Literal["digits", "cifar", "cifar randaugment"]
 MEMORY_BATCH = 512
-PER_CORE, CPU_MS = "images a core second", "CPU ms an image"  # figures: by the CPU time of all processes
+PER_CORE, CPU_MS = "images a core second", "CPU ms an image"  # figures, by the CPU time of all processes
 BILINEAR = v2.InterpolationMode.BILINEAR
 CROP = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
-# Ours, and what torchvision has for one image; Mixup, which is for a batch, comes after it.
+# vitlab's settings, and torchvision's transforms of an image; Mixup, of a batch, comes after them.
 RECIPES: dict[Recipe, tuple[dict[str, Any], list[Callable[..., Any]]]] = {
     "digits": (
         {"degrees": 8.0, "translate": 0.04, "scale": (0.95, 1.05), "shear": 4.0, "mixup": 0.4},
@@ -52,28 +54,27 @@ RECIPES: dict[Recipe, tuple[dict[str, Any], list[Callable[..., Any]]]] = {
 @dataclass(kw_only=True)
 class Loading(Part):
     """recipes     of augmentation, for images in memory
-    images      JPEG files of 500 x 375 pixels
-    image_size  of a crop of these, a side in pixels
-    batch_size  of these
+    images      number of JPEG files of 500 x 375 pixels
+    image_size  side of their crops in pixels
+    batch_size  of JPEG files
     workers     numbers of loading processes, a case each
     """
 
     part = "loading"
-    minimum: ClassVar = {"workers": 0, "images": 20}
 
     recipes: tuple[Recipe, ...] = tuple(RECIPES)
-    images: int = 256
-    image_size: int = 224
-    batch_size: int = 32
-    workers: tuple[int, ...] = (0, 1)
+    images: Annotated[int, Ge(20)] = 256
+    image_size: PositiveInt = 224
+    batch_size: PositiveInt = 32
+    workers: tuple[NonNegativeInt, ...] = (0, 1)
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.images < self.batch_size:  # timm's loader would yield nothing
+        if self.images < self.batch_size:  # timm's loader would drop the incomplete batch
             yield f"loading.images={self.images} must be at least loading.batch_size={self.batch_size}"
 
     def cases(self, clock: Clock) -> Iterator[Case]:
-        clock = Clock(rounds=clock.rounds, seconds=clock.seconds)  # all of it runs on the CPU
+        clock = Clock(rounds=clock.rounds, seconds=clock.seconds)  # loading runs on the CPU
         with ExitStack() as stack:
             folder = stack.enter_context(TemporaryDirectory())
             stack.enter_context(quiet())  # torchvision's warnings
@@ -83,14 +84,14 @@ class Loading(Part):
                 yield memory_case(clock, recipe)
             write_photographs(Path(folder), self.images)
             for workers in self.workers:
-                found = loaders(Path(folder), self.image_size, self.batch_size, workers)
-                measured = clock.measure([loader_contender(name, loader) for name, loader in found.items()])
+                by_name = loaders(Path(folder), self.image_size, self.batch_size, workers)
+                measured = clock.measure([loader_contender(name, loader) for name, loader in by_name.items()])
                 name = f"JPEG files, {self.images}, crops of {self.image_size}, workers: {workers}"
                 yield Case(part=self.part, name=name, measured=measured)
 
 
 def memory_case(clock: Clock, recipe: Recipe) -> Case:
-    """The training batches of images in memory, by one of the recipes of `conf/data`."""
+    """Augment a batch of images in memory by one of the recipes of `conf/data`."""
     source = digits() if recipe == "digits" else fake(samples=MEMORY_BATCH, test_samples=10, size=32)
     split = source.train.subset(torch.arange(MEMORY_BATCH))
     assert split.images is not None
@@ -122,7 +123,7 @@ def memory_case(clock: Clock, recipe: Recipe) -> Case:
 
 
 def loader_contender(name: str, loader: Any) -> Contender:
-    """A call is a pass over the loader; the figures are its CPU time."""
+    """A contender whose calls are passes over the loader; figures: its CPU time."""
     figures, spent = dict[str, float](), list[float]()
     images = count_images(loader)  # starts the workers
 
@@ -142,11 +143,12 @@ def count_images(loader: Any) -> int:
 
 
 def cpu_seconds() -> float | None:
-    """CPU time so far of this process and its living `multiprocessing` children, to the nanosecond; None except on
-    Linux. Images per second say nothing of how many cores were busy.
+    """CPU time of this process and its living `multiprocessing` children; None except on Linux.
+
+    Images per second don't show how many cores were busy.
     """
     if sys.platform != "linux":
         return None
-    # the clock of another process, numbered as by clock_getcpuclockid(3)
+    # another process's clock id, as clock_getcpuclockid(3) computes it
     clocks = (~child.pid << 3 | 2 for child in multiprocessing.active_children() if child.pid is not None)
     return time.process_time() + sum(time.clock_gettime(clock) for clock in clocks)

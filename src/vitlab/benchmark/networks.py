@@ -1,9 +1,9 @@
-"""Inference and training steps of the same ViT in five libraries, relative to each other and to the machine's limit.
+"""Measure inference and training steps of the same ViT in five libraries, and a matrix product as the limit.
 
-    size x mode x task x batch x precision -> a case: each library's network, and a matrix product of that precision
+    size x mode x task x batch x precision -> a case: each library's network, and the matrix product
 
 Training is cross-entropy, backward and AdamW: vitlab's as in `train.py` (`conf/optimizer/adamw.yaml`), the others' with
-torch's defaults. vitlab is compiled block by block, the others as one.
+torch's defaults. vitlab is compiled by block, the others in one graph.
 """
 
 import itertools
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vitlab.benchmark.case import OURS, Case, Part
 from vitlab.benchmark.peak_memory import peak_bytes
 from vitlab.benchmark.peers import SIZES, Architecture, Peer, Size, available_peers, build, parameters
+from vitlab.config.bounds import PositiveInt
 from vitlab.config.instantiate import build_object
 from vitlab.diagnostics.timing import Clock, Contender, Measurement
 from vitlab.jobs import compose
@@ -34,7 +35,7 @@ Task = Literal["inference", "training"]
 Mode = Literal["eager", "compiled"]
 Precision = Literal["float32", "bf16"]
 
-# The batch size next to 1 where `batches` is null: what keeps such a machine busy for a moment.
+# With batches=null: the batch size in addition to 1.
 LARGER: dict[str, dict[Size, int]] = {
     "cpu": {"mini": 128, "cifar": 64, "ti16": 8, "s16": 4, "b16": 2, "l16": 1},
     "cuda": {"mini": 1024, "cifar": 1024, "ti16": 256, "s16": 256, "b16": 128, "l16": 64},
@@ -44,11 +45,11 @@ LIMIT, MFLOPS, MEMORY = "matrix product", "MFLOPs", "peak MB"
 
 @dataclass(kw_only=True)
 class Networks(Part):
-    """sizes       of networks, see `benchmarking.peers`
+    """sizes       of networks, see `vitlab.benchmark.peers`
     tasks       inference, training
     batches     batch sizes; null: 1, and a larger one by size and device
-    precisions  float32, or bfloat16 by torch.autocast
-    modes       eager, compiled (which takes minutes for each case)
+    precisions  float32, or bfloat16 with torch.autocast
+    modes       eager, compiled (minutes for each case)
     peers       libraries to compare with
     """
 
@@ -56,7 +57,7 @@ class Networks(Part):
 
     sizes: Sequence[Size] = ("cifar", "ti16", "s16", "b16")
     tasks: Sequence[Task] = ("inference", "training")
-    batches: Sequence[int] | None = None
+    batches: Sequence[PositiveInt] | None = None
     precisions: Sequence[Precision] = ("float32", "bf16")
     modes: Sequence[Mode] = ("eager",)
     peers: Sequence[Peer] = ("timm", "torchvision", "transformers", "vit-pytorch")
@@ -75,8 +76,9 @@ class Networks(Part):
 
 
 def measure_with_limit(clock: Clock, contenders: Sequence[Contender], precision: Precision) -> list[Measurement]:
-    """Measurements of contenders that have MFLOPs of an item as a figure, with their MFU; last, in the same rounds, the
-    machine's limit: a product of two square matrices, in items of the first contender's FLOPs.
+    """Measure contenders, which have the figure MFLOPs of an item, with their MFU; last, a matrix product.
+
+    The product's items are those of the first contender, by FLOPs.
     """
     side, dtype = 8192 if clock.device.type == "cuda" else 1536, {"float32": torch.float32, "bf16": torch.bfloat16}
     left, right, out = (torch.randn(side, side, device=clock.device).to(dtype[precision]) for _ in range(3))
@@ -92,7 +94,7 @@ def measure_with_limit(clock: Clock, contenders: Sequence[Contender], precision:
 def contender(
     name: str, size: Architecture, task: Task, batch: int, precision: Precision, device: torch.device, mode: Mode
 ) -> Contender:
-    """A network's step, done once already; its figures are of one image, except for the memory."""
+    """A network's step, after a first one. Figures are of one image, except for the memory."""
     torch.manual_seed(0)
     network, side, trains = build(name, size), size.image, task == "training"
     counted = (flops.training_flops if trains else flops.forward_flops)(network, (3, side, side))
@@ -104,7 +106,6 @@ def contender(
     optimizer = adamw(name, network) if trains else None
 
     def step() -> None:
-        """Leaves no gradients behind."""
         with torch.inference_mode(not trains), torch.autocast(device.type, torch.bfloat16, precision == "bf16"):
             outputs = network(images)
             if optimizer is None:
@@ -114,7 +115,7 @@ def contender(
         optimizer.step()
         optimizer.zero_grad()
 
-    step()  # the optimizer makes its state
+    step()  # creates the optimizer's state
     held: list[Any] = [*network.parameters(), *network.buffers(), images, labels]
     held += [value for state in (optimizer.state.values() if optimizer else ()) for value in state.values()]
     figures = {"M parameters": parameters(network) / 1e6, MFLOPS: counted / 1e6}

@@ -1,4 +1,4 @@
-"""Peak memory of a step: counted, not sampled, and the same each time."""
+"""Measure the peak memory of a step, by its allocations."""
 
 import json
 import os
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own log lines
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no log lines of the profiler
 
 
 def peak_bytes(step: Callable[[], object], held: Iterable[Tensor], device: torch.device) -> int:
-    """Bytes of tensors at a step's fullest moment: those `held` all the time, and those the step allocates.
+    """The maximum bytes of tensors during a step: those `held` all the time, and those that the step allocates.
 
-    By torch's own allocator; the step must not leave new tensors behind.
+    The step must free all tensors that it allocates.
     """
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
     before = sum(storages.values())

@@ -1,9 +1,8 @@
-"""Run the benchmark: part after part, logged as it is measured, written after each case."""
+"""Run the parts of a benchmark, and log and write the results after each case."""
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from vitlab.benchmark import machine, results
@@ -17,19 +16,22 @@ log = logging.getLogger(__name__)
 
 
 def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
-    """Return how many goals were reached and missed. An error ends its part only, and is raised after the last one."""
+    """Return the numbers of goals reached and missed. An error ends its part, and is raised after the last one."""
     title, cases, errors = machine.description(clock), list[Case](), list[str]()
     log.info("%s", title)
     for name, part in parts.items():
         begin = time.monotonic()
+        own = muted_logs("vitlab.benchmark", level=logging.INFO)
         try:
-            with muted_training_logs():
+            with muted_logs("vitlab", level=logging.WARNING), own:
                 for case in part.cases(clock):
                     cases.append(case)
                     results.write(cases, folder, title=title)
                     log.info("%s", line(case))
         except Exception as error:
-            log.exception("%s failed; its measurements so far are kept, and the other parts follow", name)
+            log.exception(
+                "%s failed; its measurements so far are kept, and the benchmark continues with the next part", name
+            )
             errors.append(f"{name} ({type(error).__name__}: {error})")
         log.info("%s: %.0f s", name, time.monotonic() - begin)
     ends = [reached for case in cases for reached, _ in outcomes(case)]
@@ -40,16 +42,8 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
     return {"cases": len(cases), "goals reached": sum(ends), "goals missed": len(ends) - sum(ends)}
 
 
-@contextmanager
-def muted_training_logs() -> Iterator[None]:
-    """Silence training logs below WARNING."""
-    own = muted_logs("vitlab.benchmark", level=logging.INFO)
-    with muted_logs("vitlab", level=logging.WARNING), own:
-        yield
-
-
 def line(case: Case) -> str:
-    """A case in a line: the speed of each contender, and the outcome of each goal."""
+    """A case in a line: the contenders' speeds and the outcomes of the goals."""
     speeds = "   ".join(f"{m.name} {results.format_cell(case.speed(m))}" for m in case.measured)
     goals = "".join(f"   {text}" for _, text in outcomes(case))
     return f"{case.part}: {case.name}   {speeds} {f'{case.unit}/s' if case.unit else 's'}{goals}"
