@@ -1,17 +1,18 @@
-"""Say where a training's time goes and which changes make it faster: `python src/doctor.py`, settings as train.py's.
+"""Report where the time of a training goes, and which changes make it faster. Settings are those of train.py.
 
     python src/doctor.py model=vit_s16 data=image_folder data_dir=photos
     python src/doctor.py model=vit_b16 data=cifar10 batch_size=256 changes=[num_workers,precision,compile] trace=true
 
 The configuration trains for some tens of steps, measured part by part. Then each change that applies is tried, in
-rounds with the configuration itself. No weight moves; only `doctor.json` and a picture are kept. One device: what
-several devices send to each other is not measured.
+rounds with the configuration. Weights don't change; `doctor.json` and a figure are written. It measures one device,
+without communication between several.
 """
 
 from pathlib import Path
 from typing import Literal
 
 from vitlab.cli.command import command
+from vitlab.config.bounds import NonNegativeInt, PositiveInt, Seed
 from vitlab.config.schema import Node
 from vitlab.diagnostics import checks
 
@@ -22,14 +23,14 @@ def main(
     changes: list[
         Literal["num_workers", "precision", "batch_size", "log_every_n_steps", "compile", "auto_augment", "smaller"]
     ],
-    workers: list[int] | None,
-    steps: int,
-    warmup: int,
-    rounds: int,
+    workers: list[NonNegativeInt] | None,
+    steps: PositiveInt,
+    warmup: PositiveInt,
+    rounds: PositiveInt,
     trace: bool,
-    image_size: int | tuple[int, int],
-    batch_size: int,
-    seed: int,
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt],
+    batch_size: PositiveInt,
+    seed: Seed,
     data_dir: str,
     run_dir: str,
     name: str,

@@ -6,18 +6,19 @@
     python src/evaluate.py model.weights=hf:google/vit-base-patch16-224 data=image_folder data_dir=imagenet
     python src/evaluate.py model=timm model.model_name=resnet18 model.pretrained=true data=cifar100 probe=knn
 
-The best checkpoint's scores on the test split are those of training. They are written to the console and to
-`RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the run is not changed. Without a probe the head is scored: the head of
-weights from elsewhere must have the classes of the data, in their order.
+Scores are logged and written to `RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the best checkpoint's on the test split
+equal training's. The run is not changed. Without a probe the head is scored: weights from elsewhere need a head
+with the classes of the data, in their order.
 
-`probe=linear` or `probe=knn` scores the features before the head instead (`vitlab.evaluation.probes`). They are
-computed once, and cached in `features_dir`: `RUN/features`, or `runs/features`.
+`probe=linear` or `probe=knn` scores the features before the head (`vitlab.evaluation.probes`). They are computed once,
+and cached in `features_dir`: `RUN/features`, or `runs/features`.
 """
 
 from pathlib import Path
 from typing import Literal
 
 from vitlab.cli.command import command
+from vitlab.config.bounds import PositiveInt, Seed
 from vitlab.config.schema import Node
 from vitlab.evaluation import checks
 
@@ -28,9 +29,9 @@ def main(
     run: str | None,
     checkpoint: Literal["best", "last"],
     split: Literal["train", "val", "test"],
-    image_size: int | tuple[int, int] | None,
-    batch_size: int | None,
-    seed: int,
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None,
+    batch_size: PositiveInt | None,
+    seed: Seed,
     data_dir: str | None,
     features_dir: str,
     name: str | None,

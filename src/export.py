@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitlab.cli.command import command
+from vitlab.config.bounds import NonNegativeFloat
 from vitlab.config.schema import Node
 from vitlab.export import checks
 
@@ -23,7 +24,7 @@ def main(
     checkpoint: str,
     part: Literal["ema", "raw"] | None,
     fold: bool,
-    tolerance: float,
+    tolerance: NonNegativeFloat,
     license: str | None,
     out: str,
     overwrite: bool,

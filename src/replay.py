@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitlab.cli.command import command
+from vitlab.config.bounds import NonNegativeInt
 from vitlab.config.schema import Node
 from vitlab.diagnostics import checks
 
@@ -18,7 +19,7 @@ from vitlab.diagnostics import checks
 def main(
     *,
     capture: str,
-    rank: int,
+    rank: NonNegativeInt,
     accelerator: Literal["auto", "cpu", "gpu", "mps"],
     run_dir: str,
 ) -> Node:

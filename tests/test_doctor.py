@@ -73,6 +73,6 @@ def test_what_the_doctor_can_not_measure_is_an_error_before_the_start(
         doctor.main()
     errors = capsys.readouterr().err
     assert "steps=0 must be at least 1" in errors
-    assert "workers=[0, -1]: -1 is not a number of processes" in errors
+    assert "workers=[0, -1] must be at least 0" in errors
     assert "use trainer.devices=1 trainer.num_nodes=1 batch_size=32, the share of one" in errors
     assert list(tmp_path.iterdir()) == []

@@ -86,7 +86,7 @@ def test_each_part_is_replayed_without_the_data_or_the_run(
     [
         ("empty", [], "capture=empty is not a captured step: it has no info.json"),
         ("run", [], "capture=run is not a captured step: it has no info.json; that run has run/captures/step-0000"),
-        ("kept", ["rank=2"], "rank=2: kept has no part of it; there is 0, 1"),
+        ("kept", ["rank=2"], "rank=2: kept has no part of this rank; it has those of 0, 1"),
         ("kept", ["accelerator=gpuu"], "accelerator=gpuu is not one of 'auto', 'cpu', 'gpu', 'mps'"),
     ],
 )

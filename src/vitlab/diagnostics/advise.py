@@ -1,4 +1,4 @@
-"""Find changes that may make a configuration faster, and try them.
+"""Try changes that may make a configuration faster.
 
 kinds of changes -> candidates -> rounds, in each of which the configuration and every candidate train -> trials
 """
@@ -24,21 +24,21 @@ from vitlab.diagnostics.measure import Overrides, ProfiledRun
 from vitlab.diagnostics.timing import turns
 from vitlab.distributed import environment
 
-NOISE = 0.03  # of a gain: less is always called noise
-SAMPLE = 256  # files that are made smaller, at most
-MARGIN = 256 / 224  # their shorter side over what is trained on: ImageNet's usual sizes
-QUALITY = 90  # of their JPEG, as src/prepare.py writes it
-SAVED = 0.7  # of their bytes: files that stay larger aren't tried
-OTHER_SCORES = {"batch_size", "data.augment.auto_augment"}  # change what is learned, and not only the speed
+NOISE = 0.03  # smaller gains are always noise
+SAMPLE = 256  # largest number of files to write smaller
+MARGIN = 256 / 224  # their shorter side relative to the training size, as usual for ImageNet
+QUALITY = 90  # of JPEG, as in src/prepare.py
+SAVED = 0.7  # largest relative size of files to try
+OTHER_SCORES = {"batch_size", "data.augment.auto_augment"}  # change the training, and not only its speed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A change that was tried. gains: of each round, images per second over those of the configuration."""
+    """A tried change. gains: in each round, images per second relative to the configuration."""
 
     overrides: Overrides
     gains: tuple[float, ...]
-    error: str = ""  # why there are no gains
+    error: str = ""  # instead of gains
 
     @property
     def gain(self) -> float:
@@ -46,7 +46,6 @@ class Trial:
 
     @property
     def spread(self) -> float:
-        """The distance between the best and the worst round."""
         return max(self.gains) - min(self.gains) if self.gains else 0.0
 
     @property
@@ -64,8 +63,8 @@ def candidates(
     """The changes of these kinds that differ from the configuration.
 
     Args:
-        workers: Values of data.num_workers; None: 0 and powers of 2, as far as there are cores.
-        small_dir: The folder that smaller files would be in; None: they aren't tried.
+        workers: Values of data.num_workers; None: 0 and powers of 2, up to the number of cores.
+        small_dir: The future folder of smaller files; None: they aren't tried.
     """
     data, trainer, cores = run.datamodule, run.trainer, min(environment.cores(), MOST_WORKERS)
     configured = run.data({}).train_dataloader().num_workers
@@ -88,10 +87,9 @@ def candidates(
 def try_changes(
     run: ProfiledRun, changes: Sequence[Overrides], *, rounds: int, steps: int, warmup: int
 ) -> tuple[list[Trial], list[float]]:
-    """Train the configuration and each change once per round, in changing order.
+    """Train the configuration and each change once per round, in random order.
 
-    A gain compares trainings of one round: what disturbs the machine for longer disturbs both. Returns the trials, and
-    the configuration's images per second in each round.
+    A gain compares trainings of one round. Returns the trials, and the configuration's images per second in each round.
     """
     everything, errors = [{}, *changes], dict[int, str]()
     rates: list[list[float]] = [[] for _ in everything]
@@ -111,7 +109,7 @@ def try_changes(
 
 
 def combination(trials: Sequence[Trial]) -> Overrides:
-    """The best value of each setting that gains and doesn't change the scores; empty where these are fewer than two."""
+    """The best value of each setting with a gain that doesn't change the scores; empty if there are fewer than two."""
     faster = [t for t in trials if t.verdict == "faster" and not OTHER_SCORES & t.overrides.keys()]
     best: Overrides = {}
     for trial in sorted(faster, key=lambda trial: trial.gain):
@@ -120,7 +118,7 @@ def combination(trials: Sequence[Trial]) -> Overrides:
 
 
 def small_files(data: DataModule, folder: Path) -> Split | None:
-    """Write some files of an image folder at about the size that is trained on; None if that saves too little."""
+    """Write some files of an image folder at about the training size; None if that saves too little."""
     split, side = data.split("train"), small_side(data)
     loader = data.load_source
     if split.files is None or isinstance(split.files, Rows) or not isinstance(loader, partial):
@@ -135,16 +133,15 @@ def small_files(data: DataModule, folder: Path) -> Split | None:
     if after > SAVED * before:
         return None
     small = Split(None, split.labels[torch.tensor(kept)], list(map(str, files)))
-    return small.subset(torch.arange(len(split)) % len(files))  # an epoch keeps its length
+    return small.subset(torch.arange(len(split)) % len(files))  # as many samples as before
 
 
 def small_side(data: DataModule) -> int:
-    """The shorter side in pixels of files that are large enough for the size that is trained on."""
     return round(max(data.image_size) * MARGIN)
 
 
 def prepare_command(data: DataModule) -> tuple[str, str]:
-    """The command that packs an image folder into shards of smaller images, and the folder that it writes."""
+    """The command that packs an image folder into shards of smaller images, and the folder of the shards."""
     assert isinstance(data.load_source, partial)
     source, side = data.load_source.keywords, small_side(data)
     defaults = {name: known.default for name, known in inspect.signature(data.load_source.func).parameters.items()}
@@ -159,6 +156,6 @@ def prepare_command(data: DataModule) -> tuple[str, str]:
 
 
 def command_line(overrides: Overrides) -> str:
-    """Overrides as they are typed in a shell, their values quoted only where Hydra's grammar needs it."""
+    """Overrides for a shell, quoted only if Hydra's grammar needs it."""
     plain = re.compile(r"[\w/.-]+")
     return " ".join(shlex.quote(f"{k}={v if plain.fullmatch(str(v)) else repr(v)}") for k, v in overrides.items())

@@ -22,7 +22,7 @@ from vitlab.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
-WORTH = 0.1  # of an epoch: a smaller share gets no advice
+WORTH = 0.1  # smallest share of an epoch for advice
 COLORS = {"faster": "tab:green", "slower": "tab:red"}
 
 
@@ -38,7 +38,7 @@ def diagnose(
     trace: bool,
 ) -> Node:
     """Measure the configuration, try changes, log the report, and write `doctor.json` and `figures/doctor.png`."""
-    run.train({}, steps=1, warmup=1)  # what happens only once: memory, kernels, files
+    run.train({}, steps=1, warmup=1)  # allocations, kernels, files
     profiled = run.train({}, steps=steps, warmup=warmup, stages=True)
     total = sum(profiled.parts.values())
     shares = {name: seconds / total for name, seconds in profiled.parts.items()}
@@ -97,14 +97,14 @@ def diagnose(
 
 
 def bottleneck(shares: dict[str, float]) -> str:
-    """The part that takes most, with forward, backward and optimizer as one: `step`."""
+    """The longest part, with forward, backward and optimizer as one: `step`."""
     grouped = {name: share for name, share in shares.items() if name not in STEP}
     grouped["step"] = sum(shares[name] for name in STEP)
     return max(grouped, key=lambda name: grouped[name])
 
 
 def advice(shares: dict[str, float], epoch: dict[str, float], trials: Sequence[Trial], prepare: str) -> Iterator[str]:
-    """What to do, the largest gain first. prepare: the command that an override of `data_dir` needs before."""
+    """Advice, the largest gain first. prepare: the command to run before an override of `data_dir`."""
     worst, computing = bottleneck(shares), sum(shares[name] for name in STEP)
     if worst == "step":
         yield f"the network is the bottleneck: {computing:.0%} of a step is computing"
@@ -116,7 +116,7 @@ def advice(shares: dict[str, float], epoch: dict[str, float], trials: Sequence[T
         before = f"{prepare}, then " if "data_dir" in trial.overrides else ""
         yield f"{before}{command_line(trial.overrides)}: {trial.gain:.2f} x the images per second{note}"
     if trials and not faster:
-        yield "no change that was tried gains more than the noise"
+        yield "no tried change gains more than the noise"
     for name, knob in {
         "validation": "trainer.check_val_every_n_epoch",
         "checkpoint": "callbacks.last.every_n_epochs",
@@ -126,7 +126,6 @@ def advice(shares: dict[str, float], epoch: dict[str, float], trials: Sequence[T
 
 
 def report_lines(report: Node) -> Iterator[str]:
-    """The report as lines of text."""
     mfu = f", MFU {report['mfu']:.0%}" if report["mfu"] else ""
     yield (
         f"as configured: {report['images_per_second']:,.0f} images/s{mfu}; {report['step_ms']:.1f} ms per step of "
@@ -144,7 +143,7 @@ def report_lines(report: Node) -> Iterator[str]:
 
 
 def draw(shares: dict[str, float], trials: Sequence[Trial], file: Path) -> None:
-    """Draw the shares of a step, and below them what each change gains: bars are medians, dots are rounds."""
+    """Plot the shares of a step, and the gain of each change: bars are medians, dots are rounds."""
     figure = Figure(figsize=(9, 4 + 0.4 * len(trials)), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=[4, max(1, 0.5 * len(trials))])
     above.barh(list(PARTS.values()), [shares[name] for name in PARTS])
@@ -155,7 +154,7 @@ def draw(shares: dict[str, float], trials: Sequence[Trial], file: Path) -> None:
     for name, trial in zip(names, trials, strict=True):
         below.plot(trial.gains, [name] * len(trial.gains), "k.")
     below.axvline(1, color="black", linewidth=0.8)
-    below.set_xlabel("images per second / those of the configuration (gray: within noise)")
+    below.set_xlabel("images per second relative to the configuration (gray: within noise)")
     for axis in (above, below):
         axis.invert_yaxis()
         axis.grid(alpha=0.3, axis="x")

@@ -17,11 +17,7 @@ Outcome = Literal["preempted", "interrupted"]
 
 # Exit statuses after a request. 75 is EX_TEMPFAIL of sysexits.h, "try again later": clusters requeue such jobs.
 STATUS: dict[Outcome, int] = {"preempted": 75, "interrupted": 128 + signal.SIGINT}
-SIGNALS: dict[int, Outcome] = {
-    signal.SIGTERM: "preempted",
-    signal.SIGUSR1: "preempted",
-    signal.SIGINT: "interrupted",
-}
+SIGNALS: dict[int, Outcome] = {signal.SIGTERM: "preempted", signal.SIGUSR1: "preempted", signal.SIGINT: "interrupted"}
 ECHO = 1.0  # seconds in which another signal is the same request: a cluster may signal a process and its parent
 
 

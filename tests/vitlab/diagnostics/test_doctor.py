@@ -30,7 +30,7 @@ def test_the_advice_names_the_bottleneck_and_the_largest_gain_first() -> None:
     assert doctor.bottleneck(computing) == "step"
     assert list(doctor.advice(computing, EPOCH | {"validation": 0.1}, trials[3:], "")) == [
         "the network is the bottleneck: 75% of a step is computing",
-        "no change that was tried gains more than the noise",
+        "no tried change gains more than the noise",
     ]
 
 
