@@ -4,7 +4,7 @@
     python src/doctor.py model=vit_b16 data=cifar10 batch_size=256 changes=[num_workers,precision,compile] trace=true
 
 The configuration trains for some tens of steps, measured part by part. Then each change that applies is tried, in
-rounds with the configuration. Weights don't change; `doctor.json` and a figure are written. It measures one device,
+rounds with the configuration. Weights don't change; `doctor.json` is written. It measures one device,
 without communication between several.
 """
 
@@ -20,9 +20,7 @@ from vitlab.diagnostics import checks
 @command("doctor", check=checks.doctor_problems)
 def main(
     *,
-    changes: list[
-        Literal["num_workers", "precision", "batch_size", "log_every_n_steps", "compile", "auto_augment", "smaller"]
-    ],
+    changes: list[Literal["num_workers", "precision", "batch_size", "log_every_n_steps", "compile", "auto_augment"]],
     workers: list[NonNegativeInt] | None,
     steps: PositiveInt,
     warmup: PositiveInt,

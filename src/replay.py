@@ -2,8 +2,8 @@
 
     python src/replay.py capture=runs/NAME/STAMP/captures/step-000012
 
-Neither the data set nor the run folder is needed. `CAPTURE/replay/rankN/` gets `results.json` and a figure of each
-module's largest output. The exit status is 1 if all values are finite.
+Neither the data set nor the run folder is needed. `CAPTURE/replay/rankN/results.json` has the range of each module's
+output. The exit status is 1 if all values are finite.
 """
 
 from pathlib import Path
@@ -24,13 +24,9 @@ def main(
     run_dir: str,
 ) -> Node:
     from vitlab.diagnostics import replay
-    from vitlab.runs import plots
 
     result = replay.replay_capture(Path(capture), rank=rank, accelerator=accelerator)
-    picture = Path(run_dir) / "outputs.png"
-    names, largest, first = result.magnitudes()
-    plots.plot_magnitudes(names, largest, picture, first=first, title=result.title)
-    result.log_report(picture)
+    result.log_report()
     return result.results()
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 import replay
 from conftest import Program
@@ -77,8 +76,6 @@ def test_each_part_is_replayed_without_the_data_or_the_run(
         assert found["reproduced"]
         assert (found["what"], type(found["module"])) == ("an output", str)
         assert found["outputs"][found["module"]]
-        with Image.open(capture / "replay" / f"rank{rank}" / "outputs.png") as picture:
-            assert picture.size > (500, 300)
 
 
 @pytest.mark.parametrize(
@@ -121,4 +118,3 @@ def test_a_step_with_finite_values_ends_with_status_1(
     found = results(capture / "replay" / "rank0")
     assert found["status"] == "crashed"
     assert "are finite when replayed on cpu" in found["error"]
-    assert (capture / "replay" / "rank0" / "outputs.png").is_file()

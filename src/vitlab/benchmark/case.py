@@ -37,7 +37,6 @@ class Case:
         return any(measurement.name == OURS for measurement in self.measured)
 
     def speed(self, measurement: Measurement) -> float:
-        """Items per second, or seconds per call."""
         return measurement.rate if self.unit else measurement.median
 
 

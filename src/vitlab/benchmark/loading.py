@@ -100,12 +100,11 @@ def memory_case(clock: Clock, recipe: Recipe) -> Case:
     prepare = Prepare(image_size=(source.native_size or 0,) * 2, mean=source.mean, std=source.std)
     data, plan = MemoryDataset(split, training=True), BatchPlan(0, 0, list(range(len(split))), len(split))
 
-    def batched() -> None:
+    def augment_batch() -> None:
         loaded = data.__getitems__(plan)
         augment(loaded.images, loaded.targets, prepare=prepare, num_classes=classes)
 
-    def one_by_one(images: list[Any], transform: v2.Compose) -> None:
-        """As a DataLoader without workers does."""
+    def augment_images(images: list[Any], transform: v2.Compose) -> None:
         samples = zip(images, split.labels.tolist(), strict=True)
         batch = default_collate([(transform(image), label) for image, label in samples])
         if "mixup" in options:
@@ -114,9 +113,9 @@ def memory_case(clock: Clock, recipe: Recipe) -> Case:
     last = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(source.mean, source.std)]
     pillow = [v2.functional.to_pil_image(image) for image in split.images]
     runs: dict[str, Callable[[], None]] = {
-        OURS: batched,
-        "torchvision, tensors": partial(one_by_one, list(split.images), v2.Compose([*steps, *last])),
-        "torchvision, PIL": partial(one_by_one, pillow, v2.Compose([*steps, v2.PILToTensor(), *last])),
+        OURS: augment_batch,
+        "torchvision, tensors": partial(augment_images, list(split.images), v2.Compose([*steps, *last])),
+        "torchvision, PIL": partial(augment_images, pillow, v2.Compose([*steps, v2.PILToTensor(), *last])),
     }
     measured = clock.measure([Contender(name=name, run=run, items=len(split)) for name, run in runs.items()])
     return Case(part=Loading.part, name=f"in memory, {recipe}, {source.native_size} px", measured=measured)

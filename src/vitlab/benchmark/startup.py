@@ -108,6 +108,5 @@ def peak_mib(process: int) -> float:
 
 
 def has_step(file: Path) -> bool:
-    """Whether `metrics.csv` has a row of training."""
     names, *rows = (file.read_text().splitlines() if file.exists() else []) or [""]
     return bool(rows) and "train/loss" in names

@@ -3,32 +3,21 @@
 kinds of changes -> candidates -> rounds, in each of which the configuration and every candidate train -> trials
 """
 
-import inspect
 import math
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
 
-from vitlab.config import paths
-from vitlab.data.datamodule import MOST_WORKERS, DataModule
-from vitlab.data.packing.encode import image_bytes
-from vitlab.data.rows import Rows
-from vitlab.data.source import Split
+from vitlab.data.datamodule import MOST_WORKERS
 from vitlab.diagnostics.measure import Overrides, ProfiledRun
 from vitlab.diagnostics.timing import turns
 from vitlab.distributed import environment
 
 NOISE = 0.03  # smaller gains are always noise
-SAMPLE = 256  # largest number of files to write smaller
-MARGIN = 256 / 224  # their shorter side relative to the training size, as usual for ImageNet
-QUALITY = 90  # of JPEG, as in src/prepare.py
-SAVED = 0.7  # largest relative size of files to try
 OTHER_SCORES = {"batch_size", "data.augment.auto_augment"}  # change the training, and not only its speed
 
 
@@ -57,14 +46,10 @@ class Trial:
         return "faster" if self.gain > 1 else "slower"
 
 
-def candidates(
-    run: ProfiledRun, changes: Sequence[str], workers: Sequence[int] | None, small_dir: str | None
-) -> list[Overrides]:
+def candidates(run: ProfiledRun, changes: Sequence[str], workers: Sequence[int] | None) -> list[Overrides]:
     """The changes of these kinds that differ from the configuration.
 
-    Args:
-        workers: Values of data.num_workers; None: 0 and powers of 2, up to the number of cores.
-        small_dir: The future folder of smaller files; None: they aren't tried.
+    `workers`: values of data.num_workers; None: 0 and powers of 2, up to the number of cores.
     """
     data, trainer, cores = run.datamodule, run.trainer, min(environment.cores(), MOST_WORKERS)
     configured = run.data({}).train_dataloader().num_workers
@@ -79,8 +64,6 @@ def candidates(
         applicable["log_every_n_steps"] = [{"trainer.log_every_n_steps": 50}]
     if data.augment.auto_augment != "none":
         applicable["auto_augment"] = [{"data.augment.auto_augment": "none"}]
-    if small_dir is not None:
-        applicable["smaller"] = [{"data": "shards", "data_dir": small_dir}]
     return [overrides for change in changes for overrides in applicable.get(change, [])]
 
 
@@ -115,44 +98,6 @@ def combination(trials: Sequence[Trial]) -> Overrides:
     for trial in sorted(faster, key=lambda trial: trial.gain):
         best |= trial.overrides
     return best if len(best) > 1 else {}
-
-
-def small_files(data: DataModule, folder: Path) -> Split | None:
-    """Write some files of an image folder at about the training size; None if that saves too little."""
-    split, side = data.split("train"), small_side(data)
-    loader = data.load_source
-    if split.files is None or isinstance(split.files, Rows) or not isinstance(loader, partial):
-        return None
-    kept = range(0, len(split), -(-len(split) // SAMPLE))
-    files = [folder / f"{index}.jpg" for index in kept]
-    for index, file in zip(kept, files, strict=True):
-        file.write_bytes(image_bytes(split, index, size=side, quality=QUALITY))
-    before, after = (
-        sum(Path(file).stat().st_size for file in each) for each in ([split.files[i] for i in kept], files)
-    )
-    if after > SAVED * before:
-        return None
-    small = Split(None, split.labels[torch.tensor(kept)], list(map(str, files)))
-    return small.subset(torch.arange(len(split)) % len(files))  # as many samples as before
-
-
-def small_side(data: DataModule) -> int:
-    return round(max(data.image_size) * MARGIN)
-
-
-def prepare_command(data: DataModule) -> tuple[str, str]:
-    """The command that packs an image folder into shards of smaller images, and the folder of the shards."""
-    assert isinstance(data.load_source, partial)
-    source, side = data.load_source.keywords, small_side(data)
-    defaults = {name: known.default for name, known in inspect.signature(data.load_source.func).parameters.items()}
-    place = Path(source["data_dir"]).resolve()
-    place = place.relative_to(Path.cwd()) if Path.cwd() in place.parents else place
-    target = str(place.with_name(f"{place.name}-{side}"))
-    settings = {f"data.source.{k}": v for k, v in source.items() if k != "data_dir" and v != defaults[k]}
-    if data.on_error == "skip":
-        settings |= {"data.on_error": "skip", "data.max_skipped": data.max_skipped}
-    words = {"data": data.load_source.func.__name__, "data_dir": str(place), **settings, "size": side, "out": target}
-    return f"{paths.COMMAND.format('prepare')} {command_line(words)}", target
 
 
 def command_line(overrides: Overrides) -> str:

@@ -82,7 +82,6 @@ class ModuleTrace:
     tensors: list[Tensor] = field(default_factory=list)  # kept alive, so that their ids stay unique
 
     def first_output(self) -> ModuleCall | None:
-        """The first call with an output that isn't finite."""
         return next((call for call in self.calls if not call.output.finite), None)
 
     def first_gradient(self) -> Gradient | None:
@@ -151,7 +150,6 @@ class ModuleTrace:
 
 
 def owner_name(parameter: str) -> str:
-    """The name of the module that has a parameter."""
     return parameter.rpartition(".")[0] or "network"
 
 

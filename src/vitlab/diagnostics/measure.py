@@ -24,7 +24,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vitlab.config.schema import Node, resolve
 from vitlab.data.datamodule import DataModule
-from vitlab.data.source import Split
 from vitlab.models import flops
 from vitlab.models.compile import compile_network
 from vitlab.runs.muted_logs import muted_logs
@@ -139,10 +138,7 @@ class Timing(Callback):
 
 
 class ProfiledRun:
-    """Data, network and loop of a configuration, for short trainings with overrides.
-
-    smaller   training files of about the training size, for an override of `data_dir`
-    """
+    """Data, network and loop of a configuration, for short trainings with overrides."""
 
     def __init__(
         self, *, datamodule: DataModule, module: Classifier, trainer: Node, callbacks: dict[str, Node | None]
@@ -152,7 +148,6 @@ class ProfiledRun:
         module.make_schedule = lambda optimizer, total_steps: LambdaLR(optimizer, lambda step: 0.0)
         nodes = {name: node for name, node in callbacks.items() if node}
         self.callbacks: dict[str, Node | None] = {k: v for k, v in nodes.items() if not is_skipped(v)}
-        self.smaller: Split | None = None
         self.device = torch.device("cpu")  # set by each training
         self.flops = flops.training_flops(module.network, (datamodule.channels, *datamodule.image_size))  # of an image
         self._compiled: Classifier | None = None
@@ -162,10 +157,7 @@ class ProfiledRun:
         data = copy.copy(self.datamodule)
         data.trainer, data.augment = None, copy.copy(data.augment)
         for name, value in overrides.items():
-            if name == "data_dir":
-                assert self.smaller is not None
-                data._splits = {**data._splits, "train": self.smaller}
-            elif name.startswith("data.augment."):
+            if name.startswith("data.augment."):
                 setattr(data.augment, name.removeprefix("data.augment."), value)
             elif name == "batch_size" or name.startswith("data."):
                 setattr(data, name.removeprefix("data."), value)

@@ -26,51 +26,30 @@ class NotReproducedError(ArithmeticError):
 
 @dataclass
 class ReplayResult:
-    """The first value that isn't finite.
-
-    Attributes:
-        losses, captured: Of each micro-batch, in the replay and in training.
-        what: What isn't finite, such as "an output"; None if everything is finite.
-        module: The module that computed it, if any.
-        part: Index of the micro-batch.
-        lines: Details.
-        trace: Of that micro-batch.
-    """
+    """The first value that isn't finite, and the losses."""
 
     info: Node
     rank: int
     device: torch.device
     compiled: bool
-    losses: list[Tensor] = field(default_factory=list)
-    captured: list[Tensor] = field(default_factory=list)
-    what: str | None = None
+    losses: list[Tensor] = field(default_factory=list)  # of each micro-batch
+    captured: list[Tensor] = field(default_factory=list)  # in training
+    what: str | None = None  # "an output", for example; None if everything is finite
     module: str | None = None
-    part: int = 0
-    lines: list[str] = field(default_factory=list)
-    trace: ModuleTrace | None = None
+    part: int = 0  # index of its micro-batch
+    lines: list[str] = field(default_factory=list)  # details
+    trace: ModuleTrace | None = None  # of the micro-batch
 
     @property
-    def reproduced(self) -> bool:
+    def is_reproduced(self) -> bool:
         """Whether the losses equal training's, bit for bit."""
         return all(map(equal, self.losses, self.captured))
-
-    @property
-    def title(self) -> str:
-        first = f": first {self.what}, in {self.module}" if self.module else f": first {self.what}" if self.what else ""
-        return f"step {self.info['step']}, rank {self.rank}, part {self.part + 1} of {len(self.captured)}{first}"
 
     def record(self, what: str, module: str | None, lines: list[str], part: int | None = None) -> None:
         """Record a value that isn't finite, if it is the first."""
         if self.what is None:
             self.what, self.module, self.lines = what, module, lines
             self.part = self.part if part is None else part
-
-    def magnitudes(self) -> tuple[list[str], list[float], int | None]:
-        """Modules in order of execution, their largest finite |output|, and the index of the first non-finite one."""
-        calls = self.trace.calls if self.trace else []
-        largest = [max(abs(call.output.low), abs(call.output.high)) for call in calls]
-        first = next((i for i, call in enumerate(calls) if not call.output.finite), None)
-        return [call.name for call in calls], largest, first
 
     def results(self) -> Node:
         """The content of `results.json`. Raises `NotReproducedError` if all values are finite."""
@@ -84,7 +63,7 @@ class ReplayResult:
             "details": self.lines,
             "losses": [json_number(float(loss)) for loss in self.losses],
             "losses_in_training": [json_number(float(loss)) for loss in self.captured],
-            "reproduced": self.reproduced,
+            "reproduced": self.is_reproduced,
             "outputs": {call.name: str(call.output) for call in (self.trace.calls if self.trace else [])},
         }
 
@@ -101,7 +80,7 @@ class ReplayResult:
             return f"replay the other ranks (rank=0..{self.info['ranks'] - 1}); or it was a hardware error"
         return "possibly a hardware error, such as of the memory or a device"
 
-    def log_report(self, picture: Path) -> None:
+    def log_report(self) -> None:
         info = self.info
         rates = ", ".join(f"{k} {v:.3g}" for k, v in info["learning_rates"].items())
         summary = "step %s, epoch %d: gradient norm %s, lr %s"
@@ -109,13 +88,13 @@ class ReplayResult:
         for index, (now, then) in enumerate(zip(self.losses, self.captured, strict=True), start=1):
             same = "the same" if equal(now, then) else float(then)
             log.info("part %d of %d: loss %s; in training %s", index, len(self.captured), float(now), same)
-        if not self.reproduced:
+        if not self.is_reproduced:
             log.info("the losses differ from training's; %s", self.hint())
         if self.what:
-            log.info("first non-finite value: %s%s", self.what, f", in {self.module}" if self.module else "")
+            module = f", in {self.module}" if self.module else ""
+            log.info("first non-finite value: %s%s (part %d)", self.what, module, self.part + 1)
         for line in self.lines:
             log.info("  %s", line)
-        log.info("largest output of each module: %s", picture)
 
 
 def equal(one: Tensor, two: Tensor) -> bool:

@@ -17,9 +17,6 @@ from typing import cast
 import torch
 
 CPU = torch.device("cpu")
-DEVICE_MS = "device ms"  # figure: how long a call keeps the GPU busy
-CYCLES_PER_SECOND = 4e9  # of a GPU's clock: more than any has
-MAX_LAUNCH_SECONDS = 0.25
 
 
 def turns(count: int, number: int) -> list[int]:
@@ -61,7 +58,6 @@ class Measurement:
 
     @property
     def rate(self) -> float:
-        """Items per second."""
         return self.items / self.median
 
     @property
@@ -80,7 +76,7 @@ class Measurement:
 class Clock:
     """rounds   measurements of each contender
     seconds  minimum duration of a measurement: short calls are repeated
-    device   where the contenders compute; on a GPU, each round also measures `gpu_milliseconds`
+    device   of the contenders
     """
 
     def __init__(self, *, rounds: int, seconds: float, device: torch.device = CPU) -> None:
@@ -89,29 +85,19 @@ class Clock:
     def measure(self, contenders: Sequence[Contender]) -> list[Measurement]:
         calls = [self.calls(contender) for contender in contenders]
         seconds: list[list[float]] = [[] for _ in contenders]
-        busy: list[list[float]] = [[] for _ in contenders]
         enabled = gc.isenabled()
         gc.disable()
         try:
             for number in range(self.rounds):
                 gc.collect()
                 for index in turns(len(contenders), number):
-                    contender = contenders[index]
-                    seconds[index].append(self.time(contender, calls[index]))
-                    if self.device.type == "cuda" and not contender.self_timed:
-                        busy[index].append(gpu_milliseconds(contender.run, seconds[index][-1]))
+                    seconds[index].append(self.time(contenders[index], calls[index]))
         finally:
             if enabled:
                 gc.enable()
         return [
-            Measurement(
-                name=contender.name,
-                seconds=tuple(times),
-                items=contender.items,
-                peer=contender.peer,
-                figures={**contender.figures, DEVICE_MS: median(device)} if device else contender.figures,
-            )
-            for contender, times, device in zip(contenders, seconds, busy, strict=True)
+            Measurement(name=c.name, seconds=tuple(times), items=c.items, peer=c.peer, figures=c.figures)
+            for c, times in zip(contenders, seconds, strict=True)
         ]
 
     def calls(self, contender: Contender) -> int:
@@ -137,18 +123,3 @@ class Clock:
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def gpu_milliseconds(run: Callable[[], object], seconds: float) -> float:
-    """How long a call keeps the GPU busy. `seconds`: of the call, including the launch of its kernels.
-
-    The GPU sleeps until all kernels are launched, so that the events don't include waiting for Python. The result is
-    too long for a call that synchronizes, or launches more kernels than the GPU's queue holds.
-    """
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    torch.cuda._sleep(round(min(seconds, MAX_LAUNCH_SECONDS) * CYCLES_PER_SECOND))  # type: ignore[no-untyped-call]
-    begin.record()
-    run()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end))

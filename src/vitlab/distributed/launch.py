@@ -1,12 +1,11 @@
 """Start the ranks of a multi-device job, forward signals to them and wait.
 
-A job is a resolved configuration in a run folder. Hydra composes it once, and every rank reads that file: all ranks
-have the same time stamps, suggestions and sweep values, and any Hydra launcher can start the job. Lightning's launcher
-would run the command line again in each rank, under `--multirun` the complete sweep.
+A job is a resolved configuration in a run folder. Hydra composes it once, and every rank reads that file. Lightning's
+launcher would run the command line again in each rank, under `--multirun` the complete sweep.
 
-Ranks get torchrun's environment variables, which torch and Lightning read. torchrun itself doesn't wait for a
-checkpoint after a signal; here each rank gets a signal once, a failed rank ends the others within seconds and is
-reported in one line, and no process imports torch only to wait.
+Ranks get torchrun's environment variables, which torch and Lightning read. Unlike with torchrun, each rank gets a
+signal once and has time to save, a failed rank ends the others within seconds and is reported in one line, and no
+process imports torch only to wait.
 """
 
 import ctypes
@@ -56,8 +55,7 @@ class JobFailed(CompactHydraException):
 def rejoin_group(environment: Mapping[str, str]) -> None:
     """Connect a restarted rank to the others through a new prefix in torchrun's store.
 
-    torchrun keeps its store after a restart. It has the addresses of the ended processes, for which torch would wait
-    (torch 2.15 with gloo).
+    After a restart the store still has the addresses of the ended processes, for which torch would wait (2.15, gloo).
     """
     count = int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0)
     served = environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)

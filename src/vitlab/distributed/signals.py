@@ -41,7 +41,7 @@ class _Request:
 _request = _Request()
 
 
-def stop_requested() -> Outcome | None:
+def requested_outcome() -> Outcome | None:
     """The requested outcome, if any."""
     return _request.outcome
 
@@ -50,7 +50,7 @@ def stop_requested() -> Outcome | None:
 def graceful_shutdown() -> Iterator[None]:
     """Within the block, only record the first signal; raise `StopRequested` when the block ends.
 
-    The block checks `stop_requested`.
+    The block checks `requested_outcome`.
     """
     _request.graceful += 1
     try:

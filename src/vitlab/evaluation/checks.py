@@ -11,7 +11,6 @@ from vitlab.runs import folder
 
 
 def evaluation_problems(read: ConfigView) -> Iterator[str]:
-    """What is wrong with the settings, a line each."""
     yield from source_problems(read)
     yield from probe_problems(read)
     yield from run_problems(read)

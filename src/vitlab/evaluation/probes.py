@@ -18,7 +18,7 @@ from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.scan import SplitName
 from vitlab.distributed import launch
-from vitlab.evaluation.features import Features, Kind, extract, load_features
+from vitlab.evaluation.features import Features, Kind, extract
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,7 @@ class Probe:
         self.features: Kind = features
 
     def scores(self, train: Features, val: Features, queries: Features) -> tuple[Tensor, Node]:
-        """A score for each image of `queries` and class [N, classes], and further results.
-
-        `queries` are another split's, or `val` itself.
-        """
+        """Scores [N, classes] of `queries` (another split, or `val` itself), and further results."""
         raise NotImplementedError
 
 
@@ -54,7 +51,6 @@ class KNN(Probe):
         self.k, self.temperature = k, temperature
 
     def scores(self, train: Features, val: Features, queries: Features) -> tuple[Tensor, Node]:
-        """Raises `ValueError` if there are fewer than `k` images to vote."""
         known = train if queries is val else concatenate(train, val)
         if self.k > len(known.rows):
             raise ValueError(f"probe.k={self.k} is more than the {len(known.rows)} images that can vote; lower it")
@@ -72,9 +68,9 @@ class KNN(Probe):
 class Linear(Probe):
     """Multinomial logistic regression with an L2 penalty, by scikit-learn's L-BFGS, on standardized features.
 
-    The value of `c` (scikit-learn's C: the inverse of the penalty) is the one with the best accuracy on the validation
-    split, then with the lowest loss. It is fitted again to training and validation images together (as in CLIP,
-    arXiv 2103.00020, appendix A.3), unless the validation split is scored. A fit has at most `max_iter` steps.
+    `c` (scikit-learn's C, the inverse of the penalty) with the best accuracy on the validation split, then the lowest
+    loss, is fitted again to training and validation images together (as in CLIP, arXiv 2103.00020, appendix A.3),
+    unless the validation split is scored. A fit has at most `max_iter` steps.
     """
 
     name = "linear"
@@ -93,7 +89,6 @@ class Linear(Probe):
         self.c, self.max_iter = sorted(c), max_iter
 
     def scores(self, train: Features, val: Features, queries: Features) -> tuple[Tensor, Node]:
-        """Warns if the best value is the grid's first or last, or if `max_iter` is too low."""
         tried: dict[float, tuple[float, float]] = {}
         for c in self.c:
             logits = self.fit_predict(train, val, c)
@@ -128,7 +123,6 @@ class Linear(Probe):
 
 
 def concatenate(one: Features, two: Features) -> Features:
-    """The images of two splits."""
     return Features(torch.cat([one.rows, two.rows]), torch.cat([one.labels, two.labels]))
 
 
@@ -151,7 +145,8 @@ def measure(
     launch.leave_group()
     if trainer.global_rank:
         return {}
-    features = {name: load_features(files[name], datamodule.split(name).labels) for name in splits}
+    rows = {name: torch.load(files[name], weights_only=True) for name in splits}
+    features = {name: Features(rows[name], datamodule.split(name).labels) for name in splits}
     scores, results = probe.scores(features["train"], features["val"], features[split])
     return {
         "probe": probe.name,
@@ -173,8 +168,8 @@ def accuracies(scores: Tensor, labels: Tensor, name: str) -> Node:
 
 
 def log_results(results: Node, split: SplitName, folder: Path) -> None:
-    """Log the results in a line, and the run folder."""
-    if "probe" in results:  # the first rank
+    """Log the results, on the first rank, and the run folder."""
+    if "probe" in results:
         name = results["probe"]
         probe = f"{name} probe on {results['features']} features ({results['width']} numbers)"
         counts = f"{results[f'{split}/{name}_correct']} of {results[f'{split}/count']}"

@@ -42,27 +42,19 @@ class CheckpointWeights(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ExportModel:
-    """A network to export.
-
-    Attributes:
-        network: In float32 on the CPU, in evaluation mode.
-        arguments: Constructor arguments, including defaults and those inferred from the data.
-        classes: Names, in the order of the logits.
-        loss: `sigmoid` if each class has a probability of its own.
-        data: Description of the training data (`DataModule.fingerprint`).
-    """
+    """A network to export."""
 
     weights: CheckpointWeights
-    network: nn.Module
-    arguments: Node
-    classes: tuple[str, ...]
+    network: nn.Module  # in float32 on the CPU, in evaluation mode
+    arguments: Node  # of its constructor, including defaults and those inferred from the data
+    classes: tuple[str, ...]  # names, in the order of the logits
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Literal["bicubic", "bilinear"]
     crop_fraction: float | None
     loss: Literal["softmax", "sigmoid"]
-    data: Node
+    data: Node  # `DataModule.fingerprint` of the training data
     results: Node
 
     @property
@@ -83,14 +75,8 @@ class ExportModel:
 def load_weights(run: Path, checkpoint: str, part: str | None) -> CheckpointWeights:
     """Load the network's weights from a run's checkpoint.
 
-    Args:
-        part: `ema` or `raw`, in a checkpoint with both; None: the tested ones, the averages if there are any.
-
-    Raises:
-        FileNotFoundError: The run or the checkpoint doesn't exist.
-        OSError: The checkpoint is damaged.
-        ValueError: It has no averaged weights.
-        allowlist.NotTrusted: It names a class that isn't allowed.
+    `part`: `ema` or `raw`, in a checkpoint with both; None: the tested ones, the averages if there are any. Raises
+    `OSError` for a missing or damaged file, `ValueError` without averages, `allowlist.NotTrusted` for other classes.
     """
     file = folder.checkpoint_file(run, checkpoint)
     if not file.is_file():

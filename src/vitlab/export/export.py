@@ -32,33 +32,26 @@ class OutputsDiffer(ArithmeticError):
 
 
 class Format(NamedTuple):
-    """An export format.
+    """An export format."""
 
-    Attributes:
-        library: Name for the model card.
-        checked_by: Package that loads the export for the comparison.
-        kinds: Networks that it supports.
-        unsupported: Parts of a Vision Transformer that it doesn't support.
-        needs: Packages needed to write it.
-        folds: Whether preprocessing and softmax can be part of it.
-    """
-
-    library: str
+    library: str  # for the model card
     write: Callable[..., None]
     load: Callable[[Path, ExportModel], Callable[[Tensor], Tensor]]
     usage: Callable[[ExportModel, bool], str]
-    checked_by: str
+    checked_by: str  # package that loads the export for the comparison
     kinds: tuple[Kind, ...] = ("vit", "timm", "other")
-    unsupported: Callable[[Node], list[str]] = lambda _: []
-    needs: tuple[str, ...] = ("safetensors",)
-    folds: bool = False
+    unsupported: Callable[[Node], list[str]] = lambda _: []  # parts of a Vision Transformer
+    needs: tuple[str, ...] = ("safetensors",)  # packages that write it
+    folds: bool = False  # can include preprocessing and softmax
 
 
 FORMATS = {
     "safetensors": Format(
         "pytorch", safetensors.write_safetensors, safetensors.load_safetensors, safetensors.usage, "safetensors"
     ),
-    "timm": Format("timm", timm.write_timm, timm.load_timm, timm.usage, "timm", ("vit", "timm"), timm.unsupported),
+    "timm": Format(
+        "timm", timm.write_timm, timm.load_timm, timm.usage, "timm", ("vit", "timm"), timm.unsupported_parts
+    ),
     "hf": Format(
         "transformers",
         transformers.write_transformers,
@@ -66,7 +59,7 @@ FORMATS = {
         transformers.usage,
         "transformers",
         ("vit",),
-        transformers.unsupported,
+        transformers.unsupported_parts,
     ),
     "onnx": Format(
         "onnx",
@@ -100,12 +93,12 @@ def problems(
     except (OSError, ValueError, NotTrusted) as error:
         yield str(error)
         return
-    if reasons := unsupported(weights, name):
-        able = ", ".join(other for other in FORMATS if not unsupported(weights, other))
+    if reasons := unsupported_parts(weights, name):
+        able = ", ".join(other for other in FORMATS if not unsupported_parts(weights, other))
         yield from (f"format={name} doesn't support {reason}; formats that do: {able}" for reason in reasons)
 
 
-def unsupported(weights: CheckpointWeights, name: str) -> list[str]:
+def unsupported_parts(weights: CheckpointWeights, name: str) -> list[str]:
     """Parts of a network that a format doesn't support, with reasons."""
     format_ = FORMATS[name]
     if weights.kind not in format_.kinds:
@@ -120,9 +113,7 @@ def export_network(
 ) -> Node:
     """Write a network in a format to the folder `out`. Returns the content of export.json.
 
-    Raises:
-        OutputsDiffer: Outputs differ by more than `tolerance`; the folder is removed.
-        FileExistsError: `out` exists and may not be overwritten.
+    Raises `OutputsDiffer` if outputs differ by more than `tolerance`, `FileExistsError` if `out` can't be overwritten.
     """
     format_, kind = FORMATS[name], graph.output_name(fold)
     if problem := folder_problem(out, overwrite):

@@ -35,7 +35,6 @@ class FoldedNetwork(nn.Module):
 
 
 def graph_module(trained: ExportModel, fold: bool) -> nn.Module:
-    """The module to export."""
     return (FoldedNetwork(trained) if fold else trained.network).eval()
 
 

@@ -46,7 +46,6 @@ def scores(weights: CheckpointWeights) -> list[Score]:
 
 
 def result_scores(results: Node) -> list[Score]:
-    """The scores in `results.json`."""
     return [
         Score(split, metric, results[f"{split}/{metric}"], results[f"{split}/correct"], results[f"{split}/count"])
         for split in SPLITS
@@ -56,7 +55,6 @@ def result_scores(results: Node) -> list[Score]:
 
 
 def card_text(trained: ExportModel, record: Node, *, usage: str, library: str, license: str | None, fold: bool) -> str:
-    """The model card of an exported network."""
     measured, title = scores(trained.weights), str(trained.weights.config.get("name") or trained.weights.run.name)
     header = front_matter(trained, measured, title=title, library=library, license=license)
     parts = (
@@ -124,7 +122,6 @@ def card_summary(trained: ExportModel, record: Node) -> str:
 
 
 def preprocessing_section(trained: ExportModel, fold: bool) -> str:
-    """How to prepare an image."""
     height, width = trained.image_size
     how = f"resized to {height} x {width}, without keeping the aspect ratio"
     if trained.crop_fraction is not None:
@@ -142,7 +139,6 @@ def preprocessing_section(trained: ExportModel, fold: bool) -> str:
 
 
 def score_table(measured: list[Score], weights: CheckpointWeights) -> str:
-    """All scores, with their numbers of images."""
     if not measured:
         part = f", {weights.chosen}" if weights.chosen else ""
         return f"None were measured with these weights ({weights.file.name}{part})."
@@ -155,7 +151,6 @@ def score_table(measured: list[Score], weights: CheckpointWeights) -> str:
 
 
 def data_section(trained: ExportModel) -> str:
-    """The data set, its splits and its classes."""
     known = {split: trained.data[f"{split} images"] for split in SPLITS if f"{split} images" in trained.data}
     counts = [f"{count:,} images ({SPLITS[split].partition(',')[0]})" for split, count in known.items()]
     sentence = f"{trained.data.get('data set', 'Not recorded')}{': ' if counts else ''}{', '.join(counts)}."
@@ -167,7 +162,6 @@ def data_section(trained: ExportModel) -> str:
 
 
 def provenance_section(trained: ExportModel, record: Node) -> str:
-    """The run, its environment and the files' digests."""
     results = trained.results
     rows = {
         "run": trained.weights.run.resolve().name,

@@ -26,7 +26,7 @@ NORM_EPS = {PLAIN: 1e-6, CLIP: 1e-5, DISTILLED: 1e-6, GATED: 1e-6}
 SIZE_NAMES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 
 
-def unsupported(arguments: Node) -> list[str]:
+def unsupported_parts(arguments: Node) -> list[str]:
     """Parts of vitlab's Vision Transformer that timm's doesn't have."""
     problems = []
     if arguments["pre_logits_dim"] is not None:
@@ -43,7 +43,6 @@ def unsupported(arguments: Node) -> list[str]:
 
 
 def timm_architecture(arguments: Node) -> str:
-    """timm's architecture for these arguments."""
     if arguments["distilled"]:
         return DISTILLED
     if arguments["activation"] == "swiglu":
@@ -64,7 +63,6 @@ def published_name(arguments: Node) -> str:
 
 
 def model_args(arguments: Node) -> Node:
-    """Arguments of timm's Vision Transformer."""
     averaged = arguments["pool"] == "avg"
     norm_pooled = averaged if arguments["fc_norm"] is None else bool(arguments["fc_norm"]) and averaged
     args: Node = {

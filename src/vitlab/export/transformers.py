@@ -51,7 +51,7 @@ def family(arguments: Node) -> Family:
     return DINOV2 if scaled or gated or arguments["pool"] == "avg" else VIT
 
 
-def unsupported(arguments: Node) -> list[str]:
+def unsupported_parts(arguments: Node) -> list[str]:
     """Parts of vitlab's Vision Transformer that transformers' don't have."""
     problems, kind = [], family(arguments)
 

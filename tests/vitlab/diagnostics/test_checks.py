@@ -24,7 +24,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("capture", "problem"),
     [
         ("run", "it has no info.json; that run has run/captures/one"),
-        ("run/captures/one", "capture=run/captures/one has no config.yaml, which"),
+        ("run/captures/one", "capture=run/captures/one has no config.yaml, the configuration"),
     ],
 )
 @pytest.mark.usefixtures("run")

@@ -33,7 +33,7 @@ def test_other_work_than_training_is_aborted(number: int, outcome: str, status: 
         loading()
     assert stopped.value.outcome == outcome
     assert signals.STATUS[stopped.value.outcome] == status
-    assert signals.stop_requested() is None, "it is done with"
+    assert signals.requested_outcome() is None, "it is done with"
 
 
 def test_training_checks_for_requests_and_ends() -> None:
@@ -41,7 +41,7 @@ def test_training_checks_for_requests_and_ends() -> None:
 
     def training() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        done.append(signals.stop_requested())
+        done.append(signals.requested_outcome())
 
     with pytest.raises(StopRequested), signals.handle_signals(never), signals.graceful_shutdown():
         training()
@@ -80,7 +80,7 @@ def test_a_forked_process_ends_without_a_word_or_stays_while_its_parent_shuts_do
             process.kill()
         process.join(5)
         assert process.exitcode == (-signal.SIGKILL if graceful else 0)
-        assert signals.stop_requested() is None, "the parent wasn't asked"
+        assert signals.requested_outcome() is None, "the parent wasn't asked"
     os.close(reader)
     os.close(writer)
     assert capfd.readouterr().err == ""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from conftest import Exportable
 from vitlab.config.schema import Node
 from vitlab.export import export as export_export
-from vitlab.export.export import FORMATS, OutputsDiffer, export_network, problems, unsupported
+from vitlab.export.export import FORMATS, OutputsDiffer, export_network, problems, unsupported_parts
 from vitlab.export.folder import RECORD, write_tensors
 
 GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None, "overwrite": False}
@@ -110,12 +110,12 @@ def test_weights_that_the_checkpoint_does_not_have_are_refused(exportable: Expor
 def test_a_network_of_another_kind_goes_where_any_does(exportable: Exportable) -> None:
     weights = exportable().weights
     resnet = weights._replace(kind="timm", arguments={"model_name": "resnet18"})
-    assert [name for name in FORMATS if not unsupported(resnet, name)] == [
+    assert [name for name in FORMATS if not unsupported_parts(resnet, name)] == [
         "safetensors",
         "timm",
         "onnx",
         "torch_export",
     ]
-    assert unsupported(resnet, "hf") == ["timm's resnet18: it is for plain Vision Transformers"]
+    assert unsupported_parts(resnet, "hf") == ["timm's resnet18: it is for plain Vision Transformers"]
     other = weights._replace(kind="other")
-    assert [n for n in FORMATS if not unsupported(other, n)] == ["safetensors", "onnx", "torch_export"]
+    assert [n for n in FORMATS if not unsupported_parts(other, n)] == ["safetensors", "onnx", "torch_export"]

@@ -1,6 +1,5 @@
 """The picture of a run shows its curves, whatever of them there is."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -83,21 +82,3 @@ def test_no_rows_at_all_make_empty_axes(tmp_path: Path, drawn: list[Figure]) -> 
     plots.plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", "")
     assert lines(drawn[0]) == {}
     assert (tmp_path / "curves.png").stat().st_size > 0
-
-
-@pytest.mark.parametrize(
-    ("largest", "first"), [([1.0, 1e9, 1e30], 2), ([0.0, -math.inf, 2.0], 1), ([0.5, 0.1, 2.0], None)]
-)
-def test_the_largest_outputs_are_drawn_by_module_and_the_wrong_one_is_marked(
-    largest: list[float], first: int | None, tmp_path: Path, drawn: list[Figure]
-) -> None:
-    names = ["patch_embed", "blocks.0", "head"]
-    plots.plot_magnitudes(names, largest, tmp_path / "outputs.png", first=first, title="a step")
-    (axis,) = drawn[0].axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == names
-    bars = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in axis.containers[0]}
-    assert bars == {row: value for row, value in enumerate(largest) if value > 0}
-    assert axis.get_xscale() == "log"
-    labels = axis.get_legend_handles_labels()[1]
-    assert ("first non-finite output" in labels) == (first is not None)
-    assert colours(tmp_path / "outputs.png") > 5
