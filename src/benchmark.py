@@ -31,12 +31,12 @@ def main(
     devices: Node,
     run_dir: str,
 ) -> Node:
-    from vitlab.benchmark import machine, run
+    from vitlab.benchmark import run
     from vitlab.config import instantiate
 
     nodes = {"networks": networks, "training": training, "loading": loading}
     nodes |= {"start": start, "scaling": scaling, "devices": devices}
-    clock = machine.clock(rounds=rounds, seconds=seconds, threads=threads, accelerator=accelerator)
+    clock = run.clock(rounds=rounds, seconds=seconds, threads=threads, accelerator=accelerator)
     return run.run({name: instantiate.build_object(nodes[name]) for name in parts}, clock, Path(run_dir))
 
 

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from vitlab.benchmark import run
 from vitlab.benchmark.case import Case, Part
 from vitlab.benchmark.devices import Devices
-from vitlab.diagnostics.timing import Clock, Measurement
+from vitlab.diagnostics.timing import CPU, Clock, Measurement
 
 CLOCK = Clock(rounds=1, seconds=0)
 FAST, SLOW = Measurement(name="vitlab", seconds=(1.0,)), Measurement(name="timm", seconds=(2.0,))
@@ -68,3 +69,15 @@ def test_skipped_parts_are_logged_and_write_no_table(tmp_path: Path, caplog: pyt
     assert list(tmp_path.iterdir()) == []
     assert "devices: skipped" in caplog.text
     assert "nothing was measured" in caplog.text
+
+
+def test_threads_are_set_and_in_the_title() -> None:
+    before = torch.get_num_threads()
+    try:
+        clock = run.clock(rounds=3, seconds=0.1, threads=2, accelerator="cpu")
+        assert clock.device == CPU
+        title = run.description(clock)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert title.startswith(f"{run.processor()}, 2 threads, torch {torch.__version__.partition('+')[0]}")
