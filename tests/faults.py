@@ -301,7 +301,7 @@ def images(work: Path) -> list[str]:
 
 
 def run_until(trial: Trial, seconds: float, *overrides: str, ranks: int = 1, resume: bool = False) -> Job:
-    """Start a run and wait for so many seconds."""
+    """Start a run and wait for `seconds`."""
     job = start(trial.folder / "run", *overrides, ranks=ranks, resume=resume)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not job.poll():
@@ -560,7 +560,7 @@ def broken_images(trial: Trial) -> None:
     run = trial.folder / "refused"
     status = start(run, *settings, "data.scan=decode").wait()
     assert status == [1], f"ended with {status}"
-    assert not (run / "metrics.csv").exists(), "training had begun"
+    assert not (run / "metrics.csv").exists(), "training has started"
     assert all(file.name in (run / "output.txt").read_text() for file in broken), last_output(run)
 
     settings += ["data.on_error=skip", "data.max_skipped=0.05", "callbacks.last.every_n_train_steps=2"]

@@ -1,4 +1,4 @@
-"""Write the model card: README.md in Hugging Face's format, from what the run recorded.
+"""Write the model card: README.md in Hugging Face's format, from the records of a run.
 
 Scores are shown only if they were measured with the exported weights: those at the end of training, of the best
 checkpoint, and those of `evaluate.py` since the checkpoint was written.

@@ -36,7 +36,7 @@ def url_problem(place: str) -> str | None:
         return None
     if scheme not in SCHEMES:
         schemes = ", ".join(f"{known}://" for known in SCHEMES)
-        return f"data_dir={place}: {scheme}:// is none of {schemes}; copy the folder to this machine"
+        return f"data_dir={place}: {scheme}:// is not one of {schemes}; copy the folder to this machine"
     from fsspec.registry import known_implementations
 
     package = known_implementations[scheme]["class"].partition(".")[0]
