@@ -33,13 +33,13 @@ train: $(STAMP) ## train the default model on handwritten digits: about a minute
 test: $(DEV) ## run the tests: under ten minutes on two cores
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
-long: $(DEV) ## run the tests that take longest: whole-size networks, clusters, many processes
+long: $(DEV) ## run the tests that take longest: networks of full size, clusters, many processes
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 faults: $(DEV) ## do to runs what happens to runs, and count what was lost: about half an hour
 	$(VENV)/bin/python tests/faults.py $(ARGS)
 
-bench: $(DEV) ## measure vitlab beside timm, torchvision, transformers and vit-pytorch
+bench: $(DEV) ## measure vitlab against timm, torchvision, transformers and vit-pytorch
 	$(VENV)/bin/python src/benchmark.py $(ARGS)
 
 check: $(DEV) ## format, lint and types: nothing is changed

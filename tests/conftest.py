@@ -48,7 +48,7 @@ def _no_hub() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
-    """Hydra sets Python's logging up for the whole process: that goes with the test that ran a command."""
+    """Undo the logging setup that Hydra makes for the process."""
     root = logging.getLogger()
 
     def handlers() -> list[logging.Handler]:  # but for pytest's own, which come and go by themselves
