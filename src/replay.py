@@ -1,4 +1,4 @@
-"""Makes a captured step again, and says where its first number comes from that isn't finite.
+"""Repeat a captured step, and report where its first number that isn't finite comes from.
 
     python src/replay.py capture=runs/NAME/STAMP/captures/step-000012
 
@@ -22,6 +22,14 @@ def main(
     accelerator: Literal["auto", "cpu", "gpu", "mps"],
     run_dir: str,
 ) -> Node:
+    """Repeat a step.
+
+    Args:
+        capture: Folder of the capture, written when a loss or gradient wasn't finite.
+        rank: Rank whose part of the step is repeated.
+        accelerator: Device to compute on. That of the training repeats its numbers; others come close.
+        run_dir: Folder of the results. Set by the program.
+    """
     from vitlab.diagnostics import replay
     from vitlab.runs import plots
 

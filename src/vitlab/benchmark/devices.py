@@ -42,11 +42,14 @@ class Program(NamedTuple):
 
 @dataclass(kw_only=True)
 class Devices(Part):
-    """counts      of devices; null: 1, 2, 4, ... and all GPUs of this machine, if it has two
-    strategy    of several devices: `trainer=ddp` or `trainer=fsdp`
-    batch_size  on one device; null: 128, on a CPU 64
-    steps       of a program; the first ten warm up
-    settings    of all runs, as on the command line of `train.py`, such as `model=vit_b16`
+    """train.py on several numbers of devices.
+
+    Args:
+        counts: Numbers of devices; None: 1, 2, 4, ... and all GPUs of this machine, if it has two.
+        strategy: Strategy of several devices: `trainer=ddp` or `trainer=fsdp`.
+        batch_size: Batch size of one device; None: 128, on a CPU 64.
+        steps: Optimizer steps of a program; the first ten warm up.
+        settings: Overrides of all runs, as on the command line of train.py, such as model=vit_b16.
     """
 
     part = "devices"

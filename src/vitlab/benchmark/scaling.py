@@ -26,16 +26,17 @@ PATCH, HEAD = 16, 64  # pixels; width of a head, at most
 
 @dataclass(kw_only=True)
 class Scaling(Part):
-    """tokens     of an image with patches of 16 pixels, with [cls]: 1 + a square
-    width      of a token, in heads of 64
-    depth      blocks
-    batch      images
-    at         tokens, width, depth, batch: the three that are not varied
-    networks   libraries
-    task       inference, or training: forward, backward and the optimizer's step
-    precision  float32, or bfloat16 by torch.autocast
+    """Time and FLOPs against one size at a time; an axis without sizes is left out.
 
-    An axis without sizes is left out.
+    Args:
+        tokens: Tokens of an image with patches of 16 pixels, with [cls]: 1 + a square.
+        width: Widths of a token, in heads of 64.
+        depth: Numbers of blocks.
+        batch: Batch sizes.
+        at: Tokens, width, depth and batch size where they are not varied.
+        networks: Libraries.
+        task: Inference, or training: forward, backward and the optimizer's step.
+        precision: float32, or bfloat16 by torch.autocast.
     """
 
     part = "scaling"

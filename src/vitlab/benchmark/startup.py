@@ -31,8 +31,11 @@ POLL_SECONDS = 0.002
 
 @dataclass(kw_only=True)
 class Startup(Part):
-    """commands  programs whose `--help` is measured
-    settings  of the run that is started, as on the command line of `train.py`
+    """Seconds to the first step and to `--help`.
+
+    Args:
+        commands: Programs whose `--help` is measured.
+        settings: Overrides of the run that is started, as on the command line of train.py.
     """
 
     part = "start"

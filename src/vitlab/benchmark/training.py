@@ -35,9 +35,12 @@ MAX_ROUNDS = 5
 
 @dataclass(kw_only=True)
 class Training(Part):
-    """default   the run of `train.py` without settings: the digits, with their augmentation
-    networks  and on made-up images: presets of `conf/model`, each with the side of its images in pixels
-    settings  of all runs, as on the command line of `train.py`; none has wandb or a warm-up of the learning rate
+    """All of train.py, and a bare training loop; without wandb and without a warm-up of the learning rate.
+
+    Args:
+        default: Include the run of train.py without settings, on digits with their augmentation.
+        networks: Presets of conf/model to train on made-up images, each with the height of its images in pixels.
+        settings: Overrides of all runs, as on the command line of train.py.
     """
 
     part = "training"

@@ -14,6 +14,10 @@ class FullyShardedParallel(ModelParallelStrategy):
 
     A checkpoint numbers them as the optimizer's groups hold them. Lightning 2.6 reads the numbers as if they followed
     the network's order, as its own sharded runs write them; a DDP run's moments would reach the wrong parameters.
+
+    Args:
+        process_group_backend: Backend of torch.distributed, such as nccl or gloo; None: by the device.
+        timeout: Longest wait for other ranks.
     """
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
