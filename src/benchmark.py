@@ -31,6 +31,22 @@ def main(
     devices: Node,
     run_dir: str,
 ) -> Node:
+    """Measure parts of the benchmark.
+
+    Args:
+        parts: Parts to measure, in this order.
+        rounds: Measurements of each contender, in turns with all others.
+        seconds: Minimum duration of a measurement; short calls are repeated.
+        threads: CPU threads of a call. None: torch's default.
+        accelerator: Device to measure on.
+        networks: Inference and training steps of vitlab, timm, torchvision, transformers and vit-pytorch.
+        training: All of train.py, and a bare training loop.
+        loading: Images per second and core, in memory and from JPEG files.
+        start: Seconds to `--help` and to the first step; memory of a process.
+        scaling: Time and FLOPs against tokens, width, depth and batch size.
+        devices: train.py on 1, 2, 4 ... devices; needs two GPUs, or `devices.counts`.
+        run_dir: Folder of the numbers, tables and figures. Set by the program.
+    """
     from vitlab.benchmark import run
     from vitlab.config import instantiate
 

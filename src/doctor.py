@@ -43,6 +43,33 @@ def main(
     trainer: Node,
     callbacks: dict[str, Node | None],
 ) -> Node:
+    """Measure a training.
+
+    Args:
+        changes: Changes to try where they apply. `compile` takes minutes, so it is tried only if named.
+        workers: Values of `data.num_workers` to try. None: 0, 1, 2, 4 ... up to the number of cores.
+        steps: Timed optimizer steps of each training.
+        warmup: Steps before them; more with data workers, which load ahead.
+        rounds: Rounds, each of which trains the configuration and every change once.
+        trace: Write a Chrome trace of every operator to RUN/trace/, for chrome://tracing.
+        image_size: Height and width of the model's input in pixels, or [height, width]. By default those of the data
+            set's images; presets set 224 or 384.
+        batch_size: Images of an optimizer step.
+        seed: Seed of weights, order, augmentation and dropout.
+        data_dir: Folder of the data sets; missing ones are downloaded to it.
+        run_dir: Folder of the report. Set by the program; choose another with `hydra.run.dir`.
+        name: Name of the report's folder, made of the data, the model and the image size.
+        objective: As in train.py; the callbacks refer to it.
+        compile: Compile the network with torch.compile, as in train.py.
+        data: The data set, its splits, batches and augmentation.
+        model: The network.
+        weights: How the weights that `model.weights` names are loaded.
+        classifier: The loss, further metrics, and settings of fine-tuning.
+        optimizer: The optimizer, with its learning rate.
+        schedule: The learning rate as a function of the step.
+        trainer: lightning.Trainer: devices, precision, gradient clipping.
+        callbacks: As in train.py.
+    """
     from lightning import seed_everything
 
     from vitlab.diagnostics.doctor import diagnose

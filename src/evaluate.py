@@ -42,6 +42,26 @@ def main(
     probe: Node | None,
     trainer: Node,
 ) -> Node:
+    """Score a checkpoint or weights.
+
+    Args:
+        run: Folder of a run; it determines data and model.
+        checkpoint: Which of the run's checkpoints.
+        split: Which split of the data; `train` without augmentation.
+        image_size: Height and width of the model's input in pixels, or [height, width]; with `model=auto` those of
+            the weights. None: the run's.
+        batch_size: Images of a batch, over all devices. None: the run's.
+        seed: Seed of weights that are drawn at random.
+        data_dir: Folder of the data sets; missing ones are downloaded to it. None: the run's.
+        features_dir: Folder in which a probe caches features.
+        name: Name of the results' folder, made of the data, the model and the image size. None: of a run.
+        run_dir: Folder of the results. Set by the program; choose another with `hydra.run.dir`.
+        data: The data set on which weights are evaluated, if not a run's.
+        model: The network, if not a run's; `model.weights` names its weights.
+        weights: How the weights that `model.weights` names are loaded.
+        probe: A classifier on the features before the head, to be scored in place of the head.
+        trainer: lightning.Trainer: devices and precision.
+    """
     from lightning import seed_everything
 
     from vitlab.config import instantiate

@@ -30,6 +30,20 @@ def main(
     overwrite: bool,
     run_dir: str,
 ) -> Node:
+    """Export a network.
+
+    Args:
+        run: Folder of the run.
+        format: Format of the export.
+        checkpoint: A checkpoint in RUN/checkpoints: `best`, `last`, or another name.
+        part: Which weights of a checkpoint that has both. None: those that were tested, the averages.
+        fold: For onnx and torch_export: put normalization and softmax into the graph (bytes in, probabilities out).
+        tolerance: Largest difference allowed between the outputs of the export and those of the network.
+        license: License named in the model card, such as mit or apache-2.0. None: none is named.
+        out: Folder of the export; it appears only when complete.
+        overwrite: Replace an export that exists already.
+        run_dir: Folder of the log. Set by the program.
+    """
     from vitlab.export import export
     from vitlab.export.checkpoint import load_export_model, load_weights
 

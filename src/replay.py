@@ -23,6 +23,14 @@ def main(
     accelerator: Literal["auto", "cpu", "gpu", "mps"],
     run_dir: str,
 ) -> Node:
+    """Repeat a step.
+
+    Args:
+        capture: Folder of the capture, written when a loss or gradient wasn't finite.
+        rank: Rank whose part of the step is repeated.
+        accelerator: Device to compute on. That of the training repeats its numbers; others come close.
+        run_dir: Folder of the results. Set by the program.
+    """
     from vitlab.diagnostics import replay
 
     result = replay.replay_capture(Path(capture), rank=rank, accelerator=accelerator)

@@ -44,11 +44,14 @@ class Program(NamedTuple):
 
 @dataclass(kw_only=True)
 class Devices(Part):
-    """counts      numbers of devices; null: 1, 2, 4, ... and all GPUs of this machine, if it has two or more
-    strategy    for several devices: `trainer=ddp` or `trainer=fsdp`
-    batch_size  per device; null: 128, on a CPU 64
-    steps       of a program, including ten of warm-up
-    settings    of all runs of `train.py`, such as `model=vit_b16`
+    """train.py on several numbers of devices.
+
+    Args:
+        counts: Numbers of devices. None: 1, 2, 4 ... and all GPUs of this machine, if it has two or more.
+        strategy: Strategy of several devices: `trainer=ddp` or `trainer=fsdp`.
+        batch_size: Batch size per device. None: 128, on a CPU 64.
+        steps: Optimizer steps of a program, including ten of warm-up.
+        settings: Overrides of all runs of train.py, such as model=vit_b16.
     """
 
     part = "devices"

@@ -53,11 +53,14 @@ RECIPES: dict[Recipe, tuple[dict[str, Any], list[Callable[..., Any]]]] = {
 
 @dataclass(kw_only=True)
 class Loading(Part):
-    """recipes     of augmentation, for images in memory
-    images      number of JPEG files of 500 x 375 pixels
-    image_size  side of their crops in pixels
-    batch_size  of JPEG files
-    workers     numbers of loading processes, a case each
+    """Images per second and core, in memory and from JPEG files.
+
+    Args:
+        recipes: Augmentation recipes for images in memory.
+        images: Number of JPEG files of 500 x 375 pixels.
+        image_size: Height and width of their crops in pixels.
+        batch_size: Batch size of JPEG files.
+        workers: Numbers of loading processes, a case each.
     """
 
     part = "loading"

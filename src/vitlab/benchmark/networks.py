@@ -45,12 +45,15 @@ LIMIT, MFLOPS, MEMORY = "matrix product", "MFLOPs", "peak MB"
 
 @dataclass(kw_only=True)
 class Networks(Part):
-    """sizes       of networks, see `vitlab.benchmark.peers`
-    tasks       inference, training
-    batches     batch sizes; null: 1, and a larger one by size and device
-    precisions  float32, or bfloat16 with torch.autocast
-    modes       eager, compiled (minutes for each case)
-    peers       libraries to compare with
+    """Steps of the same network in several libraries.
+
+    Args:
+        sizes: Sizes of the network, see `vitlab.benchmark.peers`.
+        tasks: Inference, training.
+        batches: Batch sizes; None: 1, and a larger one by size and device.
+        precisions: float32, or bfloat16 with torch.autocast.
+        modes: Eager, or compiled, which takes minutes for each case.
+        peers: Libraries to compare with.
     """
 
     part = "networks"

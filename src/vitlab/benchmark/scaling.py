@@ -27,16 +27,17 @@ PATCH, HEAD = 16, 64  # pixels; largest width of a head
 
 @dataclass(kw_only=True)
 class Scaling(Part):
-    """tokens     [cls] and a square of 16-pixel patches
-    width      of a token, in heads of 64
-    depth      blocks
-    batch      images
-    at         tokens, width, depth, batch where they are not varied
-    networks   libraries
-    task       inference, or training: forward, backward and the optimizer's step
-    precision  float32, or bfloat16 with torch.autocast
+    """Time and FLOPs against one size at a time; an axis without sizes is skipped.
 
-    An axis without sizes is skipped.
+    Args:
+        tokens: Numbers of tokens: [cls] and a square of 16-pixel patches.
+        width: Widths of a token, in heads of 64.
+        depth: Numbers of blocks.
+        batch: Batch sizes.
+        at: Tokens, width, depth and batch size where they are not varied.
+        networks: Libraries.
+        task: Inference, or training: forward, backward and the optimizer's step.
+        precision: float32, or bfloat16 with torch.autocast.
     """
 
     part = "scaling"

@@ -31,8 +31,11 @@ POLL_SECONDS = 0.002
 
 @dataclass(kw_only=True)
 class Startup(Part):
-    """commands  programs to measure with `--help`
-    settings  of the run of `train.py`
+    """Seconds to the first step and to `--help`.
+
+    Args:
+        commands: Programs to measure with `--help`.
+        settings: Overrides of the run of train.py.
     """
 
     part = "start"

@@ -35,9 +35,12 @@ MAX_ROUNDS = 5
 
 @dataclass(kw_only=True)
 class Training(Part):
-    """default   whether to measure the default run of `train.py`, on digits
-    networks  presets of `conf/model` to measure on random images, each with the side of its images in pixels
-    settings  of all runs of `train.py`, which have no wandb and no learning rate warm-up
+    """train.py and a bare training loop, without wandb and without a warm-up of the learning rate.
+
+    Args:
+        default: Measure the default run of train.py, on digits with their augmentation.
+        networks: Presets of conf/model to train on random images, each with the height of its images in pixels.
+        settings: Overrides of all runs of train.py.
     """
 
     part = "training"

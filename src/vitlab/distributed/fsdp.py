@@ -14,6 +14,10 @@ class FullyShardedParallel(ModelParallelStrategy):
 
     A checkpoint numbers parameters in the order of the optimizer's groups. Lightning 2.6 reads the numbers in the
     network's order, as its sharded runs write them, and would load a DDP run's moments into the wrong parameters.
+
+    Args:
+        process_group_backend: Backend of torch.distributed, such as nccl or gloo; None: by the device.
+        timeout: Longest wait for other ranks.
     """
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:

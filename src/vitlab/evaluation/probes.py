@@ -41,6 +41,11 @@ class KNN(Probe):
 
     As in DINO (arXiv 2104.14294, appendix F.1), with its values as defaults. Nothing is chosen, so all published
     training images vote, also those held out for validation, unless these are scored.
+
+    Args:
+        features: The head's input (`pooled`), or of a ViT the [cls] token, the mean of the patch tokens, or both.
+        k: Number of neighbors.
+        temperature: Similarities are divided by it before their exponential.
     """
 
     name = "knn"
@@ -68,9 +73,14 @@ class KNN(Probe):
 class Linear(Probe):
     """Multinomial logistic regression with an L2 penalty, by scikit-learn's L-BFGS, on standardized features.
 
-    `c` (scikit-learn's C, the inverse of the penalty) with the best accuracy on the validation split, then the lowest
-    loss, is fitted again to training and validation images together (as in CLIP, arXiv 2103.00020, appendix A.3),
-    unless the validation split is scored. A fit has at most `max_iter` steps.
+    The value of `c` is the one with the best accuracy on the validation split, then with the lowest loss. It is fitted
+    again to training and validation images together (as in CLIP, arXiv 2103.00020, appendix A.3), unless the
+    validation split is scored.
+
+    Args:
+        features: The head's input (`pooled`), or of a ViT the [cls] token, the mean of the patch tokens, or both.
+        c: Values of scikit-learn's C, the inverse of the penalty, to choose from.
+        max_iter: Steps of a fit, at most.
     """
 
     name = "linear"

@@ -39,9 +39,19 @@ def wandb_logger(
 ) -> WandbLogger:
     """Lightning's WandbLogger in the run's folder, with the run's own id, also when it is resumed.
 
-    `mode=auto` is online if the user is logged in, else offline. `log_model` uploads the best checkpoint.
-    `choices`, the varying settings of a sweep's job, become tags in addition to `tags`, and in the run's config
-    `choices` and `configuration` (all but the seed), by which a dashboard groups and sorts.
+    Args:
+        run_dir: The run folder.
+        project: Project at wandb.
+        entity: User or team; None: the user's default.
+        name: Name of the run.
+        group: Group of the run, such as its sweep.
+        job_type: Kind of the run.
+        tags: Tags, in addition to those of `choices`.
+        choices: The varying settings of a sweep's job. They become tags and, in the run's config, `choices` and
+            `configuration` (all but the seed), by which a dashboard groups and sorts.
+        notes: Notes on the run.
+        mode: `auto` is online if the user is logged in, else offline.
+        log_model: Upload the best checkpoint.
     """
     import wandb
 

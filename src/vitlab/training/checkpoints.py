@@ -172,8 +172,13 @@ class LastCheckpoint(Checkpoint):
 class BestCheckpoint(ModelCheckpoint):
     """Saves `best.ckpt` by `monitor`, with all validation scores at that point.
 
-    With `keep` above 1 the next best are kept as well, all as `best-STEP.ckpt`; `best.ckpt` is a link to the best.
     If training ends before its first validation (`trainer.max_steps=3`), `best.ckpt` holds the last weights.
+
+    Args:
+        dirpath: The run's folder of checkpoints.
+        monitor: Validation score by which checkpoints are compared.
+        mode: `min` if lower scores are better, else `max`.
+        keep: Number of best checkpoints; above 1 all are `best-STEP.ckpt`, and `best.ckpt` is a link to the best.
     """
 
     @check_bounds
