@@ -175,7 +175,7 @@ def test_a_signal_is_passed_on_and_waited_for_and_leaves_no_orphan(
     wait_until(lambda: all(file.exists() for file in files), "the ranks start")
     for file in files:
         assert os.getpgid(int(file.read_text())) != process.pid, "Ctrl-C would come twice, here and passed on"
-    os.killpg(process.pid, number)  # as a terminal does it: to the whole group
+    os.killpg(process.pid, number)  # as a terminal does it: to the process group
     assert process.wait(timeout=60) == 1
     for rank, file in enumerate(files):
         assert not is_alive(int(file.read_text()))

@@ -1,4 +1,4 @@
-"""A folder is there as a whole or not at all, and nothing that isn't an export is ever replaced."""
+"""A folder appears complete or not at all, and only an export is ever replaced."""
 
 import json
 from pathlib import Path
@@ -77,8 +77,8 @@ def test_an_export_that_is_there_wants_overwrite_and_anything_else_is_never_repl
 
 
 def test_views_are_written_as_what_they_show_and_everybody_who_may_can_read_them(tmp_path: Path) -> None:
-    whole = torch.arange(12.0).view(3, 4)
-    state = {"one": whole[0], "two": whole[1:].t()}
+    numbers = torch.arange(12.0).view(3, 4)
+    state = {"one": numbers[0], "two": numbers[1:].t()}
     write_tensors(tmp_path / "a.safetensors", state)
     write_text(tmp_path / "a.txt", "text")
     found = load_file(tmp_path / "a.safetensors")

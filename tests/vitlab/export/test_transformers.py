@@ -103,8 +103,8 @@ def test_the_usage_works_and_images_are_prepared_as_in_training(
     found: dict[str, Any] = {}
     exec(usage(trained, False).replace("FOLDER", str(written(tmp_path / "out", trained))), found)
     pixels = torch.randint(0, 256, (3, 30, 30), dtype=torch.uint8)
-    whole = pixels if crop_fraction is None else center_crop(pixels, trained.image_size, crop_fraction)
+    cropped = pixels if crop_fraction is None else center_crop(pixels, trained.image_size, crop_fraction)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     prepared = found["processor"](image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(prepared, trained.prepare()(whole[None]), atol=0.03, rtol=0)
+    torch.testing.assert_close(prepared, trained.prepare()(cropped[None]), atol=0.03, rtol=0)
     assert found["model"].config.id2label == dict(enumerate(trained.classes))
