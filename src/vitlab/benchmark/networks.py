@@ -7,19 +7,23 @@ torch's defaults. vitlab is compiled by block, the others in one graph.
 """
 
 import itertools
+import json
 import logging
-from collections.abc import Iterator, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from vitlab.benchmark.case import OURS, Case, Part
-from vitlab.benchmark.peak_memory import peak_bytes
 from vitlab.benchmark.peers import SIZES, Architecture, Peer, Size, available_peers, build, parameters
 from vitlab.config.bounds import PositiveInt
 from vitlab.config.instantiate import build_object
@@ -28,6 +32,8 @@ from vitlab.jobs import compose
 from vitlab.models import flops
 from vitlab.models.compile import compile_network
 from vitlab.training.optimizer import build_optimizer
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no log lines of the profiler
 
 log = logging.getLogger(__name__)
 
@@ -131,3 +137,27 @@ def adamw(name: str, network: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
     node: Any = OmegaConf.to_container(OmegaConf.load(compose.CONF / "optimizer" / "adamw.yaml"))
     return build_optimizer(build_object(node), network)
+
+
+def peak_bytes(step: Callable[[], object], held: Iterable[Tensor], device: torch.device) -> int:
+    """The maximum bytes of tensors during a step: those `held` all the time, and those that the step allocates.
+
+    The step must free all tensors that it allocates.
+    """
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+    before = sum(storages.values())
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        allocated = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return before + torch.cuda.max_memory_allocated(device) - allocated
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(file))
+        trace = json.loads(file.read_text())["traceEvents"]
+    events = sorted((event["args"]["Ev Idx"], event["args"]["Bytes"]) for event in trace if event["name"] == "[memory]")
+    return before + max(itertools.accumulate((int(change) for _, change in events), initial=0))

@@ -116,11 +116,10 @@ def is_logged_in() -> bool:
 
 def run_id(folder: Path) -> str:
     """The run's wandb id, random and stored in its folder."""
-    file = folder / "wandb" / "run_id"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(4))
-    return file.read_text().strip()
+    if not (known := existing_run_id(folder)):
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
+        (folder / "wandb" / "run_id").write_text(known := secrets.token_hex(4))
+    return known
 
 
 def existing_run_id(folder: Path) -> str | None:
