@@ -1,17 +1,18 @@
-"""Say where a training's time goes and which changes make it faster: `python src/doctor.py`, settings as train.py's.
+"""Report where the time of a training goes, and which changes make it faster. Settings are those of train.py.
 
     python src/doctor.py model=vit_s16 data=image_folder data_dir=photos
     python src/doctor.py model=vit_b16 data=cifar10 batch_size=256 changes=[num_workers,precision,compile] trace=true
 
 The configuration trains for some tens of steps, measured part by part. Then each change that applies is tried, in
-rounds with the configuration itself. No weight moves; only `doctor.json` and a picture are kept. One device: what
-several devices send to each other is not measured.
+rounds with the configuration. Weights don't change; `doctor.json` is written. It measures one device,
+without communication between several.
 """
 
 from pathlib import Path
 from typing import Literal
 
 from vitlab.cli.command import command
+from vitlab.config.bounds import NonNegativeInt, PositiveInt, Seed
 from vitlab.config.schema import Node
 from vitlab.diagnostics import checks
 
@@ -19,17 +20,15 @@ from vitlab.diagnostics import checks
 @command("doctor", check=checks.doctor_problems)
 def main(
     *,
-    changes: list[
-        Literal["num_workers", "precision", "batch_size", "log_every_n_steps", "compile", "auto_augment", "smaller"]
-    ],
-    workers: list[int] | None,
-    steps: int,
-    warmup: int,
-    rounds: int,
+    changes: list[Literal["num_workers", "precision", "batch_size", "log_every_n_steps", "compile", "auto_augment"]],
+    workers: list[NonNegativeInt] | None,
+    steps: PositiveInt,
+    warmup: PositiveInt,
+    rounds: PositiveInt,
     trace: bool,
-    image_size: int | tuple[int, int],
-    batch_size: int,
-    seed: int,
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt],
+    batch_size: PositiveInt,
+    seed: Seed,
     data_dir: str,
     run_dir: str,
     name: str,
@@ -44,6 +43,33 @@ def main(
     trainer: Node,
     callbacks: dict[str, Node | None],
 ) -> Node:
+    """Measure a training.
+
+    Args:
+        changes: Changes to try where they apply. `compile` takes minutes, so it is tried only if named.
+        workers: Values of `data.num_workers` to try. None: 0, 1, 2, 4 ... up to the number of cores.
+        steps: Timed optimizer steps of each training.
+        warmup: Steps before them; more with data workers, which load ahead.
+        rounds: Rounds, each of which trains the configuration and every change once.
+        trace: Write a Chrome trace of every operator to RUN/trace/, for chrome://tracing.
+        image_size: Height and width of the model's input in pixels, or [height, width]. By default those of the data
+            set's images; presets set 224 or 384.
+        batch_size: Images of an optimizer step.
+        seed: Seed of weights, order, augmentation and dropout.
+        data_dir: Folder of the data sets; missing ones are downloaded to it.
+        run_dir: Folder of the report. Set by the program; choose another with `hydra.run.dir`.
+        name: Name of the report's folder, made of the data, the model and the image size.
+        objective: As in train.py; the callbacks refer to it.
+        compile: Compile the network with torch.compile, as in train.py.
+        data: The data set, its splits, batches and augmentation.
+        model: The network.
+        weights: How the weights that `model.weights` names are loaded.
+        classifier: The loss, further metrics, and settings of fine-tuning.
+        optimizer: The optimizer, with its learning rate.
+        schedule: The learning rate as a function of the step.
+        trainer: lightning.Trainer: devices, precision, gradient clipping.
+        callbacks: As in train.py.
+    """
     from lightning import seed_everything
 
     from vitlab.diagnostics.doctor import diagnose

@@ -6,18 +6,19 @@
     python src/evaluate.py model.weights=hf:google/vit-base-patch16-224 data=image_folder data_dir=imagenet
     python src/evaluate.py model=timm model.model_name=resnet18 model.pretrained=true data=cifar100 probe=knn
 
-The best checkpoint's scores on the test split are those of training. They are written to the console and to
-`RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the run is not changed. Without a probe the head is scored: the head of
-weights from elsewhere must have the classes of the data, in their order.
+Scores are logged and written to `RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the best checkpoint's on the test split
+equal training's. The run is not changed. Without a probe the head is scored: weights from elsewhere need a head
+with the classes of the data, in their order.
 
-`probe=linear` or `probe=knn` scores the features before the head instead (`vitlab.evaluation.probes`). They are
-computed once, and cached in `features_dir`: `RUN/features`, or `runs/features`.
+`probe=linear` or `probe=knn` scores the features before the head (`vitlab.evaluation.probes`). They are computed once,
+and cached in `features_dir`: `RUN/features`, or `runs/features`.
 """
 
 from pathlib import Path
 from typing import Literal
 
 from vitlab.cli.command import command
+from vitlab.config.bounds import PositiveInt, Seed
 from vitlab.config.schema import Node
 from vitlab.evaluation import checks
 
@@ -28,9 +29,9 @@ def main(
     run: str | None,
     checkpoint: Literal["best", "last"],
     split: Literal["train", "val", "test"],
-    image_size: int | tuple[int, int] | None,
-    batch_size: int | None,
-    seed: int,
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None,
+    batch_size: PositiveInt | None,
+    seed: Seed,
     data_dir: str | None,
     features_dir: str,
     name: str | None,
@@ -41,6 +42,26 @@ def main(
     probe: Node | None,
     trainer: Node,
 ) -> Node:
+    """Score a checkpoint or weights.
+
+    Args:
+        run: Folder of a run; it determines data and model.
+        checkpoint: Which of the run's checkpoints.
+        split: Which split of the data; `train` without augmentation.
+        image_size: Height and width of the model's input in pixels, or [height, width]; with `model=auto` those of
+            the weights. None: the run's.
+        batch_size: Images of a batch, over all devices. None: the run's.
+        seed: Seed of weights that are drawn at random.
+        data_dir: Folder of the data sets; missing ones are downloaded to it. None: the run's.
+        features_dir: Folder in which a probe caches features.
+        name: Name of the results' folder, made of the data, the model and the image size. None: of a run.
+        run_dir: Folder of the results. Set by the program; choose another with `hydra.run.dir`.
+        data: The data set on which weights are evaluated, if not a run's.
+        model: The network, if not a run's; `model.weights` names its weights.
+        weights: How the weights that `model.weights` names are loaded.
+        probe: A classifier on the features before the head, to be scored in place of the head.
+        trainer: lightning.Trainer: devices and precision.
+    """
     from lightning import seed_everything
 
     from vitlab.config import instantiate

@@ -1,16 +1,17 @@
-"""Writes a run's network as other libraries and programs load it, with a model card.
+"""Export a run's network to timm, transformers, ONNX, torch.export or safetensors, with a model card.
 
     python src/export.py run=runs/NAME/STAMP format=timm         timm.create_model("local-dir:...", pretrained=True)
     python src/export.py run=runs/NAME/STAMP format=hf           transformers' from_pretrained(...)
-    python src/export.py run=runs/NAME/STAMP format=onnx fold=true      bytes in, probabilities out
+    python src/export.py run=runs/NAME/STAMP format=onnx fold=true      uint8 images in, probabilities out
 
-It goes to `RUN/export/FORMAT`, or to `out`, once what the other library loads gives the network's own outputs.
+The folder `RUN/export/FORMAT`, or `out`, appears once the library has loaded the export and its outputs are equal.
 """
 
 from pathlib import Path
 from typing import Literal
 
 from vitlab.cli.command import command
+from vitlab.config.bounds import NonNegativeFloat
 from vitlab.config.schema import Node
 from vitlab.export import checks
 
@@ -23,12 +24,26 @@ def main(
     checkpoint: str,
     part: Literal["ema", "raw"] | None,
     fold: bool,
-    tolerance: float,
+    tolerance: NonNegativeFloat,
     license: str | None,
     out: str,
     overwrite: bool,
     run_dir: str,
 ) -> Node:
+    """Export a network.
+
+    Args:
+        run: Folder of the run.
+        format: Format of the export.
+        checkpoint: A checkpoint in RUN/checkpoints: `best`, `last`, or another name.
+        part: Which weights of a checkpoint that has both. None: those that were tested, the averages.
+        fold: For onnx and torch_export: put normalization and softmax into the graph (bytes in, probabilities out).
+        tolerance: Largest difference allowed between the outputs of the export and those of the network.
+        license: License named in the model card, such as mit or apache-2.0. None: none is named.
+        out: Folder of the export; it appears only when complete.
+        overwrite: Replace an export that exists already.
+        run_dir: Folder of the log. Set by the program.
+    """
     from vitlab.export import export
     from vitlab.export.checkpoint import load_export_model, load_weights
 

@@ -39,6 +39,23 @@ def main(
     run_dir: str,
     data: Node,
 ) -> Node:
+    """Pack, verify or index shards.
+
+    Args:
+        action: `pack` a data set, `verify` the checksums of `data_dir`, or `index` WebDataset's tar files there.
+        size: Pixels of the shorter side of a packed image. None: files keep their own bytes.
+        quality: JPEG quality of images that are encoded again. None: PNG.
+        out: Folder of the packed set, complete once it has prepared.json.
+        shard_images: Images of a shard, at most.
+        shuffle: Shuffle the train split, once. Shards of one class each would be shuffled badly in training.
+        seed: Seed of that order.
+        processes: Processes that read and encode. None: one for each core; 0: the program itself.
+        data_dir: Folder of the images; for `verify` of a packed set, for `index` of tar files.
+        image_size: Height and width of the images of `data=fake`.
+        batch_size: Unused; the group `data` refers to it.
+        run_dir: Folder of the log. Set by the program.
+        data: The data set.
+    """
     from vitlab.config import instantiate
     from vitlab.data.packing import pack, verify
     from vitlab.data.packing.shard_writer import Settings

@@ -1,15 +1,16 @@
-"""Makes a captured step again, and says where its first number comes from that isn't finite.
+"""Replay a captured step, and find the first value that isn't finite.
 
     python src/replay.py capture=runs/NAME/STAMP/captures/step-000012
 
-No data set is needed, and the run's folder may be gone. `CAPTURE/replay/rankN/` gets `results.json` and a picture of
-every module's largest output. Where everything is finite this time, the status is 1.
+Neither the data set nor the run folder is needed. `CAPTURE/replay/rankN/results.json` has the range of each module's
+output. The exit status is 1 if all values are finite.
 """
 
 from pathlib import Path
 from typing import Literal
 
 from vitlab.cli.command import command
+from vitlab.config.bounds import NonNegativeInt
 from vitlab.config.schema import Node
 from vitlab.diagnostics import checks
 
@@ -18,19 +19,23 @@ from vitlab.diagnostics import checks
 def main(
     *,
     capture: str,
-    rank: int,
+    rank: NonNegativeInt,
     accelerator: Literal["auto", "cpu", "gpu", "mps"],
     run_dir: str,
 ) -> Node:
-    from vitlab.diagnostics import replay
-    from vitlab.runs import plots
+    """Repeat a step.
 
-    found = replay.replay_capture(Path(capture), rank=rank, accelerator=accelerator)
-    picture = Path(run_dir) / "outputs.png"
-    names, largest, first = found.magnitudes()
-    plots.plot_magnitudes(names, largest, picture, first=first, title=found.title)
-    found.tell(picture)
-    return found.results()
+    Args:
+        capture: Folder of the capture, written when a loss or gradient wasn't finite.
+        rank: Rank whose part of the step is repeated.
+        accelerator: Device to compute on. That of the training repeats its numbers; others come close.
+        run_dir: Folder of the results. Set by the program.
+    """
+    from vitlab.diagnostics import replay
+
+    result = replay.replay_capture(Path(capture), rank=rank, accelerator=accelerator)
+    result.log_report()
+    return result.results()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,13 @@ MAX_ERROR = 80  # characters; results.json has all of it
 
 @command("sweep", check=checks.sweep_action_problems)
 def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
+    """Act on a sweep or a run.
+
+    Args:
+        action: What to do; the word alone will do, without `action=`.
+        sweep: Name of a sweep below runs/sweeps, or its folder.
+        run: Folder of one run, for `dashboard` instead of a sweep.
+    """
     from vitlab.sweeps import ledger
     from vitlab.sweeps.report.page import write_report
 

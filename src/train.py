@@ -4,7 +4,7 @@
     python src/train.py model=vit_b16 trainer.devices=4        any preset, any number of devices
     python src/train.py -m model/size=tiny,small seed=0,1,2    a sweep: six runs
 
-`--help` shows the groups and every setting.
+All mistakes of a command line are reported before anything starts.
 """
 
 import logging
@@ -44,6 +44,33 @@ def main(
     logger: dict[str, Node | None],
     callbacks: dict[str, Node | None],
 ) -> Node:
+    """Train a network.
+
+    Args:
+        image_size: Height and width of the model's input in pixels, or [height, width]. By default those of the data
+            set's images; presets set 224 or 384.
+        batch_size: Images of an optimizer step, over all devices and accumulated parts.
+        seed: Seed of weights, order, augmentation and dropout. The splits have `data.split_seed`.
+        data_dir: Folder of the data sets; missing ones are downloaded to it.
+        run_dir: The run folder. Set by the program; choose another with `hydra.run.dir`.
+        resume: `auto` (the newest unfinished run of this configuration), a run folder, or a checkpoint.
+        sweep: With `-m`: the sweep's name, a folder below runs/sweeps. None: named by the data and what varies.
+        name: The run's name. By default made of the data, the model and the image size.
+        objective: Score by which the best checkpoint is chosen and the jobs of a sweep are compared. By default
+            accuracy, or loss for data sets of fewer than 5,000 images.
+        max_restarts: How often a job with a failed process is restarted from its last checkpoint.
+        max_failures_per_job: How often a failed job of a sweep is retried when the sweep is started again.
+        compile: Compile the network with torch.compile, block by block. Faster on a GPU, in long runs.
+        data: The data set, its splits, batches and augmentation.
+        model: The network.
+        weights: How the weights that `model.weights` names are loaded.
+        classifier: The loss, further metrics, and settings of fine-tuning.
+        optimizer: The optimizer, with its peak learning rate.
+        schedule: The learning rate as a function of the step.
+        trainer: lightning.Trainer: devices, precision, epochs, gradient clipping.
+        logger: Where metrics are logged, in addition to metrics.csv.
+        callbacks: Checkpoints, the training log, the check for values that aren't finite.
+    """
     config: Node = {**locals()}  # as in config.yaml, which torchrun's first rank may not have written yet
     from lightning import seed_everything
 

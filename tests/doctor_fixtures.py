@@ -1,21 +1,17 @@
-"""What tests of the doctor measure: a small network on digits, digits that load slowly, and a folder of files."""
+"""Runs for tests of the doctor: a small network on digits, and digits that load slowly."""
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import MemoryDataset
 from vitlab.data.sets.digits import digits
-from vitlab.data.sets.image_folder import image_folder
 from vitlab.diagnostics.measure import ProfiledRun
 from vitlab.models.vit import VisionTransformer
 from vitlab.training import schedules
@@ -37,22 +33,6 @@ class SlowData(DataModule):
         loader = super().train_dataloader()
         loader.dataset.__class__ = SlowDataset
         return loader
-
-
-def folder_data(root: Path, side: int) -> DataModule:
-    """24 JPEG files of two classes to train on and as many to validate on, `side` pixels high."""
-    rng = np.random.default_rng(0)
-    for number in range(24):
-        file = root / "train" / "ab"[number % 2] / f"{number}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (side, side + 20, 3), dtype=np.uint8)).save(file, quality=90)
-        other = root / "val" / file.parent.name / f"{number}.jpg"
-        other.parent.mkdir(parents=True, exist_ok=True)
-        other.write_bytes(file.read_bytes())
-    source, augment = partial(image_folder, data_dir=str(root)), Augment(flip=True)
-    data = DataModule(source=source, augment=augment, image_size=16, batch_size=4, seed=0, num_workers=0)
-    data.setup()
-    return data
 
 
 def profiled_run(

@@ -1,12 +1,12 @@
-"""`make faults`: what happens to runs is done to runs, at random moments, and what they lost is counted.
+"""`make faults`: disturb runs at random moments, resume them, and count the trials that lost something.
 
-    python tests/faults.py                          the whole list, in under half an hour on two cores
-    python tests/faults.py --seed 7 --only killed   the draws of another seed; the faults whose names hold a word
-    python tests/faults.py --scale 0.1              a tenth of the trials
+    python tests/faults.py                            all faults, in less than half an hour on two cores
+    python tests/faults.py --seed 7 --only SIGKILL    another seed; faults with this word in their names
+    python tests/faults.py --scale 0.1                a tenth of the trials
 
-A trial has survived when the run, taken up again, ended bit for bit as one that nothing happened to (weights,
-optimizer, metrics file, best checkpoint), or where nothing can go on, when it ended with the error that is documented
-and its last checkpoint was whole. Runs are real: `train.py`'s own path, in forked processes that skip only the imports.
+A trial survives if the resumed run ends bit for bit as an undisturbed one (weights, optimizer, metrics file, best
+checkpoint). If it can't be resumed, it must end with the documented error and an intact last checkpoint. Runs use
+`train.py`'s code in forked processes, which skip only the imports.
 """
 
 import argparse
@@ -62,7 +62,7 @@ SMALL = [
     "logger=csv",
     "batch_size=32",
 ]
-# Everything that draws random numbers or keeps state between steps.
+# Random operations, and state between steps.
 HARD = [
     "data.augment.mixup=0.4",
     "data.augment.cutmix=0.5",
@@ -74,14 +74,14 @@ HARD = [
 ]
 DIGITS = [*SMALL, "data.max_train_samples=600", *HARD]
 SRC = Path(train_program.__file__).parent
-PATIENCE = 120.0  # seconds that any part of a trial may take
+TIMEOUT = 120.0  # seconds, for each part of a trial
 
 
 # ---------------------------------------------------------------------------------------------------- runs in processes
 
 
-def configured(folder: Path, *overrides: str) -> Node:
-    """The configuration of `train.py`, for a run in `folder`, checked."""
+def train_config(folder: Path, *overrides: str) -> Node:
+    """The checked configuration of `train.py` for a run in `folder`."""
     register.register()
     with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
         config = compose.resolve_config(compose.compose("train", list(overrides)), str(folder))
@@ -93,7 +93,7 @@ def configured(folder: Path, *overrides: str) -> Node:
 
 @dataclass
 class Job:
-    """A started run: the processes of its ranks."""
+    """A running training: the processes of its ranks."""
 
     run: Path
     pids: list[int]
@@ -109,11 +109,11 @@ class Job:
                     self.status[pid] = os.waitstatus_to_exitcode(status)
         return len(self.status) == len(self.pids)
 
-    def wait(self, seconds: float = PATIENCE) -> list[int]:
-        """The ranks' statuses; those that take too long are killed, and that is an error.
+    def wait(self, seconds: float = TIMEOUT) -> list[int]:
+        """Wait for the ranks and return their statuses. Ranks that run into the timeout are killed, which is an error.
 
-        When one has ended before its time, the others have as long as `launch` gives them: one that hadn't begun to
-        train may wait for it in vain. They then count as ended like the first.
+        After a rank has failed, the others have `launch.TAKEDOWN` seconds to end, as with vitlab's launcher. Then they
+        get its status.
         """
         deadline, ended = time.monotonic() + seconds, 0.0
         while not self.poll():
@@ -127,7 +127,7 @@ class Job:
                 break
             if time.monotonic() > deadline:
                 self.send(signal.SIGKILL)
-                raise AssertionError(f"still there after {seconds:.0f} s\n{told(self.run)}")
+                raise AssertionError(f"still running after {seconds:.0f} s\n{last_output(self.run)}")
             time.sleep(0.01)
         return [self.status[pid] for pid in self.pids]
 
@@ -138,11 +138,11 @@ class Job:
 
 
 def start(
-    run: Path, *overrides: str, ranks: int = 1, go_on: bool = False, before: Callable[[], None] | None = None
+    run: Path, *overrides: str, ranks: int = 1, resume: bool = False, before: Callable[[], None] | None = None
 ) -> Job:
-    """Starts the ranks of a run; `before` is called in each of them first."""
-    config = configured(run, *overrides, f"trainer.devices={ranks}")
-    config["resume"] = "auto" if go_on else None
+    """Start the ranks of a run; each one calls `before` first."""
+    config = train_config(run, *overrides, f"trainer.devices={ranks}")
+    config["resume"] = "auto" if resume else None
     write_config(run, config)
     environment = {"OMP_NUM_THREADS": "1"}
     store = None
@@ -182,26 +182,26 @@ def start(
     return Job(run, pids, store=store)
 
 
-def told(run: Path) -> str:
-    """The end of what a run printed."""
+def last_output(run: Path) -> str:
+    """The last lines of a run's output."""
     file = run / "output.txt"
     return "\n".join(file.read_text(errors="replace").splitlines()[-15:]) if file.exists() else ""
 
 
-def finish(run: Path, *overrides: str, ranks: int = 1, go_on: bool = True) -> None:
-    """Takes a run up again to its end."""
-    status = start(run, *overrides, ranks=ranks, go_on=go_on).wait()
-    assert not any(status), f"going on ended with {status}\n{told(run)}"
+def finish(run: Path, *overrides: str, ranks: int = 1, resume: bool = True) -> None:
+    """Resume a run and wait for its end."""
+    status = start(run, *overrides, ranks=ranks, resume=resume).wait()
+    assert not any(status), f"ended with {status}\n{last_output(run)}"
 
 
 def reference(work: Path, name: str, *overrides: str, ranks: int = 1) -> tuple[Path, float]:
-    """The run that nothing happened to, made once, and the seconds that it took."""
+    """An undisturbed run, made once, and its seconds."""
     run = work / "references" / name
     took = run.with_suffix(".seconds")
     with runs_lock(work):
         if not took.exists():
             begin = time.monotonic()
-            finish(run, *overrides, ranks=ranks, go_on=False)
+            finish(run, *overrides, ranks=ranks, resume=False)
             took.write_text(str(time.monotonic() - begin))
     return run, float(took.read_text())
 
@@ -214,11 +214,11 @@ def runs_lock(work: Path) -> Iterator[None]:
         yield
 
 
-# ------------------------------------------------------------------------------------------------------- what is equal
+# -------------------------------------------------------------------------------------------------------- comparisons
 
 
 def rows(run: Path) -> list[dict[str, str]]:
-    """What was logged but for the speed, which no two runs share."""
+    """The rows of metrics.csv without the speed."""
     with (run / "metrics.csv").open(newline="") as lines:
         return [{k: v for k, v in row.items() if k not in TIMED} for row in csv.DictReader(lines)]
 
@@ -235,7 +235,7 @@ def same(one: Any, two: Any) -> bool:
 
 
 def assert_same_run(one: Path, two: Path) -> None:
-    """Same metrics, same scores, and the same content of the last and the best checkpoint but for paths."""
+    """Compare metrics, scores and the content of the last and the best checkpoint, except for paths."""
     assert rows(one) == rows(two), "metrics.csv differs"
     for name in ("last", "best"):
         first, second = (safe_load.load_checkpoint(run / "checkpoints" / f"{name}.ckpt") for run in (one, two))
@@ -253,7 +253,7 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 @dataclass
 class Trial:
-    """What a fault is given: its own random numbers, a folder of its own, and where references are kept."""
+    """Random numbers and a folder of a trial, and the folder of the references."""
 
     random: random.Random
     folder: Path
@@ -261,7 +261,7 @@ class Trial:
 
 
 Fault = Callable[[Trial], None]
-FAULTS: dict[str, tuple[int, Fault]] = {}  # by name: how often, and what
+FAULTS: dict[str, tuple[int, Fault]] = {}  # number of trials and function, by name
 
 
 def fault(name: str, times: int) -> Callable[[Fault], Fault]:
@@ -300,25 +300,25 @@ def images(work: Path) -> list[str]:
     ]
 
 
-def run_until(trial: Trial, seconds: float, *overrides: str, ranks: int = 1, go_on: bool = False) -> Job:
-    """A run that has been going for so long."""
-    job = start(trial.folder / "run", *overrides, ranks=ranks, go_on=go_on)
+def run_until(trial: Trial, seconds: float, *overrides: str, ranks: int = 1, resume: bool = False) -> Job:
+    """Start a run and wait for `seconds`."""
+    job = start(trial.folder / "run", *overrides, ranks=ranks, resume=resume)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not job.poll():
         time.sleep(0.005)
     return job
 
 
-def signalled(
+def send_signal(
     trial: Trial, numbers: tuple[int, ...], name: str, *settings: str, ranks: int = 1, every: bool = True
 ) -> None:
-    """Sends one of the signals, at up to three random moments of a run that is taken up again each time."""
+    """Send one of the signals at up to three random moments, and resume the run each time."""
     settings = (*settings, f"callbacks.last.every_n_train_steps={trial.random.choice((1, 2, 5, 'null'))}")
-    # how often it is saved is no part of what is trained, and the references needn't know
-    whole, seconds = reference(trial.work, name, *settings[:-1], ranks=ranks)
+    # the interval of checkpoints doesn't affect the training, so references don't set it
+    expected, seconds = reference(trial.work, name, *settings[:-1], ranks=ranks)
     run = trial.folder / "run"
     for attempt in range(trial.random.choice((1, 1, 2, 3))):
-        job = run_until(trial, trial.random.uniform(0.02, 1.0) * seconds, *settings, ranks=ranks, go_on=attempt > 0)
+        job = run_until(trial, trial.random.uniform(0.02, 1.0) * seconds, *settings, ranks=ranks, resume=attempt > 0)
         number = trial.random.choice(numbers)
         if every:
             job.send(number)
@@ -328,7 +328,7 @@ def signalled(
         status = read_results(run).get("status")
         if number != signal.SIGKILL and any(statuses):
             outcome = signals.SIGNALS[number]
-            assert set(statuses) == {signals.STATUS[outcome]}, f"ended with {statuses}\n{told(run)}"
+            assert set(statuses) == {signals.STATUS[outcome]}, f"ended with {statuses}\n{last_output(run)}"
             assert status in (outcome, None), f"results.json says {status}"
         for file in (run / "checkpoints").glob("*.ckpt"):
             assert safe_load.corruption(file) is None, f"{file.name} is damaged"
@@ -336,68 +336,68 @@ def signalled(
             break
     else:
         finish(run, *settings, ranks=ranks)
-    assert_same_run(whole, run)
+    assert_same_run(expected, run)
 
 
-@fault("SIGKILL, one process, everything random on", 60)
+@fault("SIGKILL, one process, with all random operations", 60)
 def killed(trial: Trial) -> None:
-    signalled(trial, (signal.SIGKILL,), "digits", *DIGITS)
+    send_signal(trial, (signal.SIGKILL,), "digits", *DIGITS)
 
 
 @fault("SIGKILL, image folder, two loading processes", 16)
 def killed_loading(trial: Trial) -> None:
-    signalled(trial, (signal.SIGKILL,), "images", *images(trial.work))
+    send_signal(trial, (signal.SIGKILL,), "images", *images(trial.work))
 
 
 @fault("SIGKILL, two gloo ranks", 16)
 def killed_ranks(trial: Trial) -> None:
-    signalled(trial, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2)
+    send_signal(trial, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2)
 
 
 @fault("SIGKILL, two gloo ranks, image folder, two loading processes each", 6)
 def killed_ranks_loading(trial: Trial) -> None:
-    signalled(trial, (signal.SIGKILL,), "images-2", *images(trial.work), ranks=2)
+    send_signal(trial, (signal.SIGKILL,), "images-2", *images(trial.work), ranks=2)
 
 
-@fault("SIGKILL, one of two gloo ranks: the other must end as well", 8)
+@fault("SIGKILL of one of two gloo ranks: the other must end too", 8)
 def killed_rank(trial: Trial) -> None:
-    signalled(trial, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2, every=False)
+    send_signal(trial, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2, every=False)
 
 
 @fault("SIGTERM or SIGUSR1: preempted, requeued", 20)
 def preempted(trial: Trial) -> None:
-    signalled(trial, (signal.SIGTERM, signal.SIGUSR1), "digits", *DIGITS)
+    send_signal(trial, (signal.SIGTERM, signal.SIGUSR1), "digits", *DIGITS)
 
 
 @fault("SIGTERM or SIGUSR1, two gloo ranks", 8)
 def preempted_ranks(trial: Trial) -> None:
-    signalled(trial, (signal.SIGTERM, signal.SIGUSR1), "digits-2", *DIGITS, ranks=2)
+    send_signal(trial, (signal.SIGTERM, signal.SIGUSR1), "digits-2", *DIGITS, ranks=2)
 
 
 @fault("Ctrl-C", 8)
 def interrupted(trial: Trial) -> None:
-    signalled(trial, (signal.SIGINT,), "digits", *DIGITS)
+    send_signal(trial, (signal.SIGINT,), "digits", *DIGITS)
 
 
-@fault("a second signal: ends at once", 6)
+@fault("a second signal: ends immediately", 6)
 def signalled_twice(trial: Trial) -> None:
     settings = [*DIGITS, "callbacks.last.every_n_train_steps=5"]
-    whole, seconds = reference(trial.work, "digits", *DIGITS)
+    expected, seconds = reference(trial.work, "digits", *DIGITS)
     job = run_until(trial, trial.random.uniform(0.1, 0.9) * seconds, *settings)
-    os.kill(job.pids[0], signal.SIGSTOP)  # so that the step can't be finished before the second one comes
+    os.kill(job.pids[0], signal.SIGSTOP)  # so that the step doesn't end before the second signal
     job.send(signal.SIGTERM)
     time.sleep(signals.ECHO + 0.2)
     job.send(signal.SIGINT)
     os.kill(job.pids[0], signal.SIGCONT)
     job.wait(10)
     finish(trial.folder / "run", *settings)
-    assert_same_run(whole, trial.folder / "run")
+    assert_same_run(expected, trial.folder / "run")
 
 
-def cut(trial: Trial) -> tuple[Path, Path, list[str]]:
-    """The uninterrupted run, and one that was killed when it had several checkpoints, with its settings."""
+def killed_run(trial: Trial) -> tuple[Path, Path, list[str]]:
+    """An undisturbed run, and one that was killed after several checkpoints, with its settings."""
     settings = [*DIGITS, "callbacks.last.every_n_train_steps=3"]
-    whole, seconds = reference(trial.work, "digits", *DIGITS)
+    expected, seconds = reference(trial.work, "digits", *DIGITS)
     run = trial.folder / "run"
     job = start(run, *settings)
     while not (run / "checkpoints" / "previous.ckpt").exists() and not job.poll():
@@ -405,73 +405,73 @@ def cut(trial: Trial) -> tuple[Path, Path, list[str]]:
     time.sleep(trial.random.uniform(0, 0.4) * seconds)
     job.send(signal.SIGKILL)
     job.wait()
-    return whole, run, settings
+    return expected, run, settings
 
 
-def spoilt(trial: Trial, spoil: Callable[[bytearray], bytearray]) -> None:
-    """Spoils the last checkpoint of a killed run: it must be noticed, and the one before must lead to the same end."""
-    whole, run, settings = cut(trial)
+def damage_checkpoint(trial: Trial, damage: Callable[[bytearray], bytearray]) -> None:
+    """Damage the last checkpoint of a killed run: this must be detected, and the one before gives the same result."""
+    expected, run, settings = killed_run(trial)
     file = run / "checkpoints" / "last.ckpt"
     content = file.read_bytes()
     before = safe_load.load_checkpoint(file)
     before = {k: before[k] for k in ("state_dict", "optimizer_states", "loops", "global_step")}
     before = json.loads(json.dumps(before, default=lambda tensor: tensor.tolist()))
-    file.write_bytes(spoil(bytearray(content)))
-    if safe_load.corruption(file) is None:  # a bit that says nothing (a date, a flag): then nothing may have changed
+    file.write_bytes(damage(bytearray(content)))
+    if safe_load.corruption(file) is None:  # an unused bit (a date, a flag): the content is the same
         after = safe_load.load_checkpoint(file)
         after = json.loads(json.dumps({k: after[k] for k in before}, default=lambda tensor: tensor.tolist()))
-        assert before == after, "damage that wasn't noticed"
+        assert before == after, "undetected damage"
     else:
         finish(run, *settings)
         assert "is damaged" in (run / "output.txt").read_text(), "it wasn't reported"
-        assert_same_run(whole, run)
-        assert (run / "checkpoints" / "last.ckpt.damaged").exists(), "what was damaged is gone"
+        assert_same_run(expected, run)
+        assert (run / "checkpoints" / "last.ckpt.damaged").exists(), "the damaged file is gone"
         return
     finish(run, *settings)
-    assert_same_run(whole, run)
+    assert_same_run(expected, run)
 
 
 @fault("last checkpoint truncated", 12)
 def truncated(trial: Trial) -> None:
-    spoilt(trial, lambda content: content[: trial.random.randrange(len(content))])
+    damage_checkpoint(trial, lambda content: content[: trial.random.randrange(len(content))])
 
 
-@fault("last checkpoint zeroed from some place on", 8)
+@fault("last checkpoint zeroed from a random position", 8)
 def zeroed(trial: Trial) -> None:
-    def spoil(content: bytearray) -> bytearray:
+    def damage(content: bytearray) -> bytearray:
         begin = trial.random.randrange(len(content))
         end = min(len(content), begin + trial.random.choice((512, 4096, len(content))))
         content[begin:end] = bytes(end - begin)
         return content
 
-    spoilt(trial, spoil)
+    damage_checkpoint(trial, damage)
 
 
 @fault("last checkpoint with a flipped bit", 20)
 def flipped(trial: Trial) -> None:
-    def spoil(content: bytearray) -> bytearray:
+    def damage(content: bytearray) -> bytearray:
         content[trial.random.randrange(len(content))] ^= 1 << trial.random.randrange(8)
         return content
 
-    spoilt(trial, spoil)
+    damage_checkpoint(trial, damage)
 
 
-def refused(run: Path, *overrides: str, words: tuple[str, ...]) -> None:
-    """Going on is refused with these words, and what is saved stays as it is."""
+def assert_refused(run: Path, *overrides: str, words: tuple[str, ...]) -> None:
+    """Resuming fails with these words, and the checkpoints don't change."""
     saved = {file.name: file.read_bytes() for file in (run / "checkpoints").iterdir()}
     config = read_config(run)
-    status = start(run, *overrides, go_on=True).wait()
+    status = start(run, *overrides, resume=True).wait()
     write_config(run, config)
     assert status == [1], f"ended with {status}"
     output = (run / "output.txt").read_text()
     for word in words:
-        assert word in output, f"{word!r} isn't in\n{told(run)}"
+        assert word in output, f"{word!r} isn't in\n{last_output(run)}"
     assert {file.name: file.read_bytes() for file in (run / "checkpoints").iterdir()} == saved
 
 
-@fault("taken up with another network or other data: refused", 10)
+@fault("resumed with another network or other data: refused", 10)
 def others(trial: Trial) -> None:
-    whole, run, settings = cut(trial)
+    expected, run, settings = killed_run(trial)
     for changed, word in trial.random.sample(
         [
             (["model.dim=32"], "model.dim: 16 in the checkpoint, 32 now"),
@@ -482,14 +482,14 @@ def others(trial: Trial) -> None:
         ],
         2,
     ):
-        refused(run, *settings, *changed, words=(word, "begin a new run"))
+        assert_refused(run, *settings, *changed, words=(word, "begin a new run"))
     finish(run, *settings)
-    assert_same_run(whole, run)
+    assert_same_run(expected, run)
 
 
-@fault("two processes on one run folder: the second refused", 6)
+@fault("two processes in one run folder: the second refused", 6)
 def occupied(trial: Trial) -> None:
-    whole, seconds = reference(trial.work, "digits", *DIGITS)
+    expected, seconds = reference(trial.work, "digits", *DIGITS)
     job = run_until(trial, trial.random.uniform(0.1, 0.5) * seconds, *DIGITS)
     while not (trial.folder / "run" / RESULTS).exists():
         time.sleep(0.005)
@@ -497,12 +497,12 @@ def occupied(trial: Trial) -> None:
     assert status == [1]
     assert "is being trained in by process" in (trial.folder / "run" / "output.txt").read_text()
     assert job.wait() == [0]
-    assert_same_run(whole, trial.folder / "run")
+    assert_same_run(expected, trial.folder / "run")
 
 
 @fault("disk full while a checkpoint is written", 10)
 def full(trial: Trial) -> None:
-    whole, run, settings = cut(trial)
+    expected, run, settings = killed_run(trial)
     size = (run / "checkpoints" / "last.ckpt").stat().st_size
     most = trial.random.randrange(size // 10, size)
 
@@ -511,11 +511,11 @@ def full(trial: Trial) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     content = (run / "checkpoints" / "last.ckpt").read_bytes()
-    assert start(run, *settings, go_on=True, before=limit).wait() == [1]
+    assert start(run, *settings, resume=True, before=limit).wait() == [1]
     assert "can't be written" in (run / "output.txt").read_text()
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == content
     finish(run, *settings)
-    assert_same_run(whole, run)
+    assert_same_run(expected, run)
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -526,7 +526,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def break_image(draw: random.Random, file: Path) -> None:
-    """One of the ways in which image files are broken."""
+    """Damage an image file in one of several ways."""
     content = bytearray(file.read_bytes())
     kind = draw.choice(("empty", "truncated", "text", "flipped", "link"))
     if kind == "empty":
@@ -544,14 +544,14 @@ def break_image(draw: random.Random, file: Path) -> None:
 
 
 def own_images(trial: Trial) -> tuple[Path, list[str]]:
-    """A copy of the images for this trial alone, and the overrides for it."""
+    """A copy of the images for this trial, and its overrides."""
     settings = images(trial.work)
     folder = trial.folder / "images"
     shutil.copytree(trial.work / "images", folder)
     return folder, [f"data_dir={folder}" if s.startswith("data_dir=") else s for s in settings]
 
 
-@fault("broken images: named before training, or left out and listed; killed and taken up again", 12)
+@fault("broken images: reported before training, or skipped and listed; killed and resumed", 12)
 def broken_images(trial: Trial) -> None:
     folder, settings = own_images(trial)
     broken = trial.random.sample(image_files(folder), trial.random.randrange(1, 4))
@@ -560,42 +560,42 @@ def broken_images(trial: Trial) -> None:
     run = trial.folder / "refused"
     status = start(run, *settings, "data.scan=decode").wait()
     assert status == [1], f"ended with {status}"
-    assert not (run / "metrics.csv").exists(), "training had begun"
-    assert all(file.name in (run / "output.txt").read_text() for file in broken), told(run)
+    assert not (run / "metrics.csv").exists(), "training has started"
+    assert all(file.name in (run / "output.txt").read_text() for file in broken), last_output(run)
 
     settings += ["data.on_error=skip", "data.max_skipped=0.05", "callbacks.last.every_n_train_steps=2"]
-    whole = trial.folder / "whole"
-    finish(whole, *settings, go_on=False)
-    listed = (whole / "skipped.csv").read_text()
+    expected = trial.folder / "expected"
+    finish(expected, *settings, resume=False)
+    listed = (expected / "skipped.csv").read_text()
     assert all(file.name in listed for file in broken), listed
     assert len(listed.splitlines()) == len(broken) + 1
     job = run_until(trial, trial.random.uniform(0.5, 2.0), *settings)
     job.send(signal.SIGKILL)
     job.wait()
     finish(trial.folder / "run", *settings)
-    assert_same_run(whole, trial.folder / "run")
+    assert_same_run(expected, trial.folder / "run")
 
 
-@fault("the data folder vanishes in mid-run and comes back", 6)
+@fault("the data folder vanishes during the run and comes back", 6)
 def vanished(trial: Trial) -> None:
     folder, settings = own_images(trial)
     settings += ["callbacks.last.every_n_train_steps=1"]
-    whole = trial.folder / "whole"
+    expected = trial.folder / "expected"
     begin = time.monotonic()
-    finish(whole, *settings, go_on=False)
+    finish(expected, *settings, resume=False)
     job = run_until(trial, trial.random.uniform(0.3, 0.8) * (time.monotonic() - begin), *settings)
     folder.rename(folder.with_name("gone"))
     status = job.wait()
     if status != [0]:
         assert status == [1], f"ended with {status}"
-        assert str(folder) in (trial.folder / "run" / "output.txt").read_text(), told(trial.folder / "run")
+        assert str(folder) in (trial.folder / "run" / "output.txt").read_text(), last_output(trial.folder / "run")
     folder.with_name("gone").rename(folder)
     if status != [0]:
         finish(trial.folder / "run", *settings)
-    assert_same_run(whole, trial.folder / "run")
+    assert_same_run(expected, trial.folder / "run")
 
 
-@fault("a loss that isn't finite: stopped, kept, made again", 8)
+@fault("a loss that isn't finite: stopped, captured, replayed", 8)
 def diverged(trial: Trial) -> None:
     rate = 10 ** trial.random.uniform(12, 30)
     settings = [*DIGITS, f"optimizer.lr={rate:.3g}", "trainer.gradient_clip_val=0", "schedule.warmup_steps=0"]
@@ -604,7 +604,7 @@ def diverged(trial: Trial) -> None:
     status = start(run, *settings, ranks=ranks).wait()
     assert 0 not in status, f"ended with {status}"
     (capture,) = (run / "captures").iterdir()
-    assert f"capture={capture}" in (run / "output.txt").read_text().replace("'", ""), told(run)
+    assert f"capture={capture}" in (run / "output.txt").read_text().replace("'", ""), last_output(run)
     for file in (run / "checkpoints").glob("*.ckpt"):
         assert safe_load.corruption(file) is None
     found = replay.replay_capture(capture, rank=trial.random.randrange(ranks), accelerator="cpu").results()
@@ -617,7 +617,7 @@ def diverged(trial: Trial) -> None:
 
 @fault("a checkpoint that would run code: refused", 4)
 def code(trial: Trial) -> None:
-    whole, run, settings = cut(trial)
+    expected, run, settings = killed_run(trial)
     flag = trial.folder / "executed"
 
     class Evil:
@@ -628,7 +628,7 @@ def code(trial: Trial) -> None:
     finish(run, *settings)
     assert not flag.exists(), "it was executed"
     assert "last.ckpt is damaged" in (run / "output.txt").read_text()
-    assert_same_run(whole, run)
+    assert_same_run(expected, run)
 
 
 @fault("a configuration that would call what it may not: refused", 8)
@@ -658,7 +658,7 @@ def untrusted(trial: Trial) -> None:
 # ------------------------------------------------------------------------------------------------ memory and launchers
 
 
-@fault("out of memory: says what fits", 3)
+@fault("out of memory: the message says what fits", 3)
 def memory_used_up(trial: Trial) -> None:
     run = trial.folder / "run"
     settings = [s for s in SMALL if not s.startswith(("model.", "batch_size"))]
@@ -670,25 +670,25 @@ def memory_used_up(trial: Trial) -> None:
         most = used + trial.random.randrange(1200, 1800) * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
-    assert start(run, *settings, before=limit).wait() == [1], told(run)
+    assert start(run, *settings, before=limit).wait() == [1], last_output(run)
     output = (run / "output.txt").read_text()
-    assert "out of memory: 1200 images" in output, told(run)
-    assert "fit: add trainer.accumulate_grad_batches=" in output, told(run)
+    assert "out of memory: 1200 images" in output, last_output(run)
+    assert "fit: add trainer.accumulate_grad_batches=" in output, last_output(run)
 
 
-def programs(trial: Trial, *line: str) -> "subprocess.Popen[bytes]":
-    """A program as a user starts it."""
+def start_program(trial: Trial, *line: str) -> "subprocess.Popen[bytes]":
+    """Start a program as a user does."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     with (trial.folder / "output.txt").open("wb") as output:
         return subprocess.Popen(line, cwd=trial.folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
-def one_killed(trial: Trial, *line: str) -> None:
-    """Kills one of two ranks of a program that starts them again, after its first checkpoint."""
-    whole, _ = reference(trial.work, "digits-2", *DIGITS, ranks=2)
+def kill_one_rank(trial: Trial, *line: str) -> None:
+    """Kill one of two ranks of a program that restarts them, after its first checkpoint."""
+    expected, _ = reference(trial.work, "digits-2", *DIGITS, ranks=2)
     run = trial.folder / "run"
     settings = [*DIGITS, "trainer.devices=2", "hydra.run.dir=run", "callbacks.last.every_n_train_steps=1"]
-    process = programs(trial, *line, *settings)
+    process = start_program(trial, *line, *settings)
     try:
         while not (run / "checkpoints" / "previous.ckpt").exists() and process.poll() is None:
             time.sleep(0.005)
@@ -700,8 +700,8 @@ def one_killed(trial: Trial, *line: str) -> None:
     finally:
         process.kill()
         process.wait()
-    assert read_results(run)["process"] != first, "it was started again"
-    assert_same_run(whole, run)
+    assert read_results(run)["process"] != first, "it was restarted"
+    assert_same_run(expected, run)
 
 
 def other_rank(first: int) -> int:
@@ -718,25 +718,25 @@ def other_rank(first: int) -> int:
             pid = int(folder.name)
             if pid != first and parent(pid) == parent(first) and rank(pid):
                 return pid
-    raise AssertionError("no other rank was found")
+    raise AssertionError("there is no other rank")
 
 
-@fault("one of two ranks killed under max_restarts=1: started again", 3)
+@fault("one of two ranks killed under max_restarts=1: restarted", 3)
 def restarted(trial: Trial) -> None:
-    one_killed(trial, sys.executable, str(SRC / "train.py"), "max_restarts=1")
+    kill_one_rank(trial, sys.executable, str(SRC / "train.py"), "max_restarts=1")
 
 
 @fault("one of two ranks killed under torchrun --max-restarts=1", 3)
 def restarted_by_torchrun(trial: Trial) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")
-    one_killed(trial, sys.executable, *torchrun, str(SRC / "train.py"))
+    kill_one_rank(trial, sys.executable, *torchrun, str(SRC / "train.py"))
 
 
 # ------------------------------------------------------------------------------------------------------------- the list
 
 
-def tried(name: str, seed: int, number: int, work: Path) -> tuple[str, str, float]:
-    """One trial: the fault's name, what was lost (or nothing), seconds."""
+def run_trial(name: str, seed: int, number: int, work: Path) -> tuple[str, str, float]:
+    """Run a trial. Returns the fault's name, the problem or an empty string, and seconds."""
     begin = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="trial-", dir=work))
     try:
@@ -753,7 +753,7 @@ def tried(name: str, seed: int, number: int, work: Path) -> tuple[str, str, floa
 
 
 def table(times: dict[str, int], lost: dict[str, list[str]]) -> str:
-    """Fault, times tried, survived, lost; as Markdown."""
+    """A Markdown table of the trials."""
     lines = ["| fault | tried | survived | lost |", "|---|---|---|---|"]
     lines += [f"| {name} | {n} | {n - len(lost[name])} | {len(lost[name])} |" for name, n in times.items()]
     total, bad = sum(times.values()), sum(map(len, lost.values()))
@@ -762,9 +762,9 @@ def table(times: dict[str, int], lost: dict[str, list[str]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seed", type=int, default=None, help="of all draws; printed, so that a list can be repeated")
+    parser.add_argument("--seed", type=int, default=None, help="of all random choices; printed, to repeat the trials")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the trials, at least one of each")
-    parser.add_argument("--only", default="", help="faults whose names hold this")
+    parser.add_argument("--only", default="", help="faults with this text in their names")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="trials at a time")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
@@ -777,7 +777,7 @@ def main() -> int:
     random.Random(seed).shuffle(trials)
     done: collections.Counter[str] = collections.Counter()
     with ProcessPoolExecutor(arguments.processes) as pool:
-        futures = [pool.submit(tried, name, seed, number, work) for name, number in trials]
+        futures = [pool.submit(run_trial, name, seed, number, work) for name, number in trials]
         for future in as_completed(futures):
             name, problem, seconds = future.result()
             done[name] += 1
@@ -796,7 +796,7 @@ def main() -> int:
     print(table(chosen, lost))
     print(f"\nseed {seed}, {time.monotonic() - begin:.0f} s")
     if any(lost.values()):
-        print(f"what was left of the lost: {work / 'lost'}")
+        print(f"folders of the lost trials: {work / 'lost'}")
         return 1
     shutil.rmtree(work, ignore_errors=True)
     return 0

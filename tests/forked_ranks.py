@@ -1,6 +1,6 @@
-"""A program that runs jobs on several ranks."""
+"""The source of a program that runs jobs on several ranks."""
 
-# Runs jobs one after the other, each on so many ranks: forked from one process, since importing takes them the longest.
+# Runs jobs one after the other, with forked ranks, which don't have to import anything.
 RANKS = """
 import json, os, sys
 from pathlib import Path

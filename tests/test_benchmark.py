@@ -35,7 +35,7 @@ def test_bad_settings_are_refused_before_anything_is_measured(
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, tmp_path, "parts=[networks]", "rounds=0", "networks.sizes=[b17]")
     assert stop.value.code == 2
-    told = capsys.readouterr().err
-    assert "2 problems in the configuration; nothing was started." in told
-    assert "rounds=0 must be at least 1" in told
+    errors = capsys.readouterr().err
+    assert "2 problems in the configuration; nothing was started." in errors
+    assert "rounds=0 must be at least 1" in errors
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 import doctor
 
@@ -40,7 +39,7 @@ def diagnose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Diagno
 
 
 @pytest.mark.filterwarnings("ignore:.*epoch_id.*")
-def test_a_diagnosis_leaves_numbers_advice_and_a_picture_and_no_run(diagnose: Diagnose, tmp_path: Path) -> None:
+def test_a_diagnosis_writes_numbers_and_advice_and_no_run(diagnose: Diagnose, tmp_path: Path) -> None:
     report = diagnose("changes=[num_workers,batch_size,log_every_n_steps]", "workers=[1]", "trace=true")
     assert sum(report["shares"].values()) == pytest.approx(1)
     assert all(0 <= share <= 1 for share in report["shares"].values())
@@ -52,18 +51,16 @@ def test_a_diagnosis_leaves_numbers_advice_and_a_picture_and_no_run(diagnose: Di
     assert [trial["change"] for trial in report["trials"]][:3] == changes
     assert all(trial["gain"] > 0 and len(trial["gains"]) == 1 for trial in report["trials"])
     assert "is the bottleneck" in report["advice"][0]
-    with Image.open(tmp_path / "out" / "figures" / "doctor.png") as picture:
-        assert min(picture.size) > 300
     assert list((tmp_path / "out" / "trace").rglob("*.json*")), "a Chrome trace was asked for"
     log = (tmp_path / "out" / "doctor.log").read_text()
     assert "as configured: " in log
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (results["status"], results["bottleneck"]) == ("finished", report["bottleneck"])
-    assert not {file.name for file in (tmp_path / "out").iterdir()} & {"checkpoints", "wandb", "metrics.csv", "smaller"}
+    assert not {file.name for file in (tmp_path / "out").iterdir()} & {"checkpoints", "wandb", "metrics.csv"}
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_the_doctor_can_not_measure_is_an_error_before_the_start(
+def test_settings_that_the_doctor_can_not_measure_are_refused_before_the_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,6 +70,6 @@ def test_what_the_doctor_can_not_measure_is_an_error_before_the_start(
         doctor.main()
     errors = capsys.readouterr().err
     assert "steps=0 must be at least 1" in errors
-    assert "workers=[0, -1]: -1 is not a number of processes" in errors
+    assert "workers=[0, -1] must be at least 0" in errors
     assert "use trainer.devices=1 trainer.num_nodes=1 batch_size=32, the share of one" in errors
     assert list(tmp_path.iterdir()) == []

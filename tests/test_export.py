@@ -1,4 +1,4 @@
-"""`python src/export.py` on a run that the program trained: what others load gives the scores that training gave."""
+"""`python src/export.py` on a trained run: other libraries get the scores of training."""
 
 import json
 import sys
@@ -52,15 +52,15 @@ def test_bytes_into_onnx_runtime_give_the_accuracy_of_training(twins: list[Path]
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["format=timm", "part=ema"], "part=ema: a/checkpoints/best.ckpt has one kind of weights alone"),
+        (["format=timm", "part=ema"], "part=ema: a/checkpoints/best.ckpt has only one set of weights"),
         (["format=timm", "checkpoint=first"], "checkpoint=first: a/checkpoints has no first.ckpt"),
-        (["format=timm", "out=a/checkpoints", "overwrite=true"], "out=a/checkpoints is there, and is no export"),
-        (["format=timm", "tolerance=-1"], "tolerance=-1 must be 0 or more"),
+        (["format=timm", "out=a/checkpoints", "overwrite=true"], "out=a/checkpoints exists and is not an export"),
+        (["format=timm", "tolerance=-1"], "tolerance=-1 must be at least 0"),
         (["format=tim"], "format=tim is not one of 'safetensors', 'timm', 'hf', 'onnx', 'torch_export'"),
         (["format=timm", "fold=true"], "fold=true: format=timm holds weights"),
     ],
 )
-def test_what_can_not_be_is_told_before_anything_is_done(
+def test_impossible_exports_are_refused_before_anything_is_written(
     overrides: list[str],
     problem: str,
     twins: list[Path],
@@ -71,7 +71,7 @@ def test_what_can_not_be_is_told_before_anything_is_done(
     with pytest.raises(SystemExit) as end:
         exported(twins[0], *overrides)
     assert end.value.code == 2
-    told = capsys.readouterr().err
-    assert problem in told
-    assert "1 problem in the configuration" in told
+    output = capsys.readouterr().err
+    assert problem in output
+    assert "1 problem in the configuration" in output
     assert sorted(twins[0].rglob("*")) == before

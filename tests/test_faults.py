@@ -1,4 +1,4 @@
-"""A sample of `make faults`: one trial of most of its faults, of the quickest in `make test`."""
+"""One trial of most faults of `make faults`; `make test` runs the fastest."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ import faults
 LONG = ("max_restarts", "memory", "two loading processes each", "SIGUSR1, two gloo", "one of two")
 SAMPLE = [name for name in faults.FAULTS if not any(word in name for word in LONG)]
 QUICK = (
-    "SIGKILL, one process, everything random on",
+    "SIGKILL, one process, with all random operations",
     "last checkpoint with a flipped bit",
     "Ctrl-C",
     "SIGTERM or SIGUSR1: preempted, requeued",
-    "two processes on one run folder: the second refused",
+    "two processes in one run folder: the second refused",
 )
 
 
@@ -21,7 +21,7 @@ QUICK = (
     "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long]) for name in SAMPLE]
 )
 def test_a_run_survives(name: str, tmp_path: Path) -> None:
-    _, lost, _ = faults.tried(name, 0, 0, tmp_path)
+    _, lost, _ = faults.run_trial(name, 0, 0, tmp_path)
     assert lost == ""
 
 

@@ -1,4 +1,4 @@
-"""`python src/replay.py` on what diverging runs left, of one process and of two."""
+"""`python src/replay.py` on the captured step of a diverging run of two processes."""
 
 import json
 import shutil
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 import replay
 from conftest import Program
@@ -66,7 +65,7 @@ def test_a_diverging_run_of_two_processes_ends_with_one_reason_and_a_part_of_eac
     assert info["ranks"] == len(info["losses"]) == 2
 
 
-def test_each_part_is_made_again_without_the_data_or_the_run(
+def test_each_part_is_replayed_without_the_data_or_the_run(
     diverged: tuple[Path, str], replayed: Replay, tmp_path: Path
 ) -> None:
     capture = tmp_path / "kept"
@@ -77,8 +76,6 @@ def test_each_part_is_made_again_without_the_data_or_the_run(
         assert found["reproduced"]
         assert (found["what"], type(found["module"])) == ("an output", str)
         assert found["outputs"][found["module"]]
-        with Image.open(capture / "replay" / f"rank{rank}" / "outputs.png") as picture:
-            assert picture.size > (500, 300)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +83,11 @@ def test_each_part_is_made_again_without_the_data_or_the_run(
     [
         ("empty", [], "capture=empty is not a captured step: it has no info.json"),
         ("run", [], "capture=run is not a captured step: it has no info.json; that run has run/captures/step-0000"),
-        ("kept", ["rank=2"], "rank=2: kept has no part of it; there is 0, 1"),
+        ("kept", ["rank=2"], "rank=2: kept has no part of this rank; it has those of 0, 1"),
         ("kept", ["accelerator=gpuu"], "accelerator=gpuu is not one of 'auto', 'cpu', 'gpu', 'mps'"),
     ],
 )
-def test_what_is_no_capture_is_named(
+def test_a_folder_that_is_not_a_capture_is_refused(
     name: str,
     overrides: list[str],
     problem: str,
@@ -108,7 +105,7 @@ def test_what_is_no_capture_is_named(
     assert problem in capsys.readouterr().err
 
 
-def test_a_step_in_which_nothing_is_wrong_ends_with_status_1(
+def test_a_step_with_finite_values_ends_with_status_1(
     diverged: tuple[Path, str], replayed: Replay, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capture = tmp_path / "kept"
@@ -120,5 +117,4 @@ def test_a_step_in_which_nothing_is_wrong_ends_with_status_1(
     assert end.value.code == 1
     found = results(capture / "replay" / "rank0")
     assert found["status"] == "crashed"
-    assert "is finite when it is made again on cpu" in found["error"]
-    assert (capture / "replay" / "rank0" / "outputs.png").is_file()
+    assert "are finite when replayed on cpu" in found["error"]

@@ -31,7 +31,11 @@ class GridSweeper(BasicSweeper):
     """Launch unfinished, unclaimed jobs of a grid in rounds until none are left.
 
     A job that fails does not stop the others. The first failure is raised at the end, so the program exits with status
-    1. With `max_batch_size`, the launcher gets at most so many jobs at once.
+    1.
+
+    Args:
+        max_batch_size: Jobs that the launcher gets at once; None: all.
+        params: What varies, in addition to the command line: `{optimizer.lr: "1e-3,3e-4"}`.
     """
 
     def sweep(self, arguments: list[str]) -> Any:

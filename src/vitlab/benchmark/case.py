@@ -1,13 +1,14 @@
-"""A part of the benchmark, and a case: one comparison, in which all contenders did the same in the same rounds."""
+"""A case of the benchmark, one comparison of contenders in the same rounds; and a part, a class of cases."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 import numpy as np
 
+from vitlab.config.annotations import bound_problem
 from vitlab.config.schema import format_value
 from vitlab.diagnostics.timing import Clock, Measurement
 
@@ -17,8 +18,8 @@ EXPONENT, IDEAL = "exponent", "ideal exponent"  # figures: of a line through the
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """unit  what is counted per second ("images"); None where seconds are compared
-    axis  what is varied between cases ("tokens"), and `size`, its value here
+    """unit  of the items per second ("images"); None to compare seconds
+    axis  varied between cases ("tokens"), and `size`, its value in this one
     """
 
     part: str
@@ -36,12 +37,11 @@ class Case:
         return any(measurement.name == OURS for measurement in self.measured)
 
     def speed(self, measurement: Measurement) -> float:
-        """Items per second, or the seconds of a call."""
         return measurement.rate if self.unit else measurement.median
 
 
 def with_exponents(cases: Sequence[Case], ideal: Sequence[float]) -> list[Case]:
-    """Cases of one axis with the exponent of each contender's speed ~ size ^ exponent, and with the ideal ones."""
+    """Cases of one axis with each contender's exponent, of speed ~ size ^ exponent, and the ideal one as figures."""
     sizes, columns = [case.size for case in cases], []
     for best, *row in zip(ideal, *(case.measured for case in cases), strict=True):
         fit = {EXPONENT: slope(sizes, [case.speed(m) for case, m in zip(cases, row, strict=True)]), IDEAL: best}
@@ -58,13 +58,11 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
 class Part(ABC):
     """A part of the benchmark. Its fields are its settings; the constructor only checks them.
 
-    part     its name on the command line
-    minimum  of the integers among its settings that may not be at least 1
-    fixed    settings of train.py that the part makes itself, by what they begin with: `settings` may not hold them
+    part   its name on the command line
+    fixed  prefixes of settings of train.py that the part sets, and `settings` may not
     """
 
     part: ClassVar[str]
-    minimum: ClassVar[Mapping[str, int]] = {}
     fixed: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -72,20 +70,18 @@ class Part(ABC):
             raise ValueError("\n".join(problems))
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with the settings, beyond their types."""
-        for name, value in vars(self).items():
-            entries = [*value.values()] if isinstance(value, Mapping) else value
-            least = self.minimum.get(name, 1)
-            if any(type(n) is int and n < least for n in (entries if isinstance(entries, list | tuple) else [entries])):
-                yield f"{self.part}.{name}={format_value(value)} must be at least {least}"
+        """Problems of the settings, except for their types."""
+        for name, annotation in get_type_hints(type(self), include_extras=True).items():
+            if problem := bound_problem(getattr(self, name), annotation):
+                yield f"{self.part}.{name}={format_value(getattr(self, name))} {problem}"
         for line in getattr(self, "settings", ()):
             if line.lstrip("+~").startswith(self.fixed):
                 yield f"{self.part}.settings: {line} is set by this part of the benchmark; leave it out"
 
     def runs(self, device: str) -> Mapping[str, list[str]]:
-        """The settings of each run of `train.py` that the part composes or starts, by name."""
+        """The settings of the runs of `train.py` that the part measures, by name."""
         return {}
 
     @abstractmethod
     def cases(self, clock: Clock) -> Iterator[Case]:
-        """Cases as they are measured."""
+        """Measure the cases one after the other."""

@@ -1,45 +1,40 @@
-"""What is wrong with the settings of a benchmark, beyond their types, before anything is measured."""
+"""Check the settings of a benchmark, and of the runs of `train.py` that it starts."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from vitlab.benchmark import machine
 from vitlab.cli import arguments
 from vitlab.cli import checks as cli_checks
 from vitlab.cli.program import Program
 from vitlab.config.schema import Node, resolve, suggest
+from vitlab.config.view import ConfigView
 from vitlab.jobs import compose
 
 
-def problems(read: Any) -> list[str]:
-    """`read` returns a value by its dotted path, or None (`reader.Reader`)."""
-    parts = read("parts", list[str])
-    if parts is None:  # another program
-        return []
-    found = []
+def benchmark_problems(read: ConfigView) -> Iterator[str]:
+    import torch
+
+    parts, accelerator, gpu = read("parts", list[str]), read("accelerator", str), torch.cuda.is_available()
+    if parts is None:
+        return
     if not parts or len(set(parts)) < len(parts):
-        found.append(f"parts={parts} must name at least one part, and each once")
-    settings: Node = {"rounds": 1, "seconds": 0.0, "threads": None, "accelerator": "auto"}
-    try:
-        machine.clock(**{key: default if read(key) is None else read(key) for key, default in settings.items()})
-    except ValueError as error:
-        found += str(error).splitlines()
-    return found + [problem for part in parts for problem in part_problems(part, read)]
+        yield f"parts={parts} must name at least one part, and each once"
+    if accelerator == "gpu" and not gpu:
+        yield "accelerator=gpu: torch finds no GPU; use accelerator=cpu, or auto"
+    for part in parts:
+        yield from part_problems(part, read, "cuda" if gpu and accelerator != "cpu" else "cpu")
 
 
-def part_problems(part: str, read: Any) -> list[str]:
-    """What a part's constructor refuses; if nothing, what `train.py` would refuse of a run that it starts."""
+def part_problems(part: str, read: ConfigView, device: str) -> list[str]:
+    """Problems of a part's settings; without any, those that `train.py` finds in the runs that it starts."""
     node = read(part, dict) or {}
     if "_target_" not in node or f"{part}._target_" in read.bad:
         return []
     bad = {path.split(".")[1] for path in read.bad if path.startswith(f"{part}.")}
     settings = {key: value for key, value in node.items() if not key.startswith("_") and key not in bad}
-    device = "cuda" if torch.cuda.is_available() and read("accelerator", str) != "cpu" else "cpu"
     try:
         runs = resolve(str(node["_target_"]))(**settings).runs(device)
         for lines in runs.values() if not bad else ():
@@ -50,7 +45,7 @@ def part_problems(part: str, read: Any) -> list[str]:
 
 
 def train_config(lines: Sequence[str], run_dir: str = compose.UNSET_RUN_DIR) -> Node:
-    """What `train.py` is given for these settings. Raises `ValueError`, a line for each problem."""
+    """The configuration of `train.py` with these settings. Raises `ValueError`, a line for each problem."""
     with compose.composing():
         try:
             parser = OverridesParser.create(GlobalHydra.instance().config_loader())
@@ -61,8 +56,8 @@ def train_config(lines: Sequence[str], run_dir: str = compose.UNSET_RUN_DIR) -> 
         except HydraException as error:
             raise ValueError(f"train.py refuses {str(error).splitlines()[0]}") from error
         keys = [o.key_or_group.partition(".")[0] for o, is_group in overrides if not is_group]
-        found = [f"{key}: there is no such setting{suggest(key, known)}" for key in keys if key not in known]
-        found = found or cli_checks.problems(Program("train", lambda **settings: settings), config)
-    if found or isinstance(config, str):
-        raise ValueError("\n".join(f"train.py refuses {problem.splitlines()[0]}" for problem in found))
+        problems = [f"{key}: there is no such setting{suggest(key, known)}" for key in keys if key not in known]
+        problems = problems or cli_checks.problems(Program("train", lambda **settings: settings), config)
+    if problems or isinstance(config, str):
+        raise ValueError("\n".join(f"train.py refuses {problem.splitlines()[0]}" for problem in problems))
     return config

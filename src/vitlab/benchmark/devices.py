@@ -1,10 +1,10 @@
-"""Images per second of all of `train.py` on 1, 2, 4, ... devices: complete programs, in turns.
+"""Measure the images per second of `train.py` on 1, 2, 4, ... devices: complete programs, in turns.
 
-    weak     each device keeps its images per step: `batch_size` grows with the devices
-    strong   a step keeps its images: each device gets fewer
+    weak     constant images per step and device: `batch_size` grows with the devices
+    strong   constant images per step
 
-A program trains on made-up images in memory; its rate is that of its results, without start, validation and
-checkpoints. Efficiency is the rate per device relative to that on the fewest, of which one trains without a strategy.
+A program trains on random images in memory; its rate is read from its results, without start, validation and
+checkpoints. Efficiency is the rate per device relative to that on the smallest number of devices.
 """
 
 import json
@@ -13,27 +13,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge
 
 from vitlab.benchmark.case import Case, Part, with_exponents
 from vitlab.benchmark.startup import SOURCE, run_process
+from vitlab.config.bounds import PositiveInt
 from vitlab.diagnostics.timing import Clock, Contender
 
 log = logging.getLogger(__name__)
 
 ROW = 10  # steps per row of the log
-EPOCH = 50  # steps: in most rows none begins
-MAX_ROUNDS = 3  # each starts every program
+EPOCH = 50  # steps
+MAX_ROUNDS = 3  # each starts all programs
 TIMEOUT = 3600.0  # seconds
-# What trains by default (preset, pixels, images per step of a device): enough to keep a device busy.
+# Defaults (preset, pixels, images per step and device) that keep a device busy.
 NETWORKS = {"cuda": ("vit_s16", 224, 128), "cpu": ("vit_mini", 32, 64)}
 FIXED = ("devices", "accelerator", "max_steps", "max_epochs", "log_every_n_steps")
 
 
 class Program(NamedTuple):
-    """A run of `train.py`. `batch_size` is over all devices, `trainer` an option of that group."""
+    """A run of `train.py`. `batch_size` is the sum over devices, `trainer` an option of that group."""
 
     devices: int
     batch_size: int
@@ -42,21 +44,23 @@ class Program(NamedTuple):
 
 @dataclass(kw_only=True)
 class Devices(Part):
-    """counts      of devices; null: 1, 2, 4, ... and all GPUs of this machine, if it has two
-    strategy    of several devices: `trainer=ddp` or `trainer=fsdp`
-    batch_size  on one device; null: 128, on a CPU 64
-    steps       of a program; the first ten warm up
-    settings    of all runs, as on the command line of `train.py`, such as `model=vit_b16`
+    """train.py on several numbers of devices.
+
+    Args:
+        counts: Numbers of devices. None: 1, 2, 4 ... and all GPUs of this machine, if it has two or more.
+        strategy: Strategy of several devices: `trainer=ddp` or `trainer=fsdp`.
+        batch_size: Batch size per device. None: 128, on a CPU 64.
+        steps: Optimizer steps of a program, including ten of warm-up.
+        settings: Overrides of all runs of train.py, such as model=vit_b16.
     """
 
     part = "devices"
-    minimum: ClassVar = {"steps": 2 * ROW}
     fixed = ("hydra.", "batch_size=", "trainer=", *(f"trainer.{key}=" for key in FIXED))
 
-    counts: Sequence[int] | None = None
+    counts: Sequence[PositiveInt] | None = None
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    batch_size: int | None = None
-    steps: int = 60
+    batch_size: PositiveInt | None = None
+    steps: Annotated[int, Ge(2 * ROW)] = 60
     settings: tuple[str, ...] = ()
 
     def runs(self, device: str) -> dict[str, list[str]]:
@@ -66,26 +70,28 @@ class Devices(Part):
         device, table = clock.device.type, self.table(clock.device.type)
         programs = list(dict.fromkeys(program for row in table.values() for program in row))
         if not programs:
-            log.info("devices: left out, torch finds no two GPUs; devices.counts=[1,2] starts processes on a CPU too")
+            log.info(
+                "devices: skipped, torch finds fewer than two GPUs; devices.counts=[1,2] measures processes on a CPU"
+            )
             return
         if device == "cuda":
-            torch.cuda.empty_cache()  # the programs need the memory that other parts have used
+            torch.cuda.empty_cache()  # for the programs
         clock = Clock(rounds=min(MAX_ROUNDS, clock.rounds), seconds=0.0)
-        # on a CPU, a process has as many threads alone as next to others
+        # on a CPU, a process has as many threads as when the largest number runs
         shared = 1 if device == "cuda" else max(program.devices for program in programs)
         threads, cases = max(1, torch.get_num_threads() // shared), []
         measured = clock.measure([self.contender(program, device, threads) for program in programs])
         for row in zip(*table.values(), strict=True):
-            count, found = row[0].devices, []
+            count, measurements = row[0].devices, []
             for name, program in zip(table, row, strict=True):
-                first, m = measured[0], measured[programs.index(program)]  # the first one is that of all rows
+                first, m = measured[0], measured[programs.index(program)]
                 share = 100 * (m.rate / count) / (first.rate / programs[0].devices)
-                found.append(replace(m, name=name, figures={"efficiency %": share, **m.figures}))
-            cases.append(Case(part=self.part, name=f"on {count}", axis="devices", size=count, measured=found))
+                measurements.append(replace(m, name=name, figures={"efficiency %": share, **m.figures}))
+            cases.append(Case(part=self.part, name=f"on {count}", axis="devices", size=count, measured=measurements))
         yield from with_exponents(cases, [1.0] * len(table)) if len(cases) > 1 else cases
 
     def table(self, device: str) -> dict[str, list[Program]]:
-        """The programs of each kind of scaling, the fewest devices first."""
+        """The programs of each kind of scaling, in the order of the devices."""
         images, gpus = self.batch_size or NETWORKS[device][2], torch.cuda.device_count() if device == "cuda" else 1
         powers = {*(2**n for n in range(gpus.bit_length())), gpus} if gpus > 1 else set()
         counts = sorted(powers if self.counts is None else set(self.counts))
@@ -95,9 +101,9 @@ class Devices(Part):
         return {name: list(map(Program, counts, row, trainers)) for name, row in sizes.items()}
 
     def lines(self, program: Program, device: str) -> list[str]:
-        """The settings of `train.py`, besides its folder."""
+        """The settings of `train.py`, except for its folder."""
         model, side, _ = NETWORKS[device]
-        samples = -(-10 * program.batch_size * EPOCH // 9)  # a tenth is validated
+        samples = -(-10 * program.batch_size * EPOCH // 9)  # a tenth is for validation
         settings = ["data=fake", f"data.source.samples={samples}", f"batch_size={program.batch_size}", "logger=csv"]
         settings += ["trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "schedule.warmup_steps=0"]
         values = (program.devices, "gpu" if device == "cuda" else "cpu", self.steps, self.steps, ROW)
@@ -107,7 +113,7 @@ class Devices(Part):
         return [*settings, *([] if chosen else [f"model={model}"]), *self.settings]
 
     def contender(self, program: Program, device: str, threads: int) -> Contender:
-        """A call returns the seconds of a step."""
+        """A contender whose calls return the seconds of a step."""
         arguments = [str(SOURCE / "train.py"), "hydra.run.dir={folder}", *self.lines(program, device)]
         figures: dict[str, float] = {}
 

@@ -1,4 +1,4 @@
-"""The goals: what vitlab may take of what a rival takes, in seconds or in a figure of which less is better."""
+"""The goals: limits of vitlab's costs relative to a rival's, in seconds or in a figure such as peak memory."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ SECONDS = "seconds"
 
 @dataclass(frozen=True)
 class Goal:
-    """most   times what the rival takes for an item
-    rival  None: the peer that takes the least
-    case   how the names of the cases begin
+    """most   ratio to the rival's cost of an item
+    rival  None: the peer with the smallest cost
+    case   prefix of the cases' names
     """
 
     part: str
@@ -22,7 +22,7 @@ class Goal:
     case: str = ""
 
     def outcome(self, case: Case) -> tuple[bool, str] | None:
-        """Whether it is reached, and in words; None for another part's case, and for one without rival or figure."""
+        """Whether the goal is reached, and a line; None for another part's case and without the rival or figure."""
         if self.part != case.part or not case.name.startswith(self.case):
             return None
         costs = {m.name: self.cost(m) for m in case.measured if m.peer and m.name in (OURS, self.rival or m.name)}

@@ -1,4 +1,4 @@
-"""A folder of JPEG files as training batches, float32 and normalized: by our data module, torchvision and timm."""
+"""Load a folder of JPEG files as normalized float32 batches with vitlab, torchvision and timm."""
 
 import random
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def write_photographs(folder: Path, count: int) -> None:
-    """JPEG files of two classes and 500 x 375 pixels, quality 90 to 95: crops of scikit-learn's two photographs."""
+    """Write crops of scikit-learn's two photographs: two classes, 500 x 375 pixels, JPEG quality 90 to 95."""
     from sklearn.datasets import load_sample_image
 
     rng = random.Random(0)
@@ -38,9 +38,9 @@ def write_photographs(folder: Path, count: int) -> None:
 
 
 def loaders(folder: Path, image_size: int, batch_size: int, workers: int) -> dict[str, Any]:
-    """The loaders of `folder`/train, by name, each with one thread in a process. All resize bicubically.
+    """Loaders of `folder`/train by name, with one thread per process and bicubic interpolation.
 
-    Ours holds a tenth of the files out to validate on; timm's leaves out an incomplete batch.
+    vitlab's holds a tenth of the files out for validation; timm's drops an incomplete batch.
     """
     from timm.data.dataset_factory import create_dataset
     from timm.data.loader import create_loader
@@ -49,12 +49,8 @@ def loaders(folder: Path, image_size: int, batch_size: int, workers: int) -> dic
     lines += [f"data_dir={folder}", "data.scan=none", "data.interpolation=bicubic"]
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "persistent_workers": workers > 0}
     dataset = create_dataset("", root=str(folder), split="train", is_training=True)
-    own: dict[str, Any] = {
-        "use_prefetcher": False,
-        "color_jitter": 0.0,
-        "interpolation": "bicubic",
-        "device": torch.device("cpu"),
-    }
+    own: dict[str, Any] = {"use_prefetcher": False, "color_jitter": 0.0, "interpolation": "bicubic"}
+    own["device"] = torch.device("cpu")
     # torchvision's `references/classification`, on PIL images, and on tensors decoded by torchvision
     crop, flip = v2.RandomResizedCrop(image_size, interpolation=v2.InterpolationMode.BICUBIC), v2.RandomHorizontalFlip()
     last = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
@@ -70,11 +66,11 @@ def loaders(folder: Path, image_size: int, batch_size: int, workers: int) -> dic
 
 
 class TrainBatches:
-    """A data module's training batches as the network sees them, without a Trainer: each pass is the next epoch."""
+    """A data module's augmented training batches, without a Trainer; each pass is an epoch."""
 
     def __init__(self, data: DataModule) -> None:
         self.epoch = -1
-        data.position = lambda: (self.epoch, 0)  # type: ignore[method-assign]  # the Trainer's, otherwise
+        data.position = lambda: (self.epoch, 0)  # type: ignore[method-assign]  # instead of the Trainer's
         self.data, self.loader = data, data.train_dataloader()
 
     def __iter__(self) -> Iterator[Any]:

@@ -1,7 +1,7 @@
-"""Images per second of the data path, in one thread: batches as the network sees them, float32 and normalized.
+"""Measure loading and augmentation in one thread, to normalized float32 batches.
 
-in memory      our batched augmentation; torchvision's of one image after the other, on tensors and on PIL images
-JPEG files     our loader, torchvision's on PIL images and on tensors, and timm's; a call is a pass over all files
+in memory      vitlab's batched augmentation; torchvision's image by image, on tensors and on PIL images
+JPEG files     loaders of vitlab, torchvision (PIL images, tensors) and timm; a call is a pass over all files
 """
 
 import multiprocessing
@@ -14,14 +14,16 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
 from vitlab.benchmark.case import OURS, Case, Part
 from vitlab.benchmark.jpeg_folder import loaders, write_photographs
+from vitlab.config.bounds import NonNegativeInt, PositiveInt
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import MemoryDataset
 from vitlab.data.decode import quiet
@@ -32,10 +34,10 @@ from vitlab.diagnostics.timing import Clock, Contender
 
 Recipe = Literal["digits", "cifar", "cifar randaugment"]
 MEMORY_BATCH = 512
-PER_CORE, CPU_MS = "images a core second", "CPU ms an image"  # figures: by the CPU time of all processes
+PER_CORE, CPU_MS = "images a core second", "CPU ms an image"  # figures, by the CPU time of all processes
 BILINEAR = v2.InterpolationMode.BILINEAR
 CROP = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
-# Ours, and what torchvision has for one image; Mixup, which is for a batch, comes after it.
+# vitlab's settings, and torchvision's transforms of an image; Mixup, of a batch, comes after them.
 RECIPES: dict[Recipe, tuple[dict[str, Any], list[Callable[..., Any]]]] = {
     "digits": (
         {"degrees": 8.0, "translate": 0.04, "scale": (0.95, 1.05), "shear": 4.0, "mixup": 0.4},
@@ -51,29 +53,31 @@ RECIPES: dict[Recipe, tuple[dict[str, Any], list[Callable[..., Any]]]] = {
 
 @dataclass(kw_only=True)
 class Loading(Part):
-    """recipes     of augmentation, for images in memory
-    images      JPEG files of 500 x 375 pixels
-    image_size  of a crop of these, a side in pixels
-    batch_size  of these
-    workers     numbers of loading processes, a case each
+    """Images per second and core, in memory and from JPEG files.
+
+    Args:
+        recipes: Augmentation recipes for images in memory.
+        images: Number of JPEG files of 500 x 375 pixels.
+        image_size: Height and width of their crops in pixels.
+        batch_size: Batch size of JPEG files.
+        workers: Numbers of loading processes, a case each.
     """
 
     part = "loading"
-    minimum: ClassVar = {"workers": 0, "images": 20}
 
     recipes: tuple[Recipe, ...] = tuple(RECIPES)
-    images: int = 256
-    image_size: int = 224
-    batch_size: int = 32
-    workers: tuple[int, ...] = (0, 1)
+    images: Annotated[int, Ge(20)] = 256
+    image_size: PositiveInt = 224
+    batch_size: PositiveInt = 32
+    workers: tuple[NonNegativeInt, ...] = (0, 1)
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.images < self.batch_size:  # timm's loader would yield nothing
+        if self.images < self.batch_size:  # timm's loader would drop the incomplete batch
             yield f"loading.images={self.images} must be at least loading.batch_size={self.batch_size}"
 
     def cases(self, clock: Clock) -> Iterator[Case]:
-        clock = Clock(rounds=clock.rounds, seconds=clock.seconds)  # all of it runs on the CPU
+        clock = Clock(rounds=clock.rounds, seconds=clock.seconds)  # loading runs on the CPU
         with ExitStack() as stack:
             folder = stack.enter_context(TemporaryDirectory())
             stack.enter_context(quiet())  # torchvision's warnings
@@ -83,14 +87,14 @@ class Loading(Part):
                 yield memory_case(clock, recipe)
             write_photographs(Path(folder), self.images)
             for workers in self.workers:
-                found = loaders(Path(folder), self.image_size, self.batch_size, workers)
-                measured = clock.measure([loader_contender(name, loader) for name, loader in found.items()])
+                by_name = loaders(Path(folder), self.image_size, self.batch_size, workers)
+                measured = clock.measure([loader_contender(name, loader) for name, loader in by_name.items()])
                 name = f"JPEG files, {self.images}, crops of {self.image_size}, workers: {workers}"
                 yield Case(part=self.part, name=name, measured=measured)
 
 
 def memory_case(clock: Clock, recipe: Recipe) -> Case:
-    """The training batches of images in memory, by one of the recipes of `conf/data`."""
+    """Augment a batch of images in memory by one of the recipes of `conf/data`."""
     source = digits() if recipe == "digits" else fake(samples=MEMORY_BATCH, test_samples=10, size=32)
     split = source.train.subset(torch.arange(MEMORY_BATCH))
     assert split.images is not None
@@ -99,12 +103,11 @@ def memory_case(clock: Clock, recipe: Recipe) -> Case:
     prepare = Prepare(image_size=(source.native_size or 0,) * 2, mean=source.mean, std=source.std)
     data, plan = MemoryDataset(split, training=True), BatchPlan(0, 0, list(range(len(split))), len(split))
 
-    def batched() -> None:
+    def augment_batch() -> None:
         loaded = data.__getitems__(plan)
         augment(loaded.images, loaded.targets, prepare=prepare, num_classes=classes)
 
-    def one_by_one(images: list[Any], transform: v2.Compose) -> None:
-        """As a DataLoader without workers does."""
+    def augment_images(images: list[Any], transform: v2.Compose) -> None:
         samples = zip(images, split.labels.tolist(), strict=True)
         batch = default_collate([(transform(image), label) for image, label in samples])
         if "mixup" in options:
@@ -113,16 +116,16 @@ def memory_case(clock: Clock, recipe: Recipe) -> Case:
     last = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(source.mean, source.std)]
     pillow = [v2.functional.to_pil_image(image) for image in split.images]
     runs: dict[str, Callable[[], None]] = {
-        OURS: batched,
-        "torchvision, tensors": partial(one_by_one, list(split.images), v2.Compose([*steps, *last])),
-        "torchvision, PIL": partial(one_by_one, pillow, v2.Compose([*steps, v2.PILToTensor(), *last])),
+        OURS: augment_batch,
+        "torchvision, tensors": partial(augment_images, list(split.images), v2.Compose([*steps, *last])),
+        "torchvision, PIL": partial(augment_images, pillow, v2.Compose([*steps, v2.PILToTensor(), *last])),
     }
     measured = clock.measure([Contender(name=name, run=run, items=len(split)) for name, run in runs.items()])
     return Case(part=Loading.part, name=f"in memory, {recipe}, {source.native_size} px", measured=measured)
 
 
 def loader_contender(name: str, loader: Any) -> Contender:
-    """A call is a pass over the loader; the figures are its CPU time."""
+    """A contender whose calls are passes over the loader; figures: its CPU time."""
     figures, spent = dict[str, float](), list[float]()
     images = count_images(loader)  # starts the workers
 
@@ -142,11 +145,12 @@ def count_images(loader: Any) -> int:
 
 
 def cpu_seconds() -> float | None:
-    """CPU time so far of this process and its living `multiprocessing` children, to the nanosecond; None except on
-    Linux. Images per second say nothing of how many cores were busy.
+    """CPU time of this process and its living `multiprocessing` children; None except on Linux.
+
+    Images per second don't show how many cores were busy.
     """
     if sys.platform != "linux":
         return None
-    # the clock of another process, numbered as by clock_getcpuclockid(3)
+    # another process's clock id, as clock_getcpuclockid(3) computes it
     clocks = (~child.pid << 3 | 2 for child in multiprocessing.active_children() if child.pid is not None)
     return time.process_time() + sum(time.clock_gettime(clock) for clock in clocks)

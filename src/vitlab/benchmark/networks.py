@@ -1,26 +1,31 @@
-"""Inference and training steps of the same ViT in five libraries, relative to each other and to the machine's limit.
+"""Measure inference and training steps of the same ViT in five libraries, and a matrix product as the limit.
 
-    size x mode x task x batch x precision -> a case: each library's network, and a matrix product of that precision
+    size x mode x task x batch x precision -> a case: each library's network, and the matrix product
 
 Training is cross-entropy, backward and AdamW: vitlab's as in `train.py` (`conf/optimizer/adamw.yaml`), the others' with
-torch's defaults. vitlab is compiled block by block, the others as one.
+torch's defaults. vitlab is compiled by block, the others in one graph.
 """
 
 import itertools
+import json
 import logging
-from collections.abc import Iterator, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from vitlab.benchmark.case import OURS, Case, Part
-from vitlab.benchmark.peak_memory import peak_bytes
 from vitlab.benchmark.peers import SIZES, Architecture, Peer, Size, available_peers, build, parameters
+from vitlab.config.bounds import PositiveInt
 from vitlab.config.instantiate import build_object
 from vitlab.diagnostics.timing import Clock, Contender, Measurement
 from vitlab.jobs import compose
@@ -28,13 +33,15 @@ from vitlab.models import flops
 from vitlab.models.compile import compile_network
 from vitlab.training.optimizer import build_optimizer
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no log lines of the profiler
+
 log = logging.getLogger(__name__)
 
 Task = Literal["inference", "training"]
 Mode = Literal["eager", "compiled"]
 Precision = Literal["float32", "bf16"]
 
-# The batch size next to 1 where `batches` is null: what keeps such a machine busy for a moment.
+# With batches=null: the batch size in addition to 1.
 LARGER: dict[str, dict[Size, int]] = {
     "cpu": {"mini": 128, "cifar": 64, "ti16": 8, "s16": 4, "b16": 2, "l16": 1},
     "cuda": {"mini": 1024, "cifar": 1024, "ti16": 256, "s16": 256, "b16": 128, "l16": 64},
@@ -44,19 +51,22 @@ LIMIT, MFLOPS, MEMORY = "matrix product", "MFLOPs", "peak MB"
 
 @dataclass(kw_only=True)
 class Networks(Part):
-    """sizes       of networks, see `benchmarking.peers`
-    tasks       inference, training
-    batches     batch sizes; null: 1, and a larger one by size and device
-    precisions  float32, or bfloat16 by torch.autocast
-    modes       eager, compiled (which takes minutes for each case)
-    peers       libraries to compare with
+    """Steps of the same network in several libraries.
+
+    Args:
+        sizes: Sizes of the network, see `vitlab.benchmark.peers`.
+        tasks: Inference, training.
+        batches: Batch sizes; None: 1, and a larger one by size and device.
+        precisions: float32, or bfloat16 with torch.autocast.
+        modes: Eager, or compiled, which takes minutes for each case.
+        peers: Libraries to compare with.
     """
 
     part = "networks"
 
     sizes: Sequence[Size] = ("cifar", "ti16", "s16", "b16")
     tasks: Sequence[Task] = ("inference", "training")
-    batches: Sequence[int] | None = None
+    batches: Sequence[PositiveInt] | None = None
     precisions: Sequence[Precision] = ("float32", "bf16")
     modes: Sequence[Mode] = ("eager",)
     peers: Sequence[Peer] = ("timm", "torchvision", "transformers", "vit-pytorch")
@@ -75,8 +85,9 @@ class Networks(Part):
 
 
 def measure_with_limit(clock: Clock, contenders: Sequence[Contender], precision: Precision) -> list[Measurement]:
-    """Measurements of contenders that have MFLOPs of an item as a figure, with their MFU; last, in the same rounds, the
-    machine's limit: a product of two square matrices, in items of the first contender's FLOPs.
+    """Measure contenders, which have the figure MFLOPs of an item, with their MFU; last, a matrix product.
+
+    The product's items are those of the first contender, by FLOPs.
     """
     side, dtype = 8192 if clock.device.type == "cuda" else 1536, {"float32": torch.float32, "bf16": torch.bfloat16}
     left, right, out = (torch.randn(side, side, device=clock.device).to(dtype[precision]) for _ in range(3))
@@ -92,7 +103,7 @@ def measure_with_limit(clock: Clock, contenders: Sequence[Contender], precision:
 def contender(
     name: str, size: Architecture, task: Task, batch: int, precision: Precision, device: torch.device, mode: Mode
 ) -> Contender:
-    """A network's step, done once already; its figures are of one image, except for the memory."""
+    """A network's step, after a first one. Figures are of one image, except for the memory."""
     torch.manual_seed(0)
     network, side, trains = build(name, size), size.image, task == "training"
     counted = (flops.training_flops if trains else flops.forward_flops)(network, (3, side, side))
@@ -104,7 +115,6 @@ def contender(
     optimizer = adamw(name, network) if trains else None
 
     def step() -> None:
-        """Leaves no gradients behind."""
         with torch.inference_mode(not trains), torch.autocast(device.type, torch.bfloat16, precision == "bf16"):
             outputs = network(images)
             if optimizer is None:
@@ -114,7 +124,7 @@ def contender(
         optimizer.step()
         optimizer.zero_grad()
 
-    step()  # the optimizer makes its state
+    step()  # creates the optimizer's state
     held: list[Any] = [*network.parameters(), *network.buffers(), images, labels]
     held += [value for state in (optimizer.state.values() if optimizer else ()) for value in state.values()]
     figures = {"M parameters": parameters(network) / 1e6, MFLOPS: counted / 1e6}
@@ -127,3 +137,27 @@ def adamw(name: str, network: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
     node: Any = OmegaConf.to_container(OmegaConf.load(compose.CONF / "optimizer" / "adamw.yaml"))
     return build_optimizer(build_object(node), network)
+
+
+def peak_bytes(step: Callable[[], object], held: Iterable[Tensor], device: torch.device) -> int:
+    """The maximum bytes of tensors during a step: those `held` all the time, and those that the step allocates.
+
+    The step must free all tensors that it allocates.
+    """
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+    before = sum(storages.values())
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        allocated = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return before + torch.cuda.max_memory_allocated(device) - allocated
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(file))
+        trace = json.loads(file.read_text())["traceEvents"]
+    events = sorted((event["args"]["Ev Idx"], event["args"]["Bytes"]) for event in trace if event["name"] == "[memory]")
+    return before + max(itertools.accumulate((int(change) for _, change in events), initial=0))

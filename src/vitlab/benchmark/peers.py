@@ -1,7 +1,7 @@
 """The same Vision Transformer in five libraries: vitlab, timm, torchvision, transformers and vit-pytorch.
 
 All have the same sizes, [cls] pooling, biases, exact GELU, random weights and no dropout; `build` compares the numbers
-of parameters before anything is timed.
+of parameters.
 """
 
 import logging
@@ -59,7 +59,7 @@ CLASSES = {
 
 
 class Logits(nn.Module):
-    """The logits of what a model of transformers returns."""
+    """Returns the logits of a transformers model."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -72,15 +72,14 @@ class Logits(nn.Module):
 
 def available_peers(peers: Sequence[Peer]) -> list[Peer]:
     """Peers whose library is installed; missing ones are logged."""
-    found = [peer for peer in peers if find_spec(CLASSES[peer][0].partition(".")[0])]
-    for peer in peers:
-        if peer not in found:
-            log.warning("%s is not installed and is left out: pip install -e '.[benchmark]'", peer)
-    return found
+    available = [peer for peer in peers if find_spec(CLASSES[peer][0].partition(".")[0])]
+    for peer in [peer for peer in peers if peer not in available]:
+        log.warning("%s is not installed and is skipped: pip install -e '.[benchmark]'", peer)
+    return available
 
 
 def build(name: str, size: Architecture) -> nn.Module:
-    """A network with random weights. Raises `RuntimeError` if it has not the parameters of the architecture."""
+    """A network with random weights. Raises `RuntimeError` for another number of parameters than the architecture's."""
     target, names = CLASSES[name]
     options: dict[str, Any] = dict(zip(names.split(), astuple(size), strict=True))
     if "mlp_ratio" in options:
@@ -93,7 +92,7 @@ def build(name: str, size: Architecture) -> nn.Module:
     if name == "transformers":
         network = Logits(resolve("transformers.ViTForImageClassification")(network))
     expected = parameters(network) if name == OURS else parameters(build(OURS, size))
-    if name == "vit-pytorch":  # norms around the patches' projection, no biases of queries, keys and values
+    if name == "vit-pytorch":  # two norms around the patch projection, no biases of queries, keys and values
         expected += 2 * 3 * size.patch**2 + 2 * size.dim - 3 * size.dim * size.depth
     if parameters(network) != expected:
         raise RuntimeError(f"{name}'s {size} has {parameters(network):,} parameters and should have {expected:,}")

@@ -1,4 +1,4 @@
-"""The files of a benchmark: `benchmark.csv`, tables and goals in `benchmark.md`, and a picture per part."""
+"""Write the results of a benchmark: `benchmark.csv`, tables and goals in `benchmark.md`, and a figure per part."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ ROUNDS = "seconds of each round"
 
 
 def write(cases: Sequence[Case], folder: Path, *, title: str) -> None:
-    """Write all tables, and the picture of the last case's part."""
+    """Write all tables, and the figure of the last case's part."""
     rows, part, text = table(cases), cases[-1].part, io.StringIO()
     writer = csv.DictWriter(text, [*dict.fromkeys(chain(*rows)), "machine"], lineterminator="\n")
     writer.writeheader()
@@ -28,9 +28,9 @@ def write(cases: Sequence[Case], folder: Path, *, title: str) -> None:
 
 
 def table(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """A row for each contender of each case. "vitlab is": how many times as fast.
+    """A row for each contender of each case. The column "vitlab is" has vitlab's rate relative to the contender's.
 
-    Seconds are of a call; those of a reference (the machine's limit) are scaled to the items of the first contender.
+    Seconds are per call; a reference's (the matrix product) are scaled to the first contender's items.
     """
     rows = []
     for case in cases:
@@ -45,7 +45,7 @@ def table(cases: Sequence[Case]) -> list[dict[str, Any]]:
 
 
 def markdown(cases: Sequence[Case], rows: Sequence[dict[str, Any]], *, title: str) -> str:
-    """A table for each part, and the outcome of each goal."""
+    """A table for each part, and the outcomes of the goals."""
     lines = [f"# {title}", ""]
     for part, group in groupby(rows, key=lambda row: row["part"]):
         chosen = list(group)
@@ -63,7 +63,7 @@ def format_cell(value: object) -> str:
 
 
 def plot(cases: Sequence[Case], file: Path, *, title: str) -> None:
-    """Draw any part: a panel with a row for each case, or one with a line for each contender for each axis."""
+    """Plot a part: a panel with a row for each case, or for each axis a panel with a line for each contender."""
     from matplotlib.figure import Figure
 
     axes = list(dict.fromkeys(case.axis for case in cases))
@@ -79,12 +79,12 @@ def plot(cases: Sequence[Case], file: Path, *, title: str) -> None:
 
 
 def draw_rows(panel: Any, cases: Sequence[Case]) -> None:
-    """Speed relative to the fastest peer of each case."""
+    """Plot speeds relative to the fastest contender of each case."""
     best = [max(m.rate for m in case.measured if m.peer) for case in cases]
     for name in dict.fromkeys(m.name for case in cases for m in case.measured if m.peer):
-        found = [(row, m) for row, case in enumerate(cases) for m in case.measured if m.name == name]
-        shares, rows = [m.rate / best[row] for row, m in found], [row for row, _ in found]
-        spread = [m.spread * share / 2 for (_, m), share in zip(found, shares, strict=True)]
+        points = [(row, m) for row, case in enumerate(cases) for m in case.measured if m.name == name]
+        shares, rows = [m.rate / best[row] for row, m in points], [row for row, _ in points]
+        spread = [m.spread * share / 2 for (_, m), share in zip(points, shares, strict=True)]
         panel.errorbar(shares, rows, xerr=spread, fmt="o", alpha=0.8, label=name)
     speeds = [f"{format_cell(case.speed(case.measured[0]))} {f'{case.unit}/s' if case.unit else 's'}" for case in cases]
     labels = [f"{case.name}\n{case.measured[0].name}: {speed}" for case, speed in zip(cases, speeds, strict=True)]
@@ -95,7 +95,7 @@ def draw_rows(panel: Any, cases: Sequence[Case]) -> None:
 
 
 def draw_lines(panel: Any, cases: Sequence[Case]) -> None:
-    """Speed against size, log against log; dashed: the ideal exponent, from the first size on."""
+    """Plot speed against size on logarithmic axes; dashed: the ideal exponent."""
     sizes = np.array([case.size for case in cases])
     for index, row in enumerate(zip(*(case.measured for case in cases), strict=True)):
         values = np.array([case.speed(m) for case, m in zip(cases, row, strict=True)])

@@ -1,7 +1,7 @@
-"""How a step's time grows with tokens, width, depth and batch, and how its FLOPs do.
+"""Measure how the time and the FLOPs of a step grow with tokens, width, depth and batch size.
 
-The ideal exponent is that of the network's own FLOPs at the same sizes, including what doesn't grow (patches, head) and
-both terms of attention.
+The ideal exponent is that of the network's FLOPs at the same sizes, including constant terms (patches, head) and both
+terms of attention.
 """
 
 import logging
@@ -16,35 +16,37 @@ import torch
 from vitlab.benchmark.case import Case, Part, slope, with_exponents
 from vitlab.benchmark.networks import MFLOPS, Precision, Task, contender, measure_with_limit
 from vitlab.benchmark.peers import Architecture
+from vitlab.config.bounds import PositiveInt
 from vitlab.diagnostics.timing import Clock, Contender
 
 log = logging.getLogger(__name__)
 
 AXES = ("tokens", "width", "depth", "batch")
-PATCH, HEAD = 16, 64  # pixels; width of a head, at most
+PATCH, HEAD = 16, 64  # pixels; largest width of a head
 
 
 @dataclass(kw_only=True)
 class Scaling(Part):
-    """tokens     of an image with patches of 16 pixels, with [cls]: 1 + a square
-    width      of a token, in heads of 64
-    depth      blocks
-    batch      images
-    at         tokens, width, depth, batch: the three that are not varied
-    networks   libraries
-    task       inference, or training: forward, backward and the optimizer's step
-    precision  float32, or bfloat16 by torch.autocast
+    """Time and FLOPs against one size at a time; an axis without sizes is skipped.
 
-    An axis without sizes is left out.
+    Args:
+        tokens: Numbers of tokens: [cls] and a square of 16-pixel patches.
+        width: Widths of a token, in heads of 64.
+        depth: Numbers of blocks.
+        batch: Batch sizes.
+        at: Tokens, width, depth and batch size where they are not varied.
+        networks: Libraries.
+        task: Inference, or training: forward, backward and the optimizer's step.
+        precision: float32, or bfloat16 with torch.autocast.
     """
 
     part = "scaling"
 
-    tokens: Sequence[int] = (50, 101, 197, 401, 785)
-    width: Sequence[int] = (64, 128, 256, 512)
-    depth: Sequence[int] = (2, 4, 8, 16)
-    batch: Sequence[int] = (1, 2, 4, 8, 16)
-    at: tuple[int, int, int, int] = (197, 192, 4, 2)
+    tokens: Sequence[PositiveInt] = (50, 101, 197, 401, 785)
+    width: Sequence[PositiveInt] = (64, 128, 256, 512)
+    depth: Sequence[PositiveInt] = (2, 4, 8, 16)
+    batch: Sequence[PositiveInt] = (1, 2, 4, 8, 16)
+    at: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (197, 192, 4, 2)
     networks: Sequence[Literal["vitlab", "timm", "torchvision"]] = ("vitlab", "timm")
     task: Task = "training"
     precision: Precision = "float32"
@@ -60,7 +62,7 @@ class Scaling(Part):
         for axis, sizes in ((axis, getattr(self, axis)) for axis in AXES if getattr(self, axis)):
             log.info("scaling: %s %s ...", axis, ", ".join(map(str, sizes)))
             points = [{**dict(zip(AXES, self.at, strict=True)), axis: size} for size in sizes]
-            # all sizes in the same rounds, or a disturbance of the machine would bend the line
+            # all sizes in the same rounds, so that a disturbance of the machine affects all
             contenders = [self.contender(name, point, clock.device) for point in points for name in self.networks]
             measured = iter(measure_with_limit(clock, contenders, self.precision))
             rows = [list(islice(measured, len(self.networks))) for _ in sizes]

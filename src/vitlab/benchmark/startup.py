@@ -1,8 +1,8 @@
-"""Seconds from a command to its first step of training, or to its help: complete processes, in turns.
+"""Measure the seconds from a command to its first training step, or its help: complete processes, in turns.
 
     python src/train.py            until `metrics.csv` has the row of the first step
-    import torch, lightning, timm  what no program that trains with these can avoid
-    python src/COMMAND.py --help   and import hydra
+    import torch, lightning, timm  the imports that train.py needs
+    python src/COMMAND.py --help   compared with import hydra
 
 Peak memory and CPU seconds are those of the process.
 """
@@ -31,8 +31,11 @@ POLL_SECONDS = 0.002
 
 @dataclass(kw_only=True)
 class Startup(Part):
-    """commands  programs whose `--help` is measured
-    settings  of the run that is started, as on the command line of `train.py`
+    """Seconds to the first step and to `--help`.
+
+    Args:
+        commands: Programs to measure with `--help`.
+        settings: Overrides of the run of train.py.
     """
 
     part = "start"
@@ -45,7 +48,7 @@ class Startup(Part):
         return {FIRST_STEP: [*self.settings]}
 
     def cases(self, clock: Clock) -> Iterator[Case]:
-        # the row of the first step is written at once; nothing else differs from the default run
+        # log the first step at once; otherwise the default run
         train = ["train.py", "hydra.run.dir={folder}", "trainer.log_every_n_steps=1", *self.settings]
         pairs = {FIRST_STEP: (train, "import torch, lightning, timm")}
         pairs |= {f"--help of {name}.py": ([f"{name}.py", "--help"], "import hydra") for name in self.commands}
@@ -57,7 +60,7 @@ class Startup(Part):
 
 
 def process_contender(name: str, arguments: Sequence[str], *, trains: bool = False) -> Contender:
-    """A Python process that ends or, if it `trains`, makes a step; a folder replaces `{folder}` in the arguments."""
+    """A contender: Python until it ends or, if it `trains`, makes a step. `{folder}` in arguments is its folder."""
     figures: dict[str, float] = {}
 
     def run() -> float:
@@ -72,9 +75,9 @@ def process_contender(name: str, arguments: Sequence[str], *, trains: bool = Fal
 def run_process(
     arguments: Sequence[str], folder: str, *, threads: int, trains: bool = False, timeout: float = 300.0
 ) -> tuple[float, dict[str, float]]:
-    """Run Python in `folder` until it ends with status 0 or, if it `trains`, has made a step; then kill it.
+    """Run Python in `folder` until it ends or, if it `trains`, has made a step; then kill it.
 
-    Returns seconds, peak memory and CPU time. Raises `RuntimeError` with the output if it failed.
+    Returns the seconds, and peak memory and CPU time. Raises `RuntimeError` with the output after a failure.
     """
     line = [sys.executable, *(argument.replace("{folder}", folder) for argument in arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "HYDRA_FULL_ERROR": "1"}
@@ -100,7 +103,7 @@ def run_process(
 
 
 def peak_mib(process: int) -> float:
-    """Peak memory of a running process; 0 if unknown. (`wait4`'s includes that of the parent at the fork.)"""
+    """Peak memory of a running process; 0 if unknown. (`wait4` includes the parent's at the fork.)"""
     with suppress(OSError, StopIteration):
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
         return float(next(text.split()[1] for text in lines if text.startswith("VmHWM"))) / 2**10
@@ -108,6 +111,5 @@ def peak_mib(process: int) -> float:
 
 
 def has_step(file: Path) -> bool:
-    """Whether a run's `metrics.csv` has a row of training."""
     names, *rows = (file.read_text().splitlines() if file.exists() else []) or [""]
     return bool(rows) and "train/loss" in names

@@ -1,8 +1,8 @@
-"""All of `train.py`'s training relative to a bare loop, on images in memory, a few steps at a time in turns.
+"""Measure the training loop of `train.py` relative to a bare loop, on images in memory, some steps in turns.
 
-vitlab       Lightning's Trainer with all default callbacks but the checkpoints, `metrics.csv`, progress in a
-             terminal, images drawn, augmented and normalized in each step; no validation
-bare loop    the same network, precision, optimizer and clipping on the batches that vitlab's steps have made
+vitlab       Lightning's Trainer with all default callbacks except checkpoints, `metrics.csv`, a progress bar, sampling,
+             augmentation and normalization; no validation
+bare loop    the same network, precision, optimizer and clipping on the batches of vitlab's steps
 """
 
 import io
@@ -35,9 +35,12 @@ MAX_ROUNDS = 5
 
 @dataclass(kw_only=True)
 class Training(Part):
-    """default   the run of `train.py` without settings: the digits, with their augmentation
-    networks  and on made-up images: presets of `conf/model`, each with the side of its images in pixels
-    settings  of all runs, as on the command line of `train.py`; none has wandb or a warm-up of the learning rate
+    """train.py and a bare training loop, without wandb and without a warm-up of the learning rate.
+
+    Args:
+        default: Measure the default run of train.py, on digits with their augmentation.
+        networks: Presets of conf/model to train on random images, each with the height of its images in pixels.
+        settings: Overrides of all runs of train.py.
     """
 
     part = "training"
@@ -50,9 +53,9 @@ class Training(Part):
     def runs(self, device: str) -> dict[str, list[str]]:
         accelerator = f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}"
         common = [accelerator, "logger=csv", "schedule.warmup_steps=0", *self.settings]
-        made_up = [*common, "data=fake", "data.source.samples=1024"]
+        random = [*common, "data=fake", "data.source.samples=1024"]
         return ({"the default run": common} if self.default else {}) | {
-            f"{name} at {side} px": [*made_up, f"model={name}", f"image_size={side}"]
+            f"{name} at {side} px": [*random, f"model={name}", f"image_size={side}"]
             for name, side in self.networks.items()
         }
 
@@ -66,7 +69,7 @@ class Training(Part):
 
 
 class Turns(Callback):
-    """Turns of a fit and a bare loop, `log_every_n_steps` steps each: the first warms up. The last callback."""
+    """Turns of a fit and a bare loop, `log_every_n_steps` steps each; the first warms up. Must be the last callback."""
 
     def __init__(self, config: Node, module: Classifier, rounds: int) -> None:
         self.module, self.optimizer, self.rounds = module, module.build_optimizer(), rounds
@@ -92,7 +95,6 @@ class Turns(Callback):
             trainer.should_stop = len(self.seconds[BARE]) > self.rounds
 
     def bare_step(self, batch: TrainBatch) -> None:
-        """Forward, backward, clip, optimizer."""
         network = self.module.network
         with self.autocast():
             loss = self.module.losses(network(batch.images), batch.targets).mean()
@@ -113,27 +115,27 @@ class Turns(Callback):
 
 
 def measure_turns(config: Node, folder: Path, *, rounds: int) -> list[Measurement]:
-    """Fit without validation and checkpoints, until the turns have ended."""
+    """Fit without validation and checkpoints, until all turns have ended."""
     (data, module), turns = build_training(config), Turns(config, build_training(config)[1], rounds)
     node = config["trainer"] | {"max_epochs": 10**6, "limit_val_batches": 0, "enable_checkpointing": False}
     callbacks = {name: node for name, node in config["callbacks"].items() if name not in ("best", "last")}
     deterministic = torch.are_deterministic_algorithms_enabled()
     trainer = build.build_trainer(node, run_dir=folder, logger={}, callbacks=callbacks)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, RichProgressBar):  # draws, to nowhere, what it would in a terminal
+        if isinstance(callback, RichProgressBar):  # draw as in a terminal, without output
             callback._console_kwargs = {"file": io.StringIO(), "force_terminal": True}
     trainer.callbacks.append(turns)  # type: ignore[attr-defined]
     try:
         trainer.fit(module, data)
     finally:
-        torch.use_deterministic_algorithms(deterministic)  # a Trainer may demand them for good
+        torch.use_deterministic_algorithms(deterministic)  # a Trainer may have set them for the process
     count = flops.training_flops(module.network, (data.channels, *data.image_size))
     peak = flops.peak_flops(turns.device, str(trainer.precision)) or math.nan
-    found = []
+    measured = []
     for name, (_, *seconds) in turns.seconds.items():
         m = Measurement(name=name, seconds=tuple(seconds), items=turns.images)
-        found.append(replace(m, figures={MFLOPS: count / 1e6, "MFU %": 100 * count * m.rate / peak}))
-    return found
+        measured.append(replace(m, figures={MFLOPS: count / 1e6, "MFU %": 100 * count * m.rate / peak}))
+    return measured
 
 
 def build_training(config: Node) -> tuple[DataModule, Classifier]:

@@ -68,6 +68,12 @@ def group_options(override: Override) -> list[str]:
     return loader.get_group_options(override.key_or_group)
 
 
+def visible_options(group: str) -> list[str]:
+    """The options of a group, without those that others are made of."""
+    names = GlobalHydra.instance().config_loader().get_group_options(group)
+    return [name for name in names if not name.endswith("signature") and f"{group}/{name}" != "data/base"]
+
+
 def group_problems(override: Override, options: list[str], name: str, primary: str) -> list[str]:
     """Whether a command has the group that an override chooses from. Hydra's own refusal advises to add it.
 

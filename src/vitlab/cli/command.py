@@ -54,6 +54,10 @@ class Command(Program):
             register.register()
             flags, asks = parse_arguments(sys.argv[1:])
             allowlist.trust_named_packages(flags.overrides, flags.config_dir)
+            if flags.help:
+                from vitlab.cli.help import show_help
+
+                sys.exit(show_help(self, flags))
             if not asks:
                 from vitlab.cli.preflight import preflight
 

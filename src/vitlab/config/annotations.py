@@ -77,8 +77,7 @@ def bound_problem(value: Any, annotation: Any) -> str | None:
         rules = [rule for part in arguments[1:] if (rule := _rule(part))]
         if all(holds(value) for _, holds in rules):
             return bound_problem(value, arguments[0])
-        notes = [f" ({part})" for part in arguments[1:] if isinstance(part, str)]
-        return f"must be {' and '.join(words for words, _ in rules)}{''.join(notes)}"
+        return f"must be {_bounds(annotation)}"
     if origin is Literal and value not in arguments:  # of a constructor that was called from Python
         return f"is not {format_type(annotation)}"
     if isinstance(value, list | tuple) and arguments:
@@ -96,6 +95,13 @@ def _rule(part: Any) -> tuple[str, Callable[[Any], bool]] | None:
     return (part.words, part.holds) if hasattr(part, "holds") else None
 
 
+def _bounds(annotation: Any) -> str:
+    """The bounds and notes of an `Annotated` in words: `at least 0 and below 1 (0 is off)`."""
+    parts = typing.get_args(annotation)[1:]
+    words = " and ".join(rule[0] for part in parts if (rule := _rule(part)))
+    return words + "".join(f" ({part})" for part in parts if isinstance(part, str))
+
+
 def choices(annotation: Any) -> list[str]:
     """The strings that a (union of) Literal allows."""
     annotation = resolved(annotation)
@@ -104,24 +110,27 @@ def choices(annotation: Any) -> list[str]:
     return [c for inner in typing.get_args(annotation) for c in choices(inner)]
 
 
-def format_type(annotation: Any) -> str:
-    """An annotation in words for a message: `one of 'cls', 'avg'`, `int or None`, `tuple of 2 floats`."""
+def format_type(annotation: Any, *, bounds: bool = False) -> str:
+    """An annotation in words: `one of 'cls', 'avg'`, `an int or null`, and with its bounds: `an int, at least 1`."""
     annotation = resolved(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return format_type(arguments[0])
+        limits = _bounds(annotation) if bounds else ""
+        join = " of " if limits.startswith("at ") else " " if limits.startswith(("above", "below")) else ", "
+        return format_type(arguments[0], bounds=bounds) + (join + limits if limits else "")
+    inner = [format_type(a, bounds=bounds) for a in arguments if a is not Ellipsis] if origin is not Literal else []
     if origin is Literal:
         return "one of " + ", ".join(repr(a) for a in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(format_type(a) for a in arguments)
+        return " or ".join(inner)
     if annotation in (None, type(None)):
         return "null"
     if inspect.isclass(origin) and issubclass(origin, tuple) and arguments and arguments[-1] is not Ellipsis:
-        return f"a list of {len(arguments)} ({', '.join(format_type(a) for a in arguments)})"
+        return f"a list of {len(inner)} ({', '.join(inner)})"
     if inspect.isclass(origin) and issubclass(origin, Sequence) and arguments:
-        return f"a list of {format_type(arguments[0])}"
+        return f"a list of {inner[0]}"
     if annotation is dict or origin is dict:
         return "a mapping"
-    return {int: "an int", float: "a number", bool: "true or false", str: "a string"}.get(
-        annotation, getattr(annotation, "__name__", str(annotation))
-    )
+    words = {int: "an int", float: "a number", bool: "true or false", str: "a string"}
+    is_known = isinstance(annotation, type) and annotation in words
+    return words[annotation] if is_known else getattr(annotation, "__name__", str(annotation))

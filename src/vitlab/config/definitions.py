@@ -63,6 +63,8 @@ def _read_bindings(file: str, package: str) -> Mapping[str, Binding]:
                 names[statement.name] = statement
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 names[name] = value
+            case ast.Assign(targets=[ast.Attribute(value=ast.Name(id=name), attr="__doc__")], value=value):
+                names[f"{name}.__doc__"] = value
             case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
                 names[name] = value
             case ast.Import():

@@ -22,37 +22,64 @@ def parameters(target: str) -> dict[str, Parameter] | None:
 
     A default is an expression of the source.
     """
-    definition = definitions.find(target)
-    function = _function_of(definition) if definition else None
-    if definition is None or function is None:
+    if (definition := definitions.find(target)) is None:
+        return None
+    if _is_dataclass(definition):
+        return {name: _parameter(name, *field) for name, field in _fields(definition).items()}
+    if (function := _function_of(definition)) is None:
         return None
     assert isinstance(function.node, ast.FunctionDef)
-    given = function.node.args
+    given, module = function.node.args, function.module
     positional = [*given.posonlyargs, *given.args]
     missing: list[ast.expr | None] = [None] * (len(positional) - len(given.defaults))
     pairs = list(zip(positional, [*missing, *given.defaults], strict=True))[function != definition :]
     pairs += zip(given.kwonlyargs, given.kw_defaults, strict=True)
-    found = [
-        Parameter(
-            argument.arg,
-            Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if default is None else default,
-            annotation=evaluate(argument.annotation, function.module) if argument.annotation else Any,
-        )
-        for argument, default in pairs
-    ]
-    found += [Parameter(given.kwarg.arg, Parameter.VAR_KEYWORD)] if given.kwarg else []
-    return {parameter.name: parameter for parameter in found}
+    known = [_parameter(argument.arg, argument.annotation, default, module) for argument, default in pairs]
+    known += [Parameter(given.kwarg.arg, Parameter.VAR_KEYWORD)] if given.kwarg else []
+    return {parameter.name: parameter for parameter in known}
+
+
+def _parameter(name: str, annotation: ast.expr | None, default: ast.expr | None, module: str) -> Parameter:
+    kind = evaluate(annotation, module) if annotation else Any
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default or Parameter.empty, annotation=kind)
+
+
+def _decorators(definition: Definition) -> list[str]:
+    assert isinstance(definition.node, ast.ClassDef)
+    nodes = [node.func if isinstance(node, ast.Call) else node for node in definition.node.decorator_list]
+    return [definitions.qualified_name(node, definition.module) for node in nodes]
+
+
+def _is_dataclass(definition: Definition) -> bool:
+    """Whether the constructor of a class is the one that `@dataclass` makes."""
+    if not isinstance(definition.node, ast.ClassDef) or _decorators(definition) != ["dataclasses.dataclass"]:
+        return False
+    return not {"__init__", "__new__"} & {n.name for n in definition.node.body if isinstance(n, ast.FunctionDef)}
+
+
+def _fields(definition: Definition) -> dict[str, tuple[ast.expr, ast.expr | None, str]]:
+    """Annotation, default and module of each field of a dataclass, those of its bases first."""
+    fields: dict[str, tuple[ast.expr, ast.expr | None, str]] = {}
+    assert isinstance(definition.node, ast.ClassDef)
+    for base in definition.node.bases:
+        above = definitions.find(definitions.qualified_name(base, definition.module))
+        fields |= _fields(above) if above and _is_dataclass(above) else {}
+    for item in definition.node.body:
+        match item:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=default):
+                if "ClassVar" not in ast.unparse(annotation):
+                    fields[name] = annotation, default, definition.module
+    return fields
 
 
 def _function_of(definition: Definition) -> Definition | None:
     """The function that is called: of a class its `__init__`, or a base's; None if it is not in source files."""
     if isinstance(definition.node, ast.FunctionDef):
         return definition
-    if not isinstance(definition.node, ast.ClassDef) or definition.node.decorator_list or definition.node.keywords:
-        return None  # such as @dataclass, which makes `__init__`
+    if not isinstance(definition.node, ast.ClassDef) or definition.node.keywords or _is_dataclass(definition):
+        return None
     own = {item.name: item for item in definition.node.body if isinstance(item, ast.FunctionDef)}
-    if "__new__" in own:
+    if "__new__" in own or set(_decorators(definition)) - {"dataclasses.dataclass"}:
         return None
     if "__init__" in own:
         return Definition(definition.module, f"{definition.name}.__init__", own["__init__"])
@@ -80,6 +107,13 @@ def defaults(target: str) -> Node:
 
 def evaluate(expression: ast.expr, module: str) -> Any:
     """An annotation's value, with `ForwardRef`s of dotted paths as its names; `Any` for what is no type."""
+    try:
+        return _evaluate(expression, module)
+    except (TypeError, ValueError, ImportError, SyntaxError):
+        return Any
+
+
+def _evaluate(expression: ast.expr, module: str) -> Any:
     match expression:
         case ast.Constant(value=str() as text):
             return evaluate(ast.parse(text, mode="eval").body, module)
@@ -109,10 +143,7 @@ def _subscripted(generic: Any, inner: ast.expr, module: str) -> Any:
     if isinstance(generic, ForwardRef):
         return generic
     values = tuple(evaluate(item, module) for item in items)
-    try:
-        return generic[values if isinstance(inner, ast.Tuple) else values[0]]
-    except TypeError:
-        return Any
+    return generic[values if isinstance(inner, ast.Tuple) else values[0]]
 
 
 def _bound(expression: ast.expr, module: str) -> Any:
@@ -135,9 +166,16 @@ def _imported(path: str) -> Any:
 @cache
 def resolve_name(path: str) -> Any:
     """The value of a name in an annotation: of an alias, of a class an empty one of its name; else `Any`."""
-    definition = definitions.find(path)
-    if definition is None or isinstance(definition.node, ast.FunctionDef):
-        return Any
-    if isinstance(definition.node, ast.ClassDef):
-        return type(definition.name, (), {})
-    return evaluate(definition.node, definition.module)
+    passed = set[str]()
+    while path not in passed:
+        passed.add(path)
+        definition = definitions.find(path)
+        if definition is None or isinstance(definition.node, ast.FunctionDef):
+            return Any
+        if isinstance(definition.node, ast.ClassDef):
+            return type(definition.name, (), {})
+        value = evaluate(definition.node, definition.module)
+        if not isinstance(value, ForwardRef):
+            return value
+        path = value.__forward_arg__  # an alias of an alias
+    return Any

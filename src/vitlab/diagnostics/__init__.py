@@ -1,1 +1,1 @@
-"""What a configuration spends its time on, and which changes would make it faster."""
+"""Find where a configuration spends its time, and where a step stops being finite."""

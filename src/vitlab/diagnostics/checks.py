@@ -9,15 +9,9 @@ from vitlab.runs.folder import CONFIG
 
 
 def doctor_problems(read: ConfigView) -> Iterator[str]:
-    for knob, least in (("steps", 1), ("warmup", 1), ("rounds", 1)):
-        if (value := read(knob, int)) is not None and value < least:
-            yield f"{knob}={value} must be at least {least}"
-    for count in read("workers", list[int]) or []:
-        if count < 0:
-            yield f"workers={format_value(read('workers'))}: {count} is not a number of processes; use 0 or more"
     if (ranks := read.ranks()) > 1 and (batch := read("batch_size", int)) is not None:
         share = f"use trainer.devices=1 trainer.num_nodes=1 batch_size={max(1, batch // ranks)}, the share of one"
-        yield f"trainer.devices={format_value(read('trainer.devices'))}: the doctor looks at one device; {share}"
+        yield f"trainer.devices={format_value(read('trainer.devices'))}: the doctor measures one device; {share}"
 
 
 def replay_problems(read: ConfigView) -> Iterator[str]:
@@ -32,7 +26,7 @@ def replay_problems(read: ConfigView) -> Iterator[str]:
         there = f"; that run has {', '.join(str(Path(file).parent) for file in inside)}" if inside else ""
         yield f"capture={capture} is not a captured step: it has no {nonfinite.INFO}{there}"
     elif not (folder / CONFIG).is_file():
-        yield f"capture={capture} has no {CONFIG}, which says what the network is; copy the run's there"
+        yield f"capture={capture} has no {CONFIG}, the configuration of the network; copy the run's there"
     elif not (folder / f"rank{rank}" / nonfinite.PARTS).is_file():
         there = ", ".join(sorted(part.name.removeprefix("rank") for part in folder.glob("rank*")))
-        yield f"rank={rank}: {capture} has no part of it; there is {there}"
+        yield f"rank={rank}: {capture} has no part of this rank; it has those of {there}"

@@ -1,16 +1,14 @@
-"""Diagnose a configuration: where its time goes and what changes gain, as text, JSON and a picture."""
+"""Diagnose a configuration: where its time goes and what changes gain, as text and JSON."""
 
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from lightning.pytorch.profilers import PyTorchProfiler
-from matplotlib.figure import Figure
 
 from vitlab.config.schema import Node
 from vitlab.diagnostics import advise
@@ -22,8 +20,7 @@ from vitlab.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
-WORTH = 0.1  # of an epoch: a smaller share gets no advice
-COLORS = {"faster": "tab:green", "slower": "tab:red"}
+WORTH = 0.1  # smallest share of an epoch for advice
 
 
 def diagnose(
@@ -37,20 +34,15 @@ def diagnose(
     rounds: int,
     trace: bool,
 ) -> Node:
-    """Measure the configuration, try changes, log the report, and write `doctor.json` and `figures/doctor.png`."""
-    run.train({}, steps=1, warmup=1)  # what happens only once: memory, kernels, files
+    """Measure the configuration, try changes, log the report, and write `doctor.json`."""
+    run.train({}, steps=1, warmup=1)  # allocations, kernels, files
     profiled = run.train({}, steps=steps, warmup=warmup, stages=True)
     total = sum(profiled.parts.values())
     shares = {name: seconds / total for name, seconds in profiled.parts.items()}
-    prepare, small_dir = "", None
-    with TemporaryDirectory(prefix="vitlab-doctor-") as files:
-        if "smaller" in changes and (small := advise.small_files(run.datamodule, Path(files))) is not None:
-            run.smaller, (prepare, small_dir) = small, advise.prepare_command(run.datamodule)
-        timed: Any = {"steps": steps, "warmup": warmup, "rounds": rounds}
-        chosen = advise.candidates(run, changes, workers, small_dir)
-        trials, rates = advise.try_changes(run, chosen, **timed)
-        if best := advise.combination(trials):
-            trials += advise.try_changes(run, [best], **timed)[0]
+    timed: Any = {"steps": steps, "warmup": warmup, "rounds": rounds}
+    trials, rates = advise.try_changes(run, advise.candidates(run, changes, workers), **timed)
+    if best := advise.combination(trials):
+        trials += advise.try_changes(run, [best], **timed)[0]
     if trace:
         trace_of: Any = {"dirpath": str(folder / "trace"), "filename": "operators", "export_to_chrome": True}
         schedule = torch.profiler.schedule(wait=warmup, warmup=1, active=min(steps, 5), repeat=1)
@@ -87,36 +79,36 @@ def diagnose(
             }
             for trial in trials
         ],
-        "advice": list(advice(shares, epoch, trials, prepare)),
+        "advice": list(advice(shares, epoch, trials, in_files=data.split("train").files is not None)),
     }
     atomic_write(folder / "doctor.json", json.dumps(report, indent=2))
-    draw(shares, trials, folder / "figures" / "doctor.png")
     for line in report_lines(report):
         log.info("%s", line)
     return report
 
 
 def bottleneck(shares: dict[str, float]) -> str:
-    """The part that takes most, with forward, backward and optimizer as one: `step`."""
+    """The longest part, with forward, backward and optimizer as one: `step`."""
     grouped = {name: share for name, share in shares.items() if name not in STEP}
     grouped["step"] = sum(shares[name] for name in STEP)
     return max(grouped, key=lambda name: grouped[name])
 
 
-def advice(shares: dict[str, float], epoch: dict[str, float], trials: Sequence[Trial], prepare: str) -> Iterator[str]:
-    """What to do, the largest gain first. prepare: the command that an override of `data_dir` needs before."""
+def advice(shares: dict[str, float], epoch: dict[str, float], trials: Sequence[Trial], in_files: bool) -> Iterator[str]:
+    """Advice, the largest gain first. in_files: whether images are decoded from files."""
     worst, computing = bottleneck(shares), sum(shares[name] for name in STEP)
     if worst == "step":
         yield f"the network is the bottleneck: {computing:.0%} of a step is computing"
     else:
         yield f"{PARTS[worst]} is the bottleneck: {shares[worst]:.0%} of a step"
+    if worst == "data_wait" and in_files:
+        yield "large images load faster when packed at about the training size: src/prepare.py size=..."
     faster = sorted((t for t in trials if t.verdict == "faster"), key=lambda t: -t.gain)
     for trial in faster:
         note = "; changes the scores too: compare them" if advise.OTHER_SCORES & trial.overrides.keys() else ""
-        before = f"{prepare}, then " if "data_dir" in trial.overrides else ""
-        yield f"{before}{command_line(trial.overrides)}: {trial.gain:.2f} x the images per second{note}"
+        yield f"{command_line(trial.overrides)}: {trial.gain:.2f} x the images per second{note}"
     if trials and not faster:
-        yield "no change that was tried gains more than the noise"
+        yield "no tried change gains more than the noise"
     for name, knob in {
         "validation": "trainer.check_val_every_n_epoch",
         "checkpoint": "callbacks.last.every_n_epochs",
@@ -126,7 +118,6 @@ def advice(shares: dict[str, float], epoch: dict[str, float], trials: Sequence[T
 
 
 def report_lines(report: Node) -> Iterator[str]:
-    """The report as lines of text."""
     mfu = f", MFU {report['mfu']:.0%}" if report["mfu"] else ""
     yield (
         f"as configured: {report['images_per_second']:,.0f} images/s{mfu}; {report['step_ms']:.1f} ms per step of "
@@ -141,23 +132,3 @@ def report_lines(report: Node) -> Iterator[str]:
         gain = "" if trial["gain"] is None else f"{trial['gain']:.2f} x"
         yield f"  {trial['change']:<46} {gain:>9}  {trial['spread']:6.2f}  {trial['verdict']}"
     yield from (f"- {line}" for line in report["advice"])
-
-
-def draw(shares: dict[str, float], trials: Sequence[Trial], file: Path) -> None:
-    """Draw the shares of a step, and below them what each change gains: bars are medians, dots are rounds."""
-    figure = Figure(figsize=(9, 4 + 0.4 * len(trials)), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=[4, max(1, 0.5 * len(trials))])
-    above.barh(list(PARTS.values()), [shares[name] for name in PARTS])
-    above.set_xlabel("share of a step")
-    names = [command_line(trial.overrides) for trial in trials]
-    colors = [COLORS.get(trial.verdict, "tab:gray") for trial in trials]
-    below.barh(names, [trial.gain for trial in trials], color=colors)
-    for name, trial in zip(names, trials, strict=True):
-        below.plot(trial.gains, [name] * len(trial.gains), "k.")
-    below.axvline(1, color="black", linewidth=0.8)
-    below.set_xlabel("images per second / those of the configuration (gray: within noise)")
-    for axis in (above, below):
-        axis.invert_yaxis()
-        axis.grid(alpha=0.3, axis="x")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)

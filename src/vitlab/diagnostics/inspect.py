@@ -1,11 +1,10 @@
-"""What a training step computes, module by module: where its first number comes from that isn't finite.
+"""Trace the modules of a training step, to find the first value that isn't finite.
 
-Modules are watched from outside, by torch's hooks on all modules at once: a hook on a module itself would make
-`vitlab.models.vit` call layers as a whole that it else computes a part of, and the step would not be the same any more.
-So a layer that the network uses without calling it is seen as a part of the module that does.
+The hooks are torch's global ones. Hooks on a module would make `vitlab.models.vit` compute more of some layers than it
+needs, and so change the step. A layer whose weights are used without a call counts as a part of the calling module.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class TensorStats(NamedTuple):
-    """The finite numbers' least and largest, and how many there are that are not."""
+    """Minimum and maximum of the finite values, and counts."""
 
     low: float
     high: float
@@ -33,13 +32,12 @@ class TensorStats(NamedTuple):
         wrong = [f"{count:,} {word}" for count, word in ((self.infinite, "inf"), (self.nan, "nan")) if count]
         if not wrong:
             return f"{self.low:.3g} .. {self.high:.3g}, all {self.size:,} finite"
-        of = f"{' and '.join(wrong)} of {self.size:,}"
-        between = f", the others {self.low:.3g} .. {self.high:.3g}" if self.low <= self.high else ""
-        return of + between
+        others = f", the others {self.low:.3g} .. {self.high:.3g}" if self.low <= self.high else ""
+        return f"{' and '.join(wrong)} of {self.size:,}{others}"
 
 
 def tensor_stats(value: Any) -> TensorStats:
-    """The range of all floating-point tensors in a value."""
+    """Statistics of all floating-point tensors in a value, such as a tuple."""
     low, high, size, infinite, nan = float("inf"), float("-inf"), 0, 0, 0
     for tensor in tree_leaves(value):
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
@@ -55,7 +53,7 @@ def tensor_stats(value: Any) -> TensorStats:
 
 @dataclass
 class ModuleCall:
-    """A module's part in a forward pass. `origin`: it, or the innermost module around it whose input was finite."""
+    """A module's call in a forward pass. `origin`: the module, or the innermost one around it with a finite input."""
 
     name: str
     kind: str
@@ -66,59 +64,55 @@ class ModuleCall:
 
 @dataclass
 class Gradient:
-    """A gradient as it came out of a backward pass: of a parameter, or of a module's output or input.
-
-    `origin`: the module whose backward pass made it.
-    """
+    """A gradient of a backward pass. `of`: a parameter, a module's output or input; `origin`: where it was computed."""
 
     of: str
-    range: TensorStats
+    stats: TensorStats
     origin: str
     tensor: int
 
 
 @dataclass
 class ModuleTrace:
-    """Notes the calls of a network's modules, and the gradients, in the order in which they happened."""
+    """Records the calls of a network's modules, and the gradients, in order of execution."""
 
     network: nn.Module
     calls: list[ModuleCall] = field(default_factory=list)
     gradients: list[Gradient] = field(default_factory=list)
-    watched: list[Tensor] = field(default_factory=list)  # held, so that no two have the same id
+    tensors: list[Tensor] = field(default_factory=list)  # kept alive, so that their ids stay unique
 
     def first_output(self) -> ModuleCall | None:
-        """The first module whose output isn't finite."""
         return next((call for call in self.calls if not call.output.finite), None)
 
     def first_gradient(self) -> Gradient | None:
         """The first gradient, in the order of the backward pass, that isn't finite.
 
-        Of the names of one tensor (output of a module, input of the next, and of a layer in that) it has the last: the
-        layer that the gradient comes from.
+        A tensor may have several records (output of a module, input of the next and of a layer in that). The last one
+        names the layer that computed the gradient.
         """
-        first = next((gradient for gradient in self.gradients if not gradient.range.finite), None)
+        first = next((gradient for gradient in self.gradients if not gradient.stats.finite), None)
         return None if first is None else [g for g in self.gradients if g.tensor == first.tensor][-1]
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Watches the forward pass inside, and prepares the notes of the backward pass that follows it."""
+        """Record the forward pass in the block, and prepare the records of its backward pass."""
         names = {id(module): name or "network" for name, module in self.network.named_modules()}
         stack: list[tuple[str, TensorStats]] = []
 
         def enter(module: nn.Module, inputs: Any) -> None:
             if id(module) in names:
                 name = names[id(module)]
-                self._watch(inputs, f"input of {name}", origin=name)
+                self._record_gradients(inputs, f"input of {name}", origin=name)
                 stack.append((name, tensor_stats(inputs)))
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
             if id(module) in names:
-                name, given = stack.pop()
-                finite = [outer for outer, range_ in stack if range_.finite]
-                origin = name if given.finite or not finite else finite[-1]
-                self.calls.append(ModuleCall(name, type(module).__name__, given, tensor_stats(output), origin))
-                # what reads it is watched too, unless it is the arithmetic of the module around
-                self._watch(output, f"output of {name}", origin=stack[-1][0] if stack else "loss")
+                name, stats = stack.pop()
+                finite = [outer for outer, outer_stats in stack if outer_stats.finite]
+                origin = name if stats.finite or not finite else finite[-1]
+                self.calls.append(ModuleCall(name, type(module).__name__, stats, tensor_stats(output), origin))
+                # a next module records it as its input; otherwise the surrounding module's arithmetic reads it
+                self._record_gradients(output, f"output of {name}", origin=stack[-1][0] if stack else "loss")
 
         handles = [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave)]
         try:
@@ -129,14 +123,13 @@ class ModuleTrace:
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """Watches the backward pass inside."""
+        """Record the backward pass in the block."""
         handles = []
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
 
                 def note(parameter: Tensor, name: str = name) -> None:
-                    owner = name.rpartition(".")[0] or "network"
-                    self.gradients.append(Gradient(name, tensor_stats(parameter.grad), owner, id(parameter)))
+                    self.gradients.append(Gradient(name, tensor_stats(parameter.grad), owner_name(name), id(parameter)))
 
                 handles.append(parameter.register_post_accumulate_grad_hook(note))  # type: ignore[no-untyped-call]
         try:
@@ -145,10 +138,10 @@ class ModuleTrace:
             for handle in handles:
                 handle.remove()
 
-    def _watch(self, value: Any, of: str, *, origin: str) -> None:
+    def _record_gradients(self, value: Any, of: str, *, origin: str) -> None:
         for tensor in tree_leaves(value):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
-                self.watched.append(tensor)
+                self.tensors.append(tensor)
 
                 def note(gradient: Tensor, tensor: int = id(tensor)) -> None:
                     self.gradients.append(Gradient(of, tensor_stats(gradient), origin, tensor))
@@ -156,19 +149,16 @@ class ModuleTrace:
                 tensor.register_hook(note)  # type: ignore[no-untyped-call]
 
 
-def parameter_stats(network: nn.Module, name: str) -> dict[str, TensorStats]:
-    """Ranges of the parameters of a module and of those in it, by their names in the network."""
-    module = network if name == "network" else network.get_submodule(name)
-    prefix = "" if name == "network" else f"{name}."
-    return {prefix + inner: tensor_stats(parameter) for inner, parameter in module.named_parameters()}
+def owner_name(parameter: str) -> str:
+    return parameter.rpartition(".")[0] or "network"
 
 
-def nonfinite_tensors(state: Mapping[str, Tensor]) -> dict[str, TensorStats]:
-    """Those of a network's tensors that hold a number that isn't finite."""
-    ranges = {name: tensor_stats(value) for name, value in state.items()}
-    return {name: range_ for name, range_ in ranges.items() if not range_.finite}
+def parameter_lines(network: nn.Module, name: str) -> list[str]:
+    """Statistics of the parameters of a module and its submodules, a line each."""
+    module, prefix = (network, "") if name == "network" else (network.get_submodule(name), f"{name}.")
+    return [f"{prefix}{inner}: {tensor_stats(parameter)}" for inner, parameter in module.named_parameters()]
 
 
 def gradient_norm(network: nn.Module) -> float:
-    """The norm over all gradients, as clipping takes it."""
+    """The norm of all gradients, as in clipping."""
     return float(torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None]))

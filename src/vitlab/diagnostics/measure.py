@@ -1,9 +1,9 @@
-"""Measure short trainings: the real loop with the real callbacks, for some tens of steps.
+"""Time short trainings with Lightning's loop and the configured callbacks.
 
     warm-up steps | timed steps | with `Stages`: a checkpoint and some batches of validation
 
-A training is timed from the end of one step to the end of another. `Stages` splits this time into parts; on a GPU it
-waits for the device at both ends of each part, so parts are true and their sum is longer than an unprofiled step.
+Times are from the end of one step to the end of another. `Stages` splits them into parts; on a GPU it synchronizes at
+both ends of each part, so their sum is longer than a step without a profiler.
 """
 
 import copy
@@ -20,12 +20,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.profilers import Profiler, SimpleProfiler
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vitlab.config.schema import Node, resolve
 from vitlab.data.datamodule import DataModule
-from vitlab.data.source import Split
 from vitlab.models import flops
 from vitlab.models.compile import compile_network
 from vitlab.runs.muted_logs import muted_logs
@@ -33,7 +31,7 @@ from vitlab.training import build
 from vitlab.training.classifier import Classifier
 from vitlab.training.monitor import Monitor
 
-Overrides = dict[str, Any]  # how a training differs from the configuration: values by dotted names
+Overrides = dict[str, Any]  # of a configuration: values by dotted names
 
 PARTS = {  # of a step, in their order
     "data_wait": "waiting for data (decoding, augmenting files)",
@@ -46,12 +44,12 @@ PARTS = {  # of a step, in their order
     "loop": "the rest of the loop",
 }
 STEP = ("forward", "backward", "optimizer")
-IN_BACKWARD = ("on_before_backward", "on_after_backward")  # callbacks that Lightning calls within these parts
+IN_BACKWARD = ("on_before_backward", "on_after_backward")  # hooks that Lightning calls within these parts
 IN_OPTIMIZER = ("on_before_optimizer_step", "on_before_zero_grad")
 
 
 class Stages(SimpleProfiler):
-    """Lightning's profiler, which on a GPU waits for the device at both ends of each part."""
+    """Lightning's profiler, which on a GPU synchronizes at both ends of each part."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -66,10 +64,10 @@ class Stages(SimpleProfiler):
         super().stop(action_name)
 
     def describe(self) -> None:
-        """Log nothing: the other methods return the results."""
+        """Log nothing."""
 
     def parts(self, seconds: float) -> dict[str, float]:
-        """The seconds of each part; their sum is `seconds`, the time in which they were recorded."""
+        """The seconds of each part, which sum to `seconds`, the duration of the recording."""
         spent = {name: math.fsum(times) for name, times in self.recorded_durations.items()}
 
         def total(kind: str, *hooks: str) -> float:
@@ -92,7 +90,7 @@ class Stages(SimpleProfiler):
         return {**parts, "loop": max(0.0, seconds - sum(parts.values()))}
 
     def seconds_of(self, *endings: str) -> float:
-        """Seconds that the actions with these endings take once, together."""
+        """The sum of the median seconds of the actions with these endings."""
         return math.fsum(median(times) for name, times in self.recorded_durations.items() if name.endswith(endings))
 
 
@@ -100,10 +98,10 @@ class Timing(Callback):
     """Times optimizer steps from the end of the warm-up.
 
     seconds, images    of a step, with all its accumulated batches
-    workers            processes that load data
-    parts              under `Stages`: the seconds of each part, whose sum is `seconds`
-    checkpoint         under `Stages`: seconds of writing one
-    validation_batch   under `Stages`: seconds of one
+    workers            data workers
+    parts              with `Stages`: the seconds of each part, which sum to `seconds`
+    checkpoint         with `Stages`: seconds to write a checkpoint
+    validation_batch   with `Stages`: seconds of a batch
     """
 
     def __init__(self, *, warmup: int, steps: int) -> None:
@@ -140,19 +138,16 @@ class Timing(Callback):
 
 
 class ProfiledRun:
-    """Data, network and loop of a configuration, for short trainings with overrides.
-
-    smaller   the training files at about the size that is trained on: what an override of `data_dir` stands for
-    """
+    """Data, network and loop of a configuration, for short trainings with overrides."""
 
     def __init__(
         self, *, datamodule: DataModule, module: Classifier, trainer: Node, callbacks: dict[str, Node | None]
     ) -> None:
         self.datamodule, self.module, self.trainer = datamodule, module, trainer
-        module.make_schedule = zero_lr
+        # rate 0: steps are computed, weights don't change
+        module.make_schedule = lambda optimizer, total_steps: LambdaLR(optimizer, lambda step: 0.0)
         nodes = {name: node for name, node in callbacks.items() if node}
-        self.callbacks: dict[str, Node | None] = {name: node for name, node in nodes.items() if not is_left_out(node)}
-        self.smaller: Split | None = None
+        self.callbacks: dict[str, Node | None] = {k: v for k, v in nodes.items() if not is_skipped(v)}
         self.device = torch.device("cpu")  # set by each training
         self.flops = flops.training_flops(module.network, (datamodule.channels, *datamodule.image_size))  # of an image
         self._compiled: Classifier | None = None
@@ -162,17 +157,14 @@ class ProfiledRun:
         data = copy.copy(self.datamodule)
         data.trainer, data.augment = None, copy.copy(data.augment)
         for name, value in overrides.items():
-            if name == "data_dir":
-                assert self.smaller is not None
-                data._splits = {**data._splits, "train": self.smaller}
-            elif name.startswith("data.augment."):
+            if name.startswith("data.augment."):
                 setattr(data.augment, name.removeprefix("data.augment."), value)
             elif name == "batch_size" or name.startswith("data."):
                 setattr(data, name.removeprefix("data."), value)
         return data
 
     def classifier(self, overrides: Overrides) -> Classifier:
-        """The module, or its copy that is compiled."""
+        """The module, or a compiled copy."""
         if not overrides.get("compile"):
             return self.module
         if self._compiled is None:
@@ -181,7 +173,7 @@ class ProfiledRun:
         return self._compiled
 
     def make_trainer(self, overrides: Overrides, *, folder: str, max_steps: int) -> Trainer:
-        """A Trainer that shows and saves nothing, and validates a few batches when it is asked to."""
+        """A Trainer without progress bar and checkpoints, that validates a few batches on request."""
         node = {**self.trainer, "max_steps": max_steps, "max_epochs": -1, "check_val_every_n_epoch": 10**9}
         node |= {"limit_val_batches": 8, "num_sanity_val_steps": 0}
         node |= {"enable_progress_bar": False, "enable_checkpointing": False}
@@ -189,15 +181,15 @@ class ProfiledRun:
         trainer = build.build_trainer(node, run_dir=Path(folder), logger={}, callbacks=self.callbacks)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Monitor):
-                callback.meter.flops = self.flops  # or it would count them within a timed step
+                callback.meter.flops = self.flops  # or it would count them in a timed step
         return trainer
 
     def train(
         self, overrides: Overrides, *, steps: int, warmup: int, stages: bool = False, profiler: Profiler | None = None
     ) -> Timing:
-        """Train for `warmup` steps and for `steps` that are timed, under `Stages` or another profiler.
+        """Train for `warmup` steps and for `steps` timed ones, with `Stages` or another profiler.
 
-        The warm-up is longer with data workers: batches made in advance would count as if they took no time.
+        The warm-up is longer with data workers, which load the first batches in advance.
         """
         data, module = self.data(overrides), self.classifier(overrides)
         workers = int(data.train_dataloader().num_workers)
@@ -214,7 +206,7 @@ class ProfiledRun:
                 trainer.validate(module, data, verbose=False)
                 timing.validation_batch = profiler.seconds_of(".val_next", ".batch_to_device", ".validation_step")
         del trainer
-        gc.collect()  # ends the data workers
+        gc.collect()  # end the data workers
         return timing
 
 
@@ -223,13 +215,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def is_left_out(callback: Node) -> bool:
-    """Whether a callback saves, shows progress or stops early."""
+def is_skipped(callback: Node) -> bool:
+    """Whether a callback saves checkpoints, shows progress or stops early."""
     kind = resolve(str(callback["_target_"]))
     return isinstance(kind, type) and issubclass(kind, Checkpoint | ProgressBar | EarlyStopping)
-
-
-def zero_lr(optimizer: Optimizer, *, total_steps: int) -> LambdaLR:
-    """A schedule with the rate 0: each step is computed, and no weight moves, however often a network is trained."""
-    del total_steps
-    return LambdaLR(optimizer, lambda step: 0.0)

@@ -1,11 +1,11 @@
-"""What the environment says about this process: rank, node, launcher, cores."""
+"""Read the environment of this process: rank, node, launcher, cores."""
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-NODES_VARIABLE = "VITLAB_NODES"  # a `Place` as text, for a job on several machines
-# Of a job's own processes SLURM knows nothing: Lightning must not take theirs for its own.
+NODES_VARIABLE = "VITLAB_NODES"  # a `NodeInfo` as text, for a job on several machines
+# SLURM's variables, removed for the ranks: they describe the process that starts them, and Lightning reads them.
 TASK_VARIABLES = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID")
 
 
@@ -15,7 +15,7 @@ def cores() -> int:
 
 
 def ranks_per_node(devices: int | str | Sequence[int], accelerator: str) -> int:
-    """How many processes `trainer.devices` asks for on this machine."""
+    """The number of processes on this machine for `trainer.devices`."""
     if isinstance(devices, str) and devices.lstrip("-").isdigit():
         devices = int(devices)
     if isinstance(devices, int) and devices > 0:
@@ -33,7 +33,7 @@ def ranks_per_node(devices: int | str | Sequence[int], accelerator: str) -> int:
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """This machine's number among those of a job, and where the first of them is met."""
+    """This machine's index among a job's machines, and the address of the first one."""
 
     node: int = 0
     nodes: int = 1
@@ -45,9 +45,9 @@ class NodeInfo:
 
 
 def node_from_env(environment: Mapping[str, str]) -> NodeInfo | None:
-    """Where this process stands that is the only one of its job on a machine, with others of its kind on others.
+    """The machine's index in a job with one process on each of several machines; None for other jobs.
 
-    So a launcher of ours says it, and `srun` with one task on each of several nodes; None elsewhere.
+    vitlab's launchers set it, and `srun` with one task on each of several nodes.
     """
     if text := environment.get(NODES_VARIABLE):
         node, nodes, address, port = text.split()
@@ -62,24 +62,24 @@ def node_from_env(environment: Mapping[str, str]) -> NodeInfo | None:
 
 
 def launched_externally(environment: Mapping[str, str]) -> bool:
-    """Whether torchrun or `srun` with several tasks on a node has already made the ranks."""
+    """Whether torchrun, or `srun` with several tasks on a node, has started the ranks."""
     if "TORCHELASTIC_RUN_ID" in environment:
         return True
     return int(environment.get("SLURM_NTASKS", "1")) > 1 and node_from_env(environment) is None
 
 
 def rank(environment: Mapping[str, str]) -> int:
-    """This process's number among all of a job's; 0 where nobody counted."""
+    """This process's rank in its job; 0 if no launcher set it."""
     if "RANK" not in environment and NODES_VARIABLE in environment and (here := node_from_env(environment)):
         return here.node
     return int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))
 
 
 def is_restart(environment: Mapping[str, str]) -> bool:
-    """Whether torchrun, the cluster or we start this job again: then it goes on instead of beginning."""
+    """Whether torchrun, the cluster or vitlab has restarted this job, which then resumes."""
     return any(int(environment.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def local_rank(environment: Mapping[str, str]) -> int:
-    """This process's number among a job's on the same machine; 0 where nobody counted."""
+    """This process's rank on its machine; 0 if no launcher set it."""
     return int(environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", "0")))

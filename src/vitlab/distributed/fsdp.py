@@ -1,4 +1,4 @@
-"""FSDP2 (`trainer=fsdp`) that goes on from a checkpoint of any number of ranks and any strategy, or of one process."""
+"""FSDP2 (`trainer=fsdp`) that resumes from a checkpoint of any strategy and number of ranks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +10,18 @@ from torch.optim import Optimizer
 
 
 class FullyShardedParallel(ModelParallelStrategy):
-    """Lightning's FSDP2, with the optimizer's state given to the parameters that it belongs to.
+    """Lightning's FSDP2, with the optimizer's state loaded by the parameters' names.
 
-    A checkpoint numbers them as the optimizer's groups hold them. Lightning 2.6 reads the numbers as if they followed
-    the network's order, as its own sharded runs write them; a DDP run's moments would reach the wrong parameters.
+    A checkpoint numbers parameters in the order of the optimizer's groups. Lightning 2.6 reads the numbers in the
+    network's order, as its sharded runs write them, and would load a DDP run's moments into the wrong parameters.
+
+    Args:
+        process_group_backend: Backend of torch.distributed, such as nccl or gloo; None: by the device.
+        timeout: Longest wait for other ranks.
     """
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        if Path(checkpoint_path).is_dir():  # one part for each rank, which names its parameters
+        if Path(checkpoint_path).is_dir():  # a sharded checkpoint, which names its parameters
             return super().load_checkpoint(checkpoint_path, weights_only)
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
@@ -29,14 +33,13 @@ class FullyShardedParallel(ModelParallelStrategy):
         assert self.model is not None
         options = StateDictOptions(broadcast_from_rank0=True, full_state_dict=True)
         for optimizer, state in zip(optimizers, checkpoint["optimizer_states"], strict=True):
-            set_optimizer_state_dict(
-                self.model, optimizer, state_by_name(state, optimizer, self.model), options=options
-            )
+            named = state_by_name(state, optimizer, self.model)
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return checkpoint
 
 
 def state_by_name(state: Mapping[str, Any], optimizer: Optimizer, network: Module) -> dict[str, Any]:
-    """An optimizer's state with its parameters' numbers replaced by their names in the network."""
+    """An optimizer's state with parameters' names instead of their numbers."""
     names = {parameter: name for name, parameter in network.named_parameters()}
     by_number = {
         number: names[parameter]

@@ -1,13 +1,11 @@
-"""One job, one process tree: starting the ranks of a multi-device job, and reading what Hydra's process can't know.
+"""Start the ranks of a multi-device job, forward signals to them and wait.
 
-A job is a *resolved* configuration in a run folder. Hydra composes it once; every rank then reads that one file.
-So the ranks cannot differ (no time stamp, random suggestion or sweep value is made twice), and nothing depends on
-which Hydra launcher the job came through. Lightning's own launcher re-runs the command line instead, which under
-`--multirun` runs the whole sweep in every rank.
+A job is a resolved configuration in a run folder. Hydra composes it once, and every rank reads that file. Lightning's
+launcher would run the command line again in each rank, under `--multirun` the complete sweep.
 
-The ranks are told their places in torchrun's variables, which torch and Lightning know. They are started here and
-not by torchrun, for what it can't do: signals reach each rank once and leave it the time to save, a rank's death
-takes the others down within seconds and is told in one line, and no process imports torch only to wait.
+Ranks get torchrun's environment variables, which torch and Lightning read. Unlike with torchrun, each rank gets a
+signal once and has time to save, a failed rank ends the others within seconds and is reported in one line, and no
+process imports torch only to wait.
 """
 
 import ctypes
@@ -31,22 +29,22 @@ from vitlab.distributed import signals
 from vitlab.distributed.environment import NODES_VARIABLE, TASK_VARIABLES, NodeInfo, cores, node_from_env
 from vitlab.distributed.signals import Outcome, StopRequested
 
-TAKEDOWN = 15.0  # seconds for the other ranks to end once one has
-RUN_VARIABLE = "VITLAB_RUN"  # the run folder, for a process that is (a rank of) a job
-PARENT_VARIABLE = "VITLAB_PARENT"  # the process that started a rank, without which it doesn't go on
-MEETING = timedelta(minutes=10)  # that a machine waits for the first of a job's machines
+TAKEDOWN = 15.0  # seconds for the other ranks to end after one has
+RUN_VARIABLE = "VITLAB_RUN"  # the run folder of a rank
+PARENT_VARIABLE = "VITLAB_PARENT"  # the process that started a rank; the rank ends with it
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # for the first machine of a job
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
-_stores: dict[Path, Any] = {}  # kept as long as this process: ranks that end talk to them to the last
+_stores: dict[Path, Any] = {}  # kept until this process ends: ranks use them to the end
 
 log = logging.getLogger(__name__)
 
 
 class JobFailed(CompactHydraException):
-    """A job's processes ended with a status other than zero; `killed`: by a signal, so that none could say why.
+    """A job's processes ended with a status other than zero; `killed`: by a signal, so none could log the reason.
 
-    Hydra shows it, of a sweep's job, without the traceback of the process that only waited.
+    For a sweep's job, Hydra prints it without the traceback of the waiting process.
     """
 
     def __init__(self, reason: str, *, killed: bool = False) -> None:
@@ -55,10 +53,9 @@ class JobFailed(CompactHydraException):
 
 
 def rejoin_group(environment: Mapping[str, str]) -> None:
-    """In a rank that was started again: joins the others by a store of this start's own.
+    """Connect a restarted rank to the others through a new prefix in torchrun's store.
 
-    torchrun keeps its store when it starts the ranks again, with the addresses of the processes that are gone, and
-    these would be waited for (torch 2.15 with gloo).
+    After a restart the store still has the addresses of the ended processes, for which torch would wait (2.15, gloo).
     """
     count = int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0)
     served = environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
@@ -72,10 +69,9 @@ def rejoin_group(environment: Mapping[str, str]) -> None:
 
 
 def leave_group() -> None:
-    """Ends this process's part in the ranks' communication, once all of them have come so far.
+    """Destroy the process group after a barrier.
 
-    Lightning leaves it to the interpreter's end, where a thread that still listens may abort a process (seen with
-    gloo: status -6 after a job that was done).
+    Lightning leaves this to the interpreter's exit, where a listening thread may abort a finished process (gloo: -6).
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -84,14 +80,14 @@ def leave_group() -> None:
 
 
 def run_ranks(entry: Path, run_dir: Path, ranks: int, *, max_restarts: int = 0) -> None:
-    """Runs `entry` once per rank on the configuration in `run_dir`, and waits; after a failure, `restarts` times again.
+    """Run `entry` once per rank on the configuration in `run_dir`, wait, and restart all ranks after a failure.
 
-    Of a job on several machines, those of this one: `ranks` counts these. Signals that ask to stop are passed on.
-    Raises `JobFailed` when a rank fails, `Stopped` when the job was asked to.
+    `ranks` counts those of this machine. Signals are forwarded. Raises `JobFailed` if a rank fails after the last
+    restart, `StopRequested` after a request to stop.
     """
     processes: list[subprocess.Popen[bytes]] = []
     here = node_from_env(os.environ) or NodeInfo()
-    with forward_signals(processes) as asked:
+    with forward_signals(processes) as requests:
         for attempt in range(max_restarts + 1):
             processes[:] = start_ranks(entry, run_dir, ranks, attempt, max_restarts, here)
             failure = wait_for_ranks(processes)
@@ -100,8 +96,8 @@ def run_ranks(entry: Path, run_dir: Path, ranks: int, *, max_restarts: int = 0) 
                     raise StopRequested(outcome)
             if failure is None:
                 break
-            if asked:  # twice, or too early to be heard: no failure, and nothing to start again
-                raise StopRequested(asked[0])
+            if requests:  # a second signal, or one before the ranks handled any
+                raise StopRequested(requests[0])
             reason = failure_line(failure, ranks, here)
             if attempt == max_restarts:
                 raise JobFailed(reason, killed=failure[1] < 0)
@@ -111,7 +107,7 @@ def run_ranks(entry: Path, run_dir: Path, ranks: int, *, max_restarts: int = 0) 
 def start_ranks(
     entry: Path, run_dir: Path, ranks: int, attempt: int, max_restarts: int, here: NodeInfo
 ) -> list["subprocess.Popen[bytes]"]:
-    """Starts this machine's ranks, each told its place as torchrun tells it."""
+    """Start this machine's ranks with torchrun's environment variables."""
     own = ("MASTER_ADDR", "MASTER_PORT", NODES_VARIABLE, *TASK_VARIABLES)
     environment = {k: v for k, v in os.environ.items() if k not in own}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
@@ -121,31 +117,31 @@ def start_ranks(
     if several:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        # They meet at a store that the first machine's process serves, as torchrun does: on one machine its port is
-        # free because it is taken already. On others, that it is there also says that the configuration is.
+        # The first machine's process serves the store, as torchrun does. On one machine the system chooses a free
+        # port. For other machines, the store also signals that the configuration is written.
         serves = here.node == 0
-        store = TCPStore(here.address, here.port, is_master=serves, wait_for_workers=False, timeout=MEETING)
+        store = TCPStore(here.address, here.port, is_master=serves, wait_for_workers=False, timeout=RENDEZVOUS_TIMEOUT)
         _stores[run_dir] = store
         environment |= {"MASTER_ADDR": here.address, "MASTER_PORT": str(store.port)}
         environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": run_dir.name}
         environment |= {"TORCHELASTIC_MAX_RESTARTS": str(max_restarts), "GROUP_RANK": str(here.node)}
         environment |= {"WORLD_SIZE": str(ranks * here.nodes), "LOCAL_WORLD_SIZE": str(ranks)}
     places = [{"RANK": str(first + n), "LOCAL_RANK": str(n)} if several else {} for n in range(ranks)]
-    # Process groups of their own: Ctrl-C comes to this process alone, which passes it on exactly once.
+    # Process groups of their own: Ctrl-C reaches this process alone, which forwards it once.
     line = [sys.executable, str(entry)]
     return [subprocess.Popen(line, env={**environment, **place}, process_group=0) for place in places]
 
 
 def export_pythonpath(source: Path) -> None:
-    """Has every Python that is started from here import the same vitlab, also where it is not installed."""
+    """Put `source` first in PYTHONPATH, so that child processes import the same vitlab."""
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(source)]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(source), *others])
 
 
 def exit_with_parent(parent: int) -> None:
-    """Has a rank hear the signals, and be asked to stop, by SIGTERM, when `parent` is gone, however that ended.
+    """Unblock the signals to stop, and on Linux get SIGTERM when the process `parent` ends.
 
-    The latter is Linux's. Ray blocks SIGINT in its workers, and what they start inherits that.
+    Ray blocks SIGINT in its workers, and child processes inherit that.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
     if sys.platform == "linux":
@@ -155,7 +151,7 @@ def exit_with_parent(parent: int) -> None:
 
 
 class Process(Protocol):
-    """A process that was started: `subprocess.Popen`, or what does the same."""
+    """The methods of `subprocess.Popen` that `forward_signals` uses."""
 
     def poll(self) -> int | None: ...
     def send_signal(self, sig: int, /) -> None: ...
@@ -165,22 +161,22 @@ class Process(Protocol):
 
 @contextmanager
 def forward_signals(processes: Sequence[Process]) -> Iterator[list[Outcome]]:
-    """Passes signals on to the processes while the block runs, and notes them; whatever ends it, none is left behind.
+    """Forward signals to the processes within the block, which may change the list; kill the running ones at its end.
 
-    The block may put other processes into the list.
+    Yields a list of the requested outcomes.
     """
-    asked: list[Outcome] = []
+    requests: list[Outcome] = []
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        asked.append(signals.SIGNALS[number])
+    def forward(number: int, _frame: FrameType | None) -> None:
+        requests.append(signals.SIGNALS[number])
         for process in processes:
             process.send_signal(number)
 
-    # Only a main thread may set handlers; elsewhere (some launchers' workers) the launcher owns the signals.
-    passed = signals.SIGNALS if threading.current_thread() is threading.main_thread() else {}
-    former = {number: signal.signal(number, pass_on) for number in passed}
+    # Python sets handlers only in the main thread; elsewhere (in workers of some launchers) the launcher handles them.
+    handled = signals.SIGNALS if threading.current_thread() is threading.main_thread() else {}
+    former = {number: signal.signal(number, forward) for number in handled}
     try:
-        yield asked
+        yield requests
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
@@ -191,22 +187,20 @@ def forward_signals(processes: Sequence[Process]) -> Iterator[list[Outcome]]:
 
 
 def wait_for_ranks(processes: list["subprocess.Popen[bytes]"]) -> tuple[int, int, float] | None:
-    """Waits for all ranks: the one that failed first with its status and how long the others took after it, or None.
+    """Wait for all ranks. Returns the first failed rank, its status and the seconds until the others ended, or None.
 
-    When one rank has ended as it should not, or was stopped, the others can't go on: they have `TAKEDOWN` seconds to
-    notice and to say what they know, four times as long where the first was stopped; then they are killed.
+    After a failure the other ranks have `TAKEDOWN` seconds to notice and log it, after a request to stop four times as
+    long (they may upload); then they are killed.
     """
     first: tuple[int, int] | None = None
     ended = 0.0
     while None in (codes := [process.poll() for process in processes]):
-        if not ended and any(code for code in codes):
+        if not ended and any(codes):
             ended = time.monotonic()
         first = first or first_failure(codes)
-        if ended and time.monotonic() - ended > (
-            TAKEDOWN if first else 4 * TAKEDOWN
-        ):  # one that was stopped may upload
+        if ended and time.monotonic() - ended > (TAKEDOWN if first else 4 * TAKEDOWN):
             for process in processes:
-                process.kill()  # does nothing to those that have ended
+                process.kill()
             break
         time.sleep(0.02)
     else:
@@ -217,9 +211,9 @@ def wait_for_ranks(processes: list["subprocess.Popen[bytes]"]) -> tuple[int, int
 
 
 def first_failure(codes: Sequence[int | None]) -> tuple[int, int] | None:
-    """The first rank that ended as it should not have, and its status. A signal's victim goes before its witnesses."""
-    bad = [(rank, code) for rank, code in enumerate(codes) if code and code not in signals.STATUS.values()]
-    return min(bad, key=lambda found: found[1] > 0) if bad else None
+    """The first failed rank and its status; one killed by a signal precedes those that fail because of it."""
+    failures = [(rank, code) for rank, code in enumerate(codes) if code and code not in signals.STATUS.values()]
+    return min(failures, key=lambda failure: failure[1] > 0) if failures else None
 
 
 def failure_line(failure: tuple[int, int, float], ranks: int, here: NodeInfo) -> str:
@@ -230,6 +224,6 @@ def failure_line(failure: tuple[int, int, float], ranks: int, here: NodeInfo) ->
     if code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:
-            how += " (by hand, or by the system where memory ran out)"
-    others = f"; the other ranks were gone {seconds:.1f} s later" if ranks > 1 else ""
+            how += " (by a user, or by the system when out of memory)"
+    others = f"; the other ranks ended {seconds:.1f} s later" if ranks > 1 else ""
     return f"{f'rank {rank} of {ranks}' if ranks > 1 else 'the process'} {how}{others}"

@@ -1,7 +1,7 @@
-"""Asked to stop: SIGTERM and SIGUSR1 (a cluster wants its machine back), SIGINT (Ctrl-C).
+"""Handle requests to stop: SIGTERM and SIGUSR1 (a cluster preempts the job), SIGINT (Ctrl-C).
 
-Training finishes its step, saves and ends; whatever else a run does is broken off where it is, since nothing of it
-would be lost. A second signal ends the process at once.
+Training finishes its step, saves and ends; other work is aborted, since nothing would be lost. A second signal ends the
+process at once.
 """
 
 import os
@@ -15,18 +15,14 @@ from typing import Literal
 
 Outcome = Literal["preempted", "interrupted"]
 
-# How a process ends that was asked to. 75 is EX_TEMPFAIL of sysexits.h, "try again later": what a cluster requeues on.
+# Exit statuses after a request. 75 is EX_TEMPFAIL of sysexits.h, "try again later": clusters requeue such jobs.
 STATUS: dict[Outcome, int] = {"preempted": 75, "interrupted": 128 + signal.SIGINT}
-SIGNALS: dict[int, Outcome] = {
-    signal.SIGTERM: "preempted",
-    signal.SIGUSR1: "preempted",
-    signal.SIGINT: "interrupted",
-}
-ECHO = 1.0  # seconds in which a signal counts as the former one again: a cluster may tell a process and its parent
+SIGNALS: dict[int, Outcome] = {signal.SIGTERM: "preempted", signal.SIGUSR1: "preempted", signal.SIGINT: "interrupted"}
+ECHO = 1.0  # seconds in which another signal is the same request: a cluster may signal a process and its parent
 
 
 class StopRequested(BaseException):
-    """The run ends because it was asked to; whatever was to be saved is saved."""
+    """The run ends on request, after saving."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome)
@@ -34,41 +30,43 @@ class StopRequested(BaseException):
 
 
 class _Request:
-    """What was asked of this process: signals are the process's own, so there is one of these."""
+    """The request to this process; one instance, since signals belong to the process."""
 
     def __init__(self) -> None:
         self.outcome: Outcome | None = None
-        self.patient = 0  # who is looking for requests himself, and saves first
+        self.graceful = 0  # blocks of `graceful_shutdown`
         self.time = 0.0
 
 
 _request = _Request()
 
 
-def stop_requested() -> Outcome | None:
-    """How the run is to end, if it was asked to."""
+def requested_outcome() -> Outcome | None:
+    """The requested outcome, if any."""
     return _request.outcome
 
 
 @contextmanager
 def graceful_shutdown() -> Iterator[None]:
-    """While the block runs, a first signal is only noted: the block looks at `requested` and raises `Stopped`."""
-    _request.patient += 1
+    """Within the block, only record the first signal; raise `StopRequested` when the block ends.
+
+    The block checks `requested_outcome`.
+    """
+    _request.graceful += 1
     try:
         yield
     finally:
-        _request.patient -= 1
-    if _request.outcome and not _request.patient:
+        _request.graceful -= 1
+    if _request.outcome and not _request.graceful:
         raise StopRequested(_request.outcome)
 
 
 @contextmanager
 def handle_signals(at_once: Callable[[Outcome], None]) -> Iterator[None]:
-    """Handles the signals until the block ends. `at_once` notes down a second one's end, just before it comes.
+    """Handle the signals within the block. `at_once` records the outcome of a second one, just before the exit.
 
-    Elsewhere than in a process's main thread Python handles no signals, and the block runs without. A process that was
-    forked meanwhile, as those that load data are, ends at a signal without a word, since this one tells the end; where
-    this one is patient it stays, and ends when this one does.
+    Outside of the main thread Python handles no signals, and the block runs without. Processes forked in the block,
+    such as data workers, end silently at a signal, or with this one if it shuts down gracefully.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -77,13 +75,13 @@ def handle_signals(at_once: Callable[[Outcome], None]) -> Iterator[None]:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != process:
-            if not _request.patient:
-                os._exit(0)  # or torch would raise in the parent: a process of it failed
+            if not _request.graceful:
+                os._exit(0)  # with another status, torch would raise an error in the parent
             return
         outcome, now = SIGNALS[number], time.monotonic()
         if _request.outcome is None:
             _request.outcome, _request.time = outcome, now
-            if not _request.patient:
+            if not _request.graceful:
                 raise StopRequested(outcome)
         elif now - _request.time > ECHO:
             at_once(outcome)

@@ -11,7 +11,6 @@ from vitlab.runs import folder
 
 
 def evaluation_problems(read: ConfigView) -> Iterator[str]:
-    """What is wrong with the settings, a line each."""
     yield from source_problems(read)
     yield from probe_problems(read)
     yield from run_problems(read)
@@ -36,7 +35,7 @@ def source_problems(read: ConfigView) -> Iterator[str]:
     if run is None and model is None:
         yield "neither run nor model.weights is set; run=FOLDER evaluates a run, model.weights=SOURCE other weights"
     elif run is None and not (isinstance(data, dict) and "_target_" in data):
-        yield "data is not set; name the data set to evaluate on: data=cifar100, say"
+        yield "data is not set; name the data set to evaluate on, such as data=cifar100"
     elif run is not None and read("weights.source") is not None:
         yield "run and model.weights are both set; leave one of them out"
     elif run is not None:

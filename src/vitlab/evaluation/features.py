@@ -1,9 +1,9 @@
-"""Features of a frozen network for every image of a split, computed once on any number of devices, and cached.
+"""Compute the features of a frozen network for all images of a split, on any number of devices, and cache them.
 
-FOLDER/SPLIT-KEY.pt   the features, in the order of the split. KEY is a digest of all that they depend on: the weights,
-                      the model's settings, the images, their size and normalization, the precision
+FOLDER/SPLIT-KEY.pt   the features, in the order of the split. KEY is a digest of the weights, the model's settings, the
+                      images, their size and normalization, and the precision
 
-Each rank writes its share next to it, and the first merges them; so no process holds more than one copy.
+Each rank writes its share next to it, and the first one merges them, so that no process holds more than one copy.
 """
 
 import hashlib
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 
 class Features(NamedTuple):
-    """The features of a split and its labels."""
-
     rows: Tensor  # float32 [N, D]
     labels: Tensor  # int64 [N]
 
@@ -86,10 +84,9 @@ def extract(
     model: Node,
     folder: Path,
 ) -> dict[SplitName, Path]:
-    """The files of the splits' features, computed unless `folder` has them. Every rank calls it.
+    """Compute the features of the splits that `folder` doesn't have. Returns their files. Every rank calls it.
 
-    The files are complete when it returns on the first rank. `model` is the network's configuration node, on which its
-    output depends too.
+    The files are complete when it returns on the first rank. `model` is the network's configuration node.
     """
     extractor, images = Extractor(network, kind), datamodule.fingerprint()
     depends = {
@@ -104,7 +101,7 @@ def extract(
     for split in splits:
         key = json.dumps({**depends, "images": images[f"{split} digest"]}, sort_keys=True, default=str)
         files[split] = folder / f"{split}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.pt"
-    # no rank can see another's new file here: it is complete only after every rank's share
+    # equal on all ranks: a new file is complete only after each rank's share
     missing = [split for split, file in files.items() if not file.is_file() or safe_load.corruption(file)]
     rank, ranks = trainer.global_rank, trainer.world_size
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +122,6 @@ def extract(
 
 
 def share_file(file: Path, rank: int) -> Path:
-    """The temporary file of a rank's part."""
     return file.with_name(f".{file.name}.rank{rank}")
 
 
@@ -143,13 +139,8 @@ def merge_shares(file: Path, ranks: int, count: int, *, in_blocks: bool = False)
         share_file(file, rank).unlink()
 
 
-def load_features(file: Path, labels: Tensor) -> Features:
-    """Cached features with the labels of their split."""
-    return Features(torch.load(file, weights_only=True), labels)
-
-
 def digest(state: dict[str, Tensor]) -> str:
-    """A digest of weights, by name and to the bit."""
+    """A digest of names and bits of weights."""
     result = hashlib.blake2b(digest_size=16)
     for name, value in sorted(state.items()):
         result.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

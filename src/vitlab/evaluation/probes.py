@@ -18,7 +18,7 @@ from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.scan import SplitName
 from vitlab.distributed import launch
-from vitlab.evaluation.features import Features, Kind, extract, load_features
+from vitlab.evaluation.features import Features, Kind, extract
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,7 @@ class Probe:
         self.features: Kind = features
 
     def scores(self, train: Features, val: Features, queries: Features) -> tuple[Tensor, Node]:
-        """A score for each image of `queries` and class [N, classes], and further results.
-
-        `queries` are another split's, or `val` itself.
-        """
+        """Scores [N, classes] of `queries` (another split, or `val` itself), and further results."""
         raise NotImplementedError
 
 
@@ -44,6 +41,11 @@ class KNN(Probe):
 
     As in DINO (arXiv 2104.14294, appendix F.1), with its values as defaults. Nothing is chosen, so all published
     training images vote, also those held out for validation, unless these are scored.
+
+    Args:
+        features: The head's input (`pooled`), or of a ViT the [cls] token, the mean of the patch tokens, or both.
+        k: Number of neighbors.
+        temperature: Similarities are divided by it before their exponential.
     """
 
     name = "knn"
@@ -54,7 +56,6 @@ class KNN(Probe):
         self.k, self.temperature = k, temperature
 
     def scores(self, train: Features, val: Features, queries: Features) -> tuple[Tensor, Node]:
-        """Raises `ValueError` if there are fewer than `k` images to vote."""
         known = train if queries is val else concatenate(train, val)
         if self.k > len(known.rows):
             raise ValueError(f"probe.k={self.k} is more than the {len(known.rows)} images that can vote; lower it")
@@ -72,9 +73,14 @@ class KNN(Probe):
 class Linear(Probe):
     """Multinomial logistic regression with an L2 penalty, by scikit-learn's L-BFGS, on standardized features.
 
-    The value of `c` (scikit-learn's C: the inverse of the penalty) is the one with the best accuracy on the validation
-    split, then with the lowest loss. It is fitted again to training and validation images together (as in CLIP,
-    arXiv 2103.00020, appendix A.3), unless the validation split is scored. A fit has at most `max_iter` steps.
+    The value of `c` is the one with the best accuracy on the validation split, then with the lowest loss. It is fitted
+    again to training and validation images together (as in CLIP, arXiv 2103.00020, appendix A.3), unless the
+    validation split is scored.
+
+    Args:
+        features: The head's input (`pooled`), or of a ViT the [cls] token, the mean of the patch tokens, or both.
+        c: Values of scikit-learn's C, the inverse of the penalty, to choose from.
+        max_iter: Steps of a fit, at most.
     """
 
     name = "linear"
@@ -93,7 +99,6 @@ class Linear(Probe):
         self.c, self.max_iter = sorted(c), max_iter
 
     def scores(self, train: Features, val: Features, queries: Features) -> tuple[Tensor, Node]:
-        """Warns if the best value is the grid's first or last, or if `max_iter` is too low."""
         tried: dict[float, tuple[float, float]] = {}
         for c in self.c:
             logits = self.fit_predict(train, val, c)
@@ -128,7 +133,6 @@ class Linear(Probe):
 
 
 def concatenate(one: Features, two: Features) -> Features:
-    """The images of two splits."""
     return Features(torch.cat([one.rows, two.rows]), torch.cat([one.labels, two.labels]))
 
 
@@ -151,7 +155,8 @@ def measure(
     launch.leave_group()
     if trainer.global_rank:
         return {}
-    features = {name: load_features(files[name], datamodule.split(name).labels) for name in splits}
+    rows = {name: torch.load(files[name], weights_only=True) for name in splits}
+    features = {name: Features(rows[name], datamodule.split(name).labels) for name in splits}
     scores, results = probe.scores(features["train"], features["val"], features[split])
     return {
         "probe": probe.name,
@@ -173,8 +178,8 @@ def accuracies(scores: Tensor, labels: Tensor, name: str) -> Node:
 
 
 def log_results(results: Node, split: SplitName, folder: Path) -> None:
-    """Log the results in a line, and the run folder."""
-    if "probe" in results:  # the first rank
+    """Log the results, on the first rank, and the run folder."""
+    if "probe" in results:
         name = results["probe"]
         probe = f"{name} probe on {results['features']} features ({results['width']} numbers)"
         counts = f"{results[f'{split}/{name}_correct']} of {results[f'{split}/count']}"

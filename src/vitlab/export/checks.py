@@ -2,25 +2,17 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from vitlab.config.schema import format_value
 from vitlab.config.view import ConfigView
 
 
 def export_problems(read: ConfigView) -> Iterator[str]:
-    if (tolerance := read("tolerance", float)) is not None and not tolerance >= 0:
-        yield f"tolerance={format_value(tolerance)} must be 0 or more"
     name, run, checkpoint, out = (read(key, str) for key in ("format", "run", "checkpoint", "out"))
     if name is None or run is None or checkpoint is None or out is None:
         return
     from vitlab.export import export
 
-    yield from export.problems(
-        run=Path(run),
-        checkpoint=checkpoint,
-        part=read("part", str),
-        name=name,
-        fold=bool(read("fold", bool)),
-        out=Path(out),
-        overwrite=bool(read("overwrite", bool)),
-    )
+    fold, overwrite = bool(read("fold", bool)), bool(read("overwrite", bool))
+    source: dict[str, Any] = {"run": Path(run), "checkpoint": checkpoint, "part": read("part", str)}
+    yield from export.problems(name=name, fold=fold, out=Path(out), overwrite=overwrite, **source)

@@ -1,7 +1,6 @@
-"""The formats, and an export from beginning to end: what can't be is refused, what is written is compared, then named.
+"""Export a network: write it in a format, compare it with the live network, add a model card.
 
-write into a folder that isn't there yet -> load it as the other library does -> compare with the live network
--> model card, export.json -> rename
+temporary folder -> loaded by the other library -> compared with the live network -> README.md, export.json -> renamed
 """
 
 import logging
@@ -17,46 +16,42 @@ from torch import Tensor
 from vitlab.config.allowlist import NotTrusted
 from vitlab.config.schema import Node
 from vitlab.export import graph, model_card, safetensors, timm, transformers
-from vitlab.export.checkpoint import CheckpointWeights, ExportModel, Kind, comparison_images, load_weights
+from vitlab.export.checkpoint import CheckpointWeights, ExportModel, Kind, load_weights, random_images
 from vitlab.export.folder import RECORD, atomic_folder, folder_problem, write_json, write_text
 from vitlab.runs.folder import write_problem
 from vitlab.runs.record import git_commit
 from vitlab.storage.atomic import file_sha256
 
-COMPARED = (1, 2, 5)  # images at once, that an export is compared on
+BATCH_SIZES = (1, 2, 5)  # of the comparison with the live network
 
 log = logging.getLogger(__name__)
 
 
 class OutputsDiffer(ArithmeticError):
-    """What was written gives other outputs than the network that it was made of."""
+    """The exported network's outputs differ from those of the live network."""
 
 
 class Format(NamedTuple):
-    """A format.
+    """An export format."""
 
-    `checked_by`: the package that loads it, to be compared. `needs`: packages without which it can't be written.
-    `unsupported`: what of a Vision Transformer it can't express.
-    """
-
-    library: str
+    library: str  # for the model card
     write: Callable[..., None]
     load: Callable[[Path, ExportModel], Callable[[Tensor], Tensor]]
     usage: Callable[[ExportModel, bool], str]
-    checked_by: str
-    kinds: tuple[Kind, ...]
-    unsupported: Callable[[Node], list[str]] = lambda _: []
-    needs: tuple[str, ...] = ("safetensors",)
-    folds: bool = False
+    checked_by: str  # package that loads the export for the comparison
+    kinds: tuple[Kind, ...] = ("vit", "timm", "other")
+    unsupported: Callable[[Node], list[str]] = lambda _: []  # parts of a Vision Transformer
+    needs: tuple[str, ...] = ("safetensors",)  # packages that write it
+    folds: bool = False  # can include preprocessing and softmax
 
 
-ANY: tuple[Kind, ...] = ("vit", "timm", "other")
-ONNX = ("onnx", "onnxscript", "onnxruntime")
 FORMATS = {
     "safetensors": Format(
-        "pytorch", safetensors.write_safetensors, safetensors.load_safetensors, safetensors.usage, "safetensors", ANY
+        "pytorch", safetensors.write_safetensors, safetensors.load_safetensors, safetensors.usage, "safetensors"
     ),
-    "timm": Format("timm", timm.write_timm, timm.load_timm, timm.usage, "timm", ("vit", "timm"), timm.unsupported),
+    "timm": Format(
+        "timm", timm.write_timm, timm.load_timm, timm.usage, "timm", ("vit", "timm"), timm.unsupported_parts
+    ),
     "hf": Format(
         "transformers",
         transformers.write_transformers,
@@ -64,30 +59,33 @@ FORMATS = {
         transformers.usage,
         "transformers",
         ("vit",),
-        transformers.unsupported,
+        transformers.unsupported_parts,
     ),
     "onnx": Format(
-        "onnx", graph.write_onnx, graph.load_onnx, graph.usage_onnx, "onnxruntime", ANY, needs=ONNX, folds=True
+        "onnx",
+        graph.write_onnx,
+        graph.load_onnx,
+        graph.usage_onnx,
+        "onnxruntime",
+        needs=("onnx", "onnxscript", "onnxruntime"),
+        folds=True,
     ),
     "torch_export": Format(
-        "pytorch", graph.write_torch, graph.load_torch, graph.usage_torch, "torch", ANY, needs=(), folds=True
+        "pytorch", graph.write_torch, graph.load_torch, graph.usage_torch, "torch", needs=(), folds=True
     ),
 }
-
-
-# ------------------------------------------------------------------------------------------------- what can't be
 
 
 def problems(
     *, run: Path, checkpoint: str, part: str | None, name: str, fold: bool, out: Path, overwrite: bool
 ) -> Iterator[str]:
-    """Why an export can't be made, a line each, as far as names and shapes tell."""
+    """Why an export is impossible, a line each, without reading tensors."""
     format_ = FORMATS[name]
     if missing := [package for package in format_.needs if find_spec(package) is None]:
         yield f"format={name} needs {' and '.join(missing)}: python -m pip install {' '.join(missing)}"
     if fold and not format_.folds:
-        able = " and ".join(other for other, known in FORMATS.items() if known.folds)
-        yield f"fold=true: format={name} holds weights and no preprocessing code; {able} can fold it in"
+        able = " or ".join(f"format={other}" for other, known in FORMATS.items() if known.folds)
+        yield f"fold=true: format={name} holds weights without preprocessing; use {able}"
     if problem := folder_problem(out, overwrite) or write_problem("out", out):
         yield problem
     try:
@@ -95,56 +93,43 @@ def problems(
     except (OSError, ValueError, NotTrusted) as error:
         yield str(error)
         return
-    if refused := unsupported(weights, name):
-        able = ", ".join(other for other in FORMATS if not unsupported(weights, other))
-        yield from (f"format={name} can't express {reason}; formats that can: {able}" for reason in refused)
+    if reasons := unsupported_parts(weights, name):
+        able = ", ".join(other for other in FORMATS if not unsupported_parts(weights, other))
+        yield from (f"format={name} doesn't support {reason}; formats that do: {able}" for reason in reasons)
 
 
-def unsupported(weights: CheckpointWeights, name: str) -> list[str]:
-    """What a format can't express of a network, and why."""
+def unsupported_parts(weights: CheckpointWeights, name: str) -> list[str]:
+    """Parts of a network that a format doesn't support, with reasons."""
     format_ = FORMATS[name]
     if weights.kind not in format_.kinds:
         target = weights.config["model"]["_target_"]
-        what = f"timm's {weights.arguments.get('model_name')}" if weights.kind == "timm" else target
-        return [f"{what}: it is for plain Vision Transformers"]
+        network = f"timm's {weights.arguments.get('model_name')}" if weights.kind == "timm" else target
+        return [f"{network}: it is for plain Vision Transformers"]
     return format_.unsupported(weights.arguments) if weights.kind == "vit" else []
-
-
-# ---------------------------------------------------------------------------------------------------- what is made
 
 
 def export_network(
     trained: ExportModel, name: str, out: Path, *, fold: bool, tolerance: float, license: str | None, overwrite: bool
 ) -> Node:
-    """Writes a network in a format to the folder `out`; what is known of it then, for `results.json`.
+    """Write a network in a format to the folder `out`. Returns the content of export.json.
 
-    Raises:
-        Differs: what was written gives outputs that differ by more than `tolerance`; nothing is left of it.
-        FileExistsError: there is something in `out` that isn't to be overwritten.
+    Raises `OutputsDiffer` if outputs differ by more than `tolerance`, `FileExistsError` if `out` can't be overwritten.
     """
-    format_ = FORMATS[name]
+    format_, kind = FORMATS[name], graph.output_name(fold)
     if problem := folder_problem(out, overwrite):
         raise FileExistsError(problem)
     with atomic_folder(out, overwrite=overwrite) as folder:
         format_.write(trained, folder, fold=fold)
         difference = largest_difference(format_, trained, folder, fold)
         if difference is None:
-            log.warning("not compared with the live network: %s isn't installed here", format_.checked_by)
+            log.warning("not compared with the live network: %s isn't installed", format_.checked_by)
         else:
-            kind = "probabilities" if fold else "logits"
-            log.info(
-                "%s loads it: batches of %s images give %s that differ by %.2g at most (tolerance %g)",
-                format_.checked_by,
-                ", ".join(map(str, COMPARED)),
-                kind,
-                difference,
-                tolerance,
-            )
-            if not difference <= tolerance:  # nor if it is no number
+            report = "loaded with %s: the largest difference from the live network's %s is %.2g (tolerance %g)"
+            log.info(report, format_.checked_by, kind, difference, tolerance)
+            if not difference <= tolerance:  # also if it is NaN
                 raise OutputsDiffer(
-                    f"what {format_.checked_by} loads gives {kind} that differ by {difference:.2g} from the live "
-                    f"network's, more than tolerance={tolerance:g}; nothing was written. Raise tolerance if that is "
-                    "near enough"
+                    f"loaded with {format_.checked_by}, {kind} differ by {difference:.2g} from the live network's, "
+                    f"more than tolerance={tolerance:g}; nothing was written. Raise tolerance if that is close enough"
                 )
         record = export_record(trained, name, folder, fold=fold, difference=difference)
         usage = format_.usage(trained, fold)
@@ -156,48 +141,42 @@ def export_network(
 
 
 def largest_difference(format_: Format, trained: ExportModel, folder: Path, fold: bool) -> float | None:
-    """How far the outputs of what was written lie from the live network's, at most, in batches of several sizes.
+    """The largest difference between the exported and the live network's outputs on batches of several sizes.
 
-    In units of the largest output where that is above 1. None: what would load it isn't installed.
+    It is relative to the largest output if that is above 1. None if the package that loads the export isn't installed.
     """
     if find_spec(format_.checked_by) is None:
         return None
-    theirs, ours = format_.load(folder, trained), graph.graph_module(trained, fold)
+    exported, live = format_.load(folder, trained), graph.graph_module(trained, fold)
     largest = torch.zeros(())
     with torch.no_grad():
-        for seed, count in enumerate(COMPARED):
-            batch = comparison_images(trained, count, seed=seed)
+        for seed, count in enumerate(BATCH_SIZES):
+            batch = random_images(trained, count, seed=seed)
             batch = batch if fold else trained.prepare()(batch)
-            expected, found = ours(batch), theirs(batch)
-            if found.shape != expected.shape:
-                raise OutputsDiffer(
-                    f"{format_.checked_by} gives outputs of shape {tuple(found.shape)}, the live network "
-                    f"{tuple(expected.shape)}"
-                )
+            expected, outputs = live(batch), exported(batch)
+            if outputs.shape != expected.shape:
+                shapes = f"outputs have the shape {tuple(outputs.shape)}, the live network's {tuple(expected.shape)}"
+                raise OutputsDiffer(f"loaded with {format_.checked_by}, {shapes}")
             scale = expected.abs().max().clamp(min=1)
-            largest = torch.maximum(largest, (found - expected).abs().max() / scale)  # which keeps what is no number
+            largest = torch.maximum(largest, (outputs - expected).abs().max() / scale)  # keeps NaN
     return float(largest)
 
 
 def export_record(trained: ExportModel, name: str, folder: Path, *, fold: bool, difference: float | None) -> Node:
-    """export.json: what a program has to know of the folder."""
-    by = FORMATS[name].checked_by
-    version = metadata.version(by) if difference is not None else None
+    """The content of export.json."""
+    package = FORMATS[name].checked_by
+    shape = {"channels": trained.channels, "image_size": list(trained.image_size)}
     return {
         "format": name,
         "fold": fold,
         "checkpoint": trained.weights.file.name,
         "weights": trained.weights.chosen,
         "step": trained.weights.content.get("global_step"),
-        "compared_with": f"{by} {version}" if version else None,
+        "compared_with": None if difference is None else f"{package} {metadata.version(package)}",
         "largest_difference": difference,
         "classes": list(trained.classes),
-        "preprocessing": {
-            "channels": trained.channels,
-            "image_size": list(trained.image_size),
-            **trained.preprocessing,
-        },
-        "output": "probabilities" if fold else "logits",
+        "preprocessing": {**shape, **trained.preprocessing},
+        "output": graph.output_name(fold),
         "loss": trained.loss,
         "commit": git_commit(),
         "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},

@@ -1,4 +1,4 @@
-"""Files that are whole on the disk, and a folder that comes into its place at once or not at all."""
+"""Write an export's files, and a folder that appears only when it is complete."""
 
 import json
 import os
@@ -12,48 +12,43 @@ from torch import Tensor
 
 from vitlab.storage.atomic import fsync
 
-RECORD = "export.json"  # what tells a folder of ours from any other
+RECORD = "export.json"  # identifies an export
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes text."""
     file.write_text(text, encoding="utf-8")
     fsync(file)
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Writes JSON for people to read, too."""
     write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_tensors(file: Path, state: dict[str, Tensor]) -> None:
-    """Writes a safetensors file."""
+    """Write a safetensors file."""
     from safetensors.torch import save_file
 
     file.touch()
-    mode = file.stat().st_mode  # what the umask allows; save_file leaves a file to its owner alone
+    mode = file.stat().st_mode  # as the umask allows; save_file makes files that only their owner can read
     save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, file, metadata={"format": "pt"})
     file.chmod(mode)
     fsync(file)
 
 
 def folder_problem(out: Path, overwrite: bool) -> str | None:
-    """Why an export can't be put in a place; None if it can.
-
-    What is overwritten must be an export: nothing else is ever removed.
-    """
+    """Why `out` can't be written; None if it can. Only an export is ever overwritten."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / RECORD).is_file():
-        return f"out={out} is there, and is no export (it has no {RECORD}); name another folder"
-    return None if overwrite else f"out={out} holds an export; overwrite=true replaces it, or name another folder"
+        return f"out={out} exists and is not an export (it has no {RECORD}); name another folder"
+    return None if overwrite else f"out={out} has an export; overwrite=true replaces it, or name another folder"
 
 
 @contextmanager
 def atomic_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """An empty folder to write in, which becomes `out` when the block ends; nothing is left of it if the block raises.
+    """Yield an empty folder that becomes `out` when the block ends, and is removed when the block fails.
 
-    What `out` was before is removed once the new one is there. Raises `FileExistsError` where that may not be.
+    A former `out` is removed last. Raises `FileExistsError` if it may not be overwritten.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary, former = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
@@ -62,7 +57,7 @@ def atomic_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         yield temporary
         fsync(temporary)
-        if reason := folder_problem(out, overwrite):  # once more: the block may have taken long
+        if reason := folder_problem(out, overwrite):  # again: the block may have taken long
             raise FileExistsError(reason)
         if out.exists():
             out.replace(former)

@@ -1,7 +1,7 @@
-"""The network as a graph that needs neither vitlab nor its code: ONNX, or torch.export's own.
+"""Export the network as a graph that needs no code of vitlab: ONNX or torch.export.
 
-Any number of images at once, of the one size that the network was trained on. `fold` puts the normalisation before it
-and softmax (or sigmoid, where each class was trained by itself) behind it: bytes in, probabilities out.
+The graph takes any number of images of the size that the network was trained on. With `fold` it also normalizes and
+applies softmax (or sigmoid, after training with the sigmoid loss): uint8 images in, probabilities out.
 """
 
 import json
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.config.schema import Node
-from vitlab.export.checkpoint import ExportModel, comparison_images
+from vitlab.export.checkpoint import ExportModel, random_images
 from vitlab.runs.muted_logs import muted_logs
 from vitlab.storage.atomic import fsync
 
-LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one .onnx: protobuf's limit, less what the graph takes
+LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one .onnx: protobuf's limit, less room for the graph
 INPUT = "images"
-EXAMPLE = 2  # images; of one the exporter would believe that it is always one
+EXAMPLE = 2  # images; with one, the exporter takes the batch size for a constant
 
 
 class FoldedNetwork(nn.Module):
@@ -35,85 +35,65 @@ class FoldedNetwork(nn.Module):
 
 
 def graph_module(trained: ExportModel, fold: bool) -> nn.Module:
-    """What is recorded."""
     return (FoldedNetwork(trained) if fold else trained.network).eval()
 
 
-def example_input(trained: ExportModel, fold: bool, count: int = EXAMPLE) -> Tensor:
-    """What it is given."""
-    made = comparison_images(trained, count)
-    return made if fold else trained.prepare()(made)
+def example_input(trained: ExportModel, fold: bool) -> Tensor:
+    images = random_images(trained, EXAMPLE)
+    return images if fold else trained.prepare()(images)
 
 
 def output_name(fold: bool) -> str:
-    """The name of what comes out."""
     return "probabilities" if fold else "logits"
 
 
 def export_program(trained: ExportModel, fold: bool) -> torch.export.ExportedProgram:
-    """The graph, for any number of images."""
+    """The graph, with a dynamic batch size."""
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     with torch.no_grad(), muted_logs("torch.export"):
         return torch.export.export(graph_module(trained, fold), (example_input(trained, fold),), dynamic_shapes=shapes)
 
 
 def write_torch(trained: ExportModel, folder: Path, *, fold: bool) -> None:
-    """model.pt2."""
+    """Write model.pt2."""
     torch.export.save(export_program(trained, fold), folder / "model.pt2")
     fsync(folder / "model.pt2")
 
 
 def load_torch(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
-    """The graph, as torch runs it."""
     loaded: Callable[[Tensor], Tensor] = torch.export.load(folder / "model.pt2").module()
     return loaded
 
 
 def write_onnx(trained: ExportModel, folder: Path, *, fold: bool) -> None:
-    """model.onnx; weights of 2 GB and more beside it."""
+    """Write model.onnx, with 2 GB of weights or more in a second file. Class names and preprocessing are metadata."""
     size = sum(p.numel() * p.element_size() for p in trained.network.parameters())
+    names: Any = {"input_names": [INPUT], "output_names": [output_name(fold)]}
     with muted_logs("torch.onnx", "onnxscript", "onnx_ir"):
-        program: Any = torch.onnx.export(
-            export_program(trained, fold),
-            input_names=[INPUT],
-            output_names=[output_name(fold)],
-            dynamo=True,
-            verbose=False,
-        )
-    program.model.metadata_props.update({k: str(v) for k, v in graph_metadata(trained, fold).items()})
+        program: Any = torch.onnx.export(export_program(trained, fold), **names, dynamo=True, verbose=False)
+    known: Node = {"classes": json.dumps(list(trained.classes)), "image_size": list(trained.image_size)}
+    known |= {} if fold else {"mean": list(trained.mean), "std": list(trained.std)}
+    program.model.metadata_props.update({key: str(value) for key, value in known.items()})
     program.save(folder / "model.onnx", external_data=size > LARGEST_FILE)
     for file in folder.glob("model.onnx*"):
         fsync(file)
 
 
-def graph_metadata(trained: ExportModel, fold: bool) -> Node:
-    """What a user of the file has to know, kept in it."""
-    known: Node = {"classes": json.dumps(list(trained.classes)), "image_size": list(trained.image_size)}
-    return known if fold else known | {"mean": list(trained.mean), "std": list(trained.std)}
-
-
 def load_onnx(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
-    """The graph, as ONNX Runtime runs it on the CPU."""
+    """The graph in ONNX Runtime, on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-
-    def run(batch: Tensor) -> Tensor:
-        (found,) = session.run(None, {INPUT: batch.numpy()})
-        return torch.from_numpy(found)
-
-    return run
+    return lambda batch: torch.from_numpy(session.run(None, {INPUT: batch.numpy()})[0])
 
 
 def input_description(trained: ExportModel, fold: bool) -> str:
-    """What goes in, in words."""
     height, width = trained.image_size
-    kind = "uint8, 0..255" if fold else "float32, normalised"
+    kind = "uint8, 0..255" if fold else "float32, normalized"
     return f"[any number, {trained.channels}, {height}, {width}], {kind}"
 
 
 def usage_onnx(trained: ExportModel, fold: bool) -> str:
-    """How to load it."""
     return f"""import onnxruntime
 
 session = onnxruntime.InferenceSession("FOLDER/model.onnx")
@@ -122,7 +102,6 @@ session = onnxruntime.InferenceSession("FOLDER/model.onnx")
 
 
 def usage_torch(trained: ExportModel, fold: bool) -> str:
-    """How to load it."""
     return f"""import torch
 
 model = torch.export.load("FOLDER/model.pt2").module()

@@ -1,7 +1,7 @@
-"""The model card: README.md in Hugging Face's layout, made of what the run itself recorded.
+"""Write the model card: README.md in Hugging Face's format, from the records of a run.
 
-Scores are shown only for the weights that they were measured with: those of the best checkpoint at the end of
-training, and what `evaluate.py` has measured since the checkpoint was written.
+Scores are shown only if they were measured with the exported weights: those at the end of training, of the best
+checkpoint, and those of `evaluate.py` since the checkpoint was written.
 """
 
 import re
@@ -20,8 +20,6 @@ SPLITS = {"train": "training, not augmented", "val": "validation", "test": "test
 
 
 class Score(NamedTuple):
-    """A measured number."""
-
     split: str
     metric: str
     value: float
@@ -30,28 +28,24 @@ class Score(NamedTuple):
 
 
 def scores(weights: CheckpointWeights) -> list[Score]:
-    """What was measured with exactly these weights, the test split first.
-
-    Where a checkpoint has averaged and raw weights, the averaged ones are what is tested.
-    """
+    """Scores of these weights, the test split first. Of a checkpoint with averages, only those were tested."""
     if weights.chosen == "raw":
         return []
-    found: list[Score] = []
+    measured: list[Score] = []
     results = folder.read_results(weights.run)
     best = Path(results.get("checkpoint") or "").name.startswith("best")
     if weights.file.stem == "best" and best and results.get("status") == "finished":
-        found += result_scores(results)
+        measured += result_scores(results)
     for file in sorted((weights.run / "evaluation").glob(f"{weights.file.stem}-*/{folder.RESULTS}")):
         evaluated = folder.read_results(file.parent)
         newer = file.stat().st_mtime >= weights.file.stat().st_mtime
         if newer and evaluated.get("status") == "finished":
-            known = {score.split for score in found}
-            found += [score for score in result_scores(evaluated) if score.split not in known]
-    return sorted(found, key=lambda score: -list(SPLITS).index(score.split))
+            known = {score.split for score in measured}
+            measured += [score for score in result_scores(evaluated) if score.split not in known]
+    return sorted(measured, key=lambda score: -list(SPLITS).index(score.split))
 
 
 def result_scores(results: Node) -> list[Score]:
-    """The scores in a `results.json`."""
     return [
         Score(split, metric, results[f"{split}/{metric}"], results[f"{split}/correct"], results[f"{split}/count"])
         for split in SPLITS
@@ -61,20 +55,17 @@ def result_scores(results: Node) -> list[Score]:
 
 
 def card_text(trained: ExportModel, record: Node, *, usage: str, library: str, license: str | None, fold: bool) -> str:
-    """The card of an exported network."""
-    found, title = scores(trained.weights), str(trained.weights.config.get("name") or trained.weights.run.name)
-    header = yaml.safe_dump(
-        front_matter(trained, found, title=title, library=library, license=license), sort_keys=False, allow_unicode=True
-    )
+    measured, title = scores(trained.weights), str(trained.weights.config.get("name") or trained.weights.run.name)
+    header = front_matter(trained, measured, title=title, library=library, license=license)
     parts = (
-        f"---\n{header}---",
+        f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
         f"# {title}",
         card_summary(trained, record),
         "## How to load it",
         f"```python\n{usage}\n```",
         preprocessing_section(trained, fold),
         "## Scores",
-        score_table(found, trained.weights),
+        score_table(measured, trained.weights),
         "## Data",
         data_section(trained),
         "## Provenance",
@@ -85,8 +76,8 @@ def card_text(trained: ExportModel, record: Node, *, usage: str, library: str, l
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(trained: ExportModel, found: list[Score], *, title: str, library: str, license: str | None) -> Node:
-    """What Hugging Face's hub reads, as its `ModelCardData` writes it."""
+def front_matter(trained: ExportModel, measured: list[Score], *, title: str, library: str, license: str | None) -> Node:
+    """The header that Hugging Face's hub reads."""
     from huggingface_hub import EvalResult, ModelCardData
 
     name = str(trained.data["data set"]) if "data set" in trained.data else "unknown"
@@ -100,7 +91,7 @@ def front_matter(trained: ExportModel, found: list[Score], *, title: str, librar
             metric_name=METRICS[score.metric][1],
             metric_value=score.value,
         )
-        for score in found
+        for score in measured
     ]
     known = ModelCardData(
         library_name=library,
@@ -114,16 +105,15 @@ def front_matter(trained: ExportModel, found: list[Score], *, title: str, librar
 
 
 def card_summary(trained: ExportModel, record: Node) -> str:
-    """What it is, in a paragraph."""
+    """The network, the checkpoint and the comparison, in a paragraph."""
     parameters = sum(p.numel() for p in trained.network.parameters())
     height, width = trained.image_size
-    kinds = {"ema": ", averaged over steps", "raw": ", as the optimizer left them (not averaged)", None: ""}
-    compared = "It was not compared with the network that it was made of."
+    kinds = {"ema": ", averaged over steps", "raw": ", not averaged", None: ""}
+    compared = "It was not compared with the trained network."
     if record["compared_with"]:
-        compared = (
-            f"Loaded by {record['compared_with']}, its outputs differ from those of the network that it was made of by "
-            f"{record['largest_difference']:.2g} at most."
-        )
+        difference = f"{record['largest_difference']:.2g}"
+        compared = f"Loaded with {record['compared_with']}, its outputs differ from the trained network's by at most "
+        compared += f"{difference}."
     return (
         f"An image classifier of {parameters:,} parameters, {len(trained.classes)} classes and images of {height} x "
         f"{width} pixels, trained with vitlab. The weights are those of {record['checkpoint']} (step "
@@ -132,32 +122,28 @@ def card_summary(trained: ExportModel, record: Node) -> str:
 
 
 def preprocessing_section(trained: ExportModel, fold: bool) -> str:
-    """How an image has to be prepared."""
     height, width = trained.image_size
-    how = f"resized to {height} x {width} as a whole"
+    how = f"resized to {height} x {width}, without keeping the aspect ratio"
     if trained.crop_fraction is not None:
         share = f"{100 * trained.crop_fraction:g} %"
-        how = f"resized so that its centre of {height} x {width} is {share} of the short side, and cropped to that"
-    kind = {1: "one grey channel", 3: "RGB"}.get(trained.channels, f"{trained.channels} channels")
+        how = f"resized so that a center crop of {height} x {width} is {share} of the short side, and cropped to it"
+    channels = {1: "one gray channel", 3: "RGB"}.get(trained.channels, f"{trained.channels} channels")
     function = "softmax" if trained.loss == "softmax" else "sigmoid"
     if fold:
-        end = f"Bytes (0..255) go in: the normalisation, and {function}, are part of the file."
+        end = f"The input is uint8 (0..255): normalization and {function} are part of the file."
     else:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (trained.mean, trained.std))
-        end = (
-            f"It is scaled to 0..1 and normalised by mean {mean} and std {std}. What comes out are logits: {function} "
-            "makes probabilities of them."
-        )
-    return f"An image has {kind}, and is {how} ({trained.interpolation}, antialiased). {end}"
+        end = f"It is scaled to 0..1 and normalized by mean {mean} and std {std}. The outputs are logits: {function} "
+        end += "turns them into probabilities."
+    return f"An image has {channels}, and is {how} ({trained.interpolation}, antialiased). {end}"
 
 
-def score_table(found: list[Score], weights: CheckpointWeights) -> str:
-    """All scores, with what they are counted on."""
-    if not found:
+def score_table(measured: list[Score], weights: CheckpointWeights) -> str:
+    if not measured:
         part = f", {weights.chosen}" if weights.chosen else ""
         return f"None were measured with these weights ({weights.file.name}{part})."
     rows = ["| split | metric | value | images |", "|---|---|---|---|"]
-    for score in found:
+    for score in measured:
         value = f"{score.value:.4f}" if score.metric == "loss" else f"{100 * score.value:.2f} %"
         images = f"{score.correct:,} of {score.images:,}" if score.metric == "acc" else f"{score.images:,}"
         rows.append(f"| {SPLITS[score.split]} | {METRICS[score.metric][1]} | {value} | {images} |")
@@ -165,7 +151,6 @@ def score_table(found: list[Score], weights: CheckpointWeights) -> str:
 
 
 def data_section(trained: ExportModel) -> str:
-    """What it was trained on, and the classes."""
     known = {split: trained.data[f"{split} images"] for split in SPLITS if f"{split} images" in trained.data}
     counts = [f"{count:,} images ({SPLITS[split].partition(',')[0]})" for split, count in known.items()]
     sentence = f"{trained.data.get('data set', 'Not recorded')}{': ' if counts else ''}{', '.join(counts)}."
@@ -177,7 +162,6 @@ def data_section(trained: ExportModel) -> str:
 
 
 def provenance_section(trained: ExportModel, record: Node) -> str:
-    """Where it comes from."""
     results = trained.results
     rows = {
         "run": trained.weights.run.resolve().name,
@@ -196,7 +180,7 @@ def provenance_section(trained: ExportModel, record: Node) -> str:
 
 
 def configuration_section(config: Node) -> str:
-    """What the network was made with, as YAML."""
+    """The settings that affect the weights, as YAML."""
     chosen = {key: config[key] for key in SHOWN if key in config}
     if averaging := [k for k, v in (config.get("callbacks") or {}).items() if "WeightAveraging" in str(v)]:
         chosen["callbacks"] = {key: config["callbacks"][key] for key in averaging}
@@ -204,5 +188,5 @@ def configuration_section(config: Node) -> str:
 
 
 def without_local_paths(line: str) -> str:
-    """Without the folders of the machine that it was trained on, which are nobody's business: `.../photos`."""
+    """Shorten absolute paths, which are private, to their last part: `.../photos`."""
     return re.sub(r"(?<![\w./])/(?:[^\s'\"/=,\]]+/)+", ".../", line)

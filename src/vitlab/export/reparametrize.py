@@ -1,7 +1,7 @@
-"""The same function with other tensors: what one library keeps in a place of its own, another has elsewhere.
+"""Rewrite tensors for libraries that store the same function differently.
 
-A position that a token has may be added to the token itself, a token without one has zeros, sines may be a table, and a
-norm after pooling [cls] is the norm before. The sums are the same, made earlier.
+A token's position embedding may be added to the token, a missing one is zeros, sines become a table, and a norm after
+[cls] pooling is the norm before it. The outputs are equal.
 """
 
 from typing import cast
@@ -18,9 +18,9 @@ TOKENS = ("cls_token", "dist_token", "reg_token")  # the prefix, in its order
 
 
 def network_tensors(trained: ExportModel, *, covered: int | None) -> dict[str, Tensor]:
-    """The network's tensors, with a table of positions for the first `covered` tokens of the prefix and all patches.
+    """The network's tensors, with a position table for the first `covered` prefix tokens and all patches.
 
-    None: as they are, without a table where there is none.
+    With `covered=None` the table stays as it is, or absent.
     """
     network = cast(VisionTransformer, trained.network)
     state = dict(network.state_dict())
@@ -37,12 +37,7 @@ def network_tensors(trained: ExportModel, *, covered: int | None) -> dict[str, T
     return state | change_positions(tokens, table.detach(), old=grid, new=grid, slots=slots, covered=covered)
 
 
-def prefix_length(arguments: Node) -> int:
-    """Number of tokens before those of the patches."""
-    return int(arguments["class_token"]) + int(arguments["distilled"]) + int(arguments["num_registers"])
-
-
 def unit_scales(arguments: Node) -> dict[str, Tensor]:
-    """LayerScale's factors where there are none: ones, for a library whose blocks always have them."""
+    """LayerScale factors of 1, for libraries whose blocks always have LayerScale."""
     names = [f"blocks.{i}.ls{n}.gamma" for i in range(arguments["depth"]) for n in (1, 2)]
     return {name: torch.ones(arguments["dim"]) for name in names}

@@ -1,4 +1,4 @@
-"""Our own names in a safetensors file, with config.json beside it: what `vitlab.models.vit` loads without a run."""
+"""Export safetensors with vitlab's names, and a config.json with the constructor's arguments."""
 
 import json
 from collections.abc import Callable
@@ -12,22 +12,16 @@ from vitlab.export.folder import write_json, write_tensors
 
 
 def write_safetensors(trained: ExportModel, folder: Path, *, fold: bool) -> None:
-    """model.safetensors and config.json, which says what a checkpoint says of its run."""
+    """Write model.safetensors, and config.json with the key `vitlab` as in a checkpoint."""
     write_tensors(folder / "model.safetensors", dict(trained.network.state_dict()))
-    write_json(
-        folder / "config.json",
-        {
-            "vitlab": {
-                "config": {"model": {"_target_": trained.weights.config["model"]["_target_"], **trained.arguments}},
-                "data": {"classes": list(trained.classes)},
-                "preprocessing": trained.preprocessing,
-            }
-        },
-    )
+    model = {"_target_": trained.weights.config["model"]["_target_"], **trained.arguments}
+    data = {"classes": list(trained.classes)}
+    identity = {"config": {"model": model}, "data": data, "preprocessing": trained.preprocessing}
+    write_json(folder / "config.json", {"vitlab": identity})
 
 
 def load_safetensors(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
-    """The network that the folder alone describes."""
+    """Build the network from the folder alone."""
     from safetensors.torch import load_file
 
     node = json.loads((folder / "config.json").read_text())["vitlab"]["config"]["model"]
@@ -38,7 +32,6 @@ def load_safetensors(folder: Path, trained: ExportModel) -> Callable[[Tensor], T
 
 
 def usage(trained: ExportModel, fold: bool) -> str:
-    """How to load it."""
     module, _, name = trained.weights.config["model"]["_target_"].rpartition(".")
     return f"""import json
 from pathlib import Path

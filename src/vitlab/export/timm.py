@@ -1,6 +1,6 @@
-"""A folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, and the hub as `hf-hub:NAME`.
+"""Export a folder that timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
-config.json holds timm's architecture with its arguments, the classes, and how images are prepared.
+config.json has timm's architecture and its arguments, the class names and the preprocessing.
 """
 
 from collections.abc import Callable
@@ -19,31 +19,30 @@ from vitlab.runs.muted_logs import muted_logs
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.mapping import from_ours
 
-# Architectures whose arguments can be set by a file; what a file can't say (norms, MLPs) is theirs.
+# Architectures by what config.json can't set: the norms' epsilon, the distillation token, the kind of MLP.
 PLAIN, CLIP = "vit_base_patch16_224", "vit_base_patch16_clip_224"
 DISTILLED, GATED = "deit_base_distilled_patch16_224", "vit_giant_patch14_dinov2"
 NORM_EPS = {PLAIN: 1e-6, CLIP: 1e-5, DISTILLED: 1e-6, GATED: 1e-6}
 SIZE_NAMES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 
 
-def unsupported(arguments: Node) -> list[str]:
-    """What of our Vision Transformer timm's has no place for."""
-    found = []
+def unsupported_parts(arguments: Node) -> list[str]:
+    """Parts of vitlab's Vision Transformer that timm's doesn't have."""
+    problems = []
     if arguments["pre_logits_dim"] is not None:
-        found.append(f"model.pre_logits_dim={arguments['pre_logits_dim']}: timm's ViT has no layer before its head")
+        problems.append(f"model.pre_logits_dim={arguments['pre_logits_dim']}: timm's ViT has no layer before its head")
     if arguments["distilled"] and arguments["num_registers"]:
-        found.append(f"model.num_registers={arguments['num_registers']}: timm's distilled ViT has none")
+        problems.append(f"model.num_registers={arguments['num_registers']}: timm's distilled ViT has none")
     if arguments["distilled"] and arguments["activation"] == "swiglu":
-        found.append("model.activation=swiglu: timm's distilled ViT has other MLPs")
+        problems.append("model.activation=swiglu: timm's distilled ViT has no gated MLPs")
     name = timm_architecture(arguments)
     if arguments["norm_eps"] != NORM_EPS[name]:
-        there = "1e-6 or 1e-5" if name in (PLAIN, CLIP) else "1e-6"
-        found.append(f"model.norm_eps={arguments['norm_eps']}: timm's architectures of this kind have {there}")
-    return found
+        known = "1e-6 or 1e-5" if name in (PLAIN, CLIP) else "1e-6"
+        problems.append(f"model.norm_eps={arguments['norm_eps']}: timm's architectures of this kind have {known}")
+    return problems
 
 
 def timm_architecture(arguments: Node) -> str:
-    """The architecture of timm's whose arguments are to be set."""
     if arguments["distilled"]:
         return DISTILLED
     if arguments["activation"] == "swiglu":
@@ -52,7 +51,7 @@ def timm_architecture(arguments: Node) -> str:
 
 
 def published_name(arguments: Node) -> str:
-    """The architecture by the name that people know, where it has one: the arguments are set in any case."""
+    """The architecture's published name if there is one, such as `vit_small_patch16_224`."""
     import timm
 
     name = timm_architecture(arguments)
@@ -64,7 +63,6 @@ def published_name(arguments: Node) -> str:
 
 
 def model_args(arguments: Node) -> Node:
-    """The arguments of timm's Vision Transformer."""
     averaged = arguments["pool"] == "avg"
     norm_pooled = averaged if arguments["fc_norm"] is None else bool(arguments["fc_norm"]) and averaged
     args: Node = {
@@ -74,12 +72,9 @@ def model_args(arguments: Node) -> Node:
         "embed_dim": arguments["dim"],
         "depth": arguments["depth"],
         "num_heads": arguments["heads"],
-        "mlp_ratio": arguments["mlp_ratio"],
-        "qkv_bias": arguments["qkv_bias"],
-        "pre_norm": arguments["pre_norm"],
-        "class_token": arguments["class_token"],
         "global_pool": "avg" if averaged else "token",
         "fc_norm": norm_pooled,
+        **{name: arguments[name] for name in ("mlp_ratio", "qkv_bias", "pre_norm", "class_token")},
     }
     if not arguments["distilled"]:
         args |= {"reg_tokens": arguments["num_registers"], "no_embed_class": has_positions_on_patches_only(arguments)}
@@ -92,13 +87,13 @@ def model_args(arguments: Node) -> Node:
 
 
 def has_positions_on_patches_only(arguments: Node) -> bool:
-    """Whether the prefix is to have no positions in timm's, which gives them to all of it or to none."""
+    """Whether the prefix has no positions in timm, where all of its tokens have them or none."""
     partly = arguments["num_registers"] and not arguments["pos_embed_on_registers"]
     return bool(arguments["pos_embed_on_patches_only"] or partly)
 
 
 def layer_scale(arguments: Node) -> float | None:
-    """The first value of LayerScale's factors; that of the gated architecture always has them."""
+    """The initial value of LayerScale, which timm's gated architecture always has."""
     if arguments["layer_scale"] is None and timm_architecture(arguments) == GATED:
         return 1.0
     value: float | None = arguments["layer_scale"]
@@ -107,12 +102,12 @@ def layer_scale(arguments: Node) -> float | None:
 
 def timm_state(trained: ExportModel) -> dict[str, Tensor]:
     """The tensors under timm's names."""
-    arguments = trained.arguments
-    covered: int | None = 0 if has_positions_on_patches_only(arguments) else reparametrize.prefix_length(arguments)
+    arguments, covered = trained.arguments, None
     if arguments["distilled"]:
         covered = 2
-    elif arguments["pos_embed"] == "none":
-        covered = None
+    elif arguments["pos_embed"] != "none":
+        prefix = int(arguments["class_token"]) + int(arguments["num_registers"])
+        covered = 0 if has_positions_on_patches_only(arguments) else prefix
     ours = reparametrize.network_tensors(trained, covered=covered)
     if layer_scale(arguments) is not None and arguments["layer_scale"] is None:
         ours |= reparametrize.unit_scales(arguments)
@@ -120,16 +115,12 @@ def timm_state(trained: ExportModel) -> dict[str, Tensor]:
 
 
 def timm_config(trained: ExportModel) -> Node:
-    """config.json, as timm writes it."""
+    """The content of config.json, in timm's format."""
     if trained.weights.kind == "vit":
         name, args = published_name(trained.arguments), model_args(trained.arguments)
-        known: dict[str, Any] = {
-            "first_conv": "patch_embed.proj",
-            "classifier": ["head", "head_dist"] if trained.arguments["distilled"] else "head",
-            "fixed_input_size": True,
-            "pool_size": None,
-        }
-        width = trained.arguments["dim"]
+        classifier = ["head", "head_dist"] if trained.arguments["distilled"] else "head"
+        known: Node = {"first_conv": "patch_embed.proj", "classifier": classifier, "pool_size": None}
+        known["fixed_input_size"], width = True, trained.arguments["dim"]
     else:
         network: Any = trained.network
         name, width = network.pretrained_cfg["architecture"], network.num_features
@@ -137,7 +128,7 @@ def timm_config(trained: ExportModel) -> Node:
         known["fixed_input_size"] = bool(network.pretrained_cfg.get("fixed_input_size"))
         args = {"in_chans": trained.channels}
         args |= {"img_size": list(trained.image_size)} if known["fixed_input_size"] else {}
-    whole = trained.crop_fraction is None
+    crop = trained.crop_fraction
     return {
         "architecture": name,
         "num_classes": len(trained.classes),
@@ -149,8 +140,8 @@ def timm_config(trained: ExportModel) -> Node:
             "custom_load": False,
             "input_size": [trained.channels, *trained.image_size],
             "interpolation": trained.interpolation,
-            "crop_pct": 1.0 if whole else trained.crop_fraction,
-            "crop_mode": "squash" if whole else "center",
+            "crop_pct": 1.0 if crop is None else crop,
+            "crop_mode": "squash" if crop is None else "center",
             "mean": list(trained.mean),
             "std": list(trained.std),
             "num_classes": len(trained.classes),
@@ -159,14 +150,13 @@ def timm_config(trained: ExportModel) -> Node:
 
 
 def write_timm(trained: ExportModel, folder: Path, *, fold: bool) -> None:
-    """config.json and model.safetensors."""
+    """Write config.json and model.safetensors."""
     tensors = timm_state(trained) if trained.weights.kind == "vit" else dict(trained.network.state_dict())
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", timm_config(trained))
 
 
 def load_timm(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
-    """The network as timm loads it."""
     import timm
 
     with muted_logs("timm"):
@@ -175,8 +165,7 @@ def load_timm(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
 
 
 def usage(trained: ExportModel, fold: bool) -> str:
-    """How to load it."""
     return """import timm
 
-model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # hf-hub:NAME, once it is uploaded
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # after an upload: hf-hub:NAME
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)"""

@@ -1,7 +1,7 @@
-"""A folder that transformers' `AutoModelForImageClassification.from_pretrained` loads, and the hub by its name.
+"""Export a folder that transformers' `AutoModelForImageClassification.from_pretrained` loads.
 
-Of transformers' classes the plainest is taken that has a place for everything: ViT; DeiT for a second token with a
-head of its own; DINOv2, with or without registers, for LayerScale, gated MLPs and the mean of the patches.
+The class is the plainest that has all parts: ViT; DeiT for a distillation token; DINOv2, with or without registers,
+for LayerScale, gated MLPs and average pooling.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.mapping import from_ours
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "swiglu": "silu"}
-RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
-LARGEST_RATIO = 16  # of an MLP's hidden width to a token's, that is tried out
+RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's constants
+LARGEST_RATIO = 16  # of an MLP's hidden width to the token width
 
 
 class Family(NamedTuple):
@@ -30,7 +30,7 @@ class Family(NamedTuple):
     model_type: str
     architecture: str
     layout: str
-    inner: str  # what its classifier keeps the body under
+    inner: str  # prefix of the backbone in its classifier
 
 
 VIT = Family("vit", "ViTForImageClassification", "hf_vit", "vit.")
@@ -42,7 +42,7 @@ REGISTERS = Family(
 
 
 def family(arguments: Node) -> Family:
-    """The plainest class that has a place for everything."""
+    """The plainest class that has all parts."""
     if arguments["distilled"]:
         return DEIT
     if arguments["num_registers"]:
@@ -51,41 +51,41 @@ def family(arguments: Node) -> Family:
     return DINOV2 if scaled or gated or arguments["pool"] == "avg" else VIT
 
 
-def unsupported(arguments: Node) -> list[str]:
-    """What of our Vision Transformer transformers' have no place for."""
-    found, kind = [], family(arguments)
+def unsupported_parts(arguments: Node) -> list[str]:
+    """Parts of vitlab's Vision Transformer that transformers' don't have."""
+    problems, kind = [], family(arguments)
+
+    def refuse(name: str, reason: str) -> None:
+        value = arguments[name]
+        problems.append(f"model.{name}={str(value).lower() if isinstance(value, bool) else value}: {reason}")
+
     if not arguments["class_token"]:
-        found.append("model.class_token=false: transformers' ViT, DeiT and DINOv2 always have one")
+        refuse("class_token", "transformers' ViT, DeiT and DINOv2 always have one")
     if arguments["pre_norm"]:
-        found.append("model.pre_norm=true: of transformers' classifiers CLIP's alone has it, and no norm at its end")
+        refuse("pre_norm", "of transformers' classifiers only CLIP's has it, without a final norm")
     if arguments["pre_logits_dim"] is not None:
-        found.append(
-            f"model.pre_logits_dim={arguments['pre_logits_dim']}: transformers' classifiers have no layer before "
-            "their head"
-        )
+        refuse("pre_logits_dim", "transformers' classifiers have no layer before their head")
     if arguments["pool"] == "avg" and arguments["fc_norm"] is not False:
-        found.append("model.pool=avg: transformers' DINOv2 norms before it pools, as model.fc_norm=false does")
+        refuse("pool", "transformers' DINOv2 normalizes before pooling, as model.fc_norm=false does")
     if kind is DEIT and arguments["num_registers"]:
-        found.append(f"model.num_registers={arguments['num_registers']}: transformers' DeiT has none")
+        refuse("num_registers", "transformers' DeiT has none")
     if kind is DEIT and arguments["layer_scale"] is not None:
-        found.append(f"model.layer_scale={arguments['layer_scale']}: transformers' DeiT has no LayerScale")
+        refuse("layer_scale", "transformers' DeiT has no LayerScale")
     if kind is DEIT and arguments["activation"] == "swiglu":
-        found.append("model.activation=swiglu: transformers' DeiT has other MLPs")
+        refuse("activation", "transformers' DeiT has no gated MLPs")
     if kind in (DINOV2, REGISTERS):
         for name in ("image_size", "patch_size"):
             height, width = pair(arguments[name])
             if height != width:
-                found.append(f"{name}=[{height},{width}]: transformers' DINOv2 takes its grid of patches for a square")
+                problems.append(f"{name}=[{height},{width}]: transformers' DINOv2 needs a square grid of patches")
         if mlp_ratio(arguments) is None:
-            found.append(
-                f"model.mlp_ratio={arguments['mlp_ratio']}: the MLPs of transformers' DINOv2 have a whole ratio"
-                f"{', and gated ones two thirds of it' if arguments['activation'] == 'swiglu' else ''}"
-            )
-    return found
+            gated = ", gated ones two thirds of it" if arguments["activation"] == "swiglu" else ""
+            refuse("mlp_ratio", f"the MLPs of transformers' DINOv2 have an integer ratio{gated}")
+    return problems
 
 
 def mlp_ratio(arguments: Node) -> int | None:
-    """DINOv2's own setting for the hidden width of our MLPs; None where it has none."""
+    """DINOv2's `mlp_ratio` for the hidden width of the MLPs; None if there is none."""
     dim, hidden = arguments["dim"], int(arguments["dim"] * arguments["mlp_ratio"])
     for ratio in range(1, LARGEST_RATIO + 1):
         gated = 2 * ((int(dim * ratio * 2 / 3) + 7) // 8 * 8)  # two thirds, up to a multiple of 8; gate and value
@@ -95,23 +95,23 @@ def mlp_ratio(arguments: Node) -> int | None:
 
 
 def transformers_state(trained: ExportModel) -> dict[str, Tensor]:
-    """The tensors under the names of the class."""
+    """The tensors under transformers' names."""
     arguments, kind = trained.arguments, family(trained.arguments)
     ours = reparametrize.network_tensors(trained, covered=2 if kind is DEIT else 1)
     if kind in (DINOV2, REGISTERS) and arguments["layer_scale"] is None:
         ours |= reparametrize.unit_scales(arguments)
     theirs = from_ours(ours, LAYOUTS[kind.layout], heads=arguments["heads"], inner=kind.inner)
-    if kind in (DINOV2, REGISTERS):  # its head reads [cls] and the mean of the patches, one after the other
-        read, unread = theirs["classifier.weight"], torch.zeros_like(theirs["classifier.weight"])
-        parts = [read, unread] if arguments["pool"] == "cls" else [unread, read]
+    if kind in (DINOV2, REGISTERS):  # its head takes [cls] and the patches' mean, concatenated
+        weight, zeros = theirs["classifier.weight"], torch.zeros_like(theirs["classifier.weight"])
+        parts = [weight, zeros] if arguments["pool"] == "cls" else [zeros, weight]
         theirs["classifier.weight"] = torch.cat(parts, dim=1)
     return theirs
 
 
 def transformers_config(trained: ExportModel) -> Node:
-    """config.json, as transformers writes it."""
+    """The content of config.json, in transformers' format."""
     arguments, kind = trained.arguments, family(trained.arguments)
-    found: dict[str, Any] = {
+    config: Node = {
         "architectures": [kind.architecture],
         "model_type": kind.model_type,
         "hidden_size": arguments["dim"],
@@ -129,16 +129,14 @@ def transformers_config(trained: ExportModel) -> Node:
         "label2id": {name: i for i, name in enumerate(trained.classes)},
         "problem_type": "multi_label_classification" if trained.loss == "sigmoid" else "single_label_classification",
     }
-    if kind in (DINOV2, REGISTERS):
-        found |= {
-            "mlp_ratio": mlp_ratio(arguments),
-            "layerscale_value": 1.0 if arguments["layer_scale"] is None else arguments["layer_scale"],
-            "use_swiglu_ffn": arguments["activation"] == "swiglu",
-        }
-        found |= {"num_register_tokens": arguments["num_registers"]} if kind is REGISTERS else {}
-    else:
-        found["intermediate_size"] = int(arguments["dim"] * arguments["mlp_ratio"])
-    return found
+    if kind in (VIT, DEIT):
+        return config | {"intermediate_size": int(arguments["dim"] * arguments["mlp_ratio"])}
+    config |= {
+        "mlp_ratio": mlp_ratio(arguments),
+        "layerscale_value": 1.0 if arguments["layer_scale"] is None else arguments["layer_scale"],
+        "use_swiglu_ffn": arguments["activation"] == "swiglu",
+    }
+    return config | ({"num_register_tokens": arguments["num_registers"]} if kind is REGISTERS else {})
 
 
 def size_setting(size: int | tuple[int, int]) -> int | list[int]:
@@ -148,9 +146,9 @@ def size_setting(size: int | tuple[int, int]) -> int | list[int]:
 
 
 def preprocessor_config(trained: ExportModel) -> Node:
-    """preprocessor_config.json: resized as a whole, or resized by its short side and cropped."""
-    height, width = trained.image_size
-    found: dict[str, Any] = {
+    """The content of preprocessor_config.json: squash to the size, or resize the short side and crop the center."""
+    size = dict(zip(("height", "width"), trained.image_size, strict=True))
+    config: Node = {
         "do_resize": True,
         "resample": RESAMPLE[trained.interpolation],
         "do_rescale": True,
@@ -160,26 +158,20 @@ def preprocessor_config(trained: ExportModel) -> Node:
         "image_std": list(trained.std),
     }
     if trained.crop_fraction is None:
-        size = {"height": height, "width": width}
-        return {"image_processor_type": "ViTImageProcessor", "size": size, **found}
-    return {
-        "image_processor_type": "BitImageProcessor",
-        "size": {"shortest_edge": int(min(height, width) / trained.crop_fraction)},
-        "do_center_crop": True,
-        "crop_size": {"height": height, "width": width},
-        **found,
-    }
+        return {"image_processor_type": "ViTImageProcessor", "size": size, **config}
+    shortest = int(min(trained.image_size) / trained.crop_fraction)
+    crop = {"size": {"shortest_edge": shortest}, "do_center_crop": True, "crop_size": size}
+    return {"image_processor_type": "BitImageProcessor", **crop, **config}
 
 
 def write_transformers(trained: ExportModel, folder: Path, *, fold: bool) -> None:
-    """config.json, preprocessor_config.json and model.safetensors."""
+    """Write config.json, preprocessor_config.json and model.safetensors."""
     write_tensors(folder / "model.safetensors", transformers_state(trained))
     write_json(folder / "config.json", transformers_config(trained))
     write_json(folder / "preprocessor_config.json", preprocessor_config(trained))
 
 
 def load_transformers(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
-    """The network as transformers loads it."""
     from transformers import AutoModelForImageClassification
     from transformers.utils import logging
 
@@ -189,7 +181,6 @@ def load_transformers(folder: Path, trained: ExportModel) -> Callable[[Tensor], 
 
 
 def usage(trained: ExportModel, fold: bool) -> str:
-    """How to load it."""
     return """from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 processor = AutoImageProcessor.from_pretrained("FOLDER")

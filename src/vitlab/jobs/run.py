@@ -73,7 +73,7 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
     except Exception as error:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
-        if record.already_reported(run_dir, error, rank):
+        if record.is_reported(run_dir, error, rank):
             sys.exit(1)
         way_on = f"; {record.resume_hint(run_dir)}" if "resume" in config else ""  # a command that trains
         print(f"{name} failed; the traceback is in {file}{way_on}", file=sys.stderr)

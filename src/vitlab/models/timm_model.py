@@ -17,7 +17,16 @@ def timm_model(
     pretrained: bool = False,
     drop_path: float = 0.0,
 ) -> nn.Module:
-    """`timm.create_model` with our argument names. Models of a fixed input size are built for `image_size`."""
+    """Build a model with `timm.create_model`.
+
+    Args:
+        model_name: Name of the model in timm.
+        num_classes: Number of classes.
+        in_channels: Channels of the images.
+        image_size: Height and width of the images, for models of a fixed input size.
+        pretrained: Load timm's pre-trained weights.
+        drop_path: Rate of stochastic depth.
+    """
     if not timm.is_model(model_name):
         raise ValueError(f"model.model_name={model_name} is no timm model{suggest(model_name, timm.list_models())}")
     cfg = timm.get_pretrained_cfg(model_name)

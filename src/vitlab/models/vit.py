@@ -139,28 +139,36 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Vision Transformer: images B C height width -> logits B classes.
 
-    image_size, patch_size    pixels, one number or (height, width)
-    num_classes               0: no head, the output is the features B D
-    mlp_ratio                 hidden width of the MLPs, in units of dim
-    pool                      what the head reads: the [cls] token; the mean of the patch tokens; every token
-                              (B N classes)
-    fc_norm                   norm what was pooled, by `fc_norm`, and not the tokens before, by `norm`; None: with
-                              pool="avg" (as in timm)
-    activation                of the MLPs: exact GELU, its tanh approximation, CLIP's, or a gate (DINOv2 g/14)
-    pre_norm                  norm before the first block, and no bias of the patches (CLIP)
-    norm_eps                  of all norms
-    pos_embed                 added to the tokens: learned, fixed sines and cosines, or nothing
-    num_registers             extra learned tokens after [cls] (https://arxiv.org/abs/2309.16588)
-    distilled                 a second token and head next to those of [cls]; the logits are both heads' mean (DeiT)
-    pos_embed_on_patches_only no position for the prefix (timm's no_embed_class)
-    pos_embed_on_registers    False: none for the registers (DINOv2)
-    pre_logits_dim            width of a hidden layer (with tanh) before the head, as in the paper's pre-training
-    layer_scale               first value of the LayerScale factors; None: without them
-    dropout                   rate after attention's projection and both MLP layers
-    drop_path                 rate of stochastic depth in the last block, growing linearly from 0 in the first
-    activation_checkpointing  compute activations again in backward: less memory, more time
-    patch_projection          how patches are projected, see PatchEmbedding; the weights are the same
-    fused_attention           torch's fused kernels, or the formula spelled out
+    Args:
+        image_size: Height and width of the images in pixels, one number or (height, width).
+        patch_size: Height and width of a patch in pixels.
+        in_channels: Channels of the images.
+        num_classes: Classes; 0: no head, the output is the features B D.
+        dim: Width of a token.
+        depth: Number of blocks.
+        heads: Attention heads of a block.
+        mlp_ratio: Hidden width of the MLPs, in units of dim.
+        pool: What the head reads: the [cls] token, the mean of the patch tokens, or every token (B N classes).
+        pos_embed: Positions added to the tokens: learned, fixed sines and cosines, or none.
+        class_token: Prepend the [cls] token.
+        num_registers: Extra learned tokens after [cls] (https://arxiv.org/abs/2309.16588).
+        distilled: Add a second token and head; the logits are the mean of both heads' (DeiT).
+        pos_embed_on_patches_only: No position for the prefix (timm's no_embed_class).
+        pos_embed_on_registers: False: no position for the registers (DINOv2).
+        layer_scale: Initial value of the LayerScale factors; None: no LayerScale.
+        qkv_bias: Bias of the projections to queries, keys and values.
+        activation: Of the MLPs: exact GELU, its tanh approximation, CLIP's, or a gate (DINOv2 g/14).
+        pre_norm: Norm before the first block, and no bias of the patch projection (CLIP).
+        fc_norm: Norm after pooling, in place of the one before; None: with pool="avg" (as in timm).
+        norm_eps: Epsilon of all norms.
+        pre_logits_dim: Width of a hidden layer (with tanh) before the head, as in the paper's pre-training.
+        dropout: Dropout rate after attention's projection and both MLP layers.
+        attention_dropout: Dropout rate of the attention weights.
+        position_dropout: Dropout rate of the tokens with their positions.
+        drop_path: Rate of stochastic depth in the last block, growing linearly from 0 in the first.
+        activation_checkpointing: Compute activations again in backward: less memory, more time.
+        patch_projection: How patches are projected, see PatchEmbedding; the weights are the same.
+        fused_attention: Use torch's fused attention kernels; False: the formula spelled out.
 
     With pool="cls", `forward` computes in the last block keys and values of all tokens, but queries, projection and
     MLP of [cls] alone. Logits are equal up to rounding; with dropout, in distribution (fewer numbers are drawn).
@@ -207,13 +215,9 @@ class VisionTransformer(nn.Module):
         self.pool, self.position_dropout = pool, position_dropout
         self.activation_checkpointing = activation_checkpointing
         self.distilled, norm = distilled, partial(nn.LayerNorm, eps=norm_eps)
+        bias, linear = not pre_norm, patch_projection == "linear"
         self.patch_embed = PatchEmbedding(
-            image_size=image,
-            patch_size=patch,
-            channels=in_channels,
-            dim=dim,
-            bias=not pre_norm,
-            linear=patch_projection == "linear",
+            image_size=image, patch_size=patch, channels=in_channels, dim=dim, bias=bias, linear=linear
         )
         self.grid, self.prefix = self.patch_embed.grid, int(class_token) + int(distilled) + num_registers
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
@@ -228,17 +232,12 @@ class VisionTransformer(nn.Module):
             table = sincos2d_table(*self.grid, dim, length) if pos_embed == "sincos2d" else None
             self.register_buffer("pos_embed", table, persistent=False)
         self.norm_pre = norm(dim) if pre_norm else nn.Identity()
-        attention = partial(MultiHeadAttention, dim=dim, heads=heads, bias=qkv_bias, fused=fused_attention)
+        rates = {"dropout": dropout, "attention_dropout": attention_dropout}
+        attention = partial(MultiHeadAttention, dim=dim, heads=heads, bias=qkv_bias, fused=fused_attention, **rates)
+        mlp = partial(MLP, dim=dim, hidden=hidden, activation=activation, dropout=dropout)
         blocks = [
-            Block(
-                dim=dim,
-                norm=norm,
-                attn=attention(dropout=dropout, attention_dropout=attention_dropout),
-                mlp=MLP(dim=dim, hidden=hidden, activation=activation, dropout=dropout),
-                layer_scale=layer_scale,
-                drop_path=drop_path * index / max(depth - 1, 1),
-            )
-            for index in range(depth)
+            Block(dim=dim, norm=norm, attn=attention(), mlp=mlp(), layer_scale=layer_scale, drop_path=rate)
+            for rate in (drop_path * index / max(depth - 1, 1) for index in range(depth))
         ]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))  # which loses the type of its elements
         norm_pooled = pool == "avg" if fc_norm is None else fc_norm

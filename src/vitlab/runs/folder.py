@@ -44,13 +44,12 @@ def read_config(run_dir: Path) -> Node:
 
 
 def data_without_scan(data: Node, run_dir: Path) -> Node:
-    """The node `data` of a run, with the list of bad images that its training found, instead of a scan."""
+    """The node `data` of a run, with the bad images that its training has listed instead of a scan."""
     settings = {"scan": "none", "skipped_file": str(run_dir / "skipped.csv")}
     return {**data, **{key: value for key, value in settings.items() if key in data}}
 
 
 def checkpoint_file(run_dir: Path, name: str) -> Path:
-    """The path of a run's checkpoint `best` or `last`."""
     return run_dir / "checkpoints" / f"{name}.ckpt"
 
 

@@ -83,7 +83,6 @@ def is_locked(run_dir: Path, roles: Iterable[str] = LOCKS) -> bool:
 
 
 def pid_alive(process: Any) -> bool:
-    """Whether a process of this machine is alive."""
     try:
         os.kill(int(process), 0)
     except (OSError, TypeError, ValueError):
@@ -92,7 +91,7 @@ def pid_alive(process: Any) -> bool:
 
 
 def owner(results: Node) -> str:
-    """The process that trains in a folder, from its `results.json`."""
+    """The process in `results.json`, for messages."""
     return f"process {results.get('process', '(unknown)')} on {results.get('host', 'an unknown machine')}"
 
 

@@ -1,8 +1,6 @@
 """Figures of a run, in its folder's `figures/`."""
 
 import csv
-import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -55,28 +53,5 @@ def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
         axes[0, 0].set_yscale("log")
     for axis in axes[1]:
         axis.set_xlabel("images seen")
-    figure_file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(figure_file, dpi=110)
-
-
-def plot_magnitudes(
-    names: Sequence[str], largest: Sequence[float], figure_file: Path, *, first: int | None, title: str
-) -> None:
-    """Plot the largest |output| of each module in order of execution; `first` is the first that isn't finite."""
-    figure = Figure(figsize=(9, 1.5 + 0.17 * len(names)), layout="constrained")
-    axis = figure.subplots()
-    figure.suptitle(title, wrap=True)
-    # without a finite output there is no bar; nor is there for 0 on a log axis
-    drawn = [(row, value) for row, value in enumerate(largest) if 0 < value < math.inf]
-    axis.barh([row for row, _ in drawn], [value for _, value in drawn], label="finite part of the output")
-    axis.set_xscale("log")
-    if first is not None:
-        axis.axhspan(first - 0.5, first + 0.5, color="tab:red", alpha=0.3, label="first that isn't finite")
-    axis.set_yticks(range(len(names)), list(names), fontsize=7)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_xlabel("largest |output|")
-    axis.grid(alpha=0.3, axis="x")
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend()
     figure_file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(figure_file, dpi=110)

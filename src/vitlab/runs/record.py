@@ -37,7 +37,7 @@ def log_to(file: Path, first_rank: bool) -> Iterator[None]:
     handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for handler in handlers:
         handler.setLevel(level)
-    handlers[0].addFilter(lambda record: not getattr(record, "again", False))  # another rank has shown it
+    handlers[0].addFilter(lambda record: not getattr(record, "again", False))  # another rank has logged it
     former, root.handlers, level = root.handlers, handlers, root.level
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -95,7 +95,7 @@ def record_run(run_dir: Path, first_rank: bool) -> Iterator[Node]:
         reason, rank = one_line(error), environment.rank(os.environ)
         with suppress(OSError):  # the reason may be a full disk
             record_crash(run_dir, reason, seconds=seconds(), failed_rank=rank)
-        log.error(reason, exc_info=error, extra={"again": already_reported(run_dir, error, rank)})
+        log.error(reason, exc_info=error, extra={"again": is_reported(run_dir, error, rank)})
         raise
     write(status=results.get("status", "finished"))
 
@@ -106,8 +106,8 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def already_reported(run_dir: Path, error: BaseException, rank: int) -> bool:
-    """Whether another rank failed by the same error before, and has shown it on the console."""
+def is_reported(run_dir: Path, error: BaseException, rank: int) -> bool:
+    """Whether another rank has failed with the same error and logged it."""
     results = read_results(run_dir)
     return results.get("error") == one_line(error) and results.get("failed_rank", rank) != rank
 
@@ -144,7 +144,7 @@ def record_crash(run_dir: Path, error: str, *, first: bool = False, **more: Any)
 
 
 def provenance(run_dir: Path) -> Node:
-    """What a result depends on besides its configuration, and the command that reproduces it."""
+    """The command, commit, versions and machine of a result."""
     from importlib import metadata
 
     overrides = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []

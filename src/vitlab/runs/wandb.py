@@ -39,9 +39,19 @@ def wandb_logger(
 ) -> WandbLogger:
     """Lightning's WandbLogger in the run's folder, with the run's own id, also when it is resumed.
 
-    `mode=auto` is online if the user is logged in, else offline. `log_model` uploads the best checkpoint.
-    `choices`, the varying settings of a sweep's job, become tags in addition to `tags`, and in the run's config
-    `choices` and `configuration` (all but the seed), by which a dashboard groups and sorts.
+    Args:
+        run_dir: The run folder.
+        project: Project at wandb.
+        entity: User or team; None: the user's default.
+        name: Name of the run.
+        group: Group of the run, such as its sweep.
+        job_type: Kind of the run.
+        tags: Tags, in addition to those of `choices`.
+        choices: The varying settings of a sweep's job. They become tags and, in the run's config, `choices` and
+            `configuration` (all but the seed), by which a dashboard groups and sorts.
+        notes: Notes on the run.
+        mode: `auto` is online if the user is logged in, else offline.
+        log_model: Upload the best checkpoint.
     """
     import wandb
 
@@ -105,12 +115,11 @@ def is_logged_in() -> bool:
 
 
 def run_id(folder: Path) -> str:
-    """The run's wandb id, drawn once and kept in its folder."""
-    file = folder / "wandb" / "run_id"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(4))
-    return file.read_text().strip()
+    """The run's wandb id, random and stored in its folder."""
+    if not (known := existing_run_id(folder)):
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
+        (folder / "wandb" / "run_id").write_text(known := secrets.token_hex(4))
+    return known
 
 
 def existing_run_id(folder: Path) -> str | None:
@@ -122,8 +131,8 @@ def existing_run_id(folder: Path) -> str | None:
 def resend_rows(rows: list[dict[str, Any]], loggers: list[Logger]) -> None:
     """Log the former rows of a resumed run again if wandb is offline.
 
-    Each part of an offline run is a folder of its own under the same id, and uploading one replaces the run on the
-    server: so the newest part has to hold everything.
+    Each part of an offline run has its own folder. Uploading one replaces the run on the server, so the newest part
+    must have all rows.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger) and logger.experiment.offline:
@@ -151,9 +160,7 @@ def finish_wandb_run() -> Iterator[None]:
 
 
 def log_results(loggers: list[Logger], results: Mapping[str, Any]) -> None:
-    """Write to wandb's summary the scores of the best checkpoint, as `best/val/...` (wandb keeps the last ones), and
-    the costs of the run.
-    """
+    """Add the best checkpoint's scores, as `best/val/...`, and the run's costs to wandb's summary."""
     scores = {f"best/{name}": value for name, value in results.items() if name in ("val/loss", "val/acc", "val/acc5")}
     names = ("parameters", "images_per_second", "mfu", "data_wait", "epochs")
     costs = {name: results[name] for name in names if name in results}
@@ -163,7 +170,7 @@ def log_results(loggers: list[Logger], results: Mapping[str, Any]) -> None:
 
 
 def tag_run(loggers: list[Logger], status: str) -> None:
-    """Tag a wandb run with a status that is none of wandb's own states."""
+    """Tag a wandb run with a status that wandb doesn't have."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and getattr(rank_zero_only, "rank", 0) == 0:
             logger.experiment.tags = (*(logger.experiment.tags or ()), status)
@@ -171,7 +178,6 @@ def tag_run(loggers: list[Logger], status: str) -> None:
 
 
 def log_image(loggers: list[Logger], name: str, file: Path) -> None:
-    """Log a picture to wandb."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(file)])

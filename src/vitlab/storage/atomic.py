@@ -35,12 +35,10 @@ def atomic_path(file: Path, *, suffix: str | None = None) -> Iterator[Path]:
 
 
 def atomic_write(file: Path, content: str | bytes) -> None:
-    """Write a file's complete content atomically."""
     with atomic_path(file) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def file_sha256(file: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

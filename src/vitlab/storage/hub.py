@@ -1,4 +1,4 @@
-"""Whether the Hugging Face Hub can be reached: its own client would try six times for each file."""
+"""Check that the Hugging Face Hub can be reached. Its client would try six times for each file."""
 
 import ssl
 import urllib.error

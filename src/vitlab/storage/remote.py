@@ -1,4 +1,4 @@
-"""The files of a packed data set, in a folder or in object storage, from which fsspec fetches them when needed.
+"""Files of a packed data set in a folder, or in object storage, from which fsspec fetches them when needed.
 
 Fetched files are kept in a folder that all processes of a machine share, up to a size; the least recently used are
 removed first. A file appears once it is complete, and one that another process reads may be removed meanwhile.
@@ -16,7 +16,7 @@ from filelock import FileLock
 
 CACHE = "~/.cache/vitlab/shards"
 SCHEMES = ("s3", "gs", "az", "hf", "https", "file")
-CREDENTIALS = {  # where a scheme's are looked for
+CREDENTIALS = {  # where the libraries look for them
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS in the environment, the file with a service account's key",
 }
@@ -30,13 +30,13 @@ def is_remote(place: str) -> bool:
 
 
 def url_problem(place: str) -> str | None:
-    """Why nothing can be read at a URL, whatever is stored there; None if it may be, and for a folder."""
+    """Why a URL can't be read, without connecting; None if it may be readable, and for a folder."""
     scheme = place.partition("://")[0]
     if not is_remote(place):
         return None
     if scheme not in SCHEMES:
         schemes = ", ".join(f"{known}://" for known in SCHEMES)
-        return f"data_dir={place}: {scheme}:// is none of {schemes}; copy the folder to this machine"
+        return f"data_dir={place}: {scheme}:// is not one of {schemes}; copy the folder to this machine"
     from fsspec.registry import known_implementations
 
     package = known_implementations[scheme]["class"].partition(".")[0]
@@ -46,7 +46,7 @@ def url_problem(place: str) -> str | None:
 
 
 def fetch_problem(error: Exception, place: str) -> str:
-    """Why a file could not be fetched, in a line, and the remedy for missing credentials."""
+    """Why a file could not be fetched, with the remedy for missing credentials."""
     scheme, text = place.partition("://")[0], " ".join(str(error).split())
     if "credential" in text.lower() and scheme in CREDENTIALS:
         return f"there are no valid credentials for {scheme}://; set {CREDENTIALS[scheme]}"
@@ -54,7 +54,7 @@ def fetch_problem(error: Exception, place: str) -> str:
 
 
 class Storage:
-    """The files of one data set, by their names within it, in a folder or at a URL of one."""
+    """The files of a data set, by their names in its folder or URL."""
 
     def __init__(self, place: str, *, cache_dir: str | None = None, cache_gb: float = 100.0) -> None:
         self.place, self.remote, self.limit = place.rstrip("/"), is_remote(place), cache_gb * 1e9
@@ -79,7 +79,7 @@ class Storage:
         return content
 
     def local_file(self, name: str) -> Path:
-        """The file `name` on this machine, fetched if it has to be: an index, which is never removed."""
+        """The path of an index, fetched if needed; indices are never removed."""
         os.close(self.open(name))
         return self.folder / name
 

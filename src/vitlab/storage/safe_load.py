@@ -19,25 +19,25 @@ from vitlab.config.allowlist import NotTrusted
 def explain_unsafe_pickle(
     file: Path | str | None, remedy: str = "use a checkpoint that vitlab saved"
 ) -> Iterator[None]:
-    """Replace torch's refusal of a file, which names the switch that would run its code, by a line with the remedy."""
+    """Replace torch's refusal of a file, which suggests to run its code, by a line with the remedy."""
     try:
         yield
     except (pickle.UnpicklingError, RuntimeError) as error:
         if "weights_only" not in str(error):
             raise
         name = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
-        found = f"it holds more than weights and plain data{f' ({name[1]})' if name else ''}"
-        raise NotTrusted(f"{file} is refused: {found}, and loading that could run code; {remedy}") from error
+        reason = f"it holds more than weights and plain data{f' ({name[1]})' if name else ''}"
+        raise NotTrusted(f"{file} is refused: {reason}, and loading that could run code; {remedy}") from error
 
 
 def corruption(file: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes, or None: torch's files have a checksum (CRC-32) of each record."""
+    """The damage of a checkpoint's file, by its records' checksums (CRC-32), or None."""
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
     except (PermissionError, MemoryError):
-        raise  # says nothing about the bytes
-    except Exception as error:  # broken bytes end in many ways
+        raise  # unrelated to the bytes
+    except Exception as error:  # damaged bytes raise many kinds
         if getattr(error, "errno", None) in (errno.EIO, errno.ESTALE):
             raise
         return f"{type(error).__name__}: {error}"
@@ -45,13 +45,15 @@ def corruption(file: Path) -> str | None:
 
 
 def verify_checkpoint(file: Path) -> None:
-    """Raise `OSError` for a damaged file: torch itself verifies no checksum."""
+    """Raise `OSError` for a damaged file. torch verifies no checksums."""
     if problem := corruption(file):
-        raise OSError(f"{file} is damaged ({problem}): its weights aren't what was saved; use another checkpoint")
+        raise OSError(
+            f"{file} is damaged ({problem}): its weights have changed since they were saved; use another checkpoint"
+        )
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint's content; tensors are read from the file when they are used. Raises `allowlist.NotTrusted`."""
+    """A checkpoint's content; tensors are read from the file on first use. Raises `allowlist.NotTrusted`."""
     with explain_unsafe_pickle(file):
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if isinstance(identity := content.get("vitlab"), dict) and isinstance(identity.get("config"), dict):

@@ -35,7 +35,12 @@ _progress: "ProgressThread | None" = None  # of this process; not in the callbac
 
 
 class Progress(Callback):
-    """Hydra callback that shows a sweep while it runs, and writes its report at the end."""
+    """Hydra callback that shows a sweep while it runs, and writes its report at the end.
+
+    Args:
+        table: Show a table in a terminal; False: lines alone.
+        report: Write SWEEP/report/ at the end.
+    """
 
     def __init__(self, *, table: bool = True, report: bool = True) -> None:
         self.table, self.report = table, report

@@ -82,7 +82,7 @@ class LastCheckpoint(Checkpoint):
             return  # gradients are still being accumulated
         self._seen = step
         late = self.minutes is not None and time.monotonic() - self._time > 60 * self.minutes
-        late, stop = all_reduce_stop(trainer, late, signals.stop_requested())
+        late, stop = all_reduce_stop(trainer, late, signals.requested_outcome())
         ends, epoch = trainer.is_last_batch, trainer.current_epoch + 1
         due = late or stop is not None or is_multiple(self.steps, step) or is_multiple(self.kept_steps, step)
         kept = is_multiple(self.kept_steps, step) or (ends and is_multiple(self.kept_epochs, epoch))
@@ -109,7 +109,7 @@ class LastCheckpoint(Checkpoint):
             raise StopRequested(stop)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        stop = signals.stop_requested()
+        stop = signals.requested_outcome()
         if stop and self._saved == trainer.global_step and trainer.state.fn == TrainerFn.FITTING:
             raise StopRequested(stop)
 
@@ -173,7 +173,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop instead of failing where a rank that stopped in a validation no longer answers the others."""
-        stop = signals.stop_requested()
+        stop = signals.requested_outcome()
         saved = self._saved == trainer.global_step and trainer.validating
         if stop and saved and not isinstance(exception, StopRequested):
             raise StopRequested(stop) from exception
@@ -182,8 +182,13 @@ class LastCheckpoint(Checkpoint):
 class BestCheckpoint(ModelCheckpoint):
     """Saves `best.ckpt` by `monitor`, with all validation scores at that point.
 
-    With `keep` above 1 the next best are kept as well, all as `best-STEP.ckpt`; `best.ckpt` is a link to the best.
     If training ends before its first validation (`trainer.max_steps=3`), `best.ckpt` holds the last weights.
+
+    Args:
+        dirpath: The run's folder of checkpoints.
+        monitor: Validation score by which checkpoints are compared.
+        mode: `min` if lower scores are better, else `max`.
+        keep: Number of best checkpoints; above 1 all are `best-STEP.ckpt`, and `best.ckpt` is a link to the best.
     """
 
     @check_bounds

@@ -31,21 +31,22 @@ log = logging.getLogger(__name__)
 class Classifier(LightningModule):
     """Trains `network` to classify images into `num_classes` classes.
 
-    `loss`: `softmax` is cross-entropy; `sigmoid` a binary one per class, summed (as big_vision and DeiT III do).
-    `optimizer` is called with parameter groups, `schedule` with the optimizer and the total number of optimizer steps;
-    both may be None if nothing is trained.
-
-    For fine-tuning (all off by default):
-    `layer_decay`: the rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0, blocks
-    1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers as in timm).
-    `head_lr_factor`: the head's rate, in units of `lr`.
-    `freeze`: `all-but-head`, or shell patterns for names of parameters or of modules with all their parameters
-    (`patch_embed`, `blocks.[0-5]`, `*.norm?.bias`), in order; one that begins with `!` unfreezes what it matches
-    (`["*", "!blocks.11", "!head"]`). Frozen parts compute as in evaluation: no dropout, no stochastic depth, constant
-    BatchNorm statistics (`vitlab.models.freezing.set_frozen_to_eval`).
-
-    `metrics`: further scores of torchmetrics' kind by name, updated with logits [B, classes] and targets [B] and logged
-    as `val/NAME` and `test/NAME`. Each computes one number.
+    Args:
+        network: From images to logits.
+        num_classes: Number of classes.
+        optimizer: Called with parameter groups; None if nothing is trained.
+        schedule: Called with the optimizer and the total number of optimizer steps; None if nothing is trained.
+        loss: `softmax` is cross-entropy, `sigmoid` a binary one per class, summed (as in big_vision and DeiT III).
+        label_smoothing: Probability that is spread evenly over the classes.
+        layer_decay: The rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0,
+            blocks 1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers as in timm).
+        head_lr_factor: The head's rate, in units of `lr`.
+        freeze: `all-but-head`, or shell patterns for names of parameters or of modules with all their parameters
+            (`patch_embed`, `blocks.[0-5]`, `*.norm?.bias`), in order; one that begins with `!` unfreezes what it
+            matches (`["*", "!blocks.11", "!head"]`). Frozen parts compute as in evaluation: no dropout, no stochastic
+            depth, constant BatchNorm statistics (`vitlab.models.freezing.set_frozen_to_eval`).
+        metrics: Further torchmetrics by name, updated with logits [B, classes] and targets [B] and logged as
+            `val/NAME` and `test/NAME`. Each computes one number.
     """
 
     @check_bounds

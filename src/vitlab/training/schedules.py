@@ -42,7 +42,14 @@ def check_steps(total_steps: float, warmup_steps: int, cooldown_steps: int = 0) 
 def warmup_cosine(
     optimizer: "Optimizer", total_steps: int, *, warmup_steps: NonNegativeInt = 0, final_fraction: Probability = 0.0
 ) -> "LambdaLR":
-    """Linear warm-up, then half a cosine down to `final_fraction` of the peak (SGDR, arXiv 1608.03983)."""
+    """Linear warm-up, then half a cosine down to `final_fraction` of the peak (SGDR, arXiv 1608.03983).
+
+    Args:
+        optimizer: Its rate is the peak.
+        total_steps: Optimizer steps of the training.
+        warmup_steps: Optimizer steps of the linear warm-up.
+        final_fraction: Rate at the end, as a fraction of the peak.
+    """
     check_steps(total_steps, warmup_steps)
 
     def decay(step: int) -> float:
@@ -56,7 +63,14 @@ def warmup_cosine(
 def warmup_linear(
     optimizer: "Optimizer", total_steps: int, *, warmup_steps: NonNegativeInt = 0, final_fraction: Probability = 0.0
 ) -> "LambdaLR":
-    """Linear warm-up, then a straight line down to `final_fraction` of the peak."""
+    """Linear warm-up, then a straight line down to `final_fraction` of the peak.
+
+    Args:
+        optimizer: Its rate is the peak.
+        total_steps: Optimizer steps of the training.
+        warmup_steps: Optimizer steps of the linear warm-up.
+        final_fraction: Rate at the end, as a fraction of the peak.
+    """
     check_steps(total_steps, warmup_steps)
 
     def decay(step: int) -> float:
@@ -78,6 +92,13 @@ def reciprocal_sqrt(
 
     Training can be stopped or extended at any step before the cool-down ("Scaling Vision Transformers",
     arXiv 2106.04560, section 3.5).
+
+    Args:
+        optimizer: Its rate is the peak.
+        total_steps: Optimizer steps of the training.
+        warmup_steps: Optimizer steps of the linear warm-up.
+        timescale: Steps after the warm-up at which the rate is 1 / sqrt(2) of the peak.
+        cooldown_steps: Steps of the straight line to 0 at the end.
     """
     check_steps(total_steps, warmup_steps, cooldown_steps)
 
@@ -91,6 +112,12 @@ def reciprocal_sqrt(
 
 @check_bounds
 def constant(optimizer: "Optimizer", total_steps: int, *, warmup_steps: NonNegativeInt = 0) -> "LambdaLR":
-    """Linear warm-up, then the peak rate."""
+    """Linear warm-up, then the peak rate.
+
+    Args:
+        optimizer: Its rate is the peak.
+        total_steps: Optimizer steps of the training.
+        warmup_steps: Optimizer steps of the linear warm-up.
+    """
     check_steps(total_steps, warmup_steps)
     return build_scheduler(optimizer, warmup_steps)

@@ -8,17 +8,19 @@ from multiprocessing.connection import Connection
 
 import pytest
 
+from vitlab.benchmark import loading
 from vitlab.benchmark.goals import outcomes
 from vitlab.benchmark.loading import CPU_MS, PER_CORE, Loading, cpu_seconds
 from vitlab.diagnostics.timing import Clock
 
 
-def test_all_peers_do_the_same_work() -> None:
+def test_all_peers_do_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "MEMORY_BATCH", 32)
     part = Loading(recipes=("digits", "cifar randaugment"), images=20, image_size=32, workers=(0, 1), batch_size=8)
     digits, cifar, alone, shared = part.cases(Clock(rounds=1, seconds=0.0))
     for case in (digits, cifar):
         assert [m.name for m in case.measured] == ["vitlab", "torchvision, tensors", "torchvision, PIL"]
-        assert {m.items for m in case.measured} == {512}
+        assert {m.items for m in case.measured} == {32}
     for case in (alone, shared):
         peers = ["torchvision, PIL", "torchvision.io, tensors", "timm"]
         assert [m.name for m in case.measured] == ["vitlab", *peers]

@@ -9,7 +9,7 @@ import torch
 from vitlab.benchmark import networks, peers
 from vitlab.benchmark.case import Case
 from vitlab.benchmark.goals import outcomes
-from vitlab.benchmark.networks import LIMIT, MEMORY, Networks
+from vitlab.benchmark.networks import LIMIT, MEMORY, Networks, peak_bytes
 from vitlab.diagnostics.timing import CPU, Clock
 
 EVERYBODY: tuple[peers.Peer, ...] = ("timm", "torchvision", "transformers", "vit-pytorch")
@@ -51,6 +51,19 @@ def test_a_step_trains_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch
         assert all(parameter.grad is None for parameter in network.parameters())
     assert networks.adamw("vitlab", network).defaults["fused"] is True
     assert not networks.adamw("timm", network).defaults["fused"]
+
+
+def test_the_peak_is_what_is_held_and_what_is_there_at_once() -> None:
+    held = torch.zeros(1000)  # 4000 bytes; a view of it is no more
+
+    def step() -> None:
+        first = held + 1  # 4000
+        second = torch.cat([first, first])  # 8000
+        del first
+        third = second[:500].clone()  # 2000: the second and it are less than the first two
+        del second, third
+
+    assert [peak_bytes(step, [held, held[:10]], CPU) for _ in range(2)] == [4000 + 12000] * 2
 
 
 @pytest.mark.long

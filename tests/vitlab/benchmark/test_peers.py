@@ -49,4 +49,4 @@ def test_a_library_that_is_missing_is_logged_and_left_out(
     monkeypatch.setitem(peers.CLASSES, "vit-pytorch", ("no_such_module.ViT", ""))
     with caplog.at_level(logging.WARNING):
         assert peers.available_peers(["timm", "vit-pytorch"]) == ["timm"]
-    assert "vit-pytorch is not installed and is left out: pip install -e '.[benchmark]'" in caplog.text
+    assert "vit-pytorch is not installed and is skipped: pip install -e '.[benchmark]'" in caplog.text

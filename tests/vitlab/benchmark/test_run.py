@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from vitlab.benchmark import run
 from vitlab.benchmark.case import Case, Part
 from vitlab.benchmark.devices import Devices
-from vitlab.diagnostics.timing import Clock, Measurement
+from vitlab.diagnostics.timing import CPU, Clock, Measurement
 
 CLOCK = Clock(rounds=1, seconds=0)
 FAST, SLOW = Measurement(name="vitlab", seconds=(1.0,)), Measurement(name="timm", seconds=(2.0,))
@@ -61,10 +62,22 @@ def test_a_part_that_fails_keeps_what_it_has_and_the_others_follow(
     assert caplog.text.count("an image is broken") == 2
 
 
-def test_parts_that_are_left_out_leave_no_table_and_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_parts_are_logged_and_write_no_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        found = run.run({"devices": Devices()}, CLOCK, tmp_path)
-    assert found == {"cases": 0, "goals reached": 0, "goals missed": 0}
+        results = run.run({"devices": Devices()}, CLOCK, tmp_path)
+    assert results == {"cases": 0, "goals reached": 0, "goals missed": 0}
     assert list(tmp_path.iterdir()) == []
-    assert "devices: left out" in caplog.text
+    assert "devices: skipped" in caplog.text
     assert "nothing was measured" in caplog.text
+
+
+def test_threads_are_set_and_in_the_title() -> None:
+    before = torch.get_num_threads()
+    try:
+        clock = run.clock(rounds=3, seconds=0.1, threads=2, accelerator="cpu")
+        assert clock.device == CPU
+        title = run.description(clock)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert title.startswith(f"{run.processor()}, 2 threads, torch {torch.__version__.partition('+')[0]}")

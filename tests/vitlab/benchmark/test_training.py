@@ -1,13 +1,12 @@
 """The training program as it is composed, and a bare loop that computes the same, in turns."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from vitlab.benchmark import training
-from vitlab.benchmark.case import OURS, Case
+from vitlab.benchmark.case import OURS
 from vitlab.benchmark.checks import train_config
 from vitlab.benchmark.goals import outcomes
 from vitlab.benchmark.training import BARE, Training
@@ -19,30 +18,7 @@ from vitlab.training.classifier import Classifier
 SMALL = ("batch_size=16", "trainer.log_every_n_steps=3")
 
 
-@pytest.fixture(scope="module")
-def case() -> Case:
-    part = Training(default=False, networks={"vit_mini": 8}, settings=SMALL)
-    (found,) = part.cases(Clock(rounds=2, seconds=0.0))
-    assert not torch.are_deterministic_algorithms_enabled(), "as before"
-    return found
-
-
-def test_both_train_and_the_goal_has_its_rival(case: Case) -> None:
-    assert case.name == "vit_mini at 8 px, 16 images a step"
-    assert [m.name for m in case.measured] == [OURS, BARE]
-    for m in case.measured:
-        assert len(m.seconds) == 2, "the first turn is left out"
-        assert all(math.isfinite(value) and value > 0 for value in (m.rate, *m.figures.values()))
-        assert {*m.figures} == {"MFLOPs", "MFU %"}
-        assert 15 <= m.items <= 16
-    (outcome,) = outcomes(case)
-    assert "x bare loop" in outcome[1]
-
-
-def test_the_bare_loop_takes_the_very_steps_that_the_trainer_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = Training(default=False, networks={"vit_mini": 8}, settings=SMALL).runs("cpu")["vit_mini at 8 px"]
+def test_both_train_alike_and_the_goal_has_its_rival(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     build_training = training.build_training
 
@@ -52,10 +28,20 @@ def test_the_bare_loop_takes_the_very_steps_that_the_trainer_takes(
         return made[-1]
 
     monkeypatch.setattr(training, "build_training", record)
-    training.measure_turns(train_config(lines, str(tmp_path)), tmp_path, rounds=2)
+    (case,) = Training(default=False, networks={"vit_mini": 8}, settings=SMALL).cases(Clock(rounds=2, seconds=0.0))
+    assert not torch.are_deterministic_algorithms_enabled(), "as before"
     ours, theirs = (module.network for _, module in made)
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(other, one, msg=name, atol=1e-6, rtol=1e-5)
+    assert case.name == "vit_mini at 8 px, 16 images a step"
+    assert [m.name for m in case.measured] == [OURS, BARE]
+    for m in case.measured:
+        assert len(m.seconds) == 2, "the first turn is a warm-up"
+        assert all(math.isfinite(value) and value > 0 for value in (m.rate, *m.figures.values()))
+        assert {*m.figures} == {"MFLOPs", "MFU %"}
+        assert 15 <= m.items <= 16
+    (outcome,) = outcomes(case)
+    assert "x bare loop" in outcome[1]
 
 
 def test_the_first_case_is_the_default_run_without_its_logger() -> None:

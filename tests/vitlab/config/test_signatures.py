@@ -28,6 +28,7 @@ LIBRARIES = [
         "vitlab.training.checkpoints.LastCheckpoint",
     ),
     *("hydra_plugins.vitlab.launchers.SlurmLauncher", "vitlab.weights.load.load_network"),
+    *("hydra_plugins.vitlab.optuna.OptunaSweeper", "vitlab.benchmark.training.Training"),  # dataclasses
 ]
 
 
@@ -59,9 +60,9 @@ def test_reading_imports_nothing() -> None:
 
 
 SOURCE = """
-import functools
-from dataclasses import dataclass
-from typing import Annotated, Generic, Optional, TypeVar
+import collections, functools, os
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Generic, Literal, Optional, TypeVar
 from annotated_types import Ge
 
 T = TypeVar("T")
@@ -76,9 +77,40 @@ class Derived(Base):
 class Nothing(Generic[T]):
     pass
 
+Other = Size
+Loop = Pool
+Pool = Loop
+
 @dataclass
 class Record:
     size: int
+
+@dataclass(kw_only=True)
+class More(Record):
+    kind: ClassVar[str] = "more"
+    rate: float = 0.5
+    names: list = field(default_factory=list)
+
+@dataclass
+class Own:
+    size: int
+
+    def __init__(self, length: int) -> None: ...
+
+def strange(
+    *,
+    alias: Other | None = None,
+    loop: Loop = 0,
+    number: 3 = 0,
+    text: "not a type" = 0,
+    union: 3 | None = 0,
+    call: max(3, 4) = 0,
+    literal: Literal[max] = 0,
+    missing: os.gone.Name = 0,
+    bound: Annotated[int, Ge(max)] = 0,
+    parameters: int[str] = 0,
+    module: collections.nothing.Name = 0,
+) -> None: ...
 
 class Made:
     def __new__(cls, size: int) -> "Made": ...
@@ -96,15 +128,32 @@ def sourced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_class_is_called_as_the_first_base_that_says_how(sourced: str) -> None:
     for name in ("Base", "Derived"):
-        found = signatures.parameters(f"{sourced}.{name}")
-        assert found is not None
-        assert list(found) == ["size", "others"], "*rest can't be named in a file"
-        assert annotations.bound_problem(0, found["size"].annotation) == "must be at least 1"
-        assert annotations.format_type(found["size"].annotation) == "an int"
+        known = signatures.parameters(f"{sourced}.{name}")
+        assert known is not None
+        assert list(known) == ["size", "others"], "*rest can't be named in a file"
+        assert annotations.bound_problem(0, known["size"].annotation) == "must be at least 1"
+        assert annotations.format_type(known["size"].annotation) == "an int"
     assert signatures.parameters(f"{sourced}.Nothing") == {}
 
 
-@pytest.mark.parametrize("name", ["Record", "Made", "partial", "Gone"])
+def test_the_fields_of_a_dataclass_are_its_parameters(sourced: str) -> None:
+    known = signatures.parameters(f"{sourced}.More") or {}
+    assert [name for name, p in known.items() if p.default is inspect.Parameter.empty] == ["size"]
+    assert list(known) == ["size", "rate", "names"]
+    assert list(signatures.parameters(f"{sourced}.Own") or {}) == ["length"]
+
+
+def test_an_annotation_that_is_no_type_accepts_any_value_and_an_alias_of_an_alias_is_followed(sourced: str) -> None:
+    known = signatures.parameters(f"{sourced}.strange") or {}
+    assert len(known) == 11
+    for name, parameter in known.items():
+        assert schema.value_problem("text", parameter.annotation) is None or name in ("alias", "bound"), name
+        assert annotations.format_type(parameter.annotation, bounds=True)
+    assert schema.value_problem(0, known["alias"].annotation) == "must be at least 1"
+    assert schema.value_problem("x", known["alias"].annotation) == "is not an int or null"
+
+
+@pytest.mark.parametrize("name", ["Made", "partial", "Gone"])
 def test_what_source_does_not_tell_is_left_to_importing(sourced: str, name: str) -> None:
     assert signatures.parameters(f"{sourced}.{name}") is None
     assert "sourced" not in sys.modules
@@ -114,9 +163,9 @@ def test_what_source_does_not_tell_is_left_to_importing(sourced: str, name: str)
 def test_defaults_read_from_source_are_those_of_the_signature(class_: type) -> None:
     signature = inspect.signature(class_).parameters.items()
     expected = {name: p.default for name, p in signature if p.default is not inspect.Parameter.empty}
-    found = signatures.defaults(f"{class_.__module__}.{class_.__qualname__}")
-    assert found.pop("_target_") == f"{class_.__module__}.{class_.__qualname__}"
-    assert {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()} == expected
+    defaults = signatures.defaults(f"{class_.__module__}.{class_.__qualname__}")
+    assert defaults.pop("_target_") == f"{class_.__module__}.{class_.__qualname__}"
+    assert {k: tuple(v) if isinstance(v, list) else v for k, v in defaults.items()} == expected
     assert len(expected) >= 4
 
 

@@ -1,25 +1,16 @@
 """Changes that apply are tried in rounds with the configuration, and less than the noise is no gain."""
 
-import shlex
-from functools import partial
-from pathlib import Path
-
-import hydra
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from doctor_fixtures import FEW_WORKERS, SlowData, folder_data, profiled_run
-from vitlab.cli import register
+from doctor_fixtures import FEW_WORKERS, SlowData, profiled_run
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import MOST_WORKERS
-from vitlab.data.sets.image_folder import image_folder
 from vitlab.diagnostics import advise
 from vitlab.diagnostics.advise import Trial
 from vitlab.diagnostics.measure import Overrides
 from vitlab.distributed import environment
-from vitlab.jobs import compose
 from vitlab.models.vit import VisionTransformer
 
 
@@ -39,8 +30,8 @@ def test_less_than_the_spread_is_no_gain(gains: tuple[float, ...], verdict: str)
 
 def test_changes_that_apply_are_candidates_in_the_order_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     run = profiled_run()
-    every = ["batch_size", "num_workers", "precision", "compile", "log_every_n_steps", "auto_augment", "smaller"]
-    assert advise.candidates(run, every, [0, 2], None) == [
+    every = ["batch_size", "num_workers", "precision", "compile", "log_every_n_steps", "auto_augment"]
+    assert advise.candidates(run, every, [0, 2]) == [
         {"batch_size": 64},
         {"data.num_workers": 2},
         {"trainer.precision": "bf16-mixed"},
@@ -50,14 +41,13 @@ def test_changes_that_apply_are_candidates_in_the_order_asked_for(monkeypatch: p
     run.datamodule.augment = Augment(auto_augment="randaugment")
     run.datamodule.batch_size = 1000
     run.trainer |= {"precision": "bf16-mixed", "log_every_n_steps": 50}
-    others = advise.candidates(run, [kind for kind in every if kind != "num_workers"], None, "photos-18")
+    others = advise.candidates(run, [kind for kind in every if kind != "num_workers"], None)
     assert others == [
         {"compile": True},
         {"data.augment.auto_augment": "none"},
-        {"data": "shards", "data_dir": "photos-18"},
     ]
     monkeypatch.setattr(environment, "cores", lambda: 128)
-    counts = [list(change.values()) for change in advise.candidates(run, ["num_workers"], None, None)]
+    counts = [list(change.values()) for change in advise.candidates(run, ["num_workers"], None)]
     assert counts == [[1], [2], [4], [8], [16]]
     assert MOST_WORKERS == 16
 
@@ -95,58 +85,3 @@ def test_workers_gain_on_data_that_load_slowly() -> None:
     assert max(timing.parts, key=lambda name: timing.parts[name]) == "data_wait"
     (trial,), _ = advise.try_changes(run, [{"data.num_workers": 2}], rounds=1, steps=8, warmup=1)
     assert trial.gain > 1.1
-
-
-@FEW_WORKERS
-def test_files_are_written_at_the_size_that_is_trained_on(tmp_path: Path) -> None:
-    assert advise.small_files(profiled_run().datamodule, tmp_path) is None, "digits are in memory"
-    data = folder_data(tmp_path / "large", 60)
-    split = advise.small_files(data, tmp_path)
-    assert split is not None
-    assert split.labels.tolist() == data.split("train").labels.tolist()
-    for file in split.files or []:
-        with Image.open(file) as image:
-            assert min(image.size) == round(16 * 256 / 224)
-    run = profiled_run()
-    run.datamodule, run.smaller = data, split
-    assert next(iter(run.data({"data": "shards", "data_dir": "large-18"}).train_dataloader())).images.shape == (
-        4,
-        3,
-        16,
-        16,
-    )
-    assert (
-        run.data({"data": "shards", "data_dir": "large-18"}).split("train").files
-        == split.files
-        != run.data({}).split("train").files
-    )
-    assert advise.small_files(folder_data(tmp_path / "small", 16), tmp_path) is None, "they are small already"
-
-
-@FEW_WORKERS
-def test_few_of_many_files_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = folder_data(tmp_path / "large", 60)
-    monkeypatch.setattr(advise, "SAMPLE", 7)
-    split = advise.small_files(data, tmp_path)
-    assert split is not None
-    assert len(list(tmp_path.glob("*.jpg"))) == 7
-    assert len(split) == len(data.split("train")) == 21
-
-
-def test_the_command_that_makes_files_smaller_can_be_pasted(tmp_path: Path) -> None:
-    data, root = folder_data(tmp_path / "photos", 40), tmp_path / "photos"
-    line, target = advise.prepare_command(data)
-    assert target == f"{root}-18"
-    assert line == f"python src/prepare.py data=image_folder data_dir={root} size=18 out={root}-18"
-    place = str(Path.cwd() / "my photos")
-    data.load_source = partial(image_folder, data_dir=place, classes=["a", "b"], test_fraction=0.3)
-    data.on_error = "skip"
-    line, target = advise.prepare_command(data)
-    assert advise.command_line({"data_dir": target}) == shlex.quote("data_dir='my photos-18'")
-    register.register()
-    with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
-        config = compose.resolve_config(compose.compose("prepare", shlex.split(line)[2:]), compose.UNSET_RUN_DIR)
-    assert not isinstance(config, str)
-    assert [config[key] for key in ("data_dir", "out", "size")] == [place, "my photos-18", 18]
-    source = config["data"]["source"]
-    assert (source["classes"], source["test_fraction"], config["data"]["on_error"]) == (["a", "b"], 0.3, "skip")

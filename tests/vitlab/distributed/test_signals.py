@@ -24,7 +24,7 @@ def never(outcome: signals.Outcome) -> None:
     ("number", "outcome", "status"),
     [(signal.SIGTERM, "preempted", 75), (signal.SIGUSR1, "preempted", 75), (signal.SIGINT, "interrupted", 130)],
 )
-def test_what_is_not_training_is_broken_off(number: int, outcome: str, status: int) -> None:
+def test_other_work_than_training_is_aborted(number: int, outcome: str, status: int) -> None:
     def loading() -> None:
         os.kill(os.getpid(), number)
         time.sleep(5)
@@ -33,15 +33,15 @@ def test_what_is_not_training_is_broken_off(number: int, outcome: str, status: i
         loading()
     assert stopped.value.outcome == outcome
     assert signals.STATUS[stopped.value.outcome] == status
-    assert signals.stop_requested() is None, "it is done with"
+    assert signals.requested_outcome() is None, "it is done with"
 
 
-def test_training_is_told_and_ends_by_itself() -> None:
+def test_training_checks_for_requests_and_ends() -> None:
     done = []
 
     def training() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        done.append(signals.stop_requested())
+        done.append(signals.requested_outcome())
 
     with pytest.raises(StopRequested), signals.handle_signals(never), signals.graceful_shutdown():
         training()
@@ -57,9 +57,9 @@ def test_the_same_signal_from_a_cluster_and_from_the_launcher_counts_once() -> N
         training()
 
 
-@pytest.mark.parametrize("patient", [False, True])
-def test_a_forked_process_ends_without_a_word_or_stays_while_its_parent_is_patient(
-    patient: bool, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("graceful", [False, True])
+def test_a_forked_process_ends_without_a_word_or_stays_while_its_parent_shuts_down_gracefully(
+    graceful: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reader, writer = os.pipe()
 
@@ -69,18 +69,18 @@ def test_a_forked_process_ends_without_a_word_or_stays_while_its_parent_is_patie
         os.write(writer, b"s")  # it has outlived the signal
         time.sleep(20)
 
-    with signals.handle_signals(never), signals.graceful_shutdown() if patient else nullcontext():
+    with signals.handle_signals(never), signals.graceful_shutdown() if graceful else nullcontext():
         process = get_context("fork").Process(target=loading)
         process.start()
         assert os.read(reader, 1) == b"r"
         assert process.pid is not None
         os.kill(process.pid, signal.SIGINT)
-        if patient:
+        if graceful:
             assert os.read(reader, 1) == b"s"
             process.kill()
         process.join(5)
-        assert process.exitcode == (-signal.SIGKILL if patient else 0)
-        assert signals.stop_requested() is None, "the parent wasn't asked"
+        assert process.exitcode == (-signal.SIGKILL if graceful else 0)
+        assert signals.requested_outcome() is None, "the parent wasn't asked"
     os.close(reader)
     os.close(writer)
     assert capfd.readouterr().err == ""

@@ -41,7 +41,7 @@ def test_valid_evaluations_have_no_problems() -> None:
             {**OTHER, "run": "run", "checkpoint": "last"},
             ["run and model.weights are both set; leave one of them out"],
         ),
-        ({**OTHER, "data": None}, ["data is not set; name the data set to evaluate on: data=cifar100, say"]),
+        ({**OTHER, "data": None}, ["data is not set; name the data set to evaluate on, such as data=cifar100"]),
         (
             {**RUN, "checkpoint": "last", "image_size": 8, "data_dir": "here"},
             [

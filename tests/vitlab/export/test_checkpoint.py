@@ -1,4 +1,4 @@
-"""What a checkpoint keeps is what is exported: averaged or not, with the classes and the preprocessing of its run."""
+"""Weights are exported as in the checkpoint, averaged or not, with the classes and preprocessing of the run."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from conftest import Configure, Exportable
 from vitlab.config import allowlist
-from vitlab.export.checkpoint import comparison_images, load_export_model, load_weights
+from vitlab.export.checkpoint import load_export_model, load_weights, random_images
 from vitlab.jobs import fingerprint
 from vitlab.runs import folder
 from vitlab.training import build
@@ -52,10 +52,10 @@ def test_averaged_and_raw_weights_are_chosen_by_name(averaging: Path) -> None:
     assert (trained.channels, trained.image_size, trained.crop_fraction) == (1, (8, 8), None)
 
 
-def test_a_checkpoint_with_one_kind_of_weights_has_no_other(exportable: Exportable) -> None:
+def test_a_checkpoint_without_averages_has_no_parts(exportable: Exportable) -> None:
     run = exportable().weights.run
     assert load_weights(run, "best", None).chosen is None
-    with pytest.raises(ValueError, match=r"part=ema: .*best.ckpt has one kind of weights alone"):
+    with pytest.raises(ValueError, match=r"part=ema: .*best.ckpt has only one set of weights"):
         load_weights(run, "best", "ema")
 
 
@@ -80,9 +80,7 @@ def test_a_checkpoint_names_nothing_that_may_not_be_called(exportable: Exportabl
     assert "antigravity" not in sys.modules
 
 
-def test_the_data_is_loaded_where_a_checkpoint_does_not_say_what_it_was(
-    configure: Configure, exportable: Exportable
-) -> None:
+def test_the_data_is_loaded_if_a_checkpoint_does_not_describe_it(configure: Configure, exportable: Exportable) -> None:
     trained = exportable(image_size=8, patch_size=2, num_classes=10, in_channels=1)
     content = torch.load(trained.weights.file, weights_only=True)
     content["vitlab"] = {"config": {**configure(), "model": content["vitlab"]["config"]["model"]}}
@@ -112,9 +110,9 @@ def test_the_arguments_hold_what_the_signature_and_the_data_add(exportable: Expo
     assert not trained.network.training
 
 
-def test_images_to_compare_on_are_bytes_and_always_the_same(exportable: Exportable) -> None:
+def test_random_images_are_bytes_and_reproducible(exportable: Exportable) -> None:
     trained = exportable(image_size=(16, 24))
-    one = comparison_images(trained, 3, seed=1)
+    one = random_images(trained, 3, seed=1)
     assert (one.dtype, tuple(one.shape)) == (torch.uint8, (3, 3, 16, 24))
-    assert torch.equal(one, comparison_images(trained, 3, seed=1))
-    assert not torch.equal(one, comparison_images(trained, 3, seed=2))
+    assert torch.equal(one, random_images(trained, 3, seed=1))
+    assert not torch.equal(one, random_images(trained, 3, seed=2))

@@ -1,4 +1,4 @@
-"""An export is compared with the live network before it is there; what can't be made is told before it is begun."""
+"""An export is compared with the live network before its folder appears; impossible ones are refused before that."""
 
 import hashlib
 import json
@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from conftest import Exportable
 from vitlab.config.schema import Node
 from vitlab.export import export as export_export
-from vitlab.export.export import FORMATS, OutputsDiffer, export_network, problems, unsupported
+from vitlab.export.export import FORMATS, OutputsDiffer, export_network, problems, unsupported_parts
 from vitlab.export.folder import RECORD, write_tensors
 
 GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None, "overwrite": False}
 
 
-def told(trained: Any, name: str, out: Path, **given: Any) -> list[str]:
+def refusals(trained: Any, name: str, out: Path, **given: Any) -> list[str]:
     asked = {"checkpoint": "best", "part": None, "fold": False, "overwrite": False, **given}
     return list(problems(run=trained.weights.run, name=name, out=out, **asked))
 
@@ -29,7 +29,7 @@ def test_each_format_leaves_weights_a_card_and_a_record(
 ) -> None:
     caplog.set_level("INFO", "vitlab")
     out = tmp_path / "out"
-    found = export_network(exportable(), name, out, **GIVEN)
+    found = export_network(exportable(depth=1), name, out, **GIVEN)
     record = json.loads((out / RECORD).read_text())
     assert {"out": str(out), **record} == found
     assert 0 <= record["largest_difference"] < 1e-5
@@ -38,8 +38,8 @@ def test_each_format_leaves_weights_a_card_and_a_record(
     assert {*record["sha256"], "README.md", "export.json"} == {file.name for file in out.iterdir()}
     for file, digest in record["sha256"].items():
         assert hashlib.sha256((out / file).read_bytes()).hexdigest() == digest
-    assert "batches of 1, 2, 5 images give logits that differ by" in caplog.text
-    assert {file.name for file in tmp_path.iterdir()} == {"out", "run"}, "nothing beside it"
+    assert "the largest difference from the live network's logits is" in caplog.text
+    assert {file.name for file in tmp_path.iterdir()} == {"out", "run"}, "nothing else"
 
 
 def test_what_differs_is_refused_and_nothing_is_left(exportable: Exportable, tmp_path: Path) -> None:
@@ -55,9 +55,7 @@ def test_what_differs_is_refused_and_nothing_is_left(exportable: Exportable, tmp
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FORMATS, "timm", timm._replace(write=write_other))
-        with pytest.raises(
-            OutputsDiffer, match=r"timm loads gives logits that differ by .* more than tolerance=0.0001"
-        ):
+        with pytest.raises(OutputsDiffer, match=r"loaded with timm, logits differ by .* more than tolerance=0.0001"):
             export_network(trained, "timm", tmp_path / "out", **GIVEN)
         assert {file.name for file in tmp_path.iterdir()} == {"run"}
         assert (
@@ -74,50 +72,50 @@ def test_weights_that_are_no_numbers_are_refused(exportable: Exportable, tmp_pat
         export_network(trained, "safetensors", tmp_path / "out", **GIVEN)
 
 
-def test_a_library_that_is_not_installed_is_told(
+def test_a_library_that_is_not_installed_is_logged(
     exportable: Exportable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(export_export, "find_spec", lambda name: None if name in ("transformers", "onnx") else object())
     trained = exportable()
     found = export_network(trained, "hf", tmp_path / "out", **GIVEN)
     assert found["largest_difference"] is None
-    assert "not compared with the live network: transformers isn't installed here" in caplog.text
-    assert "It was not compared with the network" in (tmp_path / "out" / "README.md").read_text()
-    assert told(trained, "onnx", tmp_path / "other") == ["format=onnx needs onnx: python -m pip install onnx"]
+    assert "not compared with the live network: transformers isn't installed" in caplog.text
+    assert "It was not compared with the trained network" in (tmp_path / "out" / "README.md").read_text()
+    assert refusals(trained, "onnx", tmp_path / "other") == ["format=onnx needs onnx: python -m pip install onnx"]
 
 
-def test_all_that_is_wrong_is_told_at_once(exportable: Exportable, tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(exportable: Exportable, tmp_path: Path) -> None:
     trained = exportable(pre_norm=True, pre_logits_dim=24)
-    assert told(trained, "onnx", tmp_path / "out") == []
-    able = "formats that can: safetensors, onnx, torch_export"
+    assert refusals(trained, "onnx", tmp_path / "out") == []
+    able = "formats that do: safetensors, onnx, torch_export"
     kept = trained.weights.run / "checkpoints"
-    assert told(trained, "hf", kept, fold=True) == [
-        "fold=true: format=hf holds weights and no preprocessing code; onnx and torch_export can fold it in",
-        f"out={kept} is there, and is no export (it has no export.json); name another folder",
-        "format=hf can't express model.pre_norm=true: of transformers' classifiers CLIP's alone has it, and no norm at "
-        f"its end; {able}",
-        "format=hf can't express model.pre_logits_dim=24: transformers' classifiers have no layer before their head; "
+    assert refusals(trained, "hf", kept, fold=True) == [
+        "fold=true: format=hf holds weights without preprocessing; use format=onnx or format=torch_export",
+        f"out={kept} exists and is not an export (it has no export.json); name another folder",
+        "format=hf doesn't support model.pre_norm=true: of transformers' classifiers only CLIP's has it, without a "
+        f"final norm; {able}",
+        "format=hf doesn't support model.pre_logits_dim=24: transformers' classifiers have no layer before their head; "
         + able,
     ]
 
 
-def test_weights_that_the_checkpoint_has_not_are_told(exportable: Exportable, tmp_path: Path) -> None:
+def test_weights_that_the_checkpoint_does_not_have_are_refused(exportable: Exportable, tmp_path: Path) -> None:
     trained = exportable()
-    (line,) = told(trained, "timm", tmp_path / "out", part="raw")
+    (line,) = refusals(trained, "timm", tmp_path / "out", part="raw")
     assert line.startswith("part=raw: ")
     exportable(averaged=True)
-    assert told(trained, "timm", tmp_path / "out", part="raw") == []
+    assert refusals(trained, "timm", tmp_path / "out", part="raw") == []
 
 
 def test_a_network_of_another_kind_goes_where_any_does(exportable: Exportable) -> None:
     weights = exportable().weights
     resnet = weights._replace(kind="timm", arguments={"model_name": "resnet18"})
-    assert [name for name in FORMATS if not unsupported(resnet, name)] == [
+    assert [name for name in FORMATS if not unsupported_parts(resnet, name)] == [
         "safetensors",
         "timm",
         "onnx",
         "torch_export",
     ]
-    assert unsupported(resnet, "hf") == ["timm's resnet18: it is for plain Vision Transformers"]
+    assert unsupported_parts(resnet, "hf") == ["timm's resnet18: it is for plain Vision Transformers"]
     other = weights._replace(kind="other")
-    assert [n for n in FORMATS if not unsupported(other, n)] == ["safetensors", "onnx", "torch_export"]
+    assert [n for n in FORMATS if not unsupported_parts(other, n)] == ["safetensors", "onnx", "torch_export"]

@@ -1,4 +1,4 @@
-"""A folder is there as a whole or not at all, and nothing that isn't an export is ever replaced."""
+"""A folder appears complete or not at all, and only an export is ever replaced."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_what_has_come_there_meanwhile_is_not_replaced(tmp_path: Path) -> None:
             out.mkdir()
             (out / "thesis.tex").write_text("1")
 
-    with pytest.raises(FileExistsError, match="is no export"):
+    with pytest.raises(FileExistsError, match="is not an export"):
         late()
     assert contents(tmp_path) == {"out"}
     assert contents(out) == {"thesis.tex"}
@@ -72,13 +72,13 @@ def test_an_export_that_is_there_wants_overwrite_and_anything_else_is_never_repl
     assert folder_problem(out, True) is None
     (out / RECORD).rename(out / "thesis.tex")
     for overwrite in (False, True):
-        assert "is no export" in (folder_problem(out, overwrite) or "")
-    assert "is no export" in (folder_problem(out / "thesis.tex", True) or "")
+        assert "is not an export" in (folder_problem(out, overwrite) or "")
+    assert "is not an export" in (folder_problem(out / "thesis.tex", True) or "")
 
 
 def test_views_are_written_as_what_they_show_and_everybody_who_may_can_read_them(tmp_path: Path) -> None:
-    whole = torch.arange(12.0).view(3, 4)
-    state = {"one": whole[0], "two": whole[1:].t()}
+    numbers = torch.arange(12.0).view(3, 4)
+    state = {"one": numbers[0], "two": numbers[1:].t()}
     write_tensors(tmp_path / "a.safetensors", state)
     write_text(tmp_path / "a.txt", "text")
     found = load_file(tmp_path / "a.safetensors")

@@ -10,7 +10,7 @@ import torch
 
 from conftest import Exportable
 from vitlab.export import graph
-from vitlab.export.checkpoint import comparison_images
+from vitlab.export.checkpoint import random_images
 from vitlab.export.export import FORMATS, largest_difference
 
 
@@ -22,14 +22,14 @@ def test_bytes_become_probabilities_in_torchs_graph(exportable: Exportable, tmp_
     assert difference < 1e-6
     found: dict[str, Any] = {}
     exec(graph.usage_torch(trained, True).replace("FOLDER", str(tmp_path)), found)
-    batch = comparison_images(trained, 3)
+    batch = random_images(trained, 3)
     expected = trained.network(trained.prepare()(batch)).sigmoid()
     torch.testing.assert_close(found["model"](batch), expected, atol=1e-6, rtol=0)
     with pytest.raises(Exception, match=r"size\(\)\[2\] == 16"):
         found["model"](batch[:, :, :8])
 
 
-def test_normalised_images_become_logits_in_onnx_runtime(exportable: Exportable, tmp_path: Any) -> None:
+def test_normalized_images_become_logits_in_onnx_runtime(exportable: Exportable, tmp_path: Any) -> None:
     trained = exportable(layer_scale=0.1, pos_embed="sincos2d", depth=1)
     graph.write_onnx(trained, tmp_path, fold=False)
     assert [file.name for file in tmp_path.glob("model*")] == ["model.onnx"], "one file"

@@ -58,7 +58,7 @@ def test_the_card_says_what_the_run_recorded(exportable: Exportable, tmp_path: P
         "| versions | torch 2.14.1 |",
         "| command | `python .../train.py data_dir=.../photos lr=1e-3` |",
         "shapes: 90 images (training), 10 images (validation), 20 images (test).",
-        "normalised by mean 0.5, 0.4, 0.3 and std 0.2, 0.25, 0.3.",
+        "normalized by mean 0.5, 0.4, 0.3 and std 0.2, 0.25, 0.3.",
         "0 kind 0, 1 kind 1",
         'timm.create_model("local-dir:FOLDER", pretrained=True)',
         "dim: 32",

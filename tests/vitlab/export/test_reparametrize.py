@@ -44,11 +44,6 @@ def test_without_a_number_of_tokens_nothing_is_moved(exportable: Exportable) -> 
     assert "pos_embed" not in reparametrize.network_tensors(exportable(pos_embed="none"), covered=None)
 
 
-def test_the_prefix_is_counted(exportable: Exportable) -> None:
-    assert reparametrize.prefix_length(exportable(num_registers=3).arguments) == 4
-    assert reparametrize.prefix_length(exportable(distilled=True).arguments) == 2
-
-
 def test_scales_of_one_are_for_every_block(exportable: Exportable) -> None:
     scales = reparametrize.unit_scales(exportable().arguments)
     assert set(scales) == {f"blocks.{i}.ls{n}.gamma" for i in (0, 1) for n in (1, 2)}

@@ -12,7 +12,7 @@ from PIL import Image
 from conftest import Exportable
 from parity import fill
 from vitlab.export.export import FORMATS, largest_difference
-from vitlab.export.timm import timm_config, unsupported, usage, write_timm
+from vitlab.export.timm import timm_config, unsupported_parts, usage, write_timm
 from vitlab.weights.load import load_pretrained
 from vitlab.weights.open import open_weights
 
@@ -48,7 +48,7 @@ def written(folder: Path, trained: Any) -> Path:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_timm_gives_the_same_logits(options: dict[str, Any], exportable: Exportable, tmp_path: Path) -> None:
     trained = exportable(**options)
-    assert unsupported(trained.arguments) == []
+    assert unsupported_parts(trained.arguments) == []
     difference = largest_difference(FORMATS["timm"], trained, written(tmp_path / "out", trained), False)
     assert difference is not None
     assert difference < 1e-5
@@ -66,7 +66,7 @@ def test_timm_gives_the_same_logits(options: dict[str, Any], exportable: Exporta
     ids=str,
 )
 def test_what_timm_has_no_place_for_is_named(options: dict[str, Any], setting: str, exportable: Exportable) -> None:
-    (refused,) = unsupported(exportable(**options).arguments)
+    (refused,) = unsupported_parts(exportable(**options).arguments)
     assert refused.startswith(f"{setting}: timm's")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from conftest import Exportable
 from parity import fill
 from vitlab.export.export import FORMATS, largest_difference
-from vitlab.export.transformers import unsupported, usage, write_transformers
+from vitlab.export.transformers import unsupported_parts, usage, write_transformers
 from vitlab.weights.load import load_pretrained
 from vitlab.weights.open import open_weights
 
@@ -44,7 +44,7 @@ def test_transformers_gives_the_same_logits(
     options: dict[str, Any], kind: str, exportable: Exportable, tmp_path: Path
 ) -> None:
     trained = exportable(**options)
-    assert unsupported(trained.arguments) == []
+    assert unsupported_parts(trained.arguments) == []
     folder = written(tmp_path / "out", trained)
     difference = largest_difference(FORMATS["hf"], trained, folder, False)
     assert difference is not None
@@ -71,7 +71,7 @@ def test_transformers_gives_the_same_logits(
 def test_what_transformers_has_no_place_for_is_named(
     options: dict[str, Any], setting: str, exportable: Exportable
 ) -> None:
-    (refused,) = unsupported(exportable(**options).arguments)
+    (refused,) = unsupported_parts(exportable(**options).arguments)
     assert refused.startswith(f"{setting}: ")
 
 
@@ -103,8 +103,8 @@ def test_the_usage_works_and_images_are_prepared_as_in_training(
     found: dict[str, Any] = {}
     exec(usage(trained, False).replace("FOLDER", str(written(tmp_path / "out", trained))), found)
     pixels = torch.randint(0, 256, (3, 30, 30), dtype=torch.uint8)
-    whole = pixels if crop_fraction is None else center_crop(pixels, trained.image_size, crop_fraction)
+    cropped = pixels if crop_fraction is None else center_crop(pixels, trained.image_size, crop_fraction)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     prepared = found["processor"](image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(prepared, trained.prepare()(whole[None]), atol=0.03, rtol=0)
+    torch.testing.assert_close(prepared, trained.prepare()(cropped[None]), atol=0.03, rtol=0)
     assert found["model"].config.id2label == dict(enumerate(trained.classes))

@@ -1,6 +1,5 @@
 """The picture of a run shows its curves, whatever of them there is."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def lines(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
     return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in found}  # type: ignore[arg-type]
 
 
-def colours(file: Path) -> int:
+def colors(file: Path) -> int:
     with Image.open(file) as picture:
         return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
 
@@ -58,7 +57,7 @@ def test_losses_scores_rates_and_speed_are_drawn_against_the_images_seen(tmp_pat
     assert found["train/loss"] == (seen, [2.0, 1.0, 0.0])
     assert drawn[0].get_suptitle() == "a title"
     assert drawn[0].axes[0].get_yscale() == "linear", "a loss of 0 has no logarithm"
-    assert colours(tmp_path / "figures" / "curves.png") > 50
+    assert colors(tmp_path / "figures" / "curves.png") > 50
 
 
 def test_a_positive_loss_is_drawn_on_a_logarithmic_scale(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -75,7 +74,7 @@ def test_one_row_without_validation_is_a_dot_and_no_error(tmp_path: Path, drawn:
     plots.plot_curves(metrics.file, tmp_path / "curves.png", "")
     assert lines(drawn[0]) == {"train/loss": ([64.0], [2.0]), "lr/decay": ([64.0], [0.1])}
     assert drawn[0].axes[0].get_lines()[0].get_marker() == "o", "a line of one point can't be seen"
-    assert colours(tmp_path / "curves.png") > 20
+    assert colors(tmp_path / "curves.png") > 20
 
 
 def test_no_rows_at_all_make_empty_axes(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -83,21 +82,3 @@ def test_no_rows_at_all_make_empty_axes(tmp_path: Path, drawn: list[Figure]) -> 
     plots.plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", "")
     assert lines(drawn[0]) == {}
     assert (tmp_path / "curves.png").stat().st_size > 0
-
-
-@pytest.mark.parametrize(
-    ("largest", "first"), [([1.0, 1e9, 1e30], 2), ([0.0, -math.inf, 2.0], 1), ([0.5, 0.1, 2.0], None)]
-)
-def test_the_largest_outputs_are_drawn_by_module_and_the_wrong_one_is_marked(
-    largest: list[float], first: int | None, tmp_path: Path, drawn: list[Figure]
-) -> None:
-    names = ["patch_embed", "blocks.0", "head"]
-    plots.plot_magnitudes(names, largest, tmp_path / "outputs.png", first=first, title="a step")
-    (axis,) = drawn[0].axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == names
-    bars = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in axis.containers[0]}
-    assert bars == {row: value for row, value in enumerate(largest) if value > 0}
-    assert axis.get_xscale() == "log"
-    labels = axis.get_legend_handles_labels()[1]
-    assert ("first that isn't finite" in labels) == (first is not None)
-    assert colours(tmp_path / "outputs.png") > 5

@@ -87,7 +87,7 @@ def test_another_description_of_the_same_place_has_files_of_its_own(far: Path) -
 
 def test_a_scheme_that_nothing_reads_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"^data_dir=ftp://a/b: ftp:// is none of s3://, gs://, .*; copy the folder to"
+        ValueError, match=r"^data_dir=ftp://a/b: ftp:// is not one of s3://, gs://, .*; copy the folder to"
     ):
         Storage("ftp://a/b")
 

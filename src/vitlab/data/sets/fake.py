@@ -14,7 +14,15 @@ def fake(
     channels: PositiveInt = 3,
     num_classes: PositiveInt = 10,
 ) -> Source:
-    """Images that are the same on every machine: a pattern per class, dimmed, under noise; learnable."""
+    """Images that are the same on every machine: a pattern per class, dimmed, under noise; learnable.
+
+    Args:
+        samples: Training images.
+        test_samples: Test images.
+        size: Height and width in pixels.
+        channels: Color channels.
+        num_classes: Number of classes.
+    """
     import torch
     from torch.nn.functional import interpolate
 

@@ -20,7 +20,11 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 @Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True)
 def mnist(*, data_dir: str) -> Source:
-    """MNIST (LeCun et al., 1998): idx files under `data_dir`, else downloaded there."""
+    """MNIST (LeCun et al., 1998): idx files under `data_dir`, else downloaded there.
+
+    Args:
+        data_dir: Folder of the files.
+    """
     train, test = load_idx("mnist", "MNIST", data_dir)
     classes = tuple(str(digit) for digit in range(10))
     return Source("mnist", classes, 1, (0.1307,), (0.3081,), 28, Split(*train), Split(*test))
@@ -28,7 +32,11 @@ def mnist(*, data_dir: str) -> Source:
 
 @Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True)
 def fashion_mnist(*, data_dir: str) -> Source:
-    """Fashion-MNIST (Xiao et al., 2017): idx files under `data_dir` or from Debian, else downloaded."""
+    """Fashion-MNIST (Xiao et al., 2017): idx files under `data_dir` or from Debian, else downloaded.
+
+    Args:
+        data_dir: Folder of the files.
+    """
     debian = ", or install Debian's package dataset-fashion-mnist"
     train, test = load_idx("fashion_mnist", "FashionMNIST", data_dir, DEBIAN_FASHION_MNIST, remedy=debian)
     clothes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
