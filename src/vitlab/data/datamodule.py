@@ -23,7 +23,7 @@ from vitlab.config.schema import Node
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBatch
 from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, stable_seed
-from vitlab.data.scan import Duplicate, SplitName, common_folder, drop_bad_files, warn_of_duplicates
+from vitlab.data.scan import SplitName, drop_bad_files
 from vitlab.data.source import Source, Split, loader_facts
 from vitlab.data.splitting import hold_out, stratified_split
 from vitlab.distributed import environment
@@ -51,8 +51,7 @@ class DataModule(LightningDataModule):
         on_error: Of bad images in image folders. `raise`: an error. `skip`: every image is decoded once before
             training, and those that can't be are skipped, counted and listed.
         max_skipped: Share of the listed images above which `skip` refuses.
-        scan: How closely `raise` looks before training: at every file's header and end, or at all of it (which also
-            finds files with equal content in several splits), or not at all.
+        scan: What `raise` reads before training: every file's header and end, all of it, or nothing.
         skipped_file: Where `skip` lists what it skipped; read instead of a new scan if there is such a file.
         mean: Subtracted from each channel, in units of the brightest value. None: that of the weights that training
             begins from, else the source's own.
@@ -114,11 +113,10 @@ class DataModule(LightningDataModule):
         loader_facts(self.load_source).check(source)
         if problem := self._setting_problem(source):
             raise ValueError(problem)
-        duplicates: list[Duplicate] = []
         if source.train.files is not None:
             settings: Any = {"on_error": self.on_error, "max_skipped": self.max_skipped, "scan": self.scan}
             first = environment.local_rank(os.environ) == 0
-            source, duplicates = drop_bad_files(source, **settings, record=self.skipped_file, first=first)
+            source = drop_bad_files(source, **settings, record=self.skipped_file, first=first)
         if len(only := set(source.train.labels.tolist())) == 1:
             name = source.classes[only.pop()]
             raise ValueError(f"{source.name} has the one class {name!r} to train on; classification needs two")
@@ -130,8 +128,6 @@ class DataModule(LightningDataModule):
             limit, knob = self.max_train_samples, "data.max_train_samples"
             train = train.subset(stratified_split(train.labels, limit, seed=self.split_seed, knob=knob)[1])
         self._splits = {"train": train, "val": val, "test": source.test}
-        if duplicates:
-            warn_of_duplicates(duplicates, self._splits, common_folder(source), self.skipped_file)
         mean, std = (per_channel(*each, source) for each in (("mean", self.mean), ("std", self.std)))
         self._prepare = Prepare(image_size=self.image_size, mean=mean, std=std, interpolation=self.interpolation)
         self.mean, self.std = mean, std

@@ -59,10 +59,6 @@ class Rows(Sequence[str], ABC):
         """A hash of these images that is the same wherever they are stored, without reading all of them."""
         return hashlib.blake2b(self.chosen.numpy().tobytes() + self.content(), digest_size=16).digest()
 
-    def local_files(self) -> Sequence[str] | None:
-        """The local file of each image that may change while `content` stays the same; '' or None: none."""
-        return None
-
     def subset(self, indices: "Tensor") -> "Rows":
         """The rows at `indices` (int64 [m]) of these, in that order."""
         part = copy.copy(self)

@@ -10,7 +10,6 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,23 +34,13 @@ class ArrowRows(Rows):
     def read(self, row: int) -> bytes:
         return image_bytes(self.dataset[row][self.column])
 
-    def local_files(self) -> Sequence[str] | None:
-        column = self._stored()
-        if not column.combine_chunks().field("bytes").null_count:
-            return None
-        paths = [value["path"] if value["bytes"] is None else "" for value in column.to_pylist()]
-        return [paths[row] or "" for row in self.chosen.tolist()]
-
-    def _stored(self) -> Any:
-        """All images as `datasets` stores them, an Arrow array of `bytes` and `path`."""
-        column, order = self.dataset.data.column(self.column), self.dataset._indices
-        return column if order is None else column.take(order.column(0))  # of a selection that was never written out
-
     def content(self) -> bytes:
         """The length of each encoded image, and the file name of each that is stored elsewhere."""
         import pyarrow.compute as pc
 
-        column = self._stored()
+        column, order = self.dataset.data.column(self.column), self.dataset._indices  # of `bytes` and `path`
+        if order is not None:  # of a selection that was never written out
+            column = column.take(order.column(0))
         lengths = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), -1)
         digest = hashlib.blake2b(lengths.to_numpy().astype("<i8").tobytes(), digest_size=16)
         if pc.any(pc.equal(lengths, -1)).as_py():
@@ -128,10 +117,6 @@ class ParquetRows(Rows):
         block = bisect.bisect_right(self.starts, row) - 1
         value = self._images(block)[row - self.groups[block].start].as_py()
         return image_bytes(value if isinstance(value, dict) else {"bytes": value, "path": None})
-
-    def local_files(self) -> Sequence[str] | None:
-        files = ["" if "://" in file else file for file in self.files]
-        return [files[self.groups[block].file] for block in self._block_numbers().tolist()]
 
     def content(self) -> bytes:
         """The sizes of all row groups."""

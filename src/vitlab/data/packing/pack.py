@@ -21,7 +21,7 @@ from vitlab.config.schema import Node, format_value
 from vitlab.data.packing import manifest
 from vitlab.data.packing.manifest import WORK
 from vitlab.data.packing.shard_writer import Settings, ShardWriter
-from vitlab.data.scan import BadFile, bullets, write_rows
+from vitlab.data.scan import BadFile, bullets, write_bad_files
 from vitlab.data.source import Source
 from vitlab.distributed import environment
 from vitlab.storage.atomic import atomic_write
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 LOCK = ".prepare.lock"
 LOCK_TIMEOUT = 20  # seconds within which the processes of a killed program have ended
-STAMPS = ".stamps.json"  # of files' sizes and times; not in `prepared.json`, which is the same wherever images are
 BROKEN = "broken.csv"
 
 
@@ -92,16 +91,12 @@ def pack(
             if differs := differences(before.get("plan", {}), plan):
                 raise ValueError(f"out={out} was packed with other settings ({differs}); use those, or another folder")
         if complete.is_file():
-            if (stamps := out / STAMPS).is_file() and json.loads(stamps.read_text()) != writer.stamps:
-                changed = "was packed from images of which files have other sizes or times now"
-                raise ValueError(f"out={out} {changed}; name another folder, or remove {out} to pack it again")
             log.info("%s exists already and is what this command makes", out)
             return manifest.log_results(json.loads(complete.read_text(encoding="utf-8")), seconds=0.0)
         work.mkdir(exist_ok=True)
         atomic_write(begun, json.dumps({"plan": plan}))
         for unfinished in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
             unfinished.unlink()
-        drop_changed_shards(writer)
         images = write_missing_shards(writer, processes)
         content = finalize(writer, plan, name=name, on_error=on_error, max_skipped=max_skipped)
         return manifest.log_results(content, seconds=time.monotonic() - start, images=images)
@@ -123,22 +118,10 @@ def differences(before: Node, now: Node) -> str:
     )
 
 
-def drop_changed_shards(writer: ShardWriter) -> None:
-    """Remove the records of shards with broken images, or of whose files some have changed since."""
-    changed = 0
-    for number, stamp in enumerate(writer.stamps):
-        if (file := writer.record_file(number)).is_file():
-            record = json.loads(file.read_text(encoding="utf-8"))
-            if record["broken"] or record["stamp"] != stamp:
-                changed += record["stamp"] != stamp
-                file.unlink()
-    if changed:
-        log.warning("%d shards are written again: files of their images have other sizes or times now", changed)
-
-
 def write_missing_shards(writer: ShardWriter, processes: int | None) -> int:
-    """Write the shards that have no record, log the progress, and return how many images they have."""
-    missing = [number for number in range(len(writer)) if not writer.record_file(number).is_file()]
+    """Write the shards that have no record, or broken images, and return their number of images."""
+    records = [writer.record_file(number) for number in range(len(writer))]
+    missing = [n for n, file in enumerate(records) if not file.is_file() or json.loads(file.read_text())["broken"]]
     total = sum(writer.jobs[number][3] - writer.jobs[number][2] for number in missing)
     if len(missing) < len(writer):
         log.info("resuming: %d of %d shards are there", len(writer) - len(missing), len(writer))
@@ -166,7 +149,7 @@ def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_s
     broken = [BadFile(*fields) for record in records for fields in record["broken"]]
     if broken:
         file, total = out / WORK / BROKEN, sum(map(len, source.splits.values()))
-        write_rows(file, BadFile, broken)
+        write_bad_files(file, broken)
         if on_error == "raise" or len(broken) > max_skipped * total:
             allowed = "" if on_error == "raise" else f", more than data.max_skipped={max_skipped:g} allows; raise that"
             raise ValueError(
@@ -184,7 +167,6 @@ def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_s
         ]
         if lost := set(images.labels.tolist()).difference(*(table["label"].tolist() for table, _ in shards[split])):
             raise ValueError(f"no image of the class {source.classes[min(lost)]!r} in {split} can be decoded")
-    atomic_write(out / STAMPS, json.dumps(writer.stamps))
     mean, std = (list(values * 3 if source.channels == 1 else values) for values in (source.mean, source.std))
     facts = {"name": name, "mean": mean, "std": std, "broken": len(broken), "plan": plan}
     content = manifest.write_manifest(out, shards, classes=source.classes, **facts)

@@ -3,18 +3,14 @@
 It is WebDataset's tar file, in which 000000123.jpg is followed by 000000123.cls, its class.
 """
 
-import hashlib
 import io
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +21,10 @@ from vitlab.config.schema import Node
 from vitlab.data.decode import error_reason, is_out_of_memory, read_error_not_skipped
 from vitlab.data.packing.encode import image_bytes
 from vitlab.data.packing.manifest import ENTRY, STARTS, WORK, NotShardedData, Table, write_table
-from vitlab.data.rows import InvalidImage, Rows
+from vitlab.data.rows import InvalidImage
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
-from vitlab.data.scan import THREADS, BadFile
-from vitlab.data.source import Source, Split
+from vitlab.data.scan import BadFile
+from vitlab.data.source import Source
 from vitlab.storage.atomic import atomic_write, file_sha256, fsync
 
 BUFFER = 10_000  # for rows read in blocks: a shard's images are drawn from about this many
@@ -57,9 +53,6 @@ class ShardWriter(Dataset[Node]):
             for split, order in self.orders.items()
             for shard, part in enumerate(cut(len(order), -(-len(order) // settings.shard_images)))
         ]
-        pairs = {name: sizes_and_mtimes(split)[self.orders[name]] for name, split in source.splits.items()}
-        parts = [np.ascontiguousarray(pairs[name][start:stop]) for name, _, start, stop in self.jobs]
-        self.stamps = [hashlib.blake2b(part.tobytes(), digest_size=16).hexdigest() for part in parts]
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -86,7 +79,7 @@ class ShardWriter(Dataset[Node]):
             else:
                 items.append(Item(data, int(split.labels[row]), place))
                 rows.append(row)
-        record: Node = {"split": name, "images": len(items), "broken": broken, "stamp": self.stamps[number]}
+        record: Node = {"split": name, "images": len(items), "broken": broken}
         if items:
             write_tar(temporary := self.out / WORK / f"making-{number}.tar", items)
             table, record["shard"] = read_tar(temporary, f"{name}/{shard:06d}.tar")
@@ -111,31 +104,6 @@ def packing_order(source: Source, settings: Settings) -> dict[str, Tensor]:
             sizes = [len(part) for part in cut(samples, -(-samples // settings.shard_images))]
             orders["train"] = shuffled_blocks(blocks, sizes, BUFFER, generator)
     return orders
-
-
-def sizes_and_mtimes(split: Split) -> np.ndarray[Any, Any]:
-    """The bytes and the modification time in nanoseconds of each image's file, int64 [n, 2].
-
-    They show images that were changed under the same names. Zeros for images in memory, fetched, or within a file whose
-    content the split's digest covers.
-    """
-    files = split.files.local_files() if isinstance(split.files, Rows) else split.files
-    if files is None:
-        return np.zeros((len(split), 2), np.int64)
-    with ThreadPoolExecutor(THREADS) as pool:
-        parts = [files[start : start + 1024] for start in range(0, len(files), 1024)]
-        pairs = chain.from_iterable(pool.map(lambda part: [size_and_mtime(file) for file in part], parts))
-        return np.array(list(pairs), np.int64).reshape(-1, 2)
-
-
-def size_and_mtime(file: str) -> tuple[int, int]:
-    if not file:
-        return 0, 0
-    try:
-        state = os.stat(file)  # noqa: PTH116 a million
-    except OSError as error:
-        return -1, error.errno or 0
-    return state.st_size, state.st_mtime_ns
 
 
 class Item(NamedTuple):

@@ -202,9 +202,7 @@ def test_replaced_images_are_packed_by_the_same_command(
     for file in drawn.rglob("*.*"):
         (broken / file.relative_to(drawn)).write_bytes(file.read_bytes())
     image_fixtures.pack(broken, out)
-    found, known = image_fixtures.content(out), image_fixtures.content(packed())
-    assert found.pop(pack.STAMPS) != known.pop(pack.STAMPS), "the files have other times"
-    assert found == known, "wherever the folder is"
+    assert image_fixtures.content(out) == image_fixtures.content(packed()), "wherever the folder is"
 
 
 def test_a_class_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
