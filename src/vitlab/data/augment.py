@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from vitlab.config import bounds
 from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from vitlab.data import augment_ops
+from vitlab.data.source import Source
 
 Share = Annotated[float, Gt(0), Le(1)]
 
@@ -73,6 +74,15 @@ class Augment(nn.Module):
         self.erasing, self.mixup, self.cutmix = erasing, mixup, cutmix
         self.crop_fraction = 0.875 if crop_fraction is None else crop_fraction
 
+    def check(self, source: str, *, in_memory: bool, channels: int) -> None:
+        """Raise `ValueError` for settings that a source of this name can't be augmented with."""
+        if self.crop_padding and not in_memory:
+            remedy = "image folders take random crops by data.augment.crop_scale, so set crop_padding to 0"
+            raise ValueError(f"data.augment.crop_padding={self.crop_padding} is for data sets in memory; {remedy}")
+        if self.auto_augment != "none" and channels not in (1, 3):
+            remedy = f"works on 1 or 3 channels, and {source} has {channels}; set it to none"
+            raise ValueError(f"data.augment.auto_augment={self.auto_augment} {remedy}")
+
     def forward(
         self, images: Tensor, targets: Tensor, *, prepare: "Prepare", num_classes: int, cropped: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -111,6 +121,20 @@ class Augment(nn.Module):
 def build_mixer(kind: type[v2.MixUp | v2.CutMix], alpha: float, num_classes: int) -> v2.Transform:
     """Built once: it takes longer than mixing small images."""
     return kind(alpha=alpha, num_classes=num_classes)
+
+
+def per_channel(
+    knob: str, values: tuple[float, ...] | None, default: tuple[float, ...], source: Source
+) -> tuple[float, ...]:
+    """One value for each of the source's channels: `values`, or their mean for gray images, or the default."""
+    if values is None:
+        return default
+    if source.channels == 1 and len(values) > 1:
+        return (sum(values) / len(values),)
+    if len(values) != source.channels:
+        channels = f"{len(values)} channels, and {source.name} has {source.channels}"
+        raise ValueError(f"data.{knob}={list(values)} is for {channels}")
+    return tuple(values)
 
 
 class Prepare(nn.Module):

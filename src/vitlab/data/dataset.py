@@ -1,15 +1,16 @@
-"""Map-style data sets that return complete batches: from memory, or decoded from files or rows in the workers.
+"""Datasets that return complete batches, from memory or from files, and their DataLoader.
 
-A loader whose batch sampler yields a `BatchPlan` passes it to `__getitems__`, so a batch carries its position in
-training. How a file is varied depends on (seed, epoch, index) alone, never on the workers.
+The batch sampler yields a `BatchPlan`, which the loader passes to `__getitems__`; so a batch has its position in
+training. The augmentation of a file depends on (seed, epoch, index) alone, never on the workers.
 """
 
+import warnings
 from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
@@ -17,12 +18,14 @@ from vitlab.data.decode import read_image
 from vitlab.data.jpeg import BICUBIC, Box, decode_crop
 from vitlab.data.sampler import BatchPlan, stable_seed
 from vitlab.data.source import Split
+from vitlab.distributed import environment
 
 BILINEAR = v2.InterpolationMode.BILINEAR
+MOST_WORKERS = 16  # per device
 
 
 class TrainBatch(NamedTuple):
-    """A device's part of one optimizer step; uint8 as loaded, float and normalized once on the device."""
+    """A device's part of one optimizer step; uint8 as loaded, float and normalized later, on the device."""
 
     images: Tensor  # [b, C, H, W]
     targets: Tensor  # int64 [b], or float [b, classes] under Mixup or CutMix
@@ -40,6 +43,9 @@ class EvalBatch(NamedTuple):
     targets: Tensor  # int64 [b]
 
 
+Loader = DataLoader[TrainBatch | EvalBatch]
+
+
 def make_batch(images: Tensor, targets: Tensor, plan: BatchPlan, training: bool) -> TrainBatch | EvalBatch:
     if training:
         return TrainBatch(images, targets, plan.count, plan.epoch, plan.step, plan.micro)
@@ -47,7 +53,7 @@ def make_batch(images: Tensor, targets: Tensor, plan: BatchPlan, training: bool)
 
 
 class MemoryDataset(Dataset[TrainBatch | EvalBatch]):
-    """A split in memory: a batch is one selection of rows, uint8 and unchanged."""
+    """A split in memory; batches are uint8 as stored."""
 
     def __init__(self, split: Split, *, training: bool) -> None:
         assert split.images is not None
@@ -64,9 +70,8 @@ class MemoryDataset(Dataset[TrainBatch | EvalBatch]):
 class FilesDataset(Dataset[TrainBatch | EvalBatch]):
     """A split of files, decoded to RGB uint8 at `image_size` (height, width).
 
-    Training: random resized crop, flip and auto-augmentation as `augment` says; the crop is drawn before the file is
-    decoded, and with `scaled_decoding` a large one comes from a smaller decoding. Evaluation: decoded completely,
-    resized so that the center crop keeps `augment.crop_fraction` of the short side.
+    Training: random resized crop, drawn before the file is decoded, then flip and auto-augmentation of `augment`.
+    Evaluation: a center crop that keeps `augment.crop_fraction` of the short side.
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         return make_batch(images, self.labels[torch.tensor(plan.indices)], plan, self.training)
 
     def _augmented(self, index: int, epoch: int) -> Tensor:
-        torch.default_generator.manual_seed(stable_seed(self.seed, epoch, index))  # torch.manual_seed takes 0.1 ms
+        torch.default_generator.manual_seed(stable_seed(self.seed, epoch, index))  # torch.manual_seed is slower
         settings = {"interpolation": self.interpolation, "scaled": self.scaled_decoding}
         image = read_image(self.files[index], partial(decode_crop, choose=self._box, size=self.image_size, **settings))
         for step in self.steps:
@@ -117,6 +122,38 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
     def _box(self, height: int, width: int) -> Box:
         """A random crop of an image, as torchvision draws it."""
         return Box(**self.crop.make_params([torch.empty(1).expand(1, height, width)]))  # only the shape is used
+
+
+def identity(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:
+    return batch
+
+
+def build_loader(
+    dataset: MemoryDataset | FilesDataset,
+    batches: Sampler[BatchPlan],
+    *,
+    workers: int | None,
+    devices: int,
+    keep_workers: bool,
+    pin_memory: bool,
+    seed: int,
+) -> Loader:
+    """A loader with `workers` processes; None: the cores' share of one of `devices`, and 0 for images in memory."""
+    if workers is None and isinstance(dataset, MemoryDataset):
+        # sending a batch between processes costs more than selecting it
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        workers = 0
+    if workers is None:
+        workers = min(MOST_WORKERS, max(1, environment.cores() // devices))
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]  # a plan instead of a list of indices
+        collate_fn=identity,  # type: ignore[arg-type]  # the dataset returns a batch
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0 and keep_workers,
+        generator=torch.Generator().manual_seed(seed),  # else each epoch draws from torch's default generator
+    )
 
 
 def center_crop(

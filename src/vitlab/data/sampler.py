@@ -34,6 +34,13 @@ def stable_seed(*key: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed the CPU and one device; `torch.manual_seed` takes 1 ms, for devices that are not there."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def count_steps(samples: int, batch_size: int, drop_last: bool) -> int:
     return samples // batch_size if drop_last else -(-samples // batch_size)
 

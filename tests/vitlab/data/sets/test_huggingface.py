@@ -367,7 +367,7 @@ def test_epochs_draw_each_image_once_on_any_number_of_ranks_with_workers(
     for ranks in (1, 3):
         data.num_workers = 2 if ranks == 1 else 0
         for rank in range(ranks):
-            monkeypatch.setattr(data, "_rank_and_world_size", partial(tuple, (rank, ranks)))
+            monkeypatch.setattr(data, "_share", partial(dict, rank=rank, world_size=ranks))
             steps.append([batch for batch in data.train_dataloader() if isinstance(batch, TrainBatch)])
     one, three = steps[0], [torch.cat([batch.images for batch in parts]) for parts in zip(*steps[1:], strict=True)]
     seen = torch.cat([batch.images for batch in one])[:, 0].flatten(1).tolist()
@@ -376,7 +376,7 @@ def test_epochs_draw_each_image_once_on_any_number_of_ranks_with_workers(
     for ranks in (1, 2, 3):
         shares = []
         for rank in range(ranks):
-            monkeypatch.setattr(data, "_rank_and_world_size", partial(tuple, (rank, ranks)))
+            monkeypatch.setattr(data, "_share", partial(dict, rank=rank, world_size=ranks))
             shares += [batch.images for batch in data.loader("test")]
         found = torch.cat(shares)[:, 0].flatten(1).tolist()
         assert sorted(map(tuple, found)) == sorted(map(tuple, digits(600, 800).flatten(1).tolist()))
