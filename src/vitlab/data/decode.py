@@ -157,8 +157,7 @@ def check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise ValueError(f"it has no pixels: {width} x {height}")
     if width * height > MAX_PIXELS:
-        remedy = "make it smaller, or leave out the largest images with data.source.max_pixels"
-        raise ValueError(f"{width} x {height} are more than {MAX_PIXELS:,} pixels: {remedy}")
+        raise ValueError(f"{width} x {height} are more than {MAX_PIXELS:,} pixels; make it smaller")
 
 
 def check_mode(image: Image.Image) -> None:

@@ -266,7 +266,7 @@ def other_suffix(folder: Path) -> None:
 
 def link_to_listed(folder: Path) -> None:
     (folder / "train" / "b" / "again.png").symlink_to(folder / "train" / "a" / "00.png")
-    assert "again.png" not in map(os.path.basename, list_images(folder / "train", None, None)[1])
+    assert "again.png" not in map(os.path.basename, list_images(folder / "train", None)[1])
 
 
 def missing(folder: Path) -> None:
