@@ -91,19 +91,19 @@ def hub_dataset(name: str, subset: str | None, revision: str | None, cache_dir: 
         # else its client would try for minutes
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
         try:
-            found = describe_dataset(name, name, subset, cache_dir, on_hub=True)
+            dataset = describe_dataset(name, name, subset, cache_dir, on_hub=True)
         except DatasetNotFound as error:
             raise DatasetNotFound(
                 f"data.name={name}: there is no such folder here, the Hub can't be reached ({absent}), and its cache "
                 f"has no such set; {remedy}"
             ) from error
-        if revision is not None and revision != found.version:
+        if revision is not None and revision != dataset.version:
             raise DatasetNotFound(
                 f"data.source.revision={revision}: the Hub can't be reached ({absent}), and its cache has "
-                f"{found.version}; name that, or {remedy}"
+                f"{dataset.version}; name that, or {remedy}"
             )
-        log.warning("%s: %s; the cache's %s is used", name, absent, found.version)
-        return found
+        log.warning("%s: %s; the cache's %s is used", name, absent, dataset.version)
+        return dataset
     return load_builder(name, name, subset, cache_dir, on_hub=True, revision=revision)
 
 
@@ -149,24 +149,24 @@ def first_line(error: BaseException) -> str:
 
 
 def choose_splits(
-    found: ResolvedDataset, train: str | None, val: str | None, test: str | None
+    dataset: ResolvedDataset, train: str | None, val: str | None, test: str | None
 ) -> tuple[str, str | None, str | None]:
     """Which splits to train on, validate on and test on; None: to be cut from train. Raises `DatasetNotFound`."""
     for knob, split in (("train_split", train), ("val_split", val), ("test_split", test)):
-        if split is not None and split not in found.splits:
-            hint = suggest(split, found.splits) or f"; there are {', '.join(found.splits) or 'none'}"
-            raise DatasetNotFound(f"data.source.{knob}={split}: {found.short} has no such split{hint}")
-    validation = next((split for split in VALIDATION if split in found.splits), None)
-    others = [split for split in found.splits if split not in ("test", validation, val, test)]
+        if split is not None and split not in dataset.splits:
+            hint = suggest(split, dataset.splits) or f"; there are {', '.join(dataset.splits) or 'none'}"
+            raise DatasetNotFound(f"data.source.{knob}={split}: {dataset.short} has no such split{hint}")
+    validation = next((split for split in VALIDATION if split in dataset.splits), None)
+    others = [split for split in dataset.splits if split not in ("test", validation, val, test)]
     if train is None:
-        train = "train" if "train" in found.splits else others[0] if len(others) == 1 else None
-        train = found.splits[0] if train is None and len(found.splits) == 1 else train
+        train = "train" if "train" in dataset.splits else others[0] if len(others) == 1 else None
+        train = dataset.splits[0] if train is None and len(dataset.splits) == 1 else train
     if train is None:
-        existing = ", ".join(found.splits) or "none"
+        existing = ", ".join(dataset.splits) or "none"
         raise DatasetNotFound(
-            f"data.source.train_split is not set, and {found.name} has no split train; it has {existing}"
+            f"data.source.train_split is not set, and {dataset.name} has no split train; it has {existing}"
         )
-    left = [split for split in found.splits if split not in (train, val, test)]
+    left = [split for split in dataset.splits if split not in (train, val, test)]
     test = test or ("test" if "test" in left else None)
     if test is None and validation in left:
         return train, val, validation  # as ImageNet is published
@@ -174,7 +174,7 @@ def choose_splits(
 
 
 def choose_columns(
-    found: ResolvedDataset, columns: Mapping[str, Any], image: str | None, label: str | None
+    dataset: ResolvedDataset, columns: Mapping[str, Any], image: str | None, label: str | None
 ) -> tuple[str, str]:
     """The columns of images and of labels, by their kinds. Raises `DatasetNotFound`."""
     import datasets
@@ -182,18 +182,18 @@ def choose_columns(
     for knob, column in (("image_column", image), ("label_column", label)):
         if column is not None and column not in columns:
             hint = suggest(column, columns) or f"; there are {', '.join(columns)}"
-            raise DatasetNotFound(f"data.source.{knob}={column}: {found.short} has no such column{hint}")
+            raise DatasetNotFound(f"data.source.{knob}={column}: {dataset.short} has no such column{hint}")
     if image is None:
         images = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
         images = images or [name for name, kind in columns.items() if has_image_bytes(kind)]
-        image = only_candidate("image_column", images, columns, found, "of images")
+        image = only_candidate("image_column", images, columns, dataset, "of images")
     elif not (isinstance(columns[image], datasets.Image) or has_image_bytes(columns[image])):
         raise DatasetNotFound(f"data.source.image_column={image} holds no images, but {columns[image]}")
     if label is None:
         labels = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
         if len(labels) != 1:
             labels = [name for name in LABELS if name in (labels or columns)][:1] or labels
-        label = only_candidate("label_column", labels, columns, found, "of class labels")
+        label = only_candidate("label_column", labels, columns, dataset, "of class labels")
     kind = columns[label]
     plain = isinstance(kind, datasets.Value) and re.match(r"u?int|bool|(large_)?string", kind.dtype)
     if not isinstance(kind, datasets.ClassLabel) and not plain:
@@ -213,10 +213,10 @@ def has_image_bytes(kind: Any) -> bool:
 
 
 def only_candidate(
-    knob: str, candidates: Sequence[str], columns: Mapping[str, Any], found: ResolvedDataset, what: str
+    knob: str, candidates: Sequence[str], columns: Mapping[str, Any], dataset: ResolvedDataset, what: str
 ) -> str:
     if len(candidates) == 1:
         return candidates[0]
     why = f"several columns {what}" if candidates else f"no column that is {what} by its kind"
     names = ", ".join(candidates or columns)
-    raise DatasetNotFound(f"data.source.{knob} is not set, and {found.name} has {why}; name one of {names}")
+    raise DatasetNotFound(f"data.source.{knob} is not set, and {dataset.name} has {why}; name one of {names}")

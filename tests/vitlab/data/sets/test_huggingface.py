@@ -502,7 +502,7 @@ def test_a_run_streams_a_set_by_its_name_on_the_hub(parquet: Path, small: list[s
     assert "data.name=some/other can't be opened: Dataset 'some/other' doesn't exist on the Hub" in missing.stderr
     assert done.returncode == 0, done.stdout + done.stderr
     log = (tmp_path / "run" / "train.log").read_text()
-    assert f"some/digits at {COMMIT}: train split train, validation cut from train, test test, streamed" in log
+    assert f"some/digits at {COMMIT}: train split train, validation held out from train, test test, streamed" in log
     assert "HTTP" not in log
     assert read_results(tmp_path / "run")["test/count"] == 200
     assert len(Hub.parts) > 12, "row groups"
