@@ -36,6 +36,7 @@ SETTINGS = {
 REMOVED = {
     "on_out_of_memory": "an out-of-memory error names the trainer.accumulate_grad_batches that fits",
     "data.source.max_pixels": "src/prepare.py packs images at a smaller size",
+    "data.source.verify": "`python src/prepare.py verify data_dir=FOLDER` compares all checksums",
 }
 
 

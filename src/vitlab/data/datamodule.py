@@ -25,6 +25,8 @@ from vitlab.data.source import Source, Split, loader_facts
 from vitlab.data.splitting import hold_out, stratified_split
 from vitlab.distributed import environment
 
+MOST_WORKERS = 16  # per device
+
 
 class DataModule(LightningDataModule):
     """Train, validation and test splits of one source; validation is its published split, or held out from train.
@@ -242,12 +244,14 @@ class DataModule(LightningDataModule):
         else:
             names = ("image_size", "augment", "interpolation", "seed", "scaled_decoding")
             dataset = FilesDataset(split, training=training, **{name: getattr(self, name) for name in names})
-        return build_loader(
-            dataset,
-            batches,
-            workers=self.num_workers,
-            devices=1 if self.trainer is None else self.trainer.num_devices,
-            keep_workers=name != "test",
-            pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
-            seed=self.seed,
-        )
+        workers = self.num_workers
+        if workers is None and split.files is None:
+            # sending a batch between processes costs more than selecting it
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            workers = 0
+        if workers is None:
+            devices = 1 if self.trainer is None else self.trainer.num_devices
+            workers = min(MOST_WORKERS, max(1, environment.cores() // devices))
+        on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
+        keep = workers > 0 and name != "test"
+        return build_loader(dataset, batches, workers, seed=self.seed, pin_memory=on_gpu, persistent_workers=keep)

@@ -4,7 +4,6 @@ The batch sampler yields a `BatchPlan`, which the loader passes to `__getitems__
 training. The augmentation of a file depends on (seed, epoch, index) alone, never on the workers.
 """
 
-import warnings
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -18,10 +17,6 @@ from vitlab.data.decode import read_image
 from vitlab.data.jpeg import BICUBIC, Box, decode_crop
 from vitlab.data.sampler import BatchPlan, stable_seed
 from vitlab.data.source import Split
-from vitlab.distributed import environment
-
-BILINEAR = v2.InterpolationMode.BILINEAR
-MOST_WORKERS = 16  # per device
 
 
 class TrainBatch(NamedTuple):
@@ -92,10 +87,10 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         self.crop = v2.RandomResizedCrop(image_size, augment.crop_scale)
         self.steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if augment.flip else []
         if augment.auto_augment == "randaugment":
-            level = augment.randaugment_magnitude
-            self.steps.append(v2.RandAugment(augment.randaugment_ops, level, interpolation=BILINEAR))
+            ops, level = augment.randaugment_ops, augment.randaugment_magnitude
+            self.steps.append(v2.RandAugment(ops, level, interpolation=v2.InterpolationMode.BILINEAR))
         if augment.auto_augment == "trivialaugment":
-            self.steps.append(v2.TrivialAugmentWide(interpolation=BILINEAR))
+            self.steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -129,30 +124,15 @@ def identity(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:
 
 
 def build_loader(
-    dataset: MemoryDataset | FilesDataset,
-    batches: Sampler[BatchPlan],
-    *,
-    workers: int | None,
-    devices: int,
-    keep_workers: bool,
-    pin_memory: bool,
-    seed: int,
+    dataset: MemoryDataset | FilesDataset, batches: Sampler[BatchPlan], workers: int, *, seed: int, **options: bool
 ) -> Loader:
-    """A loader with `workers` processes; None: the cores' share of one of `devices`, and 0 for images in memory."""
-    if workers is None and isinstance(dataset, MemoryDataset):
-        # sending a batch between processes costs more than selecting it
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
-        workers = 0
-    if workers is None:
-        workers = min(MOST_WORKERS, max(1, environment.cores() // devices))
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # a plan instead of a list of indices
         collate_fn=identity,  # type: ignore[arg-type]  # the dataset returns a batch
         num_workers=workers,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0 and keep_workers,
         generator=torch.Generator().manual_seed(seed),  # else each epoch draws from torch's default generator
+        **options,
     )
 
 
@@ -160,7 +140,7 @@ def center_crop(
     image: Tensor, image_size: tuple[int, int], crop_fraction: float, interpolation: v2.InterpolationMode = BICUBIC
 ) -> Tensor:
     """[C, H, W] resized to just cover `image_size` / `crop_fraction`, and its center of `image_size`."""
-    # a line of 1 x 100,000 pixels would become 20 GB: of a side so long, the middle is enough
+    # resizing a line of 1 x 100,000 pixels would need 20 GB: first crop such a side
     longest = 64 * min(image.shape[-2:]) * -(-max(image_size) // min(image_size))
     if max(image.shape[-2:]) > longest:
         image = v2.functional.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
@@ -170,7 +150,6 @@ def center_crop(
         size = [cover_height, cover_height * width // height]
     else:
         size = [cover_width * height // width, cover_width]
-    cropped: Tensor = v2.functional.center_crop(
-        v2.functional.resize(image, size, interpolation, antialias=True), list(image_size)
-    )
+    resized = v2.functional.resize(image, size, interpolation, antialias=True)
+    cropped: Tensor = v2.functional.center_crop(resized, list(image_size))
     return cropped

@@ -16,8 +16,7 @@ from statistics import median
 import torch
 
 from vitlab.config import paths
-from vitlab.data.datamodule import DataModule
-from vitlab.data.dataset import MOST_WORKERS
+from vitlab.data.datamodule import MOST_WORKERS, DataModule
 from vitlab.data.packing.encode import image_bytes
 from vitlab.data.rows import Rows
 from vitlab.data.source import Split

@@ -13,7 +13,7 @@ from torch import Tensor
 from doctor_fixtures import FEW_WORKERS, SlowData, folder_data, profiled_run
 from vitlab.cli import register
 from vitlab.data.augment import Augment
-from vitlab.data.dataset import MOST_WORKERS
+from vitlab.data.datamodule import MOST_WORKERS
 from vitlab.data.sets.image_folder import image_folder
 from vitlab.diagnostics import advise
 from vitlab.diagnostics.advise import Trial

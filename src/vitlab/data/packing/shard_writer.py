@@ -1,6 +1,6 @@
-"""Write the shards of a data set on request. A shard is a function of the images and the settings alone.
+"""Write and read shards: WebDataset's tar files, in which 000000123.jpg is followed by 000000123.cls, its class.
 
-It is WebDataset's tar file, in which 000000123.jpg is followed by 000000123.cls, its class.
+A shard depends on the images and the settings alone.
 """
 
 import io
@@ -27,13 +27,13 @@ from vitlab.data.scan import BadFile
 from vitlab.data.source import Source
 from vitlab.storage.atomic import atomic_write, file_sha256, fsync
 
-BUFFER = 10_000  # for rows read in blocks: a shard's images are drawn from about this many
+BUFFER = 10_000  # number of images from which those of a shard are drawn, for rows read in blocks
 LABELS = ("cls", "cls.txt", "label", "label.txt")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a data set is packed."""
+    """The settings of packing."""
 
     size: int | None
     quality: int | None
@@ -43,12 +43,12 @@ class Settings:
 
 
 class ShardWriter(Dataset[Node]):
-    """All shards of a data set, to be packed into the folder `out`; item `number` writes one and returns its record."""
+    """The shards of a source, to be packed into the folder `out`; an item writes one and returns its record."""
 
     def __init__(self, source: Source, settings: Settings, out: Path) -> None:
         self.source, self.settings, self.out = source, settings, out
         self.orders = packing_order(source, settings)
-        self.jobs = [  # split, number within it, and the part of its order
+        self.jobs = [  # split, number of the shard, and the range of its images in the order of the split
             (split, shard, part.start, part.stop)
             for split, order in self.orders.items()
             for shard, part in enumerate(cut(len(order), -(-len(order) // settings.shard_images)))
@@ -58,7 +58,7 @@ class ShardWriter(Dataset[Node]):
         return len(self.jobs)
 
     def record_file(self, number: int) -> Path:
-        """The file with the record of a complete shard; the rows of its images are next to it."""
+        """The file with the record of a complete shard; its index table is next to it."""
         split, shard, _, _ = self.jobs[number]
         return self.out / WORK / f"{split}-{shard:06d}.json"
 
@@ -73,7 +73,7 @@ class ShardWriter(Dataset[Node]):
             except InvalidImage as error:
                 broken.append(BadFile(image, name, error_reason(error)))
             except Exception as error:  # the image may be intact: skipping it would lose it
-                fewer = "processes=N with fewer needs less memory; " if is_out_of_memory(error) else ""
+                fewer = "a smaller processes=N needs less memory; " if is_out_of_memory(error) else ""
                 remedy = f"{fewer}repair that, and the same command resumes"
                 raise read_error_not_skipped(image, error, remedy) from error
             else:
@@ -93,7 +93,7 @@ class ShardWriter(Dataset[Node]):
 
 
 def packing_order(source: Source, settings: Settings) -> dict[str, Tensor]:
-    """The order in which the images of each split are packed, int64 [n]: train shuffled by the seed, others not."""
+    """The packing order of each split, int64 [n]: train is shuffled by the seed."""
     orders = {name: torch.arange(len(split)) for name, split in source.splits.items()}
     if settings.shuffle:
         generator = torch.Generator().manual_seed(stable_seed(settings.seed))
@@ -109,7 +109,7 @@ def packing_order(source: Source, settings: Settings) -> dict[str, Tensor]:
 class Item(NamedTuple):
     data: bytes
     label: int
-    number: int  # its place in the packed split
+    number: int  # position in the packed split
 
 
 def image_suffix(data: bytes) -> str:
@@ -126,10 +126,10 @@ def write_tar(file: Path, items: Sequence[Item]) -> None:
 
 
 def read_tar(file: Path, name: str) -> tuple[Table, Node]:
-    """The images of a shard, in order, as rows of an index, and the shard's entry in the manifest.
+    """The index table of a shard, and its entry in the manifest; `name` is its file name in the set.
 
-    An image is a member with an image's suffix, its class the number in the member of the same name and the suffix
-    .cls. `name` is the shard's name in its set. Raises `NotShardedData` for a damaged file, and other samples.
+    The class of an image is the number in the member of the same name with the suffix .cls. Raises `NotShardedData` for
+    a damaged file and for samples without a class.
     """
     images, labels = dict[str, tuple[int, int, int, int]](), dict[str, int]()
     try:
@@ -143,8 +143,8 @@ def read_tar(file: Path, name: str) -> tuple[Table, Node]:
                 if suffix in (*STARTS, "jpeg", "pgm", "tiff"):
                     if key in images:
                         raise ValueError(f"it has two images for the sample {key}")
-                    data, kinds = content.read(), [*STARTS]
-                    kind = kinds.index(image_suffix(data))
+                    data = content.read()
+                    kind = [*STARTS].index(image_suffix(data))
                     images[key] = member.offset_data, member.size, zlib.crc32(data), kind
                 elif suffix in LABELS:
                     labels[key] = int(content.read())

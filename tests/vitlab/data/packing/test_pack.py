@@ -175,7 +175,7 @@ def test_broken_images_are_all_named_then_left_out_and_listed_or_replaced(broken
     given: Any = {"name": "broken", "processes": 0}
     with pytest.raises(
         ValueError,
-        match=r"2 of 94 images .* can't be decoded.* Replace them, or leave them out with data\.on_error=skip, and",
+        match=r"2 of 94 images .* can't be decoded.* Replace them, or skip them with data\.on_error=skip, and",
     ) as caught:
         pack.pack(image_fixtures.source(broken), image_fixtures.SETTINGS, out, **given)
     assert str(caught.value).count("\n  - ") == 2

@@ -160,8 +160,8 @@ def test_hidden_labels_of_a_test_split_make_validation_the_test_split(
         ([0, 1, None, 1], [0], CLASSES, "1 of the 4 labels of the split train are -1 or missing"),
         (["a", "b"] * 3, ["c"], datasets.Value("string"), "the split test has the label 'c', which train doesn't have"),
         (["a", "b", "c", "d"], ["a"], datasets.Value("string"), "4 different values in 4 images, so these are no"),
-        ([[0], [1]], [[0]], datasets.List(CLASSES), "label_column=label holds several labels, or none for each image"),
-        ([0.5, 1.5], [0.5], datasets.Value("float32"), "label_column=label holds a number with fractions"),
+        ([[0], [1]], [[0]], datasets.List(CLASSES), "label_column=label has several labels, or none for each image"),
+        ([0.5, 1.5], [0.5], datasets.Value("float32"), "label_column=label has a number with fractions"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(
@@ -253,7 +253,7 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
 @pytest.mark.parametrize(
     ("settings", "reported"),
     [
-        ({"name": None}, "data.name is not set: data=huggingface wants data.name=OWNER/NAME"),
+        ({"name": None}, "data.name is not set: set it to OWNER/NAME on the Hub"),
         (
             {"name": "ylecun/no_such_set"},
             "data.name=ylecun/no_such_set: there is no such folder here, the Hub can't be",
@@ -263,8 +263,8 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
         ({"train_split": "trian"}, "data.source.train_split=trian: digits has no such split; did you mean 'train'?"),
         ({"val_split": "other"}, "data.source.val_split=other: digits has no such split; there are train, test"),
         ({"image_column": "imag"}, "data.source.image_column=imag: digits has no such column; did you mean 'image'?"),
-        ({"label_column": "image"}, "data.source.label_column=image holds several labels"),
-        ({"image_column": "id"}, "data.source.image_column=id holds no images, but"),
+        ({"label_column": "image"}, "data.source.label_column=image has several labels"),
+        ({"image_column": "id"}, "data.source.image_column=id has no images, but"),
         ({"name": "scripted"}, "no code of a set is run"),
         ({"name": "saved", "streaming": True}, "is mapped into memory anyway"),
         ({"name": "images", "streaming": True}, "is of the kind imagefolder; use streaming=false"),
