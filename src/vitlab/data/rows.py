@@ -31,6 +31,8 @@ class Row(str):
 class Rows(Sequence[str], ABC):
     """The rows `chosen` (int64 [n]) of one split of a data set; their names begin with `place`."""
 
+    split_by_block = True  # whether a part is held out in complete blocks
+
     def __init__(self, place: str, chosen: "Tensor") -> None:
         self.place, self.chosen = place, chosen
 
@@ -49,11 +51,6 @@ class Rows(Sequence[str], ABC):
     def blocks(self) -> "Tensor | None":
         """The block of each row, int64 [n]; None if rows are read one by one."""
         return None
-
-    @property
-    def split_by_block(self) -> bool:
-        """Whether validation and test images are held out in complete blocks."""
-        return self.blocks is not None
 
     def digest(self) -> bytes:
         """A hash of these images, independent of where they are stored, without reading all of them."""

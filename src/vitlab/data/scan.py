@@ -20,15 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from filelock import FileLock
 
-from vitlab.data.decode import (
-    check_header,
-    decode,
-    error_reason,
-    image_is_at_fault,
-    quiet,
-    read_bytes,
-    read_error_not_skipped,
-)
+from vitlab.data.decode import check_header, decode, error_reason, image_is_at_fault, quiet, read_bytes, read_error
 from vitlab.data.rows import InvalidImage, Rows
 from vitlab.data.source import Source, Split
 from vitlab.distributed import environment
@@ -130,7 +122,7 @@ def check_file(path: str, *, decode_all: bool) -> str:
     except Exception as error:  # a decoder meets any bytes; a disk, a network or a limit fails in as many ways
         if isinstance(error, InvalidImage) or (is_read and image_is_at_fault(error)):
             return error_reason(error)
-        raise read_error_not_skipped(path, error, "repair that and start again") from error
+        raise read_error(path, error, "repair that and start again") from error
     return ""
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitlab.config.schema import Node
-from vitlab.data.decode import error_reason, is_out_of_memory, read_error_not_skipped
+from vitlab.data.decode import error_reason, is_out_of_memory, read_error
 from vitlab.data.packing.encode import image_bytes
 from vitlab.data.packing.manifest import ENTRY, STARTS, WORK, NotShardedData, Table, write_table
 from vitlab.data.rows import InvalidImage
@@ -75,7 +75,7 @@ class ShardWriter(Dataset[Node]):
             except Exception as error:  # the image may be intact: skipping it would lose it
                 fewer = "a smaller processes=N needs less memory; " if is_out_of_memory(error) else ""
                 remedy = f"{fewer}repair that, and the same command resumes"
-                raise read_error_not_skipped(image, error, remedy) from error
+                raise read_error(image, error, remedy) from error
             else:
                 items.append(Item(data, int(split.labels[row]), place))
                 rows.append(row)

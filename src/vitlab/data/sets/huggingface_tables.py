@@ -6,13 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitlab.data.sets.huggingface_index import (
-    DatasetNotFound,
-    ResolvedDataset,
-    choose_columns,
-    first_line,
-    is_parquet,
-)
+from vitlab.data.sets.huggingface_index import DatasetNotFound, ResolvedDataset, choose_columns, first_line, is_parquet
 from vitlab.data.tables import ArrowRows, Group, ParquetRows, open_parquet
 
 if TYPE_CHECKING:

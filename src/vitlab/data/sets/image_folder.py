@@ -1,6 +1,5 @@
 """Image folders with one folder per class."""
 
-import difflib
 import logging
 import os
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config.bounds import Fraction, check_bounds
+from vitlab.config.schema import suggest
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Facts, Source, Split, folder_label
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def list_images(
 ) -> tuple[list[str], list[str], list[int]]:
     """Class names, image paths and labels, by class and then by path; `expected` are the classes of train."""
     names = class_names(folder, classes, expected)
-    per_class = [_images_below(folder / name) for name in names]
+    per_class = [images_below(folder / name) for name in names]
     links = {path for paths in per_class for path in paths if Path(path).is_symlink()}
     targets = {os.path.realpath(path) for paths in per_class for path in paths if path not in links}
     files, labels, skipped = list[str](), list[int](), list[str]()
@@ -99,8 +99,7 @@ def list_images(
 
 
 def class_names(folder: Path, classes: list[str] | None, expected: list[str] | None) -> list[str]:
-    existing = class_folders(folder)
-    if not existing:
+    if not (existing := class_folders(folder)):
         layout = f"{folder}/CLASS/IMAGE with one of {' '.join(IMAGE_SUFFIXES)}"
         raise FileNotFoundError(f"data_dir: {folder} holds no class folders; expected {layout}")
     names = list(expected or classes or existing)
@@ -108,9 +107,8 @@ def class_names(folder: Path, classes: list[str] | None, expected: list[str] | N
         raise ValueError(f"data_dir: {folder} holds the class {extra[0]!r}, which train doesn't have")
     for name in names:
         if name not in existing:
-            close = difflib.get_close_matches(name, existing, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(existing)}"
-            raise ValueError(f"data.source.classes: {folder} has no class {name!r}; {hint}")
+            hint = suggest(name, existing) or f"; there are {', '.join(existing)}"
+            raise ValueError(f"data.source.classes: {folder} has no class {name!r}{hint}")
     if len(set(names)) != len(names):
         raise ValueError(f"data.source.classes={names} names a class twice")
     if len(names) < 2:
@@ -118,8 +116,8 @@ def class_names(folder: Path, classes: list[str] | None, expected: list[str] | N
     return names
 
 
-def _images_below(folder: Path) -> list[str]:
-    paths = []
+def images_below(folder: Path) -> list[str]:
+    paths = list[str]()
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != ".")
         paths += [os.path.join(parent, name) for name in files if name[0] != "."]  # noqa: PTH118 a million

@@ -46,6 +46,7 @@ class ShardRows(Rows):
     ) -> None:
         super().__init__(place, chosen)
         self.storage, self.shards, self.entries = storage, shards, index
+        self.split_by_block = len(shards) >= BLOCK_SPLIT_SHARDS  # few shards would be too coarse
         # without a reference to `self`, so that the files are closed with it
         self._open = lru_cache(OPEN_FILES)(lambda shard: OpenShard(storage.open(*shards[shard])))
 
@@ -57,11 +58,6 @@ class ShardRows(Rows):
         import torch
 
         return torch.from_numpy(self.entries["shard"].astype("int64"))[self.chosen]
-
-    @property
-    def split_by_block(self) -> bool:
-        """False for few shards, which would be too coarse to hold out."""
-        return len(self.shards) >= BLOCK_SPLIT_SHARDS
 
     def read(self, row: int) -> bytes:
         entry = self.entries[row]
