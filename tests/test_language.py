@@ -29,8 +29,7 @@ WORDS = {re.compile(rf"(?<![a-z])(?:{words})" + ("" if "colour" in words else "(
 
 # participles that don't end in "ed"
 IRREGULAR = set(
-    "begun bound broken brought built caught chosen done drawn driven fallen forgotten found given gone heard held hidden kept known laid left lent lost made met"
-    " paid put read said seen sent shown sought spelt spent spoken stuck sunk swept taken taught thrown told understood woken won written".split()
+    ["begun", "bound", "broken", "brought", "built", "caught", "chosen", "done", "drawn", "driven", "fallen", "forgotten", "found", "given", "gone", "heard", "held", "hidden", "kept", "known", "laid", "left", "lent", "lost", "made", "met", "paid", "put", "read", "said", "seen", "sent", "shown", "sought", "spelt", "spent", "spoken", "stuck", "sunk", "swept", "taken", "taught", "thrown", "told", "understood", "woken", "won", "written"]
 )
 # functions whose last word looks like a past participle, and why the name is right
 ALLOWED_NAMES = {

@@ -94,7 +94,6 @@ class Augment(nn.Module):
         return self.mix(images, targets, num_classes)
 
     def vary(self, images: Tensor, *, cropped: bool = False) -> Tensor:
-        """Apply the operations on uint8 images."""
         if not cropped and (self.crop_padding or self.flip):
             images = augment_ops.crop_and_flip(images, self.crop_padding, self.flip)
         if self.degrees or self.translate or self.shear or self.scale != (1.0, 1.0):

@@ -90,13 +90,12 @@ class DataModule(LightningDataModule):
         self.on_error, self.max_skipped, self.scan = on_error, max_skipped, scan
         self.mean, self.std, self.interpolation = mean, std, interpolation or "bicubic"
         self.skipped_file = None if skipped_file is None else Path(skipped_file)
-        self.tested: SplitName = "test"  # the split of the test loop: `evaluate.py` scores any
+        self.tested: SplitName = "test"  # the split of the test loop; `evaluate.py` may set another
         self._source: Source | None = None
         self._splits: dict[SplitName, Split] = {}
 
     def prepare_data(self) -> None:
-        """Load the source, which may download, in one process per machine before the others."""
-        self.setup()
+        self.setup()  # may download, in one process per machine before the others
 
     def setup(self, stage: str | None = None) -> None:
         """Load the source and split it, once. Raises `ValueError` for settings that don't fit the source."""
@@ -179,7 +178,7 @@ class DataModule(LightningDataModule):
         return -(-batches // accumulate)
 
     def position(self) -> tuple[int, int]:
-        """The position of training: the epoch, and its optimizer steps already done."""
+        """The epoch of training, and its optimizer steps already done."""
         done = 0 if self.trainer is None else self.trainer.global_step
         return divmod(done, max(1, self.steps_per_epoch))
 
@@ -205,7 +204,6 @@ class DataModule(LightningDataModule):
         return self.loader("val")
 
     def test_dataloader(self) -> Loader:
-        """This device's share of the test split, or of the one that `tested` names."""
         return self.loader(self.tested)
 
     def loader(self, split: SplitName) -> Loader:
@@ -222,15 +220,14 @@ class DataModule(LightningDataModule):
         if isinstance(batch, TrainBatch):
             if self.trainer is not None and (batch.epoch, batch.step) != self.position():
                 position = f"epoch {batch.epoch}, step {batch.step} instead of {self.position()}"
-                reason = "it was started before the position of training was known"
-                raise RuntimeError(f"the loader returned the batch of {position}: {reason}")
+                raise RuntimeError(f"the loader was started too early: it returned the batch of {position}")
             reseed(stable_seed(self.seed, batch.epoch, batch.step, batch.micro), batch.images.device)
             known = {"num_classes": self.num_classes, "cropped": self._splits["train"].files is not None}
             images, targets = self.augment(batch.images, batch.targets, prepare=prepare, **known)
             batch = batch._replace(images=images, targets=targets)
         else:
             batch = batch._replace(images=prepare(batch.images))
-        # Lightning converted the batch to the Trainer's precision while it was still uint8
+        # Lightning converted the batch to the Trainer's precision while it was uint8
         return batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
 
     def _share(self) -> dict[str, int]:
@@ -252,6 +249,5 @@ class DataModule(LightningDataModule):
         if workers is None:
             devices = 1 if self.trainer is None else self.trainer.num_devices
             workers = min(MOST_WORKERS, max(1, environment.cores() // devices))
-        on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
-        keep = workers > 0 and name != "test"
-        return build_loader(dataset, batches, workers, seed=self.seed, pin_memory=on_gpu, persistent_workers=keep)
+        pin = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
+        return build_loader(dataset, batches, workers=workers, keep=name != "test", pin=pin, seed=self.seed)

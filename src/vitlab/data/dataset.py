@@ -124,15 +124,17 @@ def identity(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:
 
 
 def build_loader(
-    dataset: MemoryDataset | FilesDataset, batches: Sampler[BatchPlan], workers: int, *, seed: int, **options: bool
+    dataset: MemoryDataset | FilesDataset, plans: Sampler[BatchPlan], *, workers: int, keep: bool, pin: bool, seed: int
 ) -> Loader:
+    """A loader that keeps its worker processes if `keep`, and pins memory if `pin`."""
     return DataLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  # a plan instead of a list of indices
+        batch_sampler=plans,  # type: ignore[arg-type]  # a plan instead of a list of indices
         collate_fn=identity,  # type: ignore[arg-type]  # the dataset returns a batch
         num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=keep and workers > 0,
         generator=torch.Generator().manual_seed(seed),  # else each epoch draws from torch's default generator
-        **options,
     )
 
 

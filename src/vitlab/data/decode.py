@@ -39,8 +39,8 @@ ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82
 PATH_ERRORS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 # Messages of out-of-memory errors without an exception class
 HOST_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "std::bad_alloc")
-DEVICE_OUT_OF_MEMORY = ("CUDA error: out of memory", "HIP out of memory", "MPS backend out of memory")
-DEVICE_OUT_OF_MEMORY += ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+CUDA_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+DEVICE_OUT_OF_MEMORY = (*CUDA_OUT_OF_MEMORY, "HIP out of memory", "MPS backend out of memory")
 
 
 class UnreadableImage(ValueError):
@@ -105,7 +105,6 @@ def read_error(path: object, error: Exception, remedy: str) -> UnreadableImage:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine is out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     messages = HOST_OUT_OF_MEMORY + DEVICE_OUT_OF_MEMORY
@@ -113,7 +112,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def error_reason(error: Exception) -> str:
-    """An error in one line, without memory addresses and source files."""
+    """The error in one line."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is no image of the formats {', '.join(FORMATS)}"
     if isinstance(error, OSError) and error.strerror:
@@ -239,7 +238,7 @@ def decode_with_pillow(data: bytes) -> Tensor:
         return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8)).expand(3, -1, -1)
     if image.has_transparency_data:
         *colors, alpha = v2.functional.pil_to_tensor(image.convert("RGBA")).to(torch.int32)
-        mixed = torch.stack(colors) * alpha + 255 * (255 - alpha)  # over white
-        return ((mixed + 127) // 255).to(torch.uint8)
+        over_white: Tensor = (torch.stack(colors) * alpha + 255 * (255 - alpha) + 127) // 255
+        return over_white.to(torch.uint8)
     pixels: Tensor = v2.functional.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
     return pixels

@@ -77,18 +77,16 @@ def raise_bad_files(source: Source, scan: Scan, record: Path | None) -> None:
         return
     if not (bad := find_bad_files(source, scan)):
         return
-    total, where = sum(map(len, source.splits.values())), ""
+    total, lines = sum(map(len, source.splits.values())), bad_lines(bad, common_folder(source))
     if len(bad) > MAX_LINES and record is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_bad_files(file := record.with_name(BAD), bad)
-        where = f", all listed in {file}"
+        lines += f", all listed in {file}"
     remedy = "replace or remove them, or skip them with data.on_error=skip"
-    lines = bad_lines(bad, source)
-    raise ValueError(f"{len(bad)} of {total} images can't be used (data.scan={scan}):{lines}{where}\n{remedy}")
+    raise ValueError(f"{len(bad)} of {total} images can't be used (data.scan={scan}):{lines}\n{remedy}")
 
 
 def find_bad_files(source: Source, scan: Scan) -> list[BadFile]:
-    """All bad files, in order."""
     images = ((path, name) for name, split in source.splits.items() for path in split.files or [])
     root, total = common_folder(source), sum(len(split) for split in source.splits.values() if split.files)
     check, content = partial(check_file, decode_all=scan != "headers"), "headers" if scan == "headers" else "all bytes"
@@ -111,16 +109,16 @@ def find_bad_files(source: Source, scan: Scan) -> list[BadFile]:
 
 def check_file(path: str, *, decode_all: bool) -> str:
     """What is wrong with a file, or ''. Raises `UnreadableImage` if the image is not at fault."""
-    is_read = not decode_all
+    data = None
     try:
         if decode_all:
             data = read_bytes(path)
-            is_read = True
             decode(data)
         else:
             check_header(path)
-    except Exception as error:  # a decoder meets any bytes; a disk, a network or a limit fails in as many ways
-        if isinstance(error, InvalidImage) or (is_read and image_is_at_fault(error)):
+    except Exception as error:  # decoders, disks and networks raise many kinds
+        is_reading = decode_all and data is None
+        if isinstance(error, InvalidImage) or (not is_reading and image_is_at_fault(error)):
             return error_reason(error)
         raise read_error(path, error, "repair that and start again") from error
     return ""
@@ -129,7 +127,7 @@ def check_file(path: str, *, decode_all: bool) -> str:
 def without_files(source: Source, bad: list[BadFile], max_skipped: float, record: Path | None) -> Source:
     """The source without bad files. Raises `ValueError` if these are too many, or all of a class."""
     total, root = sum(map(len, source.splits.values())), common_folder(source)
-    paths, lines = {file.path for file in bad}, bad_lines(bad, source)
+    paths, lines = {file.path for file in bad}, bad_lines(bad, root)
     where = f", listed in {record}" if record is not None else ""
     if len(bad) > max_skipped * total:
         raise ValueError(
@@ -143,10 +141,9 @@ def without_files(source: Source, bad: list[BadFile], max_skipped: float, record
         kept = [i for i, path in enumerate(split.files or []) if path.removeprefix(root) not in paths]
         parts[name] = split.subset(torch.tensor(kept, dtype=torch.long))
         if emptied := set(split.labels.tolist()) - set(parts[name].labels.tolist()):
-            raise ValueError(
-                f"data.on_error=skip leaves no image of the class {source.classes[min(emptied)]!r} in {name}; replace "
-                f"the files, or leave the class out of data.source.classes{lines}"
-            )
+            empty = f"no image of the class {source.classes[min(emptied)]!r} in {name}"
+            remedy = "replace the files, or leave the class out of data.source.classes"
+            raise ValueError(f"data.on_error=skip leaves {empty}; {remedy}{lines}")
     log.warning("skipped %d of %d images that can't be used%s:%s", len(bad), total, where, lines)
     return replace(source, train=parts["train"], val=parts.get("val"), test=parts["test"])
 
@@ -163,8 +160,7 @@ def common_folder(source: Source) -> str:
     return str(Path(folder, "x"))[:-1] if folder else ""
 
 
-def bad_lines(bad: list[BadFile], source: Source) -> str:
-    root = common_folder(source)
+def bad_lines(bad: list[BadFile], root: str) -> str:
     return bullets([f"{root}{path}: {reason}" for path, _, reason in bad])
 
 
@@ -175,7 +171,6 @@ def bullets(lines: Sequence[str]) -> str:
 
 
 def write_bad_files(file: Path, bad: list[BadFile]) -> None:
-    """Write a CSV file atomically."""
     csv.writer(text := io.StringIO(newline="")).writerows([BadFile._fields, *bad])
     atomic_write(file, text.getvalue().encode("utf-8", "surrogateescape"))
 

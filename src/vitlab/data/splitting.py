@@ -37,8 +37,8 @@ def stratified_split(labels: Tensor, held_out: int | float, *, seed: int, knob: 
     try:
         kept, out = train_test_split(range(len(labels)), test_size=held_out, stratify=labels.numpy(), random_state=seed)
     except ValueError as error:
-        counts = labels.unique(return_counts=True)[1]
-        samples = f"{len(labels)} samples of {len(counts)} classes, the smallest of {int(counts.min())}"
+        counts = [count for count in torch.bincount(labels).tolist() if count]
+        samples = f"{len(labels)} samples of {len(counts)} classes, the smallest of {min(counts)}"
         remedy = f"change {knob} or give every class more images"
         raise ValueError(
             f"{knob}={held_out:g} can't split {samples}, with every class on both sides: {error}; {remedy}"

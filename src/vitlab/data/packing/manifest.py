@@ -41,10 +41,6 @@ class NotShardedData(ValueError):
     """A folder has no packed set that can be read."""
 
 
-def index_file(split: str) -> str:
-    return f"{split}.index.npy"
-
-
 def write_table(file: Path, table: Table) -> None:
     np.save(content := io.BytesIO(), table, allow_pickle=False)
     atomic_write(file, content.getvalue())
@@ -59,7 +55,7 @@ def write_manifest(
         for number, (part, _) in enumerate(parts):
             part["shard"] = number
         table = np.concatenate([np.zeros(0, ENTRY), *(part for part, _ in parts)])
-        write_table(file := folder / index_file(split), table)
+        write_table(file := folder / f"{split}.index.npy", table)
         splits[split] = {
             "images": len(table),
             "bytes": sum(shard["bytes"] for _, shard in parts),
@@ -128,21 +124,21 @@ def load_index(storage: Storage, content: Node, split: str) -> "np.memmap[Any, A
     """A split's index, mapped into memory. Raises `NotShardedData`."""
     expected = content["splits"][split]
     try:
-        file = storage.local_file(index_file(split))
+        file = storage.local_file(f"{split}.index.npy")
         table: np.memmap[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
         if table.dtype != ENTRY or table.shape != (expected["images"],):
             raise ValueError("it is of another data set")
         if file_sha256(file) != expected["index"]:
             raise ValueError("its checksum is wrong")
     except (OSError, ValueError, EOFError) as error:
-        problem = f"{index_file(split)} can't be used ({error}); pack the set again"
+        problem = f"{split}.index.npy can't be used ({error}); pack the set again"
         raise NotShardedData(f"data_dir={storage.place}: {problem}") from error
     return table
 
 
 def check_files(folder: Path, content: Node, *, checksums: bool) -> None:
     """Raise `NotShardedData` with every file of a packed set that is missing, or has another size or checksum."""
-    indices = [(index_file(name), None, split["index"]) for name, split in content["splits"].items()]
+    indices = [(f"{name}.index.npy", None, split["index"]) for name, split in content["splits"].items()]
     shards = [shard for split in content["splits"].values() for shard in split["shards"]]
     files = [*indices, *((shard["file"], shard["bytes"], shard["sha256"]) for shard in shards)]
     damage, last = list[str](), time.monotonic()

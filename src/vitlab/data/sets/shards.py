@@ -39,19 +39,22 @@ class OpenShard:
 
 
 class ShardRows(Rows):
-    """Images of a split in `shards` (names and sizes); `index` is a memory-mapped file."""
+    """Images of a split in `shards` (names and sizes); the file `index` is mapped into memory."""
 
     def __init__(
-        self, place: str, storage: "Storage", shards: Sequence[tuple[str, int]], index: Any, chosen: "Tensor"
+        self, place: str, storage: "Storage", shards: Sequence[tuple[str, int]], index: str, chosen: "Tensor"
     ) -> None:
+        import numpy as np
+
         super().__init__(place, chosen)
-        self.storage, self.shards, self.entries = storage, shards, index
+        self.storage, self.shards, self.index = storage, shards, index
+        self.entries = np.load(index, mmap_mode="r", allow_pickle=False)
         self.split_by_block = len(shards) >= BLOCK_SPLIT_SHARDS  # few shards would be too coarse
         # without a reference to `self`, so that the files are closed with it
         self._open = lru_cache(OPEN_FILES)(lambda shard: OpenShard(storage.open(*shards[shard])))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load_rows, (self.place, self.storage, self.shards, str(self.entries.filename), self.chosen)
+        return ShardRows, (self.place, self.storage, self.shards, self.index, self.chosen)
 
     @property
     def blocks(self) -> "Tensor":
@@ -72,15 +75,6 @@ class ShardRows(Rows):
     def content(self) -> bytes:
         """Length and checksum of every image."""
         return bytes(self.entries["size"].tobytes() + self.entries["crc"].tobytes())
-
-
-def load_rows(
-    place: str, storage: "Storage", shards: Sequence[tuple[str, int]], index: str, chosen: "Tensor"
-) -> ShardRows:
-    """Unpickle rows, mapping their index into memory."""
-    import numpy as np
-
-    return ShardRows(place, storage, shards, np.load(index, mmap_mode="r", allow_pickle=False), chosen)
 
 
 def problems(*, data_dir: str, shuffle_buffer: int | None, **_: Any) -> Iterator[str]:
@@ -158,7 +152,8 @@ def shards(
     for name, split in content["splits"].items():
         index = load_index(storage, content, name)
         files = [(shard["file"], shard["bytes"]) for shard in split["shards"]]
-        rows = ShardRows(f"{Path(storage.place).name}/{name}", storage, files, index, torch.arange(len(index)))
+        place, chosen = f"{Path(storage.place).name}/{name}", torch.arange(len(index))
+        rows = ShardRows(place, storage, files, str(index.filename), chosen)
         splits[name] = Split(None, torch.from_numpy(index["label"].astype("int64")), rows)
         log.info("%s: %d images in %d shards", rows.place, len(index), len(files))
     train, test, val = splits["train"], splits.get("test"), splits.get("val")
