@@ -123,7 +123,7 @@ def build_mixer(kind: type[v2.MixUp | v2.CutMix], alpha: float, num_classes: int
 def per_channel(
     knob: str, values: tuple[float, ...] | None, default: tuple[float, ...], source: Source
 ) -> tuple[float, ...]:
-    """One value per channel of the source: `values`, or their mean for gray images, or the default."""
+    """`values` (for gray images their mean), or the default, one per channel of the source."""
     if values is None:
         return default
     if source.channels == 1 and len(values) > 1:

@@ -33,10 +33,7 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
 def affine_matrices(
     *, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scale: Tensor, shear_x: Tensor, shear_y: Tensor
 ) -> Tensor:
-    """Matrices [B, 2, 3] from output to input pixels, relative to the center, as in torchvision.
-
-    All arguments are [B]: clockwise radians, and pixels.
-    """
+    """[B, 2, 3] from output to input pixels, relative to the center; arguments [B] in clockwise radians and pixels."""
     a = torch.cos(angle - shear_y) / torch.cos(shear_y)
     b = -torch.cos(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) - torch.sin(angle)
     c = torch.sin(angle - shear_y) / torch.cos(shear_y)
@@ -141,7 +138,7 @@ def magnitude(name: str, levels: Tensor, wide: bool, size: tuple[int, int]) -> T
 
 
 def apply_ops(images: Tensor, chosen: Tensor, magnitudes: Tensor) -> Tensor:
-    """Apply the operation NAMES[chosen[i]] with magnitudes[i] to image i, all images of an operation at once."""
+    """Apply the operation NAMES[chosen[i]] with magnitudes[i] to image i."""
     geometric = torch.isin(chosen, torch.tensor([NAMES.index(name) for name in GEOMETRIC]))
     groups: list[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]] = [
         (chosen == NAMES.index(name), op) for name, op in _POINTWISE.items()
@@ -208,10 +205,8 @@ _POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def erase(images: Tensor, probability: float) -> Tensor:
-    """Apply Random Erasing (Zhong et al., 2020) to normalized float images: set one rectangle per image to zero.
-
-    Areas of 2 to 33 % and aspect ratios of 0.3 to 3.3, as in the paper; sides are clipped to the image.
-    """
+    """Apply Random Erasing (Zhong et al., 2020) to normalized float images: set one rectangle per image to zero."""
+    # areas of 2 to 33 % and aspect ratios of 0.3 to 3.3, as in the paper; sides are clipped to the image
     batch, _, height, width = images.shape
     area = (0.02 + 0.31 * torch.rand(batch)) * height * width
     ratio = torch.exp((2 * torch.rand(batch) - 1) * torch.tensor(10 / 3).log())

@@ -157,7 +157,6 @@ class DataModule(LightningDataModule):
         }
 
     def fingerprint(self) -> Node:
-        """Names, and the number of images and a digest of each split."""
         fingerprint: Node = {"data set": self.source.name, "classes": list(self.source.classes)}
         for name, split in self._splits.items():
             fingerprint |= {f"{name} images": len(split), f"{name} digest": split.digest()}
@@ -179,11 +178,9 @@ class DataModule(LightningDataModule):
 
     def position(self) -> tuple[int, int]:
         """The epoch of training, and its optimizer steps already done."""
-        done = 0 if self.trainer is None else self.trainer.global_step
-        return divmod(done, max(1, self.steps_per_epoch))
+        return divmod(0 if self.trainer is None else self.trainer.global_step, max(1, self.steps_per_epoch))
 
     def train_dataloader(self) -> Loader:
-        """This device's training batches, from `position` on."""
         # the batches resume at `position` without the `state_dict` that Lightning warns of
         warnings.filterwarnings("ignore", message=".*ended before the epoch ended and your dataloader is not")
         buffer = self.source.shuffle_buffer

@@ -11,8 +11,6 @@ from vitlab.data.decode import decode, error_reason, image_is_at_fault, quiet, r
 from vitlab.data.rows import InvalidImage
 from vitlab.data.source import Split
 
-ORIENTATION = 0x0112  # EXIF's tag
-
 
 def image_bytes(split: Split, index: int, *, size: int | None, quality: int | None) -> bytes:
     """The image at `index` of a split, upright, with a shorter side of at most `size` pixels; never enlarged.
@@ -38,15 +36,13 @@ def image_bytes(split: Split, index: int, *, size: int | None, quality: int | No
 
 
 def is_upright(data: bytes) -> bool:
-    """Whether a file is a JPEG or PNG that needs no rotation."""
     with Image.open(io.BytesIO(data)) as image:
-        return image.format in ("JPEG", "PNG") and image.getexif().get(ORIENTATION, 1) == 1
+        return image.format in ("JPEG", "PNG") and image.getexif().get(0x0112, 1) == 1  # orientation
 
 
 def downscale(image: Tensor, size: int | None) -> Tensor:
     """uint8 [C, H, W] with a shorter side of at most `size`."""
-    shorter = min(image.shape[-2:])
-    if size is None or shorter <= size:
+    if size is None or (shorter := min(image.shape[-2:])) <= size:
         return image
     sides = [max(size, round(side * (size / shorter))) for side in image.shape[-2:]]
     smaller: Tensor = v2.functional.resize(image, sides, v2.InterpolationMode.BICUBIC, antialias=True)

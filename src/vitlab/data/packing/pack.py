@@ -108,7 +108,6 @@ def packing_plan(source: Source, settings: Settings) -> Node:
 
 
 def differences(before: Node, now: Node) -> str:
-    """The settings that differ between two plans, in one line."""
     pairs = {key: (before.get(key), now.get(key)) for key in {**before, **now}}
     return "; ".join(
         f"other {key}" if isinstance(new, dict | list) else f"{key}: {format_value(old)} there, {format_value(new)} now"

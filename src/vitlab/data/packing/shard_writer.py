@@ -73,9 +73,8 @@ class ShardWriter(Dataset[Node]):
             except InvalidImage as error:
                 broken.append(BadFile(image, name, error_reason(error)))
             except Exception as error:  # the image may be intact: skipping it would lose it
-                fewer = "a smaller processes=N needs less memory; " if is_out_of_memory(error) else ""
-                remedy = f"{fewer}repair that, and the same command resumes"
-                raise read_error(image, error, remedy) from error
+                memory = "a smaller processes=N needs less memory; " if is_out_of_memory(error) else ""
+                raise read_error(image, error, f"{memory}repair that, and the same command resumes") from error
             else:
                 items.append(Item(data, int(split.labels[row]), place))
                 rows.append(row)

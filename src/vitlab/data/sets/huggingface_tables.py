@@ -115,9 +115,8 @@ def streamed_tables(
         groups, start = list[Group](), 0
         for file, (sizes, _) in enumerate(contents):
             for number, (rows, size) in enumerate(sizes):
-                if rows:
-                    groups.append(Group(file, number, start, rows, size))
-                    start += rows
+                groups += [Group(file, number, start, rows, size)] if rows else []
+                start += rows
         labels = pa.chunked_array([chunk for _, column in contents for chunk in column.chunks], contents[0][1].type)
         place, chosen = f"{resolved.short}/{split}", torch.arange(len(labels))
         parquet = ParquetRows(place, files[split], image, tuple(groups), buffer, chosen)
