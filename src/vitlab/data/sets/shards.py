@@ -47,14 +47,14 @@ class ShardRows(Rows):
         import numpy as np
 
         super().__init__(place, chosen)
-        self.storage, self.shards, self.index = storage, shards, index
+        self.storage, self.shards, self.index_file = storage, shards, index
         self.entries = np.load(index, mmap_mode="r", allow_pickle=False)
         self.split_by_block = len(shards) >= BLOCK_SPLIT_SHARDS  # few shards would be too coarse
         # without a reference to `self`, so that the files are closed with it
         self._open = lru_cache(OPEN_FILES)(lambda shard: OpenShard(storage.open(*shards[shard])))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardRows, (self.place, self.storage, self.shards, self.index, self.chosen)
+        return ShardRows, (self.place, self.storage, self.shards, self.index_file, self.chosen)
 
     @property
     def blocks(self) -> "Tensor":
