@@ -25,7 +25,7 @@ import train
 from conftest import SRC, Configure
 from faults import rows, same
 from forked_ranks import RANKS
-from hub_files import CLASSES, Ranges, png, table
+from hub_files import CLASSES, Ranges, png, saved, table
 from vitlab.cli.checks import problems as all_problems
 from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
@@ -56,11 +56,6 @@ def pixels(split: Split) -> torch.Tensor:
 
 def digits(start: int, stop: int) -> torch.Tensor:
     return torch.from_numpy((load_digits().images[start:stop] * 15).astype(np.uint8))
-
-
-def saved(folder: Path, **splits: datasets.Dataset) -> str:
-    datasets.DatasetDict(splits).save_to_disk(folder)
-    return str(folder)
 
 
 # ------------------------------------------------------------------------------------------------- formats and splits
@@ -151,36 +146,6 @@ def test_hidden_labels_of_a_test_split_make_validation_the_test_split(
     assert "the labels of test are hidden; test split: validation" in caplog.text
     with pytest.raises(ValueError, match="5 of the 5 labels of the split test are -1 or missing"):
         load(name=name, test_split="test")
-
-
-@pytest.mark.parametrize(
-    ("train", "test", "feature", "reported"),
-    [
-        ([0, 1, -1, 1], [0], CLASSES, "1 of the 4 labels of the split train are -1 or missing"),
-        ([0, 1, None, 1], [0], CLASSES, "1 of the 4 labels of the split train are -1 or missing"),
-        (["a", "b"] * 3, ["c"], datasets.Value("string"), "the split test has the label 'c', which train doesn't have"),
-        (["a", "b", "c", "d"], ["a"], datasets.Value("string"), "4 different values in 4 images, so these are no"),
-        ([[0], [1]], [[0]], datasets.List(CLASSES), "label_column=label has several labels, or none for each image"),
-        ([0.5, 1.5], [0.5], datasets.Value("float32"), "label_column=label has a number with fractions"),
-    ],
-)
-def test_labels_that_are_no_classes_are_refused(
-    load: Load, tmp_path: Path, train: list[Any], test: list[Any], feature: Any, reported: str
-) -> None:
-    name = saved(tmp_path / "s", train=table(train, feature), test=table(test, feature))
-    with pytest.raises(ValueError, match=re.escape(reported)):
-        load(name=name)
-
-
-def test_classes_of_another_order_are_not_mixed_up(load: Load, tmp_path: Path) -> None:
-    one, other = (table([0, 1] * 4, datasets.ClassLabel(names=names)) for names in (["a", "b"], ["b", "a"]))
-    with pytest.raises(ValueError, match="the classes of the split test have other names, or another order"):
-        load(name=saved(tmp_path / "s", train=one, test=other))
-    (tmp_path / "p").mkdir()
-    for name, part in (("train-0", one), ("train-1", other)):
-        part.to_parquet(tmp_path / "p" / f"{name}.parquet")
-    with pytest.raises(ValueError, match=r"the classes of .*train-1\.parquet have other names, or another order"):
-        load(name=str(tmp_path / "p"), streaming=True)
 
 
 def test_columns_are_found_by_what_they_hold_or_named(load: Load, tmp_path: Path) -> None:
