@@ -106,7 +106,7 @@ CONTENTS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "animated WebP": ("webp", lambda: encoded("WEBP", **frames(), lossless=True)),
     "animated PNG": ("png", lambda: encoded("PNG", **frames())),
     "CMYK JPEG": ("jpg", lambda: encoded("JPEG", PHOTO.convert("CMYK"))),
-    "greyscale": ("jpg", lambda: encoded("JPEG", PHOTO.convert("L"))),
+    "grayscale": ("jpg", lambda: encoded("JPEG", PHOTO.convert("L"))),
     "black and white": ("png", lambda: encoded("PNG", PHOTO.convert("1"))),
     "palette": ("png", lambda: encoded("PNG", PHOTO.convert("P"))),
     "transparency": ("png", lambda: encoded("PNG", Image.new("RGBA", (9, 9)))),
@@ -234,7 +234,7 @@ def test_the_odd_images_are_what_their_rows_say(tmp_path: Path) -> None:
         return read_image(str(write(tmp_path / "image", name)))
 
     grey = np.asarray(PHOTO.convert("L"))
-    assert (pixels("greyscale").float() - torch.tensor(grey)).abs().mean() < 5
+    assert (pixels("grayscale").float() - torch.tensor(grey)).abs().mean() < 5
     assert pixels("16-bit PNG")[0].tolist() == pixels("16-bit TIFF")[2].tolist() == (np.asarray(DEEP) // 257).tolist()
     assert (pixels("transparency") == 255).all()
     assert pixels("EXIF-rotated").shape == (3, 160, 107)
@@ -563,7 +563,7 @@ def test_a_folder_named_from_here_is_found_below_its_common_folder(
 @pytest.mark.parametrize("mode", ["headers", "decode"])
 def test_a_limit_or_a_disk_that_fails_makes_no_file_bad(mode: scan.Scan, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    write(tmp_path / "a" / "photo.jpg", "greyscale")
+    write(tmp_path / "a" / "photo.jpg", "grayscale")
     split = Split(None, torch.zeros(1, dtype=torch.long), [str(tmp_path / "a" / "photo.jpg")])
     source = Source("a", ("a",), 3, (0.5,) * 3, (0.5,) * 3, None, split, split)
     assert scan.find_bad_files(source, mode) == []
