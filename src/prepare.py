@@ -2,10 +2,10 @@
 
     python src/prepare.py data=image_folder data_dir=imagenet size=256 out=imagenet-256
     python src/train.py data=shards data_dir=imagenet-256
-    python src/prepare.py verify data_dir=imagenet-256        compares every checksum
-    python src/prepare.py index data_dir=tars                 has data=shards read a WebDataset from elsewhere
+    python src/prepare.py verify data_dir=imagenet-256        compare every checksum
+    python src/prepare.py index data_dir=tars                 index a WebDataset from elsewhere for data=shards
 
-Killed at any time, the same command resumes and writes the same bytes (docs/large_data.md).
+If it is killed, the same command resumes and writes the same bytes (docs/large_data.md).
 """
 
 import sys
@@ -79,7 +79,7 @@ def main(
 
 
 def with_action(arguments: list[str]) -> list[str]:
-    """The arguments with a bare `verify` as `action=verify`."""
+    """The arguments, with `action=verify` for `verify`."""
     return [f"action={word}" if word in get_args(Action) else word for word in arguments]
 
 

@@ -28,6 +28,12 @@ def png(image: Any) -> bytes:
     return buffer.getvalue()
 
 
+def saved(folder: Path, **splits: datasets.Dataset) -> str:
+    """Write a set as `save_to_disk` does; its name is the folder."""
+    datasets.DatasetDict(splits).save_to_disk(folder)
+    return str(folder)
+
+
 class Ranges(SimpleHTTPRequestHandler):
     """Serves files and parts of them, as the Hub does, and counts the bytes."""
 

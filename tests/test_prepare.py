@@ -45,7 +45,7 @@ def test_digits_are_packed_verified_and_recorded(prepared: Prepared, tmp_path: P
     assert (found["train/images"], found["train/shards"], found["test/images"]) == (1437, 3, 360)
     assert prepared("verify", "data_dir=digits")["train/bytes"] == found["train/bytes"]
     log = (tmp_path / "log" / "prepare.log").read_text()
-    assert "every checksum is right" in log
+    assert "all checksums are right" in log
     assert json.loads((tmp_path / "digits" / NAME).read_text())["name"] == "digits"
 
 
@@ -74,7 +74,7 @@ def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
     ("overrides", "problems"),
     [
         ([], ["out is not set; name the folder to pack into: out=FOLDER"]),
-        (["verify", "data_dir=b"], ["data_dir=b is no folder; data=shards wants one that src/prepare.py made"]),
+        (["verify", "data_dir=b"], ["data_dir=b is no folder; data=shards needs one that src/prepare.py made"]),
         (
             ["index", "data_dir=b", "out=c"],
             ["out=c is where images are packed, and index packs", "data_dir=b has no tar files of a train split"],
@@ -93,7 +93,7 @@ def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
             ["out=a", "action=zip", "data.max_skipped=2"],
             ["action=zip is not one of", "data.max_skipped=2 must be at least 0"],
         ),
-        (["out=a", "data=shards", "data_dir=b"], ["data_dir=b is no folder; data=shards wants one"]),
+        (["out=a", "data=shards", "data_dir=b"], ["data_dir=b is no folder; data=shards needs one"]),
     ],
 )
 def test_impossible_settings_are_reported_before_anything_starts(

@@ -28,4 +28,4 @@ def callback_problems(view: ConfigView) -> Iterator[str]:
             yield f"callbacks.{key}.monitor={monitor}: no validation measures it{there}"
         if kind == "WeightAveraging" and precision in NARROW:
             remedy = f"use trainer.precision={'16' if precision == '16-true' else 'bf16'}-mixed"
-            yield f"callbacks.{key} with trainer.precision={precision}: sums of 16 bits don't follow the weights; {remedy}"
+            yield f"callbacks.{key} with trainer.precision={precision}: an average of 16 bits stands still; {remedy}"

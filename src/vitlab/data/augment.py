@@ -1,7 +1,7 @@
-"""Augment training images and prepare all images, on the device that trains.
+"""Augment training images, and resize and normalize all images, on the training device.
 
-Order for a batch in memory: uint8 -> crop, flip -> affine -> auto-augmentation -> float, resized, normalized -> erasing
--> Mixup or CutMix. For image folders the workers do crop, flip and auto-augmentation (dataset.py).
+Order: uint8 -> crop, flip -> affine -> auto-augmentation -> float, resized, normalized -> erasing -> Mixup or CutMix.
+For image folders, the workers crop, flip and auto-augment (dataset.py).
 """
 
 from functools import lru_cache
@@ -15,31 +15,32 @@ from torchvision.transforms import v2
 from vitlab.config import bounds
 from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from vitlab.data import augment_ops
+from vitlab.data.source import Source
 
 Share = Annotated[float, Gt(0), Le(1)]
 
-CACHE_SIZE = 2**17  # numbers that fit in a processor's cache
+CACHE_SIZE = 2**17  # numbers that fit into a processor's cache
 
 
 class Augment(nn.Module):
-    """The settings of augmentation, all off by default except `crop_scale`, which folders need.
+    """Augmentation of training images, off by default except for `crop_scale`.
 
     Args:
-        crop_padding: In memory only: shift by up to this many pixels, filled with black.
+        crop_padding: Shift by up to this many pixels, filled with black; for sets in memory.
         flip: Mirror half of the images left to right.
-        degrees: Rotate by up to this many degrees, either way.
+        degrees: Rotate by up to this many degrees in either direction.
         translate: Shift by up to this fraction of the side.
-        scale: Enlarge by a factor from this range.
+        scale: Range of a zoom factor.
         shear: Shear along x by up to this many degrees.
-        auto_augment: RandAugment or TrivialAugment (wide), with torchvision's table of operations.
+        auto_augment: RandAugment or TrivialAugment (wide), with torchvision's operations.
         randaugment_ops: Operations per image.
-        randaugment_magnitude: Their strength, 0 to 30.
-        erasing: Probability with which a rectangle is replaced by the mean color.
+        randaugment_magnitude: Magnitude of the operations, 0 to 30.
+        erasing: Probability of replacing a rectangle by the mean color.
         mixup: Alpha of Mixup's Beta distribution; 0 is off.
-        cutmix: Alpha of CutMix's. With both on, each batch takes one of them by chance.
-        crop_scale: Image folders only: share of the image's area that a random crop takes.
-        crop_fraction: Image folders only: share of the resized side that evaluation's center crop keeps. None: that of
-            the weights that training begins from, else 0.875.
+        cutmix: Alpha of CutMix's; 0 is off. With both on, each batch uses one of them at random.
+        crop_scale: Range of the area of random crops, as a share of the image; for image folders.
+        crop_fraction: Share of the resized side that evaluation's center crop keeps; for image folders. None: that of
+            the weights that training starts from, else 0.875.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -73,18 +74,26 @@ class Augment(nn.Module):
         self.erasing, self.mixup, self.cutmix = erasing, mixup, cutmix
         self.crop_fraction = 0.875 if crop_fraction is None else crop_fraction
 
+    def check(self, source: str, *, in_memory: bool, channels: int) -> None:
+        """Raise `ValueError` for settings that don't fit a source of this name."""
+        if self.crop_padding and not in_memory:
+            remedy = "image folders take random crops by data.augment.crop_scale, so set crop_padding to 0"
+            raise ValueError(f"data.augment.crop_padding={self.crop_padding} is for data sets in memory; {remedy}")
+        if self.auto_augment != "none" and channels not in (1, 3):
+            remedy = f"works on 1 or 3 channels, and {source} has {channels}; set it to none"
+            raise ValueError(f"data.augment.auto_augment={self.auto_augment} {remedy}")
+
     def forward(
         self, images: Tensor, targets: Tensor, *, prepare: "Prepare", num_classes: int, cropped: bool = False
     ) -> tuple[Tensor, Tensor]:
-        # uint8 [B, C, H, W] and int64 [B] -> float [B, C, h, w] and int64 [B], or soft float [B, classes] if Mixup or
-        # CutMix is on. `cropped`: the workers have cropped, flipped and auto-augmented.
+        # uint8 [B, C, H, W] and int64 [B] -> float [B, C, h, w] and int64 [B]; with Mixup or CutMix, the targets become
+        # soft, float [B, classes]. `cropped`: the workers have cropped, flipped and auto-augmented.
         images = prepare(self.vary(images, cropped=cropped))
         if self.erasing:
             images = augment_ops.erase(images, self.erasing)
         return self.mix(images, targets, num_classes)
 
     def vary(self, images: Tensor, *, cropped: bool = False) -> Tensor:
-        """The operations on uint8 images."""
         if not cropped and (self.crop_padding or self.flip):
             images = augment_ops.crop_and_flip(images, self.crop_padding, self.flip)
         if self.degrees or self.translate or self.shear or self.scale != (1.0, 1.0):
@@ -96,25 +105,37 @@ class Augment(nn.Module):
         return images
 
     def mix(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Mixup or CutMix of neighbors in the (shuffled) batch."""
-        use_mixup = self.mixup > 0
-        if self.mixup > 0 and self.cutmix > 0:
-            use_mixup = bool(torch.rand(()) < 0.5)
-        if not use_mixup and self.cutmix == 0:
+        """Apply Mixup or CutMix to neighbors in the (shuffled) batch."""
+        kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha > 0]
+        if not kinds:
             return images, targets
-        kind, alpha = (v2.MixUp, self.mixup) if use_mixup else (v2.CutMix, self.cutmix)
+        kind, alpha = kinds[0] if len(kinds) == 1 or torch.rand(()) < 0.5 else kinds[1]
         mixed_images, mixed_targets = build_mixer(kind, alpha, num_classes)(images, targets)
         return mixed_images, mixed_targets
 
 
 @lru_cache
 def build_mixer(kind: type[v2.MixUp | v2.CutMix], alpha: float, num_classes: int) -> v2.Transform:
-    """Built once: it takes longer than mixing small images."""
+    """A transform that is built once, which takes longer than mixing small images."""
     return kind(alpha=alpha, num_classes=num_classes)
 
 
+def per_channel(
+    knob: str, values: tuple[float, ...] | None, default: tuple[float, ...], source: Source
+) -> tuple[float, ...]:
+    """`values` (for gray images their mean), or the default, one per channel of the source."""
+    if values is None:
+        return default
+    if source.channels == 1 and len(values) > 1:
+        return (sum(values) / len(values),)
+    if len(values) != source.channels:
+        channels = f"{len(values)} channels, and {source.name} has {source.channels}"
+        raise ValueError(f"data.{knob}={list(values)} is for {channels}")
+    return tuple(values)
+
+
 class Prepare(nn.Module):
-    """uint8 images of any size -> float32 at `image_size` (height, width), normalized per channel."""
+    """Resize uint8 images to `image_size` (height, width) and normalize them per channel, float32."""
 
     scale: Tensor
     shift: Tensor
@@ -140,6 +161,6 @@ class Prepare(nn.Module):
             return (images * self.scale).add_(self.shift)
         prepared = torch.empty(images.shape)
         few = max(1, CACHE_SIZE // max(1, images[:1].numel()))
-        for start in range(0, len(images), few):  # the same, twice as fast: from the cache, of one type
+        for start in range(0, len(images), few):  # the same numbers, twice as fast: in the cache, in place
             prepared[start : start + few].copy_(images[start : start + few]).mul_(self.scale).add_(self.shift)
         return prepared

@@ -1,8 +1,7 @@
-"""Image operations on batches in which every image has its own random numbers.
+"""Image operations on batches, with random numbers per image.
 
-`torchvision.transforms.v2` draws once for all images of a batch. Here a draw is a tensor [B], made on the CPU: the host
-knows the groups without waiting for the device, and a run on a GPU has the same augmentation as one on the CPU.
-Legend: B images, C channels, H x W pixels, uint8.
+`torchvision.transforms.v2` draws once per batch. Here each image has its own draw, made on the CPU: a GPU needn't wait,
+and a run on it has the same augmentation as one on the CPU. Legend: B images, C channels, H x W pixels, uint8.
 """
 
 from collections.abc import Callable
@@ -13,28 +12,28 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
-LEVELS = 31  # magnitudes come in levels 0..30, as in torchvision and in the papers' code
+LEVELS = 31  # of magnitudes: 0 to 30, as in torchvision and in the papers' code
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
-    """Shift each image by up to `padding` pixels (black fills in) and mirror half of them."""
+    """Shift each image by up to `padding` pixels, filled with black, and mirror half of them if `flip`."""
     batch, _, height, width = images.shape
     top, left = (torch.randint(2 * padding + 1, (batch, 1)).flatten() for _ in range(2))
     mirrored = torch.rand(batch, 1).flatten() < 0.5 if flip else torch.zeros(batch, dtype=torch.bool)
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view of all shifts
-    if images.device.type == "cpu":  # NumPy copies rows where torch copies pixels: the same in a quarter of the time
+    if images.device.type == "cpu":  # NumPy copies rows where torch copies pixels: four times as fast
         cut = windows.numpy()[np.arange(batch), :, top.numpy(), left.numpy()]
         cut[mirrored.numpy()] = torch.from_numpy(cut)[mirrored].flip(3).numpy()
         return torch.from_numpy(cut)
-    every, top, left, mirrored = (part.to(images.device) for part in (torch.arange(batch), top, left, mirrored))
-    images = windows[every, :, top, left]
+    index, top, left, mirrored = (part.to(images.device) for part in (torch.arange(batch), top, left, mirrored))
+    images = windows[index, :, top, left]
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 def affine_matrices(
     *, angle: Tensor, shift_x: Tensor, shift_y: Tensor, scale: Tensor, shear_x: Tensor, shear_y: Tensor
 ) -> Tensor:
-    """[B, 2, 3]: output -> input pixel, from the center; all [B], clockwise radians and pixels, as in torchvision."""
+    """[B, 2, 3] from output to input pixels, relative to the center; arguments [B] in clockwise radians and pixels."""
     a = torch.cos(angle - shear_y) / torch.cos(shear_y)
     b = -torch.cos(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) - torch.sin(angle)
     c = torch.sin(angle - shear_y) / torch.cos(shear_y)
@@ -45,16 +44,16 @@ def affine_matrices(
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Transform each image by its matrix of `affine_matrices`: bilinear, black outside."""
+    """Transform each image by its matrix of `affine_matrices`, bilinear, with black outside."""
     height, width = images.shape[-2:]
-    half = torch.tensor([width / 2, height / 2])  # affine_grid counts in half sizes
+    half = torch.tensor([width / 2, height / 2])  # the unit of affine_grid
     theta = matrices * torch.cat([half, torch.ones(1)]) / half[:, None]
     warped = F.grid_sample(images.float(), affine_grid(theta.to(images.device), height, width), align_corners=False)
     return warped.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def affine_grid(theta: Tensor, height: int, width: int) -> Tensor:
-    """[B, H, W, 2]: torch's `affine_grid` up to rounding, in a few sums instead of a product for each pixel."""
+    """Sampling grid [B, H, W, 2], as torch's `affine_grid` up to rounding, without a product per pixel."""
     x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=theta.device)
     y = torch.linspace(1 / height - 1, 1 - 1 / height, height, device=theta.device)
     along = theta[:, :, 0, None] * x + theta[:, :, 2, None]  # [B, 2, W]
@@ -63,7 +62,7 @@ def affine_grid(theta: Tensor, height: int, width: int) -> Tensor:
 
 
 def random_affine(images: Tensor, degrees: float, translate: float, scale: tuple[float, float], shear: float) -> Tensor:
-    """Apply torchvision's RandomAffine, drawn per image; `translate` is a fraction of the side."""
+    """Apply torchvision's RandomAffine with draws per image; `translate` is a fraction of the side."""
     batch, _, height, width = images.shape
 
     def symmetric(limit: float) -> Tensor:
@@ -80,19 +79,19 @@ def random_affine(images: Tensor, degrees: float, translate: float, scale: tuple
     return warp(images, matrices)
 
 
-# Auto-augmentation: op -> (largest magnitude of RandAugment, of TrivialAugment's wide space, signed)
+# Operation -> (largest magnitude of RandAugment, largest of TrivialAugment's wide space, signed)
 OPS: dict[str, tuple[float, float, bool]] = {
     "Identity": (0.0, 0.0, False),
     "ShearX": (0.3, 0.99, True),
     "ShearY": (0.3, 0.99, True),
-    "TranslateX": (150 / 331, 32.0, True),  # RandAugment: of the width; TrivialAugment: pixels
+    "TranslateX": (150 / 331, 32.0, True),  # RandAugment: a fraction of the width; TrivialAugment: pixels
     "TranslateY": (150 / 331, 32.0, True),
     "Rotate": (30.0, 135.0, True),  # degrees, counter-clockwise
     "Brightness": (0.9, 0.99, True),
     "Color": (0.9, 0.99, True),
     "Contrast": (0.9, 0.99, True),
     "Sharpness": (0.9, 0.99, True),
-    "Posterize": (4.0, 6.0, False),  # bits taken away
+    "Posterize": (4.0, 6.0, False),  # dropped bits
     "Solarize": (1.0, 1.0, False),
     "AutoContrast": (0.0, 0.0, False),
     "Equalize": (0.0, 0.0, False),
@@ -126,7 +125,7 @@ def _random_ops(images: Tensor, levels: Tensor, wide: bool) -> Tensor:
 
 
 def magnitude(name: str, levels: Tensor, wide: bool, size: tuple[int, int]) -> Tensor:
-    """The magnitude of an op, in its own unit, for `levels` (int64 [n] in 0..30), as in torchvision's table."""
+    """Magnitudes of an operation, in its own unit, for `levels` (int64 [n] in 0..30), as in torchvision's table."""
     largest = OPS[name][1 if wide else 0]
     if name.startswith("Translate") and not wide:
         largest *= size[1] if name == "TranslateX" else size[0]
@@ -139,7 +138,7 @@ def magnitude(name: str, levels: Tensor, wide: bool, size: tuple[int, int]) -> T
 
 
 def apply_ops(images: Tensor, chosen: Tensor, magnitudes: Tensor) -> Tensor:
-    """Apply the op NAMES[chosen[i]] with magnitudes[i] to image i; all images of an op at once."""
+    """Apply the operation NAMES[chosen[i]] with magnitudes[i] to image i."""
     geometric = torch.isin(chosen, torch.tensor([NAMES.index(name) for name in GEOMETRIC]))
     groups: list[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]] = [
         (chosen == NAMES.index(name), op) for name, op in _POINTWISE.items()
@@ -173,7 +172,7 @@ def _matrices(images: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
 
 
 def _enhance(degenerate: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Pillow's ImageEnhance: interpolate between the result of `degenerate` and the image, or beyond the image."""
+    """Pillow's ImageEnhance: interpolate, or extrapolate, between the result of `degenerate` and the image."""
 
     def enhance(images: Tensor, magnitudes: Tensor) -> Tensor:
         factor = (1 + magnitudes).to(images.device)[:, None, None, None]
@@ -206,8 +205,8 @@ _POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def erase(images: Tensor, probability: float) -> Tensor:
-    """Apply Random Erasing (Zhong et al., 2020) to normalized float images: a rectangle each, set to zero."""
-    # area 2 to 33 % and aspect ratio 0.3 to 3.3 as in the paper; a side that exceeds the image is cut
+    """Apply Random Erasing (Zhong et al., 2020) to normalized float images: set one rectangle per image to zero."""
+    # areas of 2 to 33 % and aspect ratios of 0.3 to 3.3, as in the paper; sides are clipped to the image
     batch, _, height, width = images.shape
     area = (0.02 + 0.31 * torch.rand(batch)) * height * width
     ratio = torch.exp((2 * torch.rand(batch) - 1) * torch.tensor(10 / 3).log())

@@ -1,8 +1,7 @@
-"""The Lightning data module: a source, cut into train, validation and test, as batches on the device.
+"""The LightningDataModule: batches of the train, validation and test splits of one source.
 
-Every training batch reseeds torch from (seed, epoch, step, part of the step). The rest of the step (augmentation,
-dropout, stochastic depth) then depends on nothing else, so a resumed run equals an uninterrupted one exactly, and two
-devices draw the same random numbers as two accumulated batches on one device.
+Every training batch reseeds torch from (seed, epoch, step, part of the step). So a resumed run equals an uninterrupted
+one exactly, and two devices draw the same random numbers as two accumulated batches on one device.
 
 The Trainer must run with `use_distributed_sampler=False`.
 """
@@ -13,54 +12,49 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
-from torch.utils.data import DataLoader
 
 from vitlab.config.bounds import Fraction, NonNegativeInt, PositiveInt, Rate, Seed, check_bounds
 from vitlab.config.schema import Node
-from vitlab.data.augment import Augment, Prepare
-from vitlab.data.dataset import EvalBatch, FilesDataset, MemoryDataset, TrainBatch
-from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, stable_seed
-from vitlab.data.scan import Duplicate, SplitName, common_folder, drop_bad_files, warn_of_duplicates
+from vitlab.data.augment import Augment, Prepare, per_channel
+from vitlab.data.dataset import EvalBatch, FilesDataset, Loader, MemoryDataset, TrainBatch, build_loader
+from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, reseed, stable_seed
+from vitlab.data.scan import SplitName, drop_bad_files
 from vitlab.data.source import Source, Split, loader_facts
 from vitlab.data.splitting import hold_out, stratified_split
 from vitlab.distributed import environment
 
-Loader = DataLoader[TrainBatch | EvalBatch]
 MOST_WORKERS = 16  # per device
 
 
 class DataModule(LightningDataModule):
-    """Train, validation and test of one source; validation is its published split, or cut from train alone.
+    """Train, validation and test splits of one source; validation is its published split, or held out from train.
 
     Args:
         source: Loads the data set; called once.
-        augment: How training images are varied.
-        image_size: Of the model's input, a side or (height, width), in pixels.
-        batch_size: Images of one optimizer step, over all devices and accumulated batches.
-        seed: Decides the order and the augmentation.
-        val_fraction: Share of the train split held out for validation, stratified by class, if the source has no
-            split for it.
-        split_seed: Which samples those are; apart from `seed`, so that repeats share them.
-        num_workers: Processes per device that load; None: none for sets in memory, else the cores' share.
-        drop_last: Leave out an epoch's incomplete step; False makes its steps equal to within one image.
-        max_train_samples: Train on a stratified part of this size; validation and test stay complete.
-        eval_batch_size: Images of one evaluation batch over all devices; None: `batch_size`.
-        on_error: Of bad images in image folders. `raise`: an error. `skip`: every image is decoded once before
-            training, and those that can't be are skipped, counted and listed.
-        max_skipped: Share of the listed images above which `skip` refuses.
-        scan: How closely `raise` looks before training: at every file's header and end, or at all of it (which also
-            finds files with equal content in several splits), or not at all.
-        skipped_file: Where `skip` lists what it skipped; read instead of a new scan if there is such a file.
-        mean: Subtracted from each channel, in units of the brightest value. None: that of the weights that training
-            begins from, else the source's own.
-        std: Divides each channel afterwards. None: likewise.
-        interpolation: How images are resized. None: as for the weights that training begins from, else bicubic.
-        scaled_decoding: For sets that aren't in memory: JPEG files to train on are decoded at 1/2, 1/4 or 1/8 where the
-            crop is at least four times as large as `image_size`. Faster for large photographs, with slightly other
-            pixels.
+        augment: The augmentation of training images.
+        image_size: Input size of the model in pixels, a side or (height, width).
+        batch_size: Images per optimizer step, over all devices and accumulated batches.
+        seed: Seed of the order and the augmentation.
+        val_fraction: Share of the train split that is held out for validation, stratified by class, if the source has
+            no validation split.
+        split_seed: Seed of that split; separate from `seed`, so that runs with several seeds have the same split.
+        num_workers: Loading processes per device; None: 0 for sets in memory, else the device's share of the cores.
+        drop_last: Drop the incomplete last step of an epoch; if False, the sizes of steps differ by at most one image.
+        max_train_samples: Train on a stratified subset of this size; validation and test stay complete.
+        eval_batch_size: Images per evaluation batch over all devices; None: `batch_size`.
+        on_error: What to do about bad image files. `raise`: an error. `skip`: decode every image once before training;
+            skip and list the bad ones.
+        max_skipped: Largest share of the images that `skip` may skip.
+        scan: What `raise` reads before training: each file's header and end, all bytes, or nothing.
+        skipped_file: Where `skip` lists the skipped files; an existing list is read instead of a new scan.
+        mean: Mean per channel, of images scaled to [0, 1]. None: that of the weights that training starts from, else
+            the source's.
+        std: Standard deviation per channel; None: likewise.
+        interpolation: Of resizing; None: that of the weights that training starts from, else bicubic.
+        scaled_decoding: Decode JPEG files at 1/2, 1/4 or 1/8 if the training crop is at least four times as large as
+            `image_size`. Faster for large photographs, with slightly different pixels. For sets that aren't in memory.
     """
 
     @check_bounds
@@ -88,80 +82,58 @@ class DataModule(LightningDataModule):
         scaled_decoding: bool = False,
     ) -> None:
         super().__init__()
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.image_size: tuple[int, int] = (height, width)
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.load_source, self.augment, self.batch_size, self.seed = source, augment, batch_size, seed
-        self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.num_workers, self.drop_last, self.max_train_samples = num_workers, drop_last, max_train_samples
+        self.val_fraction, self.split_seed, self.max_train_samples = val_fraction, split_seed, max_train_samples
+        self.num_workers, self.drop_last, self.scaled_decoding = num_workers, drop_last, scaled_decoding
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.on_error, self.max_skipped, self.scan = on_error, max_skipped, scan
         self.mean, self.std, self.interpolation = mean, std, interpolation or "bicubic"
-        self.scaled_decoding = scaled_decoding
         self.skipped_file = None if skipped_file is None else Path(skipped_file)
-        self.tested: SplitName = "test"  # the split of the test loop: `evaluate.py` scores any
+        self.tested: SplitName = "test"  # the split of the test loop; `evaluate.py` may set another
         self._source: Source | None = None
         self._splits: dict[SplitName, Split] = {}
 
     def prepare_data(self) -> None:
-        """Load the source, which may download, in one process per machine before the others."""
-        self.setup()
+        self.setup()  # may download, in one process per machine before the others
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the source and cut the splits, once. Raises `ValueError` for settings that don't fit the source."""
+        """Load the source and split it, once. Raises `ValueError` for settings that don't fit the source."""
         if self._source is not None:
             return
         source = self.load_source()
         loader_facts(self.load_source).check(source)
-        if problem := self._setting_problem(source):
-            raise ValueError(problem)
-        duplicates: list[Duplicate] = []
-        if source.train.files is not None:
+        in_memory, name = source.train.files is None, source.name
+        self.augment.check(name, in_memory=in_memory, channels=source.channels)
+        if self.scaled_decoding and in_memory:
+            raise ValueError(f"data.scaled_decoding=true is for JPEG files, and {name} is in memory; leave it out")
+        if self.on_error == "skip" and in_memory:
+            raise ValueError(f"data.on_error=skip is for image folders, and {name} is none; leave it out")
+        if not in_memory:
             settings: Any = {"on_error": self.on_error, "max_skipped": self.max_skipped, "scan": self.scan}
             first = environment.local_rank(os.environ) == 0
-            source, duplicates = drop_bad_files(source, **settings, record=self.skipped_file, first=first)
+            source = drop_bad_files(source, **settings, record=self.skipped_file, first=first)
         if len(only := set(source.train.labels.tolist())) == 1:
-            name = source.classes[only.pop()]
-            raise ValueError(f"{source.name} has the one class {name!r} to train on; classification needs two")
-        if source.val is None:
-            train, val = hold_out(source.train, self.val_fraction, seed=self.split_seed, knob="data.val_fraction")
-        else:
-            train, val = source.train, source.val
+            only_class = source.classes[only.pop()]
+            raise ValueError(f"{name} has the one class {only_class!r} to train on; classification needs two")
+        train, val = source.train, source.val
+        if val is None:
+            train, val = hold_out(train, self.val_fraction, seed=self.split_seed, knob="data.val_fraction")
         if self.max_train_samples is not None and self.max_train_samples < len(train):
-            limit, knob = self.max_train_samples, "data.max_train_samples"
-            train = train.subset(stratified_split(train.labels, limit, seed=self.split_seed, knob=knob)[1])
+            knob, seed = "data.max_train_samples", self.split_seed
+            train = train.subset(stratified_split(train.labels, self.max_train_samples, seed=seed, knob=knob)[1])
         self._splits = {"train": train, "val": val, "test": source.test}
-        if duplicates:
-            warn_of_duplicates(duplicates, self._splits, common_folder(source), self.skipped_file)
-        mean, std = (per_channel(*each, source) for each in (("mean", self.mean), ("std", self.std)))
-        self._prepare = Prepare(image_size=self.image_size, mean=mean, std=std, interpolation=self.interpolation)
-        self.mean, self.std = mean, std
+        self.mean = per_channel("mean", self.mean, source.mean, source)
+        self.std = per_channel("std", self.std, source.std, source)
+        size, mode = self.image_size, self.interpolation
+        self._prepare = Prepare(image_size=size, mean=self.mean, std=self.std, interpolation=mode)
         self._source = source
-
-    def _setting_problem(self, source: Source) -> str | None:
-        augment, in_memory = self.augment, source.train.files is None
-        if augment.crop_padding and not in_memory:
-            return (
-                f"data.augment.crop_padding={augment.crop_padding} is for data sets in memory; image folders take "
-                f"random crops by data.augment.crop_scale, so set crop_padding to 0"
-            )
-        if augment.auto_augment != "none" and source.channels not in (1, 3):
-            channels = f"works on 1 or 3 channels, and {source.name} has {source.channels}; set it to none"
-            return f"data.augment.auto_augment={augment.auto_augment} {channels}"
-        if self.scaled_decoding and in_memory:
-            return f"data.scaled_decoding=true is for JPEG files, and {source.name} is in memory; leave it out"
-        if self.on_error == "skip" and in_memory:
-            return f"data.on_error=skip is for image folders, and {source.name} is none; leave it out"
-        return None
 
     @property
     def source(self) -> Source:
         if self._source is None:
             raise RuntimeError("the data isn't loaded yet: call setup() first")
         return self._source
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
 
     @property
     def num_classes(self) -> int:
@@ -176,7 +148,7 @@ class DataModule(LightningDataModule):
         return {name: len(split) for name, split in self._splits.items()}
 
     def preprocessing(self) -> dict[str, Any]:
-        """The preparation of images by the names of the settings; sets in memory aren't cropped: no fraction."""
+        """The settings by which images are prepared; no `crop_fraction` for sets in memory, which aren't cropped."""
         return {
             "mean": list(self.mean or self.source.mean),
             "std": list(self.std or self.source.std),
@@ -185,8 +157,7 @@ class DataModule(LightningDataModule):
         }
 
     def fingerprint(self) -> Node:
-        """Names, numbers of images and, for each split, a digest of its labels and of its images."""
-        fingerprint: Node = {"data set": self.source.name, "classes": list(self.classes)}
+        fingerprint: Node = {"data set": self.source.name, "classes": list(self.source.classes)}
         for name, split in self._splits.items():
             fingerprint |= {f"{name} images": len(split), f"{name} digest": split.digest()}
         return fingerprint
@@ -210,28 +181,25 @@ class DataModule(LightningDataModule):
         return -(-self.batches_per_epoch // accumulate)
 
     def position(self) -> tuple[int, int]:
-        """The position of training: (epoch, optimizer steps of it already done)."""
-        done = 0 if self.trainer is None else self.trainer.global_step
-        return divmod(done, max(1, self.steps_per_epoch))
+        """The epoch of training, and its optimizer steps already done."""
+        return divmod(0 if self.trainer is None else self.trainer.global_step, max(1, self.steps_per_epoch))
 
     def train_dataloader(self) -> Loader:
-        """The training batches of this device, from `position` on."""
-        # Lightning asks for a `state_dict`; the batches continue from `position` without one
+        # the batches resume at `position` without the `state_dict` that Lightning warns of
         warnings.filterwarnings("ignore", message=".*ended before the epoch ended and your dataloader is not")
-        rank, world_size = self._rank_and_world_size()
+        buffer = self.source.shuffle_buffer
         batches = EpochBatches(
             samples=self.samples["train"],
             batch_size=self.batch_size,
             seed=self.seed,
-            rank=rank,
-            world_size=world_size,
             accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             drop_last=self.drop_last,
             position=self.position,
             limit=None if self.trainer is None else self.batches_per_epoch,
             one_order=self.trainer is not None and self.trainer.overfit_batches > 0,
-            blocks=self._splits["train"].blocks if self.source.shuffle_buffer else None,
-            buffer=self.source.shuffle_buffer or 0,
+            blocks=self._splits["train"].blocks if buffer else None,
+            buffer=buffer or 0,
+            **self._share(),
         )
         return self._loader("train", batches, training=True)
 
@@ -239,89 +207,50 @@ class DataModule(LightningDataModule):
         return self.loader("val")
 
     def test_dataloader(self) -> Loader:
-        """The test split, or the one that `tested` names, for this device."""
         return self.loader(self.tested)
 
     def loader(self, split: SplitName) -> Loader:
-        """This device's share of any split, in order and without augmentation."""
-        rank, world_size = self._rank_and_world_size()
+        """This device's share of a split, in order and without augmentation."""
         samples, in_blocks = len(self._splits[split]), self._splits[split].blocks is not None
-        shape = {"samples": samples, "batch_size": self.eval_batch_size, "rank": rank, "world_size": world_size}
-        return self._loader(split, EvalBatches(**shape, in_blocks=in_blocks), training=False)
+        batches = EvalBatches(samples=samples, batch_size=self.eval_batch_size, in_blocks=in_blocks, **self._share())
+        return self._loader(split, batches, training=False)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment and normalize on the device; a training batch reseeds torch first."""
+        """Augment and normalize on the device, after reseeding torch for a training batch."""
         if not isinstance(batch, TrainBatch | EvalBatch):
             return batch
         prepare = self._prepare.to(batch.images.device)
         if isinstance(batch, TrainBatch):
             if self.trainer is not None and (batch.epoch, batch.step) != self.position():
-                raise RuntimeError(
-                    f"the loader returned the batch of epoch {batch.epoch}, step {batch.step} instead of "
-                    f"{self.position()}: it was started before the position of training was known"
-                )
+                position = f"epoch {batch.epoch}, step {batch.step} instead of {self.position()}"
+                raise RuntimeError(f"the loader was started too early: it returned the batch of {position}")
             reseed(stable_seed(self.seed, batch.epoch, batch.step, batch.micro), batch.images.device)
-            cropped = self._splits["train"].files is not None
-            settings = {"prepare": prepare, "num_classes": self.num_classes, "cropped": cropped}
-            images, targets = self.augment(batch.images, batch.targets, **settings)
+            known = {"num_classes": self.num_classes, "cropped": self._splits["train"].files is not None}
+            images, targets = self.augment(batch.images, batch.targets, prepare=prepare, **known)
             batch = batch._replace(images=images, targets=targets)
         else:
             batch = batch._replace(images=prepare(batch.images))
-        # Lightning converted the batch to the Trainer's precision while it was still uint8
+        # Lightning converted the batch to the Trainer's precision while it was uint8
         return batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
 
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+    def _share(self) -> dict[str, int]:
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return {"rank": rank, "world_size": world_size}
 
     def _loader(self, name: SplitName, batches: EpochBatches | EvalBatches, *, training: bool) -> Loader:
         split = self._splits[name]
         if split.files is None:
             dataset: MemoryDataset | FilesDataset = MemoryDataset(split, training=training)
         else:
-            images: Any = {"image_size": self.image_size, "augment": self.augment, "interpolation": self.interpolation}
-            images |= {"seed": self.seed, "scaled_decoding": self.scaled_decoding}
-            dataset = FilesDataset(split, training=training, **images)
-        workers = self._workers(in_memory=split.files is None)
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,  # type: ignore[arg-type]  # a plan instead of a list of indices
-            collate_fn=_identity,  # type: ignore[arg-type]  # the data set returns a batch
-            num_workers=workers,
-            pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
-            persistent_workers=workers > 0 and name != "test",
-            generator=torch.Generator().manual_seed(self.seed),  # else each epoch draws from torch's own
-        )
-
-    def _workers(self, *, in_memory: bool) -> int:
-        if self.num_workers is not None:
-            return self.num_workers
-        if in_memory:
-            # a batch is one selection of rows: sending it between processes would cost more
+            names = ("image_size", "augment", "interpolation", "seed", "scaled_decoding")
+            dataset = FilesDataset(split, training=training, **{name: getattr(self, name) for name in names})
+        workers = self.num_workers
+        if workers is None and split.files is None:
+            # sending a batch between processes costs more than selecting it
             warnings.filterwarnings("ignore", message=".*does not have many workers")
-            return 0
-        devices = 1 if self.trainer is None else self.trainer.num_devices
-        return min(MOST_WORKERS, max(1, environment.cores() // devices))
-
-
-def per_channel(knob: str, values: tuple[float, ...] | None, source: Source) -> tuple[float, ...]:
-    """A number for each of the source's channels: the given ones (their mean for gray images), or the source's own."""
-    if values is None:
-        return source.mean if knob == "mean" else source.std
-    if source.channels == 1 and len(values) > 1:
-        return (sum(values) / len(values),)
-    if len(values) != source.channels:
-        raise ValueError(
-            f"data.{knob}={list(values)} is for {len(values)} channels, and {source.name} has {source.channels}"
-        )
-    return tuple(values)
-
-
-def reseed(seed: int, device: torch.device) -> None:
-    """`torch.manual_seed` for the CPU and one device; torch's own takes 1 ms, for devices that aren't there."""
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
-
-
-def _identity(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:
-    return batch
+            workers = 0
+        if workers is None:
+            devices = 1 if self.trainer is None else self.trainer.num_devices
+            workers = min(MOST_WORKERS, max(1, environment.cores() // devices))
+        pin = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
+        return build_loader(dataset, batches, workers=workers, keep=name != "test", pin=pin, seed=self.seed)

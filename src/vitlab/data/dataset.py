@@ -1,7 +1,7 @@
-"""Map-style data sets that return complete batches: from memory, or decoded from files or rows in the workers.
+"""Datasets that return complete batches, from memory or from files, and their DataLoader.
 
-A loader whose batch sampler yields a `BatchPlan` passes it to `__getitems__`, so a batch carries its position in
-training. How a file is varied depends on (seed, epoch, index) alone, never on the workers.
+The batch sampler yields a `BatchPlan`, which the loader passes to `__getitems__`; so a batch has its position in
+training. The augmentation of a file depends on (seed, epoch, index) alone, never on the workers.
 """
 
 from functools import partial
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
@@ -18,11 +18,9 @@ from vitlab.data.jpeg import BICUBIC, Box, decode_crop
 from vitlab.data.sampler import BatchPlan, stable_seed
 from vitlab.data.source import Split
 
-BILINEAR = v2.InterpolationMode.BILINEAR
-
 
 class TrainBatch(NamedTuple):
-    """A device's part of one optimizer step; uint8 as loaded, float and normalized once on the device."""
+    """A device's part of one optimizer step; uint8 as loaded, float and normalized later, on the device."""
 
     images: Tensor  # [b, C, H, W]
     targets: Tensor  # int64 [b], or float [b, classes] under Mixup or CutMix
@@ -40,6 +38,9 @@ class EvalBatch(NamedTuple):
     targets: Tensor  # int64 [b]
 
 
+Loader = DataLoader[TrainBatch | EvalBatch]
+
+
 def make_batch(images: Tensor, targets: Tensor, plan: BatchPlan, training: bool) -> TrainBatch | EvalBatch:
     if training:
         return TrainBatch(images, targets, plan.count, plan.epoch, plan.step, plan.micro)
@@ -47,7 +48,7 @@ def make_batch(images: Tensor, targets: Tensor, plan: BatchPlan, training: bool)
 
 
 class MemoryDataset(Dataset[TrainBatch | EvalBatch]):
-    """A split in memory: a batch is one selection of rows, uint8 and unchanged."""
+    """A split in memory; batches are uint8 as stored."""
 
     def __init__(self, split: Split, *, training: bool) -> None:
         assert split.images is not None
@@ -64,9 +65,8 @@ class MemoryDataset(Dataset[TrainBatch | EvalBatch]):
 class FilesDataset(Dataset[TrainBatch | EvalBatch]):
     """A split of files, decoded to RGB uint8 at `image_size` (height, width).
 
-    Training: random resized crop, flip and auto-augmentation as `augment` says; the crop is drawn before the file is
-    decoded, and with `scaled_decoding` a large one comes from a smaller decoding. Evaluation: decoded completely,
-    resized so that the center crop keeps `augment.crop_fraction` of the short side.
+    Training: random resized crop, drawn before the file is decoded, then flip and auto-augmentation of `augment`.
+    Evaluation: a center crop that keeps `augment.crop_fraction` of the short side.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         self.crop = v2.RandomResizedCrop(image_size, augment.crop_scale)
         self.steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if augment.flip else []
         if augment.auto_augment == "randaugment":
-            level = augment.randaugment_magnitude
-            self.steps.append(v2.RandAugment(augment.randaugment_ops, level, interpolation=BILINEAR))
+            ops, level = augment.randaugment_ops, augment.randaugment_magnitude
+            self.steps.append(v2.RandAugment(ops, level, interpolation=v2.InterpolationMode.BILINEAR))
         if augment.auto_augment == "trivialaugment":
-            self.steps.append(v2.TrivialAugmentWide(interpolation=BILINEAR))
+            self.steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,7 +107,7 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         return make_batch(images, self.labels[torch.tensor(plan.indices, dtype=torch.long)], plan, self.training)
 
     def _augmented(self, index: int, epoch: int) -> Tensor:
-        torch.default_generator.manual_seed(stable_seed(self.seed, epoch, index))  # torch.manual_seed takes 0.1 ms
+        torch.default_generator.manual_seed(stable_seed(self.seed, epoch, index))  # torch.manual_seed is slower
         settings = {"interpolation": self.interpolation, "scaled": self.scaled_decoding}
         image = read_image(self.files[index], partial(decode_crop, choose=self._box, size=self.image_size, **settings))
         for step in self.steps:
@@ -119,11 +119,30 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         return Box(**self.crop.make_params([torch.empty(1).expand(1, height, width)]))  # only the shape is used
 
 
+def identity(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:
+    return batch
+
+
+def build_loader(
+    dataset: MemoryDataset | FilesDataset, plans: Sampler[BatchPlan], *, workers: int, keep: bool, pin: bool, seed: int
+) -> Loader:
+    """A loader that keeps its worker processes if `keep`, and pins memory if `pin`."""
+    return DataLoader(
+        dataset,
+        batch_sampler=plans,  # type: ignore[arg-type]  # a plan instead of a list of indices
+        collate_fn=identity,  # type: ignore[arg-type]  # the dataset returns a batch
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=keep and workers > 0,
+        generator=torch.Generator().manual_seed(seed),  # else each epoch draws from torch's default generator
+    )
+
+
 def center_crop(
     image: Tensor, image_size: tuple[int, int], crop_fraction: float, interpolation: v2.InterpolationMode = BICUBIC
 ) -> Tensor:
     """[C, H, W] resized to just cover `image_size` / `crop_fraction`, and its center of `image_size`."""
-    # a line of 1 x 100,000 pixels would become 20 GB: of a side so long, the middle is enough
+    # resizing a line of 1 x 100,000 pixels would need 20 GB: first crop such a side
     longest = 64 * min(image.shape[-2:]) * -(-max(image_size) // min(image_size))
     if max(image.shape[-2:]) > longest:
         image = v2.functional.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
@@ -133,7 +152,6 @@ def center_crop(
         size = [cover_height, cover_height * width // height]
     else:
         size = [cover_width * height // width, cover_width]
-    cropped: Tensor = v2.functional.center_crop(
-        v2.functional.resize(image, size, interpolation, antialias=True), list(image_size)
-    )
+    resized = v2.functional.resize(image, size, interpolation, antialias=True)
+    cropped: Tensor = v2.functional.center_crop(resized, list(image_size))
     return cropped

@@ -1,7 +1,7 @@
-"""Decode image files to pixels: formats, orientation, transparency, and errors that name the file.
+"""Decode image files to pixels.
 
-JPEG is decoded by torchvision, faster than by Pillow. PNG is not: torchvision's decoder crashes the process with a
-segmentation fault on a damaged file (0.29). No file is decoded before its size was read from its header.
+torchvision decodes JPEG faster than Pillow. Its PNG decoder is not used: a damaged file ends the process with a
+segmentation fault (0.29). The size in the header is checked before a file is decoded.
 """
 
 import errno
@@ -25,35 +25,33 @@ from vitlab.data.rows import InvalidImage, Row
 
 try:
     from torchvision.io import decode_image
-except ImportError:  # its removal is announced; Pillow gives the same pixels more slowly
+except ImportError:  # its removal is announced; Pillow gives the same pixels, more slowly
     decode_image = None
 
-MAX_PIXELS = 178_956_970  # as Pillow's limit: half a gigabyte of RGB
-# The formats that the suffixes of image files promise, and no others: Pillow would pass an EPS file to another program.
-Image.init()  # or a thread that opens the first WebP file would load the plugin while others look for it
+MAX_PIXELS = 178_956_970  # Pillow's limit: half a gigabyte of RGB
+# The formats of the listed suffixes, and no others: Pillow would pass an EPS file to another program.
+Image.init()  # load all plugins now, not in a thread that opens the first WebP file
 FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF") if name in Image.OPEN)
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers of headers with an image's size
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers of headers with the image's size
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
-# System errors about one path: there is no such file, it is another thing, or the user may not read it
+# System errors that are about one path
 PATH_ERRORS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
-# Messages of libraries that have no exception of their own for used-up memory: the machine's, and a device's
+# Messages of out-of-memory errors without an exception class
 HOST_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "std::bad_alloc")
-DEVICE_OUT_OF_MEMORY = (
-    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
-    *("HIP out of memory", "MPS backend out of memory"),
-)
+CUDA_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+DEVICE_OUT_OF_MEMORY = (*CUDA_OUT_OF_MEMORY, "HIP out of memory", "MPS backend out of memory")
 
 
 class UnreadableImage(ValueError):
     """A file that can't be read or decoded; the message begins with its path."""
 
-    def __init__(self, message: str) -> None:  # from a worker: with its traceback, of which the last line is kept
+    def __init__(self, message: str) -> None:  # a worker's message has its traceback: keep the last line
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
 def read_image(path: str, decoder: Callable[[bytes], Tensor] | None = None) -> Tensor:
-    """uint8 [3, H, W] of the first frame, upright, transparency over white; `decoder` replaces `decode`."""
+    """The first frame, upright, with transparency over white, uint8 [3, H, W]; `decoder` replaces `decode`."""
     try:
         data = read_bytes(path)
     except OSError as error:
@@ -66,13 +64,13 @@ def read_image(path: str, decoder: Callable[[bytes], Tensor] | None = None) -> T
     try:
         with quiet():
             return (decoder or decode)(data)
-    except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
+    except Exception as error:  # Pillow raises a dozen kinds
         remedy = "replace it, or find all bad files at once with data.scan=decode, or set data.on_error=skip"
         raise UnreadableImage(f"{path} can't be decoded ({error_reason(error)}); {remedy}") from error
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a regular file (to open a named pipe would wait forever), or of a row. Raises `OSError`."""
+    """The content of a regular file, or of a row. Raises `OSError`."""
     with open_regular(path) as file:
         return file.read()
 
@@ -82,41 +80,39 @@ def open_regular(path: str) -> BinaryIO:
     if isinstance(path, Row):
         return io.BytesIO(path.read())
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 a million
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 a million; opening a named pipe would block
             raise InvalidImage("it is no regular file")
         return open(path, "rb")  # noqa: PTH123 a million
     except OSError as error:
-        gone = error.errno == errno.ENOENT and not Path(path).parent.is_dir()  # with its folder: a disk is gone
+        gone = error.errno == errno.ENOENT and not Path(path).parent.is_dir()  # so a disk may be gone
         if error.errno in PATH_ERRORS and not gone:
             raise InvalidImage(error.errno, error.strerror, path) from error
         raise
 
 
 def image_is_at_fault(error: Exception) -> bool:
-    """Whether the image caused an error of reading or decoding, rather than memory, a limit, a disk or a network."""
+    """Whether the image caused an error, rather than memory, a limit, a disk or a network."""
     if is_out_of_memory(error):
         return False
-    # Pillow's `OSError` of a damaged file has no number, as those of the system have
+    # system errors have a number; Pillow's `OSError` of a damaged file has none
     return isinstance(error, InvalidImage) or not isinstance(error, OSError) or error.errno is None
 
 
-def read_error_not_skipped(path: object, error: Exception, remedy: str) -> UnreadableImage:
-    """The error to raise if the image may be intact, so that skipping it would lose it."""
-    return UnreadableImage(
-        f"{path} can't be read ({error_reason(error)}). The image may be intact, so it is not skipped; {remedy}"
-    )
+def read_error(path: object, error: Exception, remedy: str) -> UnreadableImage:
+    """The error to raise if the image may be intact."""
+    reason = f"({error_reason(error)}). The image may be intact, so it is not skipped"
+    return UnreadableImage(f"{path} can't be read {reason}; {remedy}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of a device or the machine, is used up."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    words = (*HOST_OUT_OF_MEMORY, *DEVICE_OUT_OF_MEMORY)
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    messages = HOST_OUT_OF_MEMORY + DEVICE_OUT_OF_MEMORY
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
 
 
 def error_reason(error: Exception) -> str:
-    """An error in a line, without the memory addresses and source files that libraries put there."""
+    """The error in one line."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is no image of the formats {', '.join(FORMATS)}"
     if isinstance(error, OSError) and error.strerror:
@@ -126,14 +122,14 @@ def error_reason(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the decoders' warnings: of large images, of odd metadata, of torchvision's plans. Not for threads."""
+    """Silence warnings of the decoders; not thread-safe."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def check_header(path: str) -> None:
-    """Check a file without decoding it, under `quiet`; decode it if it doesn't end as its format does. Raises."""
+    """Check the header and the end of a file, under `quiet`; decode it if the end is not that of its format. Raises."""
     with open_regular(path) as file:
         if not (size := file.seek(0, os.SEEK_END)):
             raise ValueError("the file is empty")
@@ -157,17 +153,16 @@ def check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise ValueError(f"it has no pixels: {width} x {height}")
     if width * height > MAX_PIXELS:
-        remedy = "make it smaller, or leave out the largest images with data.source.max_pixels"
-        raise ValueError(f"{width} x {height} are more than {MAX_PIXELS:,} pixels: {remedy}")
+        raise ValueError(f"{width} x {height} are more than {MAX_PIXELS:,} pixels; make it smaller")
 
 
 def check_mode(image: Image.Image) -> None:
     if image.mode in ("I", "F") and image.format != "PNG":
-        raise ValueError(f"its pixels are of mode {image.mode}; save it with 8 bits a channel")
+        raise ValueError(f"its pixels are of mode {image.mode}; save it with 8 bits per channel")
 
 
 def decode(data: bytes) -> Tensor:
-    """The pixels that `read_image` returns. Raises all kinds of errors."""
+    """The pixels that `read_image` returns. Raises any kind of error."""
     if not data:
         raise ValueError("the file is empty")
     if data[:2] == JPEG and decode_image is not None:
@@ -178,7 +173,7 @@ def decode(data: bytes) -> Tensor:
         except RuntimeError:
             pass  # Pillow reads it, or has a better error
         else:
-            if image.shape[0] != 4:  # CMYK: torchvision's conversion isn't Pillow's
+            if image.shape[0] != 4:  # torchvision converts CMYK differently from Pillow
                 return image.expand(3, -1, -1)
     if data[:8] == PNG:
         check_png(data)
@@ -186,7 +181,7 @@ def decode(data: bytes) -> Tensor:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
-    """(width, height) from the frame's header, searched for as libjpeg does."""
+    """(width, height) in the frame's header, which is searched as libjpeg does."""
     for marker, at, _ in jpeg_segments(data):
         if marker in FRAMES:
             return frame_size(data, at)
@@ -215,7 +210,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def check_png(data: bytes) -> None:
-    """Check what Pillow ignores: the checksums of the pixels, and missing pixels, which it makes black."""
+    """Check what Pillow ignores: checksums of pixels, and missing pixels."""
     view, at = memoryview(data), 8
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(view[at : at + 4], "big")
@@ -237,18 +232,13 @@ def decode_with_pillow(data: bytes) -> Tensor:
         opened.load()
         try:
             image = ImageOps.exif_transpose(opened)
-        except Exception:  # damaged metadata, in as many ways; the pixels are intact
+        except Exception:  # damaged metadata; the pixels are intact
             image = opened.copy()
-    if image.mode.startswith("I"):  # 16 bits, which Pillow before 11 calls I in a PNG file
+    if image.mode.startswith("I"):  # 16 bits; in a PNG file, Pillow before 11 has mode I
         return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8)).expand(3, -1, -1)
     if image.has_transparency_data:
-        return blend_over_white(v2.functional.pil_to_tensor(image.convert("RGBA")))
+        *colors, alpha = v2.functional.pil_to_tensor(image.convert("RGBA")).to(torch.int32)
+        over_white: Tensor = (torch.stack(colors) * alpha + 255 * (255 - alpha) + 127) // 255
+        return over_white.to(torch.uint8)
     pixels: Tensor = v2.functional.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
     return pixels
-
-
-def blend_over_white(image: Tensor) -> Tensor:
-    """[colors + 1, H, W] with alpha last -> [colors, H, W]."""
-    alpha = image[-1:].to(torch.int32)
-    mixed = image[:-1].to(torch.int32) * alpha + 255 * (255 - alpha)
-    return ((mixed + 127) // 255).to(torch.uint8)

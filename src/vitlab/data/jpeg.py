@@ -1,10 +1,9 @@
-"""Decode only the part of a JPEG file that a crop needs, at the size that the network sees.
+"""Decode only the part of a JPEG file that a crop needs.
 
-    bytes -> header -> the box is chosen -> rows down to the box's end, at 1/1, 1/2, 1/4 or 1/8 -> cut, resized -> uint8
+    bytes -> header -> box -> rows up to the end of the box, at 1/1, 1/2, 1/4 or 1/8 -> cropped, resized -> uint8
 
-Any other file than a plain JPEG (8 bits, gray or three colors, upright, undamaged) is decoded completely and then cut.
-At full scale both ways give the same pixels, bit for bit, with simplejpeg, torchvision and Pillow: all libjpeg-turbo.
-Huffman codes can't be skipped, but those after the box can: a file whose header claims fewer rows is decoded that far.
+Other files than plain JPEGs (8 bits, gray or three colors, upright, undamaged) are decoded completely. At full scale,
+both ways give the same pixels, bit for bit. Huffman codes after the box are skipped by a header with fewer rows.
 """
 
 import io
@@ -22,19 +21,19 @@ from vitlab.data.decode import FRAMES, JPEG, check_size, decode, frame_size, jpe
 
 try:
     import simplejpeg
-except ImportError:  # the extra `jpeg`; without it the same pixels come more slowly
+except ImportError:  # the extra `jpeg`; without it, the same pixels are decoded more slowly
     simplejpeg = None
 
 BICUBIC = v2.InterpolationMode.BICUBIC
-FACTORS = (8, 4, 2)  # libjpeg-turbo decodes a side reduced by these faster than all of it; 7/8 to 5/8 take longer
-MIN_OVERSAMPLING = 2  # the reduced side is at least this multiple of the size it is resized to
-EXTRA_ROWS = 2  # below the box: the colors of its last row are interpolated between neighbors
-# libjpeg-turbo's first message about codes that it wasn't asked to decode; all else is damage
+FACTORS = (8, 4, 2)  # reductions that make libjpeg-turbo faster; 7/8 to 5/8 make it slower
+MIN_OVERSAMPLING = 2  # the reduced side is at least this multiple of the final size
+EXTRA_ROWS = 2  # below the box, since the colors of its last row are interpolated
+# libjpeg-turbo's message about codes after the last row; all others mean damage
 EXTRA_CODES = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
 
 
 class Box(NamedTuple):
-    """A part of an upright image, in pixels of the complete one."""
+    """A part of an upright image, in its pixels."""
 
     top: int
     left: int
@@ -43,12 +42,12 @@ class Box(NamedTuple):
 
 
 class PlainJpeg(NamedTuple):
-    """A JPEG file that is decoded here: its size, and where its header says how many rows there are."""
+    """A JPEG file that is decoded here."""
 
     width: int
     height: int
-    at: int
-    sequential: bool  # the codes are row after row, with nothing between them
+    at: int  # offset of the height in the file
+    sequential: bool  # the codes are stored row after row, with nothing between them
 
 
 def decode_crop(
@@ -59,10 +58,10 @@ def decode_crop(
     *,
     scaled: bool = False,
 ) -> Tensor:
-    """The part that `choose(height, width)` returns, resized with antialiasing to `size`: uint8 [3, *size].
+    """The part that `choose(height, width)` returns, resized with antialiasing, uint8 [3, *size].
 
-    `scaled`: a box of at least four times `size` is taken, on that grid, from a JPEG decoded at 1/2, 1/4 or 1/8.
-    Raises all kinds of errors for what isn't an image, as `decode.decode` does; `choose` is called once.
+    `scaled`: decode at 1/2, 1/4 or 1/8 if the box is at least four times `size`. `choose` is called once. Raises any
+    kind of error, as `decode.decode` does.
     """
     plain = parse_plain_jpeg(data)
     if plain is None:
@@ -75,20 +74,20 @@ def decode_crop(
         box = Box(*(value // factor for value in box))
         image = decode_rows(data, plain, rows=(box.top + box.height) * factor, factor=factor)
     top, left, height, width = box
-    # channels last and contiguous: resized faster
+    # channels last and contiguous, which is resized faster
     part = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
     cropped: Tensor = v2.functional.resize(part, list(size), interpolation, antialias=True)
     return cropped[0]
 
 
 def reduction_factor(box: Box, size: tuple[int, int]) -> int:
-    """How many times smaller a box may be decoded that is resized to `size`."""
+    """The factor by which the decoding of a box that is resized to `size` may be reduced."""
     limit = min(box.height / size[0], box.width / size[1]) / MIN_OVERSAMPLING
     return next((factor for factor in FACTORS if factor <= limit), 1)
 
 
 def parse_plain_jpeg(data: bytes) -> PlainJpeg | None:
-    """None for other formats, CMYK, 12 bits, images turned by their EXIF tag, and files without a header."""
+    """None for other formats, CMYK, 12 bits, images rotated by EXIF, and files without a header."""
     if data[:2] != JPEG:
         return None
     plain, markers = None, set()
@@ -101,7 +100,7 @@ def parse_plain_jpeg(data: bytes) -> PlainJpeg | None:
             if plain or marker > 0xC2 or bits != 8 or colors not in (1, 3):
                 return None
             plain = PlainJpeg(*frame_size(data, at), at + 5, sequential=marker < 0xC2)
-    # between restart markers, damage below the box would look like codes that weren't asked for
+    # with restart markers, damage below the box would look like codes after the last row
     return plain._replace(sequential=False) if plain and 0xDD in markers else plain
 
 
@@ -118,8 +117,8 @@ def may_be_turned(metadata: bytes) -> bool:
 
 
 def decode_rows(data: bytes, plain: PlainJpeg, *, rows: int, factor: int) -> Tensor:
-    """uint8 [3, h, w] in memory of [h, w, 3]: the first `rows` of the file or more, smaller by `factor`."""
-    pixels = decode_fast(data, plain, rows=rows, factor=factor) if simplejpeg is not None else None
+    """At least the first `rows` of the file, reduced by `factor`, uint8 [3, h, w] in memory of [h, w, 3]."""
+    pixels = None if simplejpeg is None else decode_fast(data, plain, rows=rows, factor=factor)
     if pixels is None and factor == 1:
         return decode(data)  # repairs it, or raises
     if pixels is None:
@@ -130,7 +129,7 @@ def decode_rows(data: bytes, plain: PlainJpeg, *, rows: int, factor: int) -> Ten
 
 
 def decode_fast(data: bytes, plain: PlainJpeg, *, rows: int, factor: int) -> np.ndarray | None:
-    """uint8 [h, w, 3] with `rows` or more if they are stored one after the other; None where anything is odd."""
+    """At least `rows`, uint8 [h, w, 3], decoded by simplejpeg; None for anything unusual."""
     rows += EXTRA_ROWS
     if rows < plain.height and plain.sequential:
         data = data[: plain.at] + rows.to_bytes(2, "big") + data[plain.at + 2 :]

@@ -1,7 +1,7 @@
-"""Images that are rows of larger files: a row takes the place of a file's path.
+"""Images that are rows of larger files.
 
-A row is a string, its name in messages, that can read its bytes. No file is opened before its first row is read, and
-each process opens its own files.
+A `Row` takes the place of a file's path: a string, its name in messages, that can read its bytes. A file is opened when
+its first row is read, in each process.
 """
 
 import copy
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class InvalidImage(OSError):
-    """The image itself is at fault, not what it is read with: damaged, missing in its row, or no file."""
+    """The image is at fault (damaged, missing in its row, no file), not the disk, network or memory."""
 
 
 class Row(str):
-    """The name of an image within a file, and where its bytes are."""
+    """The name of an image within a file, and the rows that read it."""
 
     rows: "Rows"
     number: int  # of the split's row
@@ -30,6 +30,8 @@ class Row(str):
 
 class Rows(Sequence[str], ABC):
     """The rows `chosen` (int64 [n]) of one split of a data set; their names begin with `place`."""
+
+    split_by_block = True  # whether a part is held out in complete blocks
 
     def __init__(self, place: str, chosen: "Tensor") -> None:
         self.place, self.chosen = place, chosen
@@ -47,21 +49,12 @@ class Rows(Sequence[str], ABC):
 
     @property
     def blocks(self) -> "Tensor | None":
-        """The block that each row is read with, int64 [n]; None if rows are read one by one."""
+        """The block of each row, int64 [n]; None if rows are read one by one."""
         return None
-
-    @property
-    def split_by_block(self) -> bool:
-        """Whether validation and test images are held out in complete blocks."""
-        return self.blocks is not None
 
     def digest(self) -> bytes:
-        """A hash of these images that is the same wherever they are stored, without reading all of them."""
+        """A hash of these images, independent of where they are stored, without reading all of them."""
         return hashlib.blake2b(self.chosen.numpy().tobytes() + self.content(), digest_size=16).digest()
-
-    def local_files(self) -> Sequence[str] | None:
-        """The local file of each image that may change while `content` stays the same; '' or None: none."""
-        return None
 
     def subset(self, indices: "Tensor") -> "Rows":
         """The rows at `indices` (int64 [m]) of these, in that order."""
@@ -75,4 +68,4 @@ class Rows(Sequence[str], ABC):
 
     @abstractmethod
     def content(self) -> bytes:
-        """Numbers that depend on the content of all images of the split, at little cost."""
+        """Numbers that depend on the content of all images of the split and are cheap to read."""

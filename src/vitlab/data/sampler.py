@@ -1,8 +1,8 @@
-"""Which samples form which batch: every sample once an epoch, the same batches on any number of devices.
+"""Batch samplers: every sample once per epoch, in the same steps on any number of devices.
 
-The order of an epoch follows from (seed, epoch) alone. An epoch is cut into optimizer steps, a step into
-micro-batches, one per device and accumulation round; so two devices, or two accumulated batches on one, see
-the same images in the same steps, and a run resumed in mid-epoch continues with the next step.
+The order of an epoch depends on (seed, epoch) alone. An epoch is cut into optimizer steps, a step into micro-batches,
+one per device and accumulated batch. So two devices, or two accumulated batches on one, have the same images in each
+step, and a run that is resumed within an epoch continues with the next step.
 """
 
 import hashlib
@@ -14,24 +14,30 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Sampler
 
-MAX_LANES = 8  # and turns, of what is read in blocks
+MAX_LANES = 8  # and turns, of `Pieces`
 
 
 class BatchPlan(NamedTuple):
-    """One batch of one device, passed to the data set in place of a list of indices."""
+    """One batch of one device, passed to the dataset in place of a list of indices."""
 
     epoch: int
     step: int  # optimizer step within the epoch
     indices: list[int]
     # images of the complete optimizer step, over all devices and accumulated batches
     count: int  # type: ignore[assignment]  # tuple has a method of this name
-    micro: int = 0  # which part of the step, over all devices and accumulated batches
+    micro: int = 0  # number of this part of the step, over all devices and accumulated batches
 
 
 def stable_seed(*key: int) -> int:
-    """A seed in [0, 2**63) that depends on the key alone: the same in every process and on every machine."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    """A seed in [0, 2**63) that depends on the key alone, in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed the CPU and one device. `torch.manual_seed` seeds all kinds of devices, which takes 1 ms."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def count_steps(samples: int, batch_size: int, drop_last: bool) -> int:
@@ -46,25 +52,24 @@ def cut(samples: int, parts: int) -> list[range]:
 
 
 class Pieces(NamedTuple):
-    """The layout of an epoch that is read in blocks: `lanes` x `turns` pieces, each read at one place at a time.
+    """The layout of an epoch that is read in blocks, as `lanes` x `turns` pieces.
 
-    Each step takes a part of every lane's piece of its turn; consecutive steps have different turns. A device reads the
-    lanes of its part of the step; a loading worker, which gets every n-th batch, the turns of its batches. Each block
-    is read by one process if the number of devices divides `lanes` and the number of workers divides `turns`. With
-    other numbers blocks are read by several, in the very same order.
+    A step has samples of one turn from every lane, the next step those of the next turn. A device reads the lanes of
+    its part of a step; a loading worker, which gets every n-th batch, the turns of its batches. If the number of
+    devices divides `lanes` and that of workers `turns`, one process reads a block, else several, in the same order.
     """
 
     lanes: int
     turns: int
-    stretch: int  # samples among which a piece's next ones are drawn
+    stretch: int  # number of samples that are shuffled together
 
     def blocks_in_use(self, rows: int) -> int:
-        """Blocks of `rows` samples that are in use at a time."""
+        """Number of blocks of `rows` samples in use at a time."""
         return self.lanes * self.turns * (1 + math.ceil(self.stretch / rows))
 
 
 def pieces(rows: int, buffer: int) -> Pieces:
-    """The layout for blocks of `rows` samples with about `buffer` samples in use at a time."""
+    """The layout for blocks of `rows` samples, with about `buffer` samples in use at a time."""
     doublings = min(2 * int(math.log2(MAX_LANES)), int(math.log2(max(1, buffer // (2 * rows)))))
     lanes, turns = 2 ** (doublings // 2), 2 ** (doublings - doublings // 2)
     return Pieces(lanes, turns, max(rows, buffer // (lanes * turns) - rows))
@@ -73,9 +78,9 @@ def pieces(rows: int, buffer: int) -> Pieces:
 def shuffled_blocks(blocks: torch.Tensor, sizes: list[int], buffer: int, generator: torch.Generator) -> torch.Tensor:
     """An epoch's order in which few blocks are in use at a time, each by few processes.
 
-    Blocks are shuffled and their samples concatenated; that row is cut into `Pieces`, each shuffled within stretches.
-    `blocks` has the number of each sample's block, int64 [N]; about `buffer` samples are in use at a time. The result
-    has the samples of each step in turn, `sizes` of them; the others are left out, other ones in each epoch.
+    `blocks` has each sample's block, int64 [N]. Blocks are shuffled, their samples concatenated and cut into `Pieces`,
+    and each piece is shuffled within stretches. The result has the samples of all steps, of the given `sizes`; if these
+    sum to less than N, each epoch drops other samples.
     """
     counts = torch.bincount(blocks)
     layout = pieces(int(counts[counts > 0].median()), buffer)
@@ -98,11 +103,11 @@ def shuffled_blocks(blocks: torch.Tensor, sizes: list[int], buffer: int, generat
 class EpochBatches(Sampler[BatchPlan]):
     """The training batches of one device.
 
-    `batch_size` counts the images of one optimizer step, over all devices and accumulated batches. Without `drop_last`,
-    steps are equal to within one image, so every image is seen exactly once; with it, steps have exactly `batch_size`
-    images and the remainder, another each epoch, is left out. `position` returns (epoch, steps of it already done) at
-    the start of each iteration. An epoch ends after `limit` batches of a device, if given, perhaps in the middle of a
-    step. With `one_order` all epochs have the first one's. `blocks` and `buffer` are those of `shuffled_blocks`.
+    `batch_size` counts the images of one optimizer step, over all devices and accumulated batches. The sizes of steps
+    differ by at most one image; with `drop_last` all have `batch_size` images, and each epoch drops other ones.
+    `position` returns the epoch and its steps already done. An epoch ends after `limit` batches of a device, if given,
+    perhaps within a step. With `one_order` all epochs have the order of the first. `blocks` and `buffer` are those of
+    `shuffled_blocks`.
     """
 
     def __init__(
@@ -121,12 +126,13 @@ class EpochBatches(Sampler[BatchPlan]):
         blocks: torch.Tensor | None = None,
         buffer: int = 1000,
     ) -> None:
-        devices = f"trainer.devices={world_size} (all nodes) and trainer.accumulate_grad_batches={accumulate}"
-        if batch_size < world_size * accumulate:
-            remedy = f"it counts the images of one optimizer step, so make it at least {world_size * accumulate}"
+        devices, parts = f"trainer.devices={world_size} (all nodes)", world_size * accumulate
+        devices += f" and trainer.accumulate_grad_batches={accumulate}"
+        if batch_size < parts:
+            remedy = f"it counts the images of one optimizer step, so make it at least {parts}"
             raise ValueError(f"batch_size={batch_size} can't be shared by {devices}; {remedy}")
         if drop_last and batch_size > samples:
-            remedy = f"data.drop_last leaves out incomplete batches; choose batch_size of at most {samples}"
+            remedy = f"data.drop_last drops incomplete batches; choose batch_size of at most {samples}"
             raise ValueError(f"batch_size={batch_size} exceeds the {samples} training samples, and {remedy}")
         if samples < 1:
             raise ValueError("there are no training samples")
@@ -136,14 +142,12 @@ class EpochBatches(Sampler[BatchPlan]):
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.steps = count_steps(samples, batch_size, drop_last)
         self.step_ranges = cut(self.steps * batch_size if drop_last else samples, self.steps)
-        if len(self.step_ranges[-1]) < world_size * accumulate:
-            raise ValueError(
-                f"batch_size={batch_size} cuts {samples} training samples into {self.steps} steps of "
-                f"{len(self.step_ranges[-1])}, too few for {devices}; lower one of these, or raise batch_size"
-            )
+        if (smallest := len(self.step_ranges[-1])) < parts:
+            steps = f"cuts {samples} training samples into {self.steps} steps of {smallest}, too few for {devices}"
+            raise ValueError(f"batch_size={batch_size} {steps}; lower one of these, or raise batch_size")
 
     def __len__(self) -> int:
-        """Batches of one device in a complete epoch."""
+        """Batches of one device per epoch."""
         return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[BatchPlan]:
@@ -159,27 +163,24 @@ class EpochBatches(Sampler[BatchPlan]):
             if self.limit is not None:
                 micros = micros[: max(0, self.limit - step * self.accumulate) * self.world_size]
             for micro in range(self.rank, len(micros), self.world_size):
-                part = indices[micros[micro].start : micros[micro].stop]
-                yield BatchPlan(epoch, step, part, micros[-1].stop, micro)
+                part = micros[micro]
+                yield BatchPlan(epoch, step, indices[part.start : part.stop], micros[-1].stop, micro)
 
 
 def eval_share(samples: int, rank: int, world_size: int, *, in_blocks: bool = False) -> range:
-    """The samples that a device evaluates: every `world_size`-th, or a range of those that are read in blocks."""
+    """The samples that a device evaluates: every `world_size`-th, or a range if they are read in blocks."""
     return cut(samples, world_size)[rank] if in_blocks else range(rank, samples, world_size)
 
 
 class EvalBatches(Sampler[BatchPlan]):
-    """A device's `eval_share`, in order, without padding: batches of at most `batch_size` // `world_size` samples.
+    """A device's `eval_share`, in order and unpadded, in batches of at most `batch_size` // `world_size` samples.
 
-    Every device has as many batches, since a network that is sharded computes them together. With fewer samples than
-    devices some are empty.
+    Every device has as many batches, since a sharded network computes them together; some may be empty.
     """
 
     def __init__(
         self, *, samples: int, batch_size: int, rank: int = 0, world_size: int = 1, in_blocks: bool = False
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"data.eval_batch_size={batch_size} must be at least 1")
         self.indices = eval_share(samples, rank, world_size, in_blocks=in_blocks)
         largest_share = -(-samples // world_size)
         batches = -(-largest_share // max(1, batch_size // world_size))

@@ -1,8 +1,8 @@
-"""A data set as loaded: a `Source` of a train and a test split, labels included; nothing is resized or normalized.
+"""`Source`: a data set as loaded, with its splits and labels; images are neither resized nor normalized.
 
-A data set is one function that returns its `Source`, in a module of `vitlab.data.sets` or of the user's own, and one
-YAML that names the function. `@Facts(...)` on the function says what is known before it is loaded. Such a module is
-imported to compose a configuration, so it imports heavy libraries inside its functions.
+A data set is a function that returns its `Source`, in `vitlab.data.sets` or in a user's module, and a YAML that names
+the function. The decorator `@Facts(...)` has what is known before loading. The module is imported to compose a
+configuration, so heavy libraries are imported inside its functions.
 """
 
 import hashlib
@@ -30,17 +30,22 @@ Loader = TypeVar("Loader", bound=Callable[..., "Source"])
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a data set before it is loaded, as a decorator of the function that loads it."""
+    """What is known of a data set before it is loaded, as a decorator of its loader.
 
-    native_size: int | None = None  # pixels of a side
+    Functions of the loader's settings: `problems` yields what is wrong with them, `count` returns the number of train
+    images and whether there is a validation split. `label` maps `data.source` to the set's name in names of runs (else
+    the loader's), `normalize` the group `data` to the form that is recorded, with absolute paths.
+    """
+
+    native_size: int | None = None  # side in pixels
     channels: int | None = None
     num_classes: int | None = None
-    train_samples: int | None = None  # images of the train split
+    train_samples: int | None = None
     in_memory: bool | None = None  # or decoded from files
-    problems: Callable[..., Iterator[str]] | None = None  # of all settings of the loader, if their types are right
-    count: Callable[..., tuple[int, bool] | None] | None = None  # of train; whether there is a validation split
-    label: Callable[[Mapping[str, Any]], str] | None = None  # of `data.source`, for names of runs; else the loader's
-    normalize: Callable[[Node], Node] | None = None  # the group `data` as it is recorded, with absolute paths
+    problems: Callable[..., Iterator[str]] | None = None
+    count: Callable[..., tuple[int, bool] | None] | None = None
+    label: Callable[[Mapping[str, Any]], str] | None = None
+    normalize: Callable[[Node], Node] | None = None
 
     def __call__(self, loader: Loader) -> Loader:
         vars(loader)["facts"] = self
@@ -55,7 +60,7 @@ class Facts:
 
 
 def loader_facts(loader: object) -> Facts:
-    """The facts of a loader, or of the one at a dotted path, which is not imported if it may not be called."""
+    """The facts of a loader, or of the one at a dotted path if that may be called."""
     if isinstance(loader, str):
         try:
             loader = None if allowlist.refusal(loader) else resolve(loader)
@@ -66,7 +71,7 @@ def loader_facts(loader: object) -> Facts:
 
 
 def loader_settings(source: Node) -> Node:
-    """All settings of a node `data.source`: the defaults of its loader's signature, and its own."""
+    """The settings of a node `data.source`, with the defaults of its loader."""
     parameters = inspect.signature(resolve(str(source["_target_"]))).parameters.values()
     defaults = {known.name: known.default for known in parameters if known.default is not known.empty}
     return defaults | {key: value for key, value in source.items() if not key.startswith("_")}
@@ -79,7 +84,7 @@ def folder_label(source: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, eq=False, init=False)
 class Split:
-    """Images with labels: either `images` in memory, or `files`, paths or `Rows` of files. Arrays are converted."""
+    """Labels with either `images` in memory, or `files`: paths, or `Rows`. NumPy arrays are converted."""
 
     images: "Tensor | None"  # uint8 [N, C, H, W]
     labels: "Tensor"  # int64 [N]
@@ -97,7 +102,7 @@ class Split:
             images = None if images is None else torch.as_tensor(images)
         if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
             one_hot = "; use labels.argmax(1) of one-hot labels" if labels.ndim == 2 else ""
-            raise ValueError(f"labels are {shape_and_type(labels)}; expected integers [N], classes by number{one_hot}")
+            raise ValueError(f"labels are {shape_and_type(labels)}; expected class numbers, integers [N]{one_hot}")
         if images is not None and (images.dtype != torch.uint8 or images.ndim != 4):
             remedy = "; use images[:, None] of gray images" if images.ndim == 3 else ""
             if images.is_floating_point():
@@ -122,7 +127,7 @@ class Split:
         return Split(None if self.images is None else self.images[indices], self.labels[indices], files)
 
     def digest(self) -> str:
-        """A hash of labels and of pixels, files' names and folders, or rows' sizes, wherever they are stored."""
+        """A hash of the labels, and of pixels, names of files with their folder, or sizes of rows."""
         digest = hashlib.blake2b(self.labels.contiguous().numpy().tobytes(), digest_size=16)
         if self.images is not None:
             digest.update(self.images.contiguous().numpy().data)
@@ -135,7 +140,7 @@ class Split:
 
     @property
     def blocks(self) -> "Tensor | None":
-        """The block that each sample is read with, int64 [N]; None if each is read alone."""
+        """The block of each sample, int64 [N]; None if samples are read one by one."""
         return self.files.blocks if isinstance(self.files, Rows) else None
 
 
@@ -147,8 +152,8 @@ def shape_and_type(array: "Tensor") -> str:
 class Source:
     """A data set; `mean` and `std` are per channel, of train images scaled to [0, 1].
 
-    `val` is a published split to validate on; if there is none, it is cut from train. Raises `ValueError` for splits
-    that do not fit the other values.
+    Without a published `val`, it is held out from train. Of rows that are read in blocks, the images of a step are
+    drawn from about `shuffle_buffer`; None: from all. Raises `ValueError` for splits that don't fit the other values.
     """
 
     name: str
@@ -160,7 +165,7 @@ class Source:
     train: Split
     test: Split
     val: Split | None = None
-    shuffle_buffer: int | None = 1000  # for rows read in blocks: a step's images are drawn from about this many; all
+    shuffle_buffer: int | None = 1000
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -185,7 +190,7 @@ class Source:
                 raise ValueError(f"{self.name}: {problem}, in its {name} split")
 
     def image_problem(self, split: Split) -> str | None:
-        """Why the images of a split do not fit `channels` and `native_size`."""
+        """Why the images of a split don't fit `channels` and `native_size`."""
         if split.images is None:
             return None if self.channels == 3 else f"files are decoded to 3 channels, and channels={self.channels}"
         channels, height, width = split.images.shape[1:]

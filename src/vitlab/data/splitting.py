@@ -1,4 +1,4 @@
-"""Hold out a part of a split to validate or test on."""
+"""Hold out a part of a split for validation or test."""
 
 import logging
 
@@ -14,44 +14,40 @@ DRAWS = 20
 
 
 def hold_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split, Split]:
-    """Cut a split into (kept, held out), about `share` of the samples held out, stratified by class.
+    """Split into (kept, held out), with about `share` of the samples held out, stratified by class.
 
-    Streamed images are cut between their blocks, so that either part can be read without the other, unless that leaves
-    a class on one side alone. `knob` is the setting that a `ValueError` names.
+    Streamed images are split by block, so that either part can be read without the other, unless a class would then be
+    on one side only. A `ValueError` names the setting `knob`.
     """
     if isinstance(split.files, Rows) and split.files.split_by_block and split.blocks is not None and 0 < share < 1:
         if (mask := block_mask(split.labels, split.blocks, share, seed)) is not None:
             return split.subset((~mask).nonzero().flatten()), split.subset(mask.nonzero().flatten())
-        log.warning(
-            "%s=%g is cut out of all row groups, or shards, which validation and training then both read: no draw of "
-            "complete ones has every class on both sides",
-            *(knob, share),
-        )
+        reason = "no draw of complete ones has every class on both sides"
+        log.warning("%s=%g is held out of all row groups or shards, so both parts read them: %s", knob, share, reason)
     kept, out = stratified_split(split.labels, share, seed=seed, knob=knob)
     return split.subset(kept), split.subset(out)
 
 
 def stratified_split(labels: Tensor, held_out: int | float, *, seed: int, knob: str) -> tuple[Tensor, Tensor]:
-    """Sorted indices (kept, held out), `held_out` of them (a number, or a fraction in (0, 1)), stratified by class."""
+    """Sorted indices (kept, held out), stratified by class; `held_out` is a number or a fraction."""
     from sklearn.model_selection import train_test_split
 
     if isinstance(held_out, float) and not 0.0 < held_out < 1.0:
-        raise ValueError(f"{knob}={held_out:g} must lie between 0 and 1")
+        raise ValueError(f"{knob}={held_out:g} must be between 0 and 1")
     try:
         kept, out = train_test_split(range(len(labels)), test_size=held_out, stratify=labels.numpy(), random_state=seed)
     except ValueError as error:
-        counts = torch.bincount(labels)
-        counts = counts[counts > 0]
+        counts = [count for count in torch.bincount(labels).tolist() if count]
+        samples = f"{len(labels)} samples of {len(counts)} classes, the smallest of {min(counts)}"
+        remedy = f"change {knob} or give every class more images"
         raise ValueError(
-            f"{knob}={held_out:g} can't split {len(labels)} samples of {len(counts)} classes, the smallest of "
-            f"{int(counts.min())}, with every class on both sides: {error}; change {knob} or give every class more "
-            f"images"
+            f"{knob}={held_out:g} can't split {samples}, with every class on both sides: {error}; {remedy}"
         ) from error
     return torch.tensor(sorted(kept)), torch.tensor(sorted(out))
 
 
 def block_mask(labels: Tensor, blocks: Tensor, share: float, seed: int) -> Tensor | None:
-    """Which samples (bool [N]) are held out, in complete blocks; None if no draw has every class on both sides."""
+    """Mask of held-out samples in complete blocks, bool [N]; None if no draw has every class on both sides."""
     sizes, classes = torch.bincount(blocks), torch.bincount(labels) > 0
     for draw in range(DRAWS):
         drawn = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed + draw))

@@ -1,8 +1,4 @@
-"""Images in the rows of tables: Arrow tables on a local disk, parquet files anywhere.
-
-ArrowRows    mapped into memory by `datasets`: any row at once, and the system keeps or drops the pages
-ParquetRows  a row group is read at once, and the last few are kept: meant to be read block after block
-"""
+"""Images in the rows of tables: Arrow tables, mapped into memory, and parquet files anywhere, read by row group."""
 
 import bisect
 import hashlib
@@ -10,7 +6,6 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +18,7 @@ OPEN_FILES = 64
 
 
 class ArrowRows(Rows):
-    """Rows of a `datasets.Dataset` in local files; images are stored in it or in files next to it."""
+    """Rows of a `datasets.Dataset` in local files, with the images or their paths."""
 
     def __init__(self, place: str, dataset: Any, column: str, chosen: "Tensor") -> None:
         from datasets import Image
@@ -35,23 +30,13 @@ class ArrowRows(Rows):
     def read(self, row: int) -> bytes:
         return image_bytes(self.dataset[row][self.column])
 
-    def local_files(self) -> Sequence[str] | None:
-        column = self._stored()
-        if not column.combine_chunks().field("bytes").null_count:
-            return None
-        paths = [value["path"] if value["bytes"] is None else "" for value in column.to_pylist()]
-        return [paths[row] or "" for row in self.chosen.tolist()]
-
-    def _stored(self) -> Any:
-        """All images as `datasets` stores them, an Arrow array of `bytes` and `path`."""
-        column, order = self.dataset.data.column(self.column), self.dataset._indices
-        return column if order is None else column.take(order.column(0))  # of a selection that was never written out
-
     def content(self) -> bytes:
-        """The length of each encoded image, and the file name of each that is stored elsewhere."""
+        """The length of each encoded image, or the name of its file."""
         import pyarrow.compute as pc
 
-        column = self._stored()
+        column, order = self.dataset.data.column(self.column), self.dataset._indices  # of `bytes` and `path`
+        if order is not None:  # of a selection that was never written out
+            column = column.take(order.column(0))
         lengths = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), -1)
         digest = hashlib.blake2b(lengths.to_numpy().astype("<i8").tobytes(), digest_size=16)
         if pc.any(pc.equal(lengths, -1)).as_py():
@@ -63,17 +48,17 @@ class ArrowRows(Rows):
 class Group(NamedTuple):
     """A row group of a parquet file."""
 
-    file: int  # which of the split's files
-    number: int  # which group of the file
-    start: int  # the split's row that it begins with
+    file: int  # number among the split's files
+    number: int  # number within the file
+    start: int  # the split's row that is its first
     rows: int
     size: int  # bytes of its images, compressed
 
 
 class ParquetRows(Rows):
-    """Rows of parquet files, paths or URLs, which are read a row group at a time.
+    """Rows of parquet files, paths or URLs, read by row group.
 
-    About `buffer` rows are in memory at a time, of all processes of a machine together.
+    The processes of a machine have about `buffer` rows in memory.
     """
 
     def __init__(
@@ -88,7 +73,7 @@ class ParquetRows(Rows):
         self._process, self._lock = os.getpid(), threading.RLock()
         self._open = lru_cache(OPEN_FILES)(open_parquet)
         self._cache: OrderedDict[int, Any] = OrderedDict()  # images by row group
-        self._unread: dict[int, int] = {}  # rows of the groups in the cache that are still to be read
+        self._unread: dict[int, int] = {}  # number of unread rows of the cached groups
         self.__dict__.pop("cache_size", None)  # another process may be a worker
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -101,7 +86,7 @@ class ParquetRows(Rows):
         return torch.from_numpy(self._block_numbers())
 
     def _block_numbers(self) -> Any:
-        """The blocks as a NumPy array: in a process that was forked, torch's threads may wait forever."""
+        """The blocks as a NumPy array: in a forked process, torch's threads may wait forever."""
         import numpy as np
 
         return np.searchsorted(np.array(self.starts), self.chosen.numpy(), side="right") - 1
@@ -114,7 +99,7 @@ class ParquetRows(Rows):
 
     @cached_property
     def cache_size(self) -> int:
-        """Row groups that this process keeps: of all that are in use, those of a loading worker's turns."""
+        """Number of row groups that this process keeps: a loading worker keeps those of its turns."""
         from torch.utils.data import get_worker_info
 
         from vitlab.data.sampler import pieces
@@ -128,10 +113,6 @@ class ParquetRows(Rows):
         block = bisect.bisect_right(self.starts, row) - 1
         value = self._images(block)[row - self.groups[block].start].as_py()
         return image_bytes(value if isinstance(value, dict) else {"bytes": value, "path": None})
-
-    def local_files(self) -> Sequence[str] | None:
-        files = ["" if "://" in file else file for file in self.files]
-        return [files[self.groups[block].file] for block in self._block_numbers().tolist()]
 
     def content(self) -> bytes:
         """The sizes of all row groups."""
@@ -159,7 +140,7 @@ class ParquetRows(Rows):
 
 
 def open_parquet(place: str) -> Any:
-    """A `pyarrow.parquet.ParquetFile` at a path or URL, read as far as needed."""
+    """A `pyarrow.parquet.ParquetFile` at a path or URL."""
     import fsspec
     import pyarrow.parquet as pq
 
@@ -170,7 +151,7 @@ def open_parquet(place: str) -> Any:
 
 
 def image_bytes(value: dict[str, Any] | None) -> bytes:
-    """The bytes of an image as `datasets` stores it: in its row, or under a path on this machine. Raises `OSError`."""
+    """The bytes of an image as `datasets` stores it, in its row or as a local path. Raises `OSError`."""
     data, path = (value or {}).get("bytes"), (value or {}).get("path")
     if data is not None:
         return bytes(data)

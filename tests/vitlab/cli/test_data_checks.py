@@ -91,7 +91,7 @@ def test_what_a_packed_set_says_of_its_size_is_what_training_gets(
     content["splits"] = {name: parts.get(name, parts["test"]) for name in splits}
     for name in splits:
         if name not in parts:  # the same files by another name
-            shutil.copy(folder / manifest.index_file("test"), folder / manifest.index_file(name))
+            shutil.copy(folder / "test.index.npy", folder / f"{name}.index.npy")
     (folder / manifest.NAME).write_text(json.dumps(content))
     settings: Any = {"data_dir": str(folder), "test_fraction": 0.2}
     node = {"_target_": "vitlab.data.sets.shards.shards", **settings}

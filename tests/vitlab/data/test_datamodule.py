@@ -11,8 +11,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vitlab.data.augment import Augment
-from vitlab.data.datamodule import DataModule, reseed
+from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch, TrainBatch
+from vitlab.data.sampler import reseed
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.fake import fake
 from vitlab.data.sets.image_folder import image_folder
@@ -94,7 +95,7 @@ def test_validation_is_cut_from_train_alone_and_stratified() -> None:
     assert checksums(list(cut)) == checksums(list(source.train.images.flatten(1)))
     counts = data._splits["val"].labels.bincount()
     assert counts.max() - counts.min() <= 2
-    assert (data.num_classes, data.channels, data.classes) == (10, 1, source.classes)
+    assert (data.num_classes, data.channels, data.source.classes) == (10, 1, source.classes)
 
 
 def test_repeats_with_other_seeds_share_their_validation_images() -> None:
@@ -207,8 +208,7 @@ class Interrupted(Tiny):
             raise Stop
 
 
-@pytest.mark.parametrize("at_step", [5, 13, 20])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("accumulate", "at_step"), [(1, 5), (1, 13), (2, 20)])
 def test_an_interrupted_run_ends_with_the_very_same_weights(tmp_path: Path, at_step: int, accumulate: int) -> None:
     augment = Augment(crop_padding=1, mixup=0.5, erasing=0.5)
     knobs: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": accumulate}

@@ -153,7 +153,7 @@ def test_a_size_is_refused_before_anything_is_decoded() -> None:
     data = bytearray(jpeg_bytes())
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = b"\xff\xff\xff\xff"
-    with pytest.raises(ValueError, match=r"[\d,]+ pixels: make it smaller"):
+    with pytest.raises(ValueError, match=r"[\d,]+ pixels; make it smaller"):
         decode_crop(bytes(data), lambda *_: BOX, (24, 32))
 
 

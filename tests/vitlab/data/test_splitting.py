@@ -42,12 +42,12 @@ def test_blocks_of_one_class_each_are_cut_through_with_a_warning(caplog: pytest.
         train, val = hold_out(streamed(labels), 0.2, seed=0, knob="data.val_fraction")
     assert val.labels.bincount().tolist() == [2] * 10
     assert train.labels.bincount().tolist() == [8] * 10
-    assert "data.val_fraction=0.2 is cut out of all row groups" in caplog.text
+    assert "data.val_fraction=0.2 is held out of all row groups" in caplog.text
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_share_that_leaves_nothing_is_named(share: float) -> None:
-    with pytest.raises(ValueError, match=r"data\.val_fraction=\d must lie between 0 and 1"):
+    with pytest.raises(ValueError, match=r"data\.val_fraction=\d must be between 0 and 1"):
         hold_out(streamed(torch.arange(100) % 2), share, seed=0, knob="data.val_fraction")
 
 

@@ -9,7 +9,7 @@ from vitlab.storage.remote import Storage, is_remote
 
 
 def problems(view: ConfigView) -> Iterator[str]:
-    """What is wrong with the settings of packing, verifying or indexing, before anything is read."""
+    """Problems of the settings of packing, verifying or indexing."""
     if not {"action", "shard_images"} <= view.config.keys():
         return
     from vitlab.data.packing import manifest, pack, verify

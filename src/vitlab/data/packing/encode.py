@@ -1,4 +1,4 @@
-"""The bytes of an image as it is packed: its own if possible, else downscaled and encoded again."""
+"""Encode an image as it is packed: its own bytes if possible, else downscaled and encoded again."""
 
 import io
 
@@ -11,15 +11,13 @@ from vitlab.data.decode import decode, error_reason, image_is_at_fault, quiet, r
 from vitlab.data.rows import InvalidImage
 from vitlab.data.source import Split
 
-ORIENTATION = 0x0112  # EXIF's tag
-
 
 def image_bytes(split: Split, index: int, *, size: int | None, quality: int | None) -> bytes:
-    """The image at `index` of a split, upright, its shorter side at most `size` pixels; never enlarged.
+    """The image at `index` of a split, upright, with a shorter side of at most `size` pixels; never enlarged.
 
-    An upright JPEG or PNG file that is small enough keeps its bytes, as all files do without a `size`, if it can be
-    decoded. Others become JPEG of a `quality`, or PNG without one, and images in memory PNG. Raises `InvalidImage` if
-    it is missing or can't be decoded, and any other error if the machine can't read it, or lacks memory.
+    Upright JPEG and PNG files that are small enough keep their bytes, as do all files without a `size`. Others become
+    JPEG of a `quality`, or PNG without one, and images in memory PNG. Raises `InvalidImage` if the image is missing or
+    can't be decoded, and another error if the machine is at fault.
     """
     if split.images is not None:
         return encode(downscale(split.images[index], size), None)
@@ -31,22 +29,20 @@ def image_bytes(split: Split, index: int, *, size: int | None, quality: int | No
             if size is None or (min(image.shape[-2:]) <= size and is_upright(data)):
                 return data
             return encode(downscale(image, size), quality)
-    except Exception as error:  # a decoder meets any bytes: Pillow's errors are of a dozen kinds
+    except Exception as error:  # Pillow raises a dozen kinds
         if image_is_at_fault(error):
             raise InvalidImage(error_reason(error)) from error
         raise
 
 
 def is_upright(data: bytes) -> bool:
-    """Whether a file is a JPEG or PNG that needn't be turned."""
     with Image.open(io.BytesIO(data)) as image:
-        return image.format in ("JPEG", "PNG") and image.getexif().get(ORIENTATION, 1) == 1
+        return image.format in ("JPEG", "PNG") and image.getexif().get(0x0112, 1) == 1  # orientation
 
 
 def downscale(image: Tensor, size: int | None) -> Tensor:
     """uint8 [C, H, W] with a shorter side of at most `size`."""
-    shorter = min(image.shape[-2:])
-    if size is None or shorter <= size:
+    if size is None or (shorter := min(image.shape[-2:])) <= size:
         return image
     sides = [max(size, round(side * (size / shorter))) for side in image.shape[-2:]]
     smaller: Tensor = v2.functional.resize(image, sides, v2.InterpolationMode.BICUBIC, antialias=True)

@@ -1,13 +1,12 @@
-"""The manifest of a packed data set, `prepared.json`, and per split an index of its images, `SPLIT.index.npy`.
+"""The manifest of a packed set, `prepared.json`, and the index of each split's images, `SPLIT.index.npy`.
 
-`prepared.json` is written last, so a folder that has it is complete. It names classes, counts, sizes and the checksum
-of every shard; nothing in it depends on when, or on how many processors, the set was packed.
+`prepared.json` has classes, counts, sizes and the checksum of every shard. It is written last, so a folder that has it
+is complete. The same images and settings give the same bytes.
 """
 
 import io
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -24,35 +23,22 @@ from vitlab.storage.remote import Storage
 log = logging.getLogger(__name__)
 
 NAME = "prepared.json"
-WORK = ".prepare"  # the folder of unfinished packing
+WORK = ".prepare"  # folder of unfinished packing
 VERSION = 1
 SPLITS = ("train", "val", "test")
-# A shard's name as packing and indexing write it: a file, or one in a folder. Other names could be of any file of this
-# machine. (.bin: sets packed before the tar format was the only one; an index finds images in either.)
+# A file in the set's folder, or in a folder there; other names could be of any file of this machine. (.bin: shards of
+# version 0.0, which are read by the same index.)
 SHARD = re.compile(r"([^./\\\0][^/\\\0]*/)?[^./\\\0][^/\\\0]*\.(tar|bin)")
-# The first bytes of images, by the suffix of their files.
+# The first bytes of images, by file suffix
 STARTS = {"jpg": b"\xff\xd8", "png": b"\x89PNG", "webp": b"RIFF", "bmp": b"BM", "gif": b"GIF8", "ppm": b"P", "tif": b""}
-# One row per image, in the order of the split.
-ENTRY = np.dtype(
-    [
-        ("shard", "<u4"),  # which of the split's files
-        ("offset", "<u8"),  # of the image in that file
-        ("size", "<u4"),  # its bytes
-        ("crc", "<u4"),  # zlib.crc32 of them
-        ("label", "<u4"),
-        ("row", "<u4"),  # which image of the split that was packed
-        ("kind", "u1"),  # of STARTS
-    ]
-)
+# An image: number of its shard, offset and size there, zlib.crc32, label, number in the source's split and in STARTS
+NAMES = ("shard", "offset", "size", "crc", "label", "row", "kind")
+ENTRY = np.dtype(list(zip(NAMES, ("<u4", "<u8", "<u4", "<u4", "<u4", "<u4", "u1"), strict=True)))
 Table = np.ndarray[Any, Any]  # of ENTRY
 
 
 class NotShardedData(ValueError):
-    """A folder holds no packed data set that can be read; the message names the remedy."""
-
-
-def index_file(split: str) -> str:
-    return f"{split}.index.npy"
+    """A folder has no packed set that can be read."""
 
 
 def write_table(file: Path, table: Table) -> None:
@@ -63,13 +49,13 @@ def write_table(file: Path, table: Table) -> None:
 def write_manifest(
     folder: Path, shards: Mapping[str, Sequence[tuple[Table, Node]]], *, classes: Sequence[str], **content: Any
 ) -> Node:
-    """Write the indices, then `prepared.json`; `shards` has each shard's table, `file`, `images`, `bytes`, `sha256`."""
+    """Write the indices, then `prepared.json`; `shards` has the table and the `read_tar` entry of each shard."""
     splits: Node = {}
     for split, parts in shards.items():
         for number, (part, _) in enumerate(parts):
             part["shard"] = number
         table = np.concatenate([np.zeros(0, ENTRY), *(part for part, _ in parts)])
-        write_table(file := folder / index_file(split), table)
+        write_table(file := folder / f"{split}.index.npy", table)
         splits[split] = {
             "images": len(table),
             "bytes": sum(shard["bytes"] for _, shard in parts),
@@ -83,7 +69,7 @@ def write_manifest(
 
 
 def log_results(content: Node, *, seconds: float, images: int = 0) -> Node:
-    """Log a packed set, a line per split, and return the results of a command that packed `images` of it."""
+    """Log a packed set, a line per split, and return the results of a command that read `images` of it."""
     results: Node = {"broken": content["broken"], "seconds": round(seconds, 1)}
     log.info("%-6s %10s %8s %7s   %s", "split", "images", "MB", "shards", "images of a class")
     for name, split in content["splits"].items():
@@ -97,7 +83,7 @@ def log_results(content: Node, *, seconds: float, images: int = 0) -> Node:
 
 
 def read_manifest(storage: Storage) -> Node:
-    """The manifest of a packed data set. Raises `NotShardedData`."""
+    """The manifest of a packed set. Raises `NotShardedData`."""
     set_name = f"data_dir={storage.place}"
     try:
         content = json.loads(storage.read_description(NAME))
@@ -108,69 +94,63 @@ def read_manifest(storage: Storage) -> Node:
     except ValueError as error:
         raise NotShardedData(f"{set_name}: {NAME} is damaged ({error}); pack the set again") from error
     version = content.get("vitlab") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or version != VERSION:
+    if version != VERSION:
         versions = f"has version {version}, and this vitlab reads version {VERSION}"
         raise NotShardedData(f"{set_name}: {NAME} {versions}; pack the set again with src/prepare.py")
     for name, split in content.get("splits", {}).items():  # a manifest from elsewhere may name any file
-        if name not in SPLITS:
-            wrong = f"a split {name!r}, and there are {', '.join(SPLITS)}"
-            raise NotShardedData(f"{set_name}: {NAME} names {wrong}; pack the set again")
+        wrong = None if name in SPLITS else f"a split {name!r}, and there are {', '.join(SPLITS)}"
         for file in (shard["file"] for shard in split["shards"]):
             if not SHARD.fullmatch(str(file)):
                 wrong = f"a shard {file!r} in {name}, which is not a .tar file in the set's folder or one below it"
-                raise NotShardedData(f"{set_name}: {NAME} names {wrong}; pack the set again")
-    return content
+        if wrong is not None:
+            raise NotShardedData(f"{set_name}: {NAME} names {wrong}; pack the set again")
+    return dict(content)
 
 
 def missing_manifest(folder: Path) -> str:
     """Why a folder without a manifest can't be read, and the remedy."""
     if not folder.is_dir():
-        return f"data_dir={folder} is no folder; data=shards wants one that src/prepare.py made"
-    what = f"data_dir={folder} is no packed data set (it has no {NAME})"
+        return f"data_dir={folder} is no folder; data=shards needs one that src/prepare.py made"
+    problem = f"data_dir={folder} is no packed data set (it has no {NAME})"
     if (folder / WORK).is_dir():
-        return f"{what}: packing it was interrupted; the same command of src/prepare.py resumes it"
+        return f"{problem}: packing it was interrupted; the same command of src/prepare.py resumes it"
     if any(folder.glob("*.tar")) or any(folder.glob("*/*.tar")):
-        return f"{what}; `python src/prepare.py index data_dir={folder}` makes one of a WebDataset from elsewhere"
+        return f"{problem}; `python src/prepare.py index data_dir={folder}` makes one of a WebDataset from elsewhere"
     command = f"`python src/prepare.py data=image_folder data_dir={folder} out={folder}-packed`"
-    return f"{what}; {command} packs images of that folder, and data=image_folder reads them as they are"
+    return f"{problem}; {command} packs images of that folder, and data=image_folder reads them as they are"
 
 
 def load_index(storage: Storage, content: Node, split: str) -> "np.memmap[Any, Any]":
     """A split's index, mapped into memory. Raises `NotShardedData`."""
     expected = content["splits"][split]
     try:
-        file = storage.local_file(index_file(split))
+        file = storage.local_file(f"{split}.index.npy")
         table: np.memmap[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
         if table.dtype != ENTRY or table.shape != (expected["images"],):
             raise ValueError("it is of another data set")
         if file_sha256(file) != expected["index"]:
             raise ValueError("its checksum is wrong")
     except (OSError, ValueError, EOFError) as error:
-        problem = f"{index_file(split)} can't be used ({error}); pack the set again"
+        problem = f"{split}.index.npy can't be used ({error}); pack the set again"
         raise NotShardedData(f"data_dir={storage.place}: {problem}") from error
     return table
 
 
 def check_files(folder: Path, content: Node, *, checksums: bool) -> None:
     """Raise `NotShardedData` with every file of a packed set that is missing, or has another size or checksum."""
-    damage = list[str]()
-    done, total = 0, sum(split["bytes"] for split in content["splits"].values())
-    start = last = time.monotonic()
-    for name, split in content["splits"].items():
-        index = folder / index_file(name)
-        if not index.is_file() or (checksums and file_sha256(index) != split["index"]):
-            damage.append(f"{index.name}: {'its checksum is wrong' if index.is_file() else 'it is missing'}")
-        for shard in split["shards"]:
-            file = folder / shard["file"]
-            if not file.is_file():
-                damage.append(f"{shard['file']}: it is missing")
-            elif (size := os.stat(file).st_size) != shard["bytes"]:  # noqa: PTH116 many thousands
-                damage.append(f"{shard['file']}: it has {size:,} bytes instead of {shard['bytes']:,}")
-            elif checksums and file_sha256(file) != shard["sha256"]:
-                damage.append(f"{shard['file']}: its checksum is wrong")
-            done += shard["bytes"]
-            if (now := time.monotonic()) - last > 10:
-                last = now
-                log.info("checked %.1f of %.1f GB in %.0f s", done / 1e9, total / 1e9, now - start)
+    indices = [(f"{name}.index.npy", None, split["index"]) for name, split in content["splits"].items()]
+    shards = [shard for split in content["splits"].values() for shard in split["shards"]]
+    files = [*indices, *((shard["file"], shard["bytes"], shard["sha256"]) for shard in shards)]
+    damage, last = list[str](), time.monotonic()
+    for number, (name, size, checksum) in enumerate(files):
+        if not (file := folder / name).is_file():
+            damage.append(f"{name}: it is missing")
+        elif size is not None and file.stat().st_size != size:
+            damage.append(f"{name}: it has {file.stat().st_size:,} bytes instead of {size:,}")
+        elif checksums and file_sha256(file) != checksum:
+            damage.append(f"{name}: its checksum is wrong")
+        if (now := time.monotonic()) - last > 10:
+            last = now
+            log.info("checked %d of %d files", number + 1, len(files))
     if damage:
         raise NotShardedData(f"data_dir={folder} isn't what was packed; copy it again:{bullets(damage)}")

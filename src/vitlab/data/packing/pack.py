@@ -1,7 +1,7 @@
 """Pack a data set into shards, in parallel and resumable.
 
-Each complete shard has a record in `.prepare/`; those without one are written again. After all of them, the indices
-are written, then `prepared.json`, and `.prepare/` is removed.
+Each complete shard has a record in `.prepare/`; only shards without one are written. At the end, the indices and
+`prepared.json` are written, and `.prepare/` is removed.
 """
 
 import json
@@ -21,7 +21,7 @@ from vitlab.config.schema import Node, format_value
 from vitlab.data.packing import manifest
 from vitlab.data.packing.manifest import WORK
 from vitlab.data.packing.shard_writer import Settings, ShardWriter
-from vitlab.data.scan import BadFile, bullets, write_rows
+from vitlab.data.scan import BadFile, bullets, write_bad_files
 from vitlab.data.source import Source
 from vitlab.distributed import environment
 from vitlab.storage.atomic import atomic_write
@@ -29,25 +29,23 @@ from vitlab.storage.atomic import atomic_write
 log = logging.getLogger(__name__)
 
 LOCK = ".prepare.lock"
-LOCK_TIMEOUT = 20  # seconds within which the processes of a killed program have ended
-STAMPS = ".stamps.json"  # of files' sizes and times; not in `prepared.json`, which is the same wherever images are
+LOCK_TIMEOUT = 20  # seconds; the processes of a killed program end earlier
 BROKEN = "broken.csv"
 
 
 def folder_problem(out: Path) -> str | None:
-    """Why a folder can't be packed into; None if it is new, empty, or holds a set, complete or not."""
+    """Why a folder can't be packed into; None if it is new, empty, or has a set, complete or not."""
     if not out.exists() or (out / WORK).is_dir() or (out / manifest.NAME).is_file():
         return None
     if not out.is_dir():
         return f"out={out} is a file; name a folder"
-    if others := sorted({entry.name for entry in out.iterdir()} - {LOCK}):
-        return f"out={out} holds something else ({', '.join(others[:3])}); name a new or empty folder"
-    return None
+    others = ", ".join(sorted({entry.name for entry in out.iterdir()} - {LOCK})[:3])
+    return f"out={out} holds something else ({others}); name a new or empty folder" if others else None
 
 
 @contextmanager
 def folder_lock(out: Path) -> Iterator[None]:
-    """Keep a second process out of a folder. Raises `ValueError` if there is one."""
+    """Lock a folder. Raises `ValueError` if another process holds the lock."""
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK)
     try:
@@ -57,7 +55,7 @@ def folder_lock(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if (out / manifest.NAME).is_file():  # a process that waits for the lock finds the set complete
+        if (out / manifest.NAME).is_file():  # the set is complete, also for a process that waits for the lock
             (out / LOCK).unlink(missing_ok=True)
         lock.release()
 
@@ -72,14 +70,14 @@ def pack(
     max_skipped: float = 0.01,
     processes: int | None = None,
 ) -> Node:
-    """Pack a data set named `name`, or its missing shards, and return the command's results.
+    """Pack the missing shards of a data set named `name`, and return the command's results.
 
-    Images that can't be decoded are an error once all are known, or left out with `on_error="skip"`, up to a share of
-    `max_skipped`. `processes` read and encode; 0: this one; None: one per core.
+    Broken images raise an error at the end, or with `on_error="skip"` are skipped, up to a share of `max_skipped`. With
+    `processes=0`, this process reads and encodes; None: one per core.
 
     Raises:
         ValueError: the folder is in use or holds something else; images are broken; a class has none left.
-        UnreadableImage: the machine failed to read one: its disk, a network, a limit, memory.
+        UnreadableImage: an image can't be read because of a disk, a network, a limit or memory.
     """
     start = time.monotonic()
     if (problem := folder_problem(out)) is not None:
@@ -92,29 +90,24 @@ def pack(
             if differs := differences(before.get("plan", {}), plan):
                 raise ValueError(f"out={out} was packed with other settings ({differs}); use those, or another folder")
         if complete.is_file():
-            if (stamps := out / STAMPS).is_file() and json.loads(stamps.read_text()) != writer.stamps:
-                changed = "was packed from images of which files have other sizes or times now"
-                raise ValueError(f"out={out} {changed}; name another folder, or remove {out} to pack it again")
             log.info("%s exists already and is what this command makes", out)
             return manifest.log_results(json.loads(complete.read_text(encoding="utf-8")), seconds=0.0)
         work.mkdir(exist_ok=True)
         atomic_write(begun, json.dumps({"plan": plan}))
         for unfinished in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
             unfinished.unlink()
-        drop_changed_shards(writer)
         images = write_missing_shards(writer, processes)
         content = finalize(writer, plan, name=name, on_error=on_error, max_skipped=max_skipped)
         return manifest.log_results(content, seconds=time.monotonic() - start, images=images)
 
 
 def packing_plan(source: Source, settings: Settings) -> Node:
-    """All that decides the shards: packing is resumed only if this is the same."""
+    """All that the shards depend on; packing is resumed only if it is the same."""
     splits = {name: {"images": len(split), "content": split.digest()} for name, split in source.splits.items()}
     return {**vars(settings), "source": source.name, "classes": list(source.classes), "splits": splits}
 
 
 def differences(before: Node, now: Node) -> str:
-    """The settings that differ between two plans, in a line; empty if none does."""
     pairs = {key: (before.get(key), now.get(key)) for key in {**before, **now}}
     return "; ".join(
         f"other {key}" if isinstance(new, dict | list) else f"{key}: {format_value(old)} there, {format_value(new)} now"
@@ -123,22 +116,10 @@ def differences(before: Node, now: Node) -> str:
     )
 
 
-def drop_changed_shards(writer: ShardWriter) -> None:
-    """Remove the records of shards with broken images, or of whose files some have changed since."""
-    changed = 0
-    for number, stamp in enumerate(writer.stamps):
-        if (file := writer.record_file(number)).is_file():
-            record = json.loads(file.read_text(encoding="utf-8"))
-            if record["broken"] or record["stamp"] != stamp:
-                changed += record["stamp"] != stamp
-                file.unlink()
-    if changed:
-        log.warning("%d shards are written again: files of their images have other sizes or times now", changed)
-
-
 def write_missing_shards(writer: ShardWriter, processes: int | None) -> int:
-    """Write the shards that have no record, log the progress, and return how many images they have."""
-    missing = [number for number in range(len(writer)) if not writer.record_file(number).is_file()]
+    """Write the shards that have no record, or broken images, and return their number of images."""
+    records = [writer.record_file(number) for number in range(len(writer))]
+    missing = [n for n, file in enumerate(records) if not file.is_file() or json.loads(file.read_text())["broken"]]
     total = sum(writer.jobs[number][3] - writer.jobs[number][2] for number in missing)
     if len(missing) < len(writer):
         log.info("resuming: %d of %d shards are there", len(writer) - len(missing), len(writer))
@@ -148,34 +129,33 @@ def write_missing_shards(writer: ShardWriter, processes: int | None) -> int:
     prefetch = 1 if workers else None
     loader = DataLoader(writer, batch_size=None, sampler=missing, num_workers=workers, prefetch_factor=prefetch)
     start = last = time.monotonic()
-    done = broken = 0
+    done = 0
     for record in loader:
         done += record["images"] + len(record["broken"])
-        broken += len(record["broken"])
         if (now := time.monotonic()) - last > 10:
             last, rate = now, done / (now - start)
-            left = (total - done) / rate
-            log.info("packed %d of %d images, %.0f a second, %d broken, %.0f s left", done, total, rate, broken, left)
+            log.info("packed %d of %d images, %.0f a second, %.0f s left", done, total, rate, (total - done) / rate)
     return done
 
 
 def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_skipped: float) -> Node:
-    """Report broken images, write the indices and the manifest of the complete set, and return the manifest."""
+    """Report broken images, write the indices and the manifest, and return the manifest."""
     out, source, shards = writer.out, writer.source, dict[str, list[tuple[manifest.Table, Node]]]()
     records = [json.loads(writer.record_file(number).read_text()) for number in range(len(writer))]
     broken = [BadFile(*fields) for record in records for fields in record["broken"]]
     if broken:
         file, total = out / WORK / BROKEN, sum(map(len, source.splits.values()))
-        write_rows(file, BadFile, broken)
+        write_bad_files(file, broken)
         if on_error == "raise" or len(broken) > max_skipped * total:
             allowed = "" if on_error == "raise" else f", more than data.max_skipped={max_skipped:g} allows; raise that"
+            lines = bullets([f"{image.path}: {image.reason}" for image in broken])
             raise ValueError(
                 f"{len(broken)} of {total} images ({len(broken) / total:.2%}) can't be decoded, listed in {file}; the "
-                f"others are packed. Replace them, or leave them out with data.on_error=skip{allowed}, and repeat the "
-                f"command:{bullets([f'{image.path}: {image.reason}' for image in broken])}"
+                f"others are packed. Replace them, or skip them with data.on_error=skip{allowed}, and repeat the "
+                f"command:{lines}"
             )
         file.replace(out / BROKEN)
-        log.warning("left out %d of %d images, listed in %s", len(broken), total, out / BROKEN)
+        log.warning("skipped %d of %d images, listed in %s", len(broken), total, out / BROKEN)
     for split, images in source.splits.items():
         shards[split] = [
             (np.load(writer.record_file(number).with_suffix(".npy"), allow_pickle=False), record["shard"])
@@ -184,7 +164,6 @@ def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_s
         ]
         if lost := set(images.labels.tolist()).difference(*(table["label"].tolist() for table, _ in shards[split])):
             raise ValueError(f"no image of the class {source.classes[min(lost)]!r} in {split} can be decoded")
-    atomic_write(out / STAMPS, json.dumps(writer.stamps))
     mean, std = (list(values * 3 if source.channels == 1 else values) for values in (source.mean, source.std))
     facts = {"name": name, "mean": mean, "std": std, "broken": len(broken), "plan": plan}
     content = manifest.write_manifest(out, shards, classes=source.classes, **facts)

@@ -1,20 +1,16 @@
-"""Write the shards of a data set on request. A shard is a function of the images and the settings alone.
+"""Write and read shards: WebDataset's tar files, in which 000000123.jpg is followed by 000000123.cls, its class.
 
-It is WebDataset's tar file, in which 000000123.jpg is followed by 000000123.cls, its class.
+A shard depends on the images and the settings alone.
 """
 
-import hashlib
 import io
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,22 +18,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitlab.config.schema import Node
-from vitlab.data.decode import error_reason, is_out_of_memory, read_error_not_skipped
+from vitlab.data.decode import error_reason, is_out_of_memory, read_error
 from vitlab.data.packing.encode import image_bytes
 from vitlab.data.packing.manifest import ENTRY, STARTS, WORK, NotShardedData, Table, write_table
-from vitlab.data.rows import InvalidImage, Rows
+from vitlab.data.rows import InvalidImage
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
-from vitlab.data.scan import THREADS, BadFile
-from vitlab.data.source import Source, Split
+from vitlab.data.scan import BadFile
+from vitlab.data.source import Source
 from vitlab.storage.atomic import atomic_write, file_sha256, fsync
 
-BUFFER = 10_000  # for rows read in blocks: a shard's images are drawn from about this many
+BUFFER = 10_000  # number of images from which those of a shard are drawn, for rows read in blocks
 LABELS = ("cls", "cls.txt", "label", "label.txt")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a data set is packed."""
+    """The settings of packing."""
 
     size: int | None
     quality: int | None
@@ -47,25 +43,22 @@ class Settings:
 
 
 class ShardWriter(Dataset[Node]):
-    """All shards of a data set, to be packed into the folder `out`; item `number` writes one and returns its record."""
+    """The shards of a source, to be packed into the folder `out`; an item writes one and returns its record."""
 
     def __init__(self, source: Source, settings: Settings, out: Path) -> None:
         self.source, self.settings, self.out = source, settings, out
         self.orders = packing_order(source, settings)
-        self.jobs = [  # split, number within it, and the part of its order
+        self.jobs = [  # split, number of the shard, and the range of its images in the order of the split
             (split, shard, part.start, part.stop)
             for split, order in self.orders.items()
             for shard, part in enumerate(cut(len(order), -(-len(order) // settings.shard_images)))
         ]
-        pairs = {name: sizes_and_mtimes(split)[self.orders[name]] for name, split in source.splits.items()}
-        parts = [np.ascontiguousarray(pairs[name][start:stop]) for name, _, start, stop in self.jobs]
-        self.stamps = [hashlib.blake2b(part.tobytes(), digest_size=16).hexdigest() for part in parts]
 
     def __len__(self) -> int:
         return len(self.jobs)
 
     def record_file(self, number: int) -> Path:
-        """The file with the record of a complete shard; the rows of its images are next to it."""
+        """The file with the record of a complete shard; its index table is next to it."""
         split, shard, _, _ = self.jobs[number]
         return self.out / WORK / f"{split}-{shard:06d}.json"
 
@@ -80,13 +73,12 @@ class ShardWriter(Dataset[Node]):
             except InvalidImage as error:
                 broken.append(BadFile(image, name, error_reason(error)))
             except Exception as error:  # the image may be intact: skipping it would lose it
-                fewer = "processes=N with fewer needs less memory; " if is_out_of_memory(error) else ""
-                remedy = f"{fewer}repair that, and the same command resumes"
-                raise read_error_not_skipped(image, error, remedy) from error
+                memory = "a smaller processes=N needs less memory; " if is_out_of_memory(error) else ""
+                raise read_error(image, error, f"{memory}repair that, and the same command resumes") from error
             else:
                 items.append(Item(data, int(split.labels[row]), place))
                 rows.append(row)
-        record: Node = {"split": name, "images": len(items), "broken": broken, "stamp": self.stamps[number]}
+        record: Node = {"split": name, "images": len(items), "broken": broken}
         if items:
             write_tar(temporary := self.out / WORK / f"making-{number}.tar", items)
             table, record["shard"] = read_tar(temporary, f"{name}/{shard:06d}.tar")
@@ -100,7 +92,7 @@ class ShardWriter(Dataset[Node]):
 
 
 def packing_order(source: Source, settings: Settings) -> dict[str, Tensor]:
-    """The order in which the images of each split are packed, int64 [n]: train shuffled by the seed, others not."""
+    """The packing order of each split, int64 [n]: train is shuffled by the seed."""
     orders = {name: torch.arange(len(split)) for name, split in source.splits.items()}
     if settings.shuffle:
         generator = torch.Generator().manual_seed(stable_seed(settings.seed))
@@ -113,35 +105,10 @@ def packing_order(source: Source, settings: Settings) -> dict[str, Tensor]:
     return orders
 
 
-def sizes_and_mtimes(split: Split) -> np.ndarray[Any, Any]:
-    """The bytes and the modification time in nanoseconds of each image's file, int64 [n, 2].
-
-    They show images that were changed under the same names. Zeros for images in memory, fetched, or within a file whose
-    content the split's digest covers.
-    """
-    files = split.files.local_files() if isinstance(split.files, Rows) else split.files
-    if files is None:
-        return np.zeros((len(split), 2), np.int64)
-    with ThreadPoolExecutor(THREADS) as pool:
-        parts = [files[start : start + 1024] for start in range(0, len(files), 1024)]
-        pairs = chain.from_iterable(pool.map(lambda part: [size_and_mtime(file) for file in part], parts))
-        return np.array(list(pairs), np.int64).reshape(-1, 2)
-
-
-def size_and_mtime(file: str) -> tuple[int, int]:
-    if not file:
-        return 0, 0
-    try:
-        state = os.stat(file)  # noqa: PTH116 a million
-    except OSError as error:
-        return -1, error.errno or 0
-    return state.st_size, state.st_mtime_ns
-
-
 class Item(NamedTuple):
     data: bytes
     label: int
-    number: int  # its place in the packed split
+    number: int  # position in the packed split
 
 
 def image_suffix(data: bytes) -> str:
@@ -158,10 +125,10 @@ def write_tar(file: Path, items: Sequence[Item]) -> None:
 
 
 def read_tar(file: Path, name: str) -> tuple[Table, Node]:
-    """The images of a shard, in order, as rows of an index, and the shard's entry in the manifest.
+    """The index table of a shard, and its entry in the manifest; `name` is its file name in the set.
 
-    An image is a member with an image's suffix, its class the number in the member of the same name and the suffix
-    .cls. `name` is the shard's name in its set. Raises `NotShardedData` for a damaged file, and other samples.
+    The class of an image is the number in the member of the same name with the suffix .cls. Raises `NotShardedData` for
+    a damaged file and for samples without a class.
     """
     images, labels = dict[str, tuple[int, int, int, int]](), dict[str, int]()
     try:
@@ -175,8 +142,8 @@ def read_tar(file: Path, name: str) -> tuple[Table, Node]:
                 if suffix in (*STARTS, "jpeg", "pgm", "tiff"):
                     if key in images:
                         raise ValueError(f"it has two images for the sample {key}")
-                    data, kinds = content.read(), [*STARTS]
-                    kind = kinds.index(image_suffix(data))
+                    data = content.read()
+                    kind = [*STARTS].index(image_suffix(data))
                     images[key] = member.offset_data, member.size, zlib.crc32(data), kind
                 elif suffix in LABELS:
                     labels[key] = int(content.read())

@@ -1,4 +1,4 @@
-"""The name, splits and columns of a set as `datasets` finds it, on the Hub or in local files, without a download."""
+"""Resolve name, splits and columns of a set on the Hub or in local files, without a download."""
 
 import glob
 import importlib.util
@@ -16,13 +16,13 @@ from vitlab.storage.hub import hub_problem
 
 log = logging.getLogger(__name__)
 
-LABELS = ("label", "labels", "class", "target")  # columns that are taken without being of class labels
+LABELS = ("label", "labels", "class", "target")  # columns that are used even if they are not of class labels
 VALIDATION = ("validation", "valid", "val", "dev")
 cached_hub_problem = cache(hub_problem)
 
 
 class DatasetNotFound(ValueError):
-    """There is no such set, split or column, or it can't be reached; the message begins with the setting."""
+    """There is no such set, split or column, or it can't be reached."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,26 @@ class ResolvedDataset:
 
     name: str
     splits: tuple[str, ...]
-    columns: Mapping[str, Any] | None  # features by name; None if they are known only once the set is prepared
-    builder: Any  # a datasets.DatasetBuilder; None for what `save_to_disk` wrote
-    saved: Mapping[str, Any] | None  # datasets.Dataset by split
-    version: str  # the commit on the Hub; empty for local files
+    columns: Mapping[str, Any] | None  # features by name; None if only preparing the set shows them
+    builder: Any  # datasets.DatasetBuilder; None for a folder that `save_to_disk` wrote
+    saved: Mapping[str, Any] | None  # datasets.Dataset by split, of such a folder
+    version: str  # commit on the Hub; empty for local files
 
     @property
     def short(self) -> str:
-        """The prefix of its rows' names, wherever it is stored."""
+        """The prefix of its rows' names, independent of where it is stored."""
         return self.name if self.version else Path(self.name).name
 
 
 def resolve_dataset(
     name: str | None, *, subset: str | None = None, revision: str | None = None, cache_dir: str | None = None
 ) -> ResolvedDataset:
-    """Find a set by its name on the Hub, or by a local path. Raises `DatasetNotFound`."""
+    """The set of a name on the Hub or a local path. Raises `DatasetNotFound`."""
     if importlib.util.find_spec("datasets") is None:
-        install = "the package datasets, which isn't installed: pip install -e '.[huggingface]'"
-        raise DatasetNotFound(f"data=huggingface reads sets with {install}")
+        remedy = "pip install -e '.[huggingface]'"
+        raise DatasetNotFound(f"data=huggingface needs the package datasets, which isn't installed: {remedy}")
     if not name:
-        wanted = "data=huggingface wants data.name=OWNER/NAME on the Hub, or a folder or file"
-        raise DatasetNotFound(f"data.name is not set: {wanted}")
+        raise DatasetNotFound("data.name is not set: set it to OWNER/NAME on the Hub, or to a folder or file")
     place = Path(name).expanduser()
     if place.is_dir() and any((place / file).is_file() for file in ("dataset_dict.json", "state.json")):
         return saved_dataset(name, place)
@@ -73,47 +72,42 @@ def saved_dataset(name: str, place: Path) -> ResolvedDataset:
     try:
         loaded = datasets.load_from_disk(str(place))
     except Exception as error:  # damaged files end in errors of any kind
-        raise DatasetNotFound(
-            f"data.name={name} was written by save_to_disk, and can't be read ({first_line(error)})"
-        ) from error
+        reason = first_line(error)
+        raise DatasetNotFound(f"data.name={name} was written by save_to_disk and can't be read ({reason})") from error
     splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     columns = next(iter(splits.values())).features if splits else {}
     return ResolvedDataset(name, tuple(splits), columns, None, splits, "")
 
 
 def hub_dataset(name: str, subset: str | None, revision: str | None, cache_dir: str | None) -> ResolvedDataset:
-    """A set on the Hub, or an earlier download of it if the Hub can't be reached."""
+    """A set on the Hub, or its cached copy if the Hub can't be reached."""
     remedy = f"run `hf download --repo-type dataset {name}` where there is a network and name its folder"
     if absent := cached_hub_problem():
         import datasets
         import huggingface_hub
 
-        # else its client would try for minutes
+        # otherwise its client would retry for minutes
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
         try:
-            found = describe_dataset(name, name, subset, cache_dir, on_hub=True)
+            dataset = describe_dataset(name, name, subset, cache_dir, on_hub=True)
         except DatasetNotFound as error:
-            raise DatasetNotFound(
-                f"data.name={name}: there is no such folder here, the Hub can't be reached ({absent}), and its cache "
-                f"has no such set; {remedy}"
-            ) from error
-        if revision is not None and revision != found.version:
-            raise DatasetNotFound(
-                f"data.source.revision={revision}: the Hub can't be reached ({absent}), and its cache has "
-                f"{found.version}; name that, or {remedy}"
-            )
-        log.warning("%s: %s; the cache's %s is used", name, absent, found.version)
-        return found
+            hub = f"the Hub can't be reached ({absent}), and its cache has no such set"
+            raise DatasetNotFound(f"data.name={name}: there is no such folder here, {hub}; {remedy}") from error
+        if revision is not None and revision != dataset.version:
+            hub = f"the Hub can't be reached ({absent}), and its cache has {dataset.version}"
+            raise DatasetNotFound(f"data.source.revision={revision}: {hub}; name that, or {remedy}")
+        log.warning("%s: %s; using the cached revision %s", name, absent, dataset.version)
+        return dataset
     return load_builder(name, name, subset, cache_dir, on_hub=True, revision=revision)
 
 
 def describe_dataset(
     name: str, path: str, subset: str | None, cache_dir: str | None, *, on_hub: bool = False, **options: Any
 ) -> ResolvedDataset:
-    """A set that `datasets` has not prepared yet."""
+    """The set at `path`, a folder, a format or a name on the Hub."""
     import datasets
 
-    for library in ("httpx", "httpx2"):  # a line for each request would fill the log
+    for library in ("httpx", "httpx2"):  # they log each request
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("datasets").setLevel(logging.ERROR)
     try:
@@ -121,8 +115,8 @@ def describe_dataset(
     except Exception as error:  # of the Hub, of files, of YAML, of configurations: as many kinds
         text = first_line(error)
         if "scripts are no longer supported" in text:
-            text = "it is made by a script, and no code of a set is run; the Hub has many of them as parquet too: "
-            text += "data.source.revision=refs/convert/parquet"
+            remedy = "try data.source.revision=refs/convert/parquet, which the Hub makes of many sets"
+            text = f"it is made by a script, and no code of a set is run; {remedy}"
         if isinstance(error, ValueError) and "onfig" in text:
             raise DatasetNotFound(f"data.source.subset={subset or 'null'}: {text}") from error
         raise DatasetNotFound(f"data.name={name} can't be opened: {text}") from error
@@ -136,7 +130,7 @@ def describe_dataset(
     return ResolvedDataset(name, splits, columns, builder, None, str(builder.hash) if on_hub else "")
 
 
-load_builder = cache(describe_dataset)  # once in a process over a network, for all jobs of a sweep and for loading
+load_builder = cache(describe_dataset)  # one request for all jobs of a sweep and for loading
 
 
 def is_parquet(builder: Any) -> bool:
@@ -144,29 +138,27 @@ def is_parquet(builder: Any) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of an error's text, in one line."""
+    """The first 300 characters of an error's text, in one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def choose_splits(
-    found: ResolvedDataset, train: str | None, val: str | None, test: str | None
+    dataset: ResolvedDataset, train: str | None, val: str | None, test: str | None
 ) -> tuple[str, str | None, str | None]:
-    """Which splits to train on, validate on and test on; None: to be cut from train. Raises `DatasetNotFound`."""
+    """The splits for training, validation and test; None: to be held out from train. Raises `DatasetNotFound`."""
     for knob, split in (("train_split", train), ("val_split", val), ("test_split", test)):
-        if split is not None and split not in found.splits:
-            hint = suggest(split, found.splits) or f"; there are {', '.join(found.splits) or 'none'}"
-            raise DatasetNotFound(f"data.source.{knob}={split}: {found.short} has no such split{hint}")
-    validation = next((split for split in VALIDATION if split in found.splits), None)
-    others = [split for split in found.splits if split not in ("test", validation, val, test)]
+        if split is not None and split not in dataset.splits:
+            hint = suggest(split, dataset.splits) or f"; there are {', '.join(dataset.splits) or 'none'}"
+            raise DatasetNotFound(f"data.source.{knob}={split}: {dataset.short} has no such split{hint}")
+    validation = next((split for split in VALIDATION if split in dataset.splits), None)
     if train is None:
-        train = "train" if "train" in found.splits else others[0] if len(others) == 1 else None
-        train = found.splits[0] if train is None and len(found.splits) == 1 else train
-    if train is None:
-        existing = ", ".join(found.splits) or "none"
-        raise DatasetNotFound(
-            f"data.source.train_split is not set, and {found.name} has no split train; it has {existing}"
-        )
-    left = [split for split in found.splits if split not in (train, val, test)]
+        others = [split for split in dataset.splits if split not in ("test", validation, val, test)]
+        candidates = ["train"] if "train" in dataset.splits else others if len(others) == 1 else dataset.splits
+        if len(candidates) != 1:
+            existing = f"no split train; it has {', '.join(dataset.splits) or 'none'}"
+            raise DatasetNotFound(f"data.source.train_split is not set, and {dataset.name} has {existing}")
+        train = candidates[0]
+    left = [split for split in dataset.splits if split not in (train, val, test)]
     test = test or ("test" if "test" in left else None)
     if test is None and validation in left:
         return train, val, validation  # as ImageNet is published
@@ -174,37 +166,37 @@ def choose_splits(
 
 
 def choose_columns(
-    found: ResolvedDataset, columns: Mapping[str, Any], image: str | None, label: str | None
+    dataset: ResolvedDataset, columns: Mapping[str, Any], image: str | None, label: str | None
 ) -> tuple[str, str]:
-    """The columns of images and of labels, by their kinds. Raises `DatasetNotFound`."""
+    """The columns of images and of labels, by their features. Raises `DatasetNotFound`."""
     import datasets
 
     for knob, column in (("image_column", image), ("label_column", label)):
         if column is not None and column not in columns:
             hint = suggest(column, columns) or f"; there are {', '.join(columns)}"
-            raise DatasetNotFound(f"data.source.{knob}={column}: {found.short} has no such column{hint}")
+            raise DatasetNotFound(f"data.source.{knob}={column}: {dataset.short} has no such column{hint}")
     if image is None:
         images = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
         images = images or [name for name, kind in columns.items() if has_image_bytes(kind)]
-        image = only_candidate("image_column", images, columns, found, "of images")
+        image = only_candidate("image_column", images, columns, dataset, "of images")
     elif not (isinstance(columns[image], datasets.Image) or has_image_bytes(columns[image])):
-        raise DatasetNotFound(f"data.source.image_column={image} holds no images, but {columns[image]}")
+        raise DatasetNotFound(f"data.source.image_column={image} has no images, but {columns[image]}")
     if label is None:
         labels = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
         if len(labels) != 1:
             labels = [name for name in LABELS if name in (labels or columns)][:1] or labels
-        label = only_candidate("label_column", labels, columns, found, "of class labels")
+        label = only_candidate("label_column", labels, columns, dataset, "of class labels")
     kind = columns[label]
     plain = isinstance(kind, datasets.Value) and re.match(r"u?int|bool|(large_)?string", kind.dtype)
     if not isinstance(kind, datasets.ClassLabel) and not plain:
-        what = "a number with fractions" if isinstance(kind, datasets.Value) else "several labels, or none"
-        needed = "one class for each is needed: a class label, an integer or a string"
-        raise DatasetNotFound(f"data.source.label_column={label} holds {what} for each image ({kind}); {needed}")
+        content = "a number with fractions" if isinstance(kind, datasets.Value) else "several labels, or none"
+        expected = "expected a class label, an integer or a string"
+        raise DatasetNotFound(f"data.source.label_column={label} has {content} for each image ({kind}); {expected}")
     return image, label
 
 
 def has_image_bytes(kind: Any) -> bool:
-    """Whether a column's feature is encoded images without being declared so."""
+    """Whether a column's feature may be encoded images that are not declared as such."""
     import datasets
 
     if isinstance(kind, dict):
@@ -213,10 +205,10 @@ def has_image_bytes(kind: Any) -> bool:
 
 
 def only_candidate(
-    knob: str, candidates: Sequence[str], columns: Mapping[str, Any], found: ResolvedDataset, what: str
+    knob: str, candidates: Sequence[str], columns: Mapping[str, Any], dataset: ResolvedDataset, what: str
 ) -> str:
     if len(candidates) == 1:
         return candidates[0]
-    why = f"several columns {what}" if candidates else f"no column that is {what} by its kind"
+    number = "several columns" if candidates else "no column"
     names = ", ".join(candidates or columns)
-    raise DatasetNotFound(f"data.source.{knob} is not set, and {found.name} has {why}; name one of {names}")
+    raise DatasetNotFound(f"data.source.{knob} is not set, and {dataset.name} has {number} {what}; name one of {names}")

@@ -1,17 +1,22 @@
-"""A folder of images, one folder per class: its layouts, its classes and the files it leaves out."""
+"""Image folders with one folder per class."""
 
-import difflib
 import logging
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vitlab.config.bounds import Fraction, check_bounds
+from vitlab.config.schema import suggest
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Facts, Source, Split, folder_label
 
 log = logging.getLogger(__name__)
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -24,88 +29,136 @@ def problems(*, data_dir: str, **_: Any) -> Iterator[str]:
 @Facts(channels=3, in_memory=False, problems=problems, label=folder_label)
 @check_bounds
 def image_folder(
-    *, data_dir: str, classes: list[str] | None = None, max_pixels: int | None = None, test_fraction: Fraction = 0.2
+    *,
+    data_dir: str,
+    classes: list[str] | None = None,
+    test_fraction: Fraction = 0.2,
+    val_folder: Literal["auto", "val", "test"] = "auto",
 ) -> Source:
-    """A folder of images, one folder per class: `data_dir`/train/CLASS/... with val/ or test/, or CLASS/...
+    """Images in one folder per class: `data_dir`/train/CLASS/... with val/ or test/, or `data_dir`/CLASS/...
 
     Args:
-        data_dir: With train/ next to test/ or val/, those are the splits (ImageNet's published val/ is the
-            test split; its own test/ has no classes and is ignored). Otherwise a stratified
-            `test_fraction` with a fixed seed is the test split.
-        classes: Which class folders, in the order of their labels; None: all, sorted.
-        max_pixels: Leave out images with more pixels; reads every file's header, so None is faster.
-        test_fraction: Share of the images that becomes the test split, if the folder has none.
+        data_dir: Its folders train, val and test are the splits (in any case; also training, valid, validation, dev,
+            testing). One without class folders, as ImageNet's test/, is ignored.
+        classes: Class folders to use, in the order of their labels; None: all of train, sorted.
+        test_fraction: Share of the training images held out for testing if there is no test split; stratified, the
+            same in every run.
+        val_folder: The split that val/ is: `val` for validation, or `test`. `auto`: for validation if there is test/,
+            otherwise for testing, as ImageNet's published validation images are used.
     """
     import torch
 
     from vitlab.data.splitting import stratified_split
 
-    train_dir, test_dir = find_splits(Path(data_dir))
-    names, files, labels = list_images(train_dir, classes, max_pixels)
-    train = Split(None, torch.tensor(labels), files)
-    if test_dir is None:
-        kept, out = stratified_split(train.labels, test_fraction, seed=0, knob="data.source.test_fraction")
-        train, test = train.subset(kept), train.subset(out)
-        log.info("%s has no test split: %d of %d images became one", data_dir, len(out), len(out) + len(kept))
-    else:
-        _, files, labels = list_images(test_dir, classes, max_pixels, expected=names)
-        test = Split(None, torch.tensor(labels), files)
-        log.info("test split: %s", test_dir)
-    return Source("image_folder", tuple(names), 3, IMAGENET_MEAN, IMAGENET_STD, None, train, test)
+    folders = find_splits(Path(data_dir), val_folder)
+    names, files, labels = list_images(folders["train"], classes)
+    splits = {"train": Split(None, torch.tensor(labels), files)}
+    log.info("%d classes in %s: %s", len(names), folders["train"], first_of(names))
+    for name in ("val", "test"):
+        if name in folders:
+            _, files, labels = list_images(folders[name], classes, expected=names)
+            splits[name] = Split(None, torch.tensor(labels, dtype=torch.long), files)
+            log.info("%s split: %s, %d images", name, folders[name], len(files))
+    if "test" not in splits:
+        train, fraction = splits["train"], test_fraction
+        kept, out = stratified_split(train.labels, fraction, seed=0, knob="data.source.test_fraction")
+        splits |= {"train": train.subset(kept), "test": train.subset(out)}
+        log.info("%s has no test split: %d of %d images are held out", data_dir, len(out), len(out) + len(kept))
+    return Source("image_folder", tuple(names), 3, IMAGENET_MEAN, IMAGENET_STD, None, **splits)
 
 
-def find_splits(root: Path) -> tuple[Path, Path | None]:
-    """The folders that hold the class folders of train and of test (None: test is to be cut from train)."""
+def find_splits(root: Path, val_folder: str = "auto") -> dict[str, Path]:
+    """The folder of each split's class folders; those of `root` itself are of train. Splits without any are left out.
+
+    Raises `ValueError` if two folders are of one split, or if `root` is laid out otherwise.
+    """
     if not root.is_dir():
-        raise FileNotFoundError(f"data_dir={root} is no folder; set data_dir to the folder of the images")
-    train, test, val = root / "train", root / "test", root / "val"
-    held_out = [folder for folder in (test, val) if class_folders(folder)]  # ImageNet's test has no classes
-    if train.is_dir() and held_out:
-        if len(held_out) == 2:
-            log.info("%s is the test split and %s is not used: validation is cut from train", test, val)
-        return train, held_out[0]
-    return train if train.is_dir() and class_folders(root) == ["train"] else root, None
+        raise FileNotFoundError(f"data_dir={root} is not a folder; set data_dir to the folder of the images")
+    inside = class_folders(root)
+    splits: dict[str, Path] = {}
+    for name in inside:
+        split = SPLIT_NAMES.get(name.lower())
+        if split is None or not class_folders(root / name):
+            continue
+        if split in splits:
+            raise ValueError(f"data_dir={root} has both {splits[split].name} and {name}; remove or rename one")
+        splits[split] = root / name
+    if "train" not in splits:
+        if splits:
+            folders = first_of([folder.name for folder in splits.values()])
+            raise ValueError(f"data_dir={root} has the split {folders} but no train; name that folder train")
+        check_class_folders(root, inside)
+        return {"train": root}
+    if others := [name for name in inside if SPLIT_NAMES.get(name.lower()) is None]:
+        log.warning("%s has train and is laid out in splits; not used: %s", root, first_of(others))
+    if "val" in splits and (val_folder == "test" or (val_folder == "auto" and "test" not in splits)):
+        if "test" in splits:
+            raise ValueError(f"data.source.val_folder=test: {splits['test']} is the test split; use val or auto")
+        splits["test"] = splits.pop("val")
+        remedy = "data.source.val_folder=val validates on it" if val_folder == "auto" else ""
+        log.info("%s is the test split%s", splits["test"], f"; {remedy}" if remedy else "")
+    return splits
+
+
+def check_class_folders(root: Path, names: list[str]) -> None:
+    """Raise `ValueError` for folders that are no classes: all hold the same folders, or there is only one."""
+    inner = [class_folders(root / name) for name in names]
+    if len(names) > 1 and len(inner[0]) > 1 and all(folders == inner[0] for folders in inner):
+        raise ValueError(
+            f"data_dir={root}: all of {first_of(names)} hold the same folders, {first_of(inner[0])}: are these "
+            f"the classes? set data_dir={root / names[0]}, or name the folders of splits train, val and test"
+        )
+    if len(names) == 1 and len(inner[0]) > 1:
+        raise ValueError(f"data_dir={root} has the one folder {names[0]}; set data_dir={root / names[0]}")
+
+
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, and that there are more."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the folders inside, sorted, without hidden ones; empty if `folder` doesn't exist."""
+    """Names of the folders in `folder`, sorted, without hidden ones; none if it doesn't exist."""
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
 
 
 def list_images(
-    folder: Path, classes: list[str] | None, max_pixels: int | None, expected: list[str] | None = None
+    folder: Path, classes: list[str] | None, expected: list[str] | None = None
 ) -> tuple[list[str], list[str], list[int]]:
-    """Class names, image paths and labels, by class and then by path; `expected` are the classes of train."""
+    """Class names, image paths and labels, by class and then by path; `expected` are the classes of train.
+
+    Links to images that are listed anyway are skipped: the same image must not be in train and in test. A class may
+    have no images in a split other than train.
+    """
     names = class_names(folder, classes, expected)
-    per_class = [_images_below(folder / name) for name in names]
-    links = {path for paths in per_class for path in paths if Path(path).is_symlink()}
-    listed = {os.path.realpath(path) for paths in per_class for path in paths if path not in links}
-    files, labels, linked, large = list[str](), list[int](), list[str](), list[str]()
-    for label, (name, paths) in enumerate(zip(names, per_class, strict=True)):
+    existing = set(class_folders(folder))
+    per_class = [sorted(images_below(str(folder / name))) if name in existing else [] for name in names]
+    targets = set[str]()
+    if any(linked for images in per_class for _, linked in images):  # following every path is slow
+        targets = {os.path.realpath(path) for images in per_class for path, linked in images if not linked}
+    files, labels, skipped, empty = list[str](), list[int](), list[str](), list[str]()
+    for label, (name, images) in enumerate(zip(names, per_class, strict=True)):
         before = len(files)
-        for path in paths:
-            if path in links:  # the same picture must not be in train and in test
+        for path, linked in images:
+            if linked:
                 target = os.path.realpath(path)
-                if target in listed:
-                    linked.append(path)
+                if target in targets:
+                    skipped.append(path)
                     continue
-                listed.add(target)
-            if max_pixels is not None and _pixels(path) > max_pixels:
-                large.append(path)
-                continue
+                targets.add(target)
             files.append(path)
             labels.append(label)
         if len(files) == before:
-            reason = f" (data.source.max_pixels={max_pixels} left out all {len(paths)})" if paths else ""
-            remedy = "fill it, remove it or choose others in data.source.classes"
-            raise ValueError(f"data_dir: the class folder {folder / name} has no images{reason}; {remedy}")
-    large_images = f"images of more than data.source.max_pixels={max_pixels}"
-    for skipped, what in ((linked, "links to images that are listed already"), (large, large_images)):
-        if skipped:
-            more = ", ..." if len(skipped) > 3 else ""
-            log.info("left out %d %s: %s%s", len(skipped), what, ", ".join(skipped[:3]), more)
+            empty.append(name)
+    if empty and expected is None:
+        remedy = "fill it, remove it or choose others in data.source.classes"
+        raise ValueError(f"data_dir: the class folder {folder / empty[0]} has no images; {remedy}")
+    if empty:
+        log.warning("%s has no images of %d of %d classes: %s", folder, len(empty), len(names), first_of(empty))
+    if skipped:
+        log.info("skipped %d links to images that are listed already: %s", len(skipped), first_of(skipped, 3))
     return names, files, labels
 
 
@@ -117,11 +170,10 @@ def class_names(folder: Path, classes: list[str] | None, expected: list[str] | N
     names = list(expected or classes or existing)
     if expected and not classes and (extra := sorted(set(existing) - set(expected))):
         raise ValueError(f"data_dir: {folder} holds the class {extra[0]!r}, which train doesn't have")
-    for name in names:
+    for name in [] if expected else names:  # a split other than train may lack classes
         if name not in existing:
-            close = difflib.get_close_matches(name, existing, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(existing)}"
-            raise ValueError(f"data.source.classes: {folder} has no class {name!r}; {hint}")
+            hint = suggest(name, existing) or f"; there are {', '.join(existing)}"
+            raise ValueError(f"data.source.classes: {folder} has no class {name!r}{hint}")
     if len(set(names)) != len(names):
         raise ValueError(f"data.source.classes={names} names a class twice")
     if len(names) < 2:
@@ -129,26 +181,26 @@ def class_names(folder: Path, classes: list[str] | None, expected: list[str] | N
     return names
 
 
-def _images_below(folder: Path) -> list[str]:
-    paths = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        paths += [os.path.join(parent, name) for name in files if name[0] != "."]  # noqa: PTH118 a million
-    return sorted(path for path in paths if path.lower().endswith(IMAGE_SUFFIXES))
+def images_below(
+    folder: str, *, linked: bool = False, above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, bool]]:
+    """The images in a folder and the folders in it, also linked ones; for each whether a link leads to it.
 
-
-def _pixels(path: str) -> float:
-    """Width times height as the header says; infinite if Pillow refuses the size, 0 if it can't be read."""
-    from PIL import Image
-
-    from vitlab.data.decode import FORMATS, open_regular
-
+    Raises `ValueError` if a folder can't be read, or contains itself by a link.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
-                return image.width * image.height
-    except Image.DecompressionBombError:
-        return float("inf")
-    except Exception:  # a decoder meets any bytes
-        return 0
+        status = os.stat(folder)  # noqa: PTH116 (as all of this: a million times)
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if entry.name[0] != "."]
+    except OSError as error:
+        remedy = "make it readable, or remove it"
+        raise ValueError(f"data_dir: {folder} can't be read: {error.strerror}; {remedy}") from error
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        raise ValueError(f"data_dir: {folder} is a link to a folder that contains it; remove the link")
+    for entry in entries:
+        by_link = linked or entry.is_symlink()
+        if entry.is_dir():
+            yield from images_below(entry.path, linked=by_link, above=(*above, here))
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            yield entry.path, by_link

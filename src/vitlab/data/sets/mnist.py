@@ -47,39 +47,38 @@ def fashion_mnist(*, data_dir: str) -> Source:
 def load_idx(
     name: str, torchvision_name: str, data_dir: str, *other_folders: Path, remedy: str = ""
 ) -> tuple[Labeled, Labeled]:
-    """Train and test of 28 x 28 gray images in 10 classes, from the first folder that has all files, plain or gzip.
+    """Train and test, 28 x 28 gray images in 10 classes, from the first folder that has all files, plain or gzip.
 
-    Torchvision downloads them if there is none. Raises `FileNotFoundError`, whose advice `remedy` completes, or
-    `ValueError` for a file that is truncated or not what its name says.
+    Otherwise, torchvision downloads them. Raises `FileNotFoundError`, with `remedy` at its end, or `ValueError` for a
+    file that is truncated or not what its name says.
     """
     folders = [Path(data_dir, name), Path(data_dir, torchvision_name, "raw"), Path(data_dir), *other_folders]
     parts = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
-    def find() -> list[Path] | None:
+    def find() -> list[Path]:
         for folder in (folder.expanduser() for folder in folders):
-            files = [(folder / part, folder / f"{part}.gz") for part in parts]
-            paths = [path for either in files if (path := next(filter(Path.is_file, either), None))]
-            if len(paths) == len(parts):
+            files = [next(filter(Path.is_file, (folder / part, folder / f"{part}.gz")), None) for part in parts]
+            if paths := [file for file in files if file is not None and None not in files]:
                 return paths
-        return None
+        return []
 
     def fetch() -> list[Path]:
         from torchvision import datasets
 
-        if find() is None:  # else another rank was faster
+        if not find():  # else another rank was faster
             getattr(datasets, torchvision_name)(data_dir, download=True)
-        if (paths := find()) is None:
+        if not (paths := find()):
             raise OSError("the download left no complete set of files")
         return paths
 
     remedy = f"put {', '.join(parts)} (plain or .gz) into {folders[0]}{remedy}"
     train_x, train_y, test_x, test_y = find() or download(name, data_dir, fetch, remedy)
     log.info("%s: read from %s", name, train_x.parent)
-    return _read_pair(train_x, train_y), _read_pair(test_x, test_y)
+    return read_pair(train_x, train_y), read_pair(test_x, test_y)
 
 
-def _read_pair(image_file: Path, label_file: Path) -> Labeled:
-    images, labels = _read_idx(image_file, (28, 28)), _read_idx(label_file, ())
+def read_pair(image_file: Path, label_file: Path) -> Labeled:
+    images, labels = read_idx(image_file, (28, 28)), read_idx(label_file, ())
     if len(images) != len(labels):
         raise ValueError(f"{image_file} holds {len(images)} images but {label_file} {len(labels)} labels")
     if int(labels.max()) > 9:
@@ -87,8 +86,8 @@ def _read_pair(image_file: Path, label_file: Path) -> Labeled:
     return images[:, None], labels.long()
 
 
-def _read_idx(path: Path, item: tuple[int, ...]) -> "Tensor":
-    """An idx file of bytes [N, *item]: two zeros, type 8, number of axes, their lengths, the values."""
+def read_idx(path: Path, item: tuple[int, ...]) -> "Tensor":
+    """The bytes of an idx file, uint8 [N, *item]: two zeros, type 8, number of axes, their lengths, the values."""
     import torch
 
     remedy = f"delete {path} and get it again"
@@ -101,7 +100,7 @@ def _read_idx(path: Path, item: tuple[int, ...]) -> "Tensor":
         raise ValueError(f"{path} begins with {data[:4].hex()!r}, not with 000008{axes:02x}; {remedy}")
     shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes)]
     if tuple(shape[1:]) != item or shape[0] == 0:
-        raise ValueError(f"{path} says shape {shape}, expected {['N', *item]}; {remedy}")
+        raise ValueError(f"{path} has shape {shape}, expected {['N', *item]}; {remedy}")
     values = bytearray(data[4 + 4 * axes :])
     if len(values) != math.prod(shape):
         raise ValueError(f"{path} holds {len(values):,} values where its header says {math.prod(shape):,}; {remedy}")

@@ -25,7 +25,7 @@ import train
 from conftest import SRC, Configure
 from faults import rows, same
 from forked_ranks import RANKS
-from hub_files import CLASSES, Ranges, png, table
+from hub_files import CLASSES, Ranges, png, saved, table
 from vitlab.cli.checks import problems as all_problems
 from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
@@ -56,11 +56,6 @@ def pixels(split: Split) -> torch.Tensor:
 
 def digits(start: int, stop: int) -> torch.Tensor:
     return torch.from_numpy((load_digits().images[start:stop] * 15).astype(np.uint8))
-
-
-def saved(folder: Path, **splits: datasets.Dataset) -> str:
-    datasets.DatasetDict(splits).save_to_disk(folder)
-    return str(folder)
 
 
 # ------------------------------------------------------------------------------------------------- formats and splits
@@ -153,36 +148,6 @@ def test_hidden_labels_of_a_test_split_make_validation_the_test_split(
         load(name=name, test_split="test")
 
 
-@pytest.mark.parametrize(
-    ("train", "test", "feature", "reported"),
-    [
-        ([0, 1, -1, 1], [0], CLASSES, "1 of the 4 labels of the split train are -1 or missing"),
-        ([0, 1, None, 1], [0], CLASSES, "1 of the 4 labels of the split train are -1 or missing"),
-        (["a", "b"] * 3, ["c"], datasets.Value("string"), "the split test has the label 'c', which train doesn't have"),
-        (["a", "b", "c", "d"], ["a"], datasets.Value("string"), "4 different values in 4 images, so these are no"),
-        ([[0], [1]], [[0]], datasets.List(CLASSES), "label_column=label holds several labels, or none for each image"),
-        ([0.5, 1.5], [0.5], datasets.Value("float32"), "label_column=label holds a number with fractions"),
-    ],
-)
-def test_labels_that_are_no_classes_are_refused(
-    load: Load, tmp_path: Path, train: list[Any], test: list[Any], feature: Any, reported: str
-) -> None:
-    name = saved(tmp_path / "s", train=table(train, feature), test=table(test, feature))
-    with pytest.raises(ValueError, match=re.escape(reported)):
-        load(name=name)
-
-
-def test_classes_of_another_order_are_not_mixed_up(load: Load, tmp_path: Path) -> None:
-    one, other = (table([0, 1] * 4, datasets.ClassLabel(names=names)) for names in (["a", "b"], ["b", "a"]))
-    with pytest.raises(ValueError, match="the classes of the split test have other names, or another order"):
-        load(name=saved(tmp_path / "s", train=one, test=other))
-    (tmp_path / "p").mkdir()
-    for name, part in (("train-0", one), ("train-1", other)):
-        part.to_parquet(tmp_path / "p" / f"{name}.parquet")
-    with pytest.raises(ValueError, match=r"the classes of .*train-1\.parquet have other names, or another order"):
-        load(name=str(tmp_path / "p"), streaming=True)
-
-
 def test_columns_are_found_by_what_they_hold_or_named(load: Load, tmp_path: Path) -> None:
     fine = datasets.ClassLabel(names=["zero", "one", "two"])
     complete = table(["x"] * 6, datasets.Value("string"), fine=([0, 1, 2] * 2, fine), coarse=([0, 1] * 3, CLASSES))
@@ -253,7 +218,7 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
 @pytest.mark.parametrize(
     ("settings", "reported"),
     [
-        ({"name": None}, "data.name is not set: data=huggingface wants data.name=OWNER/NAME"),
+        ({"name": None}, "data.name is not set: set it to OWNER/NAME on the Hub"),
         (
             {"name": "ylecun/no_such_set"},
             "data.name=ylecun/no_such_set: there is no such folder here, the Hub can't be",
@@ -263,8 +228,8 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
         ({"train_split": "trian"}, "data.source.train_split=trian: digits has no such split; did you mean 'train'?"),
         ({"val_split": "other"}, "data.source.val_split=other: digits has no such split; there are train, test"),
         ({"image_column": "imag"}, "data.source.image_column=imag: digits has no such column; did you mean 'image'?"),
-        ({"label_column": "image"}, "data.source.label_column=image holds several labels"),
-        ({"image_column": "id"}, "data.source.image_column=id holds no images, but"),
+        ({"label_column": "image"}, "data.source.label_column=image has several labels"),
+        ({"image_column": "id"}, "data.source.image_column=id has no images, but"),
         ({"name": "scripted"}, "no code of a set is run"),
         ({"name": "saved", "streaming": True}, "is mapped into memory anyway"),
         ({"name": "images", "streaming": True}, "is of the kind imagefolder; use streaming=false"),
@@ -367,7 +332,7 @@ def test_epochs_draw_each_image_once_on_any_number_of_ranks_with_workers(
     for ranks in (1, 3):
         data.num_workers = 2 if ranks == 1 else 0
         for rank in range(ranks):
-            monkeypatch.setattr(data, "_rank_and_world_size", partial(tuple, (rank, ranks)))
+            monkeypatch.setattr(data, "_share", partial(dict, rank=rank, world_size=ranks))
             steps.append([batch for batch in data.train_dataloader() if isinstance(batch, TrainBatch)])
     one, three = steps[0], [torch.cat([batch.images for batch in parts]) for parts in zip(*steps[1:], strict=True)]
     seen = torch.cat([batch.images for batch in one])[:, 0].flatten(1).tolist()
@@ -376,7 +341,7 @@ def test_epochs_draw_each_image_once_on_any_number_of_ranks_with_workers(
     for ranks in (1, 2, 3):
         shares = []
         for rank in range(ranks):
-            monkeypatch.setattr(data, "_rank_and_world_size", partial(tuple, (rank, ranks)))
+            monkeypatch.setattr(data, "_share", partial(dict, rank=rank, world_size=ranks))
             shares += [batch.images for batch in data.loader("test")]
         found = torch.cat(shares)[:, 0].flatten(1).tolist()
         assert sorted(map(tuple, found)) == sorted(map(tuple, digits(600, 800).flatten(1).tolist()))
@@ -502,7 +467,7 @@ def test_a_run_streams_a_set_by_its_name_on_the_hub(parquet: Path, small: list[s
     assert "data.name=some/other can't be opened: Dataset 'some/other' doesn't exist on the Hub" in missing.stderr
     assert done.returncode == 0, done.stdout + done.stderr
     log = (tmp_path / "run" / "train.log").read_text()
-    assert f"some/digits at {COMMIT}: train split train, validation cut from train, test test, streamed" in log
+    assert f"some/digits at {COMMIT}: train split train, validation held out from train, test test, streamed" in log
     assert "HTTP" not in log
     assert read_results(tmp_path / "run")["test/count"] == 200
     assert len(Hub.parts) > 12, "row groups"

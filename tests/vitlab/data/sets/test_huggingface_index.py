@@ -58,7 +58,7 @@ def test_a_missing_package_is_reported(monkeypatch: pytest.MonkeyPatch, parquet:
     settings = loader_settings({"_target_": "vitlab.data.sets.huggingface.huggingface", "name": str(parquet)})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (found,) = problems(**settings)
-    assert found.endswith("with the package datasets, which isn't installed: pip install -e '.[huggingface]'")
+    assert found.endswith("needs the package datasets, which isn't installed: pip install -e '.[huggingface]'")
 
 
 class Counted(Ranges):

@@ -66,7 +66,7 @@ def test_fashion_mnist_of_data_dir_goes_before_debians(tmp_path: Path) -> None:
     ("file", "data", "message"),
     [
         (NAMES[0], idx(DIGITS[:40])[:-5], "31,355 values where its header says 31,360"),
-        (NAMES[0], idx(DIGITS[:40].astype(np.uint8)[:, :20]), r"says shape \[40, 20, 28\]"),
+        (NAMES[0], idx(DIGITS[:40].astype(np.uint8)[:, :20]), r"has shape \[40, 20, 28\]"),
         (NAMES[0], b"\x00\x00\x08\x01" + idx(DIGITS[:40])[4:], "begins with '00000801', not with 00000803"),
         (NAMES[0], b"", "begins with ''"),
         (NAMES[1], idx(np.zeros(39, np.uint8)), "holds 40 images but .* 39 labels"),
