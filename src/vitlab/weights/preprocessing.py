@@ -45,7 +45,6 @@ def mean_and_std(config: Mapping[str, Any], prefix: str = "") -> list[tuple[floa
 
 
 def from_transformers(config: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing in transformers' preprocessor_config.json."""
     mean, std = mean_and_std(config, "image_")
     if config.get("do_normalize") is False:
         mean, std = (0.0,) * 3, (1.0,) * 3

@@ -48,7 +48,6 @@ def format_names(names: Iterable[str]) -> str:
 
 
 def names_by_reason(entries: Mapping[str, str]) -> list[str]:
-    """A line for each reason."""
     grouped: dict[str, list[str]] = {}
     for name, why in entries.items():
         grouped.setdefault(why, []).append(name)
