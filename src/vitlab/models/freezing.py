@@ -32,16 +32,16 @@ def frozen_names(network: nn.Module, patterns: str | tuple[str, ...]) -> list[st
         frozen = [name for name in names if not is_head_parameter(network, name)]
     else:
         chosen: set[str] = set()
-        for given in [patterns] if isinstance(patterns, str) else patterns:
-            pattern = given.removeprefix("!")
+        for entry in [patterns] if isinstance(patterns, str) else patterns:
+            pattern = entry.removeprefix("!")
             matched = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")}
             if not matched:
                 modules = (name for name, _ in network.named_modules() if name)
                 near = suggest(pattern, [ALL_BUT_HEAD, *modules, *names])
-                raise ValueError(f"classifier.freeze={given}: no parameter or module has such a name{near}")
-            if given.startswith("!") and not matched & chosen:
-                raise ValueError(f"classifier.freeze={given}: no pattern before it freezes that; leave it out")
-            chosen = chosen - matched if given.startswith("!") else chosen | matched
+                raise ValueError(f"classifier.freeze={entry}: no parameter or module has such a name{near}")
+            if entry.startswith("!") and not matched & chosen:
+                raise ValueError(f"classifier.freeze={entry}: no pattern before it freezes that; leave it out")
+            chosen = chosen - matched if entry.startswith("!") else chosen | matched
         frozen = [name for name in names if name in chosen]
     if len(frozen) == len(names) > 0:
         value = patterns if isinstance(patterns, str) else list(patterns)

@@ -63,7 +63,7 @@ def build_classifier(
             remedy = f"leave model.{key} out to take the data's"
             raise ValueError(f"model.{key}={model[key]}, but the data has {value}; {remedy}")
     if weights and weights.get("source"):
-        network = build_pretrained(model, from_data, weights, datamodule, own_head=own_head)
+        network = build_pretrained_network(model, from_data, weights, datamodule, own_head=own_head)
     else:
         network = build_object(model, **from_data)
     return Classifier(
@@ -85,7 +85,7 @@ def build_metrics(nodes: dict[str, Node | None], num_classes: int) -> dict[str, 
     return metrics
 
 
-def build_pretrained(
+def build_pretrained_network(
     model: Node, from_data: Node, weights: Node, datamodule: DataModule, *, own_head: bool = False
 ) -> nn.Module:
     """A network with pretrained weights; logs the source of each tensor, and the preprocessing."""

@@ -118,12 +118,12 @@ def read_safetensors(file: Path) -> dict[str, StoredTensor]:
     with explain_damage(file, safetensors.SafetensorError):
         archive: Any = safetensors.safe_open(file, framework="pt")
 
-    def stored(name: str) -> StoredTensor:
+    def stored_tensor(name: str) -> StoredTensor:
         part = archive.get_slice(name)
         dtype = str(part.get_dtype())
         return StoredTensor(tuple(part.get_shape()), DTYPES.get(dtype, dtype), lambda: archive.get_tensor(name))
 
-    return {name: stored(name) for name in archive.keys()}  # noqa: SIM118 (not a mapping)
+    return {name: stored_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a mapping)
 
 
 def read_npz(file: Path) -> dict[str, StoredTensor]:
@@ -138,7 +138,7 @@ def read_npz(file: Path) -> dict[str, StoredTensor]:
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(array)
 
-    def stored(archive: zipfile.ZipFile, name: str) -> StoredTensor:
+    def stored_tensor(archive: zipfile.ZipFile, name: str) -> StoredTensor:
         with explain_damage(file, *damage, member=name), archive.open(name) as member:
             old = formats.read_magic(member) == (1, 0)
             read_header = formats.read_array_header_1_0 if old else formats.read_array_header_2_0
@@ -148,7 +148,7 @@ def read_npz(file: Path) -> dict[str, StoredTensor]:
         return StoredTensor(shape, "bfloat16" if dtype == np.dtype("V2") else str(dtype), lambda: load(name))
 
     with zipfile.ZipFile(file) as archive:
-        return {name.removesuffix(".npy"): stored(archive, name) for name in archive.namelist()}
+        return {name.removesuffix(".npy"): stored_tensor(archive, name) for name in archive.namelist()}
 
 
 def read_shards(index: Path) -> dict[str, StoredTensor]:
