@@ -36,7 +36,6 @@ class Report:
 
 
 def format_grid(sizes: Iterable[int]) -> str:
-    """`14x14`."""
     return "x".join(map(str, sizes))
 
 
