@@ -142,10 +142,8 @@ class VisionTransformer(nn.Module):
     image_size, patch_size    pixels, one number or (height, width)
     num_classes               0: no head, the output is the features B D
     mlp_ratio                 hidden width of the MLPs, in units of dim
-    pool                      what the head reads: the [cls] token; the mean of the patch tokens; every token
-                              (B N classes)
-    fc_norm                   norm what was pooled, by `fc_norm`, and not the tokens before, by `norm`; None: with
-                              pool="avg" (as in timm)
+    pool                      input of the head: the [cls] token, the mean of the patches, or every token (B N classes)
+    fc_norm                   norm after pooling (`fc_norm`), not before it (`norm`); None: with pool="avg", as in timm
     activation                of the MLPs: exact GELU, its tanh approximation, CLIP's, or a gate (DINOv2 g/14)
     pre_norm                  norm before the first block, and no bias of the patches (CLIP)
     norm_eps                  of all norms
@@ -155,12 +153,12 @@ class VisionTransformer(nn.Module):
     pos_embed_on_patches_only no position for the prefix (timm's no_embed_class)
     pos_embed_on_registers    False: none for the registers (DINOv2)
     pre_logits_dim            width of a hidden layer (with tanh) before the head, as in the paper's pre-training
-    layer_scale               first value of the LayerScale factors; None: without them
+    layer_scale               initial value of the LayerScale factors; None: without them
     dropout                   rate after attention's projection and both MLP layers
     drop_path                 rate of stochastic depth in the last block, growing linearly from 0 in the first
     activation_checkpointing  compute activations again in backward: less memory, more time
-    patch_projection          how patches are projected, see PatchEmbedding; the weights are the same
-    fused_attention           torch's fused kernels, or the formula spelled out
+    patch_projection          implementation of the patch projection, see PatchEmbedding; the weights are the same
+    fused_attention           torch's fused kernels, or the formula step by step
 
     With pool="cls", `forward` computes in the last block keys and values of all tokens, but queries, projection and
     MLP of [cls] alone. Logits are equal up to rounding; with dropout, in distribution (fewer numbers are drawn).
