@@ -1,4 +1,4 @@
-"""The parity matrix: networks of other libraries with random weights, written down, loaded as ours, and compared.
+"""The parity matrix: random networks of other libraries, written by the library, loaded here, and compared.
 
     python tests/parity.py                prints the table of docs/weights.md
     python tests/parity.py memory pth     loads a ViT-H/14, or from safetensors, and prints by how much the process grew
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 def fill(model: nn.Module) -> None:
-    """Weights of ordinary size: a fresh model's tokens, biases and factors are about 0 and hide mistakes."""
+    """Fill a model with weights of ordinary size: initial tokens, biases and factors near 0 would hide mistakes."""
     torch.manual_seed(0)
     for name, value in model.state_dict().items():
         if not value.is_floating_point():
@@ -64,7 +64,7 @@ def timm_outputs(model: Any, images: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def of_timm(name: str, *, ending: str = "safetensors", wrap: str = "", **options: Any) -> Callable[[Path], Any]:
-    """A model of timm's, written with its config.json beside it as timm writes it to the hub."""
+    """A timm model, written with its config.json as timm writes it to the hub."""
 
     def make(folder: Path) -> tuple[nn.Module, str]:
         model: Any = timm.create_model(name, pretrained=False, depth=DEPTH, **options).eval()
@@ -90,21 +90,21 @@ def of_timm(name: str, *, ending: str = "safetensors", wrap: str = "", **options
 
 
 def hf_outputs(model: Any, images: Tensor) -> tuple[Tensor | None, Tensor]:
-    said = model(images)
+    output = model(images)
     body = getattr(model, model.base_model_prefix, model)
-    if hasattr(said, "logits"):
-        return said.logits, body(images).last_hidden_state
-    pooled = said.pooler_output if getattr(body, "pooler", None) is not None else None
-    tokens = said.last_hidden_state
-    if "clip" in model.config.model_type:  # it norms [cls] alone, which is its output
-        return said.pooler_output, model.post_layernorm(tokens)
+    if hasattr(output, "logits"):
+        return output.logits, body(images).last_hidden_state
+    pooled = output.pooler_output if getattr(body, "pooler", None) is not None else None
+    tokens = output.last_hidden_state
+    if "clip" in model.config.model_type:  # it normalizes [cls] alone, which is its output
+        return output.pooler_output, model.post_layernorm(tokens)
     return pooled, tokens
 
 
 def of_transformers(
     name: str, *, options: dict[str, Any] | None = None, torch_file: bool = False, shards: bool = False
 ) -> Callable[[Path], Any]:
-    """A model of transformers', written by its own `save_pretrained`."""
+    """A transformers model, written by its own `save_pretrained`."""
 
     def make(folder: Path) -> tuple[nn.Module, str]:
         import transformers
@@ -137,7 +137,7 @@ def torchvision_outputs(model: Any, images: Tensor) -> tuple[Tensor | None, Tens
 
 
 def of_torchvision(**options: Any) -> Callable[[Path], Any]:
-    """A model of torchvision's, saved as its weights are: a state_dict in a .pth."""
+    """A torchvision model, saved as a state_dict in a .pth."""
 
     def make(folder: Path) -> tuple[nn.Module, str]:
         sizes: dict[str, Any] = {"image_size": 64, "patch_size": 16, "num_layers": DEPTH, "num_heads": 3}
@@ -151,7 +151,7 @@ def of_torchvision(**options: Any) -> Callable[[Path], Any]:
 
 
 def row(family: str, architecture: str, option: str, **options: Any) -> Row:
-    """A row of timm's."""
+    """A row with a timm model."""
     return Row(family, architecture, option, of_timm(architecture, **options), timm_outputs)
 
 
@@ -176,7 +176,7 @@ ROWS = [
         wrap="module.backbone.",
     ),
     row("DINOv2", "vit_small_patch14_dinov2", "LayerScale, no head", img_size=56),
-    row("DINOv2", "vit_small_patch14_reg4_dinov2", "num_registers", img_size=56, num_classes=7),
+    row("DINOv2", "vit_small_patch14_reg4_dinov2", "registers", img_size=56, num_classes=7),
     row("DINOv2", "vit_giant_patch14_dinov2", "SwiGLU", img_size=28, embed_dim=192, num_heads=3),
     row("MAE", "vit_base_patch16_224", "mean, fc_norm", img_size=32, num_classes=7, global_pool="avg", ending="pth"),
     row("AugReg .npz", "vit_small_patch16_224", "timm's own loader", ending="npz", **SMALL),
@@ -195,7 +195,7 @@ ROWS = [
             ("HF DeiT", "DeiTForImageClassificationWithTeacher", "two heads", {}),
             ("HF DINOv2", "Dinov2Model", "LayerScale", {}),
             ("HF DINOv2", "Dinov2Model", "SwiGLU", {"options": {"use_swiglu_ffn": True}}),
-            ("HF DINOv2", "Dinov2WithRegistersModel", "num_registers", {}),
+            ("HF DINOv2", "Dinov2WithRegistersModel", "registers", {}),
             ("HF CLIP", "CLIPVisionModel", "image tower, quick GELU", {}),
         )
     ),
@@ -210,7 +210,7 @@ ROWS = [
     Row(
         "torchvision",
         "VisionTransformer",
-        "pre_logits_dim",
+        "representation",
         of_torchvision(representation_size=48),
         torchvision_outputs,
     ),
@@ -226,23 +226,23 @@ class Difference(NamedTuple):
 
 @torch.no_grad()
 def difference(row: Row, model: nn.Module, ours: VisionTransformer) -> Difference:
-    """How far both are apart on the same images."""
+    """Compare both on the same images."""
     images = torch.randn(2, ours.in_channels, *ours.image_size, generator=torch.Generator().manual_seed(1))
     logits, tokens = row.outputs(model, images)
-    found = ours.forward_features(images)
-    assert found.shape == tokens.shape, row
+    features = ours.forward_features(images)
+    assert features.shape == tokens.shape, row
     apart = None if logits is None else float((ours(images) - logits).abs().max())
-    return Difference(apart, float((found - tokens).abs().max()))
+    return Difference(apart, float((features - tokens).abs().max()))
 
 
 def growth(file: Path, arguments: dict[str, Any]) -> float:
-    """By how much the process grows while weights are loaded, in sizes of the file, whose mapping is counted too."""
+    """Growth of the process while weights are loaded, in sizes of the file, including its mapping."""
 
     def memory(key: str) -> int:
         (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
         return int(line.split()[1]) * 1024
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = memory("VmRSS")
     ours, _ = load_network(arguments, str(file))
     assert sum(p.numel() for p in ours.parameters()) > 0
@@ -250,7 +250,7 @@ def growth(file: Path, arguments: dict[str, Any]) -> float:
 
 
 def write(file: Path, arguments: dict[str, Any]) -> None:
-    """Weights of a network, all the same number: as safetensors or by torch, as the file is named."""
+    """Write constant weights of a network as safetensors, or by torch.save, by the file's name."""
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in VisionTransformer(**arguments).state_dict().items()}
     state = {key: torch.full(shape, 0.01) for key, shape in shapes.items()}
@@ -261,7 +261,7 @@ def write(file: Path, arguments: dict[str, Any]) -> None:
 
 
 def print_memory(ending: str) -> None:
-    """ViT-H/14 from a kind of file; one in a process, since what was freed hides what is taken next."""
+    """Print the growth for a ViT-H/14. One per process: freed memory hides later growth."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"vit_h14.{ending}"
         huge = {"dim": 1280, "depth": 32, "heads": 16, "patch_size": 14}
@@ -270,7 +270,7 @@ def print_memory(ending: str) -> None:
 
 
 def main() -> None:
-    """Prints the table, in Markdown."""
+    """Print the table, in Markdown."""
     if sys.argv[1:2] == ["memory"]:
         print_memory(sys.argv[2])
         return
@@ -280,9 +280,9 @@ def main() -> None:
             warnings.simplefilter("ignore")
             model, source = each.make(Path(folder))
             ours, _ = load_pretrained(open_weights(source))
-            found = difference(each, model, ours.eval())
-        logits = "none" if found.logits is None else f"{found.logits:.0e}"
-        print(f"| {each.family} | `{each.architecture}` | {each.option} | {logits} | {found.tokens:.0e} |", flush=True)
+            apart = difference(each, model, ours.eval())
+        logits = "none" if apart.logits is None else f"{apart.logits:.0e}"
+        print(f"| {each.family} | `{each.architecture}` | {each.option} | {logits} | {apart.tokens:.0e} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ ALLOWED_NAMES = {
     "speed": "a noun",
     "feed": "an imperative verb",
     "need": "a noun",
+    "pretrained": "an adjective, as in timm's and transformers' names",
 }
 PREDICATE = re.compile(r"^_*(is|are|was|has|have|had|can|should|must|all|any|on)_")
 

@@ -90,7 +90,7 @@ def source_problems(source: str, options: Node, view: ConfigView) -> Iterator[st
 
     given, size = arguments_of(view.config["model"]), auto_model.as_size(options.get("image_size"))
     try:
-        weights = open_weights(source, part=options.get("part"), image_size=size, asked=given)
+        weights = open_weights(source, part=options.get("part"), image_size=size, requested=given)
     except (ValueError, OSError, RuntimeError) as error:
         yield f"model.weights={source}: {error}"
         return
@@ -100,7 +100,7 @@ def source_problems(source: str, options: Node, view: ConfigView) -> Iterator[st
         return
     with suppress(ValueError):  # a model that can't be, which another rule reports
         report = load.preview_report(given, weights)
-        if scores_head(view.config) and (why := report.anew.get("head.weight")):
+        if scores_head(view.config) and (why := report.new.get("head.weight")):
             yield load.NO_HEAD.format(source=source, why=why)
         for problem in report.problems if options.get("strict", True) else ():
             yield f"model.weights={source} doesn't fit the model: {problem} (model=auto; or weights.strict=false)"

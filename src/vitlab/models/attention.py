@@ -1,8 +1,7 @@
-"""Scaled dot-product attention and its kernels: torch's, the formula, and one for bfloat16 on a CPU.
+"""Scaled dot-product attention with three kernels: torch's, the formula, and one for bfloat16 on a CPU.
 
-The last computes a few images at a time, so that their attention weights stay in the processor's cache, where
-torch's own kernel takes longer for few tokens. Only queries, keys and values are saved for backward, which computes
-the weights again. Measured in docs/benchmark.md.
+The last computes a few images at a time, so their attention weights stay in the processor's cache. Only queries, keys
+and values are saved for backward, which computes the weights again (measured in docs/benchmark.md).
 
 Shapes in the comments are those of `vit.py`: B images, h heads, M query tokens of N, d channels of a head.
 """
@@ -17,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 MAX_TOKENS = 256  # of an image
 CHUNK_WEIGHTS = 900_000  # attention weights at a time: three images of a ViT-S/16, seven of a Ti/16
-MIN_QUERIES = 2**14  # elements; below, torch's kernel is as fast without a backward pass
+MIN_QUERIES = 2**14  # elements; for fewer, torch's kernel is as fast without a backward pass
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, fused: bool = True) -> Tensor:
@@ -37,7 +36,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """B N parts*D -> `parts` times B h N d. With gradients chunked before the views: one copy less in backward."""
+    """B N parts*D -> `parts` times B h N d. With gradients, chunks before views save a copy in backward."""
     images, tokens, width = x.shape[0], x.shape[1], x.shape[2] // (parts * heads)
     if torch.is_grad_enabled():
         return tuple(p.view(images, tokens, heads, width).transpose(1, 2) for p in x.chunk(parts, dim=2))
@@ -45,10 +44,7 @@ def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
 
 
 def has_cpu_kernel(q: Tensor, k: Tensor, dropout: float) -> bool:
-    """Whether `cpu_attention` is the fastest for queries B h M d and keys B h N d.
-
-    In compiled code only for training: a compiler keeps the weights of all images.
-    """
+    """Whether `cpu_attention` is the fastest for queries B h M d and keys B h N d; if compiled, in training alone."""
     narrow = q.is_cpu and q.dtype == torch.bfloat16 and dropout == 0.0 and k.shape[2] <= MAX_TOKENS
     return narrow and (q.requires_grad or (q.numel() >= MIN_QUERIES and not torch.compiler.is_compiling()))
 

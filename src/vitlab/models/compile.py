@@ -1,7 +1,6 @@
-"""`compile=true`: torch.compile, block by block where a network has our blocks, so that one is compiled for all.
+"""`compile=true`: torch.compile, for our model block by block, so that one compilation serves all blocks.
 
-The first step comes in a fraction of the time that the whole takes, whatever the depth. Measured in
-docs/benchmark.md.
+The first step then takes a fraction of the time, at any depth (measured in docs/benchmark.md).
 """
 
 import torch
@@ -9,13 +8,13 @@ from torch import nn
 
 from vitlab.models.vit import VisionTransformer
 
-# Of one block's code: with and without stochastic depth, for [cls] alone, frozen or not, in training and evaluation,
-# for one size of a batch and for all. torch gives up at 8, and goes on uncompiled.
+# Of a block: with and without stochastic depth, for [cls] alone, frozen or not, in training and evaluation, for one
+# batch size and for all. By default, torch stops compiling after 8.
 VARIANTS = 64
 
 
 def compile_network(network: nn.Module) -> None:
-    """In place: the names in a checkpoint stay as they are. Another network than ours is compiled as a whole."""
+    """Compile in place, which keeps the names in a checkpoint. Other networks than ours are compiled in one piece."""
     if not isinstance(network, VisionTransformer):
         network.compile()
         return

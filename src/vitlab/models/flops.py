@@ -1,8 +1,8 @@
-"""What a network computes for an image, and what a device can compute in a second: together, model FLOPs utilisation.
+"""FLOPs of a network for one image, and the peak FLOPs per second of a device: together, model FLOPs utilization.
 
-A FLOP is an addition or a multiplication: a multiply-add counts 2. Counted are matrix products, convolutions and
-attention, of the network as it is configured (of a last block that computes [cls] alone, no more than that); norms,
-activations and the like, about a hundredth of a ViT, are not (PaLM's model FLOPs, https://arxiv.org/abs/2204.02311).
+A multiply-add counts 2. Matrix products, convolutions and attention count, as far as the network computes them (in a
+last block for [cls] alone, only that); norms, activations and the like, about 1 % of a ViT, don't. These are PaLM's
+model FLOPs (https://arxiv.org/abs/2204.02311).
 """
 
 import functools
@@ -21,32 +21,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 log = logging.getLogger(__name__)
 
-BATCH = 2  # images that are counted at once: BatchNorm refuses to train on one
-CHECKPOINTING = (
-    "activation_checkpointing",
-    "grad_checkpointing",
-    "gradient_checkpointing",
-)  # ours, timm's, transformers'
+BATCH = 2  # BatchNorm can't train on a single image
+CHECKPOINTING = ("activation_checkpointing", "grad_checkpointing", "gradient_checkpointing")  # ours, timm's, HF's
 
 
 def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """FLOPs of the forward pass of one image (C, H, W), as evaluation runs it."""
+    """FLOPs of the forward pass of one image (C, H, W) in evaluation mode."""
     return count_flops(network, image_shape, backward=False)
 
 
 def training_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """FLOPs of the forward and backward pass of one image (C, H, W).
-
-    Frozen weights get no gradient, and below the lowest trained one nothing is passed back. What checkpointing computes
-    twice counts once.
-    """
+    """FLOPs of forward and backward of one image (C, H, W), without frozen parameters and recomputed activations."""
     return count_flops(network, image_shape, backward=any(p.requires_grad for p in network.parameters()))
 
 
 def count_flops(network: nn.Module, image_shape: tuple[int, int, int], *, backward: bool) -> int:
-    """Counts on the meta device: weights have shapes and no values there, so it takes no memory and little time. The
-    network itself stays as it is.
-    """
+    """Count on the meta device, which takes no memory and little time. The network stays unchanged."""
     tensors = {
         name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad and backward)
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]
@@ -63,17 +53,18 @@ def count_flops(network: nn.Module, image_shape: tuple[int, int, int], *, backwa
 
 
 def output_logits(output: Any) -> Tensor:
-    """The tensor of a network's output: it may come in a tuple, or in an object of transformers."""
+    """The logits in a network's output: a tensor, a tuple, or an object of transformers."""
     if isinstance(output, Tensor):
         return output
-    found = getattr(output, "logits", None)
-    return output_logits(output[0] if found is None else found)
+    logits = getattr(output, "logits", None)
+    return output_logits(output[0] if logits is None else logits)
 
 
 @contextmanager
 def countable_network(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """A network that computes nothing twice, and all of it in operators that have a formula; in evaluation mode unless
-    it trains; afterwards as it was. Attention is spelled out: its fused kernels compute the scores again in backward.
+    """Make a network compute nothing twice, in operators with a FLOP formula; restore it afterwards.
+
+    Fused attention is off: it computes the scores again in backward.
     """
     modes = {module: module.training for module in network.modules()}
     switched = [(m, name) for m in modes for name in CHECKPOINTING if getattr(m, name, None) is True]
@@ -94,11 +85,11 @@ def countable_network(network: nn.Module, *, training: bool) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-# Peaks of dense matrix products in 1e12 FLOPs a second: (16 bit with sums in 32 bit, TensorFloat-32, float32); None: it
-# can't. The first name that is found in the device's own counts. From NVIDIA's datasheets of the data centre's cards,
-# and the appendices of its white papers on GA102, Ada and RTX Blackwell; where they tell sparse products alone, half.
-# (Lightning has a table too: for the H200 of sparse products, for the H100 NVL of two cards, for GeForce, RTX A6000 and
-# A40 in 16 bit without tensor cores; it takes an L40 or L40S for an L4, and knows no A10, A30, RTX 6000 Ada or B200.)
+# Peaks of dense matrix products in 1e12 FLOPs per second: (16 bit accumulated in 32, TensorFloat-32, float32), or None.
+# The first pattern in the device's name counts. From NVIDIA's datasheets of data center cards, and the appendices of
+# its white papers on GA102, Ada and RTX Blackwell; half of those for sparse products. (Lightning's table has sparse
+# products for the H200, two cards for the H100 NVL, no tensor cores in 16 bit for GeForce, RTX A6000 and A40; it takes
+# an L40 or L40S for an L4, and lacks A10, A30, RTX 6000 Ada and B200.)
 PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
     (r"gb200", (2500, 1250, 80)),
     (r"\bb200", (2250, 1100, 75)),
@@ -128,51 +119,48 @@ PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
     (r"v100-sxm", (125, None, 15.7)),
     (r"\bt4\b", (65, None, 8.1)),
 )
-VOLTA = r"v100|\bt4\b"  # 16 bit means float16: they have no bfloat16 units
-SLOWER = r"laptop|max-q|\bmig\b|\bd( v\d)?$"  # another card of that name, or a part of one
+NO_BFLOAT16 = r"v100|\bt4\b"
+SLOWER = r"laptop|max-q|\bmig\b|\bd( v\d)?$"  # other cards of that name, or a slice of one
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOPs that a device can do in a second with Lightning's `trainer.precision`; None where it isn't known.
+    """FLOPs per second of a device with Lightning's `trainer.precision`; None if unknown.
 
-    Of a GPU, the datasheet's dense peak; float32 counts as TensorFloat-32 where torch's matmul precision lets it be. Of
-    a CPU, what a large matrix product reaches here and now, with torch's threads of this process (`measured`).
+    For a GPU the datasheet's dense peak; float32 counts as TensorFloat-32 if torch's matmul precision allows it. For a
+    CPU the speed of a large matrix product, measured with the threads of this process.
     """
-    low, half = precision.startswith(("bf16", "16")), precision.startswith("16")
+    half = torch.bfloat16 if precision.startswith("bf16") else torch.float16
+    dtype = half if precision.startswith(("bf16", "16")) else torch.float32
     if device.type == "cpu":
-        dtype = torch.float16 if half else torch.bfloat16 if low else torch.float32
         return measured_peak_flops(dtype, torch.get_num_threads())
     if device.type != "cuda" or precision.startswith(("64", "transformer-engine")):
         return None
-    name = torch.cuda.get_device_name(device)
-    return datasheet_peak_flops(name, low=low, half=half, tf32=torch.get_float32_matmul_precision() != "highest")
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    return datasheet_peak_flops(torch.cuda.get_device_name(device), dtype, tf32=tf32)
 
 
-def datasheet_peak_flops(name: str, *, low: bool, half: bool, tf32: bool) -> float | None:
-    """The dense peak of a GPU by its driver's name for it, from NVIDIA's datasheets and white papers (`PEAKS`).
-
-    low: in 16 bit, `half`: in float16. None for a laptop's and for a slice of one (MIG), which have less than the card
-    of that name.
-    """
-    for pattern, (sixteen, tensor, single) in PEAKS:
-        if re.search(pattern, name.lower()) and not re.search(SLOWER, name.lower()):
-            if low:
-                known = sixteen if half or not re.search(VOLTA, name.lower()) else None
-            else:
-                known = tensor if tf32 and tensor else single
-            return None if known is None else known * 1e12
-    log.info("the peak of %s is not known: no train/mfu", name)
-    return None
+def datasheet_peak_flops(name: str, dtype: torch.dtype, *, tf32: bool) -> float | None:
+    """The dense peak of a GPU by its driver's name; None for slower ones of that name: laptops and slices (MIG)."""
+    name = name.lower()
+    peaks = next((peaks for pattern, peaks in PEAKS if re.search(pattern, name)), None)
+    if peaks is None or re.search(SLOWER, name):
+        log.info("the peak of %s is unknown: no train/mfu", name)
+        return None
+    sixteen, tensor, single = peaks
+    peak: float | None = tensor if tf32 and tensor else single
+    if dtype != torch.float32:
+        peak = None if dtype == torch.bfloat16 and re.search(NO_BFLOAT16, name) else sixteen
+    return None if peak is None else peak * 1e12
 
 
 @functools.cache
 def measured_peak_flops(dtype: torch.dtype, threads: int, size: int = 512, seconds: float = 0.2) -> float:
-    """FLOPs a second of the fastest of the products of two matrices that fit in `seconds`. Measured once a process."""
-    del threads  # part of the key: another number of threads is measured anew
+    """FLOPs per second of the fastest of the matrix products within `seconds`, measured once per process."""
+    del threads  # part of the cache's key
     a, b = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype)
     fastest, end = float("inf"), time.perf_counter() + seconds
     with torch.inference_mode():
-        a @ b  # warm-up: threads and buffers are made
+        a @ b  # warm-up
         while fastest == float("inf") or time.perf_counter() < end:
             start = time.perf_counter()
             a @ b

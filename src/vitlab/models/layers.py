@@ -1,4 +1,4 @@
-"""Parts of a Vision Transformer that are no part of the lesson in `vit.py`: activations, dropout, LayerScale."""
+"""Layers that the lesson in `vit.py` leaves out: activations, dropout, LayerScale, stochastic depth."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Dropout, skipped where it does nothing, which takes 3 % of a small ViT's time."""
+    """Dropout, skipped if it has no effect, which saves 3 % of a small ViT's time."""
     return F.dropout(x, rate) if training and rate > 0.0 else x
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """The GELU that CLIP was trained with."""
+    """CLIP's approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -33,7 +33,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel of a residual branch, initialized near 0 (https://arxiv.org/abs/2103.17239)."""
+    """A learned factor per channel of a residual branch (https://arxiv.org/abs/2103.17239)."""
 
     def __init__(self, *, dim: int, value: float) -> None:
         super().__init__()
@@ -44,8 +44,6 @@ class LayerScale(nn.Module):
 
 
 def drop_path_residual(x: Tensor, keep: Tensor) -> Tensor:
-    """Stochastic depth (https://arxiv.org/abs/1603.09382): zero a sample's branch with probability 1 - `keep`,
-    scaled so that the expectation is unchanged.
-    """
+    """Stochastic depth (https://arxiv.org/abs/1603.09382): zero a sample's branch with probability 1 - `keep`."""
     kept = torch.rand(x.shape[0], 1, 1, device=x.device) < keep  # B 1 1
     return x * (kept.to(x.dtype) / keep)

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-# (width, depth, heads) -> the name that the literature uses (ViT paper's table 1; Ti and S from DeiT's)
+# (width, depth, heads) -> name (table 1 of the ViT paper; Ti and S from DeiT)
 SIZES = {
     (192, 12, 3): "ti",
     (384, 12, 6): "s",
@@ -16,9 +16,8 @@ SIZES = {
 
 
 def model_name(model: Any) -> str:
-    """`vit_s16` for the sizes of the papers, `vit_64x4_p2` (width x depth) for others, else the model's own name.
-
-    With model=auto it is the name of the weights.
+    """`vit_s16` for published sizes, `vit_64x4_p2` (width x depth) for others, the weights' name with model=auto, and
+    the class's for other models.
     """
     if "model_name" in model:
         return str(model.model_name).replace("/", "_")

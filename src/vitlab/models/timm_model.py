@@ -1,4 +1,4 @@
-"""timm's models as baselines: the same data, training and evaluation, another network."""
+"""timm's models as baselines, with the same data, training and evaluation."""
 
 from typing import Any
 

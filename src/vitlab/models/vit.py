@@ -2,8 +2,8 @@
 
 "An Image is Worth 16x16 Words", Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929 (sections and
 equations in brackets). Submodules and parameters have timm's names, so `load_state_dict` of timm's weights is
-strict. The file follows the data: patches, attention, MLP, block, model. Siblings hold what the lesson doesn't
-need: `attention` (kernels), `layers` (activations, dropout), `positions`, `init`, `vit_validation`.
+strict. The file follows the data: patches, attention, MLP, block, model. Details are in the siblings `attention`
+(kernels), `layers` (activations, dropout), `positions`, `init` and `vit_validation`.
 
 Shapes in the comments:
     B images in the batch       C channels      D width of a token      h heads     d width of a head, D / h
@@ -239,7 +239,7 @@ class VisionTransformer(nn.Module):
             Block(dim=dim, norm=norm, attn=attention(), mlp=mlp(), layer_scale=layer_scale, drop_path=rate)
             for rate in (drop_path * index / max(depth - 1, 1) for index in range(depth))
         ]
-        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))  # which forgets the type of what it holds
+        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))  # which loses the type of its elements
         norm_pooled = pool == "avg" if fc_norm is None else fc_norm
         self.norm = nn.Identity() if norm_pooled else norm(dim)
         self.fc_norm = norm(dim) if norm_pooled else nn.Identity()

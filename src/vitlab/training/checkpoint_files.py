@@ -1,4 +1,4 @@
-"""Checkpoint files: written atomically, hardlinked, and the newest intact one of a folder."""
+"""Checkpoint files: atomic writes, hardlinks, and the newest intact file of a folder."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ORDER = ("last.ckpt", "previous.ckpt")  # of equally new files, the first is tak
 
 
 class AtomicFiles(TorchCheckpointIO):
-    """Checkpoint files that a kill at any moment leaves intact. The former `last.ckpt` becomes `previous.ckpt`."""
+    """Write checkpoints that a kill at any moment leaves intact, and rename `last.ckpt` to `previous.ckpt`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Raises `OSError` with the file's name and the free disk space if it can't be written."""
@@ -26,21 +26,16 @@ class AtomicFiles(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
                 fsync(temporary)
                 if file.name == ORDER[0] and file.exists():
-                    hardlink(file, ORDER[1])  # only now: until the new one is complete, the two before are kept
+                    hardlink(file, ORDER[1])  # after the new one is complete
             fsync(file.parent)
         except (OSError, RuntimeError) as error:  # RuntimeError is torch's for a full disk
             free = shutil.disk_usage(file.parent).free / 2**20
-            raise OSError(
-                f"{file} can't be written ({error}); {free:,.0f} MiB are free there. The previous checkpoint is "
-                f"intact: make room, and resume with resume=auto"
-            ) from error
+            remedy = "The previous checkpoint is intact: make room, and resume with resume=auto"
+            raise OSError(f"{file} can't be written ({error}); {free:,.0f} MiB are free there. {remedy}") from error
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest intact checkpoint in a folder, by steps trained; and the problems of newer ones.
-
-    Damaged files whose step can't be read count as newer.
-    """
+    """The newest intact checkpoint in a folder, by its steps, and the problems of newer ones or those without steps."""
     files = [file for file in folder.glob("*.ckpt") if not file.name.startswith(".")]
     damaged = {file: problem for file in files if file.name == ORDER[0] and (problem := corruption(file))}
     steps: dict[Path, int] = {}
@@ -49,7 +44,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
             steps[file] = int(load_checkpoint(file)["global_step"])
         except (PermissionError, MemoryError):
             raise
-        except Exception as error:  # the record of steps itself is broken
+        except Exception as error:  # damage raises any error
             damaged.setdefault(file, f"{type(error).__name__}: {error}")
 
     def rank(file: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The log of a training: rows of numbers, a line of text for each epoch, the progress bar. Epochs count from 1."""
+"""The log of a training: rows of numbers, a line per epoch, and the progress bar. Epochs count from 1."""
 
 import logging
 from typing import Any
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar with epochs that count from 1, as everywhere else."""
+    """Lightning's progress bar with epochs that count from 1."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         epochs = f"/{self.trainer.max_epochs}" if (self.trainer.max_epochs or -1) > 0 else ""
@@ -30,22 +30,21 @@ class ProgressBar(RichProgressBar):
 
 
 class Monitor(Callback):
-    """Logs a row every `trainer.log_every_n_steps` steps and at an epoch's end, and a line of text each epoch.
+    """Log a row every `trainer.log_every_n_steps` steps and at an epoch's end, and a line of text each epoch.
 
-    The row: the epoch, from 1; mean loss over the images since the last row (of all ranks), the step's learning rates
+    A row has the epoch, the mean loss over the images since the last row (of all ranks), the learning rates
     (`vitlab.training.optimizer.logged_rates`), gradient norm before clipping, images seen, speed, MFU and data wait
-    (`vitlab.training.throughput`). Nothing here waits for the device between rows (`vitlab.training.nonfinite` does,
-    once a step). No row spans two epochs. A checkpoint holds the open row's sums of each rank, and the number of rows
-    written, so a resumed run writes the rows of an uninterrupted one.
+    (`vitlab.training.throughput`). Nothing here waits for the device between rows. No row spans two epochs. A
+    checkpoint holds the open row's sums of each rank, so a resumed run writes the rows of an uninterrupted one.
     """
 
     def __init__(self) -> None:
         self.images = 0  # seen by the optimizer, over all ranks
         self.meter = ThroughputMeter()
-        self._window_images, self._untimed = 0, 0  # since the last row; those of them before the run was resumed
+        self._window_images, self._untimed = 0, 0  # since the last row; before a resume
         self._last_loss, self._done = float("nan"), 0
         self._rates: dict[str, float] = {}
-        self._step, self._rows = 0, 0  # of metrics.csv, when the checkpoint was saved
+        self._step, self._rows = 0, 0  # of metrics.csv, in the checkpoint
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Classifier)
@@ -65,7 +64,7 @@ class Monitor(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Classifier)
         if trainer.state.fn != TrainerFn.FITTING:
-            return  # the best checkpoint is tested: its state is older
+            return  # the best checkpoint, for the test
         state = checkpoint["monitor"]
         self.images, self._window_images = state["images"], state["window_images"]
         self._untimed = self._window_images
@@ -74,7 +73,7 @@ class Monitor(Callback):
         self._rates, pl_module.gradient_norm = state["rates"], state["gradient_norm"]
         if len(losses) == trainer.world_size:
             restore_metric(pl_module.train_loss, losses[trainer.global_rank])
-        elif trainer.global_rank == 0:  # on another number of devices: one of them takes all
+        elif trainer.global_rank == 0:  # on another number of ranks, one takes all
             restore_metric(pl_module.train_loss, {k: sum(part[k] for part in losses) for k in losses[0]})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -83,7 +82,7 @@ class Monitor(Callback):
             self.meter.prepare(trainer, pl_module.network)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # not in on_train_start, which a run that was killed after its last step doesn't reach
+        # not in on_train_start: a run killed after its last step never reaches it
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.rewind(self._step, self._rows)
@@ -93,9 +92,6 @@ class Monitor(Callback):
         self._done = trainer.global_step
         self.meter.attach(trainer)
         self.meter.open_row(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.meter.detach()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.meter.waiting.stop()
@@ -161,7 +157,7 @@ class Monitor(Callback):
 
 
 def restore_metric(metric: Metric, state: dict[str, Any]) -> None:
-    """Give a metric the sums that a checkpoint holds."""
+    """Set a metric's sums to those of a checkpoint."""
     for name, value in state.items():
         getattr(metric, name).copy_(value)
-    metric._update_count = 1  # or it would warn that nothing was added to it
+    metric._update_count = 1  # prevents a warning about missing updates

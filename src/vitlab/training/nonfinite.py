@@ -1,11 +1,10 @@
 """Stop or skip a step whose loss or gradient isn't finite, and capture it for `src/replay.py`.
 
-captures/step-000012/    the step that would have been the twelfth
+captures/step-000012/    the twelfth step
   info.json              epoch and step (from 1), losses, gradient norm, learning rates, precision, versions
-  config.yaml            the run's
+  config.yaml            of the run
   weights.pt             the network's unsharded state before the step
-  rank0/parts.pt         the micro-batches of a process: images as the network saw them, targets, and the random state
-                         before each forward pass; rank1/ ... of further processes
+  rank0/parts.pt         a rank's micro-batches: the network's inputs, targets, and the random state before each
 """
 
 import importlib.metadata
@@ -41,11 +40,11 @@ log = logging.getLogger(__name__)
 
 
 class NonFiniteError(FloatingPointError):
-    """A step's loss or gradient is infinite or not a number, and no more such steps may be skipped."""
+    """A loss or gradient is infinite or NaN, and no more steps may be skipped."""
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch as the network saw it, the random state before its forward pass, and its loss (unscaled)."""
+    """A micro-batch after augmentation, the random state before its forward pass, and its loss (unscaled)."""
 
     batch: TrainBatch
     random: dict[str, Any]
@@ -53,7 +52,10 @@ class MicroBatch(NamedTuple):
 
 
 class NonFinite(Callback):
-    """Checks each step's losses and gradient norm before the optimizer's update.
+    """Check each step's losses and gradient norm before the optimizer's update, with one wait for the device.
+
+    A gradient scaler (16-mixed) skips nonfinite gradients on its own and halves its scale. They count here only once
+    the scale is below 1, when scaling is no longer the cause; losses always count.
 
     Args:
         on_nonfinite: `stop` ends the run with a `NonFiniteError`; `skip` skips the step: weights, moments and decay
@@ -61,11 +63,6 @@ class NonFinite(Callback):
         max_skipped_steps: Steps of a run that may be skipped; the next one ends it.
         max_captures: Skipped steps that are captured; the one that ends the run always is.
         dirpath: The folder of the captures.
-
-    All ranks decide alike. It costs one wait for the device a step, its only one, and one tiny sum over the ranks.
-
-    A gradient scaler (16-mixed) skips gradients that aren't finite itself, and halves its scale. They count here only
-    once the scale is below 1, when scaling is no longer the cause; losses always count.
     """
 
     @check_bounds
@@ -81,7 +78,7 @@ class NonFinite(Callback):
         self.max_skipped_steps, self.max_captures = max_skipped_steps, max_captures
         self.skipped = 0
         self._logged = 0
-        self._given: list[tuple[TrainBatch, dict[str, Any]]] = []  # of the current step: references
+        self._batches: list[tuple[TrainBatch, dict[str, Any]]] = []  # of the current step
         self._losses: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,15 +90,15 @@ class NonFinite(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         pl_module.before_step = self.before_step
-        self._given, self._losses = [], []
+        self._batches, self._losses = [], []
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Classifier)
         pl_module.before_step = None
-        self._given, self._losses = [], []
+        self._batches, self._losses = [], []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: TrainBatch, *_: Any) -> None:
-        self._given.append((batch, random_state(trainer.strategy.root_device)))
+        self._batches.append((batch, random_state(trainer.strategy.root_device)))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._losses.append(loss.detach())
@@ -113,9 +110,9 @@ class NonFinite(Callback):
                 logger.log_metrics({"train/skipped_steps": self.skipped}, step=trainer.global_step)
 
     def before_step(self, module: Classifier, optimizer: Optimizer, norm: Tensor) -> None:
-        """Called with all of a step's gradients. Drops them to skip the step; raises to stop the run."""
+        """Check all gradients of a step; drop them to skip the step, raise to stop the run."""
         trainer, losses = module.trainer, torch.stack([loss.float() for loss in self._losses])
-        given, self._given, self._losses = self._given, [], []
+        batches, self._batches, self._losses = self._batches, [], []
         flags = torch.stack([~losses.isfinite().all(), ~norm.isfinite()]).float()
         if trainer.world_size > 1:
             flags = trainer.strategy.reduce(flags, reduce_op="sum")
@@ -124,60 +121,49 @@ class NonFinite(Callback):
         scale = 1.0 if scaler is None else scaler.get_scale() if bad_loss or bad_norm else 1.0
         if not bad_loss and (not bad_norm or (scaler is not None and scale >= 1)):
             return
-
-        parts = [MicroBatch(*both, loss) for both, loss in zip(given, losses / scale, strict=True)]
+        parts = [MicroBatch(*both, loss) for both, loss in zip(batches, losses / scale, strict=True)]
         stops = self.on_nonfinite == "stop" or self.skipped >= self.max_skipped_steps
         info = capture_info(module, optimizer, parts, norm=norm, scale=scale)
-        where = ""
-        if stops or self.skipped < self.max_captures:
-            where = self._capture(module, parts, info)
+        where = self._capture(module, parts, info) if stops or self.skipped < self.max_captures else ""
         rates = ", ".join(f"{value:.3g}" for value in dict.fromkeys(info["learning_rates"].values()))
-        what = f"step {info['step']} (epoch {info['epoch']}): loss {step_loss(info['losses'])}, "
+        loss = sum(float(loss) for of_rank in info["losses"] for loss in of_rank) / len(info["losses"])
+        what = f"step {info['step']} (epoch {info['epoch']}): loss {loss:.5g}, "
         what += f"gradient norm {info['gradient_norm']}, learning rate {rates}"
         if stops:
-            trainer.strategy.barrier("capture")  # none may end the job while another still writes
-            remedy = "callbacks.nonfinite.on_nonfinite=skip would skip such steps"
+            trainer.strategy.barrier("capture")  # no rank may end the job while another writes
+            remedy = "set callbacks.nonfinite.on_nonfinite=skip to skip such steps"
             if self.on_nonfinite == "skip":
                 limit = f"callbacks.nonfinite.max_skipped_steps={self.max_skipped_steps}"
-                remedy = f"{self.skipped} steps were skipped before, {limit}"
+                remedy = f"{self.skipped} steps were skipped before; raise {limit} to skip more"
             raise NonFiniteError(f"{what}; {remedy}{where}")
         self.skipped += 1
         log.warning("%s; skipped, %d of at most %d%s", what, self.skipped, self.max_skipped_steps, where)
-        # a fused optimizer undoes the scale itself
+        # an optimizer skips parameters without a gradient; a fused one needs gradients, and the scaler skips its step
         fused = scaler is not None and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-        zero_gradients(module, handled_by_scaler=fused)
+        for parameter in module.parameters():
+            if not fused:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.fill_(math.nan)
 
     def _capture(self, module: Classifier, parts: list[MicroBatch], info: Node) -> str:
-        """Write a capture and return a sentence with its path, or with the reason why it can't be written."""
+        """Write a capture; a sentence with the command that replays it, or with the reason why it can't be written."""
         folder = self.folder / f"step-{info['step']:06}"
         try:
             write_capture(folder, module, parts, info)
         except WRITE_ERRORS as error:
             return f". It could not be captured in {folder}: {error}"
-        wrong = [rank for rank, losses in enumerate(info["losses"]) if not is_finite(losses)]
-        rank = f" rank={wrong[0]}" if wrong and wrong[0] else ""
+        wrong = next((rank for rank, losses in enumerate(info["losses"]) if not is_finite(losses)), 0)
+        rank = f" rank={wrong}" if wrong else ""
         path = folder.absolute()
         value = str(path) if re.fullmatch(r"[\w/.-]+", str(path)) else overrides.hydra_quote(path)
         return f". Captured; see why: {paths.COMMAND.format('replay')} {shlex.quote(f'capture={value}')}{rank}"
 
 
-def zero_gradients(module: Classifier, *, handled_by_scaler: bool) -> None:
-    """Make the optimizer's next step change nothing.
-
-    Every optimizer skips parameters without a gradient, with their moments and decay. Only a fused one under a gradient
-    scaler needs gradients; the scaler skips its step if they aren't finite.
-    """
-    for parameter in module.parameters():
-        if not handled_by_scaler:
-            parameter.grad = None
-        elif parameter.grad is not None:
-            parameter.grad.fill_(math.nan)
-
-
 def capture_info(
     module: Classifier, optimizer: Optimizer, parts: Sequence[MicroBatch], *, norm: Tensor, scale: float
 ) -> Node:
-    """The content of `info.json`. Every rank calls it: the losses of all are gathered."""
+    """The content of `info.json`, with the losses of all ranks; collective."""
     trainer = module.trainer
     mine = torch.stack([part.loss for part in parts])
     every = module.all_gather(mine) if trainer.world_size > 1 else mine[None]
@@ -202,7 +188,7 @@ def capture_info(
 
 
 def write_capture(folder: Path, module: Classifier, parts: Sequence[MicroBatch], info: Node) -> None:
-    """Write a step's capture, every rank its part; the folder gets its name once it is complete."""
+    """Write a step's capture; collective. The folder gets its name once it is complete."""
     trainer, unfinished = module.trainer, folder.with_name(f".{folder.name}")
     if trainer.is_global_zero:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -219,7 +205,10 @@ def write_capture(folder: Path, module: Classifier, parts: Sequence[MicroBatch],
         torch.save(content, mine / PARTS)
     except WRITE_ERRORS as error:
         failure = error  # raised below: the other ranks wait for this one
-    weights = {k: full_tensor(v) for k, v in module.network.state_dict().items()}
+    weights = {  # collective: sharded tensors are gathered
+        k: (v.full_tensor() if isinstance(v, DTensor) else v).detach().cpu()
+        for k, v in module.network.state_dict().items()
+    }
     try:
         if trainer.is_global_zero and failure is None:
             torch.save(weights, unfinished / WEIGHTS)
@@ -232,19 +221,12 @@ def write_capture(folder: Path, module: Classifier, parts: Sequence[MicroBatch],
     if failure is not None:
         raise failure
     if trainer.is_global_zero:
-        shutil.rmtree(folder, ignore_errors=True)  # of the same step, before the run was resumed
+        shutil.rmtree(folder, ignore_errors=True)  # of the same step before a resume
         unfinished.rename(folder)
 
 
-def full_tensor(value: Tensor) -> Tensor:
-    """A state's tensor on the CPU, collected from all ranks if it is sharded: every rank calls it."""
-    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
-
-
 def read_info(folder: Path) -> Node:
-    """A capture's `info.json`."""
-    info = json.loads((folder / INFO).read_text())
-    assert isinstance(info, dict)
+    info: Node = json.loads((folder / INFO).read_text())
     return info
 
 
@@ -255,7 +237,6 @@ def read_parts(folder: Path, rank: int) -> list[MicroBatch]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The network's state before the step, on the CPU."""
     weights: dict[str, Tensor] = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
     return weights
 
@@ -267,9 +248,3 @@ def json_number(value: float) -> float | str:
 
 def is_finite(losses: Sequence[float | str]) -> bool:
     return not any(isinstance(loss, str) for loss in losses)
-
-
-def step_loss(losses: Sequence[Sequence[float | str]]) -> str:
-    """A step's loss: the sum of its micro-batches', averaged over ranks as the gradient is."""
-    flat = [float(loss) for of_rank in losses for loss in of_rank]
-    return f"{sum(flat) / len(losses):.5g}"

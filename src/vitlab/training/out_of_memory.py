@@ -1,8 +1,7 @@
 """Explain an out-of-memory error: the largest micro-batch that fits.
 
-`batch_size` is global, and the gradient of a step doesn't depend on how its images are divided into micro-batches
-(`vitlab.data.sampler`, `Classifier.training_step`). So `trainer.accumulate_grad_batches` trades memory for time. Random
-draws (augmentation, dropout, Mixup's partners) are made per micro-batch: other values, from the same distributions.
+The gradient of a step doesn't depend on its division into micro-batches (`Classifier.training_step`), so
+`trainer.accumulate_grad_batches` trades memory for time. Random draws are made per micro-batch.
 """
 
 import gc
@@ -26,16 +25,16 @@ log = logging.getLogger(__name__)
 
 
 class OutOfMemory(RuntimeError):
-    """Memory is used up; the message names what would fit."""
+    """Memory is used up; the message names settings that fit."""
 
 
 @contextmanager
 def explain_out_of_memory(
     trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int
 ) -> Iterator[None]:
-    """Raise `OutOfMemory`, which names what fits, for an out-of-memory error of the training in the block.
+    """Raise `OutOfMemory`, with settings that fit, for an out-of-memory error in the block.
 
-    The module can't be trained afterwards: the search for what fits takes it apart.
+    The module can't be trained afterwards: the search modifies it.
     """
     try:
         yield
@@ -46,46 +45,38 @@ def explain_out_of_memory(
         in_evaluation = any(frame.filename.endswith("evaluation_loop.py") for frame in frames)
         release_memory(error)
         if trainer.strategy.root_device.type != "cpu" and not is_device_memory(error):
-            reason = (
-                "the machine's memory, not the device's, is used up; lower data.num_workers, or run fewer jobs on it"
-            )
+            reason = "the host's memory, not the device's, is used up; lower data.num_workers, or run fewer jobs"
         elif in_evaluation:
             each = math.ceil(datamodule.eval_batch_size / trainer.world_size)
-            reason = (
-                f"{each} images on each device at once are too many to evaluate; "
-                f"set data.eval_batch_size={max(1, each // 2) * trainer.world_size}, or less"
-            )
+            remedy = f"set data.eval_batch_size={max(1, each // 2) * trainer.world_size}, or less"
+            reason = f"{each} images on each device at once are too many to evaluate; {remedy}"
         else:
             reason = explain_training(trainer, module, datamodule, batch_size=batch_size)
         raise OutOfMemory(f"out of memory: {reason}") from error
 
 
 def explain_training(trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int) -> str:
-    """Why a step's micro-batch is too large, and which one fits."""
+    """The size of the micro-batch that is too large, and of one that fits."""
     accumulate, ranks = trainer.accumulate_grad_batches, trainer.world_size
     fitting = fitting_accumulation(trainer, module, datamodule, batch_size=batch_size)
     at_once = f"{math.ceil(batch_size / (ranks * accumulate))} images on each device at once are too many"
     if fitting is None:
         return f"{at_once}; raise trainer.accumulate_grad_batches above {accumulate}, or lower batch_size"
     if fitting == 0:
-        return (
-            f"not even one image on {trainer.strategy.root_device} at once fits; take a smaller model or image_size, "
-            "trainer.precision=bf16-mixed, or trainer=fsdp on more devices"
-        )
+        remedy = "take a smaller model or image_size, trainer.precision=bf16-mixed, or trainer=fsdp on more devices"
+        return f"not even one image on {trainer.strategy.root_device} at once fits; {remedy}"
     fits = math.ceil(batch_size / (ranks * fitting))
-    return (
-        f"{at_once}; {fits} fit: add trainer.accumulate_grad_batches={fitting} (same batch_size={batch_size}, same "
-        f"training), or lower batch_size to {fits * ranks * accumulate}"
-    )
+    remedy = f"add trainer.accumulate_grad_batches={fitting} (same batch_size={batch_size}, same training)"
+    return f"{at_once}; {fits} fit: {remedy}, or lower batch_size to {fits * ranks * accumulate}"
 
 
 def is_device_memory(error: BaseException) -> bool:
-    """Whether an out-of-memory error is about an accelerator's memory."""
+    """Whether an out-of-memory error concerns an accelerator's memory."""
     return not isinstance(error, MemoryError) and not any(words in str(error) for words in HOST_OUT_OF_MEMORY)
 
 
 def release_memory(error: BaseException | None) -> None:
-    """Release the graph and tensors that the frames of an error, and of its causes, hold."""
+    """Release the tensors in the frames of an error and of its causes."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -106,12 +97,9 @@ def accumulation_candidates(batch_size: int, world_size: int, accumulate: int) -
 def fitting_accumulation(
     trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int
 ) -> int | None:
-    """The first number of micro-batches that fits: 0 if none does, None if it can't be tried.
-
-    A try trains as `fit` does, on the bare network, without other processes.
-    """
+    """The first number of micro-batches that fits: 0 if none does, None if it can't be tried."""
     if module.make_optimizer is None or any(isinstance(p, DTensor) for p in module.parameters()):
-        return None  # a sharded network can't be run by one process
+        return None  # one process can't run a sharded network
     trainer.strategy.optimizers = []
     detach_hooks(module)
     for accumulate in accumulation_candidates(batch_size, trainer.world_size, trainer.accumulate_grad_batches):
@@ -121,7 +109,7 @@ def fitting_accumulation(
             return accumulate
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
-                log.warning("the micro-batch that fits can't be found: %s", error)
+                log.warning("no search for a micro-batch that fits: %s", error)
                 return None
             release_memory(error)
         finally:
@@ -131,7 +119,7 @@ def fitting_accumulation(
 
 
 def detach_hooks(module: nn.Module) -> None:
-    """Replace parameters by new ones on the same storage, without DDP's hooks, which wait for other processes."""
+    """Replace parameters by new ones on the same storage, without DDP's hooks, which wait for other ranks."""
     new: dict[int, nn.Parameter] = {}
     for inner in module.modules():
         vars(inner).pop("_compiled_call_impl", None)  # eager needs as much memory or more
@@ -142,31 +130,28 @@ def detach_hooks(module: nn.Module) -> None:
 
 
 def dry_run(trainer: Trainer, module: Classifier, datamodule: DataModule, part: int) -> None:
-    """Take two optimizer steps: one creates the optimizer's state, the other accumulates two parts of `part` images.
+    """Take an optimizer step, which creates its state, and one that accumulates two parts of `part` images.
 
-    Allocates DDP's buffers of gradients as well. Raises what training would raise.
+    Allocates DDP's buffers of gradients as well. Raises the errors of training.
     """
     device = trainer.strategy.root_device
     module.to(device).train()
     parameters = [p for p in module.parameters() if p.requires_grad]
     buffers = [torch.empty_like(p) for p in parameters] if trainer.world_size > 1 else []
     optimizer = module.build_optimizer()
+    stored = datamodule._splits["train"].images
+    shape = (datamodule.channels, *datamodule.image_size) if stored is None else stored.shape[1:]
     for images in (1, part, part):
-        batch = datamodule.on_after_batch_transfer(blank_batch(datamodule, images, device), 0)
+        black = torch.zeros(images, *shape, dtype=torch.uint8, device=device)
+        targets = torch.zeros(images, dtype=torch.int64, device=device)
+        loaded = TrainBatch(black, targets, images, *datamodule.position())
+        batch = datamodule.on_after_batch_transfer(loaded, 0)
         with trainer.precision_plugin.train_step_context():
             loss = module.training_step(batch, 0)
         loss.backward()  # type: ignore[no-untyped-call]
-        del loss, batch
+        del loss, batch, loaded, black
         if images == 1 and not optimizer.state:
             optimizer.step()
             optimizer.zero_grad()
     optimizer.step()
     del buffers
-
-
-def blank_batch(datamodule: DataModule, images: int, device: torch.device) -> TrainBatch:
-    """A micro-batch of black images, as the loader returns it."""
-    stored = datamodule._splits["train"].images
-    shape = (datamodule.channels, *datamodule.image_size) if stored is None else stored.shape[1:]
-    black = torch.zeros(images, *shape, dtype=torch.uint8, device=device)
-    return TrainBatch(black, torch.zeros(images, dtype=torch.int64, device=device), images, *datamodule.position())

@@ -8,11 +8,8 @@ import torch
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """All that this process draws from, as plain data. Nothing waits for the device.
-
-    Data-loading workers need none: what they draw depends on (seed, epoch, index) alone.
-    """
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (the state that other people's code draws from)
+    """The random state of this process as plain data; data workers draw by (seed, epoch, index) alone."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (used by other libraries)
     states = {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
@@ -24,7 +21,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(states: dict[str, Any], device: torch.device) -> None:
-    """Set what this process draws from. A device of another type than the saved one keeps its state."""
+    """Restore the random state of this process; that of a device only for the same type."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = states["numpy"]

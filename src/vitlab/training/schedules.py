@@ -1,4 +1,4 @@
-"""Learning rates as functions of the optimizer step. torch is imported late: the check before the start needs none."""
+"""Learning rates as functions of the optimizer step. torch is imported late: preflight needs none."""
 
 import math
 from collections.abc import Callable
@@ -13,16 +13,13 @@ if TYPE_CHECKING:
 ScheduleFactory = Callable[..., "LambdaLR"]
 
 
-def build_scheduler(optimizer: "Optimizer", multiplier: Callable[[int], float]) -> "LambdaLR":
-    """A scheduler by which each step's rate is the optimizer's own times `multiplier(step)`."""
+def build_scheduler(
+    optimizer: "Optimizer", warmup_steps: int, decay: Callable[[int], float] = lambda step: 1.0
+) -> "LambdaLR":
+    """Multiply each rate by `decay(step)` and a linear warm-up to 1, whose first step is not 0."""
     from torch.optim.lr_scheduler import LambdaLR
 
-    return LambdaLR(optimizer, multiplier)
-
-
-def warmup_factor(step: int, warmup_steps: int) -> float:
-    """A straight line to 1 at step `warmup_steps`; the first step's rate is not 0."""
-    return min(1.0, (step + 1) / max(1, warmup_steps))
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup_steps)) * decay(step))
 
 
 def decay_progress(step: int, total_steps: int, warmup_steps: int) -> float:
@@ -33,12 +30,9 @@ def decay_progress(step: int, total_steps: int, warmup_steps: int) -> float:
 def check_steps(total_steps: float, warmup_steps: int, cooldown_steps: int = 0) -> None:
     """Raise `ValueError` if warm-up and cool-down leave no step between them."""
     if warmup_steps + cooldown_steps >= total_steps:
-        cooldown = f" and schedule.cooldown_steps={cooldown_steps}" if cooldown_steps else ""
-        leave = "leave" if cooldown else "leaves"
-        raise ValueError(
-            f"schedule.warmup_steps={warmup_steps}{cooldown} {leave} nothing of the {total_steps} steps of training; "
-            "lower them, or raise trainer.max_epochs or trainer.max_steps"
-        )
+        cooldown = f" and schedule.cooldown_steps={cooldown_steps} leave" if cooldown_steps else " leaves"
+        problem = f"schedule.warmup_steps={warmup_steps}{cooldown} nothing of the {total_steps} steps of training"
+        raise ValueError(f"{problem}; lower them, or raise trainer.max_epochs or trainer.max_steps")
 
 
 @check_bounds
@@ -55,11 +49,11 @@ def warmup_cosine(
     """
     check_steps(total_steps, warmup_steps)
 
-    def multiplier(step: int) -> float:
+    def decay(step: int) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * decay_progress(step, total_steps, warmup_steps)))
-        return warmup_factor(step, warmup_steps) * (final_fraction + (1 - final_fraction) * cosine)
+        return final_fraction + (1 - final_fraction) * cosine
 
-    return build_scheduler(optimizer, multiplier)
+    return build_scheduler(optimizer, warmup_steps, decay)
 
 
 @check_bounds
@@ -76,11 +70,10 @@ def warmup_linear(
     """
     check_steps(total_steps, warmup_steps)
 
-    def multiplier(step: int) -> float:
-        left = 1 - decay_progress(step, total_steps, warmup_steps)
-        return warmup_factor(step, warmup_steps) * (final_fraction + (1 - final_fraction) * left)
+    def decay(step: int) -> float:
+        return final_fraction + (1 - final_fraction) * (1 - decay_progress(step, total_steps, warmup_steps))
 
-    return build_scheduler(optimizer, multiplier)
+    return build_scheduler(optimizer, warmup_steps, decay)
 
 
 @check_bounds
@@ -106,12 +99,12 @@ def reciprocal_sqrt(
     """
     check_steps(total_steps, warmup_steps, cooldown_steps)
 
-    def multiplier(step: int) -> float:
+    def decay(step: int) -> float:
         after = max(0, step - warmup_steps)
         cooldown = min(1.0, (total_steps - step) / cooldown_steps) if cooldown_steps else 1.0
-        return warmup_factor(step, warmup_steps) * math.sqrt(timescale / (timescale + after)) * cooldown
+        return math.sqrt(timescale / (timescale + after)) * cooldown
 
-    return build_scheduler(optimizer, multiplier)
+    return build_scheduler(optimizer, warmup_steps, decay)
 
 
 @check_bounds
@@ -124,4 +117,4 @@ def constant(optimizer: "Optimizer", total_steps: int, *, warmup_steps: NonNegat
         warmup_steps: Optimizer steps of the linear warm-up.
     """
     check_steps(total_steps, warmup_steps)
-    return build_scheduler(optimizer, lambda step: warmup_factor(step, warmup_steps))
+    return build_scheduler(optimizer, warmup_steps)

@@ -1,18 +1,18 @@
-"""The speed of a training and its data wait, from row to row of the log, without waiting for the device in between.
+"""Speed and data wait of a training from row to row of the log, without waiting for the device in between.
 
     row ------------------------------- steps ------------------------------- row
          fetch  move, vary | forward, backward, step   fetch  move, vary | ...
          `---- waiting ----'                           `---- waiting ----'
 
-A row ends with reading the loss, which waits for the device anyway: so the time from row to row is right on a GPU too.
-A GPU's own clock measures its data wait, by events before and after each fetch: a fetch during which it still computes
-costs nothing. (Lightning's ThroughputMonitor synchronizes with the device after each batch.)
+A row ends with reading the loss, which waits for the device anyway, so the time from row to row is exact on a GPU too.
+Its data wait is measured by CUDA events before and after each fetch: a fetch during which it computes costs nothing.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -28,7 +28,7 @@ TIMED = (SPEED, UTILIZATION, WAIT)  # differ from run to run
 
 
 class WaitTimer:
-    """Seconds from each `start` to its `stop`: of a GPU's stream, or of this process."""
+    """Seconds from each `start` to its `stop`, of a GPU's stream or of this process."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -50,7 +50,7 @@ class WaitTimer:
         self._since = 0.0
 
     def take(self) -> float:
-        """Their sum since the last call. Waits for a GPU that isn't there yet."""
+        """The sum since the last call. Waits for the GPU's last event."""
         if self._events:
             self._events[-1][1].synchronize()
             self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
@@ -67,16 +67,13 @@ class WaitTimer:
 class ThroughputMeter:
     """`train/images_per_second`, `train/mfu` and `train/data_wait` of each row, and their medians.
 
-    images_per_second   of all devices, without validation and saving checkpoints
-    mfu                 model FLOPs of those images, as a share of the devices' peak (`vitlab.models.flops`): the
-                        datasheet's, or for a CPU a matrix product that is timed when the first row is written
-    data_wait           share of the time without a batch to compute on: reading, decoding, moving and augmentation in
-                        the loop; of the rank that waits most, as the others wait for it
+    images_per_second   of all devices, without validation and checkpoints
+    mfu                 model FLOPs of those images, as a share of the devices' peak (`vitlab.models.flops`)
+    data_wait           share of the time without a batch to compute on (reading, decoding, moving, augmentation), of
+                        the slowest rank, for which the others wait
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0  # of training steps, over all rows
-        self.images = 0  # seen in them
         self.rows: list[dict[str, float]] = []
         self.flops: int | None = None  # of an image
         self.waiting = WaitTimer(torch.device("cpu"))  # Monitor stops it when a batch is ready on the device
@@ -84,10 +81,9 @@ class ThroughputMeter:
         self._peak: float | None = None
         self._measured = False  # `flops` and `_peak`
         self._since, self._saving = 0.0, 0.0
-        self._detach: Callable[[], None] = lambda: None
 
     def prepare(self, trainer: Trainer, network: nn.Module) -> None:
-        """Count the FLOPs of a network before it is sharded, which would make that impossible."""
+        """Count the FLOPs of a network before it is sharded; afterwards that is impossible."""
         if isinstance(trainer.strategy, ModelParallelStrategy):
             self._measure(trainer, network)
 
@@ -102,29 +98,20 @@ class ThroughputMeter:
             self.waiting.start()
 
         loop._on_before_fetch = before_fetch  # type: ignore[method-assign]
-        self._detach = lambda: setattr(loop, "_on_before_fetch", original)
-
-    def detach(self) -> None:
-        self._detach()
-        self._detach = lambda: None
 
     def open_row(self, trainer: Trainer) -> None:
-        """Start a row's time now: since the last row, there was a validation."""
+        """Start a row's time after a validation."""
         self.waiting.take()
         self._saving, self._since = checkpoint_seconds(trainer), time.perf_counter()
 
     def close_row(self, trainer: Trainer, module: LightningModule, images: int) -> dict[str, float]:
-        """The row's numbers. Every rank calls it, after waiting for the device; `images`: of all ranks."""
+        """The row's numbers; collective, after waiting for the device. `images`: of all ranks."""
         now, saved = time.perf_counter(), checkpoint_seconds(trainer)
         seconds, waited = now - self._since - (saved - self._saving), self.waiting.take()
         row: dict[str, float] = {}
         if images and seconds > 0:
-            self.seconds += seconds
-            self.images += images
             if not self._measured:
-                network = module.network
-                assert isinstance(network, nn.Module)
-                self._measure(trainer, network)
+                self._measure(trainer, cast(nn.Module, module.network))
                 now = time.perf_counter()
             row[SPEED] = images / seconds
             if self.flops and self._peak:
@@ -136,24 +123,24 @@ class ThroughputMeter:
         return row
 
     def medians(self) -> dict[str, float]:
-        """Medians of this process's rows except the first, which includes the warm-up; names without `train/`."""
+        """Medians of the rows after the first, which includes the warm-up; names without `train/`."""
         return {name.removeprefix("train/"): value for name, value in row_medians(self.rows[1:] or self.rows).items()}
 
     def summary(self) -> list[str]:
-        """Speed, MFU and data wait: medians of the rows since the last call, or the last row's if there are none."""
+        """Speed, MFU and data wait: medians of the rows since the last call, or the last row."""
         row = row_medians(self.rows[max(self._summarized, 1) :] or self.rows[-1:])  # not the first, as in `medians`
         self._summarized = len(self.rows)
         shares = [(name, row[key]) for name, key in (("MFU", UTILIZATION), ("data wait", WAIT)) if key in row]
         return [f"{row[SPEED]:,.0f} images/s", *(f"{name} {share:.0%}" for name, share in shares)] if row else []
 
     def _measure(self, trainer: Trainer, network: nn.Module) -> None:
-        """Find the FLOPs of an image and the peak of the device."""
+        """Set the FLOPs of an image and the peak of the device."""
         self._measured = True
         data = getattr(trainer, "datamodule", None)
         try:
             if self.flops is None:
                 self.flops = flops.training_flops(network, (data.channels, *data.image_size))  # type: ignore[union-attr]
-        except Exception as error:  # any network's: it may need values to run
+        except Exception as error:  # a network may need values to run
             log.info("no train/mfu: FLOPs can't be counted (%s: %s)", type(error).__name__, error)
             return
         self._peak = flops.peak_flops(trainer.strategy.root_device, str(trainer.precision))

@@ -1,8 +1,7 @@
-"""What weights decide in a configuration: with `model=auto` the model, its image size, and how images are prepared.
+"""Fill a configuration from its weights: with `model=auto` the model and its image size, and always the preprocessing.
 
-A composed configuration says `model.weights=SOURCE`. `completed` puts the source beside the other settings of the
-group `weights`, so that `model` describes a network and no more, and fills in what was left to the weights. What a run
-records is thus whole: it is evaluated, and gone on with, without its initial weights.
+The source moves from `model.weights` to the group `weights`, so that `model` describes a network alone. The recorded
+configuration is complete: a run is evaluated and resumed without its initial weights.
 """
 
 from pathlib import Path
@@ -10,18 +9,15 @@ from typing import Any
 
 from vitlab.config.schema import Node
 from vitlab.config.signatures import defaults
-from vitlab.runs.folder import read_config
+from vitlab.runs.folder import find_run_dir, read_config
 
-MEASURED = ("num_classes", "in_channels")  # the data has them
+FROM_DATA = ("num_classes", "in_channels")
 NETWORK = "vitlab.models.vit.VisionTransformer"
-FALLBACK = 224  # an image size to check the rest with, where the weights that would tell one can't be read
+FALLBACK = 224  # the image size with which the rest is checked if the weights can't be read
 
 
 def fill_from_weights(config: Node) -> Node:
-    """A resolved configuration with what its weights say; as it is where it has none.
-
-    Where they can't be read nothing is filled in: `vitlab.cli.checks` tells why.
-    """
+    """A resolved configuration with the settings of its weights; `vitlab.cli.checks` reports unreadable ones."""
     model = config.get("model")
     if not isinstance(model, dict) or "weights" not in model:
         return config
@@ -35,41 +31,37 @@ def fill_from_weights(config: Node) -> Node:
     auto = "dim" not in network and network.get("_target_") == NETWORK
     if not isinstance(source, str) or source == "???":
         return fill_image_size(config, FALLBACK) if auto else config
-    if (before := resumed_model(config)) is not None:
-        return fill_model(config, before["model"], before.get("data") or {}, auto)
+    if (record := resumed_model(config)) is not None:
+        return fill_model(config, record["model"], record.get("data") or {}, auto)
     from vitlab.weights.open import open_weights
 
-    asked = {key: value for key, value in network.items() if not key.startswith("_") and value is not None}
+    requested = {key: value for key, value in network.items() if not key.startswith("_") and value is not None}
+    size = as_size(options.get("image_size"))
     try:
-        weights = open_weights(
-            source, part=options.get("part"), image_size=as_size(options.get("image_size")), asked=asked
-        )
+        weights = open_weights(source, part=options.get("part"), image_size=size, requested=requested)
     except (ValueError, OSError, RuntimeError):
         return fill_image_size(config, FALLBACK) if auto else config
-    prepared = weights.preprocessing
-    data = {**prepared.settings(), "augment": {"crop_fraction": prepared.crop_fraction}}
+    data = {**weights.preprocessing.settings(), "augment": {"crop_fraction": weights.preprocessing.crop_fraction}}
     return fill_model(config, {**weights.architecture.arguments, "pre_logits_dim": None}, data, auto)
 
 
 def resumed_model(config: Node) -> Node | None:
-    """The configuration of the run that is gone on with, where it began from the same weights."""
-    from vitlab.runs.folder import find_run_dir
-
+    """The configuration of the run that is resumed, if it began from the same weights."""
     resume = config.get("resume")
     folder = find_run_dir(Path(resume)) if isinstance(resume, str) and resume != "auto" else None
-    before = read_config(folder) if folder is not None else {}
-    same = (before.get("weights") or {}).get("source") == config["weights"]["source"]
-    return before if before and same and isinstance(before.get("model"), dict) else None
+    record = read_config(folder) if folder is not None else {}
+    same = (record.get("weights") or {}).get("source") == config["weights"]["source"]
+    return record if record and same and isinstance(record.get("model"), dict) else None
 
 
 def fill_model(config: Node, arguments: Node, data: Node, auto: bool) -> Node:
-    """A configuration with a network's arguments, and settings of the data, where it leaves them open."""
+    """A configuration with a network's arguments, and settings of the data that it leaves open."""
     config = {**config}
     if auto:
         given = {key: value for key, value in config["model"].items() if value is not None or key != "image_size"}
-        found = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items() if not k.startswith("_")}
-        whole = {**defaults(NETWORK), **found, **given}
-        config["model"] = {k: v for k, v in whole.items() if k not in MEASURED or k in given}
+        inferred = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items() if not k.startswith("_")}
+        complete = {**defaults(NETWORK), **inferred, **given}
+        config["model"] = {k: v for k, v in complete.items() if k not in FROM_DATA or k in given}
         config = fill_image_size(config, config["model"]["image_size"])
     if isinstance(node := config.get("data"), dict):
         config["data"] = merge_settings(node, data)
@@ -77,29 +69,29 @@ def fill_model(config: Node, arguments: Node, data: Node, auto: bool) -> Node:
 
 
 def fill_image_size(config: Node, size: Any) -> Node:
-    """A configuration of model=auto with an image size where it has none."""
+    """A configuration of model=auto with an image size if it has none."""
     if config.get("image_size", "") is not None:
         return config
     config = {**config, "image_size": size}
     for group in ("model", "data"):
         if isinstance(node := config.get(group), dict) and node.get("image_size", "") is None:
-            config[group] = {**node, "image_size": config["image_size"]}
+            config[group] = {**node, "image_size": size}
     return config
 
 
 def merge_settings(node: Node, known: Node) -> Node:
-    """A node with what is known of the settings that it leaves open (null)."""
-    found = dict(node)
+    """A node with known values of the settings that it leaves open (null)."""
+    merged = dict(node)
     for key, value in known.items():
         if isinstance(value, dict) and isinstance(node.get(key), dict):
-            found[key] = merge_settings(node[key], value)
+            merged[key] = merge_settings(node[key], value)
         elif key in node and node[key] is None:
-            found[key] = value
-    return found
+            merged[key] = value
+    return merged
 
 
 def as_size(value: Any) -> int | tuple[int, int] | None:
-    """A size as YAML has it, as Python has it; None for what is none, which the checks tell."""
+    """A size from YAML or Python; None for other values, which the checks report."""
     if isinstance(value, int):
         return value
     is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)

@@ -1,13 +1,13 @@
-"""Files of weights: safetensors, torch's, NumPy's .npz and lists of shards, told apart by what they hold.
+"""Weight files: safetensors, torch's format, NumPy's .npz and indices of shards, recognized by their content.
 
-`read` looks at names and shapes; a tensor's numbers are read when they are asked for, one tensor at a time, so that a
-file is never in memory as a whole beside the model. Nothing in a file is executed: torch's files are read with
-`weights_only=True`, .npz without pickles.
+Values are read on demand, tensor by tensor, so the file is never in memory together with the model. Nothing in a file
+is executed: torch's files are read with `weights_only=True`, .npz without pickles.
 """
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,17 +18,17 @@ from torch import Tensor
 from vitlab.config import allowlist
 from vitlab.storage import safe_load
 
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch's files began before 1.6
-KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # as safetensors calls them
-DEEPEST = 2  # levels of mappings in which weights are looked for: {"teacher": {"backbone.norm.bias": ...}}
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of torch's files before 1.6
+DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # safetensors' names
+DEEPEST = 2  # levels of nested mappings to search: {"teacher": {"backbone.norm.bias": ...}}
 
 
 class UnreadableWeights(ValueError):
-    """A file of weights that is damaged, or none."""
+    """A file that is damaged or holds no weights."""
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file."""
+    """A tensor in a file; `read` loads its values."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -36,170 +36,135 @@ class StoredTensor(NamedTuple):
 
 
 class FileContent(NamedTuple):
-    """What a file holds: mappings of tensors by where they lie in it ("" for the whole), and plain data beside them."""
+    """The mappings of tensors in a file by their path in it ("" for the top level), and its other entries."""
 
     parts: dict[str, dict[str, StoredTensor]]
     plain: Mapping[str, Any]
 
 
 def read_weights(file: Path) -> FileContent:
-    """What a file of weights holds.
-
-    Raises:
-        CannotRead: it is damaged, or nothing that holds weights.
-        allowlist.NotTrusted: it holds what only running code could read.
-    """
+    """Names and shapes of a file's tensors. Raises `UnreadableWeights`, or `NotTrusted` if reading would run code."""
     with file.open("rb") as stream:
         start = stream.read(len(LEGACY))
     if start.startswith(b"PK"):
-        return is_zip(file)
+        return read_zip(file)
     if start == LEGACY:
         return read_torch(file, mmap=False)
     if start[8:9] == b"{":
         return FileContent({"": read_safetensors(file)}, {})
     if start[:1] == b"{" and file.stat().st_size < 2**26:
-        return FileContent({"": read_sharded(file)}, {})
+        return FileContent({"": read_shards(file)}, {})
     if start[:1] == b"\x80":
-        raise allowlist.NotTrusted(
-            f"{file} is refused: it is a bare pickle, and loading that could run code; use safetensors"
-        )
+        raise allowlist.NotTrusted(f"{file} is refused: it is a bare pickle, which could run code; use safetensors")
     empty = " (it is empty)" if not start else ""
     raise UnreadableWeights(
-        f"{file} is no file of weights{empty}: not safetensors, nor torch's, nor .npz, nor a list of shards"
+        f"{file} is not a file of weights{empty}: not safetensors, torch's format, .npz or an index of shards"
     )
 
 
-def is_zip(file: Path) -> FileContent:
-    """A zip archive: torch's, or NumPy's."""
+@contextmanager
+def explain_damage(file: Path, *errors: type[Exception], member: str = "") -> Iterator[None]:
+    """Raise `UnreadableWeights` with the file's name for these errors."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise UnreadableWeights(f"{file} is damaged or was cut short ({error}); get it again") from error
+        yield
+    except (allowlist.NotTrusted, MemoryError):
+        raise
+    except errors as error:
+        where, reason = f" at {member}" if member else "", (str(error) or type(error).__name__).splitlines()[0]
+        raise UnreadableWeights(f"{file} is damaged{where} ({reason}); download or copy it again") from error
+
+
+def read_zip(file: Path) -> FileContent:
+    """The content of a zip archive: torch's or NumPy's."""
+    with explain_damage(file, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
     if any(name.endswith("data.pkl") for name in names):
         return read_torch(file, mmap=True)
     if any(name.endswith(".npy") for name in names):
         return FileContent({"": read_npz(file)}, {})
-    raise UnreadableWeights(
-        f"{file} is a zip archive that neither torch nor NumPy wrote; unpack it, and name the file in it"
-    )
+    raise UnreadableWeights(f"{file} is a zip archive of neither torch nor NumPy; unpack it, and name a file in it")
 
 
 def read_torch(file: Path, *, mmap: bool) -> FileContent:
-    """What torch saved, by `weights_only=True` alone."""
     if mmap and (problem := safe_load.corruption(file)):
-        raise UnreadableWeights(f"{file} is damaged ({problem}); get it again")
+        raise UnreadableWeights(f"{file} is damaged ({problem}); download or copy it again")
     remedy = "save its weights alone, torch.save(model.state_dict(), ...), where it can be trusted"
-    try:
-        with safe_load.explain_unsafe_pickle(file, remedy):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except (allowlist.NotTrusted, MemoryError):
-        raise
-    except Exception as error:  # broken bytes end in many ways
-        raise UnreadableWeights(
-            f"{file} is damaged ({(str(error) or type(error).__name__).splitlines()[0]}); get it again"
-        ) from error
-    parts: dict[str, dict[str, StoredTensor]] = {}
-    plain: dict[str, Any] = {}
-
-    def look(name: str, value: Any, depth: int) -> None:
-        if not isinstance(value, Mapping):
-            return
-        tensors = {key: memory_tensor(inner) for key, inner in value.items() if isinstance(inner, Tensor)}
-        if tensors:
-            parts[name] = {str(key): tensor for key, tensor in tensors.items()}
-        for key, inner in value.items():
-            if depth < DEEPEST:
-                look(f"{name}.{key}" if name else str(key), inner, depth + 1)
-
-    look("", content, 0)
-    if isinstance(content, Mapping):
-        plain = {str(key): value for key, value in content.items() if not isinstance(value, Tensor)}
+    with explain_damage(file, Exception), safe_load.explain_unsafe_pickle(file, remedy):  # damage raises any error
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    parts = state_dicts(content)
     if not parts:
-        raise UnreadableWeights(
-            f"{file} holds no tensors by name: a state_dict, or a mapping with one in it, is wanted"
-        )
-    return FileContent(parts, plain)
+        raise UnreadableWeights(f"{file} holds no named tensors; save a state_dict, or a mapping that contains one")
+    return FileContent(parts, {str(k): value for k, value in content.items() if not isinstance(value, Tensor)})
+
+
+def state_dicts(value: Any, name: str = "", depth: int = 0) -> dict[str, dict[str, StoredTensor]]:
+    """All mappings with tensors in them, by their path."""
+    if not isinstance(value, Mapping):
+        return {}
+    tensors = {str(key): memory_tensor(inner) for key, inner in value.items() if isinstance(inner, Tensor)}
+    parts = {name: tensors} if tensors else {}
+    for key, inner in value.items() if depth < DEEPEST else ():
+        parts |= state_dicts(inner, f"{name}.{key}" if name else str(key), depth + 1)
+    return parts
 
 
 def memory_tensor(tensor: Tensor) -> StoredTensor:
-    """A tensor that torch has, or has mapped from the file."""
     return StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
 
 
 def read_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file, not read yet."""
     import safetensors
 
-    try:
-        opened: Any = safetensors.safe_open(file, framework="pt")
-    except safetensors.SafetensorError as error:
-        raise UnreadableWeights(f"{file} is damaged or was cut short ({error}); get it again") from error
+    with explain_damage(file, safetensors.SafetensorError):
+        archive: Any = safetensors.safe_open(file, framework="pt")
 
-    def stored(name: str) -> StoredTensor:
-        part = opened.get_slice(name)
-        kind = str(part.get_dtype())
-        return StoredTensor(tuple(part.get_shape()), KINDS.get(kind, kind), lambda: opened.get_tensor(name))
+    def stored_tensor(name: str) -> StoredTensor:
+        part = archive.get_slice(name)
+        dtype = str(part.get_dtype())
+        return StoredTensor(tuple(part.get_shape()), DTYPES.get(dtype, dtype), lambda: archive.get_tensor(name))
 
-    return {name: stored(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+    return {name: stored_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a mapping)
 
 
 def read_npz(file: Path) -> dict[str, StoredTensor]:
-    """The arrays of an .npz file, not read yet; Google's bfloat16 (two bytes without a type) among them."""
+    """The arrays of an .npz file; two bytes without a type are JAX's bfloat16."""
+    damage = (ValueError, zipfile.BadZipFile, EOFError)
+    formats = np.lib.format
 
     def load(name: str) -> Tensor:
-        try:
-            with zipfile.ZipFile(file) as archive, archive.open(name) as member:
-                array = np.lib.format.read_array(member, allow_pickle=False)
-        except (ValueError, zipfile.BadZipFile, EOFError) as error:
-            raise UnreadableWeights(f"{file} is damaged at {name} ({error}); get it again") from error
+        with explain_damage(file, *damage, member=name), zipfile.ZipFile(file) as archive, archive.open(name) as member:
+            array = formats.read_array(member, allow_pickle=False)
         if array.dtype == np.dtype("V2"):
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(array)
 
-    found = {}
+    def stored_tensor(archive: zipfile.ZipFile, name: str) -> StoredTensor:
+        with explain_damage(file, *damage, member=name), archive.open(name) as member:
+            old = formats.read_magic(member) == (1, 0)
+            read_header = formats.read_array_header_1_0 if old else formats.read_array_header_2_0
+            shape, _, dtype = read_header(member)
+        if dtype.hasobject:
+            raise allowlist.NotTrusted(f"{file} is refused: {name} holds Python objects, which could run code")
+        return StoredTensor(shape, "bfloat16" if dtype == np.dtype("V2") else str(dtype), lambda: load(name))
+
     with zipfile.ZipFile(file) as archive:
-        for name in archive.namelist():
-            try:
-                shape, dtype = read_npz_header(archive, name)
-            except (ValueError, zipfile.BadZipFile, EOFError) as error:
-                raise UnreadableWeights(f"{file} is damaged at {name} ({error}); get it again") from error
-            if dtype.hasobject:
-                raise allowlist.NotTrusted(
-                    f"{file} is refused: {name} holds Python objects, and reading them could run code"
-                )
-            key = name.removesuffix(".npy")
-            kind = "bfloat16" if dtype == np.dtype("V2") else str(dtype)
-            found[key] = StoredTensor(shape, kind, lambda name=name: load(name))  # type: ignore[misc]
-    return found
+        return {name.removesuffix(".npy"): stored_tensor(archive, name) for name in archive.namelist()}
 
 
-def read_npz_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array in an .npz file."""
-    formats = np.lib.format
-    with archive.open(name) as member:
-        version = formats.read_magic(member)
-        read_header = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
-        shape, _, dtype = read_header(member)
-    return shape, dtype
-
-
-def read_sharded(index: Path) -> dict[str, StoredTensor]:
-    """The tensors of all files that an index (Hugging Face's) names, beside which they lie."""
-    try:
+def read_shards(index: Path) -> dict[str, StoredTensor]:
+    """The tensors of all files in Hugging Face's index, which are in the same folder."""
+    with explain_damage(index, json.JSONDecodeError, UnicodeDecodeError):
         names = json.loads(index.read_text()).get("weight_map")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UnreadableWeights(f"{index} is damaged ({error}); get it again") from error
     if not isinstance(names, dict):
-        raise UnreadableWeights(f"{index} is no list of shards: it has no weight_map")
-    found: dict[str, StoredTensor] = {}
+        raise UnreadableWeights(f"{index} is not an index of shards: it has no weight_map")
+    tensors: dict[str, StoredTensor] = {}
     for name in sorted(set(names.values())):
         if Path(name).name != name:
-            raise allowlist.NotTrusted(f"{index} is refused: it names {name}, which doesn't lie beside it")
+            raise allowlist.NotTrusted(f"{index} is refused: it names {name}, which is not in its folder")
         if not (index.parent / name).is_file():
-            raise UnreadableWeights(f"{index} names {name}, and that is not there")
+            raise UnreadableWeights(f"{index} names {name}, which is missing")
         for part in read_weights(index.parent / name).parts.values():
-            found |= part
-    if missing := [name for name in names if name not in found]:
-        raise UnreadableWeights(f"{index} names tensors that its shards don't hold: {', '.join(missing[:5])}")
-    return found
+            tensors |= part
+    if missing := [name for name in names if name not in tensors]:
+        raise UnreadableWeights(f"{index} names tensors that are not in its shards: {', '.join(missing[:5])}")
+    return tensors

@@ -1,11 +1,9 @@
-"""Weights from anywhere into a model of ours, with a report of what became of each tensor.
+"""Load weights of any source into our model, with a report of every tensor.
 
-    weights = open_weights("timm:vit_base_patch16_224")                 of what network they are
-    network, report = pretrained(weights)                               that network, with them
-    network, report = pretrained(weights, image_size=384, num_classes=10)       or one that differs from it
+    network, report = load_pretrained(open_weights("timm:vit_base_patch16_224"), image_size=384, num_classes=10)
 
-The model is made on the meta device and its tensors are assigned one by one: no more is in memory than the model, one
-tensor, and what the system keeps of the file.
+The model is built on the meta device and its tensors are assigned one by one: memory holds the model, one tensor, and
+the system's mapping of the file.
 """
 
 from collections.abc import Mapping
@@ -17,17 +15,17 @@ from torch import Tensor, nn
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.locate import clear_cache
 from vitlab.weights.match import StateDictMatcher
-from vitlab.weights.open import WeightSource, format_source, open_weights
+from vitlab.weights.open import WeightSource, open_weights
 from vitlab.weights.report import Report, format_names
 
 NO_HEAD = (
-    "without a probe the weights' own head is scored, and {source} would get a new one: {why}; take data with the "
+    "without a probe the weights' own head is scored, but {source} would get a new one: {why}; take data with the "
     "weights' classes, or probe=linear or knn"
 )
 
 
 class IncompatibleWeights(ValueError):
-    """Weights that are not of the model they were meant for, or that nothing may be loaded from."""
+    """Weights that don't fit the model, or that hold NaN or infinity."""
 
 
 def load_network(
@@ -38,102 +36,78 @@ def load_network(
     part: str | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> tuple[VisionTransformer, Report]:
-    """A model of these arguments, with the weights behind a source (see `places`).
+    """A model of these arguments, with the weights of a source (see `locate`).
 
     Args:
-        arguments: Of `VisionTransformer`; what they leave out has the signature's default.
-        source: Where the weights are.
-        strict: Whether what doesn't fit is an error; else it is initialised anew, or left out.
-        part: Which network, where a file holds several: `ema`, `raw`, or a name in it.
-        image_size: What the weights were trained on, where nothing beside them tells and no square grid fits.
+        arguments: Of `VisionTransformer`; the others have the signature's defaults.
+        source: Where the weights are stored.
+        strict: Whether a tensor that doesn't fit is an error, instead of being initialized or skipped.
+        part: The network in a file with several: `ema`, `raw`, or a name in the file.
+        image_size: The image size in training, if the configuration lacks it and positions have no square grid.
 
-    Raises:
-        DoesNotFit: they are not of this model.
-        files.CannotRead: there are none, or they can't be read.
-        allowlist.NotTrusted: the file holds more than weights.
+    Raises `IncompatibleWeights` if the weights don't fit the model, and the errors of `open_weights`.
     """
-    weights = open_weights(source, part=part, image_size=image_size, asked=arguments)
-    loaded = load_pretrained(weights, strict=strict, whole=True, **arguments)
+    weights = open_weights(source, part=part, image_size=image_size, requested=arguments)
+    network, report = load_tensors(weights, dict(arguments), strict=strict)
     clear_cache()
-    return loaded
-
-
-def preview_report(arguments: Mapping[str, Any], weights: WeightSource) -> Report:
-    """What would become of weights in a model of these arguments, as far as names and shapes tell; classes that it
-    leaves out are theirs.
-    """
-    theirs = {key: weights.architecture.arguments[key] for key in ("num_classes", "in_channels")}
-    given = {**theirs, **arguments}
-    with torch.device("meta"):
-        network = VisionTransformer(**given)
-    return StateDictMatcher(network, given, weights, "").report
+    return network, report
 
 
 def load_pretrained(
-    weights: WeightSource, *, strict: bool = True, whole: bool = False, **arguments: Any
+    weights: WeightSource, *, strict: bool = True, **arguments: Any
 ) -> tuple[VisionTransformer, Report]:
-    """The model that weights are of, with them; `arguments` of `VisionTransformer` go before what the weights say.
+    """The network of the weights, with them; `arguments` of `VisionTransformer` override its own."""
+    return load_tensors(weights, {**weights.architecture.arguments, **arguments}, strict=strict)
 
-    `whole`: the arguments are all that is said of the model, and what they leave out has the signature's default.
-    Without `strict`, what doesn't fit is initialised anew or left out, and told.
 
-    Raises:
-        DoesNotFit: tensors are missing, unused or of another shape, and the arguments don't explain it (with `strict`);
-            or they hold NaN or infinity.
-    """
-    given = arguments if whole else {**weights.architecture.arguments, **arguments}
-    source = weights.opened.source
+def preview_report(arguments: Mapping[str, Any], weights: WeightSource) -> Report:
+    """The report of a load by names and shapes alone; classes and channels default to those of the weights."""
+    arguments = {**{key: weights.architecture.arguments[key] for key in ("num_classes", "in_channels")}, **arguments}
     with torch.device("meta"):
-        network = VisionTransformer(**given)
-    fit = StateDictMatcher(network, given, weights, f"weights from {format_source(weights)}")
-    fit.report.prepared = weights.preprocessing
-    if fit.report.problems and strict:
-        lines = "".join(f"\n  - {problem}" for problem in fit.report.problems)
+        network = VisionTransformer(**arguments)
+    return StateDictMatcher(network, arguments, weights, "").report
+
+
+def load_tensors(weights: WeightSource, arguments: dict[str, Any], *, strict: bool) -> tuple[VisionTransformer, Report]:
+    source = weights.files.source
+    with torch.device("meta"):
+        network = VisionTransformer(**arguments)
+    matcher = StateDictMatcher(network, arguments, weights, f"weights from {weights.title()}")
+    report = matcher.report
+    report.preprocessing = weights.preprocessing
+    if report.problems and strict:
+        lines = "".join(f"\n  - {problem}" for problem in report.problems)
         raise IncompatibleWeights(
-            f"model.weights={source}, read as {fit.weights.found.layout.title}, doesn't fit the model; model=auto "
+            f"model.weights={source}, read as {weights.network.layout.title}, doesn't fit the model; model=auto "
             f"takes the model from the weights, weights.strict=false loads what fits:{lines}"
         )
-    fresh, bad = FreshInit(given), []
+    models, bad = dict[str, VisionTransformer](), list[str]()
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         value = torch.empty(tensor.shape)
-        if name in fit.readers:
-            value.copy_(fit.readers[name]())
-            # the sum needs no memory, and is not finite where a number isn't (or where it overflows)
+        if name in matcher.readers:
+            value.copy_(matcher.readers[name]())
+            # the sum needs no memory; it isn't finite if a number isn't, or if it overflows
             if not value.sum().isfinite() and not value.isfinite().all():
-                bad += weights.plan.made[name][1] if name in weights.plan.made else [name]
-            fit.report.numbers += value.numel()
+                bad += weights.plan.sources[name][1] if name in weights.plan.sources else [name]
+            report.numbers += value.numel()
         else:
-            value.copy_(fresh(name))
-        assign_tensor(network, name, value)
+            value.copy_(initial_tensor(name, arguments, models))
+        path, _, last = name.rpartition(".")
+        module = network.get_submodule(path)
+        if last in module._parameters:
+            module._parameters[last] = nn.Parameter(value)
+        else:
+            module._buffers[last] = value
     if bad:
-        raise IncompatibleWeights(
-            f"model.weights={source}: NaN or infinity in {format_names(bad)}; these weights can't be used"
-        )
-    return network, fit.report
+        raise IncompatibleWeights(f"model.weights={source}: NaN or infinity in {format_names(bad)}; take other weights")
+    return network, report
 
 
-class FreshInit:
-    """Tensors as a new model has them, for what the weights lack."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = {**arguments, "depth": 1}  # blocks are initialised alike, each by numbers of its own
-        self.models: dict[str, VisionTransformer] = {}
-
-    def __call__(self, name: str) -> Tensor:
-        """The tensor of a name; models of one block are made as they are needed."""
-        parts = name.split(".")
-        block = parts[1] if parts[0] == "blocks" else ""
-        if block not in self.models:
-            self.models[block] = VisionTransformer(**self.arguments)
-        tensors = dict([*self.models[block].named_parameters(), *self.models[block].named_buffers()])
-        return tensors[".".join(["blocks", "0", *parts[2:]]) if block else name].detach()
-
-
-def assign_tensor(network: nn.Module, name: str, value: Tensor) -> None:
-    """Puts a tensor in the place of one on the meta device."""
-    path, _, last = name.rpartition(".")
-    module = network.get_submodule(path)
-    if last in module._parameters:
-        module._parameters[last] = nn.Parameter(value)
-    else:
-        module._buffers[last] = value
+def initial_tensor(name: str, arguments: dict[str, Any], models: dict[str, VisionTransformer]) -> Tensor:
+    """A tensor of a new model; `models` have a single block each, as blocks are initialized alike."""
+    parts = name.split(".")
+    block = parts[1] if parts[0] == "blocks" else ""
+    if block not in models:
+        models[block] = VisionTransformer(**{**arguments, "depth": 1})
+    tensors = dict([*models[block].named_parameters(), *models[block].named_buffers()])
+    return tensors[".".join(["blocks", "0", *parts[2:]]) if block else name].detach()

@@ -1,57 +1,52 @@
-"""How weights fit a model: what each of its tensors is read from, adapted where the two differ.
-
-What differs is explained by the model's arguments (grid, patch, channels, classes), or it is a problem.
-"""
+"""Match weights to a model; differences other than in grid, patch, channels and classes are problems of the report."""
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
-from vitlab.models.vit_validation import pair
-from vitlab.weights import resample
+from vitlab.weights.infer import patch_grid
 from vitlab.weights.open import WeightSource
 from vitlab.weights.report import Report, format_grid, format_names
-from vitlab.weights.resample import Slot
+from vitlab.weights.resample import Slot, change_channels, change_positions
 
-TOKENS = ("cls_token", "dist_token", "reg_token")  # the prefix, in its order
+TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of the prefix
 HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
-# What shapes can't show: a model has these by default.
-TRAINED_WITH = {"heads": 12, "activation": "gelu", "norm_eps": 1e-6}
+# arguments that shapes can't show, with our model's defaults
+UNSHAPED = {"heads": 12, "activation": "gelu", "norm_eps": 1e-6}
 PATCHES = "patch_embed.proj.weight"
 
-Readers = dict[str, Callable[[], Tensor]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class StateDictMatcher:
-    """What the tensors of a network (on any device) are read from, as far as weights have them.
+    """The source of each tensor of a network (on any device) in weights.
 
     Attributes:
-        readers: Our name -> the tensor, adapted.
-        report: What became of every tensor of the network and of the weights.
+        readers: Our name -> a function that reads and adapts the tensor.
+        report: The source of every tensor of the network, and the use of every tensor of the weights.
     """
 
     def __init__(
         self, network: VisionTransformer, arguments: Mapping[str, Any], weights: WeightSource, title: str
     ) -> None:
         self.network, self.weights, self.report = network, weights, Report(title)
-        self.wanted: Shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        self.readers: Readers = {}
-        self.used: set[str] = set()  # names of the weights (ours) that are made use of, or told of
-        self.heads()
-        self.positions()
-        self.patches()
-        self.rest()
-        self.settings(arguments)
+        self.expected: Shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        self.readers: dict[str, Callable[[], Tensor]] = {}
+        self.used: set[str] = set()  # our names of the weights' tensors that are read or reported as unused
+        self.match_heads()
+        self.match_positions()
+        self.match_patches()
+        self.match_others()
+        self.compare_settings(arguments)
 
-    def heads(self) -> None:
-        """The classification heads, which are replaced where the classes differ."""
+    def match_heads(self) -> None:
+        """The classification heads, which are new if the classes differ."""
         shapes, network, report = self.weights.shapes, self.network, self.report
         classes, why = self.weights.architecture.arguments["num_classes"], ""
-        hidden = "pre_logits.weight" in shapes and "pre_logits.weight" not in self.wanted
+        hidden = "pre_logits.weight" in shapes and "pre_logits.weight" not in self.expected
         if not network.num_classes:
             why = "the model has no head"
         elif not classes:
@@ -62,50 +57,49 @@ class StateDictMatcher:
             width = shapes["pre_logits.weight"][0]
             why = f"the weights' head reads a hidden layer of width {width}, and the model has none"
             report.problems.append(f"{why}: set model.pre_logits_dim={width}")
-        elif shapes["head.weight"] != self.wanted["head.weight"] and not self.half_head():
-            reads, has = shapes["head.weight"][1], self.wanted["head.weight"][1]
-            why = f"the weights' head reads {reads} numbers ([cls] and the patches' mean?), and ours {has}"
+        elif shapes["head.weight"] != self.expected["head.weight"] and not self.match_half_head():
+            reads, has = shapes["head.weight"][1], self.expected["head.weight"][1]
+            why = f"the weights' head reads {reads} numbers ([cls] and the patches' mean?), and the model's {has}"
             report.problems.append(why)
         for name in HEADS if why else ():
-            if name in self.wanted:
-                report.anew[name] = why
+            if name in self.expected:
+                report.new[name] = why
             if name in shapes:
-                self.leave(name, why)
+                self.skip(name, why)
         if hidden and why:
             for end in ("weight", "bias"):
-                self.leave(f"pre_logits.{end}", "the hidden layer goes with the head")
+                self.skip(f"pre_logits.{end}", "the hidden layer belongs to the head")
         if not why and "head.bias" not in shapes:
-            report.anew["head.bias"] = "the weights' head has none"
+            report.new["head.bias"] = "the weights' head has none"
 
-    def half_head(self) -> bool:
-        """Takes the half of a head over [cls] and the patches' mean that our pooling feeds, where the other is zero."""
-        reads, has = self.weights.shapes["head.weight"][1], self.wanted["head.weight"][1]
-        halves = {"cls": slice(0, has), "avg": slice(has, reads)}
+    def match_half_head(self) -> bool:
+        """Use the half of a head over [cls] and the patches' mean that the model's pooling feeds, if the other is 0."""
+        reads, has = self.weights.shapes["head.weight"][1], self.expected["head.weight"][1]
+        halves = {"cls": (slice(0, has), slice(has, reads)), "avg": (slice(has, reads), slice(0, has))}
         if reads != 2 * has or self.network.pool not in halves:
             return False
-        head, mine = self.weights.read("head.weight"), halves[self.network.pool]
-        others = next(half for half in halves.values() if half != mine)
-        if head[:, others].any():
+        head, (half, other) = self.weights.read("head.weight"), halves[self.network.pool]
+        if head[:, other].any():
             return False
-        self.readers["head.weight"] = lambda: head[:, mine]
+        self.readers["head.weight"] = lambda: head[:, half]
         self.used.add("head.weight")
-        self.report.resampled["head.weight"] = f"{reads} -> {has} numbers: those of the others are zero"
+        self.report.resampled["head.weight"] = f"{reads} -> {has} numbers: the others are zero"
         return True
 
-    def positions(self) -> None:
-        """Prefix and positions, where the grid differs, or which tokens have a position."""
-        shapes, wanted, name = self.weights.shapes, self.wanted, "pos_embed"
-        if name not in shapes or name not in wanted:
+    def match_positions(self) -> None:
+        """Prefix and positions, if the grid differs, or the tokens that have a position."""
+        shapes, expected, name = self.weights.shapes, self.expected, "pos_embed"
+        if name not in shapes or name not in expected:
             return
-        old, new = patch_grid(self.weights.architecture.arguments), self.network.grid
-        theirs, slots = prefix_tokens(shapes), prefix_tokens(wanted)
-        before, covered = shapes[name][1] - math.prod(old), wanted[name][1] - math.prod(new)
-        if (old, before) == (new, covered) or theirs != slots or shapes[name][2] != wanted[name][2]:
-            return  # as it is; or so different that it is a problem, and told as such
-        prefix = {token: self.weights.read(token) for token in TOKENS if token in wanted}
-        changed = resample.change_positions(
-            prefix, self.weights.read(name), old=old, new=new, slots=slots, covered=covered
-        )
+        arguments = self.weights.architecture.arguments
+        old, new = patch_grid(arguments["image_size"], arguments["patch_size"]), self.network.grid
+        theirs, slots = prefix_tokens(shapes), prefix_tokens(expected)
+        before, covered = shapes[name][1] - math.prod(old), expected[name][1] - math.prod(new)
+        if (old, before) == (new, covered) or theirs != slots or shapes[name][2] != expected[name][2]:
+            return  # equal, or a problem that `match_others` reports
+        prefix = {token: self.weights.read(token) for token in TOKENS if token in expected}
+        table = self.weights.read(name)
+        changed = change_positions(prefix, table, old=old, new=new, slots=slots, covered=covered)
         self.readers |= {token: lambda value=value: value for token, value in changed.items()}  # type: ignore[misc]
         self.used |= changed.keys()
         if old != new:
@@ -114,38 +108,38 @@ class StateDictMatcher:
             how = f"positions of {before} -> {covered} tokens before the patches; the network computes the same"
             self.report.resampled["the prefix"] = how
 
-    def patches(self) -> None:
-        """The projection of patches, where their size or the channels differ."""
-        (width, channels, *size), (dim, asked, *asked_size) = self.weights.shapes[PATCHES], self.wanted[PATCHES]
-        if width != dim or (channels, size) == (asked, asked_size):
+    def match_patches(self) -> None:
+        """The patch projection, if patch size or channels differ."""
+        (width, channels, *size), (dim, ours, *our_size) = self.weights.shapes[PATCHES], self.expected[PATCHES]
+        if width != dim or (channels, size) == (ours, our_size):
             return
 
-        def adapted() -> Tensor:
-            kernel = resample.change_channels(self.weights.read(PATCHES), asked)
-            return resample.resample_patches(kernel, (asked_size[0], asked_size[1]))
+        def read() -> Tensor:
+            from timm.layers.patch_embed import resample_patch_embed  # FlexiViT, https://arxiv.org/abs/2212.08013
 
-        self.readers[PATCHES] = adapted
+            kernel = change_channels(self.weights.read(PATCHES), ours)
+            return cast(Tensor, resample_patch_embed(kernel, our_size))
+
+        self.readers[PATCHES] = read
         self.used.add(PATCHES)
-        changes = (
-            [f"{format_grid(size)} -> {format_grid(asked_size)} pixels (pseudo-inverse of resizing)"]
-            if size != asked_size
-            else []
-        )
-        if channels != asked:
-            changes.append(f"{channels} -> {asked} channels ({'summed' if asked == 1 else 'repeated in turn'})")
+        changes = []
+        if size != our_size:
+            changes.append(f"{format_grid(size)} -> {format_grid(our_size)} pixels (pseudo-inverse of resizing)")
+        if channels != ours:
+            changes.append(f"{channels} -> {ours} channels ({'summed' if ours == 1 else 'repeated in turn'})")
         self.report.resampled[PATCHES] = ", ".join(changes)
 
-    def rest(self) -> None:
-        """All that fits as it is, and what doesn't fit at all."""
-        shapes, report, source = self.weights.shapes, self.report, {name: name for name in self.wanted}
+    def match_others(self) -> None:
+        """Tensors of equal shape, and those that are missing, unused or of another shape."""
+        shapes, report, source = self.weights.shapes, self.report, {name: name for name in self.expected}
         for one, two in (("norm", "fc_norm"), ("fc_norm", "norm")):
-            if f"{one}.weight" in shapes and f"{one}.weight" not in self.wanted and f"{two}.weight" not in shapes:
+            if f"{one}.weight" in shapes and f"{one}.weight" not in self.expected and f"{two}.weight" not in shapes:
                 source |= {f"{two}.{end}": f"{one}.{end}" for end in ("weight", "bias")}
                 report.resampled[one] = f"{one} -> {two}: pooling and norm change places"
         missing, misshapen = [], []
-        for name, shape in self.wanted.items():
+        for name, shape in self.expected.items():
             theirs = source[name]
-            if name in self.readers or name in report.anew:
+            if name in self.readers or name in report.new:
                 continue
             if theirs not in shapes:
                 missing.append(name)
@@ -155,62 +149,49 @@ class StateDictMatcher:
                 self.readers[name] = lambda theirs=theirs: self.weights.read(theirs)  # type: ignore[misc]
                 report.matched.append(name)
             else:
-                misshapen.append(
-                    f"{name} {format_grid(shapes[theirs])} in the weights, {format_grid(shape)} in the model"
-                )
-                report.anew[name] = "of another shape in the weights"
-        left = [name for name in shapes if name not in self.used]
-        unknown = self.weights.plan.unknown
-        normed = any("q_norm" in name or "k_norm" in name for name in unknown)
-        why = " (it norms queries and keys, which our model doesn't)" if normed else ""
+                both = f"{format_grid(shapes[theirs])} in the weights, {format_grid(shape)} in the model"
+                misshapen.append(f"{name} {both}")
+                report.new[name] = "of another shape in the weights"
+        plan, network = self.weights.plan, self.weights.network
+        unplaced = [name for name in shapes if name not in self.used]
+        normed = any("q_norm" in name or "k_norm" in name for name in plan.unknown)
+        why = " (it normalizes queries and keys, which our model doesn't)" if normed else ""
         for names, what in (
             (missing, "missing in the weights"),
             (misshapen, "of another shape"),
-            (left, "in the weights, without a place in the model"),
-            (unknown, f"in the file, and unknown to {self.weights.found.layout.title}{why}"),
+            (unplaced, "in the weights, without a place in the model"),
+            (plan.unknown, f"in the file, and unknown to {network.layout.title}{why}"),
         ):
             if names:
                 report.problems.append(f"{what}: {format_names(names)}")
-        report.anew |= dict.fromkeys(missing, "not among the weights")
-        for name in left:
-            self.leave(name, "the model has no place for it")
-        report.unused |= dict.fromkeys(unknown, "unknown") | self.weights.plan.left_out
-        beside = f"beside {self.weights.found.prefix.rstrip('./')}, no part of this network"
-        report.unused |= dict.fromkeys(self.weights.found.beside, beside)
+        report.new |= dict.fromkeys(missing, "not in the weights")
+        for name in unplaced:
+            self.skip(name, "the model has no place for it")
+        report.unused |= dict.fromkeys(plan.unknown, "unknown") | plan.skipped
+        report.unused |= dict.fromkeys(network.others, f"not part of the network {network.prefix.rstrip('./')}")
 
-    def settings(self, arguments: Mapping[str, Any]) -> None:
-        """What weights were trained with and the model has otherwise, where shapes can't show it."""
-        architecture = self.weights.architecture
-        for key, default in TRAINED_WITH.items():
-            now, then = arguments.get(key, default), architecture.arguments[key]
-            text = f"{key}={now} in the model, {then} in the weights ({architecture.origin})"
-            if now == then or key in architecture.assumed:
+    def compare_settings(self, arguments: Mapping[str, Any]) -> None:
+        """Compare arguments that shapes can't show with those in training."""
+        architecture, report = self.weights.architecture, self.report
+        for key, default in UNSHAPED.items():
+            ours, theirs = arguments.get(key, default), architecture.arguments[key]
+            text = f"{key}={ours} in the model, {theirs} in the weights ({architecture.origin})"
+            if ours == theirs or key in architecture.assumed:
                 continue
             if key == "norm_eps":
-                self.report.notes.append(f"{text}; model.norm_eps={then} gives their numbers")
+                report.notes.append(f"{text}; model.norm_eps={theirs} gives their numbers")
             else:
-                self.report.problems.append(f"{text}: set model.{key}={then}")
-        guesses = [
-            f"{key}={architecture.arguments[key]}{f' ({why})' if why else ''}"
-            for key, why in architecture.assumed.items()
-        ]
-        if guesses:
-            self.report.notes.append(
-                f"nothing beside the weights tells these, set model.KEY if they are otherwise: {', '.join(guesses)}"
-            )
+                report.problems.append(f"{text}: set model.{key}={theirs}")
+        values = architecture.arguments
+        assumed = [f"{key}={values[key]}{f' ({why})' if why else ''}" for key, why in architecture.assumed.items()]
+        if assumed:
+            report.notes.append(f"assumed, as no configuration has them; set model.KEY to change: {', '.join(assumed)}")
 
-    def leave(self, name: str, why: str) -> None:
-        """Notes that a tensor of ours that the weights have is made no use of."""
+    def skip(self, name: str, why: str) -> None:
+        """Report a tensor of the weights, by our name, as unused."""
         self.used.add(name)
-        self.report.unused |= dict.fromkeys(self.weights.plan.made[name][1], why)
+        self.report.unused |= dict.fromkeys(self.weights.plan.sources[name][1], why)
 
 
 def prefix_tokens(shapes: Shapes) -> list[Slot]:
-    """The tokens of the prefix, in their order."""
     return [(name, index) for name in TOKENS if name in shapes for index in range(shapes[name][1])]
-
-
-def patch_grid(arguments: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and columns of patches."""
-    image, patch = pair(arguments["image_size"]), pair(arguments["patch_size"])
-    return image[0] // patch[0], image[1] // patch[1]

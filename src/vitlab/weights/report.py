@@ -1,53 +1,52 @@
-"""The report of a load: what became of each tensor, in one table."""
+"""The report of loaded weights: the source of every tensor."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vitlab.weights.preprocessing import Preprocessing
 
-SHOWN = 6  # names that a line shows
+MAX_NAMES = 6  # in a line
 
 
 @dataclass
 class Report:
-    """What became of the tensors."""
+    """The source of every tensor of a model, and the use of every tensor of a file."""
 
     title: str
     matched: list[str] = field(default_factory=list)
-    numbers: int = 0  # in all that were matched or resampled
-    resampled: dict[str, str] = field(default_factory=dict)  # our name -> from what, to what
-    anew: dict[str, str] = field(default_factory=dict)  # our name -> why
-    unused: dict[str, str] = field(default_factory=dict)  # name in the file -> why
-    prepared: Preprocessing = field(default_factory=Preprocessing)  # how images were, as far as that is known
+    numbers: int = 0  # in all tensors that were matched or resampled
+    resampled: dict[str, str] = field(default_factory=dict)  # our name -> the change
+    new: dict[str, str] = field(default_factory=dict)  # our name of a newly initialized tensor -> the reason
+    unused: dict[str, str] = field(default_factory=dict)  # name in the file -> the reason
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)  # what is not explained: refused unless strict is off
+    problems: list[str] = field(default_factory=list)  # errors if the load is strict
 
     def table(self) -> str:
-        """All of it, a line for each kind and reason."""
+        """A line for each kind and reason."""
         lines = [self.title, f"  matched      {len(self.matched)} tensors as they are; {self.numbers:,} numbers in all"]
         for kind, entries in (
             ("resampled", [f"{name}: {how}" for name, how in self.resampled.items()]),
-            ("anew", names_by_reason(self.anew)),
+            ("new", names_by_reason(self.new)),
             ("unused", names_by_reason(self.unused)),
+            ("note", [*self.notes, *self.problems]),
         ):
-            lines += [f"  {kind:<12} {entry}" for entry in entries or ["none"]]
-        return "\n".join([*lines, *(f"  note         {note}" for note in [*self.notes, *self.problems])])
+            lines += [f"  {kind:<12} {entry}" for entry in entries or (["none"] if kind != "note" else [])]
+        return "\n".join(lines)
 
 
 def format_grid(sizes: Iterable[int]) -> str:
-    """`14x14`."""
     return "x".join(map(str, sizes))
 
 
 def format_names(names: Iterable[str]) -> str:
-    """The first of many names."""
+    """The first names, and the number of the others."""
     names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def names_by_reason(entries: Mapping[str, str]) -> list[str]:
-    """Names by the reason that they share."""
     grouped: dict[str, list[str]] = {}
     for name, why in entries.items():
         grouped.setdefault(why, []).append(name)

@@ -1,4 +1,4 @@
-"""Compiled once for all blocks, whatever the depth, the rates and the batches; the numbers and the names stay."""
+"""One compilation serves all blocks at any depth, rate and batch size; numbers and names stay."""
 
 from collections.abc import Callable, Iterator
 from functools import partialmethod
@@ -11,7 +11,7 @@ import torch
 from vitlab.models.compile import compile_network
 from vitlab.models.vit import VisionTransformer
 
-# torch's compiler asks for it, and hides its own warning, which an error is not
+# torch's compiler causes it and hides its own warning, but not an error
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
@@ -22,7 +22,7 @@ def network(**arguments: Any) -> VisionTransformer:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModule]]:
-    """What is compiled, run as it was traced: to make code of it takes a CPU half a minute."""
+    """Compiled graphs, run as traced: generating code takes a CPU half a minute."""
     made: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
@@ -31,13 +31,13 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModul
 
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=backend))
     torch.compiler.reset()
-    with torch._dynamo.config.patch(recompile_limit=8):  # afterwards as it was
+    with torch._dynamo.config.patch(recompile_limit=8):
         yield made
     torch.compiler.reset()
 
 
 def test_a_deep_network_is_compiled_as_often_as_a_shallow_one(graphs: list[torch.fx.GraphModule]) -> None:
-    model = network(depth=12, drop_path=0.3)
+    model = network(depth=6, drop_path=0.3)
     compile_network(model)
     for batch in (4, 4, 3, 2):
         model.train()(torch.randn(batch, 3, 8, 8)).sum().backward()
@@ -64,7 +64,7 @@ def test_numbers_and_names_are_those_of_a_network_that_is_not_compiled(
     assert graphs
 
 
-def test_another_network_is_compiled_as_a_whole(graphs: list[torch.fx.GraphModule]) -> None:
+def test_another_network_is_compiled_in_one_piece(graphs: list[torch.fx.GraphModule]) -> None:
     model = timm.create_model("test_vit", img_size=32, num_classes=3)
     compile_network(model)
     model.eval()(torch.randn(2, 3, 32, 32))

@@ -1,4 +1,4 @@
-"""What a pattern freezes, what it can't, and that frozen parts compute as they will in evaluation."""
+"""Patterns freeze parameters and modules; frozen parts compute as in evaluation."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def toy(**knobs: Any) -> VisionTransformer:
 
 
 def modules_of(names: list[str]) -> set[str]:
-    """`blocks.3` for what lies in a block, else the first word."""
+    """`blocks.3` for a parameter of a block, else the first part of its name."""
     return {".".join(name.split(".")[: 2 if name.startswith("blocks") else 1]) for name in names}
 
 
@@ -38,15 +38,15 @@ def test_a_pattern_names_parameters_or_modules_with_all_that_is_in_them(
     patterns: str | tuple[str, ...], frozen: set[str]
 ) -> None:
     network = toy()
-    found = frozen_names(network, patterns)
-    assert modules_of(found) == frozen
-    assert [name for name, _ in network.named_parameters() if modules_of([name]) <= frozen] == found, "with all of it"
+    names = frozen_names(network, patterns)
+    assert modules_of(names) == frozen
+    assert [name for name, _ in network.named_parameters() if modules_of([name]) <= frozen] == names, "with all of it"
 
 
 def test_a_pattern_may_pick_parameters_out_of_modules() -> None:
-    found = frozen_names(toy(), ("*", "!*.bias", "!head"))
-    assert found
-    assert not [name for name in found if name.endswith("bias") or name.startswith("head")]
+    names = frozen_names(toy(), ("*", "!*.bias", "!head"))
+    assert names
+    assert not [name for name in names if name.endswith("bias") or name.startswith("head")]
 
 
 def test_frozen_parameters_get_no_gradient_and_the_others_do() -> None:
@@ -77,18 +77,18 @@ def test_a_distilled_model_has_two_heads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("patterns", "told"),
+    ("patterns", "message"),
     [
         ("blok.0", r"classifier\.freeze=blok\.0: no parameter or module has such a name; did you mean 'blocks\.0'"),
         ("all_but_head", "did you mean 'all-but-head'"),
         (("blocks", "blocks.12"), r"classifier\.freeze=blocks\.12: no parameter or module has such a name"),
-        ("!head", "classifier.freeze=!head takes back what no pattern before it freezes"),
-        (("blocks", "!head"), "classifier.freeze=!head takes back"),
+        ("!head", "classifier.freeze=!head: no pattern before it freezes that"),
+        (("blocks", "!head"), "classifier.freeze=!head: no pattern before"),
         (("*",), r"classifier\.freeze=\['\*'\] leaves nothing to train; .* src/evaluate\.py with probe=linear"),
     ],
 )
-def test_a_pattern_that_does_nothing_or_too_much_is_told(patterns: str | tuple[str, ...], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_pattern_that_has_no_effect_or_too_much_is_an_error(patterns: str | tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         freeze(toy(), patterns)
 
 
@@ -129,7 +129,7 @@ def test_frozen_batch_norm_keeps_its_statistics_and_uses_them() -> None:
     assert changed == {"layer2", "layer3", "layer4"}
 
 
-def test_what_holds_no_parameters_follows_the_module_it_lies_in() -> None:
+def test_a_module_without_parameters_follows_its_parent() -> None:
     network = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
     network[0].requires_grad_(False)
     set_frozen_to_eval(network.train())

@@ -1,7 +1,6 @@
-"""The model equals timm's, its short cuts equal the long way, and its sizes and costs are the known ones."""
+"""The model equals timm's, its optimizations are exact, and its sizes and costs are the published ones."""
 
 import ast
-import gc
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -33,7 +32,7 @@ def _seed() -> None:
 
 
 def fill(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of ordinary size: a fresh model's tokens, biases and factors are about 0 and hide mistakes."""
+    """Weights of ordinary size: initial tokens, biases and factors near 0 would hide mistakes."""
     state = {}
     for name, old in model.state_dict().items():
         new = torch.empty(old.shape)
@@ -54,7 +53,7 @@ def filled(model: VisionTransformer) -> VisionTransformer:
 
 def twins(name: str, theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[Any, VisionTransformer]:
     """timm's model and ours, of the same weights, after a strict load in both directions."""
-    with torch.device("meta"):  # nothing is initialised that is overwritten at once
+    with torch.device("meta"):  # all weights are overwritten
         one, two = timm.create_model(name, pretrained=False, **theirs), VisionTransformer(**ours)
     state = fill(one)
     two.load_state_dict({key: value.clone() for key, value in state.items()}, strict=True, assign=True)
@@ -76,9 +75,10 @@ def norm_difference(one: Tensor, two: Tensor) -> float:
 
 
 REGISTERS = ({"reg_tokens": 4, "init_values": 1e-5}, {"num_registers": 4, "layer_scale": 1e-5})
-SHALLOW = {"depth": 3, "num_classes": 7}  # of variants: three blocks show as much as twelve
+SHALLOW = {"depth": 3, "num_classes": 7}  # blocks are alike
+THREE = {"depth": 3}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "as it stands": ({}, {}),
+    "default": ({}, {}),
     "avg pooling": ({"global_pool": "avg"}, {"pool": "avg"}),
     "every token": ({"global_pool": ""}, {"pool": "none"}),
     "registers and LayerScale": REGISTERS,
@@ -122,15 +122,15 @@ def train_alike(one: Any, two: VisionTransformer, batch: int) -> None:
     for name, parameter in two.named_parameters():
         assert parameter.grad is not None
         assert parameter.grad.any(), name
-        found, expected = parameter.grad, gradients[name]
+        gradient, expected = parameter.grad, gradients[name]
         if name.endswith("qkv.bias"):
-            # A key's bias shifts a row of scores and changes nothing: its gradient is noise. A query's gets what little
-            # is left of terms that cancel: in float32, timm's own is 1e-5 off what it is in float64.
-            (queries, _, values), told = found.chunk(3), expected.chunk(3)
-            assert norm_difference(queries, told[0]) < 1e-4, name
-            assert norm_difference(values, told[2]) < 1e-5, name
-            found, expected = torch.cat([queries, values]), torch.cat([told[0], told[2]])
-        assert norm_difference(found, expected) < 1e-5, name
+            # A key's bias shifts a row of scores without effect: its gradient is noise. A query's is the small rest of
+            # terms that cancel: in float32, timm's own is 1e-5 off its value in float64.
+            (queries, _, values), theirs = gradient.chunk(3), expected.chunk(3)
+            assert norm_difference(queries, theirs[0]) < 1e-4, name
+            assert norm_difference(values, theirs[2]) < 1e-5, name
+            gradient, expected = torch.cat([queries, values]), torch.cat([theirs[0], theirs[2]])
+        assert norm_difference(gradient, expected) < 1e-5, name
     for model in (one, two):
         torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3, weight_decay=0.05, fused=True).step()
     state = one.state_dict()
@@ -145,34 +145,29 @@ def train_alike(one: Any, two: VisionTransformer, batch: int) -> None:
         pytest.param("vit_tiny_patch16_224", {"patch_size": 32}, TINY | {"patch_size": 32}, id="Ti/32"),
         pytest.param("vit_small_patch16_224", {}, SMALL, id="S/16"),
         pytest.param("vit_small_patch32_224", {}, SMALL | {"patch_size": 32}, id="S/32"),
-        pytest.param("vit_base_patch16_224", {}, BASE, id="B/16"),
+        pytest.param("vit_base_patch16_224", THREE, BASE | THREE, id="B/16"),
         pytest.param("vit_base_patch32_224", {}, BASE | {"patch_size": 32}, id="B/32"),
         pytest.param(
-            "vit_large_patch32_224",
-            {"num_classes": 1000},
-            LARGE | {"patch_size": 32},
-            id="L/32",
-            marks=pytest.mark.long,
+            "vit_large_patch32_224", {"num_classes": 1000} | THREE, LARGE | {"patch_size": 32} | THREE, id="L/32"
         ),
-        pytest.param("vit_base_patch16_384", {}, BASE | {"image_size": 384}, id="B/16 at 384"),
-        pytest.param("vit_small_patch16_224", {"img_size": 384}, SMALL | {"image_size": 384}, id="S/16 at 384"),
-        pytest.param("vit_base_patch16_224", {"global_pool": "avg"}, BASE | {"pool": "avg"}, id="B/16 avg pooling"),
-        pytest.param("vit_base_patch16_224", REGISTERS[0], BASE | REGISTERS[1], id="B/16 registers and LayerScale"),
+        pytest.param("vit_base_patch16_384", THREE, BASE | {"image_size": 384} | THREE, id="B/16 at 384"),
+        pytest.param(
+            "vit_small_patch16_224", {"img_size": 384} | THREE, SMALL | {"image_size": 384} | THREE, id="S/16 at 384"
+        ),
         pytest.param(
             "vit_little_patch16_reg4_gap_256",
-            {},
-            {"image_size": 256, "dim": 320, "depth": 14, "heads": 5, "mlp_ratio": 5.6, "num_classes": 1000}
+            THREE,
+            {"image_size": 256, "dim": 320, "depth": 3, "heads": 5, "mlp_ratio": 5.6, "num_classes": 1000}
             | {"pool": "avg", "class_token": False, "num_registers": 4, "layer_scale": 1e-5}
             | {"pos_embed_on_patches_only": True},
             id="registers and LayerScale at 256, avg pooling",
         ),
     ],
 )
-def test_whole_models_give_timms_logits_gradients_and_step(
+def test_published_models_give_timms_logits_gradients_and_step(
     name: str, theirs: dict[str, Any], ours: dict[str, Any]
 ) -> None:
     train_alike(*twins(name, theirs, ours), batch=1)
-    gc.collect()  # two of L, their gradients and the states of one optimizer take 8 GB
 
 
 def test_base_16_gives_timms_logits_with_the_trained_weights_where_they_are_cached(
@@ -180,11 +175,11 @@ def test_base_16_gives_timms_logits_with_the_trained_weights_where_they_are_cach
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no test waits for a network
     name = "vit_base_patch16_224"
-    one, two = twins(name, {}, BASE)
-    cached = huggingface_hub.try_to_load_from_cache(one.pretrained_cfg["hf_hub_id"], "model.safetensors")
-    if isinstance(cached, str):
-        one = timm.create_model(name, pretrained=True).eval()
-        two.load_state_dict(one.state_dict(), strict=True)
+    repository = str(timm.get_pretrained_cfg(name).hf_hub_id)  # type: ignore[union-attr]
+    if not isinstance(huggingface_hub.try_to_load_from_cache(repository, "model.safetensors"), str):
+        pytest.skip(f"{repository} is not in the hub's cache")
+    one, two = timm.create_model(name, pretrained=True).eval(), VisionTransformer().eval()
+    two.load_state_dict(one.state_dict(), strict=True)
     images = images_for(two)
     with torch.no_grad():
         close(two(images), one(images))
@@ -223,7 +218,7 @@ def test_a_last_block_for_the_class_token_alone_equals_a_full_one(fused: bool, q
         assert (short - full).norm() < 1e-5 * full.norm() + 1e-5
 
 
-def test_a_hooked_projection_of_the_last_block_is_called_as_a_whole() -> None:
+def test_a_hooked_projection_of_the_last_block_is_called_for_all_tokens() -> None:
     model, shapes = filled(toy()), []
     images = images_for(model)
     expected = model(images)
@@ -271,7 +266,7 @@ def test_features_of_chosen_layers_are_the_outputs_of_those_blocks() -> None:
 def test_a_layer_that_is_not_there_is_named(layer: int) -> None:
     model = toy()
     for method in (model.forward_features, model.attention_maps):
-        with pytest.raises(IndexError, match=f"{layer} is no block; depth=3 has"):
+        with pytest.raises(IndexError, match=f"{layer} is not a block; depth=3 has"):
             method(images_for(model), layers=[0, layer])
 
 
@@ -372,12 +367,16 @@ def test_tokens_and_positions_are_named_as_not_to_decay() -> None:
     assert model.no_weight_decay() <= set(dict(model.named_parameters()))
 
 
-@pytest.mark.parametrize("pool", ["cls", "avg"])
-@pytest.mark.parametrize("activation_checkpointing", [False, True])
+@pytest.mark.parametrize(("pool", "activation_checkpointing"), [("cls", True), ("avg", False)])
 def test_the_model_compiles_as_one_graph_and_keeps_its_names(pool: Any, activation_checkpointing: bool) -> None:
     torch.compiler.reset()
     model = toy(
-        pool=pool, drop_path=0.1, dropout=0.1, num_registers=1, activation_checkpointing=activation_checkpointing
+        depth=2,
+        pool=pool,
+        drop_path=0.1,
+        dropout=0.1,
+        num_registers=1,
+        activation_checkpointing=activation_checkpointing,
     )
     names, images = list(model.state_dict()), images_for(model)
     model.eval()
@@ -434,11 +433,11 @@ def counted(model: VisionTransformer, forward: Callable[[Tensor], Tensor]) -> in
 
 @pytest.mark.parametrize(
     ("sizes", "published"),
-    [(TINY, 2.507), (SMALL, None), (BASE, 35.128), (LARGE, None)],
-    ids=["Ti", "S", "B", "L"],
+    [(TINY, 2.507), (SMALL, None), (BASE, 35.128)],
+    ids=["Ti", "S", "B"],
 )
 @pytest.mark.parametrize("patch_projection", ["conv", "linear"])
-def test_operations_count_as_the_formula_says(
+def test_operations_are_those_of_the_formula(
     sizes: dict[str, Any], published: float | None, patch_projection: Any
 ) -> None:
     with torch.device("meta"):
@@ -447,12 +446,12 @@ def test_operations_count_as_the_formula_says(
     tokens = patches + 1
 
     def block(
-        asked: int,
+        queries: int,
     ) -> int:  # a product of a x b and b x c is a * b * c multiplications and as many additions
         keys_and_values = tokens * width * 2 * width
-        attention = 2 * asked * tokens * width  # the scores, and the mixture of values
-        per_asked = width * width + width * width + 2 * width * 4 * width  # query, projection, MLP
-        return 2 * (keys_and_values + attention + asked * per_asked)
+        attention = 2 * queries * tokens * width  # the scores, and the mixture of values
+        per_query = width * width + width * width + 2 * width * 4 * width  # query, projection, MLP
+        return 2 * (keys_and_values + attention + queries * per_query)
 
     ends = 2 * (patches * 3 * 16 * 16 * width + width * 1000)
     full = ends + model.depth * block(tokens)

@@ -44,11 +44,11 @@ from vitlab.models.vit import VisionTransformer
         ),
         (
             {"distilled": True, "pool": "avg"},
-            "distilled=True adds a token and a head beside those of [cls], and so needs pool='cls'",
+            "distilled=True adds a second token and head to those of [cls], so it needs pool='cls'",
         ),
         (
             {"distilled": True, "pre_logits_dim": 8},
-            "distilled=True has two heads and pre_logits_dim is for one; leave one of them out",
+            "distilled=True has two heads, but pre_logits_dim is for one; leave one of them out",
         ),
         ({"mlp_ratio": 0.0}, "dim * mlp_ratio=0 must be at least 1"),
         *[({name: 0}, f"{name}=0 must be at least 1") for name in ("depth", "heads", "dim", "in_channels")],

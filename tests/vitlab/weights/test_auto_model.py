@@ -1,4 +1,4 @@
-"""Weights fill in what a configuration leaves to them, and what it says itself stays."""
+"""Weights fill in the open settings of a configuration; those that are set stay."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from vitlab.weights.auto_model import FALLBACK, as_size, fill_from_weights
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small DeiT III as timm writes it to the hub: registers none, LayerScale, its own colours and crop."""
+    """A small DeiT III as timm writes it to the hub: LayerScale, no registers, its own normalization and crop."""
     place = tmp_path_factory.mktemp("deit3")
     sizes: dict[str, Any] = {"depth": 1, "img_size": 64, "num_classes": 7}
     model = timm.create_model("deit3_small_patch16_224", pretrained=False, **sizes)
@@ -36,7 +36,7 @@ def test_the_model_its_size_and_the_images_come_from_the_weights(configure: Conf
     assert model["pos_embed_on_patches_only"] is True
     assert model["layer_scale"] == 1e-5
     assert "num_classes" not in model, "the data has it"
-    assert "weights" not in model, "the node describes a network and no more"
+    assert "weights" not in model, "the node describes a network alone"
     assert config["weights"] == {"strict": True, "part": None, "image_size": None, "source": str(folder)}
     assert (config["image_size"], config["data"]["image_size"]) == (64, 64)
     assert config["data"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
@@ -45,7 +45,7 @@ def test_the_model_its_size_and_the_images_come_from_the_weights(configure: Conf
     assert config["name"] == f"cifar10-{folder.name}"
 
 
-def test_what_the_configuration_says_goes_before_the_weights(configure: Configure, folder: Path) -> None:
+def test_the_configuration_takes_precedence_over_the_weights(configure: Configure, folder: Path) -> None:
     config = auto(
         configure,
         f"model.weights={folder}",
@@ -69,9 +69,7 @@ def test_a_preset_keeps_its_model_and_takes_the_images(configure: Configure, fol
     assert without["weights"]["source"] is None
 
 
-def test_a_run_that_goes_on_takes_its_own_record_and_needs_no_weights(
-    configure: Configure, folder: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_uses_its_own_record_without_weights(configure: Configure, folder: Path, tmp_path: Path) -> None:
     before = auto(configure, f"model.weights={folder}")
     run = tmp_path / "run"
     run.mkdir()
@@ -82,7 +80,7 @@ def test_a_run_that_goes_on_takes_its_own_record_and_needs_no_weights(
     assert config["data"]["mean"] == before["data"]["mean"]
 
 
-def test_weights_that_cant_be_read_leave_the_rest_to_be_checked(configure: Configure) -> None:
+def test_unreadable_weights_leave_the_rest_to_the_checks(configure: Configure) -> None:
     config = auto(configure, "model.weights=gone.pth")
     assert config["image_size"] == config["model"]["image_size"] == FALLBACK
     assert config["weights"]["source"] == "gone.pth"
@@ -102,7 +100,7 @@ def test_recorded_settings_make_the_data_module(configure: Configure, folder: Pa
     config = auto(configure, f"model.weights={folder}")
     datamodule = build.build_data(config["data"])
     assert isinstance(datamodule, DataModule)
-    assert datamodule.preprocessing()["mean"] == pytest.approx([(0.485 + 0.456 + 0.406) / 3]), "digits are grey"
+    assert datamodule.preprocessing()["mean"] == pytest.approx([(0.485 + 0.456 + 0.406) / 3]), "digits are gray"
     batch = next(iter(datamodule.val_dataloader()))
     prepared = datamodule.on_after_batch_transfer(batch, 0).images
     assert prepared.shape[1:] == (1, 64, 64)

@@ -1,4 +1,4 @@
-"""Files are told apart by what they hold, damaged ones are named, and nothing in them is executed."""
+"""Files are recognized by their content, damage is reported, and nothing in a file is executed."""
 
 import io
 import json
@@ -70,7 +70,7 @@ def test_every_format_is_known_by_its_content_whatever_its_name(kind: str, tmp_p
     assert all(torch.equal(value, STATE[name]) for name, value in numbers(part).items())
 
 
-def test_networks_in_mappings_are_found_with_what_is_beside_them(tmp_path: Path) -> None:
+def test_networks_in_mappings_are_read_with_the_other_entries(tmp_path: Path) -> None:
     torch.save(
         {"epoch": 3, "teacher": STATE, "deep": {"er": STATE}, "optimizer": {"state": {0: STATE}}}, tmp_path / "x"
     )
@@ -82,9 +82,9 @@ def test_networks_in_mappings_are_found_with_what_is_beside_them(tmp_path: Path)
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_file_that_was_cut_short_is_named(kind: str, tmp_path: Path) -> None:
     WRITERS[kind](file := tmp_path / "weights")
-    whole = file.read_bytes()
-    for length in (len(whole) // 2, len(whole) - 5):
-        file.write_bytes(whole[:length])
+    complete = file.read_bytes()
+    for length in (len(complete) // 2, len(complete) - 5):
+        file.write_bytes(complete[:length])
         with pytest.raises(UnreadableWeights, match=r"weights .*(damaged|can't be read)"):
             numbers(next(iter(read_weights(file).parts.values())))
 
@@ -92,9 +92,9 @@ def test_a_file_that_was_cut_short_is_named(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["torch", "npz"])
 def test_a_changed_byte_is_noticed(kind: str, tmp_path: Path) -> None:
     WRITERS[kind](file := tmp_path / "weights")
-    whole = file.read_bytes()
-    place = whole.index(STATE["a.weight"].numpy().tobytes()) + 5
-    file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    complete = file.read_bytes()
+    place = complete.index(STATE["a.weight"].numpy().tobytes()) + 5
+    file.write_bytes(complete[:place] + bytes([complete[place] ^ 1]) + complete[place + 1 :])
     with pytest.raises(UnreadableWeights, match="damaged"):
         numbers(next(iter(read_weights(file).parts.values())))
 
@@ -118,7 +118,7 @@ def test_an_index_reads_no_file_elsewhere(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "secret")
     (tmp_path / "in").mkdir()
     (index := tmp_path / "in" / "i.json").write_text(json.dumps({"weight_map": {"a.weight": "../secret"}}))
-    with pytest.raises(allowlist.NotTrusted, match=r"names \.\./secret, which doesn't lie beside it"):
+    with pytest.raises(allowlist.NotTrusted, match=r"names \.\./secret, which is not in its folder"):
         read_weights(index)
 
 
@@ -126,26 +126,26 @@ def test_an_index_reads_no_file_elsewhere(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "it is empty"),
-        (b"hello, world", "is no file of weights"),
+        (b"hello, world", "is not a file of weights"),
         (b"{}", "has no weight_map"),
-        (b'{"weight_map": {"a.weight": "gone"}}', "names gone, and that is not there"),
-        (b'{"weight_map": {"b": "there"}}', "names tensors that its shards don't hold: b"),
+        (b'{"weight_map": {"a.weight": "gone"}}', "names gone, which is missing"),
+        (b'{"weight_map": {"b": "there"}}', "names tensors that are not in its shards: b"),
     ],
 )
-def test_what_is_no_file_of_weights_is_told(content: bytes, message: str, tmp_path: Path) -> None:
+def test_other_files_are_refused_with_a_reason(content: bytes, message: str, tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "there")
     (file := tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(UnreadableWeights, match=message):
         read_weights(file)
 
 
-def test_a_zip_of_something_else_and_a_torch_file_without_tensors_are_told(tmp_path: Path) -> None:
+def test_a_zip_of_something_else_and_a_torch_file_without_tensors_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x", "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(UnreadableWeights, match="neither torch nor NumPy wrote"):
+    with pytest.raises(UnreadableWeights, match="of neither torch nor NumPy"):
         read_weights(tmp_path / "x")
     torch.save({"epoch": 1}, tmp_path / "y")
-    with pytest.raises(UnreadableWeights, match="holds no tensors by name"):
+    with pytest.raises(UnreadableWeights, match="holds no named tensors"):
         read_weights(tmp_path / "y")
 
 
@@ -158,7 +158,7 @@ def test_bfloat16_of_jax_is_read(tmp_path: Path) -> None:
     assert torch.equal(stored.read(), value)
 
 
-def test_numbers_are_read_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_read_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     WRITERS["npz"](tmp_path / "x")
     part = read_weights(tmp_path / "x").parts[""]
     (tmp_path / "x").unlink()

@@ -1,4 +1,4 @@
-"""The network is told from shapes, then from what lies beside them; what can't be ours is refused by name."""
+"""The architecture is inferred from shapes, then from the configuration; what our model can't be is refused by name."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.files import FileContent, UnreadableWeights
-from vitlab.weights.infer import infer_architecture, mlp_ratio, timm_hints, transformers_hints
+from vitlab.weights.hints import timm_hints, transformers_hints
+from vitlab.weights.infer import infer_architecture, mlp_ratio
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.locate import WeightFiles
 
@@ -17,7 +18,7 @@ BASE: dict[str, Any] = {"image_size": 32, "patch_size": 8, "dim": 128, "depth": 
 
 
 def opened(**said: Any) -> WeightFiles:
-    nothing: dict[str, Any] = {"config": {}, "preprocessor": {}, "ours": {}, "timm_name": None}
+    nothing: dict[str, Any] = {"config": {}, "preprocessor": {}, "record": {}, "timm_name": None}
     return WeightFiles(source="x", file=Path("x"), content=FileContent({}, {}), **nothing | said)
 
 
@@ -47,7 +48,7 @@ def state(**arguments: Any) -> dict[str, Tensor]:
     ],
     ids=str,
 )
-def test_a_network_is_told_from_its_shapes(arguments: dict[str, Any]) -> None:
+def test_an_architecture_is_inferred_from_shapes(arguments: dict[str, Any]) -> None:
     asked = {"pool": "avg"} if arguments.get("fc_norm") is False else {}
     found = infer_architecture(state(**arguments), LAYOUTS["timm"], opened(), asked)
     with torch.device("meta"):
@@ -60,7 +61,7 @@ def test_a_network_is_told_from_its_shapes(arguments: dict[str, Any]) -> None:
         assert again.grid == model.grid
 
 
-def test_positions_without_a_square_grid_need_to_be_told_of_the_images() -> None:
+def test_positions_without_a_square_grid_need_the_image_size() -> None:
     odd = state(image_size=(24, 48))
     with pytest.raises(UnreadableWeights, match=r"pos_embed has 19 positions.*weights\.image_size=\[HEIGHT,WIDTH\]"):
         infer_architecture(odd, LAYOUTS["timm"], opened(), {})
@@ -79,11 +80,11 @@ def test_positions_without_a_square_grid_need_to_be_told_of_the_images() -> None
         ({"blocks.0.mlp.fc1.weight": None}, "there is no blocks.0.mlp.fc1.weight"),
         ({"blocks.7.norm1.weight": (128,)}, "blocks.2.mlp.fc1.weight is missing"),
         ({"norm.weight": None}, "no norm after its last block"),
-        ({"patch_embed.proj.bias": None}, "go with each other's absence"),
+        ({"patch_embed.proj.bias": None}, "must have either a bias of the patches or a norm before the blocks"),
         ({"patch_embed.proj.weight": (128, 192)}, "has 2 dimensions"),
     ],
 )
-def test_what_ours_can_not_be_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+def test_tensors_that_our_model_cant_have_are_refused_by_name(change: dict[str, Any], message: str) -> None:
     broken = state()
     for name, shape in change.items():
         if shape is None:
@@ -94,15 +95,13 @@ def test_what_ours_can_not_be_is_refused_by_name(change: dict[str, Any], message
         infer_architecture(broken, LAYOUTS["timm"], opened(), {})
 
 
-def test_heads_that_nothing_tells_are_asked_for() -> None:
-    with pytest.raises(
-        UnreadableWeights, match=r"nothing tells the number of heads at a width of 60; set model\.heads"
-    ):
+def test_unknown_heads_must_be_set() -> None:
+    with pytest.raises(UnreadableWeights, match=r"the number of heads is unknown for dim=60; set model\.heads"):
         infer_architecture(state(dim=60), LAYOUTS["timm"], opened(), {})
     assert infer_architecture(state(dim=60), LAYOUTS["timm"], opened(), {"heads": 2}).arguments["heads"] == 2
 
 
-def test_transformers_config_is_believed() -> None:
+def test_transformers_config_is_used() -> None:
     config = {"model_type": "vit", "num_attention_heads": 4, "hidden_act": "gelu_new", "image_size": [32, 32]}
     found = infer_architecture(state(), LAYOUTS["hf_vit"], opened(config=config), {})
     assert [found.arguments[key] for key in ("heads", "activation", "norm_eps")] == [4, "gelu_tanh", 1e-12]
@@ -114,7 +113,7 @@ def test_transformers_config_is_believed() -> None:
         transformers_hints(config | {"hidden_act": "relu"})
 
 
-def test_a_runs_own_configuration_is_believed() -> None:
+def test_a_runs_own_configuration_is_used() -> None:
     model = {
         "_target_": "vitlab.models.vit.VisionTransformer",
         **BASE,
@@ -123,7 +122,7 @@ def test_a_runs_own_configuration_is_believed() -> None:
         "norm_eps": 1e-5,
     }
     found = infer_architecture(
-        state(pos_embed="sincos2d"), LAYOUTS["timm"], opened(ours={"config": {"model": model}}), {}
+        state(pos_embed="sincos2d"), LAYOUTS["timm"], opened(record={"config": {"model": model}}), {}
     )
     assert [found.arguments[key] for key in ("heads", "norm_eps", "pos_embed", "image_size")] == [
         4,
@@ -133,14 +132,14 @@ def test_a_runs_own_configuration_is_believed() -> None:
     ]
 
 
-def test_timms_models_are_looked_at_and_those_that_ours_is_not_are_refused() -> None:
+def test_timms_models_are_inspected_and_unsupported_ones_are_refused() -> None:
     said = timm_hints("vit_base_patch32_clip_quickgelu_224", {"depth": 1})
     assert (said["heads"], said["activation"], said["norm_eps"], said["pool"]) == (12, "quick_gelu", 1e-5, "cls")
     for name, message in (
-        ("resnet18", "is a ResNet, and no plain Vision Transformer"),
-        ("vit_pwee_patch16_reg1_gap_256", "has blocks of the kind ParallelScalingBlock"),
-        ("vit_dwee_patch16_reg1_gap_256", "has attention of the kind DiffAttention"),
-        ("vit_so150m_patch16_reg4_map_256", "has pooling of the kind 'map'"),
+        ("resnet18", r"\(ResNet\) is not a plain Vision Transformer: our model has no .*BasicBlock"),
+        ("vit_pwee_patch16_reg1_gap_256", "our model has no ParallelScalingBlock"),
+        ("vit_dwee_patch16_reg1_gap_256", "our model has no DiffAttention, RmsNorm"),
+        ("vit_so150m_patch16_reg4_map_256", "our model has no AttentionPoolLatent"),
         ("nope", "timm has no architecture nope"),
     ):
         with pytest.raises(UnreadableWeights, match=message):

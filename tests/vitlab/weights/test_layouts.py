@@ -1,4 +1,4 @@
-"""The tables of layouts: each is whole, its names lead back to themselves, and it is recognised as itself."""
+"""The tables of layouts: each is complete, its names map back to themselves, and it is recognized as itself."""
 
 from typing import Any
 
@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
-from vitlab.weights.layouts import BLOCK, LAYOUTS, Rule
-from vitlab.weights.mapping import from_ours, layout_name, plan_mapping, recognize_networks, to_ours
+from vitlab.weights.layouts import LAYOUTS
+from vitlab.weights.mapping import from_ours, layout_name, plan_mapping, recognize_networks
+from vitlab.weights.rules import BLOCK, Rule
 
-# What a network of each layout has, of what ours can have.
+# arguments of a network that has a place in each layout
 SETTINGS: dict[str, dict[str, Any]] = {
     "dinov2": {"layer_scale": 0.1, "num_registers": 2, "pos_embed_on_registers": False, "activation": "swiglu"},
     "timm": {"layer_scale": 0.1, "num_registers": 2, "distilled": True},
@@ -26,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def network(name: str) -> dict[str, Tensor]:
-    """Weights of ours, as much as a layout has a place for; no two numbers alike."""
+    """Random weights of our model, as far as a layout has a place for them."""
     toy = {"image_size": 8, "patch_size": 4, "dim": 12, "depth": 2, "heads": 3, "num_classes": 5}
     state = VisionTransformer(**toy | SETTINGS[name]).state_dict()
     if name.endswith("clip"):  # these project to a common space, without a bias
@@ -39,22 +40,24 @@ def test_every_layout_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_network_written_in_a_layout_is_recognised_and_comes_back_bit_for_bit(name: str) -> None:
+def test_a_network_written_in_a_layout_is_recognized_and_comes_back_bit_for_bit(name: str) -> None:
     ours, layout = network(name), LAYOUTS[name]
     theirs = from_ours(ours, layout, heads=3, inner=layout.inner[0] if layout.inner else "")
     (found,) = recognize_networks(theirs)
     assert found.layout is layout
-    assert found.beside == []
+    assert found.others == []
     assert plan_mapping(found).unknown == []
-    assert list(plan_mapping(found).left_out) == [f"{found.prefix}{zero}" for zero in layout.zeros or {}]
-    back = to_ours(theirs, found)
+    assert list(plan_mapping(found).skipped) == [f"{found.prefix}{zero}" for zero in layout.zeros or {}]
+    back = {
+        key: form.to([theirs[each] for each in names]) for key, (form, names) in plan_mapping(found).sources.items()
+    }
     assert back.keys() == ours.keys()
     for key, value in ours.items():
         assert torch.equal(back[key], value), key
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_names_that_a_layout_writes_are_not_spelt_otherwise(name: str) -> None:
+def test_names_that_a_layout_writes_are_not_respelled(name: str) -> None:
     layout = LAYOUTS[name]
     names = [theirs.replace(BLOCK, "7") for rule in layout.rules for theirs in rule.theirs]
     assert [layout_name(each, layout) for each in names if layout_name(each, layout) != each and "/" not in each] == []
@@ -91,5 +94,5 @@ def test_the_names_of_googles_newer_code_are_read_too() -> None:
         theirs = {key.replace(original, newer): value for key, value in theirs.items()}
     (found,) = recognize_networks([f"params/{key}" for key in theirs])
     assert found.prefix == "params/"
-    assert plan_mapping(found).made.keys() == ours.keys()
+    assert plan_mapping(found).sources.keys() == ours.keys()
     assert plan_mapping(found).unknown == []

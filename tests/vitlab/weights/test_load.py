@@ -1,4 +1,4 @@
-"""Other libraries' networks compute the same as ours and come back bit for bit; what doesn't fit is refused."""
+"""Networks of other libraries compute the same and come back bit for bit; incompatible weights are refused."""
 
 import re
 import sys
@@ -49,18 +49,18 @@ def test_other_libraries_networks_compute_the_same_and_come_back_bit_for_bit(row
     model, source = row.make(tmp_path)
     weights = open_weights(source)
     ours, report = load_pretrained(weights)
-    assert report.problems == list(report.resampled) == list(report.anew) == []
-    assert weights.found.beside == weights.plan.unknown == []
+    assert report.problems == list(report.resampled) == list(report.new) == []
+    assert weights.network.others == weights.plan.unknown == []
     found = parity.difference(row, model, ours.eval())
     assert found.tokens < parity.TOLERANCE
     assert found.logits is None or found.logits < parity.TOLERANCE
-    back = from_ours(ours.state_dict(), weights.found.layout, heads=ours.heads)
-    for name, real in weights.found.names.items():
-        if real not in weights.plan.left_out:
+    back = from_ours(ours.state_dict(), weights.network.layout, heads=ours.heads)
+    for name, real in weights.network.names.items():
+        if real not in weights.plan.skipped:
             assert torch.equal(back[name], weights.stored[real].read()), name
 
 
-def test_the_matrix_has_what_was_asked_for() -> None:
+def test_the_matrix_has_all_families() -> None:
     families = {row.family for row in parity.ROWS}
     assert len(parity.ROWS) >= 12
     assert families >= {"timm ViT", "DeiT", "DeiT III", "CLIP in timm", "DINO", "DINOv2", "MAE", "AugReg .npz", "SBB"}
@@ -78,7 +78,7 @@ def test_a_head_over_cls_and_patches_is_read_where_one_half_is_zero(saved: Calla
     state["head.weight"] = torch.cat([head, zero] if pool == "cls" else [zero, head], dim=1)
     loaded, report = load_network(TOY | {"pool": pool, "fc_norm": False}, str(saved(state)))
     assert torch.equal(loaded.eval()(images), model(images))
-    assert report.resampled == {"head.weight": "48 -> 24 numbers: those of the others are zero"}
+    assert report.resampled == {"head.weight": "48 -> 24 numbers: the others are zero"}
     state["head.weight"] = torch.cat([head, head], dim=1)
     with pytest.raises(IncompatibleWeights, match="the weights' head reads 48 numbers"):
         load_network(TOY | {"pool": pool, "fc_norm": False}, str(saved(state, "both.safetensors")))
@@ -88,11 +88,11 @@ def test_a_model_of_another_grid_patch_channels_and_classes_is_adapted_and_the_t
     saved: Callable[..., Path],
 ) -> None:
     model = filled()
-    weights = open_weights(str(saved(model.state_dict())), asked={"heads": 3})
+    weights = open_weights(str(saved(model.state_dict())), requested={"heads": 3})
     ours, report = load_pretrained(weights, image_size=(32, 48), patch_size=16, in_channels=1, num_classes=9)
     assert ours(torch.zeros(1, 1, 32, 48)).shape == (1, 9)
     assert torch.equal(ours.blocks[1].mlp.fc1.weight, model.blocks[1].mlp.fc1.weight)
-    assert set(report.anew) == {"head.weight", "head.bias"}
+    assert set(report.new) == {"head.weight", "head.bias"}
     table = report.table()
     assert "pos_embed: 3x3 -> 2x3 patches" in table
     assert (
@@ -108,13 +108,13 @@ def test_positions_move_into_the_tokens_where_the_model_has_no_place_for_them(
 ) -> None:
     model = filled(num_registers=2)
     images = torch.randn(2, 3, 24, 24)
-    ours, report = load_pretrained(open_weights(str(saved(model.state_dict())), asked=TOY), **change)
+    ours, report = load_pretrained(open_weights(str(saved(model.state_dict())), requested=TOY), **change)
     assert torch.allclose(ours.eval()(images), model(images), atol=1e-5)
     assert "the network computes the same" in report.resampled["the prefix"]
 
 
 def test_new_heads_are_fresh_and_repeatable(saved: Callable[..., Path]) -> None:
-    weights = open_weights(str(saved(filled().state_dict())), asked=TOY)
+    weights = open_weights(str(saved(filled().state_dict())), requested=TOY)
     heads = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -174,15 +174,15 @@ def test_missing_and_needless_tensors_are_named_unless_strict_is_off(saved: Call
     ):
         assert line in str(refused.value)
     ours, report = load_network(TOY, source, strict=False)
-    assert report.anew == {"blocks.1.norm1.bias": "not among the weights"}
+    assert report.new == {"blocks.1.norm1.bias": "not in the weights"}
     assert report.unused["blocks.0.adapter"] == "unknown"
     assert torch.equal(ours.blocks[1].norm1.bias, torch.zeros(24))  # type: ignore[arg-type]
     assert torch.equal(ours.blocks[1].attn.qkv.weight, state["blocks.1.attn.qkv.weight"])
 
 
-def test_missing_blocks_are_initialised_each_by_its_own_numbers(saved: Callable[..., Path]) -> None:
+def test_missing_blocks_are_initialized_each_by_its_own_numbers(saved: Callable[..., Path]) -> None:
     ours, report = load_network(TOY | {"depth": 4}, str(saved(filled().state_dict())), strict=False)
-    assert all(name.startswith(("blocks.2.", "blocks.3.")) for name in report.anew)
+    assert all(name.startswith(("blocks.2.", "blocks.3.")) for name in report.new)
     assert not torch.equal(ours.blocks[2].mlp.fc1.weight, ours.blocks[3].mlp.fc1.weight)
 
 
@@ -194,7 +194,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(saved: Callable[..., Pa
         load_network(TOY, str(saved(state)), strict=False)
 
 
-def test_heads_and_activation_that_the_weights_tell_must_be_the_models(tmp_path: Path) -> None:
+def test_known_heads_and_activation_must_be_the_models(tmp_path: Path) -> None:
     row = next(row for row in parity.ROWS if row.architecture == "vit_base_patch32_clip_quickgelu_224")
     _, source = row.make(tmp_path)
     arguments = open_weights(source).architecture.arguments
@@ -214,13 +214,13 @@ def test_a_head_with_a_hidden_layer_needs_it_or_is_replaced(saved: Callable[...,
     with pytest.raises(IncompatibleWeights, match=r"hidden layer of width 10.*set model\.pre_logits_dim=10"):
         load_network(TOY, source)
     _, report = load_network(TOY | {"num_classes": 7}, source)
-    assert report.unused["pre_logits.weight"] == "the hidden layer goes with the head"
+    assert report.unused["pre_logits.weight"] == "the hidden layer belongs to the head"
 
 
 # ------------------------------------------------------------------------------------------------------------- memory
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of the memory")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's memory statistics")
 @pytest.mark.parametrize("ending", ["safetensors", "pth"])
 def test_loading_takes_no_more_than_twice_the_files_size(ending: str, tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"image_size": 32, "dim": 640, "depth": 12, "heads": 10, "num_classes": 0}

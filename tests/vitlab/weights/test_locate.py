@@ -1,4 +1,4 @@
-"""A source is found as a file, in a folder, in the hub's cache, under timm's name; or it is told why not."""
+"""A source is located as a file, in a folder, in the hub's cache, or by timm's name; errors say why not."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_of_several_files_the_librarys_own_name_is_taken_or_the_choice_is_asked_
         locate_in_folder(tmp_path / "none")
 
 
-def test_a_damaged_description_is_told(tmp_path: Path) -> None:
+def test_a_damaged_configuration_is_reported(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": ')
     with pytest.raises(UnreadableWeights, match=r"config\.json is damaged"):
@@ -82,7 +82,7 @@ def test_a_repository_in_the_hubs_cache_is_found_without_a_network(hub: Path) ->
     assert list(opened.content.parts[""]) == ["a"]
 
 
-def test_timms_name_brings_timms_word_for_the_images(hub: Path) -> None:
+def test_timms_name_brings_timms_preprocessing(hub: Path) -> None:
     name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     snapshot = cached(hub, f"timm/{name}")
     save_file(VisionTransformer(dim=192, depth=1, heads=3).state_dict(), snapshot / "model.safetensors")
@@ -98,22 +98,22 @@ def test_timms_name_brings_timms_word_for_the_images(hub: Path) -> None:
     [
         ("gone.safetensors", "there is no file or folder gone.safetensors"),
         ("google/vit-base-patch16-224", "did you mean hf:google/vit-base-patch16-224"),
-        ("hf:nobody/nothing", "the hub, and its cache here, have no weights of that name"),
+        ("hf:nobody/nothing", "neither the hub nor its local cache has weights of that name"),
         ("timm:vit_tny_patch16_224", "timm has no vit_tny_patch16_224; did you mean 'vit_tiny_patch16_224'"),
         ("timm:vit_tiny_patch16_224.nope", r"timm has no such weights; it has vit_tiny_patch16_224\.augreg_in21k"),
-        ("timm:vit_tiny_patch16_224", "have no weights of that name"),
+        ("timm:vit_tiny_patch16_224", "has weights of that name"),
     ],
 )
-def test_what_is_not_there_is_told(hub: Path, source: str, message: str) -> None:
+def test_a_missing_source_is_reported(hub: Path, source: str, message: str) -> None:
     with pytest.raises(UnreadableWeights, match=message):
         locate_weights(source)
 
 
-def test_without_a_network_the_cache_is_used_and_what_is_not_in_it_is_told_at_once(
+def test_without_a_network_the_cache_is_used_and_errors_come_at_once(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with socket.socket() as nobody:  # a port at which nobody listens
+    with socket.socket() as nobody:  # a port without a listener
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
         save_file(STATE, cached(hub, "somebody/else") / "model.safetensors")

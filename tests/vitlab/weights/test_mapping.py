@@ -1,4 +1,4 @@
-"""Names are recognised behind any prefix, and what has no place is named."""
+"""Networks are recognized with any prefix; tensors without a place are named."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
-from vitlab.weights.mapping import from_ours, plan_mapping, recognize_networks, to_ours
+from vitlab.weights.mapping import StoredNetwork, from_ours, plan_mapping, recognize_networks
 
 
 @pytest.fixture(scope="module")
@@ -15,41 +15,46 @@ def ours() -> dict[str, Tensor]:
     return {key: torch.rand(value.shape) for key, value in model.state_dict().items()}
 
 
+def to_ours(state: dict[str, Tensor], network: StoredNetwork) -> dict[str, Tensor]:
+    sources = plan_mapping(network).sources
+    return {ours: form.to([state[name] for name in names]) for ours, (form, names) in sources.items()}
+
+
 @pytest.mark.parametrize(
     "prefix",
     ["module.", "backbone.", "_orig_mod.", "encoder.", "teacher.", "module.backbone.", "module._orig_mod.", "a.b.c."],
 )
 @pytest.mark.parametrize("name", ["timm", "hf_vit", "torchvision"])
-def test_prefixes_are_found_and_taken_off(ours: dict[str, Tensor], name: str, prefix: str) -> None:
+def test_prefixes_are_removed(ours: dict[str, Tensor], name: str, prefix: str) -> None:
     layout = LAYOUTS[name]
     theirs = from_ours(ours, layout, heads=3, inner=layout.inner[0] if layout.inner else "")
     (found,) = recognize_networks([prefix + key for key in theirs])
     assert found.layout is layout
     back = to_ours({prefix + key: value for key, value in theirs.items()}, found)
     assert all(torch.equal(back[key], value) for key, value in ours.items())
-    assert plan_mapping(found).unknown == found.beside == []
+    assert plan_mapping(found).unknown == found.others == []
 
 
-def test_wrappers_inside_of_names_are_taken_out(ours: dict[str, Tensor]) -> None:
+def test_wrappers_inside_of_names_are_removed(ours: dict[str, Tensor]) -> None:
     wrapped = {key.replace("blocks.1.", "blocks.1._orig_mod._fsdp_wrapped_module."): v for key, v in ours.items()}
     (found,) = recognize_networks(wrapped)
     assert to_ours(wrapped, found).keys() == ours.keys()
 
 
 @pytest.mark.parametrize("head", ["head.", "module.head.", "module.backbone.head."])
-def test_a_head_beside_the_body_belongs_to_it(ours: dict[str, Tensor], head: str) -> None:
+def test_a_head_outside_of_the_body_belongs_to_it(ours: dict[str, Tensor], head: str) -> None:
     state = {key.replace("head.", head) if "head" in key else f"module.backbone.{key}": v for key, v in ours.items()}
     (found,) = recognize_networks(state)
-    assert (found.prefix, found.beside) == ("module.backbone.", [])
+    assert (found.prefix, found.others) == ("module.backbone.", [])
     assert torch.equal(to_ours(state, found)["head.weight"], ours["head.weight"])
 
 
-def test_what_is_beside_the_network_and_what_nobody_knows_in_it_is_told_apart(ours: dict[str, Tensor]) -> None:
+def test_tensors_of_other_networks_and_unknown_ones_are_distinguished(ours: dict[str, Tensor]) -> None:
     extra = {"backbone.blocks.0.adapter.weight", "backbone.mask_token", "text.embedding.weight", "head.mlp.0.weight"}
     (found,) = recognize_networks([*(f"backbone.{key}" for key in ours), *extra])
-    assert set(found.beside) == {"text.embedding.weight", "head.mlp.0.weight"}
+    assert set(found.others) == {"text.embedding.weight", "head.mlp.0.weight"}
     assert plan_mapping(found).unknown == ["backbone.blocks.0.adapter.weight"]
-    assert plan_mapping(found).left_out == {"backbone.mask_token": "stands for masked patches in pre-training"}
+    assert plan_mapping(found).skipped == {"backbone.mask_token": "the token of masked patches in pre-training"}
 
 
 def test_two_networks_in_one_file_are_both_found(ours: dict[str, Tensor]) -> None:
@@ -57,7 +62,7 @@ def test_two_networks_in_one_file_are_both_found(ours: dict[str, Tensor]) -> Non
     assert {each.prefix for each in found} == {"student.", "teacher."}
 
 
-def test_names_of_another_kind_of_network_are_not_recognised() -> None:
+def test_names_of_another_kind_of_network_are_not_recognized() -> None:
     assert recognize_networks(["conv1.weight", "layer1.0.conv1.weight", "fc.weight"]) == []
     assert recognize_networks(["xpatch_embed.proj.weight"]) == []
 
@@ -68,7 +73,7 @@ def test_a_tensor_that_a_layout_has_no_place_for_is_named(ours: dict[str, Tensor
         from_ours(scaled, LAYOUTS["torchvision"], heads=3)
 
 
-def test_what_is_written_is_contiguous_and_holds_what_the_library_wants_to_find(ours: dict[str, Tensor]) -> None:
+def test_written_tensors_are_contiguous_and_include_those_that_the_library_requires(ours: dict[str, Tensor]) -> None:
     for name in ("google", "hf_vit", "hf_dinov2"):
         state = ours | {f"blocks.{i}.ls{n}.gamma": torch.ones(12) for i in (0, 1) for n in (1, 2)}
         theirs = from_ours(state if name == "hf_dinov2" else ours, LAYOUTS[name], heads=3)

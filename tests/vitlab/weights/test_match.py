@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 import parity
 from vitlab.models.vit import VisionTransformer
-from vitlab.weights.match import StateDictMatcher, patch_grid, prefix_tokens
+from vitlab.weights.infer import patch_grid
+from vitlab.weights.match import StateDictMatcher, prefix_tokens
 from vitlab.weights.open import open_weights
 
 BASE: dict[str, Any] = {"image_size": 16, "patch_size": 4, "dim": 24, "depth": 1, "heads": 2, "num_classes": 5}
@@ -19,7 +20,7 @@ def fit(tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> StateDi
     model = VisionTransformer(**BASE | theirs)
     parity.fill(model)
     save_file(model.state_dict(), tmp_path / "weights")
-    weights = open_weights(str(tmp_path / "weights"), asked=BASE | theirs)
+    weights = open_weights(str(tmp_path / "weights"), requested=BASE | theirs)
     with torch.device("meta"):
         network = VisionTransformer(**BASE | ours)
     return StateDictMatcher(network, BASE | ours, weights, "title")
@@ -27,9 +28,9 @@ def fit(tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> StateDi
 
 def test_a_network_like_theirs_is_read_tensor_by_tensor(tmp_path: Path) -> None:
     found = fit(tmp_path, {"num_registers": 2}, {"num_registers": 2})
-    assert set(found.readers) == set(found.wanted) == set(found.report.matched)
+    assert set(found.readers) == set(found.expected) == set(found.report.matched)
     report = found.report
-    assert (report.problems, report.anew, report.unused, report.resampled) == ([], {}, {}, {})
+    assert (report.problems, report.new, report.unused, report.resampled) == ([], {}, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_what_the_arguments_dont_explain_is_a_problem(
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "anew", "unused"),
+    ("theirs", "ours", "new", "unused"),
     [
         ({}, {"num_classes": 3}, ["head.weight", "head.bias"], ["head.weight", "head.bias"]),
         ({"num_classes": 0}, {}, ["head.weight", "head.bias"], []),
@@ -74,14 +75,14 @@ def test_what_the_arguments_dont_explain_is_a_problem(
     ids=str,
 )
 def test_heads_are_explained_by_the_classes(
-    theirs: dict[str, Any], ours: dict[str, Any], anew: list[str], unused: list[str], tmp_path: Path
+    theirs: dict[str, Any], ours: dict[str, Any], new: list[str], unused: list[str], tmp_path: Path
 ) -> None:
     report = fit(tmp_path, theirs, ours).report
     assert report.problems == []
-    assert (list(report.anew), list(report.unused)) == (anew, unused)
+    assert (list(report.new), list(report.unused)) == (new, unused)
 
 
 def test_the_prefix_is_counted_in_its_order_and_the_grid_in_patches() -> None:
     shapes = {"reg_token": (1, 2, 8), "cls_token": (1, 1, 8)}
     assert prefix_tokens(shapes) == [("cls_token", 0), ("reg_token", 0), ("reg_token", 1)]
-    assert patch_grid({"image_size": (32, 48), "patch_size": 16}) == (2, 3)
+    assert patch_grid((32, 48), 16) == (2, 3)

@@ -1,4 +1,4 @@
-"""One of several networks in a file is chosen by name, and what is no network of ours is told."""
+"""One of several networks in a file is chosen by name; files without a Vision Transformer are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.files import UnreadableWeights
-from vitlab.weights.open import format_source, open_weights
+from vitlab.weights.open import open_weights
 
 
 def state(value: float, prefix: str = "") -> dict[str, Tensor]:
@@ -53,15 +53,13 @@ def test_averaged_weights_are_taken_and_others_by_name(
 
 def test_the_choice_is_named_in_the_report_and_asked_for_where_it_is_open(tmp_path: Path) -> None:
     torch.save(FILES["dino"], file := tmp_path / "file")
-    assert "file, teacher.backbone, timm's names" in format_source(open_weights(str(file)))
+    assert "file, teacher.backbone, timm's names" in open_weights(str(file)).title()
     with pytest.raises(
         UnreadableWeights, match=r"weights\.part=ema2: .* it has student\.module\.backbone, teacher\.backbone"
     ):
         open_weights(str(file), part="ema2")
     torch.save(FILES["one file"], file)
-    with pytest.raises(
-        UnreadableWeights, match=r"choose one with weights\.part: it has base_encoder, momentum_encoder"
-    ):
+    with pytest.raises(UnreadableWeights, match=r"choose one with weights\.part: base_encoder, momentum_encoder"):
         open_weights(str(file))
 
 
@@ -72,10 +70,10 @@ def test_a_run_without_averages_has_no_averages(tmp_path: Path) -> None:
         open_weights(str(tmp_path / "file"), part="ema")
 
 
-def test_another_kind_of_network_is_told_by_its_names(tmp_path: Path) -> None:
+def test_another_kind_of_network_is_reported_with_its_names(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.ones(3), "fc.bias": torch.ones(2)}, tmp_path / "resnet.pth")
     with pytest.raises(
-        UnreadableWeights, match=r"holds no Vision Transformer that is known; its tensors are named conv1\.weight"
+        UnreadableWeights, match=r"holds no Vision Transformer of a known layout; its tensors: conv1\.weight"
     ):
         open_weights(str(tmp_path / "resnet.pth"))
 
@@ -84,5 +82,5 @@ def test_integers_are_no_weights(tmp_path: Path) -> None:
     weights = state(1.0)
     weights["blocks.0.mlp.fc1.weight"] = weights["blocks.0.mlp.fc1.weight"].to(torch.int8)
     torch.save(weights, tmp_path / "file")
-    with pytest.raises(UnreadableWeights, match=r"blocks\.0\.mlp\.fc1\.weight is of type int8: quantised"):
+    with pytest.raises(UnreadableWeights, match=r"blocks\.0\.mlp\.fc1\.weight is of type int8: quantized"):
         open_weights(str(tmp_path / "file"))
