@@ -477,7 +477,7 @@ def others(trial: Trial) -> None:
             (["model.dim=32"], "model.dim: 16 in the checkpoint, 32 now"),
             (["model.heads=4"], "model.heads: 2 in the checkpoint, 4 now"),
             (["data.max_train_samples=500"], "train images"),
-            (["data.split_seed=1"], "differ, though they are as many"),
+            (["data.split_seed=1"], "the number is the same, the images differ"),
             (["data.val_fraction=0.2"], "val images"),
         ],
         2,

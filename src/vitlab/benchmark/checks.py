@@ -51,7 +51,7 @@ def part_problems(part: str, read: Any) -> list[str]:
 
 def train_config(lines: Sequence[str], run_dir: str = compose.UNSET_RUN_DIR) -> Node:
     """What `train.py` is given for these settings. Raises `ValueError`, a line for each problem."""
-    with compose.composing():
+    with compose.ensure_hydra():
         try:
             parser = OverridesParser.create(GlobalHydra.instance().config_loader())
             overrides = [(o, bool(arguments.group_options(o))) for o in parser.parse_overrides([*lines])]

@@ -164,7 +164,7 @@ def test_a_study_of_other_settings_is_refused_with_what_differs(
     assert searching(*other, status=2) == []
     output = capsys.readouterr().out
     assert "study pruned has other settings; name another search with sweep=NAME" in output
-    assert "trainer.max_epochs: 2 -> 3 (trains otherwise)" in output
+    assert "trainer.max_epochs: 2 -> 3 (changes the training)" in output
     assert "schedule: choice of ['constant', 'reciprocal_sqrt'] -> ['constant', 'warmup_linear']" in output
 
 
