@@ -19,6 +19,7 @@ from vitlab.cli.command import command
 from vitlab.config.schema import Node
 from vitlab.sweeps import checks
 from vitlab.sweeps.ledger import Job, Sweep
+from vitlab.sweeps.status import shorten
 
 Action = Literal["status", "report", "cancel", "dashboard"]
 MAX_ERROR = 80  # characters; results.json has all of it
@@ -88,8 +89,7 @@ def format_table(sweep: Sweep) -> str:
 
 def table_row(job: Job, keys: list[str], objectives: list[str]) -> list[str]:
     scores = [f"{job.results[name]:.6g}" if name in job.results else "" for name in objectives]
-    error = " ".join(str(job.results.get("error", "")).split()) if job.status == "crashed" else ""
-    error = error if len(error) <= MAX_ERROR else f"{error[: MAX_ERROR - 3]}..."
+    error = shorten(str(job.results.get("error", "")), MAX_ERROR) if job.status == "crashed" else ""
     seconds = f"{job.results['seconds']:.0f}" if "seconds" in job.results else ""
     return [job.status, *(job.choices.get(key, "") for key in keys), *scores, str(job.attempts), seconds, error]
 

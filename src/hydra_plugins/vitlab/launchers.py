@@ -1,7 +1,6 @@
-"""`hydra/launcher=local`, `slurm` and `ray`: how many jobs of a sweep run at once, and where.
+"""Hydra's entry to `hydra/launcher=local`, `slurm` and `ray`; the work is in `vitlab.sweeps.launchers`.
 
-Each launcher's arguments are the settings of `hydra.launcher`. Hydra imports this at each start: nothing heavy here;
-the work is in `vitlab.sweeps.launchers`.
+Each launcher's arguments are the settings of `hydra.launcher`. Hydra imports this at each start: nothing heavy here.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 
 
 class JobsLauncher(Launcher):
-    """Base class of the launchers: composes jobs from a batch of overrides."""
+    """Base class of the launchers, which composes jobs from a batch of overrides."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
@@ -26,10 +25,10 @@ class JobsLauncher(Launcher):
 
 
 class LocalLauncher(JobsLauncher):
-    """Run several jobs at once on this machine, each on devices of its own.
+    """Run several jobs at once on this machine, each on its own devices.
 
     Args:
-        jobs: Jobs at once, which share devices if there are too few; None: as many as have devices of their own.
+        jobs: Jobs at once, which share devices if there are too few; None: as many as there are devices for.
     """
 
     def __init__(self, *, jobs: int | None = None) -> None:
@@ -42,7 +41,7 @@ class LocalLauncher(JobsLauncher):
 
 
 class SlurmLauncher(JobsLauncher):
-    """Run jobs in SLURM's queue, through submitit; one that is preempted, or out of time, is requeued and resumes.
+    """Run jobs in SLURM's queue, through submitit; a job that is preempted or out of time is requeued and resumes.
 
     Args:
         cluster: `slurm`, or `local` to try it on this machine.
@@ -91,8 +90,8 @@ class RayLauncher(JobsLauncher):
     """Run jobs on a Ray cluster, each where devices are free; a job of several nodes waits for all of them.
 
     Args:
-        address: The cluster; None: that of RAY_ADDRESS, or one that runs on this machine, else a new one here.
-        cpus_per_device: Cores that are reserved with each device.
+        address: The cluster's; None: RAY_ADDRESS, or the cluster that runs on this machine, else a new one here.
+        cpus_per_device: Cores to reserve with each device.
         gpus: Whether a device is a GPU; None: if the cluster has any.
     """
 

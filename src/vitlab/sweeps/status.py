@@ -1,7 +1,7 @@
-"""The progress of a sweep, cheap enough to read every second, for any launcher.
+"""The progress of a sweep, cheap enough to read every second, with any launcher.
 
-Nothing is locked and little is read: the ledger, `results.json` of the jobs that are not done yet, and the last lines
-of `metrics.csv` of those that run.
+Nothing is locked and little is read: the ledger, `results.json` of the jobs that are not done, and the last lines of
+`metrics.csv` of those that run.
 """
 
 import csv
@@ -21,7 +21,7 @@ from vitlab.runs.folder import read_config, read_results
 from vitlab.sweeps import ledger
 from vitlab.sweeps.ledger import Direction, Status
 
-TAIL = 4096  # bytes of metrics.csv that are read, from its end
+TAIL = 4096  # bytes to read from the end of metrics.csv
 MAX_ERROR = 120  # characters of an error in a line; results.json has all of it
 STOPPED: tuple[Status, ...] = ("preempted", "interrupted", "cancelled")  # saved; the same command resumes them
 
@@ -76,7 +76,7 @@ class StatusPoller:
         self.folder, self.planned = folder, planned
         self.done: dict[str, JobProgress] = {}
         self.max_epochs: dict[Path, int] = {}
-        self.began = time.time()
+        self.start = time.time()
         self.work_before: float | None = None  # in jobs, at the first poll
 
     def poll(self) -> SweepStatus | None:
@@ -89,8 +89,7 @@ class StatusPoller:
         jobs = []
         for key, entry in head.get("jobs", {}).items():
             if (job := self.done.get(key)) is None:
-                choices = {name: entry["settings"][name] for name in varies if name in entry["settings"]}
-                name = " ".join(f"{name}={value}" for name, value in choices.items()) or key
+                name = ledger.choices_text(ledger.choices(entry, varies)) or key
                 job = self.job_progress(self.folder / entry["folder"], name, objective)
                 if job.status in ledger.DONE:
                     self.done[key] = job
@@ -103,7 +102,7 @@ class StatusPoller:
         status: Status = results.get("status", "waiting")
         here = results.get("host") == platform.node()
         if status == "running" and here and not lock.pid_alive(results.get("process")):
-            status = "interrupted"  # killed, without a record of it
+            status = "interrupted"  # killed before it could record its end
         seconds = results.get("seconds")
         if status in ledger.DONE:
             return JobProgress(name, status, 1.0, "", finite_score(results.get(objective)), seconds)
@@ -130,7 +129,7 @@ class StatusPoller:
         work = sum(job.done for job in jobs)
         if self.work_before is None:
             self.work_before = work
-        gained, elapsed = work - self.work_before, time.time() - self.began
+        gained, elapsed = work - self.work_before, time.time() - self.start
         remaining = total - len(jobs) + sum(1 - job.done for job in jobs if job.status not in (*ledger.DONE, "crashed"))
         return elapsed * remaining / gained if gained > 0.1 and elapsed > 1 else None
 
@@ -148,8 +147,8 @@ def read_last_rows(file: Path) -> Iterator[dict[str, str]]:
         begin, end = content.tell(), content.seek(0, 2)
         content.seek(max(begin, end - TAIL))
         lines = content.read().decode(errors="replace").splitlines()
-        for line in lines[1 if end - TAIL > begin else 0 :]:
-            if len(cells := next(csv.reader([line]), [])) == len(columns):
+        for cells in csv.reader(lines[1 if end - TAIL > begin else 0 :]):
+            if len(cells) == len(columns):
                 yield dict(zip(columns, cells, strict=True))
 
 
@@ -164,10 +163,15 @@ def status_line(sweep: SweepStatus) -> str:
 
 def job_line(job: JobProgress, objective: str) -> str:
     if job.status == "crashed":
-        error = " ".join(job.error.split()) or "no error was recorded"
-        return f"{job.name}: crashed: {error if len(error) <= MAX_ERROR else f'{error[: MAX_ERROR - 3]}...'}"
+        return f"{job.name}: crashed: {shorten(job.error, MAX_ERROR) or 'no error was recorded'}"
     score = f", {objective} {job.score:.4g}" if job.score is not None else ""
     return f"{job.name}: {job.status}{score}" + (f", {format_duration(job.seconds)}" if job.seconds else "")
+
+
+def shorten(text: str, length: int) -> str:
+    """Return a text in one line of at most `length` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def format_duration(seconds: float) -> str:

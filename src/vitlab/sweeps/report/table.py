@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from vitlab.storage import atomic
-from vitlab.sweeps.ledger import Direction, Job, Sweep
+from vitlab.sweeps.ledger import Direction, Job, Sweep, choices_text
 
 SEED = "seed"  # what a configuration is repeated over
 COSTS = ("seconds", "images_per_second", "parameters")
@@ -40,7 +40,7 @@ class Configuration:
     @property
     def label(self) -> str:
         """`optimizer.lr=0.001 model.depth=2`; empty if only the seed varies."""
-        return " ".join(f"{key}={value}" for key, value in self.choices.items())
+        return choices_text(self.choices)
 
     @property
     def finished(self) -> list[Job]:
