@@ -36,7 +36,7 @@ from vitlab.storage import atomic
 SWEEPS = Path("runs") / "sweeps"
 SWEEP, JOB, CANCELLED, LOCK = "sweep.json", "job.json", "cancelled", ".sweep.lock"
 
-Status = Literal["waiting", "running", "finished", "pruned", "preempted", "interrupted", "crashed", "cancelled"]
+Status = Literal["finished", "pruned", "running", "waiting", "preempted", "interrupted", "crashed", "cancelled"]
 Direction = Literal["min", "max"]
 DONE: tuple[Status, ...] = ("finished", "pruned")  # never started again
 

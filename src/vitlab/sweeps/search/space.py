@@ -9,7 +9,7 @@
           schedule: choice(warmup_cosine, reciprocal_sqrt)
 
 The same on the command line: `-m 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'`. The command line takes precedence: a
-value there instead of a range removes the setting from the search. A grid is checked by this too, without Optuna.
+value there instead of a range removes the setting from the search. Used for grids as well, so without Optuna.
 """
 
 import math

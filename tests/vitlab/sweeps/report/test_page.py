@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from vitlab.sweeps.ledger import Job, Status, Sweep
 from vitlab.sweeps.report import page as report_page
-from vitlab.sweeps.report.page import format_date, format_mean_std, format_number, job_images, write_report
+from vitlab.sweeps.report.page import format_mean_std, format_number, job_images, write_report
 from vitlab.sweeps.report.table import MeanStd
 
 NOTHING = "\N{EN DASH}"
@@ -280,7 +279,6 @@ def test_numbers_have_their_significant_digits() -> None:
     ]
     assert shown == ["98.33 ± 0.46 %", "0.769 ± 0.013", "5,703 ± 72", "25,994", "10.2", NOTHING]
     assert [format_number(v) for v in (0.000123456, 3, 12345.6, True, "x")] == ["0.0001235", "3", "12,346", "True", "x"]
-    assert format_date(datetime(2026, 11, 25, 1, 30, tzinfo=UTC)) == "2026-11-25 01:30 UTC"
 
 
 def test_a_picture_that_is_too_large_is_left_out_with_a_warning(

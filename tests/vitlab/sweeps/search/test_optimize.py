@@ -25,7 +25,12 @@ from vitlab.sweeps.search.optimize import LOCKS
 from vitlab.sweeps.search.study import open_study
 
 Search = Callable[..., list[Path]]
-QUICK = ["trainer.max_epochs=2", "logger=csv", "optimizer.lr=tag(log,interval(1e-3,3e-2))"]
+QUICK = [
+    "trainer.max_epochs=2",
+    "data.max_train_samples=640",
+    "logger=csv",
+    "optimizer.lr=tag(log,interval(1e-3,3e-2))",
+]
 
 
 @pytest.fixture(scope="module")
