@@ -11,6 +11,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from vitlab.config.bounds import PositiveFloat, PositiveInt
+
 
 class JobsLauncher(Launcher):
     """Base class of the launchers, which composes jobs from a batch of overrides."""
@@ -31,7 +33,7 @@ class LocalLauncher(JobsLauncher):
         jobs: Jobs at once, which share devices if there are too few; None: as many as there are devices for.
     """
 
-    def __init__(self, *, jobs: int | None = None) -> None:
+    def __init__(self, *, jobs: PositiveInt | None = None) -> None:
         self.at_once = jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -65,17 +67,17 @@ class SlurmLauncher(JobsLauncher):
         *,
         cluster: str = "slurm",
         folder: str = ".submitit/%j",
-        timeout_min: int = 60,
+        timeout_min: PositiveInt = 60,
         partition: str | None = None,
         account: str | None = None,
         qos: str | None = None,
         constraint: str | None = None,
         gres: str | None = None,
-        mem_gb: float | None = None,
-        cpus_per_device: int = 1,
+        mem_gb: PositiveFloat | None = None,
+        cpus_per_device: PositiveInt = 1,
         gpus: bool = True,
         signal_seconds: int = 120,
-        parallel: int = 256,
+        parallel: PositiveInt = 256,
         setup: list[str] | None = None,
     ) -> None:
         self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -83,7 +85,7 @@ class SlurmLauncher(JobsLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from vitlab.sweeps.launchers import slurm
 
-        return slurm.launch_on_slurm(self.jobs(job_overrides, initial_job_idx), **self.settings)
+        return slurm.launch_on_slurm(self.jobs(job_overrides, initial_job_idx), self.settings)
 
 
 class RayLauncher(JobsLauncher):
@@ -95,7 +97,9 @@ class RayLauncher(JobsLauncher):
         gpus: Whether a device is a GPU; None: if the cluster has any.
     """
 
-    def __init__(self, *, address: str | None = None, cpus_per_device: float = 1.0, gpus: bool | None = None) -> None:
+    def __init__(
+        self, *, address: str | None = None, cpus_per_device: PositiveFloat = 1.0, gpus: bool | None = None
+    ) -> None:
         self.settings: dict[str, Any] = {"address": address, "cpus_per_device": cpus_per_device, "gpus": gpus}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

@@ -8,6 +8,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from vitlab.config.bounds import PositiveInt
 from vitlab.config.schema import Node
 
 
@@ -28,15 +29,15 @@ class OptunaSweeper(Sweeper):
         trial: Set by the search: a trial's callback, in JSON.
     """
 
-    n_trials: int
+    n_trials: PositiveInt
     sampler: Node
-    n_jobs: int = 1
+    n_jobs: PositiveInt = 1
     study: str | None = None
     storage: str | None = None
     objectives: dict[str, str] | None = None
     params: dict[str, Any] | None = None
     pruner: Node | None = None
-    max_failures: int = 10
+    max_failures: PositiveInt = 10
     trial: str | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +54,9 @@ def render_page(sweep: Sweep) -> str:
     best = table.best_job(sweep, rows[0].jobs) if rows else None
     counts = Counter(job.status for job in sweep.jobs)
     measured = {key for row in rows for key in row.scores} | set(sweep.objectives)
+    objective, importance = table.first_objective(sweep)[0], None
+    with suppress(ImportError):  # without Optuna
+        importance = setting_importance(sweep.jobs, objective)
     wanted = dict.fromkeys([*sweep.objectives, "test/acc", "val/acc", "val/loss", *COSTS])
     return environment.get_template("page.html").render(
         sweep=sweep,
@@ -63,7 +67,7 @@ def render_page(sweep: Sweep) -> str:
         colors=charts.COLORS,
         arrows=ARROWS,
         reliable=RELIABLE,
-        objective=table.first_objective(sweep)[0],
+        objective=objective,
         rows=rows,
         names=table.choice_names(sweep),
         job_names=names,
@@ -76,7 +80,7 @@ def render_page(sweep: Sweep) -> str:
         seconds=sum(finite_numbers(job).get("seconds", 0.0) for job in sweep.jobs),
         best=best,
         curves=curve_charts(sweep, rows),
-        importance=importance_chart(sweep),
+        importance=importance,
         effects=effect_charts(sweep, rows),
         costs=cost_charts(sweep, rows),
         pictures=job_images(best) if best else [],
@@ -159,16 +163,6 @@ def mean_line(curve: dict[float, MeanStd], label: str, group: int) -> charts.Lin
     if len(bounds) < len(points):
         return line
     return replace(line, low=[low for low, _ in bounds], high=[high for _, high in bounds])
-
-
-def importance_chart(sweep: Sweep) -> dict[str, Any]:
-    """Draw the importance of each setting for the first objective, if Optuna is installed and there are enough jobs."""
-    try:
-        importance = setting_importance(sweep.jobs, table.first_objective(sweep)[0])
-    except ImportError:
-        return {"chart": None, "left_out": {}, "missing": True}
-    shares = importance.shares
-    return {"chart": charts.bar_chart(shares, gray=table.SEED) if shares else None, **vars(importance)}
 
 
 def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:

@@ -41,11 +41,10 @@ def problems(
     if not parameters and not mistakes:
         mistakes.append("hydra/sweeper=optuna has nothing to search; add KEY=interval(A,B), or hydra.sweeper.params")
     mistakes = schema.node_problems("hydra.sweeper", {k: v for k, v in node.items() if v != {}}) + mistakes
-    if not mistakes:
-        numbers = {key: node.get(key, 1) for key in ("n_trials", "n_jobs", "max_failures")}
-        mistakes += [f"hydra.sweeper.{key}={n} must be at least 1" for key, n in numbers.items() if n < 1]
+    if isinstance(node.get("objectives"), dict | None):
         mistakes += objective_problems(node, objectives_of(node, config))
-        mistakes += storage_problems(node["storage"]) if node.get("storage") else []
+    if isinstance(storage := node.get("storage"), str):
+        mistakes += storage_problems(storage)
     return parameters, mistakes or [*constructor_problems(node)]
 
 

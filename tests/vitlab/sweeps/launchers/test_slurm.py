@@ -24,7 +24,7 @@ def queued(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[JobRetu
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     jobs = batch(ranks, folder, *seeds(0, 1, 2))
-    results = slurm.launch_on_slurm(jobs, folder=str(folder / "logs" / "%j"), **SLURM)
+    results = slurm.launch_on_slurm(jobs, {**SLURM, "folder": str(folder / "logs" / "%j")})
     monkeypatch.undo()
     return folder, results
 
@@ -61,7 +61,7 @@ def test_the_batch_script_asks_for_what_a_job_needs_and_queues_it_again_when_it_
     jobs = batch(ranks, tmp_path, ["trainer.num_nodes=2", "trainer.devices=4", "trainer.accelerator=gpu"])
     settings = {**SLURM, "cluster": "slurm", "gpus": True, "cpus_per_device": 6, "partition": "a100"}
     with pytest.raises(Exception, match="no cluster here"):
-        slurm.launch_on_slurm(jobs, folder=str(tmp_path / "logs" / "%j"), **settings)
+        slurm.launch_on_slurm(jobs, {**settings, "folder": str(tmp_path / "logs" / "%j")})
     text = script.read_text()
     for line in (
         "nodes=2",
@@ -80,4 +80,4 @@ def test_the_batch_script_asks_for_what_a_job_needs_and_queues_it_again_when_it_
         file = tmp_path / "requeued"
         assert (file.read_text() if file.exists() else "") == requeued, status
     with pytest.raises(ValueError, match=r"hydra.launcher.partition='a\\nrm' has several lines"):
-        slurm.launch_on_slurm(jobs, folder="x", **{**settings, "partition": "a\nrm"})
+        slurm.launch_on_slurm(jobs, {**settings, "folder": "x", "partition": "a\nrm"})

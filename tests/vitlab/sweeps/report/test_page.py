@@ -136,7 +136,12 @@ def test_it_has_the_table_best_first_and_all_other_parts(browser: webdriver.Chro
         "val/acc ↑ against images seen",
         "train/loss ↓ against images seen",
     } <= charts
-    assert {"val/loss ↓ by optimizer.lr", "val/loss ↓ by model", "shares of the variance"} <= charts
+    assert {"val/loss ↓ by optimizer.lr", "val/loss ↓ by model"} <= charts
+    bars = {row.text.splitlines()[0]: row for row in browser.find_elements(By.CLASS_NAME, "share")}
+    assert list(bars) == ["optimizer.lr", "model", "seed"], "largest first"
+    widths = [bar.find_element(By.TAG_NAME, "i").size["width"] for bar in bars.values()]
+    shares = [float(bar.text.split()[-2]) for bar in bars.values()]
+    assert widths[0] / widths[1] == pytest.approx(shares[0] / shares[1], rel=0.2), "as long as their shares"
     assert "test/acc ↑ against images/s ↑" in charts
     assert "ValueError: " + EVIL in browser.find_element(By.CLASS_NAME, "failures").text
     assert "Tried 3 times" in browser.find_element(By.CLASS_NAME, "failures").text

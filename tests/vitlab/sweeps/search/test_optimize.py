@@ -31,6 +31,12 @@ QUICK = [
     "logger=csv",
     "optimizer.lr=tag(log,interval(1e-3,3e-2))",
 ]
+PRUNED = [
+    "sweep=pruned",
+    "data.max_train_samples=1292",
+    "hydra.sweeper.params={schedule:'choice(constant,reciprocal_sqrt)'}",
+]
+PRUNED += ["hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=0"]
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +89,7 @@ def searching(_loud: None, small: list[str], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def pruned(searching: Search) -> list[Path]:
     """The jobs of a search whose first trial is kept, and whose other ones are ended wherever they are behind."""
-    return searching(
-        "sweep=pruned",
-        "hydra.sweeper.n_trials=3",
-        "hydra.sweeper.pruner.n_startup_trials=1",
-        "hydra.sweeper.pruner.n_warmup_steps=0",
-        "hydra.sweeper.params={schedule:'choice(constant,reciprocal_sqrt)'}",
-    )
+    return searching(*PRUNED, "hydra.sweeper.n_trials=3")
 
 
 def trials(name: str) -> list[Any]:
@@ -152,12 +152,10 @@ def test_the_best_trial_is_written_with_the_command_that_trains_it_again(pruned:
 def test_the_same_command_trains_nothing_new_and_a_higher_n_trials_adds_trials(
     searching: Search, pruned: list[Path]
 ) -> None:
-    again = ["sweep=pruned", "hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=0"]
-    again += ["hydra.sweeper.params={schedule:'choice(constant,reciprocal_sqrt)'}"]
     before = trials("pruned")
-    assert searching(*again, "hydra.sweeper.n_trials=3") == []
+    assert searching(*PRUNED, "hydra.sweeper.n_trials=3") == []
     assert trials("pruned") == before
-    (new,) = searching(*again, "hydra.sweeper.n_trials=4")
+    (new,) = searching(*PRUNED, "hydra.sweeper.n_trials=4")
     assert new not in pruned, "no suggestion is repeated"
     assert trials("pruned")[:3] == before
 
@@ -165,7 +163,7 @@ def test_the_same_command_trains_nothing_new_and_a_higher_n_trials_adds_trials(
 def test_a_study_of_other_settings_is_refused_with_what_differs(
     searching: Search, pruned: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = ["sweep=pruned", "trainer.max_epochs=3", "hydra.sweeper.params={schedule:'choice(constant,warmup_linear)'}"]
+    other = [*PRUNED[:2], "trainer.max_epochs=3", "hydra.sweeper.params={schedule:'choice(constant,warmup_linear)'}"]
     assert searching(*other, status=2) == []
     output = capsys.readouterr().out
     assert "study pruned has other settings; name another search with sweep=NAME" in output
@@ -192,9 +190,9 @@ def test_a_failed_trial_is_retried_as_often_as_asked_and_the_others_continue(
 
 def test_several_objectives_have_a_front(searching: Search) -> None:
     arguments = ["hydra/sweeper/pruner=none", "hydra.sweeper.objectives={val/acc:max,parameters:min}"]
-    arguments += ["hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "model.dim=8,16", "trainer.max_epochs=1"]
+    arguments += ["hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "model.dim=8,16", "trainer.max_epochs=1"]
     folders = searching("sweep=front", "hydra/sweeper=random", *arguments)
-    assert len(folders) == 4
+    assert len(folders) == 3
     points = {f.name: (-r["val/acc"], r["parameters"]) for f in folders for r in [read_results(f)]}
     beaten = {a for a, p in points.items() for q in points.values() if q != p and q[0] <= p[0] and q[1] <= p[1]}
     results = yaml.safe_load(Path("runs/sweeps/front/optimization_results.yaml").read_text())
