@@ -44,7 +44,7 @@ from vitlab.config.schema import Node
 from vitlab.diagnostics import replay
 from vitlab.distributed import launch, signals
 from vitlab.jobs import compose
-from vitlab.jobs.run import run_recorded
+from vitlab.jobs.run import run_here
 from vitlab.runs.folder import RESULTS, read_config, read_results, write_config
 from vitlab.storage import safe_load
 from vitlab.training.throughput import TIMED
@@ -168,7 +168,7 @@ def start(
                 torch.set_num_threads(1)
                 if before:
                     before()
-                run_recorded("train", train_program.main.function, run, read_config(run))
+                run_here("train", train_program.main.function, run, read_config(run))
                 status = 0
             except SystemExit as error:
                 status = error.code if isinstance(error.code, int) else 1

@@ -66,7 +66,7 @@ class GridSweeper(BasicSweeper):
         returns, failures = list[Sequence[JobReturn]](), list[JobReturn]()
         launched, pending, last_line = 0, list(jobs), ""
         while pending:
-            claim.exit_if_cancelled(sweep)
+            claim.exit_on_cancel(sweep)
             states = {folder: ledger.job_status(folder) for folder in pending}
             pending = [folder for folder in pending if states[folder] not in ledger.DONE]
             free = [folder for folder in pending if states[folder] != "running"]
@@ -90,7 +90,7 @@ class GridSweeper(BasicSweeper):
                         pending.remove(folder)
             if pending and not free:
                 time.sleep(claim.POLL)
-            claim.exit_if_cancelled(sweep)  # a cancelled job would look like a failure
+            claim.exit_on_cancel(sweep)  # a cancelled job would look like a failure
         for end in failures:
             _ = end.return_value  # raises
         return returns

@@ -1,4 +1,4 @@
-"""Run a job, that is a resolved configuration, in this process or in processes of its own."""
+"""Run a job (a resolved configuration) in this process or in new ones."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
     restarts = config.get("max_restarts", 0)
     several = ranks > 1 or environment.node_from_env(os.environ)
     if environment.launched_externally(os.environ) or not (several or sweep or restarts):
-        run_recorded(name, function, run_dir, config)
+        run_here(name, function, run_dir, config)
         return
     try:
         launch.run_ranks(entry, run_dir, ranks, max_restarts=restarts)
@@ -36,7 +36,7 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
         sys.exit(1)
 
 
-def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> None:
+def run_here(name: str, function: Function, run_dir: Path, config: Node) -> None:
     """Run the function in this process, a rank of a job; the run folder gets its log and how it ended.
 
     An error is printed in one line and ends the process with status 1; its traceback is in the log.

@@ -35,7 +35,7 @@ def run_job_once(run_dir: Path, config: Node, start: Callable[[Node], None], *, 
     """
     with ExitStack() as stack:
         while True:
-            exit_if_cancelled(run_dir.parent)
+            exit_on_cancel(run_dir.parent)
             try:
                 stack.enter_context(lock.run_lock(run_dir, "job"))
                 if lock.is_held(run_dir, ["rank0"]):  # its launcher was killed, its rank was not
@@ -95,7 +95,7 @@ def write_attempts(run_dir: Path, attempts: list[Node]) -> None:
     atomic.atomic_write(run_dir / ledger.JOB, json.dumps({"attempts": attempts}, indent=1))
 
 
-def exit_if_cancelled(sweep: Path) -> None:
+def exit_on_cancel(sweep: Path) -> None:
     """Exit with the status of Ctrl-C if the sweep was cancelled: no cluster should restart it."""
     if problem := ledger.cancelled_problem(sweep):
         print_line(problem)

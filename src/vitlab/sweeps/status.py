@@ -54,7 +54,7 @@ class SweepStatus:
         return sum(job.status in statuses for job in self.jobs)
 
     @property
-    def done(self) -> int:
+    def num_done(self) -> int:
         return self.count(*ledger.DONE)
 
     @property
@@ -95,7 +95,7 @@ class StatusPoller:
                     self.done[key] = job
             jobs.append(job)
         total = max(len(jobs), self.planned)
-        return SweepStatus(self.folder.name, objective, direction, jobs, total, self.seconds_left(jobs, total))
+        return SweepStatus(self.folder.name, objective, direction, jobs, total, self.remaining_seconds(jobs, total))
 
     def job_progress(self, folder: Path, name: str, objective: str) -> JobProgress:
         results = read_results(folder)
@@ -124,7 +124,7 @@ class StatusPoller:
             return 0.0, f"{epoch}" if epoch else "", score
         return min(1.0, max(0, epoch - 1) / epochs), f"{epoch}/{epochs}", score
 
-    def seconds_left(self, jobs: list[JobProgress], total: int) -> float | None:
+    def remaining_seconds(self, jobs: list[JobProgress], total: int) -> float | None:
         """Estimate the remaining time at the speed since the first poll; None before that can be measured."""
         work = sum(job.done for job in jobs)
         if self.work_before is None:
@@ -154,7 +154,7 @@ def read_last_rows(file: Path) -> Iterator[dict[str, str]]:
 
 def status_line(sweep: SweepStatus) -> str:
     running, failed, stopped = sweep.count("running"), sweep.count("crashed"), sweep.count(*STOPPED)
-    line = f"sweep {sweep.name}: {sweep.done} of {sweep.total} jobs done, {running} running, {failed} failed"
+    line = f"sweep {sweep.name}: {sweep.num_done} of {sweep.total} jobs done, {running} running, {failed} failed"
     line += f", {stopped} stopped" if stopped else ""
     if (best := sweep.best) is not None:
         line += f"; best {sweep.objective} {best.score:.4g} ({best.name})"

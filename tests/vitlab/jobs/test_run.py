@@ -32,7 +32,7 @@ def test_an_error_is_printed_in_a_line_and_its_traceback_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        run.run_recorded("train", failing, tmp_path, {"resume": None})
+        run.run_here("train", failing, tmp_path, {"resume": None})
     assert stopped.value.code == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"train failed; the traceback is in {tmp_path}/train.log; no checkpoint was made yet"
@@ -47,7 +47,7 @@ def test_what_fails_alike_in_two_ranks_is_printed_once(
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit):
-            run.run_recorded("train", failing, tmp_path, {"resume": None})
+            run.run_here("train", failing, tmp_path, {"resume": None})
         printed.append(capsys.readouterr().err)
     assert printed[0].startswith("ValueError: why\n")
     assert printed[0].count("train failed; the traceback is in") == 1
@@ -57,7 +57,7 @@ def test_what_fails_alike_in_two_ranks_is_printed_once(
 
 def test_a_folder_that_somebody_trains_in_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with lock.run_lock(tmp_path, "rank0"), pytest.raises(SystemExit):
-        run.run_recorded("train", counted, tmp_path, {})
+        run.run_here("train", counted, tmp_path, {})
     assert f"train: {tmp_path} is being trained in by" in capsys.readouterr().err
     assert not (tmp_path / folder.RESULTS).exists()
 

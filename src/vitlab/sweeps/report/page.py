@@ -141,7 +141,7 @@ def axis_name(sweep: Sweep, name: str) -> str:
 
 def curve_charts(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
     """Draw objectives, accuracy and training loss of each configuration's finished jobs; of all, if none is."""
-    metrics = [[table.read_metrics(job) for job in row.finished or row.jobs] for row in rows]
+    metrics = [[table.read_metrics(job) for job in row.finished_jobs or row.jobs] for row in rows]
     logged = {name for jobs in metrics for lines in jobs for line in lines for name in line}
     drawn = []
     for name in dict.fromkeys([*sweep.objectives, "val/acc", "train/loss"]):
@@ -167,7 +167,7 @@ def mean_line(curve: dict[float, MeanStd], label: str, group: int) -> charts.Lin
 
 def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
     objective, _ = table.first_objective(sweep)
-    jobs = [(k, job, finite_numbers(job)) for k, row in enumerate(rows) for job in row.finished]
+    jobs = [(k, job, finite_numbers(job)) for k, row in enumerate(rows) for job in row.finished_jobs]
     drawn = []
     for name in table.choice_names(sweep):
         columns: dict[str, list[charts.Point]] = {value: [] for value in setting_values(sweep, name)}

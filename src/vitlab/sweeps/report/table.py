@@ -43,7 +43,7 @@ class Configuration:
         return choices_text(self.choices)
 
     @property
-    def finished(self) -> list[Job]:
+    def finished_jobs(self) -> list[Job]:
         return [job for job in self.jobs if job.status == "finished"]
 
 
@@ -140,7 +140,7 @@ def write_results(sweep: Sweep, file: Path) -> None:
     for rank, row in enumerate(rows, 1):
         scores = [row.scores.get(key) for key in measured]
         numbers = [part for score in scores for part in ((score.mean, score.deviation) if score else (None, None))]
-        lines.append([rank, *map(row.choices.get, names), len(row.jobs), len(row.finished), *numbers])
+        lines.append([rank, *map(row.choices.get, names), len(row.jobs), len(row.finished_jobs), *numbers])
     write_csv(file, lines)
 
 

@@ -100,7 +100,7 @@ def train_batch(search: Search, launcher: Launcher) -> bool:
         if batch:
             jobs = [trial.overrides for trial in batch]
             returned = launcher.launch(jobs, initial_job_idx=min(trial.number for trial in batch))
-            claim.exit_if_cancelled(search.folder)
+            claim.exit_on_cancel(search.folder)
             for trial, job in zip(batch, returned, strict=True):
                 failed = job.status == JobStatus.FAILED
                 record_result(search, trial, job._return_value if failed else "it ended without results")
