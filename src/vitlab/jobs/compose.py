@@ -86,7 +86,7 @@ def resolve_config(cfg: DictConfig, run_dir: str) -> Node | str:
     assert isinstance(resolved, dict)
     config: Node = {str(key): value for key, value in resolved.items()}
     data = config.get("data")
-    source = data.get("source") if isinstance(data, dict) else None
-    if isinstance(source, dict) and (normalize := loader_facts(source.get("_target_")).normalize):
-        config["data"] = normalize(data)  # as its data set has it recorded
+    if isinstance(data, dict) and isinstance(source := data.get("source"), dict):
+        normalize = loader_facts(source.get("_target_")).normalize
+        config["data"] = normalize(data) if normalize else data  # as its data set has it recorded
     return fill_from_weights(config)

@@ -1,8 +1,4 @@
-"""Start, resume, retry or skip a job of a sweep.
-
-The process that holds the lock of a job's folder runs the job, and alone writes there. So the decision is made under
-the lock, in the process that will run the job, for any launcher.
-"""
+"""Start, resume, retry or skip a job of a sweep: decided by the process that holds the lock of the job's folder."""
 
 import json
 import os
@@ -26,12 +22,9 @@ POLL = 1.0  # seconds between two checks of what other processes do
 
 
 def run_job_once(run_dir: Path, config: Node, start: Callable[[Node], None], *, waits: bool) -> None:
-    """Run a job of a sweep with `start(config)`, which resumes it if it was stopped, unless it is done.
+    """Run a job of a sweep with `start(config)`, unless it is done or the sweep was cancelled.
 
-    Skip a job that another process runs, or with `waits` wait for it. Exit if the sweep was cancelled.
-
-    Raises:
-        JobFailed: the job has failed, now or too often before to be retried.
+    Skip a job that another process runs, or with `waits` wait for it. Raises `JobFailed` if it fails or is not retried.
     """
     with ExitStack() as stack:
         while True:

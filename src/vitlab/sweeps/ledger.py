@@ -89,13 +89,8 @@ def read_sweep(folder: Path) -> Sweep:
     folder = find_sweep(folder)
     head = read_json(folder / SWEEP)
     varies = varying_keys(head)
-    return Sweep(
-        folder=folder,
-        name=folder.name,
-        command=head.get("command", ""),
-        objectives=head.get("objectives", {}),
-        jobs=[read_job(folder, name, entry, varies) for name, entry in head.get("jobs", {}).items()],
-    )
+    jobs = [read_job(folder, name, entry, varies) for name, entry in head.get("jobs", {}).items()]
+    return Sweep(folder, folder.name, head.get("command", ""), head.get("objectives", {}), jobs)
 
 
 def varying_keys(head: Node) -> list[str]:
@@ -156,7 +151,6 @@ def read_json(file: Path) -> Node:
 
 
 def ledger_lock(folder: Path) -> AbstractContextManager[object]:
-    """Prevent other processes from changing the sweep's list of jobs during the block."""
     return lock.folder_lock(folder, LOCK, "start only one process of this sweep at a time")
 
 
@@ -171,11 +165,7 @@ def write_sweep(folder: Path, *, command: str, varies: Iterable[str], objectives
 
 
 def add_jobs(folder: Path, jobs: Mapping[str, Node]) -> None:
-    """Add jobs to the list, by identity: `{"folder": name, "settings": {key: value}}`.
-
-    A job with the same settings and another identity was made with other defaults: it is removed from the list, and its
-    folder stays.
-    """
+    """Add jobs to the list, by identity, and remove those with the same settings, which had other defaults."""
     with ledger_lock(folder):
         head = read_json(folder / SWEEP)
         listed: dict[str, Node] = head.get("jobs", {})
@@ -188,10 +178,7 @@ def add_jobs(folder: Path, jobs: Mapping[str, Node]) -> None:
 
 
 def ledger_entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple[str, Node]:
-    """Return a job's identity and its entry in the list: its folder and its settings.
-
-    If its configuration could not be resolved, `config` is a message, and the job will fail in its own folder.
-    """
+    """Return a job's identity and its entry, also if its configuration can't be resolved and `config` is a message."""
     head = read_json(sweep / SWEEP)
     varies = head.get("varies", [])
     settings = {k: v for k, v in fixed_settings(overrides).items() if k in varies or identity.affects_result(k)}
@@ -234,9 +221,6 @@ class RecordSweep(Callback):
         hydra = config.hydra
         params = hydra.sweeper.get("params") or hydra.sweeper.get("search_space") or {}
         names = [config.objective] if isinstance(config.objective, str) else list(config.objective)
-        write_sweep(
-            Path(hydra.sweep.dir),
-            command=paths.command_line(sys.argv[1:]),
-            varies=swept_keys(hydra.overrides.task, params),
-            objectives={name: objective.direction(name) for name in names},
-        )
+        varies, objectives = swept_keys(hydra.overrides.task, params), {n: objective.direction(n) for n in names}
+        command = paths.command_line(sys.argv[1:])
+        write_sweep(Path(hydra.sweep.dir), command=command, varies=varies, objectives=objectives)

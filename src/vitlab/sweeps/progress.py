@@ -1,9 +1,7 @@
 """A sweep's progress: in a terminal a table below the jobs' output, in a log a line at each change.
 
-A thread of the process that started the sweep reads the sweep's folder once a second, so any launcher will do.
-
-In a terminal the jobs' own output must be printed above the table: file descriptors 1 and 2, which all local processes
-inherit, become a pipe.
+A thread reads the sweep's folder once a second. In a terminal file descriptors 1 and 2, which all local processes
+inherit, become a pipe, so the jobs' output can be printed above the table.
 """
 
 import logging
@@ -183,7 +181,7 @@ def status_table(status: SweepStatus) -> "RenderableType":
     rows.add_column(no_wrap=True, min_width=STATUS_WIDTH)
     rows.add_column(ratio=1)  # the only one that shrinks
     for justify in ("left", "right", "right"):
-        rows.add_column(no_wrap=True, justify=justify)  # type: ignore[arg-type]
+        rows.add_column(no_wrap=True, justify=justify)
     for job in [*running[:MAX_ROWS], *([status.best] if status.best else [])]:
         now = job.status == "running"
         bar = ProgressBar(total=1.0, completed=job.done, width=12) if now else ""

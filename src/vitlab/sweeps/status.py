@@ -1,7 +1,6 @@
-"""The progress of a sweep, cheap enough to read every second, with any launcher.
+"""The status of a sweep, read every second without locks.
 
-Nothing is locked and little is read: the ledger, `results.json` of the jobs that are not done, and the last lines of
-`metrics.csv` of those that run.
+Read are the ledger, `results.json` of the jobs that are not done, and the last lines of `metrics.csv` of running ones.
 """
 
 import csv
@@ -65,12 +64,7 @@ class SweepStatus:
 
 
 class StatusPoller:
-    """Reads the status of a sweep from its folder, and remembers the jobs that are done.
-
-    Args:
-        folder: The sweep's folder.
-        planned: The number of jobs, if the ledger lists them only as they start.
-    """
+    """Reads the status of a sweep; `planned` is its number of jobs if the ledger lists them only as they start."""
 
     def __init__(self, folder: Path, *, planned: int = 0) -> None:
         self.folder, self.planned = folder, planned

@@ -204,8 +204,7 @@ class ForkedJob(ForkProcess):
 def launch(jobs: Sequence[Job], *, at_once: int | None) -> list[JobReturn]:
     """Run as many jobs at once as have devices, or `at_once`, and return their results in order.
 
-    A job that fails does not stop the others. A signal to stop is forwarded to each job, and exits this program with
-    its status when the last job has ended.
+    A signal to stop is forwarded to each job, and exits this program when the last job has ended.
     """
     on_gpus = any(job.accelerator != "cpu" for job in jobs) and bool(visible_gpus())
     names = visible_gpus() if on_gpus else available_cores()

@@ -21,8 +21,7 @@ def launch_on_ray(
 ) -> list[JobReturn]:
     """Run the jobs as their devices become free; see `RayLauncher`.
 
-    A signal to stop interrupts the running jobs, which save, and exits this program with its status when they have
-    ended.
+    A signal to stop interrupts the running jobs, and exits this program when they have ended.
     """
     import ray
 

@@ -1,9 +1,7 @@
 """`hydra/launcher=slurm`: the jobs of a sweep in SLURM's queue, through submitit.
 
-A job is composed here and runs there as `vitlab.sweeps.launchers.local` runs it here: Hydra's `run_job` in the main
-thread of a process that starts one rank for each of the machine's devices. A job of several machines has such a process
-on each, which finds the first one by `vitlab.distributed.environment.NodeInfo`. All machines see the sweep's folder and
-this source tree.
+On each of its machines a job has a process that starts the ranks, and finds the first machine by
+`vitlab.distributed.environment.NodeInfo`. All machines see the sweep's folder and this source tree.
 """
 
 import time
@@ -27,8 +25,7 @@ REQUEUE = f"trap '[ $? = {signals.STATUS['preempted']} ] && scontrol requeue $SL
 def launch_on_slurm(jobs: Sequence[Job], settings: Node) -> list[JobReturn]:
     """Submit the jobs, those with the same needs as one array, and wait for them; `settings` are `SlurmLauncher`'s.
 
-    A job has one task on each of its nodes, which starts that node's ranks: so a rank's death, a signal and
-    `max_restarts` mean the same as elsewhere. When this program ends, the jobs stay in the queue.
+    When this program ends, the jobs stay in the queue.
     """
     import submitit
 

@@ -22,10 +22,7 @@ class Importance:
 
 
 def setting_importance(jobs: Sequence[Job], objective: str) -> Importance:
-    """Return the shares (their sum is 1) of what varies among the finished jobs; the seed's share is noise.
-
-    There are none for fewer than `FEWEST` jobs, or if all have the same score. Raises `ImportError` without Optuna.
-    """
+    """Return the shares (none for too few jobs or equal scores) of what varies. Raises `ImportError` without Optuna."""
     scored = [job for job in jobs if job.status == "finished" and objective in finite_numbers(job)]
     scores = [finite_numbers(job)[objective] for job in scored]
     left_out: dict[str, str] = {}

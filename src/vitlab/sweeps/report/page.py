@@ -159,10 +159,10 @@ def mean_line(curve: dict[float, MeanStd], label: str, group: int) -> charts.Lin
     points = list(curve.items())
     points = points[: -1 : -(-len(points) // MAX_POINTS) or 1] + points[-1:]
     line = charts.Line(label, group, [x for x, _ in points], [score.mean for _, score in points])
-    bounds = [(s.mean - s.deviation, s.mean + s.deviation) for _, s in points if s.deviation is not None]
-    if len(bounds) < len(points):
+    if any(score.deviation is None for _, score in points):
         return line
-    return replace(line, low=[low for low, _ in bounds], high=[high for _, high in bounds])
+    low, high = ([s.mean + sign * (s.deviation or 0.0) for _, s in points] for sign in (-1, 1))
+    return replace(line, low=low, high=high)
 
 
 def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:

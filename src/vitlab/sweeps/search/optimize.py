@@ -6,8 +6,7 @@ SWEEP/optimization_results.yaml  the best trials, written at the end
 
     claim trials: those that were interrupted or may be retried, then new suggestions
       -> the launcher trains a batch of them; in each a callback reports the scores (vitlab.sweeps.search.pruning)
-      -> the study stores what their results.json says
-      -> ... until the study has `n_trials`
+      -> the study stores their results.json, until it has `n_trials`
 
 All state is in the study and the run folders: the same command resumes a search that was killed, and several processes
 with the same command share one.

@@ -13,15 +13,8 @@ log = logging.getLogger(__name__)
 class Pruning(Callback):
     """Report each validation's score to a study, and stop the training of a trial that its pruner ends.
 
-    The first rank reports and decides; all ranks stop together after the epoch, saved, with their best checkpoint. A
-    study that can't be reached stops nothing.
-
-    Args:
-        storage: URL of the study's database.
-        study: The study's name.
-        trial: Number of the trial that is trained.
-        monitor: The score to report, by the number of validations so far.
-        pruner: One of Optuna's pruners.
+    The first rank reports and decides; all ranks stop together after the epoch, saved, with their best checkpoint. If
+    the study's database (the URL `storage`) can't be reached, the trial is not pruned.
     """
 
     def __init__(self, *, storage: str, study: str, trial: int, monitor: str, pruner: Any) -> None:

@@ -35,10 +35,7 @@ class InvalidSearchSpace(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A searched setting: a choice of `values`, spelled as in an override, or numbers from `low` to `high`.
-
-    `override_key` is the key with the prefix that an override needs.
-    """
+    """A searched setting: a choice of `values`, as in an override, or numbers; `override_key` may have a prefix."""
 
     key: str
     override_key: str

@@ -65,9 +65,8 @@ def build_sampler(node: Node, trial: int | None = None) -> BaseSampler:
 def suggest_overrides(study: Study, trial: FrozenTrial, space: Sequence[Parameter], sampler: Node) -> list[str]:
     """Return a trial's parameters as overrides; those that it lacks after an interruption are suggested.
 
-    A sampler with a seed is built for each trial, with a seed derived from both: Optuna's samplers restart their random
-    state in each process, and a resumed or shared search would repeat suggestions. Of a quasi-random sequence the study
-    counts the points.
+    A sampler with a seed gets a new one for each trial, or a resumed or shared search would repeat suggestions; except
+    a quasi-random sequence, whose points the study counts.
     """
     if sampler.get("seed") is not None and not sampler["_target_"].endswith("QMCSampler"):
         study.sampler = build_sampler(sampler, trial.number)
