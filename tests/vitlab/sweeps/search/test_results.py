@@ -6,6 +6,7 @@ from typing import Any
 import optuna
 import yaml
 from omegaconf import OmegaConf
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from vitlab.sweeps.search.results import RESULTS, Search, write_results
@@ -16,8 +17,10 @@ SPACE, SHARED = read_space(["lr=interval(0.1,1.0)", "seed=3"], None)
 
 def search(folder: Path, objectives: dict[str, Any], *scores: tuple[float, ...]) -> Search:
     """A search with a trial for each score, and one that failed."""
-    directions = ["maximize" if goal == "max" else "minimize" for goal in objectives.values()]
-    study = optuna.create_study(directions=directions, sampler=optuna.samplers.RandomSampler(seed=0))
+    kinds = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
+    study = optuna.create_study(
+        directions=[kinds[goal] for goal in objectives.values()], sampler=optuna.samplers.RandomSampler(seed=0)
+    )
     for values in scores:
         trial = study.ask()
         trial.suggest_float("lr", 0.1, 1.0)
