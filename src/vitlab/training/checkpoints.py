@@ -169,8 +169,6 @@ class LastCheckpoint(Checkpoint):
 class BestCheckpoint(ModelCheckpoint):
     """Save `best.ckpt` by `monitor`, with its validation scores; without any validation, it holds the last weights.
 
-    If training ends before its first validation (`trainer.max_steps=3`), `best.ckpt` holds the last weights.
-
     Args:
         dirpath: The run's folder of checkpoints.
         monitor: Validation score by which checkpoints are compared.
