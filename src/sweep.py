@@ -2,7 +2,7 @@
 
     python src/sweep.py status sweep=digits-lr-seed-3fa29c1b     its jobs, their states and scores
     python src/sweep.py report sweep=digits-lr-seed-3fa29c1b     SWEEP/report/: a page and two tables
-    python src/sweep.py cancel sweep=digits-lr-seed-3fa29c1b     its jobs save and end, and no other starts
+    python src/sweep.py cancel sweep=digits-lr-seed-3fa29c1b     its jobs save and end, and no others start
     python src/sweep.py dashboard sweep=digits-lr-seed-3fa29c1b  at wandb: scores by setting, curves, pictures
     python src/sweep.py dashboard run=runs/NAME/STAMP            at wandb: losses, accuracies, rates, throughput
 
@@ -19,6 +19,7 @@ from vitlab.cli.command import command
 from vitlab.config.schema import Node
 from vitlab.sweeps import checks
 from vitlab.sweeps.ledger import Job, Sweep
+from vitlab.sweeps.status import shorten
 
 Action = Literal["status", "report", "cancel", "dashboard"]
 MAX_ERROR = 80  # characters; results.json has all of it
@@ -36,19 +37,19 @@ def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
     from vitlab.sweeps import ledger
     from vitlab.sweeps.report.page import write_report
 
-    found = ledger.read_sweep(Path(sweep)) if sweep is not None else None
     if action == "dashboard":
-        save_dashboard(found, run)
+        save_dashboard(None if sweep is None else ledger.read_sweep(Path(sweep)), run)
         return {}
-    assert found is not None
+    assert sweep is not None
+    state = ledger.read_sweep(Path(sweep))
     if action == "status":
-        print(format_table(found))
+        print(format_table(state))
     elif action == "report":
-        print(write_report(found, found.folder / "report"))
+        print(write_report(state, state.folder / "report"))
     else:
-        running = ledger.cancel_sweep(found)
-        print(f"{found.name} is cancelled: {running} running job{'s' * (running != 1)} will save and end, none starts;")
-        print(f"to continue it, remove {found.folder / ledger.CANCELLED} and run: {found.command}")
+        running = ledger.cancel_sweep(state)
+        print(f"{state.name} is cancelled: {running} running job{'s' * (running != 1)} will save and end, none starts;")
+        print(f"to continue it, remove {state.folder / ledger.CANCELLED} and run: {state.command}")
     return {}
 
 
@@ -95,14 +96,13 @@ def format_table(sweep: Sweep) -> str:
 
 def table_row(job: Job, keys: list[str], objectives: list[str]) -> list[str]:
     scores = [f"{job.results[name]:.6g}" if name in job.results else "" for name in objectives]
-    error = " ".join(str(job.results.get("error", "")).split()) if job.status == "crashed" else ""
-    error = error if len(error) <= MAX_ERROR else f"{error[: MAX_ERROR - 3]}..."
+    error = shorten(str(job.results.get("error", "")), MAX_ERROR) if job.status == "crashed" else ""
     seconds = f"{job.results['seconds']:.0f}" if "seconds" in job.results else ""
     return [job.status, *(job.choices.get(key, "") for key in keys), *scores, str(job.attempts), seconds, error]
 
 
 def expand_action(arguments: list[str]) -> list[str]:
-    """Write `status` as `action=status`, the only word that needs no key."""
+    """Write `status` as `action=status`."""
     return [f"action={word}" if word in get_args(Action) else word for word in arguments]
 
 

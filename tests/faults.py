@@ -44,7 +44,7 @@ from vitlab.config.schema import Node
 from vitlab.diagnostics import replay
 from vitlab.distributed import launch, signals
 from vitlab.jobs import compose
-from vitlab.jobs.run import run_recorded
+from vitlab.jobs.run import run_here
 from vitlab.runs.folder import RESULTS, read_config, read_results, write_config
 from vitlab.storage import safe_load
 from vitlab.training.throughput import TIMED
@@ -168,7 +168,7 @@ def start(
                 torch.set_num_threads(1)
                 if before:
                     before()
-                run_recorded("train", train_program.main.function, run, read_config(run))
+                run_here("train", train_program.main.function, run, read_config(run))
                 status = 0
             except SystemExit as error:
                 status = error.code if isinstance(error.code, int) else 1
@@ -477,7 +477,7 @@ def others(trial: Trial) -> None:
             (["model.dim=32"], "model.dim: 16 in the checkpoint, 32 now"),
             (["model.heads=4"], "model.heads: 2 in the checkpoint, 4 now"),
             (["data.max_train_samples=500"], "train images"),
-            (["data.split_seed=1"], "differ, though they are as many"),
+            (["data.split_seed=1"], "the number is the same, the images differ"),
             (["data.val_fraction=0.2"], "val images"),
         ],
         2,

@@ -10,7 +10,7 @@ import evaluate, train
 from vitlab.cli import checks, register
 from vitlab.jobs import resume
 from vitlab.jobs.compose import CONF, compose, resolve_config
-from vitlab.jobs.run import run_recorded
+from vitlab.jobs.run import run_here
 from vitlab.runs import folder, plots, wandb
 from vitlab.training import build, checkpoints, out_of_memory
 
@@ -33,7 +33,7 @@ for program, name, world, *overrides in json.loads(sys.argv[1]):
                 os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
             try:
-                run_recorded(program, programs[program].function, Path(name), config)
+                run_here(program, programs[program].function, Path(name), config)
             except BaseException as error:
                 os._exit(1)
             os._exit(0)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # a word, and what to write in its place
 BANNED = {
-    "told|tell|tells|telling": "log, report, print, say",
+    "told|(?<!\\.)tell|tells|telling": "log, report, print, say",
     "anew": "again, new",
     "gone on with|go on with|goes on with|going on with": "resume, continue",
     "of ours|of its own accord": "vitlab's, our",
@@ -23,7 +23,7 @@ BANNED = {
     "whole(?! numbers?)": "complete, entire, all of",
     "patience(?!=| epochs| of| is|\\b.*(EarlyStopping|early_stopping))": "timeout, grace period",
     "gotten|whilst|amongst": "got, while, among",
-    "colour|behaviour|normalis|initialis|optimis|serialis|labell|modell": "the American spelling",
+    "colour|behaviour|normalis|initialis|optimis|serialis|labell(?!edby)|modell": "the American spelling",
 }
 WORDS = {
     re.compile(rf"(?<![a-z])(?:{words})" + ("" if "colour" in words else "(?![a-z])"), re.IGNORECASE): instead
@@ -45,6 +45,7 @@ ALLOWED_NAMES = {
     "speed": "a noun",
     "feed": "an imperative verb",
     "need": "a noun",
+    "pretrained": "an adjective, as in timm's and transformers' names",
 }
 PREDICATE = re.compile(r"^_*(is|are|was|has|have|had|can|should|must|all|any|on)_")
 

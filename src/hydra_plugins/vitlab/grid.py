@@ -1,12 +1,11 @@
-"""Hydra's sweeper of a grid, with a ledger: it skips finished jobs, and waits for those that other processes run.
+"""Hydra's sweeper of a grid, which skips finished jobs and waits for those that other processes run.
 
-Hydra only takes plugins from the package `hydra_plugins`, and imports all of it at each start: nothing heavy here.
+Hydra takes plugins from the package `hydra_plugins` alone, and imports all of it at each start: nothing heavy here.
 """
 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,8 @@ from omegaconf import OmegaConf
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class PlannedJob:
-    """A job of the grid: its overrides and its folder."""
-
-    overrides: Sequence[str]
-    folder: Path
-
-
 class GridSweeper(BasicSweeper):
-    """Launch unfinished, unclaimed jobs of a grid in rounds until none are left.
+    """Launch the unfinished jobs of a grid that no other process runs, in rounds until none are left.
 
     A job that fails does not stop the others. The first failure is raised at the end, so the program exits with status
     1.
@@ -44,32 +35,33 @@ class GridSweeper(BasicSweeper):
         with signals.handle_signals(lambda outcome: None):
             return self.launch_rounds(self.plan(arguments))
 
-    def plan(self, arguments: list[str]) -> list[PlannedJob]:
-        """Return the grid's jobs without duplicates, and add them to the ledger."""
+    def plan(self, arguments: list[str]) -> dict[Path, Sequence[str]]:
+        """Return the overrides of the grid's jobs by folder, without duplicates, and add the jobs to the ledger."""
         from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
         from vitlab.sweeps import ledger
 
         assert self.config is not None
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        sweep = Path(self.config.hydra.sweep.dir)
+        sweep.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, sweep / "multirun.yaml")
         parsed = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
-        planned, entries = dict[str, PlannedJob](), {}
+        jobs, entries = dict[Path, Sequence[str]](), dict[str, Any]()
         for overrides in self.split_arguments(parsed, None)[0]:
             config = loader.load_sweep_config(self.config, list(overrides))
-            HydraConfig.instance().set_config(config)  # as when the job is run
+            HydraConfig.instance().set_config(config)  # as when the job runs
             name, entry = ledger.job_entry(config.hydra, resolve_config(config, UNSET_RUN_DIR))
-            if name in planned:
-                log.warning("%s is the same job as %s", overrides, planned[name].overrides)
-                continue
-            planned[name], entries[name] = PlannedJob(overrides, folder / entry["folder"]), entry
+            folder = sweep / entry["folder"]
+            if folder in jobs:
+                log.warning("%s is the same job as %s", overrides, jobs[folder])
+            else:
+                jobs[folder], entries[name] = overrides, entry
         HydraConfig.instance().cfg = None
-        ledger.add_jobs(folder, entries)
-        return list(planned.values())
+        ledger.add_jobs(sweep, entries)
+        return jobs
 
-    def launch_rounds(self, jobs: list[PlannedJob]) -> list[Sequence[JobReturn]]:
+    def launch_rounds(self, jobs: dict[Path, Sequence[str]]) -> list[Sequence[JobReturn]]:
         from vitlab.sweeps import claim, ledger
 
         assert self.launcher is not None
@@ -78,10 +70,10 @@ class GridSweeper(BasicSweeper):
         returns, failures = list[Sequence[JobReturn]](), list[JobReturn]()
         launched, pending, last_line = 0, list(jobs), ""
         while pending:
-            claim.exit_if_cancelled(sweep)
-            states = {job.folder: ledger.job_status(job.folder) for job in pending}
-            pending = [job for job in pending if states[job.folder] not in ledger.DONE]
-            free = [job for job in pending if states[job.folder] != "running"]
+            claim.exit_on_cancel(sweep)
+            states = {folder: ledger.job_status(folder) for folder in pending}
+            pending = [folder for folder in pending if states[folder] not in ledger.DONE]
+            free = [folder for folder in pending if states[folder] != "running"]
             counts = {
                 "done": len(jobs) - len(pending) - len(failures),
                 "failed": len(failures),
@@ -93,15 +85,16 @@ class GridSweeper(BasicSweeper):
                 log.info(last_line := line)
             for first in range(0, len(free), size := self.max_batch_size or max(1, len(free))):
                 batch = free[first : first + size]
-                ends = self.launcher.launch([job.overrides for job in batch], initial_job_idx=launched)
+                ends = self.launcher.launch([jobs[folder] for folder in batch], initial_job_idx=launched)
                 launched += len(batch)
                 returns.append(ends)
-                failures += [end for end in ends if end.status != JobStatus.COMPLETED]
-                failed = [job for job, end in zip(batch, ends, strict=True) if end.status != JobStatus.COMPLETED]
-                pending = [job for job in pending if job not in failed]
+                for folder, end in zip(batch, ends, strict=True):
+                    if end.status != JobStatus.COMPLETED:
+                        failures.append(end)
+                        pending.remove(folder)
             if pending and not free:
                 time.sleep(claim.POLL)
-            claim.exit_if_cancelled(sweep)  # rather than raise what that made of its jobs
+            claim.exit_on_cancel(sweep)  # a cancelled job would look like a failure
         for end in failures:
             _ = end.return_value  # raises
         return returns

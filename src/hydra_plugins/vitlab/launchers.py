@@ -1,7 +1,6 @@
-"""`hydra/launcher=local`, `slurm` and `ray`: how many jobs of a sweep run at once, and where.
+"""Hydra's entry to `hydra/launcher=local`, `slurm` and `ray`; the work is in `vitlab.sweeps.launchers`.
 
-Each launcher's arguments are the settings of `hydra.launcher`. Hydra imports this at each start: nothing heavy here;
-the work is in `vitlab.sweeps.launchers`.
+Each launcher's arguments are the settings of `hydra.launcher`. Hydra imports this at each start: nothing heavy here.
 """
 
 from collections.abc import Sequence
@@ -12,9 +11,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from vitlab.config.bounds import PositiveFloat, PositiveInt
+
 
 class JobsLauncher(Launcher):
-    """Base class of the launchers: composes jobs from a batch of overrides."""
+    """Base class of the launchers, which composes jobs from a batch of overrides."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
@@ -26,13 +27,13 @@ class JobsLauncher(Launcher):
 
 
 class LocalLauncher(JobsLauncher):
-    """Run several jobs at once on this machine, each on devices of its own.
+    """Run several jobs at once on this machine, each on its own devices.
 
     Args:
-        jobs: Jobs at once, which share devices if there are too few; None: as many as have devices of their own.
+        jobs: Jobs at once, which share devices if there are too few; None: as many as there are devices for.
     """
 
-    def __init__(self, *, jobs: int | None = None) -> None:
+    def __init__(self, *, jobs: PositiveInt | None = None) -> None:
         self.at_once = jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -42,7 +43,7 @@ class LocalLauncher(JobsLauncher):
 
 
 class SlurmLauncher(JobsLauncher):
-    """Run jobs in SLURM's queue, through submitit; one that is preempted, or out of time, is requeued and resumes.
+    """Run jobs in SLURM's queue, through submitit; a job that is preempted or out of time is requeued and resumes.
 
     Args:
         cluster: `slurm`, or `local` to try it on this machine.
@@ -66,17 +67,17 @@ class SlurmLauncher(JobsLauncher):
         *,
         cluster: str = "slurm",
         folder: str = ".submitit/%j",
-        timeout_min: int = 60,
+        timeout_min: PositiveInt = 60,
         partition: str | None = None,
         account: str | None = None,
         qos: str | None = None,
         constraint: str | None = None,
         gres: str | None = None,
-        mem_gb: float | None = None,
-        cpus_per_device: int = 1,
+        mem_gb: PositiveFloat | None = None,
+        cpus_per_device: PositiveInt = 1,
         gpus: bool = True,
         signal_seconds: int = 120,
-        parallel: int = 256,
+        parallel: PositiveInt = 256,
         setup: list[str] | None = None,
     ) -> None:
         self.settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -84,19 +85,21 @@ class SlurmLauncher(JobsLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from vitlab.sweeps.launchers import slurm
 
-        return slurm.launch_on_slurm(self.jobs(job_overrides, initial_job_idx), **self.settings)
+        return slurm.launch_on_slurm(self.jobs(job_overrides, initial_job_idx), self.settings)
 
 
 class RayLauncher(JobsLauncher):
     """Run jobs on a Ray cluster, each where devices are free; a job of several nodes waits for all of them.
 
     Args:
-        address: The cluster; None: that of RAY_ADDRESS, or one that runs on this machine, else a new one here.
-        cpus_per_device: Cores that are reserved with each device.
+        address: The cluster's; None: RAY_ADDRESS, or the cluster that runs on this machine, else a new one here.
+        cpus_per_device: Cores to reserve with each device.
         gpus: Whether a device is a GPU; None: if the cluster has any.
     """
 
-    def __init__(self, *, address: str | None = None, cpus_per_device: float = 1.0, gpus: bool | None = None) -> None:
+    def __init__(
+        self, *, address: str | None = None, cpus_per_device: PositiveFloat = 1.0, gpus: bool | None = None
+    ) -> None:
         self.settings: dict[str, Any] = {"address": address, "cpus_per_device": cpus_per_device, "gpus": gpus}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

@@ -1,7 +1,4 @@
-"""Hydra's entry to a search with Optuna: `hydra/sweeper=optuna`. The search is in `vitlab.sweeps.search`.
-
-Hydra imports every plugin at each start, so nothing heavy is imported here.
-"""
+"""Hydra's entry to `hydra/sweeper=optuna`; the search is in `vitlab.sweeps.search`. Nothing heavy is imported here."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,12 +8,13 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from vitlab.config.bounds import PositiveInt
 from vitlab.config.schema import Node
 
 
 @dataclass(kw_only=True)
 class OptunaSweeper(Sweeper):
-    """Train what Optuna suggests, through any launcher, until the study has `n_trials`.
+    """Train what Optuna suggests, with any launcher, until the study has `n_trials`.
 
     Args:
         n_trials: Trials of the study, over all processes and restarts.
@@ -24,22 +22,22 @@ class OptunaSweeper(Sweeper):
         n_jobs: Trials that the launcher gets at once.
         study: The study's name in its database; None: the sweep folder's.
         storage: The database's URL; None: SQLite in the sweep's folder.
-        objectives: What is optimized, `min` or `max` each; None: the run's own `objective`.
-        params: The search space (see `vitlab.sweeps.search.space`); the command line overrides it.
-        pruner: One of Optuna's pruners; None: every trial is trained to its end.
+        objectives: Scores to optimize, each `min` or `max`; None: the run's own `objective`.
+        params: The search space (see `vitlab.sweeps.search.space`); the command line takes precedence.
+        pruner: One of Optuna's pruners; None: train every trial to its end.
         max_failures: Failed trials after which the search ends.
-        trial: A trial's callback, in JSON; set by the search.
+        trial: Set by the search: a trial's callback, in JSON.
     """
 
-    n_trials: int
+    n_trials: PositiveInt
     sampler: Node
-    n_jobs: int = 1
+    n_jobs: PositiveInt = 1
     study: str | None = None
     storage: str | None = None
     objectives: dict[str, str] | None = None
     params: dict[str, Any] | None = None
     pruner: Node | None = None
-    max_failures: int = 10
+    max_failures: PositiveInt = 10
     trial: str | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -46,7 +46,7 @@ def part_problems(part: str, read: ConfigView, device: str) -> list[str]:
 
 def train_config(lines: Sequence[str], run_dir: str = compose.UNSET_RUN_DIR) -> Node:
     """The configuration of `train.py` with these settings. Raises `ValueError`, a line for each problem."""
-    with compose.composing():
+    with compose.ensure_hydra():
         try:
             parser = OverridesParser.create(GlobalHydra.instance().config_loader())
             overrides = [(o, bool(arguments.group_options(o))) for o in parser.parse_overrides([*lines])]

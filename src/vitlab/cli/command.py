@@ -27,7 +27,7 @@ from vitlab.config.schema import Node
 from vitlab.distributed import environment, launch, signals
 from vitlab.distributed.signals import StopRequested
 from vitlab.jobs.compose import CONF, resolve_config
-from vitlab.jobs.run import Function, run_recorded, start_job
+from vitlab.jobs.run import Function, run_here, start_job
 from vitlab.runs import folder, lock, record
 from vitlab.sweeps import ledger
 
@@ -81,7 +81,7 @@ class Command(Program):
         config = folder.read_config(run_dir)
         with imports.gc_paused():
             imports.preload(config)
-        run_recorded(self.name, self.run, run_dir, config)
+        run_here(self.name, self.run, run_dir, config)
 
     def run(self, **config: Any) -> Node:
         """Call the function in a process of a job; cancelling the job's sweep ends it."""
@@ -135,7 +135,7 @@ def run_job(program: Command, cfg: DictConfig) -> float | None:
         if environment.node_from_env(os.environ):  # another machine of a job: it starts its own ranks
             start(config)
         else:
-            run_recorded(program.name, program.run, run_dir, config)
+            run_here(program.name, program.run, run_dir, config)
     elif sweep and "max_failures_per_job" in config:
         job, line = ledger.job_entry(hydra_cfg, config)
         ledger.add_jobs(run_dir.parent, {job: line})

@@ -12,7 +12,7 @@ from pathlib import Path
 from vitlab.cli.program import Program
 from vitlab.cli.settings import ProgramSettings, Setting
 from vitlab.config import paths
-from vitlab.jobs.compose import initialized
+from vitlab.jobs.compose import initialize_hydra
 
 SWEEP_FLAG = ("-m KEY=A,B GROUP=C,D", "one run for each combination of values")
 FLAGS = (
@@ -28,7 +28,7 @@ def show_help(program: Program, flags: Namespace) -> int:
     """Print the help that a command line asks for. Returns the exit status: 2 for a topic that doesn't exist."""
     topics = [word for word in flags.overrides if "=" not in word and not word.startswith("~")]
     overrides = [word for word in flags.overrides if word not in topics]
-    with initialized(flags):
+    with initialize_hydra(flags):
         settings = ProgramSettings(program, flags.config_name or program.name, overrides)
         label = "value" if overrides else "default"
         lines = [] if topics else [*overview(program, settings, label)]

@@ -28,7 +28,7 @@ from vitlab.config.overrides import swept_keys
 from vitlab.config.schema import Node, suggest
 from vitlab.distributed import environment
 from vitlab.jobs import identity, resume
-from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, composing, initialized, resolve_config
+from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, ensure_hydra, initialize_hydra, resolve_config
 from vitlab.runs.folder import write_problem
 from vitlab.sweeps import ledger
 from vitlab.sweeps.launchers import checks
@@ -82,7 +82,7 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
     if flags.experimental_rerun:
         remedy = "use resume=RUN, or RUN/config.yaml"
         exit_with_problems(program, [f"--experimental-rerun reads a pickle, which may run code; {remedy}"])
-    with initialized(flags):
+    with initialize_hydra(flags):
         try:
             request = parse(program, flags)
         except HydraException as error:
@@ -270,7 +270,7 @@ def preload_job(request: Request) -> None:
 
 def train_problems(lines: list[str]) -> list[str]:
     """What is wrong with a command line of `train.py`, whose file lists all root keys, and not all of those below."""
-    with composing():
+    with ensure_hydra():
         try:
             overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
         except HydraException as error:

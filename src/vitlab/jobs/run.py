@@ -1,4 +1,4 @@
-"""A job is a resolved configuration."""
+"""Run a job (a resolved configuration) in this process or in new ones."""
 
 import os
 import sys
@@ -15,39 +15,37 @@ Function = Callable[..., Node]  # of a program: its settings -> its results
 
 
 def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep: bool) -> None:
-    """Runs a job in this process, or in processes of its own where it has several devices, belongs to a sweep, or may
-    have to be started again.
-    """
-    run_dir, trainer = Path(config["run_dir"]), config.get("trainer")  # a command without one runs in one process
+    """Run a job here, or in new processes if it has several devices, belongs to a sweep, or may be restarted."""
+    run_dir, trainer = Path(config["run_dir"]), config.get("trainer")  # without a trainer: one process
     ranks = environment.ranks_per_node(trainer["devices"], trainer["accelerator"]) if trainer else 1
     restarts = config.get("max_restarts", 0)
     several = ranks > 1 or environment.node_from_env(os.environ)
     if environment.launched_externally(os.environ) or not (several or sweep or restarts):
-        run_recorded(name, function, run_dir, config)
+        run_here(name, function, run_dir, config)
         return
     try:
         launch.run_ranks(entry, run_dir, ranks, max_restarts=restarts)
     except StopRequested as stop:
-        record.record_end(run_dir, stop.outcome)  # once more: the first rank may have been killed before it could
+        record.record_end(run_dir, stop.outcome)  # if the first rank was killed before it could
         sys.exit(signals.STATUS[stop.outcome])
     except launch.JobFailed as error:
         record.record_crash(run_dir, str(error), first=error.killed)
         if sweep:
-            raise  # Hydra shows it, goes on with the next job, and ends with status 1
+            raise  # Hydra prints it, continues with the next job, and ends with status 1
         print(f"{name} failed: {error}; {record.resume_hint(run_dir)}", file=sys.stderr)
         sys.exit(1)
 
 
-def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> None:
-    """Runs the function in this process, (a rank of) a job, with its log and its end kept in the run folder.
+def run_here(name: str, function: Function, run_dir: Path, config: Node) -> None:
+    """Run the function in this process, a rank of a job; the run folder gets its log and how it ended.
 
-    An error is told in one line, and ends the process with status 1: its traceback is in the log.
+    An error is printed in one line and ends the process with status 1; its traceback is in the log.
     """
     rank = environment.rank(os.environ)
     file = run_dir / (f"{name}.rank{rank}.log" if rank else f"{name}.log")
-    begun = any((run_dir / "checkpoints").glob("*.ckpt"))
-    if environment.is_restart(os.environ) and "resume" in config and (begun or config["resume"] is None):
-        config["resume"] = "auto"  # also where it began from a file: it is further by now
+    has_checkpoint = any((run_dir / "checkpoints").glob("*.ckpt"))
+    if environment.is_restart(os.environ) and "resume" in config and (has_checkpoint or config["resume"] is None):
+        config["resume"] = "auto"  # also if it was resumed from a file: it is further now
 
     def at_once(outcome: signals.Outcome) -> None:
         if rank == 0:
@@ -75,6 +73,6 @@ def run_recorded(name: str, function: Function, run_dir: Path, config: Node) -> 
             raise
         if record.is_reported(run_dir, error, rank):
             sys.exit(1)
-        way_on = f"; {record.resume_hint(run_dir)}" if "resume" in config else ""  # a command that trains
-        print(f"{name} failed; the traceback is in {file}{way_on}", file=sys.stderr)
+        hint = f"; {record.resume_hint(run_dir)}" if "resume" in config else ""  # of a command that trains
+        print(f"{name} failed; the traceback is in {file}{hint}", file=sys.stderr)
         sys.exit(1)

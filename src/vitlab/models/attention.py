@@ -1,8 +1,7 @@
 """Scaled dot-product attention with three kernels: torch's, the formula, and one for bfloat16 on a CPU.
 
-The last computes a few images at a time, so their attention weights stay in the processor's cache. For few tokens it is
-faster than torch's kernel. Only queries, keys and values are saved for backward, which computes the weights again
-(measured in docs/benchmark.md).
+The last computes a few images at a time, so their attention weights stay in the processor's cache. Only queries, keys
+and values are saved for backward, which computes the weights again (measured in docs/benchmark.md).
 
 Shapes in the comments are those of `vit.py`: B images, h heads, M query tokens of N, d channels of a head.
 """

@@ -31,10 +31,7 @@ def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 
 def training_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """FLOPs of the forward and backward pass of one image (C, H, W), the latter without frozen parameters.
-
-    Activations that checkpointing recomputes count once.
-    """
+    """FLOPs of forward and backward of one image (C, H, W), without frozen parameters and recomputed activations."""
     return count_flops(network, image_shape, backward=any(p.requires_grad for p in network.parameters()))
 
 
@@ -132,29 +129,28 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     For a GPU the datasheet's dense peak; float32 counts as TensorFloat-32 if torch's matmul precision allows it. For a
     CPU the speed of a large matrix product, measured with the threads of this process.
     """
-    low, half = precision.startswith(("bf16", "16")), precision.startswith("16")
+    half = torch.bfloat16 if precision.startswith("bf16") else torch.float16
+    dtype = half if precision.startswith(("bf16", "16")) else torch.float32
     if device.type == "cpu":
-        dtype = torch.float16 if half else torch.bfloat16 if low else torch.float32
         return measured_peak_flops(dtype, torch.get_num_threads())
     if device.type != "cuda" or precision.startswith(("64", "transformer-engine")):
         return None
-    name = torch.cuda.get_device_name(device)
-    return datasheet_peak_flops(name, low=low, half=half, tf32=torch.get_float32_matmul_precision() != "highest")
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    return datasheet_peak_flops(torch.cuda.get_device_name(device), dtype, tf32=tf32)
 
 
-def datasheet_peak_flops(name: str, *, low: bool, half: bool, tf32: bool) -> float | None:
-    """The dense peak of a GPU by its driver's name (`PEAKS`): `low` in 16 bit, `half` in float16.
-
-    None for laptops and for a slice of a card (MIG), which are slower than the card of that name.
-    """
-    for pattern, (sixteen, tensor, single) in PEAKS:
-        if re.search(pattern, name.lower()) and not re.search(SLOWER, name.lower()):
-            peak: float | None = tensor if tf32 and tensor else single
-            if low:
-                peak = sixteen if half or not re.search(NO_BFLOAT16, name.lower()) else None
-            return None if peak is None else peak * 1e12
-    log.info("the peak of %s is unknown: no train/mfu", name)
-    return None
+def datasheet_peak_flops(name: str, dtype: torch.dtype, *, tf32: bool) -> float | None:
+    """The dense peak of a GPU by its driver's name; None for slower ones of that name: laptops and slices (MIG)."""
+    name = name.lower()
+    peaks = next((peaks for pattern, peaks in PEAKS if re.search(pattern, name)), None)
+    if peaks is None or re.search(SLOWER, name):
+        log.info("the peak of %s is unknown: no train/mfu", name)
+        return None
+    sixteen, tensor, single = peaks
+    peak: float | None = tensor if tf32 and tensor else single
+    if dtype != torch.float32:
+        peak = None if dtype == torch.bfloat16 and re.search(NO_BFLOAT16, name) else sixteen
+    return None if peak is None else peak * 1e12
 
 
 @functools.cache

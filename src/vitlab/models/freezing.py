@@ -1,6 +1,5 @@
-"""Freeze parts of a network, and list the parameters that are trained."""
+"""Freeze parts of a network."""
 
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -33,22 +32,21 @@ def frozen_names(network: nn.Module, patterns: str | tuple[str, ...]) -> list[st
         frozen = [name for name in names if not is_head_parameter(network, name)]
     else:
         chosen: set[str] = set()
-        for given in [patterns] if isinstance(patterns, str) else patterns:
-            pattern = given.removeprefix("!")
+        for entry in [patterns] if isinstance(patterns, str) else patterns:
+            pattern = entry.removeprefix("!")
             matched = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")}
             if not matched:
                 modules = (name for name, _ in network.named_modules() if name)
                 near = suggest(pattern, [ALL_BUT_HEAD, *modules, *names])
-                raise ValueError(f"classifier.freeze={given}: no parameter or module has such a name{near}")
-            if given.startswith("!") and not matched & chosen:
-                raise ValueError(f"classifier.freeze={given}: no pattern before it freezes that; leave it out")
-            chosen = chosen - matched if given.startswith("!") else chosen | matched
+                raise ValueError(f"classifier.freeze={entry}: no parameter or module has such a name{near}")
+            if entry.startswith("!") and not matched & chosen:
+                raise ValueError(f"classifier.freeze={entry}: no pattern before it freezes that; leave it out")
+            chosen = chosen - matched if entry.startswith("!") else chosen | matched
         frozen = [name for name in names if name in chosen]
     if len(frozen) == len(names) > 0:
-        raise ValueError(
-            f"classifier.freeze={patterns if isinstance(patterns, str) else list(patterns)} leaves nothing to train; "
-            "to measure frozen features, use src/evaluate.py with probe=linear"
-        )
+        value = patterns if isinstance(patterns, str) else list(patterns)
+        remedy = "to measure frozen features, use src/evaluate.py with probe=linear"
+        raise ValueError(f"classifier.freeze={value} leaves nothing to train; {remedy}")
     return frozen
 
 
@@ -71,8 +69,3 @@ def set_frozen_to_eval(network: nn.Module) -> None:
         if not parameters:
             frozen[name] = frozen.get(name.rpartition(".")[0], False)
         module.training = not frozen[name]
-
-
-def trainable_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Named parameters that are not frozen."""
-    return ((name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad)

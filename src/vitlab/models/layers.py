@@ -33,7 +33,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel of a residual branch, initialized near 0 (https://arxiv.org/abs/2103.17239)."""
+    """A learned factor per channel of a residual branch (https://arxiv.org/abs/2103.17239)."""
 
     def __init__(self, *, dim: int, value: float) -> None:
         super().__init__()

@@ -1,8 +1,4 @@
-"""What a process does with a job of a sweep: start, resume, retry, or skip it.
-
-The process that holds the lock of a job's folder runs the job, and is the only one that writes there. So the decision
-is made under the lock, in the process that will run the job, for any launcher.
-"""
+"""Start, resume, retry or skip a job of a sweep: decided by the process that holds the lock of the job's folder."""
 
 import json
 import os
@@ -26,17 +22,16 @@ POLL = 1.0  # seconds between two checks of what other processes do
 
 
 def run_job_once(run_dir: Path, config: Node, start: Callable[[Node], None], *, waits: bool) -> None:
-    """Run a job of a sweep, unless it is done, by `start(config)`, which resumes one that was stopped.
+    """Run a job of a sweep with `start(config)`, unless it is done or the sweep was cancelled.
 
-    A job that another process runs is skipped, or with `waits` waited for. Raises `JobFailed` if it fails, or has
-    failed too often to be retried, and exits if the sweep was cancelled.
+    Skip a job that another process runs, or with `waits` wait for it. Raises `JobFailed` if it fails or is not retried.
     """
     with ExitStack() as stack:
         while True:
-            exit_if_cancelled(run_dir.parent)
+            exit_on_cancel(run_dir.parent)
             try:
                 stack.enter_context(lock.run_lock(run_dir, "job"))
-                if lock.is_held(run_dir, ["rank0"]):  # its launcher was killed, and its rank still trains
+                if lock.is_held(run_dir, ["rank0"]):  # its launcher was killed, its rank was not
                     raise lock.RunInUse(f"{run_dir} is being trained in by {lock.owner(folder.read_results(run_dir))}")
                 break
             except lock.RunInUse as error:
@@ -61,27 +56,26 @@ def record_start(run_dir: Path, config: Node) -> list[Node] | None:
         print_line(f"{run_dir.name}: {status} already")
         return None
     errors = [attempt["error"] for attempt in attempts if "error" in attempt]
-    if len(errors) > config["max_failures_per_job"]:
-        times = f"{len(errors)} time{'s' if len(errors) > 1 else ''}"
-        reason = f"skipped, it has failed {times}: {errors[-1]}; max_failures_per_job={len(errors)} retries it"
-        print_line(f"{run_dir.name}: {reason}")
-        raise launch.JobFailed(f"{run_dir.name}: {reason}")
+    if (n := len(errors)) > config["max_failures_per_job"]:
+        times = f"{n} time{'s' if n > 1 else ''}"
+        reason = f"{run_dir.name}: skipped, it has failed {times}: {errors[-1]}; max_failures_per_job={n} retries it"
+        print_line(reason)
+        raise launch.JobFailed(reason)
     if status != "waiting":
         again = "retried" if status == "crashed" else "resumed"
         print_line(f"{run_dir.name}: {again} (it was {status}; start {len(attempts) + 1})")
     place = {"host": platform.node(), "process": os.getpid()}
     attempts.append({"started": datetime.now(UTC).isoformat(timespec="seconds"), **place})
     write_attempts(run_dir, attempts)
-    # without the error of the last start
-    record = {k: v for k, v in results.items() if k != "error"} | {"status": "running", **place}
-    atomic.atomic_write(run_dir / folder.RESULTS, json.dumps(record, indent=2))
+    results.pop("error", None)  # of the last start
+    atomic.atomic_write(run_dir / folder.RESULTS, json.dumps({**results, "status": "running", **place}, indent=2))
     config["resume"] = "auto"
     folder.write_config(run_dir, config)
     return attempts
 
 
 def record_end(run_dir: Path, attempts: list[Node]) -> None:
-    """Record how a start has ended. A failure after its launcher was killed is not recorded: that was the reason."""
+    """Record how a start ended. (If this process is killed, no failure is recorded: that was the reason.)"""
     results = folder.read_results(run_dir)
     if results.get("status") == "crashed":
         attempts[-1]["error"] = results.get("error", "unknown")
@@ -94,21 +88,21 @@ def write_attempts(run_dir: Path, attempts: list[Node]) -> None:
     atomic.atomic_write(run_dir / ledger.JOB, json.dumps({"attempts": attempts}, indent=1))
 
 
-def exit_if_cancelled(sweep: Path) -> None:
-    """Exit if the sweep was cancelled, with the status of Ctrl-C: nobody wants it restarted."""
+def exit_on_cancel(sweep: Path) -> None:
+    """Exit with the status of Ctrl-C if the sweep was cancelled: no cluster should restart it."""
     if problem := ledger.cancelled_problem(sweep):
         print_line(problem)
         sys.exit(signals.STATUS["interrupted"])
 
 
 def print_line(line: str) -> None:
-    """Print to stderr, also in a launcher's worker, which has no logging."""
+    """Print to stderr: a launcher's worker has no logging."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def watch_for_cancel(run_dir: Path, config: Node) -> Iterator[None]:
-    """Interrupt this process of a sweep's job, as Ctrl-C does, if the sweep is cancelled during the block."""
+    """Interrupt this process, as Ctrl-C does, if the sweep of its job is cancelled during the block."""
     if not config.get("sweep"):
         yield
         return

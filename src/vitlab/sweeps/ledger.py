@@ -1,12 +1,12 @@
-"""The ledger of a sweep: its jobs, what became of each, and who runs the rest.
+"""The ledger of a sweep: its jobs and their states.
 
-SWEEP/sweep.json       the command, what varies, the objectives, and the jobs that are planned or were started
+SWEEP/sweep.json       the command, the keys that vary, the objectives, and the jobs that are planned or were started
 SWEEP/cancelled        exists once the sweep was cancelled: no further job starts
-SWEEP/JOB/job.json     the starts of the job, and which of them failed
-SWEEP/JOB/...          its run folder (vitlab.runs.folder): results.json has its end, a lock shows that it is running
+SWEEP/JOB/job.json     the starts of the job, with the errors of those that failed
+SWEEP/JOB/...          its run folder (vitlab.runs.folder): results.json has its status, a lock shows that it is running
 
-A job's state is stored only once: in its run folder. So it is right after a kill at any moment, and several processes,
-also on several machines, agree on it through the file system's locks.
+A job's state is stored in its run folder alone. So it is right after a kill at any moment, and several processes, also
+on several machines, agree on it through the file system's locks.
 """
 
 import json
@@ -36,9 +36,9 @@ from vitlab.storage import atomic
 SWEEPS = Path("runs") / "sweeps"
 SWEEP, JOB, CANCELLED, LOCK = "sweep.json", "job.json", "cancelled", ".sweep.lock"
 
-Status = Literal["waiting", "running", "finished", "pruned", "preempted", "interrupted", "crashed", "cancelled"]
+Status = Literal["finished", "pruned", "running", "waiting", "preempted", "interrupted", "crashed", "cancelled"]
 Direction = Literal["min", "max"]
-DONE: tuple[Status, ...] = ("finished", "pruned")  # nothing remains to be done
+DONE: tuple[Status, ...] = ("finished", "pruned")  # never started again
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return " ".join(f"{key}={value}" for key, value in self.choices.items()) or self.id
+        return choices_text(self.choices) or self.id
 
 
 @dataclass(frozen=True)
@@ -89,35 +89,43 @@ def read_sweep(folder: Path) -> Sweep:
     folder = find_sweep(folder)
     head = read_json(folder / SWEEP)
     varies = varying_keys(head)
-    return Sweep(
-        folder=folder,
-        name=folder.name,
-        command=head.get("command", ""),
-        objectives=head.get("objectives", {}),
-        jobs=[read_job(folder, name, entry, varies) for name, entry in head.get("jobs", {}).items()],
-    )
+    jobs = [read_job(folder, name, entry, varies) for name, entry in head.get("jobs", {}).items()]
+    return Sweep(folder, folder.name, head.get("command", ""), head.get("objectives", {}), jobs)
 
 
 def varying_keys(head: Node) -> list[str]:
-    """Return what a sweep varies, and what differs between commands that share its name."""
+    """Return the keys that a sweep varies, and those that differ between commands that share its name."""
     settings = [entry["settings"] for entry in head.get("jobs", {}).values()]
     keys = dict.fromkeys(key for values in settings for key in values)
     differ = [key for key in keys if len({values.get(key) for values in settings}) > 1]
     return list(dict.fromkeys([*head.get("varies", []), *differ]))
 
 
+def choices(entry: Node, varies: Iterable[str]) -> dict[str, str]:
+    """Return a job's values of the keys that its sweep varies."""
+    return {key: entry["settings"][key] for key in varies if key in entry["settings"]}
+
+
+def choices_text(choices: Mapping[str, str]) -> str:
+    """Format choices as overrides: `optimizer.lr=0.001 model.depth=2`."""
+    return " ".join(f"{key}={value}" for key, value in choices.items())
+
+
 def read_job(sweep: Path, name: str, entry: Node, varies: list[str]) -> Job:
-    folder, settings = sweep / entry["folder"], entry["settings"]
-    config: Node = {}
+    folder, config = sweep / entry["folder"], dict[str, Any]()
     with suppress(OSError, AssertionError, yaml.YAMLError):
         config = read_config(folder)
-    choices = {key: settings[key] for key in varies if key in settings}
-    return Job(name, folder, choices, job_status(folder), len(read_attempts(folder)), read_results(folder), config)
+    attempts = len(read_attempts(folder))
+    return Job(name, folder, choices(entry, varies), job_status(folder), attempts, read_results(folder), config)
 
 
 def job_status(folder: Path, *, locked_here: bool = False) -> Status:
-    """Return a job's status; one that was killed is `interrupted`. With `locked_here`, the caller holds its lock."""
-    if not locked_here and is_running(folder):
+    """Return a job's status, `interrupted` if it was killed. With `locked_here`, the caller holds its lock."""
+    try:
+        running = not locked_here and lock.is_locked(folder)
+    except (OSError, NotImplementedError):  # no locks or no permission here: trust the record
+        running = read_results(folder).get("status") == "running"
+    if running:
         return "running"
     status: Status = read_results(folder).get("status", "waiting")
     attempts = read_attempts(folder)
@@ -135,27 +143,19 @@ def count_failures(folder: Path) -> int:
     return sum("error" in attempt for attempt in read_attempts(folder))
 
 
-def is_running(folder: Path) -> bool:
-    try:
-        return lock.is_locked(folder)
-    except (OSError, NotImplementedError):  # no locks or no permission here: trust the record
-        return bool(read_results(folder).get("status") == "running")
-
-
 def read_json(file: Path) -> Node:
-    """Return the content of a file of the ledger; empty if it does not exist or is half written."""
+    """Return the content of a file of the ledger, empty if it does not exist or is incomplete."""
     with suppress(FileNotFoundError, json.JSONDecodeError):
         return dict(json.loads(file.read_text()))
     return {}
 
 
 def ledger_lock(folder: Path) -> AbstractContextManager[object]:
-    """Prevent other processes from changing the sweep's list of jobs during the block."""
     return lock.folder_lock(folder, LOCK, "start only one process of this sweep at a time")
 
 
 def write_sweep(folder: Path, *, command: str, varies: Iterable[str], objectives: Mapping[str, Direction]) -> None:
-    """Write what a sweep is, or add what another command varies."""
+    """Write the ledger of a sweep, or add the keys that another command varies."""
     with ledger_lock(folder):
         head = read_json(folder / SWEEP)
         keys = list(dict.fromkeys([*head.get("varies", []), *varies]))
@@ -165,27 +165,20 @@ def write_sweep(folder: Path, *, command: str, varies: Iterable[str], objectives
 
 
 def add_jobs(folder: Path, jobs: Mapping[str, Node]) -> None:
-    """Add jobs to the list, by identity: `{"folder": name, "settings": {key: value}}`.
-
-    A job of the same settings but another identity is of other source code or other files of `conf`: it is removed from
-    the list, and its folder stays.
-    """
+    """Add jobs to the list, by identity, and remove those with the same settings, which had other defaults."""
     with ledger_lock(folder):
         head = read_json(folder / SWEEP)
         listed: dict[str, Node] = head.get("jobs", {})
         settings = [entry["settings"] for entry in jobs.values()]
         kept = {k: entry for k, entry in listed.items() if k in jobs or entry["settings"] not in settings}
         for name in [name for name in listed if name not in kept]:
-            log.warning("%s has other defaults than now, and leaves the sweep", folder / listed[name]["folder"])
+            log.warning("%s was made with other defaults, and leaves the sweep", folder / listed[name]["folder"])
         if (new := {**kept, **jobs}) != listed:
             atomic.atomic_write(folder / SWEEP, json.dumps({**head, "jobs": new}, indent=1))
 
 
 def ledger_entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple[str, Node]:
-    """Return a job's identity and its entry in the list: its folder and its settings.
-
-    `config` is a message if it could not be resolved: that job will fail, in a folder of its own.
-    """
+    """Return a job's identity and its entry, also if its configuration can't be resolved and `config` is a message."""
     head = read_json(sweep / SWEEP)
     varies = head.get("varies", [])
     settings = {k: v for k, v in fixed_settings(overrides).items() if k in varies or identity.affects_result(k)}
@@ -193,14 +186,14 @@ def ledger_entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple
     name = identity.short_digest(settings, 12) if isinstance(config, str) else identity.job_id(config, chosen)
     if listed := head.get("jobs", {}).get(name):
         folder = str(listed["folder"])
-    else:  # one that was started before keeps its folder
+    else:  # a job that was started before keeps its folder
         folders = sorted(file.parent.name for file in sweep.glob(f"*{name}/{JOB}"))
         folder = folders[0] if folders else identity.job_name(chosen, name)
     return name, {"folder": folder, "settings": settings}
 
 
 def job_entry(hydra_cfg: Any, config: Node | str) -> tuple[str, Node]:
-    """Return the same for the job that Hydra composes; `hydra_cfg` is its node `hydra`."""
+    """Return the identity and the entry of the job that Hydra composes; `hydra_cfg` is its node `hydra`."""
     return ledger_entry(Path(hydra_cfg.sweep.dir), config, list(hydra_cfg.overrides.task))
 
 
@@ -222,15 +215,12 @@ def cancelled_problem(folder: Path) -> str | None:
 
 
 class RecordSweep(Callback):
-    """Hydra callback that writes the ledger before a sweep's first job, for any sweeper and launcher."""
+    """Hydra callback that writes the ledger before a sweep's first job, with any sweeper and launcher."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         hydra = config.hydra
         params = hydra.sweeper.get("params") or hydra.sweeper.get("search_space") or {}
         names = [config.objective] if isinstance(config.objective, str) else list(config.objective)
-        write_sweep(
-            Path(hydra.sweep.dir),
-            command=paths.command_line(sys.argv[1:]),
-            varies=swept_keys(hydra.overrides.task, params),
-            objectives={name: objective.direction(name) for name in names},
-        )
+        varies, objectives = swept_keys(hydra.overrides.task, params), {n: objective.direction(n) for n in names}
+        command = paths.command_line(sys.argv[1:])
+        write_sweep(Path(hydra.sweep.dir), command=command, varies=varies, objectives=objectives)

@@ -1,10 +1,7 @@
 """A sweep's progress: in a terminal a table below the jobs' output, in a log a line at each change.
 
-Hydra's callback `Progress` starts it in the process that started the sweep; a thread reads the sweep's folder once a
-second. So it is the same for any launcher.
-
-In a terminal the jobs' own output must be printed above the table: file descriptors 1 and 2, which all local processes
-inherit, become a pipe.
+A thread reads the sweep's folder once a second. In a terminal file descriptors 1 and 2, which all local processes
+inherit, become a pipe, so the jobs' output can be printed above the table.
 """
 
 import logging
@@ -13,13 +10,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from vitlab.sweeps import ledger
-from vitlab.sweeps.status import STOPPED, JobProgress, StatusPoller, SweepStatus, format_duration, job_line, status_line
+from vitlab.sweeps.status import STOPPED, StatusPoller, SweepStatus, format_duration, job_line, status_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,28 +59,23 @@ def start_progress(folder: Path, *, planned: int = 0, table: bool = True, report
 
 
 def stop_progress() -> None:
-    """Show the last status, write the report, and stop; without an effect if nothing was started."""
+    """Show the last status, write the report, and stop; do nothing if nothing was started."""
     global _progress
     progress, _progress = _progress, None
     if progress is not None:
         progress.stop()
 
 
-class ProgressThread:
-    """The thread that polls a sweep's status and shows it."""
+class ProgressThread(threading.Thread):
+    """Polls a sweep's status and shows it."""
 
     def __init__(self, poller: StatusPoller, *, terminal: bool, report: bool) -> None:
+        super().__init__(name="progress", daemon=True)
         self.poller, self.report = poller, report
         self.screen = TerminalScreen() if terminal else None
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self.run, name="progress", daemon=True)
-        self.known: dict[str, str] | None = None  # jobs that have ended, by name; None before the first poll
+        self.ended: dict[str, str] | None = None  # jobs that have ended, by name; None before the first poll
         self.last_line, self.last_time = "", time.monotonic()
-
-    def start(self) -> None:
-        if self.screen is not None:
-            self.screen.start()
-        self.thread.start()
 
     def run(self) -> None:
         while not self.over.wait(INTERVAL):
@@ -95,7 +87,7 @@ class ProgressThread:
             if (status := self.poller.poll()) is None:
                 return
             if self.screen is not None:
-                self.screen.show(status)
+                self.screen.live.update(status_table(status), refresh=True)
             else:
                 self.print_changes(status, last=last)
         except Exception as error:
@@ -104,9 +96,9 @@ class ProgressThread:
     def print_changes(self, status: SweepStatus, *, last: bool) -> None:
         """Print a line for each job that has ended since the last poll, and one for the sweep."""
         ended = [job for job in status.jobs if job.status in (*ledger.DONE, "crashed", *STOPPED)]
-        known, self.known = self.known, {job.name: job.status for job in ended}
+        before, self.ended = self.ended, {job.name: job.status for job in ended}
         # jobs that had ended before this process began are no news
-        new = [] if known is None else [job for job in ended if known.get(job.name) != job.status]
+        new = [] if before is None else [job for job in ended if before.get(job.name) != job.status]
         lines = [*(job_line(job, status.objective) for job in new), status_line(status)]
         if new or (last and lines[-1] != self.last_line) or time.monotonic() - self.last_time > QUIET:
             self.last_line, self.last_time = lines[-1], time.monotonic()
@@ -114,7 +106,7 @@ class ProgressThread:
 
     def stop(self) -> None:
         self.over.set()
-        self.thread.join()
+        self.join()
         self.update(last=True)
         if self.screen is not None:
             self.screen.stop()
@@ -124,27 +116,25 @@ class ProgressThread:
             folder = self.poller.folder
             try:
                 line = f"report: {write_report(ledger.read_sweep(folder), folder / REPORT)}"
-            except Exception as error:  # which must not end the sweep
+            except Exception as error:  # must not end the sweep
                 line = f"the report can't be written: {type(error).__name__}: {error}"
             print(line, file=sys.stderr, flush=True)
 
 
 class TerminalScreen:
-    """The terminal: a table at its end, and above it what is written to file descriptors 1 and 2 meanwhile."""
+    """A table at the end of the terminal; what is written to file descriptors 1 and 2 is printed above it."""
 
-    def start(self) -> None:
+    def __init__(self) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        flush_output()
         self.saved = [os.dup(1), os.dup(2)]
-        output: IO[str] = os.fdopen(os.dup(1), "w")
-        console = Console(file=output, force_terminal=True, highlight=False)
+        console = Console(file=os.fdopen(os.dup(1), "w"), force_terminal=True, highlight=False)
         self.live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         read, write = os.pipe()
-        for descriptor in (1, 2):
-            os.dup2(write, descriptor)
+        os.dup2(write, 1)
+        os.dup2(write, 2)
         os.close(write)
         self.live.start()
         console.show_cursor(True)  # a kill would leave the terminal without one
@@ -159,13 +149,9 @@ class TerminalScreen:
             for line in lines:  # of an overwritten line (a progress bar) only its last state
                 self.live.console.print(Text.from_ansi(line.rstrip("\n").rsplit("\r", 1)[-1]), soft_wrap=True)
 
-    def show(self, status: SweepStatus) -> None:
-        self.live.update(status_table(status), refresh=True)
-
     def stop(self) -> None:
         """Restore the terminal, after the lines that jobs have written before."""
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        flush_output()
         for descriptor, saved in zip((1, 2), self.saved, strict=True):
             os.dup2(saved, descriptor)
             os.close(saved)
@@ -173,46 +159,52 @@ class TerminalScreen:
         self.live.stop()
 
 
+def flush_output() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
 def status_table(status: SweepStatus) -> "RenderableType":
-    """Return the status in few lines: counts, running jobs, failures, the best job, and the time left."""
+    """Return the status in few lines: counts, running jobs, failures, the best job, and the remaining time."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
+    running, failed = ([job for job in status.jobs if job.status == kind] for kind in ("running", "crashed"))
     waiting = status.total - len(status.jobs) + status.count("waiting")
-    counts: list[tuple[str, str, int]] = [("running", "cyan", status.count("running")), ("waiting", "dim", waiting)]
-    counts += [("failed", "red", status.count("crashed")), ("stopped", "yellow", status.count(*STOPPED))]
-    head = Text.assemble((status.name, "bold"), "  ", (f"{status.done} of {status.total} done", "green"))
-    for words, style, number in counts:
+    head = Text.assemble((status.name, "bold"), "  ", (f"{status.num_done} of {status.total} done", "green"))
+    for words, style, number in (
+        ("running", "cyan", len(running)),
+        ("waiting", "dim", waiting),
+        ("failed", "red", len(failed)),
+        ("stopped", "yellow", status.count(*STOPPED)),
+    ):
         head.append(f"  {number} {words}" if number else "", style)
     head.append(f"  about {format_duration(status.left)} left" if status.left else "", "dim")
     rows = Table.grid(padding=(0, 2))
     rows.add_column(no_wrap=True, min_width=STATUS_WIDTH)
     rows.add_column(ratio=1)  # the only one that shrinks
-    rows.add_column(no_wrap=True)
-    for _ in range(2):
-        rows.add_column(no_wrap=True, justify="right")
-
-    def add_row(label: str, style: str, job: JobProgress, *cells: Any, bold: str = "") -> None:
-        name = Text(job.name, no_wrap=True, overflow="ellipsis")
+    for justify in ("left", "right", "right"):
+        rows.add_column(no_wrap=True, justify=justify)
+    for job in [*running[:MAX_ROWS], *([status.best] if status.best else [])]:
+        now = job.status == "running"
+        bar = ProgressBar(total=1.0, completed=job.done, width=12) if now else ""
         score = f"{status.objective} {job.score:.4g}" if job.score is not None else ""
-        rows.add_row(Text(label, style), name, *cells, Text(score, bold))
-
-    running = [job for job in status.jobs if job.status == "running"]
-    for job in running[:MAX_ROWS]:
-        bar = ProgressBar(total=1.0, completed=job.done, width=12)
-        add_row("running", "cyan", job, bar, f"epoch {job.epochs}" if job.epochs else "")
-    if (best := status.best) is not None:
-        add_row("best", "green", best, "", "", bold="bold")
-    failed = [job for job in status.jobs if job.status == "crashed"]
-    lines = []  # not in the grid: a long error would take the room of its columns
+        rows.add_row(
+            Text("running", "cyan") if now else Text("best", "green"),
+            Text(job.name, no_wrap=True, overflow="ellipsis"),
+            bar,
+            f"epoch {job.epochs}" if job.epochs else "",
+            Text(score, "" if now else "bold"),
+        )
+    lines = [head]  # and errors, which in the grid would take the room of its columns
     for job in failed[:MAX_ROWS]:
         error = f"{job.name}  {' '.join(job.error.split())}"
         lines.append(Text.assemble((job.status.ljust(STATUS_WIDTH + 2), "red"), error))
     for kind, count in (("running", len(running)), ("failed", len(failed))):
         if count > MAX_ROWS:
             lines.append(Text(f"{' ' * (STATUS_WIDTH + 2)}and {count - MAX_ROWS} more {kind}", "dim"))
-    for line in (head, *lines):
+    for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
-    return Group(Text(), head, *([rows] if rows.row_count else []), *lines)
+    return Group(Text(), head, *([rows] if rows.row_count else []), *lines[1:])

@@ -1,7 +1,6 @@
-"""The progress of a sweep, cheap enough to read every second, for any launcher.
+"""The status of a sweep, read every second without locks.
 
-Nothing is locked and little is read: the ledger, `results.json` of the jobs that are not done yet, and the last lines
-of `metrics.csv` of those that run.
+Read are the ledger, `results.json` of the jobs that are not done, and the last lines of `metrics.csv` of running ones.
 """
 
 import csv
@@ -21,7 +20,7 @@ from vitlab.runs.folder import read_config, read_results
 from vitlab.sweeps import ledger
 from vitlab.sweeps.ledger import Direction, Status
 
-TAIL = 4096  # bytes of metrics.csv that are read, from its end
+TAIL = 4096  # bytes to read from the end of metrics.csv
 MAX_ERROR = 120  # characters of an error in a line; results.json has all of it
 STOPPED: tuple[Status, ...] = ("preempted", "interrupted", "cancelled")  # saved; the same command resumes them
 
@@ -54,7 +53,7 @@ class SweepStatus:
         return sum(job.status in statuses for job in self.jobs)
 
     @property
-    def done(self) -> int:
+    def num_done(self) -> int:
         return self.count(*ledger.DONE)
 
     @property
@@ -65,18 +64,13 @@ class SweepStatus:
 
 
 class StatusPoller:
-    """Reads the status of a sweep from its folder, and remembers the jobs that are done.
-
-    Args:
-        folder: The sweep's folder.
-        planned: The number of jobs, if the ledger lists them only as they start.
-    """
+    """Reads the status of a sweep; `planned` is its number of jobs if the ledger lists them only as they start."""
 
     def __init__(self, folder: Path, *, planned: int = 0) -> None:
         self.folder, self.planned = folder, planned
         self.done: dict[str, JobProgress] = {}
         self.max_epochs: dict[Path, int] = {}
-        self.began = time.time()
+        self.start = time.time()
         self.work_before: float | None = None  # in jobs, at the first poll
 
     def poll(self) -> SweepStatus | None:
@@ -89,21 +83,20 @@ class StatusPoller:
         jobs = []
         for key, entry in head.get("jobs", {}).items():
             if (job := self.done.get(key)) is None:
-                choices = {name: entry["settings"][name] for name in varies if name in entry["settings"]}
-                name = " ".join(f"{name}={value}" for name, value in choices.items()) or key
+                name = ledger.choices_text(ledger.choices(entry, varies)) or key
                 job = self.job_progress(self.folder / entry["folder"], name, objective)
                 if job.status in ledger.DONE:
                     self.done[key] = job
             jobs.append(job)
         total = max(len(jobs), self.planned)
-        return SweepStatus(self.folder.name, objective, direction, jobs, total, self.seconds_left(jobs, total))
+        return SweepStatus(self.folder.name, objective, direction, jobs, total, self.remaining_seconds(jobs, total))
 
     def job_progress(self, folder: Path, name: str, objective: str) -> JobProgress:
         results = read_results(folder)
         status: Status = results.get("status", "waiting")
         here = results.get("host") == platform.node()
         if status == "running" and here and not lock.pid_alive(results.get("process")):
-            status = "interrupted"  # killed, without a record of it
+            status = "interrupted"  # killed before it could record its end
         seconds = results.get("seconds")
         if status in ledger.DONE:
             return JobProgress(name, status, 1.0, "", finite_score(results.get(objective)), seconds)
@@ -125,12 +118,12 @@ class StatusPoller:
             return 0.0, f"{epoch}" if epoch else "", score
         return min(1.0, max(0, epoch - 1) / epochs), f"{epoch}/{epochs}", score
 
-    def seconds_left(self, jobs: list[JobProgress], total: int) -> float | None:
+    def remaining_seconds(self, jobs: list[JobProgress], total: int) -> float | None:
         """Estimate the remaining time at the speed since the first poll; None before that can be measured."""
         work = sum(job.done for job in jobs)
         if self.work_before is None:
             self.work_before = work
-        gained, elapsed = work - self.work_before, time.time() - self.began
+        gained, elapsed = work - self.work_before, time.time() - self.start
         remaining = total - len(jobs) + sum(1 - job.done for job in jobs if job.status not in (*ledger.DONE, "crashed"))
         return elapsed * remaining / gained if gained > 0.1 and elapsed > 1 else None
 
@@ -148,14 +141,14 @@ def read_last_rows(file: Path) -> Iterator[dict[str, str]]:
         begin, end = content.tell(), content.seek(0, 2)
         content.seek(max(begin, end - TAIL))
         lines = content.read().decode(errors="replace").splitlines()
-        for line in lines[1 if end - TAIL > begin else 0 :]:
-            if len(cells := next(csv.reader([line]), [])) == len(columns):
+        for cells in csv.reader(lines[1 if end - TAIL > begin else 0 :]):
+            if len(cells) == len(columns):
                 yield dict(zip(columns, cells, strict=True))
 
 
 def status_line(sweep: SweepStatus) -> str:
     running, failed, stopped = sweep.count("running"), sweep.count("crashed"), sweep.count(*STOPPED)
-    line = f"sweep {sweep.name}: {sweep.done} of {sweep.total} jobs done, {running} running, {failed} failed"
+    line = f"sweep {sweep.name}: {sweep.num_done} of {sweep.total} jobs done, {running} running, {failed} failed"
     line += f", {stopped} stopped" if stopped else ""
     if (best := sweep.best) is not None:
         line += f"; best {sweep.objective} {best.score:.4g} ({best.name})"
@@ -164,10 +157,15 @@ def status_line(sweep: SweepStatus) -> str:
 
 def job_line(job: JobProgress, objective: str) -> str:
     if job.status == "crashed":
-        error = " ".join(job.error.split()) or "no error was recorded"
-        return f"{job.name}: crashed: {error if len(error) <= MAX_ERROR else f'{error[: MAX_ERROR - 3]}...'}"
+        return f"{job.name}: crashed: {shorten(job.error, MAX_ERROR) or 'no error was recorded'}"
     score = f", {objective} {job.score:.4g}" if job.score is not None else ""
     return f"{job.name}: {job.status}{score}" + (f", {format_duration(job.seconds)}" if job.seconds else "")
+
+
+def shorten(text: str, length: int) -> str:
+    """Return a text in one line of at most `length` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def format_duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Build a training's objects from configuration nodes, and log its description and results."""
+"""Build the objects of a training from configuration nodes, and log its description and results."""
 
 import logging
 import shutil
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def build_data(node: Node) -> DataModule:
-    """The data, loaded: the model takes its channels and classes."""
+    """The data module after its setup, with the channels and classes for the model."""
     datamodule: DataModule = build_object(node)
     datamodule.setup()
     return datamodule
@@ -60,11 +60,10 @@ def build_classifier(
     from_data = {"num_classes": datamodule.num_classes, "in_channels": datamodule.channels}
     for key, value in from_data.items():
         if model.get(key, value) != value:
-            raise ValueError(
-                f"model.{key}={model[key]}, but the data has {value}; leave model.{key} out to take the data's"
-            )
+            remedy = f"leave model.{key} out to take the data's"
+            raise ValueError(f"model.{key}={model[key]}, but the data has {value}; {remedy}")
     if weights and weights.get("source"):
-        network = build_pretrained(model, from_data, weights, datamodule, own_head=own_head)
+        network = build_pretrained_network(model, from_data, weights, datamodule, own_head=own_head)
     else:
         network = build_object(model, **from_data)
     return Classifier(
@@ -86,13 +85,10 @@ def build_metrics(nodes: dict[str, Node | None], num_classes: int) -> dict[str, 
     return metrics
 
 
-def build_pretrained(
+def build_pretrained_network(
     model: Node, from_data: Node, weights: Node, datamodule: DataModule, *, own_head: bool = False
 ) -> nn.Module:
-    """The network that `model` describes, with pretrained weights; logs the source of each tensor, and preprocessing.
-
-    With `own_head`, weights without a head that fits raise `weights.load.IncompatibleWeights`.
-    """
+    """A network with pretrained weights; logs the source of each tensor, and the preprocessing."""
     allowlist.require_allowed(model)
     arguments: Node = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items() if not k.startswith("_")}
     options: Node = {key: tuple(value) if isinstance(value, list) else value for key, value in weights.items()}
@@ -104,7 +100,7 @@ def build_pretrained(
     wanted = {k: [sum(v) / len(v)] if isinstance(v, list) and len(now[k]) == 1 else v for k, v in known.items()}
     others = ", ".join(f"{key}={value}" for key, value in wanted.items() if now[key] != value)
     settings = ", ".join(f"{key}={value}" for key, value in now.items() if value is not None)
-    why = f"as in {report.preprocessing.origin}" if known else "the weights come without their preprocessing"
+    why = f"as in {report.preprocessing.origin}" if known else "the weights have no record of their preprocessing"
     why += f", except for {others}" if others else ""
     for line in (*report.table().splitlines(), f"preprocessing of images: data.{{{settings}}}: {why}"):
         log.info("%s", line)
@@ -136,7 +132,7 @@ def build_trainer(
         plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicFiles()],
         default_root_dir=str(run_dir),
     )
-    # `vitlab.distributed.signals` handles them: Lightning's handler of SIGTERM communicates between ranks at any time
+    # `vitlab.distributed.signals` handles them: Lightning's SIGTERM handler communicates between ranks at any time
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
@@ -144,21 +140,17 @@ def build_trainer(
 def log_run_description(
     run: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int, config: Node
 ) -> None:
-    """Log what will be trained on what, and send the configuration to the loggers."""
-    parts = run.world_size * run.accumulate_grad_batches
-    each = f"{batch_size // parts}" if batch_size % parts == 0 else f"{batch_size / parts:.1f}"
+    """Log model, data, steps and devices, and send the configuration to the loggers."""
+    each = f"{batch_size / (run.world_size * run.accumulate_grad_batches):.1f}".removesuffix(".0")
     parameters = sum(p.numel() for p in module.network.parameters())
     train, val, test = (f"{datamodule.samples[split]:,}" for split in ("train", "val", "test"))
-    lines = [
-        f"run folder: {config['run_dir']}",
-        f"{config['name']}: {parameters:,} parameters, {datamodule.num_classes} classes; "
-        f"{train} images to train on, {val} to validate, {test} to test",
-        f"batch_size={batch_size}: {run.world_size} device(s) x {run.accumulate_grad_batches} accumulated x {each} "
-        f"images; {datamodule.steps_per_epoch} steps an epoch; {run.strategy.root_device}, precision {run.precision}",
-    ]
-    for line in lines:
-        log.info("%s", line)
-    # weights and AdamW's two moments, in float32; last.ckpt, previous.ckpt and a temporary file, besides the best
+    model = f"{config['name']}: {parameters:,} parameters, {datamodule.num_classes} classes"
+    batch = f"{run.world_size} device(s) x {run.accumulate_grad_batches} accumulated x {each} images"
+    steps = f"batch_size={batch_size}: {batch}; {datamodule.steps_per_epoch} steps an epoch"
+    log.info("run folder: %s", config["run_dir"])
+    log.info("%s; %s images to train on, %s to validate, %s to test", model, train, val, test)
+    log.info("%s; %s, precision %s", steps, run.strategy.root_device, run.precision)
+    # weights and AdamW's two moments in float32; last.ckpt, previous.ckpt and a temporary file, and the best
     best = [c for c in run.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     files = 3 + sum(1 if c.save_top_k < 0 else c.save_top_k + bool(c.save_last) for c in best)
     needed, free = 3 * 4 * parameters * files, shutil.disk_usage(run.default_root_dir).free
@@ -174,12 +166,12 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
     checkpoint = next(c for c in run.checkpoint_callbacks if isinstance(c, BestCheckpoint))
     monitor = next(c for c in run.callbacks if isinstance(c, Monitor))  # type: ignore[attr-defined]
     last = next((c for c in run.callbacks if isinstance(c, LastCheckpoint)), None)  # type: ignore[attr-defined]
-    if not checkpoint.best_scores:  # training ended before its first validation
+    if not checkpoint.best_scores:  # no validation during training
         run.validate(module, datamodule, verbose=False)
         checkpoint.best_scores = logged_scores(run, "val")
     for callback in run.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):
-            callback._average_model = None  # or it would replace the best checkpoint's averages in the test
+            callback._average_model = None  # it would replace the best checkpoint's averages in the test
     device = run.strategy.root_device
     return {
         **checkpoint.best_scores,
@@ -188,7 +180,7 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
         "steps": run.global_step,
         "epochs": run.current_epoch,
         "images": monitor.images,
-        "images_per_second": 0.0,  # if the run was complete before
+        "images_per_second": 0.0,  # of a run without new steps
         **{name: float(f"{value:.4g}") for name, value in monitor.meter.medians().items()},
         "parameters": sum(p.numel() for p in module.network.parameters()),
         "samples": datamodule.samples,

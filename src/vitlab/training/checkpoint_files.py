@@ -30,17 +30,12 @@ class AtomicFiles(TorchCheckpointIO):
             fsync(file.parent)
         except (OSError, RuntimeError) as error:  # RuntimeError is torch's for a full disk
             free = shutil.disk_usage(file.parent).free / 2**20
-            raise OSError(
-                f"{file} can't be written ({error}); {free:,.0f} MiB are free there. The previous checkpoint is "
-                f"intact: make room, and resume with resume=auto"
-            ) from error
+            remedy = "The previous checkpoint is intact: make room, and resume with resume=auto"
+            raise OSError(f"{file} can't be written ({error}); {free:,.0f} MiB are free there. {remedy}") from error
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest intact checkpoint in a folder, by its steps, and the problems of newer ones.
-
-    Damaged files without a readable step count as newer.
-    """
+    """The newest intact checkpoint in a folder, by its steps, and the problems of newer ones or those without steps."""
     files = [file for file in folder.glob("*.ckpt") if not file.name.startswith(".")]
     damaged = {file: problem for file in files if file.name == ORDER[0] and (problem := corruption(file))}
     steps: dict[Path, int] = {}

@@ -1,16 +1,15 @@
-"""Checkpoints: when they are saved and what they hold.
+"""Callbacks that save and restore checkpoints.
 
-checkpoints/last.ckpt         the newest, which `resume` reads; saved every so many steps, minutes, epochs
-checkpoints/previous.ckpt     the one before, should the last be damaged
+checkpoints/last.ckpt         the newest, which `resume` reads; saved at intervals of steps, minutes and epochs
+checkpoints/previous.ckpt     the one before, in case the last is damaged
 checkpoints/best.ckpt         the best by `objective` on the validation split
-checkpoints/step-NNNNNN.ckpt  permanent ones, if any are wanted
+checkpoints/step-NNNNNN.ckpt  permanent ones, at their own intervals
 
-Each holds model, averaged weights, optimizer, schedule, gradient scaler, the position in the epoch, the random states
-of every rank, best score, the sums of the open row of `metrics.csv`, and `vitlab`, the identity of its run. All are
-plain tensors and plain data, which load with `weights_only=True`.
+Each holds model, averaged weights, optimizer, schedule, gradient scaler, position in the epoch, random states of all
+ranks, best score, the sums of the open row of `metrics.csv`, and `vitlab`, the identity of its run: tensors and plain
+data, which load with `weights_only=True`.
 """
 
-import inspect
 import logging
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
@@ -26,8 +25,10 @@ from vitlab.config.bounds import PositiveFloat, PositiveInt, check_bounds
 from vitlab.distributed import signals
 from vitlab.distributed.signals import Outcome, StopRequested
 from vitlab.storage.safe_load import corruption
+from vitlab.training.callback_states import keep_configured
 from vitlab.training.checkpoint_files import hardlink
 from vitlab.training.classifier import logged_scores
+from vitlab.training.loop_progress import set_loop_progress
 from vitlab.training.random_state import random_state, restore_random_state
 
 STOPS: tuple[Outcome | None, ...] = (None, "preempted", "interrupted")
@@ -36,18 +37,18 @@ log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves `last.ckpt` after each of the intervals, at the end of training, and on a request to stop.
+    """Save `last.ckpt` at each interval, at the end of training, and on a request to stop.
 
-    A checkpoint is saved between two optimizer steps: an epoch's before the validation that follows it, so that an
-    interrupted validation is repeated.
+    Checkpoints are saved between two optimizer steps, an epoch's before its validation, so that an interrupted
+    validation is repeated.
 
     Args:
         dirpath: The run's folder of checkpoints.
-        every_n_epochs: Epochs between two checkpoints, or None.
-        every_n_train_steps: Optimizer steps between two.
-        every_n_minutes: Minutes between two.
+        every_n_epochs: Epochs between checkpoints, or None.
+        every_n_train_steps: Optimizer steps between checkpoints.
+        every_n_minutes: Minutes between checkpoints.
         keep_every_n_epochs: Epochs between permanent checkpoints, `step-NNNNNN.ckpt`.
-        keep_every_n_train_steps: The same in optimizer steps.
+        keep_every_n_train_steps: Optimizer steps between permanent checkpoints.
     """
 
     @check_bounds
@@ -71,9 +72,8 @@ class LastCheckpoint(Checkpoint):
         self._random: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seen = trainer.global_step
-        self._time = time.monotonic()
-        if trainer.global_rank < len(self._random):  # a rank that is new has no state
+        self._seen, self._time = trainer.global_step, time.monotonic()
+        if trainer.global_rank < len(self._random):  # a new rank has no state
             restore_random_state(self._random[trainer.global_rank], trainer.strategy.root_device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -82,7 +82,12 @@ class LastCheckpoint(Checkpoint):
             return  # gradients are still being accumulated
         self._seen = step
         late = self.minutes is not None and time.monotonic() - self._time > 60 * self.minutes
-        late, stop = all_reduce_stop(trainer, late, signals.requested_outcome())
+        stop = signals.requested_outcome()
+        if trainer.world_size > 1:  # any rank's are all ranks'
+            flags = torch.tensor([int(late), STOPS.index(stop)], device=trainer.strategy.root_device)
+            distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+            late, reason = flags.tolist()
+            stop = STOPS[reason]
         ends, epoch = trainer.is_last_batch, trainer.current_epoch + 1
         due = late or stop is not None or is_multiple(self.steps, step) or is_multiple(self.kept_steps, step)
         kept = is_multiple(self.kept_steps, step) or (ends and is_multiple(self.kept_epochs, epoch))
@@ -93,12 +98,12 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs, steps = trainer.max_epochs or -1, trainer.max_steps
         over = 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
-        if over or trainer.should_stop:  # here and not at the training's end, when averages have replaced the weights
+        if over or trainer.should_stop:  # not at the training's end, when averages have replaced the weights
             self._due = (True, *self._due[1:])
         self._save_if_due(trainer)
 
     def _save_if_due(self, trainer: Trainer) -> None:
-        """Save, keep or stop, as was decided after the last step; once."""
+        """Save, keep or stop, as decided after the last step."""
         save, keep, stop = self._due
         self._due = (False, False, None)
         if save:
@@ -118,7 +123,7 @@ class LastCheckpoint(Checkpoint):
             self._validated = trainer.global_step
 
     def save(self, trainer: Trainer) -> None:
-        """Write `last.ckpt`. Every rank calls it."""
+        """Write `last.ckpt`; collective."""
         start = time.monotonic()
         if trainer.is_global_zero:
             for logger in trainer.loggers:
@@ -129,17 +134,15 @@ class LastCheckpoint(Checkpoint):
         self.saves += 1
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the random states, and a position in the loops that can be resumed, to every checkpoint."""
+        """Add the random states, and progress of the loops that can be resumed."""
         checkpoint["random"] = all_gather_object(trainer, random_state(trainer.strategy.root_device))
         checkpoint["accumulate"] = trainer.accumulate_grad_batches
         if trainer.state.fn == TrainerFn.FITTING:
-            batches, accumulate = int(trainer.num_training_batches), trainer.accumulate_grad_batches
             set_loop_progress(
                 checkpoint["loops"]["fit_loop"],
                 step=trainer.global_step,
-                steps_per_epoch=-(-batches // accumulate),
-                batches_per_epoch=batches,
-                accumulate=accumulate,
+                batches_per_epoch=int(trainer.num_training_batches),
+                accumulate=trainer.accumulate_grad_batches,
                 validation_due=self.validation_due(trainer),
             )
 
@@ -153,8 +156,8 @@ class LastCheckpoint(Checkpoint):
         fitting = trainer.state.fn == TrainerFn.FITTING
         if fitting and len(steps := set(all_gather_object(trainer, checkpoint["global_step"]))) > 1:
             raise RuntimeError(
-                f"the ranks would resume from different steps, {sorted(steps)}: their machines see different files in "
-                "the run folder; wait for the file system, or name a checkpoint with resume=FILE"
+                f"the ranks would resume from different steps, {sorted(steps)}: their nodes see different files in the "
+                "run folder; wait for the file system, or name a checkpoint with resume=FILE"
             )
         self._random = checkpoint.get("random", [])
         if fitting:
@@ -165,14 +168,13 @@ class LastCheckpoint(Checkpoint):
             set_loop_progress(
                 loops,
                 step=checkpoint["global_step"],
-                steps_per_epoch=data.steps_per_epoch,
                 batches_per_epoch=data.batches_per_epoch,
                 accumulate=trainer.accumulate_grad_batches,
                 validation_due=loops["epoch_loop.val_loop.batch_progress"]["current"]["ready"] == 1,
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop instead of failing where a rank that stopped in a validation no longer answers the others."""
+        """Stop, not fail, if another rank has already stopped in the validation and no longer responds."""
         stop = signals.requested_outcome()
         saved = self._saved == trainer.global_step and trainer.validating
         if stop and saved and not isinstance(exception, StopRequested):
@@ -180,9 +182,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Saves `best.ckpt` by `monitor`, with all validation scores at that point.
-
-    If training ends before its first validation (`trainer.max_steps=3`), `best.ckpt` holds the last weights.
+    """Save `best.ckpt` by `monitor`, with its validation scores; without any validation, it holds the last weights.
 
     Args:
         dirpath: The run's folder of checkpoints.
@@ -210,14 +210,11 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_fitting(trainer):
             return
-        former = self.best_model_path
+        former, best = self.best_model_path, self.best_model_score
         assert self.monitor is not None
         current = trainer.callback_metrics.get(self.monitor)
-        better = current is not None and (
-            self.best_model_score is None
-            or bool(current < self.best_model_score if self.mode == "min" else current > self.best_model_score)
-        )
-        if better:
+        is_better = torch.lt if self.mode == "min" else torch.gt
+        if current is not None and (best is None or bool(is_better(current, best))):
             self.best_scores = logged_scores(trainer, "val")
         start = time.monotonic()
         super().on_validation_end(trainer, pl_module)
@@ -229,14 +226,14 @@ class BestCheckpoint(ModelCheckpoint):
         return {**super().state_dict(), "best_scores": self.best_scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best so far if its file is intact in this run's folder; else the next validation is the best."""
+        """Restore the best so far if its file is intact in this run's folder; else start again."""
         assert self.dirpath is not None
         files = {Path(self.dirpath) / Path(path).name: score for path, score in state_dict["best_k_models"].items()}
-        if not files:  # nothing was validated yet
+        if not files:  # before the first validation
             return
         best = Path(self.dirpath) / Path(state_dict["best_model_path"]).name
         if not best.is_file() or corruption(best):
-            log.warning("%s is missing or damaged: the best checkpoint will be the best from now on", best)
+            log.warning("%s is missing or damaged: the search for the best checkpoint starts again", best)
             return
         self.best_scores, self.best_model_path = state_dict["best_scores"], str(best)
         self.best_model_score = state_dict["best_model_score"]
@@ -245,7 +242,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.kth_best_model_path, self.kth_value = worst, self.best_k_models[worst]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # not in on_train_end, which a run that was killed after its last step doesn't reach
+        # not in on_train_end: a run killed after its last step never reaches it
         super().on_fit_end(trainer, pl_module)
         if not self.best_model_path:
             log.warning("no validation in %d steps: best.ckpt holds the last weights", trainer.global_step)
@@ -253,22 +250,8 @@ class BestCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(self.file, weights_only=False)
 
 
-def keep_configured(trainer: Trainer, states: dict[str, Any]) -> None:
-    """Let the configuration's settings of callbacks replace those in a checkpoint's states, and start a new timer.
-
-    `trainer.max_time` counts from each start. The states of checkpoints hold paths and scores, not settings.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        state = states.get(callback.state_key, {})
-        if isinstance(callback, Timer):
-            states.pop(callback.state_key, None)
-        elif not isinstance(callback, Checkpoint):
-            settings = inspect.signature(type(callback).__init__).parameters
-            state.update({key: getattr(callback, key) for key in state if key in settings and hasattr(callback, key)})
-
-
 def is_fitting(trainer: Trainer) -> bool:
-    """Whether a validation is part of training, and not the sanity check before it."""
+    """Whether a validation is part of training, not the sanity check before it."""
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
@@ -276,56 +259,10 @@ def is_multiple(interval: int | None, count: int) -> bool:
     return interval is not None and count % interval == 0
 
 
-def all_reduce_stop(trainer: Trainer, late: bool, stop: Outcome | None) -> tuple[bool, Outcome | None]:
-    """Whether any rank is late or was asked to stop, on all ranks."""
-    if trainer.world_size == 1:
-        return late, stop
-    flags = torch.tensor([int(late), STOPS.index(stop)], device=trainer.strategy.root_device)
-    distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
-    any_late, any_stop = flags.tolist()
-    return bool(any_late), STOPS[any_stop]
-
-
 def all_gather_object(trainer: Trainer, value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks, on all of them."""
+    """The values of all ranks, in their order; collective."""
     if trainer.world_size == 1:
         return [value]
     values: list[Any] = [None] * trainer.world_size
     distributed.all_gather_object(values, value)
     return values
-
-
-def set_loop_progress(
-    loops: Any, *, step: int, steps_per_epoch: int, batches_per_epoch: int, accumulate: int, validation_due: bool
-) -> None:
-    """Set the counters of Lightning's fit loop to: `step` steps are done, and a validation follows or doesn't.
-
-    Lightning's own counters depend on the hook that saves, and some are resumed wrongly (lightning 2.6: after a
-    checkpoint in an epoch's last `on_train_batch_end` the validation is left out, and with `max_steps` an epoch's end
-    is counted twice). Three states remain, each resumed exactly: within an epoch, before a validation, before an
-    epoch. The training batches follow from the step (`DataModule.position`).
-    """
-    epoch, done = divmod(step, max(1, steps_per_epoch))
-    batches = done * accumulate
-    if validation_due and done == 0 and step:  # the epoch isn't over before its validation
-        epoch, batches = epoch - 1, batches_per_epoch
-    starts = batches == 0
-    at_start = {"ready": epoch + 1, "started": epoch, "processed": epoch, "completed": epoch}
-    within = {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
-    set_counters("epoch_progress", loops, at_start if starts else within)
-    set_counters("epoch_loop.batch_progress", loops, dict.fromkeys(within, batches))
-    loops["epoch_loop.batch_progress"]["total"] = dict.fromkeys(within, epoch * batches_per_epoch + batches)
-    loops["epoch_loop.batch_progress"]["is_last_batch"] = batches == batches_per_epoch
-    waiting = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    set_counters("epoch_loop.val_loop.batch_progress", loops, waiting if validation_due else dict.fromkeys(waiting, 0))
-    loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step
-    steps = batches // accumulate if batches < batches_per_epoch else steps_per_epoch
-    progress = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
-    for counter in (loops["epoch_loop.scheduler_progress"], progress["step"], progress["zero_grad"]):
-        counter["current"] = dict.fromkeys(counter["current"], steps)
-
-
-def set_counters(name: str, loops: dict[str, Any], counts: dict[str, int]) -> None:
-    """Set a counter of this epoch and of the training."""
-    loops[name]["total"], loops[name]["current"] = dict(counts), dict(counts)

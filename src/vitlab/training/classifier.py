@@ -29,23 +29,21 @@ log = logging.getLogger(__name__)
 
 
 class Classifier(LightningModule):
-    """Trains `network` to classify images into `num_classes` classes.
+    """Train `network` to classify images into `num_classes` classes.
 
     Args:
-        network: From images to logits.
-        num_classes: Number of classes.
+        network: From normalized images [B, C, H, W] to logits [B, classes].
+        num_classes: Of the data.
         optimizer: Called with parameter groups; None if nothing is trained.
-        schedule: Called with the optimizer and the total number of optimizer steps; None if nothing is trained.
-        loss: `softmax` is cross-entropy, `sigmoid` a binary one per class, summed (as in big_vision and DeiT III).
-        label_smoothing: Probability that is spread evenly over the classes.
+        schedule: Called with the optimizer and the total number of optimizer steps.
+        loss: `softmax`: cross-entropy; `sigmoid`: a binary one per class, summed (as in big_vision and DeiT III).
+        label_smoothing: The weight of the uniform distribution in the targets.
         layer_decay: The rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0,
             blocks 1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers as in timm).
         head_lr_factor: The head's rate, in units of `lr`.
-        freeze: `all-but-head`, or shell patterns for names of parameters or of modules with all their parameters
-            (`patch_embed`, `blocks.[0-5]`, `*.norm?.bias`), in order; one that begins with `!` unfreezes what it
-            matches (`["*", "!blocks.11", "!head"]`). Frozen parts compute as in evaluation: no dropout, no stochastic
-            depth, constant BatchNorm statistics (`vitlab.models.freezing.set_frozen_to_eval`).
-        metrics: Further torchmetrics by name, updated with logits [B, classes] and targets [B] and logged as
+        freeze: `all-but-head`, or shell patterns for names of parameters or of modules (`patch_embed`,
+            `blocks.[0-5]`, `*.norm?.bias`), in order; `!` unfreezes (`["*", "!blocks.11", "!head"]`).
+        metrics: Further torchmetrics by name, updated with logits [B, classes] and targets [B], and logged as
             `val/NAME` and `test/NAME`. Each computes one number.
     """
 
@@ -72,12 +70,11 @@ class Classifier(LightningModule):
         self.loss, self.label_smoothing = loss, label_smoothing
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.layer_decay, self.head_lr_factor = layer_decay, head_lr_factor
-        self.split = "test"  # of the test loop's images: `evaluate.py` runs it on any split
+        self.split = "test"  # the test loop's; `evaluate.py` runs it on any split
         self.configured: list[dict[str, Any]] = []  # options of each parameter group, except its rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         self.identity: dict[str, Any] = {}  # the run's, for its checkpoints (`vitlab.jobs.fingerprint`)
-        # called before each optimizer step with the norm of its gradients (times the scale of a gradient scaler that
-        # the optimizer undoes); may drop the gradients, or raise
+        # called before each optimizer step with the norm of its (scaled) gradients; may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
         own = {name: metric for name, metric in (metrics or {}).items() if metric is not None}
         self.scores = Scores({f"{s}_scores": self.build_scores(s, own) for s in ("train", "val", "test")})
@@ -97,7 +94,7 @@ class Classifier(LightningModule):
         return cast(Mean, self.scores["train_loss"])
 
     def build_scores(self, split: str, own: Mapping[str, Metric]) -> MetricCollection:
-        """Sums over the images of all ranks: exact, since no image is seen twice (`vitlab.data.sampler`)."""
+        """Exact sums over the images of all ranks, each of which is seen once (`vitlab.data.sampler`)."""
         metrics: dict[str, Any] = {
             "acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
             "loss": Mean(),
@@ -112,11 +109,10 @@ class Classifier(LightningModule):
         return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] of normalized images [B, C, H, W]."""
         return cast(Tensor, self.network(images))
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each image [B]. `targets`: class indices [B], or probabilities [B, classes]."""
+        """The loss per image [B] for targets that are class indices [B] or probabilities [B, classes]."""
         if self.loss == "softmax":
             return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
         if not targets.is_floating_point():
@@ -125,11 +121,7 @@ class Classifier(LightningModule):
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """A micro-batch's share of the step's mean loss.
-
-        Lightning divides by the number of micro-batches, and the ranks' gradients are averaged; `loss_scale` undoes
-        both. So the gradient is that of the mean over all `batch.count` images, in any micro-batches.
-        """
+        """A micro-batch's share of the mean loss over all images of the step (`loss_scale`)."""
         losses = self.losses(at_least_float32(self(batch.images)), batch.targets)
         self.train_loss.update(losses.detach())
         return losses.sum() * loss_scale(batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
@@ -141,7 +133,7 @@ class Classifier(LightningModule):
         self.evaluation_step(batch, self.split)
 
     def evaluation_step(self, batch: EvalBatch, split: str) -> None:
-        """Add a batch to the sums of `split`, which are logged at the end of the loop."""
+        """Add a batch to the sums of `split`, logged at the end of the loop."""
         logits = at_least_float32(self(batch.images))
         scores = self.scores[f"{split}_scores"]
         assert isinstance(scores, MetricCollection)
@@ -155,7 +147,7 @@ class Classifier(LightningModule):
             else:
                 metric.update(logits, batch.targets)
             in_bar = split == "val" and name in ("acc", "loss")
-            # to `callback_metrics` and the progress bar; the Monitor logs it to the loggers, at the right step
+            # to `callback_metrics` and the progress bar; Monitor logs it to the loggers, at the right step
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=in_bar, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -169,10 +161,8 @@ class Classifier(LightningModule):
         from torch.distributed.fsdp import fully_shard
 
         assert self.device_mesh is not None
-        mesh = self.device_mesh["data_parallel"]
-        for block in getattr(self.network, "blocks", []):
-            fully_shard(block, mesh=mesh)
-        fully_shard(self.network, mesh=mesh)
+        for module in [*getattr(self.network, "blocks", []), self.network]:
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
     def configure_gradient_clipping(
         self,
@@ -182,8 +172,8 @@ class Classifier(LightningModule):
     ) -> None:
         """Clip by norm with one pass over the gradients, and keep the norm for the log.
 
-        Lightning's own clipping refuses fused optimizers under every mixed precision, though it has to only with a
-        gradient scaler (16-mixed), whose gradients are still scaled here; it does the clipping in that case.
+        Lightning's own clipping, which refuses fused optimizers under every mixed precision, is used with a gradient
+        scaler (16-mixed) alone, whose gradients are still scaled here.
         """
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         parameters = [p for p in self.network.parameters() if p.grad is not None]
@@ -199,23 +189,17 @@ class Classifier(LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def total_steps(self) -> int:
-        """Optimizer steps of the training.
-
-        Lightning's own count starts the loader's workers from the first image, before a checkpoint is loaded.
-        """
+        """Optimizer steps of the training. Lightning's own count would start the loader's workers too early."""
         steps_per_epoch = getattr(getattr(self.trainer, "datamodule", None), "steps_per_epoch", None)
         if steps_per_epoch is None:
             return int(self.trainer.estimated_stepping_batches)
-        ends = [self.trainer.max_steps] if self.trainer.max_steps > 0 else []
-        if self.trainer.max_epochs is not None and self.trainer.max_epochs > 0:
-            ends.append(self.trainer.max_epochs * steps_per_epoch)
-        return int(min(ends))
+        ends = [self.trainer.max_steps, (self.trainer.max_epochs or -1) * steps_per_epoch]
+        return int(min(end for end in ends if end > 0))
 
     def build_optimizer(self) -> Optimizer:
         assert self.make_optimizer is not None
-        return build_optimizer(
-            self.make_optimizer, self.network, layer_decay=self.layer_decay, head_lr_factor=self.head_lr_factor
-        )
+        rates = {"layer_decay": self.layer_decay, "head_lr_factor": self.head_lr_factor}
+        return build_optimizer(self.make_optimizer, self.network, **rates)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.make_optimizer is None or self.make_schedule is None:
@@ -224,9 +208,8 @@ class Classifier(LightningModule):
         for line in group_table(self.network, optimizer):
             log.info(line)
         schedule = self.make_schedule(optimizer, total_steps=self.total_steps())
-        self.configured = [
-            {k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups
-        ]
+        groups = optimizer.param_groups
+        self.configured = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -250,7 +233,7 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
 
 
 def loss_scale(batch: TrainBatch, ranks: int, accumulated: int) -> float:
-    """The factor of a micro-batch's sum of losses, before Lightning divides by `accumulated`."""
+    """The factor of a micro-batch's sum of losses: Lightning divides by `accumulated`, and ranks are averaged."""
     return ranks * accumulated / batch.count
 
 

@@ -93,9 +93,6 @@ class Monitor(Callback):
         self.meter.attach(trainer)
         self.meter.open_row(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.meter.detach()
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.meter.waiting.stop()
 

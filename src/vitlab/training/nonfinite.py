@@ -52,7 +52,10 @@ class MicroBatch(NamedTuple):
 
 
 class NonFinite(Callback):
-    """Check each step's losses and gradient norm before the optimizer's update.
+    """Check each step's losses and gradient norm before the optimizer's update, with one wait for the device.
+
+    A gradient scaler (16-mixed) skips nonfinite gradients on its own and halves its scale. They count here only once
+    the scale is below 1, when scaling is no longer the cause; losses always count.
 
     Args:
         on_nonfinite: `stop` ends the run with a `NonFiniteError`; `skip` skips the step: weights, moments and decay
@@ -60,11 +63,6 @@ class NonFinite(Callback):
         max_skipped_steps: Steps of a run that may be skipped; the next one ends it.
         max_captures: Skipped steps that are captured; the one that ends the run always is.
         dirpath: The folder of the captures.
-
-    All ranks decide alike. The costs per step are one wait for the device, its only one, and one small reduction.
-
-    A gradient scaler (16-mixed) skips nonfinite gradients on its own and halves its scale. They count here only once
-    the scale is below 1, when scaling is no longer the cause; losses always count.
     """
 
     @check_bounds
@@ -123,13 +121,13 @@ class NonFinite(Callback):
         scale = 1.0 if scaler is None else scaler.get_scale() if bad_loss or bad_norm else 1.0
         if not bad_loss and (not bad_norm or (scaler is not None and scale >= 1)):
             return
-
         parts = [MicroBatch(*both, loss) for both, loss in zip(batches, losses / scale, strict=True)]
         stops = self.on_nonfinite == "stop" or self.skipped >= self.max_skipped_steps
         info = capture_info(module, optimizer, parts, norm=norm, scale=scale)
         where = self._capture(module, parts, info) if stops or self.skipped < self.max_captures else ""
         rates = ", ".join(f"{value:.3g}" for value in dict.fromkeys(info["learning_rates"].values()))
-        what = f"step {info['step']} (epoch {info['epoch']}): loss {step_loss(info['losses'])}, "
+        loss = sum(float(loss) for of_rank in info["losses"] for loss in of_rank) / len(info["losses"])
+        what = f"step {info['step']} (epoch {info['epoch']}): loss {loss:.5g}, "
         what += f"gradient norm {info['gradient_norm']}, learning rate {rates}"
         if stops:
             trainer.strategy.barrier("capture")  # no rank may end the job while another writes
@@ -140,9 +138,13 @@ class NonFinite(Callback):
             raise NonFiniteError(f"{what}; {remedy}{where}")
         self.skipped += 1
         log.warning("%s; skipped, %d of at most %d%s", what, self.skipped, self.max_skipped_steps, where)
-        # a fused optimizer undoes the scale itself
+        # an optimizer skips parameters without a gradient; a fused one needs gradients, and the scaler skips its step
         fused = scaler is not None and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-        zero_gradients(module, handled_by_scaler=fused)
+        for parameter in module.parameters():
+            if not fused:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.fill_(math.nan)
 
     def _capture(self, module: Classifier, parts: list[MicroBatch], info: Node) -> str:
         """Write a capture; a sentence with the command that replays it, or with the reason why it can't be written."""
@@ -151,23 +153,11 @@ class NonFinite(Callback):
             write_capture(folder, module, parts, info)
         except WRITE_ERRORS as error:
             return f". It could not be captured in {folder}: {error}"
-        wrong = [rank for rank, losses in enumerate(info["losses"]) if not is_finite(losses)]
-        rank = f" rank={wrong[0]}" if wrong and wrong[0] else ""
+        wrong = next((rank for rank, losses in enumerate(info["losses"]) if not is_finite(losses)), 0)
+        rank = f" rank={wrong}" if wrong else ""
         path = folder.absolute()
         value = str(path) if re.fullmatch(r"[\w/.-]+", str(path)) else overrides.hydra_quote(path)
         return f". Captured; see why: {paths.COMMAND.format('replay')} {shlex.quote(f'capture={value}')}{rank}"
-
-
-def zero_gradients(module: Classifier, *, handled_by_scaler: bool) -> None:
-    """Make the optimizer's next step change nothing: it skips parameters without a gradient.
-
-    A fused one under a gradient scaler needs gradients; the scaler skips its step if they aren't finite.
-    """
-    for parameter in module.parameters():
-        if not handled_by_scaler:
-            parameter.grad = None
-        elif parameter.grad is not None:
-            parameter.grad.fill_(math.nan)
 
 
 def capture_info(
@@ -236,7 +226,6 @@ def write_capture(folder: Path, module: Classifier, parts: Sequence[MicroBatch],
 
 
 def read_info(folder: Path) -> Node:
-    """A capture's `info.json`."""
     info: Node = json.loads((folder / INFO).read_text())
     return info
 
@@ -248,7 +237,6 @@ def read_parts(folder: Path, rank: int) -> list[MicroBatch]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The network's state before the step, on the CPU."""
     weights: dict[str, Tensor] = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
     return weights
 
@@ -260,9 +248,3 @@ def json_number(value: float) -> float | str:
 
 def is_finite(losses: Sequence[float | str]) -> bool:
     return not any(isinstance(loss, str) for loss in losses)
-
-
-def step_loss(losses: Sequence[Sequence[float | str]]) -> str:
-    """A step's loss: the sum of its micro-batches', averaged over ranks as the gradient is."""
-    flat = [float(loss) for of_rank in losses for loss in of_rank]
-    return f"{sum(flat) / len(losses):.5g}"

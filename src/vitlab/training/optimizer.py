@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from vitlab.models.freezing import is_head_parameter, trainable_parameters
+from vitlab.models.freezing import is_head_parameter
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 
@@ -30,7 +30,9 @@ def parameter_groups(
     head_apart = layer_decay != 1 or head_lr_factor != 1
     last = max(layers.values(), default=0)
     groups: dict[tuple[int, str], dict[str, Any]] = {}
-    for name, parameter in trainable_parameters(network):
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         kind = "no_decay" if parameter.ndim < 2 or name in exempt else "decay"
         if hidden_apart and kind == "decay" and not name.startswith("blocks."):
             kind = "decay_ends"
@@ -49,19 +51,15 @@ def parameter_groups(
 
 
 def layer_indices(network: nn.Module) -> dict[str, int]:
-    """Each parameter's layer: 0 for the embeddings, 1 .. depth for the blocks, depth + 1 for the head.
-
-    From timm's protocol `group_matcher`: a ViT's last norm belongs to its last block, `fc_norm` to the head. Raises
-    `ValueError` for a network without it.
+    """Each parameter's layer by timm's `group_matcher`: 0 for the embeddings, 1 .. depth for the blocks and the last
+    norm, depth + 1 for the head and its `fc_norm`. Raises `ValueError` for a network without it.
     """
     from timm.models import group_parameters
 
     matcher = getattr(network, "group_matcher", None)
     if matcher is None:
-        raise ValueError(
-            f"classifier.layer_decay: {type(network).__name__} has no method group_matcher, which names the layers of "
-            "timm's models; set it to 1.0"
-        )
+        name = type(network).__name__
+        raise ValueError(f"classifier.layer_decay: {name} lacks group_matcher (timm's names of layers); set it to 1.0")
     return dict(group_parameters(network, matcher(coarse=False), reverse=True))
 
 

@@ -1,8 +1,7 @@
 """Explain an out-of-memory error: the largest micro-batch that fits.
 
-`batch_size` is global, and the gradient of a step doesn't depend on how its images are divided into micro-batches
-(`vitlab.data.sampler`, `Classifier.training_step`). So `trainer.accumulate_grad_batches` trades memory for time. Random
-draws (augmentation, dropout, Mixup's partners) are made per micro-batch, from the same distributions.
+The gradient of a step doesn't depend on its division into micro-batches (`Classifier.training_step`), so
+`trainer.accumulate_grad_batches` trades memory for time. Random draws are made per micro-batch.
 """
 
 import gc
@@ -49,10 +48,8 @@ def explain_out_of_memory(
             reason = "the host's memory, not the device's, is used up; lower data.num_workers, or run fewer jobs"
         elif in_evaluation:
             each = math.ceil(datamodule.eval_batch_size / trainer.world_size)
-            reason = (
-                f"{each} images on each device at once are too many to evaluate; "
-                f"set data.eval_batch_size={max(1, each // 2) * trainer.world_size}, or less"
-            )
+            remedy = f"set data.eval_batch_size={max(1, each // 2) * trainer.world_size}, or less"
+            reason = f"{each} images on each device at once are too many to evaluate; {remedy}"
         else:
             reason = explain_training(trainer, module, datamodule, batch_size=batch_size)
         raise OutOfMemory(f"out of memory: {reason}") from error
@@ -66,15 +63,11 @@ def explain_training(trainer: Trainer, module: Classifier, datamodule: DataModul
     if fitting is None:
         return f"{at_once}; raise trainer.accumulate_grad_batches above {accumulate}, or lower batch_size"
     if fitting == 0:
-        return (
-            f"not even one image on {trainer.strategy.root_device} at once fits; take a smaller model or image_size, "
-            "trainer.precision=bf16-mixed, or trainer=fsdp on more devices"
-        )
+        remedy = "take a smaller model or image_size, trainer.precision=bf16-mixed, or trainer=fsdp on more devices"
+        return f"not even one image on {trainer.strategy.root_device} at once fits; {remedy}"
     fits = math.ceil(batch_size / (ranks * fitting))
-    return (
-        f"{at_once}; {fits} fit: add trainer.accumulate_grad_batches={fitting} (same batch_size={batch_size}, same "
-        f"training), or lower batch_size to {fits * ranks * accumulate}"
-    )
+    remedy = f"add trainer.accumulate_grad_batches={fitting} (same batch_size={batch_size}, same training)"
+    return f"{at_once}; {fits} fit: {remedy}, or lower batch_size to {fits * ranks * accumulate}"
 
 
 def is_device_memory(error: BaseException) -> bool:
@@ -146,22 +139,19 @@ def dry_run(trainer: Trainer, module: Classifier, datamodule: DataModule, part: 
     parameters = [p for p in module.parameters() if p.requires_grad]
     buffers = [torch.empty_like(p) for p in parameters] if trainer.world_size > 1 else []
     optimizer = module.build_optimizer()
+    stored = datamodule._splits["train"].images
+    shape = (datamodule.channels, *datamodule.image_size) if stored is None else stored.shape[1:]
     for images in (1, part, part):
-        batch = datamodule.on_after_batch_transfer(blank_batch(datamodule, images, device), 0)
+        black = torch.zeros(images, *shape, dtype=torch.uint8, device=device)
+        targets = torch.zeros(images, dtype=torch.int64, device=device)
+        loaded = TrainBatch(black, targets, images, *datamodule.position())
+        batch = datamodule.on_after_batch_transfer(loaded, 0)
         with trainer.precision_plugin.train_step_context():
             loss = module.training_step(batch, 0)
         loss.backward()  # type: ignore[no-untyped-call]
-        del loss, batch
+        del loss, batch, loaded, black
         if images == 1 and not optimizer.state:
             optimizer.step()
             optimizer.zero_grad()
     optimizer.step()
     del buffers
-
-
-def blank_batch(datamodule: DataModule, images: int, device: torch.device) -> TrainBatch:
-    """A micro-batch of black images, as the loader returns it."""
-    stored = datamodule._splits["train"].images
-    shape = (datamodule.channels, *datamodule.image_size) if stored is None else stored.shape[1:]
-    black = torch.zeros(images, *shape, dtype=torch.uint8, device=device)
-    return TrainBatch(black, torch.zeros(images, dtype=torch.int64, device=device), images, *datamodule.position())

@@ -8,10 +8,7 @@ import torch
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The random state of this process as plain data, without waiting for the device.
-
-    Data-loading workers need none: their draws depend on (seed, epoch, index) alone.
-    """
+    """The random state of this process as plain data; data workers draw by (seed, epoch, index) alone."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (used by other libraries)
     states = {
         "python": random.getstate(),

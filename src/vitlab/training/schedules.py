@@ -30,12 +30,9 @@ def decay_progress(step: int, total_steps: int, warmup_steps: int) -> float:
 def check_steps(total_steps: float, warmup_steps: int, cooldown_steps: int = 0) -> None:
     """Raise `ValueError` if warm-up and cool-down leave no step between them."""
     if warmup_steps + cooldown_steps >= total_steps:
-        cooldown = f" and schedule.cooldown_steps={cooldown_steps}" if cooldown_steps else ""
-        leave = "leave" if cooldown else "leaves"
-        raise ValueError(
-            f"schedule.warmup_steps={warmup_steps}{cooldown} {leave} nothing of the {total_steps} steps of training; "
-            "lower them, or raise trainer.max_epochs or trainer.max_steps"
-        )
+        cooldown = f" and schedule.cooldown_steps={cooldown_steps} leave" if cooldown_steps else " leaves"
+        problem = f"schedule.warmup_steps={warmup_steps}{cooldown} nothing of the {total_steps} steps of training"
+        raise ValueError(f"{problem}; lower them, or raise trainer.max_epochs or trainer.max_steps")
 
 
 @check_bounds

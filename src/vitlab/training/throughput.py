@@ -6,13 +6,13 @@
 
 A row ends with reading the loss, which waits for the device anyway, so the time from row to row is exact on a GPU too.
 Its data wait is measured by CUDA events before and after each fetch: a fetch during which it computes costs nothing.
-(Lightning's ThroughputMonitor synchronizes with the device after each batch.)
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -75,7 +75,6 @@ class ThroughputMeter:
     """
 
     def __init__(self) -> None:
-        self.seconds, self.images = 0.0, 0  # of training steps, over all rows
         self.rows: list[dict[str, float]] = []
         self.flops: int | None = None  # of an image
         self.waiting = WaitTimer(torch.device("cpu"))  # Monitor stops it when a batch is ready on the device
@@ -83,7 +82,6 @@ class ThroughputMeter:
         self._peak: float | None = None
         self._measured = False  # `flops` and `_peak`
         self._since, self._saving = 0.0, 0.0
-        self._detach: Callable[[], None] = lambda: None
 
     def prepare(self, trainer: Trainer, network: nn.Module) -> None:
         """Count the FLOPs of a network before it is sharded; afterwards that is impossible."""
@@ -101,14 +99,9 @@ class ThroughputMeter:
             self.waiting.start()
 
         loop._on_before_fetch = before_fetch  # type: ignore[method-assign]
-        self._detach = lambda: setattr(loop, "_on_before_fetch", original)
-
-    def detach(self) -> None:
-        self._detach()
-        self._detach = lambda: None
 
     def open_row(self, trainer: Trainer) -> None:
-        """Start a row's time now, after a validation."""
+        """Start a row's time after a validation."""
         self.waiting.take()
         self._saving, self._since = checkpoint_seconds(trainer), time.perf_counter()
 
@@ -118,12 +111,8 @@ class ThroughputMeter:
         seconds, waited = now - self._since - (saved - self._saving), self.waiting.take()
         row: dict[str, float] = {}
         if images and seconds > 0:
-            self.seconds += seconds
-            self.images += images
             if not self._measured:
-                network = module.network
-                assert isinstance(network, nn.Module)
-                self._measure(trainer, network)
+                self._measure(trainer, cast(nn.Module, module.network))
                 now = time.perf_counter()
             row[SPEED] = images / seconds
             if self.flops and self._peak:

@@ -1,8 +1,7 @@
 """Fill a configuration from its weights: with `model=auto` the model and its image size, and always the preprocessing.
 
-A configuration names weights by `model.weights=SOURCE`. `fill_from_weights` moves the source to the group `weights`,
-so that `model` describes a network alone, and fills in open settings. The recorded configuration is thus complete: a
-run is evaluated and resumed without its initial weights.
+The source moves from `model.weights` to the group `weights`, so that `model` describes a network alone. The recorded
+configuration is complete: a run is evaluated and resumed without its initial weights.
 """
 
 from pathlib import Path
@@ -18,10 +17,7 @@ FALLBACK = 224  # the image size with which the rest is checked if the weights c
 
 
 def fill_from_weights(config: Node) -> Node:
-    """A resolved configuration with the settings that its weights give.
-
-    Unreadable weights fill in nothing: `vitlab.cli.checks` reports them.
-    """
+    """A resolved configuration with the settings of its weights; `vitlab.cli.checks` reports unreadable ones."""
     model = config.get("model")
     if not isinstance(model, dict) or "weights" not in model:
         return config
@@ -45,8 +41,7 @@ def fill_from_weights(config: Node) -> Node:
         weights = open_weights(source, part=options.get("part"), image_size=size, requested=requested)
     except (ValueError, OSError, RuntimeError):
         return fill_image_size(config, FALLBACK) if auto else config
-    preprocessing = weights.preprocessing
-    data = {**preprocessing.settings(), "augment": {"crop_fraction": preprocessing.crop_fraction}}
+    data = {**weights.preprocessing.settings(), "augment": {"crop_fraction": weights.preprocessing.crop_fraction}}
     return fill_model(config, {**weights.architecture.arguments, "pre_logits_dim": None}, data, auto)
 
 

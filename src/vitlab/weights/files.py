@@ -1,8 +1,7 @@
 """Weight files: safetensors, torch's format, NumPy's .npz and indices of shards, recognized by their content.
 
-`read_weights` reads names and shapes. Values are read on demand, tensor by tensor, so the file is never in memory
-together with the model. Nothing in a file is executed: torch's files are read with `weights_only=True`, .npz without
-pickles.
+Values are read on demand, tensor by tensor, so the file is never in memory together with the model. Nothing in a file
+is executed: torch's files are read with `weights_only=True`, .npz without pickles.
 """
 
 import json
@@ -44,12 +43,7 @@ class FileContent(NamedTuple):
 
 
 def read_weights(file: Path) -> FileContent:
-    """Names and shapes of the tensors in a file.
-
-    Raises:
-        UnreadableWeights: the file is damaged or holds no weights.
-        allowlist.NotTrusted: reading it would run code.
-    """
+    """Names and shapes of a file's tensors. Raises `UnreadableWeights`, or `NotTrusted` if reading would run code."""
     with file.open("rb") as stream:
         start = stream.read(len(LEGACY))
     if start.startswith(b"PK"):
@@ -61,9 +55,7 @@ def read_weights(file: Path) -> FileContent:
     if start[:1] == b"{" and file.stat().st_size < 2**26:
         return FileContent({"": read_shards(file)}, {})
     if start[:1] == b"\x80":
-        raise allowlist.NotTrusted(
-            f"{file} is refused: it is a bare pickle, and loading that could run code; use safetensors"
-        )
+        raise allowlist.NotTrusted(f"{file} is refused: it is a bare pickle, which could run code; use safetensors")
     empty = " (it is empty)" if not start else ""
     raise UnreadableWeights(
         f"{file} is not a file of weights{empty}: not safetensors, torch's format, .npz or an index of shards"
@@ -90,13 +82,10 @@ def read_zip(file: Path) -> FileContent:
         return read_torch(file, mmap=True)
     if any(name.endswith(".npy") for name in names):
         return FileContent({"": read_npz(file)}, {})
-    raise UnreadableWeights(
-        f"{file} is a zip archive of neither torch nor NumPy; unpack it, and name the file of weights in it"
-    )
+    raise UnreadableWeights(f"{file} is a zip archive of neither torch nor NumPy; unpack it, and name a file in it")
 
 
 def read_torch(file: Path, *, mmap: bool) -> FileContent:
-    """The content of a file of `torch.save`."""
     if mmap and (problem := safe_load.corruption(file)):
         raise UnreadableWeights(f"{file} is damaged ({problem}); download or copy it again")
     remedy = "save its weights alone, torch.save(model.state_dict(), ...), where it can be trusted"
@@ -120,23 +109,21 @@ def state_dicts(value: Any, name: str = "", depth: int = 0) -> dict[str, dict[st
 
 
 def memory_tensor(tensor: Tensor) -> StoredTensor:
-    """A tensor in memory or mapped from the file."""
     return StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), lambda: tensor)
 
 
 def read_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file."""
     import safetensors
 
     with explain_damage(file, safetensors.SafetensorError):
         archive: Any = safetensors.safe_open(file, framework="pt")
 
-    def stored(name: str) -> StoredTensor:
+    def stored_tensor(name: str) -> StoredTensor:
         part = archive.get_slice(name)
         dtype = str(part.get_dtype())
         return StoredTensor(tuple(part.get_shape()), DTYPES.get(dtype, dtype), lambda: archive.get_tensor(name))
 
-    return {name: stored(name) for name in archive.keys()}  # noqa: SIM118 (not a mapping)
+    return {name: stored_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a mapping)
 
 
 def read_npz(file: Path) -> dict[str, StoredTensor]:
@@ -151,19 +138,17 @@ def read_npz(file: Path) -> dict[str, StoredTensor]:
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(array)
 
-    def stored(archive: zipfile.ZipFile, name: str) -> StoredTensor:
+    def stored_tensor(archive: zipfile.ZipFile, name: str) -> StoredTensor:
         with explain_damage(file, *damage, member=name), archive.open(name) as member:
             old = formats.read_magic(member) == (1, 0)
             read_header = formats.read_array_header_1_0 if old else formats.read_array_header_2_0
             shape, _, dtype = read_header(member)
         if dtype.hasobject:
-            raise allowlist.NotTrusted(
-                f"{file} is refused: {name} holds Python objects, and reading them could run code"
-            )
+            raise allowlist.NotTrusted(f"{file} is refused: {name} holds Python objects, which could run code")
         return StoredTensor(shape, "bfloat16" if dtype == np.dtype("V2") else str(dtype), lambda: load(name))
 
     with zipfile.ZipFile(file) as archive:
-        return {name.removesuffix(".npy"): stored(archive, name) for name in archive.namelist()}
+        return {name.removesuffix(".npy"): stored_tensor(archive, name) for name in archive.namelist()}
 
 
 def read_shards(index: Path) -> dict[str, StoredTensor]:

@@ -7,26 +7,28 @@ import torch
 
 from vitlab.weights.files import UnreadableWeights
 from vitlab.weights.locate import WeightFiles
+from vitlab.weights.report import format_names
 
-HF_ACTIVATIONS = {
-    "gelu": "gelu",
-    "quick_gelu": "quick_gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_tanh": "gelu_tanh",
-}
+HF_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
+HF_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", **dict.fromkeys(HF_TANH, "gelu_tanh")}
 # of vision_cfg: read, shown by the tensors' shapes, or without effect on what a network computes in evaluation
-OPEN_CLIP_KEYS = {
-    "image_size",
-    "layers",
-    "width",
-    "head_width",
-    "patch_size",
-    "mlp_ratio",
-    "ls_init_value",
-    "patch_dropout",
-}
+OPEN_CLIP_KEYS = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio", "ls_init_value"}
+OPEN_CLIP_KEYS |= {"patch_dropout"}
 TIMM_ACTIVATIONS = {"GELU": "gelu", "GELU_": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh"}
+TIMM_LAYERS = {  # all classes of the modules in timm's plain Vision Transformers
+    *("VisionTransformer", "VisionTransformerDistilled", "PatchEmbed", "Block", "Attention", "Mlp", "GluMlp", "SiLU"),
+    *(
+        "Conv2d",
+        "Linear",
+        "LayerNorm",
+        "LayerScale",
+        "Dropout",
+        "DropPath",
+        "Identity",
+        "Sequential",
+        *TIMM_ACTIVATIONS,
+    ),
+}
 
 
 def config_hints(files: WeightFiles) -> tuple[dict[str, Any], str]:
@@ -44,7 +46,6 @@ def config_hints(files: WeightFiles) -> tuple[dict[str, Any], str]:
 
 
 def transformers_hints(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of our model from transformers' config.json."""
     config = {**config, **(config.get("vision_config") or config.get("backbone_config") or {})}
     kind, hints = config.get("model_type"), dict[str, Any]()
     # transformers omits defaults
@@ -62,9 +63,7 @@ def transformers_hints(config: Mapping[str, Any]) -> dict[str, Any]:
         hints |= {"pool": "avg", "fc_norm": False}
     if (act := config.get("hidden_act")) is not None:
         if act not in HF_ACTIVATIONS:
-            raise UnreadableWeights(
-                f"config.json: hidden_act={act} is none of {', '.join(HF_ACTIVATIONS)}, which our MLPs have"
-            )
+            raise UnreadableWeights(f"config.json: hidden_act={act} is none of {', '.join(HF_ACTIVATIONS)}")
         hints["activation"] = HF_ACTIVATIONS[act]
     return hints
 
@@ -90,43 +89,25 @@ def open_clip_hints(config: Mapping[str, Any]) -> dict[str, Any]:
 def timm_hints(name: str, changed: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of our model from timm's model of a name, built on the meta device."""
     import timm
-    from timm.layers.attention import Attention
-    from timm.layers.mlp import GluMlp, Mlp
-    from timm.layers.norm import LayerNorm
-    from timm.models.vision_transformer import Block, VisionTransformer
 
     if not timm.is_model(name):
         raise UnreadableWeights(f"config.json: timm has no architecture {name}")
     with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False, **changed)
-    if not isinstance(model, VisionTransformer):
-        raise UnreadableWeights(f"timm's {name} is a {type(model).__name__}, not a plain Vision Transformer")
-    block: Any = model.blocks[0]
-    norms = [m for m in model.modules() if "Norm" in type(m).__name__]
-    parts = {
-        "blocks": (type(block), (Block,)),
-        "attention": (type(getattr(block, "attn", None)), (Attention,)),
-        "MLPs": (type(getattr(block, "mlp", None)), (Mlp, GluMlp)),
-        "pooling": (model.global_pool, ("token", "avg", "")),
-        "norms": (type(norms[0]), (LayerNorm, torch.nn.LayerNorm)),
-    }
-    for part, (kind, known) in parts.items():
-        if kind not in known:
-            kind_name = getattr(kind, "__name__", repr(kind))
-            raise UnreadableWeights(f"timm's {name} has {part} of the kind {kind_name}, which our model doesn't have")
-    if not isinstance(getattr(block.attn, "q_norm", torch.nn.Identity()), torch.nn.Identity):
-        raise UnreadableWeights(f"timm's {name} normalizes queries and keys (qk_norm), which our model doesn't")
+        model: Any = timm.create_model(name, pretrained=False, **changed)
+    if others := {type(module).__name__ for module in model.modules()} - TIMM_LAYERS:
+        raise UnreadableWeights(
+            f"timm's {name} ({type(model).__name__}) is not a plain Vision Transformer: our model has no "
+            f"{format_names(sorted(others))}"
+        )
+    block = model.blocks[0]
     hints = {
         "heads": block.attn.num_heads,
-        "norm_eps": norms[0].eps,
-        "pool": {"token": "cls", "avg": "avg", "": "none"}[model.global_pool],
+        "norm_eps": block.norm1.eps,
+        "pool": {"token": "cls", "": "none"}.get(model.global_pool, model.global_pool),
         "image_size": tuple(model.patch_embed.img_size),
         **({} if model.pos_embed is not None else {"pos_embed": "none"}),
         "pos_embed_on_patches_only": bool(model.no_embed_class and model.num_prefix_tokens),
     }
-    if isinstance(block.mlp, Mlp):
-        act = type(block.mlp.act).__name__
-        if act not in TIMM_ACTIVATIONS:
-            raise UnreadableWeights(f"timm's {name} has the activation {act}, which our model doesn't have")
-        hints["activation"] = TIMM_ACTIVATIONS[act]
+    if type(block.mlp).__name__ == "Mlp":
+        hints["activation"] = TIMM_ACTIVATIONS[type(block.mlp.act).__name__]
     return hints

@@ -1,7 +1,6 @@
 """Infer a network's architecture from its weights: the arguments of our model.
 
-Tensor shapes give most arguments. Heads, activation and the norms' epsilon come from the configuration next to the
-weights: vitlab's record, transformers' config.json, or timm's model of that name. The rest is assumed and reported.
+Shapes give most of them. Heads, activation and the norms' epsilon come from `hints`, or are assumed and reported.
 """
 
 import math
@@ -39,18 +38,13 @@ def infer_architecture(
 ) -> Architecture:
     """The architecture of tensors under our names, on any device.
 
-    Args:
-        ours: The tensors.
-        layout: Their layout in the file.
-        files: The file, with the configuration next to it.
-        requested: Arguments that the user has set, used where neither shapes nor a configuration give them.
-        image_size: The size in training, if the user has set it.
-
-    Raises `UnreadableWeights`, with the reason, if our model has no such network.
+    `requested`: arguments that the user has set, used if neither shapes nor a configuration give them. `image_size`:
+    the size in training, if the user has set it. Raises `UnreadableWeights` if our model can't have the tensors.
     """
     hints, origin = config_hints(files)
     hints = {**(layout.settings or {}), **hints}
-    check_is_vit(ours, files.source)
+    depth = len({name.split(".")[1] for name in ours if name.startswith("blocks.")})
+    check_is_vit(ours, depth, files.source)
     patches = ours["patch_embed.proj.weight"]
     dim, patch, fc_norm = patches.shape[0], (patches.shape[2], patches.shape[3]), "fc_norm.weight" in ours
     arguments: dict[str, Any] = {
@@ -58,7 +52,7 @@ def infer_architecture(
         "in_channels": patches.shape[1],
         "num_classes": ours["head.weight"].shape[0] if "head.weight" in ours else 0,
         "dim": dim,
-        "depth": block_count(ours),
+        "depth": depth,
         "mlp_ratio": mlp_ratio(ours["blocks.0.mlp.fc1.weight"].shape[0], dim),
         "class_token": "cls_token" in ours,
         "num_registers": ours["reg_token"].shape[1] if "reg_token" in ours else 0,
@@ -89,28 +83,20 @@ def infer_architecture(
     return Architecture(arguments, assumed, origin)
 
 
-def check_is_vit(ours: Mapping[str, Tensor], source: str) -> None:
+def check_is_vit(ours: Mapping[str, Tensor], depth: int, source: str) -> None:
     """Raise `UnreadableWeights` for tensors that our model can't have."""
     for name in ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight"):
         if name not in ours:
             raise UnreadableWeights(f"there is no {name} in the weights; they are not of a plain Vision Transformer")
     if (dimensions := ours["patch_embed.proj.weight"].ndim) != 4:
-        raise UnreadableWeights(
-            f"{source}: patch_embed.proj.weight has {dimensions} dimensions, but 4 in a Vision Transformer"
-        )
-    for index in range(block_count(ours)):
+        raise UnreadableWeights(f"{source}: patch_embed.proj.weight has {dimensions} dimensions, not 4")
+    for index in range(depth):
         if (name := f"blocks.{index}.mlp.fc1.weight") not in ours:
             raise UnreadableWeights(f"{source}: {name} is missing: blocks are numbered from 0 without a gap")
     if "fc_norm.weight" not in ours and "norm.weight" not in ours:
         raise UnreadableWeights(f"{source} has no norm after its last block, but our model always has one")
     if ("norm_pre.weight" in ours) == ("patch_embed.proj.bias" in ours):
-        raise UnreadableWeights(
-            f"{source} must have either a bias of the patches or a norm before the blocks, as our model does"
-        )
-
-
-def block_count(ours: Mapping[str, Tensor]) -> int:
-    return len({name.split(".")[1] for name in ours if name.startswith("blocks.")})
+        raise UnreadableWeights(f"{source} must have either a bias of the patches or a norm before the blocks")
 
 
 def default_arguments(arguments: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -153,11 +139,9 @@ def infer_positions(
         elif count > 0 and math.isqrt(count) ** 2 == count:
             grids.append((which, (math.isqrt(count), math.isqrt(count))))
     if not grids:
-        other = f", nor do images of {size}" if size is not None else ""
-        raise UnreadableWeights(
-            f"{source}: pos_embed has {length} positions, which no square grid gives{other}; set "
-            f"weights.image_size=[HEIGHT,WIDTH] to the image size in training"
-        )
+        other = f" or that of images of {size}" if size is not None else ""
+        remedy = "set weights.image_size=[HEIGHT,WIDTH] to the image size in training"
+        raise UnreadableWeights(f"{source}: pos_embed has {length} positions, not a square grid{other}; {remedy}")
     which, (rows, columns) = grids[0]
     image = (rows * patch[0], columns * patch[1])
     inferred: dict[str, Any] = {"image_size": image[0] if image[0] == image[1] else image}

@@ -1,8 +1,6 @@
 """Load weights of any source into our model, with a report of every tensor.
 
-    weights = open_weights("timm:vit_base_patch16_224")
-    network, report = load_pretrained(weights)                                        # their own network
-    network, report = load_pretrained(weights, image_size=384, num_classes=10)        # one that differs from it
+    network, report = load_pretrained(open_weights("timm:vit_base_patch16_224"), image_size=384, num_classes=10)
 
 The model is built on the meta device and its tensors are assigned one by one: memory holds the model, one tensor, and
 the system's mapping of the file.
@@ -47,31 +45,24 @@ def load_network(
         part: The network in a file with several: `ema`, `raw`, or a name in the file.
         image_size: The image size in training, if the configuration lacks it and positions have no square grid.
 
-    Raises:
-        IncompatibleWeights: the weights don't fit the model.
-        files.UnreadableWeights: there are none, or they can't be read.
-        allowlist.NotTrusted: the file holds more than weights.
+    Raises `IncompatibleWeights` if the weights don't fit the model, and the errors of `open_weights`.
     """
     weights = open_weights(source, part=part, image_size=image_size, requested=arguments)
-    loaded = load_tensors(weights, dict(arguments), strict=strict)
+    network, report = load_tensors(weights, dict(arguments), strict=strict)
     clear_cache()
-    return loaded
+    return network, report
 
 
 def load_pretrained(
     weights: WeightSource, *, strict: bool = True, **arguments: Any
 ) -> tuple[VisionTransformer, Report]:
-    """The network of the weights, with them; `arguments` of `VisionTransformer` override its own.
-
-    Raises `IncompatibleWeights` like `load_network`.
-    """
+    """The network of the weights, with them; `arguments` of `VisionTransformer` override its own."""
     return load_tensors(weights, {**weights.architecture.arguments, **arguments}, strict=strict)
 
 
 def preview_report(arguments: Mapping[str, Any], weights: WeightSource) -> Report:
     """The report of a load by names and shapes alone; classes and channels default to those of the weights."""
-    own = {key: weights.architecture.arguments[key] for key in ("num_classes", "in_channels")}
-    arguments = {**own, **arguments}
+    arguments = {**{key: weights.architecture.arguments[key] for key in ("num_classes", "in_channels")}, **arguments}
     with torch.device("meta"):
         network = VisionTransformer(**arguments)
     return StateDictMatcher(network, arguments, weights, "").report
@@ -90,7 +81,7 @@ def load_tensors(weights: WeightSource, arguments: dict[str, Any], *, strict: bo
             f"model.weights={source}, read as {weights.network.layout.title}, doesn't fit the model; model=auto "
             f"takes the model from the weights, weights.strict=false loads what fits:{lines}"
         )
-    initial, bad = InitialTensors(arguments), []
+    models, bad = dict[str, VisionTransformer](), list[str]()
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         value = torch.empty(tensor.shape)
         if name in matcher.readers:
@@ -100,36 +91,23 @@ def load_tensors(weights: WeightSource, arguments: dict[str, Any], *, strict: bo
                 bad += weights.plan.sources[name][1] if name in weights.plan.sources else [name]
             report.numbers += value.numel()
         else:
-            value.copy_(initial.tensor(name))
-        assign_tensor(network, name, value)
+            value.copy_(initial_tensor(name, arguments, models))
+        path, _, last = name.rpartition(".")
+        module = network.get_submodule(path)
+        if last in module._parameters:
+            module._parameters[last] = nn.Parameter(value)
+        else:
+            module._buffers[last] = value
     if bad:
-        raise IncompatibleWeights(
-            f"model.weights={source}: NaN or infinity in {format_names(bad)}; these weights can't be used"
-        )
+        raise IncompatibleWeights(f"model.weights={source}: NaN or infinity in {format_names(bad)}; take other weights")
     return network, report
 
 
-class InitialTensors:
-    """Tensors of a newly initialized model, built one block at a time."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = {**arguments, "depth": 1}  # blocks are initialized alike, each with its own draws
-        self.models: dict[str, VisionTransformer] = {}
-
-    def tensor(self, name: str) -> Tensor:
-        parts = name.split(".")
-        block = parts[1] if parts[0] == "blocks" else ""
-        if block not in self.models:
-            self.models[block] = VisionTransformer(**self.arguments)
-        tensors = dict([*self.models[block].named_parameters(), *self.models[block].named_buffers()])
-        return tensors[".".join(["blocks", "0", *parts[2:]]) if block else name].detach()
-
-
-def assign_tensor(network: nn.Module, name: str, value: Tensor) -> None:
-    """Replace a tensor on the meta device."""
-    path, _, last = name.rpartition(".")
-    module = network.get_submodule(path)
-    if last in module._parameters:
-        module._parameters[last] = nn.Parameter(value)
-    else:
-        module._buffers[last] = value
+def initial_tensor(name: str, arguments: dict[str, Any], models: dict[str, VisionTransformer]) -> Tensor:
+    """A tensor of a new model; `models` have a single block each, as blocks are initialized alike."""
+    parts = name.split(".")
+    block = parts[1] if parts[0] == "blocks" else ""
+    if block not in models:
+        models[block] = VisionTransformer(**{**arguments, "depth": 1})
+    tensors = dict([*models[block].named_parameters(), *models[block].named_buffers()])
+    return tensors[".".join(["blocks", "0", *parts[2:]]) if block else name].detach()

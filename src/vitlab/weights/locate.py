@@ -40,12 +40,7 @@ class WeightFiles(NamedTuple):
 
 
 def locate_weights(source: str) -> WeightFiles:
-    """The file behind a source, with names and shapes of its tensors.
-
-    Raises:
-        UnreadableWeights: there is no file, or it can't be read.
-        allowlist.NotTrusted: the file holds more than weights.
-    """
+    """The file behind a source, with names and shapes of its tensors. Raises the errors of `read_weights`."""
     kind, _, name = source.partition(":")
     if kind == "timm":
         return locate_timm(source, name)
@@ -57,8 +52,8 @@ def locate_weights(source: str) -> WeightFiles:
     if path.name == CONFIG:
         path = checkpoint_file(path.parent, "best")
     if not path.is_file():
-        looks_remote = f"; did you mean hf:{source}?" if source.count("/") == 1 and not path.suffix else ""
-        raise UnreadableWeights(f"there is no file or folder {path}{looks_remote}")
+        hint = f"; did you mean hf:{source}?" if source.count("/") == 1 and not path.suffix else ""
+        raise UnreadableWeights(f"there is no file or folder {path}{hint}")
     return read_with_config(source, path)
 
 
@@ -68,13 +63,11 @@ def read_with_config(source: str, file: Path, timm_name: str | None = None) -> W
     content = cached_read(absolute, absolute.stat().st_mtime_ns)
     config, preprocessor, open_clip = (read_json(file.parent / name) for name in CONFIGURATIONS)
     record = content.plain.get("vitlab") or config.get("vitlab")
-    return WeightFiles(
-        source, file, content, config, preprocessor, open_clip, record if isinstance(record, dict) else {}, timm_name
-    )
+    record = record if isinstance(record, dict) else {}
+    return WeightFiles(source, file, content, config, preprocessor, open_clip, record, timm_name)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty if there is none."""
     if not file.is_file():
         return {}
     with explain_damage(file, json.JSONDecodeError, UnicodeDecodeError):
@@ -95,7 +88,6 @@ def clear_cache() -> None:
 
 
 def locate_in_folder(folder: Path) -> Path:
-    """The file of weights in a folder."""
     if named := next((folder / name for name in NAMES if (folder / name).is_file()), None):
         return named
     files = sorted(file for file in folder.iterdir() if file.suffix in ENDINGS and file.is_file())
@@ -103,22 +95,18 @@ def locate_in_folder(folder: Path) -> Path:
     if len(files) == 1:
         return files[0]
     listed = ", ".join(file.name for file in files[:8])
-    raise UnreadableWeights(
-        f"{folder} holds {f'several files of weights ({listed}); name one' if files else 'no weights'}"
-    )
+    what = f"several files of weights ({listed}); name one" if files else "no weights"
+    raise UnreadableWeights(f"{folder} holds {what}")
 
 
 @lru_cache(maxsize=4)
 def locate_on_hub(source: str, name: str) -> WeightFiles:
-    """The files of a repository of Hugging Face's hub, downloaded, or from its cache if the hub can't be reached.
-
-    Without a network the error comes within seconds: the hub's own client would retry each file six times.
-    """
+    """The files of a repository of Hugging Face's hub, downloaded, or from its cache if the hub can't be reached."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     repo, _, revision = name.partition("@")
-    offline = hub_problem()
+    offline = hub_problem()  # found within seconds; the hub's own client would retry each file six times
     reasons: list[str] = []
 
     def get(filename: str) -> Path | None:
@@ -126,9 +114,8 @@ def locate_on_hub(source: str, name: str) -> WeightFiles:
             return Path(hf_hub_download(repo, filename, revision=revision or None, local_files_only=bool(offline)))
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             what = f"revision {revision} of it" if isinstance(error, RevisionNotFoundError) else "such repository"
-            raise UnreadableWeights(
-                f"{source}: the hub has no {what}, or it is private and needs `hf auth login`"
-            ) from error
+            problem = f"{source}: the hub has no {what}, or it is private and needs `hf auth login`"
+            raise UnreadableWeights(problem) from error
         except (HfHubHTTPError, OSError, ValueError) as error:
             reasons.append(str(error).strip().splitlines()[0])
             return None
@@ -150,16 +137,14 @@ def locate_on_hub(source: str, name: str) -> WeightFiles:
 
 
 def locate_timm(source: str, name: str) -> WeightFiles:
-    """timm's weights of a name."""
     import timm
     from timm.models import get_pretrained_cfg
     from timm.models._hub import download_cached_file
 
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        raise UnreadableWeights(
-            f"{source}: timm has no {architecture}{suggest(architecture, timm.list_models('*vit*'))}"
-        )
+        similar = suggest(architecture, timm.list_models("*vit*"))
+        raise UnreadableWeights(f"{source}: timm has no {architecture}{similar}")
     try:
         cfg = get_pretrained_cfg(name)
     except RuntimeError:  # no such tag

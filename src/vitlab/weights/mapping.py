@@ -1,7 +1,6 @@
 """Map names and shapes of another library to ours and back, by the tables of `layouts`.
 
-    (network,) = recognize_networks(names)      its layout and prefix
-    ours = to_ours(state, network)              their tensors -> ours
+    plan = plan_mapping(recognize_networks(names)[0])                       which of their tensors make ours
     theirs = from_ours(ours, LAYOUTS["hf_vit"], heads=12, inner="vit.")
 
 To ours and back is bit-equal, except for the tensors of `MappingPlan.skipped`, which have no place in ours.
@@ -46,9 +45,8 @@ def recognize_networks(names: Iterable[str]) -> list[StoredNetwork]:
             prefix = anchor.removesuffix(layout.anchor)
             if prefix in networks or (prefix and prefix[-1] not in "./"):
                 continue
-            body = {
-                layout_name(n.removeprefix(prefix), layout): real for n, real in plain.items() if n.startswith(prefix)
-            }
+            inside = [name for name in plain if name.startswith(prefix)]
+            body = {layout_name(name.removeprefix(prefix), layout): plain[name] for name in inside}
             others = {name: real for name, real in plain.items() if not name.startswith(prefix)}
             for name in list(others):  # a head may be outside of the body
                 for head in (shorter for shorter in strip_prefix(name, prefix) if shorter in layout.heads()):
@@ -60,7 +58,6 @@ def recognize_networks(names: Iterable[str]) -> list[StoredNetwork]:
 
 
 def layout_name(name: str, layout: Layout) -> str:
-    """A name in the layout's own spelling."""
     for pattern, replacement in layout.spellings:
         name = re.sub(pattern, replacement, name)
     return name
@@ -92,13 +89,6 @@ def plan_mapping(network: StoredNetwork) -> MappingPlan:
         else:
             skipped[network.names[name]] = reason
     return MappingPlan(sources, skipped, unknown)
-
-
-def to_ours(state: Mapping[str, Tensor], network: StoredNetwork) -> dict[str, Tensor]:
-    """Their tensors under our names and in our shapes; views where possible."""
-    return {
-        ours: form.to([state[name] for name in names]) for ours, (form, names) in plan_mapping(network).sources.items()
-    }
 
 
 def from_ours(state: Mapping[str, Tensor], layout: Layout, *, heads: int, inner: str = "") -> dict[str, Tensor]:

@@ -1,20 +1,16 @@
-"""Match weights to a model: the source of each of its tensors, adapted where grid, patch, channels or classes differ.
-
-A difference that the model's arguments don't explain is a problem of the report.
-"""
+"""Match weights to a model; differences other than in grid, patch, channels and classes are problems of the report."""
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
-from vitlab.weights import resample
 from vitlab.weights.infer import patch_grid
 from vitlab.weights.open import WeightSource
 from vitlab.weights.report import Report, format_grid, format_names
-from vitlab.weights.resample import Slot
+from vitlab.weights.resample import Slot, change_channels, change_positions
 
 TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of the prefix
 HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
@@ -103,7 +99,7 @@ class StateDictMatcher:
             return  # equal, or a problem that `match_others` reports
         prefix = {token: self.weights.read(token) for token in TOKENS if token in expected}
         table = self.weights.read(name)
-        changed = resample.change_positions(prefix, table, old=old, new=new, slots=slots, covered=covered)
+        changed = change_positions(prefix, table, old=old, new=new, slots=slots, covered=covered)
         self.readers |= {token: lambda value=value: value for token, value in changed.items()}  # type: ignore[misc]
         self.used |= changed.keys()
         if old != new:
@@ -122,8 +118,10 @@ class StateDictMatcher:
             return
 
         def read() -> Tensor:
-            kernel = resample.change_channels(self.weights.read(PATCHES), ours)
-            return resample.resample_patches(kernel, (our_size[0], our_size[1]))
+            from timm.layers.patch_embed import resample_patch_embed  # FlexiViT, https://arxiv.org/abs/2212.08013
+
+            kernel = change_channels(self.weights.read(PATCHES), ours)
+            return cast(Tensor, resample_patch_embed(kernel, our_size))
 
         self.readers[PATCHES] = read
         self.used.add(PATCHES)
@@ -200,5 +198,4 @@ class StateDictMatcher:
 
 
 def prefix_tokens(shapes: Shapes) -> list[Slot]:
-    """The tokens of the prefix, in their order."""
     return [(name, index) for name in TOKENS if name in shapes for index in range(shapes[name][1])]

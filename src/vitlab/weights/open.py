@@ -60,25 +60,18 @@ def open_weights(
     image_size: int | tuple[int, int] | None = None,
     requested: Mapping[str, Any] | None = None,
 ) -> WeightSource:
-    """Open the weights of a source without reading their values.
+    """Open the weights of a source without reading their values; see `load_network` for the arguments.
 
-    Args:
-        source: See `locate`.
-        part: The network in a file with several: `ema`, `raw`, or a name in the file.
-        image_size: The image size in training, if it can't be inferred.
-        requested: Arguments of the model that the user has set, for what the weights leave open.
-
-    Raises:
-        UnreadableWeights: there are none, they are damaged, or not of a Vision Transformer that vitlab has.
-        allowlist.NotTrusted: the file holds more than weights.
+    `requested`: arguments of the model that the user has set, for those that the weights leave open. Raises
+    `UnreadableWeights` if there are none, or none that our model has, and `allowlist.NotTrusted` if reading them would
+    run code.
     """
     files = locate_weights(source)
     name, stored, network = choose_network(files, part)
     plan = plan_mapping(network)
     if odd := [n for _, names in plan.sources.values() for n in names if stored[n].dtype not in FLOATS]:
-        raise UnreadableWeights(
-            f"{source}: {format_names(odd)} is of type {stored[odd[0]].dtype}: quantized weights can't be loaded"
-        )
+        dtype = stored[odd[0]].dtype
+        raise UnreadableWeights(f"{source}: {format_names(odd)} is of type {dtype}: quantized weights can't be loaded")
     if foreign := foreign_parts(plan.unknown):
         raise UnreadableWeights(f"{source}, read as {network.layout.title}, has {foreign}, and vitlab's model has none")
     meta = {
@@ -114,9 +107,8 @@ def choose_network(files: WeightFiles, part: str | None) -> tuple[str, dict[str,
             networks[".".join(filter(None, (label, network.prefix.rstrip("./"))))] = (stored, network)
     if not networks:
         names = [name for stored in files.content.parts.values() for name in stored]
-        raise UnreadableWeights(
-            f"{files.source} holds no Vision Transformer of a known layout; its tensors are {format_names(names)}"
-        )
+        listed = format_names(names)
+        raise UnreadableWeights(f"{files.source} holds no Vision Transformer of a known layout; its tensors: {listed}")
     listed = ", ".join(name or "(one without a name)" for name in networks)
     averages = [name for name in networks if not set(re.split(r"[^a-z]+", name.lower())).isdisjoint(AVERAGED)]
     names = list(networks)

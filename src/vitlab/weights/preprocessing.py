@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vitlab.weights.layouts import Layout
 from vitlab.weights.locate import WeightFiles
+from vitlab.weights.rules import Layout
 
 CLIP_COLORS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # mean and std
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers; the data pipeline has no other interpolation
@@ -28,12 +28,12 @@ class Preprocessing(NamedTuple):
 def preprocessing(files: WeightFiles, layout: Layout) -> Preprocessing:
     """The preprocessing from vitlab's record, timm's or transformers' configuration, or the layout's own code."""
     if record := files.record.get("preprocessing"):
-        mean, std, *rest = (record[key] for key in ("mean", "std", "interpolation", "crop_fraction"))
-        return Preprocessing(tuple(mean), tuple(std), *rest, "its run")
+        mean, std = mean_and_std(record)
+        return Preprocessing(mean, std, record["interpolation"], record["crop_fraction"], "its run")
     if cfg := files.config.get("pretrained_cfg"):
-        kind = cfg.get("interpolation")
-        interpolation = kind if kind in RESAMPLE.values() else None
-        return Preprocessing(*mean_and_std(cfg), interpolation, cfg.get("crop_pct"), "timm's pretrained_cfg")
+        mean, std = mean_and_std(cfg)
+        interpolation = cfg["interpolation"] if cfg.get("interpolation") in RESAMPLE.values() else None
+        return Preprocessing(mean, std, interpolation, cfg.get("crop_pct"), "timm's pretrained_cfg")
     if files.preprocessor:
         return from_transformers(files.preprocessor)
     if mean := files.open_clip.get("preprocess_cfg", {}).get("mean"):
@@ -51,7 +51,6 @@ def mean_and_std(config: Mapping[str, Any], prefix: str = "") -> list[tuple[floa
 
 
 def from_transformers(config: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing in transformers' preprocessor_config.json."""
     mean, std = mean_and_std(config, "image_")
     if config.get("do_normalize") is False:
         mean, std = (0.0,) * 3, (1.0,) * 3

@@ -36,7 +36,6 @@ class Report:
 
 
 def format_grid(sizes: Iterable[int]) -> str:
-    """`14x14`."""
     return "x".join(map(str, sizes))
 
 
@@ -48,7 +47,6 @@ def format_names(names: Iterable[str]) -> str:
 
 
 def names_by_reason(entries: Mapping[str, str]) -> list[str]:
-    """A line for each reason."""
     grouped: dict[str, list[str]] = {}
     for name, why in entries.items():
         grouped.setdefault(why, []).append(name)

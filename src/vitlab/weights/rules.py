@@ -17,19 +17,15 @@ class Transform(NamedTuple):
     back: Callable[[Tensor, int], Sequence[Tensor]]
 
 
-def jax_kernel(theirs: Tensor) -> Tensor:
-    """P Q C D -> D C P Q of a convolution, in out -> out in of a linear layer."""
-    return theirs.permute(3, 2, 0, 1) if theirs.ndim == 4 else theirs.t()
-
-
 SAME = Transform(lambda theirs: theirs[0], lambda ours, _: [ours])
 STACKED = Transform(lambda theirs: torch.cat([*theirs]), lambda ours, _: ours.chunk(3))  # q, k, v
 HALVES = Transform(lambda theirs: torch.cat([*theirs]), lambda ours, _: ours.chunk(2))  # gate and value
 TOKEN = Transform(lambda theirs: theirs[0].view(1, 1, -1), lambda ours, _: [ours.flatten()])  # D
 TABLE = Transform(lambda theirs: theirs[0].unsqueeze(0), lambda ours, _: [ours.squeeze(0)])  # N D
 TRANSPOSED = Transform(lambda theirs: theirs[0].t(), lambda ours, _: [ours.t()])
-JAX = Transform(
-    lambda theirs: jax_kernel(theirs[0]), lambda ours, _: [ours.permute(2, 3, 1, 0) if ours.ndim == 4 else ours.t()]
+JAX = Transform(  # P Q C D of a convolution, or in out of a linear layer
+    lambda theirs: theirs[0].permute(3, 2, 0, 1) if theirs[0].ndim == 4 else theirs[0].t(),
+    lambda ours, _: [ours.permute(2, 3, 1, 0) if ours.ndim == 4 else ours.t()],
 )
 JAX_QKV = Transform(  # each D h d
     lambda theirs: torch.cat([each.flatten(1).t() for each in theirs]),
@@ -54,7 +50,6 @@ class Rule(NamedTuple):
 
 
 def weight_and_bias(ours: str, *theirs: str, form: Transform = SAME, gated: bool | None = None) -> list[Rule]:
-    """The rules of a layer's weight and bias."""
     return [Rule(f"{ours}.{p}", tuple(f"{t}.{p}" for t in theirs), form, gated) for p in ("weight", "bias")]
 
 
@@ -73,13 +68,11 @@ def in_projection(attention: str) -> list[Rule]:
 
 
 def jax_linear(ours: str, *theirs: str, weight: Transform = JAX, bias: Transform = SAME) -> list[Rule]:
-    """The rules of a linear layer in JAX."""
     kernels, biases = (tuple(f"{layer}/{p}" for layer in theirs) for p in ("kernel", "bias"))
     return [Rule(f"{ours}.weight", kernels, weight), Rule(f"{ours}.bias", biases, bias)]
 
 
 def jax_attention(attention: str) -> list[Rule]:
-    """The rules of attention in JAX."""
     qkv = [f"{attention}/{part}" for part in ("query", "key", "value")]
     return [
         *jax_linear(f"blocks.{BLOCK}.attn.qkv", *qkv, weight=JAX_QKV, bias=JAX_QKV_BIAS),
@@ -88,7 +81,6 @@ def jax_attention(attention: str) -> list[Rule]:
 
 
 def jax_norm(ours: str, theirs: str) -> list[Rule]:
-    """The rules of a LayerNorm in JAX."""
     return [Rule(f"{ours}.weight", (f"{theirs}/scale",)), Rule(f"{ours}.bias", (f"{theirs}/bias",))]
 
 

@@ -1,6 +1,6 @@
 """A grid is run once, by any number of processes, however often it is started, killed and stopped.
 
-Processes, locks, signals and Hydra are real; in place of the training, a function waits for the test to kill it.
+Processes, locks, signals and Hydra are real; instead of a training, a function waits for the test to kill it.
 """
 
 import importlib.util
@@ -25,7 +25,10 @@ import functools, os, time
 from pathlib import Path
 
 import train
+from vitlab.cli import imports
 from vitlab.cli.command import command
+
+imports.preload = lambda config: None  # no network is trained
 
 
 @functools.wraps(train.main.function)
@@ -59,7 +62,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def start(here: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Starts the program as a process of its own."""
+    """Start the program in its own process."""
     started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str) -> "subprocess.Popen[str]":
@@ -75,7 +78,7 @@ def start(here: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
 @pytest.fixture
 def run(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs the program here, and returns its exit status."""
+    """Run the program here, and return its exit status."""
     spec = importlib.util.spec_from_file_location("program", here / "program.py")
     assert spec is not None
     assert spec.loader is not None
@@ -104,7 +107,7 @@ def states() -> dict[str, tuple[str, int]]:
 
 
 def starts(job: ledger.Job) -> int:
-    """How often the job's own process says that it was started."""
+    """The number of starts that the job's process has recorded."""
     file = job.folder / "starts"
     return file.read_text().count("\n") if file.exists() else 0
 
@@ -117,7 +120,7 @@ def until(condition: Callable[[], Any]) -> None:
 
 
 def later(here: Path, act: Callable[[], Any]) -> threading.Thread:
-    """Acts as soon as a job that wasn't running before is."""
+    """Act as soon as another job runs than before."""
     known = {
         job.folder: job.attempts for folder in here.glob("runs/sweeps/*") for job in ledger.read_sweep(folder).jobs
     }

@@ -18,9 +18,9 @@ from vitlab.sweeps.search.study import open_study
 
 ARGUMENTS = [
     *("sweep=killed", "hydra/sweeper=optuna", "hydra/sweeper/pruner=none", "hydra.sweeper.n_trials=1"),
-    *("trainer.devices=2", "trainer.max_epochs=8", "optimizer.lr=tag(log,interval(1e-3,1e-2))"),
-    # a pruner that ends everything from the sixth validation on
-    "++hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,lower:2.0,n_warmup_steps:6}",
+    *("trainer.devices=2", "trainer.max_epochs=14", "optimizer.lr=tag(log,interval(1e-3,1e-2))"),
+    # ends every trial at validation 12: ten epochs after the kill, so that a busy machine kills it in time
+    "++hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,lower:2.0,n_warmup_steps:12}",
 ]
 
 
@@ -43,7 +43,7 @@ def test_a_killed_search_resumes_its_trial_which_both_ranks_end_together(
     url = f"sqlite:///{sweep}/study.db"
     process = start("train", "-m", *small, *ARGUMENTS, cwd=tmp_path)
     deadline = time.monotonic() + 400
-    while not list(sweep.glob("*/checkpoints/previous.ckpt")):  # the second epoch is trained, and not the sixth
+    while not list(sweep.glob("*/checkpoints/previous.ckpt")):  # the second epoch is trained, and not the twelfth
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -59,12 +59,12 @@ def test_a_killed_search_resumes_its_trial_which_both_ranks_end_together(
         (trial,) = study.get_trials()
     assert trial.state.name == "PRUNED"
     assert trial.params == before.params
-    assert list(trial.intermediate_values) == [1, 2, 3, 4, 5, 6], "each validation once"
+    assert list(trial.intermediate_values) == list(range(1, 13)), "each validation once"
     reported_before = before.intermediate_values
     assert {k: trial.intermediate_values[k] for k in reported_before} == reported_before
 
     (job,) = ledger.read_sweep(sweep).jobs
-    assert (job.status, job.attempts, job.results["devices"], job.results["epochs"]) == ("pruned", 2, 2, 6)
+    assert (job.status, job.attempts, job.results["devices"], job.results["epochs"]) == ("pruned", 2, 2, 12)
     assert "test/acc" not in job.results
     assert (job.folder / "checkpoints" / "last.ckpt").is_file()
     assert not lock.is_held(job.folder), "no rank is left"

@@ -11,7 +11,7 @@ from vitlab.cli.arguments import parse_arguments
 from vitlab.cli.help import FLAGS, option_text, show_help, split_docstring
 from vitlab.cli.preflight import lenient_lines
 from vitlab.config import paths
-from vitlab.jobs.compose import compose, composing
+from vitlab.jobs.compose import compose, ensure_hydra
 
 PROGRAMS = sorted(file.stem for file in paths.PROGRAMS.glob("*.py"))
 
@@ -60,7 +60,7 @@ def test_an_example_composes(line: str, name: str) -> None:
     overrides = [f"action={word}" if "=" not in word else word for word in words]
     resolvers.register_resolvers()
     register.register()
-    with composing():
+    with ensure_hydra():
         single = [override.partition(",")[0] if " -m " in command else override for override in overrides]
         assert compose(name, lenient_lines(single))
 

@@ -12,7 +12,7 @@ from vitlab.cli.checks import CALLED
 from vitlab.cli.settings import ProgramSettings, in_yaml, value_text
 from vitlab.config import paths, schema
 from vitlab.config.docstrings import argument_lines
-from vitlab.jobs.compose import composing
+from vitlab.jobs.compose import ensure_hydra
 
 PROGRAMS = ("train", "evaluate", "sweep", "export", "prepare", "doctor", "replay", "benchmark")
 TRAINING = {"data", "model", "model/patch", "model/resolution", "model/size", "weights", "classifier"}
@@ -29,7 +29,7 @@ GROUPS = {
 @contextmanager
 def settings_of(name: str, *overrides: str) -> Iterator[ProgramSettings]:
     register.register()
-    with composing():
+    with ensure_hydra():
         yield ProgramSettings(importlib.import_module(name).main, name, [*overrides])
 
 

@@ -389,7 +389,7 @@ def test_a_launcher_may_be_called_and_runs_no_line_of_shell_from_a_file(
 
 
 def test_hydra_s_own_parts_pass() -> None:
-    with compose.initialized(arguments.parse_arguments([])[0]):
+    with compose.initialize_hydra(arguments.parse_arguments([])[0]):
         for overrides in ([], ["hydra/job_logging=default"], ["hydra/hydra_logging=hydra_debug"]):
             try:
                 cfg = compose.compose("train", overrides)

@@ -34,7 +34,7 @@ print(json.dumps(sorted(sys.modules)))
 
 def test_the_same_overrides_are_composed_once_within_a_check(tmp_path: Path) -> None:
     flags, _ = arguments.parse_arguments([])
-    with compose.initialized(flags):
+    with compose.initialize_hydra(flags):
         once = compose.compose("train", ["seed=3"])
         assert compose.compose("train", ["seed=3"]) is once
         (tmp_path / "model").mkdir()
@@ -65,5 +65,5 @@ def test_folders_are_taken_from_where_the_command_was_called_and_urls_are_left(
 
 
 def test_a_composer_outside_of_a_command_looks_into_conf() -> None:
-    with compose.composing(), compose.composing():
+    with compose.ensure_hydra(), compose.ensure_hydra():
         assert compose.compose("train", []).seed == 0

@@ -4,25 +4,21 @@ from typing import Any
 
 import pytest
 
+from digits_identity import data, identity
 from vitlab.config.schema import Node
-from vitlab.data.augment import Augment
-from vitlab.data.datamodule import DataModule
-from vitlab.data.sets.digits import digits
 from vitlab.jobs import fingerprint
 from vitlab.jobs.fingerprint import incompatibilities
 
-# ------------------------------------------------------------------------------------------------ the same run, or not
 
-
-def test_changed_settings_are_told_with_what_comes_of_them() -> None:
+def test_changed_settings_are_listed_with_their_effects() -> None:
     before = {"optimizer": {"lr": 0.1}, "trainer": {"devices": 1}, "logger": {"csv": 1}, "seed": 0}
     after = {"optimizer": {"lr": 0.2}, "trainer": {"devices": 2}, "logger": {"wandb": 1}, "seed": 0, "x": 5}
     assert fingerprint.setting_changes(before, after) == [
-        "optimizer.lr: 0.1 -> 0.2 (trains otherwise)",
-        "x: (not there) -> 5 (trains otherwise)",
+        "optimizer.lr: 0.1 -> 0.2 (changes the training)",
+        "x: (not set) -> 5 (changes the training)",
         "trainer.devices: 1 -> 2 (the same up to rounding)",
-        "logger.csv: 1 -> (not there) (no effect on training)",
-        "logger.wandb: (not there) -> 1 (no effect on training)",
+        "logger.csv: 1 -> (not set) (no effect on training)",
+        "logger.wandb: (not set) -> 1 (no effect on training)",
     ]
 
 
@@ -36,28 +32,17 @@ def test_other_callbacks_make_another_run_but_not_another_progress_bar_folder_or
     assert settled(ema={"decay": 0.9}) != settled()
 
 
-def data(**knobs: Any) -> DataModule:
-    given: dict[str, Any] = {"source": digits, "batch_size": 30, "augment": Augment(), "image_size": 8, "seed": 0}
-    datamodule = DataModule(**{**given, **knobs})
-    datamodule.setup()
-    return datamodule
-
-
-def identity(datamodule: DataModule, **model: Any) -> Node:
-    config = {"model": {"dim": 16, "heads": 2, "dropout": 0.0, **model}, "optimizer": {"lr": 0.1}}
-    return fingerprint.run_identity(config, datamodule)
-
-
-def test_the_same_network_on_the_same_data_can_go_on() -> None:
+def test_the_same_network_on_the_same_data_can_be_resumed() -> None:
     one = identity(data())
     assert incompatibilities(one, identity(data(seed=1, batch_size=10))) == []
-    assert incompatibilities(one, identity(data(), dropout=0.1)) == [], "a rate of training is no architecture"
+    for setting in ({"dropout": 0.1}, {"activation_checkpointing": True}, {"patch_projection": "linear"}):
+        assert incompatibilities(one, identity(data(), **setting)) == [], "no part of the trained network"
 
 
 @pytest.mark.parametrize(
     ("key", "before", "now"), [("layer_decay", 0.7, 0.8), ("head_lr_factor", 1.0, 10.0), ("freeze", [], ["blocks"])]
 )
-def test_other_groups_of_the_optimizer_are_told_since_its_state_would_bring_the_old_ones(
+def test_other_parameter_groups_are_refused_since_the_optimizers_state_has_the_old_ones(
     key: str, before: Any, now: Any
 ) -> None:
     module = data()
@@ -67,18 +52,18 @@ def test_other_groups_of_the_optimizer_are_told_since_its_state_would_bring_the_
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "problem"),
     [
-        ({"split_seed": 1}, "data: train images: differ, though they are as many"),
+        ({"split_seed": 1}, "data: train images: the number is the same, the images differ"),
         ({"val_fraction": 0.2}, "data: val images: 144 in the checkpoint, 288 now"),
         ({"max_train_samples": 100}, "data: train images: 1293 in the checkpoint, 100 now"),
     ],
 )
-def test_other_data_is_told_by_what_differs(change: dict[str, Any], told: str) -> None:
-    assert told in incompatibilities(identity(data()), identity(data(**change)))
+def test_other_data_is_refused_with_what_differs(change: dict[str, Any], problem: str) -> None:
+    assert problem in incompatibilities(identity(data()), identity(data(**change)))
 
 
-def test_another_network_is_told_setting_by_setting() -> None:
+def test_another_network_is_refused_setting_by_setting() -> None:
     found = incompatibilities(identity(data()), identity(data(), dim=32, heads=4))
     assert found == ["model.dim: 16 in the checkpoint, 32 now", "model.heads: 2 in the checkpoint, 4 now"]
 
@@ -90,7 +75,7 @@ def test_a_run_that_began_from_other_weights_is_another_run() -> None:
     assert incompatibilities(there, here) == ["model.weights: a.pth in the checkpoint, None now"]
 
 
-def test_a_checkpoint_says_how_images_are_prepared() -> None:
-    told = identity(data())["preprocessing"]
-    assert set(told) == {"mean", "std", "interpolation", "crop_fraction"}
-    assert told["interpolation"] == "bicubic"
+def test_a_checkpoint_records_the_preprocessing() -> None:
+    preprocessing = identity(data())["preprocessing"]
+    assert set(preprocessing) == {"mean", "std", "interpolation", "crop_fraction"}
+    assert preprocessing["interpolation"] == "bicubic"

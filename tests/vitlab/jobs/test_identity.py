@@ -26,7 +26,12 @@ def line(*overrides: str) -> list[str]:
             "data.num_workers=2",
             "trainer.accelerator=cpu",
         ),
-        *("optimizer.lr=0.001", "callbacks.last.every_n_epochs=2", "trainer=ddp"),
+        *(
+            "optimizer.lr=0.001",
+            "callbacks.last.every_n_epochs=2",
+            "trainer=ddp",
+            "model.activation_checkpointing=true",
+        ),
     ],
 )
 def test_what_cant_change_a_result_makes_no_other_job(configure: Configure, override: str) -> None:

@@ -1,4 +1,4 @@
-"""Going on with a run: which folder, which checkpoint, and what must not be gone on with."""
+"""Resuming a run: which folder, which checkpoint, and what is refused."""
 
 import json
 import logging
@@ -12,12 +12,9 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from digits_identity import data, identity
 from vitlab.config.overrides import hydra_quote
 from vitlab.config.schema import Node
-from vitlab.data.augment import Augment
-from vitlab.data.datamodule import DataModule
-from vitlab.data.sets.digits import digits
-from vitlab.jobs import fingerprint
 from vitlab.jobs.resume import LAST, CannotResume, checkpoint_to_resume, folder_problems, resume_auto, resumed_overrides
 from vitlab.runs import lock
 from vitlab.runs.folder import RESULTS, write_config
@@ -61,7 +58,7 @@ def made(
 # -------------------------------------------------------------------------------------------------------- the folder
 
 
-def test_auto_goes_on_with_the_newest_unfinished_run_of_the_same_configuration(tmp_path: Path) -> None:
+def test_auto_resumes_the_newest_unfinished_run_of_the_same_configuration(tmp_path: Path) -> None:
     made(tmp_path / "old", age=100)
     newest = made(tmp_path / "crashed", status="crashed", age=50)
     made(tmp_path / "older", age=200)
@@ -73,17 +70,17 @@ def test_auto_goes_on_with_the_newest_unfinished_run_of_the_same_configuration(t
     assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{newest}'"]
 
 
-def test_what_does_not_change_the_training_does_not_hinder_going_on(tmp_path: Path) -> None:
+def test_what_does_not_change_the_training_does_not_hinder_resuming(tmp_path: Path) -> None:
     run = made(tmp_path / "a", logger={"wandb": {"project": "x"}}, resume="auto")
     assert resume_auto({**CONFIG, "resume": "auto"}, tmp_path) == [f"hydra.run.dir='{run}'"]
 
 
-def test_a_run_killed_before_it_could_record_anything_can_go_on(tmp_path: Path) -> None:
+def test_a_run_killed_before_it_could_record_anything_can_be_resumed(tmp_path: Path) -> None:
     run = made(tmp_path / "a", status=None)
     assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
 
 
-def test_auto_starts_anew_where_nothing_fits(tmp_path: Path) -> None:
+def test_auto_starts_a_new_run_where_nothing_fits(tmp_path: Path) -> None:
     assert resume_auto(CONFIG, tmp_path / "nothing") == []
     made(tmp_path / "a", status="finished")
     assert resume_auto(CONFIG, tmp_path) == []
@@ -112,7 +109,7 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/last.ckpt"])
-def test_a_path_into_a_run_brings_back_its_overrides_but_for_what_is_said_anew(place: str, tmp_path: Path) -> None:
+def test_a_path_into_a_run_brings_back_its_overrides_but_for_what_is_given_again(place: str, tmp_path: Path) -> None:
     run = made(tmp_path / "it's a run")
     (run / ".hydra").mkdir()
     saved = ["sweep=mine", "data=fake", "optimizer.lr=0.1", "resume=auto", "model.dim=32"]
@@ -153,16 +150,16 @@ def configuration(resume: str | None, epochs: int = 3) -> Node:
     return {"trainer": {"max_epochs": epochs}, "resume": resume}
 
 
-def test_a_stopped_run_may_be_resumed_and_not_begun_anew_in_its_folder(stopped: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_may_be_resumed_and_not_started_again_in_its_folder(stopped: Path, tmp_path: Path) -> None:
     assert folder_problems(configuration(str(stopped)), stopped) == []
     assert folder_problems(configuration("auto"), stopped) == []
     (problem,) = folder_problems(configuration(None), stopped)
-    assert f"resume={stopped} goes on with it" in problem
+    assert f"resume it with resume={stopped}" in problem
     assert folder_problems(configuration(None), tmp_path / "new") == []
     assert folder_problems({"run": "x"}, stopped) == [], "an evaluation may be made again"
 
 
-def test_a_finished_run_goes_on_only_with_more_to_do(stopped: Path) -> None:
+def test_a_finished_run_is_resumed_only_with_more_to_do(stopped: Path) -> None:
     atomic.atomic_write(stopped / RESULTS, '{"status": "finished"}')
     (problem,) = folder_problems(configuration(str(stopped)), stopped)
     assert "is finished; raise trainer.max_epochs" in problem
@@ -172,20 +169,8 @@ def test_a_finished_run_goes_on_only_with_more_to_do(stopped: Path) -> None:
 def test_a_run_without_a_checkpoint_cant_be_resumed_by_name(stopped: Path) -> None:
     (stopped / LAST).unlink()
     (problem,) = folder_problems(configuration(str(stopped)), stopped)
-    assert "has no checkpoints/last.ckpt to go on from" in problem
+    assert "has no checkpoints/last.ckpt to resume from" in problem
     assert folder_problems(configuration("auto"), stopped) == []
-
-
-def data(**knobs: Any) -> DataModule:
-    given: dict[str, Any] = {"source": digits, "batch_size": 30, "augment": Augment(), "image_size": 8, "seed": 0}
-    datamodule = DataModule(**{**given, **knobs})
-    datamodule.setup()
-    return datamodule
-
-
-def identity(datamodule: DataModule, **model: Any) -> Node:
-    config = {"model": {"dim": 16, "heads": 2, "dropout": 0.0, **model}, "optimizer": {"lr": 0.1}}
-    return fingerprint.run_identity(config, datamodule)
 
 
 # ------------------------------------------------------------------------------------------------------ the checkpoint
@@ -193,7 +178,7 @@ def identity(datamodule: DataModule, **model: Any) -> Node:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A run folder with two whole checkpoints, of steps 3 and 6."""
+    """A run folder with two intact checkpoints, of steps 3 and 6."""
     files = checkpoint_files.AtomicFiles()
     for step in (3, 6):
         content = {"global_step": step, "weights": torch.arange(1000.0), "vitlab": identity(data())}
@@ -205,7 +190,7 @@ def begun(run: Path, target: str = "auto", **model: Any) -> Path | None:
     return checkpoint_to_resume(target, run, identity(data(), **model), first_rank=True)
 
 
-def test_the_newest_checkpoint_is_gone_on_from_or_the_one_that_is_named(saved: Path) -> None:
+def test_the_newest_checkpoint_is_resumed_or_the_one_that_is_named(saved: Path) -> None:
     folder = saved / "checkpoints"
     assert checkpoint_to_resume(None, saved, {}, first_rank=True) is None
     assert begun(saved) == begun(saved, str(saved)) == folder / "last.ckpt"
@@ -213,7 +198,7 @@ def test_the_newest_checkpoint_is_gone_on_from_or_the_one_that_is_named(saved: P
     assert begun(saved / "nothing") is None
 
 
-def test_a_damaged_checkpoint_is_reported_set_aside_and_the_one_before_taken(
+def test_a_damaged_checkpoint_is_reported_renamed_and_the_one_before_taken(
     saved: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = saved / "checkpoints"
@@ -222,7 +207,7 @@ def test_a_damaged_checkpoint_is_reported_set_aside_and_the_one_before_taken(
     (folder / "last.ckpt").write_bytes(content)
     assert begun(saved) == folder / "previous.ckpt"
     assert f"{folder / 'last.ckpt'} is damaged (the checksum of its record" in caplog.text
-    assert f"going on from the one before: {folder / 'previous.ckpt'}" in caplog.text
+    assert f"resuming from the checkpoint before: {folder / 'previous.ckpt'}" in caplog.text
     assert (folder / "last.ckpt.damaged").read_bytes() == content, "nothing is deleted"
 
 
@@ -231,17 +216,17 @@ def test_a_missing_last_checkpoint_leaves_the_one_before(saved: Path) -> None:
     assert begun(saved) == saved / "checkpoints" / "previous.ckpt"
 
 
-def test_where_all_are_damaged_nothing_is_begun_anew_in_silence(saved: Path) -> None:
+def test_where_all_are_damaged_nothing_is_started_again_in_silence(saved: Path) -> None:
     for file in (saved / "checkpoints").iterdir():
         file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(CannotResume, match=r"all checkpoints of .* are damaged \(.*\); begin anew in another folder"):
+    with pytest.raises(CannotResume, match=r"all checkpoints of .* are damaged \(.*\); start again in another folder"):
         begun(saved)
 
 
 def test_a_damaged_checkpoint_that_is_named_is_refused(saved: Path) -> None:
     file = saved / "checkpoints" / "last.ckpt"
     file.write_bytes(b"")
-    with pytest.raises(CannotResume, match=r"last.ckpt is damaged .* takes the newest whole one"):
+    with pytest.raises(CannotResume, match=r"last.ckpt is damaged .* takes the newest intact one"):
         begun(saved, str(file))
 
 
@@ -249,28 +234,28 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_list_of_differences
     with pytest.raises(CannotResume) as refused:
         begun(saved, dim=32, dropout=0.5)
     lines = str(refused.value).splitlines()
-    assert "is of another network or of other data" in lines[0]
+    assert "is of another network or other data" in lines[0]
     assert lines[1] == "  - model.dim: 16 in the checkpoint, 32 now"
-    assert "  - also model.dropout: 0.0 -> 0.5 (trains otherwise)" in lines
+    assert "  - also model.dropout: 0.0 -> 0.5 (changes the training)" in lines
 
 
 def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
     checkpoint_files.AtomicFiles().save_checkpoint({"global_step": 1}, tmp_path / "checkpoints" / "last.ckpt")
-    with pytest.raises(CannotResume, match="isn't a checkpoint of vitlab's"):
+    with pytest.raises(CannotResume, match="is not a checkpoint of vitlab"):
         begun(tmp_path)
 
 
 def test_changed_settings_are_warned_of(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert begun(saved, dropout=0.5)
-    assert caplog.messages == ["resume with another setting: model.dropout: 0.0 -> 0.5 (trains otherwise)"]
+    assert caplog.messages == ["resume with another setting: model.dropout: 0.0 -> 0.5 (changes the training)"]
 
 
-def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(saved: Path) -> None:
+def test_resuming_an_earlier_checkpoint_renames_the_later_ones(saved: Path) -> None:
     folder = saved / "checkpoints"
     assert begun(saved, str(folder / "previous.ckpt")) == folder / "previous.ckpt"
     assert {file.name for file in folder.iterdir()} == {"previous.ckpt", "last.ckpt.abandoned"}
-    assert begun(saved) == folder / "previous.ckpt", "what was left is not taken up again"
+    assert begun(saved) == folder / "previous.ckpt", "what was abandoned is not resumed"
 
 
 def test_a_run_that_cannot_be_read_hinders_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -279,4 +264,4 @@ def test_a_run_that_cannot_be_read_hinders_no_other(tmp_path: Path, caplog: pyte
     (tmp_path / "b" / "config.yaml").write_text("")
     (run / "results.json").write_text("")
     assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
-    assert "and is passed over" in caplog.text
+    assert "and is skipped" in caplog.text

@@ -28,9 +28,11 @@ def test_what_runs_in_this_process_leaves_its_results_and_its_log(tmp_path: Path
     assert f"counted in {tmp_path}" in (tmp_path / "train.log").read_text()
 
 
-def test_an_error_is_told_in_a_line_and_its_traceback_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_printed_in_a_line_and_its_traceback_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
-        run.run_recorded("train", failing, tmp_path, {"resume": None})
+        run.run_here("train", failing, tmp_path, {"resume": None})
     assert stopped.value.code == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"train failed; the traceback is in {tmp_path}/train.log; no checkpoint was made yet"
@@ -38,36 +40,36 @@ def test_an_error_is_told_in_a_line_and_its_traceback_kept(tmp_path: Path, capsy
     assert folder.read_results(tmp_path)["error"] == "ValueError: why"
 
 
-def test_what_fails_alike_in_two_ranks_is_told_once(
+def test_what_fails_alike_in_two_ranks_is_printed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = []
+    printed = []
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit):
-            run.run_recorded("train", failing, tmp_path, {"resume": None})
-        told.append(capsys.readouterr().err)
-    assert told[0].startswith("ValueError: why\n")
-    assert told[0].count("train failed; the traceback is in") == 1
-    assert told[1] == ""
+            run.run_here("train", failing, tmp_path, {"resume": None})
+        printed.append(capsys.readouterr().err)
+    assert printed[0].startswith("ValueError: why\n")
+    assert printed[0].count("train failed; the traceback is in") == 1
+    assert printed[1] == ""
     assert "Traceback" in (tmp_path / "train.rank1.log").read_text(), "each has its own in its log"
 
 
 def test_a_folder_that_somebody_trains_in_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with lock.run_lock(tmp_path, "rank0"), pytest.raises(SystemExit):
-        run.run_recorded("train", counted, tmp_path, {})
+        run.run_here("train", counted, tmp_path, {})
     assert f"train: {tmp_path} is being trained in by" in capsys.readouterr().err
     assert not (tmp_path / folder.RESULTS).exists()
 
 
-def test_a_sweep_s_failed_job_without_a_trainer_is_told_in_lines_without_a_traceback(
+def test_a_sweep_s_failed_job_without_a_trainer_is_printed_in_lines_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (entry := tmp_path / "prepare.py").write_text("import sys; sys.exit(1)")
     with pytest.raises(SystemExit) as stopped:  # as Hydra runs and shows it
         run_and_report(lambda: run.start_job("prepare", counted, entry, {"run_dir": str(tmp_path)}, sweep=True))
     assert stopped.value.code == 1
-    told = capsys.readouterr().err
-    assert told.startswith("the process ended with status 1\n")
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert printed.startswith("the process ended with status 1\n")
+    assert "Traceback" not in printed
     assert folder.read_results(tmp_path)["error"] == "the process ended with status 1"

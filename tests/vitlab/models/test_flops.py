@@ -75,34 +75,34 @@ def test_peers_count_as_the_same_model_of_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "peak"),
+    ("name", "dtype", "tf32", "peak"),
     [
-        ("NVIDIA H100 80GB HBM3", {"low": True, "half": False, "tf32": False}, 989.4),
-        ("NVIDIA H100 PCIe", {"low": False, "half": False, "tf32": True}, 378),
-        ("NVIDIA H200", {"low": True, "half": False, "tf32": True}, 989.4),
-        ("NVIDIA A100-SXM4-40GB", {"low": False, "half": False, "tf32": False}, 19.5),
-        ("NVIDIA L40S", {"low": True, "half": False, "tf32": False}, 362),
-        ("NVIDIA B200", {"low": False, "half": False, "tf32": True}, 1100),
-        ("NVIDIA GB200", {"low": True, "half": False, "tf32": False}, 2500),
-        ("NVIDIA GH200 480GB", {"low": True, "half": False, "tf32": False}, 989.4),
-        ("NVIDIA H200 NVL", {"low": True, "half": False, "tf32": False}, 835.5),
-        ("NVIDIA H100 80GB HBM2e", {"low": True, "half": False, "tf32": False}, 756),
-        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", {"low": True, "half": False, "tf32": False}, None),
-        ("NVIDIA GeForce RTX 4090", {"low": True, "half": False, "tf32": False}, 165.2),
-        ("NVIDIA GeForce RTX 4090 D", {"low": True, "half": False, "tf32": False}, None),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", {"low": True, "half": False, "tf32": False}, None),
-        ("NVIDIA GeForce RTX 4080 SUPER", {"low": True, "half": False, "tf32": False}, 104.4),
-        ("NVIDIA GeForce RTX 3080 Ti", {"low": False, "half": False, "tf32": True}, 34.1),
-        ("Tesla V100-PCIE-16GB", {"low": True, "half": True, "tf32": False}, 112),
-        ("Tesla V100-FHHL-16GB", {"low": True, "half": True, "tf32": False}, None),
-        ("Tesla T4", {"low": True, "half": True, "tf32": False}, 65),
-        ("Tesla T4", {"low": True, "half": False, "tf32": False}, None),
-        ("Tesla V100-SXM2-32GB", {"low": False, "half": False, "tf32": True}, 15.7),
-        ("an abacus", {"low": True, "half": False, "tf32": False}, None),
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, False, 989.4),
+        ("NVIDIA H100 PCIe", torch.float32, True, 378),
+        ("NVIDIA H200", torch.bfloat16, True, 989.4),
+        ("NVIDIA A100-SXM4-40GB", torch.float32, False, 19.5),
+        ("NVIDIA L40S", torch.bfloat16, False, 362),
+        ("NVIDIA B200", torch.float32, True, 1100),
+        ("NVIDIA GB200", torch.bfloat16, False, 2500),
+        ("NVIDIA GH200 480GB", torch.bfloat16, False, 989.4),
+        ("NVIDIA H200 NVL", torch.bfloat16, False, 835.5),
+        ("NVIDIA H100 80GB HBM2e", torch.bfloat16, False, 756),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", torch.bfloat16, False, None),
+        ("NVIDIA GeForce RTX 4090", torch.bfloat16, False, 165.2),
+        ("NVIDIA GeForce RTX 4090 D", torch.bfloat16, False, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", torch.bfloat16, False, None),
+        ("NVIDIA GeForce RTX 4080 SUPER", torch.bfloat16, False, 104.4),
+        ("NVIDIA GeForce RTX 3080 Ti", torch.float32, True, 34.1),
+        ("Tesla V100-PCIE-16GB", torch.float16, False, 112),
+        ("Tesla V100-FHHL-16GB", torch.float16, False, None),
+        ("Tesla T4", torch.float16, False, 65),
+        ("Tesla T4", torch.bfloat16, False, None),
+        ("Tesla V100-SXM2-32GB", torch.float32, True, 15.7),
+        ("an abacus", torch.bfloat16, False, None),
     ],
 )
-def test_gpus_are_recognized_by_the_drivers_names(name: str, settings: dict[str, bool], peak: float | None) -> None:
-    assert flops.datasheet_peak_flops(name, **settings) == (None if peak is None else peak * 1e12)
+def test_gpus_are_recognized_by_their_names(name: str, dtype: torch.dtype, tf32: bool, peak: float | None) -> None:
+    assert flops.datasheet_peak_flops(name, dtype, tf32=tf32) == (None if peak is None else peak * 1e12)
 
 
 def test_a_cpu_is_measured_once() -> None:

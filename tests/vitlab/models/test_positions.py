@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlab.models.positions import sincos2d
+from vitlab.models.positions import sincos2d_table
 from vitlab.models.vit import VisionTransformer
 
 toy = partial(VisionTransformer, image_size=16, patch_size=4, dim=24, depth=3, heads=2, num_classes=5)
@@ -28,7 +28,7 @@ def close(one: Tensor, two: Tensor, tolerance: float = 1e-5) -> None:
 
 
 def test_fixed_positions_are_sines_and_cosines_of_column_then_row() -> None:
-    table = sincos2d(2, 3, 8)
+    table = sincos2d_table(2, 3, 8, 6)[0]
     for row, column in product(range(2), range(3)):
         expected = [
             wave(place / 10000 ** (index / 2))
@@ -45,7 +45,7 @@ def test_fixed_positions_are_neither_trained_nor_stored_and_spare_the_prefix() -
     assert "pos_embed" not in dict(model.named_parameters())
     assert "pos_embed" not in model.state_dict()
     assert torch.equal(model.pos_embed[0, :2], torch.zeros(2, 24))
-    assert torch.equal(model.pos_embed[0, 2:], sincos2d(4, 4, 24))
+    assert torch.equal(model.pos_embed[0, 2:], sincos2d_table(4, 4, 24, 16)[0])
     images = images_for(model)
     sparing = toy(pos_embed="sincos2d", num_registers=1, pos_embed_on_patches_only=True)
     sparing.load_state_dict(model.state_dict())

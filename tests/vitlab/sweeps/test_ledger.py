@@ -94,7 +94,7 @@ def test_a_job_whose_defaults_have_changed_takes_the_place_of_the_former(
 ) -> None:
     ledger.add_jobs(sweep, {"other": {**entry(lr="0.1", seed="1"), "folder": "new"}})
     assert [job.id for job in ledger.read_sweep(sweep).jobs] == ["id0", "id2", "other"]
-    assert "lr_0.1-seed_1 has other defaults than now, and leaves the sweep" in caplog.text
+    assert "lr_0.1-seed_1 was made with other defaults, and leaves the sweep" in caplog.text
 
 
 def test_jobs_entered_by_several_processes_at_once_are_all_there(tmp_path: Path) -> None:

@@ -170,6 +170,6 @@ def test_a_network_begins_from_weights_and_says_what_became_of_them(
     assert loaded.head.weight.shape == (10, 64)
     assert "3 -> 1 channels (summed)" in caplog.text
     assert "preprocessing of images: data.{mean=[0.3054], std=[0.5]" in caplog.text
-    assert "the weights come without their preprocessing" in caplog.text
+    assert "the weights have no record of their preprocessing" in caplog.text
     fresh: Any = build.build_classifier(config["model"], data, config["classifier"]).network
     assert not torch.equal(fresh.blocks[0].mlp.fc1.weight, source.blocks[0].mlp.fc1.weight)

@@ -2,11 +2,12 @@
 
 import os
 import random
-import subprocess
-import sys
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from vitlab.storage import safe_load
@@ -54,25 +55,19 @@ def test_any_damage_is_reported_or_harmless(tmp_path: Path) -> None:
     assert reported > 350
 
 
-FULL_DISK = """
-import resource, signal, sys, torch
-from pathlib import Path
-from vitlab.training.checkpoint_files import AtomicFiles
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
-AtomicFiles().save_checkpoint({"weights": torch.zeros(10**5)}, Path(sys.argv[1]))
-"""
-
-
-def test_a_disk_that_is_full_leaves_the_former_file_and_says_so(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_former_file_and_is_reported(tmp_path: Path) -> None:
     file = saved(tmp_path)
     content = file.read_bytes()
-    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint_files.__file__).parents[2])}
-    line = [sys.executable, "-c", FULL_DISK, str(file)]
-    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert f"OSError: {file} can't be written" in ended.stderr
-    assert "MiB are free there. The previous checkpoint is intact" in ended.stderr
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))  # stands for the free space
+    try:
+        with pytest.raises(OSError, match="can't be written") as error:
+            checkpoint_files.AtomicFiles().save_checkpoint({"weights": torch.zeros(10**5)}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert str(error.value).startswith(f"{file} can't be written")
+    assert "MiB are free there. The previous checkpoint is intact" in str(error.value)
     assert file.read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 

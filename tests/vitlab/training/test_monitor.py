@@ -1,4 +1,4 @@
-"""What the Monitor logs is what happened; what the best checkpoint holds was the best."""
+"""The Monitor's rows are correct, and the best checkpoint is the best."""
 
 import csv
 import logging
@@ -62,14 +62,14 @@ def fit(make: MakeTrainer, folder: Path, module: Classifier, *callbacks: Callbac
 
 
 class Waits(TorchFunctionMode):
-    """Counts what would wait for a device if the tensors were on one, by the file that asks for it.
+    """Count the operations that would wait for a device if the tensors were on one, by their file.
 
-    Of data only what is done with images on the device counts: draws and orders are made on the CPU.
+    Draws and orders of the data, made on the CPU, don't count.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found = Counter[str]()
+        self.counts = Counter[str]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", str(func))
@@ -78,7 +78,7 @@ class Waits(TorchFunctionMode):
         reads = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero", "unique")
         if masked or name in (*reads, "masked_select", "bincount", "equal", "is_nonzero"):
             files = [Path(frame.filename) for frame in traceback.extract_stack()[:-1]]
-            self.found[next(file.name for file in reversed(files) if "torch" not in file.parts)] += 1
+            self.counts[next(file.name for file in reversed(files) if "torch" not in file.parts)] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -94,7 +94,7 @@ def test_no_step_waits_for_the_device_but_to_know_that_it_is_finite(make_trainer
         with Waits() as waits:
             trainer.fit(classifier(), source)
         assert trainer.global_step == steps
-        counts.append(waits.found)
+        counts.append(waits.counts)
     in_steps = counts[1] - counts[0]
     on_cpu = {"sampler.py", "_augment.py", "beta.py", "distribution.py"}
     assert {name: count for name, count in in_steps.items() if name not in on_cpu} == {"nonfinite.py": 20}
@@ -148,8 +148,11 @@ def test_the_speed_counts_all_of_training_and_nothing_of_validation(make_trainer
     monitor = Monitor()
     started = time.perf_counter()
     fit(make_trainer, tmp_path, classifier(), Slow(), monitor, max_epochs=5, log_every_n_steps=3)
-    assert monitor.meter.images == monitor.images == 505
-    assert 20 * 0.02 <= monitor.meter.seconds < time.perf_counter() - started - 5 * 0.3
+    assert monitor.images == 505
+    images = sorted({count for _, count in logged(tmp_path, "images")})
+    counts = [new - old for old, new in zip([0, *images], images, strict=False)]
+    seconds = sum(n / row["train/images_per_second"] for n, row in zip(counts, monitor.meter.rows, strict=True))
+    assert 20 * 0.02 <= seconds < time.perf_counter() - started - 5 * 0.3
     assert all(speed > 0 for _, speed in logged(tmp_path, "train/images_per_second"))
 
 

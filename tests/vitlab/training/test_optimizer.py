@@ -177,7 +177,7 @@ def test_a_convolutional_network_has_layers_too() -> None:
 
 
 def test_a_network_without_layers_is_reported() -> None:
-    with pytest.raises(ValueError, match=r"classifier\.layer_decay: Linear doesn't name its layers"):
+    with pytest.raises(ValueError, match=r"classifier\.layer_decay: Linear lacks group_matcher"):
         build_optimizer(partial(torch.optim.SGD, lr=1.0), nn.Linear(2, 2), layer_decay=0.5)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
-from vitlab.weights.mapping import from_ours, layout_name, plan_mapping, recognize_networks, to_ours
+from vitlab.weights.mapping import from_ours, layout_name, plan_mapping, recognize_networks
 from vitlab.weights.rules import BLOCK, Rule
 
 # arguments of a network that has a place in each layout
@@ -48,7 +48,9 @@ def test_a_network_written_in_a_layout_is_recognized_and_comes_back_bit_for_bit(
     assert found.others == []
     assert plan_mapping(found).unknown == []
     assert list(plan_mapping(found).skipped) == [f"{found.prefix}{zero}" for zero in layout.zeros or {}]
-    back = to_ours(theirs, found)
+    back = {
+        key: form.to([theirs[each] for each in names]) for key, (form, names) in plan_mapping(found).sources.items()
+    }
     assert back.keys() == ours.keys()
     for key, value in ours.items():
         assert torch.equal(back[key], value), key

@@ -6,13 +6,18 @@ from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
-from vitlab.weights.mapping import from_ours, plan_mapping, recognize_networks, to_ours
+from vitlab.weights.mapping import StoredNetwork, from_ours, plan_mapping, recognize_networks
 
 
 @pytest.fixture(scope="module")
 def ours() -> dict[str, Tensor]:
     model = VisionTransformer(image_size=8, patch_size=4, dim=12, depth=2, heads=3, num_classes=5)
     return {key: torch.rand(value.shape) for key, value in model.state_dict().items()}
+
+
+def to_ours(state: dict[str, Tensor], network: StoredNetwork) -> dict[str, Tensor]:
+    sources = plan_mapping(network).sources
+    return {ours: form.to([state[name] for name in names]) for ours, (form, names) in sources.items()}
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_a_run_without_averages_has_no_averages(tmp_path: Path) -> None:
 def test_another_kind_of_network_is_reported_with_its_names(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.ones(3), "fc.bias": torch.ones(2)}, tmp_path / "resnet.pth")
     with pytest.raises(
-        UnreadableWeights, match=r"holds no Vision Transformer of a known layout; its tensors are conv1\.weight"
+        UnreadableWeights, match=r"holds no Vision Transformer of a known layout; its tensors: conv1\.weight"
     ):
         open_weights(str(tmp_path / "resnet.pth"))
 

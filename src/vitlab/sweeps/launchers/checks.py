@@ -14,7 +14,6 @@ PLUGINS = {
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
 }
-POSITIVE = ("jobs", "timeout_min", "cpus_per_device", "mem_gb", "parallel")
 
 
 def missing_plugin(group: str, option: str) -> str | None:
@@ -28,14 +27,12 @@ def problems(node: Any, *, sweep: bool) -> tuple[list[str], bool]:
     if not isinstance(node, dict):
         return [f"hydra.launcher={format_value(node)} is not a mapping"], False
     target = str(node.get("_target_"))
-    name, package, found = target.rpartition(".")[2], REMOTE.get(target), []
+    name, package, lines = target.rpartition(".")[2], REMOTE.get(target), []
     if target != BASIC and not sweep:
-        found.append(f"hydra.launcher={name} starts a sweep's jobs, and this is one run; add -m")
+        lines.append(f"hydra.launcher={name} starts a sweep's jobs, and this is one run; add -m")
     if package and find_spec(package) is None:
         option = name.removesuffix("Launcher").lower()
-        found.append(f"hydra/launcher={option} is not installed: pip install {package}")
+        lines.append(f"hydra/launcher={option} is not installed: pip install {package}")
     if target.startswith(f"{OURS}."):
-        found += node_problems("hydra.launcher", node)
-        numbers = {key: node[key] for key in POSITIVE if isinstance(node.get(key), int | float)}
-        found += [f"hydra.launcher.{key}={n} must be more than 0" for key, n in numbers.items() if n <= 0]
-    return found, package is not None
+        lines += node_problems("hydra.launcher", node)
+    return lines, package is not None

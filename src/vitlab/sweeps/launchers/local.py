@@ -1,16 +1,15 @@
-"""The jobs of a sweep, and `hydra/launcher=local`: several at once on one machine, each on devices of its own.
+"""The jobs of a sweep, and `hydra/launcher=local`: several at once on one machine, each on its own devices.
 
-overrides -> `compose_jobs`: Hydra's configuration of each job, and from it the number of devices it needs
+overrides -> `compose_jobs`: Hydra's configuration of each job, which has the number of its devices
           -> `launch`: as devices become free, a forked process for the next job, pinned to its devices
-          -> `Job.run`: Hydra's own `run_job` in that process's main thread, which starts the job's ranks
+          -> `Job.run`: Hydra's `run_job` in that process, which starts the job's ranks
           -> the job's return value, logged in a line
 
-A job's process is forked, since it only composes, checks, starts ranks and waits: what this process has imported is
-already there, and ranks are processes of their own anyway. What it prints is in the run's `console.log`.
+A job's process is forked, so it has imported everything already; it only composes, checks, starts ranks and waits. Its
+output is in the run's `console.log`.
 """
 
 import logging
-import math
 import os
 import signal
 import sys
@@ -18,8 +17,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from vitlab.distributed.environment import ranks_per_node
 from vitlab.distributed.launch import JobFailed, exit_with_parent, forward_signals
 from vitlab.runs import record
 from vitlab.runs.folder import read_results
+from vitlab.sweeps.launchers.devices import Devices, available_cores, visible_gpus
 
 CONSOLE = "console.log"  # the output of a job that shares the terminal with others
 
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """One combination of a sweep's values; `label` is what it does not share with all others."""
+    """One combination of a sweep's values; `label` has the overrides that other jobs don't share."""
 
     number: int
     overrides: list[str]
@@ -53,9 +54,9 @@ class Job:
 
     @property
     def devices(self) -> int | list[int]:
-        """The number of devices it needs on each machine, or the numbers of the devices it was given."""
-        trainer = self.config.get("trainer")  # a command without one runs in one process
-        if not trainer:
+        """The number of devices on each machine, or the indices of given devices."""
+        trainer = self.config.get("trainer")
+        if not trainer:  # one process
             return 1
         devices = trainer.devices
         if isinstance(devices, str) and "," in devices:
@@ -88,8 +89,6 @@ class Job:
 
         def task(cfg: DictConfig) -> Any:
             if console:
-                sys.stdout.flush()
-                sys.stderr.flush()
                 with Path(HydraConfig.get().runtime.output_dir, CONSOLE).open("ab") as output:
                     os.dup2(output.fileno(), 1)  # of child processes as well
                     os.dup2(output.fileno(), 2)
@@ -116,7 +115,7 @@ class Job:
         return result
 
     def failure(self, reason: str, *, hint: bool = False) -> JobReturn:
-        """Return the result of a job whose process returned none; with `hint`, say how to resume it."""
+        """Return the result of a job whose process returned none; with `hint`, add how to resume it."""
         result = JobReturn(overrides=self.overrides, status=JobStatus.FAILED)
         result.return_value = JobFailed(f"{reason}; {record.resume_hint(self.folder)}" if hint else reason)
         return result
@@ -146,87 +145,54 @@ def compose_jobs(
     return jobs
 
 
-class Devices:
-    """This machine's GPUs or cores, and the number of jobs on each.
-
-    A device has one job at a time, or as many as `at_once` jobs need.
-
-    Args:
-        names: The GPUs as in CUDA_VISIBLE_DEVICES, or the cores' numbers.
-        at_once: The number of jobs to run at once; None: one on each device.
-    """
-
-    def __init__(self, names: Sequence[str], *, at_once: int | None) -> None:
-        self.names, self.at_once = list(names), at_once
-        self.load = dict.fromkeys(self.names, 0)
-
-    def acquire(self, wanted: int | list[int]) -> list[str] | None:
-        """Return the least used devices, or those with the numbers in `wanted`; None while they are not free."""
-        count = wanted if isinstance(wanted, int) else len(wanted)
-        limit = max(1, math.ceil((self.at_once or 1) * count / len(self.names)))
-        least = sorted(self.names, key=lambda name: self.load[name])[:count]
-        chosen = least if isinstance(wanted, int) else [self.names[number] for number in wanted]
-        if any(self.load[name] >= limit for name in chosen):
-            return None
-        for name in chosen:
-            self.load[name] += 1
-        return sorted(chosen, key=self.names.index)
-
-    def release(self, names: Sequence[str]) -> None:
-        for name in names:
-            self.load[name] -= 1
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as in CUDA_VISIBLE_DEVICES."""
-    import torch
-
-    count = torch.cuda.device_count()
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return listed.split(",")[:count] if listed is not None else [str(number) for number in range(count)]
-
-
-def available_cores() -> list[str]:
-    """Return the numbers of the cores that this process may use."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return [str(core) for core in sorted(cores)]
-
-
 def device_environment(job: Job, devices: Sequence[str], *, on_gpus: bool, all_devices: int) -> dict[str, str]:
     share = len(available_cores()) * len(devices) // all_devices if on_gpus else len(devices)
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, share // job.count))}
-    # a job that names its GPUs' numbers counts them among all
+    # the indices that a job gives count among all GPUs
     return threads | ({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if on_gpus and isinstance(job.devices, int) else {})
 
 
-class ForkedJob:
-    """A job's process: a copy of this one in a process group of its own, which gets signals only from this one."""
+class ForkedJob(ForkProcess):
+    """A job's process: a fork of this one in its own process group, which gets signals only from this one."""
 
     def __init__(self, job: Job, environment: Mapping[str, str], affinity: Sequence[int]) -> None:
-        self.job = job
-        self.results, returns = get_context("fork").Pipe(duplex=False)
-        arguments = (job, environment, affinity, returns, os.getpid())
-        self.process = get_context("fork").Process(target=run_forked, args=arguments)
-        self.process.start()
-        returns.close()
+        super().__init__()
+        self.job, self.environment, self.affinity, self.launcher = job, environment, affinity, os.getpid()
+        self.results, self.returns = Pipe(duplex=False)
+
+    def run(self) -> None:
+        """Run the job in the new process, which exits with the job's status if it was asked to stop."""
+        os.setpgid(0, 0)
+        for number in signals.SIGNALS:  # remove the launcher's handlers
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        exit_with_parent(self.launcher)
+        os.environ.update(self.environment)
+        if self.affinity:
+            os.sched_setaffinity(0, self.affinity)
+        try:
+            result = self.job.run(console=True)
+        except KeyboardInterrupt:
+            sys.exit(signals.STATUS["interrupted"])
+        try:
+            self.returns.send(result)
+        except Exception:  # an error that can't be pickled
+            error = result._return_value
+            self.returns.send(self.job.failure(f"{type(error).__name__}: {error}"))
 
     def poll(self) -> int | None:
-        return self.process.exitcode
+        return self.exitcode
 
     def send_signal(self, sig: int, /) -> None:
-        if self.poll() is None and self.process.pid:
+        if self.poll() is None and self.pid:
             with suppress(ProcessLookupError):
-                os.kill(self.process.pid, sig)
-
-    def kill(self) -> None:
-        self.process.kill()
+                os.kill(self.pid, sig)
 
     def wait(self) -> int | None:
-        self.process.join()
-        return self.poll()
+        self.join()
+        return self.exitcode
 
     def receive_result(self) -> JobReturn:
-        """Return what the process sent before its end, or what is known of its end."""
+        """Return what the process sent before its end, or else a failure with its status."""
         result: JobReturn | None = None
         with suppress(EOFError):
             result = self.results.recv()
@@ -235,37 +201,14 @@ class ForkedJob:
         return result or self.job.exit_failure(status)
 
 
-def run_forked(
-    job: Job, environment: Mapping[str, str], affinity: Sequence[int], returns: Connection, parent: int
-) -> None:
-    """Run a job in its process, which exits with the job's status if it was asked to stop."""
-    os.setpgid(0, 0)
-    for number in signals.SIGNALS:  # without the parent's handlers
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    exit_with_parent(parent)
-    os.environ.update(environment)
-    if affinity:
-        os.sched_setaffinity(0, affinity)
-    try:
-        result = job.run(console=True)
-    except KeyboardInterrupt:
-        sys.exit(signals.STATUS["interrupted"])
-    try:
-        returns.send(result)
-    except Exception:  # an error that can't be pickled
-        error = result._return_value
-        returns.send(job.failure(f"{type(error).__name__}: {error}"))
-
-
 def launch(jobs: Sequence[Job], *, at_once: int | None) -> list[JobReturn]:
     """Run as many jobs at once as have devices, or `at_once`, and return their results in order.
 
-    A job that fails does not stop the others. A signal to stop is forwarded to each job, and exits this program with
-    its status when the last job has ended.
+    A signal to stop is forwarded to each job, and exits this program when the last job has ended.
     """
     on_gpus = any(job.accelerator != "cpu" for job in jobs) and bool(visible_gpus())
     names = visible_gpus() if on_gpus else available_cores()
-    # cores that would be idle are shared out as well
+    # idle cores are shared out
     share = len(names) // (at_once or max(1, min(len(jobs), len(names) // max(job.count for job in jobs))))
     devices = Devices(names, at_once=at_once)
     waiting, running = list(jobs), dict[Connection, tuple[ForkedJob, list[str]]]()
@@ -281,11 +224,14 @@ def launch(jobs: Sequence[Job], *, at_once: int | None) -> list[JobReturn]:
                 environment = device_environment(job, taken, on_gpus=on_gpus, all_devices=len(names))
                 affinity = [int(core) for core in taken] if not on_gpus and hasattr(os, "sched_setaffinity") else []
                 job.log_start(f"{'GPU' if on_gpus else 'core'}{'s' if len(taken) > 1 else ''} {','.join(taken)}")
-                # a signal waits until the process is one of those that it is forwarded to
+                process = ForkedJob(job, environment, affinity)
+                # block signals until the process is in the list of those that get them
                 signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
-                processes.append(ForkedJob(job, environment, affinity))
+                process.start()
+                processes.append(process)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
-                running[processes[-1].results] = (processes[-1], taken)
+                process.returns.close()
+                running[process.results] = (process, taken)
                 waiting.pop(0)
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)

@@ -21,8 +21,7 @@ def launch_on_ray(
 ) -> list[JobReturn]:
     """Run the jobs as their devices become free; see `RayLauncher`.
 
-    A signal to stop interrupts the running jobs, which save, and exits this program with its status when they have
-    ended.
+    A signal to stop interrupts the running jobs, and exits this program when they have ended.
     """
     import ray
 
@@ -33,22 +32,22 @@ def launch_on_ray(
     try:
         if gpus is None:
             gpus = "GPU" in ray.cluster_resources()
-        pending = {job.number: RayJob(job, cpus_per_device, gpus=gpus) for job in jobs}
+        pending = [RayJob(job, cpus_per_device, gpus=gpus) for job in jobs]
         results: dict[int, JobReturn] = {}
         with launch.forward_signals([]) as asked:
             handled = 0
             while pending:
                 if len(asked) > handled:
                     handled = len(asked)
-                    for started in pending.values():
-                        started.cancel(force=handled > 1)
-                # only unfinished tasks: a machine of a job may end long before its others, and would end the wait
-                if refs := [ref for started in pending.values() for ref in started.wait()[1]]:
+                    for running in pending:
+                        running.cancel(force=handled > 1)
+                # unfinished tasks alone: of a job on several machines one may end early, and would end the wait
+                if refs := [ref for running in pending for ref in running.tasks()[1]]:
                     ray.wait(refs, num_returns=1, timeout=POLL)
-                for number, started in list(pending.items()):
-                    if (result := started.result()) is not None:
-                        results[number] = started.job.log_end(result)
-                        del pending[number]
+                for running in list(pending):
+                    if (result := running.result()) is not None:
+                        results[running.job.number] = running.job.log_end(result)
+                        pending.remove(running)
         if asked:
             sys.exit(signals.STATUS[asked[0]])
         return [results[job.number] for job in jobs]
@@ -66,7 +65,7 @@ class RayJob:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         self.job, self.group = job, None
-        # each in a process of its own, and never restarted silently
+        # each in its own process, and never restarted silently
         task = ray.remote(max_calls=1, max_retries=0)(run_on_ray)
         cpus, devices = cpus_per_device * job.count, float(job.count) if gpus and job.accelerator != "cpu" else 0.0
         options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": devices}
@@ -83,8 +82,8 @@ class RayJob:
             for node, place in enumerate(places)
         ]
 
-    def wait(self) -> tuple[list[Any], list[Any]]:
-        """Return its tasks that have ended, and the others."""
+    def tasks(self) -> tuple[list[Any], list[Any]]:
+        """Return the tasks that have ended, and the others."""
         import ray
 
         ended, others = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)
@@ -94,11 +93,11 @@ class RayJob:
         """Return the job's result once it has ended on all machines; a failure on one of them stops the others."""
         import ray
 
-        ended, others = self.wait()
+        ended, others = self.tasks()
         failed = [result for result in map(self.fetch, ended) if result.status == JobStatus.FAILED]
-        if failed and others:
-            self.cancel(force=False)
         if others:
+            if failed:
+                self.cancel(force=False)
             return None
         if self.group:
             ray.util.remove_placement_group(self.group)
@@ -115,7 +114,7 @@ class RayJob:
         return result
 
     def cancel(self, *, force: bool) -> None:
-        """Interrupt the job; one that waits never starts."""
+        """Interrupt the job, or keep it from starting."""
         import ray
 
         for ref in self.refs:
@@ -125,7 +124,7 @@ class RayJob:
 
 def run_on_ray(job: Job, threads: int, node: int = 0, spot: tuple[str, int] | None = None) -> JobReturn:
     """Run a job, or its part on this machine, in a Ray worker."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # Ray's own is for one process
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # Ray's default is for one process
     if spot is not None:
         os.environ[environment.NODES_VARIABLE] = str(environment.NodeInfo(node, job.nodes, *spot))
     try:

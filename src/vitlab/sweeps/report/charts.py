@@ -176,14 +176,3 @@ def strip_chart(
             x = middle + (k - (len(points) - 1) / 2) * min(9.0, room / (len(points) + 1))
             parts.append(mark(p, f'<circle cx="{x:.1f}" cy="{y(p.y)}" r="4"/>'))
     return svg("".join(parts), f"{y_name} by {x_name}")
-
-
-def bar_chart(shares: Mapping[str, float], *, gray: str) -> Markup:
-    """Draw shares of 1 as bars below their names, the one of `gray` without a color."""
-    parts, row = [], 36
-    for top, (name, share) in zip(range(0, row * len(shares), row), shares.items(), strict=True):
-        length, kind = max(1.0, share * (WIDTH - 48)), "bar quiet" if name == gray else "bar"
-        parts.append(text(0, top + 12, name, kind="name", anchor="start"))
-        parts.append(f'<rect class="{kind}" x="0" y="{top + 18}" rx="2" width="{length:.1f}" height="9"/>')
-        parts.append(text(length + 6, top + 27, f"{100 * share:.0f} %", anchor="start"))
-    return svg("".join(parts), "shares of the variance", row * len(shares))

@@ -1,7 +1,4 @@
-"""How much of a sweep's differences each setting explains: fANOVA (Hutter et al. 2014), as Optuna computes it.
-
-Optuna's evaluator wants a study; any sweep becomes one in memory, also a grid and a random search.
-"""
+"""The share of a sweep's differences that each setting explains: Optuna's fANOVA (Hutter et al. 2014), of any sweep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +8,13 @@ from vitlab.runs.muted_logs import muted_logs
 from vitlab.sweeps.ledger import Job
 from vitlab.sweeps.report.table import finite_numbers
 
-FEWEST = 4  # jobs to fit a forest to
-RELIABLE = 60  # jobs, below which the shares are only hints: the tests measure how much they vary then
+FEWEST = 4  # jobs for a forest
+RELIABLE = 60  # jobs; with fewer the shares are only hints: the tests measure how much they vary
 
 
 @dataclass(frozen=True)
 class Importance:
-    """The share of the variance that each setting explains, largest first, and why the others have none."""
+    """The share of the variance that each setting explains, largest first, and why the others have no share."""
 
     shares: dict[str, float]
     n: int
@@ -25,11 +22,7 @@ class Importance:
 
 
 def setting_importance(jobs: Sequence[Job], objective: str) -> Importance:
-    """Return shares (they sum to 1) of what varies among the finished jobs, including the seed: its share is noise.
-
-    There are no shares for fewer than `FEWEST` jobs, or if all have the same score. Raises `ImportError` without
-    Optuna.
-    """
+    """Return the shares (none for too few jobs or equal scores) of what varies. Raises `ImportError` without Optuna."""
     scored = [job for job in jobs if job.status == "finished" and objective in finite_numbers(job)]
     scores = [finite_numbers(job)[objective] for job in scored]
     left_out: dict[str, str] = {}
@@ -58,7 +51,7 @@ def as_numbers(values: Sequence[str]) -> list[float] | None:
 
 
 def fanova(columns: dict[str, Sequence[Any]], scores: Sequence[float]) -> dict[str, float]:
-    """Return Optuna's fANOVA of a table: a column for each setting, strings as categories, numbers as a range."""
+    """Return Optuna's fANOVA of a table with a column for each setting: strings are categories, numbers a range."""
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
@@ -75,6 +68,5 @@ def fanova(columns: dict[str, Sequence[Any]], scores: Sequence[float]) -> dict[s
         for i, score in enumerate(scores):
             params = {name: column[i] for name, column in columns.items()}
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
-        return {
-            k: float(v) for k, v in get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)).items()
-        }
+        shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return {name: float(share) for name, share in shares.items()}

@@ -57,18 +57,3 @@ for (const place of document.querySelectorAll("tr[data-c], .legend [data-c], .m[
     });
   }
 }
-
-// Copying a command; without access to the clipboard it is selected instead.
-for (const button of document.querySelectorAll(".copy")) {
-  button.addEventListener("click", async () => {
-    const code = button.parentNode.querySelector("code");
-    try {
-      await navigator.clipboard.writeText(code.textContent);
-      button.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(code);
-      button.textContent = "Selected";
-    }
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
-  });
-}

@@ -8,17 +8,19 @@ import base64
 import hashlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitlab.storage import atomic
-from vitlab.sweeps.ledger import Direction, Job, Sweep
+from vitlab.sweeps.ledger import Direction, Job, Status, Sweep
 from vitlab.sweeps.report import charts, table
 from vitlab.sweeps.report.importance import RELIABLE, as_numbers, setting_importance
 from vitlab.sweeps.report.table import COSTS, Configuration, MeanStd, finite_numbers
@@ -26,8 +28,7 @@ from vitlab.sweeps.report.table import COSTS, Configuration, MeanStd, finite_num
 PAGE, RESULTS, JOBS = "index.html", "results.csv", "jobs.csv"
 MAX_POINTS = 200  # of a curve
 MAX_PICTURE_BYTES = 8 * 2**20  # in a page
-ARROWS: dict[Direction, str] = {"min": "↓", "max": "↑"}  # where better is
-STATUSES = ("finished", "pruned", "running", "waiting", "preempted", "interrupted", "crashed", "cancelled")
+ARROWS: dict[Direction, str] = {"min": "↓", "max": "↑"}  # the better direction
 
 log = logging.getLogger(__name__)
 
@@ -47,34 +48,39 @@ def render_page(sweep: Sweep) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     loader = FileSystemLoader(sources)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": format_number, "spread": format_mean_std, "date": format_date}
+    environment.filters |= {"number": format_number, "spread": format_mean_std}
     environment.filters["label"] = lambda name: "images/s" if name == "images_per_second" else name
     rows, names = table.configurations(sweep), table.choice_names(sweep, seed=True)
     best = table.best_job(sweep, rows[0].jobs) if rows else None
-    counts = {status: sum(job.status == status for job in sweep.jobs) for status in STATUSES}
+    counts = Counter(job.status for job in sweep.jobs)
+    measured = {key for row in rows for key in row.scores} | set(sweep.objectives)
+    objective, importance = table.first_objective(sweep)[0], None
+    with suppress(ImportError):  # without Optuna
+        importance = setting_importance(sweep.jobs, objective)
+    wanted = dict.fromkeys([*sweep.objectives, "test/acc", "val/acc", "val/loss", *COSTS])
     return environment.get_template("page.html").render(
         sweep=sweep,
-        created=datetime.now(UTC),
+        created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         style=Markup((sources / "page.css").read_text()),
         colors=charts.COLORS,
         arrows=ARROWS,
         reliable=RELIABLE,
-        objective=table.first_objective(sweep)[0],
+        objective=objective,
         rows=rows,
         names=table.choice_names(sweep),
         job_names=names,
-        columns=table_columns(sweep, rows),
+        columns=[key for key in wanted if key in measured],
         values={name: setting_values(sweep, name) for name in names},
         front=pareto_configurations(sweep, rows),
         groups={job.id: k for k, row in enumerate(rows) for job in row.jobs},
         numbers=finite_numbers,
-        counts={status: count for status, count in counts.items() if count},
+        counts={status: counts[status] for status in get_args(Status) if status in counts},
         seconds=sum(finite_numbers(job).get("seconds", 0.0) for job in sweep.jobs),
         best=best,
         curves=curve_charts(sweep, rows),
-        importance=importance_chart(sweep),
+        importance=importance,
         effects=effect_charts(sweep, rows),
         costs=cost_charts(sweep, rows),
         pictures=job_images(best) if best else [],
@@ -112,16 +118,6 @@ def is_percent(name: str) -> bool:
     return name.rpartition("/")[2] in ("acc", "acc5")
 
 
-def format_date(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def table_columns(sweep: Sweep, rows: Sequence[Configuration]) -> list[str]:
-    measured = {key for row in rows for key in row.scores} | set(sweep.objectives)
-    wanted = dict.fromkeys([*sweep.objectives, "test/acc", "val/acc", "val/loss", *COSTS])
-    return [key for key in wanted if key in measured]
-
-
 def setting_values(sweep: Sweep, name: str) -> list[str]:
     """Return the values of a setting, numbers by size."""
     values = list(dict.fromkeys(job.choices[name] for job in sweep.jobs if name in job.choices))
@@ -137,7 +133,7 @@ def pareto_configurations(sweep: Sweep, rows: Sequence[Configuration]) -> set[in
 
 
 def axis_name(sweep: Sweep, name: str) -> str:
-    """Return a number's name, with an arrow to where better is, if that is known."""
+    """Return a number's name with an arrow in its better direction, if that is known."""
     default: Direction | None = "min" if "loss" in name else "max" if is_percent(name) else None
     direction = sweep.objectives.get(name, default)
     return f"{name} {ARROWS[direction]}" if direction else name
@@ -145,7 +141,7 @@ def axis_name(sweep: Sweep, name: str) -> str:
 
 def curve_charts(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
     """Draw objectives, accuracy and training loss of each configuration's finished jobs; of all, if none is."""
-    metrics = [[table.read_metrics(job) for job in row.finished or row.jobs] for row in rows]
+    metrics = [[table.read_metrics(job) for job in row.finished_jobs or row.jobs] for row in rows]
     logged = {name for jobs in metrics for lines in jobs for line in lines for name in line}
     drawn = []
     for name in dict.fromkeys([*sweep.objectives, "val/acc", "train/loss"]):
@@ -163,24 +159,15 @@ def mean_line(curve: dict[float, MeanStd], label: str, group: int) -> charts.Lin
     points = list(curve.items())
     points = points[: -1 : -(-len(points) // MAX_POINTS) or 1] + points[-1:]
     line = charts.Line(label, group, [x for x, _ in points], [score.mean for _, score in points])
-    bounds = [(s.mean - s.deviation, s.mean + s.deviation) for _, s in points if s.deviation is not None]
-    if len(bounds) < len(points):
+    if any(score.deviation is None for _, score in points):
         return line
-    return replace(line, low=[low for low, _ in bounds], high=[high for _, high in bounds])
-
-
-def importance_chart(sweep: Sweep) -> dict[str, Any]:
-    """Draw the importance of each setting for the first objective, if Optuna is installed and there are enough jobs."""
-    try:
-        found = setting_importance(sweep.jobs, table.first_objective(sweep)[0])
-    except ImportError:
-        return {"chart": None, "left_out": {}, "missing": True}
-    return {"chart": charts.bar_chart(found.shares, gray=table.SEED) if found.shares else None, **vars(found)}
+    low, high = ([s.mean + sign * (s.deviation or 0.0) for _, s in points] for sign in (-1, 1))
+    return replace(line, low=low, high=high)
 
 
 def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
     objective, _ = table.first_objective(sweep)
-    jobs = [(k, job, finite_numbers(job)) for k, row in enumerate(rows) for job in row.finished]
+    jobs = [(k, job, finite_numbers(job)) for k, row in enumerate(rows) for job in row.finished_jobs]
     drawn = []
     for name in table.choice_names(sweep):
         columns: dict[str, list[charts.Point]] = {value: [] for value in setting_values(sweep, name)}
@@ -222,23 +209,24 @@ def cost_charts(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
 
 def job_images(job: Job) -> list[tuple[str, str]]:
     """Return a run's pictures by name as `data:` URLs, without those that would make the page too large."""
-    found, room = [], MAX_PICTURE_BYTES
+    images, room = [], MAX_PICTURE_BYTES
     for file in sorted((job.folder / "figures").glob("*.png"), key=lambda f: (f.stem != "curves", f.name)):
         if (size := file.stat().st_size) > room:
             log.warning("report: %s is left out of the page: its pictures would exceed 8 MiB", file)
-            continue
-        room -= size
-        found.append((file.stem, f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"))
-    return found
+        else:
+            room -= size
+            images.append((file.stem, f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"))
+    return images
 
 
 def provenance_rows(sweep: Sweep) -> dict[str, list[str]]:
-    results = [job.results for job in sweep.jobs]
-    versions = [r["versions"] for r in results if isinstance(r.get("versions"), dict)]
-    found = {
-        "commit": [str(r["commit"]) for r in results if r.get("commit")],
-        "versions": [", ".join(f"{name} {version}" for name, version in v.items()) for v in versions],
-        "host": [str(r["host"]) for r in results if r.get("host")],
-        "device": [f"{r.get('devices', 1)} x {r['device']}, {r.get('precision')}" for r in results if r.get("device")],
-    }
-    return {key: list(dict.fromkeys(values)) for key, values in found.items() if values}
+    rows: dict[str, dict[str, None]] = {"commit": {}, "versions": {}, "host": {}, "device": {}}
+    for results in (job.results for job in sweep.jobs):
+        for key in ("commit", "host"):
+            if results.get(key):
+                rows[key][str(results[key])] = None
+        if isinstance(versions := results.get("versions"), dict):
+            rows["versions"][", ".join(f"{name} {version}" for name, version in versions.items())] = None
+        if results.get("device"):
+            rows["device"][f"{results.get('devices', 1)} x {results['device']}, {results.get('precision')}"] = None
+    return {key: list(values) for key, values in rows.items() if values}

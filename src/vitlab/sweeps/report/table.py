@@ -1,7 +1,6 @@
-"""From the jobs of a sweep to its table: what varies, and mean, standard deviation and n over the seeds.
+"""The table of a sweep: its configurations (jobs that differ only in `seed`), and mean and spread of their scores.
 
-Jobs that differ only in `seed` are one configuration. Only finished jobs count in its scores: a pruned or crashed one
-was trained less than the others.
+Only finished jobs count in the scores: a pruned or crashed one was trained less than the others.
 """
 
 import csv
@@ -13,9 +12,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from vitlab.storage import atomic
-from vitlab.sweeps.ledger import Direction, Job, Sweep
+from vitlab.sweeps.ledger import Direction, Job, Sweep, choices_text
 
-SEED = "seed"  # what a configuration is repeated over
+SEED = "seed"  # differs among the jobs of a configuration
 COSTS = ("seconds", "images_per_second", "parameters")
 COUNTS = ("steps", "epochs", "images", "devices")  # results that are no scores
 
@@ -40,10 +39,10 @@ class Configuration:
     @property
     def label(self) -> str:
         """`optimizer.lr=0.001 model.depth=2`; empty if only the seed varies."""
-        return " ".join(f"{key}={value}" for key, value in self.choices.items())
+        return choices_text(self.choices)
 
     @property
-    def finished(self) -> list[Job]:
+    def finished_jobs(self) -> list[Job]:
         return [job for job in self.jobs if job.status == "finished"]
 
 
@@ -79,12 +78,8 @@ def configurations(sweep: Sweep) -> list[Configuration]:
         scores = {key: mean_std([one[key] for one in finished if key in one]) for key in measured}
         rows.append(Configuration(choices, jobs, scores))
     objective, direction = first_objective(sweep)
-
-    def key(row: Configuration) -> float:
-        mean = row.scores[objective].mean if objective in row.scores else None
-        return math.inf if mean is None else mean if direction == "min" else -mean
-
-    return sorted(rows, key=key)
+    sign = 1 if direction == "min" else -1
+    return sorted(rows, key=lambda row: sign * row.scores[objective].mean if objective in row.scores else math.inf)
 
 
 def first_objective(sweep: Sweep) -> tuple[str, Direction]:
@@ -93,10 +88,10 @@ def first_objective(sweep: Sweep) -> tuple[str, Direction]:
 
 def best_job(sweep: Sweep, among: Iterable[Job] | None = None) -> Job | None:
     objective, direction = first_objective(sweep)
-    jobs = [job for job in (sweep.jobs if among is None else among) if job.status == "finished"]
-    jobs = [job for job in jobs if objective in finite_numbers(job)]
+    jobs = sweep.jobs if among is None else among
+    scored = [job for job in jobs if job.status == "finished" and objective in finite_numbers(job)]
     choose = min if direction == "min" else max
-    return choose(jobs, key=lambda job: finite_numbers(job)[objective]) if jobs else None
+    return choose(scored, key=lambda job: finite_numbers(job)[objective], default=None)
 
 
 def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -> list[int]:
@@ -140,7 +135,7 @@ def write_results(sweep: Sweep, file: Path) -> None:
     for rank, row in enumerate(rows, 1):
         scores = [row.scores.get(key) for key in measured]
         numbers = [part for score in scores for part in ((score.mean, score.deviation) if score else (None, None))]
-        lines.append([rank, *map(row.choices.get, names), len(row.jobs), len(row.finished), *numbers])
+        lines.append([rank, *map(row.choices.get, names), len(row.jobs), len(row.finished_jobs), *numbers])
     write_csv(file, lines)
 
 

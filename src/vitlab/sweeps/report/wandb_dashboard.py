@@ -7,9 +7,8 @@ The panels name what vitlab logs: the columns of `metrics.csv`, and `choices` an
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitlab.config.schema import Node
 from vitlab.runs.wandb import as_number, choice_key, existing_run_id
@@ -24,9 +23,8 @@ MAX_RUNS = 100  # in a panel
 MEAN_STD: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
 
 
-@dataclass(frozen=True)
-class WandbProject:
-    """Where wandb stores the runs; without an entity, in the user's own account."""
+class WandbProject(NamedTuple):
+    """The project of runs at wandb; without an entity, in the user's own account."""
 
     project: str
     entity: str | None
@@ -54,18 +52,21 @@ def sweep_dashboard(sweep: Sweep, project: WandbProject) -> Any:
     """Show a sweep's jobs: scores by setting, curves with their spread over seeds, the best run's pictures."""
     wr, ws, expr = import_workspaces()
     objective, direction = table.first_objective(sweep)
-    main = summary_key(objective)
+    main, configuration = summary_key(objective), wr.Config("configuration")
     scores = list(dict.fromkeys(map(summary_key, [*sweep.objectives, "val/acc", "test/acc"])))
-    axes = {name: wr.Config(f"choices.{choice_key(name)}") for name in table.choice_names(sweep)}
-    configuration = wr.Config("configuration")
-    title = f"{main} by configuration: mean and spread over seeds"
-    panels = [wr.BarPlot(title=title, metrics=[main], groupby=configuration, orientation="h", **MEAN_STD)]
+    names = table.choice_names(sweep, seed=True)
+    axes = {name: wr.Config(f"choices.{choice_key(name)}") for name in sorted(names, key=lambda n: n == table.SEED)}
+
+    def bars(title: str, groupby: Any, orientation: str) -> Any:
+        return wr.BarPlot(title=title, metrics=[main], groupby=groupby, orientation=orientation, **MEAN_STD)
+
+    panels = [bars(f"{main} by configuration: mean and spread over seeds", configuration, "h")]
     panels.append(wr.ParameterImportancePlot(with_respect_to=main))
     for name, axis in axes.items():
-        title = f"{main} by {name}: mean over all other settings and seeds, and its spread"
-        panels.append(wr.BarPlot(title=title, metrics=[main], groupby=axis, orientation="v", **MEAN_STD))
-        title, log = f"{main} by {name}: each job", log_scale(sweep, name)
-        panels.append(wr.ScatterPlot(title=title, x=axis, y=wr.SummaryMetric(main), log_x=log))
+        if name != table.SEED:
+            panels.append(bars(f"{main} by {name}: mean over all other settings and seeds, and its spread", axis, "v"))
+            title, log = f"{main} by {name}: each job", log_scale(sweep, name)
+            panels.append(wr.ScatterPlot(title=title, x=axis, y=wr.SummaryMetric(main), log_x=log))
     curves = []
     for name in dict.fromkeys([objective, "val/acc", "train/loss"]):
         if "/" in name:
@@ -76,26 +77,20 @@ def sweep_dashboard(sweep: Sweep, project: WandbProject) -> Any:
         wr.ScatterPlot(title=f"test/acc against {cost}", x=wr.SummaryMetric(cost), y=accuracy)
         for cost in ("images_per_second", "parameters", "_runtime")
     ]
-    if table.SEED in table.choice_names(sweep, seed=True):
-        axes[table.SEED] = wr.Config(f"choices.{table.SEED}")
     column = wr.ParallelCoordinatesPlotColumn
     columns = [column(a, display_name=choice_key(name), log=log_scale(sweep, name)) for name, a in axes.items()]
     columns += [column(wr.SummaryMetric(score), display_name=score) for score in scores]
-    parallel = wr.ParallelCoordinatesPlot(columns=columns, title=f"{sweep.name}: settings and scores")
     best = table.best_job(sweep)
     best_id = existing_run_id(best.folder) if best else None
+    settings, summaries = ([f"config:{axis.name}" for axis in axes.values()], [f"summary:{score}" for score in scores])
     runs = ws.RunsetSettings(
         filters=expr.And(expr.Metric("Group") == sweep.name),
         order=[expr.Ordering(expr.Summary(main), ascending=direction == "min")],
-        pinned_columns=[
-            *("run:displayName", "run:state"),
-            *(f"config:{axis.name}" for axis in axes.values()),
-            *(f"summary:{score}" for score in scores),
-        ],
+        pinned_columns=["run:displayName", "run:state", *settings, *summaries],
         pinned_runs=[best_id] if best_id else [],  # stays in sight, and its pictures come first
     )
     sections = {
-        "Settings": [parallel],
+        "Settings": [wr.ParallelCoordinatesPlot(columns=columns, title=f"{sweep.name}: settings and scores")],
         "Scores": panels,
         "Curves": curves,
         "Accuracy and cost": costs,
@@ -111,24 +106,25 @@ def run_dashboard(run_dir: Path, config: Node, project: WandbProject) -> Any:
     run_id = existing_run_id(run_dir)
     if run_id is None:
         raise ValueError(f"run={run_dir} has no wandb run: it was not tracked there, or has not begun")
-    utilization = "model FLOPs utilization; share of time spent waiting for data"
-    lines = [
-        wr.LinePlot(title="loss", x=X, y=["train/loss", "val/loss"], log_y=True),
-        wr.LinePlot(title="accuracy", x=X, y=["val/acc", "val/acc5"]),
-        wr.LinePlot(title="learning rate", x=X, metric_regex="^lr/"),  # one for each parameter group
-        wr.LinePlot(title="gradient norm before clipping", x=X, y=["train/gradient_norm"], log_y=True),
-        wr.LinePlot(title="images per second, all devices", x=X, y=["train/images_per_second"]),
-        wr.LinePlot(title=utilization, x=X, y=["train/mfu", "train/data_wait"]),
-    ]
-    scores = [wr.ScalarChart(title=name, metric=name) for name in ("test/acc", "best/val/acc", "best/val/loss")]
-    pictures = [wr.MediaBrowser(title="pictures", media_keys=["curves"], num_columns=1)]
-    sections = {"Scores": scores, "Training": lines, "Pictures": pictures}
+    panels: dict[str, dict[str, Any]] = {
+        "loss": {"y": ["train/loss", "val/loss"], "log_y": True},
+        "accuracy": {"y": ["val/acc", "val/acc5"]},
+        "learning rate": {"metric_regex": "^lr/"},  # one for each parameter group
+        "gradient norm before clipping": {"y": ["train/gradient_norm"], "log_y": True},
+        "images per second, all devices": {"y": ["train/images_per_second"]},
+        "model FLOPs utilization; share of time spent waiting for data": {"y": ["train/mfu", "train/data_wait"]},
+    }
+    sections = {
+        "Scores": [wr.ScalarChart(title=name, metric=name) for name in ("test/acc", "best/val/acc", "best/val/loss")],
+        "Training": [wr.LinePlot(title=title, x=X, **settings) for title, settings in panels.items()],
+        "Pictures": [wr.MediaBrowser(title="pictures", media_keys=["curves"], num_columns=1)],
+    }
     runs = ws.RunsetSettings(filters=expr.And(expr.Metric("ID") == run_id))
     return workspace(f"run {config.get('name', run_dir.name)} {run_id}", project, sections, runs)
 
 
 def summary_key(name: str) -> str:
-    """Return the name that a number of `results.json` has in the summary of a wandb run."""
+    """Return the name of a number of `results.json` in the summary of a wandb run."""
     return "_runtime" if name == "seconds" else f"best/{name}" if name.startswith("val/") else name
 
 

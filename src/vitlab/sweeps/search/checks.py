@@ -23,32 +23,29 @@ COSTS = ("parameters", "images_per_second", "seconds")
 def problems(
     node: Node, lines: Sequence[str], config: Node, loader: ConfigLoader | None
 ) -> tuple[list[Parameter], list[str]]:
-    """Return what is searched, and everything wrong with a sweeper's node, given the command line's other overrides.
+    """Return the searched parameters and the problems of a sweeper's node, given the command line's other overrides.
 
     `config` is the configuration with these overrides; it has the objective.
     """
-    parameters, found = list[Parameter](), list[str]()
+    parameters, mistakes = list[Parameter](), list[str]()
     try:
         parameters, _ = read_space(lines, node.get("params"), loader)
     except InvalidSearchSpace as error:
-        found += error.problems
+        mistakes += error.problems
     if node["_target_"] == GRID:
         remedy = "a grid needs choice(...) or range(...); or add hydra/sweeper=optuna"
         endless = [p.key for p in parameters if not p.values and p.step is None]
-        return parameters, found + [f"{key} has infinitely many values: {remedy}" for key in endless]
+        return parameters, mistakes + [f"{key} has infinitely many values: {remedy}" for key in endless]
     if not find_spec("optuna"):
         return [], ["hydra/sweeper=optuna needs Optuna, which is not installed: pip install 'optuna>=4.5'"]
-    if not parameters and not found:
-        found.append("hydra/sweeper=optuna has nothing to search; add KEY=interval(A,B), or hydra.sweeper.params")
-    if found := schema.node_problems("hydra.sweeper", {k: v for k, v in node.items() if v != {}}) + found:
-        return parameters, found
-    for key in ("n_trials", "n_jobs", "max_failures"):
-        if node.get(key, 1) < 1:
-            found.append(f"hydra.sweeper.{key}={node[key]} must be at least 1")
-    found += objective_problems(node, objectives_of(node, config))
-    if node.get("storage"):
-        found += storage_problems(node["storage"])
-    return parameters, found or [*constructor_problems(node)]
+    if not parameters and not mistakes:
+        mistakes.append("hydra/sweeper=optuna has nothing to search; add KEY=interval(A,B), or hydra.sweeper.params")
+    mistakes = schema.node_problems("hydra.sweeper", {k: v for k, v in node.items() if v != {}}) + mistakes
+    if isinstance(node.get("objectives"), dict | None):
+        mistakes += objective_problems(node, objectives_of(node, config))
+    if isinstance(storage := node.get("storage"), str):
+        mistakes += storage_problems(storage)
+    return parameters, mistakes or [*constructor_problems(node)]
 
 
 def objectives_of(node: Node, config: Node) -> dict[str, ledger.Direction]:
@@ -73,7 +70,7 @@ def objective_problems(node: Node, objectives: Mapping[str, str]) -> Iterator[st
 
 
 def storage_problems(storage: str) -> Iterator[str]:
-    """Yield why a database can't be used, without writing to it."""
+    """Yield why a database can't be used; write nothing to it."""
     from sqlalchemy import NullPool, create_engine, make_url
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -94,7 +91,7 @@ def storage_problems(storage: str) -> Iterator[str]:
 
 
 def constructor_problems(node: Node) -> Iterator[str]:
-    """Yield what the sampler and the pruner themselves refuse."""
+    """Yield the errors of the sampler's and the pruner's constructors."""
     from vitlab.config import instantiate
     from vitlab.sweeps.search.study import build_sampler
 

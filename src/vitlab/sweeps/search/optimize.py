@@ -6,10 +6,9 @@ SWEEP/optimization_results.yaml  the best trials, written at the end
 
     claim trials: those that were interrupted or may be retried, then new suggestions
       -> the launcher trains a batch of them; in each a callback reports the scores (vitlab.sweeps.search.pruning)
-      -> the study stores what their results.json says
-      -> ... until the study has `n_trials`
+      -> the study stores their results.json, until it has `n_trials`
 
-The study and the run folders hold all state: the same command resumes a search that was killed, and several processes
+All state is in the study and the run folders: the same command resumes a search that was killed, and several processes
 with the same command share one.
 """
 
@@ -18,14 +17,11 @@ import logging
 import math
 import platform
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
@@ -34,42 +30,22 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from vitlab.config import instantiate, paths
-from vitlab.config.overrides import as_single_run, parse_overrides
 from vitlab.config.schema import Node
 from vitlab.jobs import fingerprint
 from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
 from vitlab.runs.folder import read_results
-from vitlab.storage import atomic
 from vitlab.sweeps import claim, ledger
 from vitlab.sweeps.search.checks import objectives_of
+from vitlab.sweeps.search.results import Search, format_scores, write_results
 from vitlab.sweeps.search.space import Parameter, boundary_points, read_space
 from vitlab.sweeps.search.study import build_sampler, open_study, suggest_overrides
 
-DATABASE, RESULTS, LOCKS = "study.db", "optimization_results.yaml", ".claims"
+DATABASE, LOCKS = "study.db", ".claims"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Search:
-    """A search: its study, what it searches, and the overrides that all trials share."""
-
-    study: Study
-    folder: Path
-    space: list[Parameter]
-    shared: list[str]
-    objectives: dict[str, ledger.Direction]
-    callback: Node
-    settings: Node
-    cfg: DictConfig
-    loader: ConfigLoader
-
-    def compose(self, overrides: Sequence[str]) -> DictConfig:
-        return self.loader.load_sweep_config(self.cfg, list(overrides))
 
 
 @dataclass(frozen=True)
@@ -98,25 +74,15 @@ def optimize(
     ledger.write_sweep(folder, command=line, varies=keys, objectives=objectives)
     sampler = build_sampler(settings["sampler"])
     pruner = instantiate.build_object(settings["pruner"]) if settings["pruner"] else None
+    callback = {"_target_": "vitlab.sweeps.search.pruning.Pruning", "storage": storage, "study": name}
+    callback |= {"monitor": next(iter(objectives)), "pruner": settings["pruner"]}
+    space = [with_prefix(parameter, cfg, loader) for parameter in space]
     with open_study(storage, name, objectives.values(), sampler=sampler, pruner=pruner) as study:
-        callback = {"_target_": "vitlab.sweeps.search.pruning.Pruning", "storage": storage, "study": name}
-        callback |= {"monitor": next(iter(objectives)), "pruner": settings["pruner"]}
-        space = [with_prefix(parameter, cfg, loader) for parameter in space]
         search = Search(study, folder, space, shared, objectives, callback, settings, cfg, loader)
-        save_study_config(search)
+        check_study(search)
         log.info("%s: %d of %d trials are done", folder, sum(t.state.is_finished() for t in study.trials), n_trials)
-        while True:
-            with ExitStack() as claims:
-                batch = claim_trials(search, claims)
-                if not batch:
-                    break
-                jobs = [trial.overrides for trial in batch]
-                returned = launcher.launch(jobs, initial_job_idx=min(trial.number for trial in batch))
-                claim.exit_if_cancelled(folder)
-                for trial, job in zip(batch, returned, strict=True):
-                    failed = job.status == JobStatus.FAILED
-                    record_result(search, trial, job._return_value if failed else "it ended without results")
-            if len(study.get_trials(states=[TrialState.FAIL])) >= settings["max_failures"]:
+        while train_batch(search, launcher):
+            if len(search.trials(TrialState.FAIL)) >= settings["max_failures"]:
                 log.error("%d trials failed: the search ends here", settings["max_failures"])
                 break
         results = write_results(search)
@@ -124,6 +90,20 @@ def optimize(
         log.error("failed for good: %d of %d trials", failures, n_trials)
         sys.exit(1)
     return results
+
+
+def train_batch(search: Search, launcher: Launcher) -> bool:
+    """Train the next trials and store how they ended. Returns False if there are none left."""
+    with ExitStack() as claims:
+        batch = claim_trials(search, claims)
+        if batch:
+            jobs = [trial.overrides for trial in batch]
+            returned = launcher.launch(jobs, initial_job_idx=min(trial.number for trial in batch))
+            claim.exit_on_cancel(search.folder)
+            for trial, job in zip(batch, returned, strict=True):
+                failed = job.status == JobStatus.FAILED
+                record_result(search, trial, job._return_value if failed else "it ended without results")
+    return bool(batch)
 
 
 def with_prefix(parameter: Parameter, cfg: DictConfig, loader: ConfigLoader) -> Parameter:
@@ -136,34 +116,27 @@ def with_prefix(parameter: Parameter, cfg: DictConfig, loader: ConfigLoader) -> 
     return replace(parameter, override_key=f"++{parameter.key}")
 
 
-def study_config(search: Search) -> Node:
-    """Return what all trials of a study share: objectives, choices, and the settings that are not searched."""
+def check_study(search: Search) -> None:
+    """Store what all trials of the study share. Exits with status 2 and the differences if it has other settings."""
     config = resolve_config(search.compose([*search.shared, *boundary_points(search.space)[0]]), UNSET_RUN_DIR)
     assert isinstance(config, dict)
     keys = {p.key for p in search.space}
     groups = {key.partition("/")[0] for key in keys if search.loader.get_group_options(key)}
-    settings = fingerprint.training_settings(config).items()
-    return {
-        "objectives": search.objectives,
-        "settings": {k: v for k, v in settings if k not in keys and k.split(".")[0] not in groups},
-        "choices": {p.key: list(p.values) for p in search.space if p.values},
-    }
-
-
-def save_study_config(search: Search) -> None:
-    """Store the study's configuration. Exits with status 2 and the differences if it has another one."""
-    config = study_config(search)
+    settings = fingerprint.training_settings(config)
+    settings = {k: v for k, v in settings.items() if k not in keys and k.split(".")[0] not in groups}
+    choices = {p.key: list(p.values) for p in search.space if p.values}
     if (before := search.study.user_attrs.get("vitlab")) is None:
+        config = {"objectives": search.objectives, "settings": settings, "choices": choices}
         search.study.set_user_attr("vitlab", config)
         return
-    found = fingerprint.setting_changes(before["settings"], config["settings"])
-    for key, values in config["choices"].items():
+    changes = fingerprint.setting_changes(before["settings"], settings)
+    for key, values in choices.items():
         if (old := before["choices"].get(key, values)) != values:
-            found.append(f"{key}: choice of {old} -> {values} (Optuna can't continue with another choice)")
+            changes.append(f"{key}: choice of {old} -> {values} (Optuna can't continue with another choice)")
     if list(before["objectives"].items()) != list(search.objectives.items()):
-        found.append(f"objectives: {before['objectives']} -> {search.objectives}")
-    if found:
-        lines = "".join(f"\n  - {line}" for line in found)
+        changes.append(f"objectives: {before['objectives']} -> {search.objectives}")
+    if changes:
+        lines = "".join(f"\n  - {line}" for line in changes)
         log.error("study %s has other settings; name another search with sweep=NAME:%s", search.study.study_name, lines)
         sys.exit(2)
 
@@ -173,14 +146,14 @@ def claim_trials(search: Search, claims: ExitStack) -> list[ClaimedTrial]:
 
     A trial whose job failed stays unfinished until its max_failures_per_job are used up.
     """
-    study, settings, batch = search.study, search.settings, list[ClaimedTrial]()
+    settings, batch = search.settings, list[ClaimedTrial]()
     place = [platform.node(), str(search.folder)]  # machines may share a study without sharing a file system
 
     def lock(trial: FrozenTrial) -> FileLock:
         return FileLock(search.folder / LOCKS / f"{trial.number:04d}")
 
     with FileLock(search.folder / LOCKS / "asking"):  # two processes would claim the same
-        for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        for trial in search.trials(TrialState.RUNNING):
             if len(batch) < settings["n_jobs"] and trial.user_attrs.get("place", place) == place:
                 try:
                     claims.enter_context(lock(trial).acquire(timeout=0))
@@ -189,20 +162,20 @@ def claim_trials(search: Search, claims: ExitStack) -> list[ClaimedTrial]:
                 log.info("trial %d is not finished, and is resumed", trial.number)
                 batch += compose_job(search, trial)
         while len(batch) < settings["n_jobs"]:
-            states = [trial.state for trial in study.get_trials(deepcopy=False)]
+            states = [trial.state for trial in search.trials()]
             if len(states) >= settings["n_trials"] and TrialState.WAITING not in states:
                 break
-            number = study.ask().number
-            trial = study.get_trials(deepcopy=False)[number]
+            number = search.study.ask().number
+            trial = search.trials()[number]
             claims.enter_context(lock(trial))
-            study._storage.set_trial_user_attr(trial._trial_id, "place", place)
+            search.note(trial, "place", place)
             batch += compose_job(search, trial)
     return batch
 
 
 def compose_job(search: Search, trial: FrozenTrial) -> list[ClaimedTrial]:
     """Return a trial's job, entered in the ledger; none if its configuration can't be composed: the trial fails."""
-    lines = [*search.shared, *suggest_overrides(search.study, trial, search.space)]
+    lines = [*search.shared, *suggest_overrides(search.study, trial, search.space, search.settings["sampler"])]
     if search.settings["pruner"]:
         text = json.dumps({**search.callback, "trial": trial.number}, ensure_ascii=False).replace("'", "\\'")
         lines.append(f"hydra.sweeper.trial='{text}'")
@@ -214,13 +187,13 @@ def compose_job(search: Search, trial: FrozenTrial) -> list[ClaimedTrial]:
         fail(search, trial.number, str(error))
         return []
     ledger.add_jobs(search.folder, {name: entry})
-    search.study._storage.set_trial_user_attr(trial._trial_id, "folder", entry["folder"])
+    search.note(trial, "folder", entry["folder"])
     folder = search.folder / entry["folder"]
     return [ClaimedTrial(trial.number, lines, folder, ledger.count_failures(folder))]
 
 
 def record_result(search: Search, trial: ClaimedTrial, error: object) -> None:
-    """Store how a trial ended, by its results, or else as failed with `error`, unless it may be retried."""
+    """Store a trial's results, or that it failed with `error`, unless it may be retried."""
     results, study = read_results(trial.folder), search.study
     values = [float(results.get(name, math.nan)) for name in search.objectives]
     scores = format_scores(dict(zip(search.objectives, values, strict=True)))
@@ -241,44 +214,6 @@ def record_result(search: Search, trial: ClaimedTrial, error: object) -> None:
 
 
 def fail(search: Search, number: int, reason: str) -> None:
-    trial = search.study.get_trials(deepcopy=False)[number]
-    search.study._storage.set_trial_user_attr(trial._trial_id, "reason", reason[:2000])
+    search.note(search.trials()[number], "reason", reason[:2000])
     search.study.tell(number, state=TrialState.FAIL)
     log.error("trial %d failed: %s", number, reason)
-
-
-def format_scores(values: dict[str, float]) -> str:
-    return "   ".join(f"{name} {value:.6g}" for name, value in values.items())
-
-
-def write_results(search: Search) -> Node:
-    trials, objectives = search.study.get_trials(deepcopy=False), search.objectives
-    counts = dict(Counter(trial.state.name.lower() for trial in trials))
-    states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    log.info("%s: %d trials (%s)", search.folder, len(trials), states)
-    if unfinished := counts.get("running", 0) + counts.get("waiting", 0):
-        log.info("%d are not finished; run the same command once they are, for the best of all", unfinished)
-    rows = [solution(search, trial) for trial in search.study.best_trials]
-    if len(objectives) > 1:
-        log.info("no trial is better in all of %s than one of these %d:", ", ".join(objectives), len(rows))
-    for row in rows:
-        log.info("best: trial %d   %s   %s", row["trial"], format_scores(row["values"]), row["folder"])
-        log.info("  again: %s", row["command"])
-    results: Node = {"name": "optuna", "objectives": objectives, "trials": counts}
-    if len(objectives) == 1 and rows:  # as in Hydra's own sweeper for Optuna
-        results |= {"best_params": dict(rows[0]["params"]), "best_value": next(iter(rows[0]["values"].values()))}
-    results["solutions"] = rows
-    atomic.atomic_write(search.folder / RESULTS, yaml.safe_dump(results, sort_keys=False))
-    return results
-
-
-def solution(search: Search, trial: FrozenTrial) -> dict[str, Any]:
-    """Return a best trial: its scores, parameters, folder, and the command that trains it again."""
-    lines = [parameter.as_override(trial.params[parameter.key]) for parameter in search.space]
-    return {
-        "trial": trial.number,
-        "folder": trial.user_attrs.get("folder"),
-        "values": dict(zip(search.objectives, trial.values, strict=True)),
-        "params": {override.key_or_group: override.value() for override in parse_overrides(lines)},
-        "command": paths.command_line(as_single_run([*search.shared, *lines])),
-    }

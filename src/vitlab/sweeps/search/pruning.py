@@ -13,15 +13,8 @@ log = logging.getLogger(__name__)
 class Pruning(Callback):
     """Report each validation's score to a study, and stop the training of a trial that its pruner ends.
 
-    The first rank reports and decides; all ranks stop together after the epoch, saved, with their best checkpoint. A
-    study that can't be reached stops nothing.
-
-    Args:
-        storage: URL of the study's database.
-        study: The study's name.
-        trial: Number of the trial that is trained.
-        monitor: The score to report, by the number of validations so far.
-        pruner: One of Optuna's pruners.
+    The first rank reports and decides; all ranks stop together after the epoch, saved, with their best checkpoint. If
+    the study's database (the URL `storage`) can't be reached, the trial is not pruned.
     """
 
     def __init__(self, *, storage: str, study: str, trial: int, monitor: str, pruner: Any) -> None:
@@ -44,7 +37,7 @@ class Pruning(Callback):
         if trainer.is_global_zero:
             try:
                 prune = self.should_prune(score)
-            except Exception as error:  # the other ranks wait, and the training is worth more
+            except Exception as error:  # must end neither the training nor the wait of the other ranks
                 log.warning("trial %d is not pruned: the study can't be reached (%s)", self.trial, error)
         self.pruned = bool(trainer.strategy.broadcast(prune))
         if self.pruned:
@@ -60,11 +53,11 @@ class Pruning(Callback):
 
         with open_study(self.storage, self.study, pruner=self.pruner) as study:
             trial = study.get_trials(deepcopy=False)[self.trial]
-            if trial.state.is_finished():  # its run was resumed without the search
+            if trial.state.is_finished():  # the run was resumed without the search
                 log.info("trial %d is finished: its study gets no more scores", self.trial)
                 return False
             running = Trial(study, trial._trial_id)
-            if self.validations not in trial.intermediate_values:  # or it was killed after it had reported
+            if self.validations not in trial.intermediate_values:  # else it was killed after the report
                 running.report(score, self.validations)
             return running.should_prune()
 

@@ -9,7 +9,7 @@
           schedule: choice(warmup_cosine, reciprocal_sqrt)
 
 The same on the command line: `-m 'optimizer.lr=tag(log, interval(1e-4, 1e-2))'`. The command line takes precedence: a
-value there instead of a range removes the setting from the search. A grid is checked by this too, without Optuna.
+value there instead of a range removes the setting from the search. Used for grids as well, so without Optuna.
 """
 
 import math
@@ -35,10 +35,7 @@ class InvalidSearchSpace(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A searched setting: a choice of `values`, spelled as in an override, or numbers from `low` to `high`.
-
-    `override_key` is the key with the prefix that an override needs.
-    """
+    """A searched setting: a choice of `values`, as in an override, or numbers; `override_key` may have a prefix."""
 
     key: str
     override_key: str

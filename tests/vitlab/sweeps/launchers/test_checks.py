@@ -29,11 +29,11 @@ def test_hydras_own_launcher_is_for_runs_and_sweeps() -> None:
     ("launcher", "sweep", "problem"),
     [
         (node(LOCAL), False, "hydra.launcher=LocalLauncher starts a sweep's jobs, and this is one run; add -m"),
-        (node(LOCAL, jobs=0), True, "hydra.launcher.jobs=0 must be more than 0"),
+        (node(LOCAL, jobs=0), True, "hydra.launcher.jobs=0 must be at least 1"),
         (node(LOCAL, jobs="all"), True, "hydra.launcher.jobs=all is not an int or null"),
         (node(LOCAL, jbos=2), True, "hydra.launcher.jbos=2: there is no such setting; did you mean 'jobs'?"),
-        (node(SLURM, timeout_min=-5), True, "hydra.launcher.timeout_min=-5 must be more than 0"),
-        (node(RAY, cpus_per_device=0.0), True, "hydra.launcher.cpus_per_device=0.0 must be more than 0"),
+        (node(SLURM, timeout_min=-5), True, "hydra.launcher.timeout_min=-5 must be at least 1"),
+        (node(RAY, cpus_per_device=0.0), True, "hydra.launcher.cpus_per_device=0.0 must be above 0"),
         (None, True, "hydra.launcher=null is not a mapping"),
     ],
 )

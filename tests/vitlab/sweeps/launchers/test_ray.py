@@ -8,46 +8,19 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from cluster_jobs import PYTHONPATH, RANK, rank_environments
 from vitlab.distributed.signals import STATUS
-from vitlab.jobs import compose
-
-ROOT = compose.CONF.parent
-PYTHONPATH = os.pathsep.join(map(str, (ROOT, ROOT / "src", ROOT / "tests")))  # workers import this file
-RANK = """
-import json, os, signal, sys, time
-from pathlib import Path
-from vitlab.distributed import launch
-launch.exit_with_parent(int(os.environ['VITLAB_PARENT']))
-folder, rank = Path(os.environ['VITLAB_RUN']), os.environ.get('RANK', '0')
-def stopped(number, frame):
-    (folder / f'signal{rank}').write_text(str(int(number)))
-    sys.exit(130)
-signal.signal(signal.SIGINT, stopped)
-(folder / rank).write_text(json.dumps(dict(os.environ, OWN=str(os.getpid()))))
-while len([*folder.glob('[0-9]')]) < int(os.environ.get('WORLD_SIZE', '1')):
-    time.sleep(0.05)  # real ranks don't end before all have met either
-if (folder.parent / 'wait').exists():
-    time.sleep(600)
-"""
-
-
-def rank_environments(folder: Path, job: int) -> list[Any]:
-    """The environments of a job's ranks."""
-    return [json.loads(file.read_text()) for file in sorted((folder / str(job)).glob("[0-9]"))]
 
 
 @pytest.fixture(scope="module")
 def rays(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """The folder of that process, and its exit status."""
+    """The folder of a process that runs sweeps on two nodes, and its exit status."""
     folder = tmp_path_factory.mktemp("ray")
     (folder / "rank.py").write_text(RANK)
-    code = (
-        f"from tests.vitlab.sweeps.launchers.test_slurm import Path, on_two_nodes; on_two_nodes(Path({str(folder)!r}))"
-    )
+    code = f"from cluster_jobs import Path, on_two_nodes; on_two_nodes(Path({str(folder)!r}))"
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("OMP_NUM_THREADS", None)
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)

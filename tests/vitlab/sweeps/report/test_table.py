@@ -76,7 +76,7 @@ def test_only_finished_jobs_count(make_job: MakeJob) -> None:
     ]
     one, two = table.configurations(make_sweep(jobs))
     assert one.scores["val/loss"] == table.MeanStd(1.0, None, 1)
-    assert (len(one.jobs), len(one.finished), two.scores) == (3, 1, {})
+    assert (len(one.jobs), len(one.finished_jobs), two.scores) == (3, 1, {})
 
 
 def test_a_sweep_of_seeds_alone_is_one_configuration_without_a_label(make_job: MakeJob) -> None:

@@ -7,6 +7,7 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from vitlab.config.schema import Node
 from vitlab.sweeps.search.space import read_space
 from vitlab.sweeps.search.study import build_sampler, open_study, suggest_overrides
 
@@ -17,10 +18,10 @@ QMC = {"_target_": "optuna.samplers.QMCSampler", "seed": 0, "scramble": True}
 QMC["warn_independent_sampling"] = False
 
 
-def next_overrides(study: Study) -> list[str]:
+def next_overrides(study: Study, sampler: Node) -> list[str]:
     """The overrides of the next suggestion."""
     number = study.ask().number
-    return suggest_overrides(study, study.get_trials(deepcopy=False)[number], SPACE)
+    return suggest_overrides(study, study.get_trials(deepcopy=False)[number], SPACE, sampler)
 
 
 @pytest.mark.parametrize("node", [RANDOM, TPE, QMC], ids=["random", "tpe", "qmc"])
@@ -33,7 +34,7 @@ def test_a_search_that_is_restarted_suggests_what_one_without_a_restart_does(
             sampler = build_sampler(node)
             with open_study(f"sqlite:///{tmp_path / name}.db", "s", ["max"], sampler=sampler) as study:
                 for _ in range(count):
-                    found.append(next_overrides(study))
+                    found.append(next_overrides(study, node))
                     study.tell(len(study.trials) - 1, float(len(found) % 4))
         return found
 
@@ -45,9 +46,9 @@ def test_a_search_that_is_restarted_suggests_what_one_without_a_restart_does(
 def test_without_a_seed_suggestions_differ_from_search_to_search(tmp_path: Path) -> None:
     found = []
     for name in "ab":
-        sampler = build_sampler({**RANDOM, "seed": None})
-        with open_study(f"sqlite:///{tmp_path / name}.db", "s", ["max"], sampler=sampler) as study:
-            found.append(next_overrides(study))
+        node = {**RANDOM, "seed": None}
+        with open_study(f"sqlite:///{tmp_path / name}.db", "s", ["max"], sampler=build_sampler(node)) as study:
+            found.append(next_overrides(study, node))
     assert found[0] != found[1]
 
 
@@ -57,10 +58,10 @@ def test_an_interrupted_trial_keeps_its_parameters_and_gets_the_missing_ones(tmp
         given = study.ask().suggest_float("lr", 1e-4, 1e-1, log=True)
     with open_study(url, "s", ["max"], sampler=build_sampler(RANDOM)) as study:
         (trial,) = study.get_trials(states=[TrialState.RUNNING])
-        lines = suggest_overrides(study, trial, SPACE)
+        lines = suggest_overrides(study, trial, SPACE, RANDOM)
         assert lines[0] == f"lr={float(f'{given:.4g}')!r}"
         assert [line.split("=")[0] for line in lines] == ["lr", "depth", "kind"]
-        assert suggest_overrides(study, trial, SPACE) == lines, "the same when it is interrupted again"
+        assert suggest_overrides(study, trial, SPACE, RANDOM) == lines, "the same when it is interrupted again"
 
 
 def test_a_study_is_created_only_if_asked_to(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""The progress of Lightning's fit loop in a checkpoint.
+
+Lightning's own counters depend on the hook that saves, and some are resumed wrongly (lightning 2.6: after a checkpoint
+in an epoch's last `on_train_batch_end` the validation is left out, and with `max_steps` an epoch's end is counted
+twice). Here there are three states, each resumed exactly: within an epoch, before a validation, before an epoch. The
+training batches follow from the step (`DataModule.position`).
+"""
+
+from typing import Any
+
+
+def set_loop_progress(loops: Any, *, step: int, batches_per_epoch: int, accumulate: int, validation_due: bool) -> None:
+    """Set the counters to the completed steps, after which a validation is due or not."""
+    steps_per_epoch = -(-batches_per_epoch // accumulate)
+    epoch, done = divmod(step, max(1, steps_per_epoch))
+    batches = done * accumulate
+    if validation_due and done == 0 and step:  # an epoch ends after its validation
+        epoch, batches = epoch - 1, batches_per_epoch
+    starts = batches == 0
+    at_start = {"ready": epoch + 1, "started": epoch, "processed": epoch, "completed": epoch}
+    within = {"ready": epoch + 1, "started": epoch + 1, "processed": epoch, "completed": epoch}
+    set_counters("epoch_progress", loops, at_start if starts else within)
+    set_counters("epoch_loop.batch_progress", loops, dict.fromkeys(within, batches))
+    loops["epoch_loop.batch_progress"]["total"] = dict.fromkeys(within, epoch * batches_per_epoch + batches)
+    loops["epoch_loop.batch_progress"]["is_last_batch"] = batches == batches_per_epoch
+    waiting = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    set_counters("epoch_loop.val_loop.batch_progress", loops, waiting if validation_due else dict.fromkeys(waiting, 0))
+    loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step
+    steps = batches // accumulate if batches < batches_per_epoch else steps_per_epoch
+    progress = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for counter in (loops["epoch_loop.scheduler_progress"], progress["step"], progress["zero_grad"]):
+        counter["current"] = dict.fromkeys(counter["current"], steps)
+
+
+def set_counters(name: str, loops: dict[str, Any], counts: dict[str, int]) -> None:
+    """Set a counter for this epoch and for the training."""
+    loops[name]["total"], loops[name]["current"] = dict(counts), dict(counts)
