@@ -27,7 +27,7 @@ def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
 
 def unreadable_overrides(overrides: list[str]) -> list[str]:
     """What is wrong with those that Hydra's grammar can't read, each by itself."""
-    found = []
+    lines = []
     for line in overrides:
         try:
             OverridesParser.create().parse_override(line)
@@ -39,8 +39,8 @@ def unreadable_overrides(overrides: list[str]) -> list[str]:
             if value.startswith("[") and value.endswith("]") and "=" in value and not {"'", '"'} & set(value):
                 entries = ",".join(f"'{entry.strip()}'" for entry in value[1:-1].split(","))
                 remedy = f'settings within a list are quoted, and all of it is for the shell: "{key}=[{entries}]"'
-            found.append(f"{line} can't be read; {remedy}")
-    return found
+            lines.append(f"{line} can't be read; {remedy}")
+    return lines
 
 
 def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
@@ -51,15 +51,15 @@ def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
     parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)}
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)
-    found = []
+    added = []
     for name in as_list(parsed["experiment"].value()) if "experiment" in parsed else []:
         file = loader.repository.load_config(f"experiment/{name}") if isinstance(name, str) else None
         for default in file.defaults_list or [] if file else []:
             if default.is_override() and isinstance(default, GroupDefault):
                 group = (default.group or "").lstrip("/")
                 if group.startswith("hydra/") and group not in parsed:
-                    found.append(f"{group}={default.value}")
-    return found
+                    added.append(f"{group}={default.value}")
+    return added
 
 
 def group_options(override: Override) -> list[str]:

@@ -60,29 +60,29 @@ def problems(program: Program, config: Node | str, *, remote: bool = False) -> l
         return [config]
     if refused := allowlist.problems(config):
         return refused
-    found = signature_problems(program.function, config)
+    lines = signature_problems(program.function, config)
     for rule in (program.check, *RULES):
-        found += rule(view_of(config, found, remote))
-    for rule in () if found else LAST_RULES:
-        found += rule(view_of(config, found, remote))
+        lines += rule(view_of(config, lines, remote))
+    for rule in () if lines else LAST_RULES:
+        lines += rule(view_of(config, lines, remote))
     # a wrong root key is wrong again wherever it is read
-    return [problem for problem in found if problem.partition(".")[2] not in found]
+    return [problem for problem in lines if problem.partition(".")[2] not in lines]
 
 
-def view_of(config: Node, found: list[str], remote: bool) -> ConfigView:
+def view_of(config: Node, lines: list[str], remote: bool) -> ConfigView:
     """A configuration without the values that something is wrong with: one mistake, one line."""
-    return ConfigView(config, {line.split("=")[0].split(" ")[0].rstrip(":") for line in found}, remote=remote)
+    return ConfigView(config, {line.split("=")[0].split(" ")[0].rstrip(":") for line in lines}, remote=remote)
 
 
 def signature_problems(function: Function, config: Node) -> list[str]:
     """What the signatures of the program's function and of all that the configuration calls say."""
     supplied = SUPPLIED | {f"classifier.metrics.{name}": ("num_classes",) for name in metric_nodes(config)}
-    found = call_problems("", config, function, supplied=supplied)
+    lines = call_problems("", config, function, supplied=supplied)
     for key, target in CALLED.items():
         if isinstance(config.get(key), dict):
             given = {k: v for k, v in config[key].items() if (key, k) != ("weights", "source")}
-            found += call_problems(key, given, target, supplied=supplied)
-    return found
+            lines += call_problems(key, given, target, supplied=supplied)
+    return lines
 
 
 def metric_nodes(config: Node) -> dict[str, Node]:

@@ -54,14 +54,14 @@ def arguments_of(node: Node) -> Node:
 
 def timm_names() -> list[str]:
     """What timm's models are called, from its source files: importing these imports torch."""
-    found = []
+    names = []
     for folder in spec.submodule_search_locations or [] if (spec := definitions.find_spec("timm.models")) else []:
         for file in sorted(Path(folder).glob("*.py")):
             text = file.read_text()
-            found += re.findall(r"^@register_model\s+def (\w+)", text, re.MULTILINE)
+            names += re.findall(r"^@register_model\s+def (\w+)", text, re.MULTILINE)
             renamed = re.search(r"^register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.MULTILINE | re.DOTALL)
-            found += re.findall(r"'(\w+)' *:", renamed[1]) if renamed else []
-    return found
+            names += re.findall(r"'(\w+)' *:", renamed[1]) if renamed else []
+    return names
 
 
 def weights_problems(view: ConfigView) -> Iterator[str]:

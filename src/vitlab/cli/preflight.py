@@ -25,10 +25,10 @@ from vitlab.cli import checks as cli_checks
 from vitlab.cli.program import Program, message
 from vitlab.config import allowlist
 from vitlab.config.overrides import swept_keys
-from vitlab.config.schema import Node, suggest
+from vitlab.config.schema import Node
 from vitlab.distributed import environment
 from vitlab.jobs import identity, resume
-from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, composing, initialized, resolve_config
+from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, initialized, resolve_config
 from vitlab.runs.folder import write_problem
 from vitlab.sweeps import ledger
 from vitlab.sweeps.launchers import checks
@@ -89,9 +89,9 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
             exit_with_problems(program, arguments.unreadable_overrides(flags.overrides) or [str(error)])
         wrong = syntax_problems(request)
         right = replace(request, overrides=[o for o in request.overrides if o.input_line not in wrong])
-        found = [*request.problems, *(problem for lines in wrong.values() for problem in lines)]
-        if found := list(dict.fromkeys([*found, *config_problems(right)])):
-            exit_with_problems(program, found)
+        syntax = [problem for problems in wrong.values() for problem in problems]
+        if problems := list(dict.fromkeys([*request.problems, *syntax, *config_problems(right)])):
+            exit_with_problems(program, problems)
         planned = plan(request)
         if planned.problems:
             exit_with_problems(program, planned.problems)
@@ -108,28 +108,28 @@ def parse(program: Program, flags: Namespace) -> Request:
     overrides = parser.parse_overrides([*added, *flags.overrides])
     paths = [o.value() for o in overrides if o.key_or_group == "hydra.searchpath"]
     add_searchpath([str(folder) for path in paths for folder in arguments.as_list(path)])
-    options = {o.input_line: found for o in overrides if (found := arguments.group_options(o))}
+    options = {o.input_line: names for o in overrides if (names := arguments.group_options(o))}
     return Request(program, flags, overrides, options, added, problems)
 
 
 def syntax_problems(request: Request) -> dict[str | None, list[str]]:
     """What is wrong with overrides as such, by their lines: groups and options that don't exist."""
-    found = {}
+    by_line = {}
     for override in request.overrides:
         options = request.options.get(override.input_line, [])
         problems = arguments.group_problems(override, options, request.program.name, request.primary)
-        found[override.input_line] = problems or arguments.option_problems(override, options)
-    return {line: problems for line, problems in found.items() if problems}
+        by_line[override.input_line] = problems or arguments.option_problems(override, options)
+    return {line: problems for line, problems in by_line.items() if problems}
 
 
 def config_problems(request: Request) -> list[str]:
     """Everything wrong with what the overrides compose: each value of a sweep, and the ends of a search's ranges."""
-    found: list[str] = []
+    problems: list[str] = []
     for lines in arguments.variants([lines for _, lines in request.choices]):
-        found += composed_problems(request.program, request.primary, lines, sweep=request.flags.multirun)
+        problems += composed_problems(request.program, request.primary, lines, sweep=request.flags.multirun)
     if request.flags.multirun or request.sets("experiment", "hydra.mode"):
-        found += search_problems(request)
-    return found
+        problems += search_problems(request)
+    return problems
 
 
 def composed_problems(program: Program, primary: str, overrides: list[str], *, sweep: bool = False) -> list[str]:
@@ -166,12 +166,12 @@ def search_problems(request: Request) -> list[str]:
     if allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return []  # already reported
     lines = [o.input_line or "" for o in request.overrides if not o.is_hydra_override()]
-    parameters, found = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
+    parameters, problems = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
     known = {o.key_or_group for o in request.overrides if o.is_discrete_sweep()}  # each value has been checked
-    for point in () if found else boundary_points(parameters, known):
+    for point in () if problems else boundary_points(parameters, known):
         chosen = [*request.single, *lenient_lines(point)]
-        found = [*found, *composed_problems(request.program, request.primary, chosen, sweep=True)]
-    return found
+        problems = [*problems, *composed_problems(request.program, request.primary, chosen, sweep=True)]
+    return problems
 
 
 def lenient_lines(overrides: list[str]) -> list[str]:
@@ -266,22 +266,6 @@ def preload_job(request: Request) -> None:
     cfg = compose(request.primary, request.single)
     if not is_multirun(request, cfg) and OmegaConf.select(cfg, "trainer.devices") in (None, 1):
         imports.preload({key: OmegaConf.to_container(cfg[key]) for key in ("logger", "trainer") if cfg.get(key)})
-
-
-def train_problems(lines: list[str]) -> list[str]:
-    """What is wrong with a command line of `train.py`, whose file lists all root keys, and not all of those below."""
-    with composing():
-        try:
-            overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
-        except HydraException as error:
-            return [str(error)]
-        options = {o.input_line: arguments.group_options(o) for o in overrides}
-        found = [problem for o in overrides for problem in arguments.option_problems(o, options[o.input_line])]
-        known = [str(key) for key in compose("train", [])]
-        for o in overrides:
-            if not options[o.input_line] and "." not in o.key_or_group and o.key_or_group not in known:
-                found.append(f"{o.input_line}: there is no such setting{suggest(o.key_or_group, known)}")
-        return found or composed_problems(Program("train", lambda **given: given), "train", lenient_lines(lines))
 
 
 # ---------------------------------------------------------------------------------------------------------- problems

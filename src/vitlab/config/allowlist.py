@@ -1,7 +1,7 @@
 """What a configuration may call: one that somebody else wrote is read as settings, never run as a program.
 
 Hydra calls whatever a `_target_` names, and importing a module runs it. So each `_target_`, at any depth, is checked
-before anything of it is imported, from source files where possible:
+before anything of it is imported, in source files alone:
 
     A target is a class of a kind that experiments are made of (`KINDS`), or one of `FUNCTIONS`, exported by one of
     `PLACES` and defined in one of `PLACES`, or it is code that the user trusts.
@@ -13,16 +13,16 @@ directory are read once, when the program starts: no configuration can set them.
 
 import ast
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any
 
 from vitlab.config import definitions, paths
-from vitlab.config.schema import format_value, resolve, walk_path
+from vitlab.config.schema import format_value, resolve, suggest
 
 VARIABLE = "VITLAB_ALLOW"
 # Complete targets, or packages and modules whose own definitions are trusted.
@@ -88,48 +88,48 @@ class NotTrusted(ValueError):
 
 def problems(config: Any, prefix: str = "") -> list[str]:
     """What a resolved configuration may not call, a line each; nothing of it is imported."""
-    found = []
+    lines = []
     for path, value in _values(config, prefix):
         if path.count(".") >= DEEPEST:
             return [f"{path.split('.')[0]} is nested in itself, or more than {DEEPEST} levels deep"]
         if isinstance(value, dict) and "_target_" in value:
-            found += _target_problems(path, value["_target_"])
+            lines += _target_problems(path, value["_target_"])
         elif isinstance(value, str) and "${" in value:
             # `instantiate` resolves a second time, and the result has not been checked
-            found.append(f"{path}={format_value(value)}: an interpolation remains after resolving; write its value")
-    return found
+            lines.append(f"{path}={format_value(value)}: an interpolation remains after resolving; write its value")
+    return lines
 
 
 def hydra_problems(node: Any) -> list[str]:
     """The same for the unresolved node `hydra`: its callbacks, launcher and sweeper are built before the job starts."""
     if not isinstance(node, dict):
         return [f"hydra={format_value(node)} is not a mapping"]
-    found = []
+    lines = []
     for path, value in _values(node, "hydra"):
         part, key = f"{path}.".split(".")[1], path.rpartition(".")[2]
         if path.count(".") >= DEEPEST:
             return [f"hydra.{part} is more than {DEEPEST} levels deep"]
         if isinstance(value, dict) and "_target_" in value:
-            found += _target_problems(path, value["_target_"])
+            lines += _target_problems(path, value["_target_"])
         text = value if isinstance(value, str) else ""
         if part in (*MADE_BY_HYDRA, *LOGGING) and not path.endswith("._target_"):
             is_reference = text.startswith("${") and text.endswith("}")
             is_hydra_s = part not in LOGGING and re.fullmatch(r"\$\{hydra\.[\w.]+\}", text)
             if "\\$" in text or (is_reference and not is_hydra_s):
-                found.append(f"{path}={format_value(text)} can't be checked before Hydra uses it; write its value")
+                lines.append(f"{path}={format_value(text)} can't be checked before Hydra uses it; write its value")
         if part in LOGGING:
             calls = key in ("()", "factory") or (key == "class" and value not in LOG_CLASSES)
             if calls or (re.search(r"\w+://", text) and text not in STREAMS):
                 remedy = f"use {', '.join(LOG_CLASSES)}"
-                found.append(f"{path}={format_value(value)} is refused: logging would call it; {remedy}")
+                lines.append(f"{path}={format_value(value)} is refused: logging would call it; {remedy}")
     launcher = node.get("launcher")
     if isinstance(launcher, dict) and launcher.get("setup") and launcher.get("_target_") not in ALLOWED:
         setup = f"hydra.launcher.setup={format_value(launcher['setup'])}"
         remedy = f"if you trust it, start with {VARIABLE}={launcher.get('_target_')}"
-        found.append(f"{setup} is refused: a shell would run it; {remedy}")
+        lines.append(f"{setup} is refused: a shell would run it; {remedy}")
     for name in (node.get("job") or {}).get("env_set") or {}:
-        found.append(f"hydra.job.env_set.{name} can't be set here; set the variable where the program is started")
-    return found
+        lines.append(f"hydra.job.env_set.{name} can't be set here; set the variable where the program is started")
+    return lines
 
 
 def trust_named_packages(overrides: Iterable[str], config_dir: str | None) -> None:
@@ -169,8 +169,8 @@ def is_trusted(name: str) -> bool:
 
 def require_allowed(config: Any, prefix: str = "") -> None:
     """Raise `NotTrusted` with all problems: the last check, just before an object is built."""
-    if found := problems(config, prefix):
-        raise NotTrusted("; ".join(found))
+    if lines := problems(config, prefix):
+        raise NotTrusted("; ".join(lines))
 
 
 def import_problems(config: Any) -> Iterator[str]:
@@ -199,12 +199,14 @@ def _target_problems(path: str, target: Any) -> list[str]:
         return [f"{path}._target_={format_value(target)} is not a dotted path to a callable"]
     reason = refusal(target)
     where = f"{path}._target_={format_value(target)}" if path else f"_target_={format_value(target)}"
+    if reason and " has no " in reason:
+        return [f"{where} can't be imported: {reason}"]
     remedy = f"if you trust it, and who wrote this configuration, start with {VARIABLE}={target}"
     return [f"{where} is refused: {reason}; {remedy}"] if reason else []
 
 
 def refusal(target: str) -> str | None:
-    """Why a target may not be called; None if it may be, or if an allowed place has nothing of that name."""
+    """Why a target may not be called; None if it may be. Nothing is imported."""
     parent = target.rpartition(".")[0]
     if not all(part.isidentifier() for part in target.split(".")):
         return "it is no dotted path"
@@ -219,21 +221,18 @@ def refusal(target: str) -> str | None:
         return "no parts of experiments are there"
     definition = definitions.find(target)
     if definition is None:
-        return _refusal_once_imported(target, by_user)
-    path, allowed = f"{definition.module}.{definition.name}", False
+        return None if by_user and definitions.is_made_at_run_time(target) else _missing_part(target) or NO_PART
+    path = f"{definition.module}.{definition.name}"
     if is_trusted(definition.module):
         return None
-    if not by_user and _within(definition.module, PLACES):
-        if isinstance(definition.node, ast.FunctionDef):
-            loads_data = any(
-                isinstance(d, ast.Call) and ast.unparse(d.func) == "Facts" for d in definition.node.decorator_list
-            )
-            allowed = _within(path, FUNCTIONS) or loads_data
-        elif (known := definitions.is_kind_of(path, KINDS) or definitions.is_kind_of(path, _defined_kinds())) is None:
-            return _refusal_once_imported(target, by_user)
-        else:
-            allowed = known
-    return None if allowed else NO_PART
+    if by_user or not _within(definition.module, PLACES):
+        return NO_PART
+    if isinstance(definition.node, ast.FunctionDef):
+        calls = [d.func for d in definition.node.decorator_list if isinstance(d, ast.Call)]
+        is_allowed = _within(path, FUNCTIONS) or "Facts" in map(ast.unparse, calls)  # which loads a data set
+    else:
+        is_allowed = bool(definitions.is_kind_of(path, KINDS) or definitions.is_kind_of(path, _defined_kinds()))
+    return None if is_allowed else NO_PART
 
 
 @cache
@@ -242,30 +241,15 @@ def _defined_kinds() -> frozenset[str]:
     return frozenset(path for kind in KINDS for path in definitions.follow(kind))
 
 
-def _refusal_once_imported(target: str, by_user: bool) -> str | None:
-    """The same for what source files don't say; places that the user doesn't trust have been refused before."""
-    value: Any = None
-    try:
-        for path, value in walk_path(target):
-            if isinstance(value, ModuleType):
-                if value.__name__ != path:
-                    return f"{path} is another module, {value.__name__}"
-            elif path != target and not by_user:
-                return f"{path} is no module"
-    except ImportError:
-        return None  # nothing is there: `schema` reports it, with what was perhaps meant
-    module = str(getattr(value, "__module__", None))
-    if is_trusted(module):
-        return None
-    if not by_user and _within(module, PLACES):
-        if isinstance(value, type):  # a class whose kind has not been imported is not of that kind
-            names = [name for name in KINDS if name.rpartition(".")[0] in sys.modules]
-            kinds = tuple(kind for name in names if isinstance(kind := resolve(name), type))
-            return None if issubclass(value, kinds) else NO_PART
-        is_data_set = isinstance(value, FunctionType) and hasattr(value, "facts")
-        if is_data_set or (isinstance(value, FunctionType) and _within(f"{module}.{value.__qualname__}", FUNCTIONS)):
-            return None
-    return NO_PART
+def _missing_part(path: str) -> str | None:
+    """Which part of a path is neither in its module's source nor a module there: `torch.optim has no 'AdmW'`."""
+    module, *parts = path.split(".")
+    while parts and definitions.is_module(f"{module}.{parts[0]}"):
+        module = f"{module}.{parts.pop(0)}"
+    spec = definitions.find_spec(module)
+    modules = pkgutil.iter_modules(spec.submodule_search_locations or [] if spec else [])
+    names = [*definitions.bindings(module), *(entry.name for entry in modules)]
+    return f"{module} has no {parts[0]!r}{suggest(parts[0], names)}" if parts and parts[0] not in names else None
 
 
 def _within(name: str, holders: tuple[str, ...]) -> bool:
