@@ -36,19 +36,19 @@ def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
     from vitlab.sweeps import ledger
     from vitlab.sweeps.report.page import write_report
 
-    known = ledger.read_sweep(Path(sweep)) if sweep is not None else None
+    found = ledger.read_sweep(Path(sweep)) if sweep is not None else None
     if action == "dashboard":
-        save_dashboard(known, run)
+        save_dashboard(found, run)
         return {}
-    assert known is not None
+    assert found is not None
     if action == "status":
-        print(format_table(known))
+        print(format_table(found))
     elif action == "report":
-        print(write_report(known, known.folder / "report"))
+        print(write_report(found, found.folder / "report"))
     else:
-        running = ledger.cancel_sweep(known)
-        print(f"{known.name} is cancelled: {running} running job{'s' * (running != 1)} will save and end, none starts;")
-        print(f"to continue it, remove {known.folder / ledger.CANCELLED} and run: {known.command}")
+        running = ledger.cancel_sweep(found)
+        print(f"{found.name} is cancelled: {running} running job{'s' * (running != 1)} will save and end, none starts;")
+        print(f"to continue it, remove {found.folder / ledger.CANCELLED} and run: {found.command}")
     return {}
 
 

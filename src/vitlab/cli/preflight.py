@@ -1,4 +1,4 @@
-"""From a command line to the arguments that Hydra gets: every mistake is shown at once, and nothing has started then.
+"""From a command line to the arguments for Hydra: all mistakes are shown at once, before anything starts.
 
 parse -> Request -> syntax_problems | config_problems -> plan -> Plan
 """
@@ -36,7 +36,7 @@ from vitlab.sweeps.launchers import checks
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for."""
+    """A parsed command line."""
 
     program: Program
     flags: Namespace  # Hydra's own
@@ -51,7 +51,7 @@ class Request:
 
     @property
     def choices(self) -> list[tuple[Override, list[str]]]:
-        """The single values that each override stands for, as override lines."""
+        """The single values of each override, as override lines."""
         pairs = [(o, arguments.spellings(o, o.input_line in self.options, self.flags.multirun)) for o in self.overrides]
         return [(override, lines) for override, lines in pairs if lines]
 
@@ -66,17 +66,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be added to a command line, and what speaks against starting it."""
+    """Overrides to add to a command line, and problems that prevent its start."""
 
     added: list[str]
     problems: list[str]
 
 
 def preflight(program: Program, argv: list[str]) -> list[str]:
-    """Check a command line before anything starts: exit with status 2 and every problem, or return what Hydra gets.
+    """Check a command line before anything starts: exit with status 2 and all problems, or return Hydra's arguments.
 
-    Settings that exist but that no YAML file lists (there are dozens in `lightning.Trainer`) get Hydra's `++`, and
-    `resume` becomes the folder of the run that is resumed.
+    Settings that no YAML file lists (dozens of `lightning.Trainer`) get Hydra's `++`, and `resume` becomes the folder
+    of the run to resume.
     """
     flags, _ = arguments.parse_arguments(argv)
     if flags.experimental_rerun:
@@ -100,7 +100,7 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
 
 
 def parse(program: Program, flags: Namespace) -> Request:
-    """Read the overrides. Raises `HydraException` for those that Hydra's grammar doesn't know."""
+    """Parse the overrides. Raises `HydraException` if Hydra's grammar can't read one."""
     problems: list[str] = []
     added = resume.resumed_overrides(flags.overrides, problems)
     added += arguments.hydra_groups_of_experiments(flags.overrides)
@@ -113,7 +113,7 @@ def parse(program: Program, flags: Namespace) -> Request:
 
 
 def syntax_problems(request: Request) -> dict[str | None, list[str]]:
-    """What is wrong with overrides as such, by their lines: groups and options that don't exist."""
+    """Groups and options that don't exist, by the overrides' lines."""
     by_line = {}
     for override in request.overrides:
         options = request.options.get(override.input_line, [])
@@ -123,7 +123,7 @@ def syntax_problems(request: Request) -> dict[str | None, list[str]]:
 
 
 def config_problems(request: Request) -> list[str]:
-    """Everything wrong with what the overrides compose: each value of a sweep, and the ends of a search's ranges."""
+    """Problems of the composed configurations: each value of a sweep, and the ends of a search's ranges."""
     problems: list[str] = []
     for lines in arguments.variants([lines for _, lines in request.choices]):
         problems += composed_problems(request.program, request.primary, lines, sweep=request.flags.multirun)
@@ -133,7 +133,7 @@ def config_problems(request: Request) -> list[str]:
 
 
 def composed_problems(program: Program, primary: str, overrides: list[str], *, sweep: bool = False) -> list[str]:
-    """Everything wrong with the configuration that overrides compose, for a run or a job of a sweep."""
+    """Problems of the configuration that overrides compose, for a run or a job of a sweep."""
     try:
         cfg = compose(primary, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -148,7 +148,7 @@ def composed_problems(program: Program, primary: str, overrides: list[str], *, s
 
 
 def search_problems(request: Request) -> list[str]:
-    """Everything wrong with a search: what it says, and the configurations at the ends of its ranges."""
+    """Problems of a search: its settings, and the configurations at the ends of its ranges."""
     from vitlab.sweeps.search import checks as search_checks
     from vitlab.sweeps.search.checks import SWEEPERS
     from vitlab.sweeps.search.space import boundary_points
@@ -169,15 +169,9 @@ def search_problems(request: Request) -> list[str]:
     parameters, problems = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
     known = {o.key_or_group for o in request.overrides if o.is_discrete_sweep()}  # each value has been checked
     for point in () if problems else boundary_points(parameters, known):
-        chosen = [*request.single, *lenient_lines(point)]
+        chosen = [*request.single, *arguments.single_values(point)]
         problems = [*problems, *composed_problems(request.program, request.primary, chosen, sweep=True)]
     return problems
-
-
-def lenient_lines(overrides: list[str]) -> list[str]:
-    """Overrides of a single run so that composing them never fails on an unknown key."""
-    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
-    return [s for o in parsed for s in arguments.spellings(o, bool(arguments.group_options(o)), False)]
 
 
 def is_multirun(request: Request, cfg: DictConfig) -> bool:
@@ -188,7 +182,7 @@ def is_multirun(request: Request, cfg: DictConfig) -> bool:
 
 
 def plan(request: Request) -> Plan:
-    """What a command line without mistakes starts: a run, one that is resumed, or a sweep."""
+    """Plan a run, a resumed run, or a sweep, of a command line without mistakes."""
     cfg = compose(request.primary, request.single)
     config = resolve_config(cfg, UNSET_RUN_DIR)
     assert isinstance(config, dict)  # or it would have been refused
@@ -214,7 +208,7 @@ def plan_run(request: Request, cfg: DictConfig, config: Node) -> Plan:
         return Plan([], [problem])
     if config.get("resume", "") is None and environment.is_restart(os.environ):
         config = {**config, "resume": "auto"}
-        added.append("resume=auto")  # a requeued job goes on, whatever its command line says
+        added.append("resume=auto")  # a requeued job is always resumed
     if request.sets("hydra.run.dir"):
         first = environment.rank(os.environ) == 0
         return Plan(added, resume.folder_problems(config, Path(cfg.hydra.run.dir).resolve()) if first else [])
@@ -238,7 +232,7 @@ def plan_sweep(request: Request, cfg: DictConfig, config: Node) -> Plan:
 
 
 def sweep_name(request: Request, cfg: DictConfig, config: Node) -> tuple[str, Path]:
-    """A sweep's name and folder; the same command has to find one again that was given no name."""
+    """A sweep's name and folder; without a name, the same command must give the same ones."""
     lines, sweeper = [o.input_line or "" for o in request.overrides], cfg.hydra.sweeper
     name, given = config["sweep"], request.sets("hydra.sweep.dir")
     if name is None and given:
@@ -250,7 +244,7 @@ def sweep_name(request: Request, cfg: DictConfig, config: Node) -> tuple[str, Pa
 
 
 def hydra_arguments(request: Request, planned: Plan, argv: list[str]) -> list[str]:
-    """The command line for Hydra."""
+    """The arguments for Hydra."""
     groups = [lines[0] for override, lines in request.choices if override.input_line in request.options]
     values = [o for o in request.overrides if o.input_line not in request.options and not o.is_hydra_override()]
     listed = compose(request.primary, groups if values else request.single)  # composed before, where all are groups
@@ -262,7 +256,7 @@ def hydra_arguments(request: Request, planned: Plan, argv: list[str]) -> list[st
 
 
 def preload_job(request: Request) -> None:
-    """Import what a run needs that will be in this process."""
+    """Import what a run in this process needs."""
     cfg = compose(request.primary, request.single)
     if not is_multirun(request, cfg) and OmegaConf.select(cfg, "trainer.devices") in (None, 1):
         imports.preload({key: OmegaConf.to_container(cfg[key]) for key in ("logger", "trainer") if cfg.get(key)})

@@ -1,14 +1,14 @@
-"""What a configuration may call: one that somebody else wrote is read as settings, never run as a program.
+"""The targets that a configuration may call: one from somebody else must not run code of its choice.
 
-Hydra calls whatever a `_target_` names, and importing a module runs it. So each `_target_`, at any depth, is checked
-before anything of it is imported, in source files alone:
+Hydra calls whatever a `_target_` names, and importing a module runs it. So each `_target_`, at any depth, is checked in
+source files, before anything is imported:
 
-    A target is a class of a kind that experiments are made of (`KINDS`), or one of `FUNCTIONS`, exported by one of
-    `PLACES` and defined in one of `PLACES`, or it is code that the user trusts.
+    A target is a class of a kind that experiments use (`KINDS`) or one of `FUNCTIONS`, exported and defined by one of
+    `PLACES`, or it is code that the user trusts.
 
 The user trusts modules and packages in the working directory of the command, packages that the command line or a YAML
-file of `--config-dir` names as a target (`trust_named_packages`), and what `VITLAB_ALLOW` lists. Variable and working
-directory are read once, when the program starts: no configuration can set them.
+file of `--config-dir` names as a target (`trust_named_packages`), and the entries of `VITLAB_ALLOW`. No configuration
+can set variable or working directory: both are read when the program starts.
 """
 
 import ast
@@ -42,11 +42,11 @@ PLACES = (
     *("optuna.samplers", "optuna.pruners"),
 )
 OFFERED_PACKAGES = frozenset(place.split(".")[0] for place in PLACES)
-# A package may show at its top what it defines further in: lightning.Trainer.
+# Packages that export parts at their top: lightning.Trainer
 TOPS = ("lightning", "torchmetrics")
 KINDS = (
     *("torch.nn.Module", "torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
-    # as the libraries import some of these: found sooner
+    # as the libraries import some of these, which is faster to find
     *("torch.nn.modules.module.Module", "torch.optim.optimizer.Optimizer", "lightning.pytorch.trainer.trainer.Trainer"),
     *("lightning.pytorch.callbacks.Callback", "lightning.pytorch.callbacks.callback.Callback"),
     *("lightning.pytorch.Trainer", "lightning.pytorch.Callback", "lightning.pytorch.LightningDataModule"),
@@ -58,7 +58,7 @@ KINDS = (
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
     *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )
-FUNCTIONS = (  # functions, or modules of vitlab that hold nothing else
+FUNCTIONS = (  # functions, or modules of vitlab with nothing else
     *("vitlab.models.timm_model", "vitlab.training.schedules", "vitlab.runs.wandb.wandb_logger"),
     *(f"torch.optim.swa_utils.get_{kind}_avg_fn" for kind in ("ema", "ema_multi", "swa", "swa_multi")),
 )
@@ -68,10 +68,10 @@ LAUNCHERS = (
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
 )
-NO_PART = "it is none of the classes and functions that experiments are made of"
-DEEPEST = 64  # levels of a configuration; one that contains its own node has no end
+NO_PART = "it is none of the classes and functions that experiments use"
+DEEPEST = 64  # levels of a configuration; one that contains itself has no end
 
-# What Hydra builds before a job can check it: interpolations there could mean something else by then.
+# Built by Hydra before a job can check them: interpolations could have another value by then.
 MADE_BY_HYDRA = ("callbacks", "launcher", "sweeper")
 LOGGING = ("hydra_logging", "job_logging")
 LOG_CLASSES = ("logging.FileHandler", "logging.Formatter", "logging.NullHandler", "logging.StreamHandler")
@@ -83,11 +83,11 @@ TARGET = re.compile(r"\b_target_['\"]?\s*[:=]\s*['\"]?([a-zA-Z]\w*(?:\.\w+)+(?:\
 
 
 class NotTrusted(ValueError):
-    """A configuration would call what it may not."""
+    """A configuration names a target that it may not call."""
 
 
 def problems(config: Any, prefix: str = "") -> list[str]:
-    """What a resolved configuration may not call, a line each; nothing of it is imported."""
+    """The targets of a resolved configuration that it may not call, a line each; nothing is imported."""
     lines = []
     for path, value in _values(config, prefix):
         if path.count(".") >= DEEPEST:
@@ -101,7 +101,7 @@ def problems(config: Any, prefix: str = "") -> list[str]:
 
 
 def hydra_problems(node: Any) -> list[str]:
-    """The same for the unresolved node `hydra`: its callbacks, launcher and sweeper are built before the job starts."""
+    """The same of the unresolved node `hydra`: its callbacks, launcher and sweeper are built before the job starts."""
     if not isinstance(node, dict):
         return [f"hydra={format_value(node)} is not a mapping"]
     lines = []
@@ -135,8 +135,7 @@ def hydra_problems(node: Any) -> list[str]:
 def trust_named_packages(overrides: Iterable[str], config_dir: str | None) -> None:
     """Trust the packages of targets in a command line's own overrides and in the YAML files of its `--config-dir`.
 
-    Child processes inherit this in `VITLAB_ALLOW`. Packages that are offered, and the standard library, are trusted in
-    parts only.
+    Child processes inherit this in `VITLAB_ALLOW`. Offered packages and the standard library gain nothing by it.
     """
     global ALLOWED
     texts = [*overrides]
@@ -155,7 +154,7 @@ def trust_named_packages(overrides: Iterable[str], config_dir: str | None) -> No
 
 
 def is_trusted(name: str) -> bool:
-    """Whether a dotted path begins with what the user trusts; nothing is imported."""
+    """Whether a dotted path begins with a package that the user trusts; nothing is imported."""
     package = name.partition(".")[0]
     if _within(name, ALLOWED) or package in OFFERED_PACKAGES:
         return _within(name, ALLOWED)
@@ -174,7 +173,7 @@ def require_allowed(config: Any, prefix: str = "") -> None:
 
 
 def import_problems(config: Any) -> Iterator[str]:
-    """Which targets that the user trusts can't be imported; those that are offered have been found."""
+    """Trusted targets that can't be imported; those of offered packages are in source files."""
     for path, value in _values(config, ""):
         target = value.get("_target_") if isinstance(value, dict) else None
         if isinstance(target, str) and target.split(".")[0] not in OFFERED_PACKAGES:
@@ -185,7 +184,7 @@ def import_problems(config: Any) -> Iterator[str]:
 
 
 def _values(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Everything in a tree of mappings and lists, with its dotted path, to one level below the deepest."""
+    """All values in a tree of mappings and lists with their dotted paths, to one level below the deepest."""
     yield path, value
     if path.count(".") >= DEEPEST:
         return

@@ -1,8 +1,8 @@
-"""Find in source files what dotted paths name: re-exports are followed, and nothing is imported.
+"""Find the definitions of dotted paths in source files: re-exports are followed, and nothing is imported.
 
     lightning.Trainer -> lightning.pytorch.Trainer -> ... -> the class in lightning/pytorch/trainer/trainer.py
 
-What only running the code would show (a module without a source file, a name made at run time) is unknown.
+Modules without source and names that are made at run time are unknown.
 """
 
 import ast

@@ -72,7 +72,7 @@ Supplied = Mapping[str, Iterable[str]]  # parameters that the program passes its
 
 
 def node_problems(path: str, node: Mapping[str, Any], supplied: Supplied | None = None) -> list[str]:
-    """The problems of a node and of the nodes in it."""
+    """Problems of a node and of the nodes in it."""
     target = node.get("_target_")
     if not isinstance(target, str):
         return [f"{path}._target_={target!r} is not a dotted path to a callable"]
@@ -92,7 +92,7 @@ def call_problems(
     supplied: Supplied | None = None,
     partial: bool = False,
 ) -> list[str]:
-    """The problems of calling `target(**arguments)`, nodes inside included. Raises `ImportError`."""
+    """Problems of calling `target(**arguments)`, nodes inside included. Raises `ImportError`."""
     known = parameters(target)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     named = {n: p for n, p in known.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
@@ -119,7 +119,7 @@ def call_problems(
 
 
 def value_problem(value: Any, annotation: Any) -> str | None:
-    """Why a plain YAML value can't have an annotation: `is not an int`, `must be at least 1`."""
+    """Problem of a plain YAML value with an annotation: `is not an int`, `must be at least 1`."""
     if fits(value, annotation):
         return bound_problem(value, annotation)
     possible = choices(annotation)
