@@ -104,11 +104,10 @@ def option_problems(override: Override, options: list[str]) -> list[str]:
     chosen = as_list(override.value())
     if override.is_sweep_override():
         chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
-    hidden = {o for o in options if o.endswith("signature")}
     return [
         checks.missing_plugin(override.key_or_group, str(option))
         or f"{override.key_or_group}={option}: there is no such option{suggest(str(option), options)} "
-        f"(of {', '.join(sorted(set(options) - hidden))})"
+        f"(of {', '.join(visible_options(override.key_or_group))})"
         for option in chosen
         if isinstance(option, str | int) and str(option) not in options and "*" not in str(option)
     ]

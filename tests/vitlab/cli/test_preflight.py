@@ -133,7 +133,7 @@ def test_misspelt_options_of_groups_are_told_together_with_other_mistakes(refuse
         "model=vit_b61: there is no such option; did you mean 'vit_b16' or",
         "model/size=tinny: there is no such option; did you mean 'tiny'? (of base, huge, large, mini, small, tiny)",
         "logger=cvs: there is no such option; did you mean 'csv'? (of csv, tensorboard, wandb)",
-        "data=xyzzy: there is no such option (of base, cifar10, cifar100, digits, fake, fashion_mnist, huggingface",
+        "data=xyzzy: there is no such option (of cifar10, cifar100, digits, fake, fashion_mnist, huggingface",
         "seed=a is not an int",
         "model.dmi=3: there is no such setting; did you mean 'dim'?",
     ]
