@@ -21,7 +21,7 @@ LIMITS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {  # attribute
 
 
 def resolved(annotation: Any) -> Any:
-    """An annotation; the value of one that is a name read from source."""
+    """An annotation, or the value of one that is a name in source."""
     return signatures.resolve_name(annotation.__forward_arg__) if isinstance(annotation, ForwardRef) else annotation
 
 

@@ -23,7 +23,7 @@ Fraction = Annotated[float, Gt(0), Lt(1)]
 
 
 class Ascending:
-    """Of a pair of numbers: the first is at most the second."""
+    """A pair of numbers in ascending order."""
 
     words = "[low, high] with low <= high"
 

@@ -1,4 +1,4 @@
-"""Read signatures from source files: composing, `--help` and error messages must not wait for torch."""
+"""Read signatures from source files: composing, `--help` and error messages must not import torch."""
 
 import ast
 import importlib
@@ -147,7 +147,7 @@ def _subscripted(generic: Any, inner: ast.expr, module: str) -> Any:
 
 
 def _bound(expression: ast.expr, module: str) -> Any:
-    """A part of `Annotated` next to its type: a bound, a note, or None."""
+    """A bound or a note in `Annotated`; None for others."""
     match expression:
         case ast.Constant(value=value):
             return value
