@@ -50,7 +50,7 @@ class Command(Program):
             return None
         if not paths.IN_WHEEL:
             launch.export_pythonpath(paths.PROGRAMS)
-        with imports.gc_paused():
+        with imports.pause_gc():
             register.register()
             flags, asks = parse_arguments(sys.argv[1:])
             allowlist.trust_named_packages(flags.overrides, flags.config_dir)
@@ -79,7 +79,7 @@ class Command(Program):
         if parent := os.environ.pop(launch.PARENT_VARIABLE, None):
             launch.exit_with_parent(int(parent))
         config = folder.read_config(run_dir)
-        with imports.gc_paused():
+        with imports.pause_gc():
             imports.preload(config)
         run_here(self.name, self.run, run_dir, config)
 

@@ -19,7 +19,7 @@ WANDB_MODULES = ("wandb", "wandb.sdk.launch.inputs.internal")
 
 
 @contextmanager
-def gc_paused() -> Iterator[None]:
+def pause_gc() -> Iterator[None]:
     """Pause the garbage collector in a block, and exclude from it what the block imports."""
     if not gc.isenabled():
         yield
