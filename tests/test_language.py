@@ -42,6 +42,8 @@ ALLOWED_NAMES = {
     "seed": "a noun",
     "read": "an imperative verb",
     "put": "an imperative verb",
+    "allowed": "require_allowed: what it requires, a state",
+    "reseed": "an imperative verb",
     "speed": "a noun",
     "feed": "an imperative verb",
     "need": "a noun",

@@ -200,7 +200,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
         arguments.append("trainer.accelerator=cpu")
     program = importlib.import_module(name)
     try:
-        with imports.gc_paused():  # as the program does
+        with imports.pause_gc():  # as the program does
             preflight(program.main, arguments)
     except SystemExit:
         problems = re.findall("^  - (.*)$", capsys.readouterr().err, flags=re.M)

@@ -1,4 +1,4 @@
-"""What the arguments of a command line ask for in Hydra's grammar: options of groups, values, all those of a sweep."""
+"""Overrides in Hydra's grammar: options of groups, values, and the values of a sweep."""
 
 from argparse import Namespace
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from vitlab.sweeps.launchers import checks
 
 
 def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
-    """Hydra's own parsing of a command line, and whether it only asks for help or shows the configuration."""
+    """Parse a command line as Hydra does. Also returns whether it only asks for help or for the configuration."""
     from hydra._internal.utils import get_args_parser
 
     flags = get_args_parser().parse_args(argv)
@@ -26,8 +26,8 @@ def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
 
 
 def unreadable_overrides(overrides: list[str]) -> list[str]:
-    """What is wrong with those that Hydra's grammar can't read, each by itself."""
-    found = []
+    """Problems of the overrides that Hydra's grammar can't read."""
+    lines = []
     for line in overrides:
         try:
             OverridesParser.create().parse_override(line)
@@ -39,31 +39,31 @@ def unreadable_overrides(overrides: list[str]) -> list[str]:
             if value.startswith("[") and value.endswith("]") and "=" in value and not {"'", '"'} & set(value):
                 entries = ",".join(f"'{entry.strip()}'" for entry in value[1:-1].split(","))
                 remedy = f'settings within a list are quoted, and all of it is for the shell: "{key}=[{entries}]"'
-            found.append(f"{line} can't be read; {remedy}")
-    return found
+            lines.append(f"{line} can't be read; {remedy}")
+    return lines
 
 
 def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
-    """What an experiment says of Hydra's own groups (`override /hydra/sweeper: optuna`), as overrides.
+    """The options of Hydra's groups that an experiment sets (`override /hydra/sweeper: optuna`), as overrides.
 
-    Hydra lets the primary file go before a file that it includes.
+    In Hydra, the primary file takes precedence over a file that it includes.
     """
     parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)}
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)
-    found = []
+    added = []
     for name in as_list(parsed["experiment"].value()) if "experiment" in parsed else []:
         file = loader.repository.load_config(f"experiment/{name}") if isinstance(name, str) else None
         for default in file.defaults_list or [] if file else []:
             if default.is_override() and isinstance(default, GroupDefault):
                 group = (default.group or "").lstrip("/")
                 if group.startswith("hydra/") and group not in parsed:
-                    found.append(f"{group}={default.value}")
-    return found
+                    added.append(f"{group}={default.value}")
+    return added
 
 
 def group_options(override: Override) -> list[str]:
-    """The options of the group that an override chooses from; empty for a value."""
+    """Options of the group that an override chooses from; empty for a value."""
     loader = GlobalHydra.instance().config_loader()
     return loader.get_group_options(override.key_or_group)
 
@@ -75,9 +75,9 @@ def visible_options(group: str) -> list[str]:
 
 
 def group_problems(override: Override, options: list[str], name: str, primary: str) -> list[str]:
-    """Whether a command has the group that an override chooses from. Hydra's own refusal advises to add it.
+    """Report a group that the program doesn't have; Hydra's own error advises to add it.
 
-    A primary file that includes another may have any group that this one has.
+    A primary file that includes another may have any group of that file.
     """
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)
@@ -98,27 +98,26 @@ def group_problems(override: Override, options: list[str], name: str, primary: s
 
 
 def option_problems(override: Override, options: list[str]) -> list[str]:
-    """Whether the chosen option(s) of a group exist; `options` is empty for what is no group."""
+    """Report chosen options that don't exist; `options` is empty for an override that chooses from no group."""
     if not options:
         return []
     chosen = as_list(override.value())
     if override.is_sweep_override():
         chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
-    hidden = {o for o in options if o.endswith("signature")}
     return [
         checks.missing_plugin(override.key_or_group, str(option))
         or f"{override.key_or_group}={option}: there is no such option{suggest(str(option), options)} "
-        f"(of {', '.join(sorted(set(options) - hidden))})"
+        f"(of {', '.join(visible_options(override.key_or_group))})"
         for option in chosen
         if isinstance(option, str | int) and str(option) not in options and "*" not in str(option)
     ]
 
 
 def spellings(override: Override, is_group: bool, multirun: bool) -> list[str]:
-    """The single values that an override stands for, spelt so that composing never fails on an unknown key.
+    """The single values of an override, written so that composing never fails on an unknown key.
 
-    The check finds all unknown keys, where Hydra's own refusal names the first. What a search samples
-    (`interval(...)`) can't be known yet, so nothing stands for it: each job checks itself again when it starts.
+    Hydra would report only the first unknown key. Ranges of a search (`interval(...)`) have no values yet: each job is
+    checked again when it starts.
     """
     line = override.input_line or ""
     if override.is_sweep_override() and multirun:
@@ -129,8 +128,15 @@ def spellings(override: Override, is_group: bool, multirun: bool) -> list[str]:
     return ["++" + line.lstrip("+")]
 
 
+def single_values(lines: list[str], *, multirun: bool = False) -> list[str]:
+    """One value of each override, written so that composing never fails on an unknown key."""
+    overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
+    values = [spellings(override, bool(group_options(override)), multirun) for override in overrides]
+    return [of_override[0] for of_override in values if of_override]
+
+
 def is_unlisted(override: Override, listed: DictConfig) -> bool:
-    """Whether a plain `key=value` names a key that the composed files don't hold."""
+    """Whether a plain `key=value` has a key that is not in the composed files."""
     plain = not (override.is_add() or override.is_force_add() or override.is_delete())
     parent, _, key = override.key_or_group.rpartition(".")
     holder = OmegaConf.select(listed, parent) if parent else listed
@@ -139,7 +145,7 @@ def is_unlisted(override: Override, listed: DictConfig) -> bool:
 
 
 def variants(choices: list[list[str]]) -> Iterator[list[str]]:
-    """Command lines that together hold every value of a sweep: its first job, then each other value in its place."""
+    """Command lines that together have every value of a sweep: the first job, then one for each other value."""
     first = [c[0] for c in choices]
     yield first
     for i, values in enumerate(choices):
@@ -148,5 +154,5 @@ def variants(choices: list[list[str]]) -> Iterator[list[str]]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A value that may stand for a list of one."""
+    """A value as a list."""
     return value if isinstance(value, list) else [value]

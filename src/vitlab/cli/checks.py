@@ -1,7 +1,6 @@
-"""Check a resolved configuration before anything long starts: keys, types, bounds, and what one key demands of another.
+"""Check a resolved configuration before anything long starts: keys, types, bounds, and relations between keys.
 
-Nothing here raises: every problem becomes a line, so that a user sees all of them at once. Bounds stand in signatures,
-which constructors check as well.
+Nothing here raises: every problem is a line, so a user sees all of them at once. Bounds are part of the signatures.
 """
 
 import os
@@ -20,7 +19,7 @@ from vitlab.config.view import ConfigView
 from vitlab.jobs import identity
 from vitlab.jobs.run import Function
 
-# Parameters that a program passes itself: they may be missing in the configuration.
+# Parameters that a program passes itself
 SUPPLIED = {
     "model": ("num_classes", "in_channels"),
     "optimizer": ("params",),
@@ -28,11 +27,11 @@ SUPPLIED = {
     "weights": ("arguments", "source"),
     "classifier": ("network", "num_classes", "optimizer", "schedule"),
 }
-# Groups without a `_target_`: what their settings are arguments of.
+# Groups without a `_target_`: the callable whose arguments they are
 CALLED = {"weights": "vitlab.weights.load.load_network", "classifier": "vitlab.training.classifier.Classifier"}
-# Root keys that groups read, and nothing else: what says otherwise in a group would be believed by half of the program.
+# Root keys that groups refer to; another value in a group would apply to half of the program.
 SHARED = ("data.image_size", "data.batch_size", "data.seed", "model.image_size")
-# What can't be set where it seems to belong, because the program sets it, and what to do instead.
+# Settings that the program sets, and what to use instead
 TAKEN = {
     "trainer.logger": "use the group logger",
     "trainer.callbacks": "use the group callbacks",
@@ -44,49 +43,48 @@ TAKEN = {
 }
 NEEDED = {
     "vitlab.training.checkpoints.BestCheckpoint": "keeps the checkpoint that is tested",
-    "vitlab.training.checkpoints.LastCheckpoint": "keeps the checkpoint that a run goes on from",
+    "vitlab.training.checkpoints.LastCheckpoint": "keeps the checkpoint that a run is resumed from",
     "vitlab.training.monitor.Monitor": "logs the training",
 }
 LONGEST_NAME = 255  # bytes, on the usual file systems
 
 
 def problems(program: Program, config: Node | str, *, remote: bool = False) -> list[str]:
-    """Everything wrong with a resolved configuration of a program, or the message that it couldn't be resolved.
+    """All problems of a program's resolved configuration, or of one that couldn't be resolved.
 
-    What it may not call comes alone: nothing more is asked of such a configuration, and nothing of it imported.
-    `remote`: for jobs on a cluster's machines.
+    A configuration with a refused target is not checked further. `remote`: for jobs on a cluster's machines.
     """
     if isinstance(config, str):
         return [config]
     if refused := allowlist.problems(config):
         return refused
-    found = signature_problems(program.function, config)
+    lines = signature_problems(program.function, config)
     for rule in (program.check, *RULES):
-        found += rule(view_of(config, found, remote))
-    for rule in () if found else LAST_RULES:
-        found += rule(view_of(config, found, remote))
-    # a wrong root key is wrong again wherever it is read
-    return [problem for problem in found if problem.partition(".")[2] not in found]
+        lines += rule(view_of(config, lines, remote))
+    for rule in () if lines else LAST_RULES:
+        lines += rule(view_of(config, lines, remote))
+    # a problem of a root key comes again in the groups that refer to it
+    return [problem for problem in lines if problem.partition(".")[2] not in lines]
 
 
-def view_of(config: Node, found: list[str], remote: bool) -> ConfigView:
-    """A configuration without the values that something is wrong with: one mistake, one line."""
-    return ConfigView(config, {line.split("=")[0].split(" ")[0].rstrip(":") for line in found}, remote=remote)
+def view_of(config: Node, lines: list[str], remote: bool) -> ConfigView:
+    """The configuration without the values that have a problem already: one mistake, one line."""
+    return ConfigView(config, {line.split("=")[0].split(" ")[0].rstrip(":") for line in lines}, remote=remote)
 
 
 def signature_problems(function: Function, config: Node) -> list[str]:
-    """What the signatures of the program's function and of all that the configuration calls say."""
+    """Problems by the signatures of the program's function and of all targets."""
     supplied = SUPPLIED | {f"classifier.metrics.{name}": ("num_classes",) for name in metric_nodes(config)}
-    found = call_problems("", config, function, supplied=supplied)
+    lines = call_problems("", config, function, supplied=supplied)
     for key, target in CALLED.items():
         if isinstance(config.get(key), dict):
             given = {k: v for k, v in config[key].items() if (key, k) != ("weights", "source")}
-            found += call_problems(key, given, target, supplied=supplied)
-    return found
+            lines += call_problems(key, given, target, supplied=supplied)
+    return lines
 
 
 def metric_nodes(config: Node) -> dict[str, Node]:
-    """The nodes of `classifier.metrics`, by name."""
+    """Nodes of `classifier.metrics`, by name."""
     classifier = config.get("classifier")
     metrics = classifier.get("metrics") if isinstance(classifier, dict) else None
     return child_nodes(metrics) if isinstance(metrics, dict) and "_target_" not in metrics else {}
@@ -96,7 +94,7 @@ def metric_nodes(config: Node) -> dict[str, Node]:
 
 
 def place_problems(view: ConfigView) -> Iterator[str]:
-    """What is set where it has no effect, or only half of one."""
+    """Settings where they have no effect, or only part of it."""
     for path in SHARED:
         key = path.rpartition(".")[2]
         inner, outer = view(path), view(key)
@@ -122,7 +120,7 @@ def name_problems(view: ConfigView) -> Iterator[str]:
 
 
 def sweep_problems(view: ConfigView) -> Iterator[str]:
-    """Of a program whose jobs a sweep can start."""
+    """Problems of a sweep's name."""
     sweep = view("sweep", str)
     if sweep is not None and (sweep != identity.slugify(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME):
         yield (
@@ -163,7 +161,7 @@ def root_problems(view: ConfigView) -> Iterator[str]:
 
 
 def metric_problems(view: ConfigView) -> Iterator[str]:
-    """Which of `classifier.metrics` can't be built, or has a name that says the wrong end of its range is good."""
+    """Metrics that can't be built, or whose names imply the wrong direction."""
     if not (nodes := metric_nodes(view.config)):
         return
     from torchmetrics import Metric
@@ -200,7 +198,7 @@ RULES: tuple[Rule, ...] = (
     callback_problems,
     root_problems,
 )
-# Asked where nothing else is wrong: they import what only a run needs.
+# Checked only if there are no other problems: they import what a run needs.
 LAST_RULES: tuple[Rule, ...] = (
     lambda view: allowlist.import_problems(view.config),
     metric_problems,

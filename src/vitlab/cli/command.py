@@ -1,6 +1,6 @@
 """`@command(NAME)`: a function with a typed signature becomes a program configured by `conf/NAME.yaml`.
 
-command line -> preflight: compose leniently, check everything, show all problems at once, or go on
+command line -> preflight: compose, check everything, show all problems at once
              -> Hydra: compose, run or sweep, make the run folder
              -> job: one device in this process; several devices, or a sweep's job, in processes of their own
              -> function(**configuration), its results in `results.json`, its objective to the sweeper
@@ -31,14 +31,14 @@ from vitlab.jobs.run import Function, run_here, start_job
 from vitlab.runs import folder, lock, record
 from vitlab.sweeps import ledger
 
-resolvers.register_resolvers()  # here: some launchers' workers import this, and then ask for a job's folder
+resolvers.register_resolvers()  # here, as workers of launchers import this module
 if str(allowlist.WORKING_DIR) not in sys.path:
     sys.path.append(str(allowlist.WORKING_DIR))  # the user's own code; last, so that it hides no library
 
 
 @dataclass(frozen=True)
 class Command(Program):
-    """A program as a user calls it; `entry` is its file."""
+    """A program as a user starts it; `entry` is its file."""
 
     entry: Path = Path()
 
@@ -50,7 +50,7 @@ class Command(Program):
             return None
         if not paths.IN_WHEEL:
             launch.export_pythonpath(paths.PROGRAMS)
-        with imports.gc_paused():
+        with imports.pause_gc():
             register.register()
             flags, asks = parse_arguments(sys.argv[1:])
             allowlist.trust_named_packages(flags.overrides, flags.config_dir)
@@ -75,16 +75,16 @@ class Command(Program):
                 shown.stop_progress()
 
     def run_rank(self, run_dir: Path) -> None:
-        """Run (a rank of) a job that another process has prepared."""
+        """Run (a rank of) a job that another process prepared."""
         if parent := os.environ.pop(launch.PARENT_VARIABLE, None):
             launch.exit_with_parent(int(parent))
         config = folder.read_config(run_dir)
-        with imports.gc_paused():
+        with imports.pause_gc():
             imports.preload(config)
         run_here(self.name, self.run, run_dir, config)
 
     def run(self, **config: Any) -> Node:
-        """Call the function in a process of a job; cancelling the job's sweep ends it."""
+        """Call the function in a process of a job, which ends if the job's sweep is canceled."""
         from vitlab.sweeps import claim
 
         with claim.watch_for_cancel(Path(config["run_dir"]), config):
@@ -92,10 +92,10 @@ class Command(Program):
 
 
 def command(name: str, *, check: Rule = no_problems) -> Callable[[Function], Command]:
-    """Make a program of a function. Its keyword parameters are the root keys of `conf/NAME.yaml`.
+    """Make a program of a function, whose keyword parameters are the root keys of `conf/NAME.yaml`.
 
-    The function returns its results, a mapping that holds the value of the configuration's `objective`, if any.
-    `check` yields what is wrong with the program's own settings; what programs share is checked without it.
+    The function returns its results, with the value of the configuration's `objective` if there is one. `check` yields
+    problems of the program's own settings; shared settings are checked without it.
     """
 
     def wrap(function: Function) -> Command:
@@ -108,14 +108,14 @@ def command(name: str, *, check: Rule = no_problems) -> Callable[[Function], Com
 
 
 def run_job(program: Command, cfg: DictConfig) -> float | None:
-    """Run a job as Hydra starts it: check its configuration once more, write it down, return its score."""
+    """Run a job as Hydra starts it: check its configuration again, write it to the run folder, return its score."""
     from vitlab.jobs import resume
     from vitlab.sweeps import claim
 
     hydra_cfg = HydraConfig.get()
     run_dir = Path(hydra_cfg.runtime.output_dir).resolve()
     config = resolve_config(cfg, str(run_dir))
-    # once more: a sweep's own values, and what another sweeper suggests, have not been seen before
+    # again: values that a sweeper suggests have not been checked before
     sweep = hydra_cfg.mode == RunMode.MULTIRUN
     if problems := [*allowlist.hydra_problems(OmegaConf.to_container(hydra_cfg)), *checks.problems(program, config)]:
         if sweep and "max_failures_per_job" in config:
@@ -143,7 +143,7 @@ def run_job(program: Command, cfg: DictConfig) -> float | None:
         claim.run_job_once(run_dir, config, start, waits=waits)
     else:
         if config.get("resume", "") is None and environment.is_restart(os.environ):
-            config["resume"] = "auto"  # a requeued job goes on
+            config["resume"] = "auto"  # a requeued job is resumed
         if problems := resume.folder_problems(config, run_dir):
             raise ValueError(message(program.name, problems))
         with lock.run_lock(run_dir, "job"):

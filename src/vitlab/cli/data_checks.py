@@ -9,18 +9,18 @@ from vitlab.data.source import Facts, loader_facts, loader_settings
 
 
 def facts_of(view: ConfigView) -> Facts:
-    """Facts about the data set that are known without loading it."""
+    """Facts about the data set, without loading it."""
     return loader_facts(view("data.source._target_", str))
 
 
 def source_settings(view: ConfigView) -> Node | None:
-    """The settings of the data's loader; None if something is wrong with them."""
+    """The settings of the data's loader; None if they have a problem."""
     source = view("data.source", dict)
     return None if source is None or view.has_problem("data.source") else loader_settings(source)
 
 
 def train_samples(view: ConfigView) -> int | None:
-    """Images left to train on after validation is cut off, where the data's size is known."""
+    """Training images without those of validation; None if the data's size is unknown."""
     known, fraction = known_samples(view), view("data.val_fraction", float)
     if known is None or fraction is None:
         return None
@@ -31,7 +31,7 @@ def train_samples(view: ConfigView) -> int | None:
 
 
 def known_samples(view: ConfigView) -> tuple[int, bool] | None:
-    """Images of the train split, and whether there are others to validate on; None where only loading tells."""
+    """Images of the train split, and whether there is a validation split; None if that is known only after loading."""
     facts = facts_of(view)
     if facts.train_samples is not None:
         return facts.train_samples, False
@@ -50,7 +50,7 @@ def data_problems(view: ConfigView) -> Iterator[str]:
             )
     name = (view("data.source._target_", str) or "").rpartition(".")[2]
     if view("data.scaled_decoding", bool) and facts.in_memory:
-        yield f"data.scaled_decoding=true is for JPEG files, and {name} lies in memory; leave it out"
+        yield f"data.scaled_decoding=true is for JPEG files, and {name} is stored in memory; leave it out"
     if view("data.on_error", str) == "skip":
         if facts.in_memory:
             yield f"data.on_error=skip is for image folders, and {name} is none; leave it out"

@@ -9,6 +9,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from vitlab.cli import arguments
 from vitlab.cli.program import Program
 from vitlab.cli.settings import ProgramSettings, Setting
 from vitlab.config import paths
@@ -29,7 +33,12 @@ def show_help(program: Program, flags: Namespace) -> int:
     topics = [word for word in flags.overrides if "=" not in word and not word.startswith("~")]
     overrides = [word for word in flags.overrides if word not in topics]
     with initialize_hydra(flags):
-        settings = ProgramSettings(program, flags.config_name or program.name, overrides)
+        try:
+            values = arguments.single_values(overrides, multirun=flags.multirun)
+            settings = ProgramSettings(program, flags.config_name or program.name, values)
+        except (HydraException, OmegaConfBaseException) as error:
+            print(f"{program.name} --help: {error}", file=sys.stderr)
+            return 2
         label = "value" if overrides else "default"
         lines = [] if topics else [*overview(program, settings, label)]
         for topic in topics:

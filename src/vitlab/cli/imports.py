@@ -1,9 +1,8 @@
-"""What a process imports before it trains, and how: most of the time to the first step is that.
+"""Import what a process needs before it trains, in the fastest way: imports are most of the time to the first step.
 
-Torch, Lightning and wandb come to more than 5,000 modules. Two things make that slower than it has to be. Python's
-collector goes through all of them again and again, though a module is no garbage. And for each of the hundreds of
-classes of wandb's protocol, pydantic asks `inspect` where it was written, which goes through all modules that there
-are: so wandb comes first, while these are few.
+Torch, Lightning and wandb are more than 5,000 modules. Python's garbage collector would go through them repeatedly, so
+it is paused. For each of the hundreds of classes of wandb's protocol, pydantic calls `inspect`, which goes through all
+imported modules: so wandb is imported first, while these are few.
 """
 
 import gc
@@ -15,13 +14,13 @@ from contextlib import contextmanager, suppress
 from vitlab.config.schema import Node, child_nodes
 
 WANDB = "vitlab.runs.wandb.wandb_logger"
-# the second is what `wandb.init` imports, in every run
+# the second is imported by `wandb.init` in every run
 WANDB_MODULES = ("wandb", "wandb.sdk.launch.inputs.internal")
 
 
 @contextmanager
-def gc_paused() -> Iterator[None]:
-    """Python's collector waits until the block ends; what the block has imported it never looks at again."""
+def pause_gc() -> Iterator[None]:
+    """Pause the garbage collector in a block, and exclude from it what the block imports."""
     if not gc.isenabled():
         yield
         return
@@ -34,12 +33,12 @@ def gc_paused() -> Iterator[None]:
 
 
 def preload(config: Node) -> None:
-    """Imports what a job of this configuration needs in this process, in the order that costs least."""
+    """Import what a job of this configuration needs, in the fastest order."""
     if "torch" not in sys.modules and any(
         node["_target_"] == WANDB for node in child_nodes(config.get("logger")).values()
     ):
         for name in WANDB_MODULES:
-            with suppress(ImportError):  # told where it is used
+            with suppress(ImportError):  # reported where it is used
                 importlib.import_module(name)
     if "trainer" in config:
         importlib.import_module("vitlab.training.build")

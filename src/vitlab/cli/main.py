@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def overview(programs: dict[str, Path]) -> str:
-    """The programs with the first line of their docstrings, which are read and not run."""
+    """The programs with the first line of their docstrings, read without importing them."""
     lines = ["vitlab PROGRAM [GROUP=OPTION ...] [KEY=VALUE ...]", ""]
     for name, file in programs.items():
         first = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]

@@ -1,6 +1,6 @@
-"""Check the network that a configuration describes: its sizes, its weights, what of it is trained.
+"""Check the network of a configuration: its sizes, its weights, its frozen parts.
 
-torch is imported for what only weights or a network can tell.
+torch is imported only for checks that need weights or a network.
 """
 
 import re
@@ -48,20 +48,20 @@ def model_problems(view: ConfigView) -> Iterator[str]:
 
 
 def arguments_of(node: Node) -> Node:
-    """The arguments that a node gives its target."""
+    """The arguments that a node passes to its target."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
 
 
 def timm_names() -> list[str]:
-    """What timm's models are called, from its source files: importing these imports torch."""
-    found = []
+    """Names of timm's models, from its source files: importing them imports torch."""
+    names = []
     for folder in spec.submodule_search_locations or [] if (spec := definitions.find_spec("timm.models")) else []:
         for file in sorted(Path(folder).glob("*.py")):
             text = file.read_text()
-            found += re.findall(r"^@register_model\s+def (\w+)", text, re.MULTILINE)
+            names += re.findall(r"^@register_model\s+def (\w+)", text, re.MULTILINE)
             renamed = re.search(r"^register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.MULTILINE | re.DOTALL)
-            found += re.findall(r"'(\w+)' *:", renamed[1]) if renamed else []
-    return found
+            names += re.findall(r"'(\w+)' *:", renamed[1]) if renamed else []
+    return names
 
 
 def weights_problems(view: ConfigView) -> Iterator[str]:
@@ -84,7 +84,7 @@ def weights_problems(view: ConfigView) -> Iterator[str]:
 
 
 def source_problems(source: str, options: Node, view: ConfigView) -> Iterator[str]:
-    """Why weights can't be read, or don't fit the model."""
+    """Problems of weights that can't be read or don't fit the model."""
     from vitlab.weights import load
     from vitlab.weights.open import open_weights
 
@@ -107,13 +107,13 @@ def source_problems(source: str, options: Node, view: ConfigView) -> Iterator[st
 
 
 def scores_head(config: Node) -> bool:
-    """Whether it is weights from elsewhere whose own head is to be scored."""
+    """Whether the head of weights from elsewhere is to be scored."""
     is_evaluation = "probe" in config and config.get("run") is None
     return is_evaluation and config["probe"] is None and config.get("model") is not None
 
 
 def fine_tuning_problems(view: ConfigView) -> Iterator[str]:
-    """What can't be frozen, or has no layers. Only a network tells that, so this is asked last."""
+    """Problems of freezing and layer decay; they need a network, so they are checked last."""
     decay, freeze = view("classifier.layer_decay", float), view("classifier.freeze", str | list[str])
     if not freeze and decay in (None, 1):
         return
@@ -126,11 +126,11 @@ def fine_tuning_problems(view: ConfigView) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
     if decay not in (None, 1) and not hasattr(network, "group_matcher"):
-        yield f"classifier.layer_decay={format_value(decay)}: {type(network).__name__} says no layers; use 1.0"
+        yield f"classifier.layer_decay={format_value(decay)}: {type(network).__name__} has no group_matcher; use 1.0"
 
 
 def outline(node: Node) -> "nn.Module | None":
-    """The network that a node describes, without memory for its parameters; None for somebody else's."""
+    """The network of a node on the meta device; None for a user's own class."""
     import torch
 
     target, arguments = node.get("_target_"), arguments_of(node)

@@ -1,4 +1,4 @@
-"""From a command line to the arguments that Hydra gets: every mistake is shown at once, and nothing has started then.
+"""From a command line to the arguments for Hydra: all mistakes are shown at once, before anything starts.
 
 parse -> Request -> syntax_problems | config_problems -> plan -> Plan
 """
@@ -25,10 +25,10 @@ from vitlab.cli import checks as cli_checks
 from vitlab.cli.program import Program, message
 from vitlab.config import allowlist
 from vitlab.config.overrides import swept_keys
-from vitlab.config.schema import Node, suggest
+from vitlab.config.schema import Node
 from vitlab.distributed import environment
 from vitlab.jobs import identity, resume
-from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, ensure_hydra, initialize_hydra, resolve_config
+from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, initialize_hydra, resolve_config
 from vitlab.runs.folder import write_problem
 from vitlab.sweeps import ledger
 from vitlab.sweeps.launchers import checks
@@ -36,7 +36,7 @@ from vitlab.sweeps.launchers import checks
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for."""
+    """A parsed command line."""
 
     program: Program
     flags: Namespace  # Hydra's own
@@ -51,7 +51,7 @@ class Request:
 
     @property
     def choices(self) -> list[tuple[Override, list[str]]]:
-        """The single values that each override stands for, as override lines."""
+        """The single values of each override, as override lines."""
         pairs = [(o, arguments.spellings(o, o.input_line in self.options, self.flags.multirun)) for o in self.overrides]
         return [(override, lines) for override, lines in pairs if lines]
 
@@ -66,17 +66,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be added to a command line, and what speaks against starting it."""
+    """Overrides to add to a command line, and problems that prevent its start."""
 
     added: list[str]
     problems: list[str]
 
 
 def preflight(program: Program, argv: list[str]) -> list[str]:
-    """Check a command line before anything starts: exit with status 2 and every problem, or return what Hydra gets.
+    """Check a command line before anything starts: exit with status 2 and all problems, or return Hydra's arguments.
 
-    Settings that exist but that no YAML file lists (there are dozens in `lightning.Trainer`) get Hydra's `++`, and
-    `resume` becomes the folder of the run that is resumed.
+    Settings that no YAML file lists (dozens of `lightning.Trainer`) get Hydra's `++`, and `resume` becomes the folder
+    of the run to resume.
     """
     flags, _ = arguments.parse_arguments(argv)
     if flags.experimental_rerun:
@@ -89,9 +89,9 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
             exit_with_problems(program, arguments.unreadable_overrides(flags.overrides) or [str(error)])
         wrong = syntax_problems(request)
         right = replace(request, overrides=[o for o in request.overrides if o.input_line not in wrong])
-        found = [*request.problems, *(problem for lines in wrong.values() for problem in lines)]
-        if found := list(dict.fromkeys([*found, *config_problems(right)])):
-            exit_with_problems(program, found)
+        syntax = [problem for problems in wrong.values() for problem in problems]
+        if problems := list(dict.fromkeys([*request.problems, *syntax, *config_problems(right)])):
+            exit_with_problems(program, problems)
         planned = plan(request)
         if planned.problems:
             exit_with_problems(program, planned.problems)
@@ -100,7 +100,7 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
 
 
 def parse(program: Program, flags: Namespace) -> Request:
-    """Read the overrides. Raises `HydraException` for those that Hydra's grammar doesn't know."""
+    """Parse the overrides. Raises `HydraException` if Hydra's grammar can't read one."""
     problems: list[str] = []
     added = resume.resumed_overrides(flags.overrides, problems)
     added += arguments.hydra_groups_of_experiments(flags.overrides)
@@ -108,32 +108,32 @@ def parse(program: Program, flags: Namespace) -> Request:
     overrides = parser.parse_overrides([*added, *flags.overrides])
     paths = [o.value() for o in overrides if o.key_or_group == "hydra.searchpath"]
     add_searchpath([str(folder) for path in paths for folder in arguments.as_list(path)])
-    options = {o.input_line: found for o in overrides if (found := arguments.group_options(o))}
+    options = {o.input_line: names for o in overrides if (names := arguments.group_options(o))}
     return Request(program, flags, overrides, options, added, problems)
 
 
 def syntax_problems(request: Request) -> dict[str | None, list[str]]:
-    """What is wrong with overrides as such, by their lines: groups and options that don't exist."""
-    found = {}
+    """Groups and options that don't exist, by the overrides' lines."""
+    by_line = {}
     for override in request.overrides:
         options = request.options.get(override.input_line, [])
         problems = arguments.group_problems(override, options, request.program.name, request.primary)
-        found[override.input_line] = problems or arguments.option_problems(override, options)
-    return {line: problems for line, problems in found.items() if problems}
+        by_line[override.input_line] = problems or arguments.option_problems(override, options)
+    return {line: problems for line, problems in by_line.items() if problems}
 
 
 def config_problems(request: Request) -> list[str]:
-    """Everything wrong with what the overrides compose: each value of a sweep, and the ends of a search's ranges."""
-    found: list[str] = []
+    """Problems of the composed configurations: each value of a sweep, and the ends of a search's ranges."""
+    problems: list[str] = []
     for lines in arguments.variants([lines for _, lines in request.choices]):
-        found += composed_problems(request.program, request.primary, lines, sweep=request.flags.multirun)
+        problems += composed_problems(request.program, request.primary, lines, sweep=request.flags.multirun)
     if request.flags.multirun or request.sets("experiment", "hydra.mode"):
-        found += search_problems(request)
-    return found
+        problems += search_problems(request)
+    return problems
 
 
 def composed_problems(program: Program, primary: str, overrides: list[str], *, sweep: bool = False) -> list[str]:
-    """Everything wrong with the configuration that overrides compose, for a run or a job of a sweep."""
+    """Problems of the configuration that overrides compose, for a run or a job of a sweep."""
     try:
         cfg = compose(primary, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -148,7 +148,7 @@ def composed_problems(program: Program, primary: str, overrides: list[str], *, s
 
 
 def search_problems(request: Request) -> list[str]:
-    """Everything wrong with a search: what it says, and the configurations at the ends of its ranges."""
+    """Problems of a search: its settings, and the configurations at the ends of its ranges."""
     from vitlab.sweeps.search import checks as search_checks
     from vitlab.sweeps.search.checks import SWEEPERS
     from vitlab.sweeps.search.space import boundary_points
@@ -166,18 +166,12 @@ def search_problems(request: Request) -> list[str]:
     if allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return []  # already reported
     lines = [o.input_line or "" for o in request.overrides if not o.is_hydra_override()]
-    parameters, found = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
+    parameters, problems = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
     known = {o.key_or_group for o in request.overrides if o.is_discrete_sweep()}  # each value has been checked
-    for point in () if found else boundary_points(parameters, known):
-        chosen = [*request.single, *lenient_lines(point)]
-        found = [*found, *composed_problems(request.program, request.primary, chosen, sweep=True)]
-    return found
-
-
-def lenient_lines(overrides: list[str]) -> list[str]:
-    """Overrides of a single run so that composing them never fails on an unknown key."""
-    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
-    return [s for o in parsed for s in arguments.spellings(o, bool(arguments.group_options(o)), False)]
+    for point in () if problems else boundary_points(parameters, known):
+        chosen = [*request.single, *arguments.single_values(point)]
+        problems = [*problems, *composed_problems(request.program, request.primary, chosen, sweep=True)]
+    return problems
 
 
 def is_multirun(request: Request, cfg: DictConfig) -> bool:
@@ -188,7 +182,7 @@ def is_multirun(request: Request, cfg: DictConfig) -> bool:
 
 
 def plan(request: Request) -> Plan:
-    """What a command line without mistakes starts: a run, one that is resumed, or a sweep."""
+    """Plan a run, a resumed run, or a sweep, of a command line without mistakes."""
     cfg = compose(request.primary, request.single)
     config = resolve_config(cfg, UNSET_RUN_DIR)
     assert isinstance(config, dict)  # or it would have been refused
@@ -214,7 +208,7 @@ def plan_run(request: Request, cfg: DictConfig, config: Node) -> Plan:
         return Plan([], [problem])
     if config.get("resume", "") is None and environment.is_restart(os.environ):
         config = {**config, "resume": "auto"}
-        added.append("resume=auto")  # a requeued job goes on, whatever its command line says
+        added.append("resume=auto")  # a requeued job is always resumed
     if request.sets("hydra.run.dir"):
         first = environment.rank(os.environ) == 0
         return Plan(added, resume.folder_problems(config, Path(cfg.hydra.run.dir).resolve()) if first else [])
@@ -238,7 +232,7 @@ def plan_sweep(request: Request, cfg: DictConfig, config: Node) -> Plan:
 
 
 def sweep_name(request: Request, cfg: DictConfig, config: Node) -> tuple[str, Path]:
-    """A sweep's name and folder; the same command has to find one again that was given no name."""
+    """A sweep's name and folder; without a name, the same command must give the same ones."""
     lines, sweeper = [o.input_line or "" for o in request.overrides], cfg.hydra.sweeper
     name, given = config["sweep"], request.sets("hydra.sweep.dir")
     if name is None and given:
@@ -250,7 +244,7 @@ def sweep_name(request: Request, cfg: DictConfig, config: Node) -> tuple[str, Pa
 
 
 def hydra_arguments(request: Request, planned: Plan, argv: list[str]) -> list[str]:
-    """The command line for Hydra."""
+    """The arguments for Hydra."""
     groups = [lines[0] for override, lines in request.choices if override.input_line in request.options]
     values = [o for o in request.overrides if o.input_line not in request.options and not o.is_hydra_override()]
     listed = compose(request.primary, groups if values else request.single)  # composed before, where all are groups
@@ -262,26 +256,10 @@ def hydra_arguments(request: Request, planned: Plan, argv: list[str]) -> list[st
 
 
 def preload_job(request: Request) -> None:
-    """Import what a run needs that will be in this process."""
+    """Import what a run in this process needs."""
     cfg = compose(request.primary, request.single)
     if not is_multirun(request, cfg) and OmegaConf.select(cfg, "trainer.devices") in (None, 1):
         imports.preload({key: OmegaConf.to_container(cfg[key]) for key in ("logger", "trainer") if cfg.get(key)})
-
-
-def train_problems(lines: list[str]) -> list[str]:
-    """What is wrong with a command line of `train.py`, whose file lists all root keys, and not all of those below."""
-    with ensure_hydra():
-        try:
-            overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
-        except HydraException as error:
-            return [str(error)]
-        options = {o.input_line: arguments.group_options(o) for o in overrides}
-        found = [problem for o in overrides for problem in arguments.option_problems(o, options[o.input_line])]
-        known = [str(key) for key in compose("train", [])]
-        for o in overrides:
-            if not options[o.input_line] and "." not in o.key_or_group and o.key_or_group not in known:
-                found.append(f"{o.input_line}: there is no such setting{suggest(o.key_or_group, known)}")
-        return found or composed_problems(Program("train", lambda **given: given), "train", lenient_lines(lines))
 
 
 # ---------------------------------------------------------------------------------------------------------- problems

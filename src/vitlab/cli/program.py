@@ -1,4 +1,4 @@
-"""What a program is: a function, and what is named after it."""
+"""The type of a program: a function with a name and a rule."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from vitlab.config.view import ConfigView
 from vitlab.jobs.run import Function
 
-Rule = Callable[[ConfigView], Iterable[str]]  # yields what is wrong with a configuration, a line each
+Rule = Callable[[ConfigView], Iterable[str]]  # yields the problems of a configuration, a line each
 
 
 def no_problems(view: ConfigView) -> Iterable[str]:
-    """The rule of a program that has none of its own."""
+    """The rule of a program without one."""
     return ()
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program: its name, which its file in `conf` has too, what it runs, and the rule for its own settings."""
+    """A program: its name (and that of its file in `conf`), its function, and the rule for its own settings."""
 
     name: str
     function: Function

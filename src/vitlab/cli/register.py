@@ -1,4 +1,4 @@
-"""What Hydra composes from that stands in no file of `conf`: the defaults of signatures, and `experiments`."""
+"""Register with Hydra what is in no file of `conf`: the defaults of signatures, and `experiments`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from vitlab.config.signatures import defaults
 
 
 def register() -> None:
-    """Tell Hydra what no YAML file has to repeat."""
+    """Store the defaults of signatures and the experiments, so that no YAML file repeats them."""
     store = ConfigStore.instance()
     store.repo = Stored(store.repo)
 
@@ -35,7 +35,7 @@ def register() -> None:
 
 
 class ExperimentFile(ConfigNode):
-    """A file that is read when it is chosen."""
+    """A file that is read only when it is chosen."""
 
     def __init__(self, file: Path) -> None:
         self.name, self.group, self.package, self.provider = file.name, "experiment", "_global_", "experiments"
@@ -48,8 +48,9 @@ class ExperimentFile(ConfigNode):
 
 
 class Stored(dict[str, Any]):
-    """Hydra's store, which Hydra copies completely each time that it looks for the options of a group: hundreds of
-    times for `--help`. It never changes what it has copied, and copies what it loads once more, so one will do.
+    """Hydra's store without copies: Hydra would copy all of it each time that it lists the options of a group.
+
+    It never changes the copy, and copies each node again when it loads it.
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Stored":

@@ -1,7 +1,6 @@
-"""What configuration files compute: `${vitlab.name:}`, `native_size`, `patch`, `objective`, `mode`, `probe`, `if`, and
-of sweeps `job`, `alone`, `choices` and `title`.
+"""OmegaConf's resolvers of the files in `conf`: `${vitlab.name:}`, `${vitlab.mode:...}` and so on.
 
-Light on purpose: composing a configuration must not import torch.
+Composing a configuration must not import torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +19,11 @@ from vitlab.data.source import Facts, loader_facts
 from vitlab.models.sizes import model_name
 
 FEW_IMAGES = 5000  # in a train split
-UNKNOWN_SIZE = 224  # where neither the model nor the data says anything: the paper's pre-training size
+UNKNOWN_SIZE = 224  # if the data has no size: the paper's pre-training size
 
 
 def register_resolvers() -> None:
-    """Makes the resolvers known to OmegaConf; again and again does no harm."""
+    """Register the resolvers with OmegaConf; can be repeated."""
     resolvers: dict[str, Callable[..., Any]] = {
         "name": run_name,
         "native_size": native_size,
@@ -43,7 +42,7 @@ def register_resolvers() -> None:
 
 
 def job_folder(*, _root_: DictConfig) -> str:
-    """The folder of a sweep's job within its sweep's, named by what varies and by what the job is."""
+    """Folder of a sweep's job within the sweep's, named by what varies and by the job's identity."""
     from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
     from vitlab.sweeps import ledger
 
@@ -51,12 +50,12 @@ def job_folder(*, _root_: DictConfig) -> str:
 
 
 def in_sweep() -> bool:
-    """Whether this is a job of a sweep; not so while nothing but a check is composed."""
+    """Whether this is a job of a sweep; false while a configuration is only checked."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def choices() -> dict[str, str]:
-    """What this job has of what its sweep varies; empty in a single run."""
+    """The job's values of the settings that its sweep varies; empty in a single run."""
     from vitlab.config import overrides
     from vitlab.sweeps import ledger
 
@@ -69,7 +68,7 @@ def choices() -> dict[str, str]:
 
 
 def native_size(source: str) -> int:
-    """The side in pixels of a data set's images, by its `_target_`; 224 if its loader's facts have no size.
+    """Height and width of a data set's images, by its `_target_`; 224 if its loader's facts have no size.
 
     Raises `ValueError` for a loader without facts.
     """
@@ -84,9 +83,9 @@ def native_size(source: str) -> int:
 
 
 def objective_for(source: str) -> str:
-    """What the best checkpoint is chosen by: accuracy, or loss where it would have too coarse steps to choose by.
+    """Score by which the best checkpoint is chosen: accuracy, or loss for small sets, where accuracy is too coarse.
 
-    Of 144 digits to validate on, one is 0.7 %.
+    With 144 digits to validate on, one image is 0.7 %.
     """
     samples = loader_facts(source).train_samples
     return "val/loss" if samples is not None and samples < FEW_IMAGES else "val/acc"
@@ -95,7 +94,7 @@ def objective_for(source: str) -> str:
 def patch_for(image_size: int | Sequence[int]) -> int:
     """The smallest patch of at least 2 pixels that cuts an image into at most 8 x 8: 8 -> 2, 28 -> 4, 32 -> 4.
 
-    1 where there is none, and for what is no size: the checks tell that better than a resolver can.
+    1 if there is none, and for a value that is no size, which the checks report.
     """
     sides = [image_size] if isinstance(image_size, int) else image_size
     if not isinstance(sides, Sequence) or not all(isinstance(side, int) for side in sides):
@@ -107,9 +106,9 @@ def patch_for(image_size: int | Sequence[int]) -> int:
 
 
 def run_name(*, _root_: DictConfig) -> str | None:
-    """A name made of resolved values, so that it can't lie after an override: `digits-vit_s16-224px`.
+    """A run's name, made of resolved values so that overrides change it: `digits-vit_s16-224px`.
 
-    None where there is no data yet.
+    None without data.
     """
     from vitlab.jobs.identity import data_name
 

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitlab.cli.arguments import visible_options
 from vitlab.cli.checks import CALLED, SUPPLIED, TAKEN
 from vitlab.cli.program import Program
-from vitlab.config import docstrings
+from vitlab.config import allowlist, docstrings
 from vitlab.config.annotations import format_type
 from vitlab.config.schema import Node, format_value, parameters
 from vitlab.jobs.compose import compose
@@ -30,7 +30,6 @@ OTHER_GROUPS = {
     "hydra/launcher": "Where the jobs of a sweep run.",
     "hydra/sweeper": "How a sweep chooses its jobs.",
 }
-HIDDEN = ("weights.arguments", "weights.source")  # the program sets them, from `model`
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,11 @@ class ProgramSettings:
             return None
 
     def target(self, path: str) -> str | None:
-        """What the settings of a node are arguments of."""
+        """What the settings of a node are arguments of; None if a configuration may not call it."""
         value = self.value(path)
-        return value.get("_target_", CALLED.get(path)) if isinstance(value, dict) else None
+        target = value.get("_target_", CALLED.get(path)) if isinstance(value, dict) else None
+        is_allowed = isinstance(target, str) and (path in CALLED or allowlist.refusal(target) is None)
+        return target if is_allowed else None
 
     def nodes(self, path: str) -> dict[str, str]:
         """The node with a target at a path, or those in it (callbacks, loggers), with their targets."""
@@ -98,7 +99,7 @@ class ProgramSettings:
         node, lines, supplied = self.value(path), docstrings.argument_lines(target), SUPPLIED.get(path, ())
         for name, parameter in parameters(target).items():
             where, is_open = f"{path}.{name}", parameter.kind is inspect.Parameter.VAR_KEYWORD
-            if is_open or where in TAKEN or where in HIDDEN or name in supplied:
+            if is_open or where in TAKEN or name in supplied:
                 continue
             value = node[name] if name in node else default_value(parameter.default)
             if isinstance(value, dict) and "_target_" in value:

@@ -12,7 +12,7 @@ from vitlab.config.view import ConfigView
 from vitlab.distributed import environment
 from vitlab.training.schedules import check_steps
 
-# As Lightning registers them, which only importing it would tell.
+# As Lightning registers them; looking them up would import it.
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps", "tpu")
 DDP = [f"ddp{kind}" for kind in ("", "_fork", "_notebook", "_spawn")]
 STRATEGIES = (
@@ -45,7 +45,7 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
     if epochs == steps == -1:
         yield "trainer.max_epochs=-1 and trainer.max_steps=-1 set no end, which the schedule needs; set one of them"
     if view("trainer.use_distributed_sampler", bool):
-        yield "trainer.use_distributed_sampler=true would share out twice what vitlab's samplers share out; use false"
+        yield "trainer.use_distributed_sampler=true would divide the data twice, after vitlab's samplers; use false"
     callbacks = child_nodes(view("callbacks", dict) or {})
     averaging = [key for key, node in callbacks.items() if "WeightAveraging" in str(node["_target_"])]
     if averaging and is_kind_of(view("trainer.strategy._target_", str) or "", SHARDED):
@@ -60,7 +60,7 @@ def device_problems(view: ConfigView) -> Iterator[str]:
     if named is not None and not re.fullmatch(r"auto|-1|\d+(,\s*\d+)*", named):
         yield f"trainer.devices={named} is not a number of devices; use 1 or more, auto, or -1 for all"
     if view.remote and view("trainer.devices") in (-1, "-1", "auto"):
-        yield f"trainer.devices={view('trainer.devices')}: a cluster must be asked for a number of devices; name it"
+        yield f"trainer.devices={view('trainer.devices')}: a cluster needs a number of devices; set one"
     if (nodes := view("trainer.num_nodes", int) or 1) > 1:
         by_others, each = environment.launched_externally(os.environ), environment.node_from_env(os.environ)
         if not (by_others or each or view.remote):
@@ -74,7 +74,7 @@ def device_problems(view: ConfigView) -> Iterator[str]:
 
 
 def gpu_problems(view: ConfigView) -> Iterator[str]:
-    """Whether this machine has the devices. torch counts them, so this is asked last."""
+    """Report devices that this machine doesn't have. torch counts them, so this is checked last."""
     devices = view("trainer.devices", int)
     if view.remote or devices in (None, 1):
         return
@@ -84,7 +84,7 @@ def gpu_problems(view: ConfigView) -> Iterator[str]:
 
         gpus = torch.cuda.device_count()
     if devices == -1 and not gpus:
-        yield "trainer.devices=-1 means all GPUs, and there is none to be used; name a number of processes"
+        yield "trainer.devices=-1 means all GPUs, and there is none; set a number of processes"
     if gpus and devices > gpus:
         remedy = f"use trainer.devices={gpus}, or trainer.accelerator=cpu"
         yield f"trainer.devices={devices}: this machine has {gpus} GPUs; {remedy}"

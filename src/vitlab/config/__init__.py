@@ -1,1 +1,1 @@
-"""What a configuration may say, and where its files are."""
+"""The schema of a configuration, the targets it may call, and where its files are."""

@@ -1,28 +1,28 @@
-"""What a configuration may call: one that somebody else wrote is read as settings, never run as a program.
+"""The targets that a configuration may call: one from somebody else must not run code of its choice.
 
-Hydra calls whatever a `_target_` names, and importing a module runs it. So each `_target_`, at any depth, is checked
-before anything of it is imported, from source files where possible:
+Hydra calls whatever a `_target_` names, and importing a module runs it. So each `_target_`, at any depth, is checked in
+source files, before anything is imported:
 
-    A target is a class of a kind that experiments are made of (`KINDS`), or one of `FUNCTIONS`, exported by one of
-    `PLACES` and defined in one of `PLACES`, or it is code that the user trusts.
+    A target is a class of a kind that experiments use (`KINDS`) or one of `FUNCTIONS`, exported and defined by one of
+    `PLACES`, or it is code that the user trusts.
 
 The user trusts modules and packages in the working directory of the command, packages that the command line or a YAML
-file of `--config-dir` names as a target (`trust_named_packages`), and what `VITLAB_ALLOW` lists. Variable and working
-directory are read once, when the program starts: no configuration can set them.
+file of `--config-dir` names as a target (`trust_named_packages`), and the entries of `VITLAB_ALLOW`. No configuration
+can set variable or working directory: both are read when the program starts.
 """
 
 import ast
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any
 
 from vitlab.config import definitions, paths
-from vitlab.config.schema import format_value, resolve, walk_path
+from vitlab.config.schema import format_value, resolve, suggest
 
 VARIABLE = "VITLAB_ALLOW"
 # Complete targets, or packages and modules whose own definitions are trusted.
@@ -42,11 +42,11 @@ PLACES = (
     *("optuna.samplers", "optuna.pruners"),
 )
 OFFERED_PACKAGES = frozenset(place.split(".")[0] for place in PLACES)
-# A package may show at its top what it defines further in: lightning.Trainer.
+# Packages that export parts at their top: lightning.Trainer
 TOPS = ("lightning", "torchmetrics")
 KINDS = (
     *("torch.nn.Module", "torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
-    # as the libraries import some of these: found sooner
+    # as the libraries import some of these, which is faster to find
     *("torch.nn.modules.module.Module", "torch.optim.optimizer.Optimizer", "lightning.pytorch.trainer.trainer.Trainer"),
     *("lightning.pytorch.callbacks.Callback", "lightning.pytorch.callbacks.callback.Callback"),
     *("lightning.pytorch.Trainer", "lightning.pytorch.Callback", "lightning.pytorch.LightningDataModule"),
@@ -58,7 +58,7 @@ KINDS = (
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
     *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )
-FUNCTIONS = (  # functions, or modules of vitlab that hold nothing else
+FUNCTIONS = (  # functions, or modules of vitlab with nothing else
     *("vitlab.models.timm_model", "vitlab.training.schedules", "vitlab.runs.wandb.wandb_logger"),
     *(f"torch.optim.swa_utils.get_{kind}_avg_fn" for kind in ("ema", "ema_multi", "swa", "swa_multi")),
 )
@@ -68,10 +68,10 @@ LAUNCHERS = (
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
 )
-NO_PART = "it is none of the classes and functions that experiments are made of"
-DEEPEST = 64  # levels of a configuration; one that contains its own node has no end
+NO_PART = "it is none of the classes and functions that experiments use"
+DEEPEST = 64  # levels of a configuration; one that contains itself has no end
 
-# What Hydra builds before a job can check it: interpolations there could mean something else by then.
+# Built by Hydra before a job can check them: interpolations could have another value by then.
 MADE_BY_HYDRA = ("callbacks", "launcher", "sweeper")
 LOGGING = ("hydra_logging", "job_logging")
 LOG_CLASSES = ("logging.FileHandler", "logging.Formatter", "logging.NullHandler", "logging.StreamHandler")
@@ -83,60 +83,59 @@ TARGET = re.compile(r"\b_target_['\"]?\s*[:=]\s*['\"]?([a-zA-Z]\w*(?:\.\w+)+(?:\
 
 
 class NotTrusted(ValueError):
-    """A configuration would call what it may not."""
+    """A configuration names a target that it may not call."""
 
 
 def problems(config: Any, prefix: str = "") -> list[str]:
-    """What a resolved configuration may not call, a line each; nothing of it is imported."""
-    found = []
+    """The targets of a resolved configuration that it may not call, a line each; nothing is imported."""
+    lines = []
     for path, value in _values(config, prefix):
         if path.count(".") >= DEEPEST:
             return [f"{path.split('.')[0]} is nested in itself, or more than {DEEPEST} levels deep"]
         if isinstance(value, dict) and "_target_" in value:
-            found += _target_problems(path, value["_target_"])
+            lines += _target_problems(path, value["_target_"])
         elif isinstance(value, str) and "${" in value:
             # `instantiate` resolves a second time, and the result has not been checked
-            found.append(f"{path}={format_value(value)}: an interpolation remains after resolving; write its value")
-    return found
+            lines.append(f"{path}={format_value(value)}: an interpolation remains after resolving; write its value")
+    return lines
 
 
 def hydra_problems(node: Any) -> list[str]:
-    """The same for the unresolved node `hydra`: its callbacks, launcher and sweeper are built before the job starts."""
+    """The same of the unresolved node `hydra`: its callbacks, launcher and sweeper are built before the job starts."""
     if not isinstance(node, dict):
         return [f"hydra={format_value(node)} is not a mapping"]
-    found = []
+    lines = []
     for path, value in _values(node, "hydra"):
         part, key = f"{path}.".split(".")[1], path.rpartition(".")[2]
         if path.count(".") >= DEEPEST:
             return [f"hydra.{part} is more than {DEEPEST} levels deep"]
         if isinstance(value, dict) and "_target_" in value:
-            found += _target_problems(path, value["_target_"])
+            lines += _target_problems(path, value["_target_"])
         text = value if isinstance(value, str) else ""
         if part in (*MADE_BY_HYDRA, *LOGGING) and not path.endswith("._target_"):
             is_reference = text.startswith("${") and text.endswith("}")
             is_hydra_s = part not in LOGGING and re.fullmatch(r"\$\{hydra\.[\w.]+\}", text)
             if "\\$" in text or (is_reference and not is_hydra_s):
-                found.append(f"{path}={format_value(text)} can't be checked before Hydra uses it; write its value")
+                lines.append(f"{path}={format_value(text)} can't be checked before Hydra uses it; write its value")
         if part in LOGGING:
             calls = key in ("()", "factory") or (key == "class" and value not in LOG_CLASSES)
             if calls or (re.search(r"\w+://", text) and text not in STREAMS):
                 remedy = f"use {', '.join(LOG_CLASSES)}"
-                found.append(f"{path}={format_value(value)} is refused: logging would call it; {remedy}")
+                lines.append(f"{path}={format_value(value)} is refused: logging would call it; {remedy}")
     launcher = node.get("launcher")
     if isinstance(launcher, dict) and launcher.get("setup") and launcher.get("_target_") not in ALLOWED:
         setup = f"hydra.launcher.setup={format_value(launcher['setup'])}"
         remedy = f"if you trust it, start with {VARIABLE}={launcher.get('_target_')}"
-        found.append(f"{setup} is refused: a shell would run it; {remedy}")
+        lines.append(f"{setup} is refused: a shell would run it; {remedy}")
     for name in (node.get("job") or {}).get("env_set") or {}:
-        found.append(f"hydra.job.env_set.{name} can't be set here; set the variable where the program is started")
-    return found
+        lines.append(f"hydra.job.env_set.{name} can't be set here; set the variable where the program is started")
+    return lines
 
 
 def trust_named_packages(overrides: Iterable[str], config_dir: str | None) -> None:
     """Trust the packages of targets in a command line's own overrides and in the YAML files of its `--config-dir`.
 
-    Child processes inherit this in `VITLAB_ALLOW`. Packages that are offered, and the standard library, are trusted in
-    parts only.
+    Child processes inherit this in `VITLAB_ALLOW`. Offered packages and the standard library gain nothing by it.
     """
     global ALLOWED
     texts = [*overrides]
@@ -155,7 +154,7 @@ def trust_named_packages(overrides: Iterable[str], config_dir: str | None) -> No
 
 
 def is_trusted(name: str) -> bool:
-    """Whether a dotted path begins with what the user trusts; nothing is imported."""
+    """Whether a dotted path begins with a package that the user trusts; nothing is imported."""
     package = name.partition(".")[0]
     if _within(name, ALLOWED) or package in OFFERED_PACKAGES:
         return _within(name, ALLOWED)
@@ -169,12 +168,12 @@ def is_trusted(name: str) -> bool:
 
 def require_allowed(config: Any, prefix: str = "") -> None:
     """Raise `NotTrusted` with all problems: the last check, just before an object is built."""
-    if found := problems(config, prefix):
-        raise NotTrusted("; ".join(found))
+    if lines := problems(config, prefix):
+        raise NotTrusted("; ".join(lines))
 
 
 def import_problems(config: Any) -> Iterator[str]:
-    """Which targets that the user trusts can't be imported; those that are offered have been found."""
+    """Trusted targets that can't be imported; those of offered packages are in source files."""
     for path, value in _values(config, ""):
         target = value.get("_target_") if isinstance(value, dict) else None
         if isinstance(target, str) and target.split(".")[0] not in OFFERED_PACKAGES:
@@ -185,7 +184,7 @@ def import_problems(config: Any) -> Iterator[str]:
 
 
 def _values(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Everything in a tree of mappings and lists, with its dotted path, to one level below the deepest."""
+    """All values in a tree of mappings and lists with their dotted paths, to one level below the deepest."""
     yield path, value
     if path.count(".") >= DEEPEST:
         return
@@ -199,12 +198,14 @@ def _target_problems(path: str, target: Any) -> list[str]:
         return [f"{path}._target_={format_value(target)} is not a dotted path to a callable"]
     reason = refusal(target)
     where = f"{path}._target_={format_value(target)}" if path else f"_target_={format_value(target)}"
+    if reason and " has no " in reason:
+        return [f"{where} can't be imported: {reason}"]
     remedy = f"if you trust it, and who wrote this configuration, start with {VARIABLE}={target}"
     return [f"{where} is refused: {reason}; {remedy}"] if reason else []
 
 
 def refusal(target: str) -> str | None:
-    """Why a target may not be called; None if it may be, or if an allowed place has nothing of that name."""
+    """Why a target may not be called; None if it may be. Nothing is imported."""
     parent = target.rpartition(".")[0]
     if not all(part.isidentifier() for part in target.split(".")):
         return "it is no dotted path"
@@ -219,21 +220,18 @@ def refusal(target: str) -> str | None:
         return "no parts of experiments are there"
     definition = definitions.find(target)
     if definition is None:
-        return _refusal_once_imported(target, by_user)
-    path, allowed = f"{definition.module}.{definition.name}", False
+        return None if by_user and definitions.is_made_at_run_time(target) else _missing_part(target) or NO_PART
+    path = f"{definition.module}.{definition.name}"
     if is_trusted(definition.module):
         return None
-    if not by_user and _within(definition.module, PLACES):
-        if isinstance(definition.node, ast.FunctionDef):
-            loads_data = any(
-                isinstance(d, ast.Call) and ast.unparse(d.func) == "Facts" for d in definition.node.decorator_list
-            )
-            allowed = _within(path, FUNCTIONS) or loads_data
-        elif (known := definitions.is_kind_of(path, KINDS) or definitions.is_kind_of(path, _defined_kinds())) is None:
-            return _refusal_once_imported(target, by_user)
-        else:
-            allowed = known
-    return None if allowed else NO_PART
+    if by_user or not _within(definition.module, PLACES):
+        return NO_PART
+    if isinstance(definition.node, ast.FunctionDef):
+        calls = [d.func for d in definition.node.decorator_list if isinstance(d, ast.Call)]
+        is_allowed = _within(path, FUNCTIONS) or "Facts" in map(ast.unparse, calls)  # which loads a data set
+    else:
+        is_allowed = bool(definitions.is_kind_of(path, KINDS) or definitions.is_kind_of(path, _defined_kinds()))
+    return None if is_allowed else NO_PART
 
 
 @cache
@@ -242,30 +240,15 @@ def _defined_kinds() -> frozenset[str]:
     return frozenset(path for kind in KINDS for path in definitions.follow(kind))
 
 
-def _refusal_once_imported(target: str, by_user: bool) -> str | None:
-    """The same for what source files don't say; places that the user doesn't trust have been refused before."""
-    value: Any = None
-    try:
-        for path, value in walk_path(target):
-            if isinstance(value, ModuleType):
-                if value.__name__ != path:
-                    return f"{path} is another module, {value.__name__}"
-            elif path != target and not by_user:
-                return f"{path} is no module"
-    except ImportError:
-        return None  # nothing is there: `schema` reports it, with what was perhaps meant
-    module = str(getattr(value, "__module__", None))
-    if is_trusted(module):
-        return None
-    if not by_user and _within(module, PLACES):
-        if isinstance(value, type):  # a class whose kind has not been imported is not of that kind
-            names = [name for name in KINDS if name.rpartition(".")[0] in sys.modules]
-            kinds = tuple(kind for name in names if isinstance(kind := resolve(name), type))
-            return None if issubclass(value, kinds) else NO_PART
-        is_data_set = isinstance(value, FunctionType) and hasattr(value, "facts")
-        if is_data_set or (isinstance(value, FunctionType) and _within(f"{module}.{value.__qualname__}", FUNCTIONS)):
-            return None
-    return NO_PART
+def _missing_part(path: str) -> str | None:
+    """Which part of a path is neither in its module's source nor a module there: `torch.optim has no 'AdmW'`."""
+    module, *parts = path.split(".")
+    while parts and definitions.is_module(f"{module}.{parts[0]}"):
+        module = f"{module}.{parts.pop(0)}"
+    spec = definitions.find_spec(module)
+    modules = pkgutil.iter_modules(spec.submodule_search_locations or [] if spec else [])
+    names = [*definitions.bindings(module), *(entry.name for entry in modules)]
+    return f"{module} has no {parts[0]!r}{suggest(parts[0], names)}" if parts and parts[0] not in names else None
 
 
 def _within(name: str, holders: tuple[str, ...]) -> bool:

@@ -20,8 +20,8 @@ LIMITS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {  # attribute
 }
 
 
-def resolved(annotation: Any) -> Any:
-    """An annotation; the value of one that is a name read from source."""
+def resolve_annotation(annotation: Any) -> Any:
+    """An annotation, or the value of one that is a name in source."""
     return signatures.resolve_name(annotation.__forward_arg__) if isinstance(annotation, ForwardRef) else annotation
 
 
@@ -30,7 +30,7 @@ def fits(value: Any, annotation: Any) -> bool:
 
     Stricter than Python (a bool is no int, "3" is no number), except that an int may be a float and a list a tuple.
     """
-    annotation = resolved(annotation)
+    annotation = resolve_annotation(annotation)
     if annotation in (Any, inspect.Parameter.empty, object) or isinstance(annotation, TypeVar | str):
         return True
     if annotation in (None, type(None)):
@@ -69,7 +69,7 @@ def fits(value: Any, annotation: Any) -> bool:
 
 def bound_problem(value: Any, annotation: Any) -> str | None:
     """The bound that a value of the right type violates: `must be at least 0 and below 1 (0 is off)`."""
-    annotation = resolved(annotation)
+    annotation = resolve_annotation(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         return next((bound_problem(value, choice) for choice in arguments if fits(value, choice)), None)
@@ -104,7 +104,7 @@ def _bounds(annotation: Any) -> str:
 
 def choices(annotation: Any) -> list[str]:
     """The strings that a (union of) Literal allows."""
-    annotation = resolved(annotation)
+    annotation = resolve_annotation(annotation)
     if typing.get_origin(annotation) is Literal:
         return [c for c in typing.get_args(annotation) if isinstance(c, str)]
     return [c for inner in typing.get_args(annotation) for c in choices(inner)]
@@ -112,7 +112,7 @@ def choices(annotation: Any) -> list[str]:
 
 def format_type(annotation: Any, *, bounds: bool = False) -> str:
     """An annotation in words: `one of 'cls', 'avg'`, `an int or null`, and with its bounds: `an int, at least 1`."""
-    annotation = resolved(annotation)
+    annotation = resolve_annotation(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         limits = _bounds(annotation) if bounds else ""

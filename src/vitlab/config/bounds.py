@@ -23,7 +23,7 @@ Fraction = Annotated[float, Gt(0), Lt(1)]
 
 
 class Ascending:
-    """Of a pair of numbers: the first is at most the second."""
+    """A pair of numbers in ascending order."""
 
     words = "[low, high] with low <= high"
 
@@ -41,11 +41,11 @@ def check_bounds(function: Callable[P, R]) -> Callable[P, R]:
     names, annotations = list(signature(function).parameters), function.__annotations__
 
     @wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
         pairs = [(name, value, bound_problem(value, annotations.get(name))) for name, value in given.items()]
         if wrong := [f"{name}={value} {problem}" for name, value, problem in pairs if problem]:
             raise ValueError("\n".join(wrong))
         return function(*args, **kwargs)
 
-    return checked
+    return wrapper

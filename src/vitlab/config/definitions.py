@@ -1,8 +1,8 @@
-"""Find in source files what dotted paths name: re-exports are followed, and nothing is imported.
+"""Find the definitions of dotted paths in source files: re-exports are followed, and nothing is imported.
 
     lightning.Trainer -> lightning.pytorch.Trainer -> ... -> the class in lightning/pytorch/trainer/trainer.py
 
-What only running the code would show (a module without a source file, a name made at run time) is unknown.
+Modules without source and names that are made at run time are unknown.
 """
 
 import ast
@@ -35,8 +35,14 @@ def find_spec(module: str) -> ModuleSpec | None:
     if not parent:
         return importlib.util.find_spec(module)
     above = find_spec(parent)
-    folders = above.submodule_search_locations if above else None
-    return PathFinder.find_spec(module, folders) if folders else None
+    folders = list(above.submodule_search_locations or []) if above else []
+    try:
+        return PathFinder.find_spec(module, folders) if folders else None
+    except KeyError:  # a folder without `__init__.py`: its path refers to its package, which isn't imported
+        spec = ModuleSpec(module, None, is_package=True)
+        name = module.removeprefix(f"{parent}.")
+        spec.submodule_search_locations = [str(path) for folder in folders if (path := Path(folder, name)).is_dir()]
+        return spec
 
 
 def bindings(module: str) -> Mapping[str, Binding]:
@@ -46,8 +52,7 @@ def bindings(module: str) -> Mapping[str, Binding]:
 
 @cache
 def _bindings(module: str, search_path: tuple[str, ...]) -> Mapping[str, Binding]:
-    # `__main__`; modules that import * from each other; a folder without `__init__.py` in a package (KeyError)
-    with suppress(ValueError, SyntaxError, RecursionError, KeyError):
+    with suppress(ValueError, SyntaxError, RecursionError):  # `__main__`; modules that import * from each other
         spec = find_spec(module)
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
             package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
@@ -75,7 +80,7 @@ def _read_bindings(file: str, package: str) -> Mapping[str, Binding]:
                 above = package.split(".")[: package.count(".") + 2 - level] if level else []
                 path = ".".join([*above, *([origin] if origin else [])])
                 for alias in aliases:
-                    some = _star_names(path) if alias.name == "*" else [alias.name]
+                    some = (_star_names(path) or ["*"]) if alias.name == "*" else [alias.name]
                     names |= {alias.asname or name: f"{path}.{name}" for name in some}
     return names
 
@@ -102,7 +107,7 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def follow(path: str) -> Iterator[str]:
-    """A dotted path, and each that it is imported from; the last is that of the definition, if there is one."""
+    """A dotted path, and each that it is imported from or an alias of; the last is that of the definition, if any."""
     passed: list[str] = []
     binding: Binding | None = path
     while isinstance(binding, str) and binding not in passed:
@@ -110,6 +115,10 @@ def follow(path: str) -> Iterator[str]:
         yield binding
         module, _, name = binding.rpartition(".")
         binding = bindings(module).get(name)
+        if isinstance(binding, ast.Name | ast.Attribute):  # NAME = OTHER
+            other = qualified_name(binding, module)
+            holder, _, name = other.rpartition(".")
+            binding = other if name in bindings(holder) else binding
 
 
 def find(path: str) -> Definition | None:
@@ -118,6 +127,22 @@ def find(path: str) -> Definition | None:
     module, _, name = last.rpartition(".")
     node = bindings(module).get(name)
     return None if node is None or isinstance(node, str) else Definition(module, name, node)
+
+
+def is_module(name: str) -> bool:
+    with suppress(ValueError, ImportError):
+        return find_spec(name) is not None
+    return False
+
+
+def is_made_at_run_time(path: str) -> bool:
+    """Whether a path is in a module whose source doesn't bind its name, which is none of Python's own (`__loader__`).
+
+    Also false if the module imports everything (`*`) from one without a source file.
+    """
+    module, _, name = path.rpartition(".")
+    names = bindings(module)
+    return is_module(module) and name not in names and "*" not in names and not name.startswith("__")
 
 
 def qualified_name(expression: ast.expr, module: str) -> str:

@@ -1,4 +1,4 @@
-"""Where programs, configuration and experiments are: in a source tree (also an editable install) or in a wheel."""
+"""Folders of programs, configuration and experiments, in a source tree (or editable install) or in a wheel."""
 
 import shlex
 import sys

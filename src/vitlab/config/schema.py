@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -23,31 +23,21 @@ Node = dict[str, Any]
 RESERVED = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 
-def walk_path(target: str) -> Iterator[tuple[str, Any]]:
-    """The modules and attributes along a dotted path, each with its path, in Hydra's order.
-
-    Each is imported when it is asked for. `ImportError` says which part of the path does not exist.
-    """
+def resolve(target: str) -> Callable[..., Any]:
+    """The object that a dotted path names, in Hydra's order; `ImportError` says which part does not exist."""
     first, *rest = target.split(".")
     if not rest or importlib.util.find_spec(first) is None:
         raise ImportError(f"there is no module {first!r}")
-    path, found = first, typing.cast(Any, importlib.import_module(first))
-    yield path, found
+    path, value = first, typing.cast(Any, importlib.import_module(first))
     for part in rest:
-        path, holder, before = f"{path}.{part}", found, path
+        path, holder, before = f"{path}.{part}", value, path
         if hasattr(holder, part):
-            found = getattr(holder, part)
+            value = getattr(holder, part)
         elif hasattr(holder, "__path__") and importlib.util.find_spec(path) is not None:
-            found = importlib.import_module(path)
+            value = importlib.import_module(path)
         else:
             raise ImportError(f"{before} has no {part!r}{suggest(part, dir(holder))}")
-        yield path, found
-
-
-def resolve(target: str) -> Callable[..., Any]:
-    """The object that a dotted path names; `ImportError` says which part of the path does not exist."""
-    *_, (_, found) = walk_path(target)
-    return typing.cast(Callable[..., Any], found)
+    return typing.cast(Callable[..., Any], value)
 
 
 def parameters(target: str | Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -82,7 +72,7 @@ Supplied = Mapping[str, Iterable[str]]  # parameters that the program passes its
 
 
 def node_problems(path: str, node: Mapping[str, Any], supplied: Supplied | None = None) -> list[str]:
-    """The problems of a node and of the nodes in it."""
+    """Problems of a node and of the nodes in it."""
     target = node.get("_target_")
     if not isinstance(target, str):
         return [f"{path}._target_={target!r} is not a dotted path to a callable"]
@@ -102,34 +92,34 @@ def call_problems(
     supplied: Supplied | None = None,
     partial: bool = False,
 ) -> list[str]:
-    """The problems of calling `target(**arguments)`, nodes inside included. Raises `ImportError`."""
+    """Problems of calling `target(**arguments)`, nodes inside included. Raises `ImportError`."""
     known = parameters(target)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     named = {n: p for n, p in known.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    found = []
+    lines = []
     for key, value in arguments.items():
         where = f"{path}.{key}" if path else key
         if key in RESERVED:
             continue
         if key not in named and not open_ended:
-            found.append(f"{where}={format_value(value)}{unknown_setting(where, key, named)}")
+            lines.append(f"{where}={format_value(value)}{unknown_setting(where, key, named)}")
         elif value == "???":
-            found.append(f"{where} is not set, and has no default: add {where}=VALUE")
+            lines.append(f"{where} is not set, and has no default: add {where}=VALUE")
         elif nodes := child_nodes(value):
             for name, inner in nodes.items():
-                found += node_problems(f"{where}.{name}" if name else where, inner, supplied)
+                lines += node_problems(f"{where}.{name}" if name else where, inner, supplied)
         elif key in named and (problem := value_problem(value, named[key].annotation)):
-            found.append(f"{where}={format_value(value)} {problem}")
+            lines.append(f"{where}={format_value(value)} {problem}")
     given = {*arguments, *(supplied or {}).get(path, ())}
     for name, parameter in named.items():
         if parameter.default is inspect.Parameter.empty and name not in given and not partial:
             where = f"{path}.{name}" if path else name
-            found.append(f"{where} is not set, and has no default: add {where}=VALUE")
-    return found
+            lines.append(f"{where} is not set, and has no default: add {where}=VALUE")
+    return lines
 
 
 def value_problem(value: Any, annotation: Any) -> str | None:
-    """Why a plain YAML value can't have an annotation: `is not an int`, `must be at least 1`."""
+    """Problem of a plain YAML value with an annotation: `is not an int`, `must be at least 1`."""
     if fits(value, annotation):
         return bound_problem(value, annotation)
     possible = choices(annotation)

@@ -1,4 +1,4 @@
-"""Read signatures from source files: composing, `--help` and error messages must not wait for torch."""
+"""Read signatures from source files: composing, `--help` and error messages must not import torch."""
 
 import ast
 import importlib
@@ -124,14 +124,14 @@ def _evaluate(expression: ast.expr, module: str) -> Any:
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(evaluate(item, module) for item in items)
         case ast.Subscript(value=generic, slice=inner):
-            return _subscripted(evaluate(generic, module), inner, module)
+            return _subscript(evaluate(generic, module), inner, module)
         case ast.Name() | ast.Attribute():
             path = definitions.qualified_name(expression, module)
-            return _imported(path) if path.partition(".")[0] in IMPORTED else ForwardRef(path)
+            return _import_path(path) if path.partition(".")[0] in IMPORTED else ForwardRef(path)
     return Any
 
 
-def _subscripted(generic: Any, inner: ast.expr, module: str) -> Any:
+def _subscript(generic: Any, inner: ast.expr, module: str) -> Any:
     items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
     if generic is Literal:
         return Literal[*(ast.literal_eval(item) for item in items)]
@@ -139,26 +139,26 @@ def _subscripted(generic: Any, inner: ast.expr, module: str) -> Any:
         first = evaluate(items[0], module)
         known = resolve_name(first.__forward_arg__) if isinstance(first, ForwardRef) else first  # bounds of a name
         first = known if get_origin(known) is Annotated else first
-        return Annotated[first, *(_bound(item, module) for item in items[1:])]
+        return Annotated[first, *(_read_limit(item, module) for item in items[1:])]
     if isinstance(generic, ForwardRef):
         return generic
     values = tuple(evaluate(item, module) for item in items)
     return generic[values if isinstance(inner, ast.Tuple) else values[0]]
 
 
-def _bound(expression: ast.expr, module: str) -> Any:
-    """A part of `Annotated` next to its type: a bound, a note, or None."""
+def _read_limit(expression: ast.expr, module: str) -> Any:
+    """A bound or a note in `Annotated`; None for others."""
     match expression:
         case ast.Constant(value=value):
             return value
         case ast.Call(func=function, args=arguments, keywords=[]):
             path = definitions.qualified_name(function, module)
             if path.startswith(("annotated_types.", "vitlab.config.bounds.")):
-                return _imported(path)(*map(ast.literal_eval, arguments))
+                return _import_path(path)(*map(ast.literal_eval, arguments))
     return None
 
 
-def _imported(path: str) -> Any:
+def _import_path(path: str) -> Any:
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name, Any)
 

@@ -1,4 +1,4 @@
-"""A resolved configuration as the rules of the checks read it, without values that have a problem already."""
+"""A resolved configuration for the rules of the checks, without values that have a problem already."""
 
 from typing import Any
 

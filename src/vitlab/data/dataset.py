@@ -100,13 +100,13 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         with torch.random.fork_rng(devices=[]):
             for place, index in enumerate(plan.indices):
                 if self.training:
-                    images[place] = self._augmented(index, plan.epoch)
+                    images[place] = self._augment(index, plan.epoch)
                 else:
                     image = read_image(self.files[index])
                     images[place] = center_crop(image, self.image_size, self.crop_fraction, self.interpolation)
         return make_batch(images, self.labels[torch.tensor(plan.indices, dtype=torch.long)], plan, self.training)
 
-    def _augmented(self, index: int, epoch: int) -> Tensor:
+    def _augment(self, index: int, epoch: int) -> Tensor:
         torch.default_generator.manual_seed(stable_seed(self.seed, epoch, index))  # torch.manual_seed is slower
         settings = {"interpolation": self.interpolation, "scaled": self.scaled_decoding}
         image = read_image(self.files[index], partial(decode_crop, choose=self._box, size=self.image_size, **settings))

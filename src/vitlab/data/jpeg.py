@@ -93,7 +93,7 @@ def parse_plain_jpeg(data: bytes) -> PlainJpeg | None:
     plain, markers = None, set()
     for marker, at, length in jpeg_segments(data):
         markers.add(marker)
-        if marker == 0xE1 and may_be_turned(data[at + 4 : at + 2 + length]):
+        if marker == 0xE1 and may_have_orientation(data[at + 4 : at + 2 + length]):
             return None
         if marker in FRAMES:
             bits, colors = data[at + 4], data[at + 9]
@@ -104,7 +104,7 @@ def parse_plain_jpeg(data: bytes) -> PlainJpeg | None:
     return plain._replace(sequential=False) if plain and 0xDD in markers else plain
 
 
-def may_be_turned(metadata: bytes) -> bool:
+def may_have_orientation(metadata: bytes) -> bool:
     """Whether EXIF metadata may have an orientation other than 1, in either byte order."""
     if metadata[:4] != b"Exif":
         return False

@@ -173,7 +173,7 @@ def status_table(status: SweepStatus) -> "RenderableType":
 
     running, failed = ([job for job in status.jobs if job.status == kind] for kind in ("running", "crashed"))
     waiting = status.total - len(status.jobs) + status.count("waiting")
-    head = Text.assemble((status.name, "bold"), "  ", (f"{status.num_done} of {status.total} done", "green"))
+    head = Text.assemble((status.name, "bold"), "  ", (f"{status.finished_count} of {status.total} done", "green"))
     for words, style, number in (
         ("running", "cyan", len(running)),
         ("waiting", "dim", waiting),

@@ -53,7 +53,7 @@ class SweepStatus:
         return sum(job.status in statuses for job in self.jobs)
 
     @property
-    def num_done(self) -> int:
+    def finished_count(self) -> int:
         return self.count(*ledger.DONE)
 
     @property
@@ -148,7 +148,7 @@ def read_last_rows(file: Path) -> Iterator[dict[str, str]]:
 
 def status_line(sweep: SweepStatus) -> str:
     running, failed, stopped = sweep.count("running"), sweep.count("crashed"), sweep.count(*STOPPED)
-    line = f"sweep {sweep.name}: {sweep.num_done} of {sweep.total} jobs done, {running} running, {failed} failed"
+    line = f"sweep {sweep.name}: {sweep.finished_count} of {sweep.total} jobs done, {running} running, {failed} failed"
     line += f", {stopped} stopped" if stopped else ""
     if (best := sweep.best) is not None:
         line += f"; best {sweep.objective} {best.score:.4g} ({best.name})"

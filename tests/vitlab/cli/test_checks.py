@@ -1,4 +1,4 @@
-"""Every rule of the configuration: what breaks it is told in one line that names value, knob and remedy."""
+"""Every rule of the configuration: a mistake is reported in one line that names value, knob and remedy."""
 
 import os
 from collections.abc import Callable
@@ -77,6 +77,102 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["classifier.label_smoothing=1.0"], "classifier.label_smoothing=1.0 must be at least 0 and below 1"),
     (["++logger.mine.project=x"], "logger.mine is no logger: it has no _target_; remove it, or complete it"),
     (["++callbacks.mine=3"], "callbacks.mine is no callback: it has no _target_; remove it, or complete it"),
+    # the data and its batches
+    (["data.val_fraction=0.0"], "data.val_fraction=0.0 must be above 0 and below 1 (the best checkpoint"),
+    (["data.val_fraction=1.5"], "data.val_fraction=1.5 must be above 0 and below 1"),
+    (["data.val_fraction=0.001"], "to train on and 2 to validate on: fewer than one of each of the 10 classes"),
+    (["data.val_fraction=0.9999"], "into 0 to train on and 1437 to validate on"),
+    (["data.num_workers=-1"], "data.num_workers=-1 must be at least 0"),
+    (["data.max_train_samples=0"], "data.max_train_samples=0 must be at least 1"),
+    (["data.eval_batch_size=0"], "data.eval_batch_size=0 must be at least 1"),
+    (["data.augment.erasing=2"], "data.augment.erasing=2 must be at least 0 and at most 1 (a probability)"),
+    (["data.augment.scale=[2,1]"], "data.augment.scale=[2, 1] must be [low, high] with low <= high"),
+    (["data.max_skipped=1.0"], "data.max_skipped=1.0 must be at least 0 and below 1 (a share of the images)"),
+    (["data.on_error=skip"], "data.on_error=skip is for image folders, and digits is none; leave it out"),
+    (
+        ["data=image_folder", "data_dir=.", "data.on_error=skip", "data.scan=none"],
+        "data.on_error=skip decodes every image",
+    ),
+    (["data.scaled_decoding=true"], "data.scaled_decoding=true is for JPEG files, and digits is stored in memory"),
+    (["data.on_error=ignore"], "data.on_error=ignore is not one of 'raise', 'skip'"),
+    (["data=image_folder", "data_dir=no/such"], "no/such is not a folder; data=image_folder wants"),
+    # batch size against processes, accumulation and samples
+    (["batch_size=0"], "batch_size=0 must be at least 1"),
+    (["batch_size=3", CPU, "trainer.devices=4"], "leaves nothing for some of 4 parts (4 processes"),
+    (["batch_size=3", "trainer.accumulate_grad_batches=4"], "the least is 4"),
+    (["batch_size=3", CPU, "trainer.devices=4"], "(4 processes x"),
+    (
+        ["data.max_train_samples=5", CPU, "trainer.devices=8", "schedule.warmup_steps=0"],
+        "batch_size=64: 5 images can't be shared by 8 processes",
+    ),
+    (["data.drop_last=true", "batch_size=1294"], "more than the 1293 images to train on, and data.drop_last drops"),
+    # the trainer, its devices and the schedule
+    (
+        ["trainer=fsdp", "callbacks=ema", CPU],
+        "callbacks.ema can't average weights that trainer=fsdp shards over devices",
+    ),
+    (["trainer.accelerator=cpuu"], "trainer.accelerator=cpuu: there is no such accelerator; did you mean 'cpu'"),
+    (["trainer.strategy=dpd"], "trainer.strategy=dpd: there is no such strategy; did you mean 'ddp'"),
+    (["trainer.devices=0"], "trainer.devices=0 is not a number of devices; use 1 or more, or -1 for all"),
+    (["trainer.devices=two"], "trainer.devices=two is not a number of devices; use 1 or more, auto, or -1 for all"),
+    (["trainer.devices=-2"], "trainer.devices=-2 is not a number of devices; use 1 or more, or -1 for all"),
+    (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0 must be at least 1"),
+    (["trainer.num_nodes=0"], "trainer.num_nodes=0 must be at least 1"),
+    (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0 must be at least 1"),
+    (["trainer.max_epochs=0"], "trainer.max_epochs=0 must be at least 1, or -1 for no limit"),
+    (["trainer.max_steps=-3"], "trainer.max_steps=-3 must be at least 1, or -1 for no limit"),
+    (["trainer.max_epochs=-1"], "trainer.max_epochs=-1 and trainer.max_steps=-1 set no end"),
+    (["trainer.use_distributed_sampler=true"], "trainer.use_distributed_sampler=true would divide the data twice"),
+    (
+        [CPU, "trainer.num_nodes=2"],
+        "trainer.num_nodes=2: start the processes of all nodes yourself, with torchrun or srun, or leave that to -m",
+    ),
+    ([CPU, "trainer.devices=-1"], "trainer.devices=-1 means all GPUs, and there is none"),
+    (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1 must be 0 (off) or more"),
+    (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0 must be at least 1"),
+    # warm-up against the steps of training
+    (["schedule.warmup_steps=-1"], "schedule.warmup_steps=-1 must be at least 0"),
+    (["schedule.warmup_steps=2520"], "schedule.warmup_steps=2520 leaves nothing of the 2520 steps of training; lower"),
+    (["trainer.max_steps=50"], "schedule.warmup_steps=50 leaves nothing of the 50 steps"),
+    (["trainer.max_epochs=2"], "leaves nothing of the 42 steps"),
+    (["trainer.max_epochs=2", "data.drop_last=true"], "leaves nothing of the 40 steps"),
+    (["trainer.max_epochs=5", "++trainer.limit_train_batches=10"], "leaves nothing of the 50 steps"),
+    (["trainer.max_epochs=4", "++trainer.limit_train_batches=0.5"], "leaves nothing of the 44 steps"),
+    (
+        ["trainer.max_epochs=2", "trainer.accumulate_grad_batches=4", "++trainer.limit_train_batches=10"],
+        "leaves nothing of the 6 steps",
+    ),
+    (
+        ["schedule=reciprocal_sqrt", "schedule.cooldown_steps=2470"],
+        "schedule.warmup_steps=50 and schedule.cooldown_steps=2470 leave nothing of the 2520 steps",
+    ),
+    # the network
+    (["++model.num_classes=12"], "model.num_classes=12, but the data has 10 classes; leave model.num_classes out"),
+    (["++model.in_channels=3"], "model.in_channels=3, but the data has 1 channels; leave model.in_channels out"),
+    (
+        ["image_size=100", "model/patch=p16"],
+        "image_size=100 is not a multiple of patch_size=16; the nearest are 96",
+    ),
+    (["image_size=[8,9]", "model.patch_size=2"], "image_size=(8, 9) is not a multiple of patch_size=2"),
+    (["model.heads=7"], "model.dim=64 is not a multiple of heads=7; the nearest are 63 and 70"),
+    (["model.dim=66", "model.heads=6"], "model.dim=66 is not a multiple of 4, which pos_embed='sincos2d' needs"),
+    (["model.drop_path=1.0"], "model.drop_path=1.0 is not a rate: it must be at least 0 (off) and below 1"),
+    (["model.class_token=false"], "model.pool='cls' reads a token that class_token=False leaves out; set"),
+    (["model.pool=none"], "model.pool=none gives logits for each token, which is not for training; use cls or avg"),
+    (["model=timm", "model.model_name=resnet81"], "model.model_name=resnet81 is no timm model; did you mean"),
+    (["classifier.layer_decay=0"], "classifier.layer_decay=0 must be above 0 and at most 1 (1 is off)"),
+    (["classifier.head_lr_factor=-1"], "classifier.head_lr_factor=-1 must be above 0"),
+    (["classifier.freeze=[1]"], "classifier.freeze=[1] is not a string or a list of a string"),
+    (
+        ["classifier.freeze=[blok.0]"],
+        "classifier.freeze=blok.0: no parameter or module has such a name; did you mean 'blocks.0'",
+    ),
+    (["classifier.freeze=blocks.9"], "classifier.freeze=blocks.9: no parameter or module has such a name"),
+    (["classifier.freeze='*'"], "classifier.freeze=* leaves nothing to train"),
+    (
+        ["model=timm", "model.model_name=resnet18", "classifier.freeze=layer5"],
+        "classifier.freeze=layer5: no parameter or module has such a name; did you mean 'layer",
+    ),
 ]
 
 
@@ -90,7 +186,7 @@ def test_one_mistake_is_one_line_that_names_value_knob_and_remedy(
     assert words in line
 
 
-def test_mistakes_of_every_kind_are_told_together(found: Found) -> None:
+def test_mistakes_of_every_kind_are_reported_together(found: Found) -> None:
     lines = found(
         "++sede=7",
         "++model.dmi=3",
@@ -120,7 +216,7 @@ def test_mistakes_of_every_kind_are_told_together(found: Found) -> None:
     assert all(line.startswith(beginning) for line, beginning in pairs)
 
 
-def test_a_missing_value_is_told_with_how_to_set_it(configure: Configure) -> None:
+def test_a_missing_value_is_reported_with_how_to_set_it(configure: Configure) -> None:
     config = configure()
     config["seed"] = config["optimizer"]["lr"] = "???"
     del config["compile"]
@@ -139,7 +235,7 @@ def test_what_the_lines_above_advise_passes(found: Found) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may read everything")
-def test_a_data_folder_that_cant_be_read_is_told(found: Found, tmp_path: Path) -> None:
+def test_a_data_folder_that_cant_be_read_is_reported(found: Found, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0)
     assert found(f"data_dir={locked}") == [f"data_dir={locked} can't be read"]

@@ -17,50 +17,6 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.packing import manifest
 from vitlab.data.sets.shards import shards
 
-Found = Callable[..., list[str]]
-CPU = "trainer.accelerator=cpu"
-
-ONE_LINE: list[tuple[list[str], str]] = [
-    (["data.val_fraction=0.0"], "data.val_fraction=0.0 must be above 0 and below 1 (the best checkpoint"),
-    (["data.val_fraction=1.5"], "data.val_fraction=1.5 must be above 0 and below 1"),
-    (["data.val_fraction=0.001"], "to train on and 2 to validate on: fewer than one of each of the 10 classes"),
-    (["data.val_fraction=0.9999"], "into 0 to train on and 1437 to validate on"),
-    (["data.num_workers=-1"], "data.num_workers=-1 must be at least 0"),
-    (["data.max_train_samples=0"], "data.max_train_samples=0 must be at least 1"),
-    (["data.eval_batch_size=0"], "data.eval_batch_size=0 must be at least 1"),
-    (["data.augment.erasing=2"], "data.augment.erasing=2 must be at least 0 and at most 1 (a probability)"),
-    (["data.augment.scale=[2,1]"], "data.augment.scale=[2, 1] must be [low, high] with low <= high"),
-    (["data.max_skipped=1.0"], "data.max_skipped=1.0 must be at least 0 and below 1 (a share of the images)"),
-    (["data.on_error=skip"], "data.on_error=skip is for image folders, and digits is none; leave it out"),
-    (
-        ["data=image_folder", "data_dir=.", "data.on_error=skip", "data.scan=none"],
-        "data.on_error=skip decodes every image",
-    ),
-    (["data.scaled_decoding=true"], "data.scaled_decoding=true is for JPEG files, and digits lies in memory"),
-    (["data.on_error=ignore"], "data.on_error=ignore is not one of 'raise', 'skip'"),
-    (["data=image_folder", "data_dir=no/such"], "no/such is not a folder; data=image_folder wants"),
-    # batch size against processes, accumulation and samples
-    (["batch_size=0"], "batch_size=0 must be at least 1"),
-    (["batch_size=3", CPU, "trainer.devices=4"], "leaves nothing for some of 4 parts (4 processes"),
-    (["batch_size=3", "trainer.accumulate_grad_batches=4"], "the least is 4"),
-    (["batch_size=3", CPU, "trainer.devices=4"], "(4 processes x"),
-    (
-        ["data.max_train_samples=5", CPU, "trainer.devices=8", "schedule.warmup_steps=0"],
-        "batch_size=64: 5 images can't be shared by 8 processes",
-    ),
-    (["data.drop_last=true", "batch_size=1294"], "more than the 1293 images to train on, and data.drop_last drops"),
-]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"), ONE_LINE, ids=lambda case: " ".join(case) if type(case) is list else ""
-)
-def test_one_mistake_is_one_line_that_names_value_knob_and_remedy(
-    found: Found, overrides: list[str], words: str
-) -> None:
-    (line,) = found(*overrides)
-    assert words in line
-
 
 @pytest.mark.parametrize(
     ("data", "left"),

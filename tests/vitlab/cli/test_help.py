@@ -3,13 +3,13 @@
 import importlib
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from vitlab.cli import register, resolvers
-from vitlab.cli.arguments import parse_arguments
+from vitlab.cli.arguments import parse_arguments, single_values
 from vitlab.cli.help import FLAGS, option_text, show_help, split_docstring
-from vitlab.cli.preflight import lenient_lines
 from vitlab.config import paths
 from vitlab.jobs.compose import compose, ensure_hydra
 
@@ -61,8 +61,7 @@ def test_an_example_composes(line: str, name: str) -> None:
     resolvers.register_resolvers()
     register.register()
     with ensure_hydra():
-        single = [override.partition(",")[0] if " -m " in command else override for override in overrides]
-        assert compose(name, lenient_lines(single))
+        assert compose(name, single_values(overrides, multirun=" -m " in command))
 
 
 def test_a_topic_is_a_group_a_node_or_a_setting(shown) -> None:  # type: ignore[no-untyped-def]
@@ -90,6 +89,18 @@ def test_an_unknown_topic_is_refused_with_the_closest(shown) -> None:  # type: i
     assert "the closest: run, rank" not in shown("replay", "seed", status=2)
     assert "capture, rank" in shown("replay", "qqqqqqqqqq", status=2)
     assert "no group or setting" in shown("export", "model", status=2)
+
+
+def test_help_at_the_end_of_a_sweep_shows_its_first_values_and_a_wrong_option_is_refused(shown) -> None:  # type: ignore[no-untyped-def]
+    assert "batch_size: an int of at least 1; value: 4\n" in shown("train", "-m", "batch_size=4,8", "++sede=3")
+    assert "train --help: " in shown("train", "model=vit_minni", status=2)
+    assert "train --help: " in shown("train", "seed=[", status=2)
+
+
+def test_nothing_of_a_refused_target_is_imported(shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "trap.py").write_text("raise AssertionError\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "Settings of" not in shown("train", "model", "model._target_=trap.Trap")
 
 
 def test_a_program_of_the_wheel_is_called_as_there(monkeypatch: pytest.MonkeyPatch) -> None:

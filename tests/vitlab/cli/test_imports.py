@@ -67,7 +67,7 @@ def test_the_collector_rests_meanwhile_and_never_looks_at_the_modules(started: l
 
 
 def test_the_collector_goes_on_after_an_error() -> None:
-    with pytest.raises(KeyError), imports.gc_paused():
+    with pytest.raises(KeyError), imports.pause_gc():
         raise KeyError(gc.isenabled())
     assert gc.isenabled()
 
@@ -75,7 +75,7 @@ def test_the_collector_goes_on_after_an_error() -> None:
 def test_a_collector_that_was_off_stays_off() -> None:
     gc.disable()
     try:
-        with imports.gc_paused():
+        with imports.pause_gc():
             pass
         assert not gc.isenabled()
     finally:

@@ -15,7 +15,7 @@ import evaluate
 import train
 from conftest import Configure
 from vitlab.cli import preflight as cli_preflight
-from vitlab.cli.preflight import __file__, train_problems
+from vitlab.cli.preflight import __file__
 from vitlab.config import allowlist
 from vitlab.jobs import compose, resume
 from vitlab.runs.folder import OVERRIDES, RESULTS, write_config
@@ -133,7 +133,7 @@ def test_misspelt_options_of_groups_are_told_together_with_other_mistakes(refuse
         "model=vit_b61: there is no such option; did you mean 'vit_b16' or",
         "model/size=tinny: there is no such option; did you mean 'tiny'? (of base, huge, large, mini, small, tiny)",
         "logger=cvs: there is no such option; did you mean 'csv'? (of csv, tensorboard, wandb)",
-        "data=xyzzy: there is no such option (of base, cifar10, cifar100, digits, fake, fashion_mnist, huggingface",
+        "data=xyzzy: there is no such option (of cifar10, cifar100, digits, fake, fashion_mnist, huggingface",
         "seed=a is not an int",
         "model.dmi=3: there is no such setting; did you mean 'dim'?",
     ]
@@ -472,11 +472,3 @@ except SystemExit:
     ended = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert len(ended.stderr.splitlines()) == 1 + len(mistakes)
     assert not set(json.loads(ended.stdout)) & {"torch", "lightning", "timm", "numpy", "wandb", "optuna", "filelock"}
-
-
-def test_another_program_may_ask_what_is_wrong_with_a_command_line_of_train() -> None:
-    assert train_problems(["model=vit_mini", "trainer.max_epochs=2", "schedule.warmup_steps=0"]) == []
-    found = train_problems(["sede=1", "model=vit_minni"])
-    assert [problem.split(":")[0] for problem in found] == ["model=vit_minni", "sede=1"]
-    assert train_problems(["seed=["])
-    assert train_problems(["trainer.max_epochs=0"]) == ["trainer.max_epochs=0 must be at least 1, or -1 for no limit"]

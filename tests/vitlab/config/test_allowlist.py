@@ -135,6 +135,26 @@ def test_everything_else_is_refused(target: str) -> None:
     assert allowlist.refusal(target)
 
 
+def test_what_is_missing_is_reported_with_the_closest_and_nothing_is_imported() -> None:
+    before = set(sys.modules)
+    for target, words in (
+        ("torch.optim.AdmW", "torch.optim has no 'AdmW'; did you mean 'AdamW'"),
+        ("vitlab.modles.vit.VisionTransformer", "vitlab has no 'modles'; did you mean 'models'"),
+        ("vitlab.models.vitt.VisionTransformer", "vitlab.models has no 'vitt'; did you mean 'vit'"),
+    ):
+        (line,) = allowlist.problems({"model": {"_target_": target}})
+        assert line.startswith(f"model._target_={target} can't be imported: {words}") or "no parts of" in line
+    assert set(sys.modules) == before
+
+
+def test_an_alias_is_judged_by_its_definition(home: Path) -> None:
+    assert allowlist.refusal("timm.layers.SqueezeExcite") is None, "SqueezeExcite = SEModule"
+    (home / "mine.py").write_text("from os import *\n")
+    assert allowlist.refusal("mine.system")
+    assert allowlist.refusal("mine.__loader__")
+    assert allowlist.refusal("own.made_at_run_time") is None
+
+
 def test_nothing_of_a_refused_target_is_imported(trap: Callable[[], bool]) -> None:
     for target in ("trap.Trap", "trap.os.system", "torch.nn.trap.Trap", "vitlab.trap.Trap"):
         allowlist.problems({"model": {"_target_": target}})

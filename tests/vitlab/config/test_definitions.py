@@ -46,6 +46,7 @@ def _package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("package.Circle", "package.two.Circle"),
         ("package.two.Disc", None),
         ("package.Hidden", None),
+        ("package.two.alias", "package.two.Circle"),
         ("package.gone", None),
         ("package.loop.name", None),
         ("package.one.Shape.method", None),
@@ -55,13 +56,13 @@ def _package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_name_is_found_where_it_is_defined(path: str, definition: str | None) -> None:
-    found = definitions.find(path)
-    assert (f"{found.module}.{found.name}" if found else None) == definition
-    assert found is None or isinstance(found.node, ast.ClassDef)
+    known = definitions.find(path)
+    assert (f"{known.module}.{known.name}" if known else None) == definition
+    assert known is None or isinstance(known.node, ast.ClassDef)
     assert "package" not in sys.modules
 
 
-def test_the_steps_to_a_definition_are_told_in_their_order() -> None:
+def test_the_steps_to_a_definition_come_in_their_order() -> None:
     assert list(definitions.follow("package.Form")) == ["package.Form", "package.one.Shape"]
     assert list(definitions.follow("package.loop.name")) == ["package.loop.name", "package.pool.name"]
 
@@ -74,7 +75,7 @@ def test_the_steps_to_a_definition_are_told_in_their_order() -> None:
         ("package.Circle", {"torch.optim.Optimizer"}, False),
         ("package.two.Plain", {"torch.nn.Module"}, False),
         ("package.two.Odd", {"torch.nn.Module"}, None),
-        ("package.two.alias", {"torch.nn.Module"}, None),
+        ("package.two.alias", {"torch.nn.Module"}, True),
         ("package.gone", {"torch.nn.Module"}, None),
     ],
 )
@@ -87,3 +88,12 @@ def test_a_module_without_source_or_with_wrong_syntax_has_no_names(tmp_path: Pat
     assert definitions.bindings("package.wrong") == {}
     assert definitions.bindings("sys") == {}
     assert definitions.bindings("") == {}
+
+
+def test_a_name_that_source_does_not_bind_is_made_at_run_time(tmp_path: Path) -> None:
+    (tmp_path / "package" / "extension.py").write_text("from posix import *\n")
+    assert definitions.is_made_at_run_time("package.made")
+    assert not definitions.is_made_at_run_time("package.two.Circle")
+    assert not definitions.is_made_at_run_time("package.gone.made")
+    assert not definitions.is_made_at_run_time("package.__loader__"), "Python's own"
+    assert not definitions.is_made_at_run_time("package.extension.system"), "perhaps of another module"

@@ -44,7 +44,7 @@ def test_a_sweep_is_followed_from_its_start_to_its_end(sweep: Path) -> None:
     write_job(sweep, 1, "crashed", error="ValueError: x")
     write_job(sweep, 2, "pruned", **{"val/loss": 0.5})
     found = poll(poller)
-    assert (found.num_done, found.count("crashed"), found.total) == (2, 1, 3)
+    assert (found.finished_count, found.count("crashed"), found.total) == (2, 1, 3)
     assert found.best is not None
     assert found.best.name == "lr=0", "a pruned one is not the best"
     (sweep / "job0" / RESULTS).unlink()

@@ -101,7 +101,7 @@ def huggingface(
         tables = streamed_tables(resolved, chosen, image_column, label_column, shuffle_buffer)
     else:
         tables = mapped_tables(resolved, chosen, image_column, label_column)
-    hidden = {split for split, table in tables.items() if table.hidden == len(table.labels)}
+    hidden = {split for split, table in tables.items() if table.missing_labels == len(table.labels)}
     if test in hidden and test_split is None:
         instead = None if val_split else val
         log.info("%s: the labels of %s are hidden; test split: %s", resolved.name, test, instead or HELD_OUT)

@@ -26,7 +26,7 @@ class Table:
     rows: ArrowRows | ParquetRows
 
     @property
-    def hidden(self) -> int:
+    def missing_labels(self) -> int:
         """Number of labels that are missing, or -1, as in sets of the Hub that keep them secret."""
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -138,7 +138,7 @@ def class_labels(
 
     names = getattr(tables[train].feature, "names", None)
     for split, table in tables.items():
-        if hidden := table.hidden:
+        if hidden := table.missing_labels:
             remedy = "choose another with data.source.{train,val,test}_split"
             missing = f"{hidden} of the {len(table.labels)} labels of the split {split} are -1 or missing"
             raise ValueError(f"{resolved.name}: {missing}, as where they are kept secret; {remedy}")
