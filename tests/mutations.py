@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, TESTS = ROOT / "src" / "vitlab", ROOT / "tests" / "vitlab"
@@ -138,7 +138,8 @@ def mutated(mutant: Mutant) -> CodeType:
     for node, number, change, replacement in sites(tree):
         place = (getattr(node, "lineno", 0), getattr(node, "col_offset", 0), number, change)
         if place == (mutant.line, mutant.column, mutant.number, mutant.change):
-            return compile(ast.fix_missing_locations(Replace(node, replacement).visit(tree)), str(path), "exec")
+            changed = cast(ast.Module, Replace(node, replacement).visit(tree))
+            return compile(ast.fix_missing_locations(changed), str(path), "exec")
     raise ValueError(f"there is no mutant {mutant.name}")
 
 
@@ -178,7 +179,7 @@ def run_tests(file: str, mutant: Mutant | None, limit: float, *, show: bool = Fa
         import pytest
 
         if mutant is not None:
-            sys.meta_path.insert(0, Finder(mutant))  # type: ignore[arg-type]
+            sys.meta_path.insert(0, Finder(mutant))
         status = pytest.main(
             [str(test_file(file)), "-x", "-q", "-m", "not long", "-p", "no:cacheprovider", "--assert=plain"]
         )

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -12,7 +13,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.config.guesses import advice, without_dashes
+from vitlab.config.overrides import hydra_quote
 from vitlab.config.schema import suggest
+from vitlab.runs.folder import newest_run
 from vitlab.sweeps.launchers import checks
 
 
@@ -25,6 +29,17 @@ def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
     return flags, asks and not flags.experimental_rerun  # which Hydra looks at first
 
 
+def plain_arguments(argv: list[str]) -> list[str]:
+    """A command line in Hydra's grammar: `--key value` becomes `key=value`, and `last` the path of the newest run."""
+    from hydra._internal.utils import get_args_parser
+
+    line = without_dashes(argv, set(get_args_parser()._option_string_actions))
+    newest = {f"{key}=last": key for key in ("run", "resume")}
+    if not newest.keys() & set(line) or (run := newest_run(Path("runs"))) is None:
+        return line
+    return [f"{newest[argument]}={hydra_quote(run)}" if argument in newest else argument for argument in line]
+
+
 def unreadable_overrides(overrides: list[str]) -> list[str]:
     """Problems of the overrides that Hydra's grammar can't read."""
     lines = []
@@ -32,15 +47,29 @@ def unreadable_overrides(overrides: list[str]) -> list[str]:
         try:
             OverridesParser.create().parse_override(line)
         except HydraException as error:
-            key, _, value = line.partition("=")
+            key, equals, value = line.partition("=")
             remedy = f"Hydra says: {str(error).splitlines()[0]}"
-            if "=" not in line:
-                remedy = f"a setting has a value: {key}=VALUE"
+            if not equals:
+                runs = f", and a run is resume={line} or run={line}" if "/" in line else ""
+                remedy = f"a setting has a value: KEY=VALUE{runs}"
+            elif line.strip() == "=" or key != key.strip():
+                remedy = "leave out the spaces around =: KEY=VALUE"
+            elif is_readable(f"{key}='{value}'"):
+                remedy = f"quote the value, for Hydra and for the shell: \"{key}='{value}'\""
             if value.startswith("[") and value.endswith("]") and "=" in value and not {"'", '"'} & set(value):
                 entries = ",".join(f"'{entry.strip()}'" for entry in value[1:-1].split(","))
                 remedy = f'settings within a list are quoted, and all of it is for the shell: "{key}=[{entries}]"'
             lines.append(f"{line} can't be read; {remedy}")
     return lines
+
+
+def is_readable(override: str) -> bool:
+    """Whether Hydra's grammar can read an override."""
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
 def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
@@ -97,6 +126,12 @@ def group_problems(override: Override, options: list[str], name: str, primary: s
     return [f"{override.input_line}: {name}.py has no group {key} ({there}); leave it out"]
 
 
+def option_hint(override: Override, option: str, options: list[str]) -> str:
+    """What an option that doesn't exist may mean."""
+    hint = advice(f"{override.key_or_group}={option}")
+    return f"; {hint}" if hint else suggest(option, options)
+
+
 def option_problems(override: Override, options: list[str]) -> list[str]:
     """Report chosen options that don't exist; `options` is empty for an override that chooses from no group."""
     if not options:
@@ -106,7 +141,7 @@ def option_problems(override: Override, options: list[str]) -> list[str]:
         chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
     return [
         checks.missing_plugin(override.key_or_group, str(option))
-        or f"{override.key_or_group}={option}: there is no such option{suggest(str(option), options)} "
+        or f"{override.key_or_group}={option}: there is no such option{option_hint(override, str(option), options)} "
         f"(of {', '.join(visible_options(override.key_or_group))})"
         for option in chosen
         if isinstance(option, str | int) and str(option) not in options and "*" not in str(option)

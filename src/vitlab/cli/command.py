@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.cli import checks, imports, register, resolvers
-from vitlab.cli.arguments import parse_arguments
+from vitlab.cli.arguments import parse_arguments, plain_arguments
 from vitlab.cli.program import Program, Rule, message, no_problems
 from vitlab.config import allowlist, paths
 from vitlab.config.schema import Node
@@ -52,6 +52,7 @@ class Command(Program):
             launch.export_pythonpath(paths.PROGRAMS)
         with imports.pause_gc():
             register.register()
+            sys.argv[1:] = plain_arguments(sys.argv[1:])
             flags, asks = parse_arguments(sys.argv[1:])
             allowlist.trust_named_packages(flags.overrides, flags.config_dir)
             if flags.help:

@@ -46,6 +46,8 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
         yield "trainer.max_epochs=-1 and trainer.max_steps=-1 set no end, which the schedule needs; set one of them"
     if view("trainer.use_distributed_sampler", bool):
         yield "trainer.use_distributed_sampler=true would divide the data twice, after vitlab's samplers; use false"
+    if view("trainer.barebones", bool):
+        yield "trainer.barebones=true leaves out checkpoints and logs; python src/benchmark.py measures speed"
     callbacks = child_nodes(view("callbacks", dict) or {})
     averaging = [key for key, node in callbacks.items() if "WeightAveraging" in str(node["_target_"])]
     if averaging and is_kind_of(view("trainer.strategy._target_", str) or "", SHARDED):
@@ -75,14 +77,18 @@ def device_problems(view: ConfigView) -> Iterator[str]:
 
 def gpu_problems(view: ConfigView) -> Iterator[str]:
     """Report devices that this machine doesn't have. torch counts them, so this is checked last."""
-    devices = view("trainer.devices", int)
-    if view.remote or devices in (None, 1):
+    devices, accelerator = view("trainer.devices", int), view("trainer.accelerator", str)
+    if view.remote or (devices in (None, 1) and accelerator in (None, "auto", "cpu")):
         return
     gpus = 0
-    if view("trainer.accelerator", str) in ("auto", "gpu", "cuda"):
+    if accelerator in ("auto", "gpu", "cuda"):
         import torch
 
         gpus = torch.cuda.device_count()
+        if accelerator != "auto" and not gpus and not (accelerator == "gpu" and torch.backends.mps.is_available()):
+            remedy = "use cpu or auto, or install a build of torch with CUDA"
+            yield f"trainer.accelerator={accelerator}: torch finds no GPU on this machine; {remedy}"
+            return
     if devices == -1 and not gpus:
         yield "trainer.devices=-1 means all GPUs, and there is none; set a number of processes"
     if gpus and devices > gpus:
@@ -101,6 +107,11 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
             batches = per_epoch * accumulate
             per_epoch = math.ceil(min(batches, limit if isinstance(limit, int) else batches * limit) / accumulate)
         total = min(total, epochs * per_epoch)
+        interval, every = view("trainer.val_check_interval"), view("trainer.check_val_every_n_epoch", int)
+        if isinstance(interval, int) and every is not None and interval > per_epoch * accumulate:
+            remedy = "lower it, or count over epochs with trainer.check_val_every_n_epoch=null"
+            batches = per_epoch * accumulate
+            yield f"trainer.val_check_interval={interval} is above the {batches} batches of an epoch; {remedy}"
     ends = view("schedule.warmup_steps", int) or 0, view("schedule.cooldown_steps", int) or 0
     if total > 0:
         try:

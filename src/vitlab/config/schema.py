@@ -16,6 +16,7 @@ from typing import Any
 
 from vitlab.config import renamed, signatures
 from vitlab.config.annotations import bound_problem, choices, fits, format_type
+from vitlab.config.guesses import advice
 
 Node = dict[str, Any]
 
@@ -102,14 +103,16 @@ def call_problems(
         if key in RESERVED:
             continue
         if key not in named and not open_ended:
-            lines.append(f"{where}={format_value(value)}{unknown_setting(where, key, named)}")
+            lines.append(f"{where}={format_value(value)}{unknown_setting(where, key, named, value)}")
         elif value == "???":
             lines.append(f"{where} is not set, and has no default: add {where}=VALUE")
         elif nodes := child_nodes(value):
             for name, inner in nodes.items():
                 lines += node_problems(f"{where}.{name}" if name else where, inner, supplied)
         elif key in named and (problem := value_problem(value, named[key].annotation)):
-            lines.append(f"{where}={format_value(value)} {problem}")
+            line = f"{where}={format_value(value)}"
+            hint = advice(line)
+            lines.append(f"{line} {problem.partition('; did')[0]}; {hint}" if hint else f"{line} {problem}")
     given = {*arguments, *(supplied or {}).get(path, ())}
     for name, parameter in named.items():
         if parameter.default is inspect.Parameter.empty and name not in given and not partial:
@@ -128,13 +131,14 @@ def value_problem(value: Any, annotation: Any) -> str | None:
     return f"is not {format_type(annotation)}{hint}"
 
 
-def unknown_setting(path: str, key: str, known: Iterable[str]) -> str:
-    """The remedy for a setting that doesn't exist: its new name, or one that is close."""
+def unknown_setting(path: str, key: str, known: Iterable[str], value: Any) -> str:
+    """The remedy for a setting that doesn't exist: its new name, vitlab's for another tool's, or a similar one."""
     if path in renamed.SETTINGS:
         return f": the setting was renamed to {renamed.SETTINGS[path]}"
     if path in renamed.REMOVED:
         return f": the setting was removed; {renamed.REMOVED[path]}"
-    return f": there is no such setting{suggest(key, known)}"
+    hint = advice(f"{path}={format_value(value)}")
+    return f": there is no such setting{f'; {hint}' if hint else suggest(key, known)}"
 
 
 def child_nodes(value: Any) -> dict[str, Node]:

@@ -196,7 +196,7 @@ class DataModule(LightningDataModule):
             drop_last=self.drop_last,
             position=self.position,
             limit=None if self.trainer is None else self.batches_per_epoch,
-            one_order=self.trainer is not None and self.trainer.overfit_batches > 0,
+            one_order=bool(getattr(self.trainer, "overfit_batches", 0)),
             blocks=self._splits["train"].blocks if buffer else None,
             buffer=buffer or 0,
             **self._share(),

@@ -22,7 +22,9 @@ def run_problems(read: ConfigView) -> Iterator[str]:
         return
     file = Path(run) / folder.CONFIG
     if not file.is_file():
-        yield f"run={run} is not a run folder: it has no {folder.CONFIG}"
+        names = [str(path) for path in reversed(folder.list_runs(Path(run)))]
+        there = f"; the runs in it: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
+        yield f"run={run} is not a run folder: it has no {folder.CONFIG}{there}; run=last is the newest of runs/"
     elif refused := allowlist.problems(yaml.safe_load(file.read_text())):
         yield from (f"run={run}: {problem}" for problem in refused)
     elif not folder.checkpoint_file(Path(run), checkpoint).is_file():

@@ -53,7 +53,8 @@ def combination_problems(given: dict[str, Any]) -> Iterator[str]:
     uneven = f"image_size={given['image_size']} is not a multiple of patch_size={given['patch_size']}"
     yield from sorted({f"{uneven}; {nearest(i, p)}" for i, p in zip(image, patch, strict=True) if i < 1 or i % p})
     if dim % heads:
-        yield f"dim={dim} is not a multiple of heads={heads}; {nearest(dim, heads)}"
+        fitting = ", ".join(str(count) for count in range(1, dim + 1) if dim % count == 0 and count <= 2 * heads)
+        yield f"dim={dim} is not a multiple of heads={heads}; {nearest(dim, heads)}, or use {fitting} heads"
     if given["pos_embed"] == "sincos2d" and dim % 4:
         yield f"dim={dim} is not a multiple of 4, which pos_embed='sincos2d' needs; {nearest(dim, 4)}"
     hidden = int(dim * given["mlp_ratio"])

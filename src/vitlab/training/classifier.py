@@ -229,7 +229,7 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
     if all(torch.finfo(gradient.dtype).bits >= 32 for gradient in gradients):
         return torch.nn.utils.get_total_norm(gradients)
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    return cast(Tensor, torch.linalg.vector_norm(torch.stack(norms)))
 
 
 def loss_scale(batch: TrainBatch, ranks: int, accumulated: int) -> float:

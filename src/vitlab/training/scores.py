@@ -17,7 +17,7 @@ class Scores(nn.ModuleDict):
             double_to_single = device.type == "mps" and tensor.dtype == torch.float64  # it has no float64
             return tensor.to(device, torch.float32 if double_to_single else tensor.dtype)
 
-        return cast(Scores, super()._apply(move, recurse))
+        return cast(Scores, super()._apply(move, recurse))  # type: ignore[no-untyped-call]
 
 
 class Count(Metric):

@@ -42,6 +42,5 @@ def test_the_reason_is_the_setting_that_ended_it(reason: str, options: dict[str,
         **quiet,
         **options,
     )
-    loaders = [torch.utils.data.DataLoader(torch.randn(8, 32)) for _ in range(2)]
-    trainer.fit(Model(), *loaders)
+    trainer.fit(Model())
     assert end_reason(trainer) == reason

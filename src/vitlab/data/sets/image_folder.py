@@ -64,7 +64,8 @@ def image_folder(
         kept, out = stratified_split(train.labels, fraction, seed=0, knob="data.source.test_fraction")
         splits |= {"train": train.subset(kept), "test": train.subset(out)}
         log.info("%s has no test split: %d of %d images are held out", data_dir, len(out), len(out) + len(kept))
-    return Source("image_folder", tuple(names), 3, IMAGENET_MEAN, IMAGENET_STD, None, **splits)
+    parts: Any = splits  # of the arguments train, val and test
+    return Source("image_folder", tuple(names), 3, IMAGENET_MEAN, IMAGENET_STD, None, **parts)
 
 
 def find_splits(root: Path, val_folder: str = "auto") -> dict[str, Path]:

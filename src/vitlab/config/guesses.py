@@ -1,8 +1,6 @@
 """Settings under the names that other tools give them: what a wrong guess at a name or a value means here."""
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 # a pattern for "key=value" as it was typed, and the remedy; \1 is the first group
 GUESSES: tuple[tuple[str, str], ...] = (
@@ -52,7 +50,7 @@ GUESSES: tuple[tuple[str, str], ...] = (
     (r"model=(vit_\w+patch\w+.*)",
      r"use model=timm model.model_name=\1, or its weights: model=auto model.weights=timm:\1"),
     (r"(optimizer|schedule|logger)=((?:\w+\.)+\w+)",
-     r"use \1._target_=\2, or a YAML of your own: docs/your_own_code.md"),
+     r"write a YAML with _target_: \2, as in docs/your_own_code.md"),
     (r"callbacks=(?:early_?stop\w*|earlystopping)", "use callbacks=early_stopping"),
 )  # fmt: skip
 
@@ -63,15 +61,6 @@ def advice(line: str) -> str | None:
         if match := re.fullmatch(pattern, line.lstrip("+")):
             return match.expand(remedy)
     return None
-
-
-def leaves(config: Mapping[str, Any], name: str, path: str = "") -> Iterator[str]:
-    """The dotted paths of a configuration's settings of a name, at any depth."""
-    for key, value in config.items():
-        if key == name and path:
-            yield f"{path}{key}"
-        if isinstance(value, Mapping):
-            yield from leaves(value, name, f"{path}{key}.")
 
 
 def without_dashes(arguments: list[str], flags: set[str]) -> list[str]:
