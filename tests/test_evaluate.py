@@ -109,6 +109,7 @@ def test_a_folder_that_is_no_run_is_named(
     assert "run=empty is not a run folder: it has no config.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_one_two_and_three_processes_count_the_same_images_right(
     twins: list[Path], evaluated: Evaluate, program: Program
 ) -> None:

@@ -21,7 +21,7 @@ BANNED = {
     "what is left": "the rest, the remaining",
     "said": "printed, logged, reported",
     "whole(?! numbers?)": "complete, entire, all of",
-    "patience(?!=| epochs| of| is|\\b.*(EarlyStopping|early_stopping))": "timeout, grace period",
+    "patience(?!=|: \\d| epochs| of| is|\\b.*(EarlyStopping|early_stopping))": "timeout, grace period",
     "gotten|whilst|amongst": "got, while, among",
     "colour|behaviour|normalis|initialis|optimis|serialis|labell(?!edby)|modell": "the American spelling",
 }

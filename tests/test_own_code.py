@@ -196,6 +196,7 @@ def test_a_run_of_own_parts_trains_and_is_chosen_by_the_own_metric(folder: Path)
     assert scores["test/worst"] <= scores["test/acc"]
 
 
+@pytest.mark.long
 def test_resume_and_evaluate_work_with_own_parts(folder: Path) -> None:
     """In two processes, whose scores are those of one; the own callback ends the resumed run."""
     more = ["trainer.max_epochs=9", "trainer.devices=2", "callbacks.enough.score=0"]

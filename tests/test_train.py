@@ -309,6 +309,7 @@ def sweep(start: Start, program: Program, small: list[str], tmp_path_factory: py
     return [job.folder for job in ledger.read_sweep(folder / "jobs").jobs]
 
 
+@pytest.mark.long
 def test_each_job_of_a_sweep_has_its_own_overrides_and_its_own_number_of_processes(sweep: list[Path]) -> None:
     reported = [config(run)["trainer"] for run in sweep]
     assert [(t["devices"], t["gradient_clip_algorithm"]) for t in reported] == [
@@ -324,6 +325,7 @@ def test_each_job_of_a_sweep_has_its_own_overrides_and_its_own_number_of_process
     assert {p for p in sweep[0].parent.iterdir() if p.is_dir()} == {*sweep, sweep[0].parent / "report"}
 
 
+@pytest.mark.long
 def test_a_killed_sweep_is_gone_on_with_by_the_same_command_and_each_job_is_trained_once(sweep: list[Path]) -> None:
     jobs, output = ledger.read_sweep(sweep[0].parent).jobs, (sweep[0].parents[1] / "again.txt").read_text()
     assert [(job.status, job.attempts) for job in jobs] == [
@@ -337,6 +339,7 @@ def test_a_killed_sweep_is_gone_on_with_by_the_same_command_and_each_job_is_trai
     assert [int(row["step"]) for row in rows(sweep[2]) if row["val/loss"]] == [STEPS * n for n in range(1, EPOCHS + 1)]
 
 
+@pytest.mark.long
 def test_a_job_that_fails_stops_no_other_and_says_why(sweep: list[Path]) -> None:
     assert [results(run)["status"] for run in sweep] == ["finished", "crashed", "finished", "crashed"]
     for run in (sweep[1], sweep[3]):
@@ -344,6 +347,7 @@ def test_a_job_that_fails_stops_no_other_and_says_why(sweep: list[Path]) -> None
         assert "Traceback" in (run / "train.log").read_text()
 
 
+@pytest.mark.long
 def test_each_job_is_a_tracked_run_of_its_own_with_its_true_end(sweep: list[Path], tracked: Tracked) -> None:
     parts = [tracked(run) for run in sweep]
     assert [len(found) for found in parts] == [1, 1, 2, 1], "one was killed; the second rank tracks nothing"
@@ -354,6 +358,7 @@ def test_each_job_is_a_tracked_run_of_its_own_with_its_true_end(sweep: list[Path
     assert [summary["config"]["trainer"]["devices"] for summary in (one, two)] == [1, 2]
 
 
+@pytest.mark.long
 def test_two_processes_draw_each_image_once_an_epoch_in_the_same_steps(sweep: list[Path]) -> None:
     one, two = results(sweep[0]), results(sweep[2])
     for found in (one, two):
@@ -377,10 +382,12 @@ def assert_trained_alike(one: Path, two: Path) -> None:
     assert_equal_to_rounding(weights(one), weights(two))
 
 
+@pytest.mark.long
 def test_two_processes_of_two_accumulated_parts_train_as_one_of_one_does(sweep: list[Path]) -> None:
     assert_trained_alike(sweep[2], sweep[0])
 
 
+@pytest.mark.long
 def test_another_seed_gives_another_run(sweep: list[Path], twins: list[Path]) -> None:
     one, two = weights(sweep[0]), weights(twins[0])
     assert not same(one["network.patch_embed.proj.weight"], two["network.patch_embed.proj.weight"])

@@ -7,7 +7,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
 
 
-def keep_configured(trainer: Trainer, states: dict[str, Any]) -> None:
+def keep_settings(trainer: Trainer, states: dict[str, Any]) -> None:
     """Let the configuration's settings of callbacks replace those in a checkpoint's states, and start a new timer.
 
     `trainer.max_time` counts from each start. The states of checkpoints hold paths and scores, not settings.

@@ -25,7 +25,7 @@ from vitlab.config.bounds import PositiveFloat, PositiveInt, check_bounds
 from vitlab.distributed import signals
 from vitlab.distributed.signals import Outcome, StopRequested
 from vitlab.storage.safe_load import corruption
-from vitlab.training.callback_states import keep_configured
+from vitlab.training.callback_states import keep_settings
 from vitlab.training.checkpoint_files import hardlink
 from vitlab.training.classifier import logged_scores
 from vitlab.training.loop_progress import set_loop_progress
@@ -161,7 +161,7 @@ class LastCheckpoint(Checkpoint):
             )
         self._random = checkpoint.get("random", [])
         if fitting:
-            keep_configured(trainer, checkpoint["callbacks"])
+            keep_settings(trainer, checkpoint["callbacks"])
         data: Any = getattr(trainer, "datamodule", None)
         if fitting and data is not None and checkpoint.get("accumulate", 1) != trainer.accumulate_grad_batches:
             loops = checkpoint["loops"]["fit_loop"]  # other batches, the same steps

@@ -173,6 +173,7 @@ def test_mode_disabled_tracks_nothing(apart: Path) -> None:
     assert not list((apart / "wandb").glob("*run-*"))
 
 
+@pytest.mark.long
 def test_without_a_network_a_user_who_is_logged_in_trains_on_offline(
     apart: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tracked: Tracked
 ) -> None:

@@ -145,6 +145,7 @@ def test_cut_within_a_validation_it_repeats_that_validation(run: Callable[..., P
         assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
+@pytest.mark.long
 def test_cut_again_and_again_it_still_ends_the_same(run: Callable[..., Path]) -> None:
     settings = [*HARD, "callbacks.last.every_n_train_steps=1"]
     complete = run("complete", *settings)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.files import FileContent, UnreadableWeights
-from vitlab.weights.hints import timm_hints, transformers_hints
+from vitlab.weights.hints import transformers_hints
 from vitlab.weights.infer import infer_architecture, mlp_ratio
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.locate import WeightFiles
@@ -128,14 +128,6 @@ def test_openclips_configuration_is_used_or_refused() -> None:
         infer_architecture(state(), LAYOUTS["open_clip"], files, {})
 
 
-def test_transformers_config_of_other_kinds_is_used() -> None:
-    assert transformers_hints({"model_type": "ijepa"}) == {"pool": "avg", "fc_norm": False}
-    nested = {"model_type": "x", "backbone_config": {"model_type": "dinov2", "num_attention_heads": 6}}
-    assert transformers_hints(nested) == {"heads": 6, "norm_eps": 1e-6}
-    with pytest.raises(UnreadableWeights, match="pooler_act=relu: the layer before our model's head has tanh"):
-        transformers_hints({"model_type": "vit", "pooler_act": "relu"})
-
-
 def test_transformers_config_is_used() -> None:
     config = {"model_type": "vit", "num_attention_heads": 4, "hidden_act": "gelu_new", "image_size": [32, 32]}
     found = infer_architecture(state(), LAYOUTS["hf_vit"], opened(config=config), {})
@@ -165,20 +157,6 @@ def test_a_runs_own_configuration_is_used() -> None:
         "sincos2d",
         32,
     ]
-
-
-def test_timms_models_are_inspected_and_unsupported_ones_are_refused() -> None:
-    said = timm_hints("vit_base_patch32_clip_quickgelu_224", {"depth": 1})
-    assert (said["heads"], said["activation"], said["norm_eps"], said["pool"]) == (12, "quick_gelu", 1e-5, "cls")
-    for name, message in (
-        ("resnet18", r"\(ResNet\) is not a plain Vision Transformer: our model has no .*BasicBlock"),
-        ("vit_pwee_patch16_reg1_gap_256", "our model has no ParallelScalingBlock"),
-        ("vit_dwee_patch16_reg1_gap_256", "our model has no DiffAttention, RmsNorm"),
-        ("vit_so150m_patch16_reg4_map_256", "our model has no AttentionPoolLatent"),
-        ("nope", "timm has no architecture nope"),
-    ):
-        with pytest.raises(UnreadableWeights, match=message):
-            timm_hints(name, {} if name in ("resnet18", "nope") else {"depth": 1})
 
 
 @pytest.mark.parametrize(("hidden", "dim"), [(6144, 1408), (8192, 1664), (4304, 1152), (768, 192), (1, 3)])

@@ -1,0 +1,34 @@
+"""Callbacks that can't work are reported before the start."""
+
+import pytest
+
+from vitlab.cli.callback_checks import callback_problems
+from vitlab.config.view import ConfigView
+
+LIGHTNING = "lightning.pytorch.callbacks"
+
+
+def problems(node: dict[str, object], precision: str = "32-true") -> list[str]:
+    config = {"callbacks": {"mine": node}, "trainer": {"precision": precision}, "classifier": {"metrics": {"f1": {}}}}
+    return list(callback_problems(ConfigView(config, set())))
+
+
+@pytest.mark.parametrize("kind", ["BatchSizeFinder", "LearningRateFinder", "GradientAccumulationScheduler"])
+def test_callbacks_that_change_batches_are_refused(kind: str) -> None:
+    (line,) = problems({"_target_": f"{LIGHTNING}.{kind}"})
+    assert line.startswith(f"callbacks.mine: {kind} ")
+    assert line.endswith("leave callbacks.mine out")
+
+
+def test_a_score_that_nothing_measures_is_refused() -> None:
+    (line,) = problems({"_target_": f"{LIGHTNING}.EarlyStopping", "monitor": "val/los"})
+    assert line.startswith("callbacks.mine.monitor=val/los: no validation measures it; did you mean 'val/loss'")
+    for monitor in ("val/acc", "val/f1"):
+        assert problems({"_target_": f"{LIGHTNING}.EarlyStopping", "monitor": monitor}) == []
+
+
+def test_an_average_of_16_bits_is_refused() -> None:
+    average = {"_target_": f"{LIGHTNING}.WeightAveraging"}
+    (line,) = problems(average, precision="bf16-true")
+    assert line.endswith("use trainer.precision=bf16-mixed")
+    assert problems(average, precision="bf16-mixed") == []

@@ -1,0 +1,44 @@
+"""The three places of training that a checkpoint can be of: within an epoch, before a validation, before an epoch."""
+
+from typing import Any
+
+import pytest
+
+from vitlab.training.loop_progress import set_loop_progress
+
+
+def counters() -> dict[str, Any]:
+    names = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress")
+    loops: dict[str, Any] = {name: {"total": {}, "current": {}} for name in names}
+    step = {"current": {"ready": 0, "completed": 0}}
+    loops["epoch_loop.scheduler_progress"] = {"current": {"ready": 0}}
+    optimizer = {"step": step, "zero_grad": {"current": {"ready": 0}}}
+    loops["epoch_loop.automatic_optimization.optim_progress"] = {"optimizer": optimizer}
+    loops["epoch_loop.state_dict"] = {}
+    return loops
+
+
+@pytest.mark.parametrize(
+    ("step", "batches", "accumulate", "due", "epoch", "current", "last"),
+    [
+        (3, 5, 1, False, 0, 3, False),  # within the first epoch
+        (5, 5, 1, True, 0, 5, True),  # before its validation
+        (5, 5, 1, False, 1, 0, False),  # before the second epoch
+        (12, 28, 3, False, 1, 6, False),  # 10 steps an epoch, the last of one batch
+        (10, 28, 3, True, 0, 28, True),
+        (10, 28, 3, False, 1, 0, False),
+    ],
+)
+def test_the_counters_follow_from_the_steps(
+    step: int, batches: int, accumulate: int, due: bool, epoch: int, current: int, last: bool
+) -> None:
+    loops = counters()
+    set_loop_progress(loops, step=step, batches_per_epoch=batches, accumulate=accumulate, validation_due=due)
+    assert loops["epoch_progress"]["current"]["processed"] == epoch
+    assert loops["epoch_loop.batch_progress"]["current"]["ready"] == current
+    assert loops["epoch_loop.batch_progress"]["total"]["ready"] == epoch * batches + current
+    assert loops["epoch_loop.batch_progress"]["is_last_batch"] is last
+    assert loops["epoch_loop.val_loop.batch_progress"]["current"]["ready"] == int(due)
+    assert loops["epoch_loop.state_dict"]["_batches_that_stepped"] == step
+    steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["current"]["ready"]
+    assert steps == (-(-batches // accumulate) if last else current // accumulate)
