@@ -28,6 +28,7 @@ def register_resolvers() -> None:
         "name": run_name,
         "native_size": native_size,
         "patch": patch_for,
+        "epochs": epochs_for,
         "objective": objective_for,
         "probe": lambda probe: f"-{str(probe._target_).rpartition('.')[2].lower()}" if probe else "",
         "if": lambda condition, value, other: value if condition else other,
@@ -89,6 +90,12 @@ def objective_for(source: str) -> str:
     """
     samples = loader_facts(source).train_samples
     return "val/loss" if samples is not None and samples < FEW_IMAGES else "val/acc"
+
+
+def epochs_for(*, _root_: DictConfig) -> int:
+    """Epochs of a training on the configured data set: its facts', or 100."""
+    source = OmegaConf.select(_root_, "data.source._target_")
+    return (loader_facts(str(source)).epochs if source else None) or 100
 
 
 def patch_for(image_size: int | Sequence[int]) -> int:

@@ -42,6 +42,7 @@ class Facts:
     num_classes: int | None = None
     train_samples: int | None = None
     in_memory: bool | None = None  # or decoded from files
+    epochs: int | None = None  # of a training, unless `trainer.max_epochs` is set
     problems: Callable[..., Iterator[str]] | None = None
     count: Callable[..., tuple[int, bool] | None] | None = None
     label: Callable[[Mapping[str, Any]], str] | None = None

@@ -1,10 +1,9 @@
-"""The log of a training: rows of numbers, a line per epoch, and the progress bar. Epochs count from 1."""
+"""The log of a training: rows of numbers, and a line of text per epoch. Epochs count from 1."""
 
 import logging
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -16,17 +15,9 @@ from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training.checkpoints import all_gather_object, is_fitting
 from vitlab.training.classifier import Classifier, logged_scores
 from vitlab.training.optimizer import logged_rates
-from vitlab.training.throughput import WAIT, ThroughputMeter
+from vitlab.training.throughput import ThroughputMeter
 
 log = logging.getLogger(__name__)
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's progress bar with epochs that count from 1."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        epochs = f"/{self.trainer.max_epochs}" if (self.trainer.max_epochs or -1) > 0 else ""
-        return f"Epoch {current_epoch + 1}{epochs}".ljust(len(self.validation_description))
 
 
 class Monitor(Callback):
@@ -140,7 +131,7 @@ class Monitor(Callback):
         row |= self._rates
         row |= self.meter.close_row(trainer, module, self._window_images - self._untimed)
         self._window_images, self._untimed = 0, 0
-        trainer.progress_bar_metrics.update({name: row[name] for name in ("train/loss", WAIT) if name in row})
+        trainer.progress_bar_metrics.update({"train/loss": row["train/loss"]})
         self._log_row(trainer, row)
 
     def _log_row(self, trainer: Trainer, row: dict[str, float]) -> None:

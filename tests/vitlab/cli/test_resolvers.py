@@ -163,3 +163,9 @@ def test_registering_again_does_no_harm() -> None:
     resolvers.register_resolvers()
     resolvers.register_resolvers()
     assert OmegaConf.create({"patch": "${vitlab.patch:32}"}).patch == 4
+
+
+def test_the_length_of_a_training_follows_the_data(configure: Configure) -> None:
+    for data, epochs in (("digits", 120), ("fashion_mnist", 20), ("cifar10", 100)):
+        assert configure(f"data={data}")["trainer"]["max_epochs"] == epochs
+    assert configure("data=fashion_mnist", "trainer.max_epochs=3")["trainer"]["max_epochs"] == 3

@@ -15,7 +15,8 @@ from vitlab.models.vit import VisionTransformer
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training import build
 from vitlab.training.checkpoints import BestCheckpoint
-from vitlab.training.monitor import Monitor, ProgressBar
+from vitlab.training.monitor import Monitor
+from vitlab.training.progress_bar import ProgressBar
 
 Configure = Callable[..., Node]
 TINY = ["model.dim=16", "model.depth=1", "model.heads=2", "schedule.warmup_steps=0", "logger=csv"]

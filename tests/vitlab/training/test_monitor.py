@@ -24,8 +24,9 @@ from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training import schedules
 from vitlab.training.checkpoints import BestCheckpoint
 from vitlab.training.classifier import Classifier, logged_scores
-from vitlab.training.monitor import Monitor, ProgressBar
+from vitlab.training.monitor import Monitor
 from vitlab.training.nonfinite import NonFinite
+from vitlab.training.progress_bar import ProgressBar
 
 MakeTrainer = Callable[..., Trainer]
 SIZES = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "num_classes": 10, "in_channels": 1}
@@ -186,15 +187,6 @@ def test_a_line_of_text_reports_of_each_epoch(
     accuracy = logged(tmp_path, "val/acc")[1][1]
     assert lines[1].startswith("epoch 2/2   step 8   train/loss ")
     assert f"val/acc {accuracy:.4f}" in lines[1]
-
-
-def test_the_progress_bar_counts_epochs_from_1(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    bar = ProgressBar()
-    bar.setup(make_trainer(max_epochs=12), classifier(), "fit")
-    assert bar._get_train_description(0) == "Epoch 1/12"
-    assert bar._get_train_description(11) == "Epoch 12/12"
-    bar.trainer.fit_loop.max_epochs = -1
-    assert bar._get_train_description(2) == "Epoch 3   ", "as wide as Validation: it doesn't flicker"
 
 
 def test_a_test_is_logged_under_the_splits_name(make_trainer: MakeTrainer, tmp_path: Path) -> None:

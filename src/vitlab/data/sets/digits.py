@@ -3,7 +3,7 @@
 from vitlab.data.source import Facts, Source, Split
 
 
-@Facts(native_size=8, channels=1, num_classes=10, train_samples=1437, in_memory=True)
+@Facts(native_size=8, channels=1, num_classes=10, train_samples=1437, in_memory=True, epochs=120)
 def digits() -> Source:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (UCI, test part of Optical Recognition).
 

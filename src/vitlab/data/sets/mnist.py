@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-@Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True)
+@Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True, epochs=20)
 def mnist(*, data_dir: str) -> Source:
     """MNIST (LeCun et al., 1998): idx files under `data_dir`, else downloaded there.
 
@@ -30,7 +30,7 @@ def mnist(*, data_dir: str) -> Source:
     return Source("mnist", classes, 1, (0.1307,), (0.3081,), 28, Split(*train), Split(*test))
 
 
-@Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True)
+@Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True, epochs=20)
 def fashion_mnist(*, data_dir: str) -> Source:
     """Fashion-MNIST (Xiao et al., 2017): idx files under `data_dir` or from Debian, else downloaded.
 
