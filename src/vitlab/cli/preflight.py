@@ -140,7 +140,7 @@ def composed_problems(program: Program, primary: str, overrides: list[str], *, s
         return [str(error.__cause__ or error)]
     if refused := allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused
-    if "run_dir" in cfg:  # and isn't ???, which `in` overlooks
+    if any(line.lstrip("+").startswith("run_dir=") for line in overrides):
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     sweep = sweep or cfg.hydra.mode == RunMode.MULTIRUN
     problems, remote = checks.problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)

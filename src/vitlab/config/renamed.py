@@ -13,6 +13,7 @@ TARGETS = {
     "vitlab.data.sources.fashion_mnist": "vitlab.data.sets.mnist.fashion_mnist",
     "vitlab.optim": "vitlab.training.schedules",
     "vitlab.callbacks": "vitlab.training.monitor",
+    "vitlab.training.monitor.ProgressBar": "vitlab.training.progress_bar.ProgressBar",
     "vitlab.checkpoints": "vitlab.training.checkpoints",
     "vitlab.nonfinite": "vitlab.training.nonfinite",
     "vitlab.tracking": "vitlab.runs.wandb",

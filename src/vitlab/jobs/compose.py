@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -72,6 +73,7 @@ def resolve_config(cfg: DictConfig, run_dir: str) -> Node | str:
     """Return the resolved configuration as plain data, for a run folder, or a message if it can't be resolved."""
     cfg = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
     OmegaConf.set_struct(cfg, False)  # of this copy: every key is checked later
+    former = cfg.get("run_dir") if "run_dir" in cfg else None  # of a run whose config.yaml is composed again
     if "run_dir" in cfg.keys():  # noqa: SIM118 (`in` overlooks what is ???); other commands leave no run
         cfg.run_dir = run_dir
     folder = cfg.get("data_dir")
@@ -85,8 +87,20 @@ def resolve_config(cfg: DictConfig, run_dir: str) -> Node | str:
         return str(error).splitlines()[0]
     assert isinstance(resolved, dict)
     config: Node = {str(key): value for key, value in resolved.items()}
+    if former:
+        config = move_paths(config, former, run_dir)
     data = config.get("data")
     if isinstance(data, dict) and isinstance(source := data.get("source"), dict):
         normalize = loader_facts(source.get("_target_")).normalize
         config["data"] = normalize(data) if normalize else data  # as its data set has it recorded
     return fill_from_weights(config)
+
+
+def move_paths(value: Any, former: str, now: str) -> Any:
+    """A configuration with the paths below one folder moved to another."""
+    if isinstance(value, dict):
+        return {key: move_paths(inner, former, now) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [move_paths(inner, former, now) for inner in value]
+    inside = isinstance(value, str) and (value == former or value.startswith(f"{former}/"))
+    return now + value.removeprefix(former) if inside else value

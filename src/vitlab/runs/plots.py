@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 SHARES = ("train/mfu", "train/data_wait")
 
@@ -53,5 +54,7 @@ def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
         axes[0, 0].set_yscale("log")
     for axis in axes[1]:
         axis.set_xlabel("images seen")
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure_file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(figure_file, dpi=110)

@@ -67,3 +67,17 @@ def test_folders_are_taken_from_where_the_command_was_called_and_urls_are_left(
 def test_a_composer_outside_of_a_command_looks_into_conf() -> None:
     with compose.ensure_hydra(), compose.ensure_hydra():
         assert compose.compose("train", []).seed == 0
+
+
+def test_a_runs_configuration_makes_it_again_in_another_folder(tmp_path: Path) -> None:
+    before, now = str(tmp_path / "before"), str(tmp_path / "now")
+    config = {
+        "run_dir": before,
+        "data_dir": before + "-data",
+        "callbacks": {"best": {"dirpath": f"{before}/checkpoints"}},
+    }
+    again = compose.resolve_config(OmegaConf.create(config), now)
+    assert isinstance(again, dict)
+    assert again["run_dir"] == now
+    assert again["callbacks"]["best"]["dirpath"] == f"{now}/checkpoints"
+    assert again["data_dir"] == before + "-data"
