@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ LAUNCHERS = (
 )
 NO_PART = "it is none of the classes and functions that experiments use"
 DEEPEST = 64  # levels of a configuration; one that contains itself has no end
+MOST_VALUES = 100_000  # in a configuration, which has a few hundred; shared ones count as often as they are used
 
 # Built by Hydra before a job can check them: interpolations could have another value by then.
 MADE_BY_HYDRA = ("callbacks", "launcher", "sweeper")
@@ -89,6 +91,8 @@ class NotTrusted(ValueError):
 def problems(config: Any, prefix: str = "") -> list[str]:
     """The targets of a resolved configuration that it may not call, a line each; nothing is imported."""
     lines = []
+    if has_too_many_values(config):
+        return [f"{prefix or 'the configuration'} has more than {MOST_VALUES:,} values, as parts of it are repeated"]
     for path, value in _values(config, prefix):
         if path.count(".") >= DEEPEST:
             return [f"{path.split('.')[0]} is nested in itself, or more than {DEEPEST} levels deep"]
@@ -170,6 +174,11 @@ def require_allowed(config: Any, prefix: str = "") -> None:
     """Raise `NotTrusted` with all problems: the last check, just before an object is built."""
     if lines := problems(config, prefix):
         raise NotTrusted("; ".join(lines))
+
+
+def has_too_many_values(config: Any) -> bool:
+    """Whether a configuration is too long to walk through, as one whose parts are shared many times over."""
+    return next(islice(_values(config, ""), MOST_VALUES, None), None) is not None
 
 
 def import_problems(config: Any) -> Iterator[str]:

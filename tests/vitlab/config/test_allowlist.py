@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -21,6 +22,7 @@ from vitlab.config import allowlist, instantiate, paths
 from vitlab.config.schema import Node
 from vitlab.jobs import compose
 from vitlab.runs import folder
+from vitlab.storage import safe_load
 from vitlab.training import build
 
 SOURCES = sorted((compose.CONF.parent / "src").rglob("*.py"))
@@ -190,6 +192,17 @@ def test_targets_that_are_no_strings_and_endless_nesting_are_refused() -> None:
     for _ in range(100):
         deep = {"a": deep}
     assert "levels deep" in allowlist.problems(deep)[0]
+
+
+def test_parts_that_are_shared_many_times_over_are_refused_at_once(tmp_path: Path) -> None:
+    shared: Node = {"a": 1}
+    for _ in range(40):
+        shared = {"a": shared, "b": shared}
+    (line,) = allowlist.problems({"model": shared})
+    assert line == "the configuration has more than 100,000 values, as parts of it are repeated"
+    torch.save({"vitlab": {"config": {"model": shared}}}, tmp_path / "best.ckpt")
+    with pytest.raises(allowlist.NotTrusted, match="its configuration has more than 100,000 values"):
+        safe_load.load_checkpoint(tmp_path / "best.ckpt")
 
 
 def test_an_interpolation_that_only_the_second_resolving_sees_is_refused(trap: Callable[[], bool]) -> None:
