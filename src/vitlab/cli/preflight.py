@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -140,6 +141,12 @@ def composed_problems(program: Program, primary: str, overrides: list[str], *, s
         return [str(error.__cause__ or error)]
     if refused := allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused
+    storage = OmegaConf.select(cfg, "hydra.sweeper.storage")
+    if not sweep and isinstance(storage, str) and find_spec("sqlalchemy"):  # in .hydra of a single run too
+        from vitlab.sweeps.search.checks import password_problems
+
+        if secret := list(password_problems(storage)):
+            return secret
     if "run_dir" in cfg:  # and isn't ???, which `in` overlooks
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     sweep = sweep or cfg.hydra.mode == RunMode.MULTIRUN
