@@ -101,10 +101,10 @@ def password_problems(storage: str) -> Iterator[str]:
     try:
         url = make_url(storage)
     except (ArgumentError, ValueError):
-        is_secret = re.search(r"[:@?=]", storage.partition("://")[2])
+        is_secret = bool(re.search(r"[:@?=]", storage.partition("://")[2]))
     else:
         in_path = url.get_backend_name() != "sqlite" and re.search("[@:?#=]", url.database or "")
-        is_secret = url.password is not None or url.query.keys() - HARMLESS_QUERY or in_path
+        is_secret = url.password is not None or bool(url.query.keys() - HARMLESS_QUERY or in_path)
     if is_secret:
         remedy = "remove it, and put it into ~/.pgpass or the variable PGPASSWORD"
         shown = f"{storage.strip().partition('://')[0]}://..."
