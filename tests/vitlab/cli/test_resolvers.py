@@ -163,3 +163,18 @@ def test_registering_again_does_no_harm() -> None:
     resolvers.register_resolvers()
     resolvers.register_resolvers()
     assert OmegaConf.create({"patch": "${vitlab.patch:32}"}).patch == 4
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "my_passwd"])
+def test_a_configuration_copies_no_credential_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "s3cret")
+    for text in (f"${{oc.env:{name}}}", f"${{oc.env:{name},none}}"):
+        with pytest.raises(ValueError, match="would copy a credential into the run's files"):
+            _ = OmegaConf.create({"a": text}).a
+
+
+def test_a_configuration_reads_other_variables_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/fast")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    config = OmegaConf.create({"a": "${oc.env:SCRATCH}", "b": "${oc.env:NOWHERE,3}", "c": "${oc.env:NOWHERE,null}"})
+    assert (config.a, config.b, config.c) == ("/fast", "3", None)
