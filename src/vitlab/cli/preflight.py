@@ -84,6 +84,8 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
         remedy = "use resume=RUN, or RUN/config.yaml"
         exit_with_problems(program, [f"--experimental-rerun reads a pickle, which may run code; {remedy}"])
     with initialize_hydra(flags):
+        if problems := arguments.searchpath_problems(flags.config_name or program.name):
+            exit_with_problems(program, problems)
         try:
             request = parse(program, flags)
         except HydraException as error:

@@ -45,6 +45,14 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
         problems.append(f"resume={target}: {error}")
         return []
     parsed = parser.parse_overrides([new for old in saved if (new := renamed.current_override(old))])
+    of_hydra = [
+        o.input_line for o in parsed if any(re.match(r"hydra\b", name or "") for name in (o.key_or_group, o.package))
+    ]
+    if of_hydra:  # its search path, launchers, callbacks and logging; a run saves none of them
+        problems.append(
+            f"resume={target}: {OVERRIDES} has {', '.join(map(str, of_hydra))}; a run's own sets nothing of hydra"
+        )
+        return []
     kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
     if in_sweep:
         kept = [line for line in as_single_run(kept) if line.split("=")[0] not in given]

@@ -288,3 +288,27 @@ def test_auto_skips_a_run_with_endless_aliases(tmp_path: Path) -> None:
     run = made(tmp_path / "a")
     (made(tmp_path / "b") / "config.yaml").write_text(alias_bomb())
     assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "hydra.searchpath=[pkg://antigravity]",
+        "hydra/job_logging=default",
+        "+hydra.callbacks.x={_target_: a.B}",
+        "hydra/launcher=slurm",
+        "++hydra.job.env_set.A=b",
+        "hydra.run.dir=/elsewhere",
+        "+hydra={searchpath: [pkg://antigravity]}",
+        "~hydra.sweeper",
+        "+optimizer@hydra.callbacks.x=adamw",
+    ],
+)
+def test_a_run_s_own_overrides_set_nothing_of_hydra(line: str, tmp_path: Path) -> None:
+    run = made(tmp_path / "a")
+    (run / ".hydra").mkdir()
+    (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["model.dim=32", line]))
+    problems: list[str] = []
+    assert resumed_overrides([f"resume={run}"], problems) == []
+    expected = f"resume={run}: .hydra/overrides.yaml has {line}; a run's own sets nothing of hydra"
+    assert problems == [expected]
