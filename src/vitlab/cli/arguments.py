@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from vitlab.config import allowlist
 from vitlab.config.guesses import advice, without_dashes
 from vitlab.config.overrides import hydra_quote
 from vitlab.config.schema import suggest
@@ -89,6 +90,17 @@ def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
                 if group.startswith("hydra/") and group not in parsed:
                     added.append(f"{group}={default.value}")
     return added
+
+
+def searchpath_problems(primary: str) -> list[str]:
+    """What a primary file adds to Hydra's search path that composing would import."""
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    file = loader.repository.load_config(primary)
+    config = file.config if file else None
+    folders: Any = OmegaConf.select(config, "hydra.searchpath") if isinstance(config, DictConfig) else None
+    listed = OmegaConf.to_container(folders) if OmegaConf.is_config(folders) else folders
+    return allowlist.hydra_problems({"searchpath": listed})
 
 
 def group_options(override: Override) -> list[str]:

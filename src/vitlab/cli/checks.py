@@ -56,7 +56,7 @@ def problems(program: Program, config: Node | str, *, remote: bool = False) -> l
     """
     if isinstance(config, str):
         return [config]
-    if refused := allowlist.problems(config):
+    if refused := allowlist.problems(config) or allowlist.database_problems(config):
         return refused
     lines = signature_problems(program.function, config)
     for rule in (program.check, *RULES):

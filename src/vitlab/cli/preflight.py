@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -83,6 +84,8 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
         remedy = "use resume=RUN, or RUN/config.yaml"
         exit_with_problems(program, [f"--experimental-rerun reads a pickle, which may run code; {remedy}"])
     with initialize_hydra(flags):
+        if problems := arguments.searchpath_problems(flags.config_name or program.name):
+            exit_with_problems(program, problems)
         try:
             request = parse(program, flags)
         except HydraException as error:
@@ -140,6 +143,12 @@ def composed_problems(program: Program, primary: str, overrides: list[str], *, s
         return [str(error.__cause__ or error)]
     if refused := allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused
+    storage = OmegaConf.select(cfg, "hydra.sweeper.storage")
+    if not sweep and isinstance(storage, str) and find_spec("sqlalchemy"):  # in .hydra of a single run too
+        from vitlab.sweeps.search.checks import password_problems
+
+        if secret := list(password_problems(storage)):
+            return secret
     if any(line.lstrip("+").startswith("run_dir=") for line in overrides):
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     sweep = sweep or cfg.hydra.mode == RunMode.MULTIRUN

@@ -3,6 +3,7 @@
 Composing a configuration must not import torch.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers import oc
 
 from vitlab.config import allowlist
 from vitlab.config.objective import direction
@@ -19,6 +21,7 @@ from vitlab.data.source import Facts, loader_facts
 from vitlab.models.sizes import model_name
 
 FEW_IMAGES = 5000  # in a train split
+SECRET = re.compile("KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL", re.IGNORECASE)  # in names of variables
 UNKNOWN_SIZE = 224  # if the data has no size: the paper's pre-training size
 
 
@@ -40,6 +43,14 @@ def register_resolvers() -> None:
     }
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(f"vitlab.{name}", function, replace=True)
+    OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)
+
+
+def environment_variable(name: str, *default: Any) -> str | None:
+    """OmegaConf's `oc.env`, but for credentials: their value would be in `config.yaml` and the dashboard."""
+    if SECRET.search(name):
+        raise ValueError(f"${{oc.env:{name}}} is refused: it would copy a credential into the run's files; remove it")
+    return oc.env(name, *default)
 
 
 def job_folder(*, _root_: DictConfig) -> str:

@@ -8,7 +8,8 @@ source files, before anything is imported:
 
 The user trusts modules and packages in the working directory of the command, packages that the command line or a YAML
 file of `--config-dir` names as a target (`trust_named_packages`), and the entries of `VITLAB_ALLOW`. No configuration
-can set variable or working directory: both are read when the program starts.
+can set variable or working directory: both are read when the program starts. What allowed parts can be made to do is in
+`vitlab.config.reach`.
 """
 
 import ast
@@ -18,10 +19,11 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vitlab.config import definitions, paths
+from vitlab.config import definitions, paths, reach
 from vitlab.config.schema import format_value, resolve, suggest
 
 VARIABLE = "VITLAB_ALLOW"
@@ -70,6 +72,7 @@ LAUNCHERS = (
 )
 NO_PART = "it is none of the classes and functions that experiments use"
 DEEPEST = 64  # levels of a configuration; one that contains itself has no end
+MOST_VALUES = 100_000  # in a configuration, which has a few hundred; shared ones count as often as they are used
 
 # Built by Hydra before a job can check them: interpolations could have another value by then.
 MADE_BY_HYDRA = ("callbacks", "launcher", "sweeper")
@@ -89,11 +92,15 @@ class NotTrusted(ValueError):
 def problems(config: Any, prefix: str = "") -> list[str]:
     """The targets of a resolved configuration that it may not call, a line each; nothing is imported."""
     lines = []
+    if has_too_many_values(config):
+        return [f"{prefix or 'the configuration'} has more than {MOST_VALUES:,} values, as parts of it are repeated"]
     for path, value in _values(config, prefix):
         if path.count(".") >= DEEPEST:
             return [f"{path.split('.')[0]} is nested in itself, or more than {DEEPEST} levels deep"]
         if isinstance(value, dict) and "_target_" in value:
             lines += _target_problems(path, value["_target_"])
+            for key in reach.url_settings(value) if value["_target_"] not in ALLOWED else ():
+                lines.append(f"{path}.{key}={format_value(value[key])} is refused: it is a URL; name a folder or file")
         elif isinstance(value, str) and "${" in value:
             # `instantiate` resolves a second time, and the result has not been checked
             lines.append(f"{path}={format_value(value)}: an interpolation remains after resolving; write its value")
@@ -112,6 +119,8 @@ def hydra_problems(node: Any) -> list[str]:
         if isinstance(value, dict) and "_target_" in value:
             lines += _target_problems(path, value["_target_"])
         text = value if isinstance(value, str) else ""
+        if isinstance(value, str) and path not in ALLOWED and (reason := reach.hydra_reason(path, value)):
+            lines.append(f"{path} is refused: {reason}")
         if part in (*MADE_BY_HYDRA, *LOGGING) and not path.endswith("._target_"):
             is_reference = text.startswith("${") and text.endswith("}")
             is_hydra_s = part not in LOGGING and re.fullmatch(r"\$\{hydra\.[\w.]+\}", text)
@@ -135,10 +144,12 @@ def hydra_problems(node: Any) -> list[str]:
 def trust_named_packages(overrides: Iterable[str], config_dir: str | None) -> None:
     """Trust the packages of targets in a command line's own overrides and in the YAML files of its `--config-dir`.
 
-    Child processes inherit this in `VITLAB_ALLOW`. Offered packages and the standard library gain nothing by it.
+    Child processes inherit this in `VITLAB_ALLOW`. The standard library gains nothing by it, and offered packages only
+    the parts and addresses that a command line may choose (`reach`).
     """
     global ALLOWED
-    texts = [*overrides]
+    own = list(overrides)
+    texts = [*own]
     if config_dir is not None:  # its groups alone: a run folder below it may be somebody else's
         groups = [folder.name for folder in paths.CONF.iterdir() if folder.is_dir()]
         patterns = ("*.yaml", *(f"{group}/**/*.yaml" for group in (*groups, "classifier", "experiment")))
@@ -148,7 +159,9 @@ def trust_named_packages(overrides: Iterable[str], config_dir: str | None) -> No
     targets = [target for text in texts for names in TARGET.findall(text) for target in re.split(r"\s*,\s*", names)]
     packages = dict.fromkeys(target.partition(".")[0] for target in targets)
     known = (*OFFERED_PACKAGES, *sys.stdlib_module_names, *ALLOWED)
-    ALLOWED = (*ALLOWED, *(package for package in packages if package not in known))
+    named = [target for line in own for names in TARGET.findall(line) for target in re.split(r"\s*,\s*", names)]
+    new = [*(package for package in packages if package not in known), *reach.named_by_user(own, named)]
+    ALLOWED = tuple(dict.fromkeys([*ALLOWED, *new]))
     if ALLOWED:
         os.environ[VARIABLE] = ",".join(ALLOWED)
 
@@ -170,6 +183,21 @@ def require_allowed(config: Any, prefix: str = "") -> None:
     """Raise `NotTrusted` with all problems: the last check, just before an object is built."""
     if lines := problems(config, prefix):
         raise NotTrusted("; ".join(lines))
+
+
+def database_problems(config: Any) -> list[str]:
+    """The database servers that a configuration names, before a search adds its own."""
+    remedy = "a search sets it, to hydra.sweeper.storage; leave it out"
+    return [
+        f"{path}.storage is refused: it names a server, which would get your credentials; {remedy}"
+        for path, value in _values(config, "")
+        if reach.names_database(value)
+    ]
+
+
+def has_too_many_values(config: Any) -> bool:
+    """Whether a configuration is too long to walk through, as one whose parts are shared many times over."""
+    return next(islice(_values(config, ""), MOST_VALUES, None), None) is not None
 
 
 def import_problems(config: Any) -> Iterator[str]:
@@ -231,6 +259,8 @@ def refusal(target: str) -> str | None:
         is_allowed = _within(path, FUNCTIONS) or "Facts" in map(ast.unparse, calls)  # which loads a data set
     else:
         is_allowed = bool(definitions.is_kind_of(path, KINDS) or definitions.is_kind_of(path, _defined_kinds()))
+    if is_allowed and (reason := reach.reason_to_name(path)):
+        return reason
     return None if is_allowed else NO_PART
 
 

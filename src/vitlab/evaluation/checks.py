@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from vitlab.config import allowlist
 from vitlab.config.view import ConfigView
 from vitlab.runs import folder
+from vitlab.storage.yaml_files import UnreadableYaml, read_yaml
 
 
 def evaluation_problems(read: ConfigView) -> Iterator[str]:
@@ -25,9 +24,13 @@ def run_problems(read: ConfigView) -> Iterator[str]:
         names = [str(path) for path in reversed(folder.list_runs(Path(run)))]
         there = f"; the runs in it: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
         yield f"run={run} is not a run folder: it has no {folder.CONFIG}{there}; run=last is the newest of runs/"
-    elif refused := allowlist.problems(yaml.safe_load(file.read_text())):
-        yield from (f"run={run}: {problem}" for problem in refused)
-    elif not folder.checkpoint_file(Path(run), checkpoint).is_file():
+        return
+    try:
+        refused = allowlist.problems(read_yaml(file))
+    except UnreadableYaml as error:
+        refused = [str(error)]
+    yield from (f"run={run}: {problem}" for problem in refused)
+    if not refused and not folder.checkpoint_file(Path(run), checkpoint).is_file():
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; train it first"
 
 

@@ -15,6 +15,7 @@ from vitlab.config.schema import Node
 from vitlab.jobs.fingerprint import incompatibilities, setting_changes, training_settings
 from vitlab.runs import lock
 from vitlab.runs.folder import CONFIG, OVERRIDES, find_run_dir, read_config, read_results
+from vitlab.storage.yaml_files import UnreadableYaml, read_yaml
 
 LAST = "checkpoints/last.ckpt"
 
@@ -35,10 +36,25 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
     if run_dir is None:
         problems.append(f"resume={target}: no run folder, nor a checkpoint in one; use resume=auto or a path")
         return []
-    saved = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
+    try:
+        saved = read_yaml(run_dir / OVERRIDES) if (run_dir / OVERRIDES).is_file() else []
+        in_sweep = read_config(run_dir).get("sweep")
+        if not isinstance(saved, list) or not all(isinstance(line, str) for line in saved):
+            raise UnreadableYaml(f"{OVERRIDES} is not a list of overrides")
+    except UnreadableYaml as error:
+        problems.append(f"resume={target}: {error}")
+        return []
     parsed = parser.parse_overrides([new for old in saved if (new := renamed.current_override(old))])
+    of_hydra = [
+        o.input_line for o in parsed if any(re.match(r"hydra\b", name or "") for name in (o.key_or_group, o.package))
+    ]
+    if of_hydra:  # its search path, launchers, callbacks and logging; a run saves none of them
+        problems.append(
+            f"resume={target}: {OVERRIDES} has {', '.join(map(str, of_hydra))}; a run's own sets nothing of hydra"
+        )
+        return []
     kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
-    if read_config(run_dir).get("sweep"):
+    if in_sweep:
         kept = [line for line in as_single_run(kept) if line.split("=")[0] not in given]
     return [*kept, f"hydra.run.dir={hydra_quote(run_dir)}"]
 

@@ -21,6 +21,7 @@ import yaml
 from vitlab.config import renamed
 from vitlab.config.schema import Node
 from vitlab.storage.atomic import atomic_write
+from vitlab.storage.yaml_files import UnreadableYaml, read_yaml
 
 CONFIG, RESULTS, OVERRIDES = "config.yaml", "results.json", ".hydra/overrides.yaml"
 
@@ -34,12 +35,16 @@ def write_config(run_dir: Path, config: Node) -> None:
 
 
 def read_config(run_dir: Path) -> Node:
-    """The resolved configuration of a run. Raises `FileNotFoundError` for a folder that is no run."""
+    """The resolved configuration of a run. Raises `FileNotFoundError` for a folder that is no run.
+
+    Raises `UnreadableYaml` for a file that isn't one of a run.
+    """
     file = run_dir / CONFIG
     if not file.is_file():
         raise FileNotFoundError(f"run={run_dir} is not a run folder: it has no {CONFIG}")
-    config = yaml.safe_load(file.read_text())
-    assert isinstance(config, dict)
+    config = read_yaml(file)
+    if not isinstance(config, dict):
+        raise UnreadableYaml(f"{file.name} is not a mapping")
     return renamed.current_config(config)
 
 

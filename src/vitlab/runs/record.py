@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
-
 from vitlab.config import paths
 from vitlab.config.overrides import as_single_run
 from vitlab.config.schema import Node
@@ -23,6 +21,7 @@ from vitlab.distributed.signals import Outcome, StopRequested
 from vitlab.runs.folder import CONFIG, OVERRIDES, RESULTS, log, read_config, read_results
 from vitlab.runs.lock import folder_lock
 from vitlab.storage.atomic import atomic_write
+from vitlab.storage.yaml_files import read_yaml
 
 
 @contextmanager
@@ -147,7 +146,7 @@ def provenance(run_dir: Path) -> Node:
     """The command, commit, versions and machine of a result."""
     from importlib import metadata
 
-    overrides = yaml.safe_load((run_dir / OVERRIDES).read_text()) if (run_dir / OVERRIDES).is_file() else []
+    overrides = read_yaml(run_dir / OVERRIDES) if (run_dir / OVERRIDES).is_file() else []
     in_sweep = (run_dir / CONFIG).is_file() and read_config(run_dir).get("sweep")
     overrides = as_single_run(overrides) if in_sweep else [o for o in overrides if not o.startswith("sweep=")]
     packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "numpy")

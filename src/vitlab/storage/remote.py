@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ CREDENTIALS = {  # where the libraries look for them
     "gs": "GOOGLE_APPLICATION_CREDENTIALS in the environment, the file with a service account's key",
 }
 PART = ".part"  # suffix of a file while it is fetched
+NAME = re.compile("[0-9a-f]{16}")  # of a set's folder in the cache: nothing else there is removed
 ABANDONED = 3600  # seconds without a write after which such a file is of a killed process
 
 
@@ -124,7 +126,8 @@ class Storage:
         """Remove the partial files of killed processes, then the least recently used shards. Indices stay."""
         with FileLock(self.cache / ".room.lock"):
             used = list[tuple[float, int, Path]]()
-            for file in (Path(folder, name) for folder, _, names in os.walk(self.cache) for name in names):
+            tops = [top for top in self.cache.iterdir() if NAME.fullmatch(top.name)]
+            for file in (Path(folder, name) for top in tops for folder, _, names in os.walk(top) for name in names):
                 if file.suffix in (".tar", ".bin", PART):
                     with suppress(FileNotFoundError):  # another process has just fetched it
                         used.append(((state := file.stat()).st_mtime, state.st_size, file))

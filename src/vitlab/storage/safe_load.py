@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vitlab.config import renamed
-from vitlab.config.allowlist import NotTrusted
+from vitlab.config.allowlist import MOST_VALUES, NotTrusted, has_too_many_values
 
 
 @contextmanager
@@ -57,5 +57,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     with explain_unsafe_pickle(file):
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if isinstance(identity := content.get("vitlab"), dict) and isinstance(identity.get("config"), dict):
+        if has_too_many_values(identity["config"]):
+            raise NotTrusted(f"{file} is refused: its configuration has more than {MOST_VALUES:,} values")
         identity["config"] = renamed.current_config(identity["config"])
     return content

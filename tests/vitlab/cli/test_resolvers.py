@@ -169,3 +169,18 @@ def test_the_length_of_a_training_follows_the_data(configure: Configure) -> None
     for data, epochs in (("digits", 120), ("fashion_mnist", 20), ("cifar10", 100)):
         assert configure(f"data={data}")["trainer"]["max_epochs"] == epochs
     assert configure("data=fashion_mnist", "trainer.max_epochs=3")["trainer"]["max_epochs"] == 3
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "my_passwd"])
+def test_a_configuration_copies_no_credential_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "s3cret")
+    for text in (f"${{oc.env:{name}}}", f"${{oc.env:{name},none}}"):
+        with pytest.raises(ValueError, match="would copy a credential into the run's files"):
+            _ = OmegaConf.create({"a": text}).a
+
+
+def test_a_configuration_reads_other_variables_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/fast")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    config = OmegaConf.create({"a": "${oc.env:SCRATCH}", "b": "${oc.env:NOWHERE,3}", "c": "${oc.env:NOWHERE,null}"})
+    assert (config.a, config.b, config.c) == ("/fast", "3", None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -21,6 +22,7 @@ from vitlab.config import allowlist, instantiate, paths
 from vitlab.config.schema import Node
 from vitlab.jobs import compose
 from vitlab.runs import folder
+from vitlab.storage import safe_load
 from vitlab.training import build
 
 SOURCES = sorted((compose.CONF.parent / "src").rglob("*.py"))
@@ -192,6 +194,17 @@ def test_targets_that_are_no_strings_and_endless_nesting_are_refused() -> None:
     assert "levels deep" in allowlist.problems(deep)[0]
 
 
+def test_parts_that_are_shared_many_times_over_are_refused_at_once(tmp_path: Path) -> None:
+    shared: Node = {"a": 1}
+    for _ in range(40):
+        shared = {"a": shared, "b": shared}
+    (line,) = allowlist.problems({"model": shared})
+    assert line == "the configuration has more than 100,000 values, as parts of it are repeated"
+    torch.save({"vitlab": {"config": {"model": shared}}}, tmp_path / "best.ckpt")
+    with pytest.raises(allowlist.NotTrusted, match="its configuration has more than 100,000 values"):
+        safe_load.load_checkpoint(tmp_path / "best.ckpt")
+
+
 def test_an_interpolation_that_only_the_second_resolving_sees_is_refused(trap: Callable[[], bool]) -> None:
     """`instantiate` resolves what it gets: a string of a resolved configuration could still become a node."""
     text = "${oc.create:'{_target_: trap.Trap}'}"
@@ -360,6 +373,8 @@ HYDRA_ATTACKS = [
     "+hydra.job_logging.formatters.x={class: trap.Trap}",
     "+hydra.hydra_logging.handlers.x={class: logging.StreamHandler, stream: 'ext://trap.Trap'}",
     "+hydra.hydra_logging.handlers.x=${model}",
+    "+hydra.job_logging.handlers.x={class: logging.FileHandler, filename: /tmp/start.sh}",
+    "hydra.sweeper={_target_: hydra_plugins.vitlab.optuna.OptunaSweeper, storage: 'postgresql://there/x'}",
 ]
 
 
@@ -381,7 +396,7 @@ def test_what_hydra_makes_itself_is_checked_first(
     with pytest.raises(SystemExit) as stopped:
         preflight.preflight(train.main, [f"--config-dir={tmp_path / 'mine'}", "experiment=attack"])
     assert stopped.value.code == 2
-    assert re.search(r"- hydra\.[\w.()]+(=| can't be set)", printed := capsys.readouterr().err), printed
+    assert re.search(r"- hydra\.[\w.()]+(=| can't be set| is refused)", printed := capsys.readouterr().err), printed
     assert not trap()
 
 
@@ -430,6 +445,40 @@ def test_another_primary_configuration_is_checked_too_and_no_pickle_is_rerun(
             preflight.preflight(train.main, argv)
         assert words in capsys.readouterr().err
         assert not trap()
+
+
+def test_another_primary_configuration_makes_hydra_import_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, trap: Callable[[], bool]
+) -> None:
+    (tmp_path / "other.yaml").write_text("defaults: [train, _self_]\nhydra: {searchpath: ['pkg://trap']}\n")
+    with pytest.raises(SystemExit):
+        preflight.preflight(train.main, [f"--config-dir={tmp_path}", "--config-name=other"])
+    assert "hydra.searchpath.0 is refused: Hydra would import that package" in capsys.readouterr().err
+    assert not trap()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("hydra.searchpath=[pkg://trap]", "a run's own sets nothing of hydra"),
+        (
+            "+logger.x={_target_: lightning.pytorch.loggers.WandbLogger, settings: {base_url: 'http://x'}}",
+            "is refused: ",
+        ),
+        ("model._target_=trap.Trap", "is refused: "),
+    ],
+)
+def test_a_run_of_somebody_else_is_resumed_without_its_servers_and_modules(
+    line: str, words: str, tmp_path: Path, trap: Callable[[], bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra/overrides.yaml").write_text(yaml.safe_dump([line]))
+    folder.write_config(tmp_path, {})
+    with pytest.raises(SystemExit) as stopped:
+        preflight.preflight(train.main, [f"resume={tmp_path}"])
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not trap()
 
 
 def test_a_run_folder_of_somebody_else_is_read_not_run(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hostile_files import alias_bomb
 from vitlab.config.schema import Node
 from vitlab.config.view import ConfigView
 from vitlab.evaluation import checks
@@ -58,3 +59,10 @@ def test_valid_evaluations_have_no_problems() -> None:
 )
 def test_a_mistake_is_reported_with_value_knob_and_remedy(config: Node, problems: list[str]) -> None:
     assert list(checks.evaluation_problems(ConfigView(config, set()))) == problems
+
+
+@pytest.mark.parametrize("content", [alias_bomb(), "[", "a: &a [*a]"], ids=["aliases", "not YAML", "endless"])
+def test_a_run_whose_configuration_cannot_be_read_is_a_problem(content: str) -> None:
+    Path("run/config.yaml").write_text(content)
+    (problem,) = checks.evaluation_problems(ConfigView({**RUN, "checkpoint": "last"}, set()))
+    assert problem.startswith("run=run: config.yaml ")

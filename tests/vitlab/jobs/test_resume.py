@@ -13,6 +13,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from digits_identity import data, identity
+from hostile_files import alias_bomb
 from vitlab.config.overrides import hydra_quote
 from vitlab.config.schema import Node
 from vitlab.jobs.resume import LAST, CannotResume, checkpoint_to_resume, folder_problems, resume_auto, resumed_overrides
@@ -265,3 +266,49 @@ def test_a_run_that_cannot_be_read_hinders_no_other(tmp_path: Path, caplog: pyte
     (run / "results.json").write_text("")
     assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
     assert "and is skipped" in caplog.text
+
+
+@pytest.mark.parametrize("file", ["config.yaml", ".hydra/overrides.yaml"])
+@pytest.mark.parametrize("content", ["a: &a [*a]", "text", "[1, {a: b}]", "[", b"\xff\xff", None])
+def test_a_run_that_is_no_run_of_vitlab_is_a_problem_and_no_error(
+    file: str, content: str | bytes | None, tmp_path: Path
+) -> None:
+    run = made(tmp_path / "a")
+    (run / ".hydra").mkdir(exist_ok=True)
+    hostile = alias_bomb() if content is None else content
+    (run / file).write_bytes(hostile.encode() if isinstance(hostile, str) else hostile)
+    problems: list[str] = []
+    assert resumed_overrides([f"resume={run}"], problems) == []
+    (problem,) = problems
+    assert problem.startswith(f"resume={run}: ")
+    assert Path(file).name in problem
+
+
+def test_auto_skips_a_run_with_endless_aliases(tmp_path: Path) -> None:
+    run = made(tmp_path / "a")
+    (made(tmp_path / "b") / "config.yaml").write_text(alias_bomb())
+    assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "hydra.searchpath=[pkg://antigravity]",
+        "hydra/job_logging=default",
+        "+hydra.callbacks.x={_target_: a.B}",
+        "hydra/launcher=slurm",
+        "++hydra.job.env_set.A=b",
+        "hydra.run.dir=/elsewhere",
+        "+hydra={searchpath: [pkg://antigravity]}",
+        "~hydra.sweeper",
+        "+optimizer@hydra.callbacks.x=adamw",
+    ],
+)
+def test_a_run_s_own_overrides_set_nothing_of_hydra(line: str, tmp_path: Path) -> None:
+    run = made(tmp_path / "a")
+    (run / ".hydra").mkdir()
+    (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["model.dim=32", line]))
+    problems: list[str] = []
+    assert resumed_overrides([f"resume={run}"], problems) == []
+    expected = f"resume={run}: .hydra/overrides.yaml has {line}; a run's own sets nothing of hydra"
+    assert problems == [expected]

@@ -51,6 +51,19 @@ def test_what_was_not_used_for_longest_makes_room(far: Path) -> None:
     assert [(small.folder / "train" / f"{number}.tar").is_file() for number in range(3)] == [True, False, True]
 
 
+def test_a_cache_within_a_folder_of_other_files_removes_none_of_them(far: Path) -> None:
+    others = [far.parent / "cache" / name for name in ("mine.tar", "data/mine.tar", "data/deep/mine.bin", "a.part")]
+    for file in others:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes(5000))
+        os.utime(file, (1, 1))
+    small = storage(far, gigabytes=1e-6)
+    fetch(small, 0)
+    assert fetch(small, 1).is_file()
+    assert not (small.folder / "train" / "0.tar").exists()
+    assert [file for file in others if not file.is_file()] == []
+
+
 def test_what_a_killed_process_left_is_removed_later_and_what_is_being_fetched_stays_and_counts(far: Path) -> None:
     small = storage(far, gigabytes=2.5e-6)
     first = fetch(small, 0)

@@ -1,9 +1,9 @@
 """Check a search before it starts: its space, objectives, sampler, pruner and database."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from hydra.core.config_loader import ConfigLoader
 
@@ -18,6 +18,7 @@ GRID = "hydra_plugins.vitlab.grid.GridSweeper"
 SWEEPERS = (GRID, "hydra_plugins.vitlab.optuna.OptunaSweeper")
 SCORES = ("val/acc", "val/acc5", "val/loss")  # measured at each validation: a trial can be pruned by these
 COSTS = ("parameters", "images_per_second", "seconds")
+HARMLESS_QUERY = {"sslmode", "connect_timeout", "application_name", "charset", "timeout", "mode", "uri", "cache"}
 
 
 def problems(
@@ -75,11 +76,10 @@ def storage_problems(storage: str) -> Iterator[str]:
     from sqlalchemy.exc import SQLAlchemyError
 
     if "://" not in storage:
-        yield f"hydra.sweeper.storage={storage} is not a URL; write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-    elif password := urlsplit(storage).password:
-        shown = storage.replace(f":{password}@", ":...@")
-        remedy = "remove it, and put it into ~/.pgpass or the variable PGPASSWORD"
-        yield f"hydra.sweeper.storage={shown} has a password, which each run's folder would show; {remedy}"
+        shown = storage if re.fullmatch(r"[\w./-]+", storage) else "..."  # other text may have a password
+        yield f"hydra.sweeper.storage={shown} is not a URL; write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+    elif secret := list(password_problems(storage)):
+        yield from secret
     elif storage.startswith("sqlite"):  # connecting would create the file
         folder = Path(make_url(storage).database or ".").absolute().parent
         yield from filter(None, [write_problem("hydra.sweeper.storage", folder)])
@@ -88,6 +88,28 @@ def storage_problems(storage: str) -> Iterator[str]:
             create_engine(storage, poolclass=NullPool).connect().close()
         except (SQLAlchemyError, ImportError) as error:
             yield f"hydra.sweeper.storage={storage} can't be reached: {str(error).splitlines()[0]}"
+
+
+def password_problems(storage: str) -> Iterator[str]:
+    """Yield that a database's URL has a password, or may have one; nothing of what may be it is repeated.
+
+    Drivers read passwords from the query too, under many names. Unquoted characters put a password into the database.
+    """
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(storage)
+    except (ArgumentError, ValueError):
+        is_secret = bool(re.search(r"[:@?=]", storage.partition("://")[2]))
+    else:
+        in_path = url.get_backend_name() != "sqlite" and re.search("[@:?#=]", url.database or "")
+        is_secret = url.password is not None or bool(url.query.keys() - HARMLESS_QUERY or in_path)
+    if is_secret:
+        remedy = "remove it, and put it into ~/.pgpass or the variable PGPASSWORD"
+        shown = f"{storage.strip().partition('://')[0]}://..."
+        what = "has a password or other options, which each run's folder would show"
+        yield f"hydra.sweeper.storage={shown} {what}; {remedy}"
 
 
 def constructor_problems(node: Node) -> Iterator[str]:

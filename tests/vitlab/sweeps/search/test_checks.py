@@ -116,6 +116,37 @@ def test_a_password_is_refused_and_not_repeated(node: Node) -> None:
     assert problem.startswith("hydra.sweeper.storage=postgresql://me@127.0.0.1:1/searches can't be reached: ")
 
 
+@pytest.mark.parametrize(
+    "storage",
+    [
+        *(
+            f"postgresql://me:{word}@host/db"
+            for word in ("s3cret", "s3#cret", "s3/cret", "s3@cret", "s3?cret", "s3%40cret")
+        ),
+        *("postgresql://:s3cret@host/db", "postgresql://me:s3cret@host:port/db", "POSTGRESQL://me:s3cret@host/db"),
+        *("postgresql://host/db?user=me&password=s3cret", "postgresql://host/db?pass%77ord=s3cret"),
+        *("mysql+pymysql://host/db?passwd=s3cret", "mssql+pyodbc://?odbc_connect=PWD%3Ds3cret"),
+        *("postgresql:///db?dsn=password=s3cret", "sqlite:///a.db?key=s3cret", "host=h password=s3cret"),
+    ],
+)
+def test_a_password_in_any_form_is_refused_and_not_repeated(node: Node, storage: str) -> None:
+    (problem,) = found({**node, "storage": storage})
+    assert "has a password or other options" in problem or "is not a URL" in problem
+    assert "cret" not in problem
+    assert "s3" not in problem
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        *("postgresql://me@host/db", "postgresql://me%40here@host:5432/db?sslmode=require", "postgresql://me@[::1]/db"),
+        *("sqlite:///runs/a@b#c.db", "sqlite:////a/b c.db", "sqlite:///file:a.db?uri=true&mode=rw"),
+    ],
+)
+def test_a_database_without_a_password_is_none(storage: str) -> None:
+    assert list(checks.password_problems(storage)) == []
+
+
 def test_a_missing_optuna_is_reported_with_the_command_that_installs_it(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,3 +199,10 @@ def test_an_experiment_chooses_its_sweeper_and_what_it_searches_is_checked(refus
     one = [*argv, "schedule=constant", "hydra.mode=RUN", "sweep=null"]
     passed = preflight(train.main, one)
     assert passed == [argv[0], "hydra/sweeper=random", *one[1:]], "one of its trials alone"
+
+
+def test_a_password_is_refused_also_where_nothing_is_searched(refused: Found) -> None:
+    """Each run saves `hydra.sweeper` in its folder."""
+    (problem,) = refused("hydra/sweeper=optuna", "hydra.sweeper.storage='sqlite:///a.db?key=s3cret'")
+    assert "has a password" in problem
+    assert "s3cret" not in problem
