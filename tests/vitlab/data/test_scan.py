@@ -97,6 +97,7 @@ CONTENTS: dict[str, tuple[str, Callable[[], bytes]]] = {
         "png",
         lambda: png(99, 99, half(zlib.compress(bytes(9900)), b"?")),
     ),
+    "PNG with fewer rows of pixels than its header says": ("png", lambda: png(99, 99, zlib.compress(bytes(5000)))),
     "JPEG with a damaged byte": ("jpg", lambda: with_byte(encoded("JPEG"))),
     "decompression bomb (PNG)": ("png", lambda: png(15_000, 15_000, zlib.compress(bytes(9)))),
     "decompression bomb (JPEG)": ("jpg", lambda: jpeg_of(60_000, 60_000)),
