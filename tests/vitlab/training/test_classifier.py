@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from timm.optim.muon import Muon
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MetricCollection
 
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
@@ -211,7 +212,9 @@ def test_a_batch_without_images_as_a_rank_may_have_adds_nothing(monkeypatch: pyt
     for count in (0, 3, 0):
         images, labels = torch.zeros(count, 1, 8, 8), torch.zeros(count, dtype=torch.long)
         module.evaluation_step(EvalBatch(images, labels), "test")
-    scores = module.scores["test_scores"].compute()
+    sums = module.scores["test_scores"]
+    assert isinstance(sums, MetricCollection)
+    scores = sums.compute()
     assert scores["test/count"] == 3
     assert math.isfinite(scores["test/loss"])
 
