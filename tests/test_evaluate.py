@@ -2,8 +2,11 @@
 measures any weights on any data, and finds the features that another probe has kept.
 """
 
+import itertools
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 import evaluate
 import parity
-from conftest import Program
+from conftest import SRC, Program
+from forked_ranks import RANKS
 from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
 
@@ -260,3 +265,32 @@ def test_a_mistake_is_reported_before_anything_starts(
         measured(*overrides)
     assert reported in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_fewer_images_than_ranks_are_counted_right_also_at_the_end_of_training(tmp_path: Path) -> None:
+    for split, name, number in itertools.product(("train", "test"), ("a", "b"), range(20)):
+        if split == "train" or (name, number) == ("a", 0):
+            (folder := tmp_path / "images" / split / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 200 * (name == "b"), 9)).save(folder / f"{number}.png")
+    (tmp_path / "images" / "test" / "b").mkdir()
+    data = [
+        "data=image_folder",
+        f"data_dir={tmp_path / 'images'}",
+        "data.num_workers=0",
+        "image_size=8",
+        "batch_size=8",
+    ]
+    tiny = ["model.patch_size=4", "model.dim=16", "model.depth=1", "model.heads=2", "schedule.warmup_steps=1"]
+    cpu = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+    jobs = [
+        ["train", "trained", 2, *data, *tiny, *cpu, "logger=csv", "trainer.max_epochs=1"],
+        ["evaluate", "two", 2, f"run={tmp_path / 'trained'}", *cpu],
+        ["evaluate", "one", 1, f"run={tmp_path / 'trained'}", *cpu],
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)}
+    subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=tmp_path, env=environment, check=True)
+    alone = scores(results(tmp_path / "one"), "test")
+    assert alone["test/count"] == 1
+    for name in ("trained", "two"):
+        assert scores(results(tmp_path / name), "test") == pytest.approx(alone), name

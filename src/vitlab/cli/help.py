@@ -16,6 +16,7 @@ from vitlab.cli import arguments
 from vitlab.cli.program import Program
 from vitlab.cli.settings import ProgramSettings, Setting
 from vitlab.config import paths
+from vitlab.config.printable import printable
 from vitlab.jobs.compose import initialize_hydra
 
 SWEEP_FLAG = ("-m KEY=A,B GROUP=C,D", "one run for each combination of values")
@@ -37,7 +38,7 @@ def show_help(program: Program, flags: Namespace) -> int:
             values = arguments.single_values(overrides, multirun=flags.multirun)
             settings = ProgramSettings(program, flags.config_name or program.name, values)
         except (HydraException, OmegaConfBaseException) as error:
-            print(f"{program.name} --help: {error}", file=sys.stderr)
+            print(printable(f"{program.name} --help: {error}"), file=sys.stderr)
             return 2
         label = "value" if overrides else "default"
         lines = [] if topics else [*overview(program, settings, label)]
@@ -46,7 +47,7 @@ def show_help(program: Program, flags: Namespace) -> int:
             if not about:
                 names = settings.closest(topic) or [*settings.groups, *(setting.path for setting in settings.root())]
                 closest = f"no group or setting has this name; the closest: {', '.join(names)}"
-                print(wrap(f"{program.name} --help {topic}: {closest}"), file=sys.stderr)
+                print(printable(wrap(f"{program.name} --help {topic}: {closest}")), file=sys.stderr)
                 return 2
             lines += about
         print("\n".join(lines), file=sys.stdout)

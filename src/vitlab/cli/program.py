@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from vitlab.config.printable import printable
 from vitlab.config.view import ConfigView
 from vitlab.jobs.run import Function
 
@@ -26,4 +27,5 @@ class Program:
 def message(name: str, problems: list[str]) -> str:
     """All problems of a configuration, a line each."""
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return "\n".join([f"{name}: {count} in the configuration; nothing was started.", *(f"  - {p}" for p in problems)])
+    lines = [f"{name}: {count} in the configuration; nothing was started.", *(f"  - {p}" for p in problems)]
+    return printable("\n".join(lines))

@@ -9,9 +9,8 @@ import io
 import os
 import stat
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import v2
 
+from vitlab.data import png
 from vitlab.data.rows import InvalidImage, Row
 
 try:
@@ -28,11 +28,11 @@ try:
 except ImportError:  # its removal is announced; Pillow gives the same pixels, more slowly
     decode_image = None
 
-MAX_PIXELS = 178_956_970  # Pillow's limit: half a gigabyte of RGB
+MAX_PIXELS = 2**27  # 134 megapixels: about 1.2 GB of memory while an image is decoded; Pillow's limit is higher
 # The formats of the listed suffixes, and no others: Pillow would pass an EPS file to another program.
 Image.init()  # load all plugins now, not in a thread that opens the first WebP file
 FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF") if name in Image.OPEN)
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+JPEG = b"\xff\xd8"
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers of headers with the image's size
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82"}
 # System errors that are about one path
@@ -175,8 +175,8 @@ def decode(data: bytes) -> Tensor:
         else:
             if image.shape[0] != 4:  # torchvision converts CMYK differently from Pillow
                 return image.expand(3, -1, -1)
-    if data[:8] == PNG:
-        check_png(data)
+    if data.startswith(png.SIGNATURE):
+        png.check_png(data)
     return decode_with_pillow(data)
 
 
@@ -209,36 +209,31 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             at += 2 + length
 
 
-def check_png(data: bytes) -> None:
-    """Check what Pillow ignores: checksums of pixels, and missing pixels."""
-    view, at = memoryview(data), 8
-    while at + 12 <= len(data):
-        end = at + 8 + int.from_bytes(view[at : at + 4], "big")
-        kind = bytes(view[at + 4 : at + 8])
-        if end + 4 > len(data):
-            break
-        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise ValueError(f"it is damaged: the checksum of a part {kind!r} is wrong")
-        if kind == b"IEND":
-            return
-        at = end + 4
-    raise ValueError("it is truncated: the end of the PNG file is missing")
-
-
 def decode_with_pillow(data: bytes) -> Tensor:
     with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
         check_size(*opened.size)
         check_mode(opened)
         opened.load()
-        try:
-            image = ImageOps.exif_transpose(opened)
-        except Exception:  # damaged metadata; the pixels are intact
-            image = opened.copy()
+        is_png, (width, height) = data.startswith(png.SIGNATURE), opened.size
+        # missing rows are zeros; of an interlaced image also between others
+        if is_png and (opened.info.get("interlace") or not any(opened.crop((0, height - 1, width, height)).tobytes())):
+            png.check_pixels(data)
+        image: Image.Image = opened
+        with suppress(Exception):  # damaged metadata; the pixels are intact
+            if opened.getexif().get(0x0112, 1) != 1:
+                image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I"):  # 16 bits; in a PNG file, Pillow before 11 has mode I
         return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8)).expand(3, -1, -1)
     if image.has_transparency_data:
-        *colors, alpha = v2.functional.pil_to_tensor(image.convert("RGBA")).to(torch.int32)
-        over_white: Tensor = (torch.stack(colors) * alpha + 255 * (255 - alpha) + 127) // 255
-        return over_white.to(torch.uint8)
+        rows = v2.functional.pil_to_tensor(image.convert("RGBA")).split(
+            256, dim=1
+        )  # products need four times the memory
+        return torch.cat([over_white(part) for part in rows], dim=1)
     pixels: Tensor = v2.functional.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
     return pixels
+
+
+def over_white(rgba: Tensor) -> Tensor:
+    *colors, alpha = rgba.to(torch.int32)
+    blended: Tensor = (torch.stack(colors) * alpha + 255 * (255 - alpha) + 127) // 255
+    return blended.to(torch.uint8)

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from filelock import FileLock
 
+from vitlab.config.printable import one_line, table_cell
 from vitlab.data.decode import check_header, decode, error_reason, image_is_at_fault, quiet, read_bytes, read_error
 from vitlab.data.rows import InvalidImage, Rows
 from vitlab.data.source import Source, Split
@@ -127,7 +128,7 @@ def check_file(path: str, *, decode_all: bool) -> str:
 def without_files(source: Source, bad: list[BadFile], max_skipped: float, record: Path | None) -> Source:
     """The source without bad files. Raises `ValueError` if these are too many, or all of a class."""
     total, root = sum(map(len, source.splits.values())), common_folder(source)
-    paths, lines = {file.path for file in bad}, bad_lines(bad, root)
+    paths, lines = {table_cell(file.path) for file in bad}, bad_lines(bad, root)
     where = f", listed in {record}" if record is not None else ""
     if len(bad) > max_skipped * total:
         raise ValueError(
@@ -138,7 +139,7 @@ def without_files(source: Source, bad: list[BadFile], max_skipped: float, record
         return source
     parts: dict[str, Split] = {}
     for name, split in source.splits.items():
-        kept = [i for i, path in enumerate(split.files or []) if path.removeprefix(root) not in paths]
+        kept = [i for i, path in enumerate(split.files or []) if table_cell(path.removeprefix(root)) not in paths]
         parts[name] = split.subset(torch.tensor(kept, dtype=torch.long))
         if emptied := set(split.labels.tolist()) - set(parts[name].labels.tolist()):
             empty = f"no image of the class {source.classes[min(emptied)]!r} in {name}"
@@ -167,12 +168,12 @@ def bad_lines(bad: list[BadFile], root: str) -> str:
 def bullets(lines: Sequence[str]) -> str:
     """The first lines of a list under a message, and how many more there are."""
     more = f"\n  - and {len(lines) - MAX_LINES} more" if len(lines) > MAX_LINES else ""
-    return "".join(f"\n  - {line}" for line in lines[:MAX_LINES]) + more
+    return "".join(f"\n  - {one_line(line)}" for line in lines[:MAX_LINES]) + more
 
 
 def write_bad_files(file: Path, bad: list[BadFile]) -> None:
-    csv.writer(text := io.StringIO(newline="")).writerows([BadFile._fields, *bad])
-    atomic_write(file, text.getvalue().encode("utf-8", "surrogateescape"))
+    csv.writer(text := io.StringIO(newline="")).writerows([BadFile._fields, *(map(table_cell, row) for row in bad)])
+    atomic_write(file, text.getvalue())
 
 
 def read_bad_files(file: Path) -> list[BadFile]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import yaml
 
+from vitlab.config.printable import one_line, printable
 from vitlab.config.schema import Node
 from vitlab.export.checkpoint import CheckpointWeights, ExportModel
 from vitlab.runs import folder
@@ -59,7 +60,7 @@ def card_text(trained: ExportModel, record: Node, *, usage: str, library: str, l
     header = front_matter(trained, measured, title=title, library=library, license=license)
     parts = (
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
-        f"# {title}",
+        f"# {plain_markdown(title)}",
         card_summary(trained, record),
         "## How to load it",
         f"```python\n{usage}\n```",
@@ -73,7 +74,7 @@ def card_text(trained: ExportModel, record: Node, *, usage: str, library: str, l
         "## Configuration",
         f"```yaml\n{configuration_section(trained.weights.config)}```",
     )
-    return "\n\n".join(parts) + "\n"
+    return printable("\n\n".join(parts)) + "\n"
 
 
 def front_matter(trained: ExportModel, measured: list[Score], *, title: str, library: str, license: str | None) -> Node:
@@ -154,7 +155,9 @@ def data_section(trained: ExportModel) -> str:
     known = {split: trained.data[f"{split} images"] for split in SPLITS if f"{split} images" in trained.data}
     counts = [f"{count:,} images ({SPLITS[split].partition(',')[0]})" for split, count in known.items()]
     sentence = f"{trained.data.get('data set', 'Not recorded')}{': ' if counts else ''}{', '.join(counts)}."
-    names = ", ".join(f"{i} {name}" if str(i) != name else name for i, name in enumerate(trained.classes))
+    names = ", ".join(
+        f"{i} {plain_markdown(name)}" if str(i) != name else name for i, name in enumerate(trained.classes)
+    )
     fraction = (trained.weights.config.get("data") or {}).get("val_fraction")
     chosen = " The best checkpoint is chosen on the validation images, which are held out of the training split"
     chosen += f" ({100 * fraction:g} %)." if isinstance(fraction, float) else "."
@@ -164,8 +167,8 @@ def data_section(trained: ExportModel) -> str:
 def provenance_section(trained: ExportModel, record: Node) -> str:
     results = trained.results
     rows = {
-        "run": trained.weights.run.resolve().name,
-        "command": f"`{without_local_paths(str(results['command']))}`" if results.get("command") else None,
+        "run": plain_markdown(trained.weights.run.resolve().name),
+        "command": f"`{one_line(without_local_paths(str(results['command'])))}`" if results.get("command") else None,
         "started": results.get("started"),
         "commit of the training": results.get("commit"),
         "commit of the export": record["commit"],
@@ -185,6 +188,11 @@ def configuration_section(config: Node) -> str:
     if averaging := [k for k, v in (config.get("callbacks") or {}).items() if "WeightAveraging" in str(v)]:
         chosen["callbacks"] = {key: config["callbacks"][key] for key in averaging}
     return without_local_paths(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True))
+
+
+def plain_markdown(name: str) -> str:
+    """A name in one line, in which Markdown and HTML show every character as it is."""
+    return re.sub(r"([\\`<>\[\]|])", r"\\\1", one_line(name))
 
 
 def without_local_paths(line: str) -> str:

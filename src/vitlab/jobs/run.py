@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from vitlab.config.printable import printable
 from vitlab.config.schema import Node
 from vitlab.distributed import environment, launch, signals
 from vitlab.distributed.signals import StopRequested
@@ -32,7 +33,7 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
         record.record_crash(run_dir, str(error), first=error.killed)
         if sweep:
             raise  # Hydra prints it, continues with the next job, and ends with status 1
-        print(f"{name} failed: {error}; {record.resume_hint(run_dir)}", file=sys.stderr)
+        print(printable(f"{name} failed: {error}; {record.resume_hint(run_dir)}"), file=sys.stderr)
         sys.exit(1)
 
 
@@ -66,7 +67,7 @@ def run_here(name: str, function: Function, run_dir: Path, config: Node) -> None
     except (KeyboardInterrupt, SystemExit):
         sys.exit(signals.STATUS["interrupted"])
     except lock.RunInUse as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(printable(f"{name}: {error}"), file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if "HYDRA_FULL_ERROR" in os.environ:
@@ -74,5 +75,5 @@ def run_here(name: str, function: Function, run_dir: Path, config: Node) -> None
         if record.is_reported(run_dir, error, rank):
             sys.exit(1)
         hint = f"; {record.resume_hint(run_dir)}" if "resume" in config else ""  # of a command that trains
-        print(f"{name} failed; the traceback is in {file}{hint}", file=sys.stderr)
+        print(printable(f"{name} failed; the traceback is in {file}{hint}"), file=sys.stderr)
         sys.exit(1)

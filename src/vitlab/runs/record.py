@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from vitlab.config import paths
 from vitlab.config.overrides import as_single_run
+from vitlab.config.printable import printable
 from vitlab.config.schema import Node
 from vitlab.distributed import environment
 from vitlab.distributed.signals import Outcome, StopRequested
@@ -31,9 +32,9 @@ def log_to(file: Path, first_rank: bool) -> Iterator[None]:
     Replaces the root logger's handlers (Hydra's) within the block, or every line would be shown twice.
     """
     root, level = logging.getLogger(), logging.INFO if first_rank else logging.ERROR
-    handlers: list[logging.Handler] = [CurrentStderr(), logging.FileHandler(file, delay=True)]
+    handlers: list[logging.Handler] = [CurrentStderr(), logging.FileHandler(file, delay=True, encoding="utf-8")]
     handlers[0].setFormatter(MessageFormatter("%(message)s"))
-    handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers[1].setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for handler in handlers:
         handler.setLevel(level)
     handlers[0].addFilter(lambda record: not getattr(record, "again", False))  # another rank has logged it
@@ -50,7 +51,14 @@ def log_to(file: Path, first_rank: bool) -> Iterator[None]:
             handler.close()
 
 
-class MessageFormatter(logging.Formatter):
+class PrintableFormatter(logging.Formatter):
+    """Escapes what names may hold, tracebacks' too, and no terminal or file should get."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class MessageFormatter(PrintableFormatter):
     """Leaves tracebacks to the file: Python, or Hydra, prints them on the console."""
 
     def formatException(self, ei: Any) -> str:

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vitlab.config.printable import printable
 from vitlab.config.schema import Node
 from vitlab.distributed import launch, signals
 from vitlab.runs import folder, lock
@@ -97,7 +98,7 @@ def exit_on_cancel(sweep: Path) -> None:
 
 def print_line(line: str) -> None:
     """Print to stderr: a launcher's worker has no logging."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from vitlab.config.printable import printable
 from vitlab.sweeps import ledger
 from vitlab.sweeps.status import STOPPED, StatusPoller, SweepStatus, format_duration, job_line, status_line
 
@@ -102,7 +103,7 @@ class ProgressThread(threading.Thread):
         lines = [*(job_line(job, status.objective) for job in new), status_line(status)]
         if new or (last and lines[-1] != self.last_line) or time.monotonic() - self.last_time > QUIET:
             self.last_line, self.last_time = lines[-1], time.monotonic()
-            print(*lines, sep="\n", file=sys.stderr, flush=True)
+            print(printable("\n".join(lines)), file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         self.over.set()
@@ -118,7 +119,7 @@ class ProgressThread(threading.Thread):
                 line = f"report: {write_report(ledger.read_sweep(folder), folder / REPORT)}"
             except Exception as error:  # must not end the sweep
                 line = f"the report can't be written: {type(error).__name__}: {error}"
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 class TerminalScreen:

@@ -144,7 +144,7 @@ class Classifier(LightningModule):
                 metric.update(logits.argmax(dim=1) == batch.targets)
             elif name == "count":
                 metric.update(torch.ones_like(batch.targets))
-            else:
+            elif len(batch.targets):  # none of a rank without images, which other metrics can't be updated with
                 metric.update(logits, batch.targets)
             in_bar = split == "val" and name in ("acc", "loss")
             # to `callback_metrics` and the progress bar; Monitor logs it to the loggers, at the right step

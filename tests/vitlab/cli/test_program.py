@@ -14,3 +14,7 @@ def test_problems_are_shown_in_a_line_each() -> None:
         "count: 1 problem in the configuration; nothing was started.\n  - a=1 is wrong"
     )
     assert message("count", ["a", "b"]).startswith("count: 2 problems in")
+
+
+def test_a_setting_s_control_characters_stay_off_the_terminal() -> None:
+    assert message("train", ["data_dir=\x1b[2J is not a folder"]).endswith("\n  - data_dir=\\x1b[2J is not a folder")

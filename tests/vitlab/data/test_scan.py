@@ -97,6 +97,7 @@ CONTENTS: dict[str, tuple[str, Callable[[], bytes]]] = {
         "png",
         lambda: png(99, 99, half(zlib.compress(bytes(9900)), b"?")),
     ),
+    "PNG with fewer rows of pixels than its header says": ("png", lambda: png(99, 99, zlib.compress(bytes(5000)))),
     "JPEG with a damaged byte": ("jpg", lambda: with_byte(encoded("JPEG"))),
     "decompression bomb (PNG)": ("png", lambda: png(15_000, 15_000, zlib.compress(bytes(9)))),
     "decompression bomb (JPEG)": ("jpg", lambda: jpeg_of(60_000, 60_000)),
@@ -459,7 +460,7 @@ def test_files_left_out_are_counted_listed_and_reported(folder: Path, caplog: py
     assert {name: len(files) for name, files in splits.items()} == {"train": 16, "val": 4, "test": 8}
     assert scan.read_bad_files(record) == [
         ("train/a/bad.jpg", "train", "image file is truncated (29 bytes not processed)"),
-        ("val/b/line\nbreak.png", "test", "the file is empty"),
+        (r"val/b/line\nbreak.png", "test", "the file is empty"),
     ]
     assert f"skipped 2 of 30 images that can't be used, listed in {record}" in caplog.text
     assert f"{folder}/train/a/bad.jpg: " in caplog.text
@@ -589,3 +590,18 @@ def test_what_a_storage_says_of_a_row_makes_it_no_bad_image(monkeypatch: pytest.
     monkeypatch.setattr(scan, "read_bytes", failing)
     with pytest.raises(UnreadableImage, match=r"HTTP 503\)\. The image may be intact"):
         scan.check_file("row", decode_all=True)
+
+
+def test_names_of_skipped_files_are_listed_safely_and_found_again(folder: Path, tmp_path: Path) -> None:
+    names = [b"=1+cmd|x.png", b"\x1b[2J\n.png", b"caf\xe9.png"]
+    for name in names:
+        (folder / "train" / "a" / os.fsdecode(name)).write_bytes(b"no image")
+    source = image_folder(data_dir=str(folder))
+    kept = len(source.train) - len(names)
+    for _ in range(2):  # the scan, and the list that it wrote
+        given: Any = {"on_error": "skip", "max_skipped": 1.0, "scan": "headers", "record": tmp_path / "bad.csv"}
+        assert len(scan.drop_bad_files(source, **given).train) == kept
+    listed = (tmp_path / "bad.csv").read_bytes()
+    assert b"\x1b" not in listed
+    assert b"\\x1b[2J\\n.png" in listed
+    assert b"caf\\udce9.png" in listed

@@ -109,3 +109,8 @@ def test_folders_of_the_machine_are_left_out() -> None:
     assert model_card.configuration_section(config) == "data:\n  source:\n    data_dir: .../photos\n"
     for line in ("a/b and/or 1/2", "https://arxiv.org/abs/2010.11929", "runs/NAME/STAMP"):
         assert model_card.without_local_paths(line) == line
+
+
+def test_a_name_is_shown_as_it_is_and_makes_no_markdown() -> None:
+    assert model_card.plain_markdown("golden_retriever été") == "golden_retriever été"
+    assert model_card.plain_markdown("<b>|[x](y)`\n\x1b") == r"\<b\>\|\[x\](y)\`\\n\\x1b"

@@ -188,3 +188,19 @@ def test_what_a_user_can_do_about_a_run_that_ended_too_early(tmp_path: Path) -> 
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     assert record.resume_hint(tmp_path) == f"resume={tmp_path} resumes from the last checkpoint"
+
+
+def test_names_reach_neither_the_log_nor_the_console_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = b"\x1b[2J caf\xe9.png".decode("utf-8", "surrogateescape")
+    with record.log_to(tmp_path / "train.log", first_rank=True):
+        logging.getLogger("vitlab").warning("skipped %s of the class été", name)
+        try:
+            raise ValueError(name)
+        except ValueError:
+            logging.getLogger("vitlab").exception("failed")
+    log, shown = (tmp_path / "train.log").read_text(encoding="utf-8"), capsys.readouterr().err
+    for text in (log, shown):
+        assert "skipped \\x1b[2J caf\\udce9.png of the class été" in text
+        assert "\x1b" not in text
+    assert "ValueError: \\x1b[2J caf\\udce9.png" in log
+    assert "Logging error" not in shown

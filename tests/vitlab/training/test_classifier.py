@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,11 @@ from lightning import Callback, LightningModule, Trainer
 from timm.optim.muon import Muon
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MetricCollection
 
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
+from vitlab.data.dataset import EvalBatch
 from vitlab.data.sampler import EpochBatches
 from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
@@ -201,6 +204,19 @@ def test_scores_are_exact_counts_whatever_the_batches(batch_size: int, make_trai
     assert found["test/acc5"] == pytest.approx(among_five / 360, rel=1e-6)
     assert 0 < right < among_five < 360
     assert found["test/loss"] == pytest.approx(F.cross_entropy(logits, test.labels).item(), rel=1e-5)
+
+
+def test_a_batch_without_images_as_a_rank_may_have_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = classifier()
+    monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
+    for count in (0, 3, 0):
+        images, labels = torch.zeros(count, 1, 8, 8), torch.zeros(count, dtype=torch.long)
+        module.evaluation_step(EvalBatch(images, labels), "test")
+    sums = module.scores["test_scores"]
+    assert isinstance(sums, MetricCollection)
+    scores = sums.compute()
+    assert scores["test/count"] == 3
+    assert math.isfinite(scores["test/loss"])
 
 
 def test_no_smoothing_and_no_other_loss_enters_the_scores(make_trainer: MakeTrainer) -> None:

@@ -5,6 +5,7 @@ A shard depends on the images and the settings alone.
 
 import io
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ from vitlab.data.source import Source
 from vitlab.storage.atomic import atomic_write, file_sha256, fsync
 
 BUFFER = 10_000  # number of images from which those of a shard are drawn, for rows read in blocks
-LABELS = ("cls", "cls.txt", "label", "label.txt")
+IMAGES, LABELS = (*STARTS, "jpeg", "pgm", "tiff"), ("cls", "cls.txt", "label", "label.txt")
+MAX_IMAGE_BYTES, MAX_LABEL_BYTES, MAX_CLASSES = 2**30, 64, 10**6
 
 
 @dataclass(frozen=True)
@@ -128,31 +130,71 @@ def read_tar(file: Path, name: str) -> tuple[Table, Node]:
     """The index table of a shard, and its entry in the manifest; `name` is its file name in the set.
 
     The class of an image is the number in the member of the same name with the suffix .cls. Raises `NotShardedData` for
-    a damaged file and for samples without a class.
+    a damaged file and for samples without a class or an image.
     """
     images, labels = dict[str, tuple[int, int, int, int]](), dict[str, int]()
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-                if (content := tar.extractfile(member)) is None:
-                    continue
                 parent, _, last = member.name.rpartition("/")
                 stem, _, suffix = last.partition(".")
                 key, suffix = f"{parent}/{stem}".lstrip("/"), suffix.lower()
-                if suffix in (*STARTS, "jpeg", "pgm", "tiff"):
-                    if key in images:
-                        raise ValueError(f"it has two images for the sample {key}")
-                    data = content.read()
+                if member.isdir() or suffix not in (*IMAGES, *LABELS):
+                    continue
+                data = member_bytes(tar, member, MAX_IMAGE_BYTES if suffix in IMAGES else MAX_LABEL_BYTES)
+                if key in (images if suffix in IMAGES else labels):
+                    raise ValueError(f"it has two {'images' if suffix in IMAGES else 'classes'} for the sample {key}")
+                if suffix in IMAGES:
                     kind = [*STARTS].index(image_suffix(data))
                     images[key] = member.offset_data, member.size, zlib.crc32(data), kind
-                elif suffix in LABELS:
-                    labels[key] = int(content.read())
+                elif re.fullmatch(rb"\s*-?[0-9]+\s*", data) is None or int(data) >= MAX_CLASSES:
+                    raise ValueError(
+                        f"the class in {member.name} is {data!r}; expected a number from 0 to {MAX_CLASSES - 1}"
+                    )
+                else:
+                    labels[key] = int(data)
+            check_end(file, tar.offset)
         if not images:
             raise ValueError("it has no images; remove it")
         if lacking := [key for key in images if labels.get(key, -1) < 0]:
             raise ValueError(f"{len(lacking)} of {len(images)} images have no class (.cls, from 0), first {lacking[0]}")
+        if lacking := [key for key in labels if key not in images]:
+            formats = ", ".join(IMAGES)
+            raise ValueError(f"{len(lacking)} samples have a class and no image ({formats}), first {lacking[0]}")
     except (tarfile.TarError, ValueError, OSError) as error:
         raise NotShardedData(f"{file} can't be indexed: {error}") from error
     rows = [(0, start, size, crc, labels[key], 0, kind) for key, (start, size, crc, kind) in images.items()]
     shard: Node = {"file": name, "images": len(rows), "bytes": file.stat().st_size, "sha256": file_sha256(file)}
     return np.array(rows, ENTRY), shard
+
+
+def member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
+    """The content of a regular member, which the index can point to. Raises `ValueError` for any other one."""
+    if not member.isreg() or member.issparse():
+        kind = "a link" if member.issym() or member.islnk() else "sparse" if member.issparse() else "no regular file"
+        remedy = "pack it again with tar --dereference --hard-dereference, without --sparse"
+        raise ValueError(f"its member {member.name} is {kind}; {remedy}")
+    if member.size > most:
+        raise ValueError(f"its member {member.name} has {member.size:,} bytes; at most {most:,} are read")
+    content = tar.extractfile(member)
+    return b"" if content is None else content.read()
+
+
+def check_end(file: Path, end: int) -> None:
+    """Raise `ValueError` unless zeros follow from byte `end`, where no more members were found, to the file's end.
+
+    `tarfile` takes a damaged or incomplete header for the end.
+    """
+    remedy = "make it, or copy it, again"
+    with file.open("rb") as content:
+        content.seek(end)
+        if len(part := content.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            raise ValueError(f"it is cut off at byte {end + len(part):,}: the tar file's end mark is missing; {remedy}")
+        if part.count(0) != len(part):
+            raise ValueError(f"its header at byte {end:,} is damaged; {remedy}")
+        while part := content.read(2**20):
+            if part.count(0) != len(part):
+                raise ValueError(
+                    f"more follows its end mark at byte {end:,}: it is damaged, or several tar files are joined; "
+                    f"{remedy}, as one file each"
+                )

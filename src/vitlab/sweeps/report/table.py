@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from vitlab.config.printable import table_cell
 from vitlab.storage import atomic
 from vitlab.sweeps.ledger import Direction, Job, Sweep, choices_text
 
@@ -152,5 +153,6 @@ def write_jobs(sweep: Sweep, file: Path) -> None:
 
 def write_csv(file: Path, lines: Iterable[Sequence[object]]) -> None:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(lines)  # writes None as an empty cell
+    cells = ([table_cell(cell) if isinstance(cell, str) else cell for cell in line] for line in lines)
+    csv.writer(text, lineterminator="\n").writerows(cells)  # writes None as an empty cell
     atomic.atomic_write(file, text.getvalue())

@@ -1,7 +1,10 @@
 """A shard as WebDataset itself reads it, and what the index says about it."""
 
 import gc
+import io
+import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+BLOCK = tarfile.BLOCKSIZE
 
 
 def test_webdataset_reads_every_image_and_class_in_our_order(packed: Packed) -> None:
@@ -60,7 +65,8 @@ def test_offsets_say_where_each_image_begins_also_of_two_that_are_equal(tmp_path
         ([("a.png", b"x")], "1 of 1 images have no class (.cls, from 0), first a"),
         ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"1")], "has two images for the sample a"),
         ([("a.png", b"x"), ("a.cls", b"-1")], "1 of 1 images have no class (.cls, from 0), first a"),
-        ([("a.png", b"x"), ("a.cls", b"dog")], "can't be indexed: invalid literal for int()"),
+        ([("a.png", b"x"), ("a.cls", b"1"), ("a.label", b"2")], "has two classes for the sample a"),
+        ([("a.png", b"x"), ("a.cls", b"1"), ("b.heic", b"x"), ("b.cls", b"1")], "1 samples have a class and no image"),
         ([("a.txt", b"x")], "has no images; remove it"),
     ],
 )
@@ -70,6 +76,77 @@ def test_a_tar_file_that_is_no_data_set_is_named(tmp_path: Path, members: Member
         read_tar(file, "0.tar")
     assert problem in str(caught.value)
     assert str(caught.value).startswith(f"{file} can't be indexed: ")
+
+
+@pytest.mark.parametrize(
+    "label", [b"dog", b"1_0", b"2e9", b"1e23", b"2000000000", b"9" * 23, "\uff11".encode(), b"3.0", b"+1", b"1000000"]
+)
+def test_a_class_is_a_plain_number_of_a_possible_size(tmp_path: Path, label: bytes) -> None:
+    tar(file := tmp_path / "0.tar", [("a.png", b"x"), ("a.cls", label)])
+    with pytest.raises(NotShardedData) as caught:
+        read_tar(file, "0.tar")
+    assert f"the class in a.cls is {label!r}; expected a number from 0 to 999999" in str(caught.value)
+    tar(file, [("a.png", b"x"), ("a.cls", b" 12\n")])
+    assert read_tar(file, "0.tar")[0]["label"].tolist() == [12]
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda data, at: data[: at + 200], "is cut off at byte 10,440: the tar file's end mark is missing"),
+        (lambda data, at: data[:at], "is cut off at byte 10,240: the tar file's end mark is missing"),
+        (lambda data, at: data[: 8 * 4 * BLOCK], "is cut off at byte 16,384: the tar file's end mark is missing"),
+        (lambda data, at: data[: at + 148] + b"wrong" + data[at + 153 :], "header at byte 10,240 is damaged"),
+        (lambda data, at: data[:at] + bytes(BLOCK) + data[at + BLOCK :], "follows its end mark at byte 10,240"),
+        (lambda data, at: data + data, "follows its end mark at byte 16,384: it is damaged, or several tar files"),
+    ],
+)
+def test_images_behind_a_damage_are_not_lost_silently(
+    tmp_path: Path, damage: Callable[[bytes, int], bytes], problem: str
+) -> None:
+    write_tar(file := tmp_path / "0.tar", [Item(b"\xff\xd8 image", 0, number) for number in range(8)])
+    data = file.read_bytes()
+    assert len(read_tar(file, "0.tar")[0]) == 8
+    file.write_bytes(damage(data, 5 * 4 * BLOCK))  # after five images with their classes
+    with pytest.raises(NotShardedData) as caught:
+        read_tar(file, "0.tar")
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        (tarfile.LNKTYPE, "is a link; pack it again"),
+        (tarfile.SYMTYPE, "is a link"),
+        (tarfile.FIFOTYPE, "is no regular"),
+    ],
+)
+def test_a_member_without_bytes_of_its_own_is_named(tmp_path: Path, kind: bytes, problem: str) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as opened:
+        for name, data in (("a.png", b"x"), ("a.cls", b"0"), ("b.cls", b"0")):
+            (member := tarfile.TarInfo(name)).size = len(data)
+            opened.addfile(member, io.BytesIO(data))
+        link = tarfile.TarInfo("b.png")
+        link.type, link.linkname = kind, "a.png"
+        opened.addfile(link)
+    with pytest.raises(NotShardedData, match=rf"its member b\.png {problem}"):
+        read_tar(tmp_path / "0.tar", "0.tar")
+
+
+def test_a_sparse_or_huge_member_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    member = tarfile.TarInfo("a.png")
+    member.pax_headers = {
+        "GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.name": "a.png",
+        "GNU.sparse.size": "5000000000", "GNU.sparse.map": "0,0,5000000000,0",
+    }  # fmt: skip
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as opened:
+        opened.addfile(member)
+    with pytest.raises(NotShardedData, match=r"its member a\.png is sparse"):
+        read_tar(tmp_path / "0.tar", "0.tar")
+    monkeypatch.setattr("vitlab.data.packing.shard_writer.MAX_IMAGE_BYTES", 3)
+    tar(tmp_path / "0.tar", [("a.png", b"1234"), ("a.cls", b"0")])
+    with pytest.raises(NotShardedData, match=r"its member a\.png has 4 bytes; at most 3 are read"):
+        read_tar(tmp_path / "0.tar", "0.tar")
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
