@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from vitlab.config import allowlist
 from vitlab.config.view import ConfigView
 from vitlab.runs import folder
@@ -25,9 +23,14 @@ def run_problems(read: ConfigView) -> Iterator[str]:
         names = [str(path) for path in reversed(folder.list_runs(Path(run)))]
         there = f"; the runs in it: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
         yield f"run={run} is not a run folder: it has no {folder.CONFIG}{there}; run=last is the newest of runs/"
-    elif refused := allowlist.problems(yaml.safe_load(file.read_text())):
-        yield from (f"run={run}: {problem}" for problem in refused)
-    elif not folder.checkpoint_file(Path(run), checkpoint).is_file():
+        return
+    try:
+        refused = allowlist.problems(folder.read_config(Path(run)))
+    except (OSError, folder.UnreadableRun) as error:
+        yield f"run={run}: {error}"
+        return
+    yield from (f"run={run}: {problem}" for problem in refused)
+    if not refused and not folder.checkpoint_file(Path(run), checkpoint).is_file():
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; train it first"
 
 
