@@ -164,10 +164,8 @@ def read_head(folder: Path, *, warn: bool = True) -> Node:
         return head
     head = rebuild.rebuild_ledger(folder)
     if warn:
-        found = (
-            f"its {len(head['jobs'])} jobs were read from their folders, and others are planned again by its command"
-        )
-        log.warning("%s is damaged: %s", folder / SWEEP, found)
+        rebuilt = f"{len(head['jobs'])} jobs were read from their folders"
+        log.warning("%s is damaged: its %s, and others are planned again by its command", folder / SWEEP, rebuilt)
     return head
 
 
