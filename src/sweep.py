@@ -87,7 +87,7 @@ def format_table(sweep: Sweep) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for objective, direction in sweep.objectives.items():
-        scored = [job for job in sweep.jobs if job.status == "finished" and objective in job.results]
+        scored = [job for job in sweep.jobs if job.status == "finished" and is_number(job.results.get(objective))]
         if scored:
             best = (max if direction == "max" else min)(scored, key=lambda job: float(job.results[objective]))
             lines.append(f"best {objective}={best.results[objective]:.6g}: {best.folder}")
@@ -95,10 +95,15 @@ def format_table(sweep: Sweep) -> str:
 
 
 def table_row(job: Job, keys: list[str], objectives: list[str]) -> list[str]:
-    scores = [f"{job.results[name]:.6g}" if name in job.results else "" for name in objectives]
-    error = shorten(str(job.results.get("error", "")), MAX_ERROR) if job.status == "crashed" else ""
-    seconds = f"{job.results['seconds']:.0f}" if "seconds" in job.results else ""
+    scores = [f"{score:.6g}" if is_number(score := job.results.get(name)) else "" for name in objectives]
+    error = str(job.results.get("error", "")) if job.status in ("crashed", "unreadable") else ""
+    error = shorten("ended by trainer.max_time" if job.status == "stopped" else error, MAX_ERROR)
+    seconds = f"{seconds:.0f}" if is_number(seconds := job.results.get("seconds")) else ""
     return [job.status, *(job.choices.get(key, "") for key in keys), *scores, str(job.attempts), seconds, error]
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def expand_action(arguments: list[str]) -> list[str]:

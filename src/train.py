@@ -106,6 +106,7 @@ def main(
             log.info("training ended by %s: epoch %d, step %d", results["ended_by"], run.current_epoch, run.global_step)
             if results["ended_by"] == "max_time":
                 results["status"] = "stopped"  # resume=auto continues it
+                log.info("resume=%s continues it, for another trainer.max_time; raise that to train longer", folder)
             if is_pruned(run):
                 results |= {"status": "pruned", "ended_by": "pruning"}
                 wandb.tag_run(run.loggers, "pruned")

@@ -77,6 +77,21 @@ def test_status_shows_every_job_and_the_best(
     assert sorted(Path().rglob("*")) == there, "it only looks"
 
 
+def test_status_shows_what_is_damaged_and_what_ended_by_time(
+    mine: Path, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mine / "seed_0" / RESULTS).write_bytes(b"\xff\x00")
+    (mine / "seed_1" / RESULTS).write_text('{"status": "stopped", "val/loss": "low", "seconds": null}')
+    (mine / "seed_2" / ledger.JOB).write_bytes(b"\xff")
+    run("status", "sweep=mine")
+    head, _, *rows, best = capsys.readouterr().out.splitlines()
+    assert head == "mine: 4 jobs, 1 unreadable, 1 stopped, 1 finished, 1 waiting"
+    assert "results.json is damaged (" in rows[0]
+    assert rows[1].endswith("ended by trainer.max_time")
+    assert best == f"best val/loss=0.25: {mine / 'seed_2'}"
+    run("report", "sweep=mine")
+
+
 def test_cancel_marks_the_sweep_and_says_how_to_continue_it(
     mine: Path, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

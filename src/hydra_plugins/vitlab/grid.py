@@ -69,10 +69,13 @@ class GridSweeper(BasicSweeper):
         sweep = Path(self.config.hydra.sweep.dir)
         returns, failures = list[Sequence[JobReturn]](), list[JobReturn]()
         launched, pending, last_line = 0, list(jobs), ""
+        started = set[Path]()  # while this process has run: those that end by trainer.max_time wait for the next one
         while pending:
             claim.exit_on_cancel(sweep)
             states = {folder: ledger.job_status(folder) for folder in pending}
-            pending = [folder for folder in pending if states[folder] not in ledger.DONE]
+            stopped = {folder for folder in started if states.get(folder) == "stopped"}
+            pending = [folder for folder in pending if states[folder] not in ledger.DONE and folder not in stopped]
+            started |= {folder for folder in pending if states[folder] == "running"}
             free = [folder for folder in pending if states[folder] != "running"]
             counts = {
                 "done": len(jobs) - len(pending) - len(failures),
@@ -87,6 +90,7 @@ class GridSweeper(BasicSweeper):
                 batch = free[first : first + size]
                 ends = self.launcher.launch([jobs[folder] for folder in batch], initial_job_idx=launched)
                 launched += len(batch)
+                started.update(batch)
                 returns.append(ends)
                 for folder, end in zip(batch, ends, strict=True):
                     if end.status != JobStatus.COMPLETED:

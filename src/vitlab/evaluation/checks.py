@@ -6,7 +6,6 @@ from pathlib import Path
 from vitlab.config import allowlist
 from vitlab.config.view import ConfigView
 from vitlab.runs import folder
-from vitlab.storage.yaml_files import UnreadableYaml, read_yaml
 
 
 def evaluation_problems(read: ConfigView) -> Iterator[str]:
@@ -26,9 +25,10 @@ def run_problems(read: ConfigView) -> Iterator[str]:
         yield f"run={run} is not a run folder: it has no {folder.CONFIG}{there}; run=last is the newest of runs/"
         return
     try:
-        refused = allowlist.problems(read_yaml(file))
-    except UnreadableYaml as error:
-        refused = [str(error)]
+        refused = allowlist.problems(folder.read_config(Path(run)))
+    except (OSError, folder.UnreadableRun) as error:
+        yield f"run={run}: {error}"
+        return
     yield from (f"run={run}: {problem}" for problem in refused)
     if not refused and not folder.checkpoint_file(Path(run), checkpoint).is_file():
         yield f"checkpoint={checkpoint}: {run}/checkpoints has no {checkpoint}.ckpt; train it first"

@@ -17,7 +17,7 @@ from vitlab.config.allowlist import NotTrusted
 from vitlab.config.schema import Node
 from vitlab.export import graph, model_card, safetensors, timm, transformers
 from vitlab.export.checkpoint import CheckpointWeights, ExportModel, Kind, load_weights, random_images
-from vitlab.export.folder import RECORD, atomic_folder, folder_problem, write_json, write_text
+from vitlab.export.folder import CARD, RECORD, atomic_folder, folder_problem, write_json, write_text
 from vitlab.runs.folder import write_problem
 from vitlab.runs.record import git_commit
 from vitlab.storage.atomic import file_sha256
@@ -134,7 +134,7 @@ def export_network(
         record = export_record(trained, name, folder, fold=fold, difference=difference)
         usage = format_.usage(trained, fold)
         text = model_card.card_text(trained, record, usage=usage, library=format_.library, license=license, fold=fold)
-        write_text(folder / "README.md", text)
+        write_text(folder / CARD, text)
         write_json(folder / RECORD, record)
     log.info("%s: %s", out, ", ".join(sorted(file.name for file in out.iterdir())))
     return {"out": str(out), **record}

@@ -3,10 +3,11 @@
 import logging
 import os
 import re
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vitlab.config import renamed
@@ -14,8 +15,16 @@ from vitlab.config.overrides import as_single_run, hydra_quote
 from vitlab.config.schema import Node
 from vitlab.jobs.fingerprint import incompatibilities, setting_changes, training_settings
 from vitlab.runs import lock
-from vitlab.runs.folder import CONFIG, OVERRIDES, find_run_dir, read_config, read_results
-from vitlab.storage.yaml_files import UnreadableYaml, read_yaml
+from vitlab.runs.folder import (
+    CONFIG,
+    OVERRIDES,
+    UnreadableRun,
+    find_run_dir,
+    is_edited,
+    read_config,
+    read_overrides,
+    read_results,
+)
 
 LAST = "checkpoints/last.ckpt"
 
@@ -37,13 +46,11 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
         problems.append(f"resume={target}: no run folder, nor a checkpoint in one; use resume=auto or a path")
         return []
     try:
-        saved = read_yaml(run_dir / OVERRIDES) if (run_dir / OVERRIDES).is_file() else []
-        in_sweep = read_config(run_dir).get("sweep")
-        if not isinstance(saved, list) or not all(isinstance(line, str) for line in saved):
-            raise UnreadableYaml(f"{OVERRIDES} is not a list of overrides")
-    except UnreadableYaml as error:
-        problems.append(f"resume={target}: {error}")
+        saved, config = read_overrides(run_dir), read_config(run_dir)
+    except (OSError, UnreadableRun) as error:
+        problems.append(f"resume={target}: {error}; resume=FILE.ckpt hydra.run.dir=NEW with its settings continues it")
         return []
+    warn_of_edits(run_dir)
     parsed = parser.parse_overrides([new for old in saved if (new := renamed.current_override(old))])
     of_hydra = [
         o.input_line for o in parsed if any(re.match(r"hydra\b", name or "") for name in (o.key_or_group, o.package))
@@ -54,7 +61,7 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
         )
         return []
     kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
-    if in_sweep:
+    if config.get("sweep"):
         kept = [line for line in as_single_run(kept) if line.split("=")[0] not in given]
     return [*kept, f"hydra.run.dir={hydra_quote(run_dir)}"]
 
@@ -65,29 +72,48 @@ def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.
     Of several it is the run of this cluster job if it was requeued, else the one with the most steps, then the one
     written last: clocks of several machines don't decide between runs of different length.
     """
-    job = environment.get("SLURM_JOB_ID")
-    candidates = []
-    for file in search.glob(f"*/{CONFIG}"):
+    job, settings = environment.get("SLURM_JOB_ID"), training_settings(config)
+    candidates, others = [], Counter[str]()
+    for file in sorted(search.glob(f"*/{CONFIG}")):
         run_dir, results = file.parent, read_results(file.parent)
         try:
             other = training_settings(read_config(run_dir))
-        except (OSError, yaml.YAMLError, AssertionError) as error:
+        except (OSError, UnreadableRun) as error:
             log.warning("%s can't be read (%s), and is skipped", file, error)
+            others["unreadable"] += 1
             continue
-        if results.get("status") == "finished" or other != training_settings(config):
+        warn_of_edits(run_dir)
+        if results.get("status") == "finished" or other != settings:
+            others["finished" if other == settings else "with other settings"] += 1
             continue
         checkpoints = [f for f in (run_dir / "checkpoints").glob("*.ckpt") if not f.name.startswith(".")]
         same_job = job is not None and results.get("job") == job
-        if (checkpoints or same_job or results.get("status") == "preempted") and not lock.is_held(run_dir):
+        if not (checkpoints or same_job or results.get("status") == "preempted"):
+            others["without a checkpoint"] += 1
+        elif lock.is_held(run_dir):
+            others["being trained by another process"] += 1
+        else:
             newest = max((f.stat().st_mtime for f in checkpoints), default=0.0)
-            candidates.append((same_job, last_step(run_dir), newest, run_dir))
-    return [f"hydra.run.dir={hydra_quote(max(candidates)[-1])}"] if candidates else []
+            candidates.append((same_job, last_step(run_dir), newest, run_dir, results.get("status", "killed")))
+    if not candidates:
+        why = ", ".join(f"{count} {reason}" for reason, count in others.items()) or "there is no run"
+        print(f"resume=auto: starts a new run; in {search}: {why}", file=sys.stderr)
+        return []
+    _, step, _, run_dir, status = max(candidates)
+    print(f"resume=auto: resumes {run_dir}, which has logged {step} steps ({status})", file=sys.stderr)
+    return [f"hydra.run.dir={hydra_quote(run_dir)}"]
+
+
+def warn_of_edits(run_dir: Path) -> None:
+    if is_edited(run_dir):
+        hint = f"resume={run_dir} KEY=VALUE changes a setting of a resumed run"
+        log.warning("%s was edited, which changes no setting of the run; %s", run_dir / CONFIG, hint)
 
 
 def last_step(run_dir: Path) -> int:
     """Return the last step in the run's `metrics.csv`."""
     file = run_dir / "metrics.csv"
-    lines = file.read_text().splitlines()[1:] if file.is_file() else []
+    lines = file.read_text(errors="replace").splitlines()[1:] if file.is_file() else []
     return max((int(step.group()) for line in lines if (step := re.match(r"\d+", line))), default=0)
 
 
@@ -103,9 +129,17 @@ def folder_problems(config: Node, run_dir: Path) -> list[str]:
         return [] if resume in (None, "auto") or str(resume).endswith(".ckpt") else [missing]
     if resume is None:
         return [f"hydra.run.dir={run_dir} has a run already; resume it with resume={run_dir}, or set another folder"]
-    if results.get("status") == "finished" and training_settings(read_config(run_dir)) == training_settings(config):
+    if results.get("status") == "finished" and has_settings(run_dir, config):
         return [f"resume={resume}: {run_dir} is finished; raise trainer.max_epochs or trainer.max_steps to continue it"]
     return []
+
+
+def has_settings(run_dir: Path, config: Node) -> bool:
+    """Return whether a run trained what a configuration trains."""
+    try:
+        return training_settings(read_config(run_dir)) == training_settings(config)
+    except (OSError, UnreadableRun):
+        return False
 
 
 def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_rank: bool) -> Path | None:
@@ -128,10 +162,12 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_
         if first_rank and file.resolve().parent == run_dir.resolve() / "checkpoints":
             abandon_later_checkpoints(file)
     elif (newest := newest_checkpoint(resume, run_dir, first_rank=first_rank)) is None:
+        log.info("resume=%s: %s has no checkpoint: training starts from the beginning", resume, run_dir)
         return None
     else:
         file = newest
-    before = safe_load.load_checkpoint(file).get("vitlab")
+    content = safe_load.load_checkpoint(file)
+    before = content.get("vitlab")
     if not isinstance(before, dict):
         raise CannotResume(f"resume={resume}: {file} is not a checkpoint of vitlab, with the configuration of its run")
     changes = setting_changes(before["config"], now["config"])
@@ -143,6 +179,7 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_
         )
     for change in changes:
         log.warning("resume with another setting: %s", change)
+    log.info("resume=%s: training continues at step %s, from %s", resume, content["global_step"], file)
     return file
 
 

@@ -10,11 +10,13 @@ figures/         curves.png                         (vitlab.runs.plots)
 .hydra/          the overrides of the configuration
 """
 
+import csv
+import hashlib
 import json
 import logging
 import tempfile
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,6 +26,7 @@ from vitlab.storage.atomic import atomic_write
 from vitlab.storage.yaml_files import UnreadableYaml, read_yaml
 
 CONFIG, RESULTS, OVERRIDES = "config.yaml", "results.json", ".hydra/overrides.yaml"
+MARK = "# a record: a resumed run takes changed settings from the command line, not from here; checksum "
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +34,49 @@ log = logging.getLogger(__name__)
 def write_config(run_dir: Path, config: Node) -> None:
     """Write the resolved configuration; only one rank may call it."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    atomic_write(run_dir / CONFIG, yaml.safe_dump(config, sort_keys=False))
+    text = yaml.safe_dump(config, sort_keys=False)
+    atomic_write(run_dir / CONFIG, f"{first_line(text)}\n{text}")
+
+
+def first_line(text: str) -> str:
+    return f"{MARK}{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def is_edited(run_dir: Path) -> bool:
+    """Whether `config.yaml` was changed since the run wrote it. Earlier versions left no mark."""
+    line, _, text = (run_dir / CONFIG).read_text(errors="replace").partition("\n")
+    return line.startswith(MARK) and line != first_line(text)
+
+
+class UnreadableRun(ValueError):
+    """A file of a run is damaged."""
+
+
+def read_overrides(run_dir: Path) -> list[str]:
+    """The command line's overrides of a run; none if they weren't saved. Raises `UnreadableRun`."""
+    file = run_dir / OVERRIDES
+    lines = read_part(file) if file.is_file() else []
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise UnreadableRun(f"{file} is damaged (it has no list of overrides)")
+    return lines
+
+
+def read_part(file: Path) -> Any:
+    """The content of a run's YAML file. Raises `UnreadableRun`."""
+    try:
+        return read_yaml(file)
+    except UnreadableYaml as error:
+        raise UnreadableRun(f"{file} is damaged ({error})") from error
 
 
 def read_config(run_dir: Path) -> Node:
-    """The resolved configuration of a run. Raises `FileNotFoundError` for a folder that is no run.
-
-    Raises `UnreadableYaml` for a file that isn't one of a run.
-    """
+    """The resolved configuration of a run. Raises `FileNotFoundError` for a folder that is no run, `UnreadableRun`."""
     file = run_dir / CONFIG
     if not file.is_file():
         raise FileNotFoundError(f"run={run_dir} is not a run folder: it has no {CONFIG}")
-    config = read_yaml(file)
-    if not isinstance(config, dict):
-        raise UnreadableYaml(f"{file.name} is not a mapping")
+    config = read_part(file)
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+        raise UnreadableRun(f"{file} is damaged (it has no settings)")
     return renamed.current_config(config)
 
 
@@ -59,12 +91,38 @@ def checkpoint_file(run_dir: Path, name: str) -> Path:
 
 
 def read_results(run_dir: Path) -> Node:
-    """The content of `results.json`; empty if the file is missing or incomplete."""
-    with suppress(FileNotFoundError, json.JSONDecodeError):
+    """The content of `results.json`, empty if the file is missing; of a damaged one a status `unreadable` with the
+    reason as `error`.
+    """
+    try:
         results = json.loads((run_dir / RESULTS).read_text())
-        assert isinstance(results, dict)
-        return results
-    return {}
+        if isinstance(results, dict) and isinstance(results.get("status", ""), str):
+            return results
+        reason = "it has no results"
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+    return {"status": "unreadable", "error": f"{RESULTS} is damaged ({reason})"}
+
+
+def read_metrics(file: Path) -> list[dict[str, str]]:
+    """Read the rows of a `metrics.csv`; those that aren't numbers, after a kill or damage, are empty."""
+    rows: list[dict[str, str]] = []
+    with file.open(newline="", errors="replace") as lines:
+        try:
+            rows += (row if is_numeric(row) else {} for row in csv.DictReader(lines))
+        except csv.Error as error:  # a field without end
+            log.warning("%s is damaged (%s) after %d rows", file, error, len(rows))
+    return rows
+
+
+def is_numeric(row: dict[str, str]) -> bool:
+    """Whether each column of a row has a number or an empty cell."""
+    try:
+        return None not in row and all(cell == "" or isinstance(float(cell), float) for cell in row.values())
+    except (TypeError, ValueError):  # float(None): a cell is missing
+        return False
 
 
 def write_problem(setting: str, run_dir: Path) -> str | None:

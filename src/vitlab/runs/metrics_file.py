@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vitlab.runs.folder import log, read_metrics
 from vitlab.storage.atomic import atomic_path, fsync
 
 
@@ -28,10 +29,10 @@ class MetricsFile(Logger):
         self.file = Path(folder) / "metrics.csv"
         self.columns, self.rows = ["step"], list[dict[str, Any]]()
         if self.file.exists():
-            with self.file.open(newline="") as lines:
-                reader = csv.DictReader(lines)
-                self.rows = [row for row in reader if None not in row.values()]  # a kill may cut the last one short
-                self.columns = list(reader.fieldnames or self.columns)
+            self.rows = [row if row.get("step", "").isdecimal() else {} for row in read_metrics(self.file)]
+            while self.rows and not self.rows[-1]:  # a kill may cut the last one short
+                self.rows.pop()
+            self.columns = list(next(filter(None, self.rows), self.columns))
             epochs = [row for row in self.rows if row.get("epoch")]
             if epochs and float(epochs[0]["epoch"]) == 0:
                 for row in epochs:
@@ -68,8 +69,17 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def rewind(self, step: int, rows: int | None = None) -> None:
-        """Drop the rows after `step`, and those after the first `rows`, which a checkpoint doesn't count."""
-        self.rows = [row for row in self.rows[:rows] if int(row["step"]) <= step]
+        """Drop the rows after `step`, and those after the first `rows`, which a checkpoint doesn't count.
+
+        Fewer rows are reported, and the damaged file is kept as `metrics.csv.damaged`.
+        """
+        self.rows = [row for row in self.rows[:rows] if row and int(row["step"]) <= step]
+        if rows is not None and len(self.rows) < rows:
+            lost = f"{rows - len(self.rows)} of the {rows} rows before step {step} are lost"
+            if self.file.exists():
+                shutil.copyfile(self.file, kept := self.file.with_name(f"{self.file.name}.damaged"))
+                lost += f"; the file is kept as {kept.name}"
+            log.warning("%s is shorter than its checkpoint says: %s", self.file, lost)
         if self.file.exists():
             self._write_all()
 

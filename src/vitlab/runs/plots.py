@@ -1,10 +1,11 @@
 """Figures of a run, in its folder's `figures/`."""
 
-import csv
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from vitlab.runs.folder import read_metrics
 
 SHARES = ("train/mfu", "train/data_wait")
 
@@ -13,8 +14,7 @@ def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
     """Plot loss, accuracy, learning rate and speed against images seen, from `metrics.csv`; MFU and data wait on a
     second axis.
     """
-    with metrics.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = [row for row in read_metrics(metrics) if row]
 
     def series(name: str) -> tuple[list[float], list[float]]:
         points = [(float(r["images"]), float(r[name])) for r in rows if r.get(name) and r.get("images")]

@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -30,13 +29,17 @@ from vitlab.config.overrides import fixed_settings, swept_keys
 from vitlab.config.schema import Node, suggest
 from vitlab.jobs import identity
 from vitlab.runs import lock
-from vitlab.runs.folder import read_config, read_results
+from vitlab.runs.folder import UnreadableRun, read_config, read_results
 from vitlab.storage import atomic
+from vitlab.sweeps import rebuild
 
 SWEEPS = Path("runs") / "sweeps"
 SWEEP, JOB, CANCELLED, LOCK = "sweep.json", "job.json", "cancelled", ".sweep.lock"
 
-Status = Literal["finished", "pruned", "running", "waiting", "preempted", "interrupted", "crashed", "cancelled"]
+Status = Literal[
+    "finished", "pruned", "stopped", "running", "waiting", "preempted", "interrupted", "crashed", "cancelled",
+    "unreadable",
+]  # fmt: skip
 Direction = Literal["min", "max"]
 DONE: tuple[Status, ...] = ("finished", "pruned")  # never started again
 
@@ -87,7 +90,7 @@ def find_sweep(sweep: str | Path) -> Path:
 
 def read_sweep(folder: Path) -> Sweep:
     folder = find_sweep(folder)
-    head = read_json(folder / SWEEP)
+    head = read_head(folder)
     varies = varying_keys(head)
     jobs = [read_job(folder, name, entry, varies) for name, entry in head.get("jobs", {}).items()]
     return Sweep(folder, folder.name, head.get("command", ""), head.get("objectives", {}), jobs)
@@ -113,7 +116,7 @@ def choices_text(choices: Mapping[str, str]) -> str:
 
 def read_job(sweep: Path, name: str, entry: Node, varies: list[str]) -> Job:
     folder, config = sweep / entry["folder"], dict[str, Any]()
-    with suppress(OSError, AssertionError, yaml.YAMLError):
+    with suppress(OSError, UnreadableRun):
         config = read_config(folder)
     attempts = len(read_attempts(folder))
     return Job(name, folder, choices(entry, varies), job_status(folder), attempts, read_results(folder), config)
@@ -136,7 +139,10 @@ def job_status(folder: Path, *, locked_here: bool = False) -> Status:
 
 def read_attempts(folder: Path) -> list[Node]:
     """Return a job's starts so far, each with its error if it failed."""
-    return list(read_json(folder / JOB).get("attempts", []))
+    attempts = None
+    with suppress(OSError):
+        attempts = read_json(folder / JOB).get("attempts")
+    return [attempt for attempt in attempts if isinstance(attempt, dict)] if isinstance(attempts, list) else []
 
 
 def count_failures(folder: Path) -> int:
@@ -144,10 +150,23 @@ def count_failures(folder: Path) -> int:
 
 
 def read_json(file: Path) -> Node:
-    """Return the content of a file of the ledger, empty if it does not exist or is incomplete."""
-    with suppress(FileNotFoundError, json.JSONDecodeError):
-        return dict(json.loads(file.read_text()))
+    """Return the content of a file of the ledger, empty if it does not exist or is damaged."""
+    with suppress(FileNotFoundError, ValueError, RecursionError):
+        content = json.loads(file.read_text())
+        return content if isinstance(content, dict) else {}
     return {}
+
+
+def read_head(folder: Path, *, warn: bool = True) -> Node:
+    """Return the content of `sweep.json`, empty if it does not exist; rebuild it from the jobs if it is damaged."""
+    head = read_json(folder / SWEEP)
+    if rebuild.is_ledger(head) or not (folder / SWEEP).exists():
+        return head
+    head = rebuild.rebuild_ledger(folder)
+    if warn:
+        rebuilt = f"{len(head['jobs'])} jobs were read from their folders"
+        log.warning("%s is damaged: its %s, and others are planned again by its command", folder / SWEEP, rebuilt)
+    return head
 
 
 def ledger_lock(folder: Path) -> AbstractContextManager[object]:
@@ -157,29 +176,29 @@ def ledger_lock(folder: Path) -> AbstractContextManager[object]:
 def write_sweep(folder: Path, *, command: str, varies: Iterable[str], objectives: Mapping[str, Direction]) -> None:
     """Write the ledger of a sweep, or add the keys that another command varies."""
     with ledger_lock(folder):
-        head = read_json(folder / SWEEP)
+        head = read_head(folder)
         keys = list(dict.fromkeys([*head.get("varies", []), *varies]))
         new = {"command": command, "varies": keys, "objectives": dict(objectives), "jobs": head.get("jobs", {})}
-        if new != head:
+        if new != read_json(folder / SWEEP):
             atomic.atomic_write(folder / SWEEP, json.dumps(new, indent=1))
 
 
 def add_jobs(folder: Path, jobs: Mapping[str, Node]) -> None:
     """Add jobs to the list, by identity, and remove those with the same settings, which had other defaults."""
     with ledger_lock(folder):
-        head = read_json(folder / SWEEP)
+        head = read_head(folder)
         listed: dict[str, Node] = head.get("jobs", {})
         settings = [entry["settings"] for entry in jobs.values()]
         kept = {k: entry for k, entry in listed.items() if k in jobs or entry["settings"] not in settings}
         for name in [name for name in listed if name not in kept]:
             log.warning("%s was made with other defaults, and leaves the sweep", folder / listed[name]["folder"])
-        if (new := {**kept, **jobs}) != listed:
+        if (new := {**kept, **jobs}) != read_json(folder / SWEEP).get("jobs"):
             atomic.atomic_write(folder / SWEEP, json.dumps({**head, "jobs": new}, indent=1))
 
 
 def ledger_entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple[str, Node]:
     """Return a job's identity and its entry, also if its configuration can't be resolved and `config` is a message."""
-    head = read_json(sweep / SWEEP)
+    head = read_head(sweep, warn=False)
     varies = head.get("varies", [])
     settings = {k: v for k, v in fixed_settings(overrides).items() if k in varies or identity.affects_result(k)}
     chosen = {key: settings[key] for key in varies if key in settings}

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vitlab.runs import lock
 from vitlab.runs.folder import read_config, read_results
 from vitlab.sweeps import ledger
@@ -22,7 +20,8 @@ from vitlab.sweeps.ledger import Direction, Status
 
 TAIL = 4096  # bytes to read from the end of metrics.csv
 MAX_ERROR = 120  # characters of an error in a line; results.json has all of it
-STOPPED: tuple[Status, ...] = ("preempted", "interrupted", "cancelled")  # saved; the same command resumes them
+# the same command resumes them
+STOPPED: tuple[Status, ...] = ("stopped", "preempted", "interrupted", "cancelled", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class StatusPoller:
 
     def poll(self) -> SweepStatus | None:
         """Return the status; None before the ledger is written."""
-        head = ledger.read_json(self.folder / ledger.SWEEP)
+        head = ledger.read_head(self.folder, warn=False)
         if not head.get("objectives"):
             return None
         objective, direction = next(iter(head["objectives"].items()))
@@ -97,7 +96,7 @@ class StatusPoller:
         here = results.get("host") == platform.node()
         if status == "running" and here and not lock.pid_alive(results.get("process")):
             status = "interrupted"  # killed before it could record its end
-        seconds = results.get("seconds")
+        seconds = finite_score(results.get("seconds"))
         if status in ledger.DONE:
             return JobProgress(name, status, 1.0, "", finite_score(results.get(objective)), seconds)
         done, epochs, score = self.training_progress(folder, objective) if status != "waiting" else (0.0, "", None)
@@ -106,12 +105,12 @@ class StatusPoller:
     def training_progress(self, folder: Path, objective: str) -> tuple[float, str, float | None]:
         """Return the completed share, the epoch out of all, and the latest score of a job that is not done."""
         if folder not in self.max_epochs:
-            with suppress(OSError, AssertionError, yaml.YAMLError):
+            with suppress(OSError, ValueError, AttributeError):
                 epochs = (read_config(folder).get("trainer") or {}).get("max_epochs")
                 self.max_epochs[folder] = epochs if isinstance(epochs, int) else 0
         epoch, score = 0, None  # epochs count from 1
         for row in read_last_rows(folder / "metrics.csv"):
-            with suppress(ValueError, TypeError):
+            with suppress(ValueError, TypeError, KeyError, OverflowError):
                 epoch = int(float(row["epoch"]))
             score = finite_score(row.get(objective)) or score
         if (epochs := self.max_epochs.get(folder, 0)) <= 0:
@@ -124,7 +123,11 @@ class StatusPoller:
         if self.work_before is None:
             self.work_before = work
         gained, elapsed = work - self.work_before, time.time() - self.start
-        remaining = total - len(jobs) + sum(1 - job.done for job in jobs if job.status not in (*ledger.DONE, "crashed"))
+        remaining = (
+            total
+            - len(jobs)
+            + sum(1 - job.done for job in jobs if job.status not in (*ledger.DONE, "crashed", "stopped"))
+        )
         return elapsed * remaining / gained if gained > 0.1 and elapsed > 1 else None
 
 
@@ -136,8 +139,8 @@ def finite_score(value: Any) -> float | None:
 
 def read_last_rows(file: Path) -> Iterator[dict[str, str]]:
     """Read the last complete rows of a table."""
-    with suppress(OSError), file.open("rb") as content:
-        columns = next(csv.reader([content.readline().decode()]), [])
+    with suppress(OSError, csv.Error), file.open("rb") as content:
+        columns = next(csv.reader([content.readline().decode(errors="replace")]), [])
         begin, end = content.tell(), content.seek(0, 2)
         content.seek(max(begin, end - TAIL))
         lines = content.read().decode(errors="replace").splitlines()
@@ -156,8 +159,8 @@ def status_line(sweep: SweepStatus) -> str:
 
 
 def job_line(job: JobProgress, objective: str) -> str:
-    if job.status == "crashed":
-        return f"{job.name}: crashed: {shorten(job.error, MAX_ERROR) or 'no error was recorded'}"
+    if job.status in ("crashed", "unreadable"):
+        return f"{job.name}: {job.status}: {shorten(job.error, MAX_ERROR) or 'no error was recorded'}"
     score = f", {objective} {job.score:.4g}" if job.score is not None else ""
     return f"{job.name}: {job.status}{score}" + (f", {format_duration(job.seconds)}" if job.seconds else "")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vitlab.config.schema import Node
 from vitlab.config.signatures import defaults
-from vitlab.runs.folder import find_run_dir, read_config
+from vitlab.runs.folder import UnreadableRun, find_run_dir, read_config
 
 FROM_DATA = ("num_classes", "in_channels")
 NETWORK = "vitlab.models.vit.VisionTransformer"
@@ -49,7 +49,10 @@ def resumed_model(config: Node) -> Node | None:
     """The configuration of the run that is resumed, if it began from the same weights."""
     resume = config.get("resume")
     folder = find_run_dir(Path(resume)) if isinstance(resume, str) and resume != "auto" else None
-    record = read_config(folder) if folder is not None else {}
+    try:
+        record = read_config(folder) if folder is not None else {}
+    except UnreadableRun:  # which is reported where the run is resumed
+        return None
     same = (record.get("weights") or {}).get("source") == config["weights"]["source"]
     return record if record and same and isinstance(record.get("model"), dict) else None
 

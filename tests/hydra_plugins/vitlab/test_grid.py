@@ -39,7 +39,8 @@ def instead(**config):
         raise ValueError(f"seed {config['seed']} is broken")
     while Path("wait").exists():
         time.sleep(0.02)
-    return {config["objective"]: float(config["seed"])}
+    ended = {"status": "stopped", "ended_by": "max_time"} if Path("slow").exists() else {}
+    return {config["objective"]: float(config["seed"]), **ended}
 
 
 instead.__module__ = __name__
@@ -154,6 +155,18 @@ def test_a_grid_is_run_once_failed_jobs_are_retried_and_new_ones_added(
     assert [job.results["val/loss"] for job in sweep().jobs] == [float(job.choices["seed"]) for job in sweep().jobs]
     folders = {path.name for path in sweep().folder.iterdir() if path.is_dir()}
     assert folders == {"report"} | {f"seed_{job.choices['seed']}-{job.id}" for job in sweep().jobs}
+
+
+def test_a_job_that_ended_by_time_is_resumed_by_the_next_command_and_not_by_this_one(
+    run: Callable[..., int], here: Path
+) -> None:
+    (here / "slow").touch()
+    for number in (1, 2):
+        assert run("seed=0,1") == 0
+        assert states() == {"0": ("stopped", number), "1": ("stopped", number)}
+    (here / "slow").unlink()
+    assert run("seed=0,1") == 0
+    assert states() == {"0": ("finished", 3), "1": ("finished", 3)}
 
 
 @pytest.mark.long

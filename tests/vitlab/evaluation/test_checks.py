@@ -24,6 +24,13 @@ def _run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("run/checkpoints/last.ckpt").touch()
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"{", b"[1]"])
+def test_a_run_with_a_damaged_configuration_is_a_problem_that_names_the_file(content: bytes) -> None:
+    Path("run/config.yaml").write_bytes(content)
+    (problem,) = checks.evaluation_problems(ConfigView({**RUN, "checkpoint": "last"}, set()))
+    assert problem.startswith("run=run: run/config.yaml is damaged (")
+
+
 def test_valid_evaluations_have_no_problems() -> None:
     for config in ({**RUN, "checkpoint": "last"}, OTHER):
         assert list(checks.evaluation_problems(ConfigView(config, set()))) == []

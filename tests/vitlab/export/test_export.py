@@ -91,7 +91,7 @@ def test_all_problems_are_reported_at_once(exportable: Exportable, tmp_path: Pat
     kept = trained.weights.run / "checkpoints"
     assert refusals(trained, "hf", kept, fold=True) == [
         "fold=true: format=hf holds weights without preprocessing; use format=onnx or format=torch_export",
-        f"out={kept} exists and is not an export (it has no export.json); name another folder",
+        f"out={kept} exists and is not an export (it has no export.json that lists its files); name another folder",
         "format=hf doesn't support model.pre_norm=true: of transformers' classifiers only CLIP's has it, without a "
         f"final norm; {able}",
         "format=hf doesn't support model.pre_logits_dim=24: transformers' classifiers have no layer before their head; "

@@ -259,12 +259,20 @@ def test_resuming_an_earlier_checkpoint_renames_the_later_ones(saved: Path) -> N
     assert begun(saved) == folder / "previous.ckpt", "what was abandoned is not resumed"
 
 
-def test_a_run_that_cannot_be_read_hinders_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+DAMAGE = [b"", b"\xff\xfe\x00", b"{", b"[1, 2]", b"7", b"\x00" * 100]
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+def test_a_run_that_cannot_be_read_hinders_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
     run = made(tmp_path / "a")
-    made(tmp_path / "b")
-    (tmp_path / "b" / "config.yaml").write_text("")
-    (run / "results.json").write_text("")
+    for name in ("config.yaml", "results.json", "metrics.csv"):
+        (made(tmp_path / name) / name).write_bytes(content)
+    (tmp_path / "results.json" / "checkpoints" / "last.ckpt").unlink()
+    (tmp_path / "metrics.csv" / "results.json").write_text('{"status": "finished"}')
     assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
+    assert f"{tmp_path / 'config.yaml' / 'config.yaml'} can't be read" in caplog.text
     assert "and is skipped" in caplog.text
 
 
@@ -312,3 +320,75 @@ def test_a_run_s_own_overrides_set_nothing_of_hydra(line: str, tmp_path: Path) -
     assert resumed_overrides([f"resume={run}"], problems) == []
     expected = f"resume={run}: .hydra/overrides.yaml has {line}; a run's own sets nothing of hydra"
     assert problems == [expected]
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+@pytest.mark.parametrize("name", ["results.json", "metrics.csv"])
+def test_a_damaged_record_keeps_no_run_from_being_resumed(tmp_path: Path, name: str, content: bytes) -> None:
+    run = made(tmp_path / "a")
+    (run / name).write_bytes(content)
+    assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+@pytest.mark.parametrize("name", ["config.yaml", ".hydra/overrides.yaml"])
+def test_the_settings_of_a_damaged_run_are_a_problem_that_names_the_file(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    run = made(tmp_path / "a")
+    (run / ".hydra").mkdir()
+    (run / name).write_bytes(content)
+    problems: list[str] = []
+    assert resumed_overrides([f"resume={run}"], problems) == []
+    (problem,) = problems
+    assert problem.startswith(f"resume={run}: {run / name} is damaged (")
+
+
+def test_an_edited_configuration_is_reported_and_others_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = made(tmp_path / "a")
+    old = made(tmp_path / "b")
+    (old / "config.yaml").write_text(yaml.safe_dump(CONFIG))  # as an earlier version wrote it
+    for resumed in (run, old):
+        resumed_overrides([f"resume={resumed}"], [])
+    resume_auto(CONFIG, tmp_path)
+    assert caplog.messages == []
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("lr: 0.1", "lr: 0.2"))
+    words = f"{file} was edited, which changes no setting of the run; resume={run} KEY=VALUE changes a setting"
+    resumed_overrides([f"resume={run}"], [])
+    resume_auto(CONFIG, tmp_path)
+    assert [message.startswith(words) for message in caplog.messages] == [True, True]
+
+
+def test_auto_says_which_run_it_resumes_or_why_it_starts_a_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume_auto(CONFIG, tmp_path)
+    assert capsys.readouterr().err == f"resume=auto: starts a new run; in {tmp_path}: there is no run\n"
+    made(tmp_path / "a", status="finished")
+    made(tmp_path / "b", seed=1)
+    made(tmp_path / "c", seed=2)
+    made(tmp_path / "d", last=False)
+    resume_auto(CONFIG, tmp_path)
+    why = "1 finished, 2 with other settings, 1 without a checkpoint"
+    assert capsys.readouterr().err == f"resume=auto: starts a new run; in {tmp_path}: {why}\n"
+    run = made(tmp_path / "e", status="stopped", steps=12)
+    resume_auto(CONFIG, tmp_path)
+    assert capsys.readouterr().err == f"resume=auto: resumes {run}, which has logged 12 steps (stopped)\n"
+
+
+def test_the_log_has_the_step_at_which_a_training_continues(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        file = begun(saved)
+        begun(saved / "nothing")
+    assert caplog.messages == [
+        f"resume=auto: training continues at step 6, from {file}",
+        f"resume=auto: {saved / 'nothing'} has no checkpoint: training starts from the beginning",
+    ]
+
+
+def test_a_run_that_ended_by_time_is_resumed_as_it_is(stopped: Path) -> None:
+    atomic.atomic_write(stopped / RESULTS, '{"status": "stopped"}')
+    assert folder_problems(configuration(str(stopped)), stopped) == []

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from vitlab.runs.folder import (
+    UnreadableRun,
     data_without_scan,
     read_config,
+    read_metrics,
     read_results,
     write_config,
     write_problem,
@@ -40,6 +42,27 @@ def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:
 
 def test_results_that_are_not_there_yet_are_empty(tmp_path: Path) -> None:
     assert read_results(tmp_path) == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1]", b'{"status": []}', b'{"status": "fini', b"[" * 100_000])
+def test_damaged_files_are_told_from_missing_ones(tmp_path: Path, content: bytes) -> None:
+    for name in ("results.json", "config.yaml"):
+        (tmp_path / name).write_bytes(content)
+    results = read_results(tmp_path)
+    assert results["status"] == "unreadable"
+    assert results["error"].startswith("results.json is damaged (")
+    if b"status" not in content:
+        with pytest.raises(UnreadableRun, match=r"config\.yaml is damaged \("):
+            read_config(tmp_path)
+
+
+def test_rows_of_metrics_that_are_not_numbers_are_empty(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(b"step,a\n1,2.0\n2,\xff\n3,nan\n4,\n5,6,7\n8\n9,1")
+    good = [{"step": "1", "a": "2.0"}, {}, {"step": "3", "a": "nan"}, {"step": "4", "a": ""}]
+    assert read_metrics(file) == [*good, {}, {}, {"step": "9", "a": "1"}]
+    file.write_bytes(b'step,a\n1,2.0\n2,"' + b"x" * 200_000)
+    assert read_metrics(file) == [good[0]]
 
 
 def test_a_folder_that_can_be_made_is_no_problem_and_isnt_made(tmp_path: Path) -> None:

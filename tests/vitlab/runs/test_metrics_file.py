@@ -65,6 +65,35 @@ def test_rewinding_drops_the_steps_that_will_be_made_again_and_no_others(tmp_pat
     assert rows(tmp_path) == []
 
 
+def test_a_file_shorter_than_its_checkpoint_says_is_reported_and_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = MetricsFile(folder=str(tmp_path))
+    for step in range(1, 6):
+        file.log_metrics({"a": float(step)}, step=step)
+    MetricsFile(folder=str(tmp_path)).rewind(5, 5)
+    assert caplog.messages == []
+    content = (tmp_path / "metrics.csv").read_bytes()
+    for damaged, lost in ((content[:-6], 1), (content.replace(b"3,3.0", b"\xff\x00,"), 1), (b"\x80" * 99, 5), (b"", 5)):
+        caplog.clear()
+        (tmp_path / "metrics.csv").write_bytes(damaged)
+        again = MetricsFile(folder=str(tmp_path))
+        again.rewind(5, 5)
+        assert len(rows(tmp_path)) == 5 - lost
+        again.log_metrics({"a": 6.0}, step=6)
+        assert rows(tmp_path)[-1] == {"step": "6", "a": "6.0"}
+        words = f"metrics.csv is shorter than its checkpoint says: {lost} of the 5 rows before step 5 are lost"
+        assert f"{words}; the file is kept as metrics.csv.damaged" in caplog.text
+        assert (tmp_path / "metrics.csv.damaged").read_bytes() == damaged
+
+
+def test_a_deleted_file_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    MetricsFile(folder=str(tmp_path)).rewind(0, 0)
+    assert caplog.messages == []
+    MetricsFile(folder=str(tmp_path)).rewind(9, 2)
+    assert caplog.messages[0].endswith("2 of the 2 rows before step 9 are lost")
+
+
 def test_an_interrupted_rewrite_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = MetricsFile(folder=str(tmp_path))
     file.log_metrics({"a": 1.0}, step=1)

@@ -69,13 +69,22 @@ def test_a_job_is_started_once_and_then_finished(job: Path, turn: Turn, capsys: 
     assert capsys.readouterr().err == "seed_0-0a1b: finished already\n"
 
 
-@pytest.mark.parametrize("status", ["preempted", "interrupted", "cancelled"])
+@pytest.mark.parametrize("status", ["stopped", "preempted", "interrupted", "cancelled"])
 def test_a_stopped_job_is_resumed(job: Path, turn: Turn, status: str, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(3):
         turn(status, max_failures_per_job=0)
     turn()
     assert state(job) == ("finished", 4)
     assert f"seed_0-0a1b: resumed (it was {status}; start 4)" in capsys.readouterr().err
+
+
+def test_a_job_with_damaged_files_is_resumed(job: Path, turn: Turn, capsys: pytest.CaptureFixture[str]) -> None:
+    turn("interrupted")
+    for name in (RESULTS, ledger.JOB, CONFIG):
+        (job / name).write_bytes(b"\xff\x00")
+    turn()
+    assert state(job) == ("finished", 1)
+    assert "seed_0-0a1b: resumed (it was unreadable; start 1)" in capsys.readouterr().err
 
 
 def test_a_failed_job_is_retried_as_often_as_allowed_and_then_skipped(job: Path, turn: Turn) -> None:

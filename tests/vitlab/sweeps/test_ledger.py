@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vitlab.runs import lock
-from vitlab.runs.folder import CONFIG, RESULTS
+from vitlab.runs.folder import CONFIG, RESULTS, write_config
 from vitlab.storage import atomic
 from vitlab.sweeps import ledger
 
@@ -48,7 +48,9 @@ def test_a_planned_job_waits_until_it_is_begun(sweep: Path) -> None:
     assert found.jobs[1].folder == sweep / "lr_0.1-seed_1"
 
 
-@pytest.mark.parametrize("status", ["finished", "pruned", "preempted", "interrupted", "crashed", "cancelled"])
+@pytest.mark.parametrize(
+    "status", ["finished", "pruned", "stopped", "preempted", "interrupted", "crashed", "cancelled"]
+)
 def test_a_jobs_status_is_what_its_run_says(sweep: Path, status: str) -> None:
     record(sweep / "lr_0.1-seed_1", status=status, error="why")
     job = ledger.read_sweep(sweep).jobs[1]
@@ -72,10 +74,12 @@ def test_a_job_is_running_while_somebody_holds_it_whatever_was_written(sweep: Pa
 
 def test_a_half_written_or_foreign_file_in_a_job_is_no_end_of_the_table(sweep: Path) -> None:
     record(sweep / "lr_0.1-seed_1")
-    for name in (RESULTS, ledger.JOB, CONFIG):
-        (sweep / "lr_0.1-seed_1" / name).write_text("{")
-    job = ledger.read_sweep(sweep).jobs[1]
-    assert (job.status, job.attempts, job.results, job.config) == ("interrupted", 0, {}, {})
+    for content in (b"{", b"\xff\x00", b"[1]", b'{"attempts": [7]'):
+        for name in (RESULTS, ledger.JOB, CONFIG):
+            (sweep / "lr_0.1-seed_1" / name).write_bytes(content)
+        job = ledger.read_sweep(sweep).jobs[1]
+        assert (job.status, job.attempts, job.config) == ("unreadable", 0, {})
+        assert job.results["error"].startswith("results.json is damaged (")
 
 
 def test_another_command_of_the_same_name_adds_what_it_varies_and_what_differs(sweep: Path) -> None:
@@ -151,6 +155,34 @@ def test_a_cancelled_sweep_is_marked_by_whom_and_counts_what_it_stops(sweep: Pat
     assert problem.endswith(f"); remove {sweep / 'cancelled'} to continue it")
     (sweep / "cancelled").unlink()
     assert ledger.cancelled_problem(sweep) is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\x00", b"[]", b"{}", b'{"jobs": {"id0": {"fold', b'{"jobs": {"a": 1}}'])
+def test_a_damaged_ledger_is_rebuilt_from_the_jobs_and_never_taken_for_an_empty_one(
+    sweep: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in (0, 1):
+        folder = sweep / f"lr_0.1-seed_{seed}"
+        record(folder, status="finished", **{"val/loss": 0.5})
+        write_config(folder, {"objective": "val/loss"})
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "overrides.yaml").write_text(f"[lr=0.1, seed={seed}, sweep=mine]")
+    (sweep / ledger.SWEEP).write_bytes(damage)
+    found = ledger.read_sweep(sweep)
+    assert [(job.choices, job.status) for job in found.jobs] == [({"seed": s}, "finished") for s in ("0", "1")]
+    assert found.objectives == {"val/loss": "min"}
+    assert "sweep.json is damaged: its 2 jobs were read from their folders" in caplog.text
+    assert (sweep / ledger.SWEEP).read_bytes() == damage, "who only looks writes nothing"
+    new = {"new": entry(lr="0.1", seed="2")}
+    ledger.add_jobs(sweep, new)
+    assert list(json.loads((sweep / ledger.SWEEP).read_text())["jobs"].values()) == [
+        *(entry(lr="0.1", seed=seed) for seed in ("0", "1")),
+        new["new"],
+    ]
+    (sweep / ledger.SWEEP).write_bytes(damage)
+    ledger.write_sweep(sweep, command="again", varies=["seed"], objectives={"val/loss": "min"})
+    found = ledger.read_sweep(sweep)
+    assert (found.command, [job.status for job in found.jobs]) == ("again", ["finished"] * 2)
 
 
 def test_hydras_callback_writes_down_what_varies_whatever_the_sweeper(

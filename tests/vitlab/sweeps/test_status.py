@@ -85,6 +85,23 @@ def test_of_a_long_table_only_the_end_is_read(tmp_path: Path) -> None:
     assert list(status.read_last_rows(tmp_path / "none.csv")) == []
 
 
+def test_a_damaged_job_is_shown_and_hides_no_other(sweep: Path) -> None:
+    log(write_job(sweep, 0, "running"), "10,1,2.5")
+    damaged = write_job(sweep, 1, "running")
+    for name in (RESULTS, "metrics.csv"):
+        (damaged / name).write_bytes(b"\xff\x00")
+    (write_job(sweep, 2, "running", seconds="x") / "config.yaml").write_text("trainer: [1]")
+    jobs = poll(StatusPoller(sweep)).jobs
+    assert [job.status for job in jobs] == ["running", "unreadable", "running"]
+    assert job_line(jobs[1], "val/loss").startswith("lr=1: unreadable: results.json is damaged (")
+
+
+def test_a_job_that_ended_by_time_is_counted_as_stopped(sweep: Path) -> None:
+    write_job(sweep, 0, "stopped", **{"val/loss": 1.0})
+    found = poll(StatusPoller(sweep))
+    assert status_line(found).endswith("0 of 3 jobs done, 0 running, 0 failed, 1 stopped")
+
+
 def test_the_lines_of_a_sweep_and_of_its_jobs() -> None:
     jobs = [
         JobProgress("lr=1", "finished", 1.0, score=0.25, seconds=200),

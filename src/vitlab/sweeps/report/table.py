@@ -7,11 +7,13 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
 from vitlab.config.printable import table_cell
+from vitlab.runs import folder
 from vitlab.storage import atomic
 from vitlab.sweeps.ledger import Direction, Job, Sweep, choices_text
 
@@ -106,12 +108,10 @@ def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[Directi
 
 
 def read_metrics(job: Job) -> list[dict[str, str]]:
-    """Read the rows of a job's `metrics.csv`, if any, without one that is half written."""
-    file = job.folder / "metrics.csv"
-    if not file.is_file():
-        return []
-    with file.open(newline="") as lines:
-        return [row for row in csv.DictReader(lines) if None not in row.values()]
+    """Read the rows of a job's `metrics.csv`, if any, without those that are half written or damaged."""
+    with suppress(OSError):
+        return [row for row in folder.read_metrics(job.folder / "metrics.csv") if row]
+    return []
 
 
 def mean_curve(metrics: Sequence[Sequence[Mapping[str, str]]], name: str) -> dict[float, MeanStd]:

@@ -202,7 +202,7 @@ def record_result(search: Search, trial: ClaimedTrial, error: object) -> None:
     if status == "pruned":
         study.tell(number, state=TrialState.PRUNED)
         log.info("trial %d: pruned after %s epochs   %s   %s", number, results.get("epochs"), scores, name)
-    elif status == "finished" and not any(map(math.isnan, values)):
+    elif status in ("finished", "stopped") and not any(map(math.isnan, values)):  # max_time limits each trial
         study.tell(number, values)
         log.info("trial %d: %s   %s", number, scores, name)
     elif status == "finished":

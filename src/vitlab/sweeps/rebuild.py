@@ -1,0 +1,54 @@
+"""Rebuild a damaged `sweep.json` from the folders of its jobs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+
+from vitlab.config import objective
+from vitlab.config.overrides import fixed_settings
+from vitlab.config.schema import Node
+from vitlab.jobs import fingerprint, identity
+from vitlab.runs.folder import OVERRIDES, UnreadableRun, read_config, read_overrides
+
+LOST = "the command that started it (sweep.json, which named it, was damaged)"
+
+
+def is_ledger(head: Any) -> bool:
+    """Whether the content of a `sweep.json` is complete."""
+    jobs = head.get("jobs") if isinstance(head, dict) else None
+    return isinstance(jobs, dict) and all(
+        isinstance(entry, dict) and isinstance(entry.get("folder"), str) and isinstance(entry.get("settings"), dict)
+        for entry in jobs.values()
+    )
+
+
+def rebuild_ledger(sweep: Path) -> Node:
+    """Return the ledger with all jobs that were started, from their overrides; jobs that were only planned are lost."""
+    settings, configs = dict[str, dict[str, str]](), list[Node]()
+    for file in sorted(sweep.glob(f"*/{OVERRIDES}")):
+        folder = file.parents[1]
+        try:
+            settings[folder.name] = fixed_settings(read_overrides(folder))
+            configs.append(read_config(folder))
+        except (OSError, UnreadableRun, HydraException):
+            settings.setdefault(folder.name, {})  # its folder has a name and results still
+    ignored = "|".join(fingerprint.WITHOUT_EFFECT)
+    keys = dict.fromkeys(key for values in settings.values() for key in values if not re.fullmatch(ignored, key))
+    varies = [key for key in keys if len({values.get(key) for values in settings.values() if values}) > 1]
+    jobs = {
+        name.rpartition("-")[2]: {
+            "folder": name,
+            "settings": {k: v for k, v in values.items() if k in varies or identity.affects_result(k)},
+        }
+        for name, values in settings.items()
+    }
+    scores = [config["objective"] for config in configs if config.get("objective")][:1]
+    names = [name for score in scores for name in ([score] if isinstance(score, str) else score)]
+    return {
+        "command": LOST,
+        "varies": varies,
+        "objectives": {name: objective.direction(name) for name in names or objective.OBJECTIVES[:1]},
+        "jobs": jobs,
+    }
