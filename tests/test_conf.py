@@ -209,6 +209,14 @@ def test_the_defaults_are_right_as_they_stand(found: Callable[..., list[str]]) -
     assert found() == []
 
 
+@pytest.mark.parametrize("option", ["data=digits", "data=image_folder", *EXPERIMENTS])
+def test_a_run_can_be_cut_to_one_epoch(
+    found: Callable[..., list[str]], with_data: Callable[..., list[str]], option: str
+) -> None:
+    settings = with_data(option, "trainer.accelerator=cpu", *NEEDS.get(option, []))
+    assert found(*settings, "trainer.max_epochs=1") == []
+
+
 @pytest.mark.parametrize("option", INCOMPLETE)
 def test_a_file_that_others_are_built_on_is_refused_alone(capsys: pytest.CaptureFixture[str], option: str) -> None:
     with pytest.raises(SystemExit):

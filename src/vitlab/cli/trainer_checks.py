@@ -10,7 +10,7 @@ from vitlab.config.definitions import is_kind_of
 from vitlab.config.schema import child_nodes, suggest
 from vitlab.config.view import ConfigView
 from vitlab.distributed import environment
-from vitlab.training.schedules import check_steps
+from vitlab.training.schedules import check_steps, count_warmup
 
 # As Lightning registers them; looking them up would import it.
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps", "tpu")
@@ -48,6 +48,8 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
         yield "trainer.use_distributed_sampler=true would divide the data twice, after vitlab's samplers; use false"
     if view("trainer.barebones", bool):
         yield "trainer.barebones=true leaves out checkpoints and logs; python src/benchmark.py measures speed"
+    if view("trainer.fast_dev_run"):
+        yield f"trainer.fast_dev_run={view('trainer.fast_dev_run')} leaves out checkpoints and logs; use trainer=debug"
     callbacks = child_nodes(view("callbacks", dict) or {})
     averaging = [key for key, node in callbacks.items() if "WeightAveraging" in str(node["_target_"])]
     if averaging and is_kind_of(view("trainer.strategy._target_", str) or "", SHARDED):
@@ -112,9 +114,10 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
             remedy = "lower it, or count over epochs with trainer.check_val_every_n_epoch=null"
             batches = per_epoch * accumulate
             yield f"trainer.val_check_interval={interval} is above the {batches} batches of an epoch; {remedy}"
-    ends = view("schedule.warmup_steps", int) or 0, view("schedule.cooldown_steps", int) or 0
-    if total > 0:
+    if 0 < total < math.inf:
+        fraction = view("schedule.warmup_fraction", float) or 0.0
+        warmup = count_warmup(int(total), view("schedule.warmup_steps", int), fraction)
         try:
-            check_steps(total, *ends)
+            check_steps(int(total), warmup, view("schedule.cooldown_steps", int) or 0)
         except ValueError as error:
             yield str(error)

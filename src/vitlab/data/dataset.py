@@ -148,7 +148,10 @@ def center_crop(
         image = v2.functional.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
     height, width = image.shape[-2:]
     cover_height, cover_width = (int(side / crop_fraction) for side in image_size)
-    if cover_height * width >= cover_width * height:  # height binds
+    if cover_height != cover_width:  # rounded as timm does
+        ratio = min(height / cover_height, width / cover_width)
+        size = [round(height / ratio), round(width / ratio)]
+    elif cover_height * width >= cover_width * height:  # height binds
         size = [cover_height, cover_height * width // height]
     else:
         size = [cover_width * height // width, cover_width]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +18,13 @@ from vitlab.config.schema import Node
 from vitlab.export import graph, model_card, safetensors, timm, transformers
 from vitlab.export.checkpoint import CheckpointWeights, ExportModel, Kind, load_weights, random_images
 from vitlab.export.folder import CARD, RECORD, atomic_folder, folder_problem, write_json, write_text
+from vitlab.export.processor import SIZES, compare_processor
 from vitlab.runs.folder import write_problem
 from vitlab.runs.record import git_commit
 from vitlab.storage.atomic import file_sha256
 
 BATCH_SIZES = (1, 2, 5)  # of the comparison with the live network
+CHANNELS = (1, 3)  # of images that the preprocessing of other libraries takes
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Format(NamedTuple):
     kinds: tuple[Kind, ...] = ("vit", "timm", "other")
     unsupported: Callable[[Node], list[str]] = lambda _: []  # parts of a Vision Transformer
     needs: tuple[str, ...] = ("safetensors",)  # packages that write it
+    process: Callable[[Path], Callable[[Any], Tensor]] | None = None  # its preprocessing of a Pillow image
     folds: bool = False  # can include preprocessing and softmax
 
 
@@ -50,7 +53,14 @@ FORMATS = {
         "pytorch", safetensors.write_safetensors, safetensors.load_safetensors, safetensors.usage, "safetensors"
     ),
     "timm": Format(
-        "timm", timm.write_timm, timm.load_timm, timm.usage, "timm", ("vit", "timm"), timm.unsupported_parts
+        "timm",
+        timm.write_timm,
+        timm.load_timm,
+        timm.usage,
+        "timm",
+        ("vit", "timm"),
+        timm.unsupported_parts,
+        process=timm.load_transform,
     ),
     "hf": Format(
         "transformers",
@@ -60,6 +70,7 @@ FORMATS = {
         "transformers",
         ("vit",),
         transformers.unsupported_parts,
+        process=transformers.load_processor,
     ),
     "onnx": Format(
         "onnx",
@@ -132,6 +143,15 @@ def export_network(
                     f"more than tolerance={tolerance:g}; nothing was written. Raise tolerance if that is close enough"
                 )
         record = export_record(trained, name, folder, fold=fold, difference=difference)
+        if format_.process and difference is not None and trained.channels in CHANNELS:
+            through = compare_processor(format_.process(folder), format_.load(folder, trained), trained)
+            record["through_preprocessing"] = through
+            log.info(
+                "through its preprocessing, on %d images of odd sizes: %.2g", len(SIZES), through["largest_difference"]
+            )
+            if through["other_pixels"]:
+                sizes = ", ".join(through["other_pixels"])
+                log.warning("%s crops other pixels than were evaluated, of images of %s", format_.checked_by, sizes)
         usage = format_.usage(trained, fold)
         text = model_card.card_text(trained, record, usage=usage, library=format_.library, license=license, fold=fold)
         write_text(folder / CARD, text)

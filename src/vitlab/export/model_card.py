@@ -114,7 +114,14 @@ def card_summary(trained: ExportModel, record: Node) -> str:
     if record["compared_with"]:
         difference = f"{record['largest_difference']:.2g}"
         compared = f"Loaded with {record['compared_with']}, its outputs differ from the trained network's by at most "
-        compared += f"{difference}."
+        compared += f"{difference} for equal pixels."
+    if through := record.get("through_preprocessing"):
+        compared += f" Through the preprocessing of this folder, on {through['images']} images of odd sizes, they "
+        compared += f"differ by at most {through['largest_difference']:.2g}, relative to the largest output"
+        if through["other_pixels"]:
+            compared += ": the library crops other pixels than were evaluated of images of "
+            compared += ", ".join(through["other_pixels"])
+        compared += "."
     return (
         f"An image classifier of {parameters:,} parameters, {len(trained.classes)} classes and images of {height} x "
         f"{width} pixels, trained with vitlab. The weights are those of {record['checkpoint']} (step "

@@ -164,6 +164,15 @@ def load_timm(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
     return network
 
 
+def load_transform(folder: Path) -> Callable[[Any], Tensor]:
+    import timm
+
+    with muted_logs("timm"):
+        config = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}"))
+        transform: Callable[[Any], Tensor] = timm.data.create_transform(**config, is_training=False)
+    return transform
+
+
 def usage(trained: ExportModel, fold: bool) -> str:
     return """import timm
 

@@ -180,6 +180,13 @@ def load_transformers(folder: Path, trained: ExportModel) -> Callable[[Tensor], 
     return lambda images: network(pixel_values=images).logits
 
 
+def load_processor(folder: Path) -> Callable[[Any], Tensor]:
+    from transformers import AutoImageProcessor
+
+    processor: Any = AutoImageProcessor.from_pretrained(folder)
+    return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
+
+
 def usage(trained: ExportModel, fold: bool) -> str:
     return """from transformers import AutoImageProcessor, AutoModelForImageClassification
 

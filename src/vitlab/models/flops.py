@@ -45,6 +45,7 @@ def count_flops(network: nn.Module, image_shape: tuple[int, int, int], *, backwa
     with ExitStack() as stack:
         stack.enter_context(countable_network(network, training=backward))
         stack.enter_context(torch.set_grad_enabled(backward))
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))  # meta tensors have no values to check
         counter = stack.enter_context(FlopCounterMode(display=False))
         output = output_logits(functional_call(network, tensors, (images,)))
         if backward:

@@ -12,6 +12,7 @@ from vitlab.cli import checks
 
 Found = Callable[..., list[str]]
 CPU = "trainer.accelerator=cpu"
+WARMUP = "schedule.warmup_steps=50"
 
 
 @pytest.mark.parametrize(
@@ -130,21 +131,23 @@ ONE_LINE: list[tuple[list[str], str]] = [
     ([CPU, "trainer.devices=-1"], "trainer.devices=-1 means all GPUs, and there is none"),
     (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1 must be 0 (off) or more"),
     (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0 must be at least 1"),
+    (["++trainer.fast_dev_run=true"], "trainer.fast_dev_run=True leaves out checkpoints and logs; use trainer=debug"),
     # warm-up against the steps of training
+    (["schedule.warmup_fraction=1"], "schedule.warmup_fraction=1"),
     (["schedule.warmup_steps=-1"], "schedule.warmup_steps=-1 must be at least 0"),
-    (["schedule.warmup_steps=2520"], "schedule.warmup_steps=2520 leaves nothing of the 2520 steps of training; lower"),
-    (["trainer.max_steps=50"], "schedule.warmup_steps=50 leaves nothing of the 50 steps"),
-    (["trainer.max_epochs=2"], "leaves nothing of the 42 steps"),
-    (["trainer.max_epochs=2", "data.drop_last=true"], "leaves nothing of the 40 steps"),
-    (["trainer.max_epochs=5", "++trainer.limit_train_batches=10"], "leaves nothing of the 50 steps"),
-    (["trainer.max_epochs=4", "++trainer.limit_train_batches=0.5"], "leaves nothing of the 44 steps"),
+    (["schedule.warmup_steps=2520"], "schedule.warmup_steps=2520 leaves nothing of the 2520 steps of training; use"),
+    ([WARMUP, "trainer.max_steps=50"], "schedule.warmup_steps=50 leaves nothing of the 50 steps"),
+    ([WARMUP, "trainer.max_epochs=2"], "leaves nothing of the 42 steps"),
+    ([WARMUP, "trainer.max_epochs=2", "data.drop_last=true"], "leaves nothing of the 40 steps"),
+    ([WARMUP, "trainer.max_epochs=5", "++trainer.limit_train_batches=10"], "leaves nothing of the 50 steps"),
+    ([WARMUP, "trainer.max_epochs=4", "++trainer.limit_train_batches=0.5"], "leaves nothing of the 44 steps"),
     (
-        ["trainer.max_epochs=2", "trainer.accumulate_grad_batches=4", "++trainer.limit_train_batches=10"],
+        [WARMUP, "trainer.max_epochs=2", "trainer.accumulate_grad_batches=4", "++trainer.limit_train_batches=10"],
         "leaves nothing of the 6 steps",
     ),
     (
         ["schedule=reciprocal_sqrt", "schedule.cooldown_steps=2470"],
-        "schedule.warmup_steps=50 and schedule.cooldown_steps=2470 leave nothing of the 2520 steps",
+        "schedule.cooldown_steps=2470 and a warm-up of 50 steps leave nothing of the 2520 steps",
     ),
     # the network
     (["++model.num_classes=12"], "model.num_classes=12, but the data has 10 classes; leave model.num_classes out"),

@@ -41,7 +41,7 @@ def test_an_entry_is_one_line_without_its_type() -> None:
         ("torch.optim.AdamW", "fused", "whether the fused implementation is used."),  # a name in an f-string
         ("timm.optim.Lion", "lr", "learning rate"),  # of `__init__`
         ("optuna.samplers.TPESampler", "seed", "Seed for random number generator."),
-        ("vitlab.training.schedules.constant", "warmup_steps", "Optimizer steps of the linear warm-up."),
+        ("vitlab.training.schedules.warmup_linear", "final_fraction", "Rate at the end, as a fraction of the peak."),
     ],
 )
 def test_the_docstrings_of_libraries_are_read_in_source(target: str, name: str, line: str) -> None:

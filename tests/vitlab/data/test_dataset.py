@@ -5,6 +5,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from timm.data.transforms import ResizeKeepRatio
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision.transforms import v2
@@ -104,6 +105,15 @@ def test_evaluation_takes_the_center_like_torchvision(photos: Split) -> None:
 @pytest.mark.parametrize("image_size", [(16, 16), (8, 24), (24, 8)])
 def test_the_center_crop_has_the_size_asked_for(size: tuple[int, int], image_size: tuple[int, int]) -> None:
     assert center_crop(torch.zeros(3, *size, dtype=torch.uint8), image_size, 0.875).shape == (3, *image_size)
+
+
+@pytest.mark.parametrize("size", [(101, 67), (56, 95), (248, 73), (157, 143), (83, 83)])
+def test_a_rectangle_is_cropped_as_timm_crops_it(size: tuple[int, int]) -> None:
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    rounded = ResizeKeepRatio.get_params(image, (96, 128), 0.0)
+    resized = v2.functional.resize(image, rounded, v2.InterpolationMode.BICUBIC, antialias=True)
+    expected = v2.functional.center_crop(resized, [84, 112])
+    assert torch.equal(center_crop(image, (84, 112), 0.875), expected)
 
 
 def test_of_a_side_that_is_far_too_long_the_middle_is_seen() -> None:

@@ -49,6 +49,16 @@ def test_frozen_parts_have_no_gradients_to_compute() -> None:
     assert training_flops(network, IMAGE) == forward_flops(network, IMAGE)
 
 
+def test_counting_is_not_disturbed_by_anomaly_detection(recwarn: pytest.WarningsRecorder) -> None:
+    network = VisionTransformer(image_size=8, patch_size=4, dim=16, depth=1, heads=2, num_classes=3)
+    expected = training_flops(network, (3, 8, 8))
+    with torch.autograd.set_detect_anomaly(True):
+        recwarn.clear()  # that anomaly detection is on
+        assert training_flops(network, (3, 8, 8)) == expected
+        assert torch.is_anomaly_enabled()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_counting_leaves_a_network_as_it_was() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
     network(torch.zeros(2, *IMAGE))

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from vitlab.jobs.compose import CONF
-from vitlab.training.schedules import constant, reciprocal_sqrt, warmup_cosine, warmup_linear
+from vitlab.training.schedules import constant, count_warmup, reciprocal_sqrt, warmup_cosine, warmup_linear
 
 PEAK, STEPS = 0.4, 40
 
@@ -94,14 +94,33 @@ def test_constant_stays_at_the_peak() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_warmup_that_leaves_nothing_is_refused_by_name(name: str) -> None:
     rates(partial(ALL[name], warmup_steps=STEPS - 1), 1)
-    with pytest.raises(ValueError, match=r"schedule\.warmup_steps=40 leaves nothing of the 40 steps.*max_epochs"):
+    with pytest.raises(
+        ValueError, match=r"schedule\.warmup_steps=40 leaves .* 40 steps.*warmup_fraction=0.02.*max_epochs"
+    ):
         rates(partial(ALL[name], warmup_steps=STEPS), 1)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_warmup_of_a_fraction_follows_the_length_and_never_takes_all_of_it(name: str) -> None:
+    assert rates(partial(ALL[name], warmup_fraction=0.2)) == rates(partial(ALL[name], warmup_steps=8))
+    assert rates(partial(ALL[name], warmup_fraction=0.2, warmup_steps=5)) == rates(partial(ALL[name], warmup_steps=5))
+    assert rates(partial(ALL[name], warmup_fraction=0.99))[STEPS - 1] == pytest.approx(PEAK)
+    for total in (1, 2, 3):
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=PEAK)
+        assert ALL[name](optimizer, total, warmup_fraction=0.9).get_last_lr()[0] > 0, total
+
+
+def test_a_fraction_is_rounded_to_the_nearest_step() -> None:
+    assert [count_warmup(total, None, 0.02) for total in (1, 24, 26, 2520)] == [0, 0, 1, 50]
+    assert count_warmup(100, None, 0.29) == 29, "0.29 * 100 is less than 29 in binary"
+    assert count_warmup(10, 10, 0.02) == 10, "what was set stays"
+
+
 def test_a_cooldown_that_leaves_nothing_is_refused_as_well() -> None:
-    match = r"schedule\.warmup_steps=30 and schedule\.cooldown_steps=10 leave nothing of the 40 steps"
+    match = r"cooldown_steps=10 and a warm-up of 30 steps leave .* 40 steps.*at most schedule.cooldown_steps=9"
     with pytest.raises(ValueError, match=match):
         rates(partial(reciprocal_sqrt, warmup_steps=30, cooldown_steps=10), 1)
+    rates(partial(reciprocal_sqrt, warmup_steps=30, cooldown_steps=9), 1)
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "schedule").glob("*.yaml")), ids=lambda file: file.stem)
