@@ -52,10 +52,10 @@ def unreadable_overrides(overrides: list[str]) -> list[str]:
             remedy = f"Hydra says: {str(error).splitlines()[0]}"
             if not equals:
                 runs = f", and a run is resume={line} or run={line}" if "/" in line else ""
-                remedy = f"a setting has a value: KEY=VALUE{runs}"
+                remedy = f"a setting has a value: {'KEY' if runs else key}=VALUE{runs}"
             elif line.strip() == "=" or key != key.strip():
                 remedy = "leave out the spaces around =: KEY=VALUE"
-            elif is_readable(f"{key}='{value}'"):
+            elif not value.startswith(("[", "{")) and is_readable(f"{key}='{value}'"):
                 remedy = f"quote the value, for Hydra and for the shell: \"{key}='{value}'\""
             if value.startswith("[") and value.endswith("]") and "=" in value and not {"'", '"'} & set(value):
                 entries = ",".join(f"'{entry.strip()}'" for entry in value[1:-1].split(","))
@@ -140,8 +140,10 @@ def group_problems(override: Override, options: list[str], name: str, primary: s
 
 def option_hint(override: Override, option: str, options: list[str]) -> str:
     """What an option that doesn't exist may mean."""
+    if similar := suggest(option, options):
+        return similar
     hint = advice(f"{override.key_or_group}={option}")
-    return f"; {hint}" if hint else suggest(option, options)
+    return f"; {hint}" if hint else ""
 
 
 def option_problems(override: Override, options: list[str]) -> list[str]:

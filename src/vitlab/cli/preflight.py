@@ -80,11 +80,8 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
     of the run to resume.
     """
     flags, _ = arguments.parse_arguments(argv)
-    if flags.experimental_rerun:
-        remedy = "use resume=RUN, or RUN/config.yaml"
-        exit_with_problems(program, [f"--experimental-rerun reads a pickle, which may run code; {remedy}"])
     with initialize_hydra(flags):
-        if problems := arguments.searchpath_problems(flags.config_name or program.name):
+        if problems := unsafe_sources(program, flags):
             exit_with_problems(program, problems)
         try:
             request = parse(program, flags)
@@ -100,6 +97,14 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
             exit_with_problems(program, planned.problems)
         preload_job(request)
         return hydra_arguments(request, planned, argv)
+
+
+def unsafe_sources(program: Program, flags: Namespace) -> list[str]:
+    """Problems of what Hydra itself would read code or modules from."""
+    if flags.experimental_rerun:
+        remedy = "use resume=RUN, or RUN/config.yaml"
+        return [f"--experimental-rerun reads a pickle, which may run code; {remedy}"]
+    return arguments.searchpath_problems(flags.config_name or program.name)
 
 
 def parse(program: Program, flags: Namespace) -> Request:

@@ -9,7 +9,7 @@ GUESSES: tuple[tuple[str, str], ...] = (
     (r"(?:trainer\.)?(?:gpus|num_gpus|ngpus|nproc_per_node|devices|world_size)=(.*)", r"use trainer.devices=\1"),
     (r"(?:trainer\.)?(?:nodes|nnodes|num_nodes)=(.*)", r"use trainer.num_nodes=\1"),
     (r"(?:trainer\.)?(?:device|accelerator)=(.*)", r"use trainer.accelerator=\1"),
-    (r"(?:trainer\.)?(?:epochs?|num_epochs|n_epochs|max_epochs?)=(.*)", r"use trainer.max_epochs=\1"),
+    (r"(?:epochs?|num_epochs|n_epochs|max_epochs?)=(.*)", r"use trainer.max_epochs=\1"),
     (r"(?:trainer\.)?(?:steps|num_steps|max_steps|iters)=(.*)", r"use trainer.max_steps=\1"),
     (r"(?:trainer\.)?(?:fp16|half|amp)=.*", "use trainer.precision=16-mixed, or bf16-mixed"),
     (r"(?:trainer\.)?precision=(?:fp16|half|float16|amp)", "use trainer.precision=16-mixed"),

@@ -111,7 +111,7 @@ def call_problems(
                 lines += node_problems(f"{where}.{name}" if name else where, inner, supplied)
         elif key in named and (problem := value_problem(value, named[key].annotation)):
             line = f"{where}={format_value(value)}"
-            hint = advice(line)
+            hint = advice(line) if key == "precision" else None  # fp16, say
             lines.append(f"{line} {problem.partition('; did')[0]}; {hint}" if hint else f"{line} {problem}")
     given = {*arguments, *(supplied or {}).get(path, ())}
     for name, parameter in named.items():

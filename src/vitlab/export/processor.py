@@ -12,8 +12,10 @@ from vitlab.config.schema import Node
 from vitlab.data.dataset import center_crop
 from vitlab.export.checkpoint import ExportModel
 
-SIZES = ((101, 67), (67, 101), (83, 83), (129, 201), (200, 131), (57, 240), (241, 99), (75, 100), (150, 151))
-SIZES += ((333, 500), (375, 500), (500, 333))  # of photos
+SIZES = (
+    *((101, 67), (67, 101), (83, 83), (129, 201), (200, 131), (57, 240), (241, 99), (75, 100), (150, 151)),
+    *((333, 500), (375, 500), (500, 333)),  # of photos
+)
 ROUNDING = 2.0  # of 255: mean differences above it aren't those of rounding
 
 

@@ -167,9 +167,10 @@ def load_timm(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
 def load_transform(folder: Path) -> Callable[[Any], Tensor]:
     import timm
 
+    data: Any = timm.data  # untyped
     with muted_logs("timm"):
-        config = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}"))
-        transform: Callable[[Any], Tensor] = timm.data.create_transform(**config, is_training=False)
+        config = data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}"))
+        transform: Callable[[Any], Tensor] = data.create_transform(**config, is_training=False)
     return transform
 
 

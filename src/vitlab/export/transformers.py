@@ -183,7 +183,7 @@ def load_transformers(folder: Path, trained: ExportModel) -> Callable[[Tensor], 
 def load_processor(folder: Path) -> Callable[[Any], Tensor]:
     from transformers import AutoImageProcessor
 
-    processor: Any = AutoImageProcessor.from_pretrained(folder)
+    processor: Any = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
     return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
 
 

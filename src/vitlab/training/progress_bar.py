@@ -4,7 +4,7 @@ import time
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from rich.progress import Task
+from rich.progress import ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
@@ -33,7 +33,7 @@ class ProgressBar(RichProgressBar):
         # without rich's thread, which draws while the log is printed: lines of the log vanished, stale bars stayed
         self.progress.stop()
         self.progress.live.auto_refresh = False
-        *columns, metrics = self.progress.columns
+        *columns, metrics = (column for column in self.progress.columns if isinstance(column, ProgressColumn))
         for column in columns:
             column._table_column = Column(no_wrap=True)
         render = metrics.render

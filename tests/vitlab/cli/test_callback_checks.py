@@ -1,5 +1,7 @@
 """Callbacks that can't work are reported before the start."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from vitlab.cli.callback_checks import callback_problems
@@ -8,7 +10,7 @@ from vitlab.config.view import ConfigView
 LIGHTNING = "lightning.pytorch.callbacks"
 
 
-def problems(node: dict[str, object], precision: str = "32-true") -> list[str]:
+def problems(node: Mapping[str, object], precision: str = "32-true") -> list[str]:
     config = {"callbacks": {"mine": node}, "trainer": {"precision": precision}, "classifier": {"metrics": {"f1": {}}}}
     return list(callback_problems(ConfigView(config, set())))
 

@@ -77,7 +77,9 @@ def test_a_topic_is_a_group_a_node_or_a_setting(shown) -> None:  # type: ignore[
     assert shown("train", "batch_size").count("\n") == 2
     assert "dim=768 depth=12" in shown("train", "model/size")
     assert "Settings of callbacks.last" in shown("train", "callbacks")
-    assert "hydra.sweeper.n_trials: an int; value: 20" in shown("train", "hydra/sweeper", "hydra/sweeper=optuna")
+    assert "hydra.sweeper.n_trials: an int of at least 1; value: 20" in shown(
+        "train", "hydra/sweeper", "hydra/sweeper=optuna"
+    )
     assert "networks.sizes" in shown("benchmark", "networks")
 
 

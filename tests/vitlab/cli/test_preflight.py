@@ -92,7 +92,7 @@ TYPOS = {
     "data.num_worker=2": "data.num_worker=2: there is no such setting; did you mean 'num_workers'?",
     "data.augment.flpi=true": "data.augment.flpi=true: there is no such setting; did you mean 'flip'?",
     "optimizer.lrr=1": "optimizer.lrr=1: there is no such setting; did you mean 'lr'?",
-    "schedule.warmup=3": "schedule.warmup=3: there is no such setting; did you mean 'warmup_steps'?",
+    "schedule.warmup=3": "schedule.warmup=3: there is no such setting; use schedule.warmup_steps=3 (optimizer steps)",
     "trainer.max_epoch=2": "trainer.max_epoch=2: there is no such setting; did you mean 'max_epochs' or 'min_epochs'?",
     "logger.wandb.projekt=a": "logger.wandb.projekt=a: there is no such setting; did you mean 'project'?",
     "callbacks.best.monitr=a": "callbacks.best.monitr=a: there is no such setting; did you mean 'monitor'?",
@@ -106,7 +106,7 @@ WRONG_TYPES = {
     "data.drop_last=0": "data.drop_last=0 is not true or false",
     "data.augment.scale=[1.0]": "data.augment.scale=[1.0] is not a list of 2 (a number, a number)",
     "optimizer.lr=fast": "optimizer.lr=fast is not a number or Tensor",
-    "schedule.warmup_steps=1.5": "schedule.warmup_steps=1.5 is not an int",
+    "schedule.warmup_steps=1.5": "schedule.warmup_steps=1.5 is not an int or null",
     "trainer.max_epochs=ten": "trainer.max_epochs=ten is not an int or null",
     "logger.wandb.mode=onlin": "logger.wandb.mode=onlin is not one of 'auto', 'online', 'offline', 'disabled'; "
     "did you mean 'online' or 'offline'?",
@@ -221,7 +221,7 @@ def test_the_other_command_is_checked_too(tmp_path: Path, capsys: pytest.Capture
         with pytest.raises(SystemExit):
             cli_preflight.preflight(evaluate.main, [line])
         assert remedy in capsys.readouterr().err
-        (tmp_path / "config.yaml").touch()
+        (tmp_path / "config.yaml").write_text("seed: 0")
     (tmp_path / "checkpoints" / "best.ckpt").touch()
     argv = [f"run={tmp_path}", "split=val"]
     assert cli_preflight.preflight(evaluate.main, argv) == argv

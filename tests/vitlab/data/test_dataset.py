@@ -110,7 +110,7 @@ def test_the_center_crop_has_the_size_asked_for(size: tuple[int, int], image_siz
 @pytest.mark.parametrize("size", [(101, 67), (56, 95), (248, 73), (157, 143), (83, 83)])
 def test_a_rectangle_is_cropped_as_timm_crops_it(size: tuple[int, int]) -> None:
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-    rounded = ResizeKeepRatio.get_params(image, (96, 128), 0.0)
+    rounded = ResizeKeepRatio.get_params(image, (96, 128), 0.0)  # type: ignore[no-untyped-call]
     resized = v2.functional.resize(image, rounded, v2.InterpolationMode.BICUBIC, antialias=True)
     expected = v2.functional.center_crop(resized, [84, 112])
     assert torch.equal(center_crop(image, (84, 112), 0.875), expected)

@@ -39,7 +39,10 @@ def test_valid_evaluations_have_no_problems() -> None:
 @pytest.mark.parametrize(
     ("config", "problems"),
     [
-        ({**RUN, "run": "gone"}, ["run=gone is not a run folder: it has no config.yaml"]),
+        (
+            {**RUN, "run": "gone"},
+            ["run=gone is not a run folder: it has no config.yaml; run=last is the newest of runs/"],
+        ),
         (RUN, ["checkpoint=best: run/checkpoints has no best.ckpt; train it first"]),
         (
             {**RUN, "run": None},
@@ -72,4 +75,4 @@ def test_a_mistake_is_reported_with_value_knob_and_remedy(config: Node, problems
 def test_a_run_whose_configuration_cannot_be_read_is_a_problem(content: str) -> None:
     Path("run/config.yaml").write_text(content)
     (problem,) = checks.evaluation_problems(ConfigView({**RUN, "checkpoint": "last"}, set()))
-    assert problem.startswith("run=run: config.yaml ")
+    assert problem.startswith("run=run: run/config.yaml is damaged (")

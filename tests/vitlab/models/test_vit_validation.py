@@ -25,7 +25,10 @@ from vitlab.models.vit import VisionTransformer
             {"class_token": False},
             "pool='cls' reads a token that class_token=False leaves out; set class_token=True or pool='avg'",
         ),
-        ({"heads": 5}, "dim=768 is not a multiple of heads=5; the nearest are 765 and 770"),
+        (
+            {"heads": 5},
+            "dim=768 is not a multiple of heads=5; the nearest are 765 and 770, or use 1, 2, 3, 4, 6, 8 heads",
+        ),
         (
             {"dim": 10, "heads": 2, "pos_embed": "sincos2d"},
             "dim=10 is not a multiple of 4, which pos_embed='sincos2d' needs; the nearest are 8 and 12",

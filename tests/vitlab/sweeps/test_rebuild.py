@@ -23,7 +23,7 @@ def test_a_job_keeps_its_identity_its_folder_and_its_settings(tmp_path: Path) ->
     for seed in (0, 1):
         lines = [f"seed={seed}", f"trainer.devices={seed + 1}", "sweep=x", "logger=csv", "max_failures_per_job=3"]
         changed = {**config, "seed": seed, "trainer": {"devices": seed + 1}}
-        name, entries[name] = ledger.ledger_entry(tmp_path, changed, lines)  # type: ignore[has-type]
+        name, entries[name] = ledger.ledger_entry(tmp_path, changed, lines)
         write_job(tmp_path, str(entries[name]["folder"]), str(lines))
     found = rebuild_ledger(tmp_path)
     assert found["jobs"] == entries
