@@ -45,7 +45,8 @@ def textured_image(channels: int, height: int, width: int, *, seed: int) -> Tens
     areas = torch.rand(1, channels, 7, 9, generator=generator)
     smooth = v2.functional.resize(areas, [height, width], v2.InterpolationMode.BILINEAR)[0]
     noise = 0.15 * torch.randn(channels, height, width, generator=generator)
-    return ((smooth + noise).clamp(0, 1) * 255).to(torch.uint8)
+    pixels: Tensor = ((smooth + noise).clamp(0, 1) * 255).to(torch.uint8)
+    return pixels
 
 
 def evaluated_input(image: Tensor, trained: ExportModel) -> Tensor:
