@@ -113,16 +113,18 @@ class Classifier(LightningModule):
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss per image [B] for targets that are class indices [B] or probabilities [B, classes]."""
+        logits = at_least_float32(logits)
+        targets = targets.to(logits.dtype) if targets.is_floating_point() else targets
         if self.loss == "softmax":
             return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
         if not targets.is_floating_point():
-            targets = F.one_hot(targets, self.num_classes)
-        targets = targets.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+            targets = F.one_hot(targets, self.num_classes).to(logits.dtype)
+        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """A micro-batch's share of the mean loss over all images of the step (`loss_scale`)."""
-        losses = self.losses(at_least_float32(self(batch.images)), batch.targets)
+        losses = self.losses(self(batch.images), batch.targets)
         self.train_loss.update(losses.detach())
         return losses.sum() * loss_scale(batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
 

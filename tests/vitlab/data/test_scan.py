@@ -271,7 +271,7 @@ def link_to_listed(folder: Path) -> None:
 
 
 def missing(folder: Path) -> None:
-    listed(folder / "missing", f"data_dir={folder}/missing is no folder; set data_dir")
+    listed(folder / "missing", f"data_dir={folder}/missing is not a folder; set data_dir")
 
 
 def no_classes(folder: Path) -> None:

@@ -182,6 +182,14 @@ def class_names(folder: Path, classes: list[str] | None, expected: list[str] | N
     return names
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; one that leads nowhere is a bad file, for the scan to report."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def images_below(
     folder: str, *, linked: bool = False, above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[tuple[str, bool]]:
@@ -201,7 +209,7 @@ def images_below(
         raise ValueError(f"data_dir: {folder} is a link to a folder that contains it; remove the link")
     for entry in entries:
         by_link = linked or entry.is_symlink()
-        if entry.is_dir():
+        if is_folder(entry):
             yield from images_below(entry.path, linked=by_link, above=(*above, here))
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
             yield entry.path, by_link
