@@ -11,8 +11,6 @@ SAMPLE = [name for name in faults.FAULTS if not any(word in name for word in LON
 QUICK = (
     "SIGKILL, one process, with all random operations",
     "last checkpoint with a flipped bit",
-    "Ctrl-C",
-    "SIGTERM or SIGUSR1: preempted, requeued",
     "two processes in one run folder: the second refused",
 )
 

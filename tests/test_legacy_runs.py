@@ -23,6 +23,7 @@ def test_it_is_evaluated(run: Path, program: Callable[..., str]) -> None:
     assert results["val/correct"] == 28
 
 
+@pytest.mark.long
 def test_it_is_resumed_to_the_result_of_the_run_that_was_never_stopped(run: Path, program: Callable[..., str]) -> None:
     output = program("train", "resume=run", cwd=run.parent)
     results = json.loads((run / "results.json").read_text())

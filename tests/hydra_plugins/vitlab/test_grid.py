@@ -157,6 +157,7 @@ def test_a_grid_is_run_once_failed_jobs_are_retried_and_new_ones_added(
     assert folders == {"report"} | {f"seed_{job.choices['seed']}-{job.id}" for job in sweep().jobs}
 
 
+@pytest.mark.long
 def test_a_job_that_ended_by_time_is_resumed_by_the_next_command_and_not_by_this_one(
     run: Callable[..., int], here: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_signals_and_cancel_end_the_job_and_start_no_other(
     assert states() == {"0": ("finished", 4), "1": ("finished", 1)}
 
 
+@pytest.mark.long
 def test_two_processes_share_a_sweep_and_one_resumes_the_jobs_of_a_killed_one(
     start: Callable[..., "subprocess.Popen[str]"], run: Callable[..., int], here: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_the_picture_of_the_curves_is_tracked(twins: list[Path], tracked: Tracke
     assert file.read_bytes() == (twins[0] / "figures" / "curves.png").read_bytes()
 
 
+@pytest.mark.long
 def test_runs_one_after_the_other_in_one_process_are_two_each_with_its_true_end(apart: Path, tracked: Tracked) -> None:
     def run(name: str, value: float) -> None:
         with finish_wandb_run():

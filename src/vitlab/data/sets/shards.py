@@ -65,7 +65,8 @@ class ShardRows(Rows):
     def read(self, row: int) -> bytes:
         entry = self.entries[row]
         shard, size = int(entry["shard"]), int(entry["size"])
-        data = os.pread(self._open(shard).descriptor, size, int(entry["offset"]))
+        opened = self._open(shard)  # kept: another thread may take its place in the cache, which would close it
+        data = os.pread(opened.descriptor, size, int(entry["offset"]))
         if len(data) != size:
             raise InvalidImage(f"{self.shards[shard][0]} is truncated before the end of this image")
         if zlib.crc32(data) != entry["crc"]:

@@ -2,7 +2,9 @@
 
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,22 @@ def test_a_damaged_shard_is_named_with_the_image_when_it_is_read(packed: Packed,
     read_image(source.train.files[2])
     skipping = datamodule(copy, on_error="skip", max_skipped=0.05)
     assert sum(skipping.samples.values()) == 93, "data.on_error=skip leaves it out"
+
+
+def test_threads_read_while_files_are_closed_for_others(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.data.sets.shards.OPEN_FILES", 1)
+    files = shards(data_dir=str(packed())).train.files
+    assert files is not None
+    expected = [files[row].read() for row in range(len(files))]  # type: ignore[attr-defined]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            for _ in range(5):
+                read = pool.map(lambda row: files[row].read(), range(len(files)))  # type: ignore[attr-defined]
+                assert list(read) == expected
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize(
