@@ -482,7 +482,7 @@ def others(trial: Trial) -> None:
         ],
         2,
     ):
-        assert_refused(run, *settings, *changed, words=(word, "begin a new run"))
+        assert_refused(run, *settings, *changed, words=(word, "start a new"))
     finish(run, *settings)
     assert_same_run(expected, run)
 

@@ -546,7 +546,7 @@ def test_a_run_begins_from_anothers_weights_and_is_resumed_without_them(
     assert re.search(r"weights from source: best\.ckpt, timm's names.*float32", output)
     assert "patch_embed.proj.weight: 2x2 -> 4x4 pixels" in output
     assert "preprocessing of images: data.{mean=[0.30" in output
-    assert "as its run says" in output
+    assert "as in its run" in output
     assert config(tmp_path / "run")["model"]["depth"] == 1
     assert results(tmp_path / "run")["test/acc"] > results(source)["test/acc"] - 0.15, "it need not learn again"
     assert "config" in checkpoint(tmp_path / "run", "last")["vitlab"]
