@@ -19,10 +19,9 @@ from vitlab.config.printable import printable
 from vitlab.config.schema import Node
 from vitlab.distributed import environment
 from vitlab.distributed.signals import Outcome, StopRequested
-from vitlab.runs.folder import CONFIG, OVERRIDES, RESULTS, log, read_config, read_results
+from vitlab.runs.folder import CONFIG, RESULTS, log, read_config, read_overrides, read_results
 from vitlab.runs.lock import folder_lock
 from vitlab.storage.atomic import atomic_write
-from vitlab.storage.yaml_files import read_yaml
 
 
 @contextmanager
@@ -154,7 +153,7 @@ def provenance(run_dir: Path) -> Node:
     """The command, commit, versions and machine of a result."""
     from importlib import metadata
 
-    overrides = read_yaml(run_dir / OVERRIDES) if (run_dir / OVERRIDES).is_file() else []
+    overrides = read_overrides(run_dir)
     in_sweep = (run_dir / CONFIG).is_file() and read_config(run_dir).get("sweep")
     overrides = as_single_run(overrides) if in_sweep else [o for o in overrides if not o.startswith("sweep=")]
     packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "numpy")

@@ -59,9 +59,9 @@ class ProgressBar(RichProgressBar):
 
     def _remaining_time(self) -> str:
         """At the speed of the steps since the start, with the validations; empty before there are any."""
-        seconds, (since, step) = time.monotonic() - self._start[0], self._start
+        since, step = self._start
         done, total = self.trainer.global_step - step, self.trainer.estimated_stepping_batches
         if not since or done <= 0 or total == float("inf"):
             return ""
-        minutes = round(seconds / done * (total - self.trainer.global_step) / 60)
+        minutes = round((time.monotonic() - since) / done * (total - self.trainer.global_step) / 60)
         return f", {minutes // 60} h {minutes % 60} min left" if minutes >= 60 else f", {minutes} min left"

@@ -60,8 +60,8 @@ def image_folder(
             splits[name] = Split(None, torch.tensor(labels, dtype=torch.long), files)
             log.info("%s split: %s, %d images", name, folders[name], len(files))
     if "test" not in splits:
-        train, fraction = splits["train"], test_fraction
-        kept, out = stratified_split(train.labels, fraction, seed=0, knob="data.source.test_fraction")
+        train = splits["train"]
+        kept, out = stratified_split(train.labels, test_fraction, seed=0, knob="data.source.test_fraction")
         splits |= {"train": train.subset(kept), "test": train.subset(out)}
         log.info("%s has no test split: %d of %d images are held out", data_dir, len(out), len(out) + len(kept))
     parts: Any = splits  # of the arguments train, val and test
