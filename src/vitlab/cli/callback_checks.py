@@ -1,4 +1,4 @@
-"""Check the configured callbacks: those that can't work with vitlab's batches, and the scores they monitor."""
+"""Check the configured callbacks: those that a run needs, those that can't work here, and the scores they monitor."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,11 @@ from vitlab.config.objective import objectives
 from vitlab.config.schema import child_nodes, suggest
 from vitlab.config.view import ConfigView
 
+NEEDED = {
+    "vitlab.training.checkpoints.BestCheckpoint": "keeps the checkpoint that is tested",
+    "vitlab.training.checkpoints.LastCheckpoint": "keeps the checkpoint that a run is resumed from",
+    "vitlab.training.monitor.Monitor": "logs the training",
+}
 # Lightning's callbacks that change the size or number of batches: vitlab's batches follow from the step (data.sampler)
 REFUSED = {
     "BatchSizeFinder": "changes the batch size during training; python src/doctor.py finds the largest that fits",
@@ -13,6 +18,19 @@ REFUSED = {
     "GradientAccumulationScheduler": "changes the accumulation between epochs; set trainer.accumulate_grad_batches",
 }
 NARROW = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
+
+
+def group_problems(view: ConfigView) -> Iterator[str]:
+    """Callbacks that every run needs, and entries of `callbacks` and `logger` that are none."""
+    callbacks = view("callbacks", dict)
+    targets = [node["_target_"] for node in child_nodes(callbacks or {}).values()]
+    for needed, what in NEEDED.items():
+        if callbacks is not None and needed not in targets:
+            yield f"callbacks has no {needed}, which {what}; use callbacks=default and add to it"
+    for key, kind in (("logger", "logger"), ("callbacks", "callback")):
+        for name, inner in (view(key, dict) or {}).items():
+            if inner is not None and not child_nodes(inner):
+                yield f"{key}.{name} is no {kind}: it has no _target_; remove it, or complete it"
 
 
 def callback_problems(view: ConfigView) -> Iterator[str]:

@@ -41,11 +41,6 @@ TAKEN = {
     "classifier.optimizer": "use the group optimizer",
     "classifier.schedule": "use the group schedule",
 }
-NEEDED = {
-    "vitlab.training.checkpoints.BestCheckpoint": "keeps the checkpoint that is tested",
-    "vitlab.training.checkpoints.LastCheckpoint": "keeps the checkpoint that a run is resumed from",
-    "vitlab.training.monitor.Monitor": "logs the training",
-}
 LONGEST_NAME = 255  # bytes, on the usual file systems
 
 
@@ -136,18 +131,6 @@ def optimizer_problems(view: ConfigView) -> Iterator[str]:
         yield f"optimizer.weight_decay={format_value(decay)} must be 0 or more"
 
 
-def callback_problems(view: ConfigView) -> Iterator[str]:
-    callbacks = view("callbacks", dict)
-    targets = [node["_target_"] for node in child_nodes(callbacks or {}).values()]
-    for needed, what in NEEDED.items():
-        if callbacks is not None and needed not in targets:
-            yield f"callbacks has no {needed}, which {what}; use callbacks=default and add to it"
-    for key, kind in (("logger", "logger"), ("callbacks", "callback")):
-        for name, inner in (view(key, dict) or {}).items():
-            if inner is not None and not child_nodes(inner):
-                yield f"{key}.{name} is no {kind}: it has no _target_; remove it, or complete it"
-
-
 def root_problems(view: ConfigView) -> Iterator[str]:
     objective, folder = view("objective", str), view("data_dir", str)
     metrics = metric_nodes(view.config)
@@ -195,7 +178,7 @@ RULES: tuple[Rule, ...] = (
     trainer_checks.schedule_problems,
     name_problems,
     optimizer_problems,
-    callback_problems,
+    callback_checks.group_problems,
     callback_checks.callback_problems,
     root_problems,
 )
