@@ -126,7 +126,7 @@ def job_status(folder: Path, *, locked_here: bool = False) -> Status:
     """Return a job's status, `interrupted` if it was killed. With `locked_here`, the caller holds its lock."""
     try:
         running = not locked_here and lock.is_locked(folder)
-    except (OSError, NotImplementedError):  # no locks or no permission here: trust the record
+    except OSError:  # no locks or no permission here: trust the record
         running = read_results(folder).get("status") == "running"
     if running:
         return "running"

@@ -1,5 +1,6 @@
 """One process at a time trains in a run folder."""
 
+import fcntl
 import json
 import os
 import platform
@@ -84,3 +85,15 @@ def test_what_a_killed_run_leaves_for_a_moment_is_waited_for(tmp_path: Path, own
     atomic.atomic_write(tmp_path / RESULTS, json.dumps(dead))
     threading.Timer(0.5, process.kill).start()
     assert not lock.is_held(tmp_path), "the process that is recorded is dead: what holds the lock will go as well"
+
+
+def test_processes_that_look_at_the_same_time_do_not_see_each_other(tmp_path: Path) -> None:
+    with lock.run_lock(tmp_path, "job"):
+        pass
+    file = tmp_path / lock.LOCKS["job"]
+    file.touch()  # filelock may remove it
+    with file.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert not lock.is_locked(tmp_path)
+    with lock.run_lock(tmp_path, "job"):
+        assert lock.is_locked(tmp_path)
