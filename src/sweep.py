@@ -49,7 +49,7 @@ def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
     else:
         running = ledger.cancel_sweep(state)
         print(f"{state.name} is cancelled: {running} running job{'s' * (running != 1)} will save and end, none starts;")
-        print(f"to continue it, remove {state.folder / ledger.CANCELLED} and run: {state.command}")
+        print(f"to continue it, run: {state.command}")
     return {}
 
 

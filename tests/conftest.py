@@ -98,6 +98,18 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
     return make
 
 
+@pytest.fixture
+def slurm_programs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with programs of SLURM's names that do nothing, the only ones of these names in PATH."""
+    folder = tmp_path_factory.mktemp("slurm")
+    for name in ("sbatch", "srun"):
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    others = [path for path in os.environ["PATH"].split(os.pathsep) if not Path(path, "srun").exists()]
+    monkeypatch.setenv("PATH", os.pathsep.join([str(folder), *others]))
+    return folder
+
+
 # ------------------------------------------------------------------------------------- the programs, as users run them
 
 SRC = CONF.parent / "src"

@@ -171,6 +171,7 @@ def test_the_commands_of_the_pages_are_found() -> None:
     assert sorted(commands(text)) == [("", "a", "b"), ("", "c"), ("", "export", "y=a b"), ("", "train", "x=1")]
 
 
+@pytest.mark.usefixtures("slurm_programs")
 @pytest.mark.parametrize("shown", SHOWN, ids=[f"{SHOWN[shown]}: {' '.join(shown).strip()}" for shown in SHOWN])
 def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
     shown: tuple[str, ...],

@@ -99,7 +99,7 @@ def test_cancel_marks_the_sweep_and_says_how_to_continue_it(
         run("cancel", "sweep=mine")
     assert capsys.readouterr().out == (
         "mine is cancelled: 1 running job will save and end, none starts;\n"
-        f"to continue it, remove {mine / 'cancelled'} and run: python a -m\n"
+        "to continue it, run: python a -m\n"
     )
     assert ledger.cancelled_problem(mine)
 

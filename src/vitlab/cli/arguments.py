@@ -35,6 +35,8 @@ def plain_arguments(argv: list[str]) -> list[str]:
     from hydra._internal.utils import get_args_parser
 
     line = without_dashes(argv, set(get_args_parser()._option_string_actions))
+    flags = [word for word in line if word in ("-m", "--multirun")]  # argparse accepts it at the ends alone
+    line = [*flags, *(word for word in line if word not in flags)]
     newest = {f"{key}=last": key for key in ("run", "resume")}
     if not newest.keys() & set(line) or (run := newest_run(Path("runs"))) is None:
         return line

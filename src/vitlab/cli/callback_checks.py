@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from vitlab.config.definitions import is_kind_of
 from vitlab.config.objective import objectives
 from vitlab.config.schema import child_nodes, suggest
 from vitlab.config.view import ConfigView
@@ -11,12 +12,21 @@ NEEDED = {
     "vitlab.training.checkpoints.LastCheckpoint": "keeps the checkpoint that a run is resumed from",
     "vitlab.training.monitor.Monitor": "logs the training",
 }
-# Lightning's callbacks that change the size or number of batches: vitlab's batches follow from the step (data.sampler)
+# Lightning's callbacks that change the size or number of batches (vitlab's follow from the step: data.sampler), the
+# optimizer's rates, or modules that the network doesn't have or calls otherwise
 REFUSED = {
     "BatchSizeFinder": "changes the batch size during training; python src/doctor.py finds the largest that fits",
     "LearningRateFinder": "trains before training; sweep the rate: -m optimizer.lr=0.0003,0.001,0.003",
     "GradientAccumulationScheduler": "changes the accumulation between epochs; set trainer.accumulate_grad_batches",
+    "StochasticWeightAveraging": "replaces the rates of the schedule; use callbacks=ema",
+    "BackboneFinetuning": "trains a module called backbone, and the network has none; set classifier.freeze",
+    "ModelPruning": "prunes by hooks that the network doesn't call; prune an exported network",
 }
+MONITORS = (  # and what is derived from them
+    "lightning.pytorch.callbacks.early_stopping.EarlyStopping",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+)
+CALLBACK_METRICS = ("val/correct", "val/count", "epoch", "step")  # what may be monitored, next to the objectives
 NARROW = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 
 
@@ -35,13 +45,14 @@ def group_problems(view: ConfigView) -> Iterator[str]:
 
 def callback_problems(view: ConfigView) -> Iterator[str]:
     metrics, precision = view("classifier.metrics", dict) or {}, view("trainer.precision", str)
-    scores = [*objectives(metrics), "val/correct"]
+    scores = [*objectives(metrics), *CALLBACK_METRICS]
     for key, node in child_nodes(view("callbacks", dict) or {}).items():
         kind = str(node["_target_"]).rpartition(".")[2]
         monitor = node.get("monitor")
         if kind in REFUSED:
             yield f"callbacks.{key}: {kind} {REFUSED[kind]}, and leave callbacks.{key} out"
-        if kind == "EarlyStopping" and isinstance(monitor, str) and monitor not in scores:
+        known = [*scores, view.config.get("objective")]  # which has its own check
+        if isinstance(monitor, str) and monitor not in known and is_kind_of(str(node["_target_"]), MONITORS):
             there = f"{suggest(monitor, scores)} (of {', '.join(scores)})"
             yield f"callbacks.{key}.monitor={monitor}: no validation measures it{there}"
         if kind == "WeightAveraging" and precision in NARROW:

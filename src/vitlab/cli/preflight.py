@@ -241,7 +241,7 @@ def plan_sweep(request: Request, cfg: DictConfig, config: Node) -> Plan:
         why = "a sweep finds its jobs again by the names of their folders"
         return Plan([], [f"hydra.sweep.subdir can't be set: {why}"])
     name, folder = sweep_name(request, cfg, config)
-    cancelled = ledger.cancelled_problem(folder)
+    cancelled = ledger.reopen_problem(folder)
     return Plan([f"sweep={name}"] if config["sweep"] is None else [], [cancelled] if cancelled else [])
 
 

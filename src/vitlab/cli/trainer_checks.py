@@ -21,6 +21,7 @@ STRATEGIES = (
     *(f"deepspeed{stage}" for stage in ("", "_stage_1", "_stage_2", "_stage_2_offload", "_stage_3")),
     *("deepspeed_stage_3_offload", "deepspeed_stage_3_offload_nvme"),
 )
+SHARES = ("overfit_batches", "val_check_interval", *(f"limit_{x}_batches" for x in ("train", "val", "test", "predict")))
 AT_LEAST_1 = ("accumulate_grad_batches", "num_nodes", "log_every_n_steps", "check_val_every_n_epoch")
 
 
@@ -38,12 +39,19 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
         value = view(f"trainer.{key}", int)
         if value is not None and value < 1:
             yield f"trainer.{key}={value} must be at least 1"
+    for key in SHARES:
+        value = view(f"trainer.{key}")
+        if isinstance(value, float) and not 0 <= value <= 1:
+            yield f"trainer.{key}={value} is a share from 0.0 to 1.0; a number of batches has no decimal point"
     epochs, steps = view("trainer.max_epochs", int), view("trainer.max_steps", int)
     for key, value in (("max_epochs", epochs), ("max_steps", steps)):
         if value is not None and value < 1 and value != -1:
             yield f"trainer.{key}={value} must be at least 1, or -1 for no limit"
     if epochs == steps == -1:
         yield "trainer.max_epochs=-1 and trainer.max_steps=-1 set no end, which the schedule needs; set one of them"
+    duration = view("trainer.max_time", str)
+    if duration is not None and not re.fullmatch(r"\d+(:\d\d){3}", duration):
+        yield f"trainer.max_time={duration} is no duration; write days:hours:minutes:seconds, such as 00:02:30:00"
     if view("trainer.use_distributed_sampler", bool):
         yield "trainer.use_distributed_sampler=true would divide the data twice, after vitlab's samplers; use false"
     if view("trainer.barebones", bool):
@@ -107,7 +115,10 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
         accumulate = view("trainer.accumulate_grad_batches", int) or 1
         if (limit := view("trainer.limit_train_batches", float)) is not None:
             batches = per_epoch * accumulate
-            per_epoch = math.ceil(min(batches, limit if isinstance(limit, int) else batches * limit) / accumulate)
+            if (most := min(batches, limit) if isinstance(limit, int) else int(batches * limit)) < 1 <= batches:
+                remedy = "raise it, or leave it out"
+                yield f"trainer.limit_train_batches={limit} of the {batches} batches of an epoch is none; {remedy}"
+            per_epoch = math.ceil(most / accumulate)
         total = min(total, epochs * per_epoch)
         interval, every = view("trainer.val_check_interval"), view("trainer.check_val_every_n_epoch", int)
         if isinstance(interval, int) and every is not None and interval > per_epoch * accumulate:

@@ -1,7 +1,7 @@
 """The ledger of a sweep: its jobs and their states.
 
 SWEEP/sweep.json       the command, the keys that vary, the objectives, and the jobs that are planned or were started
-SWEEP/cancelled        exists once the sweep was cancelled: no further job starts
+SWEEP/cancelled        exists once the sweep was cancelled: no further job starts until its command is given again
 SWEEP/JOB/job.json     the starts of the job, with the errors of those that failed
 SWEEP/JOB/...          its run folder (vitlab.runs.folder): results.json has its status, a lock shows that it is running
 
@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 from vitlab.config import objective, paths
 from vitlab.config.overrides import fixed_settings, swept_keys
 from vitlab.config.schema import Node, suggest
+from vitlab.distributed import environment
 from vitlab.jobs import identity
 from vitlab.runs import lock
 from vitlab.runs.folder import UnreadableRun, read_config, read_results
@@ -230,7 +231,17 @@ def cancelled_problem(folder: Path) -> str | None:
         by = file.read_text().strip()
     except FileNotFoundError:
         return None
-    return f"sweep={folder.name} was cancelled ({by}); remove {file} to continue it"
+    return f"sweep={folder.name} was cancelled ({by}); the same command resumes it"
+
+
+def reopen_problem(folder: Path) -> str | None:
+    """Return why a command can't resume a cancelled sweep, else None: a job still runs, or a cluster repeats it."""
+    cancelled = cancelled_problem(folder)
+    if cancelled is None or environment.is_restart(os.environ):
+        return cancelled
+    jobs = read_head(folder, warn=False).get("jobs", {}).values()
+    running = [entry["folder"] for entry in jobs if job_status(folder / entry["folder"]) == "running"]
+    return f"{cancelled} once {', '.join(running)} has ended" if running else None
 
 
 class RecordSweep(Callback):
@@ -238,6 +249,9 @@ class RecordSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         hydra = config.hydra
+        if cancelled := cancelled_problem(Path(hydra.sweep.dir)):
+            (Path(hydra.sweep.dir) / CANCELLED).unlink(missing_ok=True)
+            log.info("%s: it is resumed", cancelled.partition(";")[0])
         params = hydra.sweeper.get("params") or hydra.sweeper.get("search_space") or {}
         names = [config.objective] if isinstance(config.objective, str) else list(config.objective)
         varies, objectives = swept_keys(hydra.overrides.task, params), {n: objective.direction(n) for n in names}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from vitlab.cli.callback_checks import callback_problems
+from vitlab.cli.callback_checks import REFUSED, callback_problems
 from vitlab.config.view import ConfigView
 
 LIGHTNING = "lightning.pytorch.callbacks"
@@ -15,18 +15,25 @@ def problems(node: Mapping[str, object], precision: str = "32-true") -> list[str
     return list(callback_problems(ConfigView(config, set())))
 
 
-@pytest.mark.parametrize("kind", ["BatchSizeFinder", "LearningRateFinder", "GradientAccumulationScheduler"])
-def test_callbacks_that_change_batches_are_refused(kind: str) -> None:
+@pytest.mark.parametrize("kind", [*REFUSED])
+def test_callbacks_that_change_batches_rates_or_modules_are_refused(kind: str) -> None:
     (line,) = problems({"_target_": f"{LIGHTNING}.{kind}"})
     assert line.startswith(f"callbacks.mine: {kind} ")
     assert line.endswith("leave callbacks.mine out")
 
 
-def test_a_score_that_nothing_measures_is_refused() -> None:
-    (line,) = problems({"_target_": f"{LIGHTNING}.EarlyStopping", "monitor": "val/los"})
+@pytest.mark.parametrize(
+    "target", [f"{LIGHTNING}.EarlyStopping", f"{LIGHTNING}.ModelCheckpoint", "vitlab.training.checkpoints.BestCheckpoint"]
+)
+def test_a_score_that_nothing_measures_is_refused(target: str) -> None:
+    (line,) = problems({"_target_": target, "monitor": "val/los"})
     assert line.startswith("callbacks.mine.monitor=val/los: no validation measures it; did you mean 'val/loss'")
-    for monitor in ("val/acc", "val/f1"):
-        assert problems({"_target_": f"{LIGHTNING}.EarlyStopping", "monitor": monitor}) == []
+    for monitor in ("val/acc", "val/f1", "epoch", None):
+        assert problems({"_target_": target, "monitor": monitor}) == []
+
+
+def test_a_callback_of_ones_own_may_monitor_anything() -> None:
+    assert problems({"_target_": "vitlab.training.monitor.Monitor", "monitor": "anything"}) == []
 
 
 def test_an_average_of_16_bits_is_refused() -> None:

@@ -140,7 +140,7 @@ ONE_LINE: list[tuple[list[str], str]] = [
     ([WARMUP, "trainer.max_epochs=2"], "leaves nothing of the 42 steps"),
     ([WARMUP, "trainer.max_epochs=2", "data.drop_last=true"], "leaves nothing of the 40 steps"),
     ([WARMUP, "trainer.max_epochs=5", "++trainer.limit_train_batches=10"], "leaves nothing of the 50 steps"),
-    ([WARMUP, "trainer.max_epochs=4", "++trainer.limit_train_batches=0.5"], "leaves nothing of the 44 steps"),
+    ([WARMUP, "trainer.max_epochs=4", "++trainer.limit_train_batches=0.5"], "leaves nothing of the 40 steps"),
     (
         [WARMUP, "trainer.max_epochs=2", "trainer.accumulate_grad_batches=4", "++trainer.limit_train_batches=10"],
         "leaves nothing of the 6 steps",

@@ -311,14 +311,17 @@ def test_what_is_wrong_with_a_sweep_is_told(refused: Preflight, argv: list[str],
     assert found.startswith(line)
 
 
-def test_a_cancelled_sweep_isnt_gone_on_with_unasked(preflight: Preflight, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cluster_does_not_resume_a_cancelled_sweep_and_a_user_does(
+    preflight: Preflight, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = ledger.SWEEPS / "mine"
     ledger.write_sweep(folder, command="", varies=[], objectives={})
     ledger.cancel_sweep(ledger.read_sweep(folder))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with pytest.raises(SystemExit):
         preflight("-m", "sweep=mine")
-    assert "remove runs/sweeps/mine/cancelled to continue it" in capsys.readouterr().err
-    (folder / ledger.CANCELLED).unlink()
+    assert "sweep=mine was cancelled" in capsys.readouterr().err
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
     assert preflight("-m", "sweep=mine")
 
 

@@ -21,6 +21,27 @@ def test_the_names_are_those_that_lightning_registers() -> None:
     assert {*STRATEGIES} == {*StrategyRegistry.available_strategies(), "auto"}
 
 
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("limit_train_batches=0.01", "0.01 of the 21 batches of an epoch is none; raise it, or leave it out"),
+        ("limit_train_batches=0", "0 of the 21 batches of an epoch is none; raise it, or leave it out"),
+        ("val_check_interval=1.5", "1.5 is a share from 0.0 to 1.0; a number of batches has no decimal point"),
+        ("limit_val_batches=-0.5", "-0.5 is a share from 0.0 to 1.0; a number of batches has no decimal point"),
+        ("val_check_interval=22", "22 is above the 21 batches of an epoch; lower it, or count over epochs with "),
+        ("max_time=2h", "2h is no duration; write days:hours:minutes:seconds, such as 00:02:30:00"),
+    ],
+)
+def test_parts_of_an_epoch_and_times_that_mean_nothing_are_reported(found: Found, setting: str, problem: str) -> None:
+    (line,) = found(f"++trainer.{setting}")
+    assert line.startswith(f"trainer.{setting.partition('=')[0]}={problem}")
+
+
+@pytest.mark.parametrize("setting", ["val_check_interval=0.5", "limit_val_batches=0", "max_time=00:02:30:00"])
+def test_parts_of_an_epoch_and_times_that_can_be_are_not(found: Found, setting: str) -> None:
+    assert found(f"++trainer.{setting}") == []
+
+
 def test_devices_are_counted_against_the_gpus_that_are_there(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
     # the one thing that can't be had here at will is a machine with two GPUs
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -152,8 +152,25 @@ def test_a_cancelled_sweep_is_marked_by_whom_and_counts_what_it_stops(sweep: Pat
     problem = ledger.cancelled_problem(sweep)
     assert problem is not None
     assert problem.startswith("sweep=mine was cancelled (")
-    assert problem.endswith(f"); remove {sweep / 'cancelled'} to continue it")
-    (sweep / "cancelled").unlink()
+    assert problem.endswith("); the same command resumes it")
+
+
+def test_a_command_reopens_a_cancelled_sweep_once_no_job_runs_and_unless_a_cluster_repeats_it(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ledger.reopen_problem(sweep) is None
+    ledger.cancel_sweep(ledger.read_sweep(sweep))
+    with lock.run_lock(sweep / "lr_0.1-seed_1", "job"):
+        assert str(ledger.reopen_problem(sweep)).endswith("the same command resumes it once lr_0.1-seed_1 has ended")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert ledger.reopen_problem(sweep) == ledger.cancelled_problem(sweep) is not None
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    assert ledger.reopen_problem(sweep) is None
+    hydra = {"sweep": {"dir": str(sweep)}, "sweeper": {}, "overrides": {"task": ["lr=0.1,0.2"]}}
+    with caplog.at_level("INFO"):
+        ledger.RecordSweep().on_multirun_start(OmegaConf.create({"objective": "val/loss", "hydra": hydra}))
+    assert "sweep=mine was cancelled (" in caplog.text
+    assert "): it is resumed\n" in caplog.text
     assert ledger.cancelled_problem(sweep) is None
 
 

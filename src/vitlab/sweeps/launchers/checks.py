@@ -1,6 +1,7 @@
 """Check the choice of a launcher (`hydra/launcher=...`) and its settings."""
 
 from importlib.util import find_spec
+from shutil import which
 from typing import Any
 
 from vitlab.config.schema import format_value, node_problems
@@ -33,6 +34,10 @@ def problems(node: Any, *, sweep: bool) -> tuple[list[str], bool]:
     if package and find_spec(package) is None:
         option = name.removesuffix("Launcher").lower()
         lines.append(f"hydra/launcher={option} is not installed: pip install {package}")
+    absent = [program for program in ("sbatch", "srun") if which(program) is None]
+    if name == "SlurmLauncher" and node.get("cluster", "slurm") == "slurm" and absent:
+        remedy = "start the sweep on a login node, or use hydra/launcher=local (hydra.launcher.cluster=local to try it)"
+        lines.append(f"hydra/launcher=slurm: this machine has no {' and no '.join(absent)}; {remedy}")
     if target.startswith(f"{OURS}."):
         lines += node_problems("hydra.launcher", node)
     return lines, package is not None

@@ -1,5 +1,6 @@
 """The choice of a launcher is checked before anything starts, with what to install."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,11 @@ from vitlab.config.signatures import defaults
 from vitlab.sweeps.launchers import checks
 
 LOCAL, SLURM, RAY = (f"{checks.OURS}.{kind}Launcher" for kind in ("Local", "Slurm", "Ray"))
+
+
+@pytest.fixture(autouse=True)
+def programs(slurm_programs: Path) -> Path:
+    return slurm_programs
 
 
 def node(target: str, **settings: Any) -> Node:
@@ -39,6 +45,14 @@ def test_hydras_own_launcher_is_for_runs_and_sweeps() -> None:
 )
 def test_a_wrong_setting_is_reported(launcher: Any, sweep: bool, problem: str) -> None:
     assert checks.problems(launcher, sweep=sweep)[0] == [problem]
+
+
+def test_slurm_without_its_programs_is_reported(programs: Path) -> None:
+    for name, absent in (("srun", "no srun"), ("sbatch", "no sbatch and no srun")):
+        (programs / name).unlink()
+        (line,) = checks.problems(node(SLURM), sweep=True)[0]
+        assert line.startswith(f"hydra/launcher=slurm: this machine has {absent}; start the sweep on a login node")
+        assert checks.problems(node(SLURM, cluster="local"), sweep=True)[0] == []
 
 
 def test_a_missing_package_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
