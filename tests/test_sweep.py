@@ -98,8 +98,7 @@ def test_cancel_marks_the_sweep_and_says_how_to_continue_it(
     with lock.run_lock(mine / "seed_1", "job"):
         run("cancel", "sweep=mine")
     assert capsys.readouterr().out == (
-        "mine is cancelled: 1 running job will save and end, none starts;\n"
-        "to continue it, run: python a -m\n"
+        "mine is cancelled: 1 running job will save and end, none starts;\nto continue it, run: python a -m\n"
     )
     assert ledger.cancelled_problem(mine)
 

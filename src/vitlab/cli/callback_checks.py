@@ -26,6 +26,7 @@ MONITORS = (  # and what is derived from them
     "lightning.pytorch.callbacks.early_stopping.EarlyStopping",
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
 )
+BARS = ("lightning.pytorch.callbacks.progress.progress_bar.ProgressBar",)
 CALLBACK_METRICS = ("val/correct", "val/count", "epoch", "step")  # what may be monitored, next to the objectives
 NARROW = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 
@@ -37,6 +38,11 @@ def group_problems(view: ConfigView) -> Iterator[str]:
     for needed, what in NEEDED.items():
         if callbacks is not None and needed not in targets:
             yield f"callbacks has no {needed}, which {what}; use callbacks=default and add to it"
+    bars = [
+        f"callbacks.{key}" for key, node in child_nodes(callbacks or {}).items() if is_kind_of(node["_target_"], BARS)
+    ]
+    if len(bars) > 1:
+        yield f"{' and '.join(bars)} are progress bars, and a run has one; set {bars[0]}=null"
     for key, kind in (("logger", "logger"), ("callbacks", "callback")):
         for name, inner in (view(key, dict) or {}).items():
             if inner is not None and not child_nodes(inner):

@@ -62,7 +62,8 @@ class Command(Program):
             if not asks:
                 from vitlab.cli.preflight import preflight
 
-                sys.argv[1:] = preflight(self, sys.argv[1:])
+                with imports.print_if_slow(f"{self.name}: checking the configuration"):
+                    sys.argv[1:] = preflight(self, sys.argv[1:])
 
         def job(cfg: DictConfig) -> float | None:
             return run_job(self, cfg)
@@ -81,6 +82,7 @@ class Command(Program):
             launch.exit_with_parent(int(parent))
         config = folder.read_config(run_dir)
         with imports.pause_gc():
+            imports.print_importing(self.name)
             imports.preload(config)
         run_here(self.name, self.run, run_dir, config)
 
@@ -88,6 +90,7 @@ class Command(Program):
         """Call the function in a process of a job, which ends if the job's sweep is canceled."""
         from vitlab.sweeps import claim
 
+        imports.print_importing(self.name)
         with claim.watch_for_cancel(Path(config["run_dir"]), config):
             return self.function(**config)
 

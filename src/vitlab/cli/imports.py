@@ -7,11 +7,14 @@ imported modules: so wandb is imported first, while these are few.
 
 import gc
 import importlib
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from vitlab.config.schema import Node, child_nodes
+from vitlab.distributed import environment
 
 WANDB = "vitlab.runs.wandb.wandb_logger"
 # the second is imported by `wandb.init` in every run
@@ -30,6 +33,24 @@ def pause_gc() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@contextmanager
+def print_if_slow(line: str, seconds: float = 0.5) -> Iterator[None]:
+    """Print a line if the block takes longer than so many seconds."""
+    timer = threading.Timer(seconds, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def print_importing(name: str) -> None:
+    """Print a line before the imports that take a command several seconds, in its first process."""
+    if "torch" not in sys.modules and environment.rank(os.environ) == 0:
+        print(f"{name}: importing torch and Lightning", file=sys.stderr, flush=True)
 
 
 def preload(config: Node) -> None:

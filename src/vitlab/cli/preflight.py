@@ -272,7 +272,8 @@ def hydra_arguments(request: Request, planned: Plan, argv: list[str]) -> list[st
 def preload_job(request: Request) -> None:
     """Import what a run in this process needs."""
     cfg = compose(request.primary, request.single)
-    if not is_multirun(request, cfg) and OmegaConf.select(cfg, "trainer.devices") in (None, 1):
+    if not is_multirun(request, cfg) and cfg.get("trainer") and cfg.trainer.get("devices") in (None, 1):
+        imports.print_importing(request.program.name)
         imports.preload({key: OmegaConf.to_container(cfg[key]) for key in ("logger", "trainer") if cfg.get(key)})
 
 

@@ -128,7 +128,7 @@ def share_file(file: Path, rank: int) -> Path:
 def merge_shares(file: Path, ranks: int, count: int, *, in_blocks: bool = False) -> None:
     """Merge the ranks' shares, whose images are those of `eval_share`, into one file."""
     parts = [torch.load(share_file(file, rank), weights_only=True, mmap=True) for rank in range(ranks)]
-    rows = torch.empty(count, parts[0].shape[1])
+    rows = torch.empty(count, next(part for part in parts if len(part)).shape[1])
     for rank, part in enumerate(parts):
         if len(part):
             rows[list(eval_share(count, rank, ranks, in_blocks=in_blocks))] = part

@@ -24,6 +24,8 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
     if environment.launched_externally(os.environ) or not (several or sweep or restarts):
         run_here(name, function, run_dir, config)
         return
+    if ranks > 1:
+        print(f"{name}: starting {ranks} processes", file=sys.stderr, flush=True)
     try:
         launch.run_ranks(entry, run_dir, ranks, max_restarts=restarts)
     except StopRequested as stop:

@@ -70,6 +70,8 @@ def wandb_logger(
         options: dict[str, Any] = {"entity": entity, "group": group, "job_type": job_type, "name": name, "notes": notes}
         options |= {"tags": [*(tags or []), *short], "config": config if choices else {}, "settings": settings}
         options |= {"project": project, "dir": run_dir, "id": run_id(Path(run_dir))}
+        if actual == "online":
+            log.info("wandb: connecting")
         try:
             run = wandb.init(mode=actual, resume="allow" if actual == "online" else None, **options)
         except wandb.errors.CommError as error:

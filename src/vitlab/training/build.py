@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.loggers import Logger
 from torch import nn
 from torchmetrics import Metric
@@ -22,6 +23,7 @@ from vitlab.training.checkpoint_files import AtomicFiles
 from vitlab.training.checkpoints import BestCheckpoint, LastCheckpoint
 from vitlab.training.classifier import Classifier, logged_scores
 from vitlab.training.monitor import Monitor
+from vitlab.training.progress_bar import ProgressBar
 from vitlab.weights import load
 
 IGNORED_WARNINGS = (
@@ -32,11 +34,14 @@ IGNORED_WARNINGS = (
     "LeafSpec.* is deprecated",  # lightning 2.6 under torch 2.14 and later
 )
 
+MUCH_LARGER = 8  # times; 32-pixel images are often enlarged to 224 to fine-tune
+
 log = logging.getLogger(__name__)
 
 
 def build_data(node: Node) -> DataModule:
     """The data module after its setup, with the channels and classes for the model."""
+    log.info("loading the data: %s", node["source"]["_target_"].rpartition(".")[2])
     datamodule: DataModule = build_object(node)
     datamodule.setup()
     return datamodule
@@ -119,7 +124,9 @@ def build_trainer(
     loggers += [build_object(inner) for inner in (logger or {}).values() if inner]
     built = [build_object(inner) for inner in (callbacks or {}).values() if inner]
     if not node.get("enable_progress_bar", True):
-        built = [callback for callback in built if not isinstance(callback, ProgressBar)]
+        built = [callback for callback in built if not isinstance(callback, LightningBar)]
+    elif not any(isinstance(callback, LightningBar) for callback in built):
+        built.append(ProgressBar())
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{message}")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):  # see log_run_description
@@ -157,6 +164,12 @@ def log_run_description(
     if free < needed:
         place = f"{run.default_root_dir} has {free / 1e9:.1f} GB free"
         log.warning("%s, and its checkpoints take about %.1f GB; make room, or set hydra.run.dir", place, needed / 1e9)
+    size, native = max(datamodule.image_size), datamodule.source.native_size
+    if native and size >= MUCH_LARGER * native:
+        remedy = f"image_size={native} with a smaller patch is faster, and larger images are another data set"
+        log.warning(
+            "image_size=%d enlarges images of %d x %d pixels %g times; %s", size, native, native, size / native, remedy
+        )
     for logger in run.loggers:
         logger.log_hyperparams(config)
 

@@ -1,16 +1,26 @@
-"""The progress bar."""
+"""The progress of a run: a bar in a terminal, lines in a pipe or a file."""
 
+import logging
 import time
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from rich import get_console
 from rich.progress import ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
+LINES = 30.0  # seconds between two lines
+
+log = logging.getLogger(__name__)
+
 
 class ProgressBar(RichProgressBar):
     """Lightning's progress bar, on one line, with epochs that count from 1 and the remaining time of the run.
+
+    Where the output is no terminal, a line every 30 seconds.
 
     Args:
         leave: Leave the bar of each epoch on the screen.
@@ -20,10 +30,46 @@ class ProgressBar(RichProgressBar):
         super().__init__(leave=leave)
         self._drawn = 0.0  # time
         self._start = (0.0, 0)  # the time and the step at which training was started or resumed
+        self._writes_lines, self._last_line = False, 0.0  # time
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.is_enabled and not get_console().is_terminal:
+            self.disable()
+            self._writes_lines, self._last_line = True, time.monotonic()  # of the first rank: others are disabled
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = (time.monotonic(), trainer.global_step)
         super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._write_line(self._epoch(trainer.current_epoch), batch_idx, self.total_train_batches)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *more: int
+    ) -> None:
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, *more)
+        self._write_line("validation", batch_idx, sum(trainer.num_val_batches))
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *more: int
+    ) -> None:
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, *more)
+        self._write_line("test", batch_idx, sum(trainer.num_test_batches))
+
+    def _write_line(self, what: str, batch: int, batches: int | float) -> None:
+        """Log the progress, if lines are written and it is time for one."""
+        if not self._writes_lines or time.monotonic() - self._last_line < LINES:
+            return
+        self._last_line = time.monotonic()
+        parts = [what, f"batch {batch + 1:,} of {batches:,}"]
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            loss = self.trainer.progress_bar_metrics.get("train/loss")
+            parts += ["" if loss is None else f"train/loss {loss:.4f}", self._remaining_time()]
+        log.info("   ".join(filter(None, parts)))
 
     def _init_progress(self, trainer: Trainer) -> None:
         former = self.progress
@@ -31,6 +77,7 @@ class ProgressBar(RichProgressBar):
         if self.progress is None or self.progress is former:
             return
         # without rich's thread, which draws while the log is printed: lines of the log vanished, stale bars stayed
+        self.progress.live.transient = not self._leave  # nor a bar at the end
         self.progress.stop()
         self.progress.live.auto_refresh = False
         *columns, metrics = (column for column in self.progress.columns if isinstance(column, ProgressColumn))
@@ -53,9 +100,12 @@ class ProgressBar(RichProgressBar):
             self._drawn = time.monotonic()
             super().refresh(hard=True)
 
+    def _epoch(self, epoch: int) -> str:
+        return f"epoch {epoch + 1}" + (f"/{self.trainer.max_epochs}" if (self.trainer.max_epochs or -1) > 0 else "")
+
     def _get_train_description(self, current_epoch: int) -> str:
-        epochs = f"/{self.trainer.max_epochs}" if (self.trainer.max_epochs or -1) > 0 else ""
-        return f"Epoch {current_epoch + 1}{epochs}{self._remaining_time()}".ljust(len(self.validation_description))
+        parts = filter(None, [self._epoch(current_epoch).capitalize(), self._remaining_time()])
+        return ", ".join(parts).ljust(len(self.validation_description))
 
     def _remaining_time(self) -> str:
         """At the speed of the steps since the start, with the validations; empty before there are any."""
@@ -63,5 +113,8 @@ class ProgressBar(RichProgressBar):
         done, total = self.trainer.global_step - step, self.trainer.estimated_stepping_batches
         if not since or done <= 0 or total == float("inf"):
             return ""
-        minutes = round((time.monotonic() - since) / done * (total - self.trainer.global_step) / 60)
-        return f", {minutes // 60} h {minutes % 60} min left" if minutes >= 60 else f", {minutes} min left"
+        seconds = round((time.monotonic() - since) / done * (total - self.trainer.global_step))
+        if seconds < 60:
+            return f"{seconds} s left"
+        minutes = round(seconds / 60)
+        return f"{minutes // 60} h {minutes % 60} min left" if minutes >= 60 else f"{minutes} min left"

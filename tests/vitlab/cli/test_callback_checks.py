@@ -23,7 +23,8 @@ def test_callbacks_that_change_batches_rates_or_modules_are_refused(kind: str) -
 
 
 @pytest.mark.parametrize(
-    "target", [f"{LIGHTNING}.EarlyStopping", f"{LIGHTNING}.ModelCheckpoint", "vitlab.training.checkpoints.BestCheckpoint"]
+    "target",
+    [f"{LIGHTNING}.EarlyStopping", f"{LIGHTNING}.ModelCheckpoint", "vitlab.training.checkpoints.BestCheckpoint"],
 )
 def test_a_score_that_nothing_measures_is_refused(target: str) -> None:
     (line,) = problems({"_target_": target, "monitor": "val/los"})

@@ -1,6 +1,7 @@
-"""The bar counts epochs from 1, stays on one line, and says how long the run will take."""
+"""The bar counts epochs from 1, stays on one line, and says how long the run will take; a pipe gets lines."""
 
 import io
+import re
 import time
 from collections.abc import Callable
 
@@ -25,7 +26,9 @@ def test_epochs_count_from_1() -> None:
     assert bar._get_train_description(2) == "Epoch 3   ", "as wide as Validation: it doesn't flicker"
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(600.0, ", 10 min left"), (6000.0, ", 1 h 40 min left")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(40.0, "40 s left"), (600.0, "10 min left"), (6000.0, "1 h 40 min left")]
+)
 def test_the_remaining_time_follows_from_the_steps_since_the_start(
     seconds: float, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,7 +42,8 @@ def test_the_remaining_time_follows_from_the_steps_since_the_start(
 
 def test_a_narrow_screen_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=100)
-    monkeypatch.setattr("lightning.pytorch.callbacks.progress.rich_progress.get_console", lambda: screen)
+    for module in ("lightning.pytorch.callbacks.progress.rich_progress", "vitlab.training.progress_bar"):
+        monkeypatch.setattr(f"{module}.get_console", lambda: screen)
     bar = ProgressBar()
     run = trainer(max_epochs=2, limit_train_batches=3, limit_val_batches=1)
     run.callbacks = [bar]  # type: ignore[attr-defined]
@@ -62,3 +66,23 @@ def test_a_narrow_screen_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     run.fit(Model())
     assert heights
     assert set(heights) == {0}
+
+
+@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+def test_a_pipe_gets_a_line_at_intervals_and_no_bar(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bar = ProgressBar()
+    run = trainer(max_epochs=2, limit_train_batches=5, limit_val_batches=20, limit_test_batches=20)
+    run.callbacks = [bar]  # type: ignore[attr-defined]
+    seconds = iter(range(0, 10**6, 3))  # between two looks at the clock
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(seconds)))
+    with caplog.at_level("INFO", logger="vitlab.training.progress_bar"):
+        run.fit(BoringModel())
+        run.test(BoringModel(), verbose=False)
+    lines = [record.message for record in caplog.records if record.name == "vitlab.training.progress_bar"]
+    assert len(lines) in range(5, 25)
+    assert any(re.fullmatch(r"epoch 1/2   batch \d of 5   \d+ (s|min) left", line) for line in lines), lines
+    for pattern in (r"validation   batch \d+ of 20   .+ left", r"test   batch \d+ of 20"):
+        assert any(re.fullmatch(pattern, line) for line in lines), lines
+    assert "━" not in capfd.readouterr().out
