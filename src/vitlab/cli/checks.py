@@ -18,6 +18,7 @@ from vitlab.config.schema import Node, call_problems, child_nodes, format_value
 from vitlab.config.view import ConfigView
 from vitlab.jobs import identity
 from vitlab.jobs.run import Function
+from vitlab.storage.remote import secret_problem
 
 # Parameters that a program passes itself
 SUPPLIED = {
@@ -139,7 +140,9 @@ def root_problems(view: ConfigView) -> Iterator[str]:
     for name in metrics:
         if name in SCORES or not name.isidentifier():
             yield f"classifier.metrics.{name}: use a plain name; {', '.join(SCORES)} are measured in every run"
-    if folder and Path(folder).exists() and not os.access(folder, os.R_OK):
+    if folder and (secret := secret_problem(folder)):
+        yield secret
+    elif folder and Path(folder).exists() and not os.access(folder, os.R_OK):
         yield f"data_dir={folder} can't be read"
 
 

@@ -55,6 +55,10 @@ class Command(Program):
             sys.argv[1:] = plain_arguments(sys.argv[1:])
             flags, asks = parse_arguments(sys.argv[1:])
             allowlist.trust_named_packages(flags.overrides, flags.config_dir)
+            if asks:
+                from vitlab.cli.preflight import check_sources
+
+                check_sources(self, flags)
             if flags.help:
                 from vitlab.cli.help import show_help
 

@@ -99,6 +99,13 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
         return hydra_arguments(request, planned, argv)
 
 
+def check_sources(program: Program, flags: Namespace) -> None:
+    """Exit with status 2 if showing help or a configuration would import or run what a file names."""
+    with initialize_hydra(flags):
+        if problems := unsafe_sources(program, flags):
+            exit_with_problems(program, problems)
+
+
 def unsafe_sources(program: Program, flags: Namespace) -> list[str]:
     """Problems of what Hydra itself would read code or modules from."""
     if flags.experimental_rerun:

@@ -31,11 +31,26 @@ def is_remote(place: str) -> bool:
     return "://" in place
 
 
+def secret_problem(place: str) -> str | None:
+    """That a URL has credentials or options, which a run would write to its files; nothing of them is repeated."""
+    scheme, _, path = place.partition("://")
+    host = path.partition("/")[0]
+    allowed = {"https": r"[^@:]*(:\d+)?", "az": "[^:]*"}.get(scheme, "[^@:]*")  # az://CONTAINER@ACCOUNT
+    if not is_remote(place) or scheme == "file" or (re.fullmatch(allowed, host) and "?" not in path):
+        return None
+    remedy = f"remove them, and set {CREDENTIALS[scheme]}" if scheme in CREDENTIALS else "remove them"
+    return (
+        f"data_dir={scheme}://... has credentials or options in its URL, which each run's folder would show; {remedy}"
+    )
+
+
 def url_problem(place: str) -> str | None:
     """Why a URL can't be read, without connecting; None if it may be readable, and for a folder."""
     scheme = place.partition("://")[0]
     if not is_remote(place):
         return None
+    if (problem := secret_problem(place)) is not None:
+        return problem
     if scheme not in SCHEMES:
         schemes = ", ".join(f"{known}://" for known in SCHEMES)
         return f"data_dir={place}: {scheme}:// is not one of {schemes}; copy the folder to this machine"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitlab.config.printable import one_line, printable
 from vitlab.runs import lock
 from vitlab.runs.folder import read_config, read_results
 from vitlab.sweeps import ledger
@@ -82,7 +83,7 @@ class StatusPoller:
         jobs = []
         for key, entry in head.get("jobs", {}).items():
             if (job := self.done.get(key)) is None:
-                name = ledger.choices_text(ledger.choices(entry, varies)) or key
+                name = one_line(ledger.choices_text(ledger.choices(entry, varies)) or key)
                 job = self.job_progress(self.folder / entry["folder"], name, objective)
                 if job.status in ledger.DONE:
                     self.done[key] = job
@@ -100,7 +101,7 @@ class StatusPoller:
         if status in ledger.DONE:
             return JobProgress(name, status, 1.0, "", finite_score(results.get(objective)), seconds)
         done, epochs, score = self.training_progress(folder, objective) if status != "waiting" else (0.0, "", None)
-        return JobProgress(name, status, done, epochs, score, seconds, str(results.get("error", "")))
+        return JobProgress(name, status, done, epochs, score, seconds, printable(str(results.get("error", ""))))
 
     def training_progress(self, folder: Path, objective: str) -> tuple[float, str, float | None]:
         """Return the completed share, the epoch out of all, and the latest score of a job that is not done."""

@@ -457,6 +457,23 @@ def test_another_primary_configuration_makes_hydra_import_nothing(
     assert not trap()
 
 
+@pytest.mark.parametrize("asked", [["--cfg", "job"], ["--help"], ["--info", "config"], ["-m", "--cfg", "job"]])
+def test_showing_a_configuration_imports_nothing_either(
+    asked: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    trap: Callable[[], bool],
+) -> None:
+    (tmp_path / "other.yaml").write_text("defaults: [train, _self_]\nhydra: {searchpath: ['pkg://trap']}\n")
+    monkeypatch.setattr(sys, "argv", ["train.py", *asked, f"--config-dir={tmp_path}", "--config-name=other"])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 2
+    assert "hydra.searchpath.0 is refused: Hydra would import that package" in capsys.readouterr().err
+    assert not trap()
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

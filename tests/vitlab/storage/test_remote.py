@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fsspec.registry import known_implementations
 
-from vitlab.storage.remote import Storage, fetch_problem, is_remote, url_problem
+from vitlab.storage.remote import Storage, fetch_problem, is_remote, secret_problem, url_problem
 
 
 @pytest.fixture
@@ -121,3 +121,36 @@ def test_missing_credentials_are_an_error_that_says_where_they_are_looked_for() 
         "or ~/.aws/credentials"
     )
     assert fetch_problem(error, "hf://datasets/nobody-s") == str(error)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "s3://AKIA:se/cret@bucket/folder",
+        "s3://secret@bucket/folder",
+        "https://me:secret@host/folder",
+        "https://secret@host/folder",
+        "https://host/folder?sig=secret",
+        "gs://a:secret@bucket",
+        "az://a:secret@account/folder",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(place: str) -> None:
+    for problem in (secret_problem(place), url_problem(place)):
+        assert str(problem).startswith(f"data_dir={place.partition('://')[0]}://... has credentials or options")
+        assert "cret" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "a@b:c?d",
+        "s3://bucket/a@b",
+        "https://host:8000/a",
+        "az://container@account.net/x",
+        "hf://datasets/a/b@main",
+        "file:///a@b:c",
+    ],
+)
+def test_a_place_without_credentials_is_not(place: str) -> None:
+    assert secret_problem(place) is None

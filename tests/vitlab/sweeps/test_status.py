@@ -9,6 +9,7 @@ import pytest
 from sweep_jobs import make_sweep, write_job
 from vitlab.runs.folder import RESULTS
 from vitlab.sweeps import status
+from vitlab.sweeps.ledger import SWEEP
 from vitlab.sweeps.status import JobProgress, StatusPoller, SweepStatus, format_duration, job_line, status_line
 
 
@@ -100,6 +101,14 @@ def test_a_job_that_ended_by_time_is_counted_as_stopped(sweep: Path) -> None:
     write_job(sweep, 0, "stopped", **{"val/loss": 1.0})
     found = poll(StatusPoller(sweep))
     assert status_line(found).endswith("0 of 3 jobs done, 0 running, 0 failed, 1 stopped")
+
+
+def test_names_and_errors_can_be_printed(sweep: Path) -> None:
+    write_job(sweep, 1, "crashed", error="a\x1b[2Jb")
+    head = (sweep / SWEEP).read_text()
+    (sweep / SWEEP).write_text(head.replace('"lr": "1"', '"lr": "1\\u001b[2J\\n"'))
+    jobs = poll(StatusPoller(sweep)).jobs
+    assert (jobs[1].name, jobs[1].error) == ("lr=1\\x1b[2J\\n", "a\\x1b[2Jb")
 
 
 def test_the_lines_of_a_sweep_and_of_its_jobs() -> None:
