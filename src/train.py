@@ -1,7 +1,7 @@
 """Train a Vision Transformer, keep its best checkpoint, and test that once.
 
     python src/train.py                                        digits, a small ViT, a minute or two on a laptop
-    python src/train.py model=vit_b16 trainer.devices=4        any preset, any number of devices
+    python src/train.py model=vit_b16 trainer.devices=4 data=image_folder data_dir=imagenet    any preset, any devices
     python src/train.py -m model/size=tiny,small seed=0,1,2    a sweep: six runs
 
 All mistakes of a command line are reported before anything starts.
