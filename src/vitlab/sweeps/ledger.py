@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 
 from vitlab.config import objective, paths
 from vitlab.config.overrides import fixed_settings, swept_keys
+from vitlab.config.printable import printable
 from vitlab.config.schema import Node, suggest
 from vitlab.distributed import environment
 from vitlab.jobs import identity
@@ -251,7 +252,7 @@ class RecordSweep(Callback):
         hydra = config.hydra
         if cancelled := cancelled_problem(Path(hydra.sweep.dir)):
             (Path(hydra.sweep.dir) / CANCELLED).unlink(missing_ok=True)
-            log.info("%s: it is resumed", cancelled.partition(";")[0])
+            print(printable(f"{cancelled.partition(';')[0]}: it is resumed"), file=sys.stderr, flush=True)
         params = hydra.sweeper.get("params") or hydra.sweeper.get("search_space") or {}
         names = [config.objective] if isinstance(config.objective, str) else list(config.objective)
         varies, objectives = swept_keys(hydra.overrides.task, params), {n: objective.direction(n) for n in names}

@@ -166,7 +166,7 @@ def log_run_description(
         log.warning("%s, and its checkpoints take about %.1f GB; make room, or set hydra.run.dir", place, needed / 1e9)
     size, native = max(datamodule.image_size), datamodule.source.native_size
     if native and size >= MUCH_LARGER * native:
-        remedy = f"image_size={native} with a smaller patch is faster, and larger images are another data set"
+        remedy = f"use image_size={native} with a smaller patch, or larger images"
         log.warning(
             "image_size=%d enlarges images of %d x %d pixels %g times; %s", size, native, native, size / native, remedy
         )

@@ -188,7 +188,7 @@ def test_signals_and_cancel_end_the_job_and_start_no_other(
     (here / "wait").unlink()
     capfd.readouterr()
     assert run("seed=0,1") == 0
-    assert "was cancelled" in capfd.readouterr().out
+    assert "): it is resumed\n" in capfd.readouterr().err
     assert states() == {"0": ("finished", 4), "1": ("finished", 1)}
 
 

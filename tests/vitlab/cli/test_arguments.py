@@ -42,3 +42,9 @@ def test_what_the_grammar_can_not_read_is_told_by_itself_and_how_a_list_of_setti
     assert first.startswith(f"{listed} can't be read; settings within a list are quoted")
     assert first.endswith(f'"{quoted}"')
     assert second.startswith("a=[b can't be read; Hydra says: ")
+
+
+@pytest.mark.parametrize("line", [["-m", "a=1", "b=2"], ["a=1", "-m", "b=2"], ["a=1", "b=2", "-m"]])
+def test_the_flag_of_a_sweep_may_be_anywhere(line: list[str]) -> None:
+    assert arguments.plain_arguments(line) == ["-m", "a=1", "b=2"]
+    assert arguments.parse_arguments(arguments.plain_arguments(line))[0].overrides == ["a=1", "b=2"]

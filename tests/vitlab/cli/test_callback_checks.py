@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from vitlab.cli.callback_checks import REFUSED, callback_problems
+from vitlab.cli.callback_checks import REFUSED, callback_problems, group_problems
 from vitlab.config.view import ConfigView
 
 LIGHTNING = "lightning.pytorch.callbacks"
@@ -35,6 +35,15 @@ def test_a_score_that_nothing_measures_is_refused(target: str) -> None:
 
 def test_a_callback_of_ones_own_may_monitor_anything() -> None:
     assert problems({"_target_": "vitlab.training.monitor.Monitor", "monitor": "anything"}) == []
+
+
+def test_a_second_progress_bar_is_refused() -> None:
+    bars = {name: {"_target_": f"{LIGHTNING}.{name}"} for name in ("RichProgressBar", "TQDMProgressBar")}
+    lines = [*group_problems(ConfigView({"callbacks": bars}, set()))]
+    assert lines[-1] == (
+        "callbacks.RichProgressBar and callbacks.TQDMProgressBar are progress bars, and a run has one; "
+        "set callbacks.RichProgressBar=null"
+    )
 
 
 def test_an_average_of_16_bits_is_refused() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -35,7 +36,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     line = [sys.executable, "-c", PROGRAM]
     ended = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     told: list[object] = json.loads(ended.stdout)
-    return told
+    return [*told, ended.stderr]
 
 
 def test_wandb_is_imported_before_torch_and_what_trains_after_it(started: list[object]) -> None:
@@ -57,13 +58,23 @@ def test_the_default_run_imports_no_library_that_it_does_not_use(started: list[o
 
 
 def test_the_collector_rests_meanwhile_and_never_looks_at_the_modules(started: list[object]) -> None:
-    during, _, enabled, frozen = started
+    during, _, enabled, frozen, _ = started
     assert isinstance(during, dict)
     assert {"wandb", "torch", "vitlab.training.build"} <= set(during)
     assert not any(during.values())
     assert enabled is True
     assert isinstance(frozen, int)
     assert frozen > 100_000
+
+
+def test_a_line_comes_before_the_imports_and_one_before_a_slow_check(
+    started: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "train: importing torch and Lightning\n" in str(started[-1])
+    for seconds, line in ((60.0, ""), (0.0, "slow\n")):
+        with imports.print_if_slow("slow", seconds):
+            time.sleep(0.2)
+        assert capsys.readouterr().err == line
 
 
 def test_the_collector_goes_on_after_an_error() -> None:

@@ -156,7 +156,7 @@ def test_a_cancelled_sweep_is_marked_by_whom_and_counts_what_it_stops(sweep: Pat
 
 
 def test_a_command_reopens_a_cancelled_sweep_once_no_job_runs_and_unless_a_cluster_repeats_it(
-    sweep: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ledger.reopen_problem(sweep) is None
     ledger.cancel_sweep(ledger.read_sweep(sweep))
@@ -167,10 +167,10 @@ def test_a_command_reopens_a_cancelled_sweep_once_no_job_runs_and_unless_a_clust
     monkeypatch.delenv("SLURM_RESTART_COUNT")
     assert ledger.reopen_problem(sweep) is None
     hydra = {"sweep": {"dir": str(sweep)}, "sweeper": {}, "overrides": {"task": ["lr=0.1,0.2"]}}
-    with caplog.at_level("INFO"):
-        ledger.RecordSweep().on_multirun_start(OmegaConf.create({"objective": "val/loss", "hydra": hydra}))
-    assert "sweep=mine was cancelled (" in caplog.text
-    assert "): it is resumed\n" in caplog.text
+    ledger.RecordSweep().on_multirun_start(OmegaConf.create({"objective": "val/loss", "hydra": hydra}))
+    line = capsys.readouterr().err
+    assert line.startswith("sweep=mine was cancelled (")
+    assert line.endswith("): it is resumed\n")
     assert ledger.cancelled_problem(sweep) is None
 
 

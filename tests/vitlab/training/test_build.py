@@ -88,6 +88,8 @@ def test_without_loggers_nothing_is_written_and_without_a_bar_there_is_none(
     assert run.loggers == []
     assert not any(isinstance(callback, ProgressBar) for callback in run.callbacks)  # type: ignore[attr-defined]
     assert list(tmp_path.iterdir()) == []
+    run = build.build_trainer({**config["trainer"], "enable_progress_bar": True}, run_dir=tmp_path)  # as evaluate.py
+    assert any(isinstance(callback, ProgressBar) for callback in run.callbacks)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,17 @@ def test_the_sizes_of_everything_are_reported_before_the_start(
     assert reported in caplog.text
     assert "1,293 images to train on, 144 to validate, 360 to test" in caplog.text
     assert f"{sum(p.numel() for p in module.network.parameters()):,} parameters, 10 classes" in caplog.text
+
+
+@pytest.mark.parametrize(("size", "is_reported"), [(8, False), (32, False), (64, True)])
+def test_images_that_are_enlarged_many_times_are_reported(
+    size: int, is_reported: bool, configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configure(*TINY, f"image_size={size}", f"model.patch_size={size}")
+    data, module, run = parts(config, tmp_path)
+    build.log_run_description(run, module, data, batch_size=config["batch_size"], config=config)
+    line = "image_size=64 enlarges images of 8 x 8 pixels 8 times; use image_size=8 with a smaller patch, or"
+    assert (line in caplog.text) == is_reported
 
 
 def test_results_of_a_training_count_what_it_took(configure: Configure, tmp_path: Path) -> None:
