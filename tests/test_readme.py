@@ -19,6 +19,7 @@ import train
 from vitlab.cli import imports
 from vitlab.cli.preflight import preflight
 from vitlab.models import attention, vit
+from vitlab.runs.folder import write_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -179,6 +180,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     exportable: Callable[..., Any],
+    configure: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     by, name, *words = shown
@@ -197,6 +199,9 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
         Path("runs/NAME").mkdir(parents=True)
         Path("runs/NAME/STAMP").symlink_to(tmp_path / "run")
     arguments = [found for word in words for found in stand_in(name, word)]
+    if "--config-name=config" in words:  # of a run that was trained
+        write_config(tmp_path / "trained", configure())
+        arguments[arguments.index("--config-dir=runs/NAME/STAMP")] = f"--config-dir={tmp_path / 'trained'}"
     if name in ("train", "doctor", "evaluate"):  # whatever devices this machine has
         arguments.append("trainer.accelerator=cpu")
     program = importlib.import_module(name)

@@ -46,7 +46,7 @@ class ProgressBar(RichProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._write_line(self._epoch(trainer.current_epoch), batch_idx, self.total_train_batches)
+        self._write_line(self._epoch(trainer.current_epoch), batch_idx, trainer.num_training_batches)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *more: int
