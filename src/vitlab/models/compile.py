@@ -3,6 +3,8 @@
 The first step then takes a fraction of the time, at any depth (measured in docs/benchmark.md).
 """
 
+import logging
+
 import torch
 from torch import nn
 
@@ -12,9 +14,12 @@ from vitlab.models.vit import VisionTransformer
 # batch size and for all. By default, torch stops compiling after 8.
 VARIANTS = 64
 
+log = logging.getLogger(__name__)
+
 
 def compile_network(network: nn.Module) -> None:
     """Compile in place, which keeps the names in a checkpoint. Other networks than ours are compiled in one piece."""
+    log.info("compile=true: the first steps compile the network, which takes up to minutes")
     if not isinstance(network, VisionTransformer):
         network.compile()
         return

@@ -238,8 +238,10 @@ def cancelled_problem(folder: Path) -> str | None:
 def reopen_problem(folder: Path) -> str | None:
     """Return why a command can't resume a cancelled sweep, else None: a job still runs, or a cluster repeats it."""
     cancelled = cancelled_problem(folder)
-    if cancelled is None or environment.is_restart(os.environ):
-        return cancelled
+    if cancelled is None:
+        return None
+    if environment.is_restart(os.environ):
+        return f"{cancelled}, if a user gives it"
     jobs = read_head(folder, warn=False).get("jobs", {}).values()
     running = [entry["folder"] for entry in jobs if job_status(folder / entry["folder"]) == "running"]
     return f"{cancelled} once {', '.join(running)} has ended" if running else None
