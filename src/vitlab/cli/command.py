@@ -86,7 +86,8 @@ class Command(Program):
             launch.exit_with_parent(int(parent))
         config = folder.read_config(run_dir)
         with imports.pause_gc():
-            imports.print_importing(self.name)
+            if "trainer" in config:  # or `run` prints it
+                imports.print_importing(self.name)
             imports.preload(config)
         run_here(self.name, self.run, run_dir, config)
 
