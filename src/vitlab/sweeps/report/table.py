@@ -24,11 +24,10 @@ COUNTS = ("steps", "epochs", "images", "devices")  # results that are no scores
 
 @dataclass(frozen=True)
 class MeanStd:
-    """Mean and standard deviation (of a sample; None for n = 1) of a number over n jobs."""
+    """Mean and standard deviation (of a sample; None for one) of a number over jobs."""
 
     mean: float
     deviation: float | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def finite_numbers(job: Job) -> dict[str, float]:
 
 
 def mean_std(values: Sequence[float]) -> MeanStd:
-    return MeanStd(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+    return MeanStd(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def configurations(sweep: Sweep) -> list[Configuration]:
