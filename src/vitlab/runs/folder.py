@@ -143,12 +143,6 @@ def list_runs(folder: Path) -> list[Path]:
     return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)]
 
 
-def newest_run(folder: Path) -> Path | None:
-    """The run that was started last; None if there is none."""
-    runs = list_runs(folder)
-    return runs[-1] if runs else None
-
-
 def find_run_dir(path: Path) -> Path | None:
     """The run folder of a path: the path, its parent or grandparent."""
     for folder in (path, path.parent, path.parent.parent):

@@ -8,18 +8,6 @@ from vitlab.config.schema import format_value, node_problems
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # Hydra's own: one job after the other
 OURS = "hydra_plugins.vitlab.launchers"
 REMOTE = {f"{OURS}.SlurmLauncher": "submitit", f"{OURS}.RayLauncher": "ray"}  # and the packages they need
-# Options that exist once their package is installed.
-PLUGINS = {
-    "joblib": "hydra-joblib-launcher",
-    "submitit_local": "hydra-submitit-launcher",
-    "submitit_slurm": "hydra-submitit-launcher",
-}
-
-
-def missing_plugin(group: str, option: str) -> str | None:
-    """Return what to install for an option that does not exist; None if that is not the reason."""
-    package = PLUGINS.get(option) if group == "hydra/launcher" else None
-    return f"{group}={option} is not installed: pip install {package}" if package else None
 
 
 def problems(node: Any, *, sweep: bool) -> tuple[list[str], bool]:

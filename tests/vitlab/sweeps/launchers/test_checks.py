@@ -48,7 +48,3 @@ def test_a_missing_package_is_reported_with_the_command_that_installs_it(monkeyp
         ["hydra/launcher=slurm is not installed: pip install submitit"],
         ["hydra/launcher=ray is not installed: pip install ray"],
     ]
-    assert checks.missing_plugin("hydra/launcher", "joblib") == (
-        "hydra/launcher=joblib is not installed: pip install hydra-joblib-launcher"
-    )
-    assert checks.missing_plugin("model", "joblib") is checks.missing_plugin("hydra/launcher", "jobslib") is None
