@@ -24,10 +24,11 @@ def sweep_action_problems(read: ConfigView) -> Iterator[str]:
         yield f"wandb-workspaces, which makes dashboards, is not installed: {wandb_dashboard.INSTALL}"
     else:
         try:
-            jobs = ledger.read_sweep(Path(sweep)).jobs if sweep else []
+            folder = ledger.find_sweep(sweep) if sweep else Path(run or "")
+            if run:
+                read_config(folder)
             if action == "dashboard":
-                configs = [read_config(Path(run))] if run else [job.config for job in jobs if job.config]
-                wandb_dashboard.wandb_project(configs)
+                wandb_dashboard.wandb_project(folder)
         except (ledger.NoSweep, FileNotFoundError) as error:
             yield str(error)
         except ValueError as error:

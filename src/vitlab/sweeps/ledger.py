@@ -24,12 +24,13 @@ from typing import Any, Literal
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from vitlab.config import objective, paths
+from vitlab.config import paths
+from vitlab.config.objective import direction
 from vitlab.config.overrides import fixed_settings, swept_keys
 from vitlab.config.schema import Node, suggest
 from vitlab.jobs import identity
 from vitlab.runs import lock
-from vitlab.runs.folder import UnreadableRun, read_config, read_results
+from vitlab.runs.folder import read_results
 from vitlab.storage import atomic
 from vitlab.sweeps import rebuild
 
@@ -56,7 +57,6 @@ class Job:
     status: Status
     attempts: int
     results: Node
-    config: Node
 
     @property
     def name(self) -> str:
@@ -115,11 +115,9 @@ def choices_text(choices: Mapping[str, str]) -> str:
 
 
 def read_job(sweep: Path, name: str, entry: Node, varies: list[str]) -> Job:
-    folder, config = sweep / entry["folder"], dict[str, Any]()
-    with suppress(OSError, UnreadableRun):
-        config = read_config(folder)
+    folder = sweep / entry["folder"]
     attempts = len(read_attempts(folder))
-    return Job(name, folder, choices(entry, varies), job_status(folder), attempts, read_results(folder), config)
+    return Job(name, folder, choices(entry, varies), job_status(folder), attempts, read_results(folder))
 
 
 def job_status(folder: Path, *, locked_here: bool = False) -> Status:
@@ -233,13 +231,16 @@ def cancelled_problem(folder: Path) -> str | None:
     return f"sweep={folder.name} was cancelled ({by}); remove {file} to continue it"
 
 
+def objectives_of(sweeper: Mapping[Any, Any], objective: str) -> dict[str, Direction]:
+    """Return a search's objectives, or else that of each run."""
+    return dict(sweeper.get("objectives") or {objective: direction(objective)})
+
+
 class RecordSweep(Callback):
     """Hydra callback that writes the ledger before a sweep's first job, with any sweeper and launcher."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        hydra = config.hydra
-        params = hydra.sweeper.get("params") or hydra.sweeper.get("search_space") or {}
-        names = [config.objective] if isinstance(config.objective, str) else list(config.objective)
-        varies, objectives = swept_keys(hydra.overrides.task, params), {n: objective.direction(n) for n in names}
-        command = paths.command_line(sys.argv[1:])
+        hydra, command = config.hydra, paths.command_line(sys.argv[1:])
+        varies = swept_keys(hydra.overrides.task, hydra.sweeper.get("params"))
+        objectives = objectives_of(hydra.sweeper, config.objective)
         write_sweep(Path(hydra.sweep.dir), command=command, varies=varies, objectives=objectives)

@@ -48,7 +48,6 @@ def render_page(sweep: Sweep) -> str:
     loader = FileSystemLoader(sources)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": format_number, "spread": format_mean_std}
-    environment.filters["label"] = lambda name: "images/s" if name == "images_per_second" else name
     rows, names = table.configurations(sweep), table.choice_names(sweep, seed=True)
     best = table.best_job(sweep, rows[0].jobs) if rows else None
     counts = Counter(job.status for job in sweep.jobs)

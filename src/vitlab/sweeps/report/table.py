@@ -88,11 +88,12 @@ def first_objective(sweep: Sweep) -> tuple[str, Direction]:
     return next(iter(sweep.objectives.items()))
 
 
-def best_job(sweep: Sweep, among: Iterable[Job] | None = None) -> Job | None:
-    objective, direction = first_objective(sweep)
+def best_job(sweep: Sweep, among: Iterable[Job] | None = None, *, objective: str = "") -> Job | None:
+    """Return the job with the best score, by the first objective if none is given."""
+    objective = objective or first_objective(sweep)[0]
     jobs = sweep.jobs if among is None else among
     scored = [job for job in jobs if job.status == "finished" and objective in finite_numbers(job)]
-    choose = min if direction == "min" else max
+    choose = min if sweep.objectives[objective] == "min" else max
     return choose(scored, key=lambda job: finite_numbers(job)[objective], default=None)
 
 

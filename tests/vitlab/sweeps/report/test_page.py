@@ -55,7 +55,7 @@ def make_jobs(folder: Path) -> list[Job]:
         results |= {"error": f"ValueError: {EVIL}"} if k == 3 else {**scores, "images_per_second": 500.0 * (k + 1)}
         results |= {"versions": {"torch": "2.14.1"}, "host": "here", "device": "cpu", "devices": 1}
         choices = {"optimizer.lr": lr, "model": model, "seed": seed}
-        jobs.append(Job(f"job{k}", run, choices, status, 3 if k == 3 else 1, results, {}))
+        jobs.append(Job(f"job{k}", run, choices, status, 3 if k == 3 else 1, results))
     return jobs
 
 
@@ -246,7 +246,7 @@ def test_the_page_is_one_file_next_to_the_tables(page: Path) -> None:
 def test_a_sweep_in_which_nothing_has_finished_has_a_page_too(
     browser: webdriver.Chrome, tmp_path: Path, status: Status
 ) -> None:
-    job = Job("a", tmp_path / "a", {"seed": "0"}, status, 1, {}, {})
+    job = Job("a", tmp_path / "a", {"seed": "0"}, status, 1, {})
     open_page(browser, write_report(Sweep(tmp_path, "s", "c", {"val/acc": "max"}, [job]), tmp_path / "report"))
     assert "No job has finished yet" in browser.find_element(By.TAG_NAME, "main").text
     assert messages(browser) == []
@@ -262,7 +262,7 @@ def test_one_job_alone_and_many_configurations_have_a_page(
     for k in range(60):
         results = {**sweep.jobs[k % 3].results, "val/loss": 1 + k / 60, "images_per_second": float(k % 7)}
         jobs.append(
-            Job(f"j{k}", sweep.jobs[0].folder, {"optimizer.lr": f"{1e-4 * 1.1**k:.3g}"}, "finished", 1, results, {})
+            Job(f"j{k}", sweep.jobs[0].folder, {"optimizer.lr": f"{1e-4 * 1.1**k:.3g}"}, "finished", 1, results)
         )
     objectives: dict[str, Any] = {"val/loss": "min", "images_per_second": "max"}
     open_page(browser, write_report(Sweep(tmp_path, "many", "c", objectives, jobs), tmp_path / "many"))
@@ -293,6 +293,6 @@ def test_a_picture_that_is_too_large_is_left_out_with_a_warning(
     for name, size in (("curves", 100), ("all", 150), ("bit", 50)):
         (tmp_path / "figures" / f"{name}.png").write_bytes(b"x" * size)
     monkeypatch.setattr(report_page, "MAX_PICTURE_BYTES", 200)
-    found = job_images(Job("a", tmp_path, {}, "finished", 1, {}, {}))
+    found = job_images(Job("a", tmp_path, {}, "finished", 1, {}))
     assert [name for name, _ in found] == ["curves", "bit"]
     assert "all.png is left out of the page" in caplog.text

@@ -35,7 +35,7 @@ def make_job(tmp_path: Path) -> MakeJob:
                 writer.writeheader()
                 writer.writerows(metrics)
         found = {key.replace("__", "/"): value for key, value in results.items()}
-        return Job(id=name, folder=folder, choices=choices, status=status, attempts=1, results=found, config={})
+        return Job(id=name, folder=folder, choices=choices, status=status, attempts=1, results=found)
 
     return make
 
