@@ -152,7 +152,8 @@ def read_last_rows(file: Path) -> Iterator[dict[str, str]]:
 def status_line(sweep: SweepStatus) -> str:
     running, failed, stopped = sweep.count("running"), sweep.count("crashed"), sweep.count(*STOPPED)
     line = f"sweep {sweep.name}: {sweep.finished_count} of {sweep.total} jobs done, {running} running, {failed} failed"
-    line += f", {stopped} stopped" if stopped else ""
+    waiting = sweep.total - len(sweep.jobs) + sweep.count("waiting")
+    line += "".join(f", {n} {kind}" for n, kind in ((stopped, "stopped"), (waiting, "waiting")) if n)
     if (best := sweep.best) is not None:
         line += f"; best {sweep.objective} {best.score:.4g} ({best.name})"
     return f"{line}; about {format_duration(sweep.left)} left" if sweep.left else line

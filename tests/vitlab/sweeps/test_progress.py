@@ -71,7 +71,7 @@ def test_in_a_terminal_the_table_stays_below_the_jobs_lines(sweep: Path) -> None
     shown = run(sweep, terminal=True)
     assert shown.count("\x1b[1A") > 3, "it is drawn over, not again and again"
     last = shown.rpartition("\x1b[1A")[2]
-    assert [words in last for words in ("1 of 3 done", "1 running", "1 failed", "val/loss 0.5")] == [True] * 4
+    assert [words in last for words in ("1 of 3 jobs done", "1 running", "1 failed", "val/loss 0.5")] == [True] * 4
     assert "ValueError: no such thing" in last
     assert "after it" in last
     assert "a line of a job" not in last, "it was printed above the table"
@@ -84,7 +84,7 @@ def test_a_log_gets_a_line_at_each_change(sweep: Path) -> None:
     write_job(sweep, 0, "finished", **{"val/loss": 0.5})
     assert run(sweep, terminal=False).splitlines() == [
         "an error",
-        f"sweep {sweep.name}: 1 of 3 jobs done, 0 running, 0 failed; best val/loss 0.5 (lr=0)",
+        f"sweep {sweep.name}: 1 of 3 jobs done, 0 running, 0 failed, 2 waiting; best val/loss 0.5 (lr=0)",
     ]
 
 
@@ -140,11 +140,10 @@ def test_a_table_of_many_jobs_is_short_and_fits_its_width() -> None:
     lines = captured.get().rstrip().splitlines()
     assert len(lines) <= 2 * progress.MAX_ROWS + 5
     assert max(map(len, lines)) <= 80
-    assert "40 running" in lines[1]
-    assert "40 waiting" in lines[1]
-    assert any("and 32 more running" in line for line in lines)
+    head = " ".join(" ".join(lines[1:3]).split())
+    for words in ("40 running", "40 waiting", "best val/acc 0.75 (lr=9)", "about 60 s left"):
+        assert words in head
     assert (
         sum(line.startswith("running  ") and "epoch " in line and line.endswith("val/acc 0.5") for line in lines) == 8
     )
-    assert sum(line.startswith("crashed  ") and "ValueError" in line for line in lines) == 8
-    assert any(line.startswith("best  ") and line.endswith("val/acc 0.75") for line in lines), "no error takes its room"
+    assert sum(": crashed: ValueError" in line for line in lines) == 8

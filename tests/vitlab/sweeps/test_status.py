@@ -99,7 +99,7 @@ def test_a_damaged_job_is_shown_and_hides_no_other(sweep: Path) -> None:
 def test_a_job_that_ended_by_time_is_counted_as_stopped(sweep: Path) -> None:
     write_job(sweep, 0, "stopped", **{"val/loss": 1.0})
     found = poll(StatusPoller(sweep))
-    assert status_line(found).endswith("0 of 3 jobs done, 0 running, 0 failed, 1 stopped")
+    assert status_line(found).endswith("0 of 3 jobs done, 0 running, 0 failed, 1 stopped, 2 waiting")
 
 
 def test_the_lines_of_a_sweep_and_of_its_jobs() -> None:
@@ -110,12 +110,12 @@ def test_the_lines_of_a_sweep_and_of_its_jobs() -> None:
     ]
     found = SweepStatus("s", "val/acc", "max", jobs, 8, 700.0)
     assert status_line(found) == (
-        "sweep s: 1 of 8 jobs done, 1 running, 1 failed; best val/acc 0.25 (lr=1); about 12 min left"
+        "sweep s: 1 of 8 jobs done, 1 running, 1 failed, 5 waiting; best val/acc 0.25 (lr=1); about 12 min left"
     )
     stopped = SweepStatus(
         "s", "val/acc", "max", [JobProgress("lr=1", "interrupted"), JobProgress("lr=2", "preempted")], 3, None
     )
-    assert status_line(stopped) == "sweep s: 0 of 3 jobs done, 0 running, 0 failed, 2 stopped"
+    assert status_line(stopped) == "sweep s: 0 of 3 jobs done, 0 running, 0 failed, 2 stopped, 1 waiting"
     assert job_line(jobs[0], "val/acc") == "lr=1: finished, val/acc 0.25, 3 min"
     assert job_line(jobs[2], "val/acc") == "lr=3: crashed: no error was recorded"
     long = job_line(JobProgress("a", "crashed", error="x\ny" * 100), "val/acc")
