@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,9 @@ def read_results(run_dir: Path) -> Node:
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:
-    """Read the rows of a `metrics.csv`; those that aren't numbers, after a kill or damage, are empty."""
+    """Read the rows of a `metrics.csv`, if any; those that aren't numbers, after a kill or damage, are empty."""
     rows: list[dict[str, str]] = []
-    with file.open(newline="", errors="replace") as lines:
+    with suppress(OSError), file.open(newline="", errors="replace") as lines:
         try:
             rows += (row if is_numeric(row) else {} for row in csv.DictReader(lines))
         except csv.Error as error:  # a field without end

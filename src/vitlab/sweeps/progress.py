@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from vitlab.config.printable import printable
 from vitlab.sweeps import ledger
+from vitlab.sweeps.report import table
 from vitlab.sweeps.status import STOPPED, StatusPoller, SweepStatus, job_line, status_line
 
 if TYPE_CHECKING:
@@ -95,11 +96,12 @@ class ProgressThread(threading.Thread):
 
     def print_changes(self, status: SweepStatus, *, last: bool) -> None:
         """Print a line for each job that has ended since the last poll, and one for the sweep."""
-        ended = [job for job in status.jobs if job.status in (*ledger.DONE, "crashed", *STOPPED)]
+        ended = [job for job in status.sweep.jobs if job.status in (*ledger.DONE, "crashed", *STOPPED)]
         before, self.ended = self.ended, {job.name: job.status for job in ended}
         # jobs that had ended before this process began are no news
         new = [] if before is None else [job for job in ended if before.get(job.name) != job.status]
-        lines = [*(job_line(job, status.objective) for job in new), status_line(status)]
+        objective, _ = table.first_objective(status.sweep)
+        lines = [*(job_line(job, objective) for job in new), status_line(status)]
         if new or (last and lines[-1] != self.last_line) or time.monotonic() - self.last_time > QUIET:
             self.last_line, self.last_time = lines[-1], time.monotonic()
             print(printable("\n".join(lines)), file=sys.stderr, flush=True)
@@ -171,7 +173,8 @@ def status_table(status: SweepStatus) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    running, failed = ([job for job in status.jobs if job.status == kind] for kind in ("running", "crashed"))
+    objective, _ = table.first_objective(status.sweep)
+    running, failed = ([job for job in status.sweep.jobs if job.status == kind] for kind in ("running", "crashed"))
     rows = Table.grid(padding=(0, 2))
     rows.add_column(no_wrap=True)
     rows.add_column(ratio=1)  # the only one that shrinks
@@ -179,9 +182,10 @@ def status_table(status: SweepStatus) -> "RenderableType":
         rows.add_column(no_wrap=True, justify=justify)
     for job in running[:MAX_ROWS]:
         name = Text(job.name, no_wrap=True, overflow="ellipsis")
-        score = f"{status.objective} {job.score:.4g}" if job.score is not None else ""
-        bar = ProgressBar(total=1.0, completed=job.done, width=12)
-        rows.add_row(Text("running", "cyan"), name, bar, f"epoch {job.epochs}" if job.epochs else "", score)
-    errors = [job_line(job, status.objective) for job in failed[:MAX_ROWS]]
+        done, epochs, score = status.progress[job.id]
+        bar = ProgressBar(total=1.0, completed=done, width=12)
+        shown = f"{objective} {score:.4g}" if score is not None else ""
+        rows.add_row(Text("running", "cyan"), name, bar, f"epoch {epochs}" if epochs else "", shown)
+    errors = [job_line(job, objective) for job in failed[:MAX_ROWS]]
     lines = [Text(line, "red", no_wrap=True, overflow="ellipsis") for line in errors]
     return Group(Text(), Text(status_line(status), "bold"), *([rows] if rows.row_count else []), *lines)

@@ -16,6 +16,7 @@ from rich.console import Console
 from sweep_jobs import make_sweep, write_job
 from vitlab.jobs.compose import CONF
 from vitlab.sweeps import progress
+from vitlab.sweeps.ledger import Job, Sweep
 from vitlab.sweeps.status import JobProgress, StatusPoller, SweepStatus
 
 JOB = "import sys; print('a line of a job'); print('an error', file=sys.stderr)"
@@ -23,6 +24,7 @@ PROGRAM = """
 import os, subprocess, sys, time
 from pathlib import Path
 from vitlab.sweeps import progress
+from vitlab.sweeps.ledger import Job, Sweep
 progress.INTERVAL = 0.05
 before = os.fstat(1).st_rdev
 progress.start_progress(Path(sys.argv[1]), report=False)
@@ -128,15 +130,15 @@ def test_at_the_end_the_report_is_written_and_an_error_there_is_printed(
 
 
 def test_a_table_of_many_jobs_is_short_and_fits_its_width() -> None:
-    places = [
-        JobProgress(f"optimizer.lr={i} model=a_very_long_name_of_a_model", "running", i / 40, f"{i}/40", 0.5)
-        for i in range(40)
-    ]
-    places += [JobProgress(f"lr={i}", "crashed", error="ValueError: " + "x" * 300) for i in range(20)]
-    places.append(JobProgress("lr=9", "finished", 1.0, score=0.75))
+    error, name = {"error": "ValueError: " + "x" * 300}, "a_very_long_name_of_a_model"
+    running = [Job(f"r{i}", Path(), {"optimizer.lr": f"{i}", "model": name}, "running", 1, {}) for i in range(40)]
+    failed = [Job(f"f{i}", Path(), {"lr": f"{i}"}, "crashed", 1, error) for i in range(20)]
+    best = Job("best", Path(), {"lr": "9"}, "finished", 1, {"val/acc": 0.75})
+    shown = {job.id: JobProgress(i / 40, f"{i}/40", 0.5) for i, job in enumerate(running)}
+    sweep = Sweep(Path(), "s", "", {"val/acc": "max"}, [*running, *failed, best])
     console = Console(width=80, force_terminal=True, color_system=None)
     with console.capture() as captured:
-        console.print(progress.status_table(SweepStatus("s", "val/acc", "max", places, 101, 60.0)))
+        console.print(progress.status_table(SweepStatus(sweep, shown, 101, 60.0)))
     lines = captured.get().rstrip().splitlines()
     assert len(lines) <= 2 * progress.MAX_ROWS + 5
     assert max(map(len, lines)) <= 80

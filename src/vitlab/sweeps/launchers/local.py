@@ -172,17 +172,10 @@ class ForkedJob(ForkProcess):
             error = result._return_value
             self.returns.send(self.job.failure(f"{type(error).__name__}: {error}"))
 
-    def poll(self) -> int | None:
-        return self.exitcode
-
     def send_signal(self, sig: int, /) -> None:
-        if self.poll() is None and self.pid:
+        if self.exitcode is None and self.pid:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, sig)
-
-    def wait(self) -> int | None:
-        self.join()
-        return self.exitcode
 
     def receive_result(self) -> JobReturn:
         """Return what the process sent before its end, or else a failure with its status."""
@@ -190,8 +183,8 @@ class ForkedJob(ForkProcess):
         with suppress(EOFError):
             result = self.results.recv()
         self.results.close()
-        status = self.wait()
-        return result or self.job.exit_failure(status)
+        self.join()
+        return result or self.job.exit_failure(self.exitcode)
 
 
 def launch(jobs: Sequence[Job], *, at_once: int | None) -> list[JobReturn]:

@@ -18,6 +18,7 @@ from typing import Any, get_args
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vitlab.runs.folder import read_metrics
 from vitlab.storage import atomic
 from vitlab.sweeps.ledger import Direction, Job, Status, Sweep
 from vitlab.sweeps.report import charts, table
@@ -139,7 +140,8 @@ def axis_name(sweep: Sweep, name: str) -> str:
 
 def curve_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Markup | None]:
     """Draw objectives, accuracy and training loss of each configuration's finished jobs; of all, if none is."""
-    metrics = [[table.read_metrics(job) for job in row.finished_jobs or row.jobs] for row in rows]
+    jobs = [row.finished_jobs or row.jobs for row in rows]
+    metrics = [[read_metrics(job.folder / "metrics.csv") for job in group] for group in jobs]
     for name in dict.fromkeys([*sweep.objectives, "val/acc", "train/loss"]):
         if not name.startswith("test/"):
             chart = Chart("images seen", axis_name(sweep, name), log="y", percent=is_percent(name))

@@ -7,13 +7,11 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
 from vitlab.config.printable import table_cell
-from vitlab.runs import folder
 from vitlab.storage import atomic
 from vitlab.sweeps.ledger import Direction, Job, Sweep, choices_text
 
@@ -105,13 +103,6 @@ def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[Directi
         return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
     return [i for i, point in enumerate(signed) if not any(dominates(other, point) for other in signed)]
-
-
-def read_metrics(job: Job) -> list[dict[str, str]]:
-    """Read the rows of a job's `metrics.csv`, if any, without those that are half written or damaged."""
-    with suppress(OSError):
-        return [row for row in folder.read_metrics(job.folder / "metrics.csv") if row]
-    return []
 
 
 def mean_curve(metrics: Sequence[Sequence[Mapping[str, str]]], name: str) -> dict[float, MeanStd]:
