@@ -13,7 +13,6 @@ def sweep_action_problems(read: ConfigView) -> Iterator[str]:
     action, sweep, run = read("action", str), read("sweep", str), read("run", str)
     if action is None or {"sweep", "run"} & read.bad:
         return
-    from vitlab.sweeps.report import wandb_dashboard
 
     takes = f"{action} takes sweep=NAME" + " or run=FOLDER" * (action == "dashboard")
     if action != "dashboard" and (sweep is None or run is not None):
@@ -21,13 +20,15 @@ def sweep_action_problems(read: ConfigView) -> Iterator[str]:
     elif (sweep is None) == (run is None):
         yield f"{'neither sweep nor run is' if sweep is None else 'sweep and run are both'} set; {takes}"
     elif action == "dashboard" and importlib.util.find_spec("wandb_workspaces") is None:
-        yield f"wandb-workspaces, which makes dashboards, is not installed: {wandb_dashboard.INSTALL}"
+        yield "wandb-workspaces, which makes dashboards, is not installed: pip install -e '.[dashboard]'"
     else:
         try:
             folder = ledger.find_sweep(sweep) if sweep else Path(run or "")
             if run:
                 read_config(folder)
             if action == "dashboard":
+                from vitlab.sweeps.report import wandb_dashboard
+
                 wandb_dashboard.wandb_project(folder)
         except (ledger.NoSweep, FileNotFoundError) as error:
             yield str(error)

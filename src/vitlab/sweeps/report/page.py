@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -88,12 +88,10 @@ def render_page(sweep: Sweep) -> str:
     )
 
 
-def format_number(value: Any, name: str = "") -> str:
+def format_number(value: float | None, name: str = "") -> str:
     """Format a number: accuracies in percent, counts with separators, all else with four digits."""
     if value is None:
         return "\N{EN DASH}"
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return str(value)
     if is_percent(name):
         return f"{100 * value:.2f} %"
     if name == "seconds" or (isinstance(value, float) and 1000 <= abs(value) < 1e15):

@@ -5,10 +5,13 @@ The panels name what vitlab logs: the columns of `metrics.csv`, and `choices` an
 """
 
 import json
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+from wandb_workspaces import expr
 
 from vitlab.runs.folder import UnreadableRun, read_config
 from vitlab.runs.wandb import choice_key, existing_run_id
@@ -17,7 +20,6 @@ from vitlab.sweeps.ledger import Sweep
 from vitlab.sweeps.report import table
 
 FILE = "dashboard.json"
-INSTALL = "pip install -e '.[dashboard]'"
 X = "images"  # the horizontal axis of curves
 MAX_RUNS = 100  # in a panel
 MEAN_STD: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
@@ -37,19 +39,8 @@ def wandb_project(folder: Path) -> dict[str, str]:
     return {"project": loggers[0].get("project") or "vitlab", "entity": loggers[0].get("entity") or ""}
 
 
-def import_workspaces() -> tuple[Any, Any, Any]:
-    """Import wandb-workspaces: its panels, its workspaces, and the expressions that filter and order runs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, in 0.4
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
-        from wandb_workspaces import expr
-    return wr, ws, expr
-
-
 def sweep_dashboard(sweep: Sweep, project: dict[str, str]) -> Any:
     """Show a sweep's jobs: scores by setting, curves with their spread over seeds, pictures."""
-    wr, ws, expr = import_workspaces()
     objective, direction = table.first_objective(sweep)
     main, configuration = summary_key(objective), wr.Config("configuration")
     scores = list(dict.fromkeys(map(summary_key, [*sweep.objectives, "val/acc", "test/acc"])))
@@ -91,7 +82,6 @@ def sweep_dashboard(sweep: Sweep, project: dict[str, str]) -> Any:
 
 def run_dashboard(run_dir: Path, project: dict[str, str]) -> Any:
     """Show one run: losses, accuracies, learning rates, gradient norm, throughput and pictures."""
-    wr, ws, expr = import_workspaces()
     run_id = existing_run_id(run_dir)
     if run_id is None:
         raise ValueError(f"run={run_dir} has no wandb run: it was not tracked there, or has not begun")
@@ -119,7 +109,6 @@ def summary_key(name: str) -> str:
 
 def workspace(name: str, project: dict[str, str], sections: dict[str, list[Any]], runs: Any, *, jobs: int = 1) -> Any:
     """Return a view of sections of panels, without the panels that wandb would generate."""
-    _, ws, _ = import_workspaces()
     parts = []
     for title, panels in sections.items():
         columns = 1 if len(panels) == 1 else 2
