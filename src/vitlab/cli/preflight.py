@@ -31,7 +31,7 @@ from vitlab.jobs import identity, resume
 from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, initialize_hydra, resolve_config
 from vitlab.runs.folder import write_problem
 from vitlab.sweeps import ledger
-from vitlab.sweeps.launchers import checks
+from vitlab.sweeps.checks import launcher_problems
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def composed_problems(program: Program, primary: str, overrides: list[str], *, s
     if any(line.lstrip("+").startswith("run_dir=") for line in overrides):
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     sweep = sweep or cfg.hydra.mode == RunMode.MULTIRUN
-    problems, remote = checks.problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)
+    problems, remote = launcher_problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)
     return problems + cli_checks.problems(program, resolve_config(cfg, UNSET_RUN_DIR), remote=remote)
 
 
