@@ -20,10 +20,9 @@ from vitlab.config.schema import Node
 from vitlab.sweeps import checks
 from vitlab.sweeps.ledger import Job, Sweep
 from vitlab.sweeps.report import table
-from vitlab.sweeps.status import shorten
+from vitlab.sweeps.status import MAX_ERROR, shorten
 
 Action = Literal["status", "report", "cancel", "dashboard"]
-MAX_ERROR = 80  # characters; results.json has all of it
 
 
 @command("sweep", check=checks.sweep_action_problems)

@@ -210,7 +210,6 @@ def first_failure(codes: Sequence[int | None]) -> tuple[int, int] | None:
 
 
 def failure_line(failure: tuple[int, int, float], ranks: int, here: NodeInfo) -> str:
-    """How a job failed, in a line."""
     rank, code, seconds = failure
     rank, ranks = ranks * here.node + rank, ranks * here.nodes
     how = f"ended with status {code}"

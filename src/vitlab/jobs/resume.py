@@ -112,7 +112,6 @@ def warn_of_edits(run_dir: Path) -> None:
 
 
 def last_step(run_dir: Path) -> int:
-    """Return the last step in the run's `metrics.csv`."""
     file = run_dir / "metrics.csv"
     lines = file.read_text(errors="replace").splitlines()[1:] if file.is_file() else []
     return max((int(step.group()) for line in lines if (step := re.match(r"\d+", line))), default=0)

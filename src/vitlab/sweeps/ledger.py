@@ -105,7 +105,6 @@ def varying_keys(head: Node) -> list[str]:
 
 
 def choices(entry: Node, varies: Iterable[str]) -> dict[str, str]:
-    """Return a job's values of the keys that its sweep varies."""
     return {key: entry["settings"][key] for key in varies if key in entry["settings"]}
 
 

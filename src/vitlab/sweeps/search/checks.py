@@ -8,15 +8,15 @@ from pathlib import Path
 from hydra.core.config_loader import ConfigLoader
 
 from vitlab.config import schema
+from vitlab.config.objective import OBJECTIVES
 from vitlab.config.schema import Node, suggest
 from vitlab.runs.folder import write_problem
 from vitlab.sweeps import ledger
+from vitlab.sweeps.report.table import COSTS
 from vitlab.sweeps.search.space import InvalidSearchSpace, Parameter, read_space
 
 GRID = "hydra_plugins.vitlab.grid.GridSweeper"
 SWEEPERS = (GRID, "hydra_plugins.vitlab.optuna.OptunaSweeper")
-SCORES = ("val/acc", "val/acc5", "val/loss")  # measured at each validation: a trial can be pruned by these
-COSTS = ("parameters", "images_per_second", "seconds")
 # a database's URL without a place for a password
 URL = re.compile(
     r"sqlite:///[^?]+|\w+(\+\w+)?://(([\w.-]|%40)+@)?([\w.-]*|\[[\da-f:.]+\])(:\d+)?/[\w-]+(\?sslmode=[\w-]+)?"
@@ -52,7 +52,7 @@ def problems(
 
 
 def objective_problems(node: Node, objectives: Mapping[str, str]) -> Iterator[str]:
-    known = (*SCORES, *COSTS)
+    known = (*OBJECTIVES, *COSTS)
     for name, goal in objectives.items():
         if name.startswith("test/"):
             yield f"hydra.sweeper.objectives.{name}: the test split can't test what was chosen by it; use val/"

@@ -62,7 +62,7 @@ def test_everything_wrong_with_a_search_is_reported_together(node: Node) -> None
         "hydra.sweeper.n_trials=0 must be at least 1",
         "hydra.sweeper.n_jobs=0 must be at least 1",
         "hydra.sweeper.objectives.val/ac is not measured; did you mean 'val/acc' or 'val/acc5'? "
-        "(of val/acc, val/acc5, val/loss, parameters, images_per_second, seconds)",
+        "(of val/acc, val/acc5, val/loss, seconds, images_per_second, parameters)",
         "hydra.sweeper.objectives.test/acc: the test split can't test what was chosen by it; use val/",
         "hydra.sweeper.objectives.val/loss=down is not a direction; use max or min",
         "hydra.sweeper.pruner: Optuna prunes by one objective, and there are 3; add hydra/sweeper/pruner=none",
