@@ -19,10 +19,10 @@ from vitlab.cli.command import command
 from vitlab.config.schema import Node
 from vitlab.sweeps import checks
 from vitlab.sweeps.ledger import Job, Sweep
-from vitlab.sweeps.status import shorten
+from vitlab.sweeps.report import table
+from vitlab.sweeps.status import MAX_ERROR, shorten
 
 Action = Literal["status", "report", "cancel", "dashboard"]
-MAX_ERROR = 80  # characters; results.json has all of it
 
 
 @command("sweep", check=checks.sweep_action_problems)
@@ -56,18 +56,14 @@ def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
 def save_dashboard(sweep: Sweep | None, run: str | None) -> None:
     """Write the dashboard of a sweep or of a run to a file, and save it at wandb."""
     from vitlab.runs import wandb
-    from vitlab.runs.folder import read_config
     from vitlab.sweeps.report import wandb_dashboard
 
-    if sweep is not None:
-        folder = sweep.folder
-        project = wandb_dashboard.wandb_project([job.config for job in sweep.jobs if job.config])
+    folder = sweep.folder if sweep else Path(run or "").absolute()
+    project = wandb_dashboard.wandb_project(folder)
+    if sweep:
         dashboard = wandb_dashboard.sweep_dashboard(sweep, project)
     else:
-        assert run is not None
-        folder = Path(run).absolute()
-        config = read_config(folder)
-        dashboard = wandb_dashboard.run_dashboard(folder, config, wandb_dashboard.wandb_project([config]))
+        dashboard = wandb_dashboard.run_dashboard(folder, project)
     wandb_dashboard.write_specification(dashboard, folder / wandb_dashboard.FILE)
     if wandb.is_logged_in():
         print(f"saved: {wandb_dashboard.save_dashboard(dashboard)}")
@@ -86,24 +82,19 @@ def format_table(sweep: Sweep) -> str:
     rows += [table_row(job, keys, list(sweep.objectives)) for job in sweep.jobs]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    for objective, direction in sweep.objectives.items():
-        scored = [job for job in sweep.jobs if job.status == "finished" and is_number(job.results.get(objective))]
-        if scored:
-            best = (max if direction == "max" else min)(scored, key=lambda job: float(job.results[objective]))
+    for objective in sweep.objectives:
+        if (best := table.best_job(sweep, objective=objective)) is not None:
             lines.append(f"best {objective}={best.results[objective]:.6g}: {best.folder}")
     return "\n".join(lines)
 
 
 def table_row(job: Job, keys: list[str], objectives: list[str]) -> list[str]:
-    scores = [f"{score:.6g}" if is_number(score := job.results.get(name)) else "" for name in objectives]
+    numbers = table.finite_numbers(job)
+    scores = [f"{numbers[name]:.6g}" if name in numbers else "" for name in objectives]
     error = str(job.results.get("error", "")) if job.status in ("crashed", "unreadable") else ""
     error = shorten("ended by trainer.max_time" if job.status == "stopped" else error, MAX_ERROR)
-    seconds = f"{seconds:.0f}" if is_number(seconds := job.results.get("seconds")) else ""
+    seconds = f"{numbers['seconds']:.0f}" if "seconds" in numbers else ""
     return [job.status, *(job.choices.get(key, "") for key in keys), *scores, str(job.attempts), seconds, error]
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float)
 
 
 def expand_action(arguments: list[str]) -> list[str]:

@@ -109,7 +109,6 @@ def main(
                 log.info("resume=%s continues it, for another trainer.max_time; raise that to train longer", folder)
             if is_pruned(run):
                 results |= {"status": "pruned", "ended_by": "pruning"}
-                wandb.tag_run(run.loggers, "pruned")
             else:
                 verify_checkpoint(Path(results["checkpoint"]))
                 run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)

@@ -56,7 +56,6 @@ class SlurmLauncher(JobsLauncher):
         gres: Generic resources to ask for.
         mem_gb: Memory of a node in GB.
         cpus_per_device: Cores for each device.
-        gpus: Whether a device is a GPU.
         signal_seconds: Seconds before the time limit at which a job saves.
         parallel: Jobs at once.
         setup: Lines of shell to run first.
@@ -75,7 +74,6 @@ class SlurmLauncher(JobsLauncher):
         gres: str | None = None,
         mem_gb: PositiveFloat | None = None,
         cpus_per_device: PositiveInt = 1,
-        gpus: bool = True,
         signal_seconds: int = 120,
         parallel: PositiveInt = 256,
         setup: list[str] | None = None,

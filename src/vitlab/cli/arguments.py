@@ -17,8 +17,7 @@ from vitlab.config import allowlist
 from vitlab.config.guesses import advice, without_dashes
 from vitlab.config.overrides import hydra_quote
 from vitlab.config.schema import suggest
-from vitlab.runs.folder import newest_run
-from vitlab.sweeps.launchers import checks
+from vitlab.runs.folder import list_runs
 
 
 def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
@@ -38,9 +37,9 @@ def plain_arguments(argv: list[str]) -> list[str]:
     flags = [word for word in line if word in ("-m", "--multirun")]  # argparse accepts it at the ends alone
     line = [*flags, *(word for word in line if word not in flags)]
     newest = {f"{key}=last": key for key in ("run", "resume")}
-    if not newest.keys() & set(line) or (run := newest_run(Path("runs"))) is None:
+    if not newest.keys() & set(line) or not (runs := list_runs(Path("runs"))):
         return line
-    return [f"{newest[argument]}={hydra_quote(run)}" if argument in newest else argument for argument in line]
+    return [f"{newest[argument]}={hydra_quote(runs[-1])}" if argument in newest else argument for argument in line]
 
 
 def unreadable_overrides(overrides: list[str]) -> list[str]:
@@ -156,8 +155,7 @@ def option_problems(override: Override, options: list[str]) -> list[str]:
     if override.is_sweep_override():
         chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
     return [
-        checks.missing_plugin(override.key_or_group, str(option))
-        or f"{override.key_or_group}={option}: there is no such option{option_hint(override, str(option), options)} "
+        f"{override.key_or_group}={option}: there is no such option{option_hint(override, str(option), options)} "
         f"(of {', '.join(visible_options(override.key_or_group))})"
         for option in chosen
         if isinstance(option, str | int) and str(option) not in options and "*" not in str(option)

@@ -9,7 +9,6 @@ from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,7 +31,7 @@ from vitlab.jobs import identity, resume
 from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, initialize_hydra, resolve_config
 from vitlab.runs.folder import write_problem
 from vitlab.sweeps import ledger
-from vitlab.sweeps.launchers import checks
+from vitlab.sweeps.checks import launcher_problems
 
 
 @dataclass(frozen=True)
@@ -156,15 +155,15 @@ def composed_problems(program: Program, primary: str, overrides: list[str], *, s
     if refused := allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused
     storage = OmegaConf.select(cfg, "hydra.sweeper.storage")
-    if not sweep and isinstance(storage, str) and find_spec("sqlalchemy"):  # in .hydra of a single run too
-        from vitlab.sweeps.search.checks import password_problems
+    if not sweep and isinstance(storage, str):  # in .hydra of a single run too
+        from vitlab.sweeps.search.checks import url_problem
 
-        if secret := list(password_problems(storage)):
-            return secret
+        if problem := url_problem(storage):
+            return [problem]
     if any(line.lstrip("+").startswith("run_dir=") for line in overrides):
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     sweep = sweep or cfg.hydra.mode == RunMode.MULTIRUN
-    problems, remote = checks.problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)
+    problems, remote = launcher_problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)
     return problems + cli_checks.problems(program, resolve_config(cfg, UNSET_RUN_DIR), remote=remote)
 
 
@@ -259,7 +258,7 @@ def sweep_name(request: Request, cfg: DictConfig, config: Node) -> tuple[str, Pa
     if name is None and given:
         name = identity.slugify(Path(cfg.hydra.sweep.dir).name)
     elif name is None:
-        varies = swept_keys(lines, sweeper.get("params") or sweeper.get("search_space") or {})
+        varies = swept_keys(lines, sweeper.get("params"))
         name = identity.sweep_name(identity.sweep_subject(config, varies), lines, varies, str(sweeper._target_))
     return name, Path(cfg.hydra.sweep.dir) if given else ledger.SWEEPS / name
 

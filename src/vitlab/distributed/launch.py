@@ -151,17 +151,14 @@ def exit_with_parent(parent: int) -> None:
 
 
 class Process(Protocol):
-    """The methods of `subprocess.Popen` that `forward_signals` uses."""
+    """What `subprocess.Popen` and the processes of launchers have in common."""
 
-    def poll(self) -> int | None: ...
     def send_signal(self, sig: int, /) -> None: ...
-    def kill(self) -> None: ...
-    def wait(self) -> Any: ...
 
 
 @contextmanager
 def forward_signals(processes: Sequence[Process]) -> Iterator[list[Outcome]]:
-    """Forward signals to the processes within the block, which may change the list; kill the running ones at its end.
+    """Forward signals to the processes within the block, which may change the list.
 
     Yields a list of the requested outcomes.
     """
@@ -180,10 +177,6 @@ def forward_signals(processes: Sequence[Process]) -> Iterator[list[Outcome]]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
 
 
 def wait_for_ranks(processes: list["subprocess.Popen[bytes]"]) -> tuple[int, int, float] | None:
@@ -217,7 +210,6 @@ def first_failure(codes: Sequence[int | None]) -> tuple[int, int] | None:
 
 
 def failure_line(failure: tuple[int, int, float], ranks: int, here: NodeInfo) -> str:
-    """How a job failed, in a line."""
     rank, code, seconds = failure
     rank, ranks = ranks * here.node + rank, ranks * here.nodes
     how = f"ended with status {code}"

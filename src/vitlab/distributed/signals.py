@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Literal
 
@@ -29,13 +30,13 @@ class StopRequested(BaseException):
         self.outcome: Outcome = outcome
 
 
+@dataclass
 class _Request:
     """The request to this process; one instance, since signals belong to the process."""
 
-    def __init__(self) -> None:
-        self.outcome: Outcome | None = None
-        self.graceful = 0  # blocks of `graceful_shutdown`
-        self.time = 0.0
+    outcome: Outcome | None = None
+    graceful: int = 0  # blocks of `graceful_shutdown`
+    time: float = 0.0
 
 
 _request = _Request()

@@ -25,6 +25,7 @@ TRAINING_OF_MODEL = (
     r"model\.(\w*dropout|drop_path|\w*drop_\w*rate|\w*drop_rate)",
     r"model\.(activation_checkpointing|patch_projection|fused_attention)",
 )
+EFFECTS = ("changes the training", "the same up to rounding", "no effect on training")
 # settings that decide the optimizer's parameter groups
 GROUPED_BY = ("layer_decay", "head_lr_factor", "freeze")
 
@@ -48,22 +49,23 @@ def setting_changes(before: Node, after: Node) -> list[str]:
 
     `optimizer.lr: 0.1 -> 0.2 (changes the training)`
     """
-    old, new = flatten(before), flatten(after)
-    lines: dict[str, list[str]] = {
-        "changes the training": [],
-        "the same up to rounding": [],
-        "no effect on training": [],
-    }
-    for path in dict.fromkeys([*old, *new]):
-        if path in ("run_dir", "resume") or old.get(path) == new.get(path):
-            continue
-        effect = "changes the training"
+    changes = []
+    for path, (old, new) in differences(before, after).items():
+        effect = 0
         if re.fullmatch("|".join(UP_TO_ROUNDING), path):
-            effect = "the same up to rounding"
+            effect = 1
         if re.fullmatch("|".join(WITHOUT_EFFECT), path):
-            effect = "no effect on training"
-        lines[effect].append(f"{path}: {old.get(path, '(not set)')} -> {new.get(path, '(not set)')} ({effect})")
-    return [line for group in lines.values() for line in group]
+            effect = 2
+        if path not in ("run_dir", "resume"):
+            changes.append((effect, f"{path}: {old} -> {new} ({EFFECTS[effect]})"))
+    return [line for _, line in sorted(changes, key=lambda change: change[0])]
+
+
+def differences(before: Node, after: Node, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the values that differ, before and after, by dotted paths."""
+    old, new = flatten(before, prefix), flatten(after, prefix)
+    differ = [path for path in dict.fromkeys([*old, *new]) if old.get(path) != new.get(path)]
+    return {path: (old.get(path, "(not set)"), new.get(path, "(not set)")) for path in differ}
 
 
 def run_identity(config: Node, datamodule: "DataModule", run_id: str | None = None) -> Node:
@@ -75,11 +77,11 @@ def run_identity(config: Node, datamodule: "DataModule", run_id: str | None = No
 def incompatibilities(before: Node, after: Node) -> list[str]:
     """Return why a checkpoint of the identity `before` can't be resumed as `after`: another network or other data."""
     configs = before["config"], after["config"]
-    old, new = (flatten(config.get("model") or {}, "model.") for config in configs)
+    was, now = (config.get("model") or {} for config in configs)
     lines = [
-        f"{path}: {old.get(path, '(not set)')} in the checkpoint, {new.get(path, '(not set)')} now"
-        for path in dict.fromkeys([*old, *new])
-        if old.get(path) != new.get(path) and not re.fullmatch("|".join(TRAINING_OF_MODEL), path)
+        f"{path}: {old} in the checkpoint, {new} now"
+        for path, (old, new) in differences(was, now, "model.").items()
+        if not re.fullmatch("|".join(TRAINING_OF_MODEL), path)
     ]
     was, now = ((config.get("weights") or {}).get("source") for config in configs)
     if was != now:  # weights are loaded only where a training begins
@@ -89,12 +91,10 @@ def incompatibilities(before: Node, after: Node) -> list[str]:
     for key in GROUPED_BY:
         if key in was and key in now and was[key] != now[key]:
             lines.append(f"classifier.{key}: {was[key]} in the checkpoint's optimizer, {now[key]} now")
-    was, now = before["data"], after["data"]
-    for key in dict.fromkeys([*was, *now]):
-        if was.get(key) == now.get(key):
-            continue
+    changes = differences(before["data"], after["data"])
+    for key, (old, new) in changes.items():
         if not key.endswith("digest"):
-            lines.append(f"data: {key}: {was.get(key)} in the checkpoint, {now.get(key)} now")
-        elif was.get(images := key.replace("digest", "images")) == now.get(images):
+            lines.append(f"data: {key}: {old} in the checkpoint, {new} now")
+        elif (images := key.replace("digest", "images")) not in changes:
             lines.append(f"data: {images}: the number is the same, the images differ")
     return lines

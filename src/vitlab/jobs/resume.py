@@ -6,6 +6,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -111,7 +112,6 @@ def warn_of_edits(run_dir: Path) -> None:
 
 
 def last_step(run_dir: Path) -> int:
-    """Return the last step in the run's `metrics.csv`."""
     file = run_dir / "metrics.csv"
     lines = file.read_text(errors="replace").splitlines()[1:] if file.is_file() else []
     return max((int(step.group()) for line in lines if (step := re.match(r"\d+", line))), default=0)
@@ -129,17 +129,11 @@ def folder_problems(config: Node, run_dir: Path) -> list[str]:
         return [] if resume in (None, "auto") or str(resume).endswith(".ckpt") else [missing]
     if resume is None:
         return [f"hydra.run.dir={run_dir} has a run already; resume it with resume={run_dir}, or set another folder"]
-    if results.get("status") == "finished" and has_settings(run_dir, config):
-        return [f"resume={resume}: {run_dir} is finished; raise trainer.max_epochs or trainer.max_steps to continue it"]
+    with suppress(OSError, UnreadableRun):
+        if results.get("status") == "finished" and training_settings(read_config(run_dir)) == training_settings(config):
+            hint = "raise trainer.max_epochs or trainer.max_steps to continue it"
+            return [f"resume={resume}: {run_dir} is finished; {hint}"]
     return []
-
-
-def has_settings(run_dir: Path, config: Node) -> bool:
-    """Return whether a run trained what a configuration trains."""
-    try:
-        return training_settings(read_config(run_dir)) == training_settings(config)
-    except (OSError, UnreadableRun):
-        return False
 
 
 def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_rank: bool) -> Path | None:
@@ -159,8 +153,6 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_
         file = Path(resume)
         if problem := safe_load.corruption(file):
             raise CannotResume(f"resume={resume} is damaged ({problem}); resume={run_dir} takes the newest intact one")
-        if first_rank and file.resolve().parent == run_dir.resolve() / "checkpoints":
-            abandon_later_checkpoints(file)
     elif (newest := newest_checkpoint(resume, run_dir, first_rank=first_rank)) is None:
         log.info("resume=%s: %s has no checkpoint: training starts from the beginning", resume, run_dir)
         return None
@@ -179,6 +171,8 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_
         )
     for change in changes:
         log.warning("resume with another setting: %s", change)
+    if first_rank and resume.endswith(".ckpt") and file.resolve().parent == run_dir.resolve() / "checkpoints":
+        abandon_later_checkpoints(file, content["global_step"])
     log.info("resume=%s: training continues at step %s, from %s", resume, content["global_step"], file)
     return file
 
@@ -195,19 +189,16 @@ def newest_checkpoint(resume: str, run_dir: Path, *, first_rank: bool) -> Path |
         raise CannotResume(
             f"resume={resume}: all checkpoints of {run_dir} are damaged ({names}); start again in another folder"
         )
-    if damaged:
-        log.warning("resuming from the checkpoint before: %s", file)
     if first_rank:
         for bad in damaged:
             bad.replace(bad.with_name(f"{bad.name}.damaged"))
     return file
 
 
-def abandon_later_checkpoints(file: Path) -> None:
+def abandon_later_checkpoints(file: Path, step: int) -> None:
     """Rename the checkpoints of later steps than `file` to `NAME.abandoned`."""
     from vitlab.storage import safe_load
 
-    step = safe_load.load_checkpoint(file)["global_step"]
     for other in file.parent.glob("*.ckpt"):
         if not other.name.startswith(".") and safe_load.load_checkpoint(other)["global_step"] > step:
             log.warning("%s is later than %s, and is renamed to %s.abandoned", other, file.name, other.name)

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,9 @@ def read_results(run_dir: Path) -> Node:
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:
-    """Read the rows of a `metrics.csv`; those that aren't numbers, after a kill or damage, are empty."""
+    """Read the rows of a `metrics.csv`, if any; those that aren't numbers, after a kill or damage, are empty."""
     rows: list[dict[str, str]] = []
-    with file.open(newline="", errors="replace") as lines:
+    with suppress(OSError), file.open(newline="", errors="replace") as lines:
         try:
             rows += (row if is_numeric(row) else {} for row in csv.DictReader(lines))
         except csv.Error as error:  # a field without end
@@ -141,12 +142,6 @@ def list_runs(folder: Path) -> list[Path]:
     """The run folders in a folder, at most three levels below it, the newest last."""
     files = [file for level in ("*", "*/*", "*/*/*") for file in folder.glob(f"{level}/{CONFIG}")]
     return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)]
-
-
-def newest_run(folder: Path) -> Path | None:
-    """The run that was started last; None if there is none."""
-    runs = list_runs(folder)
-    return runs[-1] if runs else None
 
 
 def find_run_dir(path: Path) -> Path | None:

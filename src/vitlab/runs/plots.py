@@ -7,7 +7,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from vitlab.runs.folder import read_metrics
 
-SHARES = ("train/mfu", "train/data_wait")
+SHARES = ["train/mfu", "train/data_wait"]
 
 
 def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
@@ -15,44 +15,37 @@ def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
     second axis.
     """
     rows = [row for row in read_metrics(metrics) if row]
-
-    def series(name: str) -> tuple[list[float], list[float]]:
-        points = [(float(r["images"]), float(r[name])) for r in rows if r.get(name) and r.get("images")]
-        return [x for x, _ in points], [y for _, y in points]
-
     figure = Figure(figsize=(11, 7), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True)
     figure.suptitle(title)
-    names = rows[0].keys() if rows else []
-    shares = axes[1, 1].twinx() if any(series(name)[0] for name in SHARES) else None
-    for axis, label, shown in (
-        (axes[0, 0], "loss", ["train/loss", "val/loss"]),
-        (axes[0, 1], "accuracy", ["val/acc", "val/acc5"]),
-        (axes[1, 0], "learning rate", [n for n in names if n.startswith("lr/")]),
-        (axes[1, 1], "images per second", ["train/images_per_second"]),
+    (loss, accuracy), (rate, speed) = figure.subplots(2, 2, sharex=True)
+    shares = speed.twinx()
+    shares.set_prop_cycle(color=["tab:green", "tab:red"])
+    for axis, label, names, style in (
+        (loss, "loss", ["train/loss", "val/loss"], "-"),
+        (accuracy, "accuracy", ["val/acc", "val/acc5"], "-"),
+        (rate, "learning rate", [name for name in (rows[0] if rows else ()) if name.startswith("lr/")], "-"),
+        (speed, "images per second", ["train/images_per_second"], "-"),
+        (shares, "share", SHARES, ":"),
     ):
-        for i, name in enumerate(shown):
-            x, y = series(name)
+        for name in names:
+            points = [(float(r["images"]), float(r[name])) for r in rows if r.get(name) and r.get("images")]
             # groups may have equal rates: a dashed line shows the one below
-            style = "--" if label == "learning rate" and i else "-"
-            if x:
-                axis.plot(x, y, style, marker="o" if len(x) < 3 else None, label=name)
+            line = "--" if axis is rate and axis.lines else style
+            if points:
+                axis.plot(*zip(*points, strict=True), line, marker="o" if len(points) < 3 else None, label=name)
         axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0] and (axis is not axes[1, 1] or shares is None):
+        if axis is not shares:
+            axis.grid(alpha=0.3)
+        if axis.lines and axis not in (speed, shares):
             axis.legend()
-    if shares is not None:
-        for name, color in zip(SHARES, ("tab:green", "tab:red"), strict=True):
-            x, y = series(name)
-            shares.plot(x, y, ":", color=color, marker="o" if len(x) == 1 else None, label=name)
-        shares.set_ylim(0, max(1.0, *(value for name in SHARES for value in series(name)[1])))
-        shares.set_ylabel("share")
-        handles = axes[1, 1].get_legend_handles_labels()[0] + shares.get_legend_handles_labels()[0]
-        # above the panel, where it hides no curve
-        axes[1, 1].legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(handles), frameon=False)
-    if series("train/loss")[1] and min(series("train/loss")[1]) > 0:
-        axes[0, 0].set_yscale("log")
-    for axis in axes[1]:
+    # above the panel, where they hide no curve
+    handles = [*speed.lines, *shares.lines]
+    speed.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
+    shares.set_ylim(0, max(1.0, shares.get_ylim()[1]))
+    shares.set_visible(bool(shares.lines))
+    if loss.lines and min(loss.lines[0].get_ydata()) > 0:
+        loss.set_yscale("log")
+    for axis in (rate, speed):
         axis.set_xlabel("images seen")
         axis.xaxis.set_major_locator(MaxNLocator(6))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -174,11 +174,8 @@ def git_commit() -> str | None:
     if paths.IN_WHEEL:  # the environment may be in another repository
         return None
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    folder = str(Path(__file__).resolve().parent)
+    command = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     with suppress(OSError, subprocess.CalledProcessError):
-        changes = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-        return git("rev-parse", "HEAD") + changes
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return None

@@ -1,7 +1,6 @@
 """Weights & Biases: its logger, identity of runs, tags and results."""
 
 import logging
-import netrc
 import os
 import secrets
 import sys
@@ -9,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -100,20 +98,14 @@ def as_number(text: str) -> int | float | str:
 def is_logged_in() -> bool:
     """Whether wandb has a key without asking: in the environment, or in the netrc file."""
     import wandb
+    from requests.utils import get_netrc_auth
 
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    given = os.environ.get("WANDB_BASE_URL")
     # wandb's own server has two names, with one login
-    own = [wandb.Settings().base_url, "https://api.wandb.ai"]
-    urls = [os.environ["WANDB_BASE_URL"]] if os.environ.get("WANDB_BASE_URL") else own
-    file = os.environ.get("NETRC") or next(
-        (str(f) for f in (Path.home() / ".netrc", Path.home() / "_netrc") if f.is_file()), ""
-    )
-    try:
-        hosts = netrc.netrc(file).hosts if file else {}
-        return any((urlparse(url).hostname or "") in hosts for url in urls)
-    except (OSError, netrc.NetrcParseError):
-        return False
+    servers = [given] if given else [wandb.Settings().base_url, "https://api.wandb.ai"]
+    return any(get_netrc_auth(server) for server in servers)
 
 
 def run_id(folder: Path) -> str:
@@ -162,21 +154,16 @@ def finish_wandb_run() -> Iterator[None]:
 
 
 def log_results(loggers: list[Logger], results: Mapping[str, Any]) -> None:
-    """Add the best checkpoint's scores, as `best/val/...`, and the run's costs to wandb's summary."""
+    """Add the best checkpoint's scores, as `best/val/...`, and the run's costs to wandb's summary; tag a pruned run."""
     scores = {f"best/{name}": value for name, value in results.items() if name in ("val/loss", "val/acc", "val/acc5")}
     names = ("parameters", "images_per_second", "mfu", "data_wait", "epochs")
     costs = {name: results[name] for name in names if name in results}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update({**scores, **costs})
-
-
-def tag_run(loggers: list[Logger], status: str) -> None:
-    """Tag a wandb run with a status that wandb doesn't have."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger) and getattr(rank_zero_only, "rank", 0) == 0:
-            logger.experiment.tags = (*(logger.experiment.tags or ()), status)
-            logger.experiment.summary["status"] = status
+            if results.get("status") == "pruned":  # a status that wandb doesn't have
+                logger.experiment.tags = (*(logger.experiment.tags or ()), "pruned")
+                logger.experiment.summary["status"] = "pruned"
 
 
 def log_image(loggers: list[Logger], name: str, file: Path) -> None:

@@ -1,34 +1,63 @@
-"""Check the settings of `sweep.py`."""
+"""Check the settings of `sweep.py`, and the launcher of a sweep (`hydra/launcher=...`)."""
 
-import importlib.util
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
+from typing import Any
 
+from vitlab.config.schema import format_value, node_problems
 from vitlab.config.view import ConfigView
 from vitlab.runs.folder import read_config
 from vitlab.sweeps import ledger
+
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # Hydra's own: one job after the other
+OURS = "hydra_plugins.vitlab.launchers"
+REMOTE = {f"{OURS}.SlurmLauncher": "submitit", f"{OURS}.RayLauncher": "ray"}  # and the packages they need
 
 
 def sweep_action_problems(read: ConfigView) -> Iterator[str]:
     action, sweep, run = read("action", str), read("sweep", str), read("run", str)
     if action is None or {"sweep", "run"} & read.bad:
         return
-    from vitlab.sweeps.report import wandb_dashboard
 
     takes = f"{action} takes sweep=NAME" + " or run=FOLDER" * (action == "dashboard")
     if action != "dashboard" and (sweep is None or run is not None):
         yield f"{'sweep is not set' if run is None else f'run={run} is for dashboard'}; {takes}"
     elif (sweep is None) == (run is None):
         yield f"{'neither sweep nor run is' if sweep is None else 'sweep and run are both'} set; {takes}"
-    elif action == "dashboard" and importlib.util.find_spec("wandb_workspaces") is None:
-        yield f"wandb-workspaces, which makes dashboards, is not installed: {wandb_dashboard.INSTALL}"
+    elif action == "dashboard" and find_spec("wandb_workspaces") is None:
+        yield "wandb-workspaces, which makes dashboards, is not installed: pip install -e '.[dashboard]'"
     else:
         try:
-            jobs = ledger.read_sweep(Path(sweep)).jobs if sweep else []
+            folder = ledger.find_sweep(sweep) if sweep else Path(run or "")
+            if run:
+                read_config(folder)
             if action == "dashboard":
-                configs = [read_config(Path(run))] if run else [job.config for job in jobs if job.config]
-                wandb_dashboard.wandb_project(configs)
+                from vitlab.sweeps.report import wandb_dashboard
+
+                wandb_dashboard.wandb_project(folder)
         except (ledger.NoSweep, FileNotFoundError) as error:
             yield str(error)
         except ValueError as error:
             yield f"{f'run={run}' if run else f'sweep={sweep}'}: {error}"
+
+
+def launcher_problems(node: Any, *, sweep: bool) -> tuple[list[str], bool]:
+    """Return everything wrong with the node `hydra.launcher`, and whether it starts jobs on other machines."""
+    if not isinstance(node, dict):
+        return [f"hydra.launcher={format_value(node)} is not a mapping"], False
+    target = str(node.get("_target_"))
+    name, package, lines = target.rpartition(".")[2], REMOTE.get(target), []
+    if target != BASIC and not sweep:
+        lines.append(f"hydra.launcher={name} starts a sweep's jobs, and this is one run; add -m")
+    if package and find_spec(package) is None:
+        option = name.removesuffix("Launcher").lower()
+        lines.append(f"hydra/launcher={option} is not installed: pip install {package}")
+    absent = [program for program in ("sbatch", "srun") if which(program) is None]
+    if name == "SlurmLauncher" and node.get("cluster", "slurm") == "slurm" and absent:
+        remedy = "start the sweep on a login node, or use hydra/launcher=local (hydra.launcher.cluster=local to try it)"
+        lines.append(f"hydra/launcher=slurm: this machine has no {' and no '.join(absent)}; {remedy}")
+    if target.startswith(f"{OURS}."):
+        lines += node_problems("hydra.launcher", node)
+    return lines, package is not None

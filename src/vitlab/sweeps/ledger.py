@@ -24,14 +24,15 @@ from typing import Any, Literal
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from vitlab.config import objective, paths
+from vitlab.config import paths
+from vitlab.config.objective import direction
 from vitlab.config.overrides import fixed_settings, swept_keys
-from vitlab.config.printable import printable
+from vitlab.config.printable import one_line, printable
 from vitlab.config.schema import Node, suggest
 from vitlab.distributed import environment
 from vitlab.jobs import identity
 from vitlab.runs import lock
-from vitlab.runs.folder import UnreadableRun, read_config, read_results
+from vitlab.runs.folder import read_results
 from vitlab.storage import atomic
 from vitlab.sweeps import rebuild
 
@@ -58,11 +59,10 @@ class Job:
     status: Status
     attempts: int
     results: Node
-    config: Node
 
     @property
     def name(self) -> str:
-        return choices_text(self.choices) or self.id
+        return one_line(choices_text(self.choices) or self.id)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,6 @@ def varying_keys(head: Node) -> list[str]:
 
 
 def choices(entry: Node, varies: Iterable[str]) -> dict[str, str]:
-    """Return a job's values of the keys that its sweep varies."""
     return {key: entry["settings"][key] for key in varies if key in entry["settings"]}
 
 
@@ -117,11 +116,9 @@ def choices_text(choices: Mapping[str, str]) -> str:
 
 
 def read_job(sweep: Path, name: str, entry: Node, varies: list[str]) -> Job:
-    folder, config = sweep / entry["folder"], dict[str, Any]()
-    with suppress(OSError, UnreadableRun):
-        config = read_config(folder)
+    folder = sweep / entry["folder"]
     attempts = len(read_attempts(folder))
-    return Job(name, folder, choices(entry, varies), job_status(folder), attempts, read_results(folder), config)
+    return Job(name, folder, choices(entry, varies), job_status(folder), attempts, read_results(folder))
 
 
 def job_status(folder: Path, *, locked_here: bool = False) -> Status:
@@ -247,16 +244,19 @@ def reopen_problem(folder: Path) -> str | None:
     return f"{cancelled} once {', '.join(running)} has ended" if running else None
 
 
+def objectives_of(sweeper: Mapping[Any, Any], objective: str) -> dict[str, Direction]:
+    """Return a search's objectives, or else that of each run."""
+    return dict(sweeper.get("objectives") or {objective: direction(objective)})
+
+
 class RecordSweep(Callback):
     """Hydra callback that writes the ledger before a sweep's first job, with any sweeper and launcher."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        hydra = config.hydra
+        hydra, command = config.hydra, paths.command_line(sys.argv[1:])
         if cancelled := cancelled_problem(Path(hydra.sweep.dir)):
             (Path(hydra.sweep.dir) / CANCELLED).unlink(missing_ok=True)
             print(printable(f"{cancelled.partition(';')[0]}: it is resumed"), file=sys.stderr, flush=True)
-        params = hydra.sweeper.get("params") or hydra.sweeper.get("search_space") or {}
-        names = [config.objective] if isinstance(config.objective, str) else list(config.objective)
-        varies, objectives = swept_keys(hydra.overrides.task, params), {n: objective.direction(n) for n in names}
-        command = paths.command_line(sys.argv[1:])
+        varies = swept_keys(hydra.overrides.task, hydra.sweeper.get("params"))
+        objectives = objectives_of(hydra.sweeper, config.objective)
         write_sweep(Path(hydra.sweep.dir), command=command, varies=varies, objectives=objectives)

@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 
 from vitlab.config.printable import printable
 from vitlab.sweeps import ledger
-from vitlab.sweeps.status import STOPPED, StatusPoller, SweepStatus, format_duration, job_line, status_line
+from vitlab.sweeps.report import table
+from vitlab.sweeps.status import STOPPED, StatusPoller, SweepStatus, job_line, status_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 INTERVAL = 1.0  # seconds between two polls
 QUIET = 300.0  # seconds after which a log gets a line although nothing has changed
 MAX_ROWS = 8  # jobs of a kind in the table
-STATUS_WIDTH = 11  # characters of the longest status
 REPORT = "report"  # the folder within the sweep's
 
 log = logging.getLogger(__name__)
@@ -96,11 +96,12 @@ class ProgressThread(threading.Thread):
 
     def print_changes(self, status: SweepStatus, *, last: bool) -> None:
         """Print a line for each job that has ended since the last poll, and one for the sweep."""
-        ended = [job for job in status.jobs if job.status in (*ledger.DONE, "crashed", *STOPPED)]
+        ended = [job for job in status.sweep.jobs if job.status in (*ledger.DONE, "crashed", *STOPPED)]
         before, self.ended = self.ended, {job.name: job.status for job in ended}
         # jobs that had ended before this process began are no news
         new = [] if before is None else [job for job in ended if before.get(job.name) != job.status]
-        lines = [*(job_line(job, status.objective) for job in new), status_line(status)]
+        objective, _ = table.first_objective(status.sweep)
+        lines = [*(job_line(job, objective) for job in new), status_line(status)]
         if new or (last and lines[-1] != self.last_line) or time.monotonic() - self.last_time > QUIET:
             self.last_line, self.last_time = lines[-1], time.monotonic()
             print(printable("\n".join(lines)), file=sys.stderr, flush=True)
@@ -166,46 +167,25 @@ def flush_output() -> None:
 
 
 def status_table(status: SweepStatus) -> "RenderableType":
-    """Return the status in few lines: counts, running jobs, failures, the best job, and the remaining time."""
+    """Return the lines of a log for the sweep and its failed jobs, with a row for each running job between them."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    running, failed = ([job for job in status.jobs if job.status == kind] for kind in ("running", "crashed"))
-    waiting = status.total - len(status.jobs) + status.count("waiting")
-    head = Text.assemble((status.name, "bold"), "  ", (f"{status.finished_count} of {status.total} done", "green"))
-    for words, style, number in (
-        ("running", "cyan", len(running)),
-        ("waiting", "dim", waiting),
-        ("failed", "red", len(failed)),
-        ("stopped", "yellow", status.count(*STOPPED)),
-    ):
-        head.append(f"  {number} {words}" if number else "", style)
-    head.append(f"  about {format_duration(status.left)} left" if status.left else "", "dim")
+    objective, _ = table.first_objective(status.sweep)
+    running, failed = ([job for job in status.sweep.jobs if job.status == kind] for kind in ("running", "crashed"))
     rows = Table.grid(padding=(0, 2))
-    rows.add_column(no_wrap=True, min_width=STATUS_WIDTH)
+    rows.add_column(no_wrap=True)
     rows.add_column(ratio=1)  # the only one that shrinks
     for justify in ("left", "right", "right"):
         rows.add_column(no_wrap=True, justify=justify)
-    for job in [*running[:MAX_ROWS], *([status.best] if status.best else [])]:
-        now = job.status == "running"
-        bar = ProgressBar(total=1.0, completed=job.done, width=12) if now else ""
-        score = f"{status.objective} {job.score:.4g}" if job.score is not None else ""
-        rows.add_row(
-            Text("running", "cyan") if now else Text("best", "green"),
-            Text(job.name, no_wrap=True, overflow="ellipsis"),
-            bar,
-            f"epoch {job.epochs}" if job.epochs else "",
-            Text(score, "" if now else "bold"),
-        )
-    lines = [head]  # and errors, which in the grid would take the room of its columns
-    for job in failed[:MAX_ROWS]:
-        error = f"{job.name}  {' '.join(job.error.split())}"
-        lines.append(Text.assemble((job.status.ljust(STATUS_WIDTH + 2), "red"), error))
-    for kind, count in (("running", len(running)), ("failed", len(failed))):
-        if count > MAX_ROWS:
-            lines.append(Text(f"{' ' * (STATUS_WIDTH + 2)}and {count - MAX_ROWS} more {kind}", "dim"))
-    for line in lines:
-        line.no_wrap, line.overflow = True, "ellipsis"
-    return Group(Text(), head, *([rows] if rows.row_count else []), *lines[1:])
+    for job in running[:MAX_ROWS]:
+        name = Text(job.name, no_wrap=True, overflow="ellipsis")
+        done, epochs, score = status.progress[job.id]
+        bar = ProgressBar(total=1.0, completed=done, width=12)
+        shown = f"{objective} {score:.4g}" if score is not None else ""
+        rows.add_row(Text("running", "cyan"), name, bar, f"epoch {epochs}" if epochs else "", shown)
+    errors = [job_line(job, objective) for job in failed[:MAX_ROWS]]
+    lines = [Text(line, "red", no_wrap=True, overflow="ellipsis") for line in errors]
+    return Group(Text(), Text(status_line(status), "bold"), *([rows] if rows.row_count else []), *lines)

@@ -44,11 +44,11 @@ def rebuild_ledger(sweep: Path) -> Node:
         }
         for name, values in settings.items()
     }
-    scores = [config["objective"] for config in configs if config.get("objective")][:1]
-    names = [name for score in scores for name in ([score] if isinstance(score, str) else score)]
+    scores = [score for config in configs if isinstance(score := config.get("objective"), str)]
+    score = next(iter(scores), objective.OBJECTIVES[0])
     return {
         "command": LOST,
         "varies": varies,
-        "objectives": {name: objective.direction(name) for name in names or objective.OBJECTIVES[:1]},
+        "objectives": {score: objective.direction(score)},
         "jobs": jobs,
     }

@@ -7,17 +7,19 @@ import csv
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vitlab.config.printable import one_line, printable
+from vitlab.config.printable import printable
+from vitlab.config.schema import Node
 from vitlab.runs import lock
 from vitlab.runs.folder import read_config, read_results
 from vitlab.sweeps import ledger
-from vitlab.sweeps.ledger import Direction, Status
+from vitlab.sweeps.ledger import Job, Status, Sweep
+from vitlab.sweeps.report import table
 
 TAIL = 4096  # bytes to read from the end of metrics.csv
 MAX_ERROR = 120  # characters of an error in a line; results.json has all of it
@@ -25,42 +27,25 @@ MAX_ERROR = 120  # characters of an error in a line; results.json has all of it
 STOPPED: tuple[Status, ...] = ("stopped", "preempted", "interrupted", "cancelled", "unreadable")
 
 
-@dataclass(frozen=True)
-class JobProgress:
-    """A job's status, completed share, latest (when finished: best) score, and error."""
+class JobProgress(NamedTuple):
+    """The completed share of a job, its epoch out of all, and its latest score."""
 
-    name: str
-    status: Status
-    done: float = 0.0
-    epochs: str = ""  # 7/12
-    score: float | None = None
-    seconds: float | None = None
-    error: str = ""
+    done: float
+    epochs: str
+    score: float | None
 
 
 @dataclass(frozen=True)
 class SweepStatus:
     """A sweep at one moment: `total` may exceed the number of known jobs, `left` are the estimated seconds."""
 
-    name: str
-    objective: str
-    direction: Direction
-    jobs: list[JobProgress]
+    sweep: Sweep
+    progress: dict[str, JobProgress]  # of the jobs that have started and are not done, by id
     total: int
     left: float | None
 
     def count(self, *statuses: Status) -> int:
-        return sum(job.status in statuses for job in self.jobs)
-
-    @property
-    def finished_count(self) -> int:
-        return self.count(*ledger.DONE)
-
-    @property
-    def best(self) -> JobProgress | None:
-        sign = 1 if self.direction == "min" else -1
-        scored = [(sign * job.score, job) for job in self.jobs if job.status == "finished" and job.score is not None]
-        return min(scored, key=lambda pair: pair[0])[1] if scored else None
+        return sum(job.status in statuses for job in self.sweep.jobs)
 
 
 class StatusPoller:
@@ -68,7 +53,7 @@ class StatusPoller:
 
     def __init__(self, folder: Path, *, planned: int = 0) -> None:
         self.folder, self.planned = folder, planned
-        self.done: dict[str, JobProgress] = {}
+        self.done: dict[str, Job] = {}
         self.max_epochs: dict[Path, int] = {}
         self.start = time.time()
         self.work_before: float | None = None  # in jobs, at the first poll
@@ -76,35 +61,25 @@ class StatusPoller:
     def poll(self) -> SweepStatus | None:
         """Return the status; None before the ledger is written."""
         head = ledger.read_head(self.folder, warn=False)
-        if not head.get("objectives"):
+        if not (objectives := head.get("objectives")):
             return None
-        objective, direction = next(iter(head["objectives"].items()))
-        varies = ledger.varying_keys(head)
-        jobs = []
+        varies, jobs = ledger.varying_keys(head), list[Job]()
         for key, entry in head.get("jobs", {}).items():
-            if (job := self.done.get(key)) is None:
-                name = one_line(ledger.choices_text(ledger.choices(entry, varies)) or key)
-                job = self.job_progress(self.folder / entry["folder"], name, objective)
-                if job.status in ledger.DONE:
-                    self.done[key] = job
-            jobs.append(job)
+            if key not in self.done:
+                folder, choices = self.folder / entry["folder"], ledger.choices(entry, varies)
+                results, attempts = read_results(folder), len(ledger.read_attempts(folder))
+                jobs.append(Job(key, folder, choices, recorded_status(results), attempts, results))
+            else:
+                jobs.append(self.done[key])
+        self.done = {job.id: job for job in jobs if job.status in ledger.DONE}
+        started = [job for job in jobs if job.status not in (*ledger.DONE, "waiting")]
+        progress = {job.id: self.job_progress(job.folder, next(iter(objectives))) for job in started}
         total = max(len(jobs), self.planned)
-        return SweepStatus(self.folder.name, objective, direction, jobs, total, self.remaining_seconds(jobs, total))
+        ended = sum(1 - progress[job.id].done for job in started if job.status in ("crashed", "stopped"))
+        left = self.remaining_seconds(progress, total - ended)
+        return SweepStatus(Sweep(self.folder, self.folder.name, "", objectives, jobs), progress, total, left)
 
-    def job_progress(self, folder: Path, name: str, objective: str) -> JobProgress:
-        results = read_results(folder)
-        status: Status = results.get("status", "waiting")
-        here = results.get("host") == platform.node()
-        if status == "running" and here and not lock.pid_alive(results.get("process")):
-            status = "interrupted"  # killed before it could record its end
-        seconds = finite_score(results.get("seconds"))
-        if status in ledger.DONE:
-            return JobProgress(name, status, 1.0, "", finite_score(results.get(objective)), seconds)
-        done, epochs, score = self.training_progress(folder, objective) if status != "waiting" else (0.0, "", None)
-        return JobProgress(name, status, done, epochs, score, seconds, printable(str(results.get("error", ""))))
-
-    def training_progress(self, folder: Path, objective: str) -> tuple[float, str, float | None]:
-        """Return the completed share, the epoch out of all, and the latest score of a job that is not done."""
+    def job_progress(self, folder: Path, objective: str) -> JobProgress:
         if folder not in self.max_epochs:
             with suppress(OSError, ValueError, AttributeError):
                 epochs = (read_config(folder).get("trainer") or {}).get("max_epochs")
@@ -115,21 +90,24 @@ class StatusPoller:
                 epoch = int(float(row["epoch"]))
             score = finite_score(row.get(objective)) or score
         if (epochs := self.max_epochs.get(folder, 0)) <= 0:
-            return 0.0, f"{epoch}" if epoch else "", score
-        return min(1.0, max(0, epoch - 1) / epochs), f"{epoch}/{epochs}", score
+            return JobProgress(0.0, f"{epoch}" if epoch else "", score)
+        return JobProgress(min(1.0, max(0, epoch - 1) / epochs), f"{epoch}/{epochs}", score)
 
-    def remaining_seconds(self, jobs: list[JobProgress], total: int) -> float | None:
+    def remaining_seconds(self, progress: Mapping[str, JobProgress], total: float) -> float | None:
         """Estimate the remaining time at the speed since the first poll; None before that can be measured."""
-        work = sum(job.done for job in jobs)
+        work = len(self.done) + sum(job.done for job in progress.values())
         if self.work_before is None:
             self.work_before = work
         gained, elapsed = work - self.work_before, time.time() - self.start
-        remaining = (
-            total
-            - len(jobs)
-            + sum(1 - job.done for job in jobs if job.status not in (*ledger.DONE, "crashed", "stopped"))
-        )
-        return elapsed * remaining / gained if gained > 0.1 and elapsed > 1 else None
+        return elapsed * (total - work) / gained if gained > 0.1 and elapsed > 1 else None
+
+
+def recorded_status(results: Node) -> Status:
+    """Return the status that a run has recorded, or `interrupted` if it was killed before it could record its end."""
+    status: Status = results.get("status", "waiting")
+    here = results.get("host") == platform.node()
+    killed = status == "running" and here and not lock.pid_alive(results.get("process"))
+    return "interrupted" if killed else status
 
 
 def finite_score(value: Any) -> float | None:
@@ -150,25 +128,30 @@ def read_last_rows(file: Path) -> Iterator[dict[str, str]]:
                 yield dict(zip(columns, cells, strict=True))
 
 
-def status_line(sweep: SweepStatus) -> str:
-    running, failed, stopped = sweep.count("running"), sweep.count("crashed"), sweep.count(*STOPPED)
-    line = f"sweep {sweep.name}: {sweep.finished_count} of {sweep.total} jobs done, {running} running, {failed} failed"
-    line += f", {stopped} stopped" if stopped else ""
-    if (best := sweep.best) is not None:
-        line += f"; best {sweep.objective} {best.score:.4g} ({best.name})"
-    return f"{line}; about {format_duration(sweep.left)} left" if sweep.left else line
+def status_line(status: SweepStatus) -> str:
+    sweep, total = status.sweep, status.total
+    done, running, failed = status.count(*ledger.DONE), status.count("running"), status.count("crashed")
+    line = f"sweep {sweep.name}: {done} of {total} jobs done, {running} running, {failed} failed"
+    waiting, stopped = total - len(sweep.jobs) + status.count("waiting"), status.count(*STOPPED)
+    line += "".join(f", {n} {kind}" for n, kind in ((stopped, "stopped"), (waiting, "waiting")) if n)
+    if (best := table.best_job(sweep)) is not None:
+        objective, _ = table.first_objective(sweep)
+        line += f"; best {objective} {best.results[objective]:.4g} ({best.name})"
+    return f"{line}; about {format_duration(status.left)} left" if status.left else line
 
 
-def job_line(job: JobProgress, objective: str) -> str:
+def job_line(job: Job, objective: str) -> str:
     if job.status in ("crashed", "unreadable"):
-        return f"{job.name}: {job.status}: {shorten(job.error, MAX_ERROR) or 'no error was recorded'}"
-    score = f", {objective} {job.score:.4g}" if job.score is not None else ""
-    return f"{job.name}: {job.status}{score}" + (f", {format_duration(job.seconds)}" if job.seconds else "")
+        error = shorten(str(job.results.get("error", "")), MAX_ERROR)
+        return f"{job.name}: {job.status}: {error or 'no error was recorded'}"
+    score, seconds = (finite_score(job.results.get(name)) for name in (objective, "seconds"))
+    line = f"{job.name}: {job.status}" + (f", {objective} {score:.4g}" if score is not None else "")
+    return f"{line}, {format_duration(seconds)}" if seconds else line
 
 
 def shorten(text: str, length: int) -> str:
     """Return a text in one line of at most `length` characters."""
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 

@@ -131,8 +131,9 @@ def test_a_sweeps_job_is_tagged_and_configured_with_its_choices(apart: Path, tra
     choices = {"optimizer.lr": "1e-3", "seed": "0", "data.source.data_dir": "x" * 100}
     with finish_wandb_run():
         logger = wandb_logger(run_dir=str(apart), tags=["mine"], choices=choices, group="g")
-        log_results([logger], {"val/acc": 0.5, "parameters": 9, "checkpoint": "x"})
+        log_results([logger], {"val/acc": 0.5, "parameters": 9, "checkpoint": "x", "status": "pruned"})
     [(summary, _)] = tracked(apart)
+    assert summary["tags"][-1] == summary["summary"]["status"] == "pruned"
     assert summary["tags"][:3] == ["mine", "optimizer.lr=1e-3", "seed=0"]
     assert len(summary["tags"][3]) == 64, "wandb takes no longer one"
     assert summary["config"]["choices"]["optimizer/lr"] == 0.001

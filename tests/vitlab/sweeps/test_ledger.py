@@ -42,8 +42,8 @@ def test_a_planned_job_waits_until_it_is_begun(sweep: Path) -> None:
     found = ledger.read_sweep(sweep)
     assert (found.folder, found.name, found.objectives) == (sweep, "mine", {"val/loss": "min"})
     assert found.command == "python train.py -m seed=0,1,2"
-    assert [(job.id, job.choices, job.status, job.attempts, job.results, job.config) for job in found.jobs] == [
-        (f"id{seed}", {"seed": str(seed)}, "waiting", 0, {}, {}) for seed in range(3)
+    assert [(job.id, job.choices, job.status, job.attempts, job.results) for job in found.jobs] == [
+        (f"id{seed}", {"seed": str(seed)}, "waiting", 0, {}) for seed in range(3)
     ]
     assert found.jobs[1].folder == sweep / "lr_0.1-seed_1"
 
@@ -78,7 +78,7 @@ def test_a_half_written_or_foreign_file_in_a_job_is_no_end_of_the_table(sweep: P
         for name in (RESULTS, ledger.JOB, CONFIG):
             (sweep / "lr_0.1-seed_1" / name).write_bytes(content)
         job = ledger.read_sweep(sweep).jobs[1]
-        assert (job.status, job.attempts, job.config) == ("unreadable", 0, {})
+        assert (job.status, job.attempts) == ("unreadable", 0)
         assert job.results["error"].startswith("results.json is damaged (")
 
 

@@ -10,7 +10,7 @@ from vitlab.sweeps.rebuild import is_ledger, rebuild_ledger
 
 
 def write_job(sweep: Path, name: str, overrides: str | bytes) -> None:
-    write_config(sweep / name, {"objective": ["val/loss", "val/acc"]})
+    write_config(sweep / name, {"objective": "val/loss"})
     (sweep / name / ".hydra").mkdir()
     content = overrides if isinstance(overrides, bytes) else overrides.encode()
     (sweep / name / ".hydra" / "overrides.yaml").write_bytes(content)
@@ -28,7 +28,7 @@ def test_a_job_keeps_its_identity_its_folder_and_its_settings(tmp_path: Path) ->
     found = rebuild_ledger(tmp_path)
     assert found["jobs"] == entries
     assert found["varies"] == ["seed", "trainer.devices"]
-    assert found["objectives"] == {"val/loss": "min", "val/acc": "max"}
+    assert found["objectives"] == {"val/loss": "min"}
     assert is_ledger(found)
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from sweep_jobs import make_sweep, write_job
 from vitlab.runs.folder import RESULTS
 from vitlab.sweeps import status
 from vitlab.sweeps.ledger import SWEEP
+from vitlab.sweeps.ledger import Job, Status, Sweep
 from vitlab.sweeps.status import JobProgress, StatusPoller, SweepStatus, format_duration, job_line, status_line
 
 
@@ -35,23 +37,22 @@ def test_before_anything_is_written_there_is_nothing_to_see(tmp_path: Path) -> N
 
 def test_a_sweep_is_followed_from_its_start_to_its_end(sweep: Path) -> None:
     poller = StatusPoller(sweep)
-    assert [job.status for job in poll(poller).jobs] == ["waiting"] * 3
+    assert [job.status for job in poll(poller).sweep.jobs] == ["waiting"] * 3
     folder = write_job(sweep, 0, "running")
     log(folder, "10,1,2.5", "20,2,", "20,2,1.5", "30,3")
-    (job, *_) = poll(poller).jobs
-    assert (job.status, job.epochs, job.done, job.score) == ("running", "2/8", 1 / 8, 1.5)
-    assert job.name == "lr=0"
+    found = poll(poller)
+    assert (found.sweep.jobs[0].name, found.sweep.jobs[0].status) == ("lr=0", "running")
+    assert found.progress == {"j0": JobProgress(1 / 8, "2/8", 1.5)}
     write_job(sweep, 0, "finished", **{"val/loss": 1.0, "seconds": 9.0})
     write_job(sweep, 1, "crashed", error="ValueError: x")
     write_job(sweep, 2, "pruned", **{"val/loss": 0.5})
     found = poll(poller)
-    assert (found.finished_count, found.count("crashed"), found.total) == (2, 1, 3)
-    assert found.best is not None
-    assert found.best.name == "lr=0", "a pruned one is not the best"
+    assert (found.count("finished", "pruned"), found.count("crashed"), found.total) == (2, 1, 3)
+    assert "best val/loss 1 (lr=0)" in status_line(found), "a pruned one is not the best"
     (sweep / "job0" / RESULTS).unlink()
-    assert poll(poller).jobs[0].status == "finished", "what is done isn't read again"
+    assert poll(poller).sweep.jobs[0].status == "finished", "what is done isn't read again"
     write_job(sweep, 1, "running")
-    assert poll(poller).jobs[1].status == "running", "what failed may be retried"
+    assert poll(poller).sweep.jobs[1].status == "running", "what failed may be retried"
 
 
 def test_a_job_that_was_killed_is_not_running(sweep: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_job_that_was_killed_is_not_running(sweep: Path) -> None:
     gone.wait()
     write_job(sweep, 0, "running", process=gone.pid)
     write_job(sweep, 1, "running", process=gone.pid, host="another machine")
-    assert [job.status for job in poll(StatusPoller(sweep)).jobs] == ["interrupted", "running", "waiting"]
+    assert [job.status for job in poll(StatusPoller(sweep)).sweep.jobs] == ["interrupted", "running", "waiting"]
 
 
 def test_the_time_left_follows_what_was_done_since_the_first_look(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +93,7 @@ def test_a_damaged_job_is_shown_and_hides_no_other(sweep: Path) -> None:
     for name in (RESULTS, "metrics.csv"):
         (damaged / name).write_bytes(b"\xff\x00")
     (write_job(sweep, 2, "running", seconds="x") / "config.yaml").write_text("trainer: [1]")
-    jobs = poll(StatusPoller(sweep)).jobs
+    jobs = poll(StatusPoller(sweep)).sweep.jobs
     assert [job.status for job in jobs] == ["running", "unreadable", "running"]
     assert job_line(jobs[1], "val/loss").startswith("lr=1: unreadable: results.json is damaged (")
 
@@ -100,34 +101,33 @@ def test_a_damaged_job_is_shown_and_hides_no_other(sweep: Path) -> None:
 def test_a_job_that_ended_by_time_is_counted_as_stopped(sweep: Path) -> None:
     write_job(sweep, 0, "stopped", **{"val/loss": 1.0})
     found = poll(StatusPoller(sweep))
-    assert status_line(found).endswith("0 of 3 jobs done, 0 running, 0 failed, 1 stopped")
+    assert status_line(found).endswith("0 of 3 jobs done, 0 running, 0 failed, 1 stopped, 2 waiting")
+
+
+def job(name: str, status: Status, **results: Any) -> Job:
+    return Job(name, Path(name), {"lr": name}, status, 1, {key.replace("__", "/"): v for key, v in results.items()})
 
 
 def test_names_and_errors_can_be_printed(sweep: Path) -> None:
     write_job(sweep, 1, "crashed", error="a\x1b[2Jb")
     head = (sweep / SWEEP).read_text()
     (sweep / SWEEP).write_text(head.replace('"lr": "1"', '"lr": "1\\u001b[2J\\n"'))
-    jobs = poll(StatusPoller(sweep)).jobs
-    assert (jobs[1].name, jobs[1].error) == ("lr=1\\x1b[2J\\n", "a\\x1b[2Jb")
+    crashed = poll(StatusPoller(sweep)).sweep.jobs[1]
+    assert job_line(crashed, "val/loss") == "lr=1\\x1b[2J\\n: crashed: a\\x1b[2Jb"
 
 
 def test_the_lines_of_a_sweep_and_of_its_jobs() -> None:
-    jobs = [
-        JobProgress("lr=1", "finished", 1.0, score=0.25, seconds=200),
-        JobProgress("lr=2", "running"),
-        JobProgress("lr=3", "crashed"),
-    ]
-    found = SweepStatus("s", "val/acc", "max", jobs, 8, 700.0)
+    jobs = [job("1", "finished", val__acc=0.25, seconds=200.0), job("2", "running"), job("3", "crashed")]
+    found = SweepStatus(Sweep(Path(), "s", "", {"val/acc": "max"}, jobs), {}, 8, 700.0)
     assert status_line(found) == (
-        "sweep s: 1 of 8 jobs done, 1 running, 1 failed; best val/acc 0.25 (lr=1); about 12 min left"
+        "sweep s: 1 of 8 jobs done, 1 running, 1 failed, 5 waiting; best val/acc 0.25 (lr=1); about 12 min left"
     )
-    stopped = SweepStatus(
-        "s", "val/acc", "max", [JobProgress("lr=1", "interrupted"), JobProgress("lr=2", "preempted")], 3, None
-    )
-    assert status_line(stopped) == "sweep s: 0 of 3 jobs done, 0 running, 0 failed, 2 stopped"
+    stopped = [job("1", "interrupted"), job("2", "preempted")]
+    found = SweepStatus(Sweep(Path(), "s", "", {"val/acc": "max"}, stopped), {}, 3, None)
+    assert status_line(found) == "sweep s: 0 of 3 jobs done, 0 running, 0 failed, 2 stopped, 1 waiting"
     assert job_line(jobs[0], "val/acc") == "lr=1: finished, val/acc 0.25, 3 min"
     assert job_line(jobs[2], "val/acc") == "lr=3: crashed: no error was recorded"
-    long = job_line(JobProgress("a", "crashed", error="x\ny" * 100), "val/acc")
+    long = job_line(job("a", "crashed", error="x\ny" * 100), "val/acc")
     assert len(long) < 140
     assert "\n" not in long
     assert [format_duration(s) for s in (40, 100, 9000)] == ["40 s", "2 min", "2.5 h"]

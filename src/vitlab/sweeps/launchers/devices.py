@@ -39,6 +39,5 @@ def visible_gpus() -> list[str]:
 
 
 def available_cores() -> list[str]:
-    """Return the numbers of the cores that this process may use."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return [str(core) for core in sorted(cores)]

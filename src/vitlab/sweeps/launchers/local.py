@@ -13,10 +13,9 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -50,7 +49,6 @@ class Job:
     context: HydraContext
     task: TaskFunction
     label: str
-    started: float = field(default_factory=time.monotonic)
 
     @property
     def devices(self) -> int | list[int]:
@@ -98,20 +96,15 @@ class Job:
         return run_job(task, self.config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context)
 
     def log_start(self, where: str) -> None:
-        self.started = time.monotonic()
         log.info("#%d on %s: %s", self.number, where, self.label)
 
     def log_end(self, result: JobReturn) -> JobReturn:
-        """Log how the job ended, in one line, and return its result."""
-        seconds = time.monotonic() - self.started
-        if result.status == JobStatus.COMPLETED:
-            objective = OmegaConf.select(self.config, "objective") or "returned"
-            log.info("#%d finished after %.0f s: %s %s", self.number, seconds, objective, result.return_value)
-        else:
+        """Log in one line if the job has failed, and return its result."""
+        if result.status != JobStatus.COMPLETED:
             error = str(result._return_value).replace("\n", " ")
             if recorded := read_results(self.folder).get("error"):
                 error = error if recorded in error else f"{recorded}; {error}"
-            log.error("#%d failed after %.0f s (%s): %s; %s", self.number, seconds, self.label, error, self.folder)
+            log.error("#%d failed (%s): %s; %s", self.number, self.label, error, self.folder)
         return result
 
     def failure(self, reason: str, *, hint: bool = False) -> JobReturn:
@@ -179,17 +172,10 @@ class ForkedJob(ForkProcess):
             error = result._return_value
             self.returns.send(self.job.failure(f"{type(error).__name__}: {error}"))
 
-    def poll(self) -> int | None:
-        return self.exitcode
-
     def send_signal(self, sig: int, /) -> None:
-        if self.poll() is None and self.pid:
+        if self.exitcode is None and self.pid:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, sig)
-
-    def wait(self) -> int | None:
-        self.join()
-        return self.exitcode
 
     def receive_result(self) -> JobReturn:
         """Return what the process sent before its end, or else a failure with its status."""
@@ -197,8 +183,8 @@ class ForkedJob(ForkProcess):
         with suppress(EOFError):
             result = self.results.recv()
         self.results.close()
-        status = self.wait()
-        return result or self.job.exit_failure(status)
+        self.join()
+        return result or self.job.exit_failure(self.exitcode)
 
 
 def launch(jobs: Sequence[Job], *, at_once: int | None) -> list[JobReturn]:

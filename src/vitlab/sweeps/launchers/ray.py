@@ -64,21 +64,17 @@ class RayJob:
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        self.job, self.group = job, None
+        self.job = job
         # each in its own process, and never restarted silently
         task = ray.remote(max_calls=1, max_retries=0)(run_on_ray)
         cpus, devices = cpus_per_device * job.count, float(job.count) if gpus and job.accelerator != "cpu" else 0.0
-        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": devices}
-        threads = max(1, int(cpus_per_device))
-        if job.nodes == 1:
-            self.refs = [task.options(**options, name=job.label).remote(job, threads)]
-            return
+        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": devices, "name": job.label}
         needs = {"CPU": cpus} | ({"GPU": devices} if devices else {})
         self.group = placement_group([needs] * job.nodes, strategy="STRICT_SPREAD")
         places = [PlacementGroupSchedulingStrategy(self.group, number) for number in range(job.nodes)]
         spot = ray.remote(num_cpus=0)(rendezvous_address).options(scheduling_strategy=places[0]).remote()
         self.refs = [
-            task.options(**options, scheduling_strategy=place).remote(job, threads, node, spot)
+            task.options(**options, scheduling_strategy=place).remote(job, max(1, int(cpus_per_device)), node, spot)
             for node, place in enumerate(places)
         ]
 
@@ -99,8 +95,7 @@ class RayJob:
             if failed:
                 self.cancel(force=False)
             return None
-        if self.group:
-            ray.util.remove_placement_group(self.group)
+        ray.util.remove_placement_group(self.group)
         return failed[0] if failed else self.fetch(self.refs[0])
 
     def fetch(self, ref: Any) -> JobReturn:
@@ -122,10 +117,10 @@ class RayJob:
                 ray.cancel(ref, force=force)
 
 
-def run_on_ray(job: Job, threads: int, node: int = 0, spot: tuple[str, int] | None = None) -> JobReturn:
+def run_on_ray(job: Job, threads: int, node: int, spot: tuple[str, int]) -> JobReturn:
     """Run a job, or its part on this machine, in a Ray worker."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # Ray's default is for one process
-    if spot is not None:
+    if job.nodes > 1:
         os.environ[environment.NODES_VARIABLE] = str(environment.NodeInfo(node, job.nodes, *spot))
     try:
         return job.run()

@@ -43,7 +43,7 @@ def launch_on_slurm(jobs: Sequence[Job], settings: Node) -> list[JobReturn]:
             tasks_per_node=1,
             timeout_min=settings["timeout_min"],
             cpus_per_task=cpus,
-            gpus_per_node=devices if settings["gpus"] and batch[0].accelerator != "cpu" else 0,
+            gpus_per_node=0 if batch[0].accelerator == "cpu" else devices,
             slurm_array_parallelism=settings["parallel"],
             slurm_setup=[REQUEUE, *(settings["setup"] or [])],
             # srun ignores sbatch's --cpus-per-task since SLURM 22.05

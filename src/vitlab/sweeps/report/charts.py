@@ -1,178 +1,139 @@
-"""Charts of a report as inline SVG. The page's style sheet sets the colors, for light and dark mode alike.
+"""Charts of a report: matplotlib's SVG, with colors that the page's style sheet sets, for light and dark mode alike.
 
-The marks of configuration k have the classes `m` and `ck` (its color; `cx` past the last color) and `data-c="k"`, by
-which the page's script finds them. Every mark has a `<title>`.
+The marks of configuration k are in groups of the class `m` with `data-c="k"`, by which the page's script finds them,
+and have a `<title>`.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
+
+from vitlab.config.printable import one_line
+from vitlab.sweeps.report.table import MeanStd
 
 COLORS = 8  # that can be distinguished; further configurations are gray
 WIDTH, HEIGHT = 380, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 10, 30, HEIGHT - 36  # the edges of the plot
+MAX_POINTS = 200  # of a curve
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+# the style sheet's variables, and the colors that stand for them until the chart is drawn
+VARIABLES = {
+    f"var(--{name})": f"#0000{number:02x}"
+    for number, name in enumerate(["ink", "muted", "line", "paper", "cx", *(f"c{k}" for k in range(COLORS))], 1)
+}
+INK, MUTED, LINE, PAPER, GRAY, *PALETTE = VARIABLES.values()
 
 
-@dataclass(frozen=True)
-class Line:
-    """A curve of configuration `group`, and the band from `low` to `high`, if any."""
+class Chart:
+    """An empty chart. Of its axes those in `log` ("x", "y") are logarithmic if their values span decades."""
 
-    label: str
-    group: int
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    def __init__(self, x_name: str, y_name: str, *, log: str = "", percent: bool = False) -> None:
+        self.name, self.log = one_line(f"{y_name} against {x_name}"), log
+        self.items = list[tuple[int, str]]()  # the group and the title of each mark
+        self.figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+        self.figure.text(0, 0.95, one_line(y_name), color=INK, size=13, parse_math=False)
+        self.axes = self.figure.add_axes((0.12, 0.16, 0.87, 0.74))
+        self.axes.set_xlabel(one_line(x_name), loc="right", color=MUTED, size=12, parse_math=False)
+        self.axes.spines[["left", "top", "right"]].set_visible(False)
+        self.axes.spines["bottom"].set_color(MUTED)
+        self.axes.grid(axis="y", color=LINE)
+        self.axes.set_axisbelow(True)
+        self.axes.margins(0.06)
+        self.axes.tick_params(length=0, labelsize=12, labelcolor=MUTED)
+        for axis in (self.axes.xaxis, self.axes.yaxis):
+            axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+            axis.set_major_formatter(format_short)
+        if percent:
+            self.axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+
+    def draw_curve(self, group: int, title: str, curve: Mapping[float, MeanStd]) -> None:
+        """Draw means with a band of one standard deviation to both sides; of gray ones the means alone."""
+        points = list(curve.items())
+        points = points[: -1 : -(-len(points) // MAX_POINTS) or 1] + points[-1:]
+        x, y = [x for x, _ in points], [score.mean for _, score in points]
+        style: dict[str, Any] = {"lw": 1.8} if group < COLORS else {"lw": 1.0, "alpha": 0.5}
+        if group < COLORS and points and all(score.deviation is not None for _, score in points):
+            low, high = ([s.mean + sign * (s.deviation or 0.0) for _, s in points] for sign in (-1, 1))
+            self.mark(group, title, [self.axes.fill_between(x, low, high, color=color(group), alpha=0.13, lw=0)])
+        if points:
+            self.mark(group, title, self.axes.plot(x, y, "-" if len(x) > 1 else "o", color=color(group), **style))
+
+    def draw_point(self, group: int, title: str, x: float, y: float, deviation: float | None = None) -> None:
+        if deviation is not None:
+            self.mark(group, title, self.axes.plot([x, x], [y - deviation, y + deviation], color=color(group)))
+        self.mark(group, title, self.axes.plot(x, y, "o", mfc=color(group), mec=PAPER, ms=9))
+
+    def draw_columns(self, columns: Mapping[str, Sequence[tuple[int, str, float]]]) -> None:
+        """Draw points side by side above each name, with a dash at their mean."""
+        room = max(3, 48 // len(columns))  # characters
+        names = [name if len(name) <= room else f"{name[: room - 1]}…" for name in map(one_line, columns)]
+        self.axes.set_xticks(range(len(columns)), names, parse_math=False)
+        self.axes.set_xlim(-0.5, len(columns) - 0.5)
+        for column, points in enumerate(columns.values()):
+            mean = sum(y for *_, y in points) / len(points)
+            self.axes.plot([column - 0.3, column + 0.3], [mean, mean], color=INK, alpha=0.75)
+            for n, (group, title, y) in enumerate(points):
+                self.draw_point(group, title, column + (n - (len(points) - 1) / 2) * min(0.1, 0.9 / len(points)), y)
+
+    def draw_front(self, points: Sequence[tuple[float, float]]) -> None:
+        x, y = [x for x, _ in sorted(points)], [y for _, y in sorted(points)]
+        self.axes.plot(x, y, ":", color=MUTED, lw=1.2)
+
+    def mark(self, group: int, title: str, artists: Sequence[Artist]) -> None:
+        for artist in artists:
+            artist.set_gid(f"mark{len(self.items)}")
+            artist.set_clip_on(False)
+            self.items.append((group, title))
+
+    def markup(self) -> Markup | None:
+        """Return the chart as an element of a page, without matplotlib's own names and sizes; None if it is empty."""
+        if not self.items:
+            return None
+        for name, axis in (("x", self.axes.xaxis), ("y", self.axes.yaxis)):
+            low, high = axis.get_data_interval()
+            if name in self.log and low > 0 and high / low > 30:
+                self.axes.set(**{f"{name}scale": "log"})
+                axis.set(major_locator=LogLocator(numticks=5), major_formatter=format_short)
+        self.axes.minorticks_off()
+        content = io.BytesIO()
+        with rc_context({"svg.fonttype": "none"}):
+            self.figure.savefig(content, format="svg", transparent=True)
+        ElementTree.register_namespace("", SVG)
+        ElementTree.register_namespace("xlink", XLINK)
+        root = ElementTree.fromstring(content.getvalue())
+        root.attrib = {
+            "viewBox": f"0 0 {WIDTH} {HEIGHT}",
+            "role": "img",
+            "aria-label": self.name,
+            "class": "chart",
+        }
+        for unused in root.findall("{*}metadata") + root.findall("{*}defs[{*}style]"):
+            root.remove(unused)
+        for element in root.iter(f"{{{SVG}}}g"):
+            name = element.attrib.pop("id", "")
+            if name.startswith("mark"):
+                group, title = self.items[int(name.removeprefix("mark"))]
+                element.attrib = {"class": "m", "data-c": str(group)}
+                ElementTree.SubElement(element, f"{{{SVG}}}title").text = one_line(title)
+        text = ElementTree.tostring(root, encoding="unicode")
+        for variable, stand_in in VARIABLES.items():
+            text = text.replace(stand_in, variable)
+        return Markup(text)
 
 
-@dataclass(frozen=True)
-class Point:
-    """A point of configuration `group`, and the error bar from `low` to `high`, if any."""
-
-    label: str
-    group: int
-    x: float
-    y: float
-    low: float | None = None
-    high: float | None = None
+def color(group: int) -> str:
+    return PALETTE[group] if group < COLORS else GRAY
 
 
-class Axis:
-    """A scale from values to pixels with a margin at both ends; a logarithmic one clips what is below it."""
-
-    def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool = False) -> None:
-        low, high = min(values), max(values)
-        self.start, self.end, self.log = start, end, log
-        if log:
-            margin = (high / low) ** 0.05 if high > low else 1.5
-            self.low, self.high = low / margin, high * margin
-            ticks = self.within(LogLocator(subs=(1.0, 2.0, 5.0)).tick_values(self.low, self.high))
-            self.ticks = ticks if len(ticks) <= 5 else [t for t in ticks if math.log10(t).is_integer()]
-        else:
-            margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
-            self.low, self.high = low - margin, high + margin
-            locator = MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10])
-            self.ticks = self.within(locator.tick_values(self.low, self.high))
-
-    def within(self, ticks: Iterable[float]) -> list[float]:
-        return [float(tick) for tick in ticks if self.low <= tick <= self.high]
-
-    def __call__(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.log:
-            low, high, value = math.log10(low), math.log10(high), math.log10(max(value, low))
-        return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
-
-
-def spans_decades(values: Sequence[float]) -> bool:
-    return bool(values) and min(values) > 0 and max(values) / min(values) > 30
-
-
-def format_short(value: float) -> str:
+def format_short(value: float, _: object = None) -> str:
     """Format a number in few characters: 0.25, 1.5k, 3M, 1e-04."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:.3g}{name}"
     return f"{value:.0e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
-
-
-def svg(inside: str, name: str, height: float = HEIGHT) -> Markup:
-    return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(name)}" class="chart">{inside}</svg>'
-    )
-
-
-def text(x: float, y: float, words: str, *, kind: str = "tick", anchor: str = "middle", title: str = "") -> str:
-    title = f"<title>{escape(title)}</title>" if title else ""
-    return f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(words)}{title}</text>'
-
-
-def rule(kind: str, x1: float, x2: float, y1: float, y2: float) -> str:
-    return f'<line class="{kind}" x1="{x1:g}" x2="{x2:g}" y1="{y1:g}" y2="{y2:g}"/>'
-
-
-def mark(item: Line | Point, inside: str) -> str:
-    color = item.group if item.group < COLORS else "x"
-    return f'<g class="m c{color}" data-c="{item.group}"><title>{escape(item.label)}</title>{inside}</g>'
-
-
-def pixels(x: Axis, y: Axis, places: Iterable[tuple[float, float]]) -> str:
-    return " ".join(f"{x(a)},{y(b)}" for a, b in places)
-
-
-def draw_axes(x: Axis | None, y: Axis, x_name: str, y_name: str, *, percent: bool) -> str:
-    """Return grid lines, numbers (none at the bottom without `x`) and the names of the axes."""
-    parts = [text(0, 14, y_name, kind="name", anchor="start"), rule("axis", LEFT, RIGHT, BOTTOM, BOTTOM)]
-    for tick in y.ticks:
-        number = f"{100 * tick:.4g} %" if percent else format_short(tick)
-        parts += [rule("grid", LEFT, RIGHT, y(tick), y(tick)), text(LEFT - 6, y(tick) + 4, number, anchor="end")]
-    if x is not None:
-        parts += [text(x(tick), BOTTOM + 15, format_short(tick)) for tick in x.ticks]
-    return "".join([*parts, text(RIGHT, HEIGHT - 4, x_name, anchor="end")])
-
-
-def line_chart(series: Sequence[Line], *, x_name: str, y_name: str, percent: bool = False) -> Markup | None:
-    """Draw curves with bands, the first one on top. Returns None if there is no point to draw."""
-    series = [line for line in reversed(series) if line.x]
-    if not series:
-        return None
-    values = [v for line in series for v in line.y]
-    log = spans_decades(values)
-    if not log:
-        values += [v for line in series for v in (*line.low, *line.high)]
-    x, y = Axis([v for line in series for v in line.x], LEFT, RIGHT), Axis(values, BOTTOM, TOP, log=log)
-    bands, lines = "", ""
-    for line in series:
-        if line.low:
-            edge = [*zip(line.x, line.high, strict=True), *reversed([*zip(line.x, line.low, strict=True)])]
-            bands += mark(line, f'<polygon class="band" points="{pixels(x, y, edge)}"/>')
-        places = pixels(x, y, zip(line.x, line.y, strict=True))
-        curve = f'<polyline class="line" points="{places}"/>'
-        lines += mark(line, curve if len(line.x) > 1 else f'<circle cx="{x(line.x[0])}" cy="{y(line.y[0])}" r="3.5"/>')
-    axes = draw_axes(x, y, x_name, y_name, percent=percent)
-    return svg(axes + bands + lines, f"{y_name} against {x_name}")
-
-
-def scatter_chart(
-    points: Sequence[Point], *, x_name: str, y_name: str, percent: bool = False, front: Sequence[int] = ()
-) -> Markup | None:
-    """Draw points with error bars, and a line through the Pareto front, given by its points' indices."""
-    if not points:
-        return None
-    xs = [p.x for p in points]
-    x = Axis(xs, LEFT, RIGHT, log=spans_decades(xs))
-    y = Axis([v for p in points for v in (p.y, p.low, p.high) if v is not None], BOTTOM, TOP)
-    parts = [draw_axes(x, y, x_name, y_name, percent=percent)]
-    if len(front) > 1:
-        path = pixels(x, y, sorted((points[i].x, points[i].y) for i in front))
-        parts.append(f'<polyline class="front" points="{path}"><title>nothing is better in both</title></polyline>')
-    for p in reversed(points):
-        bar = rule("spread", x(p.x), x(p.x), y(p.low), y(p.high)) if p.low is not None and p.high is not None else ""
-        parts.append(mark(p, f'{bar}<circle cx="{x(p.x)}" cy="{y(p.y)}" r="5"/>'))
-    return svg("".join(parts), f"{y_name} against {x_name}")
-
-
-def strip_chart(
-    columns: Mapping[str, Sequence[Point]], *, x_name: str, y_name: str, percent: bool = False
-) -> Markup | None:
-    """Draw a column of points for each value of a setting (the points' `x` is ignored), with a dash at its mean."""
-    values = [point.y for points in columns.values() for point in points]
-    if not values:
-        return None
-    y, room = Axis(values, BOTTOM, TOP), (RIGHT - LEFT) / len(columns)
-    fitting = max(3, int(room / 6.5))  # characters
-    parts = [draw_axes(None, y, x_name, y_name, percent=percent)]
-    for i, (name, points) in enumerate(columns.items()):
-        middle, half = LEFT + (i + 0.5) * room, min(28.0, room / 3)
-        short = name if len(name) <= fitting else f"{name[: fitting - 1]}…"
-        parts.append(text(middle, BOTTOM + 15, short, title=name))
-        if points:
-            mean = y(sum(p.y for p in points) / len(points))
-            parts.append(rule("mean", middle - half, middle + half, mean, mean))
-        for k, p in enumerate(points):
-            x = middle + (k - (len(points) - 1) / 2) * min(9.0, room / (len(points) + 1))
-            parts.append(mark(p, f'<circle cx="{x:.1f}" cy="{y(p.y)}" r="4"/>'))
-    return svg("".join(parts), f"{y_name} by {x_name}")

@@ -9,24 +9,24 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vitlab.runs.folder import read_metrics
 from vitlab.storage import atomic
 from vitlab.sweeps.ledger import Direction, Job, Status, Sweep
 from vitlab.sweeps.report import charts, table
+from vitlab.sweeps.report.charts import Chart
 from vitlab.sweeps.report.importance import RELIABLE, as_numbers, setting_importance
 from vitlab.sweeps.report.table import COSTS, Configuration, MeanStd, finite_numbers
 
 PAGE, RESULTS, JOBS = "index.html", "results.csv", "jobs.csv"
-MAX_POINTS = 200  # of a curve
 MAX_PICTURE_BYTES = 8 * 2**20  # in a page
 ARROWS: dict[Direction, str] = {"min": "↓", "max": "↑"}  # the better direction
 
@@ -49,7 +49,6 @@ def render_page(sweep: Sweep) -> str:
     loader = FileSystemLoader(sources)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": format_number, "spread": format_mean_std}
-    environment.filters["label"] = lambda name: "images/s" if name == "images_per_second" else name
     rows, names = table.configurations(sweep), table.choice_names(sweep, seed=True)
     best = table.best_job(sweep, rows[0].jobs) if rows else None
     counts = Counter(job.status for job in sweep.jobs)
@@ -79,22 +78,20 @@ def render_page(sweep: Sweep) -> str:
         counts={status: counts[status] for status in get_args(Status) if status in counts},
         seconds=sum(finite_numbers(job).get("seconds", 0.0) for job in sweep.jobs),
         best=best,
-        curves=curve_charts(sweep, rows),
+        curves=list(filter(None, curve_charts(sweep, rows))),
         importance=importance,
-        effects=effect_charts(sweep, rows),
-        costs=cost_charts(sweep, rows),
+        effects=list(filter(None, effect_charts(sweep, rows))),
+        costs=list(filter(None, cost_charts(sweep, rows))),
         pictures=job_images(best) if best else [],
         unfinished=[job for job in sweep.jobs if job.status not in ("finished", "pruned", "waiting", "running")],
         provenance=provenance_rows(sweep),
     )
 
 
-def format_number(value: Any, name: str = "") -> str:
+def format_number(value: float | None, name: str = "") -> str:
     """Format a number: accuracies in percent, counts with separators, all else with four digits."""
     if value is None:
         return "\N{EN DASH}"
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return str(value)
     if is_percent(name):
         return f"{100 * value:.2f} %"
     if name == "seconds" or (isinstance(value, float) and 1000 <= abs(value) < 1e15):
@@ -139,72 +136,58 @@ def axis_name(sweep: Sweep, name: str) -> str:
     return f"{name} {ARROWS[direction]}" if direction else name
 
 
-def curve_charts(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
+def curve_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Markup | None]:
     """Draw objectives, accuracy and training loss of each configuration's finished jobs; of all, if none is."""
-    metrics = [[table.read_metrics(job) for job in row.finished_jobs or row.jobs] for row in rows]
-    logged = {name for jobs in metrics for lines in jobs for line in lines for name in line}
-    drawn = []
+    jobs = [row.finished_jobs or row.jobs for row in rows]
+    metrics = [[read_metrics(job.folder / "metrics.csv") for job in group] for group in jobs]
     for name in dict.fromkeys([*sweep.objectives, "val/acc", "train/loss"]):
-        if name not in logged or name.startswith("test/"):
-            continue
-        curves = [table.mean_curve(jobs, name) for jobs in metrics]
-        series = [mean_line(c, row.label or sweep.name, k) for k, (row, c) in enumerate(zip(rows, curves, strict=True))]
-        label = axis_name(sweep, name)
-        drawn.append(charts.line_chart(series, x_name="images seen", y_name=label, percent=is_percent(name)))
-    return [chart for chart in drawn if chart]
+        if not name.startswith("test/"):
+            chart = Chart("images seen", axis_name(sweep, name), log="y", percent=is_percent(name))
+            for k, row in reversed([*enumerate(rows)]):  # the best one on top
+                chart.draw_curve(k, row.label or sweep.name, table.mean_curve(metrics[k], name))
+            yield chart.markup()
 
 
-def mean_line(curve: dict[float, MeanStd], label: str, group: int) -> charts.Line:
-    """Return a mean curve with a band of one standard deviation on both sides, if there are several jobs."""
-    points = list(curve.items())
-    points = points[: -1 : -(-len(points) // MAX_POINTS) or 1] + points[-1:]
-    line = charts.Line(label, group, [x for x, _ in points], [score.mean for _, score in points])
-    if any(score.deviation is None for _, score in points):
-        return line
-    low, high = ([s.mean + sign * (s.deviation or 0.0) for _, s in points] for sign in (-1, 1))
-    return replace(line, low=low, high=high)
-
-
-def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
+def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Markup | None]:
+    """Draw the scores of finished jobs by each setting: in a column for each of few values, else by the number."""
     objective, _ = table.first_objective(sweep)
-    jobs = [(k, job, finite_numbers(job)) for k, row in enumerate(rows) for job in row.finished_jobs]
-    drawn = []
     for name in table.choice_names(sweep):
-        columns: dict[str, list[charts.Point]] = {value: [] for value in setting_values(sweep, name)}
-        for k, job, scores in jobs:
-            if name in job.choices and objective in scores:
-                title = f"{job.name}: {format_number(scores[objective], objective)}"
-                columns[job.choices[name]].append(charts.Point(title, k, 0.0, scores[objective]))
+        columns: dict[str, list[tuple[int, str, float]]] = {value: [] for value in setting_values(sweep, name)}
+        for k, row in reversed([*enumerate(rows)]):
+            for job in row.finished_jobs:
+                if name in job.choices and (score := finite_numbers(job).get(objective)) is not None:
+                    title = f"{job.name}: {format_number(score, objective)}"
+                    columns[job.choices[name]].append((k, title, score))
         columns = {value: points for value, points in columns.items() if points}
-        labels: Any = {"x_name": name, "y_name": axis_name(sweep, objective), "percent": is_percent(objective)}
         numbers = as_numbers(list(columns))
-        if 1 < len(columns) <= (12 if numbers is None else 6):
-            drawn.append(charts.strip_chart(columns, **labels))
-        elif len(columns) > 1 and numbers is not None:
-            points = [replace(p, x=x) for x, ps in zip(numbers, columns.values(), strict=True) for p in ps]
-            drawn.append(charts.scatter_chart(points, **labels))
-    return [chart for chart in drawn if chart]
+        few = len(columns) <= (12 if numbers is None else 6)
+        if len(columns) < 2 or not (few or numbers):
+            continue
+        chart = Chart(name, axis_name(sweep, objective), log="x", percent=is_percent(objective))
+        if few:
+            chart.draw_columns(columns)
+        else:
+            for x, points in zip(numbers or [], columns.values(), strict=True):
+                for k, title, score in points:
+                    chart.draw_point(k, title, x, score)
+        yield chart.markup()
 
 
-def cost_charts(sweep: Sweep, rows: Sequence[Configuration]) -> list[Markup]:
+def cost_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Markup | None]:
     """Draw accuracy against seconds, images per second and parameters: a point for each configuration."""
-    score = next((name for name in ("test/acc", "val/acc") if any(name in row.scores for row in rows)), None)
-    if score is None:
-        return []
-    drawn = []
+    score = next((name for name in ("test/acc", "val/acc") if any(name in row.scores for row in rows)), "")
     for cost, unit in (("seconds", "seconds a job"), ("images_per_second", "images/s"), ("parameters", "parameters")):
+        better: Direction = "max" if cost == "images_per_second" else "min"
+        chart = Chart(f"{unit} {ARROWS[better]}", axis_name(sweep, score), log="x", percent=is_percent(score))
         points = []
-        for k, row in enumerate(rows):
+        for k, row in reversed([*enumerate(rows)]):
             if cost in row.scores and score in row.scores:
                 x, y = row.scores[cost], row.scores[score]
                 title = f"{row.label}: {format_mean_std(y, score)}, {format_mean_std(x, cost)} {unit}"
-                bar = () if y.deviation is None else (y.mean - y.deviation, y.mean + y.deviation)
-                points.append(charts.Point(title, k, x.mean, y.mean, *bar))
-        better: Direction = "max" if cost == "images_per_second" else "min"
-        front = table.pareto_front([[p.x, p.y] for p in points], [better, "max"])
-        labels: Any = {"x_name": f"{unit} {ARROWS[better]}", "y_name": axis_name(sweep, score)}
-        drawn.append(charts.scatter_chart(points, **labels, front=front, percent=is_percent(score)))
-    return [chart for chart in drawn if chart]
+                chart.draw_point(k, title, x.mean, y.mean, y.deviation)
+                points.append((x.mean, y.mean))
+        chart.draw_front([points[i] for i in table.pareto_front(points, [better, "max"])])
+        yield chart.markup()
 
 
 def job_images(job: Job) -> list[tuple[str, str]]:

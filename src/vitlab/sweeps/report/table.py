@@ -7,13 +7,11 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
 from vitlab.config.printable import table_cell
-from vitlab.runs import folder
 from vitlab.storage import atomic
 from vitlab.sweeps.ledger import Direction, Job, Sweep, choices_text
 
@@ -24,11 +22,10 @@ COUNTS = ("steps", "epochs", "images", "devices")  # results that are no scores
 
 @dataclass(frozen=True)
 class MeanStd:
-    """Mean and standard deviation (of a sample; None for n = 1) of a number over n jobs."""
+    """Mean and standard deviation (of a sample; None for one) of a number over jobs."""
 
     mean: float
     deviation: float | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def finite_numbers(job: Job) -> dict[str, float]:
 
 
 def mean_std(values: Sequence[float]) -> MeanStd:
-    return MeanStd(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+    return MeanStd(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def configurations(sweep: Sweep) -> list[Configuration]:
@@ -89,11 +86,12 @@ def first_objective(sweep: Sweep) -> tuple[str, Direction]:
     return next(iter(sweep.objectives.items()))
 
 
-def best_job(sweep: Sweep, among: Iterable[Job] | None = None) -> Job | None:
-    objective, direction = first_objective(sweep)
+def best_job(sweep: Sweep, among: Iterable[Job] | None = None, *, objective: str = "") -> Job | None:
+    """Return the job with the best score, by the first objective if none is given."""
+    objective = objective or first_objective(sweep)[0]
     jobs = sweep.jobs if among is None else among
     scored = [job for job in jobs if job.status == "finished" and objective in finite_numbers(job)]
-    choose = min if direction == "min" else max
+    choose = min if sweep.objectives[objective] == "min" else max
     return choose(scored, key=lambda job: finite_numbers(job)[objective], default=None)
 
 
@@ -105,13 +103,6 @@ def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[Directi
         return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
     return [i for i, point in enumerate(signed) if not any(dominates(other, point) for other in signed)]
-
-
-def read_metrics(job: Job) -> list[dict[str, str]]:
-    """Read the rows of a job's `metrics.csv`, if any, without those that are half written or damaged."""
-    with suppress(OSError):
-        return [row for row in folder.read_metrics(job.folder / "metrics.csv") if row]
-    return []
 
 
 def mean_curve(metrics: Sequence[Sequence[Mapping[str, str]]], name: str) -> dict[float, MeanStd]:

@@ -5,52 +5,42 @@ The panels name what vitlab logs: the columns of `metrics.csv`, and `choices` an
 """
 
 import json
-import warnings
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from vitlab.config.schema import Node
-from vitlab.runs.wandb import as_number, choice_key, existing_run_id
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+from wandb_workspaces import expr
+
+from vitlab.runs.folder import UnreadableRun, read_config
+from vitlab.runs.wandb import choice_key, existing_run_id
 from vitlab.storage import atomic
 from vitlab.sweeps.ledger import Sweep
 from vitlab.sweeps.report import table
 
 FILE = "dashboard.json"
-INSTALL = "pip install -e '.[dashboard]'"
 X = "images"  # the horizontal axis of curves
 MAX_RUNS = 100  # in a panel
 MEAN_STD: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
 
 
-class WandbProject(NamedTuple):
-    """The project of runs at wandb; without an entity, in the user's own account."""
+def wandb_project(folder: Path) -> dict[str, str]:
+    """Return the project and the entity (empty: the user's own account) of a run at wandb, or of a sweep's jobs.
 
-    project: str
-    entity: str | None
-
-
-def wandb_project(configs: Sequence[Node]) -> WandbProject:
-    """Return the wandb project of runs, by their configurations. Raises `ValueError` if wandb does not track them."""
-    nodes = [node for config in configs if (node := (config.get("logger") or {}).get("wandb")) is not None]
-    if not nodes or len(nodes) < len(configs):
+    Raises `ValueError` if wandb does not track them.
+    """
+    loggers = list[Any]()
+    for run in (folder, *folder.iterdir()):
+        with suppress(OSError, UnreadableRun):
+            loggers.append((read_config(run).get("logger") or {}).get("wandb"))
+    if not loggers or None in loggers:
         raise ValueError("it isn't tracked by wandb, so there is nothing to show there; run it with logger=wandb")
-    return WandbProject(nodes[0].get("project") or "vitlab", nodes[0].get("entity"))
+    return {"project": loggers[0].get("project") or "vitlab", "entity": loggers[0].get("entity") or ""}
 
 
-def import_workspaces() -> tuple[Any, Any, Any]:
-    """Import wandb-workspaces: its panels, its workspaces, and the expressions that filter and order runs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pydantic's, in 0.4
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
-        from wandb_workspaces import expr
-    return wr, ws, expr
-
-
-def sweep_dashboard(sweep: Sweep, project: WandbProject) -> Any:
-    """Show a sweep's jobs: scores by setting, curves with their spread over seeds, the best run's pictures."""
-    wr, ws, expr = import_workspaces()
+def sweep_dashboard(sweep: Sweep, project: dict[str, str]) -> Any:
+    """Show a sweep's jobs: scores by setting, curves with their spread over seeds, pictures."""
     objective, direction = table.first_objective(sweep)
     main, configuration = summary_key(objective), wr.Config("configuration")
     scores = list(dict.fromkeys(map(summary_key, [*sweep.objectives, "val/acc", "test/acc"])))
@@ -65,44 +55,33 @@ def sweep_dashboard(sweep: Sweep, project: WandbProject) -> Any:
     for name, axis in axes.items():
         if name != table.SEED:
             panels.append(bars(f"{main} by {name}: mean over all other settings and seeds, and its spread", axis, "v"))
-            title, log = f"{main} by {name}: each job", log_scale(sweep, name)
-            panels.append(wr.ScatterPlot(title=title, x=axis, y=wr.SummaryMetric(main), log_x=log))
+            panels.append(wr.ScatterPlot(title=f"{main} by {name}: each job", x=axis, y=wr.SummaryMetric(main)))
     curves = []
     for name in dict.fromkeys([objective, "val/acc", "train/loss"]):
         if "/" in name:
             title, log = f"{name}: mean and standard deviation over seeds", True if "loss" in name else None
             curves.append(wr.LinePlot(title=title, x=X, y=[name], log_y=log, groupby=configuration, **MEAN_STD))
-    accuracy = wr.SummaryMetric("test/acc")
-    costs = [
-        wr.ScatterPlot(title=f"test/acc against {cost}", x=wr.SummaryMetric(cost), y=accuracy)
-        for cost in ("images_per_second", "parameters", "_runtime")
-    ]
     column = wr.ParallelCoordinatesPlotColumn
-    columns = [column(a, display_name=choice_key(name), log=log_scale(sweep, name)) for name, a in axes.items()]
+    columns = [column(axis, display_name=choice_key(name)) for name, axis in axes.items()]
     columns += [column(wr.SummaryMetric(score), display_name=score) for score in scores]
-    best = table.best_job(sweep)
-    best_id = existing_run_id(best.folder) if best else None
     settings, summaries = ([f"config:{axis.name}" for axis in axes.values()], [f"summary:{score}" for score in scores])
     runs = ws.RunsetSettings(
         filters=expr.And(expr.Metric("Group") == sweep.name),
         order=[expr.Ordering(expr.Summary(main), ascending=direction == "min")],
         pinned_columns=["run:displayName", "run:state", *settings, *summaries],
-        pinned_runs=[best_id] if best_id else [],  # stays in sight, and its pictures come first
     )
     sections = {
         "Settings": [wr.ParallelCoordinatesPlot(columns=columns, title=f"{sweep.name}: settings and scores")],
         "Scores": panels,
         "Curves": curves,
-        "Accuracy and cost": costs,
         "Pictures": [wr.MediaBrowser(title="curves", media_keys=["curves"], num_columns=2)],
         "Runs": [wr.RunComparer(diff_only="split")],
     }
     return workspace(f"sweep {sweep.name}", project, sections, runs, jobs=len(sweep.jobs))
 
 
-def run_dashboard(run_dir: Path, config: Node, project: WandbProject) -> Any:
+def run_dashboard(run_dir: Path, project: dict[str, str]) -> Any:
     """Show one run: losses, accuracies, learning rates, gradient norm, throughput and pictures."""
-    wr, ws, expr = import_workspaces()
     run_id = existing_run_id(run_dir)
     if run_id is None:
         raise ValueError(f"run={run_dir} has no wandb run: it was not tracked there, or has not begun")
@@ -120,7 +99,7 @@ def run_dashboard(run_dir: Path, config: Node, project: WandbProject) -> Any:
         "Pictures": [wr.MediaBrowser(title="pictures", media_keys=["curves"], num_columns=1)],
     }
     runs = ws.RunsetSettings(filters=expr.And(expr.Metric("ID") == run_id))
-    return workspace(f"run {config.get('name', run_dir.name)} {run_id}", project, sections, runs)
+    return workspace(f"run {read_config(run_dir).get('name', run_dir.name)} {run_id}", project, sections, runs)
 
 
 def summary_key(name: str) -> str:
@@ -128,17 +107,15 @@ def summary_key(name: str) -> str:
     return "_runtime" if name == "seconds" else f"best/{name}" if name.startswith("val/") else name
 
 
-def workspace(name: str, project: WandbProject, sections: dict[str, list[Any]], runs: Any, *, jobs: int = 1) -> Any:
+def workspace(name: str, project: dict[str, str], sections: dict[str, list[Any]], runs: Any, *, jobs: int = 1) -> Any:
     """Return a view of sections of panels, without the panels that wandb would generate."""
-    _, ws, _ = import_workspaces()
     parts = []
     for title, panels in sections.items():
         columns = 1 if len(panels) == 1 else 2
         layout = ws.SectionLayoutSettings(columns=columns, rows=max(1, -(-len(panels) // columns)))
         parts.append(ws.Section(name=title, panels=panels, is_open=True, layout_settings=layout))
     return ws.Workspace(
-        entity=project.entity or "",
-        project=project.project,
+        **project,
         name=name,
         sections=parts,
         settings=ws.WorkspaceSettings(x_axis=X, max_runs=min(MAX_RUNS, max(10, jobs))),
@@ -147,20 +124,10 @@ def workspace(name: str, project: WandbProject, sections: dict[str, list[Any]], 
     )
 
 
-def log_scale(sweep: Sweep, name: str) -> bool | None:
-    """Return True if a setting's values are numbers above 0 that span a factor of ten, else None."""
-    values = [as_number(job.choices[name]) for job in sweep.jobs if name in job.choices]
-    numbers = [value for value in values if not isinstance(value, str)]
-    return True if len(numbers) == len(values) > 0 and min(numbers) > 0 and max(numbers) / min(numbers) >= 10 else None
-
-
-def specification(dashboard: Any) -> Node:
-    """Return the view as it is sent to wandb's server."""
-    return dict(json.loads(dashboard._to_model().model_dump_json(by_alias=True, exclude_none=True)))
-
-
 def write_specification(dashboard: Any, file: Path) -> None:
-    atomic.atomic_write(file, json.dumps(specification(dashboard), indent=2))
+    """Write the view as it is sent to wandb's server."""
+    content = json.loads(dashboard._to_model().model_dump_json(by_alias=True, exclude_none=True))
+    atomic.atomic_write(file, json.dumps(content, indent=2))
 
 
 def save_dashboard(dashboard: Any) -> str:

@@ -8,17 +8,19 @@ from pathlib import Path
 from hydra.core.config_loader import ConfigLoader
 
 from vitlab.config import schema
-from vitlab.config.objective import direction
+from vitlab.config.objective import OBJECTIVES
 from vitlab.config.schema import Node, suggest
 from vitlab.runs.folder import write_problem
 from vitlab.sweeps import ledger
+from vitlab.sweeps.report.table import COSTS
 from vitlab.sweeps.search.space import InvalidSearchSpace, Parameter, read_space
 
 GRID = "hydra_plugins.vitlab.grid.GridSweeper"
 SWEEPERS = (GRID, "hydra_plugins.vitlab.optuna.OptunaSweeper")
-SCORES = ("val/acc", "val/acc5", "val/loss")  # measured at each validation: a trial can be pruned by these
-COSTS = ("parameters", "images_per_second", "seconds")
-HARMLESS_QUERY = {"sslmode", "connect_timeout", "application_name", "charset", "timeout", "mode", "uri", "cache"}
+# a database's URL without a place for a password
+URL = re.compile(
+    r"sqlite:///[^?]+|\w+(\+\w+)?://(([\w.-]|%40)+@)?([\w.-]*|\[[\da-f:.]+\])(:\d+)?/[\w-]+(\?sslmode=[\w-]+)?"
+)
 
 
 def problems(
@@ -43,18 +45,14 @@ def problems(
         mistakes.append("hydra/sweeper=optuna has nothing to search; add KEY=interval(A,B), or hydra.sweeper.params")
     mistakes = schema.node_problems("hydra.sweeper", {k: v for k, v in node.items() if v != {}}) + mistakes
     if isinstance(node.get("objectives"), dict | None):
-        mistakes += objective_problems(node, objectives_of(node, config))
+        mistakes += objective_problems(node, ledger.objectives_of(node, config["objective"]))
     if isinstance(storage := node.get("storage"), str):
-        mistakes += storage_problems(storage)
+        mistakes += filter(None, [storage_problem(storage)])
     return parameters, mistakes or [*constructor_problems(node)]
 
 
-def objectives_of(node: Node, config: Node) -> dict[str, ledger.Direction]:
-    return dict(node.get("objectives") or {config["objective"]: direction(config["objective"])})
-
-
 def objective_problems(node: Node, objectives: Mapping[str, str]) -> Iterator[str]:
-    known = (*SCORES, *COSTS)
+    known = (*OBJECTIVES, *COSTS)
     for name, goal in objectives.items():
         if name.startswith("test/"):
             yield f"hydra.sweeper.objectives.{name}: the test split can't test what was chosen by it; use val/"
@@ -70,46 +68,34 @@ def objective_problems(node: Node, objectives: Mapping[str, str]) -> Iterator[st
             yield f"hydra.sweeper.pruner: {first} isn't known while a trial trains; {remedy}"
 
 
-def storage_problems(storage: str) -> Iterator[str]:
-    """Yield why a database can't be used; write nothing to it."""
+def storage_problem(storage: str) -> str | None:
+    """Return why a database can't be used, or None; write nothing to it."""
     from sqlalchemy import NullPool, create_engine, make_url
     from sqlalchemy.exc import SQLAlchemyError
 
-    if "://" not in storage:
-        shown = storage if re.fullmatch(r"[\w./-]+", storage) else "..."  # other text may have a password
-        yield f"hydra.sweeper.storage={shown} is not a URL; write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-    elif secret := list(password_problems(storage)):
-        yield from secret
-    elif storage.startswith("sqlite"):  # connecting would create the file
-        folder = Path(make_url(storage).database or ".").absolute().parent
-        yield from filter(None, [write_problem("hydra.sweeper.storage", folder)])
-    else:
-        try:
-            create_engine(storage, poolclass=NullPool).connect().close()
-        except (SQLAlchemyError, ImportError) as error:
-            yield f"hydra.sweeper.storage={storage} can't be reached: {str(error).splitlines()[0]}"
+    if problem := url_problem(storage):
+        return problem
+    if storage.startswith("sqlite"):  # connecting would create the file
+        return write_problem("hydra.sweeper.storage", Path(make_url(storage).database or ".").absolute().parent)
+    try:
+        create_engine(storage, poolclass=NullPool).connect().close()
+    except (SQLAlchemyError, ImportError) as error:
+        return f"hydra.sweeper.storage={storage} can't be reached: {str(error).splitlines()[0]}"
+    return None
 
 
-def password_problems(storage: str) -> Iterator[str]:
-    """Yield that a database's URL has a password, or may have one; nothing of what may be it is repeated.
+def url_problem(storage: str) -> str | None:
+    """Return why a URL may have a password in it, or None; nothing of what may be one is repeated.
 
     Drivers read passwords from the query too, under many names. Unquoted characters put a password into the database.
     """
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        url = make_url(storage)
-    except (ArgumentError, ValueError):
-        is_secret = bool(re.search(r"[:@?=]", storage.partition("://")[2]))
-    else:
-        in_path = url.get_backend_name() != "sqlite" and re.search("[@:?#=]", url.database or "")
-        is_secret = url.password is not None or bool(url.query.keys() - HARMLESS_QUERY or in_path)
-    if is_secret:
-        remedy = "remove it, and put it into ~/.pgpass or the variable PGPASSWORD"
-        shown = f"{storage.strip().partition('://')[0]}://..."
-        what = "has a password or other options, which each run's folder would show"
-        yield f"hydra.sweeper.storage={shown} {what}; {remedy}"
+    if URL.fullmatch(storage):
+        return None
+    scheme, separator, _ = storage.strip().partition("://")
+    shown = f"{scheme}://..." if separator else "..."
+    forms = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+    why = "each run's folder would show a password or other options; put them into ~/.pgpass or the variable PGPASSWORD"
+    return f"hydra.sweeper.storage={shown} has another form than {forms}: {why}"
 
 
 def constructor_problems(node: Node) -> Iterator[str]:

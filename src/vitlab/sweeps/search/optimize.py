@@ -32,14 +32,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import FrozenTrial, TrialState
 
-from vitlab.config import instantiate, paths
+from vitlab.config import instantiate
 from vitlab.config.schema import Node
 from vitlab.jobs import fingerprint
 from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
 from vitlab.runs.folder import read_results
 from vitlab.sweeps import claim, ledger
-from vitlab.sweeps.search.checks import objectives_of
-from vitlab.sweeps.search.results import Search, format_scores, write_results
+from vitlab.sweeps.search.results import Search, write_results
 from vitlab.sweeps.search.space import Parameter, boundary_points, read_space
 from vitlab.sweeps.search.study import build_sampler, open_study, suggest_overrides
 
@@ -69,9 +68,7 @@ def optimize(
     folder = Path(cfg.hydra.sweep.dir).resolve()
     (folder / LOCKS).mkdir(parents=True, exist_ok=True)
     name, storage = settings["study"] or folder.name, settings["storage"] or f"sqlite:///{folder / DATABASE}"
-    objectives, n_trials = objectives_of(settings, {"objective": cfg.objective}), settings["n_trials"]
-    line, keys = paths.command_line(sys.argv[1:]), [parameter.key for parameter in space]
-    ledger.write_sweep(folder, command=line, varies=keys, objectives=objectives)
+    objectives, n_trials = ledger.objectives_of(settings, cfg.objective), settings["n_trials"]
     sampler = build_sampler(settings["sampler"])
     pruner = instantiate.build_object(settings["pruner"]) if settings["pruner"] else None
     callback = {"_target_": "vitlab.sweeps.search.pruning.Pruning", "storage": storage, "study": name}
@@ -123,19 +120,13 @@ def check_study(search: Search) -> None:
     keys = {p.key for p in search.space}
     groups = {key.partition("/")[0] for key in keys if search.loader.get_group_options(key)}
     settings = fingerprint.training_settings(config)
-    settings = {k: v for k, v in settings.items() if k not in keys and k.split(".")[0] not in groups}
-    choices = {p.key: list(p.values) for p in search.space if p.values}
-    if (before := search.study.user_attrs.get("vitlab")) is None:
-        config = {"objectives": search.objectives, "settings": settings, "choices": choices}
-        search.study.set_user_attr("vitlab", config)
-        return
-    changes = fingerprint.setting_changes(before["settings"], settings)
-    for key, values in choices.items():
-        if (old := before["choices"].get(key, values)) != values:
-            changes.append(f"{key}: choice of {old} -> {values} (Optuna can't continue with another choice)")
-    if list(before["objectives"].items()) != list(search.objectives.items()):
-        changes.append(f"objectives: {before['objectives']} -> {search.objectives}")
-    if changes:
+    now: Node = {k: v for k, v in settings.items() if k not in keys and k.split(".")[0] not in groups}
+    now |= {f"choice of {p.key}": list(p.values) for p in search.space if p.values}
+    now["objectives"] = [list(objective) for objective in search.objectives.items()]
+    before = search.study.user_attrs.get("vitlab")
+    if before is None:
+        search.study.set_user_attr("vitlab", now)
+    elif changes := fingerprint.setting_changes(before, now):
         lines = "".join(f"\n  - {line}" for line in changes)
         log.error("study %s has other settings; name another search with sweep=NAME:%s", search.study.study_name, lines)
         sys.exit(2)
@@ -196,16 +187,14 @@ def record_result(search: Search, trial: ClaimedTrial, error: object) -> None:
     """Store a trial's results, or that it failed with `error`, unless it may be retried."""
     results, study = read_results(trial.folder), search.study
     values = [float(results.get(name, math.nan)) for name in search.objectives]
-    scores = format_scores(dict(zip(search.objectives, values, strict=True)))
     reason, failures = str(results.get("error", error)), ledger.count_failures(trial.folder)
-    status, number, name = results.get("status"), trial.number, trial.folder.name
+    status, number = results.get("status"), trial.number
     if status == "pruned":
         study.tell(number, state=TrialState.PRUNED)
-        log.info("trial %d: pruned after %s epochs   %s   %s", number, results.get("epochs"), scores, name)
     elif status in ("finished", "stopped") and not any(map(math.isnan, values)):  # max_time limits each trial
         study.tell(number, values)
-        log.info("trial %d: %s   %s", number, scores, name)
     elif status == "finished":
+        scores = dict(zip(search.objectives, values, strict=True))
         fail(search, number, f"its results have no number for each objective: {scores}")
     elif trial.failures < failures <= search.cfg.max_failures_per_job:  # not one that was refused before its start
         log.error("trial %d failed, and will be retried: %s", number, reason)

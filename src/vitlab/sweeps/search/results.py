@@ -49,10 +49,6 @@ class Search:
         self.study._storage.set_trial_user_attr(trial._trial_id, key, value)
 
 
-def format_scores(values: dict[str, float]) -> str:
-    return "   ".join(f"{name} {value:.6g}" for name, value in values.items())
-
-
 def write_results(search: Search) -> Node:
     objectives, counts = search.objectives, dict(Counter(trial.state.name.lower() for trial in search.trials()))
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -63,12 +59,10 @@ def write_results(search: Search) -> Node:
     if len(objectives) > 1:
         log.info("no trial is better in all of %s than one of these %d:", ", ".join(objectives), len(rows))
     for row in rows:
-        log.info("best: trial %d   %s   %s", row["trial"], format_scores(row["values"]), row["folder"])
+        scores = "   ".join(f"{name} {value:.6g}" for name, value in row["values"].items())
+        log.info("best: trial %d   %s   %s", row["trial"], scores, row["folder"])
         log.info("  again: %s", row["command"])
-    results: Node = {"name": "optuna", "objectives": objectives, "trials": counts}
-    if len(objectives) == 1 and rows:  # as Hydra's own sweeper for Optuna writes it
-        results |= {"best_params": dict(rows[0]["params"]), "best_value": next(iter(rows[0]["values"].values()))}
-    results["solutions"] = rows
+    results: Node = {"name": "optuna", "objectives": objectives, "trials": counts, "solutions": rows}
     atomic.atomic_write(search.folder / RESULTS, yaml.safe_dump(results, sort_keys=False))
     return results
 

@@ -12,7 +12,7 @@ from cluster_jobs import PYTHONPATH, RANK, rank_environments, ranks, seeds
 from sweep_jobs import batch
 from vitlab.sweeps.launchers import slurm
 
-SLURM: dict[str, Any] = {"cluster": "local", "timeout_min": 5, "cpus_per_device": 1, "gpus": False}
+SLURM: dict[str, Any] = {"cluster": "local", "timeout_min": 5, "cpus_per_device": 1}
 SLURM |= {"signal_seconds": 60, "parallel": 8, "mem_gb": None, "setup": None}
 
 
@@ -59,7 +59,7 @@ def test_the_batch_script_asks_for_what_a_job_needs_and_queues_it_again_when_it_
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     jobs = batch(ranks, tmp_path, ["trainer.num_nodes=2", "trainer.devices=4", "trainer.accelerator=gpu"])
-    settings = {**SLURM, "cluster": "slurm", "gpus": True, "cpus_per_device": 6, "partition": "a100"}
+    settings = {**SLURM, "cluster": "slurm", "cpus_per_device": 6, "partition": "a100"}
     with pytest.raises(Exception, match="no cluster here"):
         slurm.launch_on_slurm(jobs, {**settings, "folder": str(tmp_path / "logs" / "%j")})
     text = script.read_text()

@@ -7,31 +7,40 @@ import pytest
 from markupsafe import Markup
 
 from vitlab.sweeps.report import charts
-from vitlab.sweeps.report.charts import Line, Point
+from vitlab.sweeps.report.charts import Chart
+from vitlab.sweeps.report.table import MeanStd
 
-EVIL = "<script>alert('\"&')</script>"
+EVIL = "<script>alert('\"&')</script> $x_1$ \x1b[2J"
 
 
 def parsed(drawn: Markup | None) -> ElementTree.Element:
+    """The drawn chart, without the names of SVG's namespace."""
     assert drawn is not None
-    return ElementTree.fromstring(str(drawn))
+    root = ElementTree.fromstring(str(drawn))
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return root
 
 
-@pytest.mark.parametrize("log", [False, True])
-def test_an_axis_puts_values_between_its_ends_in_their_order(log: bool) -> None:
-    axis = charts.Axis([1e-4, 1e-3, 0.1], 40, 300, log=log)
-    places = [axis(v) for v in (1e-4, 1e-3, 0.1)]
-    assert 40 < places[0] < places[1] < places[2] < 300
-    assert 2 <= len(axis.ticks) <= 6
-    if log:
-        assert axis(1e-3) - axis(1e-4) == pytest.approx(axis(1e-2) - axis(1e-3), abs=0.2)
+def texts(root: ElementTree.Element) -> list[str]:
+    return [text.text or "" for text in root.iter("text")]
 
 
-@pytest.mark.parametrize("value", [0.0, 5.0, -3.0, 1e-9])
-def test_a_single_value_has_an_axis_as_well(value: float) -> None:
-    axis = charts.Axis([value], 0, 100)
-    assert axis(value) == pytest.approx(50)
-    assert axis.ticks
+def marks(root: ElementTree.Element, group: int | None = None) -> list[ElementTree.Element]:
+    wanted = ["m"] if group is None else [str(group)]
+    return [g for g in root.iter("g") if g.get("class" if group is None else "data-c") in wanted]
+
+
+def places(group: ElementTree.Element) -> list[tuple[float, float]]:
+    """The pixels of a mark: the ends of a line, or a point's middle."""
+    if (used := group.find("g/use")) is not None:
+        return [(float(used.get("x", "")), float(used.get("y", "")))]
+    pairs = re.findall(r"[ML] ([\d.]+) ([\d.]+)", group.find("path").get("d", ""))  # type: ignore[union-attr]
+    return [(float(x), float(y)) for x, y in pairs]
+
+
+def means(*values: float, deviation: float | None = None) -> dict[float, MeanStd]:
+    return {10.0 * n: MeanStd(value, deviation) for n, value in enumerate(values)}
 
 
 def test_a_number_is_short() -> None:
@@ -39,59 +48,95 @@ def test_a_number_is_short() -> None:
     assert shown == ["0", "0.25", "12.5", "1.5k", "26k", "3M", "86.6M", "1e-04", "-2k"]
 
 
-def test_lines_have_bands_and_are_where_their_values_are() -> None:
-    series = [Line("best", 0, [0, 10], [1.0, 0.5], [0.9, 0.4], [1.1, 0.6]), Line("other", 9, [0, 10], [2.0, 1.0])]
-    drawn = parsed(charts.line_chart(series, x_name="images", y_name="loss"))
-    groups = [g for g in drawn if g.get("data-c")]
-    assert {g.get("class") for g in groups} == {"m c0", "m cx"}, "beyond the last colour: grey"
-    assert [g.get("data-c") for g in groups if g.find("polyline") is not None] == ["9", "0"], "the first is on top"
-    (best,) = [g.find("polyline") for g in groups if g.get("data-c") == "0" and g.find("polyline") is not None]
-    assert best is not None
-    (_, top), (_, bottom) = [tuple(map(float, p.split(","))) for p in best.get("points", "").split()]
-    assert charts.TOP < top < bottom < charts.HEIGHT, "0.5 is below 1.0"
-    assert len(drawn.findall(".//polygon")) == 1
-    assert charts.line_chart([Line("none", 0, [], [])], x_name="x", y_name="y") is None
+def test_curves_have_bands_and_are_where_their_values_are() -> None:
+    chart = Chart("images", "loss", log="y")
+    chart.draw_curve(9, "other", means(2.0, 1.0, deviation=0.1))
+    chart.draw_curve(0, "best", means(1.0, 0.5, deviation=0.1))
+    chart.draw_curve(1, "empty", {})
+    drawn = parsed(chart.markup())
+    (gray,), (band, best) = marks(drawn, 9), marks(drawn, 0)
+    assert "var(--cx)" in ElementTree.tostring(gray, "unicode"), "beyond the last color: gray, without a band"
+    assert "fill-opacity: 0.13" in ElementTree.tostring(band, "unicode")
+    assert best.findtext("title") == "best"
+    (left, top), (right, bottom) = places(best)
+    assert 0 < left < right < charts.WIDTH
+    assert 0 < top < bottom < charts.HEIGHT, "0.5 is below 1.0"
+    assert list(marks(drawn))[-1] is best, "the last one is on top"
+    assert "#0000" not in str(chart.markup()), "all colors are the page's"
+
+
+def test_an_empty_chart_is_none() -> None:
+    assert Chart("x", "y").markup() is None
+
+
+def test_a_long_curve_keeps_its_last_point_and_not_all_others() -> None:
+    chart = Chart("images", "loss")
+    chart.draw_curve(0, "a", means(*(float(n % 7) for n in range(1000))))
+    chart.draw_point(1, "its end", 9990.0, 999.0 % 7)
+    curve, end = map(places, marks(parsed(chart.markup())))
+    assert 100 < len(curve) <= charts.MAX_POINTS + 1
+    assert curve[-1] == pytest.approx(end[0])
+
+
+def test_values_over_decades_have_a_logarithmic_axis_where_the_chart_may_have_one() -> None:
+    chart = Chart("lr", "loss", log="x")
+    for x, y in ((1e-4, 1.0), (1e-3, 100.0), (1e-2, 50.0)):
+        chart.draw_point(0, "a", x, y)
+    drawn = parsed(chart.markup())
+    xs = [x for mark in marks(drawn) for x, _ in places(mark)]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.1)
+    assert {"1e-04", "0.001", "0.01", "50", "100"} <= set(texts(drawn))
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -3.0, 1e-9])
+def test_a_single_value_has_an_axis_as_well(value: float) -> None:
+    chart = Chart("x", "y", log="xy")
+    chart.draw_curve(0, "a", means(value))
+    (mark,) = marks(parsed(chart.markup()))
+    assert [round(place) for place in places(mark)[0]] == [211, 118], "in the middle"
 
 
 def test_accuracies_are_in_percent() -> None:
-    drawn = parsed(charts.line_chart([Line("a", 0, [0, 1], [0.5, 1.0])], x_name="x", y_name="acc", percent=True))
-    assert {"60 %", "80 %", "100 %"} <= {text.text for text in drawn.findall("text")}
+    chart = Chart("x", "acc", percent=True)
+    chart.draw_curve(0, "a", means(0.5, 1.0))
+    assert {"60 %", "80 %", "100 %"} <= set(texts(parsed(chart.markup())))
 
 
 def test_points_have_bars_and_the_front_is_joined() -> None:
-    points = [Point("a", 0, 1, 0.5, 0.4, 0.6), Point("b", 1, 2, 0.7), Point("c", 2, 3, 0.6)]
-    drawn = parsed(charts.scatter_chart(points, x_name="s", y_name="acc", front=[1, 0]))
-    assert len(drawn.findall(".//circle")) == 3
-    assert len([g for g in drawn if g.get("data-c") and g.find("line") is not None]) == 1
-    front = next(line for line in drawn.findall("polyline") if line.get("class") == "front")
-    xs = [float(place.split(",")[0]) for place in front.get("points", "").split()]
+    chart = Chart("s", "acc")
+    chart.draw_point(0, "a", 1, 0.5, 0.1)
+    chart.draw_point(1, "b", 2, 0.7)
+    chart.draw_front([(2, 0.7), (1, 0.5)])
+    drawn = parsed(chart.markup())
+    bar, point = marks(drawn, 0)
+    assert [place[0] for place in places(bar)] == [places(point)[0][0]] * 2
+    assert len(marks(drawn, 1)) == 1
+    (front,) = [path for path in drawn.iter("path") if "stroke-dasharray" in path.get("style", "")]
+    xs = [float(x) for x in re.findall(r"[ML] ([\d.]+)", front.get("d", ""))]
     assert len(xs) == 2
     assert xs == sorted(xs)
-    assert charts.scatter_chart([], x_name="x", y_name="y") is None
 
 
 def test_a_column_of_points_for_each_value_with_their_mean() -> None:
-    columns = {
-        "small": [Point("a", 0, 0, 1.0), Point("b", 1, 0, 3.0)],
-        "a-very-long-name" * 4: [Point("c", 2, 0, 5.0)],
+    chart = Chart("size", "loss")
+    chart.draw_columns({"small": [(0, "a", 1.0), (1, "b", 3.0)], "a-very-long-name" * 4: [(2, "c", 5.0)]})
+    drawn = parsed(chart.markup())
+    (one,), (two,), (three,) = (places(mark) for mark in marks(drawn))
+    dashes = [path.get("d", "") for path in drawn.iter("path") if "stroke-opacity: 0.75" in path.get("style", "")]
+    assert float(dashes[0].split()[2]) == pytest.approx((one[1] + two[1]) / 2, abs=0.2)
+    assert one[0] < two[0] < three[0], "side by side"
+    assert "small" in texts(drawn)
+    assert any(text.endswith("…") and len(text) < 30 for text in texts(drawn))
+
+
+def test_every_name_is_text() -> None:
+    chart = Chart(EVIL, EVIL)
+    chart.draw_columns({EVIL: [(0, EVIL, 1.0)]})
+    drawn = parsed(chart.markup())
+    assert {element.tag for element in drawn.iter()} <= {
+        *("svg", "g", "text", "title", "path", "defs", "use", "clipPath", "rect")
     }
-    drawn = parsed(charts.strip_chart(columns, x_name="size", y_name="loss"))
-    means = [line for line in drawn.findall("line") if line.get("class") == "mean"]
-    circles = [float(circle.get("cy", "")) for circle in drawn.findall(".//circle")]
-    assert float(means[0].get("y1", "")) == pytest.approx((circles[0] + circles[1]) / 2, abs=0.2)
-    texts = [text.text or "" for text in drawn.findall("text")]
-    assert "small" in texts
-    assert any(text.endswith("…") and len(text) < 30 for text in texts)
-    assert charts.strip_chart({"a": []}, x_name="x", y_name="y") is None
-
-
-def test_every_name_is_escaped() -> None:
-    drawn = [
-        charts.line_chart([Line(EVIL, 0, [0, 1], [0, 1])], x_name=EVIL, y_name=EVIL),
-        charts.scatter_chart([Point(EVIL, 0, 0, 0)], x_name=EVIL, y_name=EVIL),
-        charts.strip_chart({EVIL: [Point(EVIL, 0, 0, 0)]}, x_name=EVIL, y_name=EVIL),
-    ]
-    for chart in drawn:
-        tags = {element.tag for element in parsed(chart).iter()}
-        assert tags <= {"svg", "g", "text", "title", "line", "polyline", "polygon", "circle"}
-        assert not re.search(r"<script", str(chart))
+    shown = EVIL.replace("\x1b", r"\x1b")
+    assert texts(drawn).count(shown) == 3
+    assert [title.text for title in drawn.iter("title")] == [shown]
+    assert "<script" not in str(chart.markup())

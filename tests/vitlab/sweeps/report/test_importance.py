@@ -12,7 +12,7 @@ from vitlab.sweeps.report.importance import RELIABLE, setting_importance
 
 
 def job(choices: dict[str, str], value: float, status: Status = "finished") -> Job:
-    return Job("-".join(choices.values()), Path("x"), choices, status, 1, {"val/loss": value}, {})
+    return Job("-".join(choices.values()), Path("x"), choices, status, 1, {"val/loss": value})
 
 
 def test_on_a_grid_the_shares_are_those_of_the_variances() -> None:

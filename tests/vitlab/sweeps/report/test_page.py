@@ -55,7 +55,7 @@ def make_jobs(folder: Path) -> list[Job]:
         results |= {"error": f"ValueError: {EVIL}"} if k == 3 else {**scores, "images_per_second": 500.0 * (k + 1)}
         results |= {"versions": {"torch": "2.14.1"}, "host": "here", "device": "cpu", "devices": 1}
         choices = {"optimizer.lr": lr, "model": model, "seed": seed}
-        jobs.append(Job(f"job{k}", run, choices, status, 3 if k == 3 else 1, results, {}))
+        jobs.append(Job(f"job{k}", run, choices, status, 3 if k == 3 else 1, results))
     return jobs
 
 
@@ -136,7 +136,7 @@ def test_it_has_the_table_best_first_and_all_other_parts(browser: webdriver.Chro
         "val/acc ↑ against images seen",
         "train/loss ↓ against images seen",
     } <= charts
-    assert {"val/loss ↓ by optimizer.lr", "val/loss ↓ by model"} <= charts
+    assert {"val/loss ↓ against optimizer.lr", "val/loss ↓ against model"} <= charts
     bars = {row.text.splitlines()[0]: row for row in browser.find_elements(By.CLASS_NAME, "share")}
     assert list(bars) == ["optimizer.lr", "model", "seed"], "largest first"
     widths = [bar.find_element(By.TAG_NAME, "i").size["width"] for bar in bars.values()]
@@ -168,7 +168,7 @@ def test_a_heading_sorts_numbers_as_numbers_and_back(browser: webdriver.Chrome, 
 
 def test_a_filter_applies_to_tables_and_charts(browser: webdriver.Chrome, page: Path) -> None:
     open_page(browser, page)
-    lines = "svg[aria-label='val/loss ↓ against images seen'] .m:not(.off) polyline"
+    lines = "svg[aria-label='val/loss ↓ against images seen'] .m:not(.off) > path"
     assert len(browser.find_elements(By.CSS_SELECTOR, lines)) == 4
     box = browser.find_element(By.ID, "filter")
     box.send_keys("LR=0.003 onerror")
@@ -235,7 +235,7 @@ def test_every_table_and_field_has_a_name(browser: webdriver.Chrome, page: Path)
 def test_the_page_is_one_file_next_to_the_tables(page: Path) -> None:
     assert sorted(file.name for file in page.parent.iterdir()) == ["index.html", "jobs.csv", "results.csv"]
     text = page.read_text()
-    assert re.findall(r"(?:src|href)=\"(?!data:)", text) == []
+    assert re.findall(r"(?:src|href)=\"(?!data:|#)", text) == []
     assert "default-src 'none'" in text
     assert "<img src=x" not in text
     with (page.parent / "results.csv").open(newline="") as lines:
@@ -246,7 +246,7 @@ def test_the_page_is_one_file_next_to_the_tables(page: Path) -> None:
 def test_a_sweep_in_which_nothing_has_finished_has_a_page_too(
     browser: webdriver.Chrome, tmp_path: Path, status: Status
 ) -> None:
-    job = Job("a", tmp_path / "a", {"seed": "0"}, status, 1, {}, {})
+    job = Job("a", tmp_path / "a", {"seed": "0"}, status, 1, {})
     open_page(browser, write_report(Sweep(tmp_path, "s", "c", {"val/acc": "max"}, [job]), tmp_path / "report"))
     assert "No job has finished yet" in browser.find_element(By.TAG_NAME, "main").text
     assert messages(browser) == []
@@ -262,7 +262,7 @@ def test_one_job_alone_and_many_configurations_have_a_page(
     for k in range(60):
         results = {**sweep.jobs[k % 3].results, "val/loss": 1 + k / 60, "images_per_second": float(k % 7)}
         jobs.append(
-            Job(f"j{k}", sweep.jobs[0].folder, {"optimizer.lr": f"{1e-4 * 1.1**k:.3g}"}, "finished", 1, results, {})
+            Job(f"j{k}", sweep.jobs[0].folder, {"optimizer.lr": f"{1e-4 * 1.1**k:.3g}"}, "finished", 1, results)
         )
     objectives: dict[str, Any] = {"val/loss": "min", "images_per_second": "max"}
     open_page(browser, write_report(Sweep(tmp_path, "many", "c", objectives, jobs), tmp_path / "many"))
@@ -275,15 +275,15 @@ def test_one_job_alone_and_many_configurations_have_a_page(
 
 def test_numbers_have_their_significant_digits() -> None:
     shown = [
-        format_mean_std(MeanStd(0.98333, 0.0046, 5), "test/acc"),
-        format_mean_std(MeanStd(0.76949, 0.0131, 2), "val/loss"),
-        format_mean_std(MeanStd(5703.2, 71.8, 2), "images_per_second"),
-        format_mean_std(MeanStd(25994.0, 0.0, 2), "parameters"),
-        format_mean_std(MeanStd(10.21, None, 1), "seconds"),
+        format_mean_std(MeanStd(0.98333, 0.0046), "test/acc"),
+        format_mean_std(MeanStd(0.76949, 0.0131), "val/loss"),
+        format_mean_std(MeanStd(5703.2, 71.8), "images_per_second"),
+        format_mean_std(MeanStd(25994.0, 0.0), "parameters"),
+        format_mean_std(MeanStd(10.21, None), "seconds"),
         format_mean_std(None, "seconds"),
     ]
     assert shown == ["98.33 ± 0.46 %", "0.769 ± 0.013", "5,703 ± 72", "25,994", "10.2", NOTHING]
-    assert [format_number(v) for v in (0.000123456, 3, 12345.6, True, "x")] == ["0.0001235", "3", "12,346", "True", "x"]
+    assert [format_number(v) for v in (0.000123456, 3, 12345.6)] == ["0.0001235", "3", "12,346"]
 
 
 def test_a_picture_that_is_too_large_is_left_out_with_a_warning(
@@ -293,6 +293,6 @@ def test_a_picture_that_is_too_large_is_left_out_with_a_warning(
     for name, size in (("curves", 100), ("all", 150), ("bit", 50)):
         (tmp_path / "figures" / f"{name}.png").write_bytes(b"x" * size)
     monkeypatch.setattr(report_page, "MAX_PICTURE_BYTES", 200)
-    found = job_images(Job("a", tmp_path, {}, "finished", 1, {}, {}))
+    found = job_images(Job("a", tmp_path, {}, "finished", 1, {}))
     assert [name for name, _ in found] == ["curves", "bit"]
     assert "all.png is left out of the page" in caplog.text

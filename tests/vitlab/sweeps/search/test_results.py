@@ -33,10 +33,10 @@ def search(folder: Path, objectives: dict[str, Any], *scores: tuple[float, ...])
 def test_the_best_trial_has_the_command_that_trains_it_again(tmp_path: Path) -> None:
     results = write_results(search(tmp_path, {"val/acc": "max"}, (0.5,), (0.75,)))
     assert results["trials"] == {"complete": 2, "fail": 1}
-    assert results["best_value"] == 0.75
     (row,) = results["solutions"]
+    assert row["values"] == {"val/acc": 0.75}
     assert (row["trial"], row["folder"]) == (1, "job1")
-    assert row["command"].endswith(f" seed=3 lr={results['best_params']['lr']}")
+    assert row["command"].endswith(f" seed=3 lr={row['params']['lr']}")
     assert yaml.safe_load((tmp_path / RESULTS).read_text()) == results
 
 
@@ -45,4 +45,3 @@ def test_several_objectives_have_the_front_of_the_trials_that_no_other_beats(tmp
     results = write_results(search(tmp_path, objectives, (0.5, 10.0), (0.75, 20.0), (0.5, 30.0)))
     assert [row["trial"] for row in results["solutions"]] == [0, 1]
     assert results["solutions"][1]["values"] == {"val/acc": 0.75, "parameters": 20.0}
-    assert "best_value" not in results
