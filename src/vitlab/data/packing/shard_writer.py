@@ -171,9 +171,8 @@ def read_tar(file: Path, name: str) -> tuple[Table, Node]:
 def member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
     """The content of a regular member, which the index can point to. Raises `ValueError` for any other one."""
     if not member.isreg() or member.issparse():
-        kind = "a link" if member.issym() or member.islnk() else "sparse" if member.issparse() else "no regular file"
         remedy = "pack it again with tar --dereference --hard-dereference, without --sparse"
-        raise ValueError(f"its member {member.name} is {kind}; {remedy}")
+        raise ValueError(f"its member {member.name} is a link, sparse or no file; {remedy}")
     if member.size > most:
         raise ValueError(f"its member {member.name} has {member.size:,} bytes; at most {most:,} are read")
     content = tar.extractfile(member)
@@ -185,16 +184,12 @@ def check_end(file: Path, end: int) -> None:
 
     `tarfile` takes a damaged or incomplete header for the end.
     """
-    remedy = "make it, or copy it, again"
     with file.open("rb") as content:
         content.seek(end)
         if len(part := content.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
-            raise ValueError(f"it is cut off at byte {end + len(part):,}: the tar file's end mark is missing; {remedy}")
-        if part.count(0) != len(part):
-            raise ValueError(f"its header at byte {end:,} is damaged; {remedy}")
-        while part := content.read(2**20):
+            cut = f"it is cut off at byte {end + len(part):,}: the tar file's end mark is missing"
+            raise ValueError(f"{cut}; make it, or copy it, again")
+        while part:
             if part.count(0) != len(part):
-                raise ValueError(
-                    f"more follows its end mark at byte {end:,}: it is damaged, or several tar files are joined; "
-                    f"{remedy}, as one file each"
-                )
+                raise ValueError(f"it is damaged at byte {end:,}, or several tar files are joined; make it again")
+            part = content.read(2**20)
