@@ -10,8 +10,7 @@ import pytest
 from sweep_jobs import make_sweep, write_job
 from vitlab.runs.folder import RESULTS
 from vitlab.sweeps import status
-from vitlab.sweeps.ledger import SWEEP
-from vitlab.sweeps.ledger import Job, Status, Sweep
+from vitlab.sweeps.ledger import SWEEP, Job, Status, Sweep
 from vitlab.sweeps.status import JobProgress, StatusPoller, SweepStatus, format_duration, job_line, status_line
 
 

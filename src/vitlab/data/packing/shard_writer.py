@@ -26,7 +26,7 @@ from vitlab.data.rows import InvalidImage
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import BadFile
 from vitlab.data.source import Source
-from vitlab.storage.atomic import atomic_write, file_sha256, fsync
+from vitlab.storage.atomic import atomic_path, atomic_write, file_sha256
 
 BUFFER = 10_000  # number of images from which those of a shard are drawn, for rows read in blocks
 IMAGES, LABELS = (*STARTS, "jpeg", "pgm", "tiff"), ("cls", "cls.txt", "label", "label.txt")
@@ -82,13 +82,13 @@ class ShardWriter(Dataset[Node]):
                 rows.append(row)
         record: Node = {"split": name, "images": len(items), "broken": broken}
         if items:
-            write_tar(temporary := self.out / WORK / f"making-{number}.tar", items)
-            table, record["shard"] = read_tar(temporary, f"{name}/{shard:06d}.tar")
-            table["row"] = rows
-            write_table(self.record_file(number).with_suffix(".npy"), table)
-            fsync(temporary)
+            file = f"{name}/{shard:06d}.tar"
             (self.out / name).mkdir(exist_ok=True)
-            temporary.replace(self.out / record["shard"]["file"])
+            with atomic_path(self.out / file, suffix="part") as temporary:
+                write_tar(temporary, items)
+                table, record["shard"] = read_tar(temporary, file)
+                table["row"] = rows
+                write_table(self.record_file(number).with_suffix(".npy"), table)
         atomic_write(self.record_file(number), json.dumps(record))
         return record
 
@@ -171,9 +171,8 @@ def read_tar(file: Path, name: str) -> tuple[Table, Node]:
 def member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes:
     """The content of a regular member, which the index can point to. Raises `ValueError` for any other one."""
     if not member.isreg() or member.issparse():
-        kind = "a link" if member.issym() or member.islnk() else "sparse" if member.issparse() else "no regular file"
         remedy = "pack it again with tar --dereference --hard-dereference, without --sparse"
-        raise ValueError(f"its member {member.name} is {kind}; {remedy}")
+        raise ValueError(f"its member {member.name} is a link, sparse or no file; {remedy}")
     if member.size > most:
         raise ValueError(f"its member {member.name} has {member.size:,} bytes; at most {most:,} are read")
     content = tar.extractfile(member)
@@ -185,16 +184,12 @@ def check_end(file: Path, end: int) -> None:
 
     `tarfile` takes a damaged or incomplete header for the end.
     """
-    remedy = "make it, or copy it, again"
     with file.open("rb") as content:
         content.seek(end)
         if len(part := content.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
-            raise ValueError(f"it is cut off at byte {end + len(part):,}: the tar file's end mark is missing; {remedy}")
-        if part.count(0) != len(part):
-            raise ValueError(f"its header at byte {end:,} is damaged; {remedy}")
-        while part := content.read(2**20):
+            cut = f"it is cut off at byte {end + len(part):,}: the tar file's end mark is missing"
+            raise ValueError(f"{cut}; make it, or copy it, again")
+        while part:
             if part.count(0) != len(part):
-                raise ValueError(
-                    f"more follows its end mark at byte {end:,}: it is damaged, or several tar files are joined; "
-                    f"{remedy}, as one file each"
-                )
+                raise ValueError(f"it is damaged at byte {end:,}, or several tar files are joined; make it again")
+            part = content.read(2**20)
