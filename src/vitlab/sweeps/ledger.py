@@ -114,24 +114,27 @@ def choices_text(choices: Mapping[str, str]) -> str:
 
 
 def read_job(sweep: Path, name: str, entry: Node, varies: list[str]) -> Job:
-    folder = sweep / entry["folder"]
-    attempts = len(read_attempts(folder))
-    return Job(name, folder, choices(entry, varies), job_status(folder), attempts, read_results(folder))
+    status, results, attempts = read_state(sweep / entry["folder"])
+    return Job(name, sweep / entry["folder"], choices(entry, varies), status, len(attempts), results)
 
 
 def job_status(folder: Path, *, locked_here: bool = False) -> Status:
     """Return a job's status, `interrupted` if it was killed. With `locked_here`, the caller holds its lock."""
-    try:
+    return read_state(folder, locked_here=locked_here)[0]
+
+
+def read_state(folder: Path, *, locked_here: bool = False) -> tuple[Status, Node, list[Node]]:
+    """Return a job's status, results and starts."""
+    running: bool | None = None
+    with suppress(OSError):  # no locks or no permission here: trust the record
         running = not locked_here and lock.is_locked(folder)
-    except OSError:  # no locks or no permission here: trust the record
-        running = read_results(folder).get("status") == "running"
-    if running:
-        return "running"
-    status: Status = read_results(folder).get("status", "waiting")
-    attempts = read_attempts(folder)
+    results, attempts = read_results(folder), read_attempts(folder)  # after the lock: a job records its end before
+    status: Status = results.get("status", "waiting")
+    if running or (running is None and status == "running"):
+        return "running", results, attempts
     killed = status == "crashed" and bool(attempts) and "error" not in attempts[-1]  # before it recorded the error
     started = status == "running" or (status == "waiting" and (folder / JOB).is_file())
-    return "interrupted" if started or killed else status
+    return ("interrupted" if started or killed else status), results, attempts
 
 
 def read_attempts(folder: Path) -> list[Node]:
