@@ -31,8 +31,8 @@ def batch(task: Callable[[DictConfig], Any], folder: Path, *jobs: list[str], sha
         overrides.append("hydra.sweep.subdir=${hydra.job.num}")
         config = hydra.compose("train", overrides, return_hydra_config=True)
         context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
-        made = local.compose_jobs(
-            [[*overrides[:1], *job] for job in jobs], 0, context=context, task=task, config=config
+        made = list(
+            local.compose_jobs([[*overrides[:1], *job] for job in jobs], 0, context=context, task=task, config=config)
         )
     root.handlers, root.level = former  # Hydra has set up its own
     return made

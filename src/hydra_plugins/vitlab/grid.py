@@ -5,15 +5,19 @@ Hydra takes plugins from the package `hydra_plugins` alone, and imports all of i
 
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
+
+if TYPE_CHECKING:
+    from vitlab.sweeps.planner import Planner
 
 log = logging.getLogger(__name__)
 
@@ -32,73 +36,120 @@ class GridSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from vitlab.distributed import signals
 
-        with signals.handle_signals(lambda outcome: None):
-            return self.launch_rounds(self.plan(arguments))
+        with signals.handle_signals(lambda outcome: None), self.planner(arguments) as planner:
+            return self.launch_rounds(planner)
 
-    def plan(self, arguments: list[str]) -> dict[Path, Sequence[str]]:
-        """Return the overrides of the grid's jobs by folder, without duplicates, and add the jobs to the ledger."""
+    def planner(self, arguments: list[str]) -> "Planner":
         from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
         from vitlab.sweeps import ledger
+        from vitlab.sweeps.planner import Planner
 
         assert self.config is not None
         assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
-        sweep = Path(self.config.hydra.sweep.dir)
+        config, loader = self.config, self.hydra_context.config_loader
+        sweep = Path(config.hydra.sweep.dir)
         sweep.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, sweep / "multirun.yaml")
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
-        jobs, entries = dict[Path, Sequence[str]](), dict[str, Any]()
-        for overrides in self.split_arguments(parsed, None)[0]:
-            config = loader.load_sweep_config(self.config, list(overrides))
-            HydraConfig.instance().set_config(config)  # as when the job runs
-            name, entry = ledger.job_entry(config.hydra, resolve_config(config, UNSET_RUN_DIR))
-            folder = sweep / entry["folder"]
-            if folder in jobs:
-                log.warning("%s is the same job as %s", overrides, jobs[folder])
-            else:
-                jobs[folder], entries[name] = overrides, entry
-        HydraConfig.instance().cfg = None
-        ledger.add_jobs(sweep, entries)
-        return jobs
+        OmegaConf.save(config, sweep / "multirun.yaml")
 
-    def launch_rounds(self, jobs: dict[Path, Sequence[str]]) -> list[Sequence[JobReturn]]:
+        def describe(overrides: list[str]) -> tuple[str, Any]:
+            composed = loader.load_sweep_config(config, overrides)
+            HydraConfig.instance().set_config(composed)  # as when the job runs
+            return ledger.job_entry(composed.hydra, resolve_config(composed, UNSET_RUN_DIR))
+
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        folders = [Path(source.path) for source in loader.get_sources() if source.scheme() == "file"]
+        return Planner(sweep, self.split_arguments(parsed, None)[0], describe, folders)
+
+    def launch_rounds(self, planner: "Planner") -> list[Sequence[JobReturn]]:
         from vitlab.sweeps import claim, ledger
 
         assert self.launcher is not None
-        assert self.config is not None
-        sweep = Path(self.config.hydra.sweep.dir)
         returns, failures = list[Sequence[JobReturn]](), list[JobReturn]()
-        launched, pending, last_line = 0, list(jobs), ""
+        jobs, last_line, launched = planner.jobs(), "", 0
         started = set[Path]()  # while this process has run: those that end by trainer.max_time wait for the next one
-        while pending:
-            claim.exit_on_cancel(sweep)
-            states = {folder: ledger.job_status(folder) for folder in pending}
-            stopped = {folder for folder in started if states.get(folder) == "stopped"}
-            pending = [folder for folder in pending if states[folder] not in ledger.DONE and folder not in stopped]
-            started |= {folder for folder in pending if states[folder] == "running"}
-            free = [folder for folder in pending if states[folder] != "running"]
-            counts = {
-                "done": len(jobs) - len(pending) - len(failures),
-                "failed": len(failures),
-                "run by other processes": len(pending) - len(free),
-                "to be started": len(free),
-            }
-            line = f"{len(jobs)} jobs: {', '.join(f'{n} {what}' for what, n in counts.items() if n)}"
-            if line != last_line:
+        known = {folder: ledger.job_status(folder) for folder in set(planner.folders.values())}
+        while True:
+            claim.exit_on_cancel(planner.sweep)
+            if (line := round_line(known.values(), planner.unplanned, len(failures))) != last_line:
                 log.info(last_line := line)
-            for first in range(0, len(free), size := self.max_batch_size or max(1, len(free))):
-                batch = free[first : first + size]
-                ends = self.launcher.launch([jobs[folder] for folder in batch], initial_job_idx=launched)
-                launched += len(batch)
-                started.update(batch)
+            left, before = dict[Path, list[str]](), launched
+            while (batch := FreeJobs(jobs, planner, started, self.max_batch_size)).has_one():
+                ends = self.launcher.launch(batch, initial_job_idx=launched)
+                launched += len(batch.taken)
                 returns.append(ends)
-                for folder, end in zip(batch, ends, strict=True):
-                    if end.status != JobStatus.COMPLETED:
-                        failures.append(end)
-                        pending.remove(folder)
-            if pending and not free:
+                failures += [end for end in ends if end.status != JobStatus.COMPLETED]
+                good = [job for job, end in zip(batch.taken, ends, strict=True) if end.status == JobStatus.COMPLETED]
+                left |= {**dict(good), **batch.busy}
+                claim.exit_on_cancel(planner.sweep)  # a cancelled job would look like a failure
+            left |= batch.busy
+            known = {folder: ledger.job_status(folder) for folder in left}
+            ended = [folder for folder, status in known.items() if status in ledger.DONE]
+            ended += [folder for folder, status in known.items() if status == "stopped" and folder in started]
+            if not (left := {folder: overrides for folder, overrides in left.items() if folder not in ended}):
+                break
+            if launched == before:
                 time.sleep(claim.POLL)
-            claim.exit_on_cancel(sweep)  # a cancelled job would look like a failure
+            jobs = iter(left.items())
+        if planner.failed:
+            raise RuntimeError("not all jobs could be planned; the error is above")
         for end in failures:
             _ = end.return_value  # raises
         return returns
+
+
+class FreeJobs(Sequence[Sequence[str]]):
+    """The overrides of the jobs that can start, each looked up when the launcher asks for it.
+
+    taken  jobs that the launcher got
+    busy   jobs that another process runs
+    shared the overrides that all jobs of the grid have
+    """
+
+    def __init__(
+        self, jobs: Iterator[tuple[Path, list[str]]], planner: "Planner", started: set[Path], most: int | None
+    ) -> None:
+        self.jobs, self.sweep, self.started = jobs, planner.sweep, started
+        self.most = len(planner.combinations) if most is None else most
+        self.taken, self.busy = list[tuple[Path, list[str]]](), dict[Path, list[str]]()
+        self.shared = frozenset.intersection(*map(frozenset, planner.combinations))
+
+    def __len__(self) -> int:
+        return self.most
+
+    def __getitem__(self, index: Any) -> Any:
+        """Raises `IndexError` after the last one, and once the sweep is cancelled."""
+        while len(self.taken) <= index:
+            self.taken.append(self.find_next())
+        return self.taken[index][1]
+
+    def has_one(self) -> bool:
+        try:
+            return self[0] is not None
+        except IndexError:
+            return False
+
+    def find_next(self) -> tuple[Path, list[str]]:
+        from vitlab.sweeps import ledger
+
+        if len(self.taken) >= self.most or ledger.cancelled_problem(self.sweep):
+            raise IndexError
+        for folder, overrides in self.jobs:
+            status = ledger.job_status(folder)
+            if status == "running":
+                self.busy[folder] = overrides
+            elif status not in ledger.DONE and not (status == "stopped" and folder in self.started):
+                self.started.add(folder)
+                return folder, overrides
+            self.started.add(folder)
+        raise IndexError
+
+
+def round_line(states: Any, unplanned: int, failed: int) -> str:
+    """`4 jobs: 1 done, 1 run by other processes, 2 to be started`."""
+    from vitlab.sweeps import ledger
+
+    kinds = Counter(
+        "done" if s in ledger.DONE else "run by other processes" if s == "running" else "to be started" for s in states
+    )
+    counts = {**kinds, "failed": failed, "to be planned": unplanned}
+    return f"{sum(counts.values())} jobs: {', '.join(f'{n} {what}' for what, n in counts.items() if n)}"

@@ -39,7 +39,8 @@ class LocalLauncher(JobsLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from vitlab.sweeps.launchers import local
 
-        return local.launch(self.jobs(job_overrides, initial_job_idx), at_once=self.at_once)
+        jobs = self.jobs(job_overrides, initial_job_idx)
+        return local.launch(jobs, at_once=self.at_once, total=len(job_overrides))
 
 
 class SlurmLauncher(JobsLauncher):
@@ -83,7 +84,7 @@ class SlurmLauncher(JobsLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from vitlab.sweeps.launchers import slurm
 
-        return slurm.launch_on_slurm(self.jobs(job_overrides, initial_job_idx), self.settings)
+        return slurm.launch_on_slurm([*self.jobs(job_overrides, initial_job_idx)], self.settings)
 
 
 class RayLauncher(JobsLauncher):
@@ -103,4 +104,4 @@ class RayLauncher(JobsLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from vitlab.sweeps.launchers import ray
 
-        return ray.launch_on_ray(self.jobs(job_overrides, initial_job_idx), **self.settings)
+        return ray.launch_on_ray([*self.jobs(job_overrides, initial_job_idx)], **self.settings)

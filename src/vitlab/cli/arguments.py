@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from vitlab.config.guesses import advice, without_dashes
 from vitlab.config.overrides import hydra_quote
 from vitlab.config.schema import suggest
 from vitlab.runs.folder import list_runs
+
+MANY = 32  # values of one setting, each of which is checked before a sweep starts
 
 
 def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
@@ -194,12 +197,25 @@ def is_unlisted(override: Override, listed: DictConfig) -> bool:
 
 
 def variants(choices: list[list[str]]) -> Iterator[list[str]]:
-    """Command lines that together have every value of a sweep: the first job, then one for each other value."""
+    """Command lines that together have every value of a sweep: the first job, then one for each other value.
+
+    Of many numbers (`seed=range(0,1000)`) these are the first, the smallest and the largest.
+    """
     first = [c[0] for c in choices]
     yield first
     for i, values in enumerate(choices):
-        for value in values[1:]:
+        for value in without_inner_numbers(values[1:]):
             yield [*first[:i], value, *first[i + 1 :]]
+
+
+def without_inner_numbers(lines: list[str]) -> list[str]:
+    """Lines `key=value`, of more than `MANY` without the numbers between the smallest and the largest."""
+    numbers = dict[str, float]()
+    for line in lines if len(lines) > MANY else ():
+        with suppress(ValueError):
+            numbers[line] = float(line.partition("=")[2])
+    ends = {min(numbers, key=numbers.__getitem__), max(numbers, key=numbers.__getitem__)} if numbers else set()
+    return [line for line in lines if line not in numbers or line in ends]
 
 
 def as_list(value: Any) -> list[Any]:

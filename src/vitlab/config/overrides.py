@@ -1,6 +1,7 @@
 """Parse and write override lines in Hydra's grammar."""
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ NOT_A_CHOICE = ("sweep", "max_failures_per_job", "resume", "run_dir")
 
 
 def parse_overrides(overrides: Iterable[str]) -> list[Override]:
-    """Parse overrides as Hydra does."""
-    return OverridesParser.create().parse_overrides(list(overrides))
+    """Parse overrides as Hydra does. The jobs of a grid repeat the same lines, so each is parsed once."""
+    return [parse_override(line) for line in overrides]
+
+
+@lru_cache(maxsize=10_000)
+def parse_override(line: str) -> Override:
+    return OverridesParser.create().parse_override(line)
 
 
 def swept_keys(overrides: Iterable[str], params: Mapping[str, Any] | None = None) -> list[str]:

@@ -11,13 +11,15 @@ process imports torch only to wait.
 import ctypes
 import logging
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -115,21 +117,33 @@ def start_ranks(
     environment |= {"TORCHELASTIC_RESTART_COUNT": str(attempt)}
     several, first = ranks * here.nodes > 1, ranks * here.node
     if several:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+        port = free_port()  # of the first rank's store
+        if here.nodes > 1:
+            from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        # The first machine's process serves the store, as torchrun does. On one machine the system chooses a free
-        # port. For other machines, the store also signals that the configuration is written.
-        serves = here.node == 0
-        store = TCPStore(here.address, here.port, is_master=serves, wait_for_workers=False, timeout=RENDEZVOUS_TIMEOUT)
-        _stores[run_dir] = store
-        environment |= {"MASTER_ADDR": here.address, "MASTER_PORT": str(store.port)}
-        environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": run_dir.name}
+            # The first machine's process serves the store, as torchrun does: it also signals that the configuration is
+            # written. On one machine no process imports torch only to wait.
+            store = TCPStore(
+                here.address, here.port, is_master=here.node == 0, wait_for_workers=False, timeout=RENDEZVOUS_TIMEOUT
+            )
+            _stores[run_dir], port = store, store.port
+            environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+        environment |= {"MASTER_ADDR": here.address, "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": run_dir.name}
         environment |= {"TORCHELASTIC_MAX_RESTARTS": str(max_restarts), "GROUP_RANK": str(here.node)}
         environment |= {"WORLD_SIZE": str(ranks * here.nodes), "LOCAL_WORLD_SIZE": str(ranks)}
     places = [{"RANK": str(first + n), "LOCAL_RANK": str(n)} if several else {} for n in range(ranks)]
     # Process groups of their own: Ctrl-C reaches this process alone, which forwards it once.
     line = [sys.executable, str(entry)]
     return [subprocess.Popen(line, env={**environment, **place}, process_group=0) for place in places]
+
+
+def free_port() -> int:
+    """A port on which nothing listens, below those that systems give to outgoing connections."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port from 20000 to 29999 is free for the ranks to find each other")
 
 
 def export_pythonpath(source: Path) -> None:

@@ -77,6 +77,9 @@ def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.
     candidates, others = [], Counter[str]()
     for file in sorted(search.glob(f"*/{CONFIG}")):
         run_dir, results = file.parent, read_results(file.parent)
+        if results.get("status") == "finished":  # of thousands, these are most: their configurations aren't read
+            others["finished"] += 1
+            continue
         try:
             other = training_settings(read_config(run_dir))
         except (OSError, UnreadableRun) as error:
@@ -84,8 +87,8 @@ def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.
             others["unreadable"] += 1
             continue
         warn_of_edits(run_dir)
-        if results.get("status") == "finished" or other != settings:
-            others["finished" if other == settings else "with other settings"] += 1
+        if other != settings:
+            others["with other settings"] += 1
             continue
         checkpoints = [f for f in (run_dir / "checkpoints").glob("*.ckpt") if not f.name.startswith(".")]
         same_job = job is not None and results.get("job") == job

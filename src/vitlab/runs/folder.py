@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -107,15 +108,15 @@ def read_results(run_dir: Path) -> Node:
     return {"status": "unreadable", "error": f"{RESULTS} is damaged ({reason})"}
 
 
-def read_metrics(file: Path) -> list[dict[str, str]]:
-    """Read the rows of a `metrics.csv`, if any; those that aren't numbers, after a kill or damage, are empty."""
-    rows: list[dict[str, str]] = []
+def read_metrics(file: Path) -> Iterator[dict[str, str]]:
+    """Read the rows of a `metrics.csv`, if any, one by one; those that aren't numbers, after damage, are empty."""
     with suppress(OSError), file.open(newline="", errors="replace") as lines:
+        rows = csv.DictReader(lines)
         try:
-            rows += (row if is_numeric(row) else {} for row in csv.DictReader(lines))
+            for row in rows:
+                yield row if is_numeric(row) else {}
         except csv.Error as error:  # a field without end
-            log.warning("%s is damaged (%s) after %d rows", file, error, len(rows))
-    return rows
+            log.warning("%s is damaged (%s) after line %d", file, error, rows.line_num)
 
 
 def is_numeric(row: dict[str, str]) -> bool:

@@ -7,6 +7,8 @@ epoch  of these steps, counted from 1 (before version 0.1 from 0: such a file is
 import csv
 import shutil
 from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +22,16 @@ from vitlab.storage.atomic import atomic_path, fsync
 class MetricsFile(Logger):
     """Writes a row for each call of `log_metrics`, in the order of steps, with empty cells for other names.
 
-    Lightning's CSVLogger deletes the file of a resumed run. This one keeps it, and `rewind` drops the rows of the steps
-    that will be repeated.
+    Lightning's CSVLogger keeps all rows in memory, and deletes the file of a resumed run. This one copies the file row
+    by row: `rewind` drops those of the steps that will be repeated.
     """
 
     def __init__(self, *, folder: str) -> None:
         super().__init__()
         self.file = Path(folder) / "metrics.csv"
-        self.columns, self.rows = ["step"], list[dict[str, Any]]()
-        if self.file.exists():
-            self.rows = [row if row.get("step", "").isdecimal() else {} for row in read_metrics(self.file)]
-            while self.rows and not self.rows[-1]:  # a kill may cut the last one short
-                self.rows.pop()
-            self.columns = list(next(filter(None, self.rows), self.columns))
-            epochs = [row for row in self.rows if row.get("epoch")]
-            if epochs and float(epochs[0]["epoch"]) == 0:
-                for row in epochs:
-                    row["epoch"] = float(row["epoch"]) + 1
+        self.columns, self.count = ["step"], 0  # rows in the file
+        for row in filter(None, self.read_rows()):
+            self.columns, self.count = list(row), self.count + 1
 
     @property
     def name(self) -> str:
@@ -50,19 +45,29 @@ class MetricsFile(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: `config.yaml` holds them."""
 
+    def read_rows(self) -> Iterator[dict[str, Any]]:
+        """Read the file's rows; damaged ones, and one that a kill has cut short, are empty."""
+        first = None
+        for row in read_metrics(self.file) if self.file.exists() else ():
+            if epoch := row.get("epoch"):
+                first = float(epoch) if first is None else first
+                row = {**row, "epoch": str(float(epoch) + 1)} if first == 0 else row
+            yield row if row.get("step", "").isdecimal() else {}
+
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append a row. A new name adds a column: the file is then rewritten."""
         row = {"step": step, **{k: float(v) for k, v in metrics.items()}}
-        self.rows.append(row)
-        if new := [k for k in row if k not in self.columns]:
-            self.columns += new
+        new = [k for k in row if k not in self.columns]
+        self.columns += new
         try:
             if new or not self.file.exists():
-                self._write_all()
+                with atomic_path(self.file) as temporary:
+                    self._write(temporary, chain(self.read_rows(), [row]))
             else:
                 with self.file.open("a", newline="") as lines:
                     csv.DictWriter(lines, self.columns).writerow(row)
+                self.count += 1
         except OSError as error:
             free = shutil.disk_usage(self.file.parent).free / 2**20
             raise OSError(f"{self.file} can't be written ({error}); {free:,.0f} MiB are free there") from error
@@ -73,15 +78,21 @@ class MetricsFile(Logger):
 
         Fewer rows are reported, and the damaged file is kept as `metrics.csv.damaged`.
         """
-        self.rows = [row for row in self.rows[:rows] if row and int(row["step"]) <= step]
-        if rows is not None and len(self.rows) < rows:
-            lost = f"{rows - len(self.rows)} of the {rows} rows before step {step} are lost"
+        if not self.file.exists():
+            self.report_lost_rows(step, rows)
+            return
+        with atomic_path(self.file) as temporary:
+            first = filter(None, islice(self.read_rows(), rows))
+            self._write(temporary, (row for row in first if int(row["step"]) <= step))
+            self.report_lost_rows(step, rows)
+
+    def report_lost_rows(self, step: int, rows: int | None) -> None:
+        if rows is not None and self.count < rows:
+            lost = f"{rows - self.count} of the {rows} rows before step {step} are lost"
             if self.file.exists():
                 shutil.copyfile(self.file, kept := self.file.with_name(f"{self.file.name}.damaged"))
                 lost += f"; the file is kept as {kept.name}"
             log.warning("%s is shorter than its checkpoint says: %s", self.file, lost)
-        if self.file.exists():
-            self._write_all()
 
     @rank_zero_only
     def save(self) -> None:
@@ -89,8 +100,15 @@ class MetricsFile(Logger):
         if self.file.exists():
             fsync(self.file)
 
-    def _write_all(self) -> None:
-        with atomic_path(self.file) as temporary, temporary.open("w", newline="") as lines:
+    def _write(self, file: Path, rows: Iterable[dict[str, Any]]) -> None:
+        self.count = 0
+
+        def counted() -> Iterator[dict[str, Any]]:
+            for row in filter(None, rows):
+                self.count += 1
+                yield row
+
+        with file.open("w", newline="") as lines:
             writer = csv.DictWriter(lines, self.columns)
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(counted())

@@ -1,5 +1,6 @@
 """Figures of a run, in its folder's `figures/`."""
 
+from collections import Counter
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -8,13 +9,15 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from vitlab.runs.folder import read_metrics
 
 SHARES = ["train/mfu", "train/data_wait"]
+SHOWN = ["train/loss", "val/loss", "val/acc", "val/acc5", "train/images_per_second", *SHARES]
+MOST_POINTS = 4000  # of a curve, which is about 500 pixels wide
 
 
 def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
     """Plot loss, accuracy, learning rate and speed against images seen, from `metrics.csv`; MFU and data wait on a
     second axis.
     """
-    rows = [row for row in read_metrics(metrics) if row]
+    curves = read_curves(metrics)
     figure = Figure(figsize=(11, 7), layout="constrained")
     figure.suptitle(title)
     (loss, accuracy), (rate, speed) = figure.subplots(2, 2, sharex=True)
@@ -23,15 +26,14 @@ def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
     for axis, label, names, style in (
         (loss, "loss", ["train/loss", "val/loss"], "-"),
         (accuracy, "accuracy", ["val/acc", "val/acc5"], "-"),
-        (rate, "learning rate", [name for name in (rows[0] if rows else ()) if name.startswith("lr/")], "-"),
+        (rate, "learning rate", [name for name in curves if name.startswith("lr/")], "-"),
         (speed, "images per second", ["train/images_per_second"], "-"),
         (shares, "share", SHARES, ":"),
     ):
         for name in names:
-            points = [(float(r["images"]), float(r[name])) for r in rows if r.get(name) and r.get("images")]
             # groups may have equal rates: a dashed line shows the one below
             line = "--" if axis is rate and axis.lines else style
-            if points:
+            if points := curves.get(name):
                 axis.plot(*zip(*points, strict=True), line, marker="o" if len(points) < 3 else None, label=name)
         axis.set_ylabel(label)
         if axis is not shares:
@@ -51,3 +53,20 @@ def plot_curves(metrics: Path, figure_file: Path, title: str) -> None:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure_file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(figure_file, dpi=110)
+
+
+def read_curves(metrics: Path) -> dict[str, list[tuple[float, float]]]:
+    """The points (images, value) of each curve; of a long one every second, fourth ... and the last."""
+    curves, seen, last = dict[str, list[tuple[float, float]]](), Counter[str](), dict[str, tuple[float, float]]()
+    for row in read_metrics(metrics):
+        for name in row if row.get("images") else ():
+            if not row[name] or not (name in SHOWN or name.startswith("lr/")):
+                continue
+            last[name] = float(row["images"]), float(row[name])
+            curve, step = curves.setdefault(name, []), 2 ** (seen[name] // MOST_POINTS).bit_length()
+            if seen[name] % step == 0 and len(curve) == MOST_POINTS:
+                curves[name] = curve = curve[::2]
+            if seen[name] % step == 0:
+                curve.append(last[name])
+            seen[name] += 1
+    return {name: [*curve, last[name]] if curve[-1] != last[name] else curve for name, curve in curves.items()}

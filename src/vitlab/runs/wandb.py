@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -122,7 +122,7 @@ def existing_run_id(folder: Path) -> str | None:
     return file.read_text().strip() if file.exists() else None
 
 
-def resend_rows(rows: list[dict[str, Any]], loggers: list[Logger]) -> None:
+def resend_rows(rows: Iterable[dict[str, Any]], loggers: list[Logger]) -> None:
     """Log the former rows of a resumed run again if wandb is offline.
 
     Each part of an offline run has its own folder. Uploading one replaces the run on the server, so the newest part
@@ -130,7 +130,7 @@ def resend_rows(rows: list[dict[str, Any]], loggers: list[Logger]) -> None:
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger) and logger.experiment.offline:
-            for row in rows:
+            for row in filter(None, rows):
                 numbers = {k: float(v) for k, v in row.items() if k != "step" and v not in (None, "")}
                 logger.log_metrics(numbers, step=int(row["step"]))
 

@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from vitlab.config.allowlist import MOST_VALUES
 
@@ -14,6 +17,22 @@ class UnreadableYaml(yaml.YAMLError, ValueError):
     """A file isn't YAML, or has more values than a run's."""
 
 
+if yaml.__with_libyaml__:
+    from yaml.cyaml import CParser
+
+    class Loader(Composer, CParser, SafeConstructor, Resolver):  # type: ignore[misc]
+        """libyaml's parser, six times as fast, with Python's composer: libyaml's overflows the stack of a deep file."""
+
+        def __init__(self, text: str) -> None:
+            CParser.__init__(self, text)
+            Composer.__init__(self)
+            SafeConstructor.__init__(self)
+            Resolver.__init__(self)
+
+else:
+    Loader = yaml.SafeLoader  # type: ignore[misc,assignment]
+
+
 def read_yaml(file: Path) -> Any:
     """The content of a file. Raises `UnreadableYaml`, and `OSError` for a file that can't be opened.
 
@@ -22,7 +41,7 @@ def read_yaml(file: Path) -> Any:
     if file.stat().st_size > MOST_BYTES:
         raise UnreadableYaml(f"{file.name} has {file.stat().st_size:,} bytes; a run's has fewer than {MOST_BYTES:,}")
     try:
-        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
+        loader = Loader(file.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         if node is None:
             return None

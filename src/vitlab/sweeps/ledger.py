@@ -1,6 +1,7 @@
 """The ledger of a sweep: its jobs and their states.
 
-SWEEP/sweep.json       the command, the keys that vary, the objectives, and the jobs that are planned or were started
+SWEEP/sweep.json       the command, the keys that vary, the objectives, and the jobs that are planned or were started;
+                       while jobs are being planned, their total
 SWEEP/cancelled        exists once the sweep was cancelled: no further job starts until its command is given again
 SWEEP/JOB/job.json     the starts of the job, with the errors of those that failed
 SWEEP/JOB/...          its run folder (vitlab.runs.folder): results.json has its status, a lock shows that it is running
@@ -116,24 +117,27 @@ def choices_text(choices: Mapping[str, str]) -> str:
 
 
 def read_job(sweep: Path, name: str, entry: Node, varies: list[str]) -> Job:
-    folder = sweep / entry["folder"]
-    attempts = len(read_attempts(folder))
-    return Job(name, folder, choices(entry, varies), job_status(folder), attempts, read_results(folder))
+    status, results, attempts = read_state(sweep / entry["folder"])
+    return Job(name, sweep / entry["folder"], choices(entry, varies), status, len(attempts), results)
 
 
 def job_status(folder: Path, *, locked_here: bool = False) -> Status:
     """Return a job's status, `interrupted` if it was killed. With `locked_here`, the caller holds its lock."""
-    try:
+    return read_state(folder, locked_here=locked_here)[0]
+
+
+def read_state(folder: Path, *, locked_here: bool = False) -> tuple[Status, Node, list[Node]]:
+    """Return a job's status, results and starts."""
+    running: bool | None = None
+    with suppress(OSError):  # no locks or no permission here: trust the record
         running = not locked_here and lock.is_locked(folder)
-    except OSError:  # no locks or no permission here: trust the record
-        running = read_results(folder).get("status") == "running"
-    if running:
-        return "running"
-    status: Status = read_results(folder).get("status", "waiting")
-    attempts = read_attempts(folder)
+    results, attempts = read_results(folder), read_attempts(folder)  # after the lock: a job records its end before
+    status: Status = results.get("status", "waiting")
+    if running or (running is None and status == "running"):
+        return "running", results, attempts
     killed = status == "crashed" and bool(attempts) and "error" not in attempts[-1]  # before it recorded the error
     started = status == "running" or (status == "waiting" and (folder / JOB).is_file())
-    return "interrupted" if started or killed else status
+    return ("interrupted" if started or killed else status), results, attempts
 
 
 def read_attempts(folder: Path) -> list[Node]:
@@ -177,29 +181,50 @@ def write_sweep(folder: Path, *, command: str, varies: Iterable[str], objectives
     with ledger_lock(folder):
         head = read_head(folder)
         keys = list(dict.fromkeys([*head.get("varies", []), *varies]))
-        new = {"command": command, "varies": keys, "objectives": dict(objectives), "jobs": head.get("jobs", {})}
+        new = {"command": command, "varies": keys, "objectives": dict(objectives), "jobs": {}, "planned": {}}
+        new |= {key: head[key] for key in ("jobs", "planned") if key in head}
         if new != read_json(folder / SWEEP):
             atomic.atomic_write(folder / SWEEP, json.dumps(new, indent=1))
 
 
-def add_jobs(folder: Path, jobs: Mapping[str, Node]) -> None:
-    """Add jobs to the list, by identity, and remove those with the same settings, which had other defaults."""
+def add_jobs(
+    folder: Path,
+    jobs: Mapping[str, Node],
+    *,
+    planned: Mapping[str, Mapping[str, str]] | None = None,
+    total: int | None = None,
+) -> None:
+    """Add jobs to the list, by identity, and remove those with the same settings, which had other defaults.
+
+    `planned` has the identities of jobs by digests of files and of settings; `total` counts jobs that aren't listed.
+    """
     with ledger_lock(folder):
         head = read_head(folder)
         listed: dict[str, Node] = head.get("jobs", {})
-        settings = [entry["settings"] for entry in jobs.values()]
-        kept = {k: entry for k, entry in listed.items() if k in jobs or entry["settings"] not in settings}
+        settings = {frozenset(entry["settings"].items()) for entry in jobs.values()}
+        kept = {k: v for k, v in listed.items() if k in jobs or frozenset(v["settings"].items()) not in settings}
         for name in [name for name in listed if name not in kept]:
             log.warning("%s was made with other defaults, and leaves the sweep", folder / listed[name]["folder"])
-        if (new := {**kept, **jobs}) != read_json(folder / SWEEP).get("jobs"):
-            atomic.atomic_write(folder / SWEEP, json.dumps({**head, "jobs": new}, indent=1))
+        new = {**head, "jobs": {**kept, **jobs}}
+        for digest, names in (planned or {}).items():
+            others = {key: value for key, value in head.get("planned", {}).items() if key != digest}
+            latest = dict([*others.items()][-1:])  # of another configuration folder, or before a change
+            new["planned"] = latest | {digest: {**head.get("planned", {}).get(digest, {}), **names}}
+            new["total"] = total
+        if new != read_json(folder / SWEEP):
+            atomic.atomic_write(folder / SWEEP, json.dumps(new, indent=1))
+
+
+def job_settings(overrides: Iterable[str], varies: Iterable[str]) -> dict[str, str]:
+    """Return what overrides set of a job: what its sweep varies, and what decides its result."""
+    return {k: v for k, v in fixed_settings(overrides).items() if k in varies or identity.affects_result(k)}
 
 
 def ledger_entry(sweep: Path, config: Node | str, overrides: list[str]) -> tuple[str, Node]:
     """Return a job's identity and its entry, also if its configuration can't be resolved and `config` is a message."""
     head = read_head(sweep, warn=False)
     varies = head.get("varies", [])
-    settings = {k: v for k, v in fixed_settings(overrides).items() if k in varies or identity.affects_result(k)}
+    settings = job_settings(overrides, varies)
     chosen = {key: settings[key] for key in varies if key in settings}
     name = identity.short_digest(settings, 12) if isinstance(config, str) else identity.job_id(config, chosen)
     if listed := head.get("jobs", {}).get(name):

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from vitlab.config.printable import printable
+from vitlab.runs.folder import RESULTS
 from vitlab.sweeps import ledger
 from vitlab.sweeps.report import table
 from vitlab.sweeps.status import STOPPED, StatusPoller, SweepStatus, job_line, status_line
@@ -112,15 +114,23 @@ class ProgressThread(threading.Thread):
         self.update(last=True)
         if self.screen is not None:
             self.screen.stop()
-        if self.report and self.poller.poll() is not None:
+        folder = self.poller.folder
+        if self.report and self.poller.poll() is not None and not is_current(folder):
             from vitlab.sweeps.report.page import write_report
 
-            folder = self.poller.folder
             try:
                 line = f"report: {write_report(ledger.read_sweep(folder), folder / REPORT)}"
             except Exception as error:  # must not end the sweep
                 line = f"the report can't be written: {type(error).__name__}: {error}"
             print(printable(line), file=sys.stderr, flush=True)
+
+
+def is_current(sweep: Path) -> bool:
+    """Whether no job of a sweep has changed since its report was written."""
+    with suppress(OSError):
+        written = (sweep / REPORT / "index.html").stat().st_mtime
+        return all(file.stat().st_mtime < written for file in [sweep / ledger.SWEEP, *sweep.glob(f"*/{RESULTS}")])
+    return False
 
 
 class TerminalScreen:

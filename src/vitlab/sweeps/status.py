@@ -74,7 +74,7 @@ class StatusPoller:
         self.done = {job.id: job for job in jobs if job.status in ledger.DONE}
         started = [job for job in jobs if job.status not in (*ledger.DONE, "waiting")]
         progress = {job.id: self.job_progress(job.folder, next(iter(objectives))) for job in started}
-        total = max(len(jobs), self.planned)
+        total = max(len(jobs), self.planned, head.get("total") or 0)
         ended = sum(1 - progress[job.id].done for job in started if job.status in ("crashed", "stopped"))
         left = self.remaining_seconds(progress, total - ended)
         return SweepStatus(Sweep(self.folder, self.folder.name, "", objectives, jobs), progress, total, left)

@@ -39,7 +39,7 @@ class Monitor(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, Classifier)
-        rows = [len(logger.rows) for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+        rows = [logger.count for logger in trainer.loggers if isinstance(logger, MetricsFile)]
         state = pl_module.train_loss.metric_state
         losses = {name: value.cpu() for name, value in state.items() if isinstance(value, Tensor)}
         checkpoint["monitor"] = {
@@ -77,7 +77,7 @@ class Monitor(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.rewind(self._step, self._rows)
-                wandb.resend_rows(logger.rows, trainer.loggers)
+                wandb.resend_rows(logger.read_rows(), trainer.loggers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._done = trainer.global_step

@@ -147,7 +147,7 @@ def test_a_run_that_is_resumed_has_its_id_and_its_earlier_numbers(apart: Path, t
     for start in (1, 3):
         with finish_wandb_run():
             logger = wandb_logger(run_dir=str(apart))
-            resend_rows(file.rows, [file, logger])
+            resend_rows(file.read_rows(), [file, logger])
             for step in (start, start + 1):
                 file.log_metrics({"a": step / 2}, step=step)
                 logger.log_metrics({"a": step / 2}, step=step)

@@ -44,7 +44,7 @@ def test_the_aliases_of_a_list_that_is_used_twice_are_read(tmp_path: Path) -> No
         ("[" * 5000, "config.yaml can't be read"),
         (b"\xff\xfe\x00a", "config.yaml can't be read"),
         ("a: 2024-13-45", "config.yaml can't be read"),
-        ("a: [", "expected the node content"),
+        ("a: [", "expected node content"),
         ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("a: 1\n--- \nb: 2", "expected a single document"),
     ],

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -121,21 +121,21 @@ class Job:
 
 def compose_jobs(
     job_overrides: Sequence[Sequence[str]], first: int, *, context: HydraContext, task: TaskFunction, config: DictConfig
-) -> list[Job]:
-    """Compose the jobs of a batch, numbered from `first`, and create the sweep's folder."""
+) -> Iterator[Job]:
+    """Create the sweep's folder, and compose the jobs of a batch one after the other, numbered from `first`."""
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-    jobs = []
-    shared = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
+    shared: frozenset[str] = getattr(job_overrides, "shared", frozenset())  # of a grid, whose jobs come one by one
+    if isinstance(job_overrides, list | tuple) and len(job_overrides) > 1:
+        shared = frozenset.intersection(*map(frozenset, job_overrides))
     for number, overrides in enumerate(map(list, job_overrides), start=first):
         job_config = context.config_loader.load_sweep_config(config, overrides)
         with open_dict(job_config):
             job_config.hydra.job.id = f"{job_config.hydra.job.name}_{number}"
             job_config.hydra.job.num = number
         label = " ".join(filter_overrides([o for o in overrides if o not in shared]))
-        jobs.append(Job(number, overrides, job_config, context, task, label))
-    return jobs
+        yield Job(number, overrides, job_config, context, task, label)
 
 
 def device_environment(job: Job, devices: Sequence[str], *, on_gpus: bool, all_devices: int) -> dict[str, str]:
@@ -148,9 +148,10 @@ def device_environment(job: Job, devices: Sequence[str], *, on_gpus: bool, all_d
 class ForkedJob(ForkProcess):
     """A job's process: a fork of this one in its own process group, which gets signals only from this one."""
 
-    def __init__(self, job: Job, environment: Mapping[str, str], affinity: Sequence[int]) -> None:
+    def __init__(self, job: Job, environment: Mapping[str, str], affinity: Sequence[int], *, on_gpus: bool) -> None:
         super().__init__()
-        self.job, self.environment, self.affinity, self.launcher = job, environment, affinity, os.getpid()
+        self.job, self.environment, self.affinity, self.on_gpus = job, environment, affinity, on_gpus
+        self.launcher = os.getpid()
         self.results, self.returns = Pipe(duplex=False)
 
     def run(self) -> None:
@@ -187,30 +188,33 @@ class ForkedJob(ForkProcess):
         return result or self.job.exit_failure(self.exitcode)
 
 
-def launch(jobs: Sequence[Job], *, at_once: int | None) -> list[JobReturn]:
+def launch(jobs: Iterable[Job], *, at_once: int | None, total: int) -> list[JobReturn]:
     """Run as many jobs at once as have devices, or `at_once`, and return their results in order.
 
-    A signal to stop is forwarded to each job, and exits this program when the last job has ended.
+    A job is taken from `jobs`, at most `total`, when there may be devices for it. A signal to stop is forwarded to each
+    running job, and exits this program when the last one has ended.
     """
-    on_gpus = any(job.accelerator != "cpu" for job in jobs) and bool(visible_gpus())
-    names = visible_gpus() if on_gpus else available_cores()
-    # idle cores are shared out
-    share = len(names) // (at_once or max(1, min(len(jobs), len(names) // max(job.count for job in jobs))))
-    devices = Devices(names, at_once=at_once)
-    waiting, running = list(jobs), dict[Connection, tuple[ForkedJob, list[str]]]()
+    gpus, cores = visible_gpus(), available_cores()
+    pools = {True: Devices(gpus, at_once=at_once), False: Devices(cores, at_once=at_once)}
+    running = dict[Connection, tuple[ForkedJob, list[str]]]()
     results: dict[int, JobReturn] = {}
     processes: list[ForkedJob] = []
+    coming = iter(jobs)
+    job = next(coming, None)
     with forward_signals(processes) as asked:
-        while running or (waiting and not asked):
-            while waiting and not asked and (at_once is None or len(running) < at_once):
-                job = waiting[0]
-                taken = devices.acquire(job.devices if on_gpus else min(len(names), max(1, share, job.count)))
+        while running or (job and not asked):
+            while job and not asked and (at_once is None or len(running) < at_once):
+                on_gpus = job.accelerator != "cpu" and bool(gpus)
+                names = gpus if on_gpus else cores
+                # idle cores are shared out
+                share = len(names) // (at_once or max(1, min(total, len(names) // job.count)))
+                taken = pools[on_gpus].acquire(job.devices if on_gpus else min(len(names), max(1, share, job.count)))
                 if taken is None:
                     break
                 environment = device_environment(job, taken, on_gpus=on_gpus, all_devices=len(names))
                 affinity = [int(core) for core in taken] if not on_gpus and hasattr(os, "sched_setaffinity") else []
                 job.log_start(f"{'GPU' if on_gpus else 'core'}{'s' if len(taken) > 1 else ''} {','.join(taken)}")
-                process = ForkedJob(job, environment, affinity)
+                process = ForkedJob(job, environment, affinity, on_gpus=on_gpus)
                 # block signals until the process is in the list of those that get them
                 signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
                 process.start()
@@ -218,13 +222,13 @@ def launch(jobs: Sequence[Job], *, at_once: int | None) -> list[JobReturn]:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
                 process.returns.close()
                 running[process.results] = (process, taken)
-                waiting.pop(0)
+                job = next(coming, None)
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
                 process, taken = running.pop(ready)
                 results[process.job.number] = process.job.log_end(process.receive_result())
-                devices.release(taken)
+                pools[process.on_gpus].release(taken)
                 processes.remove(process)
     if asked:
         sys.exit(signals.STATUS[asked[0]])
-    return [results[job.number] for job in jobs]
+    return [results[number] for number in sorted(results)]

@@ -139,7 +139,7 @@ def axis_name(sweep: Sweep, name: str) -> str:
 def curve_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Markup | None]:
     """Draw objectives, accuracy and training loss of each configuration's finished jobs; of all, if none is."""
     jobs = [row.finished_jobs or row.jobs for row in rows]
-    metrics = [[read_metrics(job.folder / "metrics.csv") for job in group] for group in jobs]
+    metrics = [[list(read_metrics(job.folder / "metrics.csv")) for job in group] for group in jobs]
     for name in dict.fromkeys([*sweep.objectives, "val/acc", "train/loss"]):
         if not name.startswith("test/"):
             chart = Chart("images seen", axis_name(sweep, name), log="y", percent=is_percent(name))

@@ -54,7 +54,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Any:
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     jobs = batch(write_given, folder, *([f"seed={seed}", "trainer.devices=1"] for seed in range(7)))
-    results = local.launch(jobs, at_once=2)
+    results = local.launch(jobs, at_once=2, total=7)
     monkeypatch.undo()
     return folder, jobs, results
 
@@ -120,7 +120,7 @@ def test_jobs_on_gpus_are_pinned_to_their_own(tmp_path: Path, monkeypatch: pytes
         write_given, tmp_path, [*gpu, "trainer.devices=2"], [*gpu, "trainer.devices=2"], [*gpu, "trainer.devices=[1,3]"]
     )
     assert [job.count for job in jobs] == [2, 2, 2]
-    local.launch(jobs, at_once=None)
+    local.launch(jobs, at_once=None, total=3)
     assert [given(tmp_path, number)["CUDA_VISIBLE_DEVICES"] for number in (0, 1)] == ["4,5", "6,7"]
     assert given(tmp_path, 2)["CUDA_VISIBLE_DEVICES"] == os.environ.get("CUDA_VISIBLE_DEVICES"), (
         "numbers count among all"
@@ -167,7 +167,7 @@ def task(cfg):
         launch.run_ranks(folder / 'rank.py', run_dir, 2)
     except signals.StopRequested as stop:
         sys.exit(signals.STATUS[stop.outcome])
-local.launch(batch(task, folder, ['seed=0'], ['seed=1'], ['seed=2']), at_once=2)
+local.launch(batch(task, folder, ['seed=0'], ['seed=1'], ['seed=2']), at_once=2, total=3)
 """
 
 
@@ -230,6 +230,6 @@ def test_the_jobs_of_a_killed_sweep_save_and_end(sweep: Any) -> None:
 
 def test_a_sweep_restores_the_signal_handlers(tmp_path: Path) -> None:
     former = signal.getsignal(signal.SIGTERM)
-    local.launch(batch(write_given, tmp_path, ["seed=0"]), at_once=None)
+    local.launch(batch(write_given, tmp_path, ["seed=0"]), at_once=None, total=1)
     assert signal.getsignal(signal.SIGTERM) is former
     assert launch.RUN_VARIABLE not in os.environ

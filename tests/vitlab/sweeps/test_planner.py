@@ -1,0 +1,114 @@
+"""A grid's jobs are planned once, in order, by a process that ends with its parent."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitlab.sweeps import ledger
+from vitlab.sweeps.planner import Planner, files_digest
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Planner]:
+    """A planner of jobs that differ in their seed; composing one writes a line to `composed`."""
+    monkeypatch.chdir(tmp_path)
+    ledger.write_sweep(tmp_path / "s", command="c", varies=["seed"], objectives={"val/loss": "min"})
+
+    def make(seeds: Any, *, seconds: float = 0.0, broken: int | None = None) -> Planner:
+        def describe(overrides: list[str]) -> tuple[str, Any]:
+            time.sleep(seconds)
+            seed = overrides[0].partition("=")[2]
+            if broken == int(seed):
+                raise ValueError(f"seed {seed} can't be composed")
+            with Path("composed").open("a") as file:
+                file.write(f"{seed}\n")
+            return ledger.ledger_entry(Path("s"), {"seed": int(seed) % 100}, overrides)
+
+        return Planner(Path("s"), [[f"seed={seed}"] for seed in seeds], describe, [tmp_path / "conf"])
+
+    return make
+
+
+def composed() -> list[int]:
+    return [*map(int, Path("composed").read_text().split())] if Path("composed").exists() else []
+
+
+def seeds(planner: Planner) -> list[int]:
+    return [int(overrides[0].partition("=")[2]) for _, overrides in planner.jobs()]
+
+
+def test_what_is_planned_is_not_composed_again_until_a_file_changes(plan: Callable[..., Planner]) -> None:
+    with plan(range(5)) as planner:
+        assert seeds(planner) == [0, 1, 2, 3, 4]
+    assert composed() == [0, 1, 2, 3, 4]
+    assert [job.choices["seed"] for job in ledger.read_sweep(Path("s")).jobs] == list("01234")
+    with plan([3, 7, 1]) as planner:
+        assert planner.process is not None
+        assert seeds(planner) == [3, 7, 1]
+    assert composed()[5:] == [7]
+    with plan(range(5)) as planner:
+        assert planner.process is None, "nothing is to be planned"
+        assert seeds(planner) == [0, 1, 2, 3, 4]
+    Path("conf").mkdir()
+    Path("conf", "train.yaml").write_text("seed: 0")
+    with plan([0]) as planner:
+        assert seeds(planner) == [0]
+    assert composed()[6:] == [0]
+
+
+def test_the_first_job_comes_before_the_others_are_planned(plan: Callable[..., Planner]) -> None:
+    with plan(range(1000), seconds=0.05) as planner:
+        begin = time.monotonic()
+        folder, overrides = next(planner.jobs())
+        assert (overrides, time.monotonic() - begin < 10) == (["seed=0"], True)
+        assert folder.name.startswith("seed_0-")
+        assert planner.unplanned > 900
+        assert json.loads(Path("s/sweep.json").read_text())["total"] == 1000
+        process = planner.process
+    assert process is not None
+    assert not process.is_alive(), "it ends with the block"
+
+
+def test_the_same_job_comes_once(plan: Callable[..., Planner], caplog: pytest.LogCaptureFixture) -> None:
+    with plan([1, 1]) as planner:
+        assert seeds(planner) == [1]
+    assert caplog.messages == ["['seed=1'] is the same job as ['seed=1']"]
+
+
+def test_a_job_that_can_not_be_composed_ends_the_plan_after_those_before_it(
+    plan: Callable[..., Planner], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with plan([0, 1, 2], broken=1) as planner:
+        assert seeds(planner) == [0]
+        assert planner.failed
+    assert "ValueError: seed 1 can't be composed" in capfd.readouterr().err
+
+
+def test_a_damaged_ledger_is_planned_again(plan: Callable[..., Planner], caplog: pytest.LogCaptureFixture) -> None:
+    with plan([0, 1]) as planner:
+        assert seeds(planner) == [0, 1]
+    Path("s/sweep.json").write_text("{")
+    with caplog.at_level(logging.ERROR), plan([0, 1]) as planner:
+        assert seeds(planner) == [0, 1]
+    assert composed() == [0, 1, 0, 1]
+
+
+def test_the_digest_is_of_yaml_files_of_folders_and_python_files_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "conf"
+    folder.mkdir()
+    known = {files_digest([folder, tmp_path])}
+    for file in ("conf/data.yaml", "mine.py", "package/part.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("1")
+        known.add(files_digest([folder, tmp_path]))
+    assert len(known) == 4
+    (tmp_path / "notes.txt").write_text("1")
+    assert files_digest([folder, tmp_path]) in known
