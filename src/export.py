@@ -27,7 +27,6 @@ def main(
     tolerance: NonNegativeFloat,
     license: str | None,
     out: str,
-    overwrite: bool,
     run_dir: str,
 ) -> Node:
     """Export a network.
@@ -41,16 +40,13 @@ def main(
         tolerance: Largest difference allowed between the outputs of the export and those of the network.
         license: License named in the model card, such as mit or apache-2.0. None: none is named.
         out: Folder of the export; it appears only when complete.
-        overwrite: Replace an export that exists already.
         run_dir: Folder of the log. Set by the program.
     """
     from vitlab.export import export
     from vitlab.export.checkpoint import load_export_model, load_weights
 
     trained = load_export_model(load_weights(Path(run), checkpoint, part))
-    return export.export_network(
-        trained, format, Path(out), fold=fold, tolerance=tolerance, license=license, overwrite=overwrite
-    )
+    return export.export_network(trained, format, Path(out), fold=fold, tolerance=tolerance, license=license)
 
 
 if __name__ == "__main__":

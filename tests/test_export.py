@@ -54,7 +54,7 @@ def test_bytes_into_onnx_runtime_give_the_accuracy_of_training(twins: list[Path]
     [
         (["format=timm", "part=ema"], "part=ema: a/checkpoints/best.ckpt has only one set of weights"),
         (["format=timm", "checkpoint=first"], "checkpoint=first: a/checkpoints has no first.ckpt"),
-        (["format=timm", "out=a/checkpoints", "overwrite=true"], "out=a/checkpoints exists and is not an export"),
+        (["format=timm", "out=a/checkpoints"], "out=a/checkpoints exists already"),
         (["format=timm", "tolerance=-1"], "tolerance=-1 must be at least 0"),
         (["format=tim"], "format=tim is not one of 'safetensors', 'timm', 'hf', 'onnx', 'torch_export'"),
         (["format=timm", "fold=true"], "fold=true: format=timm holds weights"),

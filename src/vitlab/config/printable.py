@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 NOT_TEXT = re.compile(r"[^\n\t]")
 JOINERS = "\u200c\u200d"  # of letters and emoji
@@ -36,6 +37,12 @@ def escape(character: str) -> str:
     if character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs":
         return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+def format_names(names: Iterable[str], most: int = 6) -> str:
+    """The first names, and the number of the others."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def is_number(text: str) -> bool:

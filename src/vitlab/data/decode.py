@@ -55,12 +55,8 @@ def read_image(path: str, decoder: Callable[[bytes], Tensor] | None = None) -> T
     try:
         data = read_bytes(path)
     except OSError as error:
-        gone, remedy = "", "resume=auto resumes the run"
-        if not isinstance(path, Row):
-            remedy = f"put it back, and {remedy}"
-            if not (parent := Path(path).parent).is_dir():
-                gone = f", and the folder {parent} is gone as well: is its disk still there?"
-        raise UnreadableImage(f"{path} can't be read ({error_reason(error)}){gone}; {remedy}") from error
+        remedy = "restore it or its disk, and resume=auto resumes the run"
+        raise UnreadableImage(f"{path} can't be read ({error_reason(error)}); {remedy}") from error
     try:
         with quiet():
             return (decoder or decode)(data)
@@ -176,7 +172,8 @@ def decode(data: bytes) -> Tensor:
             if image.shape[0] != 4:  # torchvision converts CMYK differently from Pillow
                 return image.expand(3, -1, -1)
     if data.startswith(png.SIGNATURE):
-        png.check_png(data)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image_file:
+            image_file.verify()  # its checksums, which Pillow doesn't compare when it decodes
     return decode_with_pillow(data)
 
 
@@ -225,9 +222,8 @@ def decode_with_pillow(data: bytes) -> Tensor:
     if image.mode.startswith("I"):  # 16 bits; in a PNG file, Pillow before 11 has mode I
         return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8)).expand(3, -1, -1)
     if image.has_transparency_data:
-        rows = v2.functional.pil_to_tensor(image.convert("RGBA")).split(
-            256, dim=1
-        )  # products need four times the memory
+        # in parts: products need four times the memory
+        rows = v2.functional.pil_to_tensor(image.convert("RGBA")).split(256, dim=1)
         return torch.cat([over_white(part) for part in rows], dim=1)
     pixels: Tensor = v2.functional.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
     return pixels

@@ -5,8 +5,7 @@ import hashlib
 import math
 import os
 import threading
-from collections import OrderedDict
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitlab.data.rows import InvalidImage, Rows
@@ -67,14 +66,7 @@ class ParquetRows(Rows):
         super().__init__(place, chosen)
         self.files, self.column, self.groups, self.buffer = files, column, groups, buffer
         self.starts = [group.start for group in groups]
-        self._reset()
-
-    def _reset(self) -> None:
-        self._process, self._lock = os.getpid(), threading.RLock()
-        self._open = lru_cache(OPEN_FILES)(open_parquet)
-        self._cache: OrderedDict[int, Any] = OrderedDict()  # images by row group
-        self._unread: dict[int, int] = {}  # number of unread rows of the cached groups
-        self.__dict__.pop("cache_size", None)  # another process may be a worker
+        self._process: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ParquetRows, (self.place, self.files, self.column, self.groups, self.buffer, self.chosen)
@@ -91,52 +83,40 @@ class ParquetRows(Rows):
 
         return np.searchsorted(np.array(self.starts), self.chosen.numpy(), side="right") - 1
 
-    @cached_property
-    def block_sizes(self) -> Any:
-        import numpy as np
-
-        return np.bincount(self._block_numbers(), minlength=len(self.groups))
-
-    @cached_property
     def cache_size(self) -> int:
         """Number of row groups that this process keeps: a loading worker keeps those of its turns."""
+        import numpy as np
         from torch.utils.data import get_worker_info
 
         from vitlab.data.sampler import pieces
 
-        sizes, worker = sorted(size for size in self.block_sizes if size), get_worker_info()
-        rows = int(sizes[(len(sizes) - 1) // 2])  # the median, as in `sampler.shuffled_blocks`
+        sizes, worker = np.bincount(self._block_numbers()), get_worker_info()
+        # the median, as in `sampler.shuffled_blocks`
+        rows = int(np.quantile(sizes[sizes > 0], 0.5, method="lower"))
         layout = pieces(rows, self.buffer)
         return 1 + layout.blocks_in_use(rows) // math.gcd(layout.turns, worker.num_workers if worker else 1)
 
     def read(self, row: int) -> bytes:
+        if self._process != os.getpid():  # files that were opened before a fork are the parent's
+            self._lock, self._open = threading.Lock(), lru_cache(OPEN_FILES)(open_parquet)
+            self._images = lru_cache(self.cache_size())(self._read_group)
+            self._process = os.getpid()  # last: several threads may be here
         block = bisect.bisect_right(self.starts, row) - 1
-        value = self._images(block)[row - self.groups[block].start].as_py()
-        return image_bytes(value if isinstance(value, dict) else {"bytes": value, "path": None})
+        with self._lock:  # threads that need the same row group read it once
+            images = self._images(block)
+        return image_bytes(images[row - self.groups[block].start].as_py())
+
+    def _read_group(self, block: int) -> Any:
+        group = self.groups[block]
+        file = self._open(self.files[group.file])
+        column = file.read_row_group(group.number, columns=[self.column], use_threads=False)
+        if len(column) != group.rows:
+            raise OSError(f"{self.files[group.file]} was changed since its row groups were counted")
+        return column.column(0).combine_chunks()
 
     def content(self) -> bytes:
         """The sizes of all row groups."""
         return repr([(group.rows, group.size) for group in self.groups]).encode()
-
-    def _images(self, block: int) -> Any:
-        if self._process != os.getpid():  # files that were opened before a fork are the parent's
-            self._reset()
-        with self._lock:
-            if block in self._cache:
-                self._cache.move_to_end(block)
-                self._unread[block] -= 1
-                return self._cache[block] if self._unread[block] else self._cache.pop(block)
-            group, self._unread[block] = self.groups[block], int(self.block_sizes[block]) - 1
-            while len(self._cache) >= self.cache_size:
-                self._cache.popitem(last=False)
-            file = self._open(self.files[group.file])
-            column = file.read_row_group(group.number, columns=[self.column], use_threads=False)
-            if len(column) != group.rows:
-                raise OSError(f"{self.files[group.file]} was changed since its row groups were counted")
-            images = column.column(0).combine_chunks()
-            if self._unread[block]:
-                self._cache[block] = images
-            return images
 
 
 def open_parquet(place: str) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitlab.config import allowlist
+from vitlab.config.printable import format_names
 from vitlab.config.view import ConfigView
 from vitlab.runs import folder
 
@@ -21,7 +22,7 @@ def run_problems(read: ConfigView) -> Iterator[str]:
     file = Path(run) / folder.CONFIG
     if not file.is_file():
         names = [str(path) for path in reversed(folder.list_runs(Path(run)))]
-        there = f"; the runs in it: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
+        there = f"; the runs in it: {format_names(names, 3)}" if names else ""
         yield f"run={run} is not a run folder: it has no {folder.CONFIG}{there}; run=last is the newest of runs/"
         return
     try:

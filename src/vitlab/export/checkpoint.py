@@ -19,7 +19,6 @@ from vitlab.models.vit import VisionTransformer
 from vitlab.models.vit_validation import pair
 from vitlab.runs import folder
 from vitlab.storage import safe_load
-from vitlab.training import build
 
 Kind = Literal["vit", "timm", "other"]
 NETWORK = "network."  # prefix of the network's tensors in a checkpoint
@@ -90,7 +89,9 @@ def load_weights(run: Path, checkpoint: str, part: str | None) -> CheckpointWeig
         )
     chosen = (part or "ema") if both else None
     state = content[STATES[chosen] if chosen else "state_dict"]
-    config = (content.get("vitlab") or {}).get("config") or folder.read_config(run)
+    if not {"config", "data", "preprocessing"} <= (content.get("vitlab") or {}).keys():
+        raise ValueError(f"checkpoint={checkpoint}: {file} has no configuration, classes and preprocessing of vitlab")
+    config = content["vitlab"]["config"]
     network = {name.removeprefix(NETWORK): tensor for name, tensor in state.items() if name.startswith(NETWORK)}
     kind, arguments = constructor_arguments(config["model"], network)
     return CheckpointWeights(run, file, chosen, network, content, config, kind, arguments)
@@ -112,15 +113,8 @@ def constructor_arguments(node: Node, state: dict[str, Tensor]) -> tuple[Kind, N
 
 
 def load_export_model(weights: CheckpointWeights) -> ExportModel:
-    """Build the network with its weights, classes and preprocessing.
-
-    Checkpoints of early versions don't hold the preprocessing: then the data is loaded.
-    """
-    identity = weights.content.get("vitlab") or {}
-    data, preprocessing = identity.get("data"), identity.get("preprocessing")
-    if not data or not preprocessing:
-        datamodule = build.build_data(folder.data_without_scan(weights.config["data"], weights.run))
-        data, preprocessing = datamodule.fingerprint(), datamodule.preprocessing()
+    """Build the network with its weights, classes and preprocessing."""
+    data, preprocessing = (weights.content["vitlab"][key] for key in ("data", "preprocessing"))
     inferred = {"num_classes": len(data["classes"]), "in_channels": len(preprocessing["mean"])}
     model = {k: v for k, v in weights.config["model"].items() if k != NOT_BUILT}
     network = instantiate.build_object(model, **inferred)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from vitlab.config.view import ConfigView
 
@@ -13,6 +12,5 @@ def export_problems(read: ConfigView) -> Iterator[str]:
         return
     from vitlab.export import export
 
-    fold, overwrite = bool(read("fold", bool)), bool(read("overwrite", bool))
-    source: dict[str, Any] = {"run": Path(run), "checkpoint": checkpoint, "part": read("part", str)}
-    yield from export.problems(name=name, fold=fold, out=Path(out), overwrite=overwrite, **source)
+    part, fold = read("part", str), bool(read("fold", bool))
+    yield from export.problems(run=Path(run), checkpoint=checkpoint, part=part, name=name, fold=fold, out=Path(out))

@@ -17,7 +17,7 @@ from vitlab.config.allowlist import NotTrusted
 from vitlab.config.schema import Node
 from vitlab.export import graph, model_card, safetensors, timm, transformers
 from vitlab.export.checkpoint import CheckpointWeights, ExportModel, Kind, load_weights, random_images
-from vitlab.export.folder import CARD, RECORD, atomic_folder, folder_problem, write_json, write_text
+from vitlab.export.folder import CARD, RECORD, atomic_folder, folder_problem, write_json
 from vitlab.export.processor import SIZES, compare_processor
 from vitlab.runs.folder import write_problem
 from vitlab.runs.record import git_commit
@@ -39,7 +39,6 @@ class Format(NamedTuple):
     library: str  # for the model card
     write: Callable[..., None]
     load: Callable[[Path, ExportModel], Callable[[Tensor], Tensor]]
-    usage: Callable[[ExportModel, bool], str]
     checked_by: str  # package that loads the export for the comparison
     kinds: tuple[Kind, ...] = ("vit", "timm", "other")
     unsupported: Callable[[Node], list[str]] = lambda _: []  # parts of a Vision Transformer
@@ -49,47 +48,38 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "safetensors": Format(
-        "pytorch", safetensors.write_safetensors, safetensors.load_safetensors, safetensors.usage, "safetensors"
-    ),
+    "safetensors": Format("pytorch", safetensors.write_safetensors, safetensors.load_safetensors, "safetensors"),
     "timm": Format(
         "timm",
         timm.write_timm,
         timm.load_timm,
-        timm.usage,
         "timm",
-        ("vit", "timm"),
-        timm.unsupported_parts,
+        kinds=("vit", "timm"),
+        unsupported=timm.unsupported_parts,
         process=timm.load_transform,
     ),
     "hf": Format(
         "transformers",
         transformers.write_transformers,
         transformers.load_transformers,
-        transformers.usage,
         "transformers",
-        ("vit",),
-        transformers.unsupported_parts,
+        kinds=("vit",),
+        unsupported=transformers.unsupported_parts,
         process=transformers.load_processor,
     ),
     "onnx": Format(
         "onnx",
         graph.write_onnx,
         graph.load_onnx,
-        graph.usage_onnx,
         "onnxruntime",
         needs=("onnx", "onnxscript", "onnxruntime"),
         folds=True,
     ),
-    "torch_export": Format(
-        "pytorch", graph.write_torch, graph.load_torch, graph.usage_torch, "torch", needs=(), folds=True
-    ),
+    "torch_export": Format("pytorch", graph.write_torch, graph.load_torch, "torch", needs=(), folds=True),
 }
 
 
-def problems(
-    *, run: Path, checkpoint: str, part: str | None, name: str, fold: bool, out: Path, overwrite: bool
-) -> Iterator[str]:
+def problems(*, run: Path, checkpoint: str, part: str | None, name: str, fold: bool, out: Path) -> Iterator[str]:
     """Why an export is impossible, a line each, without reading tensors."""
     format_ = FORMATS[name]
     if missing := [package for package in format_.needs if find_spec(package) is None]:
@@ -97,7 +87,7 @@ def problems(
     if fold and not format_.folds:
         able = " or ".join(f"format={other}" for other, known in FORMATS.items() if known.folds)
         yield f"fold=true: format={name} holds weights without preprocessing; use {able}"
-    if problem := folder_problem(out, overwrite) or write_problem("out", out):
+    if problem := folder_problem(out) or write_problem("out", out):
         yield problem
     try:
         weights = load_weights(run, checkpoint, part)
@@ -120,16 +110,16 @@ def unsupported_parts(weights: CheckpointWeights, name: str) -> list[str]:
 
 
 def export_network(
-    trained: ExportModel, name: str, out: Path, *, fold: bool, tolerance: float, license: str | None, overwrite: bool
+    trained: ExportModel, name: str, out: Path, *, fold: bool, tolerance: float, license: str | None
 ) -> Node:
     """Write a network in a format to the folder `out`. Returns the content of export.json.
 
-    Raises `OutputsDiffer` if outputs differ by more than `tolerance`, `FileExistsError` if `out` can't be overwritten.
+    Raises `OutputsDiffer` if outputs differ by more than `tolerance`, `FileExistsError` if `out` has files.
     """
     format_, kind = FORMATS[name], graph.output_name(fold)
-    if problem := folder_problem(out, overwrite):
+    if problem := folder_problem(out):
         raise FileExistsError(problem)
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(out) as folder:
         format_.write(trained, folder, fold=fold)
         difference = largest_difference(format_, trained, folder, fold)
         if difference is None:
@@ -152,9 +142,8 @@ def export_network(
             if through["other_pixels"]:
                 sizes = ", ".join(through["other_pixels"])
                 log.warning("%s crops other pixels than were evaluated, of images of %s", format_.checked_by, sizes)
-        usage = format_.usage(trained, fold)
-        text = model_card.card_text(trained, record, usage=usage, library=format_.library, license=license, fold=fold)
-        write_text(folder / CARD, text)
+        text = model_card.card_text(trained, record, library=format_.library, license=license)
+        (folder / CARD).write_text(text, encoding="utf-8")
         write_json(folder / RECORD, record)
     log.info("%s: %s", out, ", ".join(sorted(file.name for file in out.iterdir())))
     return {"out": str(out), **record}

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from vitlab.config.schema import Node
 from vitlab.export.checkpoint import ExportModel, random_images
 from vitlab.runs.muted_logs import muted_logs
-from vitlab.storage.atomic import fsync
 
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one .onnx: protobuf's limit, less room for the graph
 INPUT = "images"
@@ -57,7 +56,6 @@ def export_program(trained: ExportModel, fold: bool) -> torch.export.ExportedPro
 def write_torch(trained: ExportModel, folder: Path, *, fold: bool) -> None:
     """Write model.pt2."""
     torch.export.save(export_program(trained, fold), folder / "model.pt2")
-    fsync(folder / "model.pt2")
 
 
 def load_torch(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
@@ -75,8 +73,6 @@ def write_onnx(trained: ExportModel, folder: Path, *, fold: bool) -> None:
     known |= {} if fold else {"mean": list(trained.mean), "std": list(trained.std)}
     program.model.metadata_props.update({key: str(value) for key, value in known.items()})
     program.save(folder / "model.onnx", external_data=size > LARGEST_FILE)
-    for file in folder.glob("model.onnx*"):
-        fsync(file)
 
 
 def load_onnx(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
@@ -85,25 +81,3 @@ def load_onnx(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
 
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     return lambda batch: torch.from_numpy(session.run(None, {INPUT: batch.numpy()})[0])
-
-
-def input_description(trained: ExportModel, fold: bool) -> str:
-    height, width = trained.image_size
-    kind = "uint8, 0..255" if fold else "float32, normalized"
-    return f"[any number, {trained.channels}, {height}, {width}], {kind}"
-
-
-def usage_onnx(trained: ExportModel, fold: bool) -> str:
-    return f"""import onnxruntime
-
-session = onnxruntime.InferenceSession("FOLDER/model.onnx")
-# images: {input_description(trained, fold)}
-# ({output_name(fold)},) = session.run(None, {{"{INPUT}": images}})"""
-
-
-def usage_torch(trained: ExportModel, fold: bool) -> str:
-    return f"""import torch
-
-model = torch.export.load("FOLDER/model.pt2").module()
-# images: {input_description(trained, fold)}
-# {output_name(fold)} = model(images)"""

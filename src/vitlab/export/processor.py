@@ -1,7 +1,6 @@
 """Compare the exported preprocessing with the one that was evaluated, on images of odd sizes."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from PIL import Image
@@ -29,7 +28,7 @@ def compare_processor(
     largest, others = 0.0, []
     for seed, (height, width) in enumerate(SIZES):
         image = textured_image(trained.channels, height, width, seed=seed)
-        expected, got = evaluated_input(image, trained), process(to_pillow(image))[None]
+        expected, got = evaluated_input(image, trained), process(v2.functional.to_pil_image(image))[None]
         std = torch.tensor(trained.std)[:, None, None]
         if got.shape != expected.shape or ((got - expected) * std).abs().mean() * 255 > ROUNDING:
             others.append(f"{height} x {width}")
@@ -56,8 +55,3 @@ def evaluated_input(image: Tensor, trained: ExportModel) -> Tensor:
         image = center_crop(image, trained.image_size, trained.crop_fraction, mode)
     prepared: Tensor = trained.prepare()(image[None])
     return prepared
-
-
-def to_pillow(image: Tensor) -> Image.Image:
-    pixels: Any = image.permute(1, 2, 0).squeeze(-1).numpy()
-    return Image.fromarray(pixels)

@@ -12,9 +12,8 @@ from torch import Tensor
 from vitlab.config.schema import Node
 from vitlab.export.checkpoint import ExportModel
 from vitlab.models.vit import VisionTransformer
-from vitlab.weights.resample import Slot, change_positions
-
-TOKENS = ("cls_token", "dist_token", "reg_token")  # the prefix, in its order
+from vitlab.weights.match import TOKENS, prefix_tokens
+from vitlab.weights.resample import change_positions
 
 
 def network_tensors(trained: ExportModel, *, covered: int | None) -> dict[str, Tensor]:
@@ -33,7 +32,7 @@ def network_tensors(trained: ExportModel, *, covered: int | None) -> dict[str, T
     if table is None:
         table = torch.zeros(1, grid[0] * grid[1], trained.arguments["dim"])
     tokens = {name: state[name] for name in TOKENS if name in state}
-    slots: list[Slot] = [(name, i) for name, token in tokens.items() for i in range(token.shape[1])]
+    slots = prefix_tokens({name: token.shape for name, token in tokens.items()})
     return state | change_positions(tokens, table.detach(), old=grid, new=grid, slots=slots, covered=covered)
 
 

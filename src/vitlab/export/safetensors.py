@@ -29,16 +29,3 @@ def load_safetensors(folder: Path, trained: ExportModel) -> Callable[[Tensor], T
     network.load_state_dict(load_file(folder / "model.safetensors"))
     loaded: Callable[[Tensor], Tensor] = network.eval()
     return loaded
-
-
-def usage(trained: ExportModel, fold: bool) -> str:
-    module, _, name = trained.weights.config["model"]["_target_"].rpartition(".")
-    return f"""import json
-from pathlib import Path
-
-from safetensors.torch import load_file
-from {module} import {name}
-
-arguments = json.loads(Path("FOLDER/config.json").read_text())["vitlab"]["config"]["model"]
-model = {name}(**{{key: value for key, value in arguments.items() if key != "_target_"}}).eval()
-model.load_state_dict(load_file("FOLDER/model.safetensors"))"""

@@ -13,17 +13,13 @@ from vitlab.config.schema import Node
 from vitlab.export import reparametrize
 from vitlab.export.checkpoint import ExportModel
 from vitlab.export.folder import write_json, write_tensors
-from vitlab.models.sizes import SIZES
 from vitlab.models.vit_validation import pair
 from vitlab.runs.muted_logs import muted_logs
-from vitlab.weights.layouts import LAYOUTS
-from vitlab.weights.mapping import from_ours
 
 # Architectures by what config.json can't set: the norms' epsilon, the distillation token, the kind of MLP.
 PLAIN, CLIP = "vit_base_patch16_224", "vit_base_patch16_clip_224"
 DISTILLED, GATED = "deit_base_distilled_patch16_224", "vit_giant_patch14_dinov2"
 NORM_EPS = {PLAIN: 1e-6, CLIP: 1e-5, DISTILLED: 1e-6, GATED: 1e-6}
-SIZE_NAMES = {"ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 
 
 def unsupported_parts(arguments: Node) -> list[str]:
@@ -48,18 +44,6 @@ def timm_architecture(arguments: Node) -> str:
     if arguments["activation"] == "swiglu":
         return GATED
     return CLIP if arguments["norm_eps"] == NORM_EPS[CLIP] else PLAIN
-
-
-def published_name(arguments: Node) -> str:
-    """The architecture's published name if there is one, such as `vit_small_patch16_224`."""
-    import timm
-
-    name = timm_architecture(arguments)
-    size = SIZES.get((arguments["dim"], arguments["depth"], arguments["heads"]))
-    if name == PLAIN and size:
-        known = f"vit_{SIZE_NAMES[size]}_patch{arguments['patch_size']}_224"
-        return known if timm.is_model(known) else name
-    return name
 
 
 def model_args(arguments: Node) -> Node:
@@ -111,13 +95,13 @@ def timm_state(trained: ExportModel) -> dict[str, Tensor]:
     ours = reparametrize.network_tensors(trained, covered=covered)
     if layer_scale(arguments) is not None and arguments["layer_scale"] is None:
         ours |= reparametrize.unit_scales(arguments)
-    return from_ours(ours, LAYOUTS["timm"], heads=arguments["heads"])
+    return ours
 
 
 def timm_config(trained: ExportModel) -> Node:
     """The content of config.json, in timm's format."""
     if trained.weights.kind == "vit":
-        name, args = published_name(trained.arguments), model_args(trained.arguments)
+        name, args = timm_architecture(trained.arguments), model_args(trained.arguments)
         classifier = ["head", "head_dist"] if trained.arguments["distilled"] else "head"
         known: Node = {"first_conv": "patch_embed.proj", "classifier": classifier, "pool_size": None}
         known["fixed_input_size"], width = True, trained.arguments["dim"]
@@ -172,10 +156,3 @@ def load_transform(folder: Path) -> Callable[[Any], Tensor]:
         config = data.resolve_model_data_config(timm.create_model(f"local-dir:{folder}"))
         transform: Callable[[Any], Tensor] = data.create_transform(**config, is_training=False)
     return transform
-
-
-def usage(trained: ExportModel, fold: bool) -> str:
-    return """import timm
-
-model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # after an upload: hf-hub:NAME
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)"""

@@ -185,11 +185,3 @@ def load_processor(folder: Path) -> Callable[[Any], Tensor]:
 
     processor: Any = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
     return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
-
-
-def usage(trained: ExportModel, fold: bool) -> str:
-    return """from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-processor = AutoImageProcessor.from_pretrained("FOLDER")
-model = AutoModelForImageClassification.from_pretrained("FOLDER").eval()
-# logits = model(**processor(image, return_tensors="pt")).logits; model.config.id2label names them"""

@@ -5,25 +5,17 @@ removed first. A file appears once it is complete, and one that another process 
 """
 
 import hashlib
-import importlib.util
 import logging
 import os
 import re
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
 
+from vitlab.storage.atomic import atomic_path
+
 CACHE = "~/.cache/vitlab/shards"
-SCHEMES = ("s3", "gs", "az", "hf", "https", "file")
-CREDENTIALS = {  # where the libraries look for them
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS in the environment, the file with a service account's key",
-}
-PART = ".part"  # suffix of a file while it is fetched
 NAME = re.compile("[0-9a-f]{16}")  # of a set's folder in the cache: nothing else there is removed
-ABANDONED = 3600  # seconds without a write after which such a file is of a killed process
 
 
 def is_remote(place: str) -> bool:
@@ -33,26 +25,15 @@ def is_remote(place: str) -> bool:
 
 def url_problem(place: str) -> str | None:
     """Why a URL can't be read, without connecting; None if it may be readable, and for a folder."""
-    scheme = place.partition("://")[0]
     if not is_remote(place):
         return None
-    if scheme not in SCHEMES:
-        schemes = ", ".join(f"{known}://" for known in SCHEMES)
-        return f"data_dir={place}: {scheme}:// is not one of {schemes}; copy the folder to this machine"
-    from fsspec.registry import known_implementations
+    import fsspec
 
-    package = known_implementations[scheme]["class"].partition(".")[0]
-    if importlib.util.find_spec(package) is None:
-        return f"data_dir={place} is read with the package {package}, which isn't installed: pip install {package}"
+    try:
+        fsspec.get_filesystem_class(place.partition("://")[0])
+    except (ImportError, ValueError) as error:  # a package that isn't installed; an unknown scheme
+        return f"data_dir={place} can't be read: {error}; or copy the folder to this machine"
     return None
-
-
-def fetch_problem(error: Exception, place: str) -> str:
-    """Why a file could not be fetched, with the remedy for missing credentials."""
-    scheme, text = place.partition("://")[0], " ".join(str(error).split())
-    if "credential" in text.lower() and scheme in CREDENTIALS:
-        return f"there are no valid credentials for {scheme}://; set {CREDENTIALS[scheme]}"
-    return "there is no such file" if isinstance(error, FileNotFoundError) else text[:300] or type(error).__name__
 
 
 class Storage:
@@ -110,30 +91,27 @@ class Storage:
         for library in ("botocore", "aiobotocore"):  # log where they found credentials, at every connection
             logging.getLogger(library).setLevel(logging.WARNING)
         self._make_room(size or 0)
-        part = file.with_name(f".{file.name}{PART}")
         try:
-            system, path = url_to_fs(f"{self.place}/{name}")
-            system.get_file(path, str(part))
-            if size is not None and (fetched := part.stat().st_size) != size:
-                raise OSError(f"it came with {fetched:,} bytes instead of {size:,}")
-            part.replace(file)
+            with atomic_path(file, suffix="part") as part:
+                system, path = url_to_fs(f"{self.place}/{name}")
+                system.get_file(path, str(part))
+                if size is not None and (fetched := part.stat().st_size) != size:
+                    raise OSError(f"it came with {fetched:,} bytes instead of {size:,}")
         except Exception as error:  # networks, credentials and clouds raise as many kinds
-            raise OSError(f"{self.place}/{name} can't be fetched ({fetch_problem(error, self.place)})") from error
-        finally:
-            part.unlink(missing_ok=True)
+            absent = isinstance(error, FileNotFoundError)
+            text = "there is no such file" if absent else " ".join(str(error).split())[:300] or type(error).__name__
+            remedy = "docs/large_data.md says where credentials are looked for"
+            raise OSError(f"{self.place}/{name} can't be fetched ({text}); {remedy}") from error
 
     def _make_room(self, size: int) -> None:
-        """Remove the partial files of killed processes, then the least recently used shards. Indices stay."""
+        """Remove the least recently used shards. Indices stay, and files that are being fetched."""
         with FileLock(self.cache / ".room.lock"):
-            used = list[tuple[float, int, Path]]()
-            tops = [top for top in self.cache.iterdir() if NAME.fullmatch(top.name)]
-            for file in (Path(folder, name) for top in tops for folder, _, names in os.walk(top) for name in names):
-                if file.suffix in (".tar", ".bin", PART):
-                    with suppress(FileNotFoundError):  # another process has just fetched it
-                        used.append(((state := file.stat()).st_mtime, state.st_size, file))
-            total, now = sum(taken for _, taken, _ in used), time.time()
-            for mtime, taken, file in sorted(used):
-                if now - mtime > ABANDONED if file.suffix == PART else total + size > self.limit:
+            sets = [folder for folder in self.cache.iterdir() if NAME.fullmatch(folder.name)]
+            shards = (file for folder in sets for file in folder.rglob("*") if file.suffix in (".tar", ".bin"))
+            used = [((state := file.stat()).st_mtime, state.st_size, file) for file in shards]
+            total = sum(taken for _, taken, _ in used)
+            for _, taken, file in sorted(used):
+                if total + size > self.limit:
                     file.unlink(missing_ok=True)
                     total -= taken
 

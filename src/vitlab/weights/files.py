@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vitlab.config import allowlist
+from vitlab.config.printable import format_names
 from vitlab.storage import safe_load
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of torch's files before 1.6
@@ -166,5 +167,5 @@ def read_shards(index: Path) -> dict[str, StoredTensor]:
         for part in read_weights(index.parent / name).parts.values():
             tensors |= part
     if missing := [name for name in names if name not in tensors]:
-        raise UnreadableWeights(f"{index} names tensors that are not in its shards: {', '.join(missing[:5])}")
+        raise UnreadableWeights(f"{index} names tensors that are not in its shards: {format_names(missing)}")
     return tensors

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from vitlab.config.printable import format_names
 from vitlab.weights.files import UnreadableWeights
 from vitlab.weights.locate import WeightFiles
-from vitlab.weights.report import format_names
 
 HF_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 HF_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", **dict.fromkeys(HF_TANH, "gelu_tanh")}
@@ -17,17 +17,8 @@ OPEN_CLIP_KEYS |= {"patch_dropout"}
 TIMM_ACTIVATIONS = {"GELU": "gelu", "GELU_": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh"}
 TIMM_LAYERS = {  # all classes of the modules in timm's plain Vision Transformers
     *("VisionTransformer", "VisionTransformerDistilled", "PatchEmbed", "Block", "Attention", "Mlp", "GluMlp", "SiLU"),
-    *(
-        "Conv2d",
-        "Linear",
-        "LayerNorm",
-        "LayerScale",
-        "Dropout",
-        "DropPath",
-        "Identity",
-        "Sequential",
-        *TIMM_ACTIVATIONS,
-    ),
+    *("Conv2d", "Linear", "LayerNorm", "LayerScale", "Dropout", "DropPath", "Identity", "Sequential"),
+    *TIMM_ACTIVATIONS,
 }
 
 
@@ -75,9 +66,8 @@ def open_clip_hints(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     vision = config.get("vision_cfg") or {}
     if refused := sorted(vision.keys() - OPEN_CLIP_KEYS):
-        raise UnreadableWeights(
-            f"open_clip_config.json: vision_cfg.{refused[0]} is a setting that our model doesn't have"
-        )
+        setting = f"vision_cfg.{refused[0]} is a setting that our model doesn't have"
+        raise UnreadableWeights(f"open_clip_config.json: {setting}")
     hints: dict[str, Any] = {"activation": "quick_gelu" if config.get("quick_gelu") else "gelu"}
     if "width" in vision:
         hints["heads"] = vision["width"] // vision.get("head_width", 64)

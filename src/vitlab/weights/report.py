@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from vitlab.config.printable import format_names
 from vitlab.weights.preprocessing import Preprocessing
-
-MAX_NAMES = 6  # in a line
 
 
 @dataclass
@@ -37,13 +36,6 @@ class Report:
 
 def format_grid(sizes: Iterable[int]) -> str:
     return "x".join(map(str, sizes))
-
-
-def format_names(names: Iterable[str]) -> str:
-    """The first names, and the number of the others."""
-    names = list(names)
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def names_by_reason(entries: Mapping[str, str]) -> list[str]:

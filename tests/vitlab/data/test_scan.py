@@ -392,8 +392,7 @@ def vanishes(folder: Path) -> None:
     message = failure(loaded)
     assert message.startswith(f"{folder}/train/")
     assert "No such file" in message
-    assert f"the folder {folder}/train/" in message
-    assert "put it back, and resume=auto resumes" in message
+    assert "restore it or its disk, and resume=auto resumes" in message
 
 
 def other_images(folder: Path) -> None:

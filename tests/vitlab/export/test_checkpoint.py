@@ -80,16 +80,13 @@ def test_a_checkpoint_names_nothing_that_may_not_be_called(exportable: Exportabl
     assert "antigravity" not in sys.modules
 
 
-def test_the_data_is_loaded_if_a_checkpoint_does_not_describe_it(configure: Configure, exportable: Exportable) -> None:
-    trained = exportable(image_size=8, patch_size=2, num_classes=10, in_channels=1)
-    content = torch.load(trained.weights.file, weights_only=True)
-    content["vitlab"] = {"config": {**configure(), "model": content["vitlab"]["config"]["model"]}}
-    torch.save(content, trained.weights.file)
-    found = load_export_model(load_weights(trained.weights.run, "best", None))
-    assert found.classes == tuple("0123456789")
-    assert found.mean != trained.mean
-    assert 0 < found.mean[0] < 1
-    assert found.data["train images"] == 1293
+def test_a_checkpoint_that_does_not_describe_its_data_is_refused(exportable: Exportable) -> None:
+    file = exportable().weights.file
+    content = torch.load(file, weights_only=True)
+    del content["vitlab"]["preprocessing"]
+    torch.save(content, file)
+    with pytest.raises(ValueError, match="has no configuration, classes and preprocessing of vitlab"):
+        load_weights(file.parents[1], "best", None)
 
 
 def test_a_network_of_half_precision_is_computed_in_float32(exportable: Exportable) -> None:

@@ -15,11 +15,11 @@ from vitlab.export import export as export_export
 from vitlab.export.export import FORMATS, OutputsDiffer, export_network, problems, unsupported_parts
 from vitlab.export.folder import RECORD, write_tensors
 
-GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None, "overwrite": False}
+GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None}
 
 
 def refusals(trained: Any, name: str, out: Path, **given: Any) -> list[str]:
-    asked = {"checkpoint": "best", "part": None, "fold": False, "overwrite": False, **given}
+    asked = {"checkpoint": "best", "part": None, "fold": False, **given}
     return list(problems(run=trained.weights.run, name=name, out=out, **asked))
 
 
@@ -58,10 +58,8 @@ def test_what_differs_is_refused_and_nothing_is_left(exportable: Exportable, tmp
         with pytest.raises(OutputsDiffer, match=r"loaded with timm, logits differ by .* more than tolerance=0.0001"):
             export_network(trained, "timm", tmp_path / "out", **GIVEN)
         assert {file.name for file in tmp_path.iterdir()} == {"run"}
-        assert (
-            export_network(trained, "timm", tmp_path / "out", **{**GIVEN, "tolerance": 1.0})["largest_difference"]
-            > 1e-3
-        )
+        record = export_network(trained, "timm", tmp_path / "out", **{**GIVEN, "tolerance": 1.0})
+        assert record["largest_difference"] > 1e-3
 
 
 def test_weights_that_are_no_numbers_are_refused(exportable: Exportable, tmp_path: Path) -> None:
@@ -91,7 +89,7 @@ def test_all_problems_are_reported_at_once(exportable: Exportable, tmp_path: Pat
     kept = trained.weights.run / "checkpoints"
     assert refusals(trained, "hf", kept, fold=True) == [
         "fold=true: format=hf holds weights without preprocessing; use format=onnx or format=torch_export",
-        f"out={kept} exists and is not an export (it has no export.json that lists its files); name another folder",
+        f"out={kept} exists already, and nothing is overwritten; remove it, or name another folder",
         "format=hf doesn't support model.pre_norm=true: of transformers' classifiers only CLIP's has it, without a "
         f"final norm; {able}",
         "format=hf doesn't support model.pre_logits_dim=24: transformers' classifiers have no layer before their head; "

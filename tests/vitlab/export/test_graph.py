@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import Exportable
+from model_cards import run_card
 from vitlab.export import graph
 from vitlab.export.checkpoint import random_images
 from vitlab.export.export import FORMATS, largest_difference
@@ -16,12 +17,10 @@ from vitlab.export.export import FORMATS, largest_difference
 
 def test_bytes_become_probabilities_in_torchs_graph(exportable: Exportable, tmp_path: Any) -> None:
     trained = exportable(num_registers=1, pool="avg", loss="sigmoid", image_size=(16, 24))
-    graph.write_torch(trained, tmp_path, fold=True)
-    difference = largest_difference(FORMATS["torch_export"], trained, tmp_path, True)
+    found = run_card(trained, "torch_export", tmp_path / "out", fold=True)
+    difference = largest_difference(FORMATS["torch_export"], trained, tmp_path / "out", True)
     assert difference is not None
     assert difference < 1e-6
-    found: dict[str, Any] = {}
-    exec(graph.usage_torch(trained, True).replace("FOLDER", str(tmp_path)), found)
     batch = random_images(trained, 3)
     expected = trained.network(trained.prepare()(batch)).sigmoid()
     torch.testing.assert_close(found["model"](batch), expected, atol=1e-6, rtol=0)

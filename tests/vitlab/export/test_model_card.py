@@ -13,7 +13,7 @@ from vitlab.config.schema import Node
 from vitlab.export import model_card
 from vitlab.export.export import export_network
 
-GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None, "overwrite": True}
+GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None}
 SCORES = {"test/acc": 0.75, "test/loss": 0.5, "test/correct": 15, "test/count": 20}
 RESULTS = {
     "status": "finished",

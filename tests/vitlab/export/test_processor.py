@@ -10,7 +10,7 @@ from conftest import Exportable
 from vitlab.export.export import export_network
 from vitlab.export.processor import SIZES, evaluated_input, textured_image
 
-GIVEN: dict[str, Any] = {"fold": False, "tolerance": 1e-4, "license": None, "overwrite": False}
+GIVEN: dict[str, Any] = {"fold": False, "tolerance": 1e-4, "license": None}
 
 
 @pytest.mark.parametrize("size", [32, (84, 112), (112, 84)], ids=str)
@@ -23,7 +23,7 @@ def test_timm_crops_the_pixels_that_were_evaluated(
     through = record["through_preprocessing"]
     assert (through["images"], through["other_pixels"]) == (len(SIZES), [])
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "for equal pixels. Through the preprocessing of this folder, on 12 images of odd sizes, they" in card
+    assert "for equal pixels.\nThrough the preprocessing of this folder, on 12 images of odd sizes, they" in card
     assert "crops other pixels" not in card
 
 

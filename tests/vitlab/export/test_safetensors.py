@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conftest import Exportable
+from model_cards import run_card
 from vitlab.export import safetensors
 from vitlab.export.export import FORMATS, largest_difference
 from vitlab.weights.load import load_pretrained
@@ -18,11 +19,8 @@ EVERYTHING = {"num_registers": 2, "layer_scale": 0.1, "pool": "avg", "image_size
 @pytest.mark.parametrize("options", [{"pos_embed": "sincos2d"}, EVERYTHING], ids=["sincos2d", "everything"])
 def test_the_folder_makes_the_network_again(options: dict[str, Any], exportable: Exportable, tmp_path: Path) -> None:
     trained = exportable(**options)
-    (folder := tmp_path / "out").mkdir()
-    safetensors.write_safetensors(trained, folder, fold=False)
+    found = run_card(trained, "safetensors", folder := tmp_path / "out")
     assert largest_difference(FORMATS["safetensors"], trained, folder, False) == 0
-    found: dict[str, Any] = {}
-    exec(safetensors.usage(trained, False).replace("FOLDER", str(folder)), found)
     images = torch.randn(2, 3, *trained.image_size)
     assert torch.equal(found["model"](images), trained.network(images))
 

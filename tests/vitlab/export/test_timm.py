@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from conftest import Exportable
+from model_cards import run_card
 from parity import fill
 from vitlab.export.export import FORMATS, largest_difference
-from vitlab.export.timm import timm_config, unsupported_parts, usage, write_timm
+from vitlab.export.timm import timm_config, unsupported_parts, write_timm
 from vitlab.weights.load import load_pretrained
 from vitlab.weights.open import open_weights
 
@@ -101,10 +102,11 @@ def test_timm_to_ours_to_timm_is_bit_equal(
     assert torch.equal(theirs(images), again(images))
 
 
-def test_the_usage_works_and_images_are_prepared_as_in_training(exportable: Exportable, tmp_path: Path) -> None:
+def test_the_code_on_the_card_works_and_images_are_prepared_as_in_training(
+    exportable: Exportable, tmp_path: Path
+) -> None:
     trained = exportable(image_size=(16, 24))
-    found: dict[str, Any] = {}
-    exec(usage(trained, False).replace("FOLDER", str(written(tmp_path / "out", trained))), found)
+    found = run_card(trained, "timm", tmp_path / "out")
     pixels = torch.randint(0, 256, (30, 50, 3), dtype=torch.uint8)
     expected = trained.prepare()(pixels.permute(2, 0, 1)[None])
     image = found["transform"](Image.fromarray(pixels.numpy()))[None]

@@ -10,9 +10,10 @@ import transformers
 from PIL import Image
 
 from conftest import Exportable
+from model_cards import run_card
 from parity import fill
 from vitlab.export.export import FORMATS, largest_difference
-from vitlab.export.transformers import unsupported_parts, usage, write_transformers
+from vitlab.export.transformers import unsupported_parts, write_transformers
 from vitlab.weights.load import load_pretrained
 from vitlab.weights.open import open_weights
 
@@ -94,14 +95,13 @@ def test_transformers_to_ours_to_transformers_is_bit_equal(name: str, exportable
 
 
 @pytest.mark.parametrize("crop_fraction", [None, 0.8])
-def test_the_usage_works_and_images_are_prepared_as_in_training(
+def test_the_code_on_the_card_works_and_images_are_prepared_as_in_training(
     crop_fraction: float | None, exportable: Exportable, tmp_path: Path
 ) -> None:
     from vitlab.data.dataset import center_crop
 
     trained = exportable(crop_fraction=crop_fraction)
-    found: dict[str, Any] = {}
-    exec(usage(trained, False).replace("FOLDER", str(written(tmp_path / "out", trained))), found)
+    found = run_card(trained, "hf", tmp_path / "out")
     pixels = torch.randint(0, 256, (3, 30, 30), dtype=torch.uint8)
     cropped = pixels if crop_fraction is None else center_crop(pixels, trained.image_size, crop_fraction)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -2,7 +2,6 @@
 
 import io
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -51,8 +50,6 @@ def downscale(image: Tensor, size: int | None) -> Tensor:
 
 def encode(image: Tensor, quality: int | None) -> bytes:
     """uint8 [1 or 3, H, W] as JPEG, or as PNG without a `quality`."""
-    assert image.dtype == torch.uint8
-    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
     options = {"format": "PNG"} if quality is None else {"format": "JPEG", "quality": quality}
-    Image.fromarray(pixels.contiguous().numpy()).save(file := io.BytesIO(), **options)
+    v2.functional.to_pil_image(image).save(file := io.BytesIO(), **options)
     return file.getvalue()

@@ -4,7 +4,7 @@ import glob
 import importlib.util
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +40,13 @@ class ResolvedDataset:
     def short(self) -> str:
         """The prefix of its rows' names, independent of where it is stored."""
         return self.name if self.version else Path(self.name).name
+
+    def check_names(self, kind: str, known: Collection[str], **settings: str | None) -> None:
+        """Raise `DatasetNotFound` for a setting that names no split or column of the set."""
+        for knob, value in settings.items():
+            if value is not None and value not in known:
+                hint = suggest(value, known) or f"; there are {', '.join(known) or 'none'}"
+                raise DatasetNotFound(f"data.source.{knob}={value}: {self.short} has no such {kind}{hint}")
 
 
 def resolve_dataset(
@@ -146,10 +153,7 @@ def choose_splits(
     dataset: ResolvedDataset, train: str | None, val: str | None, test: str | None
 ) -> tuple[str, str | None, str | None]:
     """The splits for training, validation and test; None: to be held out from train. Raises `DatasetNotFound`."""
-    for knob, split in (("train_split", train), ("val_split", val), ("test_split", test)):
-        if split is not None and split not in dataset.splits:
-            hint = suggest(split, dataset.splits) or f"; there are {', '.join(dataset.splits) or 'none'}"
-            raise DatasetNotFound(f"data.source.{knob}={split}: {dataset.short} has no such split{hint}")
+    dataset.check_names("split", dataset.splits, train_split=train, val_split=val, test_split=test)
     validation = next((split for split in VALIDATION if split in dataset.splits), None)
     if train is None:
         others = [split for split in dataset.splits if split not in ("test", validation, val, test)]
@@ -171,15 +175,11 @@ def choose_columns(
     """The columns of images and of labels, by their features. Raises `DatasetNotFound`."""
     import datasets
 
-    for knob, column in (("image_column", image), ("label_column", label)):
-        if column is not None and column not in columns:
-            hint = suggest(column, columns) or f"; there are {', '.join(columns)}"
-            raise DatasetNotFound(f"data.source.{knob}={column}: {dataset.short} has no such column{hint}")
+    dataset.check_names("column", columns, image_column=image, label_column=label)
     if image is None:
         images = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
-        images = images or [name for name, kind in columns.items() if has_image_bytes(kind)]
         image = only_candidate("image_column", images, columns, dataset, "of images")
-    elif not (isinstance(columns[image], datasets.Image) or has_image_bytes(columns[image])):
+    elif not isinstance(columns[image], datasets.Image):
         raise DatasetNotFound(f"data.source.image_column={image} has no images, but {columns[image]}")
     if label is None:
         labels = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
@@ -193,15 +193,6 @@ def choose_columns(
         expected = "expected a class label, an integer or a string"
         raise DatasetNotFound(f"data.source.label_column={label} has {content} for each image ({kind}); {expected}")
     return image, label
-
-
-def has_image_bytes(kind: Any) -> bool:
-    """Whether a column's feature may be encoded images that are not declared as such."""
-    import datasets
-
-    if isinstance(kind, dict):
-        return set(kind) == {"bytes", "path"}
-    return isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
 
 
 def only_candidate(

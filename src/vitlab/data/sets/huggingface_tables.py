@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vitlab.config.printable import format_names
 from vitlab.data.sets.huggingface_index import DatasetNotFound, ResolvedDataset, choose_columns, first_line, is_parquet
 from vitlab.data.tables import ArrowRows, Group, ParquetRows, open_parquet
 
@@ -153,8 +154,8 @@ def class_labels(
         values_of = f"{len(values)} different values in {len(tables[train].labels)} images, so these are no classes"
         remedy = "name another with data.source.label_column"
         raise ValueError(f"{resolved.name}: the column of labels has {values_of}; {remedy}")
-    first = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
-    log.info("%s: its labels have no names; %d classes, sorted: %s", resolved.name, len(values), first)
+    classes = tuple(map(str, values))
+    log.info("%s: its labels have no names; %d classes, sorted: %s", resolved.name, len(values), format_names(classes))
     known = pa.array(values, tables[train].labels.type)
     labels = {}
     for split, table in tables.items():
@@ -163,4 +164,4 @@ def class_labels(
             other = pc.filter(table.labels, pc.is_null(numbers_or_null))[0].as_py()
             raise ValueError(f"{resolved.name}: the split {split} has the label {other!r}, which {train} doesn't have")
         labels[split] = torch.from_numpy(numbers_or_null.to_numpy().copy()).long()
-    return tuple(map(str, values)), labels
+    return classes, labels

@@ -2,11 +2,12 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from vitlab.config.bounds import Fraction, check_bounds
+from vitlab.config.printable import format_names
 from vitlab.config.schema import suggest
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Facts, Source, Split, folder_label
 
@@ -33,7 +34,7 @@ def image_folder(
     data_dir: str,
     classes: list[str] | None = None,
     test_fraction: Fraction = 0.2,
-    val_folder: Literal["auto", "val", "test"] = "auto",
+    val_folder: Literal["auto", "val"] = "auto",
 ) -> Source:
     """Images in one folder per class: `data_dir`/train/CLASS/... with val/ or test/, or `data_dir`/CLASS/...
 
@@ -43,27 +44,26 @@ def image_folder(
         classes: Class folders to use, in the order of their labels; None: all of train, sorted.
         test_fraction: Share of the training images held out for testing if there is no test split; stratified, the
             same in every run.
-        val_folder: The split that val/ is: `val` for validation, or `test`. `auto`: for validation if there is test/,
-            otherwise for testing, as ImageNet's published validation images are used.
+        val_folder: The split that val/ is: `val` for validation; `auto`: for validation if there is test/, otherwise
+            for testing, as ImageNet's published validation images are used.
     """
     import torch
 
-    from vitlab.data.splitting import stratified_split
+    from vitlab.data.splitting import hold_out
 
     folders = find_splits(Path(data_dir), val_folder)
     names, files, labels = list_images(folders["train"], classes)
     splits = {"train": Split(None, torch.tensor(labels), files)}
-    log.info("%d classes in %s: %s", len(names), folders["train"], first_of(names))
+    log.info("%d classes in %s: %s", len(names), folders["train"], format_names(names))
     for name in ("val", "test"):
         if name in folders:
             _, files, labels = list_images(folders[name], classes, expected=names)
             splits[name] = Split(None, torch.tensor(labels, dtype=torch.long), files)
             log.info("%s split: %s, %d images", name, folders[name], len(files))
     if "test" not in splits:
-        train = splits["train"]
-        kept, out = stratified_split(train.labels, test_fraction, seed=0, knob="data.source.test_fraction")
-        splits |= {"train": train.subset(kept), "test": train.subset(out)}
-        log.info("%s has no test split: %d of %d images are held out", data_dir, len(out), len(out) + len(kept))
+        knob = "data.source.test_fraction"
+        splits["train"], splits["test"] = hold_out(splits["train"], test_fraction, seed=0, knob=knob)
+        log.info("%s has no test split: %d images of train are held out", data_dir, len(splits["test"]))
     parts: Any = splits  # of the arguments train, val and test
     return Source("image_folder", tuple(names), 3, IMAGENET_MEAN, IMAGENET_STD, None, **parts)
 
@@ -86,18 +86,15 @@ def find_splits(root: Path, val_folder: str = "auto") -> dict[str, Path]:
         splits[split] = root / name
     if "train" not in splits:
         if splits:
-            folders = first_of([folder.name for folder in splits.values()])
+            folders = format_names([folder.name for folder in splits.values()])
             raise ValueError(f"data_dir={root} has the split {folders} but no train; name that folder train")
         check_class_folders(root, inside)
         return {"train": root}
     if others := [name for name in inside if SPLIT_NAMES.get(name.lower()) is None]:
-        log.warning("%s has train and is laid out in splits; not used: %s", root, first_of(others))
-    if "val" in splits and (val_folder == "test" or (val_folder == "auto" and "test" not in splits)):
-        if "test" in splits:
-            raise ValueError(f"data.source.val_folder=test: {splits['test']} is the test split; use val or auto")
+        log.warning("%s has train and is laid out in splits; not used: %s", root, format_names(others))
+    if "val" in splits and "test" not in splits and val_folder == "auto":
         splits["test"] = splits.pop("val")
-        remedy = "data.source.val_folder=val validates on it" if val_folder == "auto" else ""
-        log.info("%s is the test split%s", splits["test"], f"; {remedy}" if remedy else "")
+        log.info("%s is the test split; data.source.val_folder=val validates on it", splits["test"])
     return splits
 
 
@@ -106,22 +103,15 @@ def check_class_folders(root: Path, names: list[str]) -> None:
     inner = [class_folders(root / name) for name in names]
     if len(names) > 1 and len(inner[0]) > 1 and all(folders == inner[0] for folders in inner):
         raise ValueError(
-            f"data_dir={root}: all of {first_of(names)} hold the same folders, {first_of(inner[0])}: are these "
+            f"data_dir={root}: all of {format_names(names)} hold the same folders, {format_names(inner[0])}: are these "
             f"the classes? set data_dir={root / names[0]}, or name the folders of splits train, val and test"
         )
     if len(names) == 1 and len(inner[0]) > 1:
         raise ValueError(f"data_dir={root} has the one folder {names[0]}; set data_dir={root / names[0]}")
 
 
-def first_of(names: Sequence[str], most: int = 5) -> str:
-    """The first of many names, and that there are more."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
 def class_folders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, sorted, without hidden ones; none if it doesn't exist."""
-    if not folder.is_dir():
-        return []
+    """Names of the folders in `folder`, sorted, without hidden ones."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
 
 
@@ -134,32 +124,33 @@ def list_images(
     have no images in a split other than train.
     """
     names = class_names(folder, classes, expected)
-    existing = set(class_folders(folder))
-    per_class = [sorted(images_below(str(folder / name))) if name in existing else [] for name in names]
+    images = [
+        (label, path, linked)
+        for label, name in enumerate(names)
+        if (folder / name).is_dir()
+        for path, linked in sorted(images_below(str(folder / name)))
+    ]
     targets = set[str]()
-    if any(linked for images in per_class for _, linked in images):  # following every path is slow
-        targets = {os.path.realpath(path) for images in per_class for path, linked in images if not linked}
-    files, labels, skipped, empty = list[str](), list[int](), list[str](), list[str]()
-    for label, (name, images) in enumerate(zip(names, per_class, strict=True)):
-        before = len(files)
-        for path, linked in images:
-            if linked:
-                target = os.path.realpath(path)
-                if target in targets:
-                    skipped.append(path)
-                    continue
-                targets.add(target)
-            files.append(path)
-            labels.append(label)
-        if len(files) == before:
-            empty.append(name)
+    if any(linked for _, _, linked in images):  # following every path is slow
+        targets = {os.path.realpath(path) for _, path, linked in images if not linked}
+    files, labels, skipped = list[str](), list[int](), list[str]()
+    for label, path, linked in images:
+        if linked and (target := os.path.realpath(path)) in targets:
+            skipped.append(path)
+            continue
+        if linked:
+            targets.add(target)
+        files.append(path)
+        labels.append(label)
+    present = set(labels)
+    empty = [name for label, name in enumerate(names) if label not in present]
     if empty and expected is None:
         remedy = "fill it, remove it or choose others in data.source.classes"
         raise ValueError(f"data_dir: the class folder {folder / empty[0]} has no images; {remedy}")
     if empty:
-        log.warning("%s has no images of %d of %d classes: %s", folder, len(empty), len(names), first_of(empty))
+        log.warning("%s has no images of %d of %d classes: %s", folder, len(empty), len(names), format_names(empty))
     if skipped:
-        log.info("skipped %d links to images that are listed already: %s", len(skipped), first_of(skipped, 3))
+        log.info("skipped %d links to images that are listed already: %s", len(skipped), format_names(skipped, 3))
     return names, files, labels
 
 

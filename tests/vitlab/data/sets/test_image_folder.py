@@ -57,9 +57,6 @@ def test_a_folder_for_validation_alone_is_the_test_split_or_not(tmp_path: Path) 
     write(tmp_path / "val", {"a": 2, "b": 3})
     source = image_folder(data_dir=str(tmp_path), val_folder="val")
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 16, "val": 5, "test": 4}
-    write(tmp_path / "test", {"a": 1, "b": 1})
-    with pytest.raises(ValueError, match=r"val_folder=test: .*/test is the test split"):
-        image_folder(data_dir=str(tmp_path), val_folder="test")
 
 
 def test_folders_that_are_not_classes_are_refused(tmp_path: Path) -> None:
