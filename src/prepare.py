@@ -57,14 +57,14 @@ def main(
         data: The data set.
     """
     from vitlab.config import instantiate
-    from vitlab.data.packing import pack, verify
+    from vitlab.data.packing import pack
     from vitlab.data.packing.shard_writer import Settings
     from vitlab.jobs.identity import data_name
 
     if action == "verify":
-        return verify.verify(Path(data_dir))
+        return pack.verify(Path(data_dir))
     if action == "index":
-        return verify.index(Path(data_dir))
+        return pack.index(Path(data_dir))
     assert out is not None
     datamodule = instantiate.build_object(data)
     return pack.pack(

@@ -54,7 +54,6 @@ class ExportModel:
     crop_fraction: float | None
     loss: Literal["softmax", "sigmoid"]
     data: Node  # `DataModule.fingerprint` of the training data
-    results: Node
 
     @property
     def channels(self) -> int:
@@ -132,7 +131,6 @@ def load_export_model(weights: CheckpointWeights) -> ExportModel:
         crop_fraction=None if crop is None else float(crop),
         loss=(weights.config.get("classifier") or {}).get("loss", "softmax"),
         data=data,
-        results=folder.read_results(weights.run),
     )
 
 

@@ -106,7 +106,7 @@ def front_matter(
 
 
 def provenance(trained: ExportModel, record: Node) -> Node:
-    results = trained.results
+    results = folder.read_results(trained.weights.run)
     command = one_line(without_local_paths(str(results.get("command"))))
     return {
         "run": plain_markdown(trained.weights.run.resolve().name),

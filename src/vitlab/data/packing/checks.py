@@ -12,7 +12,7 @@ def problems(view: ConfigView) -> Iterator[str]:
     """Problems of the settings of packing, verifying or indexing."""
     if not {"action", "shard_images"} <= view.config.keys():
         return
-    from vitlab.data.packing import manifest, pack, verify
+    from vitlab.data.packing import manifest, pack
 
     action, out, folder = (view(key, str) for key in ("action", "out", "data_dir"))
     if action in ("verify", "index"):
@@ -22,7 +22,7 @@ def problems(view: ConfigView) -> Iterator[str]:
             yield f"data_dir={folder}: {action} reads a folder of this machine; do it before the set is uploaded"
         elif folder is not None:
             try:
-                manifest.read_manifest(Storage(folder)) if action == "verify" else verify.split_files(Path(folder))
+                manifest.read_manifest(Storage(folder)) if action == "verify" else pack.split_files(Path(folder))
             except manifest.NotShardedData as error:
                 yield str(error)
     elif view.config.get("out") is None:

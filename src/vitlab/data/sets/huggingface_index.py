@@ -88,24 +88,24 @@ def saved_dataset(name: str, place: Path) -> ResolvedDataset:
 
 def hub_dataset(name: str, subset: str | None, revision: str | None, cache_dir: str | None) -> ResolvedDataset:
     """A set on the Hub, or its cached copy if the Hub can't be reached."""
-    remedy = f"run `hf download --repo-type dataset {name}` where there is a network and name its folder"
-    if absent := cached_hub_problem():
-        import datasets
-        import huggingface_hub
+    if not (absent := cached_hub_problem()):
+        return load_builder(name, name, subset, cache_dir, on_hub=True, revision=revision)
+    import datasets
+    import huggingface_hub
 
-        # otherwise its client would retry for minutes
-        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
-        try:
-            dataset = describe_dataset(name, name, subset, cache_dir, on_hub=True)
-        except DatasetNotFound as error:
-            hub = f"the Hub can't be reached ({absent}), and its cache has no such set"
-            raise DatasetNotFound(f"data.name={name}: there is no such folder here, {hub}; {remedy}") from error
-        if revision is not None and revision != dataset.version:
-            hub = f"the Hub can't be reached ({absent}), and its cache has {dataset.version}"
-            raise DatasetNotFound(f"data.source.revision={revision}: {hub}; name that, or {remedy}")
-        log.warning("%s: %s; using the cached revision %s", name, absent, dataset.version)
-        return dataset
-    return load_builder(name, name, subset, cache_dir, on_hub=True, revision=revision)
+    # otherwise its client would retry for minutes
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    hub = f"the Hub can't be reached ({absent}), and its cache has"
+    remedy = f"run `hf download --repo-type dataset {name}` where there is a network and name its folder"
+    try:
+        dataset = describe_dataset(name, name, subset, cache_dir, on_hub=True)
+    except DatasetNotFound as error:
+        missing = f"there is no such folder here, {hub} no such set"
+        raise DatasetNotFound(f"data.name={name}: {missing}; {remedy}") from error
+    if revision not in (None, dataset.version):
+        raise DatasetNotFound(f"data.source.revision={revision}: {hub} {dataset.version}; name that, or {remedy}")
+    log.warning("%s: %s; using the cached revision %s", name, absent, dataset.version)
+    return dataset
 
 
 def describe_dataset(

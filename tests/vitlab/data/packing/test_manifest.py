@@ -17,7 +17,7 @@ from vitlab.data.packing.manifest import (
     load_index,
     read_manifest,
 )
-from vitlab.data.packing.verify import verify
+from vitlab.data.packing.pack import verify
 from vitlab.data.sets.shards import shards as load_shards
 from vitlab.storage.atomic import file_sha256
 from vitlab.storage.remote import Storage
