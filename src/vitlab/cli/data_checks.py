@@ -20,23 +20,19 @@ def source_settings(view: ConfigView) -> Node | None:
 
 
 def train_samples(view: ConfigView) -> int | None:
-    """Training images without those of validation; None if the data's size is unknown."""
-    known, fraction = known_samples(view), view("data.val_fraction", float)
-    if known is None or fraction is None:
+    """Training images without those of validation; None if that is known only after loading."""
+    facts, settings, fraction = facts_of(view), source_settings(view), view("data.val_fraction", float)
+    if facts.train_samples is not None:
+        samples, has_validation = facts.train_samples, False
+    elif facts.count is not None and settings is not None:
+        samples, has_validation = facts.count(**settings)
+    else:
         return None
-    samples, has_validation = known
+    if fraction is None:
+        return None
     limit = view("data.max_train_samples", int)
     left = samples if has_validation else samples - math.ceil(samples * fraction)
     return int(min(left, limit)) if limit else left
-
-
-def known_samples(view: ConfigView) -> tuple[int, bool] | None:
-    """Images of the train split, and whether there is a validation split; None if that is known only after loading."""
-    facts = facts_of(view)
-    if facts.train_samples is not None:
-        return facts.train_samples, False
-    settings = source_settings(view)
-    return facts.count(**settings) if facts.count is not None and settings is not None else None
 
 
 def data_problems(view: ConfigView) -> Iterator[str]:

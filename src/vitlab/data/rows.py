@@ -8,7 +8,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +39,7 @@ class Rows(Sequence[str], ABC):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]  # no slices
         number = int(self.chosen[index])
         row = Row(f"{self.place}/{number}")
         row.rows, row.number = self, number

@@ -44,7 +44,7 @@ class Facts:
     in_memory: bool | None = None  # or decoded from files
     epochs: int | None = None  # of a training, unless `trainer.max_epochs` is set
     problems: Callable[..., Iterator[str]] | None = None
-    count: Callable[..., tuple[int, bool] | None] | None = None
+    count: Callable[..., tuple[int, bool]] | None = None
     label: Callable[[Mapping[str, Any]], str] | None = None
     normalize: Callable[[Node], Node] | None = None
 

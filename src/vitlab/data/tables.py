@@ -33,9 +33,7 @@ class ArrowRows(Rows):
         """The length of each encoded image, or the name of its file."""
         import pyarrow.compute as pc
 
-        column, order = self.dataset.data.column(self.column), self.dataset._indices  # of `bytes` and `path`
-        if order is not None:  # of a selection that was never written out
-            column = column.take(order.column(0))
+        column = self.dataset.data.column(self.column)  # of `bytes` and `path`
         lengths = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), -1)
         digest = hashlib.blake2b(lengths.to_numpy().astype("<i8").tobytes(), digest_size=16)
         if pc.any(pc.equal(lengths, -1)).as_py():

@@ -1,8 +1,4 @@
-"""Load a run's network for an export, with its classes and preprocessing.
-
-weights = load_weights(run, "best", None)      configuration, names and shapes; tensors are read on first use
-trained = load_export_model(weights)           the network in float32 on the CPU, classes, preprocessing
-"""
+"""Load a run's network for an export, with its classes and preprocessing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +67,7 @@ class ExportModel:
 
 
 def load_weights(run: Path, checkpoint: str, part: str | None) -> CheckpointWeights:
-    """Load the network's weights from a run's checkpoint.
+    """Load the network's weights from a run's checkpoint; tensors are read on first use.
 
     `part`: `ema` or `raw`, in a checkpoint with both; None: the tested ones, the averages if there are any. Raises
     `OSError` for a missing or damaged file, `ValueError` without averages, `allowlist.NotTrusted` for other classes.

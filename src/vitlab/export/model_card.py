@@ -1,7 +1,6 @@
 """Write the model card: README.md in Hugging Face's format, from the records of a run.
 
-Scores are shown only if they were measured with the exported weights: those at the end of training, of the best
-checkpoint, and those of `evaluate.py` since the checkpoint was written.
+Scores are shown only if they were measured with the exported weights.
 """
 
 import re
@@ -19,7 +18,7 @@ from vitlab.runs import folder
 
 SHOWN = ("image_size", "batch_size", "seed", "model", "data", "classifier", "optimizer", "schedule", "trainer")
 METRICS = {"acc": ("accuracy", "Accuracy"), "acc5": ("accuracy", "Top-5 accuracy"), "loss": ("loss", "Cross-entropy")}
-SPLITS = {"train": "training, not augmented", "val": "validation", "test": "test"}
+SPLITS = {"test": "test", "val": "validation", "train": "training, not augmented"}
 
 
 class Score(NamedTuple):
@@ -31,24 +30,11 @@ class Score(NamedTuple):
 
 
 def scores(weights: CheckpointWeights) -> list[Score]:
-    """Scores of these weights, the test split first. Of a checkpoint with averages, only those were tested."""
-    if weights.chosen == "raw":
-        return []
-    measured: list[Score] = []
+    """The scores at the end of training, which are of the best checkpoint, averaged if it has averages."""
     results = folder.read_results(weights.run)
-    best = Path(results.get("checkpoint") or "").name.startswith("best")
-    if weights.file.stem == "best" and best and results.get("status") == "finished":
-        measured += result_scores(results)
-    for file in sorted((weights.run / "evaluation").glob(f"{weights.file.stem}-*/{folder.RESULTS}")):
-        evaluated = folder.read_results(file.parent)
-        newer = file.stat().st_mtime >= weights.file.stat().st_mtime
-        if newer and evaluated.get("status") == "finished":
-            known = {score.split for score in measured}
-            measured += [score for score in result_scores(evaluated) if score.split not in known]
-    return sorted(measured, key=lambda score: -list(SPLITS).index(score.split))
-
-
-def result_scores(results: Node) -> list[Score]:
+    tested = Path(results.get("checkpoint") or "").name.startswith("best") and results.get("status") == "finished"
+    if not tested or weights.file.stem != "best" or weights.chosen == "raw":
+        return []
     return [
         Score(split, metric, results[f"{split}/{metric}"], results[f"{split}/correct"], results[f"{split}/count"])
         for split in SPLITS

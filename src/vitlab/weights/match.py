@@ -23,19 +23,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class StateDictMatcher:
-    """The source of each tensor of a network (on any device) in weights.
-
-    Attributes:
-        readers: Our name -> a function that reads and adapts the tensor.
-        report: The source of every tensor of the network, and the use of every tensor of the weights.
-    """
+    """The source of each tensor of a network (on any device) in weights; `report` lists it."""
 
     def __init__(
         self, network: VisionTransformer, arguments: Mapping[str, Any], weights: WeightSource, title: str
     ) -> None:
         self.network, self.weights, self.report = network, weights, Report(title)
         self.expected: Shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        self.readers: dict[str, Callable[[], Tensor]] = {}
+        self.readers: dict[str, Callable[[], Tensor]] = {}  # by our names; they read and adapt the tensors
         self.used: set[str] = set()  # our names of the weights' tensors that are read or reported as unused
         self.match_heads()
         self.match_positions()
@@ -158,13 +153,11 @@ class StateDictMatcher:
                 report.new[name] = "of another shape in the weights"
         plan, network = self.weights.plan, self.weights.network
         unplaced = [name for name in shapes if name not in self.used]
-        normed = any("q_norm" in name or "k_norm" in name for name in plan.unknown)
-        why = " (it normalizes queries and keys, which our model doesn't)" if normed else ""
         for names, what in (
             (missing, "missing in the weights"),
             (misshapen, "of another shape"),
             (unplaced, "in the weights, without a place in the model"),
-            (plan.unknown, f"in the file, and unknown to {network.layout.title}{why}"),
+            (plan.unknown, f"in the file, and unknown to {network.layout.title}"),
         ):
             if names:
                 report.problems.append(f"{what}: {format_names(names)}")

@@ -86,33 +86,21 @@ def jax_norm(ours: str, theirs: str) -> list[Rule]:
 
 @dataclass(frozen=True)
 class Layout:
-    """A library's names and shapes of the tensors.
+    """A library's names and shapes of the tensors."""
 
-    Attributes:
-        name: The key in `LAYOUTS`.
-        title: The name in messages.
-        anchor: The patch projection's weight; the text before it in a file's names is the prefix.
-        rules: Reading takes the first rule of a tensor whose sources exist, writing the first that suits.
-        marks: Names (regular expressions) that must exist in addition to the anchor.
-        inner: Prefixes of the body's names, but not of the heads', in models with a head.
-        spellings: (pattern, replacement): names in older or newer releases.
-        positions: The tokens that the position table covers; None: inferred from its length.
-        skipped: (pattern, reason) of tensors that may exist and have no place in our model.
-        zeros: Name -> shape, with "D" for the width, of tensors that the library requires and a classifier never reads.
-        settings: Arguments of our model that follow from the layout.
-    """
-
-    name: str
-    title: str
-    anchor: str
-    rules: tuple[Rule, ...]
-    marks: tuple[str, ...] = ()
-    inner: tuple[str, ...] = ()
-    spellings: tuple[tuple[str, str], ...] = ()
+    name: str  # the key in `LAYOUTS`
+    title: str  # the name in messages
+    anchor: str  # the patch projection's weight; the text before it in a file's names is the prefix
+    rules: tuple[Rule, ...]  # of a tensor, the first whose sources exist is read, and the first that suits is written
+    marks: tuple[str, ...] = ()  # names (regular expressions) that must exist in addition to the anchor
+    inner: tuple[str, ...] = ()  # prefixes of the body's names, but not of the heads', in models with a head
+    spellings: tuple[tuple[str, str], ...] = ()  # (pattern, replacement): names in older or newer releases
+    # the tokens that the position table covers; None: inferred from its length
     positions: Literal["all", "class", "patches"] | None = None
-    skipped: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()  # (pattern, reason) of tensors that have no place in our model
+    # name -> shape, with "D" for the width, of tensors that the library requires and a classifier never reads
     zeros: Mapping[str, tuple[int | str, ...]] | None = None
-    settings: Mapping[str, object] | None = None
+    settings: Mapping[str, object] | None = None  # arguments of our model that follow from the layout
 
     def heads(self) -> set[str]:
         """Names of the classification heads' tensors."""

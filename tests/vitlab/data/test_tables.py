@@ -84,15 +84,6 @@ def test_a_row_without_an_image_and_one_that_is_elsewhere(tmp_path: Path) -> Non
     assert len(rows.digest()) == 16
 
 
-def test_of_a_selection_the_digest_is_of_the_selected(parquet: Path, tmp_path: Path) -> None:
-    table = datasets.Dataset.from_parquet(str(parquet / "data" / "test-0.parquet"), cache_dir=str(tmp_path))
-    picked = [5, 0, 190]
-    one = ArrowRows("set/test", table.select(picked), "image", torch.arange(3))
-    written = datasets.Dataset.from_list(list(table.select(picked)), features=table.features)
-    assert one.digest() == ArrowRows("set/test", written, "image", torch.arange(3)).digest()
-    assert read_bytes(one[0]) == read_bytes(ArrowRows("set/test", table, "image", torch.arange(200))[5])
-
-
 def test_a_row_group_is_read_once_and_let_go_of_when_others_need_the_room(parquet: Path) -> None:
     rows = huggingface(name=str(parquet), streaming=True, shuffle_buffer=50).train.files
     assert isinstance(rows, ParquetRows)

@@ -1,7 +1,6 @@
 """The card is in Hugging Face's layout, and shows a score only where it was measured with these weights."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +87,6 @@ def test_the_scores_of_the_best_checkpoint_are_not_those_of_another(exportable: 
     assert len(model_card.scores(exportable(keep="best").weights)) == 5
     raw = exportable(keep="best", averaged=True).weights._replace(chosen="raw")
     assert model_card.scores(raw) == []
-
-
-def test_what_was_evaluated_since_is_shown(exportable: Exportable) -> None:
-    last = exportable(keep="last").weights
-    folder = last.run / "evaluation" / "last-test"
-    folder.mkdir(parents=True)
-    (file := folder / "results.json").write_text(json.dumps({"status": "finished", **SCORES}))
-    assert [(s.split, s.metric, s.value, s.correct, s.images) for s in model_card.scores(last)] == [
-        ("test", "acc", 0.75, 15, 20),
-        ("test", "loss", 0.5, 15, 20),
-    ]
-    before = last.file.stat().st_mtime - 60
-    os.utime(file, (before, before))
-    assert model_card.scores(last) == [], "the checkpoint is another by now"
 
 
 def test_folders_of_the_machine_are_left_out() -> None:

@@ -95,8 +95,6 @@ def pack(
             return manifest.log_results(json.loads(complete.read_text(encoding="utf-8")), seconds=0.0)
         work.mkdir(exist_ok=True)
         atomic_write(begun, json.dumps({"plan": plan}))
-        for unfinished in (*work.glob("making-*"), *work.glob(".*")):  # of a process that was killed
-            unfinished.unlink()
         images = write_missing_shards(writer, processes)
         content = finalize(writer, plan, name=name, on_error=on_error, max_skipped=max_skipped)
         return manifest.log_results(content, seconds=time.monotonic() - start, images=images)

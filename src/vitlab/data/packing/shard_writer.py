@@ -26,7 +26,7 @@ from vitlab.data.rows import InvalidImage
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import BadFile
 from vitlab.data.source import Source
-from vitlab.storage.atomic import atomic_write, file_sha256, fsync
+from vitlab.storage.atomic import atomic_path, atomic_write, file_sha256
 
 BUFFER = 10_000  # number of images from which those of a shard are drawn, for rows read in blocks
 IMAGES, LABELS = (*STARTS, "jpeg", "pgm", "tiff"), ("cls", "cls.txt", "label", "label.txt")
@@ -82,13 +82,13 @@ class ShardWriter(Dataset[Node]):
                 rows.append(row)
         record: Node = {"split": name, "images": len(items), "broken": broken}
         if items:
-            write_tar(temporary := self.out / WORK / f"making-{number}.tar", items)
-            table, record["shard"] = read_tar(temporary, f"{name}/{shard:06d}.tar")
-            table["row"] = rows
-            write_table(self.record_file(number).with_suffix(".npy"), table)
-            fsync(temporary)
+            file = f"{name}/{shard:06d}.tar"
             (self.out / name).mkdir(exist_ok=True)
-            temporary.replace(self.out / record["shard"]["file"])
+            with atomic_path(self.out / file, suffix="part") as temporary:
+                write_tar(temporary, items)
+                table, record["shard"] = read_tar(temporary, file)
+                table["row"] = rows
+                write_table(self.record_file(number).with_suffix(".npy"), table)
         atomic_write(self.record_file(number), json.dumps(record))
         return record
 
