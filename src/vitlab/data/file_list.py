@@ -19,7 +19,6 @@ from vitlab.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vitlab", "folders")
 SETTLED = 2.0  # seconds after which a changed folder has another time of change than before
 KEPT = 90 * 86400  # seconds for which a listing is kept after its last use
 WAIT = 30.0  # seconds between two lines of a process that waits for another one
@@ -76,6 +75,10 @@ class FileList(Sequence[str]):
             lengths = ends - starts
             place = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
             yield letters[place + np.arange(len(place))].tobytes()
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vitlab", "folders").expanduser()
 
 
 class Listing(NamedTuple):
@@ -136,7 +139,7 @@ def write_listing(file: Path, listing: Listing) -> None:
 
 def cached_listing(key: str, make: Callable[[], Listing]) -> Listing:
     """The listing under a key: made once per machine, by one process, and again if a folder has changed."""
-    file = CACHE.expanduser() / f"{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.npz"
+    file = cache_folder() / f"{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.npz"
     with folder_cache_lock(file, key):
         if (listing := read_listing(file)) is None:
             listing = make()

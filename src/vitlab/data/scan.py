@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from vitlab.config.printable import one_line, table_cell
 from vitlab.data.decode import check_header, decode, error_reason, image_is_at_fault, quiet, read_bytes, read_error
-from vitlab.data.file_list import CACHE, FileList, folder_cache_lock
+from vitlab.data.file_list import FileList, cache_folder, folder_cache_lock
 from vitlab.data.rows import InvalidImage, Rows
 from vitlab.data.source import Source, Split
 from vitlab.distributed import environment
@@ -62,7 +62,7 @@ def drop_bad_files(source: Source, *, on_error: OnError, max_skipped: float, sca
         if scan == "headers" and source.train.blocks is not None:
             log.info("streamed images are not checked before training; data.scan=decode reads all of them")
         elif scan != "none":
-            done = CACHE.expanduser() / f"{scan_id(source, scan)}.scanned"
+            done = cache_folder() / f"{scan_id(source, scan)}.scanned"
             with folder_cache_lock(done, common_folder(source)):
                 if not done.exists():
                     raise_bad_files(source, scan, record)

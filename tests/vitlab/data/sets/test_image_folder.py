@@ -92,7 +92,7 @@ def test_linked_folders_are_followed_and_loops_refused(tmp_path: Path) -> None:
     write(tmp_path, {"elsewhere": 2})
     (tmp_path / "data" / "a" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "b" / "again").symlink_to(tmp_path / "data" / "a")  # images that are listed anyway
-    _, files, labels = list_images(tmp_path / "data", None)
+    _, files, labels, *_ = list_images(tmp_path / "data", None)
     assert (len(files), labels.count(0)) == (8, 5)
     (tmp_path / "data" / "b" / "again").unlink()
     (tmp_path / "data" / "b" / "loop").symlink_to(tmp_path / "data" / "b")
@@ -119,7 +119,7 @@ def test_images_are_found_in_nested_folders_and_sorted(tmp_path: Path) -> None:
     write(tmp_path, {"b": 2, "a/z": 1, "a/y/x": 2})
     (tmp_path / "a" / "notes.txt").touch()
     (tmp_path / "a" / ".hidden.png").touch()
-    names, files, labels = list_images(tmp_path, None)
+    names, files, labels, *_ = list_images(tmp_path, None)
     assert names == ["a", "b"]
     assert labels == [0, 0, 0, 1, 1]
     assert [str(Path(file).relative_to(tmp_path)) for file in files] == [
@@ -133,7 +133,7 @@ def test_images_are_found_in_nested_folders_and_sorted(tmp_path: Path) -> None:
 
 def test_classes_select_and_order(tmp_path: Path) -> None:
     write(tmp_path, {"a": 1, "b": 1, "c": 1})
-    names, files, labels = list_images(tmp_path, ["c", "a"], None)
+    names, files, labels, *_ = list_images(tmp_path, ["c", "a"], None)
     assert names == ["c", "a"]
     assert [Path(file).parent.name for file in files] == ["c", "a"]
     assert labels == [0, 1]
@@ -144,7 +144,7 @@ def test_a_link_to_a_listed_image_is_left_out(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere", {"x": 1})
     (tmp_path / "set" / "b" / "again.png").symlink_to(tmp_path / "set" / "a" / "00.png")
     (tmp_path / "set" / "b" / "foreign.png").symlink_to(tmp_path / "elsewhere" / "x" / "00.png")
-    _, files, _ = list_images(tmp_path / "set", None)
+    _, files, *_ = list_images(tmp_path / "set", None)
     assert [Path(file).name for file in files] == ["00.png", "01.png", "00.png", "01.png", "foreign.png"]
 
 
