@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitlab.storage.atomic import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class FileList(Sequence[str]):
     """
 
     def __init__(self, paths: Iterable[str], state: str = "") -> None:
+        import numpy as np
+
         encoded = [os.fsencode(path) for path in paths]
         self.buffer, self.state = b"".join(encoded), state
         self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
@@ -65,6 +67,8 @@ class FileList(Sequence[str]):
 
     def names(self) -> Iterator[bytes]:
         """The last two parts of all paths, without anything between them, some thousand paths at a time."""
+        import numpy as np
+
         letters = np.frombuffer(self.buffer, np.uint8)
         slashes = np.flatnonzero(letters == SLASH)
         for chosen in np.array_split(self.chosen, 1 + len(self.chosen) // 2**16):
@@ -107,6 +111,8 @@ def is_unchanged(times: dict[str, int]) -> bool:
 
 def read_listing(file: Path) -> Listing | None:
     """The listing in a file; None if there is none, or if a folder has changed."""
+    import numpy as np
+
     try:
         with np.load(file, allow_pickle=False) as saved:
             head = json.loads(bytes(saved["head"]))
@@ -128,6 +134,8 @@ def read_listing(file: Path) -> Listing | None:
 
 
 def write_listing(file: Path, listing: Listing) -> None:
+    import numpy as np
+
     files = listing.files
     head: dict[str, Any] = {"names": listing.names, "times": listing.times, "notes": listing.notes}
     head |= {"state": files.state, "first": os.fsdecode(files.first), "last": os.fsdecode(files.last)}
@@ -155,6 +163,8 @@ def cached_listing(key: str, make: Callable[[], Listing]) -> Listing:
 @contextmanager
 def folder_cache_lock(file: Path, subject: str) -> Iterator[None]:
     """Hold a lock next to a file of the cache; a process that waits logs it. A dead process holds no lock."""
+    from filelock import FileLock, Timeout
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{file}.lock")
