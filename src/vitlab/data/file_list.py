@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -126,7 +127,7 @@ def read_listing(file: Path) -> Listing | None:
             )
             files.first, files.last = os.fsencode(head["first"]), os.fsencode(head["last"])
             labels = saved["labels"]
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     with suppress(OSError):
         os.utime(file)
