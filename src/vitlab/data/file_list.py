@@ -115,7 +115,7 @@ def read_listing(file: Path) -> Listing | None:
     import numpy as np
 
     try:
-        with np.load(file, allow_pickle=False) as saved:
+        with file.open("rb") as content, np.load(content, allow_pickle=False) as saved:
             head = json.loads(bytes(saved["head"]))
             if not is_unchanged(head["times"]):
                 return None

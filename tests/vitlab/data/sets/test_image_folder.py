@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,6 @@ def test_a_listing_is_read_from_the_disk_until_a_folder_changes(
     assert "skipped 1 links" in caplog.text, "also of a listing that was kept"
     assert len(find_images(tmp_path / "train", ["b", "a"]).files) == 4
     assert len(listed) == 4, "other classes"
-    write(tmp_path / "train", {"b/x": 3})
+    shutil.copyfile(first.files[0], tmp_path / "train" / "b" / "x" / "new.png")
     assert len(find_images(tmp_path / "train", None).files) == 5
     assert len(listed) == 5
