@@ -6,9 +6,9 @@ one exactly, and two devices draw the same random numbers as two accumulated bat
 The Trainer must run with `use_distributed_sampler=False`.
 """
 
-import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,8 +111,7 @@ class DataModule(LightningDataModule):
             raise ValueError(f"data.on_error=skip is for image folders, and {name} is none; leave it out")
         if not in_memory:
             settings: Any = {"on_error": self.on_error, "max_skipped": self.max_skipped, "scan": self.scan}
-            first = environment.local_rank(os.environ) == 0
-            source = drop_bad_files(source, **settings, record=self.skipped_file, first=first)
+            source = drop_bad_files(source, **settings, record=self.skipped_file)
         if len(only := set(source.train.labels.tolist())) == 1:
             only_class = source.classes[only.pop()]
             raise ValueError(f"{name} has the one class {only_class!r} to train on; classification needs two")
@@ -127,7 +126,7 @@ class DataModule(LightningDataModule):
         self.std = per_channel("std", self.std, source.std, source)
         size, mode = self.image_size, self.interpolation
         self._prepare = Prepare(image_size=size, mean=self.mean, std=self.std, interpolation=mode)
-        self._source = source
+        self._source = replace(source, train=train, val=val, test=source.test)  # a second copy of images is freed
 
     @property
     def source(self) -> Source:

@@ -5,15 +5,17 @@ run and evaluation read that list, even if a file was repaired or damaged since.
 """
 
 import csv
+import hashlib
 import io
 import logging
 import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,6 +24,7 @@ from filelock import FileLock
 
 from vitlab.config.printable import one_line, table_cell
 from vitlab.data.decode import check_header, decode, error_reason, image_is_at_fault, quiet, read_bytes, read_error
+from vitlab.data.file_list import FileList, cache_folder, folder_cache_lock
 from vitlab.data.rows import InvalidImage, Rows
 from vitlab.data.source import Source, Split
 from vitlab.distributed import environment
@@ -45,20 +48,26 @@ class BadFile(NamedTuple):
     reason: str
 
 
-def drop_bad_files(
-    source: Source, *, on_error: OnError, max_skipped: float, scan: Scan, record: Path | None, first: bool = True
-) -> Source:
+def drop_bad_files(source: Source, *, on_error: OnError, max_skipped: float, scan: Scan, record: Path | None) -> Source:
     """The source without bad files.
 
-    `skip` lists the skipped files in `record`; an existing list is read instead of a new scan. Under `raise`, only the
-    `first` process of a machine scans.
+    `skip` lists the skipped files in `record`; an existing list is read instead of a new scan. Under `raise`, one
+    process of a machine scans, and none as long as no folder has changed since. The others wait for it here, without a
+    limit: a process group's would end a long scan.
 
     Raises:
         ValueError: files are bad; more are bad than may be skipped; a class has none left.
     """
     if on_error == "raise":
-        if first and scan != "none":
-            raise_bad_files(source, scan, record)
+        if scan == "headers" and source.train.blocks is not None:
+            log.info("streamed images are not checked before training; data.scan=decode reads all of them")
+        elif scan != "none":
+            done = cache_folder() / f"{scan_id(source, scan)}.scanned"
+            with folder_cache_lock(done, common_folder(source)):
+                if not done.exists():
+                    raise_bad_files(source, scan, record)
+                    with suppress(OSError):  # a full disk
+                        done.touch()
         return source
     if record is None:
         bad = find_bad_files(source, "decode")
@@ -73,9 +82,6 @@ def drop_bad_files(
 
 def raise_bad_files(source: Source, scan: Scan, record: Path | None) -> None:
     """Raise `ValueError` if the scan finds bad files; write a long list of them next to `record`."""
-    if scan == "headers" and source.train.blocks is not None:
-        log.info("streamed images are not checked before training; data.scan=decode reads all of them")
-        return
     if not (bad := find_bad_files(source, scan)):
         return
     total, lines = sum(map(len, source.splits.values())), bad_lines(bad, common_folder(source))
@@ -87,25 +93,41 @@ def raise_bad_files(source: Source, scan: Scan, record: Path | None) -> None:
     raise ValueError(f"{len(bad)} of {total} images can't be used (data.scan={scan}):{lines}\n{remedy}")
 
 
+def scan_id(source: Source, scan: Scan) -> str:
+    """The name of a scan: of these images until a folder changes, else of this start of a job, for all of its ranks."""
+    states = [split.files.state if isinstance(split.files, FileList) else "" for split in source.splits.values()]
+    ranks = [os.environ.get(name) for name in ("MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")]
+    process = os.getppid() if ranks[0] else time.time_ns()
+    subject = [scan, states] if all(states) else [scan, common_folder(source), ranks, process]
+    return hashlib.blake2b(repr(subject).encode(), digest_size=12).hexdigest()
+
+
 def find_bad_files(source: Source, scan: Scan) -> list[BadFile]:
     images = ((path, name) for name, split in source.splits.items() for path in split.files or [])
     root, total = common_folder(source), sum(len(split) for split in source.splits.values() if split.files)
-    check, content = partial(check_file, decode_all=scan != "headers"), "headers" if scan == "headers" else "all bytes"
-    bad, done, start = list[BadFile](), 0, time.monotonic()
+    check, content = partial(check_files, decode_all=scan != "headers"), "headers" if scan == "headers" else "all bytes"
+    bad, finished, start = list[BadFile](), 0, time.monotonic()
     logged = start
     # Python's own work is one thread at a time: more threads help those that wait for a disk or decode
-    with quiet(), ThreadPoolExecutor(THREADS if scan == "headers" else environment.cores()) as pool:
-        while part := list(islice(images, 1024)):
-            for (path, name), reason in zip(part, pool.map(check, [path for path, _ in part]), strict=True):
+    threads, size = (THREADS, 64) if scan == "headers" else (environment.cores(), 1)
+    with quiet(), ThreadPoolExecutor(threads) as pool:
+        while part := list(islice(images, 64 * threads)):
+            chunks = [[path for path, _ in part[at : at + size]] for at in range(0, len(part), size)]
+            for (path, name), reason in zip(part, chain.from_iterable(pool.map(check, chunks)), strict=True):
                 if reason:
                     bad.append(BadFile(path.removeprefix(root), name, reason))
-            done += len(part)
+            finished += len(part)
             if (now := time.monotonic()) - logged > 10:
-                logged = now
-                log.info("read %s of %d of %d images, %.0f a second", content, done, total, done / (now - start))
+                logged, rate = now, finished / (now - start)
+                left = f"about {(total - finished) / rate / 60:.1f} min left"
+                log.info("read %s of %d of %d images, %.0f a second, %s", content, finished, total, rate, left)
     seconds = time.monotonic() - start
     log.info("read %s of %d images in %.1f s, %.0f a second", content, total, seconds, total / seconds)
     return bad
+
+
+def check_files(paths: list[str], *, decode_all: bool) -> list[str]:
+    return [check_file(path, decode_all=decode_all) for path in paths]
 
 
 def check_file(path: str, *, decode_all: bool) -> str:
@@ -151,13 +173,13 @@ def without_files(source: Source, bad: list[BadFile], max_skipped: float, record
 
 def common_folder(source: Source) -> str:
     """The folder of all files, with a slash at its end: paths below it stay valid if it is moved."""
-    files: list[str] = []
+    folders: list[str] = []
     for split in source.splits.values():
-        if isinstance(split.files, Rows):
-            files += [split.files[0], split.files[-1]]  # the names of all rows have one prefix
+        if isinstance(split.files, Rows):  # the names of all rows have one prefix
+            folders += [split.files[at].rpartition("/")[0] for at in (0, -1)]
         elif split.files:
-            files += [min(split.files), max(split.files)]
-    folder = os.path.commonpath([min(files), max(files)])  # of strings in order: common to these, common to all
+            folders.append(split.files.common_folder())
+    folder = os.path.commonpath(folders)
     return str(Path(folder, "x"))[:-1] if folder else ""
 
 

@@ -7,7 +7,6 @@ configuration, so heavy libraries are imported inside its functions.
 
 import hashlib
 import inspect
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitlab.config import allowlist
 from vitlab.config.schema import Node, resolve
+from vitlab.data.file_list import FileList
 from vitlab.data.rows import Rows
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Split:
 
     images: "Tensor | None"  # uint8 [N, C, H, W]
     labels: "Tensor"  # int64 [N]
-    files: Sequence[str] | None
+    files: FileList | Rows | None
 
     def __init__(self, images: "Array | None", labels: "Array", files: Sequence[str] | None = None) -> None:
         import torch
@@ -112,6 +112,8 @@ class Split:
             raise ValueError(f"images are {shape_and_type(images)}; {expected}{remedy}")
         if len(samples) != len(labels):
             raise ValueError(f"{len(samples)} images have {len(labels)} labels; expected one for each")
+        if files is not None and not isinstance(files, FileList | Rows):
+            files = FileList(files)
         for name, value in (("images", images), ("labels", labels.long()), ("files", files)):
             object.__setattr__(self, name, value)
 
@@ -124,7 +126,7 @@ class Split:
         if isinstance(files, Rows):
             files = files.subset(indices)
         elif files is not None:
-            files = [files[i] for i in indices.tolist()]
+            files = files.subset(indices.numpy())
         return Split(None if self.images is None else self.images[indices], self.labels[indices], files)
 
     def digest(self) -> str:
@@ -134,9 +136,8 @@ class Split:
             digest.update(self.images.contiguous().numpy().data)
         if isinstance(self.files, Rows):
             digest.update(self.files.digest())
-        else:
-            for file in self.files or []:
-                digest.update(os.fsencode("/".join(Path(file).parts[-2:])))
+        for names in self.files.names() if isinstance(self.files, FileList) else ():
+            digest.update(names)
         return digest.hexdigest()
 
     @property

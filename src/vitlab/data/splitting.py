@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,8 @@ def stratified_split(labels: Tensor, held_out: int | float, *, seed: int, knob: 
     if isinstance(held_out, float) and not 0.0 < held_out < 1.0:
         raise ValueError(f"{knob}={held_out:g} must be between 0 and 1")
     try:
-        kept, out = train_test_split(range(len(labels)), test_size=held_out, stratify=labels.numpy(), random_state=seed)
+        every = np.arange(len(labels))
+        kept, out = train_test_split(every, test_size=held_out, stratify=labels.numpy(), random_state=seed)
     except ValueError as error:
         counts = [count for count in torch.bincount(labels).tolist() if count]
         samples = f"{len(labels)} samples of {len(counts)} classes, the smallest of {min(counts)}"
@@ -43,7 +45,7 @@ def stratified_split(labels: Tensor, held_out: int | float, *, seed: int, knob: 
         raise ValueError(
             f"{knob}={held_out:g} can't split {samples}, with every class on both sides: {error}; {remedy}"
         ) from error
-    return torch.tensor(sorted(kept)), torch.tensor(sorted(out))
+    return torch.from_numpy(np.sort(kept)), torch.from_numpy(np.sort(out))
 
 
 def block_mask(labels: Tensor, blocks: Tensor, share: float, seed: int) -> Tensor | None:

@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 from torchvision import datasets
 
-from vitlab.data import scan
+from vitlab.data import file_list, scan
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
@@ -510,15 +511,45 @@ def test_of_several_ranks_one_scans_and_all_have_the_same_images(folder: Path) -
     assert sum(len(files) for files in one.values()) == 27
 
 
-def test_of_several_ranks_on_a_machine_the_first_looks_and_the_others_wait_for_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def scanning_rank(folder: str, answers: Any) -> None:
+    """A rank that looks at each file for some time, sends the number of files it has looked at, and what it logs."""
+    looked, lines = list[str](), list[str]()
+
+    def look(path: str) -> None:
+        looked.append(path)
+        time.sleep(0.02)
+
+    scan.check_header = look
+    file_list.WAIT = 0.1
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("vitlab").addHandler(handler)
+    logging.getLogger("vitlab").setLevel(logging.INFO)
+    datamodule(Path(folder)).setup()
+    answers.put((len(looked), any("waiting for another process" in line for line in lines)))
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_of_several_ranks_one_scans_and_the_others_wait_for_it(
+    folder: Path, settled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "train" / "b" / "07.png").write_bytes(b"")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir() and settled)]:
+        os.utime(path, (1e9, 1e9) if settled else None)
+    monkeypatch.setenv("MASTER_PORT", "20001")
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    ranks = [context.Process(target=scanning_rank, args=(str(folder), answers)) for _ in range(2)]
+    for process in ranks:
+        process.start()
+    found = sorted(answers.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join()
+    assert found == [(0, True), (28, False)]
+    looked: list[str] = []
+    monkeypatch.setattr(scan, "check_header", looked.append)
+    monkeypatch.setenv("MASTER_PORT", "20002")
     datamodule(folder).setup()
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(ValueError, match="1 of 28 images"):
-        datamodule(folder).setup()
+    assert len(looked) == (0 if settled else 28), "a later run scans what may have changed"
 
 
 def test_many_bad_images_are_all_listed_in_a_file_and_ten_on_the_screen(folder: Path) -> None:

@@ -4,12 +4,15 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitlab.config.bounds import Fraction, check_bounds
 from vitlab.config.printable import format_names
 from vitlab.config.schema import suggest
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Facts, Source, Split, folder_label
+
+if TYPE_CHECKING:
+    from vitlab.data.file_list import Listing
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +50,17 @@ def image_folder(
         val_folder: The split that val/ is: `val` for validation; `auto`: for validation if there is test/, otherwise
             for testing, as ImageNet's published validation images are used.
     """
-    import torch
-
     from vitlab.data.splitting import hold_out
 
     folders = find_splits(Path(data_dir), val_folder)
-    names, files, labels = list_images(folders["train"], classes)
-    splits = {"train": Split(None, torch.tensor(labels), files)}
+    train = find_images(folders["train"], classes)
+    splits, names = {"train": Split(None, train.labels, train.files)}, train.names
     log.info("%d classes in %s: %s", len(names), folders["train"], format_names(names))
     for name in ("val", "test"):
         if name in folders:
-            _, files, labels = list_images(folders[name], classes, expected=names)
-            splits[name] = Split(None, torch.tensor(labels, dtype=torch.long), files)
-            log.info("%s split: %s, %d images", name, folders[name], len(files))
+            listing = find_images(folders[name], classes, expected=names)
+            splits[name] = Split(None, listing.labels, listing.files)
+            log.info("%s split: %s, %d images", name, folders[name], len(listing.files))
     if "test" not in splits:
         knob = "data.source.test_fraction"
         splits["train"], splits["test"] = hold_out(splits["train"], test_fraction, seed=0, knob=knob)
@@ -115,20 +116,31 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
 
 
-def list_images(
-    folder: Path, classes: list[str] | None, expected: list[str] | None = None
-) -> tuple[list[str], list[str], list[int]]:
+def find_images(folder: Path, classes: list[str] | None, expected: list[str] | None = None) -> "Listing":
+    """The listing of `list_images`, which is kept on disk until a folder changes."""
+    from vitlab.data.file_list import cached_listing
+
+    key = f"{folder.absolute()} {classes} {expected}"
+    return cached_listing(key, lambda: list_images(folder.absolute(), classes, expected))
+
+
+def list_images(folder: Path, classes: list[str] | None, expected: list[str] | None = None) -> "Listing":
     """Class names, image paths and labels, by class and then by path; `expected` are the classes of train.
 
     Links to images that are listed anyway are skipped: the same image must not be in train and in test. A class may
     have no images in a split other than train.
     """
+    import numpy as np
+
+    from vitlab.data.file_list import FileList, Listing, folders_state
+
     names = class_names(folder, classes, expected)
+    times, notes = {str(folder): folder.stat().st_mtime_ns}, list[str]()
     images = [
         (label, path, linked)
         for label, name in enumerate(names)
         if (folder / name).is_dir()
-        for path, linked in sorted(images_below(str(folder / name)))
+        for path, linked in sorted(images_below(str(folder / name), times))
     ]
     targets = set[str]()
     if any(linked for _, _, linked in images):  # following every path is slow
@@ -148,10 +160,10 @@ def list_images(
         remedy = "fill it, remove it or choose others in data.source.classes"
         raise ValueError(f"data_dir: the class folder {folder / empty[0]} has no images; {remedy}")
     if empty:
-        log.warning("%s has no images of %d of %d classes: %s", folder, len(empty), len(names), format_names(empty))
+        notes.append(f"{folder} has no images of {len(empty)} of {len(names)} classes: {format_names(empty)}")
     if skipped:
-        log.info("skipped %d links to images that are listed already: %s", len(skipped), format_names(skipped, 3))
-    return names, files, labels
+        notes.append(f"skipped {len(skipped)} links to images that are listed already: {format_names(skipped, 3)}")
+    return Listing(names, FileList(files, folders_state(times)), np.array(labels, np.int64), times, notes)
 
 
 def class_names(folder: Path, classes: list[str] | None, expected: list[str] | None) -> list[str]:
@@ -182,11 +194,12 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def images_below(
-    folder: str, *, linked: bool = False, above: tuple[tuple[int, int], ...] = ()
+    folder: str, times: dict[str, int], *, linked: bool = False, above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[tuple[str, bool]]:
     """The images in a folder and the folders in it, also linked ones; for each whether a link leads to it.
 
-    Raises `ValueError` if a folder can't be read, or contains itself by a link.
+    `times` gets the time of change of each folder. Raises `ValueError` if a folder can't be read, or contains itself by
+    a link.
     """
     try:
         status = os.stat(folder)  # noqa: PTH116 (as all of this: a million times)
@@ -195,12 +208,12 @@ def images_below(
     except OSError as error:
         remedy = "make it readable, or remove it"
         raise ValueError(f"data_dir: {folder} can't be read: {error.strerror}; {remedy}") from error
-    here = (status.st_dev, status.st_ino)
+    times[folder], here = status.st_mtime_ns, (status.st_dev, status.st_ino)
     if here in above:
         raise ValueError(f"data_dir: {folder} is a link to a folder that contains it; remove the link")
     for entry in entries:
         by_link = linked or entry.is_symlink()
         if is_folder(entry):
-            yield from images_below(entry.path, linked=by_link, above=(*above, here))
+            yield from images_below(entry.path, times, linked=by_link, above=(*above, here))
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
             yield entry.path, by_link

@@ -5,7 +5,6 @@ the exact image. The order of a stream of tar files depends on the number of pro
 """
 
 import logging
-import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -96,27 +95,7 @@ def problems(*, data_dir: str, shuffle_buffer: int | None, **_: Any) -> Iterator
         yield str(error)
 
 
-def count(*, data_dir: str, test_fraction: float, **_: Any) -> tuple[int, bool] | None:
-    """Images of the train split, and whether there is a validation split; None if only loading shows that.
-
-    So it is with a remote manifest, and with complete shards that are held out, since their sizes vary.
-    """
-    from vitlab.data.packing.manifest import NotShardedData, read_manifest
-    from vitlab.storage.remote import Storage, is_remote
-
-    if is_remote(data_dir):
-        return None
-    try:
-        splits = read_manifest(Storage(data_dir))["splits"]
-    except NotShardedData:
-        return None
-    samples, shards = splits["train"]["images"], len(splits["train"]["shards"])
-    if shards >= BLOCK_SPLIT_SHARDS and not {"val", "test"} <= splits.keys():
-        return None
-    return samples if "test" in splits else samples - math.ceil(samples * test_fraction), "val" in splits
-
-
-@Facts(channels=3, in_memory=False, problems=problems, count=count, label=folder_label)
+@Facts(channels=3, in_memory=False, problems=problems, label=folder_label)
 @check_bounds
 def shards(
     *,

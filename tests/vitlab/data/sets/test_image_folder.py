@@ -2,13 +2,15 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitlab.data.sets.image_folder import find_splits, image_folder, list_images
+from vitlab.data.sets import image_folder as sets
+from vitlab.data.sets.image_folder import find_images, find_splits, image_folder, list_images
 
 
 def write(folder: Path, per_class: dict[str, int]) -> Path:
@@ -92,8 +94,8 @@ def test_linked_folders_are_followed_and_loops_refused(tmp_path: Path) -> None:
     write(tmp_path, {"elsewhere": 2})
     (tmp_path / "data" / "a" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "b" / "again").symlink_to(tmp_path / "data" / "a")  # images that are listed anyway
-    _, files, labels = list_images(tmp_path / "data", None)
-    assert (len(files), labels.count(0)) == (8, 5)
+    _, files, labels, *_ = list_images(tmp_path / "data", None)
+    assert (len(files), labels.tolist().count(0)) == (8, 5)
     (tmp_path / "data" / "b" / "again").unlink()
     (tmp_path / "data" / "b" / "loop").symlink_to(tmp_path / "data" / "b")
     with pytest.raises(ValueError, match="is a link to a folder that contains it"):
@@ -119,9 +121,9 @@ def test_images_are_found_in_nested_folders_and_sorted(tmp_path: Path) -> None:
     write(tmp_path, {"b": 2, "a/z": 1, "a/y/x": 2})
     (tmp_path / "a" / "notes.txt").touch()
     (tmp_path / "a" / ".hidden.png").touch()
-    names, files, labels = list_images(tmp_path, None)
+    names, files, labels, *_ = list_images(tmp_path, None)
     assert names == ["a", "b"]
-    assert labels == [0, 0, 0, 1, 1]
+    assert labels.tolist() == [0, 0, 0, 1, 1]
     assert [str(Path(file).relative_to(tmp_path)) for file in files] == [
         "a/y/x/00.png",
         "a/y/x/01.png",
@@ -133,10 +135,10 @@ def test_images_are_found_in_nested_folders_and_sorted(tmp_path: Path) -> None:
 
 def test_classes_select_and_order(tmp_path: Path) -> None:
     write(tmp_path, {"a": 1, "b": 1, "c": 1})
-    names, files, labels = list_images(tmp_path, ["c", "a"], None)
+    names, files, labels, *_ = list_images(tmp_path, ["c", "a"], None)
     assert names == ["c", "a"]
     assert [Path(file).parent.name for file in files] == ["c", "a"]
-    assert labels == [0, 1]
+    assert labels.tolist() == [0, 1]
 
 
 def test_a_link_to_a_listed_image_is_left_out(tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_a_link_to_a_listed_image_is_left_out(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere", {"x": 1})
     (tmp_path / "set" / "b" / "again.png").symlink_to(tmp_path / "set" / "a" / "00.png")
     (tmp_path / "set" / "b" / "foreign.png").symlink_to(tmp_path / "elsewhere" / "x" / "00.png")
-    _, files, _ = list_images(tmp_path / "set", None)
+    _, files, *_ = list_images(tmp_path / "set", None)
     assert [Path(file).name for file in files] == ["00.png", "01.png", "00.png", "01.png", "foreign.png"]
 
 
@@ -184,3 +186,35 @@ def test_a_class_too_small_to_split_names_the_knob(tmp_path: Path) -> None:
     write(tmp_path, {"a": 1, "b": 9})
     with pytest.raises(ValueError, match=r"data\.source\.test_fraction=0\.2 .* the smallest of 1"):
         image_folder(data_dir=str(tmp_path))
+
+
+def settle(folder: Path) -> None:
+    """Let a tree's folders be changed long ago."""
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        os.utime(path, (1e9, 1e9))
+
+
+def test_a_listing_is_read_from_the_disk_until_a_folder_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "train", {"a": 2, "b/x": 2})
+    (tmp_path / "train" / "a" / "link.png").symlink_to(min((tmp_path / "train" / "a").iterdir()))
+    listed: list[Path] = []
+    monkeypatch.setattr(sets, "list_images", lambda *args: listed.append(args[0]) or list_images(*args))
+    find_images(tmp_path / "train", None)
+    find_images(tmp_path / "train", None)
+    assert len(listed) == 2, "a folder that has just changed may change again within the same tick of its clock"
+    settle(tmp_path)
+    first = find_images(tmp_path / "train", None)
+    caplog.clear()
+    again = find_images(tmp_path / "train", None)
+    assert len(listed) == 3
+    assert (again.names, list(again.files), again.labels.tolist()) == (first.names, list(first.files), [0, 0, 1, 1])
+    assert again.files.state == first.files.state != ""
+    assert again.files.common_folder() == str(tmp_path / "train")
+    assert "skipped 1 links" in caplog.text, "also of a listing that was kept"
+    assert len(find_images(tmp_path / "train", ["b", "a"]).files) == 4
+    assert len(listed) == 4, "other classes"
+    shutil.copyfile(first.files[0], tmp_path / "train" / "b" / "x" / "new.png")
+    assert len(find_images(tmp_path / "train", None).files) == 5
+    assert len(listed) == 5

@@ -1,0 +1,70 @@
+"""Paths in one buffer are the same sequence as a list, and their digest is that of their last two parts."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitlab.data.file_list import FileList, folder_cache_lock, folders_state, is_unchanged, read_listing, remove_unused
+
+PATHS = ["/data/b/2.jpg", "/data/a/x/1.jpg", "/data/\udcff\udcfe.png", "c.jpg", "d/é.jpg"]
+
+
+def test_a_file_list_is_a_sequence_of_strings() -> None:
+    files = FileList(PATHS)
+    assert (len(files), list(files), files[-1], files[1:3]) == (5, PATHS, PATHS[-1], PATHS[1:3])
+    part = files.subset(np.array([4, 0]))
+    assert list(part) == [PATHS[4], PATHS[0]]
+    assert list(part.subset(np.array([1]))) == [PATHS[0]]
+    assert files == PATHS
+    assert files != PATHS[:4]
+    assert list(FileList([])) == []
+    with pytest.raises(IndexError):
+        files[5]
+
+
+def test_names_are_the_last_two_parts_in_any_order() -> None:
+    generator = np.random.default_rng(0)
+    paths = [f"/data/{'deep/' * (i % 3)}class{i % 7}/{i}.jpg" for i in range(1000)] + PATHS[3:]
+    files = FileList(paths)
+    for order in (np.arange(1002), generator.permutation(1002)[:400]):
+        expected = [os.fsencode("/".join(Path(paths[i]).parts[-2:])) for i in order]
+        digests = [hashlib.blake2b(b"".join(part)).digest() for part in (expected, files.subset(order).names())]
+        assert digests[0] == digests[1]
+
+
+def test_the_common_folder_is_that_of_the_complete_list() -> None:
+    files = FileList(["/data/train/a/1.jpg", "/data/val/a/1.jpg", "/data/train/b/1.jpg"])
+    assert files.common_folder() == files.subset(np.array([0])).common_folder() == "/data"
+
+
+def test_a_folder_that_has_just_changed_has_no_state(tmp_path: Path) -> None:
+    now = {str(tmp_path): tmp_path.stat().st_mtime_ns}
+    assert folders_state(now) == ""
+    os.utime(tmp_path, (1e9, 1e9))
+    settled = {str(tmp_path): tmp_path.stat().st_mtime_ns}
+    assert folders_state(settled) != ""
+    assert (is_unchanged(settled), is_unchanged(now)) == (True, False)
+    assert not is_unchanged({str(tmp_path / "gone"): 0})
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x00" * 100])
+def test_a_damaged_listing_is_made_again(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    assert read_listing(tmp_path / "a.npz") is None
+
+
+def test_the_lock_of_a_folder_without_room_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with folder_cache_lock(tmp_path / "file" / "a.npz", "x"):
+        pass
+
+
+def test_what_was_not_used_for_long_is_removed(tmp_path: Path) -> None:
+    for name, time in (("old", 1e9), ("new", None)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, time and (time, time))
+    remove_unused(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["new"]
