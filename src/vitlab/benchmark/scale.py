@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from annotated_types import Gt, Le
@@ -47,7 +47,7 @@ class Scale(Part):
 
     part = "scale"
 
-    subjects: Sequence[Name] = tuple(SUBJECTS)  # type: ignore[assignment]
+    subjects: Sequence[Name] = tuple(get_args(Name))
     size: Annotated[float, Gt(0), Le(100)] = 1.0
 
     def cases(self, clock: Clock) -> Iterator[Case]:

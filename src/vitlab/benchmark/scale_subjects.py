@@ -68,8 +68,8 @@ def write_tree(folder: Path, size: int, content: bytes = b"") -> Path:
 
 def write_images(folder: Path, size: int) -> Source:
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image := io.BytesIO(), "jpeg")
-    _, files, labels = image_folder.list_images(write_tree(folder, size, image.getvalue()), None)
-    split = Split(None, torch.tensor(labels), files)
+    _, files, labels, *_ = image_folder.list_images(write_tree(folder, size, image.getvalue()), None)
+    split = Split(None, labels, files)
     names = tuple(str(number) for number in range(CLASSES))
     return Source("scale", names, 3, IMAGENET_MEAN, IMAGENET_STD, None, split, split.subset(torch.arange(1)))
 

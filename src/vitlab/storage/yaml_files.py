@@ -18,7 +18,7 @@ class UnreadableYaml(yaml.YAMLError, ValueError):
 
 
 if yaml.__with_libyaml__:
-    from yaml.cyaml import CParser
+    from yaml._yaml import CParser
 
     class Loader(Composer, CParser, SafeConstructor, Resolver):  # type: ignore[misc]
         """libyaml's parser, six times as fast, with Python's composer: libyaml's overflows the stack of a deep file."""

@@ -519,7 +519,7 @@ def scanning_rank(folder: str, answers: Any) -> None:
         looked.append(path)
         time.sleep(0.02)
 
-    scan.check_header = look
+    vars(scan)["check_header"] = look
     file_list.WAIT = 0.1
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]

@@ -18,6 +18,7 @@ from PIL import Image
 import image_fixtures
 from image_fixtures import tar
 from vitlab.data.decode import UnreadableImage, read_bytes, read_image
+from vitlab.data.file_list import FileList
 from vitlab.data.packing import pack, shard_writer
 from vitlab.data.packing.manifest import NAME, WORK, NotShardedData
 from vitlab.data.packing.shard_writer import Settings, write_tar
@@ -70,7 +71,7 @@ def test_a_machine_that_can_t_read_ends_the_packing_and_no_image_is_left_out(
 ) -> None:
     disk, out, source = tmp_path / "disk", tmp_path / "out", image_fixtures.source(drawn)
     gone = [file.replace(str(drawn), str(disk)) for file in source.train.files or []]
-    unplugged = replace(source, train=replace(source.train, files=gone))
+    unplugged = replace(source, train=replace(source.train, files=FileList(gone)))
     given: Any = {"name": "pictures", "on_error": "skip", "max_skipped": 1.0, "processes": processes}
     with pytest.raises(UnreadableImage) as caught:
         pack.pack(unplugged, image_fixtures.SETTINGS, out, **given)

@@ -305,7 +305,7 @@ def test_over_a_network_only_the_row_groups_that_are_asked_for_are_read(
     source = source_of(name=f"{url}/all.parquet", streaming=True, cache_dir=str(folder / "cache"))
     assert Ranges.sent < 0.5 * size, "footers and labels"
     before, group_and_footer = Ranges.sent, size / 8 + 65_536
-    files = source.train.files or []
+    files: Any = source.train.files or []
     assert torch.equal(
         read_image(files[0]), torch.from_numpy(np.array(images[int(files[0].split("/")[-1])])).permute(2, 0, 1)
     )

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -200,7 +201,12 @@ def test_a_listing_is_read_from_the_disk_until_a_folder_changes(
     write(tmp_path / "train", {"a": 2, "b/x": 2})
     (tmp_path / "train" / "a" / "link.png").symlink_to(min((tmp_path / "train" / "a").iterdir()))
     listed: list[Path] = []
-    monkeypatch.setattr(sets, "list_images", lambda *args: listed.append(args[0]) or list_images(*args))
+
+    def list_and_note(folder: Path, *others: Any) -> Any:
+        listed.append(folder)
+        return list_images(folder, *others)
+
+    monkeypatch.setattr(sets, "list_images", list_and_note)
     find_images(tmp_path / "train", None)
     find_images(tmp_path / "train", None)
     assert len(listed) == 2, "a folder that has just changed may change again within the same tick of its clock"

@@ -121,7 +121,7 @@ def test_validation_is_cut_by_class_of_few_shards(packed: Packed) -> None:
 def test_rows_open_files_of_their_own_in_another_process_and_travel_without_them(packed: Packed) -> None:
     files = shards(data_dir=str(packed())).train.files
     assert files is not None
-    first = files[0].read()  # type: ignore[attr-defined]
+    first = files[0].read()
     travelled = pickle.loads(pickle.dumps(files))
     assert len(pickle.dumps(files)) < 4000, "the index is mapped again"
     assert travelled[0].read() == first
@@ -137,7 +137,7 @@ def test_a_damaged_shard_is_named_with_the_image_when_it_is_read(packed: Packed,
     copy = Path(shutil.copytree(packed(), tmp_path / "copy"))
     source = shards(data_dir=str(copy))
     assert source.train.files is not None
-    entry = source.train.files.entries[3]  # type: ignore[attr-defined]
+    entry = source.train.files.entries[3]  # type: ignore[union-attr]
     with (copy / "train" / "000000.tar").open("r+b") as file:
         file.seek(int(entry["offset"]) + 20)
         file.write(b"\xa5\x5a")
@@ -152,13 +152,13 @@ def test_threads_read_while_files_are_closed_for_others(packed: Packed, monkeypa
     monkeypatch.setattr("vitlab.data.sets.shards.OPEN_FILES", 1)
     files = shards(data_dir=str(packed())).train.files
     assert files is not None
-    expected = [files[row].read() for row in range(len(files))]  # type: ignore[attr-defined]
+    expected = [files[row].read() for row in range(len(files))]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(16) as pool:
             for _ in range(5):
-                read = pool.map(lambda row: files[row].read(), range(len(files)))  # type: ignore[attr-defined]
+                read = pool.map(lambda row: files[row].read(), range(len(files)))
                 assert list(read) == expected
     finally:
         sys.setswitchinterval(interval)

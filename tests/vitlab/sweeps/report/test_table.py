@@ -111,7 +111,8 @@ def test_of_several_objectives_those_that_nothing_is_better_than_in_all() -> Non
 
 def test_a_curve_is_the_mean_where_all_jobs_have_logged(make_job: MakeJob) -> None:
     rows = [[{"images": 10 * i, "val/loss": i + s, "other": ""} for i in range(1, 4 + s)] for s in (0, 2)]
-    read = [read_metrics(make_job({"seed": str(s)}, metrics=r).folder / "metrics.csv") for s, r in enumerate(rows)]
+    files = [make_job({"seed": str(s)}, metrics=r).folder / "metrics.csv" for s, r in enumerate(rows)]
+    read = [list(read_metrics(file)) for file in files]
     curve = table.mean_curve(read, "val/loss")
     assert {x: score.mean for x, score in curve.items()} == {10: 2, 20: 3, 30: 4}, "where both have logged"
     assert [score.deviation for score in curve.values()] == pytest.approx([stdev([0, 2])] * 3)
