@@ -20,7 +20,7 @@ class UnreadableYaml(yaml.YAMLError, ValueError):
 if yaml.__with_libyaml__:
     from yaml._yaml import CParser
 
-    class Loader(Composer, CParser, SafeConstructor, Resolver):  # type: ignore[misc]
+    class Loader(Composer, CParser, SafeConstructor, Resolver):
         """libyaml's parser, six times as fast, with Python's composer: libyaml's overflows the stack of a deep file."""
 
         def __init__(self, text: str) -> None:
