@@ -70,7 +70,7 @@ class GridSweeper(BasicSweeper):
         known = {folder: ledger.job_status(folder) for folder in set(planner.folders.values())}
         while True:
             claim.exit_on_cancel(planner.sweep)
-            if (line := round_line(known.values(), planner.unplanned, len(failures))) != last_line:
+            if (line := round_line(known.values(), planner.missing, len(failures))) != last_line:
                 log.info(last_line := line)
             left, before = dict[Path, list[str]](), launched
             while (batch := FreeJobs(jobs, planner, started, self.max_batch_size)).has_one():
@@ -144,12 +144,12 @@ class FreeJobs(Sequence[Sequence[str]]):
         raise IndexError
 
 
-def round_line(states: Any, unplanned: int, failed: int) -> str:
+def round_line(states: Any, missing: int, failed: int) -> str:
     """`4 jobs: 1 done, 1 run by other processes, 2 to be started`."""
     from vitlab.sweeps import ledger
 
     kinds = Counter(
         "done" if s in ledger.DONE else "run by other processes" if s == "running" else "to be started" for s in states
     )
-    counts = {**kinds, "failed": failed, "to be planned": unplanned}
+    counts = {**kinds, "failed": failed, "to be planned": missing}
     return f"{sum(counts.values())} jobs: {', '.join(f'{n} {what}' for what, n in counts.items() if n)}"

@@ -84,11 +84,11 @@ def walk(folder: Path) -> list[str]:
     return files
 
 
-def list_by_torchvision(folder: Path) -> object:
+def list_by_torchvision(folder: Path) -> Any:
     return make_dataset(str(folder), find_classes(str(folder))[1], IMG_EXTENSIONS)
 
 
-def list_by_timm(folder: Path) -> object:
+def list_by_timm(folder: Path) -> Any:
     return find_images_and_targets(str(folder))
 
 

@@ -146,7 +146,7 @@ def write_listing(file: Path, listing: Listing) -> None:
     atomic_write(file, content.getvalue())
 
 
-def cached_listing(key: str, make: Callable[[], Listing]) -> Listing:
+def load_listing(key: str, make: Callable[[], Listing]) -> Listing:
     """The listing under a key: made once per machine, by one process, and again if a folder has changed."""
     file = cache_folder() / f"{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.npz"
     with folder_cache_lock(file, key):
@@ -155,7 +155,7 @@ def cached_listing(key: str, make: Callable[[], Listing]) -> Listing:
             if listing.files.state:
                 with suppress(OSError):  # a full disk
                     write_listing(file, listing)
-                    remove_unused(file.parent)
+                    remove_old_files(file.parent)
     for note in listing.notes:
         log.warning("%s", note)
     return listing
@@ -184,7 +184,7 @@ def folder_cache_lock(file: Path, subject: str) -> Iterator[None]:
         lock.release()
 
 
-def remove_unused(folder: Path) -> None:
+def remove_old_files(folder: Path) -> None:
     """Remove what wasn't used for `KEPT` seconds."""
     for file in folder.iterdir():
         with suppress(OSError):

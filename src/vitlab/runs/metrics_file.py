@@ -103,7 +103,7 @@ class MetricsFile(Logger):
     def _write(self, file: Path, rows: Iterable[dict[str, Any]]) -> None:
         self.count = 0
 
-        def counted() -> Iterator[dict[str, Any]]:
+        def count_rows() -> Iterator[dict[str, Any]]:
             for row in filter(None, rows):
                 self.count += 1
                 yield row
@@ -111,4 +111,4 @@ class MetricsFile(Logger):
         with file.open("w", newline="") as lines:
             writer = csv.DictWriter(lines, self.columns)
             writer.writeheader()
-            writer.writerows(counted())
+            writer.writerows(count_rows())

@@ -8,9 +8,8 @@ import hashlib
 import logging
 import os
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
-
-from filelock import FileLock
 
 from vitlab.storage.atomic import atomic_path
 
@@ -67,7 +66,7 @@ class Storage:
         file = self.folder / name
         if not self.remote:
             return file.read_bytes()
-        with FileLock(file.with_name(f".{file.name}.lock")):
+        with file_lock(file.with_name(f".{file.name}.lock")):
             self._fetch(name, file, None)
             content = file.read_bytes()
         self.folder = self.folder / short_hash(content)
@@ -89,7 +88,7 @@ class Storage:
                 if not self.remote:
                     raise
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(file.with_name(f".{file.name}.lock")):
+                with file_lock(file.with_name(f".{file.name}.lock")):
                     if not file.is_file():
                         self._fetch(name, file, size)
             else:
@@ -118,7 +117,7 @@ class Storage:
 
     def _make_room(self, size: int) -> None:
         """Remove the least recently used shards. Indices stay, and files that are being fetched."""
-        with FileLock(self.cache / ".room.lock"):
+        with file_lock(self.cache / ".room.lock"):
             sets = [folder for folder in self.cache.iterdir() if NAME.fullmatch(folder.name)]
             shards = (file for folder in sets for file in folder.rglob("*") if file.suffix in (".tar", ".bin"))
             used = [((state := file.stat()).st_mtime, state.st_size, file) for file in shards]
@@ -127,6 +126,12 @@ class Storage:
                 if total + size > self.limit:
                     file.unlink(missing_ok=True)
                     total -= taken
+
+
+def file_lock(file: Path) -> AbstractContextManager[object]:
+    from filelock import FileLock  # only where files are fetched
+
+    return FileLock(file)
 
 
 def short_hash(data: bytes) -> str:

@@ -53,11 +53,11 @@ class Planner:
         self.read()
 
     @property
-    def unplanned(self) -> int:
+    def missing(self) -> int:
         return sum(key not in self.folders for key in self.keys)
 
     def __enter__(self) -> "Planner":
-        if self.unplanned:
+        if self.missing:
             self.start()
         return self
 

@@ -128,7 +128,8 @@ class ProgressThread(threading.Thread):
 def is_current(sweep: Path) -> bool:
     """Whether no job of a sweep has changed since its report was written."""
     with suppress(OSError):
-        written = (sweep / REPORT / "index.html").stat().st_mtime
+        page = sweep / REPORT / "index.html"
+        written = page.stat().st_mtime if page.is_file() else 0.0
         return all(file.stat().st_mtime < written for file in [sweep / ledger.SWEEP, *sweep.glob(f"*/{RESULTS}")])
     return False
 

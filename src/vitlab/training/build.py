@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 
 def build_data(node: Node) -> DataModule:
     """The data module after its setup, with the channels and classes for the model."""
-    log.info("loading the data: %s", node["source"]["_target_"].rpartition(".")[2])
+    source = node.get("source") or node
+    log.info("loading the data: %s", str(source["_target_"]).rpartition(".")[2])
     datamodule: DataModule = build_object(node)
     datamodule.setup()
     return datamodule

@@ -1,13 +1,12 @@
 """Costs are measured in processes of their own, at three sizes, and extrapolated to real ones."""
 
 import time
-from pathlib import Path
 
 import pytest
 
 from vitlab.benchmark.case import EXPONENT, OURS
 from vitlab.benchmark.scale import PEAK, PRIVATE, Scale, forked_contender, real_costs, subject_cases
-from vitlab.benchmark.scale_subjects import SUBJECTS, Subject
+from vitlab.benchmark.scale_subjects import Subject
 from vitlab.diagnostics.timing import Clock, Measurement
 
 CLOCK = Clock(rounds=1, seconds=0.0)
@@ -17,7 +16,7 @@ def burn(size: int) -> bytearray:
     end = time.process_time() + size / 1000
     while time.process_time() < end:
         pass
-    return bytearray(b"1") * (size * 10_000)
+    return bytearray(b"1") * (size * 250_000)  # too large for memory that was freed before
 
 
 def test_time_and_memory_are_those_of_the_call() -> None:
@@ -25,8 +24,8 @@ def test_time_and_memory_are_those_of_the_call() -> None:
     seconds = contender.run()
     assert isinstance(seconds, float)
     assert 0.2 < seconds < 0.4
-    assert contender.figures[PEAK] == pytest.approx(2, abs=1)
-    assert contender.figures[PRIVATE] > 1.5
+    assert contender.figures[PEAK] == pytest.approx(50, abs=5)
+    assert contender.figures[PRIVATE] > 45
     with pytest.raises(RuntimeError, match="a failed with status 1"):
         forked_contender("a", lambda data: data["missing"], {}).run()
 
@@ -42,14 +41,6 @@ def test_the_exponent_leads_to_the_cost_at_a_real_size() -> None:
     assert figures["s at all"] == pytest.approx(0.8, rel=0.6)
     flat = Measurement(name="a", seconds=(2.0,), figures={EXPONENT: 0.1})
     assert real_costs(flat, 10, {"x": 100}) == {"s at x": 20.0}, "at least linear"
-
-
-@pytest.mark.parametrize("name", SUBJECTS)
-def test_every_subject_is_measured_at_small_sizes(name: str, tmp_path: Path) -> None:
-    subject = SUBJECTS[name]
-    data = subject.prepare(tmp_path, 200)
-    for run in subject.contenders.values():
-        run(data)
 
 
 def test_subjects_are_parts_of_the_benchmark() -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitlab.data.file_list import FileList, folder_cache_lock, folders_state, is_unchanged, read_listing, remove_unused
+from vitlab.data.file_list import (
+    FileList,
+    folder_cache_lock,
+    folders_state,
+    is_unchanged,
+    read_listing,
+    remove_old_files,
+)
 
 PATHS = ["/data/b/2.jpg", "/data/a/x/1.jpg", "/data/\udcff\udcfe.png", "c.jpg", "d/é.jpg"]
 
@@ -66,5 +73,5 @@ def test_what_was_not_used_for_long_is_removed(tmp_path: Path) -> None:
     for name in ("old", "new"):
         (tmp_path / name).touch()
     os.utime(tmp_path / "old", (1e9, 1e9))
-    remove_unused(tmp_path)
+    remove_old_files(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["new"]

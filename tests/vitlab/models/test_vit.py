@@ -132,7 +132,7 @@ def train_alike(one: Any, two: VisionTransformer, batch: int) -> None:
             gradient, expected = torch.cat([queries, values]), torch.cat([theirs[0], theirs[2]])
         assert norm_difference(gradient, expected) < 1e-5, name
     for model in (one, two):
-        torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3, weight_decay=0.05, fused=True).step()
+        torch.optim.AdamW(model.parameters(), lr=5e-3, eps=1e-3, weight_decay=0.05, fused=True).step()
     state = one.state_dict()
     for name, value in two.state_dict().items():
         close(value, state[name])

@@ -67,7 +67,7 @@ def test_the_first_job_comes_before_the_others_are_planned(plan: Callable[..., P
         folder, overrides = next(planner.jobs())
         assert (overrides, time.monotonic() - begin < 10) == (["seed=0"], True)
         assert folder.name.startswith("seed_0-")
-        assert planner.unplanned > 900
+        assert planner.missing > 900
         assert json.loads(Path("s/sweep.json").read_text())["total"] == 1000
         process = planner.process
     assert process is not None

@@ -118,10 +118,10 @@ def class_folders(folder: Path) -> list[str]:
 
 def find_images(folder: Path, classes: list[str] | None, expected: list[str] | None = None) -> "Listing":
     """The listing of `list_images`, which is kept on disk until a folder changes."""
-    from vitlab.data.file_list import cached_listing
+    from vitlab.data.file_list import load_listing
 
     key = f"{folder.absolute()} {classes} {expected}"
-    return cached_listing(key, lambda: list_images(folder.absolute(), classes, expected))
+    return load_listing(key, lambda: list_images(folder.absolute(), classes, expected))
 
 
 def list_images(folder: Path, classes: list[str] | None, expected: list[str] | None = None) -> "Listing":

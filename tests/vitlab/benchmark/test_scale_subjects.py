@@ -1,0 +1,22 @@
+"""Every subject of the scale benchmark makes its data and measures it, and its bounds do the same work."""
+
+from pathlib import Path
+
+import pytest
+
+from vitlab.benchmark import scale_subjects
+from vitlab.benchmark.scale_subjects import SUBJECTS
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_every_subject_is_measured_at_a_small_size(name: str, tmp_path: Path) -> None:
+    subject = SUBJECTS[name]
+    data = subject.prepare(tmp_path, 1000 if subject.unit == "labels" else 200)
+    for run in subject.contenders.values():
+        run(data)
+
+
+def test_all_listings_find_the_same_files(tmp_path: Path) -> None:
+    scale_subjects.write_tree(tmp_path, 250)
+    found = [len(run(tmp_path)) for run in (scale_subjects.walk, scale_subjects.list_by_torchvision)]
+    assert [*found, len(scale_subjects.list_by_timm(tmp_path)[0])] == [250, 250, 250]
