@@ -2,32 +2,38 @@
 
     python tests/mutations.py                                   300 mutants of models, training, data and weights
     python tests/mutations.py count=40 seed=7 models/flops      40 of one module
+    python tests/mutations.py seed=7 out=FILE                   keep the results, and resume from them
     python tests/mutations.py mutant=data/sampler.py:57:9:1     one again, with the tests' output
 
 A mutant is a change of meaning: another comparison, `and` for `or`, a number plus one, a statement left out. The parent
-imports torch and forks a process for each mutant, which imports the changed module instead of the file's. A mutant
-survives if its tests pass. Survivors are gaps in the tests, or changes that compute the same: those listed in
-EQUIVALENT, with the reason, are not counted.
+imports torch and forks a process for each mutant, which imports the changed module instead of the file's. The tests
+that execute the changed line come first, the complete file only if they pass. A mutant survives if all pass. Survivors
+are gaps in the tests, or changes that compute the same: those listed in EQUIVALENT, with the reason, are not counted.
 """
 
 import ast
 import copy
 import importlib.util
+import json
 import os
 import random
 import signal
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import CodeType
-from typing import NamedTuple, cast
+from types import CodeType, FrameType
+from typing import Any, NamedTuple, cast
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, TESTS = ROOT / "src" / "vitlab", ROOT / "tests" / "vitlab"
 PACKAGES = ("models", "training", "data", "weights")
-LIMIT = 4.0  # times the seconds of the unchanged test file, and never below 20 s: then the mutant hangs
+LIMIT = 4.0  # times the seconds of the unchanged test file, and never below 30 s: then the mutant hangs
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -36,8 +42,8 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
     ast.Mod: ast.Mult, ast.Pow: ast.Mult,
 }  # fmt: skip
-# mutants that compute the same, by module and the source line without spaces around it -> why
-EQUIVALENT: dict[tuple[str, str], str] = {}
+# mutants that compute the same, by module, change, and the source line without spaces around it -> why
+EQUIVALENT: dict[tuple[str, str, str], str] = {}
 
 
 class Mutant(NamedTuple):
@@ -167,8 +173,42 @@ def test_file(file: str) -> Path:
     return TESTS / Path(file).parent / f"test_{Path(file).name}"
 
 
-def run_tests(file: str, mutant: Mutant | None, limit: float, *, show: bool = False) -> tuple[bool, float]:
-    """Whether a module's test file passes within `limit` seconds, and its seconds; a failure counts as soon."""
+class LineRecorder:
+    """Records the lines of a module that each test executes, as a pytest plugin."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.lines = path, dict[str, list[int]]()
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_call(self, item: Any) -> Iterator[None]:
+        lines: set[int] = set()
+
+        def trace(frame: FrameType, event: str, argument: object) -> Any:
+            if frame.f_code.co_filename != self.path:
+                return None
+            lines.add(frame.f_lineno)
+            return trace
+
+        sys.settrace(trace)
+        threading.settrace(trace)
+        yield
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        self.lines[item.nodeid] = sorted(lines)
+
+
+def record_lines(file: str) -> tuple[dict[str, list[int]] | None, float]:
+    """The lines of a module that each of its tests executes, None if one fails; and the seconds of its test file."""
+    _, seconds = run_tests([str(test_file(file))], None, 900)
+    with tempfile.NamedTemporaryFile() as record:
+        passed, _ = run_tests([str(test_file(file))], None, 1800, record=(str(SOURCE / file), record.name))
+        return json.load(record) if passed else None, seconds
+
+
+def run_tests(
+    tests: list[str], mutant: Mutant | None, limit: float, *, show: bool = False, record: tuple[str, str] | None = None
+) -> tuple[bool, float]:
+    """Whether tests pass within `limit` seconds, and their seconds; the first failure ends them."""
     start = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -176,13 +216,13 @@ def run_tests(file: str, mutant: Mutant | None, limit: float, *, show: bool = Fa
         if not show:
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        import pytest
-
         if mutant is not None:
             sys.meta_path.insert(0, Finder(mutant))
-        status = pytest.main(
-            [str(test_file(file)), "-x", "-q", "-m", "not long", "-p", "no:cacheprovider", "--assert=plain"]
-        )
+        recorder = LineRecorder(record[0]) if record else None
+        options = ["-x", "-q", "-m", "not long", "-p", "no:cacheprovider", "--assert=plain"]
+        status = pytest.main([*tests, *options], plugins=[recorder] if recorder else [])
+        if record and recorder:
+            Path(record[1]).write_text(json.dumps(recorder.lines))
         os._exit(int(status))
     while time.monotonic() - start < limit:
         finished, status = os.waitpid(child, os.WNOHANG)
@@ -194,9 +234,18 @@ def run_tests(file: str, mutant: Mutant | None, limit: float, *, show: bool = Fa
     return False, time.monotonic() - start
 
 
-def is_equivalent(mutant: Mutant) -> bool:
-    line = (SOURCE / mutant.file).read_text().splitlines()[mutant.line - 1].strip()
-    return (mutant.file, line) in EQUIVALENT
+def verdict(mutant: Mutant, lines: dict[str, list[int]], limit: float) -> tuple[str, float]:
+    """`killed`, `hangs` (killed as well) or `SURVIVED`, and the seconds of the tests."""
+    covering = [test for test, executed in lines.items() if mutant.line in executed]
+    survived, seconds = run_tests(covering, mutant, limit) if covering else (True, 0.0)
+    if survived and len(covering) < len(lines):
+        survived, more = run_tests([str(test_file(mutant.file))], mutant, limit)
+        seconds += more
+    return "SURVIVED" if survived else "hangs" if seconds > limit else "killed", seconds
+
+
+def source_line(mutant: Mutant) -> str:
+    return (SOURCE / mutant.file).read_text().splitlines()[mutant.line - 1].strip()
 
 
 def modules(names: list[str]) -> list[str]:
@@ -211,13 +260,12 @@ def preload() -> None:
     """Import what every test file needs, and nothing of vitlab."""
     import hydra
     import lightning
-    import pytest
     import timm
     import torchmetrics
     import torchvision
     import wandb
 
-    assert all((hydra, lightning, pytest, timm, torchmetrics, torchvision, wandb))
+    assert all((hydra, lightning, timm, torchmetrics, torchvision, wandb))
     assert "vitlab" not in sys.modules
 
 
@@ -231,33 +279,42 @@ def main(argv: list[str]) -> int:
         file = options["mutant"].split(":")[0]
         (chosen,) = [mutant for mutant in mutants(file) if mutant.name == options["mutant"]]
         print(f"{chosen.name}: {chosen.change}")
-        return int(run_tests(file, chosen, 3600, show=True)[0])
+        return int(run_tests([str(test_file(file))], chosen, 3600, show=True)[0])
     seed = int(options.get("seed", random.randrange(10**6)))
-    every = [mutant for file in modules(names) for mutant in mutants(file) if not is_equivalent(mutant)]
+    every = [mutant for file in modules(names) for mutant in mutants(file)]
+    every = [mutant for mutant in every if (mutant.file, mutant.change, source_line(mutant)) not in EQUIVALENT]
     drawn = random.Random(seed).sample(every, min(int(options.get("count", 300)), len(every)))
     print(f"seed={seed}: {len(drawn)} of {len(every)} mutants")
-    seconds: dict[str, float] = {}
-    survivors: list[Mutant] = []
-    tested = 0
+    out = Path(options["out"]) if "out" in options else None
+    former = out.read_text().splitlines() if out and out.is_file() else []
+    results = {name: result for result, _, _, name, *_ in (line.split() for line in former)}
+    limits: dict[str, float] = {}
+    lines: dict[str, dict[str, list[int]] | None] = {}
     for mutant in sorted(drawn):
-        if mutant.file not in seconds:
-            passed, seconds[mutant.file] = run_tests(mutant.file, None, 600)
-            if not passed:
-                print(f"{mutant.file}: its tests fail without a change")
-                return 2
-        survived, took = run_tests(mutant.file, mutant, max(20.0, LIMIT * seconds[mutant.file]))
-        tested += 1
-        survivors += [mutant] if survived else []
-        line = (SOURCE / mutant.file).read_text().splitlines()[mutant.line - 1].strip()
-        print(
-            f"{'SURVIVED' if survived else 'killed  '} {took:5.1f} s  {mutant.name}  {mutant.change}: {line}",
-            flush=True,
-        )
-    killed = tested - len(survivors)
-    print(f"seed={seed}: {killed} of {tested} killed, {killed / max(1, tested):.1%}")
+        if mutant.name in results:
+            continue
+        if mutant.file not in lines:
+            lines[mutant.file], seconds = record_lines(mutant.file)
+            limits[mutant.file] = max(30.0, LIMIT * seconds)
+        executed = lines[mutant.file]
+        if executed is None:
+            results[mutant.name] = "untested"
+            continue
+        results[mutant.name], seconds = verdict(mutant, executed, limits[mutant.file])
+        text = f"{results[mutant.name]:8} {seconds:5.1f} s  {mutant.name}  {mutant.change}: {source_line(mutant)}"
+        print(text, flush=True)
+        if out:
+            with out.open("a") as stream:
+                print(text, file=stream)
+    for file in sorted({mutant.file for mutant in drawn if results[mutant.name] == "untested"}):
+        print(f"{file}: not counted, its tests fail without a change")
+    tested = [mutant for mutant in drawn if results[mutant.name] != "untested"]
+    survivors = sorted(mutant for mutant in tested if results[mutant.name] == "SURVIVED")
+    killed = len(tested) - len(survivors)
+    print(f"seed={seed}: {killed} of {len(tested)} killed, {killed / max(1, len(tested)):.1%}")
     for mutant in survivors:
-        print(f"  survived: {mutant.name}  {mutant.change}")
-    return int(killed < 0.95 * tested)
+        print(f"  survived: {mutant.name}  {mutant.change}: {source_line(mutant)}")
+    return int(killed < 0.95 * len(tested) or len(tested) < len(drawn))
 
 
 if __name__ == "__main__":

@@ -165,3 +165,17 @@ def test_erasing_takes_rectangles_of_the_papers_size() -> None:
     assert torch.equal(augment_ops.erase(batch, 0.0), batch)
     assert (augment_ops.erase(batch, 1.0) == 0).flatten(1).any(1).all()
     assert (batch == 1).all(), "the batch itself stays as it was"
+
+
+def test_erased_rectangles_are_anywhere_within_the_image() -> None:
+    torch.manual_seed(0)
+    holes = augment_ops.erase(torch.ones(4000, 1, 12, 9), 1.0)[:, 0] == 0
+    for lines in (holes.any(2), holes.any(1)):  # rows, columns
+        sides, size = lines.sum(1), lines.shape[1]
+        first, last = lines.int().argmax(1), size - 1 - lines.flip(1).int().argmax(1)
+        assert torch.equal(last - first + 1, sides)
+        for side in range(2, 6):
+            places = first[sides == side].bincount(minlength=size)
+            expected = int((sides == side).sum()) / (size - side + 1)
+            assert places[: size - side + 1].min() > 0.6 * expected, "each place is as likely"
+            assert places[: size - side + 1].max() < 1.5 * expected

@@ -1,8 +1,9 @@
 """The data module, with real Lightning runs of a tiny model on real digits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from sklearn.datasets import load_digits
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch, TrainBatch
-from vitlab.data.sampler import reseed
+from vitlab.data.sampler import EpochBatches, reseed
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.fake import fake
+from vitlab.data.sets.huggingface import huggingface
 from vitlab.data.sets.image_folder import image_folder
 from vitlab.data.source import Source
 
@@ -241,6 +243,34 @@ def test_limited_batches_keep_epoch_and_step_true(tmp_path: Path) -> None:
     assert [(batch.epoch, batch.step) for batch in model.batches] == [
         (epoch, step) for epoch in range(2) for step in range(3)
     ]
+
+
+@pytest.mark.parametrize(("share", "batches", "steps"), [(0.45, 11, 6), (0.4, 10, 5), (1.0, 26, 13)])
+def test_a_share_of_the_batches_is_that_share_of_an_epoch(
+    tmp_path: Path, share: float, batches: int, steps: int
+) -> None:
+    data, model = datamodule(), Tiny()
+    knobs: dict[str, Any] = {"max_epochs": 2, "limit_val_batches": 0, "accumulate_grad_batches": 2}
+    trainer(tmp_path, limit_train_batches=share, **knobs).fit(model, datamodule=data)
+    assert (data.batches_per_epoch, data.steps_per_epoch) == (batches, steps)
+    assert [(batch.epoch, batch.step, batch.micro) for batch in model.batches] == [
+        (epoch, *divmod(number, 2)) for epoch in range(2) for number in range(batches)
+    ]
+
+
+@pytest.mark.parametrize(("buffer", "least", "most"), [(100, 1, 3), (600, 4, 6), (None, 7, 12)])
+def test_a_step_mixes_as_many_blocks_of_rows_as_the_shuffle_buffer_has_room_for(
+    parquet: Path, buffer: int | None, least: int, most: int
+) -> None:
+    source = replace(huggingface(name=str(parquet), streaming=True), shuffle_buffer=buffer)
+    data = datamodule(lambda: source, batch_size=20, num_workers=0)
+    data.setup()
+    blocks = data.split("train").blocks
+    assert blocks is not None
+    plans = cast(EpochBatches, data.train_dataloader().batch_sampler)
+    used = [len(blocks[plan.indices].unique()) for plan in plans]  # of 12, of 50 rows each
+    assert len(used) == data.steps_per_epoch
+    assert least <= max(used) <= most
 
 
 def test_overfit_batches_takes_the_same_images_in_every_epoch(tmp_path: Path) -> None:

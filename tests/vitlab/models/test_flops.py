@@ -5,6 +5,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from vitlab.models import flops, freezing
 from vitlab.models.flops import forward_flops, training_flops
@@ -113,6 +114,40 @@ def test_peers_count_as_the_same_model_of_ours() -> None:
 )
 def test_gpus_are_recognized_by_their_names(name: str, dtype: torch.dtype, tf32: bool, peak: float | None) -> None:
     assert flops.datasheet_peak_flops(name, dtype, tf32=tf32) == (None if peak is None else peak * 1e12)
+
+
+def test_the_precision_of_a_run_chooses_the_peak_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")  # no bfloat16
+    monkeypatch.setattr(flops, "measured_peak_flops", lambda dtype, threads: dtype)  # what would be measured
+    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+    for precision, dtype, peak in (
+        ("32-true", torch.float32, 8.1e12),
+        ("16-mixed", torch.float16, 65e12),
+        ("16-true", torch.float16, 65e12),
+        ("bf16-mixed", torch.bfloat16, None),
+        ("bf16-true", torch.bfloat16, None),
+        ("64-true", torch.float32, None),
+        ("transformer-engine", torch.float32, None),
+    ):
+        assert flops.peak_flops(cpu, precision) == dtype
+        assert flops.peak_flops(cuda, precision) == peak
+        assert flops.peak_flops(mps, precision) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
+    before = torch.get_float32_matmul_precision()
+    try:
+        for matmul, peak in (("highest", 19.5e12), ("high", 156e12), ("medium", 156e12)):
+            torch.set_float32_matmul_precision(matmul)
+            assert flops.peak_flops(cuda, "32-true") == peak
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_logits_are_found_in_what_a_network_returns() -> None:
+    logits, other = torch.ones(2, 3), torch.zeros(2, 3)
+    assert flops.output_logits(logits) is logits
+    assert flops.output_logits((logits, other)) is logits
+    assert flops.output_logits(([logits, other], other)) is logits
+    assert flops.output_logits(ImageClassifierOutput(loss=other, logits=logits)) is logits
 
 
 def test_a_cpu_is_measured_once() -> None:

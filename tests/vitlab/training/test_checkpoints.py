@@ -220,6 +220,33 @@ def test_checkpoints_are_kept_by_choice_and_the_best_of_several(run: Callable[..
     assert safe_load.load_checkpoint(folder / "step-000004.ckpt")["global_step"] == 4
 
 
+class AskToStop(Callback):
+    """Ask for the end of the training before a step, as early stopping does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop |= trainer.global_step == self.step
+
+
+@pytest.mark.parametrize(
+    ("settings", "cut", "step"),
+    [
+        (["trainer.max_epochs=-1", "trainer.max_steps=7"], None, 7),
+        (["trainer.max_epochs=3"], AskToStop(6), 7),
+        (["trainer.max_epochs=1"], None, STEPS),
+    ],
+    ids=["steps", "callback", "epochs"],
+)
+def test_the_end_of_a_training_is_saved_wherever_it_is(
+    run: Callable[..., Path], settings: list[str], cut: Callback | None, step: int
+) -> None:
+    never = ["callbacks.last.every_n_epochs=null", "callbacks.last.every_n_minutes=null"]
+    folder = run("ended", *never, *settings, cut=cut)
+    assert safe_load.load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == step
+
+
 def test_a_checkpoint_is_taken_when_so_many_minutes_are_over(run: Callable[..., Path]) -> None:
     seldom = ["callbacks.last.every_n_epochs=null", "callbacks.last.every_n_minutes=1e-9"]
     folder = run("run", *seldom, cut=CutAt(3))

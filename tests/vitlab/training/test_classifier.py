@@ -262,6 +262,29 @@ def test_the_rate_changes_with_every_step_and_the_schedule_knows_all_steps(make_
     assert used == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025]), "2 epochs of 3 steps, of 2 batches each"
 
 
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [({"max_epochs": 4}, 12), ({"max_epochs": 4, "max_steps": 5}, 5), ({"max_epochs": -1, "max_steps": 5}, 5)],
+)
+def test_the_steps_of_a_training_are_counted_by_lightning_for_other_loaders(
+    make_trainer: MakeTrainer, limits: dict[str, int], steps: int
+) -> None:
+    """Our DataModule counts itself: Lightning's count would be another where an epoch ends within a step."""
+    counts: list[int] = []
+
+    class Count(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            assert isinstance(pl_module, Classifier)
+            counts.append(pl_module.total_steps())
+            trainer.should_stop = True
+
+    data = digits_module()
+    trainer = make_trainer(**limits, callbacks=[Count()])
+    trainer.fit(classifier(), data.train_dataloader(), data.val_dataloader())
+    make_trainer(**limits, callbacks=[Count()]).fit(classifier(), data)
+    assert counts == [steps, steps]
+
+
 def test_every_trainable_parameter_is_in_exactly_one_group_of_the_optimizer(make_trainer: MakeTrainer) -> None:
     module, trainer = classifier(), make_trainer(max_steps=1)
     trainer.fit(module, digits_module())

@@ -1,10 +1,13 @@
 """The tables of layouts: each is complete, its names map back to themselves, and it is recognized as itself."""
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torchvision
+import transformers
+from torch import Tensor, nn
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
@@ -96,3 +99,20 @@ def test_the_names_of_googles_newer_code_are_read_too() -> None:
     assert found.prefix == "params/"
     assert plan_mapping(found).sources.keys() == ours.keys()
     assert plan_mapping(found).unknown == []
+
+
+def test_a_layouts_norms_have_the_epsilon_of_its_library() -> None:
+    libraries = {
+        "hf_deit_with_teacher": transformers.DeiTConfig().layer_norm_eps,
+        "hf_deit": transformers.DeiTConfig().layer_norm_eps,
+        "hf_dinov2": transformers.Dinov2Config().layer_norm_eps,
+        "hf_vit": transformers.ViTConfig().layer_norm_eps,
+        "hf_clip": transformers.CLIPVisionConfig().layer_norm_eps,
+        "open_clip": nn.LayerNorm(1).eps,
+        "torchvision": inspect.signature(torchvision.models.VisionTransformer).parameters["norm_layer"].default(1).eps,
+        "google": 1e-6,  # flax
+    }
+    own = {
+        name: layout.settings["norm_eps"] for name, layout in LAYOUTS.items() if "norm_eps" in (layout.settings or {})
+    }
+    assert own == libraries
