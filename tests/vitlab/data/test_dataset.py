@@ -1,5 +1,7 @@
 """Batches from memory and from files."""
 
+from typing import Any
+
 import pytest
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -121,6 +123,31 @@ def test_of_a_side_that_is_far_too_long_the_middle_is_seen() -> None:
     for image in (line, line.transpose(1, 2)):
         middle = v2.functional.center_crop(image, [min(side, 201) for side in image.shape[-2:]])
         assert torch.equal(center_crop(image, (8, 8), 0.875), center_crop(middle, (8, 8), 0.875))
+
+
+@pytest.mark.parametrize(
+    ("size", "image_size", "kept"),
+    [
+        ((1, 1000), (8, 8), [1, 64]),
+        ((1000, 2), (8, 8), [128, 2]),
+        ((3, 1000), (8, 24), [3, 576]),
+        ((3, 1000), (24, 9), [3, 576]),
+        ((2, 128), (8, 8), [2, 128]),
+    ],
+)
+def test_a_side_that_is_far_too_long_is_cut_before_it_is_resized(
+    size: tuple[int, int], image_size: tuple[int, int], kept: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize, resized = v2.functional.resize, []
+
+    def note(image: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        resized.append(list(image.shape[-2:]))
+        result: torch.Tensor = resize(image, *arguments, **options)
+        return result
+
+    monkeypatch.setattr(v2.functional, "resize", note)
+    center_crop(torch.zeros(3, *size, dtype=torch.uint8), image_size, 0.875)
+    assert resized == [kept], "else a line of 100,000 pixels would take 20 GB"
 
 
 def test_large_crops_come_from_a_smaller_decoding_only_where_that_is_asked_for(photos: Split) -> None:

@@ -78,3 +78,50 @@ def test_it_is_for_few_tokens_in_bfloat16_without_dropout(
 ) -> None:
     q = torch.zeros(1, 2, count, 32, dtype=dtype, requires_grad=trained)
     assert attention.has_cpu_kernel(q, q, dropout) is served
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_fused_or_step_by_step_it_is_the_formula(fused: bool) -> None:
+    q, k, v = tokens(3, 5, torch.float64)
+    weights = (q @ k.mT / 12**0.5).softmax(dim=-1)
+    torch.testing.assert_close(attention.attention_weights(q, k), weights)
+    torch.testing.assert_close(attention.attention(q, k, v, fused=fused), weights @ v)
+    assert torch.equal(attention.attention(q, k, v), attention.attention(q, k, v, fused=True))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_dropout_drops_weights_and_keeps_the_expectation(fused: bool) -> None:
+    torch.manual_seed(0)
+    q, v = torch.zeros(500, 2, 16, 12), torch.ones(500, 2, 16, 12)
+    mixed = attention.attention(q, q, v, dropout=0.25, fused=fused)[..., 0]
+    kept = mixed * 0.75 * 16  # of 16 equal weights
+    torch.testing.assert_close(kept, kept.round())
+    assert float(kept.mean()) == pytest.approx(12, abs=0.1)  # the standard error is 0.014
+    assert float(kept.var()) == pytest.approx(3, abs=0.1)
+
+
+def test_heads_are_split_alike_with_and_without_gradients() -> None:
+    x = torch.randn(2, 5, 3 * 24)
+    expected = [x[..., part * 24 :][..., :24].unflatten(2, (2, 12)).transpose(1, 2) for part in range(3)]
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            parts = attention.split_heads(x, 3, 2)
+        for part, exact in zip(parts, expected, strict=True):
+            assert torch.equal(part, exact)
+
+
+def test_as_many_images_are_mixed_at_a_time_as_the_weights_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = tokens(7, 5)
+    for room, images in ((3 * 2 * 5 * 17, [3, 3, 1]), (3 * 2 * 5 * 17 - 1, [2, 2, 2, 1]), (1, [1] * 7)):
+        monkeypatch.setattr(attention, "CHUNK_WEIGHTS", room)
+        assert [len(part[0]) for part in attention.chunks(q, k, v)] == images
+
+
+def test_compiled_it_has_the_same_gradients() -> None:
+    gradients = []
+    for mix in (attention.cpu_attention, torch.compile(attention.cpu_attention, backend="eager", fullgraph=True)):
+        q, k, v = (x.requires_grad_() for x in tokens(3))
+        mix(q, k, v).square().sum().backward()  # type: ignore[no-untyped-call]
+        gradients.append([q.grad, k.grad, v.grad])
+    for compiled, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=0.05, atol=0.05)

@@ -72,6 +72,13 @@ def test_counting_leaves_a_network_as_it_was() -> None:
     assert all(p.grad is None and p.device.type == "cpu" for p in network.parameters())
 
 
+def test_counting_leaves_checkpointing_and_torchs_fast_path_on() -> None:
+    network = vit(activation_checkpointing=True)
+    assert training_flops(network, IMAGE) > 0
+    assert network.activation_checkpointing
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_peers_count_as_the_same_model_of_ours() -> None:
     shape = (3, 224, 224)
     small = {"dim": 192, "depth": 2, "heads": 3}
@@ -114,6 +121,38 @@ def test_peers_count_as_the_same_model_of_ours() -> None:
 )
 def test_gpus_are_recognized_by_their_names(name: str, dtype: torch.dtype, tf32: bool, peak: float | None) -> None:
     assert flops.datasheet_peak_flops(name, dtype, tf32=tf32) == (None if peak is None else peak * 1e12)
+
+
+@pytest.mark.parametrize(
+    ("name", "sixteen", "tensor", "single"),
+    [
+        ("NVIDIA GB200", 2500, 1250, 80),
+        ("NVIDIA B200", 2250, 1100, 75),
+        ("NVIDIA H100 NVL", 835.5, 417.7, 60),
+        ("NVIDIA H100 PCIe", 756, 378, 51.2),
+        ("NVIDIA H100 80GB HBM3", 989.4, 494.7, 66.9),
+        ("NVIDIA A100-SXM4-80GB", 312, 156, 19.5),
+        ("NVIDIA A40", 149.7, 74.8, 37.4),
+        ("NVIDIA A30", 165, 82, 10.3),
+        ("NVIDIA A10G", 70, 35, 31.5),
+        ("NVIDIA A10", 125, 62.5, 31.2),
+        ("NVIDIA RTX A6000", 154.8, 77.4, 38.7),
+        ("NVIDIA RTX 6000 Ada Generation", 364.2, 182.1, 91.1),
+        ("NVIDIA L40S", 362, 183, 91.6),
+        ("NVIDIA L40", 181, 90.5, 90.5),
+        ("NVIDIA L4", 121, 60, 30.3),
+        ("NVIDIA GeForce RTX 5090", 209.5, 104.8, 104.8),
+        ("NVIDIA GeForce RTX 4080", 97.5, 48.7, 48.7),
+        ("NVIDIA GeForce RTX 3090 Ti", 80, 40, 40),
+        ("NVIDIA GeForce RTX 3090", 71, 35.6, 35.6),
+        ("NVIDIA GeForce RTX 3080", 59.5, 29.8, 29.8),
+        ("Tesla V100S-PCIE-32GB", 130, 16.4, 16.4),
+    ],
+)
+def test_a_gpu_has_a_peak_for_each_precision(name: str, sixteen: float, tensor: float, single: float) -> None:
+    peaks = [flops.datasheet_peak_flops(name, torch.float16, tf32=False)]
+    peaks += [flops.datasheet_peak_flops(name, torch.float32, tf32=tf32) for tf32 in (True, False)]
+    assert peaks == [peak * 1e12 for peak in (sixteen, tensor, single)]
 
 
 def test_the_precision_of_a_run_chooses_the_peak_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
