@@ -19,7 +19,7 @@ def double(x: int = 3) -> bool:
     if not x < 2 and x: raise ValueError(f"{x + 1}")
     return x * 2 == 4 if x else True
 """
-    kinds = sorted(change for _, _, change, _ in mutations.sites(ast.parse(source)))
+    kinds = sorted(change for _, change, _ in mutations.sites(ast.parse(source)))
     assert kinds == sorted(
         ["one more"] * 5  # 3, 1, 2, 2, 4
         + ["left out", "not left out", "and for or", "another operator", "the other branch", "the other truth value"]

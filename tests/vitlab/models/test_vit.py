@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -190,6 +191,51 @@ def test_variants_give_timms_logits_gradients_and_step(variant: str) -> None:
     theirs, ours = VARIANTS[variant]
     theirs, ours = {"img_size": 64} | SHALLOW | theirs, {"image_size": 64} | SHALLOW | TINY | ours
     train_alike(*twins("vit_tiny_patch16_224", theirs, ours), batch=2)
+
+
+SILU: Any = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (SILU, {"activation": "swiglu"}),
+        ({"act_layer": "gelu_tanh"}, {"activation": "gelu_tanh"}),
+        ({"pre_norm": True}, {"pre_norm": True}),
+        ({"fc_norm": True}, {"fc_norm": True}),
+        ({"fc_norm": False, "global_pool": "avg"}, {"fc_norm": False, "pool": "avg"}),
+        ({"norm_layer": partial(nn.LayerNorm, eps=0.1)}, {"norm_eps": 0.1}),
+    ],
+)
+def test_activations_and_norms_by_choice_give_timms_logits(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    small = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
+    one, two = timm.create_model("vit_tiny_patch16_224", **small, **theirs).eval(), toy(**ours).eval()
+    state = fill(one)
+    one.load_state_dict(state)
+    two.load_state_dict(state)
+    images = images_for(two)
+    close(two(images), one(images))
+
+
+def test_a_distilled_model_gives_timms_tokens_and_the_mean_of_both_heads() -> None:
+    theirs = {"depth": 3, "num_classes": 7}
+    one, two = twins("deit_tiny_distilled_patch16_224", theirs, TINY | theirs | {"distilled": True})
+    images = images_for(two)
+    close(two(images), one(images))
+    close(two.forward_features(images), one.forward_features(images))
+
+
+def test_a_hidden_layer_before_the_head_has_a_tanh() -> None:
+    model = filled(toy(pre_logits_dim=6))
+    images = images_for(model)
+    hidden = model.get_parameter("pre_logits.weight") @ model.forward_features(images)[:, 0].T
+    logits = model.head((hidden.T + model.get_parameter("pre_logits.bias")).tanh())
+    close(model(images), logits)
+
+
+def test_arguments_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="dim=24 is not a multiple of heads=5"):
+        toy(heads=5)
 
 
 @pytest.mark.parametrize("patch_projection", ["conv", "linear"])

@@ -112,7 +112,6 @@ def test_a_layouts_norms_have_the_epsilon_of_its_library() -> None:
         "torchvision": inspect.signature(torchvision.models.VisionTransformer).parameters["norm_layer"].default(1).eps,
         "google": 1e-6,  # flax
     }
-    own = {
-        name: layout.settings["norm_eps"] for name, layout in LAYOUTS.items() if "norm_eps" in (layout.settings or {})
-    }
+    settings = {name: dict(layout.settings or {}) for name, layout in LAYOUTS.items()}
+    own = {name: each["norm_eps"] for name, each in settings.items() if "norm_eps" in each}
     assert own == libraries
