@@ -136,8 +136,8 @@ def mutated(mutant: Mutant) -> CodeType:
     tree: Any = ast.parse(path.read_text())
     for node, change, replacement in sites(tree):
         if (getattr(node, "lineno", 0), getattr(node, "col_offset", 0), change) == mutant[1:]:
-            changed: ast.Module = Replace(node, replacement).visit(tree)
-            return cast(CodeType, compile(ast.fix_missing_locations(changed), str(path), "exec"))
+            changed = cast(ast.Module, Replace(node, replacement).visit(tree))
+            return compile(ast.fix_missing_locations(changed), str(path), "exec")
     raise ValueError(f"there is no mutant {mutant.name}")
 
 

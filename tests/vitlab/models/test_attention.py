@@ -102,7 +102,7 @@ def test_dropout_drops_weights_and_keeps_the_expectation(fused: bool) -> None:
 
 def test_heads_are_split_alike_with_and_without_gradients() -> None:
     x = torch.randn(2, 5, 3 * 24)
-    expected = [x[..., part * 24 :][..., :24].unflatten(2, (2, 12)).transpose(1, 2) for part in range(3)]
+    expected = [x[..., part * 24 :][..., :24].reshape(2, 5, 2, 12).transpose(1, 2) for part in range(3)]
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
             parts = attention.split_heads(x, 3, 2)

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import SwiGLUPacked
+from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -208,7 +208,14 @@ SILU: Any = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
     ],
 )
 def test_activations_and_norms_by_choice_give_timms_logits(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    small = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
+    small: dict[str, Any] = {
+        "img_size": 16,
+        "patch_size": 4,
+        "embed_dim": 24,
+        "depth": 3,
+        "num_heads": 2,
+        "num_classes": 5,
+    }
     one, two = timm.create_model("vit_tiny_patch16_224", **small, **theirs).eval(), toy(**ours).eval()
     state = fill(one)
     one.load_state_dict(state)
