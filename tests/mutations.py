@@ -42,7 +42,14 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Mod: ast.Mult, ast.Pow: ast.Mult,
 }  # fmt: skip
 # mutants that compute the same, by module, change, and the source line without spaces around it -> why
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    ("models/init.py", "the other truth value", "parameters = dict(model.named_parameters(recurse=False))"): (
+        "only the model itself has parameters of these names"
+    ),
+    ("models/layers.py", "another comparison", "return F.dropout(x, rate) if training and rate > 0.0 else x"): (
+        "dropout at rate 0 returns its input"
+    ),
+}
 
 
 class Mutant(NamedTuple):

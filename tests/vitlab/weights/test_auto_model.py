@@ -12,7 +12,7 @@ import yaml
 from conftest import Configure
 from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
-from vitlab.weights.auto_model import FALLBACK, as_size, fill_from_weights
+from vitlab.weights.auto_model import FALLBACK, NETWORK, as_size, fill_from_weights
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,15 @@ def test_a_preset_keeps_its_model_and_takes_the_images(configure: Configure, fol
     assert with_weights["data"]["std"] == pytest.approx([0.229, 0.224, 0.225])
     assert without["data"]["std"] is None
     assert without["weights"]["source"] is None
+
+
+def test_a_run_that_is_evaluated_has_its_own_model_unless_weights_are_named(folder: Path) -> None:
+    model = {"_target_": NETWORK, "image_size": "???"}
+    for source in (None, "???"):
+        filled = fill_from_weights({"run": "x", "model": {**model, "weights": source}, "weights": {"strict": True}})
+        assert filled == {"run": "x", "model": None, "weights": {"strict": True, "source": None}}
+    config = {"run": None, "model": {**model, "weights": str(folder)}, "weights": {}, "data": {"augment": {}}}
+    assert fill_from_weights(config)["model"]["dim"] == 384
 
 
 def test_a_resumed_run_uses_its_own_record_without_weights(configure: Configure, folder: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Configurations of other libraries give the arguments that shapes don't show."""
 
+from typing import Any
+
 import pytest
 
 from vitlab.weights.files import UnreadableWeights
-from vitlab.weights.hints import timm_hints, transformers_hints
+from vitlab.weights.hints import open_clip_hints, timm_hints, transformers_hints
 
 
 def test_transformers_config_of_other_kinds_is_used() -> None:
@@ -26,3 +28,34 @@ def test_timms_models_are_inspected_and_unsupported_ones_are_refused() -> None:
     ):
         with pytest.raises(UnreadableWeights, match=message):
             timm_hints(name, {} if name in ("resnet18", "nope") else {"depth": 1})
+
+
+def test_openclips_image_tower_has_its_heads_size_and_activation() -> None:
+    tower = {"width": 128, "head_width": 32, "image_size": [32, 48]}
+    assert open_clip_hints({"vision_cfg": tower}) == {"activation": "gelu", "heads": 4, "image_size": (32, 48)}
+    quick = {"vision_cfg": {"width": 128, "image_size": 32}, "quick_gelu": True}
+    assert open_clip_hints(quick) == {"activation": "quick_gelu", "heads": 2, "image_size": 32}
+    assert open_clip_hints({}) == {"activation": "gelu"}
+    with pytest.raises(UnreadableWeights, match=r"vision_cfg\.attentional_pool is a setting"):
+        open_clip_hints({"vision_cfg": {"attentional_pool": True}})
+
+
+@pytest.mark.parametrize(
+    ("changed", "only", "pool"),
+    [
+        ({}, False, "cls"),
+        ({"no_embed_class": True}, True, "cls"),
+        ({"no_embed_class": True, "class_token": False, "global_pool": "avg"}, False, "avg"),
+        ({"no_embed_class": True, "class_token": False, "global_pool": "", "reg_tokens": 2}, True, "none"),
+    ],
+)
+def test_timms_positions_are_on_patches_only_if_there_are_other_tokens(
+    changed: dict[str, Any], only: bool, pool: str
+) -> None:
+    said = timm_hints("vit_tiny_patch16_224", {"depth": 1, "img_size": (32, 48), **changed})
+    assert said["pos_embed_on_patches_only"] is only
+    assert (said["pool"], said["image_size"], "pos_embed" in said) == (pool, (32, 48), False)
+
+
+def test_timms_models_without_positions_have_none() -> None:
+    assert timm_hints("vit_tiny_patch16_224", {"depth": 1, "pos_embed": "none"})["pos_embed"] == "none"

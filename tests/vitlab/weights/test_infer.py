@@ -62,6 +62,17 @@ def test_an_architecture_is_inferred_from_shapes(arguments: dict[str, Any]) -> N
         assert again.grid == model.grid
 
 
+@pytest.mark.parametrize(
+    ("arguments", "pool", "fc_norm"),
+    [({}, "cls", None), ({"fc_norm": True}, "cls", True), ({"pool": "avg"}, "avg", None), ({}, "avg", False)],
+)
+def test_a_norm_after_pooling_is_an_argument_only_where_the_pooling_leaves_it_open(
+    arguments: dict[str, Any], pool: str, fc_norm: bool | None
+) -> None:
+    inferred = infer_architecture(state(**arguments), LAYOUTS["timm"], opened(), {"pool": pool})
+    assert inferred.arguments["fc_norm"] is fc_norm
+
+
 def test_positions_without_a_square_grid_need_the_image_size() -> None:
     odd = state(image_size=(24, 48))
     with pytest.raises(UnreadableWeights, match=r"pos_embed has 19 positions.*weights\.image_size=\[HEIGHT,WIDTH\]"):
