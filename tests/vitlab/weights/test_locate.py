@@ -63,6 +63,13 @@ def test_a_damaged_configuration_is_reported(tmp_path: Path) -> None:
         locate_weights(str(tmp_path))
 
 
+@pytest.mark.parametrize(("content", "record"), [({"run": "x"}, {"run": "x"}), ("x", {}), (None, {})])
+def test_the_record_of_a_run_is_read_from_its_export(tmp_path: Path, content: object, record: object) -> None:
+    save_file(STATE, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"vitlab": content}))
+    assert locate_weights(str(tmp_path)).record == record
+
+
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     save_file(STATE, file := tmp_path / "model.safetensors")
     assert list(locate_weights(str(file)).content.parts[""]) == ["a"]
@@ -101,6 +108,7 @@ def test_timms_name_brings_timms_preprocessing(hub: Path) -> None:
         ("hf:nobody/nothing", "neither the hub nor its local cache has weights of that name"),
         ("timm:vit_tny_patch16_224", "timm has no vit_tny_patch16_224; did you mean 'vit_tiny_patch16_224'"),
         ("timm:vit_tiny_patch16_224.nope", r"timm has no such weights; it has vit_tiny_patch16_224\.augreg_in21k"),
+        ("timm:vit_gigantic_patch14_224", "timm has no such weights; it has none of it"),
         ("timm:vit_tiny_patch16_224", "has weights of that name"),
     ],
 )

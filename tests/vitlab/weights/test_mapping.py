@@ -1,12 +1,14 @@
 """Networks are recognized with any prefix; tensors without a place are named."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
-from vitlab.weights.mapping import StoredNetwork, from_ours, plan_mapping, recognize_networks
+from vitlab.weights.mapping import StoredNetwork, from_ours, is_gated, plan_mapping, recognize_networks
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +81,13 @@ def test_written_tensors_are_contiguous_and_include_those_that_the_library_requi
         theirs = from_ours(state if name == "hf_dinov2" else ours, LAYOUTS[name], heads=3)
         assert all(value.is_contiguous() for value in theirs.values())
     assert theirs["embeddings.mask_token"].shape == (1, 12)
+
+
+@pytest.mark.parametrize("mlp_ratio", [1.0, 2.0, 4.0])
+def test_a_gated_mlp_is_known_by_its_second_layer(mlp_ratio: float) -> None:
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 4, "dim": 12, "depth": 1, "heads": 3}
+    for activation in ("gelu", "swiglu"):
+        state = VisionTransformer(**sizes, mlp_ratio=mlp_ratio, activation=activation).state_dict()
+        assert is_gated(state) is (activation == "swiglu")
+        for name in ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"):
+            assert not is_gated({key: value for key, value in state.items() if key != name})
