@@ -74,7 +74,7 @@ def test_a_run_that_is_evaluated_has_its_own_model_unless_weights_are_named(fold
     for source in (None, "???"):
         filled = fill_from_weights({"run": "x", "model": {**model, "weights": source}, "weights": {"strict": True}})
         assert filled == {"run": "x", "model": None, "weights": {"strict": True, "source": None}}
-    config = {"run": None, "model": {**model, "weights": str(folder)}, "weights": {}, "data": {"augment": {}}}
+    config: Node = {"run": None, "model": {**model, "weights": str(folder)}, "weights": {}, "data": {"augment": {}}}
     assert fill_from_weights(config)["model"]["dim"] == 384
 
 

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 import parity
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.infer import patch_grid
+from vitlab.weights.layouts import LAYOUTS
+from vitlab.weights.mapping import from_ours
 from vitlab.weights.match import StateDictMatcher, prefix_tokens
 from vitlab.weights.open import open_weights
 
@@ -86,3 +89,77 @@ def test_the_prefix_is_counted_in_its_order_and_the_grid_in_patches() -> None:
     shapes = {"reg_token": (1, 2, 8), "cls_token": (1, 1, 8)}
     assert prefix_tokens(shapes) == [("cls_token", 0), ("reg_token", 0), ("reg_token", 1)]
     assert patch_grid((32, 48), 16) == (2, 3)
+
+
+def fit_changed(tmp_path: Path, arguments: dict[str, Any], changed: dict[str, Tensor]) -> StateDictMatcher:
+    """Fit a network to its own weights with some of them replaced or added."""
+    model = VisionTransformer(**BASE | arguments)
+    save_file(model.state_dict() | changed, tmp_path / "weights")
+    weights = open_weights(str(tmp_path / "weights"), requested=BASE | arguments)
+    return StateDictMatcher(model, BASE | arguments, weights, "title")
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+def test_of_a_head_over_cls_and_mean_the_half_is_used_that_the_pooling_feeds(pool: str, tmp_path: Path) -> None:
+    half, zeros = torch.rand(5, 24), torch.zeros(5, 24)
+    both = torch.cat([half, zeros] if pool == "cls" else [zeros, half], dim=1)
+    used = fit_changed(tmp_path, {"pool": pool}, {"head.weight": both})
+    assert used.report.problems == []
+    assert torch.equal(used.readers["head.weight"](), half)
+    assert used.report.resampled == {"head.weight": "48 -> 24 numbers: the others are zero"}
+    for column in (0, 23, 24, 47):
+        mixed = both.clone()
+        mixed[0, column] = 1.0
+        report = fit_changed(tmp_path, {"pool": pool}, {"head.weight": mixed}).report
+        own = (column < 24) == (pool == "cls")
+        assert report.problems == ([] if own else [HALVES]), column
+
+
+HALVES = "the weights' head reads 48 numbers ([cls] and the patches' mean?), and the model's 24"
+
+
+def test_a_head_of_another_width_is_a_problem(tmp_path: Path) -> None:
+    both = {"head.weight": torch.zeros(5, 48)}
+    assert fit_changed(tmp_path, {"pool": "none"}, both).report.problems == [HALVES]
+    third = {"head.weight": torch.zeros(5, 72)}
+    assert fit_changed(tmp_path, {}, third).report.problems == [HALVES.replace("48", "72")]
+
+
+def test_changed_positions_are_reported_by_their_grid_and_prefix(tmp_path: Path) -> None:
+    resampled = fit(tmp_path, {"image_size": 24}, {}).report.resampled
+    assert resampled == {"pos_embed": "6x6 -> 4x4 patches (bicubic, antialiased)"}
+    registers = {"num_registers": 2}
+    moved = fit(tmp_path, registers, registers | {"pos_embed_on_registers": False})
+    assert moved.report.resampled == {
+        "the prefix": "positions of 3 -> 1 tokens before the patches; the network computes the same"
+    }
+    assert moved.report.problems == []
+    assert fit(tmp_path, {"image_size": 24, "dim": 12}, {}).report.resampled == {}
+
+
+def test_a_tensor_of_unknown_name_is_a_problem_and_unused(tmp_path: Path) -> None:
+    report = fit_changed(tmp_path, {}, {"blocks.0.attn.extra": torch.zeros(1)}).report
+    assert report.unused == {"blocks.0.attn.extra": "unknown"}
+    assert len(report.problems) == 1
+    assert report.problems[0].startswith("in the file, and unknown to timm")
+
+
+def test_settings_that_shapes_dont_show_are_compared_where_the_layout_knows_them(tmp_path: Path) -> None:
+    for name, ours, notes, problems in (
+        ("hf_vit", {"norm_eps": 1e-12}, [], []),
+        ("hf_vit", {}, ["norm_eps=1e-06 in the model, 1e-12 in the weights"], []),
+        (
+            "hf_clip",
+            {"pre_norm": True, "norm_eps": 1e-5},
+            [],
+            ["activation=gelu in the model, quick_gelu in the weights"],
+        ),
+    ):
+        model = VisionTransformer(**BASE | ours)
+        state = {key: value for key, value in model.state_dict().items() if name != "hf_clip" or key != "head.bias"}
+        save_file(from_ours(state, LAYOUTS[name], heads=2), tmp_path / "weights")
+        weights = open_weights(str(tmp_path / "weights"), requested=BASE)
+        report = StateDictMatcher(model, BASE | ours, weights, "title").report
+        known = [note for note in report.notes if not note.startswith("assumed ")]
+        assert [note.split(" (")[0] for note in known] == notes
+        assert [problem.split(" (")[0] for problem in report.problems] == problems
