@@ -80,6 +80,30 @@ def test_metrics_are_always_written_and_every_chosen_logger_and_callback_is_ther
     assert str(run.default_root_dir) == str(tmp_path)
 
 
+def test_a_metric_that_takes_the_number_of_classes_gets_that_of_the_data() -> None:
+    score = {"_target_": "torchmetrics.classification.MulticlassF1Score", "average": "macro"}
+    mean = {"_target_": "torchmetrics.MeanMetric"}
+    metrics: Any = build.build_metrics({"f1": score, "off": None, "own": {**score, "num_classes": 3}, "mean": mean}, 7)
+    assert list(metrics) == ["f1", "own", "mean"]
+    assert (metrics["f1"].num_classes, metrics["own"].num_classes) == (7, 3)
+
+
+def test_the_configuration_is_logged_to_every_logger(configure: Configure, tmp_path: Path) -> None:
+    config = configure(*TINY[:-1], "trainer.enable_progress_bar=false", "logger=[csv,tensorboard]")
+    data, module, _ = parts(config, tmp_path)
+    run = build.build_trainer(config["trainer"], run_dir=tmp_path, logger=config["logger"])
+    build.log_run_description(run, module, data, batch_size=64, config=config)
+    (logger,) = [each for each in run.loggers if isinstance(each, TensorBoardLogger)]
+    assert logger.hparams["batch_size"] == config["batch_size"]
+
+
+def test_a_run_without_new_steps_has_no_speed(configure: Configure, tmp_path: Path) -> None:
+    data, module, run = parts(configure(*TINY), tmp_path)
+    results = build.best_scores(run, module, data)
+    assert (results["steps"], results["images_per_second"], results["checkpoint_seconds"]) == (0, 0.0, None)
+    assert results["val/count"] == 144
+
+
 def test_without_loggers_nothing_is_written_and_without_a_bar_there_is_none(
     configure: Configure, tmp_path: Path
 ) -> None:

@@ -81,3 +81,23 @@ def test_the_newest_is_found_by_its_steps_and_not_by_its_date(tmp_path: Path) ->
     found, damaged = checkpoint_files.newest_checkpoint(tmp_path)
     assert found == tmp_path / "best.ckpt"
     assert list(damaged) == [tmp_path / "last.ckpt"]
+
+
+def test_of_equally_new_files_the_last_comes_first_then_the_previous(tmp_path: Path) -> None:
+    for name in ("best", "previous", "last"):
+        saved(tmp_path).rename(tmp_path / f"{name}.ckpt")
+    for name in ("last", "previous", "best"):
+        newest, damaged = checkpoint_files.newest_checkpoint(tmp_path)
+        assert (newest, damaged) == (tmp_path / f"{name}.ckpt", {})
+        (tmp_path / f"{name}.ckpt").unlink()
+    assert checkpoint_files.newest_checkpoint(tmp_path) == (None, {})
+
+
+def test_a_second_name_replaces_a_former_file_and_what_a_kill_has_left(tmp_path: Path) -> None:
+    file, former = saved(tmp_path), tmp_path / "best.ckpt"
+    former.write_bytes(b"former")
+    left = tmp_path / ".best.ckpt.tmp"
+    left.write_bytes(b"left by a killed process")
+    checkpoint_files.hardlink(file, "best.ckpt")
+    assert former.samefile(file)
+    assert not left.exists()

@@ -11,6 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 from conftest import Configure
 from faults import assert_same_run, images, rows, same
 from vitlab.config.schema import Node
+from vitlab.distributed import signals
+from vitlab.distributed.signals import StopRequested
 from vitlab.runs import record
 from vitlab.runs.folder import read_results, write_config
 from vitlab.storage import safe_load
@@ -245,6 +247,51 @@ def test_the_end_of_a_training_is_saved_wherever_it_is(
     never = ["callbacks.last.every_n_epochs=null", "callbacks.last.every_n_minutes=null"]
     folder = run("ended", *never, *settings, cut=cut)
     assert safe_load.load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == step
+
+
+class StopInValidation(Callback):
+    """Request a stop at a validation's start, or at its first batch together with the error of a lost rank."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, error: bool) -> None:
+        self.monkeypatch, self.error = monkeypatch, error
+
+    def request(self) -> None:
+        self.monkeypatch.setattr(signals._request, "outcome", "preempted")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.error:
+            self.request()
+
+    def on_validation_batch_end(self, trainer: Trainer, *_arguments: Any) -> None:
+        if self.error:
+            self.request()
+            raise RuntimeError("another rank no longer responds")
+
+
+@pytest.mark.parametrize(
+    ("error", "every", "status", "step"),
+    [
+        (False, 1, "preempted", STEPS),
+        (False, 7, "preempted", STEPS + 1),  # the step before the validation isn't saved: after the next
+        (True, 1, "preempted", STEPS),
+        (True, 7, "crashed", None),
+    ],
+)
+def test_a_request_within_a_validation_stops_at_once_if_the_step_is_saved(
+    run: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: bool,
+    every: int,
+    status: str,
+    step: int | None,
+) -> None:
+    seldom = [f"callbacks.last.every_n_epochs={every}", "callbacks.last.every_n_minutes=null"]
+    with pytest.raises((StopRequested, RuntimeError)):
+        run("stopped", *seldom, cut=StopInValidation(monkeypatch, error=error))
+    assert read_results(tmp_path / "stopped")["status"] == status
+    file = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    assert (safe_load.load_checkpoint(file)["global_step"] if file.is_file() else None) == step
 
 
 def test_a_checkpoint_is_taken_when_so_many_minutes_are_over(run: Callable[..., Path]) -> None:

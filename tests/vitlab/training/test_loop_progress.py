@@ -42,3 +42,13 @@ def test_the_counters_follow_from_the_steps(
     assert loops["epoch_loop.state_dict"]["_batches_that_stepped"] == step
     steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["current"]["ready"]
     assert steps == (-(-batches // accumulate) if last else current // accumulate)
+
+
+def test_every_counter_of_the_optimizer_is_set_and_no_validation_is_over() -> None:
+    for due in (True, False):
+        loops = counters()
+        set_loop_progress(loops, step=5, batches_per_epoch=5, accumulate=1, validation_due=due)
+        assert loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"] is False
+        optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+        for counter in (loops["epoch_loop.scheduler_progress"], optimizer["zero_grad"]):
+            assert counter["current"]["ready"] == (5 if due else 0)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from lightning import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.demos.boring_classes import BoringModel
 from rich.console import Console
 
@@ -86,3 +87,17 @@ def test_a_pipe_gets_a_line_at_intervals_and_no_bar(
     for pattern in (r"validation   batch \d+ of 20   .+ left", r"test   batch \d+ of 20"):
         assert any(re.fullmatch(pattern, line) for line in lines), lines
     assert "━" not in capfd.readouterr().out
+
+
+def test_it_is_drawn_at_most_ten_times_a_second_unless_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[bool] = []
+    monkeypatch.setattr(RichProgressBar, "refresh", lambda self, hard=False: drawn.append(hard))
+    bar = ProgressBar()
+    for _ in range(3):
+        bar.refresh()
+    assert drawn == [True]
+    bar.refresh(hard=True)
+    assert drawn == [True, True]
+    time.sleep(0.11)
+    bar.refresh()
+    assert drawn == [True, True, True]
