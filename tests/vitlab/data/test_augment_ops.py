@@ -179,3 +179,40 @@ def test_erased_rectangles_are_anywhere_within_the_image() -> None:
             expected = int((sides == side).sum()) / (size - side + 1)
             assert places[: size - side + 1].min() > 0.6 * expected, "each place is as likely"
             assert places[: size - side + 1].max() < 1.5 * expected
+
+
+def test_random_affine_draws_from_the_ranges_given() -> None:
+    torch.manual_seed(0)
+    count, height, width = 3000, 20, 30
+    dot = torch.zeros(count, 1, height, width, dtype=torch.uint8)
+    dot[:, :, 10, 15] = 200
+    moved = augment_ops.random_affine(dot, 0.0, 0.2, (1.0, 1.0), 0.0).flatten(1)
+    assert (moved.amax(1) == 200).all(), "shifts are of complete pixels"
+    rows, columns = moved.argmax(1) // width - 10, moved.argmax(1) % width - 15
+    assert sorted(set(rows.tolist())) == list(range(-4, 5))
+    assert sorted(set(columns.tolist())) == list(range(-6, 7))
+    assert abs(float(rows.float().mean())) < 0.2
+    square = torch.zeros(count, 1, 40, 40, dtype=torch.uint8)
+    square[:, :, 15:25, 15:25] = 255
+    areas = augment_ops.random_affine(square, 0.0, 0.0, (0.5, 1.5), 0.0).sum((1, 2, 3)) / 255 / 100
+    scales = areas.sqrt()
+    assert float(scales.min()) == pytest.approx(0.5, abs=0.03)
+    assert float(scales.max()) == pytest.approx(1.5, abs=0.03)
+    assert float(scales.mean()) == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize(("degrees", "shear"), [(30.0, 0.0), (0.0, 20.0)])
+def test_random_affine_turns_and_shears_both_ways_up_to_its_limit(degrees: float, shear: float) -> None:
+    torch.manual_seed(0)
+    image = images(1, 30)
+    drawn = augment_ops.random_affine(image.expand(400, -1, -1, -1).contiguous(), degrees, 0.0, (1.0, 1.0), shear)
+    for sign in (-1, 1):
+        limit = tv.affine(image, sign * degrees, [0, 0], 1.0, [sign * shear, 0.0], interpolation=BILINEAR)
+        assert (drawn.int() - limit.int()).abs().float().mean((1, 2, 3)).min() < 6
+    angles = [
+        tv.affine(image, degrees * each / 10, [0, 0], 1.0, [shear * each / 10, 0.0], interpolation=BILINEAR)
+        for each in range(-20, 21)
+    ]
+    distances = torch.stack([(drawn.int() - a.int()).abs().float().mean((1, 2, 3)) for a in angles], dim=1)
+    nearest = distances.argmin(1) - 20
+    assert (int(nearest.min()), int(nearest.max())) == (-10, 10)

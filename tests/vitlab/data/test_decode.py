@@ -174,3 +174,24 @@ def test_what_the_machine_lacks_is_no_fault_of_an_image() -> None:
         InvalidImage(errno.ENOENT, "gone"),
     ):
         assert decode.image_is_at_fault(error)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_a_header_is_enough_only_if_the_end_of_the_file_is_there(tmp_path: Path, format: str) -> None:
+    file = tmp_path / "image"
+    Image.effect_noise((64, 48), 50).convert("RGB").save(file, format)
+    content = file.read_bytes()
+    with decode.quiet():
+        decode.check_header(str(file))
+        file.write_bytes(content + b"bytes of another program")
+        decode.check_header(str(file))
+    for end in (0, 1, 20, len(content) * 3 // 4):
+        file.write_bytes(content[:end])
+        with decode.quiet(), pytest.raises((OSError, ValueError, RuntimeError, SyntaxError)):
+            decode.check_header(str(file))
+
+
+@pytest.mark.parametrize("rest", [b"", b"\xff", b"\xff\xff", b"\xff\xc0", b"\xff\xe0\x00\x04ab\xff", b"\xff\xd9" * 9])
+def test_a_jpeg_that_ends_before_its_size_has_none(rest: bytes) -> None:
+    with pytest.raises(ValueError, match="without an image, or cut off before it"):
+        decode.jpeg_size(b"\xff\xd8" + rest)

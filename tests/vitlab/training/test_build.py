@@ -94,6 +94,7 @@ def test_the_configuration_is_logged_to_every_logger(configure: Configure, tmp_p
     run = build.build_trainer(config["trainer"], run_dir=tmp_path, logger=config["logger"])
     build.log_run_description(run, module, data, batch_size=64, config=config)
     (logger,) = [each for each in run.loggers if isinstance(each, TensorBoardLogger)]
+    assert isinstance(logger.hparams, dict)
     assert logger.hparams["batch_size"] == config["batch_size"]
 
 
