@@ -12,6 +12,7 @@ import torch
 from torchvision import datasets
 
 from vitlab.data.sets import cifar
+from vitlab.data.source import loader_facts
 
 
 def write_cifar(folder: Path, dataset: type[datasets.CIFAR10], labels: str, classes: int) -> dict[str, str]:
@@ -76,3 +77,10 @@ def test_cifar_is_read_and_checked(
     monkeypatch.setattr(dataset, "url", "http://127.0.0.1:9/none.tar.gz")
     with pytest.raises(FileNotFoundError, match=f"{name.lower()} isn't in data_dir=.*{dataset.filename}"):
         load(data_dir=str(tmp_path))
+
+
+def test_the_facts_are_those_that_are_published() -> None:
+    for load, classes in ((cifar.cifar10, 10), (cifar.cifar100, 100)):
+        facts = loader_facts(load)
+        assert (facts.native_size, facts.channels, facts.num_classes) == (32, 3, classes)
+        assert (facts.train_samples, facts.in_memory) == (50_000, True)

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from vitlab.data.sets.mnist import DEBIAN_FASHION_MNIST, fashion_mnist, mnist
+from vitlab.data.source import Source, loader_facts
 
 NAMES = [
     "train-images-idx3-ubyte",
@@ -124,3 +126,12 @@ def test_fashion_mnist_is_read_where_debian_puts_it(tmp_path: Path) -> None:
     assert source.train.images is not None
     assert (source.train.images[:5000] / 255).mean().item() == pytest.approx(source.mean[0], abs=0.01)
     assert list(tmp_path.iterdir()) == [], "nothing is written where nothing is downloaded"
+
+
+@pytest.mark.parametrize("load", [mnist, fashion_mnist])
+def test_the_facts_are_those_of_the_files(tmp_path: Path, load: Callable[..., Source]) -> None:
+    write_idx(tmp_path / load.__name__)
+    facts = loader_facts(load)
+    facts.check(load(data_dir=str(tmp_path)))
+    assert (facts.native_size, facts.channels, facts.num_classes) == (28, 1, 10)
+    assert facts.train_samples == 60_000, "published"
