@@ -159,14 +159,9 @@ class Finder:
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         if name != self.module:
             return None
-        code = mutated(self.mutant)
-
-        class Loader(SourceFileLoader):
-            def get_code(self, fullname: str) -> CodeType:
-                return code
-
-        path = str(SOURCE / self.mutant.file)
-        return importlib.util.spec_from_file_location(name, path, loader=Loader(name, path))
+        loader = SourceFileLoader(name, path := str(SOURCE / self.mutant.file))
+        loader.get_code = lambda fullname: mutated(self.mutant)  # type: ignore[method-assign]
+        return importlib.util.spec_from_file_location(name, path, loader=loader)
 
 
 def test_file(file: str) -> Path:
@@ -208,7 +203,7 @@ def run_tests(
     tests: list[str], mutant: Mutant | None, limit: float, *, show: bool = False, plugins: Sequence[object] = ()
 ) -> tuple[bool, float]:
     """Whether tests pass within `limit` seconds, and their seconds; the first failure ends them."""
-    start = time.monotonic()
+    seconds = 0.0  # counted, not measured: this process may be stopped for a while
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -219,14 +214,15 @@ def run_tests(
             sys.meta_path.insert(0, Finder(mutant))
         options = ["-x", "-q", "-m", "not long", "-p", "no:cacheprovider", "--assert=plain"]
         os._exit(int(pytest.main([*tests, *options], plugins=plugins)))
-    while time.monotonic() - start < limit:
+    while seconds < limit:
         finished, status = os.waitpid(child, os.WNOHANG)
         if finished:
-            return status == 0, time.monotonic() - start
+            return status == 0, seconds
         time.sleep(0.02)
+        seconds += 0.02
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return False, time.monotonic() - start
+    return False, seconds
 
 
 def verdict(mutant: Mutant, lines: dict[str, list[int]], limit: float) -> tuple[str, float]:
@@ -236,15 +232,13 @@ def verdict(mutant: Mutant, lines: dict[str, list[int]], limit: float) -> tuple[
     if survived and len(covering) < len(lines):
         survived, more = run_tests([str(test_file(mutant.file))], mutant, limit)
         seconds += more
-    return "SURVIVED" if survived else "hangs" if seconds > limit else "killed", seconds
+    return "SURVIVED" if survived else "hangs" if seconds >= limit else "killed", seconds
 
 
 def modules(names: list[str]) -> list[str]:
     """The modules of packages, or those named, that have a mirrored test file."""
-    files = [path for name in names for path in sorted((SOURCE / name).rglob("*.py"))]
-    files += [SOURCE / f"{name}.py" for name in names if (SOURCE / f"{name}.py").is_file()]
-    relative = [str(path.relative_to(SOURCE)) for path in files]
-    return [file for file in relative if test_file(file).is_file()]
+    files = [file for name in names for file in sorted((SOURCE / name).rglob("*.py")) or [SOURCE / f"{name}.py"]]
+    return [name for file in files if test_file(name := str(file.relative_to(SOURCE))).is_file()]
 
 
 def preload() -> None:
