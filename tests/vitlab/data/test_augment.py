@@ -1,5 +1,6 @@
 """The knobs of augmentation, and the way from uint8 to normalized float."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -154,3 +155,21 @@ def test_erased_pixels_have_the_mean_color() -> None:
 def test_a_knob_outside_its_range_is_named(knob: str, value: object, rule: str) -> None:
     with pytest.raises(ValueError, match=rf"{knob}=.*{rule}"):
         Augment(**{knob: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "in_memory", "channels", "problem"),
+    [
+        ({}, False, 2, None),
+        ({"crop_padding": 2}, True, 2, None),
+        ({"crop_padding": 2}, False, 3, "crop_padding=2 is for data sets in memory"),
+        ({"auto_augment": "randaugment"}, False, 3, None),
+        ({"auto_augment": "trivialaugment"}, True, 1, None),
+        ({"auto_augment": "trivialaugment"}, True, 2, "works on 1 or 3 channels, and mine has 2; set it to none"),
+    ],
+)
+def test_settings_that_dont_fit_a_source_are_refused(
+    knobs: dict[str, Any], in_memory: bool, channels: int, problem: str | None
+) -> None:
+    with nullcontext() if problem is None else pytest.raises(ValueError, match=problem):
+        Augment(**knobs).check("mine", in_memory=in_memory, channels=channels)

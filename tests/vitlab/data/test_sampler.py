@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlab.data.sampler import BatchPlan, EpochBatches, EvalBatches, cut, pieces, shuffled_blocks, stable_seed
+from vitlab.data.sampler import BatchPlan, EpochBatches, EvalBatches, cut, pieces, reseed, shuffled_blocks, stable_seed
 
 
 def batches(samples: int, batch_size: int, **others: object) -> EpochBatches:
@@ -233,3 +233,10 @@ def reads(ranks: int, workers: int, accumulate: int) -> float:
 def test_a_block_is_read_by_one_process(ranks: int, workers: int, accumulate: int) -> None:
     """But for those that the cuts between pieces go through."""
     assert reads(ranks, workers, accumulate) < 1.2
+
+
+def test_reseeding_sets_torchs_default_generator() -> None:
+    torch.manual_seed(2**40 + 1)
+    expected = torch.rand(3)
+    reseed(2**40 + 1, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)

@@ -29,6 +29,7 @@ from vitlab.data.dataset import TrainBatch
 from vitlab.data.decode import MAX_PIXELS, UnreadableImage, read_image
 from vitlab.data.sets.cifar import cifar10
 from vitlab.data.sets.digits import digits
+from vitlab.data.sets.huggingface import huggingface
 from vitlab.data.sets.image_folder import image_folder, list_images
 from vitlab.data.sets.mnist import mnist
 from vitlab.data.source import Source, Split
@@ -635,3 +636,10 @@ def test_names_of_skipped_files_are_listed_safely_and_found_again(folder: Path, 
     assert b"\x1b" not in listed
     assert b"\\x1b[2J\\n.png" in listed
     assert b"caf\\udce9.png" in listed
+
+
+def test_rows_have_a_common_folder_too(parquet: Path) -> None:
+    source = huggingface(name=str(parquet), streaming=True)
+    root = scan.common_folder(source)
+    assert root.endswith("/")
+    assert all(name.startswith(root) for split in source.splits.values() for name in split.files or [])
