@@ -15,6 +15,7 @@ from vitlab.distributed import signals
 from vitlab.distributed.signals import StopRequested
 from vitlab.runs import record
 from vitlab.runs.folder import read_results, write_config
+from vitlab.runs.metrics_file import MetricsFile
 from vitlab.storage import safe_load
 from vitlab.training import build, checkpoints
 
@@ -311,6 +312,28 @@ def test_a_checkpoint_holds_what_it_is_of(run: Callable[..., Path]) -> None:
     assert checkpoint["vitlab"]["config"]["model"]["dim"] == 16
     assert checkpoint["vitlab"]["data"]["data set"] == "digits"
     assert checkpoint["vitlab"].keys() == {"config", "data", "preprocessing", "wandb"}
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_that_counts_them(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    save_rows, save_checkpoint = MetricsFile.save, Trainer.save_checkpoint
+
+    def note_rows(self: MetricsFile) -> None:
+        order.append("rows")
+        save_rows(self)
+
+    def note_checkpoint(self: Trainer, filepath: Path, *arguments: Any, **options: Any) -> None:
+        order.append(Path(filepath).name)
+        save_checkpoint(self, filepath, *arguments, **options)
+
+    monkeypatch.setattr(MetricsFile, "save", note_rows)
+    monkeypatch.setattr(Trainer, "save_checkpoint", note_checkpoint)
+    run("run", "trainer.max_epochs=2")
+    before = [order[place - 1] for place, name in enumerate(order) if name == "last.ckpt"]
+    assert len(before) > 1
+    assert set(before) == {"rows"}
 
 
 def test_a_finished_run_is_lengthened_as_if_it_had_been_longer_from_the_start(run: Callable[..., Path]) -> None:

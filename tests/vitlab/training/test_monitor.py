@@ -177,6 +177,14 @@ def test_a_run_that_is_resumed_counts_on_and_repeats_no_row(make_trainer: MakeTr
         assert logged(parts, name) == logged(complete, name), name
 
 
+def test_without_metrics_csv_a_checkpoint_counts_no_rows(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    for logger, rows in (([], 0), ([MetricsFile(folder=str(tmp_path))], 3)):
+        trainer = make_trainer(logger=logger, callbacks=[Monitor()], max_epochs=1, log_every_n_steps=2)
+        trainer.fit(classifier(), data())
+        trainer.save_checkpoint(tmp_path / "x.ckpt")
+        assert torch.load(tmp_path / "x.ckpt", weights_only=True)["monitor"]["rows"] == rows
+
+
 def test_a_line_of_text_reports_of_each_epoch(
     make_trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
