@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vitlab.data.sets import image_folder as sets
-from vitlab.data.sets.image_folder import find_images, find_splits, first_of, image_folder, list_images
+from vitlab.data.sets.image_folder import find_images, find_splits, image_folder, list_images
 
 
 def write(folder: Path, per_class: dict[str, int]) -> Path:
@@ -224,10 +224,3 @@ def test_a_listing_is_read_from_the_disk_until_a_folder_changes(
     shutil.copyfile(first.files[0], tmp_path / "train" / "b" / "x" / "new.png")
     assert len(find_images(tmp_path / "train", None).files) == 5
     assert len(listed) == 5
-
-
-def test_of_many_names_the_first_are_listed() -> None:
-    assert first_of(["a", "b"]) == "a, b"
-    assert first_of(list("abcde")) == "a, b, c, d, e"
-    assert first_of(list("abcdef")) == "a, b, c, d, e, ..."
-    assert first_of(list("abcd"), 3) == "a, b, c, ..."
