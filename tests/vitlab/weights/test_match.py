@@ -22,8 +22,9 @@ BASE: dict[str, Any] = {"image_size": 16, "patch_size": 4, "dim": 24, "depth": 1
 def fit(tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> StateDictMatcher:
     model = VisionTransformer(**BASE | theirs)
     parity.fill(model)
-    save_file(model.state_dict(), tmp_path / "weights")
-    weights = open_weights(str(tmp_path / "weights"), requested=BASE | theirs)
+    file = tmp_path / str(len(list(tmp_path.iterdir())))  # a new one: a file changed within a clock tick is cached
+    save_file(model.state_dict(), file)
+    weights = open_weights(str(file), requested=BASE | theirs)
     with torch.device("meta"):
         network = VisionTransformer(**BASE | ours)
     return StateDictMatcher(network, BASE | ours, weights, "title")
@@ -94,8 +95,9 @@ def test_the_prefix_is_counted_in_its_order_and_the_grid_in_patches() -> None:
 def fit_changed(tmp_path: Path, arguments: dict[str, Any], changed: dict[str, Tensor]) -> StateDictMatcher:
     """Fit a network to its own weights with some of them replaced or added."""
     model = VisionTransformer(**BASE | arguments)
-    save_file(model.state_dict() | changed, tmp_path / "weights")
-    weights = open_weights(str(tmp_path / "weights"), requested=BASE | arguments)
+    file = tmp_path / str(len(list(tmp_path.iterdir())))
+    save_file(model.state_dict() | changed, file)
+    weights = open_weights(str(file), requested=BASE | arguments)
     return StateDictMatcher(model, BASE | arguments, weights, "title")
 
 
@@ -157,8 +159,9 @@ def test_settings_that_shapes_dont_show_are_compared_where_the_layout_knows_them
     ):
         model = VisionTransformer(**BASE | ours)
         state = {key: value for key, value in model.state_dict().items() if name != "hf_clip" or key != "head.bias"}
-        save_file(from_ours(state, LAYOUTS[name], heads=2), tmp_path / "weights")
-        weights = open_weights(str(tmp_path / "weights"), requested=BASE)
+        file = tmp_path / str(len(list(tmp_path.iterdir())))
+        save_file(from_ours(state, LAYOUTS[name], heads=2), file)
+        weights = open_weights(str(file), requested=BASE)
         report = StateDictMatcher(model, BASE | ours, weights, "title").report
         known = [note for note in report.notes if not note.startswith("assumed ")]
         assert [note.split(" (")[0] for note in known] == notes
