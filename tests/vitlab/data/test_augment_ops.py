@@ -216,3 +216,15 @@ def test_random_affine_turns_and_shears_both_ways_up_to_its_limit(degrees: float
     distances = torch.stack([(drawn.int() - a.int()).abs().float().mean((1, 2, 3)) for a in angles], dim=1)
     nearest = distances.argmin(1) - 20
     assert (int(nearest.min()), int(nearest.max())) == (-10, 10)
+
+
+def test_randaugment_applies_each_op_at_its_magnitude_with_both_signs() -> None:
+    torch.manual_seed(0)
+    expected = set()
+    for index, name in enumerate(augment_ops.NAMES):
+        value = augment_ops.magnitude(name, torch.tensor([30]), False, (20, 20))
+        for sign in (1, -1) if augment_ops.OPS[name][2] else (1,):
+            image = augment_ops.apply_ops(same(1), torch.tensor([index]), sign * value)
+            expected.add(tuple(image.flatten().tolist()))
+    drawn = augment_ops.rand_augment(same(400), 1, 30)
+    assert {tuple(image) for image in drawn.flatten(1).tolist()} == expected
