@@ -47,6 +47,7 @@ EQUIVALENT = """
 models/attention.py | other truth value | use_reentrant=False | the compiler, which it is for, traces both alike
 models/init.py | other truth value | recurse=False | only the model itself has parameters of these names
 models/layers.py | another comparison | rate > 0.0 | dropout at rate 0 returns its input
+training/classifier.py | another comparison | end > 0 | without steps nothing is trained
 weights/locate.py | one more | @lru_cache(maxsize | the size of a cache
 weights/open.py | another comparison | if len(names) > 1 | of one name the only one is chosen anyway
 """

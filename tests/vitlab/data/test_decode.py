@@ -195,3 +195,10 @@ def test_a_header_is_enough_only_if_the_end_of_the_file_is_there(tmp_path: Path,
 def test_a_jpeg_that_ends_before_its_size_has_none(rest: bytes) -> None:
     with pytest.raises(ValueError, match="without an image, or cut off before it"):
         decode.jpeg_size(b"\xff\xd8" + rest)
+
+
+def test_a_side_without_pixels_is_refused() -> None:
+    decode.check_size(1, 1)
+    for width, height in ((0, 5), (5, 0), (0, 0)):
+        with pytest.raises(ValueError, match=f"it has no pixels: {width} x {height}"):
+            decode.check_size(width, height)
