@@ -136,7 +136,7 @@ def train_alike(one: Any, two: VisionTransformer, batch: int) -> None:
         torch.optim.AdamW(model.parameters(), lr=5e-3, eps=1e-3, weight_decay=0.05, fused=True).step()
     state = one.state_dict()
     for name, value in two.state_dict().items():
-        close(value, state[name], 2e-5)  # of a step of 1e-2
+        close(value, state[name])
 
 
 @pytest.mark.parametrize(
