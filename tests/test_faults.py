@@ -1,16 +1,21 @@
-"""One trial of most faults of `make faults`; `make test` runs the fastest."""
+"""One trial of most kinds of `make faults`; `make test` runs the fastest."""
 
 from pathlib import Path
 
 import pytest
 
-import faults
+from faults import kinds
+from faults.trials import FAULTS, run_trial, table
 
-LONG = ("max_restarts", "memory", "two loading processes each", "SIGUSR1, two gloo", "one of two")
-SAMPLE = [name for name in faults.FAULTS if not any(word in name for word in LONG)]
+assert kinds  # they fill FAULTS
+LONG = ("real processes", "memory", "two loading processes each", "SIGUSR1, two gloo", "one of two")
+SAMPLE = [name for name in FAULTS if not any(word in name for word in LONG)]
 QUICK = (
     "SIGKILL, one process, with all random operations",
+    "train.py killed between two file operations, then resume=auto",
     "last checkpoint with a flipped bit",
+    "any file of a sweep damaged, then sweep.py status and report, and the same command",
+    "allowed classes with hostile settings, in overrides.yaml of a resumed run: refused",
     "two processes in one run folder: the second refused",
 )
 
@@ -19,7 +24,7 @@ QUICK = (
     "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long]) for name in SAMPLE]
 )
 def test_a_run_survives(name: str, tmp_path: Path) -> None:
-    _, lost, _ = faults.run_trial(name, 0, 0, tmp_path)
+    _, _, lost, _ = run_trial(name, 0, 0, tmp_path)
     assert lost == ""
 
 
@@ -27,10 +32,18 @@ def test_the_quickest_are_of_the_list() -> None:
     assert set(QUICK) <= set(SAMPLE)
 
 
-def test_at_least_two_hundred_trials_are_made() -> None:
-    assert sum(times for times, _ in faults.FAULTS.values()) >= 200
+def test_at_least_four_hundred_trials_are_made() -> None:
+    assert sum(times for times, _ in FAULTS.values()) >= 400
 
 
 def test_the_list_is_a_table() -> None:
-    lines = faults.table({"a": 3, "b": 2}, {"a": [], "b": ["trial 1: why"]}).splitlines()
+    lines = table({"a": 3, "b": 2}, {"a": [], "b": ["trial 1: why"]}).splitlines()
     assert lines[2:] == ["| a | 3 | 3 | 0 |", "| b | 2 | 1 | 1 |", "| **all** | **5** | **4** | **1** |"]
+
+
+def test_an_unexpected_error_is_a_lost_trial_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAULTS, "broken", (1, lambda trial: trial.random.choice([])))
+    name, number, lost, _ = run_trial("broken", 0, 5, tmp_path)
+    assert (name, number) == ("broken", 5)
+    assert lost.startswith("trial 5 (random.py:")
+    assert "IndexError" in lost

@@ -1,0 +1,306 @@
+"""Runs that are killed or stopped: by the clock, and at chosen file operations."""
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from faults.operations import Operations, read_operations
+from faults.programs import SRC, run_command, start_command, start_process
+from faults.runs import (
+    DIGITS,
+    Job,
+    assert_same_run,
+    finish,
+    finished_run,
+    images,
+    last_output,
+    lock,
+    reference,
+    start,
+)
+from faults.trials import Trial, fault
+from vitlab.distributed import launch, signals
+from vitlab.runs.folder import RESULTS, read_results
+from vitlab.storage import safe_load
+
+# ----------------------------------------------------------------------------------------------------- by the clock
+
+
+def run_until(trial: Trial, seconds: float, *overrides: str, ranks: int = 1, resume: bool = False) -> Job:
+    """Start a run and wait for `seconds`."""
+    job = start(trial.folder / "run", *overrides, ranks=ranks, resume=resume)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not job.poll():
+        time.sleep(0.005)
+    return job
+
+
+def send_signal(
+    trial: Trial, numbers: tuple[int, ...], name: str, *settings: str, ranks: int = 1, every: bool = True
+) -> None:
+    """Send one of the signals at up to three random moments, and resume the run each time."""
+    settings = (*settings, f"callbacks.last.every_n_train_steps={trial.random.choice((1, 2, 5, 'null'))}")
+    # the interval of checkpoints doesn't affect the training, so references don't set it
+    expected, seconds = reference(trial.work, name, *settings[:-1], ranks=ranks)
+    run = trial.folder / "run"
+    for attempt in range(trial.random.choice((1, 1, 2, 3))):
+        job = run_until(trial, trial.random.uniform(0.02, 1.0) * seconds, *settings, ranks=ranks, resume=attempt > 0)
+        number = trial.random.choice(numbers)
+        if every:
+            job.send(number)
+        else:
+            job.send(number, rank=trial.random.randrange(ranks))
+        statuses = job.wait(launch.TAKEDOWN + 45)
+        status = read_results(run).get("status")
+        if number != signal.SIGKILL and any(statuses):
+            outcome = signals.SIGNALS[number]
+            assert set(statuses) == {signals.STATUS[outcome]}, f"ended with {statuses}\n{last_output(run)}"
+            assert status in (outcome, None), f"results.json says {status}"
+        for file in (run / "checkpoints").glob("*.ckpt"):
+            assert safe_load.corruption(file) is None, f"{file.name} is damaged"
+        if status == "finished":
+            break
+    else:
+        finish(run, *settings, ranks=ranks)
+    assert_same_run(expected, run)
+
+
+@fault("SIGKILL, one process, with all random operations", 24)
+def killed(trial: Trial) -> None:
+    send_signal(trial, (signal.SIGKILL,), "digits", *DIGITS)
+
+
+@fault("SIGKILL, image folder, two loading processes", 8)
+def killed_loading(trial: Trial) -> None:
+    send_signal(trial, (signal.SIGKILL,), "images", *images(trial.work))
+
+
+@fault("SIGKILL, two gloo ranks", 6)
+def killed_ranks(trial: Trial) -> None:
+    send_signal(trial, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2)
+
+
+@fault("SIGKILL, two gloo ranks, image folder, two loading processes each", 3)
+def killed_ranks_loading(trial: Trial) -> None:
+    send_signal(trial, (signal.SIGKILL,), "images-2", *images(trial.work), ranks=2)
+
+
+@fault("SIGKILL of one of two gloo ranks: the other must end too", 4)
+def killed_rank(trial: Trial) -> None:
+    send_signal(trial, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2, every=False)
+
+
+@fault("SIGTERM or SIGUSR1: preempted, requeued", 12)
+def preempted(trial: Trial) -> None:
+    send_signal(trial, (signal.SIGTERM, signal.SIGUSR1), "digits", *DIGITS)
+
+
+@fault("SIGTERM or SIGUSR1, two gloo ranks", 4)
+def preempted_ranks(trial: Trial) -> None:
+    send_signal(trial, (signal.SIGTERM, signal.SIGUSR1), "digits-2", *DIGITS, ranks=2)
+
+
+@fault("Ctrl-C", 6)
+def interrupted(trial: Trial) -> None:
+    send_signal(trial, (signal.SIGINT,), "digits", *DIGITS)
+
+
+@fault("a second signal: ends immediately", 4)
+def signalled_twice(trial: Trial) -> None:
+    settings = [*DIGITS, "callbacks.last.every_n_train_steps=5"]
+    expected, seconds = reference(trial.work, "digits", *DIGITS)
+    job = run_until(trial, trial.random.uniform(0.1, 0.9) * seconds, *settings)
+    os.kill(job.pids[0], signal.SIGSTOP)  # so that the step doesn't end before the second signal
+    job.send(signal.SIGTERM)
+    time.sleep(signals.ECHO + 0.2)
+    job.send(signal.SIGINT)
+    os.kill(job.pids[0], signal.SIGCONT)
+    job.wait(10)
+    finish(trial.folder / "run", *settings)
+    assert_same_run(expected, trial.folder / "run")
+
+
+@fault("two processes in one run folder: the second refused", 3)
+def occupied(trial: Trial) -> None:
+    expected, seconds = reference(trial.work, "digits", *DIGITS)
+    job = run_until(trial, trial.random.uniform(0.1, 0.5) * seconds, *DIGITS)
+    while not (trial.folder / "run" / RESULTS).exists():
+        time.sleep(0.005)
+    status = start(trial.folder / "run", *DIGITS).wait()
+    assert status == [1]
+    assert "is being trained in by process" in (trial.folder / "run" / "output.txt").read_text()
+    assert job.wait() == [0]
+    assert_same_run(expected, trial.folder / "run")
+
+
+# ------------------------------------------------------------------------------------------- at a file operation
+
+OFTEN_SAVED = [
+    *DIGITS,
+    "callbacks.last.every_n_train_steps=4",
+    "callbacks.last.keep_every_n_train_steps=10",
+    "callbacks.best.keep=2",
+]
+
+
+def command_reference(work: Path, name: str, *settings: str) -> Path:
+    """The folder of a command line's undisturbed run, made once; `operations` has its file operations."""
+    folder = work / "commands" / name
+    with lock(work, f"command-{name}"):
+        if not (folder / "done").exists():
+            folder.mkdir(parents=True)
+            counted = Operations(folder / "runs", folder / "operations")
+            program = start_command(folder, "train", *settings, before=counted.install)
+            assert program.wait() == 0, program.text()[-3000:]
+            (folder / "done").touch()
+    return folder
+
+
+def kill_at_operation(trial: Trial, *, within: bool) -> None:
+    """Kill `train.py` at a random operation on a random file, resume=auto, at times kill that too, and resume again."""
+    expected = command_reference(trial.work, "often", *OFTEN_SAVED)
+    done = read_operations(expected / "operations")
+    kinds = [operation for operation in sorted(done) if not within or operation[0] in ("write", "save")]
+    for attempt in range(trial.random.choice((1, 1, 2))):
+        operation = trial.random.choice(kinds)
+        at = (operation, trial.random.randint(1, done[operation]))
+        killer = Operations(trial.folder / "runs", trial.folder / f"operations-{attempt}", at, within=within)
+        program = start_command(trial.folder, "train", *OFTEN_SAVED, "resume=auto", before=killer.install)
+        status = program.wait()
+        with (trial.folder / "output.txt").open("a") as output:
+            output.write(f"--- killed at {at}: status {status}\n")
+        assert status in (0, -signal.SIGKILL, -signal.SIGXFSZ), f"{at}: ended with {status}\n{program.text()[-3000:]}"
+        assert status or attempt, f"{at} was not reached"
+        if status == 0:
+            break
+    else:
+        if not any(
+            read_results(run.parent).get("status") == "finished" for run in trial.folder.glob("runs/*/*/*.json")
+        ):
+            run_command(trial.folder, "train", *OFTEN_SAVED, "resume=auto")
+    assert_same_run(finished_run(expected), finished_run(trial.folder))
+
+
+@fault("train.py killed between two file operations, then resume=auto", 40)
+def killed_between_operations(trial: Trial) -> None:
+    kill_at_operation(trial, within=False)
+
+
+@fault("train.py killed within a write, then resume=auto", 16)
+def killed_within_write(trial: Trial) -> None:
+    kill_at_operation(trial, within=True)
+
+
+# ------------------------------------------------------------------------------------ the command line and launchers
+
+
+@fault("train.py stopped at random, then resume=auto or resume=RUN", 14)
+def command_line(trial: Trial) -> None:
+    settings = [*DIGITS, "callbacks.last.every_n_train_steps=3"]
+    expected, seconds = reference(trial.work, "digits", *DIGITS)
+    number = trial.random.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+    program = start_command(trial.folder, "train", *settings)
+    time.sleep(trial.random.uniform(0.1, 1.0) * seconds)
+    program.send_signal(number)
+    status = program.wait()
+    runs = list(trial.folder.glob("runs/*/*/checkpoints/last.ckpt"))
+    if status:
+        outcome = signals.SIGNALS.get(number)
+        assert status in (-number, signals.STATUS[outcome] if outcome else -number), program.text()[-2000:]
+        resume = f"resume={runs[0].parents[1].relative_to(trial.folder)}" if runs else "resume=auto"
+        resume = trial.random.choice((resume, "resume=auto"))
+        line = [resume] if resume != "resume=auto" else [*settings, resume]
+        run_command(trial.folder, "train", *line)
+    assert_same_run(expected, finished_run(trial.folder))
+
+
+@fault("a killed run, resumed with another setting by resume=RUN", 6)
+def changed_setting(trial: Trial) -> None:
+    """The message names the change, and the run trains as if it had been interrupted at the checkpoint."""
+    settings = [*DIGITS, "callbacks.last.every_n_train_steps=3"]
+    _, seconds = reference(trial.work, "digits", *DIGITS)
+    program = start_command(trial.folder, "train", *settings)
+    while not (runs := list(trial.folder.glob("runs/*/*/checkpoints/previous.ckpt"))) and program.poll() is None:
+        time.sleep(0.005)
+    time.sleep(trial.random.uniform(0, 0.3) * seconds)
+    program.kill()
+    if program.wait() == 0:
+        return
+    key, value = trial.random.choice((("optimizer.weight_decay", "0.2"), ("trainer.max_epochs", "5"), ("seed", "3")))
+    run = runs[0].parents[1]
+    output = run_command(trial.folder, "train", f"resume={run}", f"{key}={value}")
+    assert f"resume with another setting: {key}:" in output, output[-2000:]
+    results = read_results(run)
+    assert (results["status"], results["epochs"]) == ("finished", 5 if key == "trainer.max_epochs" else 4)
+
+
+def kill_one_rank(trial: Trial, *line: str) -> None:
+    """Kill one of two ranks of a program that restarts them, after its first checkpoint."""
+    expected, _ = reference(trial.work, "digits-2", *DIGITS, ranks=2)
+    run = trial.folder / "run"
+    settings = [*DIGITS, "trainer.devices=2", "hydra.run.dir=run", "callbacks.last.every_n_train_steps=1"]
+    process = start_process(trial.folder, *line, *settings)
+    try:
+        while not (run / "checkpoints" / "previous.ckpt").exists() and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(trial.random.uniform(0, 0.5))
+        first = read_results(run)["process"]
+        victim = first if trial.random.random() < 0.5 else other_rank(first)
+        os.kill(victim, signal.SIGKILL)
+        assert process.wait(240) == 0, (trial.folder / "output.txt").read_text()[-2000:]
+    finally:
+        process.kill()
+        process.wait()
+    assert read_results(run)["process"] != first, "it was restarted"
+    assert_same_run(expected, run)
+
+
+def other_rank(first: int) -> int:
+    """The process of the other rank: a child of the same parent with the same program."""
+
+    def parent(pid: int) -> str:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+
+    def rank(pid: int) -> bool:
+        return b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            pid = int(folder.name)
+            if pid != first and parent(pid) == parent(first) and rank(pid):
+                return pid
+    raise AssertionError("there is no other rank")
+
+
+@fault("one of two ranks killed under max_restarts=1: restarted (real processes)", 2)
+def restarted(trial: Trial) -> None:
+    kill_one_rank(trial, sys.executable, str(SRC / "train.py"), "max_restarts=1")
+
+
+@fault("one of two ranks killed under torchrun --max-restarts=1 (real processes)", 2)
+def restarted_by_torchrun(trial: Trial) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")
+    kill_one_rank(trial, sys.executable, *torchrun, str(SRC / "train.py"))
+
+
+@fault("train.py killed, then resume=auto (real processes)", 2)
+def real_command_line(trial: Trial) -> None:
+    settings = [*DIGITS, "callbacks.last.every_n_train_steps=3", "resume=auto"]
+    expected, _ = reference(trial.work, "digits", *DIGITS)
+    line = (sys.executable, str(SRC / "train.py"), *settings)
+    process = start_process(trial.folder, *line)
+    try:
+        while not list(trial.folder.glob("runs/*/*/checkpoints/previous.ckpt")) and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(trial.random.uniform(0, 0.5))
+        process.kill()
+        if process.wait():
+            process = start_process(trial.folder, *line)
+            assert process.wait(240) == 0, (trial.folder / "output.txt").read_text()[-2000:]
+    finally:
+        process.kill()
+        process.wait()
+    assert_same_run(expected, finished_run(trial.folder))
