@@ -42,7 +42,7 @@ def killed_run(trial: Trial) -> tuple[Path, Path, list[str]]:
     return expected, run, SAVED
 
 
-def damage_checkpoint(trial: Trial, damage: Callable[[bytearray], bytearray]) -> None:
+def damage_checkpoint(trial: Trial, damage: Callable[[random.Random, bytearray], bytearray]) -> None:
     """Damage the last checkpoint of a killed run: this must be detected, and the one before gives the same result."""
     expected, run, settings = killed_run(trial)
     file = run / "checkpoints" / "last.ckpt"
@@ -50,7 +50,7 @@ def damage_checkpoint(trial: Trial, damage: Callable[[bytearray], bytearray]) ->
     before = safe_load.load_checkpoint(file)
     before = {k: before[k] for k in ("state_dict", "optimizer_states", "loops", "global_step")}
     before = json.loads(json.dumps(before, default=lambda tensor: tensor.tolist()))
-    file.write_bytes(damage(bytearray(content)))
+    file.write_bytes(damage(trial.random, bytearray(content)))
     if safe_load.corruption(file) is None:  # an unused bit (a date, a flag): the content is the same
         after = safe_load.load_checkpoint(file)
         after = json.loads(json.dumps({k: after[k] for k in before}, default=lambda tensor: tensor.tolist()))
@@ -58,36 +58,27 @@ def damage_checkpoint(trial: Trial, damage: Callable[[bytearray], bytearray]) ->
     else:
         finish(run, *settings)
         assert "is damaged" in (run / "output.txt").read_text(), "it wasn't reported"
-        assert_same_run(expected, run)
         assert (run / "checkpoints" / "last.ckpt.damaged").exists(), "the damaged file is gone"
-        return
+        return assert_same_run(expected, run)
     finish(run, *settings)
-    assert_same_run(expected, run)
+    return assert_same_run(expected, run)
 
 
-@fault("last checkpoint truncated", 6)
-def truncated(trial: Trial) -> None:
-    damage_checkpoint(trial, lambda content: content[: trial.random.randrange(len(content))])
+def zero(draw: random.Random, content: bytearray) -> bytearray:
+    begin = draw.randrange(len(content))
+    end = min(len(content), begin + draw.choice((512, 4096, len(content))))
+    content[begin:end] = bytes(end - begin)
+    return content
 
 
-@fault("last checkpoint zeroed from a random position", 6)
-def zeroed(trial: Trial) -> None:
-    def damage(content: bytearray) -> bytearray:
-        begin = trial.random.randrange(len(content))
-        end = min(len(content), begin + trial.random.choice((512, 4096, len(content))))
-        content[begin:end] = bytes(end - begin)
-        return content
-
-    damage_checkpoint(trial, damage)
+def flip(draw: random.Random, content: bytearray) -> bytearray:
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    return content
 
 
-@fault("last checkpoint with a flipped bit", 12)
-def flipped(trial: Trial) -> None:
-    def damage(content: bytearray) -> bytearray:
-        content[trial.random.randrange(len(content))] ^= 1 << trial.random.randrange(8)
-        return content
-
-    damage_checkpoint(trial, damage)
+fault("last checkpoint truncated", 6)(lambda t: damage_checkpoint(t, lambda draw, c: c[: draw.randrange(len(c))]))
+fault("last checkpoint zeroed from a random position", 6)(lambda t: damage_checkpoint(t, zero))
+fault("last checkpoint with a flipped bit", 12)(lambda t: damage_checkpoint(t, flip))
 
 
 def assert_refused(run: Path, *overrides: str, words: tuple[str, ...]) -> None:

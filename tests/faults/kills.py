@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from faults.operations import Operations, read_operations
@@ -21,7 +20,7 @@ from faults.runs import (
     reference,
     start,
 )
-from faults.trials import Trial, fault
+from faults.trials import Fault, Trial, fault
 from vitlab.distributed import launch, signals
 from vitlab.runs.folder import RESULTS, read_results
 from vitlab.storage import safe_load
@@ -68,44 +67,35 @@ def send_signal(
     assert_same_run(expected, run)
 
 
-@fault("SIGKILL, one process, with all random operations", 24)
-def killed(trial: Trial) -> None:
-    send_signal(trial, (signal.SIGKILL,), "digits", *DIGITS)
-
-
-@fault("SIGKILL, image folder, two loading processes", 8)
-def killed_loading(trial: Trial) -> None:
-    send_signal(trial, (signal.SIGKILL,), "images", *images(trial.work))
-
-
-@fault("SIGKILL, two gloo ranks", 6)
-def killed_ranks(trial: Trial) -> None:
-    send_signal(trial, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2)
-
-
-@fault("SIGKILL, two gloo ranks, image folder, two loading processes each", 3)
-def killed_ranks_loading(trial: Trial) -> None:
-    send_signal(trial, (signal.SIGKILL,), "images-2", *images(trial.work), ranks=2)
-
-
-@fault("SIGKILL of one of two gloo ranks: the other must end too", 4)
-def killed_rank(trial: Trial) -> None:
-    send_signal(trial, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2, every=False)
-
-
-@fault("SIGTERM or SIGUSR1: preempted, requeued", 12)
-def preempted(trial: Trial) -> None:
-    send_signal(trial, (signal.SIGTERM, signal.SIGUSR1), "digits", *DIGITS)
-
-
-@fault("SIGTERM or SIGUSR1, two gloo ranks", 4)
-def preempted_ranks(trial: Trial) -> None:
-    send_signal(trial, (signal.SIGTERM, signal.SIGUSR1), "digits-2", *DIGITS, ranks=2)
-
-
-@fault("Ctrl-C", 6)
-def interrupted(trial: Trial) -> None:
-    send_signal(trial, (signal.SIGINT,), "digits", *DIGITS)
+STOPS = (signal.SIGTERM, signal.SIGUSR1)
+BY_CLOCK: list[tuple[str, int, Fault]] = [
+    (
+        "SIGKILL, one process, with all random operations",
+        24,
+        lambda t: send_signal(t, (signal.SIGKILL,), "digits", *DIGITS),
+    ),
+    (
+        "SIGKILL, image folder, two loading processes",
+        8,
+        lambda t: send_signal(t, (signal.SIGKILL,), "images", *images(t.work)),
+    ),
+    ("SIGKILL, two gloo ranks", 6, lambda t: send_signal(t, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2)),
+    (
+        "SIGKILL, two gloo ranks, image folder, two loading processes each",
+        3,
+        lambda t: send_signal(t, (signal.SIGKILL,), "images-2", *images(t.work), ranks=2),
+    ),
+    (
+        "SIGKILL of one of two gloo ranks: the other must end too",
+        4,
+        lambda t: send_signal(t, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2, every=False),
+    ),
+    ("SIGTERM or SIGUSR1: preempted, requeued", 12, lambda t: send_signal(t, STOPS, "digits", *DIGITS)),
+    ("SIGTERM or SIGUSR1, two gloo ranks", 4, lambda t: send_signal(t, STOPS, "digits-2", *DIGITS, ranks=2)),
+    ("Ctrl-C", 6, lambda t: send_signal(t, (signal.SIGINT,), "digits", *DIGITS)),
+]
+for _name, _times, _kind in BY_CLOCK:
+    fault(_name, _times)(_kind)
 
 
 @fault("a second signal: ends immediately", 4)
@@ -248,31 +238,15 @@ def kill_one_rank(trial: Trial, *line: str) -> None:
             time.sleep(0.005)
         time.sleep(trial.random.uniform(0, 0.5))
         first = read_results(run)["process"]
-        victim = first if trial.random.random() < 0.5 else other_rank(first)
-        os.kill(victim, signal.SIGKILL)
+        parent = Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1]
+        ranks = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        os.kill(int(trial.random.choice(ranks)), signal.SIGKILL)
         assert process.wait(240) == 0, (trial.folder / "output.txt").read_text()[-2000:]
     finally:
         process.kill()
         process.wait()
     assert read_results(run)["process"] != first, "it was restarted"
     assert_same_run(expected, run)
-
-
-def other_rank(first: int) -> int:
-    """The process of the other rank: a child of the same parent with the same program."""
-
-    def parent(pid: int) -> str:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-
-    def rank(pid: int) -> bool:
-        return b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
-
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            pid = int(folder.name)
-            if pid != first and parent(pid) == parent(first) and rank(pid):
-                return pid
-    raise AssertionError("there is no other rank")
 
 
 @fault("one of two ranks killed under max_restarts=1: restarted (real processes)", 2)

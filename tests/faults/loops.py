@@ -5,6 +5,7 @@ from functools import partialmethod
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import datasets
 import torch
@@ -50,7 +51,7 @@ def kill_after_checkpoint(trial: Trial, expected: Path, *settings: str, ranks: i
     return run
 
 
-def resume_exactly(trial: Trial, name: str, *settings: str, ranks: int = 1) -> Path:
+def resume_exactly(trial: Trial, name: str, *settings: str, ranks: int = 1) -> Any:
     """Kill and resume a run of these settings, whose undisturbed one is made once."""
     settings = (*settings, "callbacks.last.every_n_train_steps=2")
     expected, _ = reference(trial.work, name, *settings, ranks=ranks)
@@ -151,21 +152,18 @@ def other_parts(trial: Trial) -> None:
 # -------------------------------------------------------------------------- strategies, precisions, data, loggers
 
 
-@fault("FSDP2 (two gloo ranks)", 4)
-def sharded(trial: Trial) -> None:
-    resume_exactly(trial, "fsdp", *[s for s in DIGITS if s != "callbacks=ema"], "trainer=fsdp", ranks=2)
+FSDP = [*(s for s in DIGITS if s != "callbacks=ema"), "trainer=fsdp"]
 
 
-@fault("bf16-true and bf16-mixed", 8)
-def bfloat16(trial: Trial) -> None:
-    precision = trial.random.choice(("bf16-true", "bf16-mixed"))
-    resume_exactly(trial, precision, *DIGITS, f"trainer.precision={precision}")
+def resume_variant(trial: Trial, key: str, *values: str) -> None:
+    """Kill and resume a run with one of the values of a setting."""
+    value = trial.random.choice(values)
+    resume_exactly(trial, value, *DIGITS, f"{key}={value}")
 
 
-@fault("muon, lion, and SGD with momentum", 9)
-def optimizers(trial: Trial) -> None:
-    name = trial.random.choice(("muon", "muon", "lion", "sgd"))
-    resume_exactly(trial, f"optimizer-{name}", *DIGITS, f"optimizer={name}")
+fault("FSDP2 (two gloo ranks)", 4)(lambda t: resume_exactly(t, "fsdp", *FSDP, ranks=2))
+fault("bf16-true and bf16-mixed", 8)(lambda t: resume_variant(t, "trainer.precision", "bf16-true", "bf16-mixed"))
+fault("muon, lion, and SGD with momentum", 9)(lambda t: resume_variant(t, "optimizer", "muon", "muon", "lion", "sgd"))
 
 
 @fault("wandb offline", 6)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 import signal
 import sys
 import time
@@ -32,29 +33,15 @@ from vitlab.runs.folder import read_config, read_results, write_config
 from vitlab.storage import safe_load
 from vitlab.training.throughput import TIMED
 
-SMALL = [
-    "model.dim=16",
-    "model.depth=2",
-    "model.heads=2",
-    "objective=val/acc",
-    "schedule.warmup_steps=2",
-    "trainer.max_epochs=4",
-    "trainer.log_every_n_steps=3",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
-    "logger=csv",
-    "batch_size=32",
-]
+SMALL = shlex.split(
+    "model.dim=16 model.depth=2 model.heads=2 objective=val/acc schedule.warmup_steps=2 trainer.max_epochs=4 "
+    "trainer.log_every_n_steps=3 trainer.accelerator=cpu trainer.enable_progress_bar=false logger=csv batch_size=32"
+)
 # Random operations, and state between steps.
-HARD = [
-    "data.augment.mixup=0.4",
-    "data.augment.cutmix=0.5",
-    "data.augment.erasing=0.3",
-    "model.dropout=0.1",
-    "model.drop_path=0.2",
-    "trainer.accumulate_grad_batches=2",
-    "callbacks=ema",
-]
+HARD = shlex.split(
+    "data.augment.mixup=0.4 data.augment.cutmix=0.5 data.augment.erasing=0.3 model.dropout=0.1 model.drop_path=0.2 "
+    "trainer.accumulate_grad_batches=2 callbacks=ema"
+)
 DIGITS = [*SMALL, "data.max_train_samples=300", *HARD]
 
 
