@@ -3,12 +3,11 @@
 import random
 import resource
 import shutil
-import signal
 import time
 from pathlib import Path
 
-from faults.kills import run_until
-from faults.runs import DIGITS, SMALL, assert_same_run, finish, images, last_output, start
+from faults.kills import start_for
+from faults.runs import DIGITS, SMALL, assert_same_run, finish, images, start
 from faults.trials import Trial, fault
 from vitlab.diagnostics import replay
 from vitlab.storage import safe_load
@@ -51,21 +50,21 @@ def broken_images(trial: Trial) -> None:
     for file in broken:
         break_image(trial.random, file)
     run = trial.folder / "refused"
-    status = start(run, *settings, "data.scan=decode").wait()
-    assert status == [1], f"ended with {status}"
+    program = start(run, *settings, "data.scan=decode")
+    assert program.wait() == 1, program.text()[-2000:]
     assert not (run / "metrics.csv").exists(), "training has started"
-    assert all(file.name in (run / "output.txt").read_text() for file in broken), last_output(run)
+    assert all(file.name in program.text() for file in broken), program.text()[-2000:]
 
     settings += ["data.on_error=skip", "data.max_skipped=0.05", "callbacks.last.every_n_train_steps=2"]
     expected = trial.folder / "expected"
-    finish(expected, *settings, resume=False)
+    finish(expected, *settings)
     listed = (expected / "skipped.csv").read_text()
     assert all(file.name in listed for file in broken), listed
     assert len(listed.splitlines()) == len(broken) + 1
-    job = run_until(trial, trial.random.uniform(0.5, 2.0), *settings)
-    job.send(signal.SIGKILL)
-    job.wait()
-    finish(trial.folder / "run", *settings)
+    program = start_for(trial.folder / "run", trial.random.uniform(0.5, 4.0), *settings)
+    program.kill()
+    if program.wait_for_all():
+        finish(trial.folder / "run", *settings)
     assert_same_run(expected, trial.folder / "run")
 
 
@@ -75,15 +74,14 @@ def vanished(trial: Trial) -> None:
     settings += ["callbacks.last.every_n_train_steps=1"]
     expected = trial.folder / "expected"
     begin = time.monotonic()
-    finish(expected, *settings, resume=False)
-    job = run_until(trial, trial.random.uniform(0.3, 0.8) * (time.monotonic() - begin), *settings)
+    finish(expected, *settings)
+    program = start_for(trial.folder / "run", trial.random.uniform(0.3, 0.8) * (time.monotonic() - begin), *settings)
     folder.rename(folder.with_name("gone"))
-    status = job.wait()
-    if status != [0]:
-        assert status == [1], f"ended with {status}"
-        assert str(folder) in (trial.folder / "run" / "output.txt").read_text(), last_output(trial.folder / "run")
+    status = program.wait()
     folder.with_name("gone").rename(folder)
-    if status != [0]:
+    if status != 0:
+        assert status in (1, 2), f"ended with {status}"
+        assert str(folder) in program.text(), program.text()[-2000:]
         finish(trial.folder / "run", *settings)
     assert_same_run(expected, trial.folder / "run")
 
@@ -94,10 +92,10 @@ def diverged(trial: Trial) -> None:
     settings = [*DIGITS, f"optimizer.lr={rate:.3g}", "trainer.gradient_clip_val=0", "schedule.warmup_steps=0"]
     ranks = trial.random.choice((1, 1, 2))
     run = trial.folder / "run"
-    status = start(run, *settings, ranks=ranks).wait()
-    assert 0 not in status, f"ended with {status}"
+    program = start(run, *settings, ranks=ranks)
+    assert program.wait_for_all() == 1, program.text()[-2000:]
     (capture,) = (run / "captures").iterdir()
-    assert f"capture={capture}" in (run / "output.txt").read_text().replace("'", ""), last_output(run)
+    assert f"capture={capture}" in program.text().replace("'", ""), program.text()[-2000:]
     for file in (run / "checkpoints").glob("*.ckpt"):
         assert safe_load.corruption(file) is None
     results = replay.replay_capture(capture, rank=trial.random.randrange(ranks), accelerator="cpu").results()
@@ -117,7 +115,7 @@ def memory_used_up(trial: Trial) -> None:
         most = used + trial.random.randrange(1200, 1800) * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
-    assert start(run, *settings, before=limit).wait() == [1], last_output(run)
-    output = (run / "output.txt").read_text()
-    assert "out of memory: 1200 images" in output, last_output(run)
-    assert "fit: add trainer.accumulate_grad_batches=" in output, last_output(run)
+    program = start(run, *settings, before=limit)
+    assert program.wait() == 1, program.text()[-2000:]
+    assert "out of memory: 1200 images" in program.text(), program.text()[-2000:]
+    assert "fit: add trainer.accumulate_grad_batches=" in program.text(), program.text()[-2000:]

@@ -4,126 +4,117 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from faults.operations import Operations, read_operations
-from faults.programs import SRC, run_command, start_command, start_process
-from faults.runs import (
-    DIGITS,
-    Job,
-    assert_same_run,
-    finish,
-    finished_run,
-    images,
-    last_output,
-    lock,
-    reference,
-    start,
-)
-from faults.trials import Fault, Trial, fault
-from vitlab.distributed import launch, signals
+from faults.programs import SRC, ForkedProgram, run_command, start_command, start_process
+from faults.runs import DIGITS, assert_same_run, finish, finished_run, images, lock, reference, start
+from faults.trials import Trial, fault
+from vitlab.distributed import signals
 from vitlab.runs.folder import RESULTS, read_results
 from vitlab.storage import safe_load
 
 # ----------------------------------------------------------------------------------------------------- by the clock
 
 
-def run_until(trial: Trial, seconds: float, *overrides: str, ranks: int = 1, resume: bool = False) -> Job:
-    """Start a run and wait for `seconds`."""
-    job = start(trial.folder / "run", *overrides, ranks=ranks, resume=resume)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not job.poll():
+def start_for(run: Path, seconds: float, *settings: str, ranks: int = 1) -> ForkedProgram:
+    """Start or resume a run, and return after `seconds` or at its end."""
+    program, deadline = start(run, *settings, ranks=ranks), time.monotonic() + seconds
+    while time.monotonic() < deadline and program.poll() is None:
         time.sleep(0.005)
-    return job
+    return program
 
 
-def send_signal(
+def stop_at_random(
     trial: Trial, numbers: tuple[int, ...], name: str, *settings: str, ranks: int = 1, every: bool = True
 ) -> None:
-    """Send one of the signals at up to three random moments, and resume the run each time."""
-    settings = (*settings, f"callbacks.last.every_n_train_steps={trial.random.choice((1, 2, 5, 'null'))}")
+    """Send one of the signals at up to three random moments, and resume the run each time.
+
+    SIGKILL goes to all processes of the run or, with `every=False`, to one rank; other signals to the program.
+    """
+    expected, seconds = reference(trial.work, name, *settings, ranks=ranks)
     # the interval of checkpoints doesn't affect the training, so references don't set it
-    expected, seconds = reference(trial.work, name, *settings[:-1], ranks=ranks)
+    settings = (*settings, f"callbacks.last.every_n_train_steps={trial.random.choice((1, 2, 5, 'null'))}")
     run = trial.folder / "run"
-    for attempt in range(trial.random.choice((1, 1, 2, 3))):
-        job = run_until(trial, trial.random.uniform(0.02, 1.0) * seconds, *settings, ranks=ranks, resume=attempt > 0)
+    for _ in range(trial.random.choice((1, 1, 2, 3))):
+        program = start_for(run, trial.random.uniform(0.02, 1.0) * seconds, *settings, ranks=ranks)
         number = trial.random.choice(numbers)
-        if every:
-            job.send(number)
-        else:
-            job.send(number, rank=trial.random.randrange(ranks))
-        statuses = job.wait(launch.TAKEDOWN + 45)
-        status = read_results(run).get("status")
-        if number != signal.SIGKILL and any(statuses):
+        victims = [program.pid]
+        if number == signal.SIGKILL and program.poll() is None:
+            started = [pid for pid in program.processes() if pid != program.pid]
+            victims = [*victims, *started] if every or not started else [trial.random.choice(started)]
+        for pid in victims if program.poll() is None else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        status = program.wait_for_all()
+        recorded = read_results(run).get("status")
+        if number != signal.SIGKILL and status:
             outcome = signals.SIGNALS[number]
-            assert set(statuses) == {signals.STATUS[outcome]}, f"ended with {statuses}\n{last_output(run)}"
-            assert status in (outcome, None), f"results.json says {status}"
+            assert status in (signals.STATUS[outcome], -number), f"ended with {status}\n{program.text()[-2000:]}"
+            assert "stopped on request" not in program.text() or recorded != "running", f"it says {recorded}"
         for file in (run / "checkpoints").glob("*.ckpt"):
             assert safe_load.corruption(file) is None, f"{file.name} is damaged"
-        if status == "finished":
+        if status == 0:
             break
     else:
-        finish(run, *settings, ranks=ranks)
+        if read_results(run).get("status") != "finished":
+            finish(run, *settings, ranks=ranks)
     assert_same_run(expected, run)
 
 
-STOPS = (signal.SIGTERM, signal.SIGUSR1)
-BY_CLOCK: list[tuple[str, int, Fault]] = [
-    (
-        "SIGKILL, one process, with all random operations",
-        24,
-        lambda t: send_signal(t, (signal.SIGKILL,), "digits", *DIGITS),
-    ),
-    (
-        "SIGKILL, image folder, two loading processes",
-        8,
-        lambda t: send_signal(t, (signal.SIGKILL,), "images", *images(t.work)),
-    ),
-    ("SIGKILL, two gloo ranks", 6, lambda t: send_signal(t, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2)),
-    (
-        "SIGKILL, two gloo ranks, image folder, two loading processes each",
-        3,
-        lambda t: send_signal(t, (signal.SIGKILL,), "images-2", *images(t.work), ranks=2),
-    ),
-    (
-        "SIGKILL of one of two gloo ranks: the other must end too",
-        4,
-        lambda t: send_signal(t, (signal.SIGKILL,), "digits-2", *DIGITS, ranks=2, every=False),
-    ),
-    ("SIGTERM or SIGUSR1: preempted, requeued", 12, lambda t: send_signal(t, STOPS, "digits", *DIGITS)),
-    ("SIGTERM or SIGUSR1, two gloo ranks", 4, lambda t: send_signal(t, STOPS, "digits-2", *DIGITS, ranks=2)),
-    ("Ctrl-C", 6, lambda t: send_signal(t, (signal.SIGINT,), "digits", *DIGITS)),
-]
-for _name, _times, _kind in BY_CLOCK:
-    fault(_name, _times)(_kind)
+def by_clock(
+    name: str, times: int, numbers: tuple[int, ...], reference: str, ranks: int = 1, every: bool = True
+) -> None:
+    """Add a kind of `stop_at_random`."""
+
+    def kind(trial: Trial) -> None:
+        settings = images(trial.work) if reference.startswith("images") else DIGITS
+        stop_at_random(trial, numbers, reference, *settings, ranks=ranks, every=every)
+
+    fault(name, times)(kind)
+
+
+KILL, STOP = (signal.SIGKILL,), (signal.SIGTERM, signal.SIGUSR1)
+by_clock("SIGKILL, one process, with all random operations", 24, KILL, "digits")
+by_clock("SIGKILL, image folder, two loading processes", 8, KILL, "images")
+by_clock("SIGKILL, two gloo ranks", 6, KILL, "digits-2", ranks=2)
+by_clock("SIGKILL, two gloo ranks, image folder, two loading processes each", 3, KILL, "images-2", ranks=2)
+by_clock("SIGKILL of one of two gloo ranks: the other must end too", 4, KILL, "digits-2", ranks=2, every=False)
+by_clock("SIGTERM or SIGUSR1: preempted, requeued", 12, STOP, "digits")
+by_clock("SIGTERM or SIGUSR1, two gloo ranks", 4, STOP, "digits-2", ranks=2)
+by_clock("Ctrl-C", 6, (signal.SIGINT,), "digits")
 
 
 @fault("a second signal: ends immediately", 4)
 def signalled_twice(trial: Trial) -> None:
     settings = [*DIGITS, "callbacks.last.every_n_train_steps=5"]
     expected, seconds = reference(trial.work, "digits", *DIGITS)
-    job = run_until(trial, trial.random.uniform(0.1, 0.9) * seconds, *settings)
-    os.kill(job.pids[0], signal.SIGSTOP)  # so that the step doesn't end before the second signal
-    job.send(signal.SIGTERM)
-    time.sleep(signals.ECHO + 0.2)
-    job.send(signal.SIGINT)
-    os.kill(job.pids[0], signal.SIGCONT)
-    job.wait(10)
-    finish(trial.folder / "run", *settings)
+    program = start_for(trial.folder / "run", trial.random.uniform(0.3, 0.9) * seconds, *settings)
+    if program.poll() is None:
+        program.send_signal(signal.SIGSTOP)  # so that the step doesn't end before the second signal
+        program.send_signal(signal.SIGTERM)
+        time.sleep(signals.ECHO + 0.2)
+        program.send_signal(signal.SIGINT)
+        program.send_signal(signal.SIGCONT)
+        program.wait(20)
+    if read_results(trial.folder / "run").get("status") != "finished":
+        finish(trial.folder / "run", *settings)
     assert_same_run(expected, trial.folder / "run")
 
 
 @fault("two processes in one run folder: the second refused", 3)
 def occupied(trial: Trial) -> None:
-    expected, seconds = reference(trial.work, "digits", *DIGITS)
-    job = run_until(trial, trial.random.uniform(0.1, 0.5) * seconds, *DIGITS)
-    while not (trial.folder / "run" / RESULTS).exists():
+    expected, _ = reference(trial.work, "digits", *DIGITS)
+    run = trial.folder / "run"
+    first = start(run, *DIGITS)
+    while not (run / RESULTS).exists():
         time.sleep(0.005)
-    status = start(trial.folder / "run", *DIGITS).wait()
-    assert status == [1]
-    assert "is being trained in by process" in (trial.folder / "run" / "output.txt").read_text()
-    assert job.wait() == [0]
-    assert_same_run(expected, trial.folder / "run")
+    second = start(run, *DIGITS)
+    assert second.wait() == 2, second.text()[-2000:]
+    assert "is being trained in by process" in second.text(), second.text()[-2000:]
+    assert first.wait() == 0, first.text()[-2000:]
+    assert_same_run(expected, run)
 
 
 # ------------------------------------------------------------------------------------------- at a file operation
@@ -227,37 +218,39 @@ def changed_setting(trial: Trial) -> None:
     assert (results["status"], results["epochs"]) == ("finished", 5 if key == "trainer.max_epochs" else 4)
 
 
-def kill_one_rank(trial: Trial, *line: str) -> None:
-    """Kill one of two ranks of a program that restarts them, after its first checkpoint."""
+@fault("one of two ranks killed under max_restarts=1: restarted", 3)
+def restarted(trial: Trial) -> None:
     expected, _ = reference(trial.work, "digits-2", *DIGITS, ranks=2)
     run = trial.folder / "run"
+    program = start(run, *DIGITS, "max_restarts=1", "callbacks.last.every_n_train_steps=1", ranks=2)
+    while not (run / "checkpoints" / "previous.ckpt").exists() and program.poll() is None:
+        time.sleep(0.005)
+    first = read_results(run)["process"]
+    os.kill(trial.random.choice([pid for pid in program.processes() if pid != program.pid]), signal.SIGKILL)
+    assert program.wait_for_all() == 0, program.text()[-3000:]
+    assert read_results(run)["process"] != first, "it was restarted"
+    assert_same_run(expected, run)
+
+
+@fault("one of two ranks killed under torchrun --max-restarts=1 (real processes)", 2)
+def restarted_by_torchrun(trial: Trial) -> None:
+    expected, _ = reference(trial.work, "digits-2", *DIGITS, ranks=2)
+    run = trial.folder / "run"
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")
     settings = [*DIGITS, "trainer.devices=2", "hydra.run.dir=run", "callbacks.last.every_n_train_steps=1"]
-    process = start_process(trial.folder, *line, *settings)
+    process = start_process(trial.folder, sys.executable, *torchrun, str(SRC / "train.py"), *settings)
     try:
         while not (run / "checkpoints" / "previous.ckpt").exists() and process.poll() is None:
             time.sleep(0.005)
-        time.sleep(trial.random.uniform(0, 0.5))
         first = read_results(run)["process"]
-        parent = Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1]
-        ranks = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(trial.random.choice(ranks)), signal.SIGKILL)
-        assert process.wait(240) == 0, (trial.folder / "output.txt").read_text()[-2000:]
+        assert process.wait(300) == 0, (trial.folder / "output.txt").read_text()[-2000:]
     finally:
         process.kill()
         process.wait()
     assert read_results(run)["process"] != first, "it was restarted"
     assert_same_run(expected, run)
-
-
-@fault("one of two ranks killed under max_restarts=1: restarted (real processes)", 2)
-def restarted(trial: Trial) -> None:
-    kill_one_rank(trial, sys.executable, str(SRC / "train.py"), "max_restarts=1")
-
-
-@fault("one of two ranks killed under torchrun --max-restarts=1 (real processes)", 2)
-def restarted_by_torchrun(trial: Trial) -> None:
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")
-    kill_one_rank(trial, sys.executable, *torchrun, str(SRC / "train.py"))
 
 
 @fault("train.py killed, then resume=auto (real processes)", 2)

@@ -20,7 +20,6 @@ from faults.runs import (
     check_config,
     finish,
     images,
-    last_output,
     lock,
     reference,
     rows,
@@ -37,15 +36,15 @@ SAVE = ("rename", "checkpoints/last.ckpt")
 def kill_after_checkpoint(trial: Trial, expected: Path, *settings: str, ranks: int = 1, resumes: int = 1) -> Path:
     """Kill a run at its n-th checkpoint, and resume it; `expected.operations` has what an undisturbed one does."""
     run = trial.folder / "run"
-    saves = read_operations(expected.with_suffix(".operations"))[SAVE] // ranks
+    saves = read_operations(expected.with_suffix(".operations"))[SAVE]
     for attempt in range(resumes):
         at = (SAVE, trial.random.randint(1 + (attempt == 0 and saves > 1), max(1, saves // (attempt + 1))))
-        record = trial.folder / f"operations-{attempt}"
-        job = start(run, *settings, ranks=ranks, resume=attempt > 0, before=Operations(run, record, at).install)
-        statuses = job.wait()
-        assert not any(statuses) or -signal.SIGKILL in statuses, f"ended with {statuses}\n{last_output(run)}"
-        assert any(statuses) or attempt, f"{at} was not reached"
-        if not any(statuses):
+        killer = Operations(run, trial.folder / f"operations-{attempt}", at)
+        program = start(run, *settings, ranks=ranks, before=killer.install)
+        status = program.wait_for_all()
+        assert status in (0, -signal.SIGKILL, int(ranks > 1)), f"ended with {status}\n{program.text()[-3000:]}"
+        assert status or attempt, f"{at} was not reached"
+        if status == 0:
             return run
     finish(run, *settings, ranks=ranks)
     return run
@@ -107,8 +106,7 @@ def geometry(trial: Trial) -> None:
     settings = draw_loop(trial)
     expected = trial.folder / "expected"
     record = expected.with_suffix(".operations")
-    expected.mkdir()
-    finish(expected, *settings, resume=False, before=Operations(expected, record).install)
+    finish(expected, *settings, before=Operations(expected, record).install)
     try:
         run = kill_after_checkpoint(trial, expected, *settings, resumes=trial.random.choice((1, 1, 2)))
         assert_same_run(expected, run)
@@ -132,11 +130,10 @@ def other_parts(trial: Trial) -> None:
     name = "parts-" + "".join(c if c.isalnum() else "-" for c in " ".join([*settings[-4:], str(first)]))
     settings_of = {parts: [*settings, f"trainer.accumulate_grad_batches={parts[1]}"] for parts in (first, second)}
     expected, _ = reference(trial.work, name, *settings_of[first], ranks=first[0])
-    saves = read_operations(expected.with_suffix(".operations"))[SAVE] // first[0]
+    saves = read_operations(expected.with_suffix(".operations"))[SAVE]
     run = trial.folder / "run"
     killer = Operations(run, trial.folder / "operations", (SAVE, draw.randint(2, saves)))
-    job = start(run, *settings_of[first], ranks=first[0], before=killer.install)
-    assert any(job.wait()), last_output(run)
+    assert start(run, *settings_of[first], ranks=first[0], before=killer.install).wait_for_all() != 0
     finish(run, *settings_of[second], ranks=second[0])
     one, two = read_results(expected), read_results(run)
     context = f"{first} -> {second}\n{' '.join(settings)}"

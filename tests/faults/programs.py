@@ -66,8 +66,9 @@ class ForkedProgram:
                 status = 0
             except SystemExit as error:
                 status = error.code if isinstance(error.code, int) else int(error.code is not None)
-            except BaseException:
+            except BaseException as error:
                 traceback.print_exc()
+                status = 130 if isinstance(error, KeyboardInterrupt) else 70  # as Python has it, on Ctrl-C
             finally:
                 with suppress(Exception):
                     sys.stdout.flush()
@@ -98,6 +99,18 @@ class ForkedProgram:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def processes(self) -> list[int]:
+        """This process and those that it has started, and they in turn, as far as they run."""
+        return [pid for pid, session in sessions().items() if session == self.pid]
+
+    def wait_for_all(self) -> int:
+        """Wait until the program and all that it has started have ended."""
+        status, deadline = self.wait(), time.monotonic() + 60
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not self.processes(), f"processes are left\n{self.text()[-2000:]}"
+        return status
 
     def text(self) -> str:
         return self.output.read_text(errors="replace") if self.output and self.output.exists() else ""
@@ -156,10 +169,21 @@ def start_process(folder: Path, *line: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(line, cwd=folder, env=environment(), stdout=output, stderr=subprocess.STDOUT)
 
 
+def sessions() -> dict[int, int]:
+    """The session of each running process."""
+    running = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, session = file.read_text().rpartition(")")[2].split()[:4]
+            if state != "Z":
+                running[int(file.parent.name)] = int(session)
+    return running
+
+
 def kill_sessions() -> None:
     """Kill what the programs of a trial have left running."""
-    for file in Path("/proc").glob("[0-9]*/stat") if SESSIONS else ():
-        with suppress(OSError):
-            if int(file.read_text().rpartition(")")[2].split()[3]) in SESSIONS:
-                os.kill(int(file.parent.name), signal.SIGKILL)
+    for pid, session in sessions().items() if SESSIONS else ():
+        if session in SESSIONS:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
     SESSIONS.clear()

@@ -1,35 +1,28 @@
-"""Runs of a small network in forked processes: settings, ranks, references, and the comparison of two runs."""
+"""Runs of a small network: settings, references, and the comparison of two runs."""
 
 import csv
-import os
 import shlex
-import signal
 import sys
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
-import torch.distributed as distributed
 from filelock import FileLock
 from PIL import Image
 
 import train as train_program
 from faults.operations import Operations
-from faults.programs import TIMEOUT
+from faults.programs import SRC, ForkedProgram, environment
 from vitlab.cli import checks, register
 from vitlab.config.schema import Node
 from vitlab.data.sets.digits import digits
-from vitlab.distributed import launch
 from vitlab.jobs import compose
-from vitlab.jobs.run import run_here
-from vitlab.runs.folder import read_config, read_results, write_config
+from vitlab.runs import plots, wandb
+from vitlab.runs.folder import read_results
 from vitlab.storage import safe_load
 from vitlab.training.throughput import TIMED
 
@@ -62,32 +55,20 @@ def images(work: Path) -> list[str]:
 
 
 def warm_up(work: Path) -> None:
-    """Import and cache what runs use, before this process is forked."""
+    """Import and cache what programs use, before this process is forked."""
     torch.set_num_threads(1)
     import evaluate
     import prepare
     import sweep
-    from vitlab.runs import plots, wandb
 
-    _ = evaluate, prepare, sweep, wandb
-    digits()
+    _ = evaluate, prepare, sweep, wandb, digits()
     (work / "warm.csv").write_text("step,epoch,train/loss,val/loss\n1,1,1,1\n2,2,1,1\n")
     plots.plot_curves(work / "warm.csv", work / "warm.png", "fonts")
-    train_config(work / "warm", *DIGITS)
-
-
-# ---------------------------------------------------------------------------------------------------- runs in processes
-
-
-def train_config(folder: Path, *overrides: str) -> Node:
-    """The checked configuration of `train.py` for a run in `folder`."""
-    config, problems = check_config(folder, *overrides)
-    assert not problems, problems
-    return config
+    check_config(work / "warm", *DIGITS)
 
 
 def check_config(folder: Path, *overrides: str) -> tuple[Node, list[str]]:
-    """The configuration and its problems."""
+    """The configuration of `train.py` for a run in `folder`, and its problems."""
     register.register()
     with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
         config = compose.resolve_config(compose.compose("train", list(overrides)), str(folder))
@@ -95,109 +76,20 @@ def check_config(folder: Path, *overrides: str) -> tuple[Node, list[str]]:
     return config, checks.problems(train_program.main, config)
 
 
-@dataclass
-class Job:
-    """A running training: the processes of its ranks."""
-
-    run: Path
-    pids: list[int]
-    status: dict[int, int] = field(default_factory=dict)
-    store: Any = None
-
-    def poll(self) -> bool:
-        """Whether all ranks have ended."""
-        for pid in self.pids:
-            if pid not in self.status:
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    self.status[pid] = os.waitstatus_to_exitcode(status)
-        return len(self.status) == len(self.pids)
-
-    def wait(self, seconds: float = TIMEOUT) -> list[int]:
-        """Wait for the ranks and return their statuses. Ranks that run into the timeout are killed, which is an error.
-
-        After a rank has failed, the others have `launch.TAKEDOWN` seconds to end, as with vitlab's launcher. Then they
-        get its status.
-        """
-        deadline, ended = time.monotonic() + seconds, 0.0
-        while not self.poll():
-            early = [status for status in self.status.values() if status]
-            ended = ended or (time.monotonic() if early else 0.0)
-            if ended and time.monotonic() - ended > launch.TAKEDOWN:
-                self.send(signal.SIGKILL)
-                while not self.poll():
-                    time.sleep(0.01)
-                self.status = dict.fromkeys(self.pids, early[0])
-                break
-            if time.monotonic() > deadline:
-                self.send(signal.SIGKILL)
-                raise AssertionError(f"still running after {seconds:.0f} s\n{last_output(self.run)}")
-            time.sleep(0.01)
-        return [self.status[pid] for pid in self.pids]
-
-    def send(self, number: int, rank: int | None = None) -> None:
-        for pid in self.pids if rank is None else [self.pids[rank]]:
-            if pid not in self.status:
-                os.kill(pid, number)
+def start(run: Path, *settings: str, ranks: int = 1, before: Callable[[], None] | None = None) -> ForkedProgram:
+    """Start or resume a run; its output is in `RUN.txt`. Each of its processes calls `before` first, or inherits it."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    line = [sys.executable, str(SRC / "train.py"), *settings, f"hydra.run.dir={run}", "resume=auto"]
+    output = run.with_name(f"{run.name}.txt")
+    return ForkedProgram(
+        [*line, f"trainer.devices={ranks}"], env=environment(), cwd=run.parent, output=output, before=before
+    )
 
 
-def start(
-    run: Path, *overrides: str, ranks: int = 1, resume: bool = False, before: Callable[[], None] | None = None
-) -> Job:
-    """Start the ranks of a run; each one calls `before` first."""
-    config = train_config(run, *overrides, f"trainer.devices={ranks}")
-    config["resume"] = "auto" if resume else None
-    write_config(run, config)
-    environment = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    store = None
-    if ranks > 1:
-        store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks)}
-        environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "faults", "GROUP_RANK": "0"}
-        environment |= {"LOCAL_WORLD_SIZE": str(ranks)}
-    pids = []
-    for rank in range(ranks):
-        pid = os.fork()
-        if pid == 0:
-            status = 70
-            try:
-                os.environ.update(environment)
-                if ranks > 1:
-                    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank)})
-                output = os.open(run / "output.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-                os.dup2(output, 1)
-                os.dup2(output, 2)
-                sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1)
-                warnings.resetwarnings()  # under pytest they are errors
-                torch.set_num_threads(1)
-                if before:
-                    before()
-                run_here("train", train_program.main.function, run, read_config(run))
-                status = 0
-            except SystemExit as error:
-                status = error.code if isinstance(error.code, int) else 1
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        pids.append(pid)
-    return Job(run, pids, store=store)
-
-
-def last_output(run: Path) -> str:
-    """The last lines of a run's output."""
-    file = run / "output.txt"
-    return "\n".join(file.read_text(errors="replace").splitlines()[-15:]) if file.exists() else ""
-
-
-def finish(
-    run: Path, *overrides: str, ranks: int = 1, resume: bool = True, before: Callable[[], None] | None = None
-) -> None:
-    """Resume a run and wait for its end."""
-    status = start(run, *overrides, ranks=ranks, resume=resume, before=before).wait()
-    assert not any(status), f"ended with {status}\n{last_output(run)}"
+def finish(run: Path, *settings: str, ranks: int = 1, before: Callable[[], None] | None = None) -> None:
+    """Start or resume a run and wait for its end."""
+    program = start(run, *settings, ranks=ranks, before=before)
+    assert program.wait() == 0, program.text()[-3000:]
 
 
 def reference(work: Path, name: str, *overrides: str, ranks: int = 1) -> tuple[Path, float]:
@@ -206,9 +98,9 @@ def reference(work: Path, name: str, *overrides: str, ranks: int = 1) -> tuple[P
     took, record = run.with_suffix(".seconds"), run.with_suffix(".operations")
     with lock(work, name):
         if not took.exists():
-            run.mkdir(parents=True, exist_ok=True)
+            run.parent.mkdir(exist_ok=True)
             begin = time.monotonic()
-            finish(run, *overrides, ranks=ranks, resume=False, before=Operations(run, record).install)
+            finish(run, *overrides, ranks=ranks, before=Operations(run, record).install)
             took.write_text(str(time.monotonic() - begin))
     return run, float(took.read_text())
 

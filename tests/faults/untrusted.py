@@ -33,7 +33,7 @@ def code(trial: Trial) -> None:
     torch.save({"global_step": 10**6, "state_dict": Evil()}, run / "checkpoints" / "last.ckpt")
     finish(run, *settings)
     assert not flag.exists(), "it was executed"
-    assert "last.ckpt is damaged" in (run / "output.txt").read_text()
+    assert "last.ckpt is damaged" in run.with_name("run.txt").read_text()
     assert_same_run(expected, run)
 
 
