@@ -53,8 +53,9 @@ def main() -> int:
     random.Random(seed).shuffle(trials)
     done: collections.Counter[str] = collections.Counter()
     runs.warm_up(work)
-    with ProcessPoolExecutor(arguments.processes) as pool:
-        futures = [pool.submit(run_trial, name, seed, number, work) for name, number in trials]
+    pool = ProcessPoolExecutor(arguments.processes)
+    futures = [pool.submit(run_trial, name, seed, number, work) for name, number in trials]
+    try:
         for future in as_completed(futures):
             name, number, problem, seconds = future.result()
             done[name] += 1
@@ -68,13 +69,19 @@ def main() -> int:
             if problem:
                 again = f"python tests/faults --seed {seed} --only {name!r} --trial {number}"
                 print(f"{problem}\nagain: {again}", flush=True)
+    except KeyboardInterrupt:
+        print("stopped: the table has the trials that were made", flush=True)
+    pool.shutdown(cancel_futures=True)
     print()
-    print(table(chosen, lost))
+    print(table({name: done[name] for name in chosen}, lost))
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    load = os.getloadavg()[2]  # of the last 15 minutes
     cost = f"{time.monotonic() - begin:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU"
-    print(f"\nseed {seed}, {cost}, {arguments.processes} trials at a time")
+    print(f"\nseed {seed}, {cost}, {arguments.processes} trials at a time, load {load:.1f}")
     if any(lost.values()):
         print(f"folders of the lost trials: {work / 'lost'}")
+        return 1
+    if sum(done.values()) < len(trials):
         return 1
     shutil.rmtree(work, ignore_errors=True)
     return 0

@@ -9,18 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from faults.operations import Operations
-from faults.programs import run_command, start_command
-from faults.runs import (
-    DIGITS,
-    assert_same_run,
-    finish,
-    finished_run,
-    lock,
-    reference,
-    rows,
-    start,
-)
+from faults.programs import run_command, text
+from faults.runs import DIGITS, assert_same_run, contents, finish, finished_run, once, reference, rows, start
 from faults.trials import Trial, fault
 from vitlab.runs.folder import read_results
 from vitlab.storage import safe_load
@@ -32,7 +22,7 @@ def killed_run(trial: Trial) -> tuple[Path, Path, list[str]]:
     """An undisturbed run, and one that was killed after several checkpoints, with its settings."""
     expected, seconds = reference(trial.work, "digits", *DIGITS)
     run = trial.folder / "run"
-    program = start(run, *SAVED)
+    program = start(trial.folder, *SAVED)
     while not (run / "checkpoints" / "previous.ckpt").exists() and program.poll() is None:
         time.sleep(0.005)
     time.sleep(trial.random.uniform(0, 0.2) * seconds)
@@ -54,13 +44,11 @@ def damage_checkpoint(trial: Trial, damage: Callable[[random.Random, bytearray],
         after = safe_load.load_checkpoint(file)
         after = json.loads(json.dumps({k: after[k] for k in before}, default=lambda tensor: tensor.tolist()))
         assert before == after, "undetected damage"
+        assert_same_run(expected, finish(trial.folder, *settings))
     else:
-        finish(run, *settings)
-        assert "is damaged" in run.with_name("run.txt").read_text(), "it wasn't reported"
+        assert_same_run(expected, finish(trial.folder, *settings))
+        assert "is damaged" in text(trial.folder), "it wasn't reported"
         assert (run / "checkpoints" / "last.ckpt.damaged").exists(), "the damaged file is gone"
-        return assert_same_run(expected, run)
-    finish(run, *settings)
-    return assert_same_run(expected, run)
 
 
 def zero(draw: random.Random, content: bytearray) -> bytearray:
@@ -80,32 +68,26 @@ fault("last checkpoint zeroed from a random position", 6)(lambda t: damage_check
 fault("last checkpoint with a flipped bit", 12)(lambda t: damage_checkpoint(t, flip))
 
 
-def assert_refused(run: Path, *overrides: str, words: tuple[str, ...]) -> None:
-    """Resuming fails with these words, and the checkpoints don't change."""
-    saved = {file.name: file.read_bytes() for file in (run / "checkpoints").iterdir()}
-    program = start(run, *overrides)
-    assert program.wait() == 1, program.text()[-2000:]
-    for word in words:
-        assert word in program.text(), f"{word!r} isn't in\n{program.text()[-2000:]}"
-    assert {file.name: file.read_bytes() for file in (run / "checkpoints").iterdir()} == saved
+OTHERS = [
+    ("model.dim=32", "model.dim: 16 in the checkpoint, 32 now"),
+    ("model.heads=4", "model.heads: 2 in the checkpoint, 4 now"),
+    ("data.max_train_samples=500", "train images"),
+    ("data.split_seed=1", "the number is the same, the images differ"),
+    ("data.val_fraction=0.2", "val images"),
+]
 
 
 @fault("resumed with another network or other data: refused", 5)
 def others(trial: Trial) -> None:
     expected, run, settings = killed_run(trial)
-    for changed, word in trial.random.sample(
-        [
-            (["model.dim=32"], "model.dim: 16 in the checkpoint, 32 now"),
-            (["model.heads=4"], "model.heads: 2 in the checkpoint, 4 now"),
-            (["data.max_train_samples=500"], "train images"),
-            (["data.split_seed=1"], "the number is the same, the images differ"),
-            (["data.val_fraction=0.2"], "val images"),
-        ],
-        2,
-    ):
-        assert_refused(run, *settings, *changed, words=(word, "start a new"))
-    finish(run, *settings)
-    assert_same_run(expected, run)
+    saved = contents(run / "checkpoints")
+    for changed, words in trial.random.sample(OTHERS, 2):
+        program = start(trial.folder, *settings, changed)
+        assert program.wait() == 1, program.text()[-2000:]
+        assert words in program.text(), program.text()[-2000:]
+        assert "start a new" in program.text(), program.text()[-2000:]
+        assert contents(run / "checkpoints") == saved
+    assert_same_run(expected, finish(trial.folder, *settings))
 
 
 @fault("disk full while a checkpoint is written", 5)
@@ -119,11 +101,10 @@ def full(trial: Trial) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     content = (run / "checkpoints" / "last.ckpt").read_bytes()
-    assert start(run, *settings, before=limit).wait() == 1
-    assert "can't be written" in run.with_name("run.txt").read_text()
+    assert start(trial.folder, *settings, before=limit).wait() == 1
+    assert "can't be written" in text(trial.folder)
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == content
-    finish(run, *settings)
-    assert_same_run(expected, run)
+    assert_same_run(expected, finish(trial.folder, *settings))
 
 
 # ------------------------------------------------------------------------------------------------ any file of a run
@@ -140,31 +121,24 @@ def damage_file(draw: random.Random, file: Path, way: str) -> None:
         file.write_bytes(kept.get(way, draw.randbytes(max(100, len(content)))))
 
 
-def prototype(work: Path, name: str, *settings: str, saves: int | None) -> Path:
-    """The folder of a command line's run, made once, and killed after a number of checkpoints, or finished."""
-    folder = work / "prototypes" / name
-    with lock(work, f"prototype-{name}"):
-        if not (folder / "done").exists():
-            folder.mkdir(parents=True)
-            operation = ("rename", "digits-vit_NxN_pN-Npx/STAMP/checkpoints/last.ckpt")
-            killer = Operations(folder / "runs", folder / "operations", (operation, saves) if saves else None)
-            program = start_command(folder, "train", *settings, before=killer.install)
-            assert program.wait() == (-signal.SIGKILL if saves else 0), program.text()[-3000:]
-            (folder / "done").touch()
-    return folder
+SAVE = ("rename", "runs/digits-vit_NxN_pN-Npx/STAMP/checkpoints/last.ckpt")
 
 
-def damage_run(trial: Trial, *, saves: int | None) -> tuple[Path, Path, str, str]:
-    """A copy of a run with a damaged file -> an undisturbed one, the copy, the damaged file, and how."""
-    finished = prototype(trial.work, "finished", *SAVED, saves=None)
-    made = prototype(trial.work, "killed", *SAVED, saves=saves) if saves else finished
-    shutil.copytree(made / "runs", trial.folder / "runs")
+def copied_run(trial: Trial, *, finished: bool) -> Path:
+    """A copy of a command line's run, which has finished or was killed at its ninth checkpoint."""
+    name, at = ("finished", None) if finished else ("killed", (SAVE, 9))
+    shutil.copytree(once(trial.work, name, "train", *SAVED, at=at) / "runs", trial.folder / "runs")
     (run,) = trial.folder.glob("runs/*/*")
-    files = [str(f.relative_to(run)) for f in sorted(run.rglob("*")) if f.is_file() and not f.name.endswith(".lock")]
+    return run
+
+
+def damage_any_file(trial: Trial, folder: Path, *names: str) -> tuple[str, str]:
+    """Damage a file below a folder, one of these names if there are any -> its path, how."""
+    files = [str(f) for f in sorted(contents(folder)) if not names or f.name in names]
     name, way = trial.random.choice(files), trial.random.choice(WAYS)
-    damage_file(trial.random, run / name, way)
+    damage_file(trial.random, folder / name, way)
     (trial.folder / "damage.txt").write_text(f"{name} {way}\n")
-    return finished_run(finished), run, name, way
+    return name, way
 
 
 def assert_resumed_as_far_as_known(expected: Path, run: Path, name: str, output: str) -> None:
@@ -182,48 +156,51 @@ def assert_resumed_as_far_as_known(expected: Path, run: Path, name: str, output:
 @fault("any file of a killed run damaged, then train.py resume=auto", 32)
 def damaged_then_auto(trial: Trial) -> None:
     """The run is resumed to the same end, or skipped with a warning: then a new one is, and nothing else is changed."""
-    expected, run, name, way = damage_run(trial, saves=9)
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    expected, _ = reference(trial.work, "digits", *DIGITS)
+    run = copied_run(trial, finished=False)
+    name, way = damage_any_file(trial, run)
+    before = contents(run)
     output = run_command(trial.folder, "train", *SAVED, "resume=auto")
-    done = finished_run(trial.folder)
-    if done == run:
+    if (done := finished_run(trial.folder)) == run:
         assert "resume=auto: resumes" in output, output
         assert_resumed_as_far_as_known(expected, run, name, output)
     else:
         assert name == "config.yaml", f"{name} {way}: a new run was started\n{output[-2000:]}"
         assert "starts a new run; in " in output, output
         assert way == "removed" or "1 unreadable" in output or "1 with other settings" in output, output
-        assert {file: file.read_bytes() for file in before} == before, "the damaged run was changed"
+        assert contents(run) == before, "the damaged run was changed"
         assert_same_run(expected, done)
 
 
 @fault("any file of a killed run damaged, then train.py resume=RUN", 16)
 def damaged_then_run(trial: Trial) -> None:
     """The run is resumed to the same end, or refused with the file's name."""
-    expected, run, name, way = damage_run(trial, saves=9)
-    before = {file: file.read_bytes() for file in run.rglob("*.ckpt")}
+    expected, _ = reference(trial.work, "digits", *DIGITS)
+    run = copied_run(trial, finished=False)
+    name, way = damage_any_file(trial, run)
+    before = contents(run, "*.ckpt")
     output = run_command(trial.folder, "train", f"resume={run}", expect=None)
-    if output.endswith("status 0") and "runs it with" not in output and name != ".hydra/overrides.yaml":
+    if output.endswith("status 0"):
         assert_resumed_as_far_as_known(expected, run, name, output)
-    elif not output.endswith("status 0"):
+    else:
         assert name in output or (name == "config.yaml" and "no run folder" in output), (
             f"{name} {way}: {output[-2000:]}"
         )
-        assert {file: file.read_bytes() for file in before} == before
-    elif name == ".hydra/overrides.yaml":
-        raise AssertionError(f"{name} {way}: resumed without the run's own settings\n{output[-2000:]}")
+        assert contents(run, "*.ckpt") == before
 
 
 @fault("any file of a finished run damaged, then evaluate.py", 16)
 def damaged_then_evaluated(trial: Trial) -> None:
     """The score is that of training, or the error names the file."""
-    expected, run, name, way = damage_run(trial, saves=None)
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    run = copied_run(trial, finished=True)
+    trained = read_results(run)
+    name, way = damage_any_file(trial, run)
+    before = contents(run)
     output = run_command(trial.folder, "evaluate", f"run={run}", "trainer.accelerator=cpu", expect=None)
-    assert {file: file.read_bytes() for file in before} == before, "the run was changed"
+    assert before.items() <= contents(run).items(), "the run was changed"
     if output.endswith("status 0"):
-        results = read_results(run / "evaluation" / "best-test")
-        keys = ("test/correct", "test/count", "test/loss")
-        assert [results[k] for k in keys] == [read_results(expected)[k] for k in keys], f"{name} {way}: other scores"
+        scores = read_results(run / "evaluation" / "best-test")
+        for key in ("test/correct", "test/count", "test/loss"):
+            assert scores[key] == trained[key], f"{name} {way}: {key} is {scores[key]}, not {trained[key]}"
     else:
         assert Path(name).name in output, f"{name} {way}: {output[-2000:]}"

@@ -7,23 +7,25 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from faults.operations import Operations, read_operations
-from faults.programs import SRC, ForkedProgram, run_command, start_command, start_process
-from faults.runs import DIGITS, assert_same_run, finish, finished_run, images, lock, reference, start
+from faults.programs import SRC, run_command, start_command, start_process
+from faults.runs import (
+    DIGITS,
+    assert_same_run,
+    disturb,
+    finish,
+    finished_run,
+    images,
+    once,
+    reference,
+    start,
+    start_for,
+)
 from faults.trials import Trial, fault
 from vitlab.distributed import signals
 from vitlab.runs.folder import RESULTS, read_results
 from vitlab.storage import safe_load
 
 # ----------------------------------------------------------------------------------------------------- by the clock
-
-
-def start_for(run: Path, seconds: float, *settings: str, ranks: int = 1) -> ForkedProgram:
-    """Start or resume a run, and return after `seconds` or at its end."""
-    program, deadline = start(run, *settings, ranks=ranks), time.monotonic() + seconds
-    while time.monotonic() < deadline and program.poll() is None:
-        time.sleep(0.005)
-    return program
 
 
 def stop_at_random(
@@ -38,7 +40,7 @@ def stop_at_random(
     settings = (*settings, f"callbacks.last.every_n_train_steps={trial.random.choice((1, 2, 5, 'null'))}")
     run = trial.folder / "run"
     for _ in range(trial.random.choice((1, 1, 2, 3))):
-        program = start_for(run, trial.random.uniform(0.02, 1.0) * seconds, *settings, ranks=ranks)
+        program = start_for(trial.random.uniform(0.02, 1.0) * seconds, trial.folder, *settings, ranks=ranks)
         number = trial.random.choice(numbers)
         victims = [program.pid]
         if number == signal.SIGKILL and program.poll() is None:
@@ -55,12 +57,9 @@ def stop_at_random(
             assert "stopped on request" not in program.text() or recorded != "running", f"it says {recorded}"
         for file in (run / "checkpoints").glob("*.ckpt"):
             assert safe_load.corruption(file) is None, f"{file.name} is damaged"
-        if status == 0:
+        if status == 0 or recorded == "finished":
             break
-    else:
-        if read_results(run).get("status") != "finished":
-            finish(run, *settings, ranks=ranks)
-    assert_same_run(expected, run)
+    assert_same_run(expected, finish(trial.folder, *settings, ranks=ranks))
 
 
 def by_clock(
@@ -90,7 +89,7 @@ by_clock("Ctrl-C", 6, (signal.SIGINT,), "digits")
 def signalled_twice(trial: Trial) -> None:
     settings = [*DIGITS, "callbacks.last.every_n_train_steps=5"]
     expected, seconds = reference(trial.work, "digits", *DIGITS)
-    program = start_for(trial.folder / "run", trial.random.uniform(0.3, 0.9) * seconds, *settings)
+    program = start_for(trial.random.uniform(0.3, 0.9) * seconds, trial.folder, *settings)
     if program.poll() is None:
         program.send_signal(signal.SIGSTOP)  # so that the step doesn't end before the second signal
         program.send_signal(signal.SIGTERM)
@@ -98,19 +97,17 @@ def signalled_twice(trial: Trial) -> None:
         program.send_signal(signal.SIGINT)
         program.send_signal(signal.SIGCONT)
         program.wait(20)
-    if read_results(trial.folder / "run").get("status") != "finished":
-        finish(trial.folder / "run", *settings)
-    assert_same_run(expected, trial.folder / "run")
+    assert_same_run(expected, finish(trial.folder, *settings))
 
 
 @fault("two processes in one run folder: the second refused", 3)
 def occupied(trial: Trial) -> None:
     expected, _ = reference(trial.work, "digits", *DIGITS)
     run = trial.folder / "run"
-    first = start(run, *DIGITS)
+    first = start(trial.folder, *DIGITS)
     while not (run / RESULTS).exists():
         time.sleep(0.005)
-    second = start(run, *DIGITS)
+    second = start(trial.folder, *DIGITS)
     assert second.wait() == 2, second.text()[-2000:]
     assert "is being trained in by process" in second.text(), second.text()[-2000:]
     assert first.wait() == 0, first.text()[-2000:]
@@ -119,60 +116,21 @@ def occupied(trial: Trial) -> None:
 
 # ------------------------------------------------------------------------------------------- at a file operation
 
-OFTEN_SAVED = [
-    *DIGITS,
-    "callbacks.last.every_n_train_steps=4",
-    "callbacks.last.keep_every_n_train_steps=10",
-    "callbacks.best.keep=2",
-]
-
-
-def command_reference(work: Path, name: str, *settings: str) -> Path:
-    """The folder of a command line's undisturbed run, made once; `operations` has its file operations."""
-    folder = work / "commands" / name
-    with lock(work, f"command-{name}"):
-        if not (folder / "done").exists():
-            folder.mkdir(parents=True)
-            counted = Operations(folder / "runs", folder / "operations")
-            program = start_command(folder, "train", *settings, before=counted.install)
-            assert program.wait() == 0, program.text()[-3000:]
-            (folder / "done").touch()
-    return folder
+OFTEN = ["callbacks.last.every_n_train_steps=4", "callbacks.last.keep_every_n_train_steps=10", "callbacks.best.keep=2"]
 
 
 def kill_at_operation(trial: Trial, *, within: bool) -> None:
-    """Kill `train.py` at a random operation on a random file, resume=auto, at times kill that too, and resume again."""
-    expected = command_reference(trial.work, "often", *OFTEN_SAVED)
-    done = read_operations(expected / "operations")
-    kinds = [operation for operation in sorted(done) if not within or operation[0] in ("write", "save")]
-    for attempt in range(trial.random.choice((1, 1, 2))):
-        operation = trial.random.choice(kinds)
-        at = (operation, trial.random.randint(1, done[operation]))
-        killer = Operations(trial.folder / "runs", trial.folder / f"operations-{attempt}", at, within=within)
-        program = start_command(trial.folder, "train", *OFTEN_SAVED, "resume=auto", before=killer.install)
-        status = program.wait()
-        with (trial.folder / "output.txt").open("a") as output:
-            output.write(f"--- killed at {at}: status {status}\n")
-        assert status in (0, -signal.SIGKILL, -signal.SIGXFSZ), f"{at}: ended with {status}\n{program.text()[-3000:]}"
-        assert status or attempt, f"{at} was not reached"
-        if status == 0:
-            break
-    else:
-        if not any(
-            read_results(run.parent).get("status") == "finished" for run in trial.folder.glob("runs/*/*/*.json")
-        ):
-            run_command(trial.folder, "train", *OFTEN_SAVED, "resume=auto")
+    """Kill `train.py` at a random operation on a random file, and resume=auto."""
+    expected = once(trial.work, "often", "train", *DIGITS, *OFTEN)
+    line = [*DIGITS, *OFTEN, "resume=auto"]
+    writes = ("write", "save")
+    disturb(trial, "train", *line, like=expected, only=lambda op: not within or op[0] in writes, within=within)
     assert_same_run(finished_run(expected), finished_run(trial.folder))
 
 
-@fault("train.py killed between two file operations, then resume=auto", 40)
-def killed_between_operations(trial: Trial) -> None:
-    kill_at_operation(trial, within=False)
-
-
-@fault("train.py killed within a write, then resume=auto", 16)
-def killed_within_write(trial: Trial) -> None:
-    kill_at_operation(trial, within=True)
+BETWEEN, WITHIN = "killed between two file operations", "killed within a write"
+fault(f"train.py {BETWEEN}, then resume=auto", 40)(lambda trial: kill_at_operation(trial, within=False))
+fault(f"train.py {WITHIN}, then resume=auto", 16)(lambda trial: kill_at_operation(trial, within=True))
 
 
 # ------------------------------------------------------------------------------------ the command line and launchers
@@ -222,7 +180,7 @@ def changed_setting(trial: Trial) -> None:
 def restarted(trial: Trial) -> None:
     expected, _ = reference(trial.work, "digits-2", *DIGITS, ranks=2)
     run = trial.folder / "run"
-    program = start(run, *DIGITS, "max_restarts=1", "callbacks.last.every_n_train_steps=1", ranks=2)
+    program = start(trial.folder, *DIGITS, "max_restarts=1", "callbacks.last.every_n_train_steps=1", ranks=2)
     while not (run / "checkpoints" / "previous.ckpt").exists() and program.poll() is None:
         time.sleep(0.005)
     first = read_results(run)["process"]

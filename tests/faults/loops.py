@@ -1,11 +1,9 @@
 """Loops of any geometry, and what else a training may be made of: killed after a random checkpoint, and resumed."""
 
-import signal
 from functools import partialmethod
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import datasets
 import torch
@@ -18,9 +16,11 @@ from faults.runs import (
     SMALL,
     assert_same_run,
     check_config,
+    disturb,
     finish,
     images,
     lock,
+    once,
     reference,
     rows,
     start,
@@ -30,33 +30,17 @@ from hub_files import Ranges, table
 from vitlab.runs.folder import read_results
 from vitlab.storage import safe_load
 
-SAVE = ("rename", "checkpoints/last.ckpt")
+SAVE = ("rename", "run/checkpoints/last.ckpt")
+SAVED = [*DIGITS, "callbacks.last.every_n_train_steps=2"]
 
 
-def kill_after_checkpoint(trial: Trial, expected: Path, *settings: str, ranks: int = 1, resumes: int = 1) -> Path:
-    """Kill a run at its n-th checkpoint, and resume it; `expected.operations` has what an undisturbed one does."""
-    run = trial.folder / "run"
-    saves = read_operations(expected.with_suffix(".operations"))[SAVE]
-    for attempt in range(resumes):
-        at = (SAVE, trial.random.randint(1 + (attempt == 0 and saves > 1), max(1, saves // (attempt + 1))))
-        killer = Operations(run, trial.folder / f"operations-{attempt}", at)
-        program = start(run, *settings, ranks=ranks, before=killer.install)
-        status = program.wait_for_all()
-        assert status in (0, -signal.SIGKILL, int(ranks > 1)), f"ended with {status}\n{program.text()[-3000:]}"
-        assert status or attempt, f"{at} was not reached"
-        if status == 0:
-            return run
-    finish(run, *settings, ranks=ranks)
-    return run
-
-
-def resume_exactly(trial: Trial, name: str, *settings: str, ranks: int = 1) -> Any:
-    """Kill and resume a run of these settings, whose undisturbed one is made once."""
-    settings = (*settings, "callbacks.last.every_n_train_steps=2")
-    expected, _ = reference(trial.work, name, *settings, ranks=ranks)
-    run = kill_after_checkpoint(trial, expected, *settings, ranks=ranks, resumes=trial.random.choice((1, 1, 2)))
-    assert_same_run(expected, run)
-    return run
+def resume_exactly(trial: Trial, name: str, *settings: str, ranks: int = 1) -> Path:
+    """Kill a run at one of its checkpoints, and resume it; the undisturbed one is made once."""
+    settings = (*settings, f"trainer.devices={ranks}", "hydra.run.dir=run")
+    expected = once(trial.work, name, "train", *settings)
+    disturb(trial, "train", *settings, "resume=auto", like=expected, only=lambda operation: operation == SAVE)
+    assert_same_run(expected / "run", trial.folder / "run")
+    return trial.folder / "run"
 
 
 # ------------------------------------------------------------------------------------------------------ geometries
@@ -104,12 +88,8 @@ def draw_loop(trial: Trial) -> list[str]:
 @fault("a loop of random geometry (limits, intervals, accumulation, ends inside epochs)", 40)
 def geometry(trial: Trial) -> None:
     settings = draw_loop(trial)
-    expected = trial.folder / "expected"
-    record = expected.with_suffix(".operations")
-    finish(expected, *settings, before=Operations(expected, record).install)
     try:
-        run = kill_after_checkpoint(trial, expected, *settings, resumes=trial.random.choice((1, 1, 2)))
-        assert_same_run(expected, run)
+        resume_exactly(trial, f"loop-{trial.number}", *settings)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{' '.join(settings)}") from error
 
@@ -130,11 +110,10 @@ def other_parts(trial: Trial) -> None:
     name = "parts-" + "".join(c if c.isalnum() else "-" for c in " ".join([*settings[-4:], str(first)]))
     settings_of = {parts: [*settings, f"trainer.accumulate_grad_batches={parts[1]}"] for parts in (first, second)}
     expected, _ = reference(trial.work, name, *settings_of[first], ranks=first[0])
-    saves = read_operations(expected.with_suffix(".operations"))[SAVE]
-    run = trial.folder / "run"
-    killer = Operations(run, trial.folder / "operations", (SAVE, draw.randint(2, saves)))
-    assert start(run, *settings_of[first], ranks=first[0], before=killer.install).wait_for_all() != 0
-    finish(run, *settings_of[second], ranks=second[0])
+    saves = read_operations(expected.parent / "operations")[SAVE]
+    killer = Operations(trial.folder, trial.folder / "operations", (SAVE, draw.randint(2, saves)))
+    assert start(trial.folder, *settings_of[first], ranks=first[0], before=killer.install).wait_for_all() != 0
+    run = finish(trial.folder, *settings_of[second], ranks=second[0])
     one, two = read_results(expected), read_results(run)
     context = f"{first} -> {second}\n{' '.join(settings)}"
     assert [one[k] for k in ("steps", "epochs", "images")] == [two[k] for k in ("steps", "epochs", "images")], context
@@ -149,13 +128,13 @@ def other_parts(trial: Trial) -> None:
 # -------------------------------------------------------------------------- strategies, precisions, data, loggers
 
 
-FSDP = [*(s for s in DIGITS if s != "callbacks=ema"), "trainer=fsdp"]
+FSDP = [*(s for s in SAVED if s != "callbacks=ema"), "trainer=fsdp"]
 
 
 def resume_variant(trial: Trial, key: str, *values: str) -> None:
     """Kill and resume a run with one of the values of a setting."""
     value = trial.random.choice(values)
-    resume_exactly(trial, value, *DIGITS, f"{key}={value}")
+    resume_exactly(trial, value, *SAVED, f"{key}={value}")
 
 
 fault("FSDP2 (two gloo ranks)", 4)(lambda t: resume_exactly(t, "fsdp", *FSDP, ranks=2))
@@ -165,7 +144,7 @@ fault("muon, lion, and SGD with momentum", 9)(lambda t: resume_variant(t, "optim
 
 @fault("wandb offline", 6)
 def wandb_offline(trial: Trial) -> None:
-    settings = ["logger=wandb" if s == "logger=csv" else s for s in DIGITS]
+    settings = ["logger=wandb" if s == "logger=csv" else s for s in SAVED]
     run = resume_exactly(trial, "wandb", *settings)
     parts = [folder.name.rpartition("-")[2] for folder in (run / "wandb").glob("offline-run-*")]
     assert len(parts) > 1, parts
@@ -180,7 +159,12 @@ def packed(trial: Trial) -> None:
         if not folder.exists():
             pack = ["data=image_folder", f"data_dir={trial.work / 'images'}", "shard_images=20", "processes=0"]
             run_command(trial.folder, "prepare", *pack, "size=16", f"out={folder}")
-    settings += ["data=shards", "data.source.shuffle_buffer=60", f"data.num_workers={trial.random.choice((0, 2))}"]
+    settings += [
+        "data=shards",
+        SAVED[-1],
+        "data.source.shuffle_buffer=60",
+        f"data.num_workers={trial.random.choice((0, 2))}",
+    ]
     if trial.random.random() < 0.5:
         cache = [f"data.source.cache_dir={trial.folder / 'cache'}", "data.source.cache_gb=0.00005"]
         resume_exactly(trial, "shards", *settings, f"data_dir=file://{folder}", *cache)
@@ -207,5 +191,5 @@ def streamed(trial: Trial) -> None:
         settings = ["data=huggingface", f"data.name={name}", "data.source.streaming=true", "image_size=8"]
         settings += ["data.source.shuffle_buffer=100", f"data.source.cache_dir={trial.work / 'hub-cache'}"]
         settings += [f"data.num_workers={trial.random.choice((0, 2))}", *SMALL, *HARD]
-        resume_exactly(trial, "streamed", *settings, "data.max_train_samples=250")
+        resume_exactly(trial, "streamed", *settings, "data.max_train_samples=250", SAVED[-1])
         server.shutdown()

@@ -2,7 +2,7 @@
 
 import csv
 import shlex
-import sys
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +15,9 @@ from filelock import FileLock
 from PIL import Image
 
 import train as train_program
-from faults.operations import Operations
-from faults.programs import SRC, ForkedProgram, environment
+from faults.operations import Operation, Operations, read_operations
+from faults.programs import ForkedProgram, run_command, start_command
+from faults.trials import Trial
 from vitlab.cli import checks, register
 from vitlab.config.schema import Node
 from vitlab.data.sets.digits import digits
@@ -76,33 +77,80 @@ def check_config(folder: Path, *overrides: str) -> tuple[Node, list[str]]:
     return config, checks.problems(train_program.main, config)
 
 
-def start(run: Path, *settings: str, ranks: int = 1, before: Callable[[], None] | None = None) -> ForkedProgram:
-    """Start or resume a run; its output is in `RUN.txt`. Each of its processes calls `before` first, or inherits it."""
-    run.parent.mkdir(parents=True, exist_ok=True)
-    line = [sys.executable, str(SRC / "train.py"), *settings, f"hydra.run.dir={run}", "resume=auto"]
-    output = run.with_name(f"{run.name}.txt")
-    return ForkedProgram(
-        [*line, f"trainer.devices={ranks}"], env=environment(), cwd=run.parent, output=output, before=before
-    )
+def start(folder: Path, *settings: str, ranks: int = 1, before: Callable[[], None] | None = None) -> ForkedProgram:
+    """Start or resume the run in `FOLDER/run`. Each of its processes calls `before` first, or inherits what it does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    line = [*settings, "hydra.run.dir=run", "resume=auto", f"trainer.devices={ranks}"]
+    return start_command(folder, "train", *line, before=before)
 
 
-def finish(run: Path, *settings: str, ranks: int = 1, before: Callable[[], None] | None = None) -> None:
-    """Start or resume a run and wait for its end."""
-    program = start(run, *settings, ranks=ranks, before=before)
-    assert program.wait() == 0, program.text()[-3000:]
+def start_for(seconds: float, folder: Path, *settings: str, ranks: int = 1) -> ForkedProgram:
+    """Start or resume a run, and return after `seconds` or at its end."""
+    program, deadline = start(folder, *settings, ranks=ranks), time.monotonic() + seconds
+    while time.monotonic() < deadline and program.poll() is None:
+        time.sleep(0.005)
+    return program
 
 
-def reference(work: Path, name: str, *overrides: str, ranks: int = 1) -> tuple[Path, float]:
-    """An undisturbed run, made once, and its seconds. `NAME.operations` has its file operations."""
-    run = work / "references" / name
-    took, record = run.with_suffix(".seconds"), run.with_suffix(".operations")
+def finish(folder: Path, *settings: str, ranks: int = 1) -> Path:
+    """Start or resume a run, wait for its end, and return the run."""
+    if read_results(folder / "run").get("status") != "finished":
+        program = start(folder, *settings, ranks=ranks)
+        assert program.wait() == 0, program.text()[-3000:]
+    return folder / "run"
+
+
+def reference(work: Path, name: str, *settings: str, ranks: int = 1) -> tuple[Path, float]:
+    """An undisturbed run, made once, and its seconds."""
+    folder = once(work, name, "train", *settings, "hydra.run.dir=run", f"trainer.devices={ranks}")
+    return folder / "run", float((folder / "seconds").read_text())
+
+
+def once(work: Path, name: str, program: str, *line: str, at: tuple[Operation, int] | None = None) -> Path:
+    """The folder of a command that is run once for all trials, or killed at an operation.
+
+    `operations` has its file operations, `seconds` its time.
+    """
+    folder = work / "once" / name
     with lock(work, name):
-        if not took.exists():
-            run.parent.mkdir(exist_ok=True)
+        if not (folder / "seconds").exists():
+            folder.mkdir(parents=True)
             begin = time.monotonic()
-            finish(run, *overrides, ranks=ranks, before=Operations(run, record).install)
-            took.write_text(str(time.monotonic() - begin))
-    return run, float(took.read_text())
+            made = start_command(folder, program, *line, before=Operations(folder, folder / "operations", at).install)
+            assert made.wait_for_all() == (-signal.SIGKILL if at else 0), made.text()[-3000:]
+            (folder / "seconds").write_text(str(time.monotonic() - begin))
+    return folder
+
+
+def disturb(
+    trial: Trial,
+    program: str,
+    *line: str,
+    like: Path,
+    only: Callable[[Operation], bool] = lambda operation: True,
+    within: bool = False,
+    then: Callable[[], Any] = lambda: None,
+) -> None:
+    """Kill a command at a random operation on a random file, once or twice, each time followed by `then`.
+
+    `like` is the folder of an undisturbed one. The command can be run again until it ends well.
+    """
+    done = read_operations(like / "operations")
+    for attempt in range(trial.random.choice((1, 1, 2))):
+        operation = trial.random.choice([operation for operation in sorted(done) if only(operation)])
+        at = (operation, trial.random.randint(1, done[operation]))
+        killer = Operations(trial.folder, trial.folder / "operations", at, within=within)
+        started = start_command(trial.folder, program, *line, before=killer.install)
+        status = started.wait_for_all()
+        with (trial.folder / "output.txt").open("a") as output:
+            output.write(f"--- to be killed at {at}, ended with {status}\n")
+        # 1: the program of a killed rank or job
+        assert status in (0, 1, -signal.SIGKILL, -signal.SIGXFSZ), f"{at}: {status}\n{started.text()[-3000:]}"
+        assert status or attempt, f"{at} was not reached"
+        then()
+        if status == 0 or (program == "train" and finished_runs(trial.folder)):
+            return
+    run_command(trial.folder, program, *line)
 
 
 @contextmanager
@@ -147,9 +195,21 @@ def assert_same_run(one: Path, two: Path, *, best: bool = True, metrics: bool = 
         assert first[key] == second[key], f"results.json: {key} differs"
 
 
+def finished_runs(folder: Path) -> list[Path]:
+    """The finished runs in `FOLDER/run` and `FOLDER/runs`."""
+    runs = [folder / "run", *(file.parent for file in folder.glob("runs/*/*/results.json"))]
+    return [run for run in runs if read_results(run).get("status") == "finished"]
+
+
 def finished_run(folder: Path) -> Path:
-    """The only finished run in `folder/runs`."""
-    runs = [file.parent for file in folder.glob("runs/*/*/results.json")]
-    done = [run for run in runs if read_results(run).get("status") == "finished"]
-    assert len(done) == 1, f"{len(done)} of {[(run.name, read_results(run).get('status')) for run in runs]} finished"
+    """The only finished run in a folder."""
+    done = finished_runs(folder)
+    assert len(done) == 1, f"finished are {done}"
     return done[0]
+
+
+def contents(folder: Path, pattern: str = "*") -> dict[Path, bytes]:
+    """The files in a folder."""
+    return {
+        f.relative_to(folder): f.read_bytes() for f in folder.rglob(pattern) if f.is_file() and "lock" not in f.suffix
+    }

@@ -23,7 +23,7 @@ class Trial:
     work: Path
 
 
-Fault = Callable[[Trial], None]
+Fault = Callable[[Trial], object]
 FAULTS: dict[str, tuple[int, Fault]] = {}  # number of trials and function, by name
 
 

@@ -2,7 +2,6 @@
 
 import os
 import select
-import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ import torch
 import yaml
 
 import train as train_program
-from faults.damage import SAVED, killed_run, prototype
-from faults.programs import run_command
+from faults.damage import copied_run, killed_run
+from faults.programs import run_command, text
 from faults.runs import SMALL, assert_same_run, check_config, finish
 from faults.trials import Trial, fault
 from vitlab.cli import checks
@@ -31,10 +30,9 @@ def code(trial: Trial) -> None:
             return (os.mkdir, (str(flag),))
 
     torch.save({"global_step": 10**6, "state_dict": Evil()}, run / "checkpoints" / "last.ckpt")
-    finish(run, *settings)
+    assert_same_run(expected, finish(trial.folder, *settings))
     assert not flag.exists(), "it was executed"
-    assert "last.ckpt is damaged" in run.with_name("run.txt").read_text()
-    assert_same_run(expected, run)
+    assert "last.ckpt is damaged" in text(trial.folder)
 
 
 @fault("a configuration that would call what it may not: refused", 8)
@@ -100,9 +98,7 @@ def hostile_settings(url: str, file: Path) -> list[tuple[str, Any]]:
 
 @fault("allowed classes with hostile settings, in overrides.yaml of a resumed run: refused", 26)
 def hostile_overrides(trial: Trial) -> None:
-    made = prototype(trial.work, "killed", *SAVED, saves=9)
-    shutil.copytree(made / "runs", trial.folder / "runs")
-    (run,) = trial.folder.glob("runs/*/*")
+    run = copied_run(trial, finished=False)
 
     def write(key: str, value: Any) -> list[str]:
         lines = yaml.safe_load((run / OVERRIDES).read_text())
@@ -114,9 +110,7 @@ def hostile_overrides(trial: Trial) -> None:
 
 @fault("allowed classes with hostile settings, in config.yaml of an evaluated run: refused or unused", 14)
 def hostile_config(trial: Trial) -> None:
-    made = prototype(trial.work, "finished", *SAVED, saves=None)
-    shutil.copytree(made / "runs", trial.folder / "runs")
-    (run,) = trial.folder.glob("runs/*/*")
+    run = copied_run(trial, finished=True)
 
     def write(key: str, value: Any) -> list[str]:
         config = yaml.safe_load((run / CONFIG).read_text())
