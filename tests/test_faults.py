@@ -15,7 +15,7 @@ QUICK = (
     "train.py killed between two file operations, then resume=auto",
     "last checkpoint with a flipped bit",
     "any file of a sweep damaged, then sweep.py status and report, and the same command",
-    "allowed classes with hostile settings, in overrides.yaml of a resumed run: refused",
+    "hostile settings, also of allowed classes, in overrides.yaml of a resumed run: refused",
     "two processes in one run folder: the second refused",
 )
 

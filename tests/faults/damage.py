@@ -180,6 +180,8 @@ def damaged_then_run(trial: Trial) -> None:
     name, way = damage_any_file(trial, run)
     before = contents(run, "*.ckpt")
     output = run_command(trial.folder, "train", f"resume={run}", expect=None)
+    if name == ".hydra/overrides.yaml" and ("resume with another setting" in output or "another network" in output):
+        return  # without the settings that were lost, which is reported
     if output.endswith("status 0"):
         assert_resumed_as_far_as_known(expected, run, name, output)
     else:

@@ -26,8 +26,7 @@ class Operations:
 
     def __init__(self, folder: Path, record: Path, at: tuple[Operation, int] | None = None, *, within: bool = False):
         self.folder, self.at, self.within = f"{folder.resolve()}/", at, within
-        self.record = os.open(record, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-        self.done: Counter[Operation] = Counter()
+        self.file, self.record = record, os.open(record, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
     def install(self) -> None:
         real_open, real_fsync, real_save = io.open, os.fsync, torch.save
@@ -75,9 +74,8 @@ class Operations:
             return
         name = re.sub(r"\d+", "N", os.path.abspath(os.fspath(file)).removeprefix(self.folder))  # noqa: PTH100
         operation = (kind, re.sub(r"N-N-N_N-N-N", "STAMP", name))
-        self.done[operation] += 1
         os.write(self.record, f"{kind}\t{operation[1]}\n".encode())
-        if self.at == (operation, self.done[operation]):
+        if self.at and self.at == (operation, read_operations(self.file)[operation]):  # of all processes
             if self.within and part:
                 part()
             if ends or not self.within:

@@ -9,8 +9,8 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -163,10 +163,17 @@ def text(folder: Path) -> str:
     return file.read_text(errors="replace") if file.exists() else ""
 
 
-def start_process(folder: Path, *line: str) -> "subprocess.Popen[bytes]":
-    """Start a real process as a user does."""
+@contextmanager
+def real_process(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start Python as a user does, and kill it at the block's end if it still runs."""
+    line, options = [sys.executable, *arguments], {"stderr": subprocess.STDOUT, "cwd": folder, "env": environment()}
     with (folder / "output.txt").open("ab") as output:
-        return subprocess.Popen(line, cwd=folder, env=environment(), stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(line, stdout=output, **options)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def sessions() -> dict[int, int]:

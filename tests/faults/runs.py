@@ -139,7 +139,7 @@ def disturb(
     for attempt in range(trial.random.choice((1, 1, 2))):
         operation = trial.random.choice([operation for operation in sorted(done) if only(operation)])
         at = (operation, trial.random.randint(1, done[operation]))
-        killer = Operations(trial.folder, trial.folder / "operations", at, within=within)
+        killer = Operations(trial.folder, trial.folder / f"operations-{attempt}", at, within=within)
         started = start_command(trial.folder, program, *line, before=killer.install)
         status = started.wait_for_all()
         with (trial.folder / "output.txt").open("a") as output:

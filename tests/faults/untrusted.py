@@ -10,12 +10,10 @@ from typing import Any
 import torch
 import yaml
 
-import train as train_program
 from faults.damage import copied_run, killed_run
 from faults.programs import run_command, text
-from faults.runs import SMALL, assert_same_run, check_config, finish
+from faults.runs import SMALL, assert_same_run, finish
 from faults.trials import Trial, fault
-from vitlab.cli import checks
 from vitlab.config.schema import Node
 from vitlab.runs.folder import CONFIG, OVERRIDES, write_config
 
@@ -35,22 +33,6 @@ def code(trial: Trial) -> None:
     assert "last.ckpt is damaged" in text(trial.folder)
 
 
-@fault("a configuration that would call what it may not: refused", 8)
-def untrusted(trial: Trial) -> None:
-    flag = trial.folder / "executed"
-    target = trial.random.choice(
-        ("os.system", "subprocess.call", "torch.hub.load", "torch.load", "torch.os.system", "hydra.utils.get_method")
-    )
-    place = trial.random.choice(("optimizer", "callbacks", "data.augment", "model"))
-    node = {"_target_": target, "command": f"touch {flag}"}
-    config, problems = check_config(trial.folder / "run", *SMALL)
-    assert not problems, problems
-    set_value(config, f"{place}.mine" if place == "callbacks" else place, node)
-    problems = checks.problems(train_program.main, config)
-    assert any(target in problem and "VITLAB_ALLOW" in problem for problem in problems), problems
-    assert not flag.exists()
-
-
 def set_value(config: Node, path: str, value: Any) -> None:
     """Set a value of nested dictionaries by its dotted path."""
     *outer, key = path.split(".")
@@ -65,8 +47,11 @@ CALLBACKS = "lightning.pytorch.callbacks"
 
 def hostile_settings(url: str, file: Path) -> list[tuple[str, Any]]:
     """Settings of allowed classes, and of Hydra's own, that would call `url`, write `file`, or reveal a key."""
-    part = {"name": "x"}
     return [
+        ("optimizer", {"_target_": "os.system", "command": f"touch {file}"}),
+        ("callbacks.x", {"_target_": "subprocess.call", "args": f"touch {file}"}),
+        ("data.augment", {"_target_": "torch.hub.load", "repo_or_dir": "x/y"}),
+        ("model", {"_target_": "hydra.utils.get_method", "path": "os.system"}),
         ("logger.x", {"_target_": f"{LOGGERS}.WandbLogger", "settings": {"base_url": url}}),
         ("logger.x", {"_target_": "vitlab.runs.wandb.WandbLogger", "settings": {"base_url": url}}),
         ("logger.x", {"_target_": f"{LOGGERS}.MLFlowLogger", "tracking_uri": url}),
@@ -91,12 +76,10 @@ def hostile_settings(url: str, file: Path) -> list[tuple[str, Any]]:
         ("hydra.run.dir", str(file)),
         ("name", "${oc.env:WANDB_API_KEY}"),
         ("logger.x", {"_target_": f"{LOGGERS}.CSVLogger", "save_dir": "${oc.env:AWS_SECRET_ACCESS_KEY}"}),
-        ("data.augment", part | {"_target_": "torch.hub.load", "repo_or_dir": "x/y"}),
-        ("model", part | {"_target_": "torch.package.PackageImporter", "file_or_buffer": str(file)}),
     ]
 
 
-@fault("allowed classes with hostile settings, in overrides.yaml of a resumed run: refused", 26)
+@fault("hostile settings, also of allowed classes, in overrides.yaml of a resumed run: refused", 28)
 def hostile_overrides(trial: Trial) -> None:
     run = copied_run(trial, finished=False)
 
@@ -108,7 +91,7 @@ def hostile_overrides(trial: Trial) -> None:
     assert_refused(trial, write)
 
 
-@fault("allowed classes with hostile settings, in config.yaml of an evaluated run: refused or unused", 14)
+@fault("hostile settings, also of allowed classes, in config.yaml of an evaluated run: refused or unused", 20)
 def hostile_config(trial: Trial) -> None:
     run = copied_run(trial, finished=True)
 
@@ -121,7 +104,7 @@ def hostile_config(trial: Trial) -> None:
     assert_refused(trial, write, unused=True)
 
 
-@fault("allowed classes with hostile settings, in an experiment of a --config-dir: refused", 10)
+@fault("hostile settings, also of allowed classes, in an experiment of a --config-dir: refused", 12)
 def hostile_experiment(trial: Trial) -> None:
     def write(key: str, value: Any) -> list[str]:
         config: Node = {}
@@ -143,9 +126,7 @@ def flow(value: Any) -> str:
     return str(value) if isinstance(value, int) or "${" in value else f"'{value}'"
 
 
-def assert_refused(
-    trial: Trial, write: Callable[[str, Any], list[str]], *, unused: bool = False, own: bool = False
-) -> None:
+def assert_refused(trial: Trial, write: Callable[[str, Any], list[str]], *, unused: bool = False) -> None:
     """A program that reads a hostile setting calls no server, writes no file, and reveals no key.
 
     It ends with status 2 before anything starts, or doesn't use the setting.
