@@ -128,7 +128,7 @@ def other_parts(trial: Trial) -> None:
 # -------------------------------------------------------------------------- strategies, precisions, data, loggers
 
 
-FSDP = [*(s for s in SAVED if s != "callbacks=ema"), "trainer=fsdp"]
+FSDP = [*(s for s in SAVED if s != "callbacks=ema"), "trainer=fsdp", "trainer.max_steps=20"]
 
 
 def resume_variant(trial: Trial, key: str, *values: str) -> None:
