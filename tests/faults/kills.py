@@ -106,8 +106,11 @@ def occupied(trial: Trial) -> None:
     first = start(trial.folder, *DIGITS)
     while not (run / RESULTS).exists():
         time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)  # so that it doesn't end before
     second = start(trial.folder, *DIGITS)
-    assert second.wait() == 2, second.text()[-2000:]
+    status = second.wait()
+    first.send_signal(signal.SIGCONT)
+    assert status == 2, second.text()[-2000:]
     assert "is being trained in by process" in second.text(), second.text()[-2000:]
     assert first.wait() == 0, first.text()[-2000:]
     assert_same_run(expected, run)

@@ -55,15 +55,8 @@ def stopped_sweep(trial: Trial) -> None:
 def sweep_killed_at_operation(trial: Trial) -> None:
     like = once(trial.work, "sweep", "train", *SWEEP)
     within = trial.random.random() < 0.3
-    disturb(
-        trial,
-        "train",
-        *SWEEP,
-        like=like,
-        only=lambda op: "/checkpoints/" not in op[1],
-        within=within,
-        then=lambda: show(trial),
-    )
+    mine, table = (lambda op: "/checkpoints/" not in op[1]), (lambda: show(trial))
+    disturb(trial, "train", *SWEEP, like=like, only=mine, within=within, then=table)
     assert_same_sweep(trial)
 
 
@@ -112,13 +105,6 @@ def killed_packing(trial: Trial) -> None:
     line = ["data=image_folder", f"data_dir={trial.work / 'images'}", "shard_images=25", "processes=0", "size=16"]
     expected = once(trial.work, "packing", "prepare", *line, "out=out")
     within = trial.random.random() < 0.5
-    disturb(
-        trial,
-        "prepare",
-        *line,
-        "out=out",
-        like=expected,
-        only=lambda operation: operation[1].startswith("out/"),
-        within=within,
-    )
+    line.append("out=out")
+    disturb(trial, "prepare", *line, like=expected, only=lambda op: op[1].startswith("out/"), within=within)
     assert contents(trial.folder / "out") == contents(expected / "out")
