@@ -9,7 +9,6 @@ import datasets
 import torch
 
 from faults.operations import Operations, read_operations
-from faults.programs import run_command
 from faults.runs import (
     DIGITS,
     HARD,
@@ -154,17 +153,10 @@ def wandb_offline(trial: Trial) -> None:
 @fault("shards, in this folder or fetched through a cache", 10)
 def packed(trial: Trial) -> None:
     settings = [s for s in images(trial.work) if not s.startswith(("data=", "data_dir=", "data.num_workers"))]
-    folder = trial.work / "packed"
-    with lock(trial.work, "packing"):
-        if not folder.exists():
-            pack = ["data=image_folder", f"data_dir={trial.work / 'images'}", "shard_images=20", "processes=0"]
-            run_command(trial.folder, "prepare", *pack, "size=16", f"out={folder}")
-    settings += [
-        "data=shards",
-        SAVED[-1],
-        "data.source.shuffle_buffer=60",
-        f"data.num_workers={trial.random.choice((0, 2))}",
-    ]
+    pack = ["data=image_folder", f"data_dir={trial.work / 'images'}", "shard_images=20", "processes=0", "size=16"]
+    folder = once(trial.work, "packed", "prepare", *pack, "out=out") / "out"
+    settings += ["data=shards", SAVED[-1], f"data.num_workers={trial.random.choice((0, 2))}"]
+    settings.append("data.source.shuffle_buffer=60")
     if trial.random.random() < 0.5:
         cache = [f"data.source.cache_dir={trial.folder / 'cache'}", "data.source.cache_gb=0.00005"]
         resume_exactly(trial, "shards", *settings, f"data_dir=file://{folder}", *cache)
