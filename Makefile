@@ -36,8 +36,8 @@ test: $(DEV) ## run the tests: under ten minutes on two cores
 long: $(DEV) ## run the tests that take longest: networks of full size, clusters, many processes
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
-faults: $(DEV) ## do to runs what happens to runs, and count what was lost: about half an hour
-	$(VENV)/bin/python tests/faults.py $(ARGS)
+faults: $(DEV) ## do to runs what happens to runs, and count what was lost: 40 minutes at most
+	$(VENV)/bin/python tests/faults $(ARGS)
 
 mutations: $(DEV) ## change the source in 300 places, and count the changes that no test notices: an hour
 	$(VENV)/bin/python tests/mutations.py $(ARGS)

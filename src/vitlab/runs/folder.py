@@ -109,9 +109,12 @@ def read_results(run_dir: Path) -> Node:
 
 
 def read_metrics(file: Path) -> Iterator[dict[str, str]]:
-    """Read the rows of a `metrics.csv`, if any, one by one; those that aren't numbers, after damage, are empty."""
+    """Read the rows of a `metrics.csv`, if any, one by one; those that aren't numbers, after damage, are empty.
+
+    A last line without its end is left out: a number may be cut short in it.
+    """
     with suppress(OSError), file.open(newline="", errors="replace") as lines:
-        rows = csv.DictReader(lines)
+        rows = csv.DictReader(line for line in lines if line.endswith("\n"))
         try:
             for row in rows:
                 yield row if is_numeric(row) else {}

@@ -70,6 +70,20 @@ class LastCheckpoint(Checkpoint):
         self._due: tuple[bool, bool, Outcome | None] = (False, False, None)  # save, keep, stop
         self._time = 0.0
         self._random: list[dict[str, Any]] = []
+        self._max_steps: int | None = None  # replaced until a validation that comes after the last step
+        self._due_at: int | None = None  # the step of a checkpoint that was saved before its validation
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._wait_for_validation(trainer)
+
+    def _wait_for_validation(self, trainer: Trainer) -> None:
+        """Raise `max_steps` until the last step's validation is over, or Lightning would leave it out (2.6)."""
+        if self._due_at is not None and 0 < trainer.max_steps <= self._due_at:
+            self._max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, self._due_at + 1
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._max_steps is not None and is_fitting(trainer):
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen, self._time = trainer.global_step, time.monotonic()
@@ -163,6 +177,10 @@ class LastCheckpoint(Checkpoint):
         if fitting:
             keep_settings(trainer, checkpoint["callbacks"])
         data: Any = getattr(trainer, "datamodule", None)
+        if fitting and is_validation_due(checkpoint):
+            self._due_at = checkpoint["global_step"]
+            if trainer.strategy.restore_checkpoint_after_setup:  # else before the schedule is built of `max_steps`
+                self._wait_for_validation(trainer)
         if fitting and data is not None and checkpoint.get("accumulate", 1) != trainer.accumulate_grad_batches:
             loops = checkpoint["loops"]["fit_loop"]  # other batches, the same steps
             set_loop_progress(
@@ -170,7 +188,7 @@ class LastCheckpoint(Checkpoint):
                 step=checkpoint["global_step"],
                 batches_per_epoch=data.batches_per_epoch,
                 accumulate=trainer.accumulate_grad_batches,
-                validation_due=loops["epoch_loop.val_loop.batch_progress"]["current"]["ready"] == 1,
+                validation_due=is_validation_due(checkpoint),
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -253,6 +271,12 @@ class BestCheckpoint(ModelCheckpoint):
 def is_fitting(trainer: Trainer) -> bool:
     """Whether a validation is part of training, not the sanity check before it."""
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+def is_validation_due(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint was saved before the validation of its step."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+    return bool(progress["current"]["ready"] == 1)
 
 
 def is_multiple(interval: int | None, count: int) -> bool:

@@ -66,6 +66,8 @@ class Monitor(Callback):
             restore_metric(pl_module.train_loss, losses[trainer.global_rank])
         elif trainer.global_rank == 0:  # on another number of ranks, one takes all
             restore_metric(pl_module.train_loss, {k: sum(part[k] for part in losses) for k in losses[0]})
+        if trainer.strategy.restore_checkpoint_after_setup:  # FSDP2: after on_fit_start
+            self._rewind(trainer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Classifier)
@@ -74,12 +76,19 @@ class Monitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # not in on_train_start: a run killed after its last step never reaches it
+        if not trainer.strategy.restore_checkpoint_after_setup:
+            self._rewind(trainer)
+
+    def _rewind(self, trainer: Trainer) -> None:
+        """Drop the rows that a checkpoint, or a start without one, doesn't count."""
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.rewind(self._step, self._rows)
                 wandb.resend_rows(logger.read_rows(), trainer.loggers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.strategy.restore_checkpoint_after_setup and self._step == 0:
+            self._rewind(trainer)
         self._done = trainer.global_step
         self.meter.attach(trainer)
         self.meter.open_row(trainer)

@@ -58,9 +58,10 @@ def test_damaged_files_are_told_from_missing_ones(tmp_path: Path, content: bytes
 
 def test_rows_of_metrics_that_are_not_numbers_are_empty(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
-    file.write_bytes(b"step,a\n1,2.0\n2,\xff\n3,nan\n4,\n5,6,7\n8\n9,1")
+    file.write_bytes(b"step,a\n1,2.0\n2,\xff\n3,nan\n4,\n5,6,7\n8\n9,1\n10,0.12")
     good = [{"step": "1", "a": "2.0"}, {}, {"step": "3", "a": "nan"}, {"step": "4", "a": ""}]
-    assert list(read_metrics(file)) == [*good, {}, {}, {"step": "9", "a": "1"}]
+    rows = [*good, {}, {}, {"step": "9", "a": "1"}]
+    assert list(read_metrics(file)) == rows, "the last number may have been longer"
     file.write_bytes(b'step,a\n1,2.0\n2,"' + b"x" * 200_000)
     assert list(read_metrics(file)) == [good[0]]
 

@@ -74,7 +74,13 @@ def test_a_file_shorter_than_its_checkpoint_says_is_reported_and_kept(
     MetricsFile(folder=str(tmp_path)).rewind(5, 5)
     assert caplog.messages == []
     content = (tmp_path / "metrics.csv").read_bytes()
-    for damaged, lost in ((content[:-6], 1), (content.replace(b"3,3.0", b"\xff\x00,"), 1), (b"\x80" * 99, 5), (b"", 5)):
+    for damaged, lost in (
+        (content[:-6], 1),
+        (content[:-3], 1),
+        (content.replace(b"3,3.0", b"\xff\x00,"), 1),
+        (b"\x80" * 99, 5),
+        (b"", 5),
+    ):
         caplog.clear()
         (tmp_path / "metrics.csv").write_bytes(damaged)
         again = MetricsFile(folder=str(tmp_path))

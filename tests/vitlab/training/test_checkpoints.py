@@ -9,7 +9,7 @@ import pytest
 from lightning import Callback, LightningModule, Trainer
 
 from conftest import Configure
-from faults import assert_same_run, images, rows, same
+from faults.runs import assert_same_run, images, rows, same
 from vitlab.config.schema import Node
 from vitlab.distributed import signals
 from vitlab.distributed.signals import StopRequested
@@ -139,8 +139,9 @@ def test_cut_at_any_step_it_ends_like_an_uninterrupted_one(
         assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
-def test_cut_within_a_validation_it_repeats_that_validation(run: Callable[..., Path]) -> None:
-    settings = HARD
+@pytest.mark.parametrize("end", ["trainer.max_epochs=3", f"trainer.max_steps={3 * STEPS}"])
+def test_cut_within_a_validation_it_repeats_that_validation(run: Callable[..., Path], end: str) -> None:
+    settings = [*HARD, end]
     complete = run("complete", *settings)
     for step in (STEPS, 3 * STEPS):
         shutil.rmtree(complete.parent / "cut", ignore_errors=True)

@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits, load_sample_image
 
 import train
 from conftest import SRC, Configure
-from faults import rows, same
+from faults.runs import rows, same
 from forked_ranks import RANKS
 from hub_files import CLASSES, Ranges, png, saved, table
 from vitlab.cli.checks import problems as all_problems
