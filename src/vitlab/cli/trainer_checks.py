@@ -113,6 +113,7 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
     if samples and batch and epochs is not None and epochs > 0:
         per_epoch = samples // batch if view("data.drop_last", bool) else math.ceil(samples / batch)
         accumulate = view("trainer.accumulate_grad_batches", int) or 1
+        most = per_epoch * accumulate
         if (limit := view("trainer.limit_train_batches", float)) is not None:
             batches = per_epoch * accumulate
             if (most := min(batches, limit) if isinstance(limit, int) else int(batches * limit)) < 1 <= batches:
@@ -125,6 +126,13 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
             remedy = "lower it, or count over epochs with trainer.check_val_every_n_epoch=null"
             batches = per_epoch * accumulate
             yield f"trainer.val_check_interval={interval} is above the {batches} batches of an epoch; {remedy}"
+        elif isinstance(interval, int | float) and accumulate > 1:
+            batches = interval if isinstance(interval, int) else int(interval * most)
+            if batches % accumulate and batches < most:
+                before = batches // accumulate * accumulate
+                ends = " or ".join(str(end) for end in (before, before + accumulate) if end)
+                why = f"is within a step of trainer.accumulate_grad_batches={accumulate}"
+                yield f"trainer.val_check_interval={interval}, {batches} batches, {why}; use {ends}"
     if 0 < total < math.inf:
         fraction = view("schedule.warmup_fraction", float) or 0.0
         warmup = count_warmup(int(total), view("schedule.warmup_steps", int), fraction)

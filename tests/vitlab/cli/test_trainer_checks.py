@@ -37,6 +37,17 @@ def test_parts_of_an_epoch_and_times_that_mean_nothing_are_reported(found: Found
     assert line.startswith(f"trainer.{setting.partition('=')[0]}={problem}")
 
 
+@pytest.mark.parametrize(
+    ("interval", "batches", "ends"), [("7", 7, "6 or 8"), ("0.5", 21, "20 or 22"), ("1", 1, "2"), ("0.2", 8, "")]
+)
+def test_a_validation_within_an_accumulated_step_is_reported(
+    found: Found, interval: str, batches: int, ends: str
+) -> None:
+    lines = found(f"++trainer.val_check_interval={interval}", "trainer.accumulate_grad_batches=2")
+    why = f"{batches} batches, is within a step of trainer.accumulate_grad_batches=2; use {ends}"
+    assert lines == ([f"trainer.val_check_interval={interval}, {why}"] if ends else [])
+
+
 @pytest.mark.parametrize("setting", ["val_check_interval=0.5", "limit_val_batches=0", "max_time=00:02:30:00"])
 def test_parts_of_an_epoch_and_times_that_can_be_are_not(found: Found, setting: str) -> None:
     assert found(f"++trainer.{setting}") == []
