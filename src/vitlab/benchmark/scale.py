@@ -102,6 +102,7 @@ def forked_contender(name: str, run: Callable[[Any], object], data: Any) -> Cont
         try:
             seconds, used = receiver.recv()
         except EOFError:
+            process.join()
             raise RuntimeError(f"{name} failed with status {process.exitcode}; its error is above") from None
         finally:
             process.join()

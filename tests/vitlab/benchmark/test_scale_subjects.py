@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.benchmark import scale_subjects
+from vitlab.benchmark import scale_data, scale_subjects
 from vitlab.benchmark.scale_subjects import SUBJECTS
 
 
@@ -17,6 +17,6 @@ def test_every_subject_is_measured_at_a_small_size(name: str, tmp_path: Path) ->
 
 
 def test_all_listings_find_the_same_files(tmp_path: Path) -> None:
-    scale_subjects.write_tree(tmp_path, 250)
+    scale_data.write_tree(tmp_path, 250)
     found = [len(run(tmp_path)) for run in (scale_subjects.walk, scale_subjects.list_by_torchvision)]
     assert [*found, len(scale_subjects.list_by_timm(tmp_path)[0])] == [250, 250, 250]
