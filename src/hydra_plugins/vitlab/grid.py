@@ -67,7 +67,8 @@ class GridSweeper(BasicSweeper):
         returns, failures = list[Sequence[JobReturn]](), list[JobReturn]()
         jobs, last_line, launched = planner.jobs(), "", 0
         started = set[Path]()  # while this process has run: those that end by trainer.max_time wait for the next one
-        known = {folder: ledger.job_status(folder) for folder in set(planner.folders.values())}
+        planned = {planner.folders[key] for key in planner.keys if key in planner.folders}
+        known = {folder: ledger.job_status(folder) for folder in planned}
         while True:
             claim.exit_on_cancel(planner.sweep)
             if (line := round_line(known.values(), planner.missing, len(failures))) != last_line:
