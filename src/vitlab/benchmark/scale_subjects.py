@@ -23,6 +23,7 @@ from vitlab.benchmark import scale_data
 from vitlab.benchmark.case import OURS
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
+from vitlab.data.file_list import FileList
 from vitlab.data.scan import find_bad_files
 from vitlab.data.sets import fake, image_folder
 from vitlab.data.source import Source, Split
@@ -86,7 +87,8 @@ def sort_labels(labels: Tensor) -> object:
 
 
 def hash_paths(split: Split) -> object:
-    return hashlib.blake2b("\0".join(split.files or ()).encode()).digest()
+    assert isinstance(split.files, FileList)
+    return hashlib.blake2b(split.files.buffer).digest()
 
 
 def read_paths(split: Split) -> object:
