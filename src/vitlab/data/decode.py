@@ -39,7 +39,10 @@ ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82
 # System errors that are about one path
 PATH_ERRORS = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 # Messages of out-of-memory errors without an exception class
-HOST_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "std::bad_alloc")
+HOST_OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator: can't allocate memory", "not enough memory", "std::bad_alloc"),
+    "could not create a primitive",  # oneDNN's
+)
 CUDA_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 DEVICE_OUT_OF_MEMORY = (*CUDA_OUT_OF_MEMORY, "HIP out of memory", "MPS backend out of memory")
 

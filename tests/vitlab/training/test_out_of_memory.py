@@ -42,6 +42,7 @@ CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't 
         (RuntimeError(CPU), False),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), False),
         (RuntimeError("std::bad_alloc"), False),
+        (RuntimeError("could not create a primitive"), False),
         (MemoryError(), False),
     ],
 )

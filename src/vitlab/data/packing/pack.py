@@ -6,6 +6,7 @@ Each complete shard has a record in `.prepare/`; only shards without one are wri
 
 import json
 import logging
+import re
 import shutil
 import time
 import warnings
@@ -84,6 +85,9 @@ def pack(
     if (problem := folder_problem(out)) is not None:
         raise ValueError(problem)
     with folder_lock(out):
+        for file in out.rglob(".*"):
+            if re.fullmatch(r"\..+\.\d+", file.name):  # a killed process was writing it
+                file.unlink()
         plan, writer, work = packing_plan(source, settings), ShardWriter(source, settings, out), out / WORK
         complete, begun = out / manifest.NAME, work / "plan.json"
         for file in (complete, begun):

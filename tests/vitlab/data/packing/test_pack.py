@@ -55,7 +55,9 @@ def test_interrupted_in_a_shard_and_resumed_it_ends_in_the_same_bytes(
     kept = {f: f.stat().st_mtime_ns for f in (out / "train").iterdir()}
     assert kept
     begun[3].write_bytes(b"half of it")  # as a killed process leaves it
+    (out / ".prepared.json.99").touch()
     image_fixtures.pack(drawn, out)
+    assert not (out / ".prepared.json.99").exists()
     assert image_fixtures.content(out) == image_fixtures.content(packed())
     assert {f: f.stat().st_mtime_ns for f in kept} == kept, "complete shards are not written again"
 
