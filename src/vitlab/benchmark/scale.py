@@ -6,6 +6,7 @@ All sizes are measured in the same rounds, and the exponents of all contenders a
 at a real scale is that of the largest size, times the ratio of both sizes to the power of the exponent.
 """
 
+import ctypes
 import gc
 import logging
 import resource
@@ -95,6 +96,7 @@ def forked_contender(name: str, run: Callable[[Any], object], data: Any) -> Cont
     figures: dict[str, float] = {}
 
     def measure() -> float:
+        release_free_memory()
         receiver, sender = get_context("fork").Pipe(duplex=False)
         process = get_context("fork").Process(target=measure_call, args=(run, data, sender))
         process.start()
@@ -114,7 +116,6 @@ def forked_contender(name: str, run: Callable[[Any], object], data: Any) -> Cont
 
 def measure_call(run: Callable[[Any], object], data: Any, sender: Connection) -> None:
     """Send the CPU seconds of a call with its processes, and the memory that it takes."""
-    gc.collect()
     gc.freeze()
     reset_peak()
     before, start = memory(), cpu_seconds()
@@ -129,6 +130,13 @@ def cpu_seconds() -> float:
     """CPU time of this process and of its ended children."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def release_free_memory() -> None:
+    """Return memory that this process has freed, or a call would get its pages and seem to need none (glibc)."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> None:
