@@ -61,6 +61,9 @@ def callback_problems(view: ConfigView) -> Iterator[str]:
         if isinstance(monitor, str) and monitor not in known and is_kind_of(str(node["_target_"]), MONITORS):
             there = f"{suggest(monitor, scores)} (of {', '.join(scores)})"
             yield f"callbacks.{key}.monitor={monitor}: no validation measures it{there}"
+        stops = is_kind_of(str(node["_target_"]), MONITORS[:1]) and str(monitor).startswith("val/")
+        if stops and view("data.val_fraction", float) == 0:
+            yield f"callbacks.{key} reads {monitor}, and data.val_fraction=0 holds out no validation; set it to 0.1"
         if kind == "WeightAveraging" and precision in NARROW:
             remedy = f"use trainer.precision={'16' if precision == '16-true' else 'bf16'}-mixed"
             yield f"callbacks.{key} with trainer.precision={precision}: an average of 16 bits stands still; {remedy}"

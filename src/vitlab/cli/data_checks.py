@@ -37,7 +37,7 @@ def train_samples(view: ConfigView) -> int | None:
 
 def data_problems(view: ConfigView) -> Iterator[str]:
     fraction, facts = view("data.val_fraction", float), facts_of(view)
-    if fraction is not None and facts.train_samples and facts.num_classes:
+    if fraction and facts.train_samples and facts.num_classes:
         held_out = math.ceil(facts.train_samples * fraction)
         if held_out < facts.num_classes or facts.train_samples - held_out < facts.num_classes:
             yield (

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from vitlab.config.bounds import Fraction, NonNegativeInt, PositiveInt, Rate, Seed, check_bounds
+from vitlab.config.bounds import NonNegativeInt, PositiveInt, Rate, Seed, check_bounds
 from vitlab.config.schema import Node
 from vitlab.data.augment import Augment, Prepare, per_channel
 from vitlab.data.dataset import EvalBatch, FilesDataset, Loader, MemoryDataset, TrainBatch, build_loader
@@ -38,7 +38,7 @@ class DataModule(LightningDataModule):
         batch_size: Images per optimizer step, over all devices and accumulated batches.
         seed: Seed of the order and the augmentation.
         val_fraction: Share of the train split that is held out for validation, stratified by class, if the source has
-            no validation split.
+            no validation split. 0: nothing is held out, and the last weights are tested, as in most published recipes.
         split_seed: Seed of that split; separate from `seed`, so that runs with several seeds have the same split.
         num_workers: Loading processes per device; None: 0 for sets in memory, else the device's share of the cores.
         drop_last: Drop the incomplete last step of an epoch; if False, the sizes of steps differ by at most one image.
@@ -66,7 +66,7 @@ class DataModule(LightningDataModule):
         image_size: PositiveInt | tuple[PositiveInt, PositiveInt],
         batch_size: PositiveInt,
         seed: Seed,
-        val_fraction: Annotated[Fraction, "the best checkpoint is chosen on that part"] = 0.1,
+        val_fraction: Annotated[Rate, "the best checkpoint is chosen on that part; 0 is off"] = 0.1,
         split_seed: Seed = 0,
         num_workers: NonNegativeInt | None = None,
         drop_last: bool = False,
@@ -116,12 +116,13 @@ class DataModule(LightningDataModule):
             only_class = source.classes[only.pop()]
             raise ValueError(f"{name} has the one class {only_class!r} to train on; classification needs two")
         train, val = source.train, source.val
-        if val is None:
+        if val is None and self.val_fraction:
             train, val = hold_out(train, self.val_fraction, seed=self.split_seed, knob="data.val_fraction")
         if self.max_train_samples is not None and self.max_train_samples < len(train):
             knob, seed = "data.max_train_samples", self.split_seed
             train = train.subset(stratified_split(train.labels, self.max_train_samples, seed=seed, knob=knob)[1])
-        self._splits = {"train": train, "val": val, "test": source.test}
+        splits: dict[SplitName, Split | None] = {"train": train, "val": val, "test": source.test}
+        self._splits = {name: split for name, split in splits.items() if split is not None}
         self.mean = per_channel("mean", self.mean, source.mean, source)
         self.std = per_channel("std", self.std, source.std, source)
         size, mode = self.image_size, self.interpolation
@@ -144,7 +145,7 @@ class DataModule(LightningDataModule):
 
     @property
     def samples(self) -> dict[str, int]:
-        return {name: len(split) for name, split in self._splits.items()}
+        return {"train": 0, "val": 0, "test": 0} | {name: len(split) for name, split in self._splits.items()}
 
     def preprocessing(self) -> dict[str, Any]:
         """The settings by which images are prepared; no `crop_fraction` for sets in memory, which aren't cropped."""
@@ -162,6 +163,8 @@ class DataModule(LightningDataModule):
         return fingerprint
 
     def split(self, name: SplitName) -> Split:
+        if name not in self._splits:
+            raise ValueError("data.val_fraction=0 leaves no validation split; set it above 0, as in 0.1")
         return self._splits[name]
 
     @property
@@ -202,15 +205,15 @@ class DataModule(LightningDataModule):
         )
         return self._loader("train", batches, training=True)
 
-    def val_dataloader(self) -> Loader:
-        return self.loader("val")
+    def val_dataloader(self) -> Loader | list[Loader]:
+        return self.loader("val") if "val" in self._splits else []
 
     def test_dataloader(self) -> Loader:
         return self.loader(self.tested)
 
     def loader(self, split: SplitName) -> Loader:
         """This device's share of a split, in order and without augmentation."""
-        samples, in_blocks = len(self._splits[split]), self._splits[split].blocks is not None
+        samples, in_blocks = len(self.split(split)), self.split(split).blocks is not None
         batches = EvalBatches(samples=samples, batch_size=self.eval_batch_size, in_blocks=in_blocks, **self._share())
         return self._loader(split, batches, training=False)
 

@@ -31,6 +31,7 @@ IGNORED_WARNINGS = (
     "WeightAveraging callback, but loading a checkpoint outside the 'fit'",  # the best checkpoint's averages are tested
     "Checkpoint directory .* exists and is not empty",  # in a resumed run
     "is smaller than the logging interval",  # Monitor logs at each epoch's end as well
+    "Total length of `list` across ranks is zero",  # of validation, under data.val_fraction=0
     "LeafSpec.* is deprecated",  # lightning 2.6 under torch 2.14 and later
 )
 
@@ -180,7 +181,7 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
     checkpoint = next(c for c in run.checkpoint_callbacks if isinstance(c, BestCheckpoint))
     monitor = next(c for c in run.callbacks if isinstance(c, Monitor))  # type: ignore[attr-defined]
     last = next((c for c in run.callbacks if isinstance(c, LastCheckpoint)), None)  # type: ignore[attr-defined]
-    if not checkpoint.best_scores:  # no validation during training
+    if not checkpoint.best_scores and datamodule.samples["val"]:  # no validation during training
         run.validate(module, datamodule, verbose=False)
         checkpoint.best_scores = logged_scores(run, "val")
     for callback in run.callbacks:  # type: ignore[attr-defined]

@@ -128,6 +128,8 @@ class Monitor(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._window_images:
             self._log_training(trainer, pl_module)
+        if not sum(trainer.num_val_batches):  # else after the validation
+            self._log_epoch(trainer)
 
     def _log_training(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, Classifier)

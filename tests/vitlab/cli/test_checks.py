@@ -79,8 +79,9 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["++logger.mine.project=x"], "logger.mine is no logger: it has no _target_; remove it, or complete it"),
     (["++callbacks.mine=3"], "callbacks.mine is no callback: it has no _target_; remove it, or complete it"),
     # the data and its batches
-    (["data.val_fraction=0.0"], "data.val_fraction=0.0 must be above 0 and below 1 (the best checkpoint"),
-    (["data.val_fraction=1.5"], "data.val_fraction=1.5 must be above 0 and below 1"),
+    (["data.val_fraction=-0.1"], "data.val_fraction=-0.1 must be at least 0 and below 1 (the best checkpoint"),
+    (["data.val_fraction=1.5"], "data.val_fraction=1.5 must be at least 0 and below 1"),
+    (["data.val_fraction=0", "callbacks=early_stopping"], "reads val/loss, and data.val_fraction=0 holds out no"),
     (["data.val_fraction=0.001"], "to train on and 2 to validate on: fewer than one of each of the 10 classes"),
     (["data.val_fraction=0.9999"], "into 0 to train on and 1437 to validate on"),
     (["data.num_workers=-1"], "data.num_workers=-1 must be at least 0"),

@@ -100,6 +100,15 @@ def test_validation_is_cut_from_train_alone_and_stratified() -> None:
     assert (data.num_classes, data.channels, data.source.classes) == (10, 1, source.classes)
 
 
+def test_nothing_is_held_out_at_a_fraction_of_0() -> None:
+    data = datamodule(val_fraction=0)
+    data.setup()
+    assert data.samples == {"train": 1437, "val": 0, "test": 360}
+    assert data.val_dataloader() == []
+    with pytest.raises(ValueError, match=r"data\.val_fraction=0 leaves no validation split; set it above 0"):
+        data.split("val")
+
+
 def test_repeats_with_other_seeds_share_their_validation_images() -> None:
     one, two, other = datamodule(seed=1), datamodule(seed=2), datamodule(split_seed=1)
     for data in (one, two, other):
@@ -136,7 +145,7 @@ def test_fewer_training_samples_leave_validation_and_test_complete() -> None:
 @pytest.mark.parametrize(
     ("knobs", "named"),
     [
-        ({"val_fraction": 0.0}, r"val_fraction=0\.0 must be above 0"),
+        ({"val_fraction": -0.1}, r"val_fraction=-0\.1 must be at least 0"),
         ({"val_fraction": 0.001}, r"data\.val_fraction=0\.001 can't split"),
         ({"max_train_samples": 5}, r"data\.max_train_samples=5 can't split"),
         ({"batch_size": 0}, r"^batch_size=0"),
@@ -349,7 +358,7 @@ def test_images_are_prepared_as_asked_for_or_as_the_source_is() -> None:
         "interpolation": "bilinear",
         "crop_fraction": None,  # images in memory aren't cropped
     }
-    batch = next(iter(asked.val_dataloader()))
+    batch = next(iter(asked.loader("val")))
     prepared = asked.on_after_batch_transfer(batch, 0).images
     torch.testing.assert_close(prepared, (batch.images / 255 - 0.4) / 0.5)
 

@@ -390,7 +390,9 @@ def test_a_damaged_best_checkpoint_is_not_tested(run: Callable[..., Path]) -> No
     assert safe_load.corruption(best) is None, "a later one took its place"
 
 
-@pytest.mark.parametrize("settings", [[], ["callbacks=ema"]], ids=["plain", "averaged"])
+@pytest.mark.parametrize(
+    "settings", [[], ["callbacks=ema"], ["data.val_fraction=0"]], ids=["plain", "averaged", "nothing-held-out"]
+)
 def test_a_run_of_no_validation_that_is_cut_after_its_last_step_is_tested_when_it_is_resumed(
     run: Callable[..., Path], settings: list[str]
 ) -> None:
@@ -404,3 +406,5 @@ def test_a_run_of_no_validation_that_is_cut_after_its_last_step_is_tested_when_i
     one, two = (read_results(folder) for folder in (complete, cut))
     scores = {key for key in one if key.startswith(("val/", "test/"))}
     assert {key: one[key] for key in scores} == {key: two[key] for key in scores}
+    assert ("val/loss" in scores) == ("data.val_fraction=0" not in settings)
+    assert "test/acc" in scores

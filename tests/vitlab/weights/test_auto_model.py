@@ -110,7 +110,7 @@ def test_recorded_settings_make_the_data_module(configure: Configure, folder: Pa
     datamodule = build.build_data(config["data"])
     assert isinstance(datamodule, DataModule)
     assert datamodule.preprocessing()["mean"] == pytest.approx([(0.485 + 0.456 + 0.406) / 3]), "digits are gray"
-    batch = next(iter(datamodule.val_dataloader()))
+    batch = next(iter(datamodule.loader("val")))
     prepared = datamodule.on_after_batch_transfer(batch, 0).images
     assert prepared.shape[1:] == (1, 64, 64)
     assert torch.isfinite(prepared).all()

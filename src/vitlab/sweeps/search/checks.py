@@ -45,7 +45,12 @@ def problems(
         mistakes.append("hydra/sweeper=optuna has nothing to search; add KEY=interval(A,B), or hydra.sweeper.params")
     mistakes = schema.node_problems("hydra.sweeper", {k: v for k, v in node.items() if v != {}}) + mistakes
     if isinstance(node.get("objectives"), dict | None):
-        mistakes += objective_problems(node, ledger.objectives_of(node, config["objective"]))
+        objectives = ledger.objectives_of(node, config["objective"])
+        mistakes += objective_problems(node, objectives)
+        if config["data"].get("val_fraction") == 0 and any(name.startswith("val/") for name in objectives):
+            mistakes.append(
+                "a search compares validation scores, and data.val_fraction=0 holds out no split; set it to 0.1"
+            )
     if isinstance(storage := node.get("storage"), str):
         mistakes += filter(None, [storage_problem(storage)])
     return parameters, mistakes or [*constructor_problems(node)]

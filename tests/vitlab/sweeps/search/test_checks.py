@@ -34,7 +34,7 @@ def node() -> Node:
 
 def found(node: Node, *lines: str) -> list[str]:
     """The problems of a sweeper's node and a command line."""
-    _, problems = checks.problems(node, lines or [LR], {"objective": "val/acc"}, None)
+    _, problems = checks.problems(node, lines or [LR], {"objective": "val/acc", "data": {}}, None)
     return problems
 
 
@@ -106,6 +106,12 @@ def test_a_mistake_in_a_search_is_reported(node: Node, path: str, value: object,
 def test_a_mistake_in_a_space_is_reported(node: Node, line: str, words: str) -> None:
     (problem,) = found(node, line)
     assert words in problem
+
+
+def test_a_search_without_validation_is_refused(node: Node) -> None:
+    config = {"objective": "val/acc", "data": {"val_fraction": 0}}
+    _, (problem,) = checks.problems(node, ["optimizer.lr=interval(0.1,1)"], config, None)
+    assert "a search compares validation scores, and data.val_fraction=0 holds out no split" in problem
 
 
 def test_a_password_is_refused_and_not_repeated(node: Node) -> None:
