@@ -22,7 +22,7 @@ UP_TO_ROUNDING = (
 )
 # settings of the model that a trained network no longer depends on
 TRAINING_OF_MODEL = (
-    r"model\.(\w*dropout|drop_path|\w*drop_\w*rate|\w*drop_rate)",
+    r"model\.(init|head_std|head_bias|\w*dropout|drop_path\w*|\w*drop_\w*rate|\w*drop_rate)",
     r"model\.(activation_checkpointing|patch_projection|fused_attention)",
 )
 EFFECTS = ("changes the training", "the same up to rounding", "no effect on training")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 MAX_TOKENS = 256  # of an image
@@ -41,6 +41,20 @@ def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled():
         return tuple(p.view(images, tokens, heads, width).transpose(1, 2) for p in x.chunk(parts, dim=2))
     return x.view(images, tokens, parts, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def project_heads(layer: nn.Linear, x: Tensor, heads: int, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries B h M d (of the first `queries` tokens), keys and values B h N d, by one layer D -> 3*D."""
+    dim = x.shape[2]
+    # A layer with hooks, or one that replaced it (LoRA, quantized), is called as usual.
+    special = type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks
+    if queries is None or special:
+        q, k, v = split_heads(layer(x), 3, heads)
+        return q if queries is None else q[:, :, :queries], k, v
+    weight, bias = layer.weight, layer.bias
+    (q,) = split_heads(F.linear(x[:, :queries], weight[:dim], None if bias is None else bias[:dim]), 1, heads)
+    k, v = split_heads(F.linear(x, weight[dim:], None if bias is None else bias[dim:]), 2, heads)
+    return q, k, v
 
 
 def has_cpu_kernel(q: Tensor, k: Tensor, dropout: float) -> bool:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitlab.models.attention import attention, attention_weights, split_heads
+from vitlab.models.attention import attention, attention_weights, project_heads
 from vitlab.models.init import initialize
 from vitlab.models.layers import ACTIVATIONS, LayerScale, drop_path_residual, dropout
 from vitlab.models.positions import sincos2d_table
@@ -79,16 +79,7 @@ class MultiHeadAttention(nn.Module):
 
     def project(self, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries B h M d, keys and values B h N d: views of the projection, nothing is copied."""
-        layer, dim = self.qkv, x.shape[2]
-        # A layer with hooks, or one that replaced it (LoRA, quantized), is called as usual.
-        special = type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks
-        if queries is None or special:
-            q, k, v = split_heads(layer(x), 3, self.heads)
-            return q if queries is None else q[:, :, :queries], k, v
-        weight, bias = layer.weight, layer.bias
-        (q,) = split_heads(F.linear(x[:, :queries], weight[:dim], None if bias is None else bias[:dim]), 1, self.heads)
-        k, v = split_heads(F.linear(x, weight[dim:], None if bias is None else bias[dim:]), 2, self.heads)
-        return q, k, v
+        return project_heads(self.qkv, x, self.heads, queries)
 
 
 class MLP(nn.Module):
@@ -169,6 +160,9 @@ class VisionTransformer(nn.Module):
         activation_checkpointing: Compute activations again in backward: less memory, more time.
         patch_projection: How patches are projected, see PatchEmbedding; the weights are the same.
         fused_attention: Use torch's fused attention kernels; False: the formula spelled out.
+        init: The scheme of initial weights, see `init.py`; with `weights`, of those that these lack.
+        head_std: Standard deviation of a new head's weights, 0 for a zero head; None: the scheme's.
+        head_bias: Bias of a new head (-10 in the paper, -6.9 in AugReg, so that sigmoid outputs start near 0).
 
     With pool="cls", `forward` computes in the last block keys and values of all tokens, but queries, projection and
     MLP of [cls] alone. Logits are equal up to rounding; with dropout, in distribution (fewer numbers are drawn).
@@ -206,6 +200,9 @@ class VisionTransformer(nn.Module):
         activation_checkpointing: bool = False,
         patch_projection: Literal["conv", "linear"] = "linear",
         fused_attention: bool = True,
+        init: Literal["xavier", "paper", "big_vision", "timm", "deit", "mae"] = "xavier",
+        head_std: float | None = None,
+        head_bias: float = 0.0,
     ) -> None:
         check_arguments({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         super().__init__()
@@ -246,7 +243,7 @@ class VisionTransformer(nn.Module):
         self.pre_logits = nn.Linear(dim, pre_logits_dim) if pre_logits_dim else None
         self.head = nn.Linear(pre_logits_dim or dim, num_classes) if num_classes else nn.Identity()
         self.head_dist = nn.Linear(dim, num_classes) if num_classes and distilled else nn.Identity()
-        initialize(self)
+        initialize(self, init, head_std, head_bias)
 
     def forward(self, images: Tensor) -> Tensor:
         x, read = self.embed(images), 2 if self.distilled else 1  # B N D

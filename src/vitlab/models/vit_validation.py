@@ -8,6 +8,7 @@ CHOICES = {
     "pos_embed": ("learned", "sincos2d", "none"),
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
     "patch_projection": ("conv", "linear"),
+    "init": ("xavier", "paper", "big_vision", "timm", "deit", "mae"),
 }
 RATES = ("dropout", "attention_dropout", "position_dropout", "drop_path")
 
@@ -35,6 +36,8 @@ def value_problems(given: dict[str, Any]) -> Iterator[str]:
     for name, choices in CHOICES.items():
         if given[name] not in choices:
             yield f"{name}={given[name]!r} is none of {', '.join(choices)}"
+    if given["head_std"] is not None and not given["head_std"] >= 0:
+        yield f"head_std={given['head_std']} must be at least 0, which is a zero head"
     if not given["norm_eps"] > 0:
         yield f"norm_eps={given['norm_eps']} must be above 0"
 

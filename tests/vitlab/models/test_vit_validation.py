@@ -34,6 +34,7 @@ from vitlab.models.vit import VisionTransformer
             "dim=10 is not a multiple of 4, which pos_embed='sincos2d' needs; the nearest are 8 and 12",
         ),
         ({"pool": "mean"}, "pool='mean' is none of cls, avg, none"),
+        ({"init": "jax"}, "init='jax' is none of xavier, paper, big_vision, timm, deit, mae"),
         ({"pos_embed": "rope"}, "pos_embed='rope' is none of learned, sincos2d, none"),
         ({"patch_projection": "mlp"}, "patch_projection='mlp' is none of conv, linear"),
         ({"num_classes": -1}, "num_classes=-1 must be at least 0, which means none"),

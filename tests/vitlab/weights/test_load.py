@@ -70,6 +70,23 @@ def test_the_matrix_has_all_families() -> None:
 # -------------------------------------------------------------------------------------------------- what is adapted
 
 
+@pytest.mark.parametrize(("std", "bias"), [(0.0, 0.0), (2e-5, -10.0)])
+def test_a_new_head_is_as_it_was_set_and_the_weights_own_head_stays(
+    std: float, bias: float, saved: Callable[..., Path]
+) -> None:
+    model = filled(num_classes=200, distilled=True)
+    source = str(saved(model.state_dict()))
+    settings = {**TOY, "distilled": True, "head_std": std, "head_bias": bias}
+    new, report = load_network({**settings, "num_classes": 300}, source)
+    assert report.new.keys() == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    for head in (new.head, new.head_dist):
+        assert float(head.weight.detach().std()) == pytest.approx(std, rel=0.05)
+        assert set(head.bias.tolist()) == {bias}
+    same, _ = load_network({**settings, "num_classes": 200}, source)
+    assert torch.equal(same.head.weight, model.head.weight)
+    assert torch.equal(same.head.bias, model.head.bias)
+
+
 @pytest.mark.parametrize("pool", ["cls", "avg"])
 def test_a_head_over_cls_and_patches_is_read_where_one_half_is_zero(saved: Callable[..., Path], pool: str) -> None:
     model = filled(pool=pool, fc_norm=False)
