@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 log = logging.getLogger(__name__)
 
 BATCH = 2  # BatchNorm can't train on a single image
-CHECKPOINTING = ("activation_checkpointing", "grad_checkpointing", "gradient_checkpointing")  # ours, timm's, HF's
+# ours, timm's, HF's; and stochastic depth that leaves out samples, which can't be counted with BATCH of them
+CHECKPOINTING = ("activation_checkpointing", "grad_checkpointing", "gradient_checkpointing", "kept_only")
 
 
 def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:

@@ -13,6 +13,16 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     return F.dropout(x, rate) if training and rate > 0.0 else x
 
 
+def patch_dropout(x: Tensor, rate: float, prefix: int, training: bool) -> Tensor:
+    """The prefix and a random subset of the patches of each image, in random order, as timm draws it: B N D."""
+    if not training or rate == 0.0:
+        return x
+    patches = x[:, prefix:]
+    count = max(1, int(patches.shape[1] * (1.0 - rate)))
+    kept = torch.randn(patches.shape[:2], device=x.device).argsort(dim=1)[:, :count, None]  # B count 1
+    return torch.cat([x[:, :prefix], patches.gather(1, kept.expand(-1, -1, x.shape[2]))], dim=1)
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP's approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)
@@ -43,7 +53,22 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-def drop_path_residual(x: Tensor, keep: Tensor) -> Tensor:
+def drop_path(x: Tensor, keep: Tensor) -> Tensor:
     """Stochastic depth (https://arxiv.org/abs/1603.09382): zero a sample's branch with probability 1 - `keep`."""
     kept = torch.rand(x.shape[0], 1, 1, device=x.device) < keep  # B 1 1
     return x * (kept.to(x.dtype) / keep)
+
+
+def add_to_kept(x: Tensor, rate: float, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    """Stochastic depth that computes a branch of the samples it keeps alone (DINOv2, arXiv 2304.07193).
+
+    `branch`: from the indices of the kept samples, a random subset of fixed size, to their branch.
+    """
+    images = x.shape[0]
+    kept = torch.randperm(images, device=x.device)[: max(1, int(images * (1.0 - rate)))]
+    return x.index_add(0, kept, branch(kept).to(x.dtype), alpha=images / kept.shape[0])
+
+
+def drop_rates(rate: float, depth: int, schedule: str) -> list[float]:
+    """The rate of each block: growing linearly from 0 to `rate`, or constant."""
+    return [rate] * depth if schedule == "constant" else [rate * i / max(depth - 1, 1) for i in range(depth)]

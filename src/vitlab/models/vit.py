@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vitlab.models.attention import attention, attention_weights, project_heads
 from vitlab.models.init import initialize
-from vitlab.models.layers import ACTIVATIONS, LayerScale, drop_path_residual, dropout
-from vitlab.models.positions import sincos2d_table
+from vitlab.models.layers import ACTIVATIONS, LayerScale, add_to_kept, drop_path, drop_rates, dropout, patch_dropout
+from vitlab.models.positions import add_positions, sincos2d_table
 from vitlab.models.vit_validation import block_indices, check_arguments, check_images, pair
 
 
@@ -36,19 +36,12 @@ class PatchEmbedding(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        image_size: tuple[int, int],
-        patch_size: tuple[int, int],
-        channels: int,
-        dim: int,
-        bias: bool,
-        linear: bool,
+        self, *, image: tuple[int, int], patch: tuple[int, int], channels: int, dim: int, bias: bool, linear: bool
     ) -> None:
         super().__init__()
-        self.expected, self.linear = (channels, *image_size), linear
-        self.grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
-        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
+        self.expected, self.linear = (channels, *image), linear
+        self.grid = (image[0] // patch[0], image[1] // patch[1])
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images.shape, self.expected)
@@ -108,23 +101,27 @@ class Block(nn.Module):
         mlp: MLP,
         layer_scale: float | None,
         drop_path: float,
+        kept_only: bool,
     ) -> None:
         super().__init__()
         self.norm1, self.attn = norm(dim), attn
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
         self.norm2, self.mlp = norm(dim), mlp
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
-        self.drop_path = drop_path
+        self.drop_path, self.kept_only = drop_path, kept_only and drop_path > 0.1  # else copies cost more
         self.keep = torch.tensor(1.0 - drop_path, device="cpu")  # a tensor: one compiled block serves for all rates
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """All tokens, or the first `queries` of them, which still attend to all: B N D -> B M D."""
         residual = x if queries is None else x[:, :queries]
+        if self.training and self.kept_only:
+            x = add_to_kept(residual, self.drop_path, lambda kept: self.ls1(self.attn(self.norm1(x[kept]), queries)))
+            return add_to_kept(x, self.drop_path, lambda kept: self.ls2(self.mlp(self.norm2(x[kept]))))
         x = residual + self.drop(self.ls1(self.attn(self.norm1(x), queries)))
         return x + self.drop(self.ls2(self.mlp(self.norm2(x))))
 
     def drop(self, x: Tensor) -> Tensor:
-        return drop_path_residual(x, self.keep) if self.training and self.drop_path > 0.0 else x
+        return drop_path(x, self.keep) if self.training and self.drop_path > 0.0 else x
 
 
 class VisionTransformer(nn.Module):
@@ -156,7 +153,10 @@ class VisionTransformer(nn.Module):
         dropout: Dropout rate after attention's projection and both MLP layers.
         attention_dropout: Dropout rate of the attention weights.
         position_dropout: Dropout rate of the tokens with their positions.
-        drop_path: Rate of stochastic depth in the last block, growing linearly from 0 in the first.
+        drop_path: Rate of stochastic depth in the last block.
+        drop_path_schedule: Of the rate over the blocks: linear from 0 in the first, or constant (DeiT III).
+        drop_path_kept_only: Compute the kept samples alone in blocks of a rate above 0.1, a fixed number (DINOv2).
+        patch_dropout: Rate of random patches that training leaves out (https://arxiv.org/abs/2208.07220).
         activation_checkpointing: Compute activations again in backward: less memory, more time.
         patch_projection: How patches are projected, see PatchEmbedding; the weights are the same.
         fused_attention: Use torch's fused attention kernels; False: the formula spelled out.
@@ -197,6 +197,9 @@ class VisionTransformer(nn.Module):
         attention_dropout: float = 0.0,
         position_dropout: float = 0.0,
         drop_path: float = 0.0,
+        drop_path_schedule: Literal["linear", "constant"] = "linear",
+        drop_path_kept_only: bool = False,
+        patch_dropout: float = 0.0,
         activation_checkpointing: bool = False,
         patch_projection: Literal["conv", "linear"] = "linear",
         fused_attention: bool = True,
@@ -209,12 +212,12 @@ class VisionTransformer(nn.Module):
         image, patch, hidden = pair(image_size), pair(patch_size), int(dim * mlp_ratio)
         self.image_size, self.patch_size, self.in_channels = image, patch, in_channels
         self.num_classes, self.dim, self.depth, self.heads = num_classes, dim, depth, heads
-        self.pool, self.position_dropout = pool, position_dropout
+        self.pool, self.position_dropout, self.patch_dropout = pool, position_dropout, patch_dropout
         self.activation_checkpointing = activation_checkpointing
         self.distilled, norm = distilled, partial(nn.LayerNorm, eps=norm_eps)
         bias, linear = not pre_norm, patch_projection == "linear"
         self.patch_embed = PatchEmbedding(
-            image_size=image, patch_size=patch, channels=in_channels, dim=dim, bias=bias, linear=linear
+            image=image, patch=patch, channels=in_channels, dim=dim, bias=bias, linear=linear
         )
         self.grid, self.prefix = self.patch_embed.grid, int(class_token) + int(distilled) + num_registers
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
@@ -232,10 +235,9 @@ class VisionTransformer(nn.Module):
         rates = {"dropout": dropout, "attention_dropout": attention_dropout}
         attention = partial(MultiHeadAttention, dim=dim, heads=heads, bias=qkv_bias, fused=fused_attention, **rates)
         mlp = partial(MLP, dim=dim, hidden=hidden, activation=activation, dropout=dropout)
-        blocks = [
-            Block(dim=dim, norm=norm, attn=attention(), mlp=mlp(), layer_scale=layer_scale, drop_path=rate)
-            for rate in (drop_path * index / max(depth - 1, 1) for index in range(depth))
-        ]
+        block = partial(Block, dim=dim, norm=norm, layer_scale=layer_scale, kept_only=drop_path_kept_only)
+        drops = drop_rates(drop_path, depth, drop_path_schedule)
+        blocks = [block(attn=attention(), mlp=mlp(), drop_path=rate) for rate in drops]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))  # which loses the type of its elements
         norm_pooled = pool == "avg" if fc_norm is None else fc_norm
         self.norm = nn.Identity() if norm_pooled else norm(dim)
@@ -303,12 +305,10 @@ class VisionTransformer(nn.Module):
         tokens: list[Tensor] = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else x.new_empty(1, 0, self.dim)  # 1 prefix D
         if self.pos_embed is not None:
-            covered = self.pos_embed.shape[1] - x.shape[1]  # prefix tokens with a position, the first ones
-            if covered:
-                prefix = prefix + F.pad(self.pos_embed[:, :covered], (0, 0, 0, self.prefix - covered))
-            x = x + self.pos_embed[:, covered:]
+            prefix, x = add_positions(prefix, x, self.pos_embed)
         x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1) if tokens else x  # B N D
-        return cast(Tensor, self.norm_pre(dropout(x, self.position_dropout, self.training)))
+        x = dropout(x, self.position_dropout, self.training)
+        return cast(Tensor, self.norm_pre(patch_dropout(x, self.patch_dropout, self.prefix, self.training)))
 
     def run(self, block: Block, x: Tensor, queries: int | None = None) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():

@@ -8,9 +8,10 @@ CHOICES = {
     "pos_embed": ("learned", "sincos2d", "none"),
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
     "patch_projection": ("conv", "linear"),
+    "drop_path_schedule": ("linear", "constant"),
     "init": ("xavier", "paper", "big_vision", "timm", "deit", "mae"),
 }
-RATES = ("dropout", "attention_dropout", "position_dropout", "drop_path")
+RATES = ("dropout", "attention_dropout", "position_dropout", "drop_path", "patch_dropout")
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:

@@ -347,6 +347,29 @@ def test_drop_path_grows_linearly_and_is_off_in_eval() -> None:
     assert toy(drop_path=0.4, depth=1).blocks[0].drop_path == 0.0
 
 
+def test_drop_path_may_be_constant_as_in_deit_iii() -> None:
+    model = toy(drop_path=0.4, depth=5, drop_path_schedule="constant")
+    assert [block.drop_path for block in model.blocks] == [0.4] * 5
+
+
+@pytest.mark.parametrize("variant", ["registers and LayerScale", "avg pooling", "no class token"])
+def test_with_patch_dropout_logits_and_gradients_are_timms(variant: str) -> None:
+    theirs, ours = VARIANTS[variant]
+    arguments = {"depth": 3, "num_classes": 7}
+    one, two = twins("vit_tiny_patch16_224", theirs | arguments | {"patch_drop_rate": 0.5},
+                     TINY | ours | arguments | {"patch_dropout": 0.5})  # fmt: skip
+    images, outputs = images_for(two), []
+    for model in (one.train(), two.train()):
+        torch.manual_seed(5)
+        outputs.append(model(images))
+        outputs[-1].square().sum().backward()
+    close(outputs[1], outputs[0])
+    gradients = {name: parameter.grad for name, parameter in one.named_parameters()}
+    for name in ("pos_embed", "patch_embed.proj.weight", "blocks.1.mlp.fc1.weight"):
+        assert norm_difference(two.get_parameter(name).grad, gradients[name]) < 1e-4, name
+    close(two.eval()(images), one.eval()(images))
+
+
 @pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "position_dropout"])
 @pytest.mark.parametrize("fused", [True, False])
 def test_each_dropout_acts_in_training_only(rate: str, fused: bool) -> None:

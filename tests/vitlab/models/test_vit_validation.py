@@ -34,6 +34,7 @@ from vitlab.models.vit import VisionTransformer
             "dim=10 is not a multiple of 4, which pos_embed='sincos2d' needs; the nearest are 8 and 12",
         ),
         ({"pool": "mean"}, "pool='mean' is none of cls, avg, none"),
+        ({"drop_path_schedule": "cosine"}, "drop_path_schedule='cosine' is none of linear, constant"),
         ({"init": "jax"}, "init='jax' is none of xavier, paper, big_vision, timm, deit, mae"),
         ({"pos_embed": "rope"}, "pos_embed='rope' is none of learned, sincos2d, none"),
         ({"patch_projection": "mlp"}, "patch_projection='mlp' is none of conv, linear"),
@@ -58,7 +59,7 @@ from vitlab.models.vit import VisionTransformer
         *[({name: 0}, f"{name}=0 must be at least 1") for name in ("depth", "heads", "dim", "in_channels")],
         *[
             ({name: rate}, f"{name}={rate} is not a rate: it must be at least 0 (off) and below 1")
-            for name in ("dropout", "attention_dropout", "position_dropout", "drop_path")
+            for name in ("dropout", "attention_dropout", "position_dropout", "drop_path", "patch_dropout")
             for rate in (-0.1, 1.0, math.nan)
         ],
     ],
