@@ -191,4 +191,5 @@ LAST_RULES: tuple[Rule, ...] = (
     metric_problems,
     trainer_checks.gpu_problems,
     model_checks.fine_tuning_problems,
+    model_checks.loss_problems,
 )

@@ -129,6 +129,18 @@ def fine_tuning_problems(view: ConfigView) -> Iterator[str]:
         yield f"classifier.layer_decay={format_value(decay)}: {type(network).__name__} has no group_matcher; use 1.0"
 
 
+def loss_problems(view: ConfigView) -> Iterator[str]:
+    """Problems of settings of the loss that don't go together."""
+    given, facts = view("classifier", dict) or {}, facts_of(view)
+    names = ("loss", "label_smoothing", "target_threshold", "class_weights")
+    if given.get("target_threshold") is None and given.get("class_weights") is None:
+        return
+    from vitlab.training import losses
+
+    loss, smoothing, *others = (given.get(name) for name in names)
+    yield from losses.loss_problems(str(loss), facts.num_classes if facts else None, smoothing or 0.0, *others)
+
+
 def outline(node: Node) -> "nn.Module | None":
     """The network of a node on the meta device; None for a user's own class."""
     import torch

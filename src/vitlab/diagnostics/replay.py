@@ -116,7 +116,8 @@ def replay_capture(folder: Path, *, rank: int = 0, accelerator: str = "auto") ->
     with precision.module_init_context():
         network = instantiate.build_object(config["model"], **shape)
     network.load_state_dict(weights)
-    module = Classifier(network, num_classes=info["num_classes"], **config["classifier"])
+    options = {**config["classifier"], "class_weights": info.get("class_weights")}  # perhaps computed from the data
+    module = Classifier(network, num_classes=info["num_classes"], **options)
     module = precision.convert_module(module).to(device).train()  # type: ignore[assignment]
 
     result = ReplayResult(info, rank, device, bool(config["compile"]), captured=[part.loss for part in parts])

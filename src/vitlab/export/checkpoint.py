@@ -125,7 +125,7 @@ def load_export_model(weights: CheckpointWeights) -> ExportModel:
         std=tuple(preprocessing["std"]),
         interpolation=preprocessing["interpolation"],
         crop_fraction=None if crop is None else float(crop),
-        loss=(weights.config.get("classifier") or {}).get("loss", "softmax"),
+        loss="softmax" if (weights.config.get("classifier") or {}).get("loss", "softmax") == "softmax" else "sigmoid",
         data=data,
     )
 

@@ -22,6 +22,7 @@ from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training.checkpoint_files import AtomicFiles
 from vitlab.training.checkpoints import BestCheckpoint, LastCheckpoint
 from vitlab.training.classifier import Classifier, logged_scores
+from vitlab.training.losses import balanced_weights
 from vitlab.training.monitor import Monitor
 from vitlab.training.progress_bar import ProgressBar
 from vitlab.weights import load
@@ -73,6 +74,9 @@ def build_classifier(
         network = build_pretrained_network(model, from_data, weights, datamodule, own_head=own_head)
     else:
         network = build_object(model, **from_data)
+    if options.get("class_weights") == "balanced":
+        weights = balanced_weights(datamodule.split("train").labels, datamodule.num_classes)
+        options = {**options, "class_weights": weights}
     return Classifier(
         network,
         num_classes=datamodule.num_classes,

@@ -18,9 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from vitlab.config.bounds import PositiveFloat, Rate, check_bounds
+from vitlab.config.bounds import NonNegativeFloat, PositiveFloat, Rate, check_bounds
 from vitlab.data.dataset import EvalBatch, TrainBatch
 from vitlab.models import freezing
+from vitlab.training.losses import Loss
 from vitlab.training.optimizer import OptimizerFactory, build_optimizer, group_table
 from vitlab.training.schedules import ScheduleFactory
 from vitlab.training.scores import Count, Mean, Scores, at_least_float32
@@ -36,8 +37,14 @@ class Classifier(LightningModule):
         num_classes: Of the data.
         optimizer: Called with parameter groups; None if nothing is trained.
         schedule: Called with the optimizer and the total number of optimizer steps.
-        loss: `softmax`: cross-entropy; `sigmoid`: a binary one per class, summed (as in big_vision and DeiT III).
+        loss: `softmax`: cross-entropy; `sigmoid`: a binary one per class, summed (big_vision); `bce`: its mean over the
+            classes (DeiT III); `focal`: a sum in which well-classified targets count less.
         label_smoothing: The weight of the uniform distribution in the targets.
+        target_threshold: Targets above it become 1, the others 0, after smoothing and Mixup; 0.0 in DeiT III. For bce,
+            sigmoid and focal.
+        class_weights: Factor of each class in the loss; `balanced`: inverse to its number of training images. The mean
+            over the images stays unweighted, as in timm; torch's divides by the weights' sum.
+        focal_gamma: Exponent of focal loss; 0 is sigmoid.
         layer_decay: The rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0,
             blocks 1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers as in timm).
         head_lr_factor: The head's rate, in units of `lr`.
@@ -55,8 +62,11 @@ class Classifier(LightningModule):
         num_classes: int,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
-        loss: Literal["softmax", "sigmoid"] = "softmax",
+        loss: Literal["softmax", "sigmoid", "bce", "focal"] = "softmax",
         label_smoothing: Rate = 0.0,
+        target_threshold: Rate | None = None,
+        class_weights: tuple[NonNegativeFloat, ...] | Literal["balanced"] | None = None,
+        focal_gamma: NonNegativeFloat = 2.0,
         layer_decay: Annotated[float, Gt(0), Le(1), "1 is off"] = 1.0,
         head_lr_factor: PositiveFloat = 1.0,
         freeze: str | tuple[str, ...] = (),
@@ -67,7 +77,16 @@ class Classifier(LightningModule):
             freezing.freeze(network, freeze)
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
         self.network, self.num_classes = network, num_classes
-        self.loss, self.label_smoothing = loss, label_smoothing
+        if class_weights == "balanced":
+            raise ValueError("classifier.class_weights=balanced needs the data: see losses.balanced_weights")
+        self.losses = Loss(
+            loss,
+            num_classes,
+            label_smoothing=label_smoothing,
+            target_threshold=target_threshold,
+            class_weights=class_weights,
+            focal_gamma=focal_gamma,
+        )
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.layer_decay, self.head_lr_factor = layer_decay, head_lr_factor
         self.split = "test"  # the test loop's; `evaluate.py` runs it on any split
@@ -110,17 +129,6 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.network(images))
-
-    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss per image [B] for targets that are class indices [B] or probabilities [B, classes]."""
-        logits = at_least_float32(logits)
-        targets = targets.to(logits.dtype) if targets.is_floating_point() else targets
-        if self.loss == "softmax":
-            return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
-        if not targets.is_floating_point():
-            targets = F.one_hot(targets, self.num_classes).to(logits.dtype)
-        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """A micro-batch's share of the mean loss over all images of the step (`loss_scale`)."""

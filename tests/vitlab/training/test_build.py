@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from vitlab.config.schema import Node
 from vitlab.models.vit import VisionTransformer
 from vitlab.runs.metrics_file import MetricsFile
-from vitlab.training import build
+from vitlab.training import build, losses
 from vitlab.training.checkpoints import BestCheckpoint
 from vitlab.training.monitor import Monitor
 from vitlab.training.progress_bar import ProgressBar
@@ -62,8 +62,20 @@ def test_a_model_that_contradicts_the_data_is_refused(key: str, value: int, true
 def test_options_of_the_classifier_reach_it(configure: Configure) -> None:
     config = configure("classifier.loss=sigmoid", "classifier.label_smoothing=0.25", *TINY)
     module = build.build_classifier(config["model"], build.build_data(config["data"]), config["classifier"])
-    assert (module.loss, module.label_smoothing) == ("sigmoid", 0.25)
+    assert (module.losses.name, module.losses.label_smoothing) == ("sigmoid", 0.25)
     assert module.make_optimizer is None
+
+
+def test_balanced_class_weights_are_computed_from_the_images_to_train_on(configure: Configure) -> None:
+    config = configure("classifier.class_weights=balanced", "data.max_train_samples=301", *TINY)
+    data = build.build_data(config["data"])
+    module = build.build_classifier(config["model"], data, config["classifier"])
+    assert module.losses.class_weights is not None
+    expected = losses.balanced_weights(data.split("train").labels, 10)
+    assert module.losses.class_weights.tolist() == pytest.approx(expected)
+    assert len(set(expected)) > 1
+    with pytest.raises(ValueError, match=r"classifier\.class_weights=balanced needs the data"):
+        build.Classifier(module.network, num_classes=10, **config["classifier"])
 
 
 def test_metrics_are_always_written_and_every_chosen_logger_and_callback_is_there(
