@@ -141,6 +141,25 @@ def loss_problems(view: ConfigView) -> Iterator[str]:
     yield from losses.loss_problems(str(loss), facts.num_classes if facts else None, smoothing or 0.0, *others)
 
 
+def distillation_problems(view: ConfigView) -> Iterator[str]:
+    """A teacher that is missing, can't be read, or has other classes."""
+    source, kind, facts = view("classifier.teacher", str), view("classifier.distillation", str), facts_of(view)
+    if source is None and kind in (None, "none"):
+        return
+    from vitlab.training import distillation
+
+    if problems := list(distillation.setting_problems(str(kind), source)):
+        yield from problems
+        return
+    try:
+        teacher = distillation.teacher_facts(str(source))
+    except (ValueError, OSError, RuntimeError) as error:
+        yield f"classifier.teacher={source}: {error}"
+        return
+    if facts is not None and facts.num_classes:
+        yield from distillation.teacher_problems(str(source), teacher, facts.num_classes, facts.channels)
+
+
 def outline(node: Node) -> "nn.Module | None":
     """The network of a node on the meta device; None for a user's own class."""
     import torch

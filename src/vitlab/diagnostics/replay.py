@@ -118,6 +118,8 @@ def replay_capture(folder: Path, *, rank: int = 0, accelerator: str = "auto") ->
     network.load_state_dict(weights)
     options = {**config["classifier"], "class_weights": info.get("class_weights")}  # perhaps computed from the data
     module = Classifier(network, num_classes=info["num_classes"], **options)
+    if module.distillation.kind != "none":
+        module.distillation.load_teacher(**info["distillation"])
     module = precision.convert_module(module).to(device).train()  # type: ignore[assignment]
 
     result = ReplayResult(info, rank, device, bool(config["compile"]), captured=[part.loss for part in parts])
@@ -133,7 +135,7 @@ def replay_capture(folder: Path, *, rank: int = 0, accelerator: str = "auto") ->
                 result.record(f"the {what} of the batch", None, [str(stats)], index)
         restore_random_state(part.random, device)
         with trace.forward(), precision.train_step_context():
-            losses = module.losses(module(batch.images), batch.targets)
+            losses = module.batch_losses(batch)
             loss = losses.sum() * loss_scale(batch, info["ranks"], info["accumulated"]) / info["accumulated"]
         result.losses.append(loss.detach().to("cpu", part.loss.dtype))
         if call := trace.first_output():

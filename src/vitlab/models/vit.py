@@ -214,7 +214,7 @@ class VisionTransformer(nn.Module):
         self.num_classes, self.dim, self.depth, self.heads = num_classes, dim, depth, heads
         self.pool, self.position_dropout, self.patch_dropout = pool, position_dropout, patch_dropout
         self.activation_checkpointing = activation_checkpointing
-        self.distilled, norm = distilled, partial(nn.LayerNorm, eps=norm_eps)
+        self.distilled, self.distilled_training, norm = distilled, False, partial(nn.LayerNorm, eps=norm_eps)
         bias, linear = not pre_norm, patch_projection == "linear"
         self.patch_embed = PatchEmbedding(
             image=image, patch=patch, channels=in_channels, dim=dim, bias=bias, linear=linear
@@ -268,10 +268,11 @@ class VisionTransformer(nn.Module):
         return self.norm(x) if layers is None else [outputs[index] for index in chosen]
 
     def forward_head(self, tokens: Tensor) -> Tensor:
-        """The output of forward_features, B N D -> logits B classes."""
+        """The output of forward_features, B N D -> logits B classes; of both heads in distillation, 2 B classes."""
         if self.distilled:
             x = self.fc_norm(tokens[:, :2])
-            return cast(Tensor, (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2)
+            logits = self.head(x[:, 0]), self.head_dist(x[:, 1])
+            return torch.stack(logits) if self.distilled_training else cast(Tensor, (logits[0] + logits[1]) / 2)
         if self.pool == "cls":
             tokens = tokens[:, 0]  # B D
         elif self.pool == "avg":

@@ -75,8 +75,8 @@ def build_classifier(
     else:
         network = build_object(model, **from_data)
     if options.get("class_weights") == "balanced":
-        weights = balanced_weights(datamodule.split("train").labels, datamodule.num_classes)
-        options = {**options, "class_weights": weights}
+        labels = datamodule.split("train").labels
+        options = {**options, "class_weights": balanced_weights(labels, datamodule.num_classes)}
     return Classifier(
         network,
         num_classes=datamodule.num_classes,

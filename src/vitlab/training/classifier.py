@@ -18,9 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from vitlab.config.bounds import NonNegativeFloat, PositiveFloat, Rate, check_bounds
+from vitlab.config.bounds import NonNegativeFloat, PositiveFloat, Probability, Rate, check_bounds
 from vitlab.data.dataset import EvalBatch, TrainBatch
 from vitlab.models import freezing
+from vitlab.training.distillation import Distillation, both_heads
 from vitlab.training.losses import Loss
 from vitlab.training.optimizer import OptimizerFactory, build_optimizer, group_table
 from vitlab.training.schedules import ScheduleFactory
@@ -45,6 +46,11 @@ class Classifier(LightningModule):
         class_weights: Factor of each class in the loss; `balanced`: inverse to its number of training images. The mean
             over the images stays unweighted, as in timm; torch's divides by the weights' sum.
         focal_gamma: Exponent of focal loss; 0 is sigmoid.
+        teacher: A network to learn from, with the data's classes: a run, `timm:NAME`, `hf:NAME`, a file or a folder.
+        distillation: What is learned from the teacher: its most probable class (hard), or its probabilities (soft); by
+            the second head with `model.distilled=true`, else by the only one.
+        distillation_alpha: Weight of the teacher's part of the loss; the labels' is 1 minus it.
+        distillation_temperature: Divides both logits of soft distillation.
         layer_decay: The rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0,
             blocks 1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers as in timm).
         head_lr_factor: The head's rate, in units of `lr`.
@@ -67,6 +73,10 @@ class Classifier(LightningModule):
         target_threshold: Rate | None = None,
         class_weights: tuple[NonNegativeFloat, ...] | Literal["balanced"] | None = None,
         focal_gamma: NonNegativeFloat = 2.0,
+        teacher: str | None = None,
+        distillation: Literal["none", "soft", "hard"] = "none",
+        distillation_alpha: Probability = 0.5,
+        distillation_temperature: PositiveFloat = 1.0,
         layer_decay: Annotated[float, Gt(0), Le(1), "1 is off"] = 1.0,
         head_lr_factor: PositiveFloat = 1.0,
         freeze: str | tuple[str, ...] = (),
@@ -87,6 +97,7 @@ class Classifier(LightningModule):
             class_weights=class_weights,
             focal_gamma=focal_gamma,
         )
+        self.distillation = Distillation(distillation, teacher, distillation_alpha, distillation_temperature)
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.layer_decay, self.head_lr_factor = layer_decay, head_lr_factor
         self.split = "test"  # the test loop's; `evaluate.py` runs it on any split
@@ -130,9 +141,18 @@ class Classifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.network(images))
 
+    def batch_losses(self, batch: TrainBatch) -> Tensor:
+        """The loss per image [B], with the teacher's part."""
+        if self.distillation.kind == "none":
+            return self.losses(self(batch.images), batch.targets)
+        with both_heads(self.network):
+            logits = self(batch.images)
+        first, second = (logits, logits) if isinstance(logits, Tensor) and logits.ndim == 2 else logits
+        return self.distillation.losses(self.losses(first, batch.targets), second, batch.images)
+
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """A micro-batch's share of the mean loss over all images of the step (`loss_scale`)."""
-        losses = self.losses(self(batch.images), batch.targets)
+        losses = self.batch_losses(batch)
         self.train_loss.update(losses.detach())
         return losses.sum() * loss_scale(batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
@@ -221,6 +241,11 @@ class Classifier(LightningModule):
         groups = optimizer.param_groups
         self.configured = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        if self.distillation.kind != "none" and self.distillation.teacher is None:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.distillation.load_teacher(classes=data.source.classes, mean=data.mean, std=data.std)
 
     def on_train_start(self) -> None:
         """Let the configuration's rates and decay replace those of a checkpoint."""

@@ -12,10 +12,12 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from conftest import Configure
+from teachers import digits_teacher
 from vitlab.diagnostics import replay
 from vitlab.diagnostics.replay import NotReproducedError, ReplayResult
 from vitlab.runs.folder import write_config
 from vitlab.training import build
+from vitlab.training.losses import Loss
 from vitlab.training.nonfinite import NonFiniteError
 
 Capture = Callable[..., Path]
@@ -94,6 +96,13 @@ def test_losses_are_repeated_bit_for_bit_and_finite_values_are_an_error(
         result.results()
 
 
+def test_losses_of_a_teacher_and_of_weighted_classes_are_repeated(capture: Capture, tmp_path: Path) -> None:
+    settings = [f"classifier.teacher={digits_teacher(tmp_path / 'teacher')}", "classifier.distillation=soft"]
+    settings += ["model.distilled=true", "classifier.class_weights=balanced", "classifier.distillation_alpha=0.3"]
+    result = replay.replay_capture(capture(*VARIED, *settings), accelerator="cpu")
+    assert result.is_reproduced
+
+
 def test_the_random_state_decides_them(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = capture(*VARIED)
     monkeypatch.setattr(replay, "restore_random_state", lambda *_: torch.manual_seed(7))
@@ -125,11 +134,11 @@ def test_a_parameter_that_was_not_finite_before_is_reported_first(capture: Captu
 
 
 def test_a_loss_of_finite_outputs_is_named(capture: Capture) -> None:
-    def huge(self: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def huge(self: Loss, logits: Tensor, targets: Tensor) -> Tensor:
         return (logits.exp() * 1e38 * 50).sum(dim=1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitlab.training.classifier.Classifier.losses", huge)
+        patch.setattr(Loss, "__call__", huge)
         result = replay.replay_capture(capture(), accelerator="cpu")
     assert (result.what, result.module) == ("the loss", None)
     assert result.lines == ["all outputs are finite; the losses of 62 of 62 images aren't"]

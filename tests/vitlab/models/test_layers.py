@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from timm.layers import PatchDropout
+from timm.layers.patch_dropout import PatchDropout
 from torch import nn
 from transformers.activations import ACT2FN
 

@@ -366,7 +366,9 @@ def test_with_patch_dropout_logits_and_gradients_are_timms(variant: str) -> None
     close(outputs[1], outputs[0])
     gradients = {name: parameter.grad for name, parameter in one.named_parameters()}
     for name in ("pos_embed", "patch_embed.proj.weight", "blocks.1.mlp.fc1.weight"):
-        assert norm_difference(two.get_parameter(name).grad, gradients[name]) < 1e-4, name
+        gradient = two.get_parameter(name).grad
+        assert gradient is not None
+        assert norm_difference(gradient, gradients[name]) < 1e-4, name
     close(two.eval()(images), one.eval()(images))
 
 

@@ -75,7 +75,7 @@ def test_balanced_class_weights_are_computed_from_the_images_to_train_on(configu
     assert module.losses.class_weights.tolist() == pytest.approx(expected)
     assert len(set(expected)) > 1
     with pytest.raises(ValueError, match=r"classifier\.class_weights=balanced needs the data"):
-        build.Classifier(module.network, num_classes=10, **config["classifier"])
+        type(module)(module.network, num_classes=10, **config["classifier"])
 
 
 def test_metrics_are_always_written_and_every_chosen_logger_and_callback_is_there(

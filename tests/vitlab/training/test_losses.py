@@ -8,13 +8,14 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 from timm.data.mixup import mixup_target
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss.binary_cross_entropy import BinaryCrossEntropy
+from timm.loss.cross_entropy import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from vitlab.training.classifier import Classifier
-from vitlab.training.losses import Loss, balanced_weights
+from vitlab.training.losses import Loss, LossName, balanced_weights
 
 Problems = Callable[..., list[str]]
 CLASSES = 10
@@ -29,9 +30,10 @@ def logits_and_labels() -> tuple[Tensor, Tensor]:
     return 3 * torch.randn(7, CLASSES, dtype=torch.float64), torch.randint(CLASSES, (7,))
 
 
-def mixed(labels: Tensor, share: float = 0.7) -> Tensor:
-    """Targets of Mixup with the reversed batch, without smoothing."""
-    return mixup_target(labels, CLASSES, lam=share).double()
+def mixed(labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """timm's targets of Mixup with the reversed batch; it smooths before it mixes."""
+    targets: Tensor = mixup_target(labels, CLASSES, lam=0.7, smoothing=smoothing)  # type: ignore[no-untyped-call]
+    return targets.double()
 
 
 def log_softmax(logits: Tensor) -> Tensor:
@@ -60,11 +62,11 @@ def test_softmax_is_timms_and_torchs_and_smooths_labels_alike(smoothing: float) 
     logits, labels = logits_and_labels()
     loss = Loss("softmax", CLASSES, label_smoothing=smoothing)
     hard = loss(logits, labels).mean()
-    torch.testing.assert_close(hard, LabelSmoothingCrossEntropy(smoothing)(logits, labels))
+    torch.testing.assert_close(hard, LabelSmoothingCrossEntropy(smoothing)(logits, labels))  # type: ignore[no-untyped-call]
     torch.testing.assert_close(hard, nn.CrossEntropyLoss(label_smoothing=smoothing)(logits, labels))
-    # timm smooths before it mixes
-    soft = mixup_target(labels, CLASSES, lam=0.7, smoothing=smoothing).double()
-    torch.testing.assert_close(loss(logits, mixed(labels)).mean(), SoftTargetCrossEntropy()(logits, soft))
+    soft = mixed(labels, smoothing)
+    expected = SoftTargetCrossEntropy()(logits, soft)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(loss(logits, mixed(labels)).mean(), expected)
 
 
 @pytest.mark.parametrize(("smoothing", "threshold"), [(0.0, None), (0.1, None), (0.0, 0.0), (0.0, 0.4), (0.1, 0.2)])
@@ -77,7 +79,7 @@ def test_bce_is_timms_and_sigmoid_its_sum_over_the_classes(smoothing: float, thr
         loss = Loss(name, CLASSES, label_smoothing=smoothing, **settings)  # type: ignore[arg-type]
         theirs = BinaryCrossEntropy(smoothing, threshold, weights, sum_classes=summed)
         torch.testing.assert_close(loss(logits, labels).mean(), theirs(logits, labels))
-        soft = mixup_target(labels, CLASSES, lam=0.7, smoothing=smoothing).double()
+        soft = mixed(labels, smoothing)
         torch.testing.assert_close(loss(logits, mixed(labels)).mean(), theirs(logits, soft))
 
 
@@ -123,8 +125,9 @@ def test_balanced_weights_are_scikit_learns() -> None:
 
 def test_narrow_logits_are_computed_in_float32() -> None:
     logits, labels = logits_and_labels()
-    for name in ("softmax", "sigmoid", "bce", "focal"):
-        losses = Loss(name, CLASSES, class_weights=[0.1] * CLASSES)(logits.bfloat16(), labels)  # type: ignore[arg-type]
+    names: list[LossName] = ["softmax", "sigmoid", "bce", "focal"]
+    for name in names:
+        losses = Loss(name, CLASSES, class_weights=[0.1] * CLASSES)(logits.bfloat16(), labels)
         assert losses.dtype == torch.float32
 
 

@@ -79,12 +79,12 @@ def test_a_new_head_is_as_it_was_set_and_the_weights_own_head_stays(
     settings = {**TOY, "distilled": True, "head_std": std, "head_bias": bias}
     new, report = load_network({**settings, "num_classes": 300}, source)
     assert report.new.keys() == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
-    for head in (new.head, new.head_dist):
-        assert float(head.weight.detach().std()) == pytest.approx(std, rel=0.05)
-        assert set(head.bias.tolist()) == {bias}
+    for head in ("head", "head_dist"):
+        assert float(new.get_parameter(f"{head}.weight").detach().std()) == pytest.approx(std, rel=0.05)
+        assert set(new.get_parameter(f"{head}.bias").tolist()) == {bias}
     same, _ = load_network({**settings, "num_classes": 200}, source)
-    assert torch.equal(same.head.weight, model.head.weight)
-    assert torch.equal(same.head.bias, model.head.bias)
+    for name in ("head.weight", "head.bias", "head_dist.weight"):
+        assert torch.equal(same.get_parameter(name), model.get_parameter(name))
 
 
 @pytest.mark.parametrize("pool", ["cls", "avg"])

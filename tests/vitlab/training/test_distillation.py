@@ -1,0 +1,328 @@
+"""Distillation has DeiT's formulas, and the teacher sees the same images, however a step is divided."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+import parity
+from conftest import SRC, Configure
+from forked_ranks import RANKS
+from teachers import FROM_DATA, NAMES, VIT, digits_teacher, save_run
+from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
+from vitlab.data.dataset import TrainBatch
+from vitlab.data.sets.digits import digits
+from vitlab.models.vit import VisionTransformer
+from vitlab.runs.folder import read_metrics
+from vitlab.training import schedules
+from vitlab.training.classifier import Classifier
+from vitlab.training.distillation import Teacher, teacher_facts
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    """A run of a ViT for digits of 8 pixels, with weights of ordinary size."""
+    return digits_teacher(tmp_path / "teacher")
+
+
+def data_module(**changes: Any) -> DataModule:
+    settings: dict[str, Any] = {"max_train_samples": 101, "batch_size": 34, "image_size": 8, "seed": 0}
+    module = DataModule(source=digits, augment=Augment(crop_padding=1, mixup=0.4), **settings | changes)
+    module.setup()
+    return module
+
+
+def student(
+    source: str | None, *, distilled: bool = False, network: nn.Module | None = None, **knobs: Any
+) -> Classifier:
+    torch.manual_seed(0)
+    arguments: dict[str, Any] = {"distilled": distilled, "dropout": 0.1, **VIT}
+    network = VisionTransformer(image_size=8, **arguments) if network is None else network
+    optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    given = {"distillation": "none" if source is None else "soft", "teacher": source, **knobs}
+    return Classifier(network, num_classes=10, optimizer=optimizer, schedule=schedules.constant, **given)
+
+
+def load(module: Classifier, mean: float = 0.3, std: float = 0.4) -> None:
+    module.distillation.load_teacher(classes=NAMES, mean=[mean], std=[std])
+
+
+def weights(module: Classifier) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.network.parameters()])
+
+
+# -------------------------------------------------------------------------------------------------------- formulas
+
+
+def deits(kind: str, alpha: float, tau: float, base: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+    """The loss of a batch, as facebookresearch/deit's losses.py has it."""
+    if kind == "soft":
+        both = F.log_softmax(student / tau, dim=1), F.log_softmax(teacher / tau, dim=1)
+        learned = F.kl_div(*both, reduction="sum", log_target=True) * tau**2 / student.numel()
+    else:
+        learned = F.cross_entropy(student, teacher.argmax(dim=1))
+    return base * (1 - alpha) + learned * alpha
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.parametrize(("kind", "alpha", "tau"), [("soft", 0.5, 1.0), ("soft", 0.3, 3.0), ("hard", 0.5, 1.0)])
+def test_the_loss_is_deits(kind: str, alpha: float, tau: float, distilled: bool, teacher: str) -> None:
+    settings: dict[str, Any] = {"distillation": kind, "distillation_alpha": alpha, "distillation_temperature": tau}
+    module = student(teacher, distilled=distilled, label_smoothing=0.1, **settings).double().eval()
+    parity.fill(module.network)
+    load(module)
+    images, labels = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.randint(10, (6,))
+    losses = module.batch_losses(TrainBatch(images, labels, 6, 0, 0))
+    assert losses.shape == (6,)
+    network: Any = module.network
+    tokens = network.forward_features(images)
+    first, second = network.head(tokens[:, 0]), network.head_dist(tokens[:, 1])
+    second = second if distilled else first
+    assert module.distillation.teacher is not None
+    base = F.cross_entropy(first, labels, label_smoothing=0.1)
+    expected = deits(kind, alpha, tau, base, second, module.distillation.teacher(images))
+    torch.testing.assert_close(losses.mean(), expected)
+    torch.testing.assert_close(module(images), (first + second) / 2)
+
+
+@pytest.mark.parametrize(("alpha", "silent"), [(0.0, "head_dist"), (1.0, "head")])
+def test_one_head_learns_the_labels_and_the_other_the_teacher(alpha: float, silent: str, teacher: str) -> None:
+    module = student(teacher, distilled=True, distillation="hard", distillation_alpha=alpha)
+    load(module)
+    module.batch_losses(TrainBatch(torch.randn(6, 1, 8, 8), torch.randint(10, (6,)), 6, 0, 0)).sum().backward()  # type: ignore[no-untyped-call]
+    for name in ("head", "head_dist"):
+        gradient = module.network.get_parameter(f"{name}.weight").grad
+        assert gradient is not None
+        assert bool(gradient.any()) == (name != silent)
+
+
+def test_timms_distilled_network_learns_with_both_heads_too(teacher: str) -> None:
+    sizes: dict[str, Any] = {
+        "img_size": 8,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "num_classes": 10,
+        "in_chans": 1,
+    }
+    theirs = timm.create_model("deit_tiny_distilled_patch16_224", **sizes)
+    ours = student(teacher, distilled=True)
+    ours.network.load_state_dict(theirs.state_dict())
+    ours.network.blocks[0].mlp.dropout = ours.network.blocks[0].attn.dropout = 0.0  # type: ignore[index, union-attr]
+    batch = TrainBatch(torch.randn(6, 1, 8, 8), torch.randint(10, (6,)), 6, 0, 0)
+    losses = []
+    for module in (student(teacher, network=theirs), ours):
+        load(module)
+        losses.append(module.train().batch_losses(batch))
+        assert module(batch.images).shape == (6, 10), "outside of the loss, the mean of both"
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+# -------------------------------------------------------------------------------------------------- what it looks at
+
+
+def test_the_teacher_sees_images_with_its_own_normalization_and_size(tmp_path: Path) -> None:
+    parity.fill(network := VisionTransformer(image_size=16, **VIT).eval())
+    node = {"_target_": "vitlab.models.vit.VisionTransformer", "image_size": 16}
+    node |= {k: v for k, v in VIT.items() if k not in FROM_DATA}
+    source = save_run(tmp_path / "run", network, node, size=16)
+    pixels = torch.rand(5, 1, 8, 8)
+    seen = Teacher(teacher_facts(source), [0.3], [0.5])((pixels - 0.3) / 0.5)
+    larger = F.interpolate((pixels - 0.4) / 0.2, (16, 16), mode="bicubic", antialias=True)
+    torch.testing.assert_close(seen, network(larger), rtol=1e-4, atol=1e-5)
+    assert not seen.requires_grad
+
+
+def test_a_convolutional_run_teaches_with_its_statistics_which_training_does_not_change(
+    tmp_path: Path, make_trainer: MakeTrainer
+) -> None:
+    network = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    node = {"_target_": "vitlab.models.timm_model.timm_model", "model_name": "test_resnet", "pretrained": True}
+    module = student(save_run(tmp_path / "run", network, node))
+    make_trainer(max_steps=2).fit(module, data_module())
+    assert module.distillation.teacher is not None
+    state = module.distillation.teacher.network.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+    assert not any(part.training for part in module.distillation.teacher.network.modules())
+
+
+def test_a_name_of_timm_is_any_of_its_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--timm--test_resnet.r160_in1k"
+    (snapshot := folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    network = timm.create_model("test_resnet").eval()
+    save_file(network.state_dict(), snapshot / "model.safetensors")
+    facts = teacher_facts("timm:test_resnet.r160_in1k")
+    assert (facts.num_classes, facts.image_size) == (1000, (160, 160))
+    cfg = timm.get_pretrained_cfg("test_resnet.r160_in1k")
+    assert cfg is not None
+    images = torch.randn(2, 3, 160, 160)
+    torch.testing.assert_close(Teacher(facts, cfg.mean, cfg.std)(images), network(images))
+
+
+def test_a_file_of_a_vit_teaches_gray_images(tmp_path: Path) -> None:
+    wide: dict[str, Any] = {**VIT, "in_channels": 3, "dim": 64, "heads": 1}
+    parity.fill(network := VisionTransformer(image_size=8, **wide).eval())
+    save_file(network.state_dict(), file := tmp_path / "vit.safetensors")
+    facts = teacher_facts(str(file))
+    assert (facts.num_classes, facts.classes, facts.mean) == (10, None, None)
+    assert facts.image_size == (8, 8)
+    gray = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(Teacher(facts, [0.3], [0.5])(gray), network(gray.expand(-1, 3, -1, -1)))
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def test_a_step_in_parts_and_a_resumed_run_are_exact(teacher: str, make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    results = []
+    for parts in (1, 2):
+        module = student(teacher, network=VisionTransformer(image_size=8, distilled=True, **VIT))
+        data = data_module()
+        data.augment = Augment()  # random numbers are drawn by part
+        torch.manual_seed(0)
+        trainer = make_trainer(max_epochs=1, precision="64-true", accumulate_grad_batches=parts)
+        trainer.fit(seeded(module), data)
+        results.append(weights(module))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-11)
+
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.should_stop = True
+
+    complete, part, resumed = (student(teacher, distilled=True) for _ in range(3))
+    make_trainer(max_epochs=2).fit(complete, data_module())
+    first = make_trainer(max_epochs=2, callbacks=[Stop()])
+    first.fit(part, data_module())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    make_trainer(max_epochs=2).fit(resumed, data_module(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert torch.equal(weights(resumed), weights(complete))
+    assert not torch.equal(weights(part), weights(complete))
+
+
+def seeded(module: Classifier) -> Classifier:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.network.parameters():
+            parameter.normal_(std=0.2)
+    return module
+
+
+def test_a_teacher_of_no_weight_changes_no_number(teacher: str, make_trainer: MakeTrainer) -> None:
+    """It draws no random numbers, neither as it is loaded nor as it computes."""
+    results = []
+    for module in (student(None), student(teacher, distillation_alpha=0.0), student(teacher)):
+        make_trainer(max_epochs=1).fit(module, data_module())
+        results.append(weights(module))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+def test_no_checkpoint_optimizer_or_average_has_the_teacher(
+    teacher: str, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    states = []
+    for source in (None, teacher):
+        ema = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.5))  # type: ignore[no-untyped-call]
+        module, trainer = student(source), make_trainer(max_steps=2, callbacks=[ema])
+        trainer.fit(module, data_module())
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+        optimizer = content["optimizer_states"][0]["state"]
+        states.append((content["state_dict"].keys(), content["current_model_state"].keys(), len(optimizer)))
+    assert states[0] == states[1]
+
+
+def test_two_ranks_learn_from_the_teacher_as_one_does(teacher: str, small: list[str], tmp_path: Path) -> None:
+    settings = [*small, "logger=csv", "trainer.log_every_n_steps=1", "trainer.max_epochs=1", "model.drop_path=0.0"]
+    settings += [f"data.augment.{key}=0" for key in ("degrees", "translate", "shear", "mixup")]
+    settings += ["data.augment.scale=[1,1]", "data.max_train_samples=500", "model.distilled=true"]
+    settings += [f"classifier.teacher={teacher}", "classifier.distillation=hard"]
+    jobs: list[list[Any]] = [["train", str(ranks), ranks, *settings] for ranks in (1, 2)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)}
+    subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=tmp_path, env=environment, check=True)
+    losses = [
+        [float(row["train/loss"]) for row in read_metrics(tmp_path / ranks / "metrics.csv") if row.get("train/loss")]
+        for ranks in ("1", "2")
+    ]
+    assert len(losses[0]) == 8
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_teacher_of_other_classes_or_channels_is_refused_before_training(
+    tmp_path: Path, make_trainer: MakeTrainer, found: Callable[..., list[str]]
+) -> None:
+    node = {"_target_": "vitlab.models.vit.VisionTransformer", "image_size": 8}
+    node |= {k: v for k, v in VIT.items() if k not in FROM_DATA}
+    network = VisionTransformer(image_size=8, **VIT)
+    changes: dict[str, dict[str, Any]] = {
+        "seven": {"classes": NAMES[:7]},
+        "order": {"classes": NAMES[::-1]},
+        "color": {"channels": 3},
+    }
+    sources = {name: save_run(tmp_path / name, network, node, **change) for name, change in changes.items()}
+    messages = {
+        "seven": "has 7 classes, and the data 10; take a teacher of the same classes",
+        "order": "has other classes than the data, or in another order: '9', not '0'",
+        "color": "is for images of 3 channels, and the data has 1",
+    }
+    for name, source in sources.items():
+        with pytest.raises(ValueError, match=messages[name]):
+            make_trainer(max_steps=1).fit(student(source), data_module())
+        problems = found("classifier.distillation=soft", f"classifier.teacher={source}")
+        expected = [] if name == "order" else [f"classifier.teacher={source} {messages[name]}"]
+        assert problems == expected, "the names of the classes are known when the data is"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["classifier.distillation=soft"],
+            "classifier.distillation=soft needs a teacher; set classifier.teacher to a run,",
+        ),
+        (
+            ["classifier.teacher=x"],
+            "classifier.teacher=x is of no use with classifier.distillation=none; set soft or hard",
+        ),
+        (
+            ["classifier.teacher=x", "classifier.distillation=hard"],
+            "classifier.teacher=x: there is no file or folder x",
+        ),
+        (["classifier.distillation_alpha=1.5"], "classifier.distillation_alpha=1.5 must be at least 0 and at most 1"),
+        (["classifier.distillation_temperature=0"], "classifier.distillation_temperature=0 must be above 0"),
+    ],
+)
+def test_settings_without_meaning_are_refused(
+    overrides: list[str], message: str, found: Callable[..., list[str]]
+) -> None:
+    (problem,) = found(*overrides)
+    assert problem.startswith(message)
+
+
+def test_a_teacher_passes_the_checks(teacher: str, found: Callable[..., list[str]], configure: Configure) -> None:
+    assert found("classifier.distillation=hard", f"classifier.teacher={teacher}", "model.distilled=true") == []
