@@ -64,7 +64,7 @@ def initialize(model: nn.Module, name: str = "xavier", head_std: float | None = 
             if is_head and std is not None:
                 nn.init.trunc_normal_(module.weight, std=0.02).mul_(std / 0.02)  # the same draws for each `head_std`
             elif path == "pre_logits" and scheme.hidden == "truncated":
-                lecun_truncated(module.weight)
+                fill_lecun(module.weight)
             elif scheme.matrix is not None:
                 nn.init.trunc_normal_(module.weight, std=scheme.matrix)
             else:
@@ -95,12 +95,12 @@ def initialize_patches(projection: nn.Conv2d, scheme: Scheme) -> None:
     if scheme.patch == "normal":
         nn.init.trunc_normal_(weight, std=weight[0].numel() ** -0.5)
     elif scheme.patch == "truncated":
-        lecun_truncated(weight)
+        fill_lecun(weight)
     elif scheme.patch == "xavier":
         nn.init.xavier_uniform_(weight.flatten(1))
 
 
-def lecun_truncated(weight: Tensor) -> None:
+def fill_lecun(weight: Tensor) -> None:
     """Normal, cut off at two standard deviations and scaled to a variance of 1 / in, as flax's lecun_normal."""
     std = weight[0].numel() ** -0.5 / 0.87962566103423978  # of a standard normal cut off at 2
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -59,7 +59,7 @@ def drop_path(x: Tensor, keep: Tensor) -> Tensor:
     return x * (kept.to(x.dtype) / keep)
 
 
-def add_to_kept(x: Tensor, rate: float, branch: Callable[[Tensor], Tensor]) -> Tensor:
+def add_branch(x: Tensor, rate: float, branch: Callable[[Tensor], Tensor]) -> Tensor:
     """Stochastic depth that computes a branch of the samples it keeps alone (DINOv2, arXiv 2304.07193).
 
     `branch`: from the indices of the kept samples, a random subset of fixed size, to their branch.

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitlab.models.attention import attention, attention_weights, project_heads
 from vitlab.models.init import initialize
-from vitlab.models.layers import ACTIVATIONS, LayerScale, add_to_kept, drop_path, drop_rates, dropout, patch_dropout
+from vitlab.models.layers import ACTIVATIONS, LayerScale, add_branch, drop_path, drop_rates, dropout, patch_dropout
 from vitlab.models.positions import add_positions, sincos2d_table
 from vitlab.models.vit_validation import block_indices, check_arguments, check_images, pair
 
@@ -115,8 +115,8 @@ class Block(nn.Module):
         """All tokens, or the first `queries` of them, which still attend to all: B N D -> B M D."""
         residual = x if queries is None else x[:, :queries]
         if self.training and self.kept_only:
-            x = add_to_kept(residual, self.drop_path, lambda kept: self.ls1(self.attn(self.norm1(x[kept]), queries)))
-            return add_to_kept(x, self.drop_path, lambda kept: self.ls2(self.mlp(self.norm2(x[kept]))))
+            x = add_branch(residual, self.drop_path, lambda kept: self.ls1(self.attn(self.norm1(x[kept]), queries)))
+            return add_branch(x, self.drop_path, lambda kept: self.ls2(self.mlp(self.norm2(x[kept]))))
         x = residual + self.drop(self.ls1(self.attn(self.norm1(x), queries)))
         return x + self.drop(self.ls2(self.mlp(self.norm2(x))))
 

@@ -48,7 +48,7 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["image_size=null"], "image_size=null is not an int or a list of 2 (an int, an int)"),
     (["image_size=[8,8,3]"], "image_size=[8, 8, 3] is not an int or a list of 2 (an int, an int)"),
     (["++classifier.los=x"], "classifier.los=x: there is no such setting; did you mean 'loss'?"),
-    (["classifier.loss=softmx"], "is not one of 'softmax', 'sigmoid'; did you mean 'softmax'?"),
+    (["classifier.loss=softmx"], "is not one of 'softmax', 'sigmoid', 'bce', 'focal'; did you mean 'softmax'?"),
     (["++optimizer.momentum=0.9"], "optimizer.momentum=0.9: there is no such setting"),
     (["optimizer._target_=torch.optim.AdmW"], "torch.optim has no 'AdmW'; did you mean 'AdamW'"),
     (["++data.source.sise=3", "data=fake"], "data.source.sise=3: there is no such setting; did you mean 'size'?"),

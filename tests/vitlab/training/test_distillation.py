@@ -254,6 +254,7 @@ def test_no_checkpoint_optimizer_or_average_has_the_teacher(
     assert states[0] == states[1]
 
 
+@pytest.mark.long
 def test_two_ranks_learn_from_the_teacher_as_one_does(teacher: str, small: list[str], tmp_path: Path) -> None:
     settings = [*small, "logger=csv", "trainer.log_every_n_steps=1", "trainer.max_epochs=1", "model.drop_path=0.0"]
     settings += [f"data.augment.{key}=0" for key in ("degrees", "translate", "shear", "mixup")]
