@@ -7,13 +7,15 @@
     timm         torch's            normal 0.02                0           0.02   1e-6           0.02
     deit         torch's            normal 0.02                0           0.02   0.02           0.02
     mae          Xavier             Xavier, q, k, v together   0           Xavier 0.02           0.02
+    torchvision  LeCun              Xavier, q, k, v together   1e-6        0      0              0.02
 
 LeCun: normal, variance 1 / (C * P * Q). Xavier: uniform within sqrt(6 / (in + out)). torch's: uniform, weight and bias
-(mae too keeps torch's bias of the patches). A head and tokens have normal weights of that standard deviation; other
-biases are 0, norms 1 and 0, LayerScale `layer_scale`. A hidden layer before the head is LeCun in the paper's code.
-(timm's 0.02 suits a width near 768; narrow models learn far slower with it. The paper's head of 0 hides the first
-step's gradient from all the rest.) Sources: google-research/vision_transformer models_vit.py, big_vision models/vit.py,
-timm's vision_transformer.py and deit.py, facebookresearch/deit models_v2.py, facebookresearch/mae models_mae.py.
+(mae keeps torch's bias of the patches, torchvision torch's weights of attention's projection). A head and tokens are
+normal with that standard deviation. Other biases are 0, norms 1 and 0, LayerScale `layer_scale`; a hidden layer before
+the head is LeCun in the paper's code. (timm's 0.02 suits a width near 768; narrow models learn far slower with it. The
+paper's head of 0 hides the first step's gradient from all the rest.) Sources: google-research/vision_transformer
+models_vit.py, big_vision models/vit.py, timm's vision_transformer.py and deit.py, facebookresearch/deit models_v2.py,
+facebookresearch/mae models_mae.py, torchvision's vision_transformer.py.
 """
 
 from typing import Literal, NamedTuple
@@ -38,6 +40,7 @@ class Scheme(NamedTuple):
     dist_token: float = 1e-6
     position: float | None = 0.02  # None: 1 / sqrt(D)
     hidden: Literal["matrix", "truncated"] = "matrix"  # the layer before the head
+    projection: Literal["matrix", "torch"] = "matrix"  # of attention
 
 
 PAPER = Scheme("truncated", parts=3, mlp_bias=1e-6, head=0.0, token=0.0, dist_token=0.0, hidden="truncated")
@@ -47,6 +50,7 @@ SCHEMES = {
     "big_vision": PAPER._replace(position=None),
     "timm": Scheme("torch", matrix=0.02, dist_token=0.02),
     "deit": Scheme("torch", matrix=0.02, token=0.02, dist_token=0.02),
+    "torchvision": PAPER._replace(patch="normal", parts=1, projection="torch"),
     "mae": Scheme("xavier", head=None, token=0.02, dist_token=0.02),
 }
 
@@ -65,6 +69,8 @@ def initialize(model: nn.Module, name: str = "xavier", head_std: float | None = 
                 nn.init.trunc_normal_(module.weight, std=0.02).mul_(std / 0.02)  # the same draws for each `head_std`
             elif path == "pre_logits" and scheme.hidden == "truncated":
                 fill_lecun(module.weight)
+            elif path.endswith("attn.proj") and scheme.projection == "torch":
+                module.reset_parameters()
             elif scheme.matrix is not None:
                 nn.init.trunc_normal_(module.weight, std=scheme.matrix)
             else:

@@ -203,7 +203,7 @@ class VisionTransformer(nn.Module):
         activation_checkpointing: bool = False,
         patch_projection: Literal["conv", "linear"] = "linear",
         fused_attention: bool = True,
-        init: Literal["xavier", "paper", "big_vision", "timm", "deit", "mae"] = "xavier",
+        init: Literal["xavier", "paper", "big_vision", "timm", "deit", "mae", "torchvision"] = "xavier",
         head_std: float | None = None,
         head_bias: float = 0.0,
     ) -> None:

@@ -9,7 +9,7 @@ CHOICES = {
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
     "patch_projection": ("conv", "linear"),
     "drop_path_schedule": ("linear", "constant"),
-    "init": ("xavier", "paper", "big_vision", "timm", "deit", "mae"),
+    "init": ("xavier", "paper", "big_vision", "timm", "deit", "mae", "torchvision"),
 }
 RATES = ("dropout", "attention_dropout", "position_dropout", "drop_path", "patch_dropout")
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from vitlab.models.vit import VisionTransformer
@@ -89,6 +90,29 @@ def test_the_papers_scheme_is_that_of_its_code() -> None:
     assert moments(other["pos_embed"])[0] == pytest.approx(192**-0.5, rel=0.03)
 
 
+def test_torchvisions_scheme_has_its_distributions() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, int] = {"num_layers": 2, "num_heads": 3, "hidden_dim": 192, "mlp_dim": 768}
+    theirs = torchvision.models.VisionTransformer(image_size=224, patch_size=16, **sizes).state_dict()
+    ours = tiny(init="torchvision").state_dict()
+    block = "encoder.layers.encoder_layer_1"
+    names = {
+        **{f"patch_embed.proj.{end}": f"conv_proj.{end}" for end in ("weight", "bias")},
+        **{f"blocks.1.attn.qkv.{end}": f"{block}.self_attention.in_proj_{end}" for end in ("weight", "bias")},
+        **{f"blocks.1.attn.proj.{end}": f"{block}.self_attention.out_proj.{end}" for end in ("weight", "bias")},
+        **{f"blocks.1.mlp.fc1.{end}": f"{block}.mlp.0.{end}" for end in ("weight", "bias")},
+        **{f"blocks.1.mlp.fc2.{end}": f"{block}.mlp.3.{end}" for end in ("weight", "bias")},
+        **{f"head.{end}": f"heads.head.{end}" for end in ("weight", "bias")},
+        "cls_token": "class_token",
+        "pos_embed": "encoder.pos_embedding",
+    }
+    for name, theirs_name in names.items():
+        wanted, got = moments(theirs[theirs_name]), moments(ours[name])
+        few = ours[name].numel() < 1000
+        assert got == pytest.approx(wanted, rel=0.3 if few else 0.05), name
+    assert sum(bool(ours[name].any()) for name in names) == 8, "the others are 0"
+
+
 def test_maes_scheme_draws_patches_and_qkv_as_single_matrices() -> None:
     state = tiny(init="mae", num_classes=1000).state_dict()
     for name, fans in {"patch_embed.proj.weight": 3 * 256 + 192, "blocks.0.attn.qkv.weight": 4 * 192,
@@ -100,7 +124,7 @@ def test_maes_scheme_draws_patches_and_qkv_as_single_matrices() -> None:
     assert state["patch_embed.proj.bias"].any()
 
 
-@pytest.mark.parametrize("scheme", ["xavier", "paper", "big_vision", "timm", "deit", "mae"])
+@pytest.mark.parametrize("scheme", ["xavier", "paper", "big_vision", "timm", "deit", "mae", "torchvision"])
 def test_the_head_has_the_standard_deviation_and_bias_that_were_set(scheme: Any) -> None:
     states = []
     for std in (0.0, 2e-5, 0.3):

@@ -35,7 +35,7 @@ from vitlab.models.vit import VisionTransformer
         ),
         ({"pool": "mean"}, "pool='mean' is none of cls, avg, none"),
         ({"drop_path_schedule": "cosine"}, "drop_path_schedule='cosine' is none of linear, constant"),
-        ({"init": "jax"}, "init='jax' is none of xavier, paper, big_vision, timm, deit, mae"),
+        ({"init": "jax"}, "init='jax' is none of xavier, paper, big_vision, timm, deit, mae, torchvision"),
         ({"pos_embed": "rope"}, "pos_embed='rope' is none of learned, sincos2d, none"),
         ({"patch_projection": "mlp"}, "patch_projection='mlp' is none of conv, linear"),
         ({"num_classes": -1}, "num_classes=-1 must be at least 0, which means none"),

@@ -261,14 +261,16 @@ def test_two_ranks_learn_from_the_teacher_as_one_does(teacher: str, small: list[
     settings += ["data.augment.scale=[1,1]", "data.max_train_samples=500", "model.distilled=true"]
     settings += [f"classifier.teacher={teacher}", "classifier.distillation=hard"]
     jobs: list[list[Any]] = [["train", str(ranks), ranks, *settings] for ranks in (1, 2)]
+    jobs.append(["train", "fsdp", 2, *settings, "trainer=fsdp"])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)}
     subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=tmp_path, env=environment, check=True)
     losses = [
         [float(row["train/loss"]) for row in read_metrics(tmp_path / ranks / "metrics.csv") if row.get("train/loss")]
-        for ranks in ("1", "2")
+        for ranks in ("1", "2", "fsdp")
     ]
     assert len(losses[0]) == 8
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for others in losses[1:]:
+        assert others == pytest.approx(losses[0], rel=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals
