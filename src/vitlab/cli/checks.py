@@ -192,5 +192,4 @@ LAST_RULES: tuple[Rule, ...] = (
     trainer_checks.gpu_problems,
     model_checks.fine_tuning_problems,
     model_checks.loss_problems,
-    model_checks.distillation_problems,
 )

@@ -130,34 +130,17 @@ def fine_tuning_problems(view: ConfigView) -> Iterator[str]:
 
 
 def loss_problems(view: ConfigView) -> Iterator[str]:
-    """Problems of settings of the loss that don't go together."""
+    """Settings of the loss that don't go together, and a teacher that can't be read or doesn't fit the data."""
     given, facts = view("classifier", dict) or {}, facts_of(view)
-    names = ("loss", "label_smoothing", "target_threshold", "class_weights")
-    if given.get("target_threshold") is None and given.get("class_weights") is None:
+    names = ("target_threshold", "class_weights", "teacher", "distillation")
+    if all(given.get(name) in (None, "none") for name in names):
         return
-    from vitlab.training import losses
+    from vitlab.training import distillation, losses
 
-    loss, smoothing, *others = (given.get(name) for name in names)
-    yield from losses.loss_problems(str(loss), facts.num_classes if facts else None, smoothing or 0.0, *others)
-
-
-def distillation_problems(view: ConfigView) -> Iterator[str]:
-    """A teacher that is missing, can't be read, or has other classes."""
-    source, kind, facts = view("classifier.teacher", str), view("classifier.distillation", str), facts_of(view)
-    if source is None and kind in (None, "none"):
-        return
-    from vitlab.training import distillation
-
-    if problems := list(distillation.setting_problems(str(kind), source)):
-        yield from problems
-        return
-    try:
-        teacher = distillation.teacher_facts(str(source))
-    except (ValueError, OSError, RuntimeError) as error:
-        yield f"classifier.teacher={source}: {error}"
-        return
-    if facts is not None and facts.num_classes:
-        yield from distillation.teacher_problems(str(source), teacher, facts.num_classes, facts.channels)
+    classes, channels = (facts.num_classes, facts.channels) if facts else (None, None)
+    threshold, weights, teacher, kind = (given.get(name) for name in names)
+    yield from losses.loss_problems(given["loss"], classes, given["label_smoothing"], threshold, weights)
+    yield from distillation.distillation_problems(str(kind), teacher, classes, channels)
 
 
 def outline(node: Node) -> "nn.Module | None":

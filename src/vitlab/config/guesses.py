@@ -40,7 +40,6 @@ GUESSES: tuple[tuple[str, str], ...] = (
     (r"wandb=.*|use_wandb=.*", "use logger=wandb"),
     (r"logger=(?:none|null|None|off|false|False|no)", "use logger=csv: metrics.csv is always written"),
     (r"(?:smoothing|label_smoothing)=(.*)", r"use classifier.label_smoothing=\1"),
-    (r"(?:teacher|teacher_model|teacher_path)=(.*)", r"use classifier.teacher=\1 classifier.distillation=hard"),
     (r"(mixup|cutmix|erasing|flip)=(.*)", r"use data.augment.\1=\2"),
     (r"(drop_path|dropout|depth|dim|heads|mlp_ratio|patch_size|num_registers)=(.*)", r"use model.\1=\2"),
     (r"(?:embed_dim|hidden_size|width|model\.(?:embed_dim|hidden_size|width))=(.*)", r"use model.dim=\1"),

@@ -43,7 +43,7 @@ def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     return x.view(images, tokens, parts, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def project_heads(layer: nn.Linear, x: Tensor, heads: int, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def project_heads(layer: nn.Linear, x: Tensor, heads: int, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Queries B h M d (of the first `queries` tokens), keys and values B h N d, by one layer D -> 3*D."""
     dim = x.shape[2]
     # A layer with hooks, or one that replaced it (LoRA, quantized), is called as usual.

@@ -1,23 +1,15 @@
-"""How a Vision Transformer's parameters are initialized: a table of schemes, and the function.
+"""How a Vision Transformer's parameters are initialized: the table of schemes, and the function.
 
-    scheme       patch projection   other matrices             MLP biases  head   prefix tokens  learned positions
-    xavier       LeCun              Xavier, q, k, v apart      0           0.02   1e-6           0.02
-    paper        LeCun (truncated)  Xavier, q, k, v apart      1e-6        0      0              0.02
-    big_vision   LeCun (truncated)  Xavier, q, k, v apart      1e-6        0      0              1 / sqrt(D)
-    timm         torch's            normal 0.02                0           0.02   1e-6           0.02
-    deit         torch's            normal 0.02                0           0.02   0.02           0.02
-    mae          Xavier             Xavier, q, k, v together   0           Xavier 0.02           0.02
-    torchvision  LeCun              Xavier, q, k, v together   1e-6        0      0              0.02
+lecun             normal, variance 1 / in;  lecun_truncated: cut off at two standard deviations, as flax does
+xavier            uniform within sqrt(6 / (in + out))
+torch             torch's own, uniform; a patch projection of `torch` or `xavier` has torch's bias too
+0.02              normal of that standard deviation
 
-LeCun: normal, variance 1 / (C * P * Q). Xavier: uniform within sqrt(6 / (in + out)). torch's: uniform, weight and bias
-(mae keeps torch's bias of the patches, torchvision torch's weights of attention's projection). A head and tokens are
-normal with that standard deviation. Other biases are 0, norms 1 and 0, LayerScale `layer_scale`; a hidden layer before
-the head is LeCun in the paper's code. (timm's 0.02 suits a width near 768; narrow models learn far slower with it. The
-paper's head of 0 hides the first step's gradient from all the rest.) Sources: google-research/vision_transformer
-models_vit.py, big_vision models/vit.py, timm's vision_transformer.py and deit.py, facebookresearch/deit models_v2.py,
-facebookresearch/mae models_mae.py, torchvision's vision_transformer.py.
+Other biases are 0, norms 1 and 0, LayerScale `layer_scale`. (timm's 0.02 suits a width near 768; narrow models learn
+far slower with it. The paper's head of 0 hides the first step's gradient from all the rest.)
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,88 +17,67 @@ from torch import Tensor, nn
 
 from vitlab.models.layers import LayerScale
 
-TOKENS = ("cls_token", "dist_token", "reg_token")
+How = float | Literal["lecun", "lecun_truncated", "xavier", "torch"]
 
 
 class Scheme(NamedTuple):
-    """A row of the table; numbers are standard deviations."""
-
-    patch: Literal["normal", "truncated", "torch", "xavier"]
-    matrix: float | None = None  # None: Xavier
-    parts: int = 1  # into which qkv is cut for Xavier
-    mlp_bias: float = 0.0
-    head: float | None = 0.02  # None: as other matrices
+    patch: How = "lecun"
+    matrix: How = "xavier"  # of attention and MLPs
+    head: How = 0.02
     token: float = 1e-6
-    dist_token: float = 1e-6
     position: float | None = 0.02  # None: 1 / sqrt(D)
-    hidden: Literal["matrix", "truncated"] = "matrix"  # the layer before the head
-    projection: Literal["matrix", "torch"] = "matrix"  # of attention
+    mlp_bias: float = 0.0
+    parts: int = 3  # into which qkv is cut for Xavier
+    others: Mapping[str, How] = {}  # by the last part of a layer's name
 
 
-PAPER = Scheme("truncated", parts=3, mlp_bias=1e-6, head=0.0, token=0.0, dist_token=0.0, hidden="truncated")
+PAPER = Scheme("lecun_truncated", head=0.0, token=0.0, mlp_bias=1e-6, others={"pre_logits": "lecun_truncated"})
 SCHEMES = {
-    "xavier": Scheme("normal", parts=3),
-    "paper": PAPER,
-    "big_vision": PAPER._replace(position=None),
-    "timm": Scheme("torch", matrix=0.02, dist_token=0.02),
-    "deit": Scheme("torch", matrix=0.02, token=0.02, dist_token=0.02),
-    "torchvision": PAPER._replace(patch="normal", parts=1, projection="torch"),
-    "mae": Scheme("xavier", head=None, token=0.02, dist_token=0.02),
+    "xavier": Scheme(),
+    "paper": PAPER,  # google-research/vision_transformer models_vit.py
+    "big_vision": PAPER._replace(position=None),  # google-research/big_vision models/vit.py
+    "timm": Scheme("torch", 0.02),
+    "deit": Scheme("torch", 0.02, token=0.02),  # facebookresearch/deit models.py and models_v2.py
+    "mae": Scheme("xavier", head="xavier", token=0.02, parts=1),  # facebookresearch/mae models_mae.py
+    "torchvision": PAPER._replace(patch="lecun", parts=1, others={"proj": "torch"}),
 }
 
 
 @torch.no_grad()
 def initialize(model: nn.Module, name: str = "xavier", head_std: float | None = None, head_bias: float = 0.0) -> None:
-    """Fill the parameters of a `VisionTransformer`; `head_std` and `head_bias` are of its new heads."""
+    """Fill the parameters of a new `VisionTransformer`; `head_std` and `head_bias` are its heads'."""
     scheme = SCHEMES[name]
-    std = scheme.head if head_std is None else head_std
-    for path, module in model.named_modules():
-        is_head = path in ("head", "head_dist")
-        if isinstance(module, nn.Conv2d):
-            initialize_patches(module, scheme)
-        elif isinstance(module, nn.Linear):
-            if is_head and std is not None:
-                nn.init.trunc_normal_(module.weight, std=0.02).mul_(std / 0.02)  # the same draws for each `head_std`
-            elif path == "pre_logits" and scheme.hidden == "truncated":
-                fill_lecun(module.weight)
-            elif path.endswith("attn.proj") and scheme.projection == "torch":
-                module.reset_parameters()
-            elif scheme.matrix is not None:
-                nn.init.trunc_normal_(module.weight, std=scheme.matrix)
-            else:
-                for matrix in module.weight.chunk(scheme.parts) if path.endswith("qkv") else [module.weight]:
-                    nn.init.xavier_uniform_(matrix)
-            if module.bias is not None:
-                nn.init.constant_(module.bias, head_bias if is_head else 0.0)
+    head = scheme.head if head_std is None else head_std
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            is_patch, is_head = isinstance(layer, nn.Conv2d), path in ("head", "head_dist")
+            how = scheme.patch if is_patch else scheme.others.get(path.rpartition(".")[2], scheme.matrix)
+            fill(layer.weight, head if is_head else how, parts=scheme.parts if path.endswith("qkv") else 1)
+            if layer.bias is not None and not (is_patch and how in ("torch", "xavier")):
+                nn.init.constant_(layer.bias, head_bias if is_head else 0.0)
                 if scheme.mlp_bias and ".mlp." in path:
-                    nn.init.normal_(module.bias, std=scheme.mlp_bias)
-        elif isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, LayerScale):
-            nn.init.constant_(module.gamma, module.value)
-    parameters = dict(model.named_parameters(recurse=False))
-    for token in TOKENS:
-        if token in parameters:
-            nn.init.normal_(parameters[token], std=scheme.dist_token if token == "dist_token" else scheme.token)
-    if (positions := parameters.get("pos_embed")) is not None:
-        nn.init.trunc_normal_(positions, std=scheme.position or positions.shape[2] ** -0.5)
+                    nn.init.normal_(layer.bias, std=scheme.mlp_bias)
+        elif isinstance(layer, nn.LayerNorm):
+            layer.reset_parameters()
+        elif isinstance(layer, LayerScale):
+            nn.init.constant_(layer.gamma, layer.value)
+    for token, parameter in model.named_parameters(recurse=False):
+        if token == "pos_embed":
+            nn.init.trunc_normal_(parameter, std=scheme.position or parameter.shape[2] ** -0.5)
+        else:
+            is_timms = token == "dist_token" and scheme.matrix == 0.02
+            nn.init.normal_(parameter, std=0.02 if is_timms else scheme.token)
 
 
-def initialize_patches(projection: nn.Conv2d, scheme: Scheme) -> None:
-    weight, bias = projection.weight, projection.bias
-    if scheme.patch in ("torch", "xavier"):
-        projection.reset_parameters()
-    elif bias is not None:
-        nn.init.zeros_(bias)
-    if scheme.patch == "normal":
-        nn.init.trunc_normal_(weight, std=weight[0].numel() ** -0.5)
-    elif scheme.patch == "truncated":
-        fill_lecun(weight)
-    elif scheme.patch == "xavier":
-        nn.init.xavier_uniform_(weight.flatten(1))
-
-
-def fill_lecun(weight: Tensor) -> None:
-    """Normal, cut off at two standard deviations and scaled to a variance of 1 / in, as flax's lecun_normal."""
-    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # of a standard normal cut off at 2
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+def fill(weight: Tensor, how: How, parts: int) -> None:
+    std = weight[0].numel() ** -0.5
+    if isinstance(how, float | int):
+        nn.init.trunc_normal_(weight, std=0.02).mul_(how / 0.02)  # the same draws for each standard deviation
+    elif how == "lecun":
+        nn.init.trunc_normal_(weight, std=std)
+    elif how == "lecun_truncated":
+        std /= 0.87962566103423978  # the deviation of a standard normal distribution that is cut off at 2
+        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+    elif how == "xavier":
+        for matrix in weight.flatten(1).chunk(parts):
+            nn.init.xavier_uniform_(matrix)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +15,12 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 def patch_dropout(x: Tensor, rate: float, prefix: int, training: bool) -> Tensor:
-    """The prefix and a random subset of the patches of each image, in random order, as timm draws it: B N D."""
+    """The prefix tokens and a random subset of the patches of each image, in random order."""
     if not training or rate == 0.0:
         return x
-    patches = x[:, prefix:]
-    count = max(1, int(patches.shape[1] * (1.0 - rate)))
-    kept = torch.randn(patches.shape[:2], device=x.device).argsort(dim=1)[:, :count, None]  # B count 1
-    return torch.cat([x[:, :prefix], patches.gather(1, kept.expand(-1, -1, x.shape[2]))], dim=1)
+    from timm.layers.patch_dropout import PatchDropout
+
+    return cast(Tensor, PatchDropout(rate, num_prefix_tokens=prefix)(x))
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -60,15 +60,7 @@ def drop_path(x: Tensor, keep: Tensor) -> Tensor:
 
 
 def add_branch(x: Tensor, rate: float, branch: Callable[[Tensor], Tensor]) -> Tensor:
-    """Stochastic depth that computes a branch of the samples it keeps alone (DINOv2, arXiv 2304.07193).
-
-    `branch`: from the indices of the kept samples, a random subset of fixed size, to their branch.
-    """
+    """Stochastic depth that computes the branch of a random subset of fixed size alone (DINOv2, arXiv 2304.07193)."""
     images = x.shape[0]
     kept = torch.randperm(images, device=x.device)[: max(1, int(images * (1.0 - rate)))]
     return x.index_add(0, kept, branch(kept).to(x.dtype), alpha=images / kept.shape[0])
-
-
-def drop_rates(rate: float, depth: int, schedule: str) -> list[float]:
-    """The rate of each block: growing linearly from 0 to `rate`, or constant."""
-    return [rate] * depth if schedule == "constant" else [rate * i / max(depth - 1, 1) for i in range(depth)]

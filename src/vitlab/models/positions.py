@@ -1,7 +1,6 @@
-"""Position embeddings: adding them, and fixed ones."""
+"""Fixed position embeddings."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -14,11 +13,3 @@ def sincos2d_table(rows: int, columns: int, dim: int, length: int) -> Tensor:
     waves = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
     table[:, length - rows * columns :] = torch.cat(waves, dim=1)
     return table
-
-
-def add_positions(prefix: Tensor, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Prefix tokens 1 prefix D and patches B n D plus their positions, which only the first prefix tokens may have."""
-    covered = positions.shape[1] - patches.shape[1]
-    if covered:
-        prefix = prefix + F.pad(positions[:, :covered], (0, 0, 0, prefix.shape[1] - covered))
-    return prefix, patches + positions[:, covered:]

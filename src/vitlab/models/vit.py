@@ -23,9 +23,11 @@ from torch.utils.checkpoint import checkpoint
 
 from vitlab.models.attention import attention, attention_weights, project_heads
 from vitlab.models.init import initialize
-from vitlab.models.layers import ACTIVATIONS, LayerScale, add_branch, drop_path, drop_rates, dropout, patch_dropout
-from vitlab.models.positions import add_positions, sincos2d_table
+from vitlab.models.layers import ACTIVATIONS, LayerScale, add_branch, drop_path, dropout, patch_dropout
+from vitlab.models.positions import sincos2d_table
 from vitlab.models.vit_validation import block_indices, check_arguments, check_images, pair
+
+New = Callable[..., nn.Module]  # makes a layer
 
 
 class PatchEmbedding(nn.Module):
@@ -93,21 +95,11 @@ class Block(nn.Module):
     """One encoder layer: attention, then MLP; each reads normed tokens and adds to them [equations 2, 3]."""
 
     def __init__(
-        self,
-        *,
-        dim: int,
-        norm: Callable[[int], nn.Module],
-        attn: MultiHeadAttention,
-        mlp: MLP,
-        layer_scale: float | None,
-        drop_path: float,
-        kept_only: bool,
+        self, *, dim: int, norm: New, scale: New, attn: MultiHeadAttention, mlp: MLP, drop_path: float, kept_only: bool
     ) -> None:
         super().__init__()
-        self.norm1, self.attn = norm(dim), attn
-        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
-        self.norm2, self.mlp = norm(dim), mlp
-        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim=dim, value=layer_scale)
+        self.norm1, self.attn, self.ls1 = norm(dim), attn, scale()
+        self.norm2, self.mlp, self.ls2 = norm(dim), mlp, scale()
         self.drop_path, self.kept_only = drop_path, kept_only and drop_path > 0.1  # else copies cost more
         self.keep = torch.tensor(1.0 - drop_path, device="cpu")  # a tensor: one compiled block serves for all rates
 
@@ -235,8 +227,10 @@ class VisionTransformer(nn.Module):
         rates = {"dropout": dropout, "attention_dropout": attention_dropout}
         attention = partial(MultiHeadAttention, dim=dim, heads=heads, bias=qkv_bias, fused=fused_attention, **rates)
         mlp = partial(MLP, dim=dim, hidden=hidden, activation=activation, dropout=dropout)
-        block = partial(Block, dim=dim, norm=norm, layer_scale=layer_scale, kept_only=drop_path_kept_only)
-        drops = drop_rates(drop_path, depth, drop_path_schedule)
+        scale = nn.Identity if layer_scale is None else partial(LayerScale, dim=dim, value=layer_scale)
+        block = partial(Block, dim=dim, norm=norm, scale=scale, kept_only=drop_path_kept_only)
+        grows, last = drop_path_schedule == "linear", max(depth - 1, 1)
+        drops = [drop_path * index / last if grows else drop_path for index in range(depth)]
         blocks = [block(attn=attention(), mlp=mlp(), drop_path=rate) for rate in drops]
         self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))  # which loses the type of its elements
         norm_pooled = pool == "avg" if fc_norm is None else fc_norm
@@ -306,7 +300,10 @@ class VisionTransformer(nn.Module):
         tokens: list[Tensor] = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else x.new_empty(1, 0, self.dim)  # 1 prefix D
         if self.pos_embed is not None:
-            prefix, x = add_positions(prefix, x, self.pos_embed)
+            covered = self.pos_embed.shape[1] - x.shape[1]  # prefix tokens with a position, the first ones
+            if covered:
+                prefix = prefix + F.pad(self.pos_embed[:, :covered], (0, 0, 0, self.prefix - covered))
+            x = x + self.pos_embed[:, covered:]
         x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1) if tokens else x  # B N D
         x = dropout(x, self.position_dropout, self.training)
         return cast(Tensor, self.norm_pre(patch_dropout(x, self.patch_dropout, self.prefix, self.training)))

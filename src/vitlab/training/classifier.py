@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from vitlab.config.bounds import NonNegativeFloat, PositiveFloat, Probability, Rate, check_bounds
 from vitlab.data.dataset import EvalBatch, TrainBatch
 from vitlab.models import freezing
-from vitlab.training.distillation import Distillation, both_heads
+from vitlab.training.distillation import Distillation
 from vitlab.training.losses import Loss
 from vitlab.training.optimizer import OptimizerFactory, build_optimizer, group_table
 from vitlab.training.schedules import ScheduleFactory
@@ -38,17 +38,14 @@ class Classifier(LightningModule):
         num_classes: Of the data.
         optimizer: Called with parameter groups; None if nothing is trained.
         schedule: Called with the optimizer and the total number of optimizer steps.
-        loss: `softmax`: cross-entropy; `sigmoid`: a binary one per class, summed (big_vision); `bce`: its mean over the
-            classes (DeiT III); `focal`: a sum in which well-classified targets count less.
+        loss: softmax, sigmoid (summed over the classes, big_vision), bce (its mean, DeiT III), or focal: see `losses`.
         label_smoothing: The weight of the uniform distribution in the targets.
-        target_threshold: Targets above it become 1, the others 0, after smoothing and Mixup; 0.0 in DeiT III. For bce,
-            sigmoid and focal.
-        class_weights: Factor of each class in the loss; `balanced`: inverse to its number of training images. The mean
-            over the images stays unweighted, as in timm; torch's divides by the weights' sum.
+        target_threshold: Targets above it become 1, others 0, after Mixup; 0.0 in DeiT III. Not for softmax.
+        class_weights: Factor of each class in the loss, or `balanced`: inverse to its number of training images. The
+            mean over the images is unweighted, as in timm; torch divides by the sum of the weights.
         focal_gamma: Exponent of focal loss; 0 is sigmoid.
         teacher: A network to learn from, with the data's classes: a run, `timm:NAME`, `hf:NAME`, a file or a folder.
-        distillation: What is learned from the teacher: its most probable class (hard), or its probabilities (soft); by
-            the second head with `model.distilled=true`, else by the only one.
+        distillation: Learn the teacher's probabilities (soft), or its most probable class (hard): see `distillation`.
         distillation_alpha: Weight of the teacher's part of the loss; the labels' is 1 minus it.
         distillation_temperature: Divides both logits of soft distillation.
         layer_decay: The rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0,
@@ -87,16 +84,7 @@ class Classifier(LightningModule):
             freezing.freeze(network, freeze)
             warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
         self.network, self.num_classes = network, num_classes
-        if class_weights == "balanced":
-            raise ValueError("classifier.class_weights=balanced needs the data: see losses.balanced_weights")
-        self.losses = Loss(
-            loss,
-            num_classes,
-            label_smoothing=label_smoothing,
-            target_threshold=target_threshold,
-            class_weights=class_weights,
-            focal_gamma=focal_gamma,
-        )
+        self.losses = Loss(loss, num_classes, label_smoothing, target_threshold, class_weights, focal_gamma)
         self.distillation = Distillation(distillation, teacher, distillation_alpha, distillation_temperature)
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.layer_decay, self.head_lr_factor = layer_decay, head_lr_factor
@@ -145,8 +133,9 @@ class Classifier(LightningModule):
         """The loss per image [B], with the teacher's part."""
         if self.distillation.kind == "none":
             return self.losses(self(batch.images), batch.targets)
-        with both_heads(self.network):
-            logits = self(batch.images)
+        self.network.distilled_training = True  # type: ignore[assignment]  # as in timm: both heads' logits
+        logits = self(batch.images)
+        self.network.distilled_training = False  # type: ignore[assignment]
         first, second = (logits, logits) if isinstance(logits, Tensor) and logits.ndim == 2 else logits
         return self.distillation.losses(self.losses(first, batch.targets), second, batch.images)
 

@@ -9,16 +9,17 @@ other network learns both with its only head. The teacher is in no module, so in
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitlab.config import allowlist
 from vitlab.config.instantiate import build_object
+from vitlab.config.schema import Node
 from vitlab.models.flops import output_logits
 from vitlab.models.vit_validation import pair
 from vitlab.storage import safe_load
@@ -27,151 +28,123 @@ from vitlab.weights import load, locate
 from vitlab.weights.open import open_weights
 from vitlab.weights.preprocessing import mean_and_std
 
-Kind = Literal["none", "soft", "hard"]
 Numbers = Sequence[float]
 
 log = logging.getLogger(__name__)
 
 
-class TeacherFacts(NamedTuple):
-    """What is known of a teacher before its weights are read."""
+class Teacher(NamedTuple):
+    """What is known of a teacher before its weights are read; None is unknown, or any."""
 
-    files: locate.WeightFiles
+    build: Callable[[int], nn.Module]  # its network, for a number of channels
     num_classes: int
-    classes: list[str] | None  # None: names are unknown
-    channels: int | None  # None: the weights fit any number
+    classes: list[str] | None
+    channels: int | None
     image_size: tuple[int, int]
     mean: Numbers | None
     std: Numbers | None
 
 
-def teacher_facts(source: str) -> TeacherFacts:
-    """The facts of a source (see `weights.locate`): any network of timm or of a run, a ViT from elsewhere."""
+def open_teacher(source: str) -> Teacher:
+    """Open a source (see `weights.locate`): any network of timm or of a run, a ViT from elsewhere."""
     files = locate.locate_weights(source)
-    record = files.record
-    if files.timm_name:
-        cfg = files.config["pretrained_cfg"]
-        mean, std = mean_and_std(cfg)
-        return TeacherFacts(files, cfg["num_classes"], None, None, tuple(cfg["input_size"][1:]), mean, std)
-    if {"config", "data", "preprocessing"} <= record.keys() and "state_dict" in files.content.parts:
-        classes, (mean, std) = record["data"]["classes"], mean_and_std(record["preprocessing"])
-        size = pair(record["config"]["image_size"])
-        return TeacherFacts(files, len(classes), classes, len(mean or ()), size, mean, std)
-    weights = open_weights(source)
-    known, prepared = weights.architecture.arguments, weights.preprocessing
-    classes = (record.get("data") or {}).get("classes")
-    size = pair(known["image_size"])
-    return TeacherFacts(files, known["num_classes"], classes, None, size, prepared.mean, prepared.std)
-
-
-def load_network(facts: TeacherFacts, channels: int) -> nn.Module:
-    """The teacher's network for images of `channels` channels."""
-    files = facts.files
+    classes = (files.record.get("data") or {}).get("classes")
     if files.timm_name:
         import timm
 
-        return timm.create_model(files.source.partition(":")[2], pretrained=True, in_chans=channels)
-    if facts.channels is None:
-        return load.load_pretrained(open_weights(files.source), in_channels=channels)[0]
-    safe_load.verify_checkpoint(files.file)
-    content = safe_load.load_checkpoint(files.file)
-    model = {k: v for k, v in content["vitlab"]["config"]["model"].items() if k != "pretrained"}
-    allowlist.require_allowed(model, "model")
-    network: nn.Module = build_object(model, num_classes=facts.num_classes, in_channels=facts.channels)
-    state = content["state_dict"]
+        cfg, create = files.config["pretrained_cfg"], partial(timm.create_model, source[5:], pretrained=True)
+        size = cfg["input_size"][1], cfg["input_size"][2]
+        return Teacher(lambda count: create(in_chans=count), cfg["num_classes"], None, None, size, *mean_and_std(cfg))
+    if classes and "state_dict" in files.content.parts:  # a run's checkpoint, not an export
+        config, (mean, std) = files.record["config"], mean_and_std(files.record["preprocessing"])
+        build = partial(build_from_checkpoint, files.file, config["model"], len(classes))
+        return Teacher(build, len(classes), classes, len(mean or ()), pair(config["image_size"]), mean, std)
+    weights = open_weights(source)
+    known, prepared = weights.architecture.arguments, weights.preprocessing
+    return Teacher(
+        lambda count: load.load_pretrained(weights, in_channels=count)[0],
+        *(known["num_classes"], classes, None, pair(known["image_size"]), prepared.mean, prepared.std),
+    )
+
+
+def build_from_checkpoint(file: Path, model: Node, num_classes: int, channels: int) -> nn.Module:
+    safe_load.verify_checkpoint(file)
+    state = safe_load.load_checkpoint(file)["state_dict"]
+    node = {key: value for key, value in model.items() if key != "pretrained"}
+    network: nn.Module = build_object(node, num_classes=num_classes, in_channels=channels)
     network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
     return network
 
 
-class Teacher:
-    """A frozen network for images that are normalized as the data's; `mean` and `std` are the data's."""
-
-    def __init__(self, facts: TeacherFacts, mean: Numbers, std: Numbers) -> None:
-        with torch.random.fork_rng(devices=[]):  # the training draws the same numbers as without a teacher
-            self.network = load_network(facts, len(mean)).float().eval().requires_grad_(False)
-        self.size, count = facts.image_size, len(mean)
-        own = [torch.tensor(v if v is not None else data) for v, data in ((facts.mean, mean), (facts.std, std))]
-        own_mean, own_std = (v if len(v) == count else v.mean().expand(count) for v in own)  # gray: over the colors
-        self.scale = (torch.tensor(std) / own_std).view(-1, 1, 1)
-        self.shift = ((torch.tensor(mean) - own_mean) / own_std).view(-1, 1, 1)
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] of normalized images [B, C, H, W]."""
-        images = at_least_float32(images)
-        if (self.scale.device, self.scale.dtype) != (images.device, images.dtype):
-            self.scale, self.shift = self.scale.to(images), self.shift.to(images)
-            self.network.to(images)
-        images = images * self.scale + self.shift
-        if images.shape[-2:] != self.size:
-            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
-        return at_least_float32(output_logits(self.network(images)))
-
-
 class Distillation:
-    """The settings of `Classifier`, and the teacher once `load_teacher` was called."""
+    """The loss with a teacher, which `load_teacher` loads; the settings are those of `Classifier`."""
 
-    def __init__(self, kind: Kind, source: str | None, alpha: float, temperature: float) -> None:
-        if problems := list(setting_problems(kind, source)):
+    def __init__(self, kind: Literal["none", "soft", "hard"], source: str | None, alpha: float, temperature: float):
+        if problems := list(distillation_problems(kind, source)):
             raise ValueError("\n".join(problems))
         self.kind, self.source, self.alpha, self.temperature = kind, source, alpha, temperature
-        self.data: dict[str, Any] = {}  # of the images, for the capture of a step
-        self.teacher: Teacher | None = None
+        self.data: dict[str, Any] = {}  # arguments of `load_teacher`, for the capture of a step
+        self.teacher: nn.Module | None = None
 
     def load_teacher(self, *, classes: Sequence[str], mean: Numbers, std: Numbers) -> None:
         """Load the teacher for data of these classes and normalization; `ValueError` if it doesn't fit them."""
         assert self.source is not None
-        facts = teacher_facts(self.source)
-        if problems := list(teacher_problems(self.source, facts, len(classes), len(mean), classes)):
+        if problems := list(distillation_problems(self.kind, self.source, len(classes), len(mean), classes)):
             raise ValueError("\n".join(problems))
         self.data = {"classes": list(classes), "mean": list(mean), "std": list(std)}
-        self.teacher = Teacher(facts, mean, std)
-        count = sum(p.numel() for p in self.teacher.network.parameters())
-        known = "mean and std are unknown: the data's" if facts.mean is None else f"mean {list(facts.mean)}"
-        log.info("teacher %s: %s parameters, %d x %d pixels, %s", self.source, f"{count:,}", *facts.image_size, known)
+        opened = open_teacher(self.source)
+        with torch.random.fork_rng(devices=[]):  # the training draws the same numbers as without a teacher
+            self.teacher = opened.build(len(mean)).float().eval().requires_grad_(False)
+        known = [torch.tensor(own or data) for own, data in ((opened.mean, mean), (opened.std, std))]
+        own_mean, own_std = (v if len(v) == len(mean) else v.mean().expand(len(mean)) for v in known)  # gray
+        self.scale = (torch.tensor(std) / own_std).view(-1, 1, 1)
+        self.shift = ((torch.tensor(mean) - own_mean) / own_std).view(-1, 1, 1)
+        self.size = opened.image_size
+        normalization = f"mean {list(opened.mean)}" if opened.mean else "mean and std are unknown: the data's"
+        log.info("teacher %s: images of %d x %d pixels, %s", self.source, *self.size, normalization)
         locate.clear_cache()
+
+    @torch.no_grad()
+    def teacher_logits(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] of images [B, C, H, W] that are normalized as the data's."""
+        assert self.teacher is not None
+        images = at_least_float32(images)
+        if (self.scale.device, self.scale.dtype) != (images.device, images.dtype):
+            self.scale, self.shift = self.scale.to(images), self.shift.to(images)
+            self.teacher.to(images)
+        images = images * self.scale + self.shift
+        if images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
+        return at_least_float32(output_logits(self.teacher(images)))
 
     def losses(self, of_labels: Tensor, student: Tensor, images: Tensor) -> Tensor:
         """The loss per image [B] from the labels' [B] and the logits [B, classes] that learn from the teacher."""
-        assert self.teacher is not None
-        student, teacher = at_least_float32(student), self.teacher(images)
+        student, teacher = at_least_float32(student), self.teacher_logits(images)
         if self.kind == "hard":
             of_teacher = F.cross_entropy(student, teacher.argmax(dim=1), reduction="none")
         else:
             ours, theirs = ((logits / self.temperature).log_softmax(dim=1) for logits in (student, teacher))
-            divergence = F.kl_div(ours, theirs, reduction="none", log_target=True)  # B classes
-            of_teacher = divergence.mean(dim=1) * self.temperature**2
+            of_teacher = F.kl_div(ours, theirs, reduction="none", log_target=True).mean(dim=1) * self.temperature**2
         return (1 - self.alpha) * of_labels + self.alpha * of_teacher
 
 
-@contextmanager
-def both_heads(network: nn.Module) -> Iterator[None]:
-    """Let a network with DeiT's token return the logits of both heads, as timm does: [2, B, classes], or a pair."""
-    network.distilled_training = True  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        network.distilled_training = False  # type: ignore[assignment]
-
-
-def setting_problems(kind: str, source: str | None) -> Iterator[str]:
-    if kind == "none" and source is not None:
-        yield f"classifier.teacher={source} is of no use with classifier.distillation=none; set soft or hard"
-    elif kind != "none" and source is None:
-        remedy = "set classifier.teacher to a run, timm:NAME, hf:NAME or a file"
-        yield f"classifier.distillation={kind} needs a teacher; {remedy}"
-
-
-def teacher_problems(
-    source: str, facts: TeacherFacts, num_classes: int, channels: int | None, classes: Sequence[str] | None = None
+def distillation_problems(
+    kind: str, source: str | None, classes: int | None = None, channels: int | None = None, names: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Why a teacher doesn't fit the data."""
-    if facts.num_classes != num_classes:
-        has = f"has {facts.num_classes} classes" if facts.num_classes else "has no head"
-        yield f"classifier.teacher={source} {has}, and the data {num_classes}; take a teacher of the same classes"
-    elif classes and facts.classes and list(classes) != list(facts.classes):
-        theirs, ours = next(both for both in zip(facts.classes, classes, strict=True) if both[0] != both[1])
-        what = f"other classes than the data, or in another order: {theirs!r}, not {ours!r}"
-        yield f"classifier.teacher={source} has {what}"
-    if facts.channels is not None and channels is not None and facts.channels != channels:
-        yield f"classifier.teacher={source} is for images of {facts.channels} channels, and the data has {channels}"
+    """Problems of the settings, and with `classes` of a teacher that can't be read or doesn't fit the data."""
+    if (source is None) != (kind == "none"):
+        yield f"classifier.teacher={source} with classifier.distillation={kind}: set both, or neither of them"
+    elif source is not None and classes:
+        teacher = f"classifier.teacher={source}"
+        try:
+            opened = open_teacher(source)
+        except (ValueError, OSError, RuntimeError) as error:
+            yield f"{teacher}: {error}"
+            return
+        if opened.num_classes != classes:
+            yield f"{teacher} has {opened.num_classes} classes, and the data {classes}; take one of the same classes"
+        elif names and opened.classes and opened.classes != list(names):
+            theirs, ours = next(both for both in zip(opened.classes, names, strict=True) if both[0] != both[1])
+            yield f"{teacher} has other classes than the data, or in another order: {theirs!r}, not {ours!r}"
+        if opened.channels and channels and opened.channels != channels:
+            yield f"{teacher} is for images of {opened.channels} channels, and the data has {channels}"

@@ -181,7 +181,7 @@ def capture_info(
         "accumulated": trainer.accumulate_grad_batches,
         "num_classes": module.num_classes,
         "distillation": module.distillation.data,
-        "class_weights": None if (weights := module.losses.class_weights) is None else weights.tolist(),
+        "class_weights": module.losses.class_weights,
         "in_channels": batch.images.shape[1],
         "device": str(trainer.strategy.root_device.type),
         "threads": torch.get_num_threads(),

@@ -31,7 +31,7 @@ from vitlab.models.vit import VisionTransformer
 from vitlab.runs.folder import read_metrics
 from vitlab.training import schedules
 from vitlab.training.classifier import Classifier
-from vitlab.training.distillation import Teacher, teacher_facts
+from vitlab.training.distillation import Distillation, open_teacher
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -62,6 +62,13 @@ def student(
 
 def load(module: Classifier, mean: float = 0.3, std: float = 0.4) -> None:
     module.distillation.load_teacher(classes=NAMES, mean=[mean], std=[std])
+
+
+def logits_of(source: str, images: Tensor, *, classes: Any = NAMES, mean: Any = (0.3,), std: Any = (0.5,)) -> Tensor:
+    """A teacher's logits of images that are normalized with `mean` and `std`."""
+    distillation = Distillation("soft", source, 0.5, 1.0)
+    distillation.load_teacher(classes=classes, mean=mean, std=std)
+    return distillation.teacher_logits(images)
 
 
 def weights(module: Classifier) -> Tensor:
@@ -97,7 +104,7 @@ def test_the_loss_is_deits(kind: str, alpha: float, tau: float, distilled: bool,
     second = second if distilled else first
     assert module.distillation.teacher is not None
     base = F.cross_entropy(first, labels, label_smoothing=0.1)
-    expected = deits(kind, alpha, tau, base, second, module.distillation.teacher(images))
+    expected = deits(kind, alpha, tau, base, second, module.distillation.teacher_logits(images))
     torch.testing.assert_close(losses.mean(), expected)
     torch.testing.assert_close(module(images), (first + second) / 2)
 
@@ -145,7 +152,7 @@ def test_the_teacher_sees_images_with_its_own_normalization_and_size(tmp_path: P
     node |= {k: v for k, v in VIT.items() if k not in FROM_DATA}
     source = save_run(tmp_path / "run", network, node, size=16)
     pixels = torch.rand(5, 1, 8, 8)
-    seen = Teacher(teacher_facts(source), [0.3], [0.5])((pixels - 0.3) / 0.5)
+    seen = logits_of(source, (pixels - 0.3) / 0.5)
     larger = F.interpolate((pixels - 0.4) / 0.2, (16, 16), mode="bicubic", antialias=True)
     torch.testing.assert_close(seen, network(larger), rtol=1e-4, atol=1e-5)
     assert not seen.requires_grad
@@ -159,9 +166,9 @@ def test_a_convolutional_run_teaches_with_its_statistics_which_training_does_not
     module = student(save_run(tmp_path / "run", network, node))
     make_trainer(max_steps=2).fit(module, data_module())
     assert module.distillation.teacher is not None
-    state = module.distillation.teacher.network.state_dict()
+    state = module.distillation.teacher.state_dict()
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
-    assert not any(part.training for part in module.distillation.teacher.network.modules())
+    assert not any(part.training for part in module.distillation.teacher.modules())
 
 
 def test_a_name_of_timm_is_any_of_its_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,23 +179,26 @@ def test_a_name_of_timm_is_any_of_its_networks(tmp_path: Path, monkeypatch: pyte
     (folder / "refs" / "main").write_text("0" * 40)
     network = timm.create_model("test_resnet").eval()
     save_file(network.state_dict(), snapshot / "model.safetensors")
-    facts = teacher_facts("timm:test_resnet.r160_in1k")
-    assert (facts.num_classes, facts.image_size) == (1000, (160, 160))
+    source = "timm:test_resnet.r160_in1k"
+    opened = open_teacher(source)
+    assert (opened.num_classes, opened.image_size) == (1000, (160, 160))
     cfg = timm.get_pretrained_cfg("test_resnet.r160_in1k")
     assert cfg is not None
     images = torch.randn(2, 3, 160, 160)
-    torch.testing.assert_close(Teacher(facts, cfg.mean, cfg.std)(images), network(images))
+    classes = [str(i) for i in range(1000)]
+    got = logits_of(source, images, classes=classes, mean=cfg.mean, std=cfg.std)
+    torch.testing.assert_close(got, network(images))
+    assert logits_of(source, images[:, :1], classes=classes).shape == (2, 1000), "gray images"
 
 
 def test_a_file_of_a_vit_teaches_gray_images(tmp_path: Path) -> None:
     wide: dict[str, Any] = {**VIT, "in_channels": 3, "dim": 64, "heads": 1}
     parity.fill(network := VisionTransformer(image_size=8, **wide).eval())
     save_file(network.state_dict(), file := tmp_path / "vit.safetensors")
-    facts = teacher_facts(str(file))
-    assert (facts.num_classes, facts.classes, facts.mean) == (10, None, None)
-    assert facts.image_size == (8, 8)
+    opened = open_teacher(str(file))
+    assert (opened.num_classes, opened.classes, opened.mean, opened.image_size) == (10, None, None, (8, 8))
     gray = torch.randn(2, 1, 8, 8)
-    torch.testing.assert_close(Teacher(facts, [0.3], [0.5])(gray), network(gray.expand(-1, 3, -1, -1)))
+    torch.testing.assert_close(logits_of(str(file), gray), network(gray.expand(-1, 3, -1, -1)))
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -289,7 +299,7 @@ def test_a_teacher_of_other_classes_or_channels_is_refused_before_training(
     }
     sources = {name: save_run(tmp_path / name, network, node, **change) for name, change in changes.items()}
     messages = {
-        "seven": "has 7 classes, and the data 10; take a teacher of the same classes",
+        "seven": "has 7 classes, and the data 10; take one of the same classes",
         "order": "has other classes than the data, or in another order: '9', not '0'",
         "color": "is for images of 3 channels, and the data has 1",
     }
@@ -306,11 +316,11 @@ def test_a_teacher_of_other_classes_or_channels_is_refused_before_training(
     [
         (
             ["classifier.distillation=soft"],
-            "classifier.distillation=soft needs a teacher; set classifier.teacher to a run,",
+            "classifier.teacher=None with classifier.distillation=soft: set both, or neither of them",
         ),
         (
             ["classifier.teacher=x"],
-            "classifier.teacher=x is of no use with classifier.distillation=none; set soft or hard",
+            "classifier.teacher=x with classifier.distillation=none: set both, or neither of them",
         ),
         (
             ["classifier.teacher=x", "classifier.distillation=hard"],

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from vitlab.training.classifier import Classifier
-from vitlab.training.losses import Loss, LossName, balanced_weights
+from vitlab.training.losses import Loss, balanced_weights
 
 Problems = Callable[..., list[str]]
 CLASSES = 10
@@ -125,8 +125,7 @@ def test_balanced_weights_are_scikit_learns() -> None:
 
 def test_narrow_logits_are_computed_in_float32() -> None:
     logits, labels = logits_and_labels()
-    names: list[LossName] = ["softmax", "sigmoid", "bce", "focal"]
-    for name in names:
+    for name in ("softmax", "sigmoid", "bce", "focal"):
         losses = Loss(name, CLASSES, class_weights=[0.1] * CLASSES)(logits.bfloat16(), labels)
         assert losses.dtype == torch.float32
 
