@@ -147,7 +147,7 @@ class VisionTransformer(nn.Module):
         position_dropout: Dropout rate of the tokens with their positions.
         drop_path: Rate of stochastic depth in the last block.
         drop_path_schedule: Of the rate over the blocks: linear from 0 in the first, or constant (DeiT III).
-        drop_path_kept_only: Compute the kept samples alone in blocks of a rate above 0.1, a fixed number (DINOv2).
+        drop_path_kept_only: Compute the kept samples alone in blocks of a rate above 0.1, a fixed share (DINOv2).
         patch_dropout: Rate of random patches that training leaves out (https://arxiv.org/abs/2208.07220).
         activation_checkpointing: Compute activations again in backward: less memory, more time.
         patch_projection: How patches are projected, see PatchEmbedding; the weights are the same.

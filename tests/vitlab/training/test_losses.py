@@ -102,6 +102,9 @@ def test_focal_loss_is_torchvisions_without_alpha_and_sigmoid_at_gamma_0(gamma: 
         sigmoid = Loss("sigmoid", CLASSES)(logits, targets)
         torch.testing.assert_close(Loss("focal", CLASSES, focal_gamma=0.0)(logits, targets), sigmoid)
         assert (expected < sigmoid).all()
+        assert torch.equal(
+            Loss("focal", CLASSES)(logits, targets), Loss("focal", CLASSES, focal_gamma=2.0)(logits, targets)
+        )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
