@@ -24,9 +24,9 @@ from vitlab.storage.remote import secret_problem
 SUPPLIED = {
     "model": ("num_classes", "in_channels"),
     "optimizer": ("params",),
-    "schedule": ("optimizer", "total_steps"),
+    "schedule": ("optimizer", "total_steps", "steps_per_epoch"),
     "weights": ("arguments", "source"),
-    "classifier": ("network", "num_classes", "optimizer", "schedule"),
+    "classifier": ("network", "num_classes", "optimizer", "schedule", "batch_size"),
 }
 # Groups without a `_target_`: the callable whose arguments they are
 CALLED = {"weights": "vitlab.weights.load.load_network", "classifier": "vitlab.training.classifier.Classifier"}
@@ -41,6 +41,9 @@ TAKEN = {
     "classifier.num_classes": "the data has it",
     "classifier.optimizer": "use the group optimizer",
     "classifier.schedule": "use the group schedule",
+    "classifier.batch_size": "set batch_size",
+    "schedule.total_steps": "set trainer.max_epochs or trainer.max_steps",
+    "schedule.steps_per_epoch": "it follows from the data and batch_size",
 }
 LONGEST_NAME = 255  # bytes, on the usual file systems
 

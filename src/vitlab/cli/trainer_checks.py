@@ -109,7 +109,7 @@ def gpu_problems(view: ConfigView) -> Iterator[str]:
 def schedule_problems(view: ConfigView) -> Iterator[str]:
     samples, batch = train_samples(view), view("batch_size", int)
     epochs, steps = view("trainer.max_epochs", int), view("trainer.max_steps", int)
-    total = steps if steps is not None and steps > 0 else math.inf
+    total, per_epoch = steps if steps is not None and steps > 0 else math.inf, None
     if samples and batch and epochs is not None and epochs > 0:
         per_epoch = samples // batch if view("data.drop_last", bool) else math.ceil(samples / batch)
         accumulate = view("trainer.accumulate_grad_batches", int) or 1
@@ -134,9 +134,11 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
                 why = f"is within a step of trainer.accumulate_grad_batches={accumulate}"
                 yield f"trainer.val_check_interval={interval}, {batches} batches, {why}; use {ends}"
     if 0 < total < math.inf:
-        fraction = view("schedule.warmup_fraction", float) or 0.0
-        warmup = count_warmup(int(total), view("schedule.warmup_steps", int), fraction)
+        fraction, length = view("schedule.warmup_fraction", float) or 0.0, view("schedule.warmup_steps", int)
+        epochs = view("schedule.warmup_epochs", float) if length is None and per_epoch else None
+        warmup = count_warmup(int(total), length, fraction, epochs, per_epoch)
+        cooldown = view("schedule.cooldown_steps", int) or (view("schedule.cooldown_epochs", int) or 0) * (per_epoch or 0)
         try:
-            check_steps(int(total), warmup, view("schedule.cooldown_steps", int) or 0)
+            check_steps(int(total), warmup, cooldown, epochs=epochs)
         except ValueError as error:
             yield str(error)

@@ -78,6 +78,7 @@ def build_classifier(
         num_classes=datamodule.num_classes,
         optimizer=build_object(optimizer) if optimizer else None,
         schedule=build_object(schedule) if schedule else None,
+        batch_size=datamodule.batch_size,
         **{**options, "metrics": build_metrics(options.get("metrics") or {}, datamodule.num_classes)},
     )
 

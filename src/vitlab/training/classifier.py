@@ -18,11 +18,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from vitlab.config.bounds import PositiveFloat, Rate, check_bounds
+from vitlab.config.bounds import PositiveFloat, PositiveInt, Rate, check_bounds
 from vitlab.data.dataset import EvalBatch, TrainBatch
 from vitlab.models import freezing
 from vitlab.training.optimizer import OptimizerFactory, build_optimizer, group_table
-from vitlab.training.schedules import ScheduleFactory
+from vitlab.training.schedules import ScheduleFactory, call_schedule
 from vitlab.training.scores import Count, Mean, Scores, at_least_float32
 
 log = logging.getLogger(__name__)
@@ -35,12 +35,17 @@ class Classifier(LightningModule):
         network: From normalized images [B, C, H, W] to logits [B, classes].
         num_classes: Of the data.
         optimizer: Called with parameter groups; None if nothing is trained.
-        schedule: Called with the optimizer and the total number of optimizer steps.
+        schedule: Called with the optimizer, the optimizer steps of the training, and those of an epoch if it takes them.
+        batch_size: Images of an optimizer step, over all devices.
         loss: `softmax`: cross-entropy; `sigmoid`: a binary one per class, summed (as in big_vision and DeiT III).
         label_smoothing: The weight of the uniform distribution in the targets.
         layer_decay: The rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0,
             blocks 1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers as in timm).
         head_lr_factor: The head's rate, in units of `lr`.
+        base_batch_size: `optimizer.lr` is the rate for so many images of a step (256 in MAE, 512 in DeiT): the peak is
+            `lr` x `batch_size` / `base_batch_size`. A schedule's absolute rates aren't scaled. None: `lr` is the peak.
+        decay_all: Weight decay of all parameters (torchvision's recipe); by default of matrices and convolution
+            kernels alone, without tokens and position embeddings.
         freeze: `all-but-head`, or shell patterns for names of parameters or of modules (`patch_embed`,
             `blocks.[0-5]`, `*.norm?.bias`), in order; `!` unfreezes (`["*", "!blocks.11", "!head"]`).
         metrics: Further torchmetrics by name, updated with logits [B, classes] and targets [B], and logged as
@@ -55,10 +60,13 @@ class Classifier(LightningModule):
         num_classes: int,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
+        batch_size: int | None = None,
         loss: Literal["softmax", "sigmoid"] = "softmax",
         label_smoothing: Rate = 0.0,
         layer_decay: Annotated[float, Gt(0), Le(1), "1 is off"] = 1.0,
         head_lr_factor: PositiveFloat = 1.0,
+        base_batch_size: PositiveInt | None = None,
+        decay_all: bool = False,
         freeze: str | tuple[str, ...] = (),
         metrics: Mapping[str, Metric | None] | None = None,
     ) -> None:
@@ -69,7 +77,8 @@ class Classifier(LightningModule):
         self.network, self.num_classes = network, num_classes
         self.loss, self.label_smoothing = loss, label_smoothing
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.layer_decay, self.head_lr_factor = layer_decay, head_lr_factor
+        self.rates: dict[str, Any] = {"layer_decay": layer_decay, "head_lr_factor": head_lr_factor, "decay_all": decay_all}
+        self.rates |= {"batch_size": batch_size, "base_batch_size": base_batch_size}
         self.split = "test"  # the test loop's; `evaluate.py` runs it on any split
         self.configured: list[dict[str, Any]] = []  # options of each parameter group, except its rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
@@ -192,16 +201,18 @@ class Classifier(LightningModule):
 
     def total_steps(self) -> int:
         """Optimizer steps of the training. Lightning's own count would start the loader's workers too early."""
-        steps_per_epoch = getattr(getattr(self.trainer, "datamodule", None), "steps_per_epoch", None)
-        if steps_per_epoch is None:
+        if (steps_per_epoch := self.steps_per_epoch()) is None:
             return int(self.trainer.estimated_stepping_batches)
         ends = [self.trainer.max_steps, (self.trainer.max_epochs or -1) * steps_per_epoch]
         return int(min(end for end in ends if end > 0))
 
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of an epoch, which vitlab's data module counts."""
+        return getattr(getattr(self.trainer, "datamodule", None), "steps_per_epoch", None)
+
     def build_optimizer(self) -> Optimizer:
         assert self.make_optimizer is not None
-        rates = {"layer_decay": self.layer_decay, "head_lr_factor": self.head_lr_factor}
-        return build_optimizer(self.make_optimizer, self.network, **rates)
+        return build_optimizer(self.make_optimizer, self.network, **self.rates)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.make_optimizer is None or self.make_schedule is None:
@@ -209,7 +220,10 @@ class Classifier(LightningModule):
         optimizer = self.build_optimizer()
         for line in group_table(self.network, optimizer):
             log.info(line)
-        schedule = self.make_schedule(optimizer, total_steps=self.total_steps())
+        if base := self.rates["base_batch_size"]:
+            peak, images = optimizer.defaults["lr"], self.rates["batch_size"]
+            log.info("peak learning rate: %g x %d images / %d = %g", peak, images, base, peak * images / base)
+        schedule = call_schedule(self.make_schedule, optimizer, self.total_steps(), self.steps_per_epoch())
         groups = optimizer.param_groups
         self.configured = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

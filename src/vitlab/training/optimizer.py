@@ -12,12 +12,18 @@ OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 
 
 def parameter_groups(
-    network: nn.Module, *, hidden_apart: bool = False, layer_decay: float = 1.0, head_lr_factor: float = 1.0
+    network: nn.Module,
+    *,
+    hidden_apart: bool = False,
+    layer_decay: float = 1.0,
+    head_lr_factor: float = 1.0,
+    decay_all: bool = False,
 ) -> list[dict[str, Any]]:
     """Groups `decay` (matrices and convolution kernels) and `no_decay`, without the frozen parameters.
 
     `no_decay`, with weight decay 0, has vectors (biases, norms, LayerScale) and the parameters of the network's
-    `no_weight_decay()` (timm's protocol: tokens and position embeddings).
+    `no_weight_decay()` (timm's protocol: tokens and position embeddings). What decays are big_vision's kernels, and
+    what DeiT and MAE decay. With `decay_all` everything is in `decay`.
 
     `hidden_apart`: for Muon, which updates the matrices of the blocks; the other parameters get `use_fallback` (timm's
     name for AdamW), their matrices in a third group `decay_ends`.
@@ -33,8 +39,9 @@ def parameter_groups(
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        kind = "no_decay" if parameter.ndim < 2 or name in exempt else "decay"
-        if hidden_apart and kind == "decay" and not name.startswith("blocks."):
+        matrix = parameter.ndim >= 2 and name not in exempt
+        kind = "decay" if matrix or decay_all else "no_decay"
+        if hidden_apart and kind == "decay" and not (matrix and name.startswith("blocks.")):
             kind = "decay_ends"
         head, layer = head_apart and is_head_parameter(network, name), layers.get(name, last)
         part = "head" if head else f"layer{layer}" if layers else ""
@@ -64,14 +71,25 @@ def layer_indices(network: nn.Module) -> dict[str, int]:
 
 
 def build_optimizer(
-    make: OptimizerFactory, network: nn.Module, *, layer_decay: float = 1.0, head_lr_factor: float = 1.0
+    make: OptimizerFactory,
+    network: nn.Module,
+    *,
+    batch_size: int | None = None,
+    base_batch_size: int | None = None,
+    **grouping: Any,
 ) -> Optimizer:
-    """An optimizer whose groups hold their own peak rates, which a schedule multiplies."""
+    """An optimizer whose groups hold their own peak rates, which a schedule multiplies.
+
+    With `base_batch_size` its `lr` is the rate for so many images, and is scaled linearly to `batch_size`
+    (arXiv 1706.02677). `grouping` are options of `parameter_groups`.
+    """
     is_muon = getattr(getattr(make, "func", make), "__name__", "") == "Muon"
-    optimizer = make(
-        parameter_groups(network, hidden_apart=is_muon, layer_decay=layer_decay, head_lr_factor=head_lr_factor)
-    )
+    optimizer = make(parameter_groups(network, hidden_apart=is_muon, **grouping))
+    if base_batch_size and batch_size is None:
+        raise ValueError(f"classifier.base_batch_size={base_batch_size} needs the batch size; set it to null")
     for group in optimizer.param_groups:
+        if base_batch_size and batch_size:
+            group["lr"] *= batch_size / base_batch_size
         group["lr"] *= group.get("lr_factor", 1.0)
     return optimizer
 

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from inspect import signature
+from typing import TYPE_CHECKING, Literal
 
-from vitlab.config.bounds import NonNegativeInt, PositiveInt, Probability, Rate, check_bounds
+from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveInt, Probability, Rate, check_bounds
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -13,13 +14,42 @@ if TYPE_CHECKING:
 ScheduleFactory = Callable[..., "LambdaLR"]
 
 
-def build_scheduler(
-    optimizer: "Optimizer", warmup_steps: int, decay: Callable[[int], float] = lambda step: 1.0
+def call_schedule(
+    make: ScheduleFactory, optimizer: "Optimizer", total_steps: int, steps_per_epoch: int | None
 ) -> "LambdaLR":
-    """Multiply each rate by `decay(step)` and a linear warm-up to 1, whose first step is not 0."""
+    """Call a schedule with the steps of the training, and with those of an epoch if its signature has them."""
+    takes = "steps_per_epoch" in signature(make).parameters
+    return make(optimizer, total_steps=total_steps, **({"steps_per_epoch": steps_per_epoch} if takes else {}))
+
+
+def build_scheduler(
+    optimizer: "Optimizer",
+    warmup_steps: int,
+    decay: Callable[[int], float] = lambda step: 1.0,
+    *,
+    start: float | None = None,
+    interval: int = 1,
+) -> "LambdaLR":
+    """Multiply each rate by `decay(step)` and a linear warm-up to 1.
+
+    The warm-up begins at the fraction `start`, or (None) as if one step were done, so that the first one isn't 0.
+    The rate changes every `interval` steps.
+    """
     from torch.optim.lr_scheduler import LambdaLR
 
-    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup_steps)) * decay(step))
+    def factor(step: int) -> float:
+        step -= step % interval
+        if start is not None and step < warmup_steps:
+            return (start + (1 - start) * step / warmup_steps) * decay(step)
+        return min(1.0, (step + interval) / max(1, warmup_steps)) * decay(step)
+
+    return LambdaLR(optimizer, factor)
+
+
+def peak_rate(optimizer: "Optimizer") -> float:
+    """The peak rate before layer decay, which scales absolute rates too (as in MAE and timm)."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"] / group.get("lr_factor", 1.0))
 
 
 def decay_progress(step: int, total_steps: int, warmup_steps: int) -> float:
@@ -27,13 +57,18 @@ def decay_progress(step: int, total_steps: int, warmup_steps: int) -> float:
     return min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
 
 
-def check_steps(total_steps: int, warmup_steps: int, cooldown_steps: int = 0) -> None:
-    """Raise `ValueError` if warm-up and cool-down leave no step between them."""
+def check_steps(total_steps: int, warmup_steps: int, cooldown_steps: int = 0, *, epochs: float | None = None) -> None:
+    """Raise `ValueError` if warm-up (of `epochs`, or set in steps) and cool-down leave no step between them."""
     if warmup_steps + cooldown_steps < total_steps:
         return
     if warmup_steps < total_steps:
         problem = f"schedule.cooldown_steps={cooldown_steps} and a warm-up of {warmup_steps} steps leave"
         remedy = f"at most schedule.cooldown_steps={total_steps - warmup_steps - 1}"
+        if epochs is not None:
+            problem = problem.replace("schedule.cooldown_steps=", "a cool-down of ")
+            remedy = "less of schedule.warmup_epochs or schedule.cooldown_epochs"
+    elif epochs is not None:
+        problem, remedy = f"schedule.warmup_epochs={epochs:g} leaves", "fewer epochs of warm-up"
     else:
         problem = f"schedule.warmup_steps={warmup_steps} leaves"
         remedy = "schedule.warmup_steps=null with schedule.warmup_fraction=0.02"
@@ -41,35 +76,155 @@ def check_steps(total_steps: int, warmup_steps: int, cooldown_steps: int = 0) ->
     raise ValueError(f"{problem}; use {remedy}, or raise trainer.max_epochs or trainer.max_steps")
 
 
-def count_warmup(total_steps: int, steps: int | None, fraction: float) -> int:
-    """The steps of the warm-up: `steps`, or if that is None, `fraction` of all steps, but never all of them."""
+def count_warmup(
+    total_steps: int,
+    steps: int | None,
+    fraction: float = 0.0,
+    epochs: float | None = None,
+    steps_per_epoch: int | None = None,
+) -> int:
+    """The steps of the warm-up: `steps`, else `epochs`, else `fraction` of all steps, but never all of them."""
+    if steps is None and epochs is not None:
+        return round(epochs * known_steps(steps_per_epoch, "warmup_epochs"))
     return min(round(fraction * total_steps), total_steps - 1) if steps is None else steps
+
+
+def known_steps(steps_per_epoch: int | None, setting: str) -> int:
+    """The steps of an epoch. Raises `ValueError` where a data module doesn't count them."""
+    if steps_per_epoch is None:
+        raise ValueError(f"schedule.{setting} needs the steps of an epoch, which only vitlab's DataModule counts")
+    return steps_per_epoch
 
 
 @check_bounds
 def warmup_cosine(
     optimizer: "Optimizer",
     total_steps: int,
+    steps_per_epoch: int | None = None,
+    *,
+    warmup_steps: NonNegativeInt | None = None,
+    warmup_epochs: NonNegativeFloat | None = None,
+    warmup_fraction: Rate = 0.0,
+    warmup_start_fraction: Probability | None = None,
+    final_fraction: Probability = 0.0,
+    final_lr: NonNegativeFloat | None = None,
+    per_epoch: bool = False,
+) -> "LambdaLR":
+    """Linear warm-up, then half a cosine down to `final_fraction` of the peak (SGDR, arXiv 1608.03983).
+
+    MAE fine-tunes with `warmup_start_fraction` 0 and `final_lr` 1e-6; torchvision's LinearLR and CosineAnnealingLR in
+    sequence are `per_epoch`, with a `warmup_start_fraction` of 0.033.
+
+    Args:
+        optimizer: Its rate is the peak.
+        total_steps: Optimizer steps of the training.
+        steps_per_epoch: Optimizer steps of an epoch.
+        warmup_steps: Optimizer steps of the linear warm-up; null: `warmup_epochs`, or `warmup_fraction`.
+        warmup_epochs: Epochs of warm-up, where `warmup_steps` is null; null: `warmup_fraction` of all steps.
+        warmup_fraction: Fraction of all steps that is warm-up, where the others are null.
+        warmup_start_fraction: Rate of the first step as a fraction of the peak, which is then reached in the first
+            step after the warm-up; null: 1 / warm-up steps, and the peak is reached in the last step of the warm-up.
+        final_fraction: Rate at the end, as a fraction of the peak.
+        final_lr: Rate at the end, in place of `final_fraction`. Scaled by layer decay.
+        per_epoch: Change the rate once an epoch.
+    """
+    warmup = count_warmup(total_steps, warmup_steps, warmup_fraction, warmup_epochs, steps_per_epoch)
+    check_steps(total_steps, warmup, epochs=warmup_epochs if warmup_steps is None else None)
+    final = final_fraction if final_lr is None else final_lr / peak_rate(optimizer)
+
+    def decay(step: int) -> float:
+        cosine = 0.5 * (1 + math.cos(math.pi * decay_progress(step, total_steps, warmup)))
+        return final + (1 - final) * cosine
+
+    interval = known_steps(steps_per_epoch, "per_epoch") if per_epoch else 1
+    return build_scheduler(optimizer, warmup, decay, start=warmup_start_fraction, interval=interval)
+
+
+@check_bounds
+def timm_cosine(
+    optimizer: "Optimizer",
+    total_steps: int,
+    steps_per_epoch: int | None = None,
+    *,
+    warmup_steps: NonNegativeInt | None = None,
+    warmup_epochs: NonNegativeFloat = 5.0,
+    warmup_lr: NonNegativeFloat = 1e-6,
+    warmup_prefix: bool = False,
+    min_lr: NonNegativeFloat = 1e-5,
+    cooldown_epochs: NonNegativeInt = 0,
+    delay_epochs: NonNegativeInt = 0,
+    per_epoch: bool = True,
+) -> "LambdaLR":
+    """timm's CosineLRScheduler: half a cosine over all epochs, whose beginning a linear warm-up replaces.
+
+    Its rates are absolute; layer decay scales them all.
+
+    Args:
+        optimizer: Its rate is the peak.
+        total_steps: Optimizer steps of the training.
+        steps_per_epoch: Optimizer steps of an epoch.
+        warmup_steps: Optimizer steps of the warm-up; null: `warmup_epochs`.
+        warmup_epochs: Epochs of the warm-up.
+        warmup_lr: Rate at the beginning.
+        warmup_prefix: Begin the cosine after the warm-up, at the peak.
+        min_lr: Rate at the end.
+        cooldown_epochs: Epochs at `min_lr` at the end, of those of the training. timm's own program adds them.
+        delay_epochs: Epochs by which the schedule lags: 1 in DeiT's program, whose first two epochs have the first
+            rate; 0 in timm's.
+        per_epoch: Change the rate once an epoch; false: in each step.
+    """
+    import torch
+    from timm.scheduler import CosineLRScheduler
+
+    epoch = known_steps(steps_per_epoch, "warmup_epochs")
+    warmup, cooldown = count_warmup(total_steps, warmup_steps, 0.0, warmup_epochs, epoch), cooldown_epochs * epoch
+    check_steps(total_steps, warmup, cooldown, epochs=warmup_epochs if warmup_steps is None else None)
+    interval, peak = epoch if per_epoch else 1, peak_rate(optimizer)
+    rate = torch.optim.SGD([torch.zeros(1)], lr=peak)
+    cosine = CosineLRScheduler(
+        rate,
+        t_initial=math.ceil((total_steps - cooldown - warmup * warmup_prefix) / interval),
+        lr_min=min_lr,
+        warmup_t=warmup / interval,  # type: ignore[arg-type]
+        warmup_lr_init=warmup_lr,
+        warmup_prefix=warmup_prefix,
+    )
+
+    def factor(step: int) -> float:
+        cosine.step(max(0, step - delay_epochs * epoch) // interval)
+        return float(rate.param_groups[0]["lr"] / peak)
+
+    return build_scheduler(optimizer, 0, factor)
+
+
+@check_bounds
+def warmup_stable_decay(
+    optimizer: "Optimizer",
+    total_steps: int,
     *,
     warmup_steps: NonNegativeInt | None = None,
     warmup_fraction: Rate = 0.0,
+    decay_fraction: Rate = 0.2,
+    decay_shape: Literal["sqrt", "linear"] = "sqrt",
     final_fraction: Probability = 0.0,
 ) -> "LambdaLR":
-    """Linear warm-up, then half a cosine down to `final_fraction` of the peak (SGDR, arXiv 1608.03983).
+    """Linear warm-up, then the peak rate, then a decay over the last steps (arXiv 2405.18392).
 
     Args:
         optimizer: Its rate is the peak.
         total_steps: Optimizer steps of the training.
         warmup_steps: Optimizer steps of the linear warm-up; null: `warmup_fraction` of all steps.
         warmup_fraction: Fraction of all steps that is warm-up, where `warmup_steps` is null.
+        decay_fraction: Fraction of all steps, the last ones, in which the rate decays.
+        decay_shape: `linear`, or `sqrt`: as 1 - sqrt(fraction of the decay that is done).
         final_fraction: Rate at the end, as a fraction of the peak.
     """
-    warmup = count_warmup(total_steps, warmup_steps, warmup_fraction)
+    warmup, stable = count_warmup(total_steps, warmup_steps, warmup_fraction), round((1 - decay_fraction) * total_steps)
     check_steps(total_steps, warmup)
+    power = 0.5 if decay_shape == "sqrt" else 1.0
 
     def decay(step: int) -> float:
-        cosine = 0.5 * (1 + math.cos(math.pi * decay_progress(step, total_steps, warmup)))
-        return final_fraction + (1 - final_fraction) * cosine
+        return 1 - (1 - final_fraction) * decay_progress(step, total_steps, max(stable, warmup)) ** power
 
     return build_scheduler(optimizer, warmup, decay)
 
