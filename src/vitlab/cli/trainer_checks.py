@@ -137,7 +137,9 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
         fraction, length = view("schedule.warmup_fraction", float) or 0.0, view("schedule.warmup_steps", int)
         epochs = view("schedule.warmup_epochs", float) if length is None and per_epoch else None
         warmup = count_warmup(int(total), length, fraction, epochs, per_epoch)
-        cooldown = view("schedule.cooldown_steps", int) or (view("schedule.cooldown_epochs", int) or 0) * (per_epoch or 0)
+        cooldown = view("schedule.cooldown_steps", int) or (view("schedule.cooldown_epochs", int) or 0) * (
+            per_epoch or 0
+        )
         try:
             check_steps(int(total), warmup, cooldown, epochs=epochs)
         except ValueError as error:

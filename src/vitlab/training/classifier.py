@@ -35,7 +35,7 @@ class Classifier(LightningModule):
         network: From normalized images [B, C, H, W] to logits [B, classes].
         num_classes: Of the data.
         optimizer: Called with parameter groups; None if nothing is trained.
-        schedule: Called with the optimizer, the optimizer steps of the training, and those of an epoch if it takes them.
+        schedule: Called with the optimizer and the steps of the training, and with those of an epoch if it takes them.
         batch_size: Images of an optimizer step, over all devices.
         loss: `softmax`: cross-entropy; `sigmoid`: a binary one per class, summed (as in big_vision and DeiT III).
         label_smoothing: The weight of the uniform distribution in the targets.
@@ -77,16 +77,20 @@ class Classifier(LightningModule):
         self.network, self.num_classes = network, num_classes
         self.loss, self.label_smoothing = loss, label_smoothing
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.rates: dict[str, Any] = {"layer_decay": layer_decay, "head_lr_factor": head_lr_factor, "decay_all": decay_all}
+        self.rates: dict[str, Any] = {
+            "layer_decay": layer_decay,
+            "head_lr_factor": head_lr_factor,
+            "decay_all": decay_all,
+        }
         self.rates |= {"batch_size": batch_size, "base_batch_size": base_batch_size}
-        self.split = "test"  # the test loop's; `evaluate.py` runs it on any split
+        self.split = "test"  # the test loop's; `evaluate.py` runs it on any split; raw: without averaging
         self.configured: list[dict[str, Any]] = []  # options of each parameter group, except its rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         self.identity: dict[str, Any] = {}  # the run's, for its checkpoints (`vitlab.jobs.fingerprint`)
         # called before each optimizer step with the norm of its (scaled) gradients; may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
         own = {name: metric for name, metric in (metrics or {}).items() if metric is not None}
-        self.scores = Scores({f"{s}_scores": self.build_scores(s, own) for s in ("train", "val", "test")})
+        self.scores = Scores({f"{s}_scores": self.build_scores(s, own) for s in ("train", "val", "test", "raw")})
         self.scores["train_loss"] = Mean(finite_only=True)
         self.train()
 

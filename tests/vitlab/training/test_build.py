@@ -69,8 +69,18 @@ def test_options_of_the_classifier_reach_it(configure: Configure) -> None:
 def test_the_rate_is_scaled_by_the_configured_batch_and_a_schedule_counts_epochs(
     configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    batch = ["batch_size=96", "classifier.base_batch_size=512", "trainer.accumulate_grad_batches=3", "optimizer.lr=1e-3"]
-    schedule = ["schedule=timm_cosine", "trainer.max_epochs=4", "schedule.warmup_epochs=2", "schedule.warmup_steps=null"]
+    batch = [
+        "batch_size=96",
+        "classifier.base_batch_size=512",
+        "trainer.accumulate_grad_batches=3",
+        "optimizer.lr=1e-3",
+    ]
+    schedule = [
+        "schedule=timm_cosine",
+        "trainer.max_epochs=4",
+        "schedule.warmup_epochs=2",
+        "schedule.warmup_steps=null",
+    ]
     data, module, run = parts(configure(*TINY, *batch, *schedule), tmp_path)
     run.datamodule = data
     module.trainer = run
