@@ -60,9 +60,18 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
         yield f"trainer.fast_dev_run={view('trainer.fast_dev_run')} leaves out checkpoints and logs; use trainer=debug"
     callbacks = child_nodes(view("callbacks", dict) or {})
     averaging = [key for key, node in callbacks.items() if "WeightAveraging" in str(node["_target_"])]
-    if averaging and is_kind_of(view("trainer.strategy._target_", str) or "", SHARDED):
-        remedy = "use trainer=ddp, or leave the averaging out: callbacks=default"
-        yield f"callbacks.{averaging[0]} can't average weights that trainer=fsdp shards over devices; {remedy}"
+    clip, sharded = view("classifier.adaptive_clip", float), "that trainer=fsdp shards over devices; use trainer=ddp"
+    if is_kind_of(view("trainer.strategy._target_", str) or "", SHARDED):
+        if averaging:
+            remedy = "or leave the averaging out: callbacks=default"
+            yield f"callbacks.{averaging[0]} can't average weights {sharded}, {remedy}"
+        if clip:
+            yield f"classifier.adaptive_clip={clip} has no norms of units {sharded}, or null"
+        if (view("optimizer._target_", str) or "").endswith(".MuonQKV"):
+            yield f"optimizer=muon_qkv can't split matrices {sharded}, or optimizer=muon"
+    if clip and (precision := view("trainer.precision", str)) in ("16", "16-mixed"):
+        remedy = "use trainer.precision=bf16-mixed, or null"
+        yield f"classifier.adaptive_clip={clip} with trainer.precision={precision}: gradients are scaled; {remedy}"
 
 
 def device_problems(view: ConfigView) -> Iterator[str]:

@@ -10,6 +10,7 @@ from annotated_types import Gt, Le
 from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
@@ -46,6 +47,8 @@ class Classifier(LightningModule):
             `lr` x `batch_size` / `base_batch_size`. A schedule's absolute rates aren't scaled. None: `lr` is the peak.
         decay_all: Weight decay of all parameters (torchvision's recipe); by default of matrices and convolution
             kernels alone, without tokens and position embeddings.
+        adaptive_clip: Clip the gradient of each output unit to this part of the norm of its weights, except for the
+            head (AGC, arXiv 2102.06171; 0.01 there), after `trainer.gradient_clip_val`, which null turns off.
         freeze: `all-but-head`, or shell patterns for names of parameters or of modules (`patch_embed`,
             `blocks.[0-5]`, `*.norm?.bias`), in order; `!` unfreezes (`["*", "!blocks.11", "!head"]`).
         metrics: Further torchmetrics by name, updated with logits [B, classes] and targets [B], and logged as
@@ -67,6 +70,7 @@ class Classifier(LightningModule):
         head_lr_factor: PositiveFloat = 1.0,
         base_batch_size: PositiveInt | None = None,
         decay_all: bool = False,
+        adaptive_clip: PositiveFloat | None = None,
         freeze: str | tuple[str, ...] = (),
         metrics: Mapping[str, Metric | None] | None = None,
     ) -> None:
@@ -83,6 +87,7 @@ class Classifier(LightningModule):
             "decay_all": decay_all,
         }
         self.rates |= {"batch_size": batch_size, "base_batch_size": base_batch_size}
+        self.adaptive_clip = adaptive_clip
         self.split = "test"  # the test loop's; `evaluate.py` runs it on any split; raw: without averaging
         self.configured: list[dict[str, Any]] = []  # options of each parameter group, except its rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
@@ -202,6 +207,9 @@ class Classifier(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        if self.adaptive_clip is not None:
+            body = [p for n, p in self.network.named_parameters() if not freezing.is_head_parameter(self.network, n)]
+            adaptive_clip_grad(body, self.adaptive_clip)
 
     def total_steps(self) -> int:
         """Optimizer steps of the training. Lightning's own count would start the loader's workers too early."""

@@ -15,6 +15,7 @@ def parameter_groups(
     network: nn.Module,
     *,
     hidden_apart: bool = False,
+    qkv_apart: bool = False,
     layer_decay: float = 1.0,
     head_lr_factor: float = 1.0,
     decay_all: bool = False,
@@ -26,7 +27,8 @@ def parameter_groups(
     what DeiT and MAE decay. With `decay_all` everything is in `decay`.
 
     `hidden_apart`: for Muon, which updates the matrices of the blocks; the other parameters get `use_fallback` (timm's
-    name for AdamW), their matrices in a third group `decay_ends`.
+    name for AdamW), their matrices in a third group `decay_ends`. With `qkv_apart` the blocks' `qkv` matrices are in a
+    group `decay_qkv`.
 
     With `layer_decay` below 1 each layer has its own groups (`layer3_decay`), and so has the head (`head_decay`), also
     with a `head_lr_factor` other than 1. `build_optimizer` multiplies their rate by their `lr_factor`.
@@ -43,6 +45,8 @@ def parameter_groups(
         kind = "decay" if matrix or decay_all else "no_decay"
         if hidden_apart and kind == "decay" and not (matrix and name.startswith("blocks.")):
             kind = "decay_ends"
+        elif qkv_apart and kind == "decay" and name.endswith(".qkv.weight"):
+            kind = "decay_qkv"
         head, layer = head_apart and is_head_parameter(network, name), layers.get(name, last)
         part = "head" if head else f"layer{layer}" if layers else ""
         place = (layer + head, f"{part}_{kind}" if part else kind)
@@ -51,7 +55,9 @@ def parameter_groups(
         if kind == "no_decay":
             group["weight_decay"] = 0.0
         if hidden_apart:
-            group["use_fallback"] = kind != "decay"
+            group["use_fallback"] = kind not in ("decay", "decay_qkv")
+        if kind == "decay_qkv":
+            group["qkv"] = True
         if head_apart:
             group["lr_factor"] = layer_decay ** (last - layer) * (head_lr_factor if head else 1.0)
     return [{"name": name, **groups[layer, name]} for layer, name in sorted(groups)]
@@ -83,8 +89,9 @@ def build_optimizer(
     With `base_batch_size` its `lr` is the rate for so many images, and is scaled linearly to `batch_size`
     (arXiv 1706.02677). `grouping` are options of `parameter_groups`.
     """
-    is_muon = getattr(getattr(make, "func", make), "__name__", "") == "Muon"
-    optimizer = make(parameter_groups(network, hidden_apart=is_muon, **grouping))
+    name = getattr(getattr(make, "func", make), "__name__", "")
+    apart = {"hidden_apart": name in ("Muon", "MuonQKV"), "qkv_apart": name == "MuonQKV"}
+    optimizer = make(parameter_groups(network, **apart, **grouping))
     if base_batch_size and batch_size is None:
         raise ValueError(f"classifier.base_batch_size={base_batch_size} needs the batch size; set it to null")
     for group in optimizer.param_groups:

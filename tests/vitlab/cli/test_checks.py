@@ -162,6 +162,19 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["++schedule.steps_per_epoch=7"], "schedule.steps_per_epoch=7 can't be set here; it follows from the data"),
     (["++schedule.total_steps=7"], "schedule.total_steps=7 can't be set here; set trainer.max_epochs"),
     (["++classifier.batch_size=7"], "classifier.batch_size=7 can't be set here; set batch_size"),
+    (["classifier.adaptive_clip=0"], "classifier.adaptive_clip=0 must be above 0"),
+    (
+        ["classifier.adaptive_clip=0.01", "trainer.precision=16-mixed"],
+        "classifier.adaptive_clip=0.01 with trainer.precision=16-mixed: gradients are scaled; use",
+    ),
+    (
+        ["classifier.adaptive_clip=0.01", "trainer=fsdp", CPU],
+        "classifier.adaptive_clip=0.01 has no norms of units that trainer=fsdp shards over devices; use trainer=ddp",
+    ),
+    (
+        ["optimizer=muon_qkv", "trainer=fsdp", CPU],
+        "optimizer=muon_qkv can't split matrices that trainer=fsdp shards over devices; use trainer=ddp, or",
+    ),
     (["classifier.base_batch_size=0"], "classifier.base_batch_size=0 must be at least 1"),
     # the network
     (["++model.num_classes=12"], "model.num_classes=12, but the data has 10 classes; leave model.num_classes out"),
