@@ -133,6 +133,10 @@ def optimizer_problems(view: ConfigView) -> Iterator[str]:
         yield f"optimizer.lr={format_value(lr)} must be above 0"
     if (decay := view("optimizer.weight_decay", float)) is not None and decay < 0:
         yield f"optimizer.weight_decay={format_value(decay)} must be 0 or more"
+    if (algo := view("optimizer.algo", str)) not in (None, "muon") and "MuonQKV" in view.config["optimizer"][
+        "_target_"
+    ]:
+        yield f"optimizer.algo={algo} is not for optimizer=muon_qkv; use optimizer=muon"
 
 
 def root_problems(view: ConfigView) -> Iterator[str]:

@@ -4,12 +4,10 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging as LightningAveraging
-from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Rate, check_bounds
 from vitlab.training.classifier import Classifier
-from vitlab.training.schedules import count_warmup
 
 
 class WeightAveraging(LightningAveraging):
@@ -46,19 +44,19 @@ class WeightAveraging(LightningAveraging):
         self.decay, self.every_n_steps, self.per_epoch, self.adjust = decay, every_n_steps, per_epoch, adjust
         self.start_step, self.start_fraction = start_step, start_fraction
         self.use_warmup, self.warmup_gamma, self.warmup_power = use_warmup, warmup_gamma, warmup_power
-        self._epoch, self._start, self._adjustment = 1, 0, 1.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, Classifier)
         if stage != "fit":
             return
+        assert isinstance(pl_module, Classifier)
         device = trainer.strategy.root_device  # the module is moved to it later
-        model = AveragedModel(pl_module, device=device, use_buffers=True, multi_avg_fn=self.average)
+        model = AveragedModel(pl_module, device=device, use_buffers=True)
         model.n_averaged, self._average_model = model.n_averaged.cpu(), model  # the number is read in each update
-        steps, batch_size = pl_module.total_steps(), pl_module.rates["batch_size"]
+        model.multi_avg_fn = lambda *tensors: get_ema_multi_avg_fn(self.decay_of(int(model.n_averaged)))(*tensors)
+        steps = pl_module.total_steps()
         self._epoch = pl_module.steps_per_epoch() or steps
-        self._start = count_warmup(steps, self.start_step, self.start_fraction)
-        self._adjustment = (batch_size or 0) * self.every_n_steps * self._epoch / steps
+        self._start = round(self.start_fraction * steps) if self.start_step is None else self.start_step
+        self._adjustment = (pl_module.batch_size or 0) * self.every_n_steps * self._epoch / steps
 
     def decay_of(self, update: int) -> float:
         """The decay of an update; update 0 is the copy."""
@@ -67,25 +65,17 @@ class WeightAveraging(LightningAveraging):
         warm = 1 - (1 + update / self.warmup_gamma) ** -self.warmup_power if self.use_warmup else 1.0
         return min(warm, 1 - min(1.0, (1 - self.decay) * self._adjustment) if self.adjust else self.decay)
 
-    def average(self, averages: tuple[Tensor, ...], weights: tuple[Tensor, ...], count: Tensor) -> None:
-        """Add weights to their averages, in place."""
-        assert self._average_model is not None
-        decay = self.decay_of(int(self._average_model.n_averaged))
-        get_ema_multi_avg_fn(decay)(averages, weights, count)  # type: ignore[no-untyped-call]
-
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        if step_idx is None:
-            return False
-        return (step_idx % self._epoch if self.per_epoch else step_idx) % self.every_n_steps == 0
+        step = step_idx if step_idx is None or not self.per_epoch else step_idx % self._epoch
+        return step is not None and step % self.every_n_steps == 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
-        if trainer.global_step <= self._start:
-            assert self._average_model is not None
+        if self._average_model is not None and trainer.global_step <= self._start:
             self._average_model.n_averaged.zero_()  # the next update is a copy again
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the weights to the checkpoint that is saved after the training, which holds both."""
+        """Leave both to a checkpoint that is saved after the training."""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._average_model is not None:

@@ -36,17 +36,16 @@ class Classifier(LightningModule):
         network: From normalized images [B, C, H, W] to logits [B, classes].
         num_classes: Of the data.
         optimizer: Called with parameter groups; None if nothing is trained.
-        schedule: Called with the optimizer and the steps of the training, and with those of an epoch if it takes them.
+        schedule: Called with the optimizer, `total_steps` and, if it takes them, `steps_per_epoch`.
         batch_size: Images of an optimizer step, over all devices.
         loss: `softmax`: cross-entropy; `sigmoid`: a binary one per class, summed (as in big_vision and DeiT III).
         label_smoothing: The weight of the uniform distribution in the targets.
         layer_decay: The rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0,
             blocks 1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers as in timm).
         head_lr_factor: The head's rate, in units of `lr`.
-        base_batch_size: `optimizer.lr` is the rate for so many images of a step (256 in MAE, 512 in DeiT): the peak is
-            `lr` x `batch_size` / `base_batch_size`. A schedule's absolute rates aren't scaled. None: `lr` is the peak.
-        decay_all: Weight decay of all parameters (torchvision's recipe); by default of matrices and convolution
-            kernels alone, without tokens and position embeddings.
+        base_batch_size: Images per step for which `optimizer.lr` is meant (256 in MAE, 512 in DeiT): the peak is `lr` x
+            `batch_size` / `base_batch_size`. A schedule's absolute rates aren't scaled. None: the peak is `lr`.
+        decay_all: Weight decay of all parameters (as in torchvision), not of matrices and convolution kernels alone.
         adaptive_clip: Clip the gradient of each output unit to this part of the norm of its weights, except for the
             head (AGC, arXiv 2102.06171; 0.01 there), after `trainer.gradient_clip_val`, which null turns off.
         freeze: `all-but-head`, or shell patterns for names of parameters or of modules (`patch_embed`,
@@ -81,13 +80,11 @@ class Classifier(LightningModule):
         self.network, self.num_classes = network, num_classes
         self.loss, self.label_smoothing = loss, label_smoothing
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.rates: dict[str, Any] = {
-            "layer_decay": layer_decay,
-            "head_lr_factor": head_lr_factor,
-            "decay_all": decay_all,
-        }
-        self.rates |= {"batch_size": batch_size, "base_batch_size": base_batch_size}
-        self.adaptive_clip = adaptive_clip
+        if base_batch_size and not batch_size:
+            raise ValueError(f"classifier.base_batch_size={base_batch_size} needs batch_size")
+        self.batch_size, self.adaptive_clip = batch_size, adaptive_clip
+        self.grouping = {"layer_decay": layer_decay, "head_lr_factor": head_lr_factor, "decay_all": decay_all}
+        self.grouping["scale"] = batch_size / base_batch_size if batch_size and base_batch_size else 1.0
         self.split = "test"  # the test loop's; `evaluate.py` runs it on any split; raw: without averaging
         self.configured: list[dict[str, Any]] = []  # options of each parameter group, except its rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
@@ -211,6 +208,10 @@ class Classifier(LightningModule):
             body = [p for n, p in self.network.named_parameters() if not freezing.is_head_parameter(self.network, n)]
             adaptive_clip_grad(body, self.adaptive_clip)
 
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of an epoch, if the data module counts them."""
+        return getattr(getattr(self.trainer, "datamodule", None), "steps_per_epoch", None)
+
     def total_steps(self) -> int:
         """Optimizer steps of the training. Lightning's own count would start the loader's workers too early."""
         if (steps_per_epoch := self.steps_per_epoch()) is None:
@@ -218,13 +219,9 @@ class Classifier(LightningModule):
         ends = [self.trainer.max_steps, (self.trainer.max_epochs or -1) * steps_per_epoch]
         return int(min(end for end in ends if end > 0))
 
-    def steps_per_epoch(self) -> int | None:
-        """Optimizer steps of an epoch, which vitlab's data module counts."""
-        return getattr(getattr(self.trainer, "datamodule", None), "steps_per_epoch", None)
-
     def build_optimizer(self) -> Optimizer:
         assert self.make_optimizer is not None
-        return build_optimizer(self.make_optimizer, self.network, **self.rates)
+        return build_optimizer(self.make_optimizer, self.network, **self.grouping)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.make_optimizer is None or self.make_schedule is None:
@@ -232,10 +229,10 @@ class Classifier(LightningModule):
         optimizer = self.build_optimizer()
         for line in group_table(self.network, optimizer):
             log.info(line)
-        if base := self.rates["base_batch_size"]:
-            peak, images = optimizer.defaults["lr"], self.rates["batch_size"]
-            log.info("peak learning rate: %g x %d images / %d = %g", peak, images, base, peak * images / base)
-        schedule = call_schedule(self.make_schedule, optimizer, self.total_steps(), self.steps_per_epoch())
+        if (scale := self.grouping["scale"]) != 1:
+            log.info("peak learning rates: optimizer.lr x %g, which is batch_size / classifier.base_batch_size", scale)
+        steps = {"total_steps": self.total_steps(), "steps_per_epoch": self.steps_per_epoch()}
+        schedule = call_schedule(self.make_schedule, optimizer, **steps)
         groups = optimizer.param_groups
         self.configured = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -152,11 +152,11 @@ ONE_LINE: list[tuple[list[str], str]] = [
     ),
     (
         ["schedule=timm_cosine", "trainer.max_epochs=5"],
-        "schedule.warmup_epochs=5 leaves nothing of the 105 steps of training; use fewer epochs of warm-up, or raise",
+        "schedule.warmup_epochs=5 leaves nothing of the 105 steps of training; use fewer epochs, or raise",
     ),
     (
         ["schedule=timm_cosine", "schedule.cooldown_epochs=115"],
-        "a cool-down of 2415 and a warm-up of 105 steps leave nothing of the 2520 steps",
+        "schedule.cooldown_steps=2415 and a warm-up of 105 steps leave nothing of the 2520 steps",
     ),
     (["schedule.warmup_epochs=120"], "schedule.warmup_epochs=120 leaves nothing of the 2520 steps"),
     (["++schedule.steps_per_epoch=7"], "schedule.steps_per_epoch=7 can't be set here; it follows from the data"),
@@ -165,16 +165,17 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["classifier.adaptive_clip=0"], "classifier.adaptive_clip=0 must be above 0"),
     (
         ["classifier.adaptive_clip=0.01", "trainer.precision=16-mixed"],
-        "classifier.adaptive_clip=0.01 with trainer.precision=16-mixed: gradients are scaled; use",
+        "classifier.adaptive_clip=0.01 needs gradients without a scale; use trainer.precision=bf16-mixed",
     ),
     (
         ["classifier.adaptive_clip=0.01", "trainer=fsdp", CPU],
-        "classifier.adaptive_clip=0.01 has no norms of units that trainer=fsdp shards over devices; use trainer=ddp",
+        "classifier.adaptive_clip=0.01 can't clip gradients that trainer=fsdp shards over devices; use trainer=ddp",
     ),
     (
         ["optimizer=muon_qkv", "trainer=fsdp", CPU],
         "optimizer=muon_qkv can't split matrices that trainer=fsdp shards over devices; use trainer=ddp, or",
     ),
+    (["optimizer=muon_qkv", "++optimizer.algo=adamuon"], "optimizer.algo=adamuon is not for optimizer=muon_qkv; use"),
     (["classifier.base_batch_size=0"], "classifier.base_batch_size=0 must be at least 1"),
     # the network
     (["++model.num_classes=12"], "model.num_classes=12, but the data has 10 classes; leave model.num_classes out"),

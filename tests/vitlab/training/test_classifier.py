@@ -341,6 +341,7 @@ def test_a_classifier_without_an_optimizer_evaluates_but_has_none() -> None:
         ({"layer_decay": 0.0}, r"layer_decay=0\.0 must be above 0 and at most 1"),
         ({"layer_decay": 1.1}, r"layer_decay=1\.1 must be"),
         ({"head_lr_factor": 0.0}, r"head_lr_factor=0\.0 must be above 0"),
+        ({"base_batch_size": 256}, r"classifier\.base_batch_size=256 needs batch_size"),
         ({"freeze": "blok"}, r"classifier\.freeze=blok: no parameter or module"),
     ],
 )
