@@ -52,9 +52,9 @@ class WeightAveraging(LightningAveraging):
         device = trainer.strategy.root_device  # the module is moved to it later
         model = AveragedModel(pl_module, device=device, use_buffers=True)
         model.n_averaged, self._average_model = model.n_averaged.cpu(), model  # the number is read in each update
-        model.multi_avg_fn = lambda *tensors: get_ema_multi_avg_fn(self.decay_of(int(model.n_averaged)))(*tensors)
-        steps = pl_module.total_steps()
-        self._epoch = pl_module.steps_per_epoch() or steps
+        ema: Any = get_ema_multi_avg_fn
+        model.multi_avg_fn = lambda *tensors: ema(self.decay_of(int(model.n_averaged)))(*tensors)
+        steps, self._epoch = pl_module.total_steps(), pl_module.steps_per_epoch() or pl_module.total_steps()
         self._start = round(self.start_fraction * steps) if self.start_step is None else self.start_step
         self._adjustment = (pl_module.batch_size or 0) * self.every_n_steps * self._epoch / steps
 

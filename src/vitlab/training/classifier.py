@@ -206,7 +206,7 @@ class Classifier(LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         if self.adaptive_clip is not None:
             body = [p for n, p in self.network.named_parameters() if not freezing.is_head_parameter(self.network, n)]
-            adaptive_clip_grad(body, self.adaptive_clip)
+            adaptive_clip_grad(body, self.adaptive_clip)  # type: ignore[no-untyped-call]
 
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps of an epoch, if the data module counts them."""

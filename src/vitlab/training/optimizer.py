@@ -97,7 +97,7 @@ class MuonQKV(Muon):
         apart = [(group, group["params"]) for group in self.param_groups if group["qkv"]]
         for group, _ in apart:
             group["params"] = []
-        super().step()
+        super().step()  # type: ignore[no-untyped-call]
         for group, matrices in apart:
             group["params"] = matrices
             for matrix in [matrix for matrix in matrices if matrix.grad is not None]:

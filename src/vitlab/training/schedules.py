@@ -152,7 +152,7 @@ def timm_cosine(
         per_epoch: Change the rate once an epoch; false: in each step.
     """
     import torch
-    from timm.scheduler import CosineLRScheduler
+    from timm.scheduler.cosine_lr import CosineLRScheduler
 
     interval, peak, cooldown = (
         steps_per_epoch if per_epoch else 1,
@@ -253,6 +253,6 @@ def constant(
     fall = 1 - final_fraction if decay_fraction else 0.0
 
     def decay(step: int) -> float:
-        return 1 - fall * decay_progress(step, total_steps, begin) ** power
+        return float(1 - fall * decay_progress(step, total_steps, begin) ** power)
 
     return build_scheduler(optimizer, warmup, decay)

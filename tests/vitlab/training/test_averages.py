@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -63,13 +63,13 @@ class Compare(Callback):
         if trainer.global_step == self.steps:
             return
         self.steps = trainer.global_step
+        assert isinstance(pl_module, Classifier)
         expected = self.reference(self.steps, pl_module.network)
-        model = self.average._average_model
-        assert model is not None
-        for (name, mine), theirs in zip(model.module.network.named_parameters(), expected.parameters(), strict=True):
+        average: Any = self.average._average_model
+        for (name, mine), theirs in zip(average.module.network.named_parameters(), expected.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7, msg=f"{name} at {self.steps}")
-        pair = (network.head.weight.detach() for network in (pl_module.network, model.module.network))
-        self.moved.append(float(torch.dist(*pair)))
+        weight = pl_module.get_parameter("network.head.weight")
+        self.moved.append(float(torch.dist(weight.detach(), average.module.network.head.weight.detach())))
 
 
 def compare(make_trainer: MakeTrainer, average: WeightAveraging, reference: Average, **trainer: Any) -> list[float]:
@@ -97,7 +97,7 @@ def test_the_average_is_timm_s_in_each_step(
         if not ema:
             ema.append(ModelEmaV3(network, decay=0.8, update_after_step=start, **warmup))
         ema[0].update(network, step=step)  # as timm's train.py counts
-        return ema[0].module
+        return ema[0].get_submodule("module")
 
     average = WeightAveraging(decay=0.8, start_step=start, **warmup)
     moved = compare(make_trainer, average, reference, accumulate_grad_batches=parts)
@@ -130,10 +130,15 @@ def test_the_average_is_torchvision_s_in_each_step(decay: float, make_trainer: M
             ema[0].update_parameters(network)
             if epoch < warmup:
                 ema[0].n_averaged.fill_(0)
-        return ema[0].module  # type: ignore[no-any-return]
+        return ema[0].get_submodule("module")
 
-    options = {"every_n_steps": every, "per_epoch": True, "start_fraction": warmup / epochs, "adjust": True}
-    average = WeightAveraging(decay=decay, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "every_n_steps": every,
+        "per_epoch": True,
+        "start_fraction": warmup / epochs,
+        "adjust": True,
+    }
+    average = WeightAveraging(decay=decay, **options)
     compare(make_trainer, average, reference)
     assert average.decay_of(1) == pytest.approx(1 - alpha)
 

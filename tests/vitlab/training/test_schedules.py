@@ -5,12 +5,14 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from timm.scheduler import CosineLRScheduler, create_scheduler_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -279,7 +281,8 @@ def test_mae_s_rates_scale_with_layer_decay_at_both_ends(per_epoch: bool) -> Non
 
 @pytest.mark.parametrize(("shape", "power"), [("sqrt", 0.5), ("linear", 1.0)])
 def test_warmup_stable_decay_is_constant_until_its_last_steps(shape: str, power: float) -> None:
-    make = partial(constant, warmup_steps=8, decay_fraction=0.25, decay_shape=shape, final_fraction=0.1)
+    options: dict[str, Any] = {"decay_shape": shape, "final_fraction": 0.1}
+    make = partial(constant, warmup_steps=8, decay_fraction=0.25, **options)
     used = rates(make, STEPS + 2)
     assert used[7:31] == pytest.approx([PEAK] * 24), "the decay's first step is at the peak"
     assert used[30:40] == pytest.approx([PEAK * (1 - 0.9 * (k / 10) ** power) for k in range(10)])
