@@ -113,6 +113,7 @@ def main(
                 verify_checkpoint(Path(results["checkpoint"]))
                 run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
                 results |= logged_scores(run, "test")
+                results |= build.raw_scores(run, module, datamodule, Path(results["checkpoint"]))
 
         figure = folder / "figures" / "curves.png"
         if run.is_global_zero:

@@ -24,9 +24,9 @@ from vitlab.storage.remote import secret_problem
 SUPPLIED = {
     "model": ("num_classes", "in_channels"),
     "optimizer": ("params",),
-    "schedule": ("optimizer", "total_steps"),
+    "schedule": ("optimizer", "total_steps", "steps_per_epoch"),
     "weights": ("arguments", "source"),
-    "classifier": ("network", "num_classes", "optimizer", "schedule"),
+    "classifier": ("network", "num_classes", "optimizer", "schedule", "batch_size"),
 }
 # Groups without a `_target_`: the callable whose arguments they are
 CALLED = {"weights": "vitlab.weights.load.load_network", "classifier": "vitlab.training.classifier.Classifier"}
@@ -41,6 +41,9 @@ TAKEN = {
     "classifier.num_classes": "the data has it",
     "classifier.optimizer": "use the group optimizer",
     "classifier.schedule": "use the group schedule",
+    "classifier.batch_size": "set batch_size",
+    "schedule.total_steps": "set trainer.max_epochs or trainer.max_steps",
+    "schedule.steps_per_epoch": "it follows from the data and batch_size",
 }
 LONGEST_NAME = 255  # bytes, on the usual file systems
 
@@ -130,6 +133,10 @@ def optimizer_problems(view: ConfigView) -> Iterator[str]:
         yield f"optimizer.lr={format_value(lr)} must be above 0"
     if (decay := view("optimizer.weight_decay", float)) is not None and decay < 0:
         yield f"optimizer.weight_decay={format_value(decay)} must be 0 or more"
+    if (algo := view("optimizer.algo", str)) not in (None, "muon") and "MuonQKV" in view.config["optimizer"][
+        "_target_"
+    ]:
+        yield f"optimizer.algo={algo} is not for optimizer=muon_qkv; use optimizer=muon"
 
 
 def root_problems(view: ConfigView) -> Iterator[str]:

@@ -10,7 +10,7 @@ from vitlab.config.definitions import is_kind_of
 from vitlab.config.schema import child_nodes, suggest
 from vitlab.config.view import ConfigView
 from vitlab.distributed import environment
-from vitlab.training.schedules import check_steps, count_warmup
+from vitlab.training.schedules import count_warmup
 
 # As Lightning registers them; looking them up would import it.
 ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps", "tpu")
@@ -60,9 +60,15 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
         yield f"trainer.fast_dev_run={view('trainer.fast_dev_run')} leaves out checkpoints and logs; use trainer=debug"
     callbacks = child_nodes(view("callbacks", dict) or {})
     averaging = [key for key, node in callbacks.items() if "WeightAveraging" in str(node["_target_"])]
-    if averaging and is_kind_of(view("trainer.strategy._target_", str) or "", SHARDED):
-        remedy = "use trainer=ddp, or leave the averaging out: callbacks=default"
-        yield f"callbacks.{averaging[0]} can't average weights that trainer=fsdp shards over devices; {remedy}"
+    clip, optimizer = view("classifier.adaptive_clip", float), view("optimizer._target_", str) or ""
+    if is_kind_of(view("trainer.strategy._target_", str) or "", SHARDED):
+        work = {f"callbacks.{key}": "average weights" for key in averaging}
+        work |= {f"classifier.adaptive_clip={clip}": "clip gradients"} if clip else {}
+        work |= {"optimizer=muon_qkv": "split matrices"} if optimizer.endswith(".MuonQKV") else {}
+        for setting, what in work.items():
+            yield f"{setting} can't {what} that trainer=fsdp shards over devices; use trainer=ddp, or leave it out"
+    if clip and view("trainer.precision", str) in ("16", "16-mixed"):
+        yield f"classifier.adaptive_clip={clip} needs gradients without a scale; use trainer.precision=bf16-mixed"
 
 
 def device_problems(view: ConfigView) -> Iterator[str]:
@@ -109,7 +115,7 @@ def gpu_problems(view: ConfigView) -> Iterator[str]:
 def schedule_problems(view: ConfigView) -> Iterator[str]:
     samples, batch = train_samples(view), view("batch_size", int)
     epochs, steps = view("trainer.max_epochs", int), view("trainer.max_steps", int)
-    total = steps if steps is not None and steps > 0 else math.inf
+    total, per_epoch = steps if steps is not None and steps > 0 else math.inf, 0
     if samples and batch and epochs is not None and epochs > 0:
         per_epoch = samples // batch if view("data.drop_last", bool) else math.ceil(samples / batch)
         accumulate = view("trainer.accumulate_grad_batches", int) or 1
@@ -134,9 +140,10 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
                 why = f"is within a step of trainer.accumulate_grad_batches={accumulate}"
                 yield f"trainer.val_check_interval={interval}, {batches} batches, {why}; use {ends}"
     if 0 < total < math.inf:
-        fraction = view("schedule.warmup_fraction", float) or 0.0
-        warmup = count_warmup(int(total), view("schedule.warmup_steps", int), fraction)
+        cooldown = view("schedule.cooldown_steps", int) or (view("schedule.cooldown_epochs", int) or 0) * per_epoch
+        fraction, length = view("schedule.warmup_fraction", float) or 0.0, view("schedule.warmup_steps", int)
+        epochs = view("schedule.warmup_epochs", float) if per_epoch else None
         try:
-            check_steps(int(total), warmup, view("schedule.cooldown_steps", int) or 0)
+            count_warmup(int(total), length, fraction, epochs, per_epoch, cooldown)
         except ValueError as error:
             yield str(error)

@@ -27,7 +27,7 @@ GUESSES: tuple[tuple[str, str], ...] = (
     (r"(?:arch|architecture|net|network|model_name)=(.*)", r"use model=\1, or model=timm model.model_name=\1"),
     (r"(?:opt|optim)=(.*)", r"use optimizer=\1"),
     (r"(?:sched|scheduler|lr_scheduler)=(.*)", r"use schedule=\1"),
-    (r"(?:schedule\.)?warmup_epochs=.*", "use schedule.warmup_fraction=0.1 for a tenth of all epochs"),
+    (r"(?:schedule\.)?warmup_epochs=(.*)", r"use schedule=warmup_cosine schedule.warmup_epochs=\1"),
     (r"(?:schedule\.)?(?:warmup_ratio|warmup_fraction|pct_start)=(.*)", r"use schedule.warmup_fraction=\1"),
     (r"(?:schedule\.)?(?:warmup|warmup_steps)=(.*)", r"use schedule.warmup_steps=\1 (optimizer steps)"),
     (r"(?:model\.)?pretrained=(?:true|True|1|yes)", "use model=auto model.weights=timm:NAME, hf:NAME or FILE"),

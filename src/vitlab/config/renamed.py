@@ -31,6 +31,7 @@ SETTINGS = {
     "model.checkpointing": "model.activation_checkpointing",
     "callbacks.nonfinite.limit": "callbacks.nonfinite.max_skipped_steps",
     "callbacks.nonfinite.keep": "callbacks.nonfinite.max_captures",
+    "callbacks.ema.multi_avg_fn.decay": "callbacks.ema.decay",
     "restarts": "max_restarts",
     "retries": "max_failures_per_job",
 }

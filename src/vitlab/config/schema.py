@@ -133,8 +133,8 @@ def value_problem(value: Any, annotation: Any) -> str | None:
 
 def unknown_setting(path: str, key: str, known: Iterable[str], value: Any) -> str:
     """The remedy for a setting that doesn't exist: its new name, vitlab's for another tool's, or a similar one."""
-    if path in renamed.SETTINGS:
-        return f": the setting was renamed to {renamed.SETTINGS[path]}"
+    if new := next((new for old, new in renamed.SETTINGS.items() if f"{old}.".startswith(f"{path}.")), None):
+        return f": the setting was renamed to {new}"
     if path in renamed.REMOVED:
         return f": the setting was removed; {renamed.REMOVED[path]}"
     hint = advice(f"{path}={format_value(value)}")

@@ -27,7 +27,7 @@ TRAINING_OF_MODEL = (
 )
 EFFECTS = ("changes the training", "the same up to rounding", "no effect on training")
 # settings that decide the optimizer's parameter groups
-GROUPED_BY = ("layer_decay", "head_lr_factor", "freeze")
+GROUPED_BY = ("layer_decay", "head_lr_factor", "decay_all", "freeze")
 
 
 def training_settings(config: Node) -> dict[str, Any]:

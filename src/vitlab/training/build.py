@@ -19,6 +19,7 @@ from vitlab.config.instantiate import build_object
 from vitlab.config.schema import Node, parameters
 from vitlab.data.datamodule import DataModule
 from vitlab.runs.metrics_file import MetricsFile
+from vitlab.storage.safe_load import load_checkpoint
 from vitlab.training.checkpoint_files import AtomicFiles
 from vitlab.training.checkpoints import BestCheckpoint, LastCheckpoint
 from vitlab.training.classifier import Classifier, logged_scores
@@ -82,6 +83,7 @@ def build_classifier(
         num_classes=datamodule.num_classes,
         optimizer=build_object(optimizer) if optimizer else None,
         schedule=build_object(schedule) if schedule else None,
+        batch_size=datamodule.batch_size,
         **{**options, "metrics": build_metrics(options.get("metrics") or {}, datamodule.num_classes)},
     )
 
@@ -209,9 +211,20 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
     }
 
 
+def raw_scores(run: Trainer, module: Classifier, datamodule: DataModule, file: Path) -> dict[str, float]:
+    """Scores on the test split, as `raw/acc`, of the weights that a checkpoint's averages are of; {} if it has none."""
+    if (weights := load_checkpoint(file).get("current_model_state")) is None:
+        return {}
+    module.load_state_dict(weights)
+    module.split = "raw"
+    run.test(module, datamodule, verbose=False)
+    module.split = "test"
+    return logged_scores(run, "raw")
+
+
 def log_results(results: dict[str, Any], folder: Path) -> None:
-    """Log the scores of each split in a line, and the run folder."""
-    for split in ("train", "val", "test"):
+    """Log the scores of each split in a line, and the run folder; `raw` are those of a test without averaging."""
+    for split in ("train", "val", "test", "raw"):
         if f"{split}/acc" in results:
             accuracy, loss = results[f"{split}/acc"], results[f"{split}/loss"]
             counts = f"{results[f'{split}/correct']} of {results[f'{split}/count']}"

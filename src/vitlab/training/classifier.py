@@ -10,6 +10,7 @@ from annotated_types import Gt, Le
 from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
@@ -18,13 +19,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from vitlab.config.bounds import NonNegativeFloat, PositiveFloat, Probability, Rate, check_bounds
+from vitlab.config.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Rate, check_bounds
 from vitlab.data.dataset import EvalBatch, TrainBatch
 from vitlab.models import freezing
 from vitlab.training.distillation import Distillation
 from vitlab.training.losses import Loss
 from vitlab.training.optimizer import OptimizerFactory, build_optimizer, group_table
-from vitlab.training.schedules import ScheduleFactory
+from vitlab.training.schedules import ScheduleFactory, call_schedule
 from vitlab.training.scores import Count, Mean, Scores, at_least_float32
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ class Classifier(LightningModule):
         network: From normalized images [B, C, H, W] to logits [B, classes].
         num_classes: Of the data.
         optimizer: Called with parameter groups; None if nothing is trained.
-        schedule: Called with the optimizer and the total number of optimizer steps.
+        schedule: Called with the optimizer and the steps of the training, and with those of an epoch if it takes them.
+        batch_size: Images of an optimizer step, over all devices.
         loss: softmax, sigmoid (summed over the classes, big_vision), bce (its mean, DeiT III), or focal: see `losses`.
         label_smoothing: The weight of the uniform distribution in the targets.
         target_threshold: Targets above it become 1, others 0, after Mixup; 0.0 in DeiT III. Not for softmax.
@@ -51,6 +53,11 @@ class Classifier(LightningModule):
         layer_decay: The rate of a ViT's layer i is `lr` x `layer_decay` ^ (depth + 1 - i): embeddings are layer 0,
             blocks 1 .. depth, the head depth + 1 (BEiT, arXiv 2106.08254; layers as in timm).
         head_lr_factor: The head's rate, in units of `lr`.
+        base_batch_size: Images per step for which `optimizer.lr` is meant (256 in MAE, 512 in DeiT): the peak is `lr` x
+            `batch_size` / `base_batch_size`. A schedule's absolute rates aren't scaled. None: the peak is `lr`.
+        decay_all: Weight decay of all parameters (as in torchvision), not of matrices and convolution kernels alone.
+        adaptive_clip: Clip the gradient of each output unit to this part of the norm of its weights, except for the
+            head (AGC, arXiv 2102.06171; 0.01 there), after `trainer.gradient_clip_val`, which null turns off.
         freeze: `all-but-head`, or shell patterns for names of parameters or of modules (`patch_embed`,
             `blocks.[0-5]`, `*.norm?.bias`), in order; `!` unfreezes (`["*", "!blocks.11", "!head"]`).
         metrics: Further torchmetrics by name, updated with logits [B, classes] and targets [B], and logged as
@@ -65,6 +72,7 @@ class Classifier(LightningModule):
         num_classes: int,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
+        batch_size: int | None = None,
         loss: Literal["softmax", "sigmoid", "bce", "focal"] = "softmax",
         label_smoothing: Rate = 0.0,
         target_threshold: Rate | None = None,
@@ -76,6 +84,9 @@ class Classifier(LightningModule):
         distillation_temperature: PositiveFloat = 1.0,
         layer_decay: Annotated[float, Gt(0), Le(1), "1 is off"] = 1.0,
         head_lr_factor: PositiveFloat = 1.0,
+        base_batch_size: PositiveInt | None = None,
+        decay_all: bool = False,
+        adaptive_clip: PositiveFloat | None = None,
         freeze: str | tuple[str, ...] = (),
         metrics: Mapping[str, Metric | None] | None = None,
     ) -> None:
@@ -87,15 +98,19 @@ class Classifier(LightningModule):
         self.losses = Loss(loss, num_classes, label_smoothing, target_threshold, class_weights, focal_gamma)
         self.distillation = Distillation(distillation, teacher, distillation_alpha, distillation_temperature)
         self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.layer_decay, self.head_lr_factor = layer_decay, head_lr_factor
-        self.split = "test"  # the test loop's; `evaluate.py` runs it on any split
+        if base_batch_size and not batch_size:
+            raise ValueError(f"classifier.base_batch_size={base_batch_size} needs batch_size")
+        self.batch_size, self.adaptive_clip = batch_size, adaptive_clip
+        self.grouping = {"layer_decay": layer_decay, "head_lr_factor": head_lr_factor, "decay_all": decay_all}
+        self.grouping["scale"] = batch_size / base_batch_size if batch_size and base_batch_size else 1.0
+        self.split = "test"  # the test loop's; `evaluate.py` runs it on any split; raw: without averaging
         self.configured: list[dict[str, Any]] = []  # options of each parameter group, except its rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         self.identity: dict[str, Any] = {}  # the run's, for its checkpoints (`vitlab.jobs.fingerprint`)
         # called before each optimizer step with the norm of its (scaled) gradients; may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
         own = {name: metric for name, metric in (metrics or {}).items() if metric is not None}
-        self.scores = Scores({f"{s}_scores": self.build_scores(s, own) for s in ("train", "val", "test")})
+        self.scores = Scores({f"{s}_scores": self.build_scores(s, own) for s in ("train", "val", "test", "raw")})
         self.scores["train_loss"] = Mean(finite_only=True)
         self.train()
 
@@ -206,19 +221,24 @@ class Classifier(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        if self.adaptive_clip is not None:
+            body = [p for n, p in self.network.named_parameters() if not freezing.is_head_parameter(self.network, n)]
+            adaptive_clip_grad(body, self.adaptive_clip)  # type: ignore[no-untyped-call]
+
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of an epoch, if the data module counts them."""
+        return getattr(getattr(self.trainer, "datamodule", None), "steps_per_epoch", None)
 
     def total_steps(self) -> int:
         """Optimizer steps of the training. Lightning's own count would start the loader's workers too early."""
-        steps_per_epoch = getattr(getattr(self.trainer, "datamodule", None), "steps_per_epoch", None)
-        if steps_per_epoch is None:
+        if (steps_per_epoch := self.steps_per_epoch()) is None:
             return int(self.trainer.estimated_stepping_batches)
         ends = [self.trainer.max_steps, (self.trainer.max_epochs or -1) * steps_per_epoch]
         return int(min(end for end in ends if end > 0))
 
     def build_optimizer(self) -> Optimizer:
         assert self.make_optimizer is not None
-        rates = {"layer_decay": self.layer_decay, "head_lr_factor": self.head_lr_factor}
-        return build_optimizer(self.make_optimizer, self.network, **rates)
+        return build_optimizer(self.make_optimizer, self.network, **self.grouping)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.make_optimizer is None or self.make_schedule is None:
@@ -226,7 +246,10 @@ class Classifier(LightningModule):
         optimizer = self.build_optimizer()
         for line in group_table(self.network, optimizer):
             log.info(line)
-        schedule = self.make_schedule(optimizer, total_steps=self.total_steps())
+        if (scale := self.grouping["scale"]) != 1:
+            log.info("peak learning rates: optimizer.lr x %g, which is batch_size / classifier.base_batch_size", scale)
+        steps = {"total_steps": self.total_steps(), "steps_per_epoch": self.steps_per_epoch()}
+        schedule = call_schedule(self.make_schedule, optimizer, **steps)
         groups = optimizer.param_groups
         self.configured = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,26 +1,38 @@
 """Parameter groups of an optimizer. The optimizers are torch's and timm's, named in `conf/optimizer/`."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
+import torch
+from timm.optim.muon import Muon, muon
 from torch import nn
 from torch.optim import Optimizer
 
 from vitlab.models.freezing import is_head_parameter
 
+MUON = [name for name, each in signature(muon).parameters.items() if each.kind is each.KEYWORD_ONLY]
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 
 
 def parameter_groups(
-    network: nn.Module, *, hidden_apart: bool = False, layer_decay: float = 1.0, head_lr_factor: float = 1.0
+    network: nn.Module,
+    *,
+    hidden_apart: bool = False,
+    qkv_apart: bool = False,
+    layer_decay: float = 1.0,
+    head_lr_factor: float = 1.0,
+    decay_all: bool = False,
 ) -> list[dict[str, Any]]:
     """Groups `decay` (matrices and convolution kernels) and `no_decay`, without the frozen parameters.
 
     `no_decay`, with weight decay 0, has vectors (biases, norms, LayerScale) and the parameters of the network's
-    `no_weight_decay()` (timm's protocol: tokens and position embeddings).
+    `no_weight_decay()` (timm's protocol: tokens and position embeddings), as in big_vision, DeiT and MAE. With
+    `decay_all` all is in `decay`.
 
     `hidden_apart`: for Muon, which updates the matrices of the blocks; the other parameters get `use_fallback` (timm's
-    name for AdamW), their matrices in a third group `decay_ends`.
+    name for AdamW), their matrices in a third group `decay_ends`. With `qkv_apart` the blocks' `qkv` matrices are in a
+    group `decay_qkv`.
 
     With `layer_decay` below 1 each layer has its own groups (`layer3_decay`), and so has the head (`head_decay`), also
     with a `head_lr_factor` other than 1. `build_optimizer` multiplies their rate by their `lr_factor`.
@@ -33,9 +45,11 @@ def parameter_groups(
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        kind = "no_decay" if parameter.ndim < 2 or name in exempt else "decay"
-        if hidden_apart and kind == "decay" and not name.startswith("blocks."):
-            kind = "decay_ends"
+        matrix = parameter.ndim >= 2 and name not in exempt
+        kind = "decay" if matrix or decay_all else "no_decay"
+        if hidden_apart and kind == "decay":
+            inner = "decay_qkv" if qkv_apart and name.endswith(".qkv.weight") else "decay"
+            kind = inner if matrix and name.startswith("blocks.") else "decay_ends"
         head, layer = head_apart and is_head_parameter(network, name), layers.get(name, last)
         part = "head" if head else f"layer{layer}" if layers else ""
         place = (layer + head, f"{part}_{kind}" if part else kind)
@@ -44,7 +58,7 @@ def parameter_groups(
         if kind == "no_decay":
             group["weight_decay"] = 0.0
         if hidden_apart:
-            group["use_fallback"] = kind != "decay"
+            group |= {"use_fallback": kind not in ("decay", "decay_qkv"), "qkv": kind == "decay_qkv"}
         if head_apart:
             group["lr_factor"] = layer_decay ** (last - layer) * (head_lr_factor if head else 1.0)
     return [{"name": name, **groups[layer, name]} for layer, name in sorted(groups)]
@@ -63,17 +77,35 @@ def layer_indices(network: nn.Module) -> dict[str, int]:
     return dict(group_parameters(network, matcher(coarse=False), reverse=True))
 
 
-def build_optimizer(
-    make: OptimizerFactory, network: nn.Module, *, layer_decay: float = 1.0, head_lr_factor: float = 1.0
-) -> Optimizer:
-    """An optimizer whose groups hold their own peak rates, which a schedule multiplies."""
-    is_muon = getattr(getattr(make, "func", make), "__name__", "") == "Muon"
-    optimizer = make(
-        parameter_groups(network, hidden_apart=is_muon, layer_decay=layer_decay, head_lr_factor=head_lr_factor)
-    )
+def build_optimizer(make: OptimizerFactory, network: nn.Module, *, scale: float = 1.0, **grouping: Any) -> Optimizer:
+    """An optimizer whose groups hold their own peak rates, which a schedule multiplies: `scale` times its `lr`."""
+    name = getattr(getattr(make, "func", make), "__name__", "")
+    apart = {"hidden_apart": name in ("Muon", "MuonQKV"), "qkv_apart": name == "MuonQKV"}
+    optimizer = make(parameter_groups(network, **apart, **grouping))
     for group in optimizer.param_groups:
-        group["lr"] *= group.get("lr_factor", 1.0)
+        group["lr"] *= scale * group.get("lr_factor", 1.0)
     return optimizer
+
+
+class MuonQKV(Muon):
+    """timm's Muon, with each third of a matrix [3 x width, width] of the groups with `qkv` as a matrix of its own."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        apart = [(group, group["params"]) for group in self.param_groups if group["qkv"]]
+        for group, _ in apart:
+            group["params"] = []
+        super().step()  # type: ignore[no-untyped-call]
+        for group, matrices in apart:
+            group["params"] = matrices
+            for matrix in [matrix for matrix in matrices if matrix.grad is not None]:
+                if "momentum_buffer" not in self.state[matrix]:
+                    self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+                tensors = (matrix, matrix.grad, self.state[matrix]["momentum_buffer"])
+                muon(*(list(tensor.chunk(3)) for tensor in tensors), **{name: group[name] for name in MUON})
+        return loss
 
 
 def logged_rates(optimizer: Optimizer) -> dict[str, float]:

@@ -150,6 +150,33 @@ ONE_LINE: list[tuple[list[str], str]] = [
         ["schedule=reciprocal_sqrt", "schedule.cooldown_steps=2470"],
         "schedule.cooldown_steps=2470 and a warm-up of 50 steps leave nothing of the 2520 steps",
     ),
+    (
+        ["schedule=timm_cosine", "trainer.max_epochs=5"],
+        "schedule.warmup_epochs=5 leaves nothing of the 105 steps of training; use fewer epochs, or raise",
+    ),
+    (
+        ["schedule=timm_cosine", "schedule.cooldown_epochs=115"],
+        "schedule.cooldown_steps=2415 and a warm-up of 105 steps leave nothing of the 2520 steps",
+    ),
+    (["schedule.warmup_epochs=120"], "schedule.warmup_epochs=120 leaves nothing of the 2520 steps"),
+    (["++schedule.steps_per_epoch=7"], "schedule.steps_per_epoch=7 can't be set here; it follows from the data"),
+    (["++schedule.total_steps=7"], "schedule.total_steps=7 can't be set here; set trainer.max_epochs"),
+    (["++classifier.batch_size=7"], "classifier.batch_size=7 can't be set here; set batch_size"),
+    (["classifier.adaptive_clip=0"], "classifier.adaptive_clip=0 must be above 0"),
+    (
+        ["classifier.adaptive_clip=0.01", "trainer.precision=16-mixed"],
+        "classifier.adaptive_clip=0.01 needs gradients without a scale; use trainer.precision=bf16-mixed",
+    ),
+    (
+        ["classifier.adaptive_clip=0.01", "trainer=fsdp", CPU],
+        "classifier.adaptive_clip=0.01 can't clip gradients that trainer=fsdp shards over devices; use trainer=ddp",
+    ),
+    (
+        ["optimizer=muon_qkv", "trainer=fsdp", CPU],
+        "optimizer=muon_qkv can't split matrices that trainer=fsdp shards over devices; use trainer=ddp, or",
+    ),
+    (["optimizer=muon_qkv", "++optimizer.algo=adamuon"], "optimizer.algo=adamuon is not for optimizer=muon_qkv; use"),
+    (["classifier.base_batch_size=0"], "classifier.base_batch_size=0 must be at least 1"),
     # the network
     (["++model.num_classes=12"], "model.num_classes=12, but the data has 10 classes; leave model.num_classes out"),
     (["++model.in_channels=3"], "model.in_channels=3, but the data has 1 channels; leave model.in_channels out"),

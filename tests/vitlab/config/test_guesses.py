@@ -11,7 +11,7 @@ from vitlab.config import guesses
         ("lr=0.1", "use optimizer.lr=0.1"),
         ("trainer.gpus=2", "use trainer.devices=2"),
         ("epochs=5", "use trainer.max_epochs=5"),
-        ("warmup_epochs=5", "use schedule.warmup_fraction=0.1 for a tenth of all epochs"),
+        ("warmup_epochs=5", "use schedule=warmup_cosine schedule.warmup_epochs=5"),
         ("schedule.warmup_ratio=0.1", "use schedule.warmup_fraction=0.1"),
         ("warmup=100", "use schedule.warmup_steps=100 (optimizer steps)"),
         ("pretrained=true", "use model=auto model.weights=timm:NAME, hf:NAME or FILE"),

@@ -40,7 +40,8 @@ def test_the_same_network_on_the_same_data_can_be_resumed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "before", "now"), [("layer_decay", 0.7, 0.8), ("head_lr_factor", 1.0, 10.0), ("freeze", [], ["blocks"])]
+    ("key", "before", "now"),
+    [("layer_decay", 0.7, 0.8), ("head_lr_factor", 1.0, 10.0), ("freeze", [], ["blocks"]), ("decay_all", False, True)],
 )
 def test_other_parameter_groups_are_refused_since_the_optimizers_state_has_the_old_ones(
     key: str, before: Any, now: Any

@@ -77,6 +77,38 @@ def test_balanced_class_weights_are_computed_from_the_images_to_train_on(configu
         losses.Loss("softmax", 10, class_weights="balanced")
 
 
+def test_the_rate_is_scaled_by_the_configured_batch_and_a_schedule_counts_epochs(
+    configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = [
+        "batch_size=96",
+        "classifier.base_batch_size=512",
+        "trainer.accumulate_grad_batches=3",
+        "optimizer.lr=1e-3",
+    ]
+    schedule = [
+        "schedule=timm_cosine",
+        "trainer.max_epochs=4",
+        "schedule.warmup_epochs=2",
+        "schedule.warmup_steps=null",
+    ]
+    data, module, run = parts(configure(*TINY, *batch, *schedule), tmp_path)
+    run.datamodule = data
+    module.trainer = run
+    data.trainer = run
+    with caplog.at_level(logging.INFO, logger="vitlab"):
+        made = module.configure_optimizers()
+    peak = 1e-3 * 96 / 512
+    assert "peak learning rates: optimizer.lr x 0.1875, which is batch_size / classifier.base_batch_size" in caplog.text
+    assert f"{peak:.3g}" in caplog.text, "in the table of groups"
+    group, steps = made["optimizer"].param_groups[0], data.steps_per_epoch
+    assert group["initial_lr"] == pytest.approx(peak)
+    factor = made["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    used = [factor(epoch * steps) * peak for epoch in range(4)]
+    assert used == pytest.approx([1e-6, (1e-6 + peak) / 2, *(1e-5 + (peak - 1e-5) * x for x in (0.5, 0.5 - 0.5**1.5))])
+    assert factor(2 * steps - 1) == factor(steps)
+
+
 def test_metrics_are_always_written_and_every_chosen_logger_and_callback_is_there(
     configure: Configure, tmp_path: Path
 ) -> None:

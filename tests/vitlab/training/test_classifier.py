@@ -13,6 +13,7 @@ import timm
 import torch
 from lightning import Callback, LightningModule, Trainer
 from timm.optim.muon import Muon
+from timm.utils.clip_grad import dispatch_clip_grad
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
@@ -141,6 +142,28 @@ def test_clipping_by_value_is_left_to_lightning(make_trainer: MakeTrainer) -> No
     trainer.fit(module, digits_module())
     largest = max(float(p.grad.abs().max()) for p in module.network.parameters() if p.grad is not None)
     assert largest == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_adaptive_clipping_is_timm_s_after_that_by_norm_and_leaves_the_head(
+    clip: float | None, make_trainer: MakeTrainer
+) -> None:
+    found: dict[float | None, dict[str, Tensor]] = {}
+    for factor in (None, 1e-4):
+        module = classifier(adaptive_clip=factor, make_optimizer=partial(torch.optim.SGD, lr=0.0))
+        nn.init.normal_(module.get_parameter("network.head.weight"))
+        make_trainer(max_steps=1, gradient_clip_val=clip).fit(module, digits_module())
+        found[factor] = {name: p.grad.clone() for name, p in module.network.named_parameters() if p.grad is not None}
+        if factor is None:
+            body = [parameter for name, parameter in module.network.named_parameters() if not name.startswith("head")]
+            dispatch_clip_grad(body, 1e-4, mode="agc")
+            expected = {name: p.grad for name, p in module.network.named_parameters() if p.grad is not None}
+    assert found[1e-4].keys() == expected.keys()
+    for name, gradient in found[1e-4].items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
+        if name.startswith("head"):
+            torch.testing.assert_close(gradient, found[None][name])
+    assert not torch.allclose(found[1e-4]["blocks.0.mlp.fc1.weight"], found[None]["blocks.0.mlp.fc1.weight"])
 
 
 def test_bf16_mixed_trains_with_the_fused_optimizer_and_clipping(make_trainer: MakeTrainer) -> None:
@@ -295,6 +318,7 @@ def test_a_classifier_without_an_optimizer_evaluates_but_has_none() -> None:
         ({"layer_decay": 0.0}, r"layer_decay=0\.0 must be above 0 and at most 1"),
         ({"layer_decay": 1.1}, r"layer_decay=1\.1 must be"),
         ({"head_lr_factor": 0.0}, r"head_lr_factor=0\.0 must be above 0"),
+        ({"base_batch_size": 256}, r"classifier\.base_batch_size=256 needs batch_size"),
         ({"freeze": "blok"}, r"classifier\.freeze=blok: no parameter or module"),
     ],
 )

@@ -11,12 +11,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from timm.models.vision_transformer import VisionTransformer as VisionTransformerOfTimm
 from timm.optim._param_groups import param_groups_layer_decay
+from timm.optim.muon import Muon
 from torch import nn
 from torch.nn import functional as F
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.training.optimizer import build_optimizer, group_table, parameter_groups
 from vitlab.training.optimizer import logged_rates as rates_of
+from vitlab.training.schedules import call_schedule
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 PEAK, STEPS = 0.4, 40
@@ -51,6 +53,24 @@ def test_only_matrices_decay() -> None:
     assert {"cls_token", "pos_embed", "blocks.0.ls1.gamma", "norm.weight", "head.bias"} <= found["no_decay"]
     for group in parameter_groups(network):
         assert group.get("weight_decay") == (0.0 if group["name"] == "no_decay" else None)
+
+
+def test_everything_decays_if_that_is_wanted_as_torchvision_does() -> None:
+    network = toy(layer_scale=0.1, num_registers=2)
+    (group,) = parameter_groups(network, decay_all=True)
+    assert group["name"] == "decay"
+    assert len(group["params"]) == len(list(network.parameters()))
+    optimizer = build_optimizer(partial(torch.optim.AdamW, lr=0.1, weight_decay=0.3), network, decay_all=True)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3]
+    kinds = groups_by_name(network, hidden_apart=True, decay_all=True)
+    assert kinds["decay"] == groups_by_name(network, hidden_apart=True)["decay"], "Muon gets matrices alone"
+    assert kinds["decay"] | kinds["decay_ends"] == {name for name, _ in network.named_parameters()}
+
+
+def test_a_scale_of_the_rate_comes_before_layer_decay() -> None:
+    make = partial(torch.optim.SGD, lr=5e-4)
+    layered = build_optimizer(make, toy(), scale=4.0, layer_decay=0.5)
+    assert rates_of(layered) == {"layer0": 2e-3 * 0.125, "head": 2e-3}
 
 
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "resnet18"])
@@ -128,7 +148,7 @@ def test_a_layer_s_rate_is_the_base_times_the_decay_to_the_power_of_its_distance
     plain = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=PEAK)
     node = OmegaConf.to_container(OmegaConf.load(schedule))
     make = instantiate(node, warmup_steps=8)
-    schedules = [make(each, total_steps=STEPS) for each in (optimizer, plain)]
+    schedules = [call_schedule(make, each, total_steps=STEPS, steps_per_epoch=4) for each in (optimizer, plain)]
     named = {id(parameter): name for name, parameter in network.named_parameters()}
     warm = []
     for step in range(STEPS):
@@ -142,9 +162,12 @@ def test_a_layer_s_rate_is_the_base_times_the_decay_to_the_power_of_its_distance
             layer = depth if name.startswith("norm") else layer  # timm counts the last norm to the last block
             assert rate == pytest.approx(base * decay ** (depth + 1 - layer)), (step, name)
         warm.append(base)
-        for each in (optimizer, plain, *schedules):
+        for each in [optimizer, plain]:
             each.step()
-    assert warm[:8] == pytest.approx([PEAK * (step + 1) / 8 for step in range(8)])
+        for made in schedules:
+            made.step()
+    if schedule.stem != "timm_cosine":
+        assert warm[:8] == pytest.approx([PEAK * (step + 1) / 8 for step in range(8)])
     assert len(set(warm)) > 8 - 1
 
 
@@ -204,7 +227,8 @@ def test_every_optimizer_of_conf_moves_each_layer_by_its_own_rate(file: Path) ->
         optimizer.step()
         moved[layered] = {name: (p.detach() - before[name]).double() for name, p in network.named_parameters()}
         apart = [group.get("use_fallback") for group in optimizer.param_groups if group["part"] == "layer1"]
-        assert apart == ([] if not layered else [False, True] if file.stem == "muon" else [None, None])
+        expected = {"muon": [False, True], "muon_qkv": [False, False, True]}.get(file.stem, [None, None])
+        assert apart == (expected if layered else [])
     for name, factor in (("head.weight", 1.0), ("blocks.1.mlp.fc1.weight", 0.1), ("blocks.0.attn.qkv.weight", 0.01)):
         torch.testing.assert_close(moved[True][name], factor * moved[False][name], rtol=1e-3, atol=3e-7, msg=name)
 
@@ -250,7 +274,7 @@ def test_every_optimizer_of_conf_moves_every_parameter_and_lowers_the_loss(file:
     network = toy()
     images, targets = torch.randn(12, 1, 8, 8), torch.arange(12) % 3
     make = instantiate(node, _convert_="all")
-    optimizer = make(parameter_groups(network, hidden_apart=file.stem == "muon"))
+    optimizer = build_optimizer(make, network)
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     losses = []
     for _ in range(100):
@@ -287,3 +311,86 @@ def test_muon_makes_updates_of_the_blocks_matrices_orthogonal_and_no_others() ->
     for name in ("head.weight", "patch_embed.proj.weight"):  # Adam's first update is one length, up or down
         update = (network.get_parameter(name) - before[name]).detach().abs()
         torch.testing.assert_close(update, update.mean().expand_as(update), rtol=1e-3, atol=1e-7)
+
+
+def test_muon_makes_q_k_and_v_orthogonal_each_as_timm_s_does_with_three_matrices() -> None:
+    """Over steps, with weight decay, next to timm's Muon of parameters that are apart."""
+    file = CONF / "optimizer" / "muon_qkv.yaml"
+    make = instantiate(OmegaConf.to_container(OmegaConf.load(file)), _convert_="all", lr=0.02, weight_decay=0.1)
+    torch.manual_seed(0)
+    qkv, other = nn.Parameter(torch.randn(48, 16)), nn.Parameter(torch.randn(16, 16))
+    parts = [nn.Parameter(part.detach().clone()) for part in (*qkv.chunk(3), other)]
+    ours = make([{"params": [qkv], "qkv": True}, {"params": [other], "qkv": False}])
+    theirs = Muon(parts, **make.keywords)
+    for _ in range(4):
+        gradients = torch.randn(4, 16, 16)
+        qkv.grad, other.grad = gradients[:3].flatten(0, 1), gradients[3].clone()
+        for part, gradient in zip(parts, gradients, strict=True):
+            part.grad = gradient.clone()
+        ours.step()
+        theirs.step()  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(torch.cat([qkv, other]), torch.cat([*parts]), rtol=0, atol=0)
+    assert [len(group["params"]) for group in ours.param_groups] == [1, 1]
+
+
+def test_muon_apart_has_the_qkv_matrices_of_the_blocks_in_a_group() -> None:
+    network = toy()
+    make = instantiate(OmegaConf.to_container(OmegaConf.load(CONF / "optimizer" / "muon_qkv.yaml")), _convert_="all")
+    groups = {group["name"]: group for group in build_optimizer(make, network).param_groups}
+    assert names(network, groups["decay_qkv"]) == {f"blocks.{i}.attn.qkv.weight" for i in (0, 1)}
+    assert (groups["decay_qkv"]["qkv"], groups["decay_qkv"]["use_fallback"]) == (True, False)
+    assert len(groups["decay"]["params"]) == 6
+
+
+@pytest.mark.parametrize("name", ["lamb", "adafactor", "muon_qkv"])
+def test_an_optimizer_continues_from_its_saved_state(name: str, tmp_path: Path) -> None:
+    make = instantiate(OmegaConf.to_container(OmegaConf.load(CONF / "optimizer" / f"{name}.yaml")), _convert_="all")
+
+    def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            torch.manual_seed(step)
+            for parameter in network.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+
+    network = toy()
+    optimizer = build_optimizer(make, network)
+    train(network, optimizer, range(2))
+    torch.save([network.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
+    train(network, optimizer, range(2, 5))
+    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed = toy()
+    resumed.load_state_dict(weights)
+    again = build_optimizer(make, resumed)
+    again.load_state_dict(state)
+    train(resumed, again, range(2, 5))
+    for mine, theirs in zip(resumed.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_lamb_clips_the_norm_itself_and_adapts_what_decays() -> None:
+    """As apex's FusedLAMB in DeiT III: the norm of all gradients is 1, vectors have no trust ratio."""
+    make = instantiate(OmegaConf.to_container(OmegaConf.load(CONF / "optimizer" / "lamb.yaml")), _convert_="all")
+    assert make.keywords == {
+        "lr": 4e-3,
+        "weight_decay": 0.05,
+        "betas": [0.9, 0.999],
+        "eps": 1e-6,
+        "max_grad_norm": 1.0,
+        "trust_clip": False,
+        "always_adapt": False,
+    }
+    network = toy()
+    nn.init.normal_(network.get_parameter("head.weight"))
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    optimizer = build_optimizer(make, network)
+    for parameter in network.parameters():
+        parameter.grad = 1e3 * torch.ones_like(parameter)
+    optimizer.step()
+    scale = sum(p.numel() for p in network.parameters()) ** -0.5  # of the clipped gradient
+    for name, parameter in network.named_parameters():
+        update = scale / (scale + 1e-6) * torch.ones_like(parameter)  # Adam's first
+        if name in groups_by_name(network)["decay"]:
+            update += 0.05 * before[name]
+            update *= before[name].norm() / update.norm()
+        torch.testing.assert_close(parameter.detach(), before[name] - 4e-3 * update, rtol=1e-4, atol=1e-6, msg=name)

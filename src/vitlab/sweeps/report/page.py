@@ -56,7 +56,7 @@ def render_page(sweep: Sweep) -> str:
     objective, importance = table.first_objective(sweep)[0], None
     with suppress(ImportError):  # without Optuna
         importance = setting_importance(sweep.jobs, objective)
-    wanted = dict.fromkeys([*sweep.objectives, "test/acc", "val/acc", "val/loss", *COSTS])
+    wanted = dict.fromkeys([*sweep.objectives, "test/acc", "raw/acc", "val/acc", "val/loss", *COSTS])
     return environment.get_template("page.html").render(
         sweep=sweep,
         created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

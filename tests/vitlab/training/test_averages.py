@@ -1,0 +1,215 @@
+"""Averages step by step next to timm's and torchvision's, through resumes, and their scores next to the raw ones."""
+
+import logging
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from vitlab.config.schema import Node
+from vitlab.data.augment import Augment
+from vitlab.data.datamodule import DataModule
+from vitlab.data.sets.digits import digits
+from vitlab.models.vit import VisionTransformer
+from vitlab.storage.safe_load import load_checkpoint
+from vitlab.training import build, schedules
+from vitlab.training.averages import WeightAveraging
+from vitlab.training.classifier import Classifier
+
+MakeTrainer = Callable[..., Trainer]
+Average = Callable[[int, nn.Module], nn.Module]  # optimizer steps done, network -> its average
+BATCH, PER_EPOCH, EPOCHS = 20, 5, 3
+
+
+def classifier() -> Classifier:
+    torch.manual_seed(0)
+    network = VisionTransformer(image_size=8, patch_size=4, dim=16, depth=1, heads=2, num_classes=10, in_channels=1)
+    optimizer = partial(torch.optim.SGD, lr=0.5)
+    return Classifier(network, num_classes=10, optimizer=optimizer, schedule=schedules.constant, batch_size=BATCH)
+
+
+def data() -> DataModule:
+    module = DataModule(
+        source=digits, max_train_samples=BATCH * PER_EPOCH, batch_size=BATCH, augment=Augment(), image_size=8, seed=0
+    )
+    module.setup()
+    return module
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+class Compare(Callback):
+    """Compares an average with a reference after each optimizer step."""
+
+    def __init__(self, average: WeightAveraging, reference: Average) -> None:
+        self.average, self.reference, self.steps = average, reference, 0
+        self.moved: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.steps:
+            return
+        self.steps = trainer.global_step
+        assert isinstance(pl_module, Classifier)
+        expected = self.reference(self.steps, pl_module.network)
+        average: Any = self.average._average_model
+        for (name, mine), theirs in zip(average.module.network.named_parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7, msg=f"{name} at {self.steps}")
+        weight = pl_module.get_parameter("network.head.weight")
+        self.moved.append(float(torch.dist(weight.detach(), average.module.network.head.weight.detach())))
+
+
+def compare(make_trainer: MakeTrainer, average: WeightAveraging, reference: Average, **trainer: Any) -> list[float]:
+    check = Compare(average, reference)
+    options = {"max_epochs": EPOCHS, "limit_val_batches": 0} | trainer
+    make_trainer(callbacks=[average, check], **options).fit(classifier(), data())
+    assert check.steps == EPOCHS * PER_EPOCH
+    return check.moved
+
+
+@pytest.mark.parametrize(
+    ("start", "parts", "warmup"),
+    [
+        (0, 1, {}),
+        (6, 2, {"use_warmup": True}),
+        (0, 1, {"use_warmup": True, "warmup_gamma": 3.0, "warmup_power": 0.9}),
+    ],
+)
+def test_the_average_is_timm_s_in_each_step(
+    start: int, parts: int, warmup: dict[str, Any], make_trainer: MakeTrainer
+) -> None:
+    ema: list[ModelEmaV3] = []
+
+    def reference(step: int, network: nn.Module) -> nn.Module:
+        if not ema:
+            ema.append(ModelEmaV3(network, decay=0.8, update_after_step=start, **warmup))
+        ema[0].update(network, step=step)  # as timm's train.py counts
+        return ema[0].get_submodule("module")
+
+    average = WeightAveraging(decay=0.8, start_step=start, **warmup)
+    moved = compare(make_trainer, average, reference, accumulate_grad_batches=parts)
+    assert moved[: start + 1] == [0.0] * (start + 1), "a copy, and in the first update too"
+    assert min(moved[start + 1 :]) > 1e-4
+
+
+class ExponentialMovingAverage(AveragedModel):
+    """torchvision's (references/classification/utils.py)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        def ema_avg(avg: Tensor, param: Tensor, _: Any) -> Tensor:
+            return decay * avg + (1 - decay) * param
+
+        super().__init__(model, torch.device("cpu"), ema_avg, use_buffers=True)
+
+
+@pytest.mark.parametrize("decay", [0.99, 0.5])
+def test_the_average_is_torchvision_s_in_each_step(decay: float, make_trainer: MakeTrainer) -> None:
+    """references/classification/train.py: every 3 steps of an epoch, copies in the warm-up, the decay adjusted."""
+    epochs, every, warmup = EPOCHS, 3, 1
+    alpha = min(1.0, (1 - decay) * BATCH * every / epochs)
+    ema: list[ExponentialMovingAverage] = []
+
+    def reference(step: int, network: nn.Module) -> nn.Module:
+        if not ema:
+            ema.append(ExponentialMovingAverage(network, 1 - alpha))
+        epoch, i = divmod(step - 1, PER_EPOCH)
+        if i % every == 0:
+            ema[0].update_parameters(network)
+            if epoch < warmup:
+                ema[0].n_averaged.fill_(0)
+        return ema[0].get_submodule("module")
+
+    options: dict[str, Any] = {
+        "every_n_steps": every,
+        "per_epoch": True,
+        "start_fraction": warmup / epochs,
+        "adjust": True,
+    }
+    average = WeightAveraging(decay=decay, **options)
+    compare(make_trainer, average, reference)
+    assert average.decay_of(1) == pytest.approx(1 - alpha)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_without_a_decay_the_average_is_the_mean_of_the_last_steps(every: int, make_trainer: MakeTrainer) -> None:
+    kept: list[nn.Module] = []
+
+    def reference(step: int, network: nn.Module) -> nn.Module:
+        if (step - 1) % every == 0:
+            kept[:] = [*(kept if step - every > 6 else []), deepcopy(network)]  # in 6 steps copies of the weights
+        mean = deepcopy(kept[0])
+        with torch.no_grad():
+            for parameter, *others in zip(*(each.parameters() for each in (mean, *kept)), strict=True):
+                parameter.copy_(torch.stack(others).mean(0))
+        return mean
+
+    compare(make_trainer, WeightAveraging(decay=None, start_fraction=0.4, every_n_steps=every), reference)
+    assert len(kept) == {1: 9, 4: 2}[every]
+
+
+def test_after_training_the_module_has_the_averages_and_the_checkpoint_both(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    module = classifier()
+    average = WeightAveraging(decay=0.9)
+
+    class Save(Callback):
+        def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / "end.ckpt")
+
+    make_trainer(callbacks=[average, Save()], max_epochs=2, limit_val_batches=0).fit(module, data())
+    content = load_checkpoint(tmp_path / "end.ckpt")
+    name = "network.head.weight"
+    assert torch.equal(content["state_dict"][name], module.state_dict()[name])
+    assert not torch.equal(content["current_model_state"][name], module.state_dict()[name])
+
+
+@pytest.mark.usefixtures("_restored")
+def test_a_run_has_the_scores_of_the_averages_and_of_the_weights_that_were_averaged(
+    configure: Callable[..., Node], train_function: Callable[..., Node], tmp_path: Path
+) -> None:
+    small = ["model.dim=16", "model.depth=1", "model.heads=2", "trainer.accelerator=cpu", "logger=csv"]
+    quick = ["trainer.enable_progress_bar=false", "trainer.max_steps=12", "schedule=constant", "optimizer.lr=1e-2"]
+    config = configure("callbacks=ema", "callbacks.ema.decay=0.95", *small, *quick)
+    (tmp_path / "run").mkdir()
+    results = train_function(**config)
+    assert results["test/count"] == results["raw/count"] == 360
+    assert results["test/loss"] != results["raw/loss"]
+    content = load_checkpoint(Path(results["checkpoint"]))
+    for key, prefix in (("state_dict", "test"), ("current_model_state", "raw")):
+        datamodule = build.build_data(config["data"])
+        module = build.build_classifier(config["model"], datamodule, config["classifier"])
+        module.load_state_dict(content[key])
+        tester = build.build_trainer(config["trainer"], run_dir=tmp_path / "test")
+        tester.test(module, datamodule, verbose=False)
+        for score in ("acc", "loss"):
+            assert float(tester.callback_metrics[f"test/{score}"]) == results[f"{prefix}/{score}"]
+    assert "raw/acc" in (Path(config["run_dir"]) / "metrics.csv").read_text().splitlines()[0]
+    assert build.raw_scores(tester, module, datamodule, without_averages(tmp_path / "plain.ckpt")) == {}
+
+
+def without_averages(file: Path) -> Path:
+    torch.save({"state_dict": {}}, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"decay": 1.0}, "decay=1.0 must be"), ({"every_n_steps": 0}, "every_n_steps=0 must be at least 1")],
+)
+def test_settings_out_of_bounds_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WeightAveraging(**settings)
