@@ -4,8 +4,7 @@ Order: uint8 -> crop, flip -> affine -> auto-augmentation -> float, resized, nor
 For image folders, the workers crop, flip and auto-augment (dataset.py).
 """
 
-from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -14,7 +13,7 @@ from torchvision.transforms import v2
 
 from vitlab.config import bounds
 from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
-from vitlab.data import augment_ops
+from vitlab.data import augment_ops, mixing
 from vitlab.data.source import Source
 
 Share = Annotated[float, Gt(0), Le(1)]
@@ -35,9 +34,16 @@ class Augment(nn.Module):
         auto_augment: RandAugment or TrivialAugment (wide), with torchvision's operations.
         randaugment_ops: Operations per image.
         randaugment_magnitude: Magnitude of the operations, 0 to 30.
-        erasing: Probability of replacing a rectangle by the mean color.
+        erasing: Probability of replacing a rectangle.
+        erasing_mode: By the mean color, with sides clipped to the image, or as timm's `rand` and `pixel`, by normal
+            noise per channel or pixel.
+        erasing_area: Range of the rectangle's area, as a share of the image; timm's is 0.02 to 1/3.
         mixup: Alpha of Mixup's Beta distribution; 0 is off.
-        cutmix: Alpha of CutMix's; 0 is off. With both on, each batch uses one of them at random.
+        cutmix: Alpha of CutMix's; 0 is off. With both on, each draw uses one of them at random.
+        mix_probability: Probability of mixing at all, per draw.
+        mix_switch_probability: Probability of CutMix, if both are on.
+        mix_mode: One draw per batch, per pair of images that are mixed with each other, or per image.
+        mix_off_epoch: Epochs to train before mixing ends; None: never.
         crop_scale: Range of the area of random crops, as a share of the image; for image folders.
         crop_fraction: Share of the resized side that evaluation's center crop keeps; for image folders. None: that of
             the weights that training starts from, else 0.875.
@@ -60,8 +66,14 @@ class Augment(nn.Module):
         randaugment_ops: PositiveInt = 2,
         randaugment_magnitude: Annotated[int, Ge(0), Le(30)] = 9,
         erasing: Annotated[Probability, "a probability"] = 0.0,
+        erasing_mode: Literal["const", "channel", "pixel"] = "const",
+        erasing_area: Annotated[tuple[Share, Share], bounds.Ascending()] = (0.02, 0.33),
         mixup: Annotated[NonNegativeFloat, "0 is off"] = 0.0,
         cutmix: Annotated[NonNegativeFloat, "0 is off"] = 0.0,
+        mix_probability: Probability = 1.0,
+        mix_switch_probability: Probability = 0.5,
+        mix_mode: Literal["batch", "pair", "elem"] = "batch",
+        mix_off_epoch: PositiveInt | None = None,
         crop_scale: Annotated[tuple[Share, Share], bounds.Ascending()] = (0.08, 1.0),
         crop_fraction: Share | None = None,
     ) -> None:
@@ -71,7 +83,13 @@ class Augment(nn.Module):
         self.scale, self.crop_scale = (float(scale[0]), float(scale[1])), (float(crop_scale[0]), float(crop_scale[1]))
         self.auto_augment = auto_augment
         self.randaugment_ops, self.randaugment_magnitude = randaugment_ops, randaugment_magnitude
-        self.erasing, self.mixup, self.cutmix = erasing, mixup, cutmix
+        self.erasing, self.erasing_mode, self.erasing_area = erasing, erasing_mode, erasing_area
+        self.mixup, self.cutmix, self.mix_off_epoch = mixup, cutmix, mix_off_epoch
+        self.mix_settings: dict[str, Any] = {
+            "probability": mix_probability,
+            "switch": mix_switch_probability,
+            "mode": mix_mode,
+        }
         self.crop_fraction = 0.875 if crop_fraction is None else crop_fraction
 
     def check(self, source: str, *, in_memory: bool, channels: int) -> None:
@@ -84,14 +102,23 @@ class Augment(nn.Module):
             raise ValueError(f"data.augment.auto_augment={self.auto_augment} {remedy}")
 
     def forward(
-        self, images: Tensor, targets: Tensor, *, prepare: "Prepare", num_classes: int, cropped: bool = False
+        self,
+        images: Tensor,
+        targets: Tensor,
+        *,
+        prepare: "Prepare",
+        num_classes: int,
+        cropped: bool = False,
+        epoch: int = 0,
     ) -> tuple[Tensor, Tensor]:
         # uint8 [B, C, H, W] and int64 [B] -> float [B, C, h, w] and int64 [B]; with Mixup or CutMix, the targets become
         # soft, float [B, classes]. `cropped`: the workers have cropped, flipped and auto-augmented.
         images = prepare(self.vary(images, cropped=cropped))
         if self.erasing:
-            images = augment_ops.erase(images, self.erasing)
-        return self.mix(images, targets, num_classes)
+            images = augment_ops.erase(images, self.erasing, self.erasing_area, self.erasing_mode)
+        if not (self.mixup or self.cutmix) or (self.mix_off_epoch is not None and epoch >= self.mix_off_epoch):
+            return images, targets
+        return mixing.mix(images, targets, num_classes, mixup=self.mixup, cutmix=self.cutmix, **self.mix_settings)
 
     def vary(self, images: Tensor, *, cropped: bool = False) -> Tensor:
         if not cropped and (self.crop_padding or self.flip):
@@ -103,21 +130,6 @@ class Augment(nn.Module):
         if not cropped and self.auto_augment == "trivialaugment":
             images = augment_ops.trivial_augment(images)
         return images
-
-    def mix(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Apply Mixup or CutMix to neighbors in the (shuffled) batch."""
-        kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha > 0]
-        if not kinds:
-            return images, targets
-        kind, alpha = kinds[0] if len(kinds) == 1 or torch.rand(()) < 0.5 else kinds[1]
-        mixed_images, mixed_targets = build_mixer(kind, alpha, num_classes)(images, targets)
-        return mixed_images, mixed_targets
-
-
-@lru_cache
-def build_mixer(kind: type[v2.MixUp | v2.CutMix], alpha: float, num_classes: int) -> v2.Transform:
-    """A transform that is built once, which takes longer than mixing small images."""
-    return kind(alpha=alpha, num_classes=num_classes)
 
 
 def per_channel(

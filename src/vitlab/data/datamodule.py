@@ -228,7 +228,7 @@ class DataModule(LightningDataModule):
                 raise RuntimeError(f"the loader was started too early: it returned the batch of {position}")
             reseed(stable_seed(self.seed, batch.epoch, batch.step, batch.micro), batch.images.device)
             known = {"num_classes": self.num_classes, "cropped": self._splits["train"].files is not None}
-            images, targets = self.augment(batch.images, batch.targets, prepare=prepare, **known)
+            images, targets = self.augment(batch.images, batch.targets, prepare=prepare, epoch=batch.epoch, **known)
             batch = batch._replace(images=images, targets=targets)
         else:
             batch = batch._replace(images=prepare(batch.images))

@@ -1,14 +1,19 @@
 """Image operations on batches: each equals torchvision's on one image, and images differ in their draws."""
 
 import math
+import random
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
+from scipy.stats import kstest
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from distributions import counts_differ
 from vitlab.data import augment_ops
 from vitlab.data.sets.fake import fake
 
@@ -165,6 +170,47 @@ def test_erasing_takes_rectangles_of_the_papers_size() -> None:
     assert torch.equal(augment_ops.erase(batch, 0.0), batch)
     assert (augment_ops.erase(batch, 1.0) == 0).flatten(1).any(1).all()
     assert (batch == 1).all(), "the batch itself stays as it was"
+
+
+def boxes_of(erased: Tensor) -> Tensor:
+    """Top, height, left and width of each image's erased pixels, [n, 4], of images of ones."""
+    holes = (erased != 1).any(1)
+    holes = holes[holes.flatten(1).any(1)]
+    rows, cols = holes.any(2).int(), holes.any(1).int()
+    return torch.stack([rows.argmax(1), rows.sum(1), cols.argmax(1), cols.sum(1)], dim=1)
+
+
+@pytest.mark.parametrize("mode", ["channel", "pixel"])
+def test_erasing_has_timms_distribution(mode: Literal["channel", "pixel"]) -> None:
+    def theirs(area: float) -> Tensor:
+        erasing = RandomErasing(0.25, 0.02, area, mode="rand" if mode == "channel" else mode, device="cpu")  # type: ignore[no-untyped-call]
+        return boxes_of(erasing(torch.ones(16000, 3, 24, 12)))  # type: ignore[no-untyped-call]
+
+    torch.manual_seed(0)
+    random.seed(0)
+    ours = boxes_of(augment_ops.erase(torch.ones(16000, 3, 24, 12), 0.25, (0.02, 1 / 3), mode))
+    one, other = theirs(1 / 3), theirs(0.4)
+    assert len(ours) / 16000 == pytest.approx(0.25, abs=0.014), "four standard deviations"
+    assert not any(counts_differ(mine.tolist(), yours.tolist()) for mine, yours in zip(ours.T, one.T, strict=True))
+    assert counts_differ(ours[:, 1].tolist(), other[:, 1].tolist()), "another area is seen"
+
+
+def test_erased_pixels_are_zeros_or_normal_noise_per_channel_or_pixel() -> None:
+    batch = torch.full((400, 3, 20, 20), 9.0)
+    for mode in ("const", "channel", "pixel"):
+        torch.manual_seed(0)
+        erased = augment_ops.erase(batch, 1.0, (0.1, 0.2), mode)
+        assert (batch == 9).all(), "the batch itself stays as it was"
+        values = [[channel[channel != 9] for channel in image] for image in erased]
+        if mode == "const":
+            assert all((channel == 0).all() for image in values for channel in image)
+            continue
+        assert all((channel == channel[0]).all() == (mode == "channel") for image in values for channel in image)
+        firsts = [float(channel[0]) for image in values for channel in image]
+        assert kstest(firsts, "norm").pvalue > 1e-4
+        assert len(set(firsts)) == 1200
+        inside = torch.cat([image[0] for image in values])
+        assert 0.1 < len(inside) / (400 * 400) < 0.2
 
 
 def test_erased_rectangles_are_anywhere_within_the_image() -> None:
