@@ -13,7 +13,8 @@ from torchvision.transforms import v2
 
 from vitlab.config import bounds
 from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
-from vitlab.data import augment_ops, mixing
+from vitlab.data import augment_ops, crops, mixing
+from vitlab.data.erasing import erase
 from vitlab.data.source import Source
 
 Share = Annotated[float, Gt(0), Le(1)]
@@ -25,6 +26,12 @@ class Augment(nn.Module):
     """Augmentation of training images, off by default except for `crop_scale`.
 
     Args:
+        crop: `inception`: torchvision's RandomResizedCrop to the input size. `simple`: resize to just cover the input
+            size, then shift by up to `crop_padding` pixels (0: 4, as DeiT III) with reflection. `none`: the crop of
+            evaluation, for sets in memory `crop_padding` alone. None: `inception` for image folders, else `none`.
+        crop_scale: Range of the area of `inception` crops, as a share of the image.
+        crop_interpolation: Of resizing a crop; `random`: bilinear or bicubic, per image. None: `data.interpolation`.
+        crop_antialias: Average over all pixels when a crop is made smaller; without, as in big_vision.
         crop_padding: Shift by up to this many pixels, filled with black; for sets in memory.
         flip: Mirror half of the images left to right.
         degrees: Rotate by up to this many degrees in either direction.
@@ -44,7 +51,6 @@ class Augment(nn.Module):
         mix_switch_probability: Probability of CutMix, if both are on.
         mix_mode: One draw per batch, per pair of images that are mixed with each other, or per image.
         mix_off_epoch: Epochs to train before mixing ends; None: never.
-        crop_scale: Range of the area of random crops, as a share of the image; for image folders.
         crop_fraction: Share of the resized side that evaluation's center crop keeps; for image folders. None: that of
             the weights that training starts from, else 0.875.
 
@@ -56,6 +62,10 @@ class Augment(nn.Module):
     def __init__(
         self,
         *,
+        crop: Literal["inception", "simple", "none"] | None = None,
+        crop_scale: Annotated[tuple[Share, Share], bounds.Ascending()] = (0.08, 1.0),
+        crop_interpolation: Literal["bicubic", "bilinear", "random"] | None = None,
+        crop_antialias: bool = True,
         crop_padding: NonNegativeInt = 0,
         flip: bool = False,
         degrees: Annotated[float, Ge(0), Le(180)] = 0.0,
@@ -74,10 +84,20 @@ class Augment(nn.Module):
         mix_switch_probability: Probability = 0.5,
         mix_mode: Literal["batch", "pair", "elem"] = "batch",
         mix_off_epoch: PositiveInt | None = None,
-        crop_scale: Annotated[tuple[Share, Share], bounds.Ascending()] = (0.08, 1.0),
         crop_fraction: Share | None = None,
     ) -> None:
         super().__init__()
+        if crop_interpolation == "random" and crop in ("simple", "none"):
+            raise ValueError(
+                f"data.augment.crop_interpolation=random is for crop=inception, not {crop}; choose bilinear"
+            )
+        if crop_padding and crop == "inception":
+            remedy = "is for data.augment.crop=simple and none, not inception; set crop_padding to 0"
+            raise ValueError(f"data.augment.crop_padding={crop_padding} {remedy}")
+        if not crop_antialias and crop_interpolation != "bilinear":
+            remedy = "works with data.augment.crop_interpolation=bilinear alone; set that, or leave crop_antialias out"
+            raise ValueError(f"data.augment.crop_antialias=false {remedy}")
+        self.crop, self.crop_interpolation, self.crop_antialias = crop, crop_interpolation, crop_antialias
         self.crop_padding, self.flip = crop_padding, flip
         self.degrees, self.translate, self.shear = degrees, translate, shear
         self.scale, self.crop_scale = (float(scale[0]), float(scale[1])), (float(crop_scale[0]), float(crop_scale[1]))
@@ -85,16 +105,13 @@ class Augment(nn.Module):
         self.randaugment_ops, self.randaugment_magnitude = randaugment_ops, randaugment_magnitude
         self.erasing, self.erasing_mode, self.erasing_area = erasing, erasing_mode, erasing_area
         self.mixup, self.cutmix, self.mix_off_epoch = mixup, cutmix, mix_off_epoch
-        self.mix_settings: dict[str, Any] = {
-            "probability": mix_probability,
-            "switch": mix_switch_probability,
-            "mode": mix_mode,
-        }
+        settings = {"probability": mix_probability, "switch": mix_switch_probability, "mode": mix_mode}
+        self.mix_settings: dict[str, Any] = settings
         self.crop_fraction = 0.875 if crop_fraction is None else crop_fraction
 
     def check(self, source: str, *, in_memory: bool, channels: int) -> None:
         """Raise `ValueError` for settings that don't fit a source of this name."""
-        if self.crop_padding and not in_memory:
+        if self.crop_padding and not in_memory and self.crop != "simple":
             remedy = "image folders take random crops by data.augment.crop_scale, so set crop_padding to 0"
             raise ValueError(f"data.augment.crop_padding={self.crop_padding} is for data sets in memory; {remedy}")
         if self.auto_augment != "none" and channels not in (1, 3):
@@ -113,22 +130,35 @@ class Augment(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         # uint8 [B, C, H, W] and int64 [B] -> float [B, C, h, w] and int64 [B]; with Mixup or CutMix, the targets become
         # soft, float [B, classes]. `cropped`: the workers have cropped, flipped and auto-augmented.
-        images = prepare(self.vary(images, cropped=cropped))
+        images = prepare(self.vary(images, prepare, cropped=cropped))
         if self.erasing:
-            images = augment_ops.erase(images, self.erasing, self.erasing_area, self.erasing_mode)
+            images = erase(images, self.erasing, self.erasing_area, self.erasing_mode)
         if not (self.mixup or self.cutmix) or (self.mix_off_epoch is not None and epoch >= self.mix_off_epoch):
             return images, targets
         return mixing.mix(images, targets, num_classes, mixup=self.mixup, cutmix=self.cutmix, **self.mix_settings)
 
-    def vary(self, images: Tensor, *, cropped: bool = False) -> Tensor:
-        if not cropped and (self.crop_padding or self.flip):
-            images = augment_ops.crop_and_flip(images, self.crop_padding, self.flip)
+    def vary(self, images: Tensor, prepare: "Prepare", *, cropped: bool = False) -> Tensor:
+        if not cropped:
+            images = self.crop_and_flip(images, prepare)
         if self.degrees or self.translate or self.shear or self.scale != (1.0, 1.0):
             images = augment_ops.random_affine(images, self.degrees, self.translate, self.scale, self.shear)
         if not cropped and self.auto_augment == "randaugment":
             images = augment_ops.rand_augment(images, self.randaugment_ops, self.randaugment_magnitude)
         if not cropped and self.auto_augment == "trivialaugment":
             images = augment_ops.trivial_augment(images)
+        return images
+
+    def crop_and_flip(self, images: Tensor, prepare: "Prepare") -> Tensor:
+        """The crops of sets in memory."""
+        size, mode = prepare.image_size, self.crop_interpolation or prepare.interpolation.value
+        if self.crop == "simple":
+            images = crops.cover(images, size, v2.InterpolationMode(mode), antialias=self.crop_antialias)
+            padding = self.crop_padding or crops.REFLECTION
+            return crops.crop_and_flip(images, padding, self.flip, size=size, mode="reflect")
+        if self.crop == "inception":
+            images = crops.random_resized_crop(images, size, self.crop_scale, mode, antialias=self.crop_antialias)
+        if self.crop_padding or self.flip:
+            images = crops.crop_and_flip(images, self.crop_padding, self.flip)
         return images
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from vitlab.data.augment_ops import rectangles
+from vitlab.data.erasing import rectangles
 
 
 def mix(

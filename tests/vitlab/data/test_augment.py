@@ -14,6 +14,9 @@ from vitlab.data.sets.fake import fake
 KNOBS: list[dict[str, Any]] = [
     {"crop_padding": 3},
     {"flip": True},
+    {"crop": "inception", "flip": True},
+    {"crop": "inception", "crop_interpolation": "random"},
+    {"crop": "simple"},
     {"degrees": 15.0},
     {"translate": 0.2},
     {"scale": (0.8, 1.2)},
@@ -21,6 +24,7 @@ KNOBS: list[dict[str, Any]] = [
     {"auto_augment": "randaugment"},
     {"auto_augment": "trivialaugment"},
     {"erasing": 1.0},
+    {"erasing": 1.0, "erasing_mode": "pixel"},
 ]
 PREPARE = Prepare(image_size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -45,12 +49,14 @@ def test_images_of_a_batch_are_varied_each_in_its_own_way(knobs: dict[str, Any])
     varied, targets = run(Augment(**knobs), images)
     assert varied.shape == (64, 3, 16, 16)
     assert varied.dtype == torch.float32
-    assert len({tuple(image) for image in varied.flatten(1).tolist()}) >= (2 if "flip" in knobs else 10)
+    assert len({tuple(image) for image in varied.flatten(1).tolist()}) >= (2 if list(knobs) == ["flip"] else 10)
     assert torch.equal(images, before), "the data set itself is not touched"
     assert targets.dtype == torch.int64
 
 
-@pytest.mark.parametrize("knobs", [*KNOBS, {"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+@pytest.mark.parametrize(
+    "knobs", [*KNOBS, {"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0, "mix_mode": "pair"}]
+)
 def test_augmentation_repeats_under_a_seed(knobs: dict[str, Any]) -> None:
     augment = Augment(**knobs)
     images = fake(samples=32, test_samples=1, size=16).train.images
@@ -63,7 +69,7 @@ def test_augmentation_repeats_under_a_seed(knobs: dict[str, Any]) -> None:
 
 def test_uint8_stays_uint8_until_the_images_are_prepared() -> None:
     augment = Augment(crop_padding=2, flip=True, degrees=5.0, auto_augment="randaugment")
-    varied = augment.vary(same(8))
+    varied = augment.vary(same(8), PREPARE)
     assert varied.dtype == torch.uint8
     assert varied.shape == (8, 3, 16, 16)
 
@@ -71,8 +77,8 @@ def test_uint8_stays_uint8_until_the_images_are_prepared() -> None:
 def test_what_the_workers_did_is_not_done_again() -> None:
     images = same(8)
     augment = Augment(crop_padding=2, flip=True, auto_augment="trivialaugment")
-    assert torch.equal(augment.vary(images, cropped=True), images)
-    assert not torch.equal(augment.vary(images), images)
+    assert torch.equal(augment.vary(images, PREPARE, cropped=True), images)
+    assert not torch.equal(augment.vary(images, PREPARE), images)
 
 
 def test_without_knobs_training_sees_what_evaluation_sees() -> None:
@@ -145,6 +151,10 @@ def test_erased_pixels_have_the_mean_color() -> None:
         ("randaugment_ops", 0, "at least 1"),
         ("randaugment_magnitude", 31, "at least 0 and at most 30"),
         ("erasing", 1.5, "probability"),
+        ("erasing_area", (0.3, 0.1), "low <= high"),
+        ("erasing_mode", "rand", "one of 'const', 'channel', 'pixel'"),
+        ("mix_probability", 1.5, "at most 1"),
+        ("mix_off_epoch", 0, "at least 1"),
         ("mixup", -0.1, "at least 0"),
         ("cutmix", -0.1, "at least 0"),
         ("crop_scale", (0.0, 1.0), "above 0"),
@@ -158,11 +168,28 @@ def test_a_knob_outside_its_range_is_named(knob: str, value: object, rule: str) 
 
 
 @pytest.mark.parametrize(
+    ("knobs", "problem"),
+    [
+        (
+            {"crop": "simple", "crop_interpolation": "random"},
+            "is for crop=inception, not simple",
+        ),
+        ({"crop": "inception", "crop_padding": 4}, "crop_padding=4 is for data.augment.crop=simple and none"),
+        ({"crop_antialias": False}, "crop_antialias=false works with data.augment.crop_interpolation=bilinear alone"),
+    ],
+)
+def test_knobs_that_exclude_each_other_are_named(knobs: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Augment(**knobs)
+
+
+@pytest.mark.parametrize(
     ("knobs", "in_memory", "channels", "problem"),
     [
         ({}, False, 2, None),
         ({"crop_padding": 2}, True, 2, None),
         ({"crop_padding": 2}, False, 3, "crop_padding=2 is for data sets in memory"),
+        ({"crop_padding": 2, "crop": "simple"}, False, 3, None),
         ({"auto_augment": "randaugment"}, False, 3, None),
         ({"auto_augment": "trivialaugment"}, True, 1, None),
         ({"auto_augment": "trivialaugment"}, True, 2, "works on 1 or 3 channels, and mine has 2; set it to none"),
