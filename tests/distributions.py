@@ -1,5 +1,6 @@
 """Whether two samples are from one distribution."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,9 +17,7 @@ def differ(one: Iterable[float], other: Iterable[float]) -> bool:
 
 def counts_differ(one: Iterable[object], other: Iterable[object]) -> bool:
     """Chi-square of homogeneity of two samples of names or numbers."""
-    ones, others = list(map(str, one)), list(map(str, other))
-    if not ones + others:
-        return False
-    kinds = sorted(set(ones) | set(others))
-    table = [[values.count(kind) for kind in kinds] for values in (ones, others)]
-    return bool(chi2_contingency(table).pvalue < LEVEL)
+    counts = [Counter(map(str, sample)) for sample in (one, other)]
+    kinds = sorted(set().union(*counts))
+    table = [[count[kind] for kind in kinds] for count in counts]
+    return bool(kinds) and bool(chi2_contingency(table).pvalue < LEVEL)

@@ -14,9 +14,14 @@ from torchvision.transforms import v2
 from vitlab.config import bounds
 from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from vitlab.data import augment_ops, crops, mixing
+from vitlab.data.auto_augment import AutoAugmentation, color_jitter, timm_sampling
 from vitlab.data.erasing import erase
 from vitlab.data.source import Source
 
+AutoAugment = Literal[
+    "none", "randaugment", "trivialaugment", "timm_randaugment", "big_vision_randaugment",
+    "autoaugment_imagenet", "autoaugment_cifar10", "autoaugment_svhn", "augmix", "three_augment",
+]  # fmt: skip
 Share = Annotated[float, Gt(0), Le(1)]
 
 CACHE_SIZE = 2**17  # numbers that fit into a processor's cache
@@ -38,9 +43,13 @@ class Augment(nn.Module):
         translate: Shift by up to this fraction of the side.
         scale: Range of a zoom factor.
         shear: Shear along x by up to this many degrees.
-        auto_augment: RandAugment or TrivialAugment (wide), with torchvision's operations.
-        randaugment_ops: Operations per image.
-        randaugment_magnitude: Magnitude of the operations, 0 to 30.
+        auto_augment: RandAugment as torchvision has it, as timm (`rand-m9-mstd0.5-inc1`: with invert and solarize-add,
+            each operation with probability 0.5, the mean color outside) or as big_vision (with cutout, for 224 pixels);
+            torchvision's TrivialAugment (wide), AutoAugment and AugMix; or DeiT III's 3-Augment.
+        randaugment_ops: RandAugment's operations per image.
+        randaugment_magnitude: Their magnitude, of 30 in torchvision, of 10 in timm, which clips it, and in big_vision.
+        randaugment_std: Standard deviation of the magnitude, for `timm_randaugment`.
+        color_jitter: Change brightness, contrast and saturation, in random order, by up to this fraction.
         erasing: Probability of replacing a rectangle.
         erasing_mode: By the mean color, with sides clipped to the image, or as timm's `rand` and `pixel`, by normal
             noise per channel or pixel.
@@ -72,9 +81,11 @@ class Augment(nn.Module):
         translate: Annotated[Probability, "a fraction of the side"] = 0.0,
         scale: Annotated[tuple[PositiveFloat, PositiveFloat], bounds.Ascending()] = (1.0, 1.0),
         shear: Annotated[float, Ge(0), Lt(90)] = 0.0,
-        auto_augment: Literal["none", "randaugment", "trivialaugment"] = "none",
+        auto_augment: AutoAugment = "none",
         randaugment_ops: PositiveInt = 2,
         randaugment_magnitude: Annotated[int, Ge(0), Le(30)] = 9,
+        randaugment_std: NonNegativeFloat = 0.0,
+        color_jitter: NonNegativeFloat = 0.0,
         erasing: Annotated[Probability, "a probability"] = 0.0,
         erasing_mode: Literal["const", "channel", "pixel"] = "const",
         erasing_area: Annotated[tuple[Share, Share], bounds.Ascending()] = (0.02, 0.33),
@@ -97,12 +108,16 @@ class Augment(nn.Module):
         if not crop_antialias and crop_interpolation != "bilinear":
             remedy = "works with data.augment.crop_interpolation=bilinear alone; set that, or leave crop_antialias out"
             raise ValueError(f"data.augment.crop_antialias=false {remedy}")
+        if randaugment_std and auto_augment not in ("none", "timm_randaugment"):
+            remedy = f"is for data.augment.auto_augment=timm_randaugment, not {auto_augment}; set it to 0"
+            raise ValueError(f"data.augment.randaugment_std={randaugment_std} {remedy}")
         self.crop, self.crop_interpolation, self.crop_antialias = crop, crop_interpolation, crop_antialias
         self.crop_padding, self.flip = crop_padding, flip
         self.degrees, self.translate, self.shear = degrees, translate, shear
         self.scale, self.crop_scale = (float(scale[0]), float(scale[1])), (float(crop_scale[0]), float(crop_scale[1]))
         self.auto_augment = auto_augment
         self.randaugment_ops, self.randaugment_magnitude = randaugment_ops, randaugment_magnitude
+        self.randaugment_std, self.color_jitter = randaugment_std, color_jitter
         self.erasing, self.erasing_mode, self.erasing_area = erasing, erasing_mode, erasing_area
         self.mixup, self.cutmix, self.mix_off_epoch = mixup, cutmix, mix_off_epoch
         settings = {"probability": mix_probability, "switch": mix_switch_probability, "mode": mix_mode}
@@ -114,9 +129,10 @@ class Augment(nn.Module):
         if self.crop_padding and not in_memory and self.crop != "simple":
             remedy = "image folders take random crops by data.augment.crop_scale, so set crop_padding to 0"
             raise ValueError(f"data.augment.crop_padding={self.crop_padding} is for data sets in memory; {remedy}")
-        if self.auto_augment != "none" and channels not in (1, 3):
-            remedy = f"works on 1 or 3 channels, and {source} has {channels}; set it to none"
-            raise ValueError(f"data.augment.auto_augment={self.auto_augment} {remedy}")
+        off = {"auto_augment": "none", "color_jitter": 0.0}
+        if channels not in (1, 3) and (on := [name for name, value in off.items() if getattr(self, name) != value]):
+            remedy = f"works on 1 or 3 channels, and {source} has {channels}; set it to {off[on[0]]}"
+            raise ValueError(f"data.augment.{on[0]}={getattr(self, on[0])} {remedy}")
 
     def forward(
         self,
@@ -142,11 +158,16 @@ class Augment(nn.Module):
             images = self.crop_and_flip(images, prepare)
         if self.degrees or self.translate or self.shear or self.scale != (1.0, 1.0):
             images = augment_ops.random_affine(images, self.degrees, self.translate, self.scale, self.shear)
-        if not cropped and self.auto_augment == "randaugment":
-            images = augment_ops.rand_augment(images, self.randaugment_ops, self.randaugment_magnitude)
-        if not cropped and self.auto_augment == "trivialaugment":
-            images = augment_ops.trivial_augment(images)
+        if not cropped:
+            images = self.auto(prepare.interpolation.value, prepare.mean).batch(images)
+            images = color_jitter(images, self.color_jitter) if self.color_jitter else images
         return images
+
+    def auto(self, interpolation: Literal["bicubic", "bilinear"], mean: tuple[float, ...]) -> AutoAugmentation:
+        """Auto-augmentation of images of this mean; the interpolation is that of crops."""
+        sampling = timm_sampling(self.crop_interpolation or interpolation, mean)
+        settings = (self.randaugment_ops, self.randaugment_magnitude, self.randaugment_std, sampling)
+        return AutoAugmentation(self.auto_augment, *settings)
 
     def crop_and_flip(self, images: Tensor, prepare: "Prepare") -> Tensor:
         """The crops of sets in memory."""
@@ -191,7 +212,7 @@ class Prepare(nn.Module):
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> None:
         super().__init__()
-        self.image_size, self.interpolation = image_size, v2.InterpolationMode(interpolation)
+        self.image_size, self.mean, self.interpolation = image_size, mean, v2.InterpolationMode(interpolation)
         mean_, std_ = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
         self.register_buffer("scale", 1 / (255 * std_), persistent=False)
         self.register_buffer("shift", -mean_ / std_, persistent=False)

@@ -73,9 +73,14 @@ def random_resized_crop(
     if interpolation == "random":
         is_bicubic = torch.rand(len(images)) < 0.5
     draws = torch.stack([top, left, tall, wide, is_bicubic]).to(images.device)
-    rows = resize_weights(draws[0], draws[2], images.shape[-2], size[0], draws[4].bool(), antialias)
-    cols = resize_weights(draws[1], draws[3], images.shape[-1], size[1], draws[4].bool(), antialias)
-    return resample(images, rows, cols)
+    few = 8 if images.device.type == "cpu" else len(images)  # images, to stay in the processor's cache
+    parts = []
+    for first in range(0, len(images), few):
+        part, (top, left, tall, wide, cubic) = images[first : first + few], draws[:, first : first + few]
+        rows = resize_weights(top, tall, images.shape[-2], size[0], cubic.bool(), antialias)
+        cols = resize_weights(left, wide, images.shape[-1], size[1], cubic.bool(), antialias)
+        parts.append(resample(part, rows, cols))
+    return torch.cat(parts)
 
 
 def inception_boxes(count: int, size: tuple[int, int], scale: tuple[float, float]) -> Tensor:

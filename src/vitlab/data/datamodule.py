@@ -244,7 +244,7 @@ class DataModule(LightningDataModule):
         if split.files is None:
             dataset: MemoryDataset | FilesDataset = MemoryDataset(split, training=training)
         else:
-            names = ("image_size", "augment", "interpolation", "seed", "scaled_decoding")
+            names = ("image_size", "augment", "interpolation", "mean", "seed", "scaled_decoding")
             dataset = FilesDataset(split, training=training, **{name: getattr(self, name) for name in names})
         workers = self.num_workers
         if workers is None and split.files is None:

@@ -4,6 +4,7 @@ The batch sampler yields a `BatchPlan`, which the loader passes to `__getitems__
 training. The augmentation of a file depends on (seed, epoch, index) alone, never on the workers.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -80,6 +81,7 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         seed: int,
         training: bool,
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         scaled_decoding: bool = False,
     ) -> None:
         assert split.files is not None
@@ -91,12 +93,11 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         self.inception = v2.RandomResizedCrop(image_size, augment.crop_scale)
         padding = augment.crop_padding or REFLECTION
         self.shift = v2.RandomCrop(image_size, padding=padding, padding_mode="reflect")
-        self.steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if augment.flip else []
-        if augment.auto_augment == "randaugment":
-            ops, level = augment.randaugment_ops, augment.randaugment_magnitude
-            self.steps.append(v2.RandAugment(ops, level, interpolation=v2.InterpolationMode.BILINEAR))
-        if augment.auto_augment == "trivialaugment":
-            self.steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
+        self.steps: list[Callable[[Tensor], Tensor]] = [v2.RandomHorizontalFlip()] if augment.flip else []
+        if augment.auto_augment != "none":
+            self.steps.append(augment.auto(interpolation, mean).image_transform())
+        if augment.color_jitter:
+            self.steps.append(v2.ColorJitter(*(augment.color_jitter,) * 3))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import Beta
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
@@ -55,8 +56,8 @@ def draw_mixes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The image's own share [count], whether to cut [count], and boxes [4, count] (top, bottom, left, right)."""
     cut = torch.rand(count) < switch
-    shares = (torch.distributions.Beta(alpha or 1.0, alpha or 1.0).sample((count,)) for alpha in (cutmix, mixup))
-    share = torch.where(torch.rand(count) < probability, torch.where(cut, *shares), 1.0)
+    cut_share, mix_share = (Beta(alpha or 1.0, alpha or 1.0).sample((count,)) for alpha in (cutmix, mixup))
+    share = torch.where(torch.rand(count) < probability, torch.where(cut, cut_share, mix_share), 1.0)
     sides = []
     for side in size:
         length = (side * (1 - share).sqrt()).int() * cut

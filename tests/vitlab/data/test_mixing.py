@@ -50,7 +50,7 @@ def test_images_and_targets_are_mixed_as_timm_mixes_them(mode: str) -> None:
     assert not cut.all()
     assert (share == 1).any()
     np.random.set_state(state)  # noqa: NPY002
-    expected, soft = theirs(images.clone(), targets)  # type: ignore[no-untyped-call]
+    expected, soft = theirs(images.clone(), targets)
     if mode == "pair":
         share, cut, box = (torch.cat([part, part.flip(-1)], dim=-1) for part in (share, cut, box))
     mixed, mixed_targets = apply_mixes(images, targets, 5, share, cut, box)
