@@ -1,7 +1,7 @@
 """Datasets that return complete batches, from memory or from files, and their DataLoader.
 
 The batch sampler yields a `BatchPlan`, which the loader passes to `__getitems__`; so a batch has its position in
-training. The augmentation of a file depends on (seed, epoch, index) alone, never on the workers.
+training. The augmentation of a file depends on (seed, epoch, index, repeat) alone, never on the workers.
 """
 
 from collections.abc import Callable
@@ -107,14 +107,17 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         with torch.random.fork_rng(devices=[]):
             for place, index in enumerate(plan.indices):
                 if self.training:
-                    images[place] = self._augment(index, plan.epoch)
+                    repeat = plan.repeats[place : place + 1]  # empty without repeats
+                    images[place] = self._augment(index, plan.epoch, *repeat)
                 else:
                     image = read_image(self.files[index])
                     images[place] = center_crop(image, self.image_size, self.crop_fraction, self.interpolation)
         return make_batch(images, self.labels[torch.tensor(plan.indices, dtype=torch.long)], plan, self.training)
 
-    def _augment(self, index: int, epoch: int) -> Tensor:
-        torch.default_generator.manual_seed(stable_seed(self.seed, epoch, index))  # torch.manual_seed is slower
+    def _augment(self, index: int, epoch: int, *repeat: int) -> Tensor:
+        torch.default_generator.manual_seed(
+            stable_seed(self.seed, epoch, index, *repeat)
+        )  # torch.manual_seed is slower
         image = self._crop(self.files[index])
         for step in self.steps:
             image = step(image)

@@ -86,6 +86,13 @@ def test_a_sample_depends_on_epoch_and_index_but_not_on_its_batch(photos: Split)
     assert not in_fours & by_checksum(training_batches(photos, workers=0, epoch=1))
 
 
+def test_repeats_of_a_sample_are_augmented_each_in_its_way(photos: Split) -> None:
+    data = FilesDataset(photos, image_size=(32, 32), augment=Augment(), seed=5, training=True)
+    batch = data.__getitems__(BatchPlan(0, 0, [3, 3, 3, 7], 4, 0, [0, 1, 2, 0])).images
+    assert len({tuple(image.flatten().tolist()) for image in batch}) == 4
+    assert torch.equal(data.__getitems__(BatchPlan(0, 1, [7, 3], 2, 0, [0, 2])).images, batch[[3, 2]])
+
+
 def test_loading_files_leaves_the_global_random_state_alone(photos: Split) -> None:
     before = torch.random.get_rng_state()
     data = FilesDataset(photos, image_size=(8, 8), augment=Augment(), seed=0, training=True)
