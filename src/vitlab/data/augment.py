@@ -4,18 +4,21 @@ Order: uint8 -> crop, flip -> affine -> auto-augmentation -> float, resized, nor
 For image folders, the workers crop, flip and auto-augment (dataset.py).
 """
 
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from vitlab.config import bounds
 from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
-from vitlab.data import augment_ops, crops, mixing
-from vitlab.data.auto_augment import AutoAugmentation, color_jitter, timm_sampling
+from vitlab.data import augment_ops, crops
+from vitlab.data.auto_augment import AutoAugmentation, color_jitter
 from vitlab.data.erasing import erase
+from vitlab.data.python_random import seed_python_and_numpy
 from vitlab.data.source import Source
 
 AutoAugment = Literal[
@@ -99,9 +102,7 @@ class Augment(nn.Module):
     ) -> None:
         super().__init__()
         if crop_interpolation == "random" and crop in ("simple", "none"):
-            raise ValueError(
-                f"data.augment.crop_interpolation=random is for crop=inception, not {crop}; choose bilinear"
-            )
+            raise ValueError(f"data.augment.crop_interpolation=random is for crop=inception, not {crop}; choose one")
         if crop_padding and crop == "inception":
             remedy = "is for data.augment.crop=simple and none, not inception; set crop_padding to 0"
             raise ValueError(f"data.augment.crop_padding={crop_padding} {remedy}")
@@ -120,8 +121,7 @@ class Augment(nn.Module):
         self.randaugment_std, self.color_jitter = randaugment_std, color_jitter
         self.erasing, self.erasing_mode, self.erasing_area = erasing, erasing_mode, erasing_area
         self.mixup, self.cutmix, self.mix_off_epoch = mixup, cutmix, mix_off_epoch
-        settings = {"probability": mix_probability, "switch": mix_switch_probability, "mode": mix_mode}
-        self.mix_settings: dict[str, Any] = settings
+        self.mix_mode, self.mix_probability, self.mix_switch = mix_mode, mix_probability, mix_switch_probability
         self.crop_fraction = 0.875 if crop_fraction is None else crop_fraction
 
     def check(self, source: str, *, in_memory: bool, channels: int) -> None:
@@ -149,9 +149,8 @@ class Augment(nn.Module):
         images = prepare(self.vary(images, prepare, cropped=cropped))
         if self.erasing:
             images = erase(images, self.erasing, self.erasing_area, self.erasing_mode)
-        if not (self.mixup or self.cutmix) or (self.mix_off_epoch is not None and epoch >= self.mix_off_epoch):
-            return images, targets
-        return mixing.mix(images, targets, num_classes, mixup=self.mixup, cutmix=self.cutmix, **self.mix_settings)
+        mixes = (self.mixup or self.cutmix) and (self.mix_off_epoch is None or epoch < self.mix_off_epoch)
+        return self.mix(images, targets, num_classes) if mixes else (images, targets)
 
     def vary(self, images: Tensor, prepare: "Prepare", *, cropped: bool = False) -> Tensor:
         if not cropped:
@@ -163,11 +162,32 @@ class Augment(nn.Module):
             images = color_jitter(images, self.color_jitter) if self.color_jitter else images
         return images
 
+    def mix(self, images: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Apply Mixup or CutMix: per batch, to neighbors, torchvision's; else timm's, to images i and B - 1 - i."""
+        if self.mix_mode == "batch":
+            if self.mix_probability < 1 and torch.rand(()) >= self.mix_probability:
+                return images, F.one_hot(targets, num_classes).float()
+            kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha > 0]
+            is_first = len(kinds) == 1 or torch.rand(()) < 1 - self.mix_switch
+            kind, alpha = kinds[0 if is_first else 1]
+            mixed: tuple[Tensor, Tensor] = build_mixer(kind, alpha, num_classes)(images, targets)
+            return mixed
+        from timm.data.mixup import Mixup  # imports all of timm
+
+        settings: dict[str, Any] = {"prob": self.mix_probability, "switch_prob": self.mix_switch}
+        settings |= {"mode": self.mix_mode, "label_smoothing": 0.0, "num_classes": num_classes}
+        mixer = Mixup(self.mixup, self.cutmix, **settings)  # type: ignore[no-untyped-call]
+        even = len(images) // 2 * 2  # of an odd number, the last image isn't mixed
+        with seed_python_and_numpy():
+            some_images, some_targets = mixer(images[:even].clone(), targets[:even])
+        others = F.one_hot(targets[even:], num_classes).float()
+        return torch.cat([some_images, images[even:]]), torch.cat([some_targets, others])
+
     def auto(self, interpolation: Literal["bicubic", "bilinear"], mean: tuple[float, ...]) -> AutoAugmentation:
         """Auto-augmentation of images of this mean; the interpolation is that of crops."""
-        sampling = timm_sampling(self.crop_interpolation or interpolation, mean)
-        settings = (self.randaugment_ops, self.randaugment_magnitude, self.randaugment_std, sampling)
-        return AutoAugmentation(self.auto_augment, *settings)
+        color = tuple(min(255, round(255 * value)) for value in mean)
+        settings = (self.auto_augment, self.randaugment_ops, self.randaugment_magnitude, self.randaugment_std)
+        return AutoAugmentation(*settings, augment_ops.Sampling(self.crop_interpolation or interpolation, color))
 
     def crop_and_flip(self, images: Tensor, prepare: "Prepare") -> Tensor:
         """The crops of sets in memory."""
@@ -181,6 +201,12 @@ class Augment(nn.Module):
         if self.crop_padding or self.flip:
             images = crops.crop_and_flip(images, self.crop_padding, self.flip)
         return images
+
+
+@lru_cache
+def build_mixer(kind: type[v2.MixUp | v2.CutMix], alpha: float, num_classes: int) -> v2.Transform:
+    """A transform that is built once, which takes longer than mixing small images."""
+    return kind(alpha=alpha, num_classes=num_classes)
 
 
 def per_channel(

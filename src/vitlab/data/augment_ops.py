@@ -5,7 +5,6 @@ and a run on it has the same augmentation as one on the CPU. Legend: B images, C
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -36,7 +35,7 @@ def affine_matrices(
 class Sampling(NamedTuple):
     """How geometric operations sample pixels; by default as torchvision does, bilinear with black outside."""
 
-    kernel: Kernel = "bilinear"  # random: bilinear or bicubic, per image
+    kernel: Kernel = "bilinear"  # random: bilinear or bicubic, per image; torch's bicubic is smoother than Pillow's
     fill: tuple[int, ...] | None = None  # the color outside, up to the edge; None: black, blended with the edge
     origin: float = 0.0  # of shears, from the upper left corner, in pixels
 
@@ -53,29 +52,11 @@ def warp(images: Tensor, matrices: Tensor, sampling: Sampling = TORCHVISION) -> 
     if sampling.fill is None:
         warped = F.grid_sample(images.float(), grid, align_corners=False)
         return warped.round_().clamp_(0, 255).to(torch.uint8)
-    if sampling.kernel == "bicubic":
-        warped = sample_bicubic(images, grid)
-    else:
-        warped = F.grid_sample(images.float(), grid, sampling.kernel, "border", align_corners=False)
+    warped = F.grid_sample(images.float(), grid, sampling.kernel, "border", align_corners=False)
     outside = ((grid < -1) | (grid >= 1)).any(3)[:, None]
     fill = torch.tensor(sampling.fill, dtype=torch.uint8, device=images.device)[:, None, None]
     # Pillow rounds down; what is an integer up to rounding stays
     return torch.where(outside, fill, warped.add_(1e-3).clamp_(0, 255).to(torch.uint8))
-
-
-def sample_bicubic(images: Tensor, grid: Tensor) -> Tensor:
-    """Pillow's bicubic interpolation in geometric transforms (a = -1; torch has -0.75), at a grid of `affine_grid`."""
-    sides = torch.tensor([images.shape[-1], images.shape[-2]], device=grid.device)
-    place = (grid + 1) * sides / 2 - 0.5
-    d = place - place.floor()  # [B, H, W, 2], and the weights of four neighbors
-    weights = (d * (d * (2 - d) - 1), d * d * (d - 2) + 1, d * (d * (1 - d) + 1), d * d * (d - 1))
-    near = [torch.minimum((place.floor().long() + step).clamp(min=0), sides - 1) for step in (-1, 0, 1, 2)]
-    pixels, result = images.float().flatten(2), torch.zeros(images.shape, device=images.device)
-    for row, down in zip(near, weights, strict=True):
-        for col, across in zip(near, weights, strict=True):
-            index = (row[..., 1] * sides[0] + col[..., 0]).flatten(1)[:, None].expand(-1, images.shape[1], -1)
-            result += pixels.gather(2, index).view_as(result) * (down[..., 1] * across[..., 0])[:, None]
-    return result
 
 
 def affine_grid(theta: Tensor, height: int, width: int) -> Tensor:
@@ -116,28 +97,25 @@ GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 def apply_ops(images: Tensor, chosen: Tensor, magnitudes: Tensor, sampling: Sampling = TORCHVISION) -> Tensor:
     """Apply the operation NAMES[chosen[i]] with magnitudes[i] to image i."""
-    geometric = torch.isin(chosen, torch.tensor([NAMES.index(name) for name in GEOMETRIC]))
-    groups: list[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]] = [
-        (chosen == NAMES.index(name), op) for name, op in _POINTWISE.items()
-    ]
-    kernels: dict[Kernel, Tensor] = {sampling.kernel: geometric}
+    key = torch.where(torch.isin(chosen, torch.tensor([NAMES.index(name) for name in GEOMETRIC])), len(NAMES), chosen)
     if sampling.kernel == "random":
-        is_bicubic = torch.rand(len(images)) < 0.5
-        kernels = {"bilinear": geometric & ~is_bicubic, "bicubic": geometric & is_bicubic}
-    for kernel, members in kernels.items():
-        how = sampling._replace(kernel=kernel)
-        groups.append((members, partial(_transform, chosen=chosen[members], sampling=how)))
-    groups.append((chosen == NAMES.index("Identity"), lambda part, _: part))
+        key += (key == len(NAMES)) & (torch.rand(len(images)) < 0.5)
     places, parts = [], []
-    for members, op in groups:
-        where = members.nonzero().flatten()
-        if len(where):
-            places.append(where)
-            parts.append(op(images.index_select(0, where.to(images.device)), magnitudes[where]))
+    for group in sorted(set(key.tolist())):
+        where = (key == group).nonzero().flatten()
+        part, values = images.index_select(0, where.to(images.device)), magnitudes[where]
+        if group >= len(NAMES):
+            kernel: Kernel = "bicubic" if group > len(NAMES) else "bilinear"
+            how = sampling._replace(kernel=kernel) if sampling.kernel == "random" else sampling
+            part = _transform(part, values, chosen[where], how)
+        elif NAMES[group] != "Identity":
+            part = _POINTWISE[NAMES[group]](part, values)
+        places.append(where)
+        parts.append(part)
     return torch.cat(parts).index_select(0, torch.cat(places).argsort().to(images.device))
 
 
-def _transform(images: Tensor, values: Tensor, *, chosen: Tensor, sampling: Sampling) -> Tensor:
+def _transform(images: Tensor, values: Tensor, chosen: Tensor, sampling: Sampling) -> Tensor:
     def of(name: str) -> Tensor:
         return torch.where(chosen == NAMES.index(name), values, 0.0)
 

@@ -5,14 +5,16 @@ Each kind draws per image what torchvision's or timm's class, or big_vision's fu
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
-from torch.distributions import Dirichlet
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
 
 from vitlab.data.augment_ops import NAMES, TORCHVISION, Sampling, apply_ops
+from vitlab.data.python_random import seed_python_and_numpy
 
 LEVELS = 31  # of RandAugment's and TrivialAugment's magnitudes: 0 to 30, as in torchvision and in the papers' code
 ENHANCEMENTS = ("Brightness", "Color", "Contrast", "Sharpness")
@@ -29,38 +31,58 @@ class AutoAugmentation(NamedTuple):
 
     def batch(self, images: Tensor) -> Tensor:
         """Augment a batch with draws per image."""
-        kinds: dict[str, Callable[[Tensor], Tensor]] = {
-            "none": lambda images: images,
-            "randaugment": partial(rand_augment, ops=self.ops, level=self.level),
-            "trivialaugment": trivial_augment,
-            "timm_randaugment": partial(
-                timm_rand_augment, ops=self.ops, level=self.level, std=self.std, sampling=self.sampling
-            ),
-            "big_vision_randaugment": partial(big_vision_rand_augment, ops=self.ops, level=self.level),
-            "augmix": augmix,
-            "three_augment": three_augment,
+        ops, level = self.ops, self.level
+        kinds: dict[str, Callable[[], Tensor]] = {
+            "none": lambda: images,
+            "randaugment": lambda: rand_augment(images, ops, level),
+            "trivialaugment": lambda: trivial_augment(images),
+            "timm_randaugment": lambda: timm_rand_augment(images, ops, level, self.std, self.sampling),
+            "big_vision_randaugment": lambda: big_vision_rand_augment(images, ops, level),
+            "augmix": lambda: torch.stack([self.image_transform()(image) for image in images]),  # torchvision's
+            "three_augment": lambda: three_augment(images),
         }
-        policy = partial(auto_augment, policy=self.kind.removeprefix("autoaugment_"))
-        return kinds.get(self.kind, policy)(images)
+        return kinds.get(self.kind, lambda: auto_augment(images, self.kind.removeprefix("autoaugment_")))()
 
     def image_transform(self) -> Callable[[Tensor], Tensor]:
-        """The transform of one image: torchvision's class, or a batch of one."""
+        """The transform of one image: torchvision's or timm's class, or a batch of one."""
         kinds: dict[str, Callable[..., Any]] = {
             "randaugment": partial(v2.RandAugment, self.ops, self.level),
             "trivialaugment": v2.TrivialAugmentWide,
             "augmix": v2.AugMix,
             **{f"autoaugment_{policy.value}": partial(v2.AutoAugment, policy) for policy in v2.AutoAugmentPolicy},
         }
-        kind = kinds.get(self.kind)
-        return self.one if kind is None else kind(interpolation=v2.InterpolationMode.BILINEAR)
+        if self.kind not in kinds:
+            return TimmRandAugment(self) if self.kind == "timm_randaugment" else self.one
+        transform: Callable[[Tensor], Tensor] = kinds[self.kind](interpolation=v2.InterpolationMode.BILINEAR)
+        return transform
 
     def one(self, image: Tensor) -> Tensor:
         return self.batch(image[None])[0]
 
 
-def timm_sampling(kernel: Literal["bilinear", "bicubic", "random"], mean: tuple[float, ...]) -> Sampling:
-    """As timm's `create_transform` has it: with the mean color outside."""
-    return Sampling(kernel, tuple(min(255, round(255 * value)) for value in mean))
+class TimmRandAugment:
+    """timm's RandAugment of one image."""
+
+    def __init__(self, settings: AutoAugmentation) -> None:
+        from timm.data.auto_augment import rand_augment_transform  # imports all of timm
+
+        hparams: dict[str, Any] = {"img_mean": settings.sampling.fill, "magnitude_std": settings.std}
+        if settings.sampling.kernel != "random":
+            hparams["interpolation"] = Image.Resampling[settings.sampling.kernel.upper()]
+        self.transform: Any = rand_augment_transform(f"rand-m{settings.level}-n{settings.ops}-inc1", hparams)
+        for op in self.transform.ops:
+            if op.name == "PosterizeIncreasing":
+                op.aug_fn = posterize
+
+    def __call__(self, image: Tensor) -> Tensor:
+        with seed_python_and_numpy():
+            changed: Tensor = tv.pil_to_tensor(self.transform(tv.to_pil_image(image)))
+        return changed
+
+
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's, of level 10 too, black, for which Pillow 13 raises."""
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
 def rand_augment(images: Tensor, ops: int, level: int) -> Tensor:
@@ -104,24 +126,6 @@ def auto_augment(images: Tensor, policy: str) -> Tensor:
         signs = torch.where(signed[chosen] & (torch.rand(len(images)) <= 0.5), -1.0, 1.0)
         images = apply_ops(images, chosen, table[chosen, step[:, 2].long()] * signs)
     return images
-
-
-def augmix(images: Tensor, severity: int = 3, chains: int = 3) -> Tensor:
-    """Apply AugMix (Hendrycks et al., 2020): the image, and `chains` of one to three operations on it, mixed."""
-    count, names = len(images), torch.tensor([NAMES.index(name) for name in v2.AugMix._AUGMENTATION_SPACE])
-    table, signed = magnitude_table(v2.AugMix, 10, images.shape[-2], images.shape[-1])
-    own = Dirichlet(torch.ones(2)).sample((count,))
-    weights = torch.cat([own[:, :1], own[:, 1:] * Dirichlet(torch.ones(chains)).sample((count,))], dim=1)
-    first, *others = weights.T.to(images.device)[..., None, None, None]
-    mixed: Tensor = first * images
-    for weight in others:
-        changed, depth = images, torch.randint(1, 4, (count,))
-        for step in range(3):
-            chosen = names[torch.randint(len(names), (count,))].where(depth > step, 0)
-            signs = torch.where(signed[chosen] & (torch.rand(count) <= 0.5), -1.0, 1.0)
-            changed = apply_ops(changed, chosen, table[chosen, torch.randint(severity, (count,))] * signs)
-        mixed += weight * changed
-    return mixed.to(torch.uint8)
 
 
 def timm_rand_augment(images: Tensor, ops: int, level: int, std: float, sampling: Sampling) -> Tensor:

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from vitlab.data.erasing import first_fit
-
+Kernel = Literal["bicubic", "bilinear", "random"]
 REFLECTION = 4  # pixels around the image of `crop=simple`, as in DeiT III
 RATIOS = (3 / 4, 4 / 3)  # of width to height
 
@@ -39,9 +38,7 @@ def crop_and_flip(
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-def cover(
-    image: Tensor, size: tuple[int, int], interpolation: v2.InterpolationMode, *, antialias: bool = True
-) -> Tensor:
+def cover(image: Tensor, size: tuple[int, int], mode: v2.InterpolationMode, *, antialias: bool = True) -> Tensor:
     """[..., H, W] resized to just cover `size`."""
     # resizing a line of 1 x 100,000 pixels would need 20 GB: first crop such a side
     longest = 64 * min(image.shape[-2:]) * -(-max(size) // min(size))
@@ -55,22 +52,17 @@ def cover(
         new = [size[0], size[0] * width // height]
     else:
         new = [size[0] * height // width, size[0]]
-    resized: Tensor = tv.resize(image, new, interpolation, antialias=antialias)
+    resized: Tensor = tv.resize(image, new, mode, antialias=antialias)
     return resized
 
 
 def random_resized_crop(
-    images: Tensor,
-    size: tuple[int, int],
-    scale: tuple[float, float],
-    interpolation: Literal["bicubic", "bilinear", "random"],
-    *,
-    antialias: bool = True,
+    images: Tensor, size: tuple[int, int], scale: tuple[float, float], kernel: Kernel, *, antialias: bool = True
 ) -> Tensor:
-    """Apply torchvision's RandomResizedCrop with draws per image, also of the interpolation if it is random."""
+    """Apply torchvision's RandomResizedCrop with draws per image, also of the kernel if it is random."""
     top, left, tall, wide = inception_boxes(len(images), (images.shape[-2], images.shape[-1]), scale)
-    is_bicubic = torch.full((len(images),), interpolation == "bicubic")
-    if interpolation == "random":
+    is_bicubic = torch.full((len(images),), kernel == "bicubic")
+    if kernel == "random":
         is_bicubic = torch.rand(len(images)) < 0.5
     draws = torch.stack([top, left, tall, wide, is_bicubic]).to(images.device)
     few = 8 if images.device.type == "cpu" else len(images)  # images, to stay in the processor's cache
@@ -90,7 +82,8 @@ def inception_boxes(count: int, size: tuple[int, int], scale: tuple[float, float
     ratio = torch.empty(10, count).uniform_(*torch.tensor(RATIOS).log().tolist()).exp()
     wide, tall = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
-    wide, tall = first_fit(fits, wide, tall)
+    first = fits.int().argmax(0), torch.arange(count)
+    wide, tall = wide[first], tall[first]
     top, left = (torch.rand(count) * (height - tall + 1)).floor(), (torch.rand(count) * (width - wide + 1)).floor()
     boxes = torch.stack([top, left, tall, wide])
     # else the central one of a ratio within the range
@@ -99,19 +92,17 @@ def inception_boxes(count: int, size: tuple[int, int], scale: tuple[float, float
     return torch.where(fits.any(0), boxes, central[:, None])
 
 
-def resize_weights(
-    start: Tensor, length: Tensor, source: int, size: int, is_bicubic: Tensor, antialias: bool
-) -> Tensor:
+def resize_weights(start: Tensor, length: Tensor, source: int, size: int, cubic: Tensor, antialias: bool) -> Tensor:
     """[B, size, source], by which lines of `source` pixels become `size` pixels of the parts [start, start + length).
 
-    `start`, `length` and `is_bicubic` are [B]. The kernels are those of torch, with antialiasing those of Pillow.
+    `start`, `length` and `cubic` (or linear) are [B]. With antialiasing, the kernels are Pillow's.
     """
     ratio = (length / size)[:, None, None]
     pixel, place = (torch.arange(count, device=start.device) + 0.5 for count in (source, size))
     distance = pixel - start[:, None, None] - place[:, None] * ratio
     x = (distance / ratio.clamp(min=1) if antialias else distance).abs()
-    cubic = torch.where(x < 1, 1 + x * x * (1.5 * x - 2.5), 2 + x * (-4 + x * (2.5 - 0.5 * x)))
-    weights = torch.where(is_bicubic[:, None, None], cubic * (x < 2), (1 - x).clamp(min=0))
+    kernel = torch.where(x < 1, 1 + x * x * (1.5 * x - 2.5), 2 + x * (-4 + x * (2.5 - 0.5 * x)))
+    weights = torch.where(cubic[:, None, None], kernel * (x < 2), (1 - x).clamp(min=0))
     part = pixel - start[:, None]
     weights *= ((part > 0) & (part < length[:, None]))[:, None]
     return weights / weights.sum(2, keepdim=True)

@@ -115,9 +115,8 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         return make_batch(images, self.labels[torch.tensor(plan.indices, dtype=torch.long)], plan, self.training)
 
     def _augment(self, index: int, epoch: int, *repeat: int) -> Tensor:
-        torch.default_generator.manual_seed(
-            stable_seed(self.seed, epoch, index, *repeat)
-        )  # torch.manual_seed is slower
+        seed = stable_seed(self.seed, epoch, index, *repeat)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower
         image = self._crop(self.files[index])
         for step in self.steps:
             image = step(image)

@@ -1,15 +1,11 @@
-"""Random Erasing, and rectangles in the images of a batch."""
+"""Random Erasing of batches."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-
-def first_fit(fits: Tensor, *values: Tensor) -> list[Tensor]:
-    """Of [tries, B] draws the first that fits, [B]; the first of all if none does."""
-    first = fits.int().argmax(0, keepdim=True)
-    return [value.gather(0, first)[0] for value in values]
+from vitlab.data.python_random import seed_python_and_numpy
 
 
 def rectangles(images: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -28,27 +24,23 @@ def erase(
 ) -> Tensor:
     """Apply Random Erasing (Zhong et al., 2020) to normalized float images: fill one rectangle per image.
 
-    `const`: with zeros; sides are clipped to the image. `channel` and `pixel`: with normal noise, drawn on the images'
-    device; of a rectangle that doesn't fit, up to nine others are drawn, as in timm.
+    `const`: with zeros; sides are clipped to the image. `channel`, `pixel`: with normal noise, by timm's class, which
+    draws other rectangles instead of one that doesn't fit.
     """
-    batch, channels, height, width = images.shape
-    tries = 1 if mode == "const" else 10
-    size = (area[0] + (area[1] - area[0]) * torch.rand(tries, batch)) * height * width
-    ratio = torch.exp((2 * torch.rand(tries, batch) - 1) * torch.tensor(10 / 3).log())  # of 0.3 to 3.3, as in the paper
-    tall, wide = (size * ratio).sqrt().round(), (size / ratio).sqrt().round()
-    if mode == "const":
-        tall, wide = tall[0].clamp(1, height), wide[0].clamp(1, width)
-    else:
-        fits = (tall < height) & (wide < width)
-        tall, wide = first_fit(fits, tall * fits, wide)
+    if mode != "const":
+        from timm.data.random_erasing import RandomErasing  # imports all of timm
+
+        kind = "rand" if mode == "channel" else mode
+        erasing = RandomErasing(probability, *area, mode=kind, device=images.device)  # type: ignore[no-untyped-call]
+        with seed_python_and_numpy():
+            erased: Tensor = erasing(images.clone())
+        return erased
+    batch, _, height, width = images.shape
+    size = (area[0] + (area[1] - area[0]) * torch.rand(batch)) * height * width
+    ratio = torch.exp((2 * torch.rand(batch) - 1) * torch.tensor(10 / 3).log())  # of 0.3 to 3.3, as in the paper
+    tall = (size * ratio).sqrt().round().clamp(1, height)
+    wide = (size / ratio).sqrt().round().clamp(1, width)
     top = (torch.rand(batch) * (height - tall + 1)).floor()
     left = (torch.rand(batch) * (width - wide + 1)).floor()
     tall[torch.rand(batch) >= probability] = 0
-    if mode == "const":
-        return images.masked_fill(rectangles(images, top, top + tall, left, left + wide), 0.0)
-    images, boxes = images.clone(), torch.stack([top, top + tall, left, left + wide], dim=1).int().tolist()
-    for row in tall.nonzero().flatten().tolist():
-        start, stop, first, last = boxes[row]
-        part = images[row, :, start:stop, first:last]
-        part.copy_(torch.randn(part.shape if mode == "pixel" else (channels, 1, 1), device=images.device))
-    return images
+    return images.masked_fill(rectangles(images, top, top + tall, left, left + wide), 0.0)

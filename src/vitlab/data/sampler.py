@@ -162,10 +162,7 @@ class EpochBatches(Sampler[BatchPlan]):
         if self.blocks is None:
             order = torch.randperm(self.samples, generator=generator)
         else:
-            ends = [
-                0,
-                *(-(-part.stop // self.repeats) for part in self.step_ranges),
-            ]  # distinct samples up to each step
+            ends = [0, *(math.ceil(part.stop / self.repeats) for part in self.step_ranges)]  # distinct samples
             sizes = [stop - start for start, stop in itertools.pairwise(ends)]
             order = shuffled_blocks(self.blocks, sizes, self.buffer, generator)
         for step in range(done, self.steps):

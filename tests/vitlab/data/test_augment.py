@@ -3,8 +3,10 @@
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from timm.data.mixup import Mixup
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -116,6 +118,57 @@ def test_cutmix_targets_are_the_shares_of_the_area() -> None:
     images, targets = run(Augment(cutmix=1.0), black_and_white, torch.tensor([0, 1]))
     white = (images > 0).float().mean((1, 2, 3))
     assert torch.allclose(targets[:, 1], white, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["pair", "elem"])
+@pytest.mark.parametrize("batch", [1, 2, 7, 12])
+def test_pairs_and_images_are_mixed_by_timm(batch: int, mode: Any) -> None:
+    images, targets = torch.randn(batch, 3, 14, 10), torch.arange(batch) % 10
+    before = images.clone()
+    torch.manual_seed(3)
+    state = np.random.get_state(legacy=False)  # noqa: NPY002
+    mixed, soft = Augment(mixup=0.8, cutmix=1.0, mix_mode=mode, mix_probability=0.8, mix_switch_probability=0.3).mix(
+        images, targets, 10
+    )
+    assert torch.equal(images, before)
+    assert str(np.random.get_state(legacy=False)) == str(state)  # noqa: NPY002
+    torch.manual_seed(3)
+    np.random.seed(int(torch.randint(2**32, ())))  # noqa: NPY002 what timm draws from
+    settings: dict[str, Any] = {"prob": 0.8, "switch_prob": 0.3, "mode": mode, "label_smoothing": 0.0}
+    theirs = Mixup(0.8, 1.0, num_classes=10, **settings)  # type: ignore[no-untyped-call]
+    even = batch // 2 * 2
+    expected, expected_soft = theirs(before[:even].clone(), targets[:even])
+    assert torch.equal(mixed[:even], expected)
+    assert torch.equal(soft[:even], expected_soft)
+    assert torch.equal(mixed[even:], images[even:])
+    assert soft.dtype == torch.float32
+    assert torch.equal(soft[even:], torch.nn.functional.one_hot(targets[even:], 10).float())
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+def test_probability_and_switch_are_those_of_each_draw(mode: Any) -> None:
+    torch.manual_seed(0)
+    images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(-1, 1, 32, 32)
+    settings: dict[str, Any] = {"mix_probability": 0.6, "mix_switch_probability": 0.25, "mix_mode": mode}
+    augment, kinds = Augment(mixup=1.0, cutmix=1.0, **settings), []
+    for _ in range(600):
+        mixed, targets = augment.mix(images, torch.tensor([0, 1]), 2)
+        assert targets.is_floating_point()
+        assert torch.allclose(mixed.mean((1, 2, 3)), targets[:, 1], atol=1e-5)
+        constant = bool((mixed[0] == mixed[0, 0, 0, 0]).all())
+        kinds.append("none" if float(mixed[0, 0, 0, 0]) in (0, 1) and constant else "mixup" if constant else "cutmix")
+    # the standard deviation of each share is 0.02; CutMix's box is empty or complete in a few percent
+    assert kinds.count("none") / 600 == pytest.approx(0.41, abs=0.07)
+    assert kinds.count("mixup") / 600 == pytest.approx(0.45, abs=0.07)
+    assert kinds.count("cutmix") / 600 == pytest.approx(0.14, abs=0.05)
+
+
+def test_mixing_ends_after_its_epochs() -> None:
+    augment, prepare = Augment(mixup=1.0, mix_off_epoch=2), Prepare(image_size=(4, 4), mean=(0.5,), std=(0.5,))
+    images, targets = torch.zeros(4, 1, 4, 4, dtype=torch.uint8), torch.arange(4)
+    for epoch in range(4):
+        _, mixed = augment(images, targets, prepare=prepare, num_classes=4, epoch=epoch)
+        assert (mixed.ndim == 2) == (epoch < 2)
 
 
 def test_prepare_resizes_and_normalizes_like_torchvision() -> None:

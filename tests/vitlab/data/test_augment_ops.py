@@ -104,6 +104,9 @@ def test_each_op_equals_timms_on_a_single_image(name: str, kernel: Literal["bili
     ours = augment_ops.apply_ops(batch, torch.full((40,), augment_ops.NAMES.index(name)), values, sampling)
     theirs = [timm_op(name, image, float(value), kernel) for image, value in zip(batch, values, strict=True)]
     difference = (ours.int() - torch.stack(theirs).int()).abs()
+    if kernel == "bicubic" and name in augment_ops.GEOMETRIC:  # torch has a = -0.75, Pillow -1
+        assert difference.float().mean() < 6, "noise of all frequencies"
+        return
     assert difference.max() <= 1
     if name not in ("Color", "Contrast", "AutoContrast"):  # whose gray or mean is rounded otherwise
         assert (difference > 0).float().mean() < 0.03
