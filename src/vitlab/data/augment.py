@@ -18,7 +18,7 @@ from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from vitlab.data import augment_ops, crops
 from vitlab.data.auto_augment import AutoAugmentation, color_jitter
 from vitlab.data.erasing import erase
-from vitlab.data.python_random import seed_python_and_numpy
+from vitlab.data.sampler import seed_python_and_numpy
 from vitlab.data.source import Source
 
 AutoAugment = Literal[

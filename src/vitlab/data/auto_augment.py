@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from vitlab.data.augment_ops import NAMES, TORCHVISION, Sampling, apply_ops
-from vitlab.data.python_random import seed_python_and_numpy
+from vitlab.data.sampler import seed_python_and_numpy
 
 LEVELS = 31  # of RandAugment's and TrivialAugment's magnitudes: 0 to 30, as in torchvision and in the papers' code
 ENHANCEMENTS = ("Brightness", "Color", "Contrast", "Sharpness")

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vitlab.data.python_random import seed_python_and_numpy
+from vitlab.data.sampler import seed_python_and_numpy
 
 
 def rectangles(images: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -8,9 +8,12 @@ step, and a run that is resumed within an epoch continues with the next step.
 import hashlib
 import itertools
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -39,6 +42,20 @@ def reseed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
+
+
+@contextmanager
+def seed_python_and_numpy() -> Iterator[None]:
+    """Seed the generators from which timm's transforms draw, by a draw of torch's; afterwards, they are as before."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    seed = int(torch.randint(2**32, ()))
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def count_steps(samples: int, batch_size: int, drop_last: bool) -> int:

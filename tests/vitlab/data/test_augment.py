@@ -1,7 +1,7 @@
 """The knobs of augmentation, and the way from uint8 to normalized float."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitlab.data.augment import Augment, Prepare
+from vitlab.data.augment import Augment, AutoAugment, Prepare
 from vitlab.data.sets.fake import fake
 
 KNOBS: list[dict[str, Any]] = [
@@ -163,6 +163,24 @@ def test_probability_and_switch_are_those_of_each_draw(mode: Any) -> None:
     assert kinds.count("cutmix") / 600 == pytest.approx(0.14, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        *KNOBS,
+        *({"auto_augment": kind} for kind in get_args(AutoAugment) if kind != "augmix"),  # drawn on the device
+        {"color_jitter": 0.4, "crop": "inception", "flip": True, "crop_interpolation": "random"},
+        {"mixup": 0.8, "mix_mode": "pair"},
+        {"cutmix": 0.8, "mix_mode": "elem", "erasing": 0.5, "erasing_mode": "channel"},
+    ],
+)
+def test_a_device_gets_draws_made_on_the_cpu(knobs: dict[str, Any]) -> None:
+    """On meta, reading a number from the device, as on a GPU one would wait for, is an error."""
+    images, targets = same(16).to("meta"), torch.arange(16, device="meta")
+    prepare = Prepare(image_size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3).to("meta")
+    outputs = Augment(**knobs)(images, targets, prepare=prepare, num_classes=10)
+    assert {output.device.type for output in outputs} == {"meta"}
+
+
 def test_mixing_ends_after_its_epochs() -> None:
     augment, prepare = Augment(mixup=1.0, mix_off_epoch=2), Prepare(image_size=(4, 4), mean=(0.5,), std=(0.5,))
     images, targets = torch.zeros(4, 1, 4, 4, dtype=torch.uint8), torch.arange(4)
@@ -228,6 +246,10 @@ def test_a_knob_outside_its_range_is_named(knob: str, value: object, rule: str) 
             "is for crop=inception, not simple",
         ),
         ({"crop": "inception", "crop_padding": 4}, "crop_padding=4 is for data.augment.crop=simple and none"),
+        (
+            {"auto_augment": "augmix", "randaugment_std": 0.5},
+            "randaugment_std=0.5 is for data.augment.auto_augment=timm_randaugment, not augmix",
+        ),
         ({"crop_antialias": False}, "crop_antialias=false works with data.augment.crop_interpolation=bilinear alone"),
     ],
 )
@@ -245,6 +267,7 @@ def test_knobs_that_exclude_each_other_are_named(knobs: dict[str, Any], problem:
         ({"crop_padding": 2, "crop": "simple"}, False, 3, None),
         ({"auto_augment": "randaugment"}, False, 3, None),
         ({"auto_augment": "trivialaugment"}, True, 1, None),
+        ({"color_jitter": 0.4}, True, 2, "color_jitter=0.4 works on 1 or 3 channels, and mine has 2; set it to 0.0"),
         ({"auto_augment": "trivialaugment"}, True, 2, "works on 1 or 3 channels, and mine has 2; set it to none"),
     ],
 )

@@ -191,12 +191,15 @@ def test_large_crops_come_from_a_smaller_decoding_only_where_that_is_asked_for(p
             {"crop": "inception", "crop_interpolation": "bilinear", "crop_antialias": False},
             [v2.RandomResizedCrop(40, antialias=False)],
         ),
+        ({"color_jitter": 0.4, "flip": True}, [v2.RandomResizedCrop(40, interpolation=v2.InterpolationMode.BICUBIC)]),
         ({"crop": "none"}, [v2.Resize(45, v2.InterpolationMode.BICUBIC), v2.CenterCrop(40)]),
     ],
 )
 def test_files_are_cropped_as_torchvision_does(photos: Split, knobs: dict[str, Any], reference: list[Any]) -> None:
     if knobs.get("flip"):
         reference = [*reference, v2.RandomHorizontalFlip()]
+    if knobs.get("color_jitter"):
+        reference = [*reference, v2.ColorJitter(0.4, 0.4, 0.4)]
     data = FilesDataset(photos, image_size=(40, 40), augment=Augment(**knobs), seed=3, training=True)
     assert photos.files is not None
     pictures = data.__getitems__(BatchPlan(1, 0, [2, 7], 2)).images

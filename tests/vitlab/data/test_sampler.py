@@ -1,15 +1,27 @@
 """Which samples form which batch."""
 
 import itertools
+import random
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 
-from vitlab.data.sampler import BatchPlan, EpochBatches, EvalBatches, cut, pieces, reseed, shuffled_blocks, stable_seed
+from vitlab.data.sampler import (
+    BatchPlan,
+    EpochBatches,
+    EvalBatches,
+    cut,
+    pieces,
+    reseed,
+    seed_python_and_numpy,
+    shuffled_blocks,
+    stable_seed,
+)
 
 
 def batches(samples: int, batch_size: int, **others: object) -> EpochBatches:
@@ -288,6 +300,20 @@ def reads(ranks: int, workers: int, accumulate: int) -> float:
 def test_a_block_is_read_by_one_process(ranks: int, workers: int, accumulate: int) -> None:
     """But for those that the cuts between pieces go through."""
     assert reads(ranks, workers, accumulate) < 1.2
+
+
+def test_pythons_and_numpys_draws_follow_from_torchs_and_leave_no_trace() -> None:
+    def draws(seed: int) -> tuple[float, float]:
+        torch.manual_seed(seed)
+        with seed_python_and_numpy():
+            return random.random(), float(np.random.rand())  # noqa: NPY002
+
+    before = random.getstate(), str(np.random.get_state(legacy=False))  # noqa: NPY002
+    assert draws(0) == draws(0)
+    assert draws(0) != draws(1)
+    with pytest.raises(KeyError), seed_python_and_numpy():
+        raise KeyError
+    assert (random.getstate(), str(np.random.get_state(legacy=False))) == before  # noqa: NPY002
 
 
 def test_reseeding_sets_torchs_default_generator() -> None:
