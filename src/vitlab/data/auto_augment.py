@@ -38,7 +38,7 @@ class AutoAugmentation(NamedTuple):
             "trivialaugment": lambda: trivial_augment(images),
             "timm_randaugment": lambda: timm_rand_augment(images, ops, level, self.std, self.sampling),
             "big_vision_randaugment": lambda: big_vision_rand_augment(images, ops, level),
-            "augmix": lambda: torch.stack([self.image_transform()(image) for image in images]),  # torchvision's
+            "augmix": lambda: torch.stack([*map(self.image_transform(), images)]),  # torchvision's, one by one
             "three_augment": lambda: three_augment(images),
         }
         return kinds.get(self.kind, lambda: auto_augment(images, self.kind.removeprefix("autoaugment_")))()
