@@ -154,6 +154,8 @@ def test_timm_randaugment_draws_as_timms(level: int, std: float, draws: Draws) -
         theirs.append([])
         transform(None)
     assert not counts_differ(names_of(draws), names_of(theirs))
+    assert not counts_differ(map(len, draws), map(len, theirs))
+    assert not counts_differ(*([name for ops in drawn for name, _ in ops] for drawn in (draws, theirs)))
     timms: dict[str, Callable[[float], float]] = {  # from our units to timm's
         **dict.fromkeys(auto_augment.ENHANCEMENTS, lambda value: 1 + value),
         "Solarize": lambda value: np.ceil(255 * value),
