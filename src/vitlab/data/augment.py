@@ -121,7 +121,8 @@ class Augment(nn.Module):
         self.randaugment_std, self.color_jitter = randaugment_std, color_jitter
         self.erasing, self.erasing_mode, self.erasing_area = erasing, erasing_mode, erasing_area
         self.mixup, self.cutmix, self.mix_off_epoch = mixup, cutmix, mix_off_epoch
-        self.mix_mode, self.mix_probability, self.mix_switch = mix_mode, mix_probability, mix_switch_probability
+        self.mix_mode, self.mix_probability = mix_mode, mix_probability
+        self.mix_switch_probability = mix_switch_probability
         self.crop_fraction = 0.875 if crop_fraction is None else crop_fraction
 
     def check(self, source: str, *, in_memory: bool, channels: int) -> None:
@@ -168,13 +169,13 @@ class Augment(nn.Module):
             if self.mix_probability < 1 and torch.rand(()) >= self.mix_probability:
                 return images, F.one_hot(targets, num_classes).float()
             kinds = [(kind, alpha) for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix)) if alpha > 0]
-            is_first = len(kinds) == 1 or torch.rand(()) < 1 - self.mix_switch
+            is_first = len(kinds) == 1 or torch.rand(()) < 1 - self.mix_switch_probability
             kind, alpha = kinds[0 if is_first else 1]
             mixed: tuple[Tensor, Tensor] = build_mixer(kind, alpha, num_classes)(images, targets)
             return mixed
         from timm.data.mixup import Mixup  # imports all of timm
 
-        settings: dict[str, Any] = {"prob": self.mix_probability, "switch_prob": self.mix_switch}
+        settings: dict[str, Any] = {"prob": self.mix_probability, "switch_prob": self.mix_switch_probability}
         settings |= {"mode": self.mix_mode, "label_smoothing": 0.0, "num_classes": num_classes}
         mixer = Mixup(self.mixup, self.cutmix, **settings)  # type: ignore[no-untyped-call]
         even = len(images) // 2 * 2  # of an odd number, the last image isn't mixed
