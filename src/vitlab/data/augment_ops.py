@@ -5,29 +5,18 @@ and a run on it has the same augmentation as one on the CPU. Legend: B images, C
 """
 
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
-LEVELS = 31  # of magnitudes: 0 to 30, as in torchvision and in the papers' code
+from vitlab.data.crops import resample
+from vitlab.data.erasing import rectangles
 
-
-def crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
-    """Shift each image by up to `padding` pixels, filled with black, and mirror half of them if `flip`."""
-    batch, _, height, width = images.shape
-    top, left = (torch.randint(2 * padding + 1, (batch, 1)).flatten() for _ in range(2))
-    mirrored = torch.rand(batch, 1).flatten() < 0.5 if flip else torch.zeros(batch, dtype=torch.bool)
-    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view of all shifts
-    if images.device.type == "cpu":  # NumPy copies rows where torch copies pixels: four times as fast
-        cut = windows.numpy()[np.arange(batch), :, top.numpy(), left.numpy()]
-        cut[mirrored.numpy()] = torch.from_numpy(cut)[mirrored].flip(3).numpy()
-        return torch.from_numpy(cut)
-    index, top, left, mirrored = (part.to(images.device) for part in (torch.arange(batch), top, left, mirrored))
-    images = windows[index, :, top, left]
-    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+Kernel = Literal["nearest", "bilinear", "bicubic", "random"]
+MOST_BLUR = 2  # pixels, the largest radius
 
 
 def affine_matrices(
@@ -43,13 +32,31 @@ def affine_matrices(
     return torch.cat([inverse, -inverse @ shift], dim=2)
 
 
-def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Transform each image by its matrix of `affine_matrices`, bilinear, with black outside."""
+class Sampling(NamedTuple):
+    """How geometric operations sample pixels; by default as torchvision does, bilinear with black outside."""
+
+    kernel: Kernel = "bilinear"  # random: bilinear or bicubic, per image; torch's bicubic is smoother than Pillow's
+    fill: tuple[int, ...] | None = None  # the color outside, up to the edge; None: black, blended with the edge
+    origin: float = 0.0  # of shears, from the upper left corner, in pixels
+
+
+TORCHVISION = Sampling()
+
+
+def warp(images: Tensor, matrices: Tensor, sampling: Sampling = TORCHVISION) -> Tensor:
+    """Transform each image by its matrix of `affine_matrices`."""
     height, width = images.shape[-2:]
     half = torch.tensor([width / 2, height / 2])  # the unit of affine_grid
     theta = matrices * torch.cat([half, torch.ones(1)]) / half[:, None]
-    warped = F.grid_sample(images.float(), affine_grid(theta.to(images.device), height, width), align_corners=False)
-    return warped.round_().clamp_(0, 255).to(torch.uint8)
+    grid = affine_grid(theta.to(images.device), height, width)
+    if sampling.fill is None:
+        warped = F.grid_sample(images.float(), grid, align_corners=False)
+        return warped.round_().clamp_(0, 255).to(torch.uint8)
+    warped = F.grid_sample(images.float(), grid, sampling.kernel, "border", align_corners=False)
+    outside = ((grid < -1) | (grid >= 1)).any(3)[:, None]
+    fill = torch.tensor(sampling.fill, dtype=torch.uint8, device=images.device)[:, None, None]
+    # Pillow rounds down; what is an integer up to rounding stays
+    return torch.where(outside, fill, warped.add_(1e-3).clamp_(0, 255).to(torch.uint8))
 
 
 def affine_grid(theta: Tensor, height: int, width: int) -> Tensor:
@@ -79,96 +86,51 @@ def random_affine(images: Tensor, degrees: float, translate: float, scale: tuple
     return warp(images, matrices)
 
 
-# Operation -> (largest magnitude of RandAugment, largest of TrivialAugment's wide space, signed)
-OPS: dict[str, tuple[float, float, bool]] = {
-    "Identity": (0.0, 0.0, False),
-    "ShearX": (0.3, 0.99, True),
-    "ShearY": (0.3, 0.99, True),
-    "TranslateX": (150 / 331, 32.0, True),  # RandAugment: a fraction of the width; TrivialAugment: pixels
-    "TranslateY": (150 / 331, 32.0, True),
-    "Rotate": (30.0, 135.0, True),  # degrees, counter-clockwise
-    "Brightness": (0.9, 0.99, True),
-    "Color": (0.9, 0.99, True),
-    "Contrast": (0.9, 0.99, True),
-    "Sharpness": (0.9, 0.99, True),
-    "Posterize": (4.0, 6.0, False),  # dropped bits
-    "Solarize": (1.0, 1.0, False),
-    "AutoContrast": (0.0, 0.0, False),
-    "Equalize": (0.0, 0.0, False),
-}
-NAMES = tuple(OPS)
+# RandAugment's operations first, in the order of its draws
+NAMES = (
+    *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"),
+    *("Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
+    *("Invert", "SolarizeAdd", "Cutout", "Gray", "Blur"),
+)
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
-def rand_augment(images: Tensor, ops: int, level: int) -> Tensor:
-    """Apply RandAugment (Cubuk et al., 2020): `ops` operations per image, each of magnitude `level` of 0..30."""
-    for _ in range(ops):
-        images = _random_ops(images, torch.full((len(images),), level), wide=False)
-    return images
-
-
-def trivial_augment(images: Tensor) -> Tensor:
-    """Apply TrivialAugment, wide space (Müller and Hutter, 2021): one operation per image, of any magnitude."""
-    return _random_ops(images, torch.randint(LEVELS, (len(images),)), wide=True)
-
-
-def _random_ops(images: Tensor, levels: Tensor, wide: bool) -> Tensor:
-    chosen = torch.randint(len(NAMES), (len(images),))
-    signs = torch.where(torch.rand(len(images)) < 0.5, -1.0, 1.0)
-    magnitudes = torch.zeros(len(images))
-    for index, name in enumerate(NAMES):
-        here = chosen == index
-        magnitudes[here] = magnitude(name, levels[here], wide, (images.shape[-2], images.shape[-1]))
-        if OPS[name][2]:
-            magnitudes[here] *= signs[here]
-    return apply_ops(images, chosen, magnitudes)
-
-
-def magnitude(name: str, levels: Tensor, wide: bool, size: tuple[int, int]) -> Tensor:
-    """Magnitudes of an operation, in its own unit, for `levels` (int64 [n] in 0..30), as in torchvision's table."""
-    largest = OPS[name][1 if wide else 0]
-    if name.startswith("Translate") and not wide:
-        largest *= size[1] if name == "TranslateX" else size[0]
-    if name == "Solarize":
-        return torch.linspace(1.0, 0.0, LEVELS)[levels]
-    value = torch.linspace(0.0, largest, LEVELS)[levels]
-    if name == "Posterize":
-        return 8 - value.round()
-    return value.trunc() if name.startswith("Translate") else value
-
-
-def apply_ops(images: Tensor, chosen: Tensor, magnitudes: Tensor) -> Tensor:
+def apply_ops(images: Tensor, chosen: Tensor, magnitudes: Tensor, sampling: Sampling = TORCHVISION) -> Tensor:
     """Apply the operation NAMES[chosen[i]] with magnitudes[i] to image i."""
-    geometric = torch.isin(chosen, torch.tensor([NAMES.index(name) for name in GEOMETRIC]))
-    groups: list[tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]] = [
-        (chosen == NAMES.index(name), op) for name, op in _POINTWISE.items()
-    ]
-    groups.append((geometric, lambda part, values: warp(part, _matrices(part, chosen[geometric], values))))
-    groups.append((chosen == NAMES.index("Identity"), lambda part, _: part))
+    key = torch.where(torch.isin(chosen, torch.tensor([NAMES.index(name) for name in GEOMETRIC])), len(NAMES), chosen)
+    if sampling.kernel == "random":
+        key += (key == len(NAMES)) & (torch.rand(len(images)) < 0.5)
     places, parts = [], []
-    for members, op in groups:
-        where = members.nonzero().flatten()
-        if len(where):
-            places.append(where)
-            parts.append(op(images.index_select(0, where.to(images.device)), magnitudes[where]))
+    for group in sorted(set(key.tolist())):
+        where = (key == group).nonzero().flatten()
+        part, values = images.index_select(0, where.to(images.device)), magnitudes[where]
+        if group >= len(NAMES):
+            kernel: Kernel = "bicubic" if group > len(NAMES) else "bilinear"
+            how = sampling._replace(kernel=kernel) if sampling.kernel == "random" else sampling
+            part = _transform(part, values, chosen[where], how)
+        elif NAMES[group] != "Identity":
+            part = _POINTWISE[NAMES[group]](part, values)
+        places.append(where)
+        parts.append(part)
     return torch.cat(parts).index_select(0, torch.cat(places).argsort().to(images.device))
 
 
-def _matrices(images: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
+def _transform(images: Tensor, values: Tensor, chosen: Tensor, sampling: Sampling) -> Tensor:
     def of(name: str) -> Tensor:
         return torch.where(chosen == NAMES.index(name), values, 0.0)
 
     height, width = images.shape[-2:]
     shear_x, shear_y = of("ShearX"), of("ShearY")
-    return affine_matrices(
+    matrices = affine_matrices(
         angle=-of("Rotate").deg2rad(),
         # shears keep the upper left corner fixed, not the center
-        shift_x=of("TranslateX") - shear_x * (height / 2),
-        shift_y=of("TranslateY") - shear_y * (width / 2),
+        shift_x=of("TranslateX") - shear_x * (height / 2 - sampling.origin),
+        shift_y=of("TranslateY") - shear_y * (width / 2 - sampling.origin),
         scale=torch.ones(len(values)),
         shear_x=shear_x.atan(),
         shear_y=shear_y.atan(),
     )
+    return warp(images, matrices, sampling)
 
 
 def _enhance(degenerate: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -188,8 +150,38 @@ def _posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 
 def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    bright = images >= (255 * threshold).ceil().to(images.device, torch.uint8)[:, None, None, None]
+    bright = images >= (255 * threshold).ceil().to(images.device, torch.int16)[:, None, None, None]
     return torch.where(bright, 255 - images, images)
+
+
+def _solarize_add(images: Tensor, addition: Tensor) -> Tensor:
+    added = (images + addition.to(images.device, torch.int16)[:, None, None, None]).clamp_(max=255)
+    return torch.where(images < 128, added.to(torch.uint8), images)
+
+
+def _cutout(images: Tensor, half: Tensor) -> Tensor:
+    """Gray squares of twice `half` pixels, anywhere with their centers inside."""
+    row, col = (torch.randint(side, (len(images),)) for side in images.shape[-2:])
+    return images.masked_fill(rectangles(images, row - half, row + half, col - half, col + half), 128)
+
+
+def _blur(images: Tensor, radius: Tensor) -> Tensor:
+    """Pillow's GaussianBlur: three times the mean of a box with fractional edges."""
+    variance = radius * radius / 3
+    edge = (((12 * variance + 1).sqrt() - 1) / 2).floor()  # complete pixels on each side of the center
+    part = (2 * edge + 1) * (edge * (edge + 1) - 3 * variance) / (6 * (variance - (edge + 1) ** 2))
+    edge, part = edge.to(images.device)[:, None, None], part.to(images.device)[:, None, None]
+
+    def weights(side: int) -> Tensor:  # [B, side, side]; the edge of the image is repeated outside
+        place = torch.arange(side, device=images.device)
+        outside = torch.arange(-MOST_BLUR - 1, side + MOST_BLUR + 1, device=images.device)
+        distance = (place[:, None] - outside).abs()
+        box = torch.where(distance <= edge, 1.0, torch.where(distance == edge + 1, part, 0.0))
+        box = box / box.sum(2, keepdim=True)
+        return torch.zeros(len(images), side, side, device=images.device).index_add_(2, outside.clamp(0, side - 1), box)
+
+    rows, cols = (torch.linalg.matrix_power(weights(side), 3) for side in images.shape[-2:])
+    return resample(images, rows, cols)
 
 
 _POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -201,21 +193,9 @@ _POINTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Solarize": _solarize,
     "AutoContrast": lambda images, _: tv.autocontrast(images),
     "Equalize": lambda images, _: tv.equalize(images),
+    "Invert": lambda images, _: 255 - images,
+    "SolarizeAdd": _solarize_add,
+    "Cutout": _cutout,
+    "Gray": lambda images, _: tv.rgb_to_grayscale(images, images.shape[1]),
+    "Blur": _blur,
 }
-
-
-def erase(images: Tensor, probability: float) -> Tensor:
-    """Apply Random Erasing (Zhong et al., 2020) to normalized float images: set one rectangle per image to zero."""
-    # areas of 2 to 33 % and aspect ratios of 0.3 to 3.3, as in the paper; sides are clipped to the image
-    batch, _, height, width = images.shape
-    area = (0.02 + 0.31 * torch.rand(batch)) * height * width
-    ratio = torch.exp((2 * torch.rand(batch) - 1) * torch.tensor(10 / 3).log())
-    tall = (area * ratio).sqrt().round().clamp(1, height)
-    wide = (area / ratio).sqrt().round().clamp(1, width)
-    top = (torch.rand(batch) * (height - tall + 1)).floor()
-    left = (torch.rand(batch) * (width - wide + 1)).floor()
-    tall[torch.rand(batch) >= probability] = 0
-    box = torch.stack([top, top + tall, left, left + wide]).to(images.device)[:, :, None]  # [4, B, 1]
-    row, col = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    rows, cols = (row >= box[0]) & (row < box[1]), (col >= box[2]) & (col < box[3])  # [B, H], [B, W]
-    return images.masked_fill(rows[:, None, :, None] & cols[:, None, None, :], 0.0)

@@ -42,6 +42,8 @@ class DataModule(LightningDataModule):
         split_seed: Seed of that split; separate from `seed`, so that runs with several seeds have the same split.
         num_workers: Loading processes per device; None: 0 for sets in memory, else the device's share of the cores.
         drop_last: Drop the incomplete last step of an epoch; if False, the sizes of steps differ by at most one image.
+        repeats: Repeated augmentation: how often an image is in an epoch, augmented each time. The epoch is as long, so
+            it has other images in turn. `drop_last` makes it as long as DeiT's.
         max_train_samples: Train on a stratified subset of this size; validation and test stay complete.
         eval_batch_size: Images per evaluation batch over all devices; None: `batch_size`.
         on_error: What to do about bad image files. `raise`: an error. `skip`: decode every image once before training;
@@ -70,6 +72,7 @@ class DataModule(LightningDataModule):
         split_seed: Seed = 0,
         num_workers: NonNegativeInt | None = None,
         drop_last: bool = False,
+        repeats: PositiveInt = 1,
         max_train_samples: PositiveInt | None = None,
         eval_batch_size: PositiveInt | None = None,
         on_error: Literal["raise", "skip"] = "raise",
@@ -86,6 +89,7 @@ class DataModule(LightningDataModule):
         self.load_source, self.augment, self.batch_size, self.seed = source, augment, batch_size, seed
         self.val_fraction, self.split_seed, self.max_train_samples = val_fraction, split_seed, max_train_samples
         self.num_workers, self.drop_last, self.scaled_decoding = num_workers, drop_last, scaled_decoding
+        self.repeats = repeats
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.on_error, self.max_skipped, self.scan = on_error, max_skipped, scan
         self.mean, self.std, self.interpolation = mean, std, interpolation or "bicubic"
@@ -196,6 +200,7 @@ class DataModule(LightningDataModule):
             seed=self.seed,
             accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             drop_last=self.drop_last,
+            repeats=self.repeats,
             position=self.position,
             limit=None if self.trainer is None else self.batches_per_epoch,
             one_order=bool(getattr(self.trainer, "overfit_batches", 0)),
@@ -228,7 +233,7 @@ class DataModule(LightningDataModule):
                 raise RuntimeError(f"the loader was started too early: it returned the batch of {position}")
             reseed(stable_seed(self.seed, batch.epoch, batch.step, batch.micro), batch.images.device)
             known = {"num_classes": self.num_classes, "cropped": self._splits["train"].files is not None}
-            images, targets = self.augment(batch.images, batch.targets, prepare=prepare, **known)
+            images, targets = self.augment(batch.images, batch.targets, prepare=prepare, epoch=batch.epoch, **known)
             batch = batch._replace(images=images, targets=targets)
         else:
             batch = batch._replace(images=prepare(batch.images))
@@ -244,7 +249,7 @@ class DataModule(LightningDataModule):
         if split.files is None:
             dataset: MemoryDataset | FilesDataset = MemoryDataset(split, training=training)
         else:
-            names = ("image_size", "augment", "interpolation", "seed", "scaled_decoding")
+            names = ("image_size", "augment", "interpolation", "mean", "seed", "scaled_decoding")
             dataset = FilesDataset(split, training=training, **{name: getattr(self, name) for name in names})
         workers = self.num_workers
         if workers is None and split.files is None:

@@ -1,9 +1,10 @@
 """Datasets that return complete batches, from memory or from files, and their DataLoader.
 
 The batch sampler yields a `BatchPlan`, which the loader passes to `__getitems__`; so a batch has its position in
-training. The augmentation of a file depends on (seed, epoch, index) alone, never on the workers.
+training. The augmentation of a file depends on (seed, epoch, index, repeat) alone, never on the workers.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from vitlab.data.augment import Augment
+from vitlab.data.crops import REFLECTION, cover
 from vitlab.data.decode import read_image
 from vitlab.data.jpeg import BICUBIC, Box, decode_crop
 from vitlab.data.sampler import BatchPlan, stable_seed
@@ -65,7 +67,8 @@ class MemoryDataset(Dataset[TrainBatch | EvalBatch]):
 class FilesDataset(Dataset[TrainBatch | EvalBatch]):
     """A split of files, decoded to RGB uint8 at `image_size` (height, width).
 
-    Training: random resized crop, drawn before the file is decoded, then flip and auto-augmentation of `augment`.
+    Training: the crop of `augment`, drawn before the file is decoded if it is `inception`, then flip, auto-augmentation
+    and color jitter.
     Evaluation: a center crop that keeps `augment.crop_fraction` of the short side.
     """
 
@@ -78,19 +81,23 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         seed: int,
         training: bool,
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         scaled_decoding: bool = False,
     ) -> None:
         assert split.files is not None
         self.files, self.labels, self.seed, self.training = split.files, split.labels, seed, training
         self.image_size, self.crop_fraction = image_size, augment.crop_fraction
         self.interpolation, self.scaled_decoding = v2.InterpolationMode(interpolation), scaled_decoding
-        self.crop = v2.RandomResizedCrop(image_size, augment.crop_scale)
-        self.steps: list[torch.nn.Module] = [v2.RandomHorizontalFlip()] if augment.flip else []
-        if augment.auto_augment == "randaugment":
-            ops, level = augment.randaugment_ops, augment.randaugment_magnitude
-            self.steps.append(v2.RandAugment(ops, level, interpolation=v2.InterpolationMode.BILINEAR))
-        if augment.auto_augment == "trivialaugment":
-            self.steps.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
+        self.crop, self.crop_interpolation = augment.crop or "inception", augment.crop_interpolation or interpolation
+        self.crop_antialias = augment.crop_antialias
+        self.inception = v2.RandomResizedCrop(image_size, augment.crop_scale)
+        padding = augment.crop_padding or REFLECTION
+        self.shift = v2.RandomCrop(image_size, padding=padding, padding_mode="reflect")
+        self.steps: list[Callable[[Tensor], Tensor]] = [v2.RandomHorizontalFlip()] if augment.flip else []
+        if augment.auto_augment != "none":
+            self.steps.append(augment.auto(interpolation, mean).image_transform())
+        if augment.color_jitter:
+            self.steps.append(v2.ColorJitter(*(augment.color_jitter,) * 3))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,23 +107,37 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         with torch.random.fork_rng(devices=[]):
             for place, index in enumerate(plan.indices):
                 if self.training:
-                    images[place] = self._augment(index, plan.epoch)
+                    repeat = plan.repeats[place : place + 1]  # empty without repeats
+                    images[place] = self._augment(index, plan.epoch, *repeat)
                 else:
                     image = read_image(self.files[index])
                     images[place] = center_crop(image, self.image_size, self.crop_fraction, self.interpolation)
         return make_batch(images, self.labels[torch.tensor(plan.indices, dtype=torch.long)], plan, self.training)
 
-    def _augment(self, index: int, epoch: int) -> Tensor:
-        torch.default_generator.manual_seed(stable_seed(self.seed, epoch, index))  # torch.manual_seed is slower
-        settings = {"interpolation": self.interpolation, "scaled": self.scaled_decoding}
-        image = read_image(self.files[index], partial(decode_crop, choose=self._box, size=self.image_size, **settings))
+    def _augment(self, index: int, epoch: int, *repeat: int) -> Tensor:
+        seed = stable_seed(self.seed, epoch, index, *repeat)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower
+        image = self._crop(self.files[index])
         for step in self.steps:
             image = step(image)
         return image
 
+    def _crop(self, path: str) -> Tensor:
+        name = self.crop_interpolation
+        if name == "random":
+            name = "bilinear" if torch.rand(()) < 0.5 else "bicubic"
+        mode = v2.InterpolationMode(name)
+        if self.crop == "none":
+            return center_crop(read_image(path), self.image_size, self.crop_fraction, mode)
+        if self.crop == "simple":
+            shifted: Tensor = self.shift(cover(read_image(path), self.image_size, mode, antialias=self.crop_antialias))
+            return shifted
+        settings = {"interpolation": mode, "antialias": self.crop_antialias, "scaled": self.scaled_decoding}
+        return read_image(path, partial(decode_crop, choose=self._box, size=self.image_size, **settings))
+
     def _box(self, height: int, width: int) -> Box:
         """A random crop of an image, as torchvision draws it."""
-        return Box(**self.crop.make_params([torch.empty(1).expand(1, height, width)]))  # only the shape is used
+        return Box(**self.inception.make_params([torch.empty(1).expand(1, height, width)]))  # only the shape is used
 
 
 def identity(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:
@@ -142,19 +163,6 @@ def center_crop(
     image: Tensor, image_size: tuple[int, int], crop_fraction: float, interpolation: v2.InterpolationMode = BICUBIC
 ) -> Tensor:
     """[C, H, W] resized to just cover `image_size` / `crop_fraction`, and its center of `image_size`."""
-    # resizing a line of 1 x 100,000 pixels would need 20 GB: first crop such a side
-    longest = 64 * min(image.shape[-2:]) * -(-max(image_size) // min(image_size))
-    if max(image.shape[-2:]) > longest:
-        image = v2.functional.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
-    height, width = image.shape[-2:]
-    cover_height, cover_width = (int(side / crop_fraction) for side in image_size)
-    if cover_height != cover_width:  # rounded as timm does
-        ratio = min(height / cover_height, width / cover_width)
-        size = [round(height / ratio), round(width / ratio)]
-    elif cover_height * width >= cover_width * height:  # height binds
-        size = [cover_height, cover_height * width // height]
-    else:
-        size = [cover_width * height // width, cover_width]
-    resized = v2.functional.resize(image, size, interpolation, antialias=True)
-    cropped: Tensor = v2.functional.center_crop(resized, list(image_size))
+    covered = cover(image, (int(image_size[0] / crop_fraction), int(image_size[1] / crop_fraction)), interpolation)
+    cropped: Tensor = v2.functional.center_crop(covered, list(image_size))
     return cropped

@@ -56,9 +56,10 @@ def decode_crop(
     size: tuple[int, int],
     interpolation: v2.InterpolationMode = BICUBIC,
     *,
+    antialias: bool = True,
     scaled: bool = False,
 ) -> Tensor:
-    """The part that `choose(height, width)` returns, resized with antialiasing, uint8 [3, *size].
+    """The part that `choose(height, width)` returns, resized, uint8 [3, *size].
 
     `scaled`: decode at 1/2, 1/4 or 1/8 if the box is at least four times `size`. `choose` is called once. Raises any
     kind of error, as `decode.decode` does.
@@ -76,7 +77,7 @@ def decode_crop(
     top, left, height, width = box
     # channels last and contiguous, which is resized faster
     part = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-    cropped: Tensor = v2.functional.resize(part, list(size), interpolation, antialias=True)
+    cropped: Tensor = v2.functional.resize(part, list(size), interpolation, antialias=antialias)
     return cropped[0]
 
 

@@ -1,4 +1,4 @@
-"""Batch samplers: every sample once per epoch, in the same steps on any number of devices.
+"""Batch samplers: every sample once per epoch, or repeated, in the same steps on any number of devices.
 
 The order of an epoch depends on (seed, epoch) alone. An epoch is cut into optimizer steps, a step into micro-batches,
 one per device and accumulated batch. So two devices, or two accumulated batches on one, have the same images in each
@@ -8,9 +8,12 @@ step, and a run that is resumed within an epoch continues with the next step.
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -26,6 +29,7 @@ class BatchPlan(NamedTuple):
     # images of the complete optimizer step, over all devices and accumulated batches
     count: int  # type: ignore[assignment]  # tuple has a method of this name
     micro: int = 0  # number of this part of the step, over all devices and accumulated batches
+    repeats: Sequence[int] = ()  # of each index, which of its repeats it is; () if there are none
 
 
 def stable_seed(*key: int) -> int:
@@ -38,6 +42,20 @@ def reseed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
+
+
+@contextmanager
+def seed_python_and_numpy() -> Iterator[None]:
+    """Seed the generators from which timm's transforms draw, by a draw of torch's; afterwards, they are as before."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    seed = int(torch.randint(2**32, ()))
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def count_steps(samples: int, batch_size: int, drop_last: bool) -> int:
@@ -105,6 +123,10 @@ class EpochBatches(Sampler[BatchPlan]):
 
     `batch_size` counts the images of one optimizer step, over all devices and accumulated batches. The sizes of steps
     differ by at most one image; with `drop_last` all have `batch_size` images, and each epoch drops other ones.
+    With `repeats` (Hoffer et al., 2020), an epoch is as long, of the first samples of its order, each repeated. Of
+    an order, a step has the samples that it has in timm's RepeatAugSampler and in DeiT, over all ranks. Within a step,
+    the second repeats follow on the first ones of all samples: neighbors, which are mixed, differ. DeiT rounds an epoch
+    down to a multiple of 256 images: `drop_last` gives as many steps for every `batch_size` that is a multiple of 256.
     `position` returns the epoch and its steps already done. An epoch ends after `limit` batches of a device, if given,
     perhaps within a step. With `one_order` all epochs have the order of the first. `blocks` and `buffer` are those of
     `shuffled_blocks`.
@@ -125,6 +147,7 @@ class EpochBatches(Sampler[BatchPlan]):
         one_order: bool = False,
         blocks: torch.Tensor | None = None,
         buffer: int = 1000,
+        repeats: int = 1,
     ) -> None:
         devices, parts = f"trainer.devices={world_size} (all nodes)", world_size * accumulate
         devices += f" and trainer.accumulate_grad_batches={accumulate}"
@@ -138,7 +161,7 @@ class EpochBatches(Sampler[BatchPlan]):
             raise ValueError("there are no training samples")
         self.samples, self.seed, self.position = samples, seed, position
         self.limit, self.one_order = limit, one_order
-        self.blocks, self.buffer = blocks, buffer
+        self.blocks, self.buffer, self.repeats = blocks, buffer, repeats
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.steps = count_steps(samples, batch_size, drop_last)
         self.step_ranges = cut(self.steps * batch_size if drop_last else samples, self.steps)
@@ -156,15 +179,20 @@ class EpochBatches(Sampler[BatchPlan]):
         if self.blocks is None:
             order = torch.randperm(self.samples, generator=generator)
         else:
-            order = shuffled_blocks(self.blocks, [len(part) for part in self.step_ranges], self.buffer, generator)
+            ends = [0, *(math.ceil(part.stop / self.repeats) for part in self.step_ranges)]  # distinct samples
+            sizes = [stop - start for start, stop in itertools.pairwise(ends)]
+            order = shuffled_blocks(self.blocks, sizes, self.buffer, generator)
         for step in range(done, self.steps):
-            indices = order[self.step_ranges[step].start : self.step_ranges[step].stop].tolist()
+            places = torch.tensor(sorted(self.step_ranges[step], key=lambda place: place % self.repeats))
+            indices = order[places // self.repeats].tolist()
+            repeats = (places % self.repeats).tolist() if self.repeats > 1 else ()
             micros = cut(len(indices), self.world_size * self.accumulate)
             if self.limit is not None:
                 micros = micros[: max(0, self.limit - step * self.accumulate) * self.world_size]
             for micro in range(self.rank, len(micros), self.world_size):
                 part = micros[micro]
-                yield BatchPlan(epoch, step, indices[part.start : part.stop], micros[-1].stop, micro)
+                here = slice(part.start, part.stop)
+                yield BatchPlan(epoch, step, indices[here], micros[-1].stop, micro, repeats[here])
 
 
 def eval_share(samples: int, rank: int, world_size: int, *, in_blocks: bool = False) -> range:

@@ -219,14 +219,23 @@ class Interrupted(Tiny):
             raise Stop
 
 
-@pytest.mark.parametrize(("accumulate", "at_step"), [(1, 5), (1, 13), (2, 20)])
-def test_an_interrupted_run_ends_with_the_very_same_weights(tmp_path: Path, at_step: int, accumulate: int) -> None:
-    augment = Augment(crop_padding=1, mixup=0.5, erasing=0.5)
+@pytest.mark.parametrize(
+    ("accumulate", "at_step", "repeats", "others"),
+    [
+        (1, 5, 1, {"crop_padding": 1}),
+        (1, 13, 3, {"crop": "inception", "auto_augment": "three_augment", "erasing_mode": "pixel"}),
+        (2, 20, 3, {"crop": "simple", "auto_augment": "timm_randaugment", "mix_mode": "elem"}),
+    ],
+)
+def test_an_interrupted_run_ends_with_the_very_same_weights(
+    tmp_path: Path, at_step: int, accumulate: int, repeats: int, others: dict[str, Any]
+) -> None:
+    augment = Augment(mixup=0.5, erasing=0.5, **others)
     knobs: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": accumulate}
 
     def fresh() -> DataModule:
         torch.manual_seed(torch.seed())  # the state left by earlier code must not matter
-        return datamodule(augment=augment)
+        return datamodule(augment=augment, repeats=repeats)
 
     torch.manual_seed(0)
     complete, resumed = Tiny(), Tiny()
@@ -314,12 +323,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_an_image_folder_trains_the_same_with_and_without_workers(tmp_path: Path, folder: Path) -> None:
+@pytest.mark.parametrize(("auto_augment", "repeats"), [("trivialaugment", 1), ("timm_randaugment", 3)])
+def test_an_image_folder_trains_the_same_with_and_without_workers(
+    tmp_path: Path, folder: Path, auto_augment: Any, repeats: int
+) -> None:
     losses = []
     for workers in (0, 2):
         data = datamodule(
             lambda: image_folder(data_dir=str(folder)),
-            augment=Augment(flip=True, erasing=0.5, auto_augment="trivialaugment"),
+            augment=Augment(flip=True, erasing=0.5, auto_augment=auto_augment),
+            repeats=repeats,
             image_size=(16, 12),
             batch_size=10,
             num_workers=workers,

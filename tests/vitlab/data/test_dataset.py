@@ -86,6 +86,13 @@ def test_a_sample_depends_on_epoch_and_index_but_not_on_its_batch(photos: Split)
     assert not in_fours & by_checksum(training_batches(photos, workers=0, epoch=1))
 
 
+def test_repeats_of_a_sample_are_augmented_each_in_its_way(photos: Split) -> None:
+    data = FilesDataset(photos, image_size=(32, 32), augment=Augment(), seed=5, training=True)
+    batch = data.__getitems__(BatchPlan(0, 0, [3, 3, 3, 7], 4, 0, [0, 1, 2, 0])).images
+    assert len({tuple(image.flatten().tolist()) for image in batch}) == 4
+    assert torch.equal(data.__getitems__(BatchPlan(0, 1, [7, 3], 2, 0, [0, 2])).images, batch[[3, 2]])
+
+
 def test_loading_files_leaves_the_global_random_state_alone(photos: Split) -> None:
     before = torch.random.get_rng_state()
     data = FilesDataset(photos, image_size=(8, 8), augment=Augment(), seed=0, training=True)
@@ -93,11 +100,13 @@ def test_loading_files_leaves_the_global_random_state_alone(photos: Split) -> No
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_evaluation_takes_the_center_like_torchvision(photos: Split) -> None:
-    data = FilesDataset(photos, image_size=(56, 56), augment=Augment(), seed=0, training=False)
+@pytest.mark.parametrize(("fraction", "resized"), [(None, 64), (1.0, 56)])
+def test_evaluation_takes_the_center_like_torchvision(photos: Split, fraction: float | None, resized: int) -> None:
+    augment = Augment(crop_fraction=fraction)
+    data = FilesDataset(photos, image_size=(56, 56), augment=augment, seed=0, training=False)
     batch = data.__getitems__(BatchPlan(0, 0, [0, 9], 2))
     assert isinstance(batch, EvalBatch)
-    reference = v2.Compose([v2.Resize(64, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(56)])
+    reference = v2.Compose([v2.Resize(resized, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(56)])
     assert photos.files is not None
     for image, path in zip(batch.images, (photos.files[0], photos.files[9]), strict=True):
         assert torch.equal(image, reference(read_image(path)))
@@ -165,6 +174,52 @@ def test_large_crops_come_from_a_smaller_decoding_only_where_that_is_asked_for(p
         assert torch.equal(pictures[False][1], crop(read_image(photos.files[4]))), (
             "torchvision's own, of the complete image"
         )
+
+
+@pytest.mark.parametrize(
+    ("knobs", "reference"),
+    [
+        (
+            {"crop": "simple", "flip": True},  # deit/augment.py
+            [v2.Resize(40, v2.InterpolationMode.BICUBIC), v2.RandomCrop(40, padding=4, padding_mode="reflect")],
+        ),
+        (
+            {"crop": "simple", "crop_padding": 7, "crop_interpolation": "bilinear"},
+            [v2.Resize(40), v2.RandomCrop(40, padding=7, padding_mode="reflect")],
+        ),
+        (
+            {"crop": "inception", "crop_interpolation": "bilinear", "crop_antialias": False},
+            [v2.RandomResizedCrop(40, antialias=False)],
+        ),
+        ({"color_jitter": 0.4, "flip": True}, [v2.RandomResizedCrop(40, interpolation=v2.InterpolationMode.BICUBIC)]),
+        ({"crop": "none"}, [v2.Resize(45, v2.InterpolationMode.BICUBIC), v2.CenterCrop(40)]),
+    ],
+)
+def test_files_are_cropped_as_torchvision_does(photos: Split, knobs: dict[str, Any], reference: list[Any]) -> None:
+    if knobs.get("flip"):
+        reference = [*reference, v2.RandomHorizontalFlip()]
+    if knobs.get("color_jitter"):
+        reference = [*reference, v2.ColorJitter(0.4, 0.4, 0.4)]
+    data = FilesDataset(photos, image_size=(40, 40), augment=Augment(**knobs), seed=3, training=True)
+    assert photos.files is not None
+    pictures = data.__getitems__(BatchPlan(1, 0, [2, 7], 2)).images
+    for picture, index in zip(pictures, (2, 7), strict=True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable_seed(3, 1, index))
+            assert torch.equal(picture, v2.Compose(reference)(read_image(photos.files[index])))
+
+
+def test_of_files_too_the_interpolation_may_be_random(photos: Split) -> None:
+    def pictures(kind: Any, epoch: int) -> torch.Tensor:
+        augment = Augment(crop_interpolation=kind, crop_scale=(1.0, 1.0))
+        data = FilesDataset(photos, image_size=(40, 40), augment=augment, seed=3, training=True)
+        return data.__getitems__(BatchPlan(epoch, 0, [0], 1)).images
+
+    bilinear, bicubic = pictures("bilinear", 0), pictures("bicubic", 0)
+    drawn = [pictures("random", epoch) for epoch in range(40)]
+    counts = [sum(torch.equal(picture, kind) for picture in drawn) for kind in (bilinear, bicubic)]
+    assert sum(counts) > 34, "of a few, the complete image fits as a box, which is drawn after the interpolation"
+    assert min(counts) > 8
 
 
 def test_images_are_resized_by_the_interpolation_asked_for(photos: Split) -> None:

@@ -1,12 +1,27 @@
 """Which samples form which batch."""
 
 import itertools
+import random
+from collections import Counter
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 
-from vitlab.data.sampler import BatchPlan, EpochBatches, EvalBatches, cut, pieces, reseed, shuffled_blocks, stable_seed
+from vitlab.data.sampler import (
+    BatchPlan,
+    EpochBatches,
+    EvalBatches,
+    cut,
+    pieces,
+    reseed,
+    seed_python_and_numpy,
+    shuffled_blocks,
+    stable_seed,
+)
 
 
 def batches(samples: int, batch_size: int, **others: object) -> EpochBatches:
@@ -90,6 +105,58 @@ def test_a_resumed_epoch_continues_with_the_next_step() -> None:
         position = (3, done)
         assert list(loader) == [plan for plan in complete if plan.step >= done]
         assert len(loader) == len(complete)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(("samples", "batch_size"), [(1100, 256), (1029, 512), (2000, 256)])
+def test_repeated_augmentation_has_the_samples_of_timms_sampler(samples: int, batch_size: int, world: int) -> None:
+    """Which images are in each step, and how often; timm's number of steps too, with drop_last."""
+    plans = list(itertools.chain(*plans_of_all_ranks(samples, batch_size, world, 1, repeats=3, drop_last=True)))
+    theirs = []
+    for rank in range(world):
+        sampler = RepeatAugSampler(range(samples), world, rank, num_repeats=3)  # type: ignore[no-untyped-call]
+        sampler.set_epoch(stable_seed(0, 0))  # type: ignore[no-untyped-call]  # the seed of our order
+        theirs.append(list(sampler))
+    part = batch_size // world
+    assert len(theirs[0]) // part == len({plan.step for plan in plans})
+    for step in range(len(theirs[0]) // part):
+        expected = Counter(index for of_rank in theirs for index in of_rank[step * part : (step + 1) * part])
+        assert Counter(index for plan in plans if plan.step == step for index in plan.indices) == expected
+
+
+@pytest.mark.parametrize("settings", [{}, {"drop_last": True}, {"blocks": torch.arange(19) // 4, "buffer": 8}])
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_repeats_are_exact_over_devices_accumulated_batches_and_resumes(settings: dict[str, Any], repeats: int) -> None:
+    for samples, batch_size, world, accumulate in SMALL:
+        blocks = {"blocks": settings["blocks"][:samples]} if "blocks" in settings else {}
+        if batch_size > samples:
+            continue
+        others: dict[str, Any] = {**settings, **blocks, "repeats": repeats}
+        one = list(batches(samples, batch_size, **others))
+        drawn = Counter(
+            (index, repeat) for plan in one for index, repeat in zip(plan.indices, plan.repeats, strict=True)
+        )
+        assert set(drawn.values()) == {1}, "each repeat once, with augmentation of its own"
+        assert {repeat for _, repeat in drawn} == set(range(min(repeats, len(drawn))))
+        assert len(drawn) == (samples // batch_size * batch_size if "drop_last" in settings else samples)
+        assert len({index for index, _ in drawn}) == -(-len(drawn) // repeats)
+        plans = list(itertools.chain(*plans_of_all_ranks(samples, batch_size, world, accumulate, **others)))
+        for step, plan in enumerate(one):
+            parts = sorted((part for part in plans if part.step == step), key=lambda part: part.micro)
+            assert [index for part in parts for index in part.indices] == plan.indices
+            assert [repeat for part in parts for repeat in part.repeats] == plan.repeats
+        for done in range(len(one)):
+            position = (0, done)
+            assert list(batches(samples, batch_size, **others, position=lambda p=position: p)) == one[done:]
+
+
+def test_repeats_of_a_sample_are_apart_in_a_step_and_epochs_have_other_samples() -> None:
+    plans = [list(batches(3000, 300, repeats=3, position=lambda e=epoch: (e, 0))) for epoch in range(2)]
+    for plan in plans[0]:
+        assert all(one != other for one, other in itertools.pairwise(plan.indices))
+    seen = [{index for plan in of_epoch for index in plan.indices} for of_epoch in plans]
+    assert [len(samples) for samples in seen] == [1000, 1000]
+    assert len(seen[0] & seen[1]) < 500
 
 
 @pytest.mark.parametrize(
@@ -233,6 +300,20 @@ def reads(ranks: int, workers: int, accumulate: int) -> float:
 def test_a_block_is_read_by_one_process(ranks: int, workers: int, accumulate: int) -> None:
     """But for those that the cuts between pieces go through."""
     assert reads(ranks, workers, accumulate) < 1.2
+
+
+def test_pythons_and_numpys_draws_follow_from_torchs_and_leave_no_trace() -> None:
+    def draws(seed: int) -> tuple[float, float]:
+        torch.manual_seed(seed)
+        with seed_python_and_numpy():
+            return random.random(), float(np.random.rand())  # noqa: NPY002
+
+    before = random.getstate(), str(np.random.get_state(legacy=False))  # noqa: NPY002
+    assert draws(0) == draws(0)
+    assert draws(0) != draws(1)
+    with pytest.raises(KeyError), seed_python_and_numpy():
+        raise KeyError
+    assert (random.getstate(), str(np.random.get_state(legacy=False))) == before  # noqa: NPY002
 
 
 def test_reseeding_sets_torchs_default_generator() -> None:
