@@ -71,9 +71,10 @@ class FileList(Sequence[str]):
         import numpy as np
 
         letters = np.frombuffer(self.buffer, np.uint8)
-        slashes = np.flatnonzero(letters == SLASH)
         for chosen in np.array_split(self.chosen, 1 + len(self.chosen) // 2**16):
             ends, starts = self.ends[chosen], np.where(chosen > 0, self.ends[chosen - 1], 0)
+            first = starts.min() if len(starts) else 0
+            slashes = first + np.flatnonzero(letters[first : ends.max(initial=0)] == SLASH)
             last_but_one = np.searchsorted(slashes, ends) - 2  # the slash before the last two parts
             at = np.where(last_but_one >= 0, slashes[np.maximum(last_but_one, 0)] + 1, 0) if len(slashes) else starts
             starts = np.maximum(starts, at)

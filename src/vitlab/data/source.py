@@ -131,7 +131,7 @@ class Split:
 
     def digest(self) -> str:
         """A hash of the labels, and of pixels, names of files with their folder, or sizes of rows."""
-        digest = hashlib.blake2b(self.labels.contiguous().numpy().tobytes(), digest_size=16)
+        digest = hashlib.blake2b(self.labels.contiguous().numpy().data, digest_size=16)
         if self.images is not None:
             digest.update(self.images.contiguous().numpy().data)
         if isinstance(self.files, Rows):
