@@ -44,9 +44,8 @@ def random_labels(folder: Path, size: int) -> Tensor:
 
 def named_split(folder: Path, size: int) -> Split:
     labels = random_labels(folder, size)
-    return Split(
-        None, labels, [f"/data/train/n{label:08}/n{label:08}_{i}.JPEG" for i, label in enumerate(labels.tolist())]
-    )
+    names = [f"/data/train/n{label:08}/n{label:08}_{i}.JPEG" for i, label in enumerate(labels.tolist())]
+    return Split(None, labels, names)
 
 
 def job_config(number: int) -> dict[str, Any]:

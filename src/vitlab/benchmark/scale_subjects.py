@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -40,15 +40,14 @@ JOBS = {"1,000 jobs": 1000, "10,000 jobs": 10_000}
 ROWS = {"300 epochs of ImageNet": 300 * 1_281_167 // 1024 // 10, "a million rows": 1_000_000}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """real: the sizes to extrapolate to."""
+class Subject(NamedTuple):
+    """What is measured at `sizes`, each four times the one before, and extrapolated to `real` ones."""
 
     unit: str
     sizes: tuple[int, int, int]
     prepare: Callable[[Path, int], Any]
     contenders: Mapping[str, Callable[[Any], object]]
-    real: Mapping[str, int] = field(default_factory=dict)
+    real: Mapping[str, int]
 
 
 def walk(folder: Path) -> list[str]:
@@ -61,12 +60,12 @@ def walk(folder: Path) -> list[str]:
     return files
 
 
+def list_by_vitlab(folder: Path) -> Any:
+    return image_folder.list_images(folder, None)
+
+
 def list_by_torchvision(folder: Path) -> Any:
     return make_dataset(str(folder), find_classes(str(folder))[1], IMG_EXTENSIONS)
-
-
-def list_by_timm(folder: Path) -> Any:
-    return find_images_and_targets(str(folder))
 
 
 def read_starts(source: Source) -> None:
@@ -80,6 +79,10 @@ def open_by_pillow(source: Source) -> None:
     for file in source.train.files or ():
         with Image.open(file) as image:
             _ = image.size
+
+
+def split_labels(labels: Tensor) -> Any:
+    return stratified_split(labels, 0.1, seed=0, knob="share")
 
 
 def sort_labels(labels: Tensor) -> object:
@@ -98,13 +101,8 @@ def read_paths(split: Split) -> object:
 
 
 def load_images(size: int) -> object:
-    data = DataModule(
-        source=lambda: fake.fake(samples=size, test_samples=10, size=32),
-        augment=Augment(),
-        image_size=32,
-        batch_size=64,
-        seed=0,
-    )
+    source = partial(fake.fake, samples=size, test_samples=10, size=32)
+    data = DataModule(source=source, augment=Augment(), image_size=32, batch_size=64, seed=0)
     data.setup()
     return data
 
@@ -118,105 +116,39 @@ def read_rows(file: Path) -> int:
         return sum(1 for _ in csv.reader(lines))
 
 
+def draw_curves(file: Path) -> None:
+    plots.plot_curves(file, file.with_name("curves.png"), "")
+
+
 def rewind(file: Path) -> object:
     metrics = MetricsFile(folder=str(file.parent))
     metrics.rewind(10**9)
     return metrics
 
 
-SUBJECTS: dict[str, Subject] = {
-    "listing": Subject(
-        unit="files",
-        sizes=(2000, 8000, 32_000),
-        prepare=scale_data.write_tree,
-        contenders={
-            OURS: lambda folder: image_folder.list_images(folder, None),
-            "os.scandir": walk,
-            "torchvision": list_by_torchvision,
-            "timm": list_by_timm,
-        },
-        real=IMAGENET,
-    ),
-    "headers": Subject(
-        unit="files",
-        sizes=(500, 2000, 8000),
-        prepare=scale_data.write_images,
-        contenders={
-            OURS: lambda source: find_bad_files(source, "headers"),
-            "read 512 bytes": read_starts,
-            "PIL": open_by_pillow,
-        },
-        real=IMAGENET,
-    ),
-    "paths": Subject(
-        unit="files",
-        sizes=(50_000, 200_000, 800_000),
-        prepare=scale_data.named_split,
-        contenders={OURS: read_paths},
-        real=IMAGENET,
-    ),
-    "split": Subject(
-        unit="labels",
-        sizes=(100_000, 400_000, 1_600_000),
-        prepare=scale_data.random_labels,
-        contenders={
-            OURS: lambda labels: stratified_split(labels, 0.1, seed=0, knob="share"),
-            "torch.argsort": sort_labels,
-        },
-        real=IMAGENET,
-    ),
-    "digest": Subject(
-        unit="files",
-        sizes=(50_000, 200_000, 800_000),
-        prepare=scale_data.named_split,
-        contenders={OURS: lambda split: split.digest(), "blake2b": hash_paths},
-        real=IMAGENET,
-    ),
-    "memory": Subject(
-        unit="images",
-        sizes=(5000, 20_000, 80_000),
-        prepare=lambda folder, size: size,
-        contenders={
-            OURS: load_images,
-            "the images": lambda size: torch.ones(size, 3, 32, 32, dtype=torch.uint8),
-        },
-    ),
-    "status": Subject(
-        unit="jobs",
-        sizes=(50, 200, 800),
-        prepare=scale_data.write_jobs,
-        contenders={OURS: ledger.read_sweep, "json.loads": read_json_files},
-        real=JOBS,
-    ),
-    "resume": Subject(
-        unit="runs",
-        sizes=(50, 200, 800),
-        prepare=scale_data.write_runs,
-        contenders={OURS: lambda folder: resume_auto(scale_data.job_config(-1), folder), "json.loads": read_json_files},
-        real=JOBS,
-    ),
-    "report": Subject(
-        unit="jobs",
-        sizes=(50, 200, 800),
-        prepare=scale_data.write_jobs,
-        contenders={OURS: lambda folder: write_report(ledger.read_sweep(folder), folder / "report")},
-        real=JOBS,
-    ),
-    "curves": Subject(
-        unit="rows",
-        sizes=(2000, 8000, 32_000),
-        prepare=scale_data.write_rows,
-        contenders={
-            OURS: lambda file: plots.plot_curves(file, file.with_name("curves.png"), ""),
-            "csv.reader": read_rows,
-        },
-        real=ROWS,
-    ),
-    "rewind": Subject(
-        unit="rows",
-        sizes=(2000, 8000, 32_000),
-        prepare=scale_data.write_rows,
-        contenders={OURS: rewind, "csv.reader": read_rows},
-        real=ROWS,
-    ),
+def write_sweep_report(folder: Path) -> object:
+    return write_report(ledger.read_sweep(folder), folder / "report")
+
+
+LISTINGS = {"os.scandir": walk, "torchvision": list_by_torchvision, "timm": find_images_and_targets}
+HEADERS = {"read 512 bytes": read_starts, "PIL": open_by_pillow}
+IMAGES = {"the images": lambda size: torch.ones(size, 3, 32, 32, dtype=torch.uint8)}
+JSON, CSV = {"json.loads": read_json_files}, {"csv.reader": read_rows}
+# unit, smallest size, real sizes; made-up data; vitlab's function, and the bounds
+TABLE: dict[str, tuple[str, int, dict[str, int], Any, Any, dict[str, Any]]] = {
+    "listing": ("files", 2000, IMAGENET, scale_data.write_tree, list_by_vitlab, LISTINGS),
+    "headers": ("files", 500, IMAGENET, scale_data.write_images, partial(find_bad_files, scan="headers"), HEADERS),
+    "paths": ("files", 50_000, IMAGENET, scale_data.named_split, read_paths, {}),
+    "split": ("labels", 100_000, IMAGENET, scale_data.random_labels, split_labels, {"torch.argsort": sort_labels}),
+    "digest": ("files", 50_000, IMAGENET, scale_data.named_split, Split.digest, {"blake2b": hash_paths}),
+    "memory": ("images", 5000, {}, lambda folder, size: size, load_images, IMAGES),
+    "status": ("jobs", 50, JOBS, scale_data.write_jobs, ledger.read_sweep, JSON),
+    "resume": ("runs", 50, JOBS, scale_data.write_runs, partial(resume_auto, scale_data.job_config(-1)), JSON),
+    "report": ("jobs", 50, JOBS, scale_data.write_jobs, write_sweep_report, {}),
+    "curves": ("rows", 2000, ROWS, scale_data.write_rows, draw_curves, CSV),
+    "rewind": ("rows", 2000, ROWS, scale_data.write_rows, rewind, CSV),
+}
+SUBJECTS = {
+    name: Subject(unit, (size, 4 * size, 16 * size), prepare, {OURS: ours, **bounds}, real)
+    for name, (unit, size, real, prepare, ours, bounds) in TABLE.items()
 }

@@ -96,11 +96,7 @@ class Split:
     rows: "Tensor | None"  # int64 [N]
 
     def __init__(
-        self,
-        images: "Array | None",
-        labels: "Array",
-        files: Sequence[str] | None = None,
-        rows: "Tensor | None" = None,
+        self, images: "Array | None", labels: "Array", files: Sequence[str] | None = None, rows: "Tensor | None" = None
     ) -> None:
         import torch
 
@@ -147,8 +143,7 @@ class Split:
             return Split(self.images_at(indices), labels)
         if self.stored is not None:
             return Split(self.stored, labels, rows=indices if self.rows is None else self.rows[indices])
-        files = self.files
-        assert files is not None
+        files: Any = self.files
         return Split(None, labels, files.subset(indices if isinstance(files, Rows) else indices.numpy()))
 
     def digest(self) -> str:

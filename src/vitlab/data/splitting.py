@@ -76,7 +76,7 @@ def class_shares(counts: "np.ndarray[Any, Any]", number: int, draw: np.random.Ra
         (equal,) = np.nonzero(rest == value)
         shares[draw.choice(equal, size=min(len(equal), missing), replace=False)] += 1
         missing -= min(len(equal), missing)
-    return shares.astype(int)
+    return np.asarray(shares, int)
 
 
 def block_mask(labels: Tensor, blocks: Tensor, share: float, seed: int) -> Tensor | None:

@@ -187,12 +187,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def images_below(
-    folder: str,
-    times: dict[str, int],
-    by_link: set[str],
-    *,
-    linked: bool = False,
-    above: tuple[tuple[int, int], ...] = (),
+    folder: str, times: dict[str, int], by_link: set[str], linked: bool = False, above: tuple[tuple[int, int], ...] = ()
 ) -> list[str]:
     """The images in a folder and the folders in it, also linked ones; `by_link` gets those to which a link leads.
 

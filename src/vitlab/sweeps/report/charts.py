@@ -21,7 +21,6 @@ from vitlab.sweeps.report.table import MeanStd
 COLORS = 8  # that can be distinguished; further configurations are gray
 WIDTH, HEIGHT = 380, 250
 MAX_POINTS = 200  # of a curve
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # the style sheet's variables, and the colors that stand for them until the chart is drawn
 VARIABLES = {f"var(--{name})": f"#0000{number:02x}" for number, name in enumerate(["ink", "muted", "line"], 1)}
 INK, MUTED, LINE = VARIABLES.values()
@@ -98,8 +97,7 @@ class Chart:
         content = io.BytesIO()
         with rc_context({"svg.fonttype": "none"}):
             self.figure.savefig(content, format="svg", transparent=True)
-        ElementTree.register_namespace("", SVG)
-        ElementTree.register_namespace("xlink", XLINK)
+        ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
         root = ElementTree.fromstring(content.getvalue())
         view = f"0 0 {WIDTH} {HEIGHT}"
         root.attrib = {"viewBox": view, "role": "img", "aria-label": self.name, "class": "chart"}
