@@ -20,4 +20,4 @@ def test_every_subject_is_measured_at_a_small_size(name: str, tmp_path: Path) ->
 def test_all_listings_find_the_same_files(tmp_path: Path) -> None:
     scale_data.write_tree(tmp_path, 250)
     found = [len(run(tmp_path)) for run in (scale_subjects.walk, scale_subjects.list_by_torchvision)]
-    assert [*found, len(find_images_and_targets(tmp_path)[0])] == [250, 250, 250]
+    assert [*found, len(find_images_and_targets(str(tmp_path))[0])] == [250, 250, 250]
