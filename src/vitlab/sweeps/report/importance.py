@@ -1,7 +1,9 @@
 """The share of a sweep's differences that each setting explains: fANOVA (Hutter et al. 2014), of any sweep."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +53,10 @@ def setting_importance(jobs: Sequence[Job], objective: str) -> Importance:
 
 
 def as_numbers(values: Sequence[str]) -> list[float] | None:
-    try:
-        return [float(value) for value in values]
-    except ValueError:
-        return None
+    with suppress(ValueError):
+        numbers = [float(value) for value in values]
+        return numbers if all(map(math.isfinite, numbers)) else None
+    return None
 
 
 def fanova(columns: Mapping[str, Sequence[Any]], scores: Sequence[float]) -> dict[str, float]:
@@ -70,8 +72,9 @@ def fanova(columns: Mapping[str, Sequence[Any]], scores: Sequence[float]) -> dic
         if isinstance(values[0], str):
             part = column[:, None] == np.unique(column)
         else:
-            low, high = min(values), max(values)
-            part = (np.log(column) if low > 0 and np.median(column) < low + (high - low) / 4 else column)[:, None]
+            if column.min() > 0 and np.median(column) < column.min() + np.ptp(column) / 4:
+                column = np.log(column)
+            part = ((column - column.min()) / (np.ptp(column) or 1.0))[:, None]  # float32 holds no large differences
         parts.append(part.astype(np.float32))
     forest = RandomForestRegressor(64, random_state=0).fit(np.hstack(parts), scores)
     shares = np.mean([tree_shares(tree.tree_, parts) for tree in forest.estimators_], axis=0)
@@ -89,7 +92,7 @@ def tree_shares(tree: Any, parts: Sequence[Any]) -> Any:
     for end, part in zip(ends, parts, strict=True):
         first, width = end - part.shape[1], part.shape[1]
         edges = np.hstack([part.min(), np.unique(tree.threshold[tree.feature == first]), part.max()]).astype(float)
-        sizes.append(np.full(width, 1 / width) if width > 1 else np.diff(edges) / (edges[-1] - edges[0]))
+        sizes.append(np.full(width, 1 / width) if width > 1 else np.diff(edges) / (np.ptp(edges) or 1.0))
         places.append(np.full((len(sizes[-1]), ends[-1]), np.nan))  # NaN in the columns of other settings
         places[-1][:, first:end] = np.eye(width) if width > 1 else (edges[1:] + edges[:-1])[:, None] / 2
     counts, size, place = [*map(len, sizes)], np.hstack(sizes), np.vstack(places)

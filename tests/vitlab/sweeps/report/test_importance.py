@@ -64,6 +64,17 @@ def test_rates_weigh_by_their_logarithm() -> None:
     assert shares["rate"] == pytest.approx(0.24 / (0.24 + 0.25 / 12), abs=0.03), "0.4 x 0.6, and 0.5^2 / 12"
 
 
+def test_numbers_of_any_kind_have_a_share() -> None:
+    values = [[f"{1_700_000_000 + i}" for i in range(20)], [f"1{'0' * i}" for i in range(20)], ["1", "1.0"] * 10]
+    for column in values:  # differences that float32 does not hold, large numbers, the same number
+        jobs = [job({"a": value, "b": str(i % 2)}, float(i)) for i, value in enumerate(column)]
+        shares = setting_importance(jobs, "val/loss").shares
+        assert sum(shares.values()) == pytest.approx(1)
+        assert (shares["a"] > 0.8) == (len(set(column)) == 20)
+    jobs = [job({"a": f"{i}" if i else "inf", "b": str(i % 2)}, float(i)) for i in range(20)]
+    assert list(setting_importance(jobs, "val/loss").left_out) == ["a"], "infinite is no number"
+
+
 def test_many_values_and_many_jobs_take_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "MOST", 200)
     jobs = [job({"a": f"v{a}", "seed": str(s)}, a + s / 100) for a in range(5) for s in range(60)]
