@@ -71,9 +71,8 @@ def write_runs(folder: Path, size: int) -> Path:
 
 def write_jobs(folder: Path, size: int) -> Path:
     """A sweep of finished jobs, over two settings and ten seeds, each with a curve of fifty points."""
-    ledger.write_sweep(
-        folder, command="", varies=["optimizer.lr", "model.depth", "seed"], objectives={"val/loss": "min"}
-    )
+    varies = ["optimizer.lr", "model.depth", "seed"]
+    ledger.write_sweep(folder, command="", varies=varies, objectives={"val/loss": "min"})
     rows = "".join(f"{10 * i},{i},{640 * i},{1 / (i + 1)},{1 / (i + 2)}\n" for i in range(50))
     entries: dict[str, Any] = {}
     for number in range(size):

@@ -99,8 +99,7 @@ class Chart:
             self.figure.savefig(content, format="svg", transparent=True)
         ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
         root = ElementTree.fromstring(content.getvalue())
-        view = f"0 0 {WIDTH} {HEIGHT}"
-        root.attrib = {"viewBox": view, "role": "img", "aria-label": self.name, "class": "chart"}
+        root.attrib = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": self.name, "class": "chart"}
         for unused in root.findall("{*}metadata") + root.findall("{*}defs[{*}style]"):
             root.remove(unused)
         for element in root.iter():
