@@ -19,7 +19,7 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-from vitlab.benchmark import scale_data
+from scale import made_up
 from vitlab.benchmark.case import OURS
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
@@ -136,17 +136,17 @@ IMAGES = {"the images": lambda size: torch.ones(size, 3, 32, 32, dtype=torch.uin
 JSON, CSV = {"json.loads": read_json_files}, {"csv.reader": read_rows}
 # unit, smallest size, real sizes; made-up data; vitlab's function, and the bounds
 TABLE: dict[str, tuple[str, int, dict[str, int], Any, Any, dict[str, Any]]] = {
-    "listing": ("files", 2000, IMAGENET, scale_data.write_tree, list_by_vitlab, LISTINGS),
-    "headers": ("files", 500, IMAGENET, scale_data.write_images, partial(find_bad_files, scan="headers"), HEADERS),
-    "paths": ("files", 50_000, IMAGENET, scale_data.named_split, read_paths, {}),
-    "split": ("labels", 100_000, IMAGENET, scale_data.random_labels, split_labels, {"torch.argsort": sort_labels}),
-    "digest": ("files", 50_000, IMAGENET, scale_data.named_split, Split.digest, {"blake2b": hash_paths}),
+    "listing": ("files", 2000, IMAGENET, made_up.write_tree, list_by_vitlab, LISTINGS),
+    "headers": ("files", 500, IMAGENET, made_up.write_images, partial(find_bad_files, scan="headers"), HEADERS),
+    "paths": ("files", 50_000, IMAGENET, made_up.named_split, read_paths, {}),
+    "split": ("labels", 100_000, IMAGENET, made_up.random_labels, split_labels, {"torch.argsort": sort_labels}),
+    "digest": ("files", 50_000, IMAGENET, made_up.named_split, Split.digest, {"blake2b": hash_paths}),
     "memory": ("images", 5000, {}, lambda folder, size: size, load_images, IMAGES),
-    "status": ("jobs", 50, JOBS, scale_data.write_jobs, ledger.read_sweep, JSON),
-    "resume": ("runs", 50, JOBS, scale_data.write_runs, partial(resume_auto, scale_data.job_config(-1)), JSON),
-    "report": ("jobs", 50, JOBS, scale_data.write_jobs, write_sweep_report, {}),
-    "curves": ("rows", 2000, ROWS, scale_data.write_rows, draw_curves, CSV),
-    "rewind": ("rows", 2000, ROWS, scale_data.write_rows, rewind, CSV),
+    "status": ("jobs", 50, JOBS, made_up.write_jobs, ledger.read_sweep, JSON),
+    "resume": ("runs", 50, JOBS, made_up.write_runs, partial(resume_auto, made_up.job_config(-1)), JSON),
+    "report": ("jobs", 50, JOBS, made_up.write_jobs, write_sweep_report, {}),
+    "curves": ("rows", 2000, ROWS, made_up.write_rows, draw_curves, CSV),
+    "rewind": ("rows", 2000, ROWS, made_up.write_rows, rewind, CSV),
 }
 SUBJECTS = {
     name: Subject(unit, (size, 4 * size, 16 * size), prepare, {OURS: ours, **bounds}, real)
