@@ -11,7 +11,7 @@ ARGS   ?=
 TORCH  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test long faults mutations bench check format
+.PHONY: help install train test long faults mutations scale results bench check format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ faults: $(DEV) ## do to runs what happens to runs, and count what was lost: 40 m
 
 mutations: $(DEV) ## change the source in 300 places, and count the changes that no test notices: an hour
 	$(VENV)/bin/python tests/mutations.py $(ARGS)
+
+scale: $(DEV) ## measure how the cost around training grows: with files, jobs, runs and rows
+	$(VENV)/bin/python tests/scale $(ARGS)
 
 bench: $(DEV) ## measure vitlab against timm, torchvision, transformers and vit-pytorch
 	$(VENV)/bin/python src/benchmark.py $(ARGS)

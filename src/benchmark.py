@@ -18,7 +18,7 @@ from vitlab.config.schema import Node
 @command("benchmark", check=checks.benchmark_problems)
 def main(
     *,
-    parts: list[Literal["networks", "training", "loading", "start", "scaling", "devices", "scale"]],
+    parts: list[Literal["networks", "training", "loading", "start", "scaling", "devices"]],
     rounds: PositiveInt,
     seconds: NonNegativeFloat,
     threads: PositiveInt | None,
@@ -29,7 +29,6 @@ def main(
     start: Node,
     scaling: Node,
     devices: Node,
-    scale: Node,
     run_dir: str,
 ) -> Node:
     """Measure parts of the benchmark.
@@ -46,14 +45,13 @@ def main(
         start: Seconds to `--help` and to the first step; memory of a process.
         scaling: Time and FLOPs against tokens, width, depth and batch size.
         devices: train.py on 1, 2, 4 ... devices; needs two GPUs, or `devices.counts`.
-        scale: CPU time and memory against files, labels, jobs, runs and rows of metrics.
         run_dir: Folder of the numbers, tables and figures. Set by the program.
     """
     from vitlab.benchmark import run
     from vitlab.config import instantiate
 
     nodes = {"networks": networks, "training": training, "loading": loading}
-    nodes |= {"start": start, "scaling": scaling, "devices": devices, "scale": scale}
+    nodes |= {"start": start, "scaling": scaling, "devices": devices}
     clock = run.clock(rounds=rounds, seconds=seconds, threads=threads, accelerator=accelerator)
     return run.run({name: instantiate.build_object(nodes[name]) for name in parts}, clock, Path(run_dir))
 

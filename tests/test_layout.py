@@ -15,7 +15,9 @@ TEXTS = [*SOURCES, *PAGES, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((RO
 # Tests of what is no module: the configuration files, `make faults`, the README, the wheel, and the layout itself.
 NO_SOURCE = {
     Path(f"test_{name}.py")
-    for name in ("conf", "faults", "language", "layout", "legacy_runs", "mutations", "own_code", "readme", "wheel")
+    for name in (
+        *("conf", "faults", "language", "layout", "legacy_runs", "mutations", "own_code", "readme", "scale", "wheel"),
+    )
 }
 
 

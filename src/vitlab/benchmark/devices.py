@@ -70,9 +70,7 @@ class Devices(Part):
         device, table = clock.device.type, self.table(clock.device.type)
         programs = list(dict.fromkeys(program for row in table.values() for program in row))
         if not programs:
-            log.info(
-                "devices: skipped, torch finds fewer than two GPUs; devices.counts=[1,2] measures processes on a CPU"
-            )
+            log.info("devices: skipped, torch finds fewer than two GPUs; devices.counts=[1,2] measures processes")
             return
         if device == "cuda":
             torch.cuda.empty_cache()  # for the programs

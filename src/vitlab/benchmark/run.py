@@ -34,9 +34,7 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
                     results.write(cases, folder, title=title)
                     log.info("%s", line(case))
         except Exception as error:
-            log.exception(
-                "%s failed; its measurements so far are kept, and the benchmark continues with the next part", name
-            )
+            log.exception("%s failed; its measurements so far are kept, and the next part follows", name)
             errors.append(f"{name} ({type(error).__name__}: {error})")
         log.info("%s: %.0f s", name, time.monotonic() - begin)
     ends = [reached for case in cases for reached, _ in outcomes(case)]

@@ -131,7 +131,7 @@ class DataModule(LightningDataModule):
         self.std = per_channel("std", self.std, source.std, source)
         size, mode = self.image_size, self.interpolation
         self._prepare = Prepare(image_size=size, mean=self.mean, std=self.std, interpolation=mode)
-        self._source = replace(source, train=train, val=val, test=source.test)  # a second copy of images is freed
+        self._source = replace(source, train=train, val=val, test=source.test)
 
     @property
     def source(self) -> Source:

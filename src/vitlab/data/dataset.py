@@ -53,15 +53,14 @@ class MemoryDataset(Dataset[TrainBatch | EvalBatch]):
     """A split in memory; batches are uint8 as stored."""
 
     def __init__(self, split: Split, *, training: bool) -> None:
-        assert split.images is not None
-        self.images, self.labels, self.training = split.images, split.labels, training
+        self.split, self.training = split, training
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.split)
 
     def __getitems__(self, plan: BatchPlan) -> TrainBatch | EvalBatch:
         rows = torch.tensor(plan.indices, dtype=torch.long)
-        return make_batch(self.images[rows], self.labels[rows], plan, self.training)
+        return make_batch(self.split.images_at(rows), self.split.labels[rows], plan, self.training)
 
 
 class FilesDataset(Dataset[TrainBatch | EvalBatch]):

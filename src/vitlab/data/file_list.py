@@ -36,11 +36,13 @@ class FileList(Sequence[str]):
     def __init__(self, paths: Iterable[str], state: str = "") -> None:
         import numpy as np
 
-        encoded = [os.fsencode(path) for path in paths]
-        self.buffer, self.state = b"".join(encoded), state
-        self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
-        self.first, self.last = (min(encoded), max(encoded)) if encoded else (b"", b"")
-        self.chosen = np.arange(len(encoded))
+        names = [*paths]
+        self.buffer, self.state = os.fsencode("".join(names)), state
+        is_ascii = sum(map(len, names)) == len(self.buffer)
+        texts: list[Any] = names if is_ascii else [os.fsencode(path) for path in names]
+        self.ends = np.cumsum([*map(len, texts)], dtype=np.int64)
+        self.first, self.last = (os.fsencode(min(texts)), os.fsencode(max(texts))) if texts else (b"", b"")
+        self.chosen = np.arange(len(texts))
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -71,9 +73,10 @@ class FileList(Sequence[str]):
         import numpy as np
 
         letters = np.frombuffer(self.buffer, np.uint8)
-        slashes = np.flatnonzero(letters == SLASH)
         for chosen in np.array_split(self.chosen, 1 + len(self.chosen) // 2**16):
             ends, starts = self.ends[chosen], np.where(chosen > 0, self.ends[chosen - 1], 0)
+            first = starts.min() if len(starts) else 0
+            slashes = first + np.flatnonzero(letters[first : ends.max(initial=0)] == SLASH)
             last_but_one = np.searchsorted(slashes, ends) - 2  # the slash before the last two parts
             at = np.where(last_but_one >= 0, slashes[np.maximum(last_but_one, 0)] + 1, 0) if len(slashes) else starts
             starts = np.maximum(starts, at)

@@ -85,16 +85,22 @@ def folder_label(source: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, eq=False, init=False)
 class Split:
-    """Labels with either `images` in memory, or `files`: paths, or `Rows`. NumPy arrays are converted."""
+    """Labels with either `images` in memory, or `files`: paths, or `Rows`. NumPy arrays are converted.
 
-    images: "Tensor | None"  # uint8 [N, C, H, W]
+    A split that was cut from images shares them (`stored`), and has the numbers of its own (`rows`, None: all).
+    """
+
+    stored: "Tensor | None"  # uint8 [M, C, H, W]
     labels: "Tensor"  # int64 [N]
     files: FileList | Rows | None
+    rows: "Tensor | None"  # int64 [N]
 
-    def __init__(self, images: "Array | None", labels: "Array", files: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, images: "Array | None", labels: "Array", files: Sequence[str] | None = None, rows: "Tensor | None" = None
+    ) -> None:
         import torch
 
-        samples = files if images is None else images
+        samples = files if images is None else images if rows is None else rows
         if samples is None or (images is not None and files is not None):
             raise ValueError("a Split has either images or files")
         with warnings.catch_warnings():
@@ -114,26 +120,39 @@ class Split:
             raise ValueError(f"{len(samples)} images have {len(labels)} labels; expected one for each")
         if files is not None and not isinstance(files, FileList | Rows):
             files = FileList(files)
-        for name, value in (("images", images), ("labels", labels.long()), ("files", files)):
+        for name, value in (("stored", images), ("labels", labels.long()), ("files", files), ("rows", rows)):
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def images(self) -> "Tensor | None":
+        """uint8 [N, C, H, W]: a copy, if they are a part of those in memory."""
+        return self.stored if self.stored is None or self.rows is None else self.stored[self.rows]
+
+    def images_at(self, indices: "Tensor") -> "Tensor":
+        """Images in memory at `indices` (int64 [n]), uint8 [n, C, H, W]."""
+        assert self.stored is not None
+        return self.stored[indices if self.rows is None else self.rows[indices]]
+
     def subset(self, indices: "Tensor") -> "Split":
-        """The samples at `indices` (int64 [n]), in that order."""
-        files = self.files
-        if isinstance(files, Rows):
-            files = files.subset(indices)
-        elif files is not None:
-            files = files.subset(indices.numpy())
-        return Split(None if self.images is None else self.images[indices], self.labels[indices], files)
+        """The samples at `indices` (int64 [n]), in that order. Less than half of the images in memory are copied."""
+        labels = self.labels[indices]
+        if self.stored is not None and 2 * len(indices) < len(self.stored):
+            return Split(self.images_at(indices), labels)
+        if self.stored is not None:
+            return Split(self.stored, labels, rows=indices if self.rows is None else self.rows[indices])
+        files: Any = self.files
+        return Split(None, labels, files.subset(indices if isinstance(files, Rows) else indices.numpy()))
 
     def digest(self) -> str:
         """A hash of the labels, and of pixels, names of files with their folder, or sizes of rows."""
-        digest = hashlib.blake2b(self.labels.contiguous().numpy().tobytes(), digest_size=16)
-        if self.images is not None:
-            digest.update(self.images.contiguous().numpy().data)
+        import torch
+
+        digest = hashlib.blake2b(self.labels.contiguous().numpy().data, digest_size=16)
+        for start in range(0, len(self) if self.stored is not None else 0, 2**12):
+            digest.update(self.images_at(torch.arange(start, min(start + 2**12, len(self)))).numpy().data)
         if isinstance(self.files, Rows):
             digest.update(self.files.digest())
         for names in self.files.names() if isinstance(self.files, FileList) else ():
@@ -193,12 +212,12 @@ class Source:
 
     def image_problem(self, split: Split) -> str | None:
         """Why the images of a split don't fit `channels` and `native_size`."""
-        if split.images is None:
+        if split.stored is None:
             return None if self.channels == 3 else f"files are decoded to 3 channels, and channels={self.channels}"
-        channels, height, width = split.images.shape[1:]
+        channels, height, width = split.stored.shape[1:]
         if channels != self.channels:
             last = "; channels are last, so use images.permute(0, 3, 1, 2)" if width == self.channels else ""
-            return f"images are {shape_and_type(split.images)}, and channels={self.channels}{last}"
+            return f"images are {shape_and_type(split.stored)}, and channels={self.channels}{last}"
         if self.native_size not in (None, height) or self.native_size not in (None, width):
             return f"images have {height} x {width} pixels, and native_size={self.native_size}"
         return None

@@ -46,9 +46,4 @@ def rebuild_ledger(sweep: Path) -> Node:
     }
     scores = [score for config in configs if isinstance(score := config.get("objective"), str)]
     score = next(iter(scores), objective.OBJECTIVES[0])
-    return {
-        "command": LOST,
-        "varies": varies,
-        "objectives": {score: objective.direction(score)},
-        "jobs": jobs,
-    }
+    return {"command": LOST, "varies": varies, "objectives": {score: objective.direction(score)}, "jobs": jobs}

@@ -139,7 +139,7 @@ def dry_run(trainer: Trainer, module: Classifier, datamodule: DataModule, part: 
     parameters = [p for p in module.parameters() if p.requires_grad]
     buffers = [torch.empty_like(p) for p in parameters] if trainer.world_size > 1 else []
     optimizer = module.build_optimizer()
-    stored = datamodule._splits["train"].images
+    stored = datamodule._splits["train"].stored
     shape = (datamodule.channels, *datamodule.image_size) if stored is None else stored.shape[1:]
     for images in (1, part, part):
         black = torch.zeros(images, *shape, dtype=torch.uint8, device=device)

@@ -193,3 +193,19 @@ def test_sets_are_imported_without_torch_and_their_settings_have_names() -> None
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=SRC, capture_output=True, text=True, check=True)
     assert done.stdout == "9 {'KEYWORD_ONLY'} []\n"
+
+
+def test_a_part_shares_the_images_and_has_its_own() -> None:
+    images = torch.randint(256, (20, 1, 2, 2), dtype=torch.uint8)
+    every = Split(images, torch.arange(20) % 3)
+    for indices in (torch.tensor([19, 3, *range(4, 15)]), torch.tensor([5, 1])):
+        part = every.subset(indices)
+        alone = Split(images[indices], every.labels[indices])
+        assert part.stored is not None
+        assert (part.stored.data_ptr() == images.data_ptr()) == (len(indices) > 10), "few are copied: the rest is freed"
+        assert part.images is not None
+        assert torch.equal(part.images, images[indices])
+        assert part.digest() == alone.digest()
+        again, order = part.subset(torch.tensor([1, 0])), torch.tensor([1, 0])
+        assert torch.equal(again.images_at(order), images[indices[:2]])
+        assert (len(again), again.digest()) == (2, alone.subset(order).digest())

@@ -1,9 +1,12 @@
 """What is held out of a split."""
 
 import logging
+import tracemalloc
 
+import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from vitlab.data.sets.digits import digits
@@ -49,6 +52,32 @@ def test_blocks_of_one_class_each_are_cut_through_with_a_warning(caplog: pytest.
 def test_a_share_that_leaves_nothing_is_named(share: float) -> None:
     with pytest.raises(ValueError, match=r"data\.val_fraction=\d must be between 0 and 1"):
         hold_out(streamed(torch.arange(100) % 2), share, seed=0, knob="data.val_fraction")
+
+
+@pytest.mark.parametrize("held_out", [0.01, 0.1, 0.5, 0.9, 360])
+@pytest.mark.parametrize("classes", [2, 7, 100])
+@pytest.mark.parametrize("size", [57, 1000, 20_011])
+def test_the_draw_is_that_of_scikit_learn(size: int, classes: int, held_out: float) -> None:
+    generator = torch.Generator().manual_seed(size)
+    labels = (classes * torch.rand(size, generator=generator) ** 2).long() * 3 + 1  # of unequal sizes, with gaps
+    for seed in (0, 5):
+        try:
+            expected = train_test_split(np.arange(size), test_size=held_out, stratify=labels.numpy(), random_state=seed)
+        except ValueError:
+            with pytest.raises(ValueError, match="can't split"):
+                stratified_split(labels, held_out, seed=seed, knob="share")
+            continue
+        for indices, wanted in zip(stratified_split(labels, held_out, seed=seed, knob="share"), expected, strict=True):
+            assert indices.tolist() == sorted(wanted.tolist())
+
+
+def test_a_split_takes_little_more_memory_than_the_indices_it_returns() -> None:
+    labels = torch.randint(50, (300_000,), generator=torch.Generator().manual_seed(0))
+    tracemalloc.start()
+    stratified_split(labels, 0.1, seed=0, knob="share")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.3 * labels.nbytes
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, 0.0001, 1.5])

@@ -2,6 +2,7 @@
 
 import io
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -18,9 +19,8 @@ def image_bytes(split: Split, index: int, *, size: int | None, quality: int | No
     JPEG of a `quality`, or PNG without one, and images in memory PNG. Raises `InvalidImage` if the image is missing or
     can't be decoded, and another error if the machine is at fault.
     """
-    if split.images is not None:
-        return encode(downscale(split.images[index], size), None)
-    assert split.files is not None
+    if split.files is None:
+        return encode(downscale(split.images_at(torch.tensor([index]))[0], size), None)
     data = read_bytes(split.files[index])
     try:
         with quiet():

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,34 +137,26 @@ def list_images(folder: Path, classes: list[str] | None, expected: list[str] | N
 
     names = class_names(folder, classes, expected)
     times, notes = {str(folder): folder.stat().st_mtime_ns}, list[str]()
-    images = [
-        (label, path, linked)
-        for label, name in enumerate(names)
-        if (folder / name).is_dir()
-        for path, linked in sorted(images_below(str(folder / name), times))
-    ]
-    targets = set[str]()
-    if any(linked for _, _, linked in images):  # following every path is slow
-        targets = {os.path.realpath(path) for _, path, linked in images if not linked}
-    files, labels, skipped = list[str](), list[int](), list[str]()
-    for label, path, linked in images:
-        if linked and (target := os.path.realpath(path)) in targets:
-            skipped.append(path)
-            continue
-        if linked:
+    by_link, skipped = set[str](), dict[str, None]()
+    below = [images_below(str(folder / name), times, by_link) if (folder / name).is_dir() else [] for name in names]
+    images = [sorted(own) for own in below]
+    if by_link:  # following every path is slow
+        targets = {os.path.realpath(path) for own in images for path in own if path not in by_link}
+        for path in [path for own in images for path in own if path in by_link]:
+            if (target := os.path.realpath(path)) in targets:
+                skipped[path] = None
             targets.add(target)
-        files.append(path)
-        labels.append(label)
-    present = set(labels)
-    empty = [name for label, name in enumerate(names) if label not in present]
+        images = [[path for path in own if path not in skipped] for own in images]
+    labels = np.repeat(np.arange(len(names)), [len(own) for own in images])
+    empty = [name for name, own in zip(names, images, strict=True) if not own]
     if empty and expected is None:
         remedy = "fill it, remove it or choose others in data.source.classes"
         raise ValueError(f"data_dir: the class folder {folder / empty[0]} has no images; {remedy}")
     if empty:
         notes.append(f"{folder} has no images of {len(empty)} of {len(names)} classes: {format_names(empty)}")
     if skipped:
-        notes.append(f"skipped {len(skipped)} links to images that are listed already: {format_names(skipped, 3)}")
-    return Listing(names, FileList(files, folders_state(times)), np.array(labels, np.int64), times, notes)
+        notes.append(f"skipped {len(skipped)} links to images that are listed already: {format_names([*skipped], 3)}")
+    return Listing(names, FileList(chain.from_iterable(images), folders_state(times)), labels, times, notes)
 
 
 def class_names(folder: Path, classes: list[str] | None, expected: list[str] | None) -> list[str]:
@@ -194,9 +187,9 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def images_below(
-    folder: str, times: dict[str, int], *, linked: bool = False, above: tuple[tuple[int, int], ...] = ()
-) -> Iterator[tuple[str, bool]]:
-    """The images in a folder and the folders in it, also linked ones; for each whether a link leads to it.
+    folder: str, times: dict[str, int], by_link: set[str], linked: bool = False, above: tuple[tuple[int, int], ...] = ()
+) -> list[str]:
+    """The images in a folder and the folders in it, also linked ones; `by_link` gets those to which a link leads.
 
     `times` gets the time of change of each folder. Raises `ValueError` if a folder can't be read, or contains itself by
     a link.
@@ -211,9 +204,13 @@ def images_below(
     times[folder], here = status.st_mtime_ns, (status.st_dev, status.st_ino)
     if here in above:
         raise ValueError(f"data_dir: {folder} is a link to a folder that contains it; remove the link")
+    images = list[str]()
     for entry in entries:
-        by_link = linked or entry.is_symlink()
-        if is_folder(entry):
-            yield from images_below(entry.path, times, linked=by_link, above=(*above, here))
+        link = entry.is_symlink()
+        if is_folder(entry) if link else entry.is_dir():
+            images += images_below(entry.path, times, by_link, linked=linked or link, above=(*above, here))
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-            yield entry.path, by_link
+            images.append(entry.path)
+            if linked or link:
+                by_link.add(entry.path)
+    return images

@@ -1,17 +1,17 @@
-"""Charts of a report: matplotlib's SVG, with colors that the page's style sheet sets, for light and dark mode alike.
+"""Charts of a report: SVG whose axes matplotlib draws, in colors of the page's style sheet, for light and dark mode.
 
-The marks of configuration k are in groups of the class `m` with `data-c="k"`, by which the page's script finds them,
-and have a `<title>`.
+The marks of configuration k have the class `m` and `data-c="k"`, by which the page's script finds them, and a
+`<title>`. They are written without matplotlib, which takes a millisecond and 200 bytes for each.
 """
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import islice
 from xml.etree import ElementTree
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
-from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -21,13 +21,9 @@ from vitlab.sweeps.report.table import MeanStd
 COLORS = 8  # that can be distinguished; further configurations are gray
 WIDTH, HEIGHT = 380, 250
 MAX_POINTS = 200  # of a curve
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # the style sheet's variables, and the colors that stand for them until the chart is drawn
-VARIABLES = {
-    f"var(--{name})": f"#0000{number:02x}"
-    for number, name in enumerate(["ink", "muted", "line", "paper", "cx", *(f"c{k}" for k in range(COLORS))], 1)
-}
-INK, MUTED, LINE, PAPER, GRAY, *PALETTE = VARIABLES.values()
+VARIABLES = {f"var(--{name})": f"#0000{number:02x}" for number, name in enumerate(["ink", "muted", "line"], 1)}
+INK, MUTED, LINE = VARIABLES.values()
 
 
 class Chart:
@@ -35,8 +31,8 @@ class Chart:
 
     def __init__(self, x_name: str, y_name: str, *, log: str = "", percent: bool = False) -> None:
         self.name, self.log = one_line(f"{y_name} against {x_name}"), log
-        self.items = list[tuple[int, str]]()  # the group and the title of each mark
-        self.figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+        self.marks = list[tuple[int, str, str, list[tuple[float, float]]]]()  # group, title, shape, points
+        self.figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
         self.figure.text(0, 0.95, one_line(y_name), color=INK, size=13, parse_math=False)
         self.axes = self.figure.add_axes((0.12, 0.16, 0.87, 0.74))
         self.axes.set_xlabel(one_line(x_name), loc="right", color=MUTED, size=12, parse_math=False)
@@ -52,22 +48,22 @@ class Chart:
         if percent:
             self.axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
 
-    def draw_curve(self, group: int, title: str, curve: Mapping[float, MeanStd]) -> None:
-        """Draw means with a band of one standard deviation to both sides; of gray ones the means alone."""
+    def draw_curve(self, group: int, title: str, curve: Mapping[float, MeanStd], *, gray: int = MAX_POINTS) -> None:
+        """Draw means with a band of one standard deviation; of a gray curve the means alone, at `gray` points."""
         points = list(curve.items())
-        points = points[: -1 : -(-len(points) // MAX_POINTS) or 1] + points[-1:]
-        x, y = [x for x, _ in points], [score.mean for _, score in points]
-        style: dict[str, Any] = {"lw": 1.8} if group < COLORS else {"lw": 1.0, "alpha": 0.5}
+        step = -(-len(points) // (MAX_POINTS if group < COLORS else min(gray, MAX_POINTS))) or 1
+        points = points[:-1:step] + points[-1:]
         if group < COLORS and points and all(score.deviation is not None for _, score in points):
-            low, high = ([s.mean + sign * (s.deviation or 0.0) for _, s in points] for sign in (-1, 1))
-            self.mark(group, title, [self.axes.fill_between(x, low, high, color=color(group), alpha=0.13, lw=0)])
+            low, high = ([(x, s.mean + sign * (s.deviation or 0.0)) for x, s in points] for sign in (-1, 1))
+            self.marks.append((group, title, "band", low + high[::-1]))
         if points:
-            self.mark(group, title, self.axes.plot(x, y, "-" if len(x) > 1 else "o", color=color(group), **style))
+            shape = "line" if len(points) > 1 else "point"
+            self.marks.append((group, title, shape, [(x, score.mean) for x, score in points]))
 
     def draw_point(self, group: int, title: str, x: float, y: float, deviation: float | None = None) -> None:
         if deviation is not None:
-            self.mark(group, title, self.axes.plot([x, x], [y - deviation, y + deviation], color=color(group)))
-        self.mark(group, title, self.axes.plot(x, y, "o", mfc=color(group), mec=PAPER, ms=9))
+            self.marks.append((group, title, "line", [(x, y - deviation), (x, y + deviation)]))
+        self.marks.append((group, title, "point", [(x, y)]))
 
     def draw_columns(self, columns: Mapping[str, Sequence[tuple[int, str, float]]]) -> None:
         """Draw points side by side above each name, with a dash at their mean."""
@@ -85,16 +81,13 @@ class Chart:
         x, y = [x for x, _ in sorted(points)], [y for _, y in sorted(points)]
         self.axes.plot(x, y, ":", color=MUTED, lw=1.2)
 
-    def mark(self, group: int, title: str, artists: Sequence[Artist]) -> None:
-        for artist in artists:
-            artist.set_gid(f"mark{len(self.items)}")
-            artist.set_clip_on(False)
-            self.items.append((group, title))
-
     def markup(self) -> Markup | None:
         """Return the chart as an element of a page, without matplotlib's own names and sizes; None if it is empty."""
-        if not self.items:
+        if not self.marks:
             return None
+        points = np.array([point for *_, points in self.marks for point in points])
+        self.axes.update_datalim(points)
+        self.axes.autoscale_view()
         for name, axis in (("x", self.axes.xaxis), ("y", self.axes.yaxis)):
             low, high = axis.get_data_interval()
             if name in self.log and low > 0 and high / low > 30:
@@ -104,31 +97,27 @@ class Chart:
         content = io.BytesIO()
         with rc_context({"svg.fonttype": "none"}):
             self.figure.savefig(content, format="svg", transparent=True)
-        ElementTree.register_namespace("", SVG)
-        ElementTree.register_namespace("xlink", XLINK)
+        ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
         root = ElementTree.fromstring(content.getvalue())
-        root.attrib = {
-            "viewBox": f"0 0 {WIDTH} {HEIGHT}",
-            "role": "img",
-            "aria-label": self.name,
-            "class": "chart",
-        }
+        root.attrib = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": self.name, "class": "chart"}
         for unused in root.findall("{*}metadata") + root.findall("{*}defs[{*}style]"):
             root.remove(unused)
-        for element in root.iter(f"{{{SVG}}}g"):
-            name = element.attrib.pop("id", "")
-            if name.startswith("mark"):
-                group, title = self.items[int(name.removeprefix("mark"))]
-                element.attrib = {"class": "m", "data-c": str(group)}
-                ElementTree.SubElement(element, f"{{{SVG}}}title").text = one_line(title)
+        for element in root.iter():
+            element.tag = element.tag.rpartition("}")[2]  # HTML needs no namespace
+            if element.tag == "g":
+                element.attrib.pop("id", None)
+        places = iter((self.axes.transData.transform(points) * (1, -1) + (0, HEIGHT)).tolist())
+        for group, title, shape, ends in self.marks:
+            at = [f"{x:.1f} {y:.1f}" for x, y in islice(places, len(ends))]
+            cx, cy = at[0].split()
+            place = {"cx": cx, "cy": cy} if shape == "point" else {"d": "M" + "L".join(at)}
+            names = {"class": f"m {shape} c{group}" if group < COLORS else f"m {shape}", "data-c": str(group)}
+            mark = ElementTree.SubElement(root, "circle" if shape == "point" else "path", names | place)
+            ElementTree.SubElement(mark, "title").text = one_line(title)
         text = ElementTree.tostring(root, encoding="unicode")
         for variable, stand_in in VARIABLES.items():
             text = text.replace(stand_in, variable)
         return Markup(text)
-
-
-def color(group: int) -> str:
-    return PALETTE[group] if group < COLORS else GRAY
 
 
 def format_short(value: float, _: object = None) -> str:

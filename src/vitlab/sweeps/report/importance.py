@@ -1,16 +1,19 @@
-"""The share of a sweep's differences that each setting explains: Optuna's fANOVA (Hutter et al. 2014), of any sweep."""
+"""The share of a sweep's differences that each setting explains: fANOVA (Hutter et al. 2014), of any sweep."""
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from vitlab.runs.muted_logs import muted_logs
+import numpy as np
+
 from vitlab.sweeps.ledger import Job
 from vitlab.sweeps.report.table import finite_numbers
 
 FEWEST = 4  # jobs for a forest
-MOST = 300  # jobs, drawn from more: a forest of a thousand takes half a minute
+MOST = 1000  # jobs, drawn from more: the time grows with their square
 RELIABLE = 60  # jobs; with fewer the shares are only hints: the tests measure how much they vary
 
 
@@ -19,14 +22,16 @@ class Importance:
     """The share of the variance that each setting explains, largest first, and why the others have no share."""
 
     shares: dict[str, float]
-    n: int
+    n: int  # jobs, drawn from all that are scored
+    scored: int
     left_out: dict[str, str]
 
 
 def setting_importance(jobs: Sequence[Job], objective: str) -> Importance:
-    """Return the shares (none for too few jobs or equal scores) of what varies. Raises `ImportError` without Optuna."""
+    """Return the shares (none for too few jobs or equal scores) of what varies."""
     scored = [job for job in jobs if job.status == "finished" and objective in finite_numbers(job)]
-    if len(scored) > MOST:
+    count = len(scored)
+    if count > MOST:
         scored = random.Random(0).sample(scored, MOST)
     scores = [finite_numbers(job)[objective] for job in scored]
     left_out: dict[str, str] = {}
@@ -44,33 +49,62 @@ def setting_importance(jobs: Sequence[Job], objective: str) -> Importance:
         else:
             left_out[name] = "nearly every job has another value, and they are not numbers"
     shares = fanova(columns, scores) if len(scored) >= FEWEST and len(set(scores)) > 1 and columns else {}
-    return Importance(shares, len(scored), left_out)
+    return Importance(shares, len(scored), count, left_out)
 
 
 def as_numbers(values: Sequence[str]) -> list[float] | None:
-    try:
-        return [float(value) for value in values]
-    except ValueError:
-        return None
+    with suppress(ValueError):
+        numbers = [float(value) for value in values]
+        return numbers if all(map(math.isfinite, numbers)) else None
+    return None
 
 
-def fanova(columns: dict[str, Sequence[Any]], scores: Sequence[float]) -> dict[str, float]:
-    """Return Optuna's fANOVA of a table with a column for each setting: strings are categories, numbers a range."""
-    import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+def fanova(columns: Mapping[str, Sequence[Any]], scores: Sequence[float]) -> dict[str, float]:
+    """Return the shares of a table with a column for each setting, largest first.
 
-    distributions: dict[str, BaseDistribution] = {}
-    for name, column in columns.items():
-        if isinstance(column[0], str):
-            distributions[name] = CategoricalDistribution(sorted(set(column)))
+    Strings are categories of the same weight, numbers a range: logarithmic if half of them are in its lowest quarter.
+    """
+    from sklearn.ensemble import RandomForestRegressor
+
+    parts = list[Any]()  # float32 [jobs, 1] of numbers, [jobs, categories] of categories
+    for values in columns.values():
+        column = np.asarray(values)
+        if isinstance(values[0], str):
+            part = column[:, None] == np.unique(column)
         else:
-            low, high = min(column), max(column)
-            distributions[name] = FloatDistribution(low, high, log=low > 0 and high / low >= 10)
-    with muted_logs("optuna"):
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))  # nothing is sampled
-        for i, score in enumerate(scores):
-            params = {name: column[i] for name, column in columns.items()}
-            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
-        shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    return {name: float(share) for name, share in shares.items()}
+            if column.min() > 0 and np.median(column) < column.min() + np.ptp(column) / 4:
+                column = np.log(column)
+            part = ((column - column.min()) / (np.ptp(column) or 1.0))[:, None]  # float32 holds no large differences
+        parts.append(part.astype(np.float32))
+    forest = RandomForestRegressor(64, random_state=0).fit(np.hstack(parts), scores)
+    shares = np.mean([tree_shares(tree.tree_, parts) for tree in forest.estimators_], axis=0)
+    shares /= shares.sum() or 1.0
+    return dict(sorted(zip(columns, shares.tolist(), strict=True), key=lambda item: -item[1]))
+
+
+def tree_shares(tree: Any, parts: Sequence[Any]) -> Any:
+    """Return the share of a tree's variance that each setting explains alone, float64 [settings].
+
+    A setting has cells: its categories, or the intervals between the tree's thresholds. A leaf is some cells of each.
+    """
+    sizes, places = list[Any](), list[Any]()  # of a cell: its share of the setting, its point in the table
+    ends = np.cumsum([part.shape[1] for part in parts])
+    for end, part in zip(ends, parts, strict=True):
+        first, width = end - part.shape[1], part.shape[1]
+        edges = np.hstack([part.min(), np.unique(tree.threshold[tree.feature == first]), part.max()]).astype(float)
+        sizes.append(np.full(width, 1 / width) if width > 1 else np.diff(edges) / (np.ptp(edges) or 1.0))
+        places.append(np.full((len(sizes[-1]), ends[-1]), np.nan))  # NaN in the columns of other settings
+        places[-1][:, first:end] = np.eye(width) if width > 1 else (edges[1:] + edges[:-1])[:, None] / 2
+    counts, size, place = [*map(len, sizes)], np.hstack(sizes), np.vstack(places)
+    starts = np.cumsum([0, *counts[:-1]])
+    inside = np.ones((tree.node_count, len(size)), bool)
+    for node in np.flatnonzero(tree.feature >= 0):  # parents come before their children
+        point = place[:, tree.feature[node]]  # NaN is in both children
+        inside[tree.children_left[node]] = inside[node] & ~(point > tree.threshold[node])
+        inside[tree.children_right[node]] = inside[node] & ~(point <= tree.threshold[node])
+    inside, values = inside[tree.feature < 0], tree.value[tree.feature < 0, 0, 0]
+    covered = np.maximum(np.add.reduceat(inside * size, starts, axis=1), 1e-12)  # [leaves, settings]
+    volume = covered.prod(axis=1)
+    values = values - np.average(values, weights=volume)
+    marginal = (inside * np.repeat((values * volume)[:, None] / covered, counts, axis=1)).sum(axis=0)
+    return np.add.reduceat(size * marginal**2, starts) / (volume @ values**2 or 1.0)

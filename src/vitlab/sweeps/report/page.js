@@ -1,4 +1,6 @@
 "use strict";
+const cellValue = cell => cell.dataset.v ?? cell.textContent;
+
 // Sorting: a heading sorts by its column, missing values last; a second click reverses the order.
 for (const heading of document.querySelectorAll("th button")) {
   heading.addEventListener("click", () => {
@@ -8,7 +10,7 @@ for (const heading of document.querySelectorAll("th button")) {
     const direction = th.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
     for (const other of th.parentNode.children) other.removeAttribute("aria-sort");
     th.setAttribute("aria-sort", direction);
-    const value = row => row.cells[column].dataset.v;
+    const value = row => cellValue(row.cells[column]);
     const rows = [...body.rows];
     const numeric = rows.every(row => value(row) === "" || !Number.isNaN(Number(value(row))));
     const compare = (a, b) => {
@@ -25,12 +27,17 @@ const words = document.getElementById("filter");
 const selects = [...document.querySelectorAll("select[data-key]")];
 const rows = [...document.querySelectorAll("tr[data-c]")];
 const configurations = rows.filter(row => row.closest("#configurations"));
+const texts = new Map(rows.map(row => {  // what a row is, as words: its settings, and a job's name and status
+  const keys = [...row.closest("table").tHead.rows[0].cells].map(th => th.dataset.key);
+  const shown = [...row.querySelectorAll(".id, .status")].map(element => element.textContent);
+  const settings = keys.flatMap((key, i) => key && cellValue(row.cells[i]) ? [`${key}=${cellValue(row.cells[i])}`] : []);
+  return [row, [settings, [...settings, ...shown].join(" ").toLowerCase()]];
+}));
 function filter() {
   const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
   const fits = row => {
-    const choices = JSON.parse(row.dataset.choices);
-    const text = row.dataset.text.toLowerCase();
-    return wanted.every(word => text.includes(word)) && selects.every(s => !s.value || choices[s.dataset.key] === s.value);
+    const [settings, text] = texts.get(row);
+    return wanted.every(word => text.includes(word)) && selects.every(s => !s.value || settings.includes(`${s.dataset.key}=${s.value}`));
   };
   const left = new Set();
   for (const row of rows) {
@@ -49,11 +56,11 @@ for (const select of selects) select.addEventListener("change", filter);
 filter();
 
 // Hovering highlights a configuration everywhere.
-for (const place of document.querySelectorAll("tr[data-c], .legend [data-c], .m[data-c]")) {
-  for (const [event, near] of [["pointerenter", true], ["pointerleave", false]]) {
-    place.addEventListener(event, () => {
-      for (const charts of document.querySelectorAll(".charts")) charts.classList.toggle("near", near);
-      for (const same of document.querySelectorAll(`[data-c="${place.dataset.c}"]`)) same.classList.toggle("near", near);
-    });
-  }
+for (const [event, near] of [["pointerover", true], ["pointerout", false]]) {
+  document.addEventListener(event, ({ target }) => {
+    const place = target.closest("[data-c]");
+    if (!place) return;
+    for (const charts of document.querySelectorAll(".charts")) charts.classList.toggle("near", near);
+    for (const same of document.querySelectorAll(`[data-c="${place.dataset.c}"]`)) same.classList.toggle("near", near);
+  });
 }

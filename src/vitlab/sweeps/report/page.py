@@ -10,7 +10,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -27,6 +26,7 @@ from vitlab.sweeps.report.importance import RELIABLE, as_numbers, setting_import
 from vitlab.sweeps.report.table import COSTS, Configuration, MeanStd, finite_numbers
 
 PAGE, RESULTS, JOBS = "index.html", "results.csv", "jobs.csv"
+GRAY_POINTS = 14_000  # of all gray curves of a chart
 MAX_PICTURE_BYTES = 8 * 2**20  # in a page
 ARROWS: dict[Direction, str] = {"min": "↓", "max": "↑"}  # the better direction
 
@@ -53,9 +53,7 @@ def render_page(sweep: Sweep) -> str:
     best = table.best_job(sweep, rows[0].jobs) if rows else None
     counts = Counter(job.status for job in sweep.jobs)
     measured = {key for row in rows for key in row.scores} | set(sweep.objectives)
-    objective, importance = table.first_objective(sweep)[0], None
-    with suppress(ImportError):  # without Optuna
-        importance = setting_importance(sweep.jobs, objective)
+    objective = table.first_objective(sweep)[0]
     wanted = dict.fromkeys([*sweep.objectives, "test/acc", "raw/acc", "val/acc", "val/loss", *COSTS])
     return environment.get_template("page.html").render(
         sweep=sweep,
@@ -79,7 +77,7 @@ def render_page(sweep: Sweep) -> str:
         seconds=sum(finite_numbers(job).get("seconds", 0.0) for job in sweep.jobs),
         best=best,
         curves=list(filter(None, curve_charts(sweep, rows))),
-        importance=importance,
+        importance=setting_importance(sweep.jobs, objective),
         effects=list(filter(None, effect_charts(sweep, rows))),
         costs=list(filter(None, cost_charts(sweep, rows))),
         pictures=job_images(best) if best else [],
@@ -140,11 +138,12 @@ def curve_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Markup
     """Draw objectives, accuracy and training loss of each configuration's finished jobs; of all, if none is."""
     jobs = [row.finished_jobs or row.jobs for row in rows]
     metrics = [[list(read_metrics(job.folder / "metrics.csv")) for job in group] for group in jobs]
+    gray = max(10, GRAY_POINTS // max(1, len(rows)))
     for name in dict.fromkeys([*sweep.objectives, "val/acc", "train/loss"]):
         if not name.startswith("test/"):
             chart = Chart("images seen", axis_name(sweep, name), log="y", percent=is_percent(name))
             for k, row in reversed([*enumerate(rows)]):  # the best one on top
-                chart.draw_curve(k, row.label or sweep.name, table.mean_curve(metrics[k], name))
+                chart.draw_curve(k, row.label or sweep.name, table.mean_curve(metrics[k], name), gray=gray)
             yield chart.markup()
 
 

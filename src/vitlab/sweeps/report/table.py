@@ -97,12 +97,10 @@ def best_job(sweep: Sweep, among: Iterable[Job] | None = None, *, objective: str
 
 def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -> list[int]:
     """Return the indices of the points that no other one dominates."""
-    signed = [[v if d == "min" else -v for v, d in zip(p, directions, strict=True)] for p in points]
+    import numpy as np
 
-    def dominates(one: list[float], other: list[float]) -> bool:
-        return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-    return [i for i, point in enumerate(signed) if not any(dominates(other, point) for other in signed)]
+    values = np.array([[v if d == "min" else -v for v, d in zip(p, directions, strict=True)] for p in points])
+    return [i for i, p in enumerate(values) if not ((values <= p).all(axis=1) & (values < p).any(axis=1)).any()]
 
 
 def mean_curve(metrics: Sequence[Sequence[Mapping[str, str]]], name: str) -> dict[float, MeanStd]:

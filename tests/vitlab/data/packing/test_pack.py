@@ -24,7 +24,7 @@ from vitlab.data.packing.manifest import NAME, WORK, NotShardedData
 from vitlab.data.packing.shard_writer import Settings, write_tar
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.shards import shards
-from vitlab.data.source import Source
+from vitlab.data.source import Source, Split
 from vitlab.storage.remote import Storage
 
 Packed = Callable[..., Path]
@@ -73,7 +73,7 @@ def test_a_machine_that_can_t_read_ends_the_packing_and_no_image_is_left_out(
 ) -> None:
     disk, out, source = tmp_path / "disk", tmp_path / "out", image_fixtures.source(drawn)
     gone = [file.replace(str(drawn), str(disk)) for file in source.train.files or []]
-    unplugged = replace(source, train=replace(source.train, files=FileList(gone)))
+    unplugged = replace(source, train=Split(None, source.train.labels, FileList(gone)))
     given: Any = {"name": "pictures", "on_error": "skip", "max_skipped": 1.0, "processes": processes}
     with pytest.raises(UnreadableImage) as caught:
         pack.pack(unplugged, image_fixtures.SETTINGS, out, **given)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vitlab.sweeps.ledger import Job, Status
-from vitlab.sweeps.report.importance import RELIABLE, setting_importance
+from vitlab.sweeps.report import importance
+from vitlab.sweeps.report.importance import RELIABLE, fanova, setting_importance
 
 
 def job(choices: dict[str, str], value: float, status: Status = "finished") -> Job:
@@ -35,6 +36,51 @@ def test_numbers_that_a_search_drew_are_a_range() -> None:
     found = setting_importance(jobs, "val/loss")
     assert found.shares["lr"] > 0.8
     assert found.left_out == {"name": "nearly every job has another value, and they are not numbers"}
+
+
+def test_the_shares_of_numbers_are_those_of_optuna() -> None:
+    optuna = pytest.importorskip("optuna")
+    draw = random.Random(1)
+    columns = {name: [draw.uniform(1, 2) for _ in range(40)] for name in "abc"}
+    scores = [a * a + 0.3 * a * b + draw.random() / 10 for a, b in zip(columns["a"], columns["b"], strict=True)]
+    study = optuna.create_study()
+    for i, score in enumerate(scores):
+        distributions = {
+            name: optuna.distributions.FloatDistribution(min(values), max(values)) for name, values in columns.items()
+        }
+        params = {name: values[i] for name, values in columns.items()}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    expected = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    assert fanova(columns, scores) == pytest.approx(expected, rel=1e-6)
+
+
+def test_rates_weigh_by_their_logarithm() -> None:
+    draw = random.Random(2)
+    rates = [10 ** draw.uniform(-5, 0) for _ in range(100)]
+    other = [draw.uniform(0, 1) for _ in rates]
+    scores = [1.0 * (rate < 1e-3) + 0.5 * value for rate, value in zip(rates, other, strict=True)]
+    shares = fanova({"rate": rates, "other": other}, scores)
+    assert shares["rate"] == pytest.approx(0.24 / (0.24 + 0.25 / 12), abs=0.03), "0.4 x 0.6, and 0.5^2 / 12"
+
+
+def test_numbers_of_any_kind_have_a_share() -> None:
+    values = [[f"{1_700_000_000 + i}" for i in range(20)], [f"1{'0' * i}" for i in range(20)], ["1", "1.0"] * 10]
+    for column in values:  # differences that float32 does not hold, large numbers, the same number
+        jobs = [job({"a": value, "b": str(i % 2)}, float(i)) for i, value in enumerate(column)]
+        shares = setting_importance(jobs, "val/loss").shares
+        assert sum(shares.values()) == pytest.approx(1)
+        assert (shares["a"] > 0.8) == (len(set(column)) == 20)
+    jobs = [job({"a": f"{i}" if i else "inf", "b": str(i % 2)}, float(i)) for i in range(20)]
+    assert list(setting_importance(jobs, "val/loss").left_out) == ["a"], "infinite is no number"
+
+
+def test_many_values_and_many_jobs_take_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance, "MOST", 200)
+    jobs = [job({"a": f"v{a}", "seed": str(s)}, a + s / 100) for a in range(5) for s in range(60)]
+    found = setting_importance(jobs, "val/loss")
+    assert found.shares["a"] > 0.95, "60 categories have 2^60 subsets"
+    assert (found.n, found.scored) == (200, 300)
 
 
 def test_nothing_is_claimed_without_evidence() -> None:
@@ -64,4 +110,5 @@ def test_from_enough_jobs_the_order_is_right_each_time() -> None:
     for seed in range(4):
         shares = search(RELIABLE, random.Random(seed))
         assert list(shares) == ["lr", "depth", "seed"]
-        assert shares["seed"] < 0.1 < shares["depth"], "from 8 jobs the seed got as much as 0.39 of it in 6 draws"
+        assert 8 * shares["seed"] < shares["depth"]
+        assert shares["depth"] == pytest.approx(0.25, abs=0.2), "0.028 of the variances 0.083 + 0.028"

@@ -168,7 +168,7 @@ def test_a_heading_sorts_numbers_as_numbers_and_back(browser: webdriver.Chrome, 
 
 def test_a_filter_applies_to_tables_and_charts(browser: webdriver.Chrome, page: Path) -> None:
     open_page(browser, page)
-    lines = "svg[aria-label='val/loss ↓ against images seen'] .m:not(.off) > path"
+    lines = "svg[aria-label='val/loss ↓ against images seen'] .line:not(.off)"
     assert len(browser.find_elements(By.CSS_SELECTOR, lines)) == 4
     box = browser.find_element(By.ID, "filter")
     box.send_keys("LR=0.003 onerror")
@@ -270,7 +270,22 @@ def test_one_job_alone_and_many_configurations_have_a_page(
     marked = [k for k, text in enumerate(column(browser, 0)) if "◆" in text]
     assert marked == [0, 1, 2, 3, 4, 5, 6], "nothing is better than these in both"
     assert len(browser.find_elements(By.CSS_SELECTOR, ".legend li")) == 8
+    points = browser.find_elements(By.CSS_SELECTOR, "circle.point[data-c='3'], circle.point[data-c='30']")
+    webdriver.ActionChains(browser).move_to_element(points[0]).perform()
+    near = {mark.get_attribute("data-c") for mark in browser.find_elements(By.CSS_SELECTOR, "tr.near, .m.near")}
+    assert near == {points[0].get_attribute("data-c")}, "what the pointer is on is marked in tables and charts"
     assert messages(browser) == []
+
+
+def test_a_page_of_many_jobs_is_small(tmp_path: Path) -> None:
+    write_metrics(tmp_path, 0.5)
+    results = {"val/loss": 0.5, "val/acc": 0.5, "test/acc": 0.5, "seconds": 9.5, "parameters": 1000}
+    jobs = [
+        Job(f"{k:012}", tmp_path, {"lr": f"{1 + k / 7:.6g}"}, "finished", 1, results | {"val/loss": 1.1 + k / 300})
+        for k in range(400)
+    ]
+    page = write_report(Sweep(tmp_path, "many", "c", {"val/loss": "min"}, jobs), tmp_path / "report")
+    assert page.stat().st_size < 3e6 * 400 / 1000, "3 MB for a thousand configurations"
 
 
 def test_numbers_have_their_significant_digits() -> None:

@@ -11,56 +11,22 @@ import gc
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal, get_args
+from typing import Any
 
-import torch
-from annotated_types import Gt, Le
-
-from vitlab.benchmark.case import EXPONENT, Case, Part, with_exponents
-from vitlab.benchmark.scale_subjects import SUBJECTS, Subject
+from scale.subjects import Subject
+from vitlab.benchmark.case import EXPONENT, Case, with_exponents
 from vitlab.diagnostics.timing import Clock, Contender, Measurement
 from vitlab.runs.muted_logs import muted_logs
 
-log = logging.getLogger(__name__)
-
-Name = Literal[
-    "listing", "headers", "paths", "split", "digest", "memory", "status", "resume", "report", "curves", "rewind"
-]  # fmt: skip
-MAX_ROUNDS = 3
+PART = "scale"
 PEAK, PRIVATE = "peak MB", "private MB"
-
-
-@dataclass(kw_only=True)
-class Scale(Part):
-    """CPU seconds and memory against the number of files, labels, images, jobs, runs and rows.
-
-    Args:
-        subjects: What to measure.
-        size: Factor of all sizes: a small one is quick, a large one is near the real scale.
-    """
-
-    part = "scale"
-
-    subjects: Sequence[Name] = tuple(get_args(Name))
-    size: Annotated[float, Gt(0), Le(100)] = 1.0
-
-    def cases(self, clock: Clock) -> Iterator[Case]:
-        clock = Clock(rounds=min(MAX_ROUNDS, clock.rounds), seconds=0.0)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # a forked process has none of the others
-        try:
-            for name in self.subjects:
-                log.info("scale: %s ...", name)
-                yield from subject_cases(name, SUBJECTS[name], self.size, clock)
-        finally:
-            torch.set_num_threads(threads)
 
 
 def subject_cases(name: str, subject: Subject, factor: float, clock: Clock) -> list[Case]:
@@ -77,7 +43,7 @@ def subject_cases(name: str, subject: Subject, factor: float, clock: Clock) -> l
     rows = [measured[first : first + count] for first in range(0, len(measured), count)]
     axis = f"{subject.unit} ({name})"
     cases = [
-        Case(part=Scale.part, name=f"{name}, {size:,} {subject.unit}", unit=None, axis=axis, size=size, measured=row)
+        Case(part=PART, name=f"{name}, {size:,} {subject.unit}", unit=None, axis=axis, size=size, measured=row)
         for size, row in zip(sizes, rows, strict=True)
     ]
     *others, last = with_exponents(cases, [1.0] * count)

@@ -44,9 +44,8 @@ def random_labels(folder: Path, size: int) -> Tensor:
 
 def named_split(folder: Path, size: int) -> Split:
     labels = random_labels(folder, size)
-    return Split(
-        None, labels, [f"/data/train/n{label:08}/n{label:08}_{i}.JPEG" for i, label in enumerate(labels.tolist())]
-    )
+    names = [f"/data/train/n{label:08}/n{label:08}_{i}.JPEG" for i, label in enumerate(labels.tolist())]
+    return Split(None, labels, names)
 
 
 def job_config(number: int) -> dict[str, Any]:
@@ -72,9 +71,8 @@ def write_runs(folder: Path, size: int) -> Path:
 
 def write_jobs(folder: Path, size: int) -> Path:
     """A sweep of finished jobs, over two settings and ten seeds, each with a curve of fifty points."""
-    ledger.write_sweep(
-        folder, command="", varies=["optimizer.lr", "model.depth", "seed"], objectives={"val/loss": "min"}
-    )
+    varies = ["optimizer.lr", "model.depth", "seed"]
+    ledger.write_sweep(folder, command="", varies=varies, objectives={"val/loss": "min"})
     rows = "".join(f"{10 * i},{i},{640 * i},{1 / (i + 1)},{1 / (i + 2)}\n" for i in range(50))
     entries: dict[str, Any] = {}
     for number in range(size):
