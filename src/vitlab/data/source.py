@@ -33,8 +33,9 @@ class Facts:
     """What is known of a data set before it is loaded, as a decorator of its loader.
 
     Functions of the loader's settings: `problems` yields what is wrong with them, `count` returns the number of train
-    images and whether there is a validation split. `label` maps `data.source` to the set's name in names of runs (else
-    the loader's), `normalize` the group `data` to the form that is recorded, with absolute paths.
+    images and whether there is a validation split, `present` whether what would be downloaded is here. `label` maps
+    `data.source` to the set's name in names of runs (else the loader's), `normalize` the group `data` to the form that
+    is recorded, with absolute paths.
     """
 
     native_size: int | None = None  # side in pixels
@@ -45,6 +46,7 @@ class Facts:
     epochs: int | None = None  # of a training, unless `trainer.max_epochs` is set
     problems: Callable[..., Iterator[str]] | None = None
     count: Callable[..., tuple[int, bool]] | None = None
+    present: Callable[..., bool] | None = None
     label: Callable[[Mapping[str, Any]], str] | None = None
     normalize: Callable[[Node], Node] | None = None
 

@@ -1,0 +1,116 @@
+"""A plan as text, as a table of several, and as a picture."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from vitlab.config.schema import Node
+
+FILE, GB = "plan.json", 1e9
+Curve = list[list[float]]  # pairs of step and rate
+Memory = dict[str, dict[str, int]]  # bytes by part, with activations stored and recomputed
+
+
+def plan_lines(plan: Node) -> Iterator[str]:
+    """The plan as text."""
+    memory = plan["memory_by_activations"]
+    yield f"{plan['name']}: {plan['parameters']:,} parameters, of which {plan['trained_parameters']:,} are trained"
+    yield f"  data: {plan['images']:,} images to train on, {plan['classes']} classes; {plan['data']}"
+    yield (
+        f"  steps: {plan['steps']:,} of {plan['batch_size']} images, {plan['steps_per_epoch']:,} an epoch; "
+        f"{plan['images_seen']:,} images seen"
+    )
+    groups = plan["groups"] if len(plan["groups"]) <= 4 else [plan["groups"][0], plan["groups"][-1]]
+    listed = (f"{g['name']} at most {g['learning_rate']:.3g}, weight decay {g['weight_decay']:g}" for g in groups)
+    yield f"  learning rates: {'; '.join(listed)}"
+    yield f"  FLOPs: {plan['flops_per_image'] / 1e9:.4g} G an image, {plan['flops_per_step'] / 1e12:.4g} T a step"
+    parts = ", ".join(f"{name} {size / GB:.3f}" for name, size in plan["memory"].items() if name != "total")
+    yield f"  memory: {plan['memory']['total'] / GB:.3f} GB on each of {plan['devices']} devices ({parts})"
+    stored, recomputed = (f"{memory[kind] / GB:.3f} GB" for kind in ("stored", "recomputed"))
+    yield f"  memory with activations stored {stored}, recomputed (activation checkpointing) {recomputed}"
+    if measured := plan.get("measurement"):
+        difference = measured["plan"] / measured["memory"] - 1
+        yield (
+            f"  measured at {measured['images']} images: {measured['memory'] / GB:.3f} GB, planned "
+            f"{measured['plan'] / GB:.3f} ({difference:+.1%})"
+        )
+    if plan["hours"] is not None:
+        yield f"  hours: {plan['hours']:.3g} ({plan['hours_from']}; without loading and validation)"
+    yield from (f"- {line}" for line in plan["advice"])
+
+
+def plan_table(folder: Path) -> list[str]:
+    """The plans in the folders of a sweep, as a table in Markdown, named by what differs in their commands."""
+    files = sorted(folder.glob(f"*/{FILE}"), key=lambda file: (len(file.parent.name), file.parent.name))
+    plans = [json.loads(file.read_text()) for file in files]
+    common = set.intersection(*(set(plan["overrides"]) for plan in plans))
+    head = (
+        "plan",
+        "parameters",
+        "G FLOPs an image",
+        "steps",
+        "images seen",
+        "GB a device",
+        "recomputed",
+        "measured",
+        "hours",
+    )
+    rows = [head, tuple("---" for _ in head)]
+    for plan in plans:
+        own, measured = [o for o in plan["overrides"] if o not in common], plan.get("measurement")
+        sizes = (plan["memory"]["total"], plan["memory_by_activations"]["recomputed"])
+        ratio = f"{measured['plan'] / measured['memory'] - 1:+.1%} of {measured['memory'] / GB:.3f}" if measured else ""
+        hours = "" if plan["hours"] is None else f"{plan['hours']:.3g}"
+        numbers = (f"{plan['parameters']:,}", f"{plan['flops_per_image'] / 1e9:.4g}", f"{plan['steps']:,}")
+        row = (*numbers, f"{plan['images_seen']:,}", *(f"{size / GB:.2f}" for size in sizes), ratio, hours)
+        rows.append((" ".join(own) or plan["name"], *row))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows]
+
+
+def draw_plan(plan: Node, memory: Memory, curves: list[Curve], file: Path) -> None:
+    """Draw the rate and decay of each group against steps and epochs, and the parts of the memory."""
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    hours = "" if plan["hours"] is None else f", {plan['hours']:.3g} hours ({plan['hours_from']})"
+    figure.suptitle(f"{plan['name']}: {plan['steps']:,} steps of {plan['batch_size']} images{hours}")
+    grid = figure.add_gridspec(2, 3)
+    rate, decay, bars = (figure.add_subplot(place) for place in (grid[0, :2], grid[1, :2], grid[:, 2]))
+    names, each = [group["name"] for group in plan["groups"]], plan["steps_per_epoch"]
+    steps = [step for step, _ in curves[0]]
+    rates = [tuple(value for _, value in curve) for curve in curves]
+    decays = [(group["weight_decay"],) * len(steps) for group in plan["groups"]]
+    for axis, label, lines in ((rate, "learning rate", rates), (decay, "weight decay", decays)):
+        distinct = sorted(set(lines), key=max)
+        for index, line in enumerate(distinct):
+            of = [name for name, own in zip(names, lines, strict=True) if own == line]
+            most = f"{'at most ' * (axis is rate)}{max(line):.3g}"
+            text = f"{', '.join(of[:2])}{' ...' * (len(of) > 2)}: {most}"
+            shown = len(distinct) <= 4 or index in (0, len(distinct) - 1)
+            color = f"C{index}" if len(distinct) <= 4 else colormaps["viridis"](index / len(distinct))
+            axis.plot(steps, line, color=color, clip_on=False, label=text if shown else None)
+        axis.set(xlabel="optimizer step", ylabel=label)
+        axis.margins(x=0.01)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend()
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.secondary_xaxis("top", functions=(lambda x: x / each, lambda x: x * each)).set_xlabel("epoch")
+    parts, bottoms = list(memory["stored"]), [0.0] * len(memory)
+    for part in parts:
+        heights = [kind[part] / GB for kind in memory.values()]
+        bars.bar([f"activations\n{kind}" for kind in memory], heights, bottom=bottoms, label=part, width=0.6)
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    for index, total in enumerate(bottoms):
+        bars.text(index, total, f"{total:.3g}", ha="center", va="bottom")
+    if plan["memory_gb"]:
+        bars.axhline(plan["memory_gb"], color="black", linestyle="--", label=f"device: {plan['memory_gb']:.4g} GB")
+    bars.set(ylabel="GB on each device", ylim=(0, 1.3 * max([*bottoms, plan["memory_gb"] or 0])))
+    bars.set_title(f"{plan['images_per_device']} images a device at a time", fontsize=10)
+    bars.legend(loc="upper right")
+    bars.grid(axis="y", alpha=0.3)
+    bars.set_axisbelow(True)
+    figure.savefig(file, dpi=110)
