@@ -23,7 +23,7 @@ from vitlab.diagnostics import checks
 log = logging.getLogger(__name__)
 
 
-@command("plan", check=checks.plan_problems, elsewhere=True)
+@command("plan", check=checks.plan_problems, absent=("devices", "data"))
 @with_settings_of(train.main, without=("resume", "max_restarts", "max_failures_per_job"))
 def main(
     *,

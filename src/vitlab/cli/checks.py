@@ -54,8 +54,10 @@ def problems(program: Program, config: Node | str, *, remote: bool = False) -> l
         return [config]
     if refused := allowlist.problems(config) or allowlist.database_problems(config):
         return refused
-    lines, remote = signature_problems(program.function, config), remote or program.elsewhere
-    for rule in (program.check, *(rule for rule in RULES if not (program.elsewhere and rule in OF_THIS_MACHINE))):
+    lines, remote = signature_problems(program.function, config), remote or "devices" in program.absent
+    for rule in (program.check, *RULES):
+        if "data" in program.absent and rule is data_checks.source_problems:
+            continue
         lines += rule(view_of(config, lines, remote))
     for rule in () if lines else LAST_RULES:
         lines += rule(view_of(config, lines, remote))
@@ -185,7 +187,6 @@ RULES: tuple[Rule, ...] = (
     callback_checks.callback_problems,
     root_problems,
 )
-OF_THIS_MACHINE: tuple[Rule, ...] = (data_checks.source_problems,)  # whether the data is here
 # Checked only if there are no other problems: they import what a run needs.
 LAST_RULES: tuple[Rule, ...] = (
     lambda view: allowlist.import_problems(view.config),

@@ -100,7 +100,7 @@ class Command(Program):
             return self.function(**config)
 
 
-def command(name: str, *, check: Rule = no_problems, elsewhere: bool = False) -> Callable[[Function], Command]:
+def command(name: str, *, check: Rule = no_problems, absent: tuple[str, ...] = ()) -> Callable[[Function], Command]:
     """Make a program of a function, whose keyword parameters are the root keys of `conf/NAME.yaml`.
 
     The function returns its results, with the value of the configuration's `objective` if there is one. `check` yields
@@ -109,7 +109,7 @@ def command(name: str, *, check: Rule = no_problems, elsewhere: bool = False) ->
 
     def wrap(function: Function) -> Command:
         entry = Path(sys.modules[function.__module__].__file__ or "").resolve()
-        return Command(name, function, check, elsewhere, entry)
+        return Command(name, function, check, absent, entry)
 
     return wrap
 
@@ -139,7 +139,7 @@ def run_job(program: Command, cfg: DictConfig) -> float | None:
         return None
 
     def start(config: Node) -> None:
-        if program.elsewhere:
+        if "devices" in program.absent:
             return run_here(program.name, program.run, run_dir, config)
         return start_job(program.name, program.run, program.entry, config, sweep=sweep)
 

@@ -22,13 +22,13 @@ def no_problems(view: ConfigView) -> Iterable[str]:
 class Program:
     """A program: its name (and that of its file in `conf`), its function, and the rule for its own settings.
 
-    One that is `elsewhere` describes a training on any machine: it runs in one process, without its devices and data.
+    `absent` are the training's "devices" or "data" that a program needn't have: without devices it is one process.
     """
 
     name: str
     function: Function
     check: Rule = no_problems
-    elsewhere: bool = False
+    absent: tuple[str, ...] = ()
 
 
 def with_settings_of(program: Program, *, without: Iterable[str]) -> Callable[[Function], Function]:
