@@ -43,20 +43,22 @@ def main(
             a100 or "rtx 4090".
         mfu: Model FLOPs utilization that is assumed of a named device: the share of its datasheet's peak.
         memory_gb: Memory of a device in GB. None: that of the GPU here, if there is one.
-        measure: With `device=here`, measure some steps of this machine, and their memory.
+        measure: With `device=here`, measure some steps on this machine.
         images: Images of the train split, with those to be held out from it. None: as the data set is known to have.
         classes: Classes of the data. None: as the data set is known to have.
         run_dir: Folder of the plan. Set by the program; choose another with `hydra.run.dir`.
     """
     from vitlab.diagnostics import plan, plan_report
+    from vitlab.storage.atomic import atomic_write
 
     folder, known = Path(run_dir), {"images": images, "classes": classes}
     result = plan.write_plan(training, folder, device=device, mfu=mfu, memory_gb=memory_gb, measure=measure, **known)
     for line in plan_report.plan_lines(result):
         log.info("%s", line)
-    if len(table := plan_report.plan_table(folder.parent)) > 3 and folder.name.isdigit():  # jobs of -m
-        (folder.parent / "plans.md").write_text("\n".join(table) + "\n")
-        log.info("%s", "\n".join(table))
+    if folder.name.isdigit():  # a job of -m
+        table = "\n".join(plan_report.plan_table(folder.parent))
+        atomic_write(folder.parent / "plans.md", f"{table}\n")
+        log.info("%s", table)
     log.info("folder: %s", folder)
     return {key: result[key] for key in ("parameters", "flops_per_image", "steps", "images_seen", "memory", "hours")}
 

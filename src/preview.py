@@ -4,8 +4,8 @@
     python src/preview.py data=cifar10 data.augment.auto_augment=randaugment data.augment.mixup=0.2 logger=wandb
 
 Settings are those of train.py. `training.png` has the pixels that training gets at that step, bit for bit, and the
-targets after mixing; `evaluation.png` evaluation's crops of the same images; `settings.png` each setting of
-`data.augment` alone; `operations.png` each operation of automatic augmentation at its levels.
+targets after mixing, `evaluation.png` evaluation's crops of the same images, and `operations.png` each operation of
+automatic augmentation alone, at its levels.
 """
 
 from pathlib import Path

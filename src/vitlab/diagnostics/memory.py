@@ -1,14 +1,13 @@
-"""Memory of a training step: counted with fake tensors, which have storages without bytes, or measured with real ones.
+"""Memory of a training step, counted with fake tensors, which have storages without bytes; and its duration.
 
 Two steps are made, as Lightning makes them: the first allocates gradients and the optimizer's state, and the peak of
 the second counts. The last gradients are alive during forward, so the peak is about the sum of all parts.
 """
 
 import logging
-import os
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from statistics import median
 from typing import Any, cast
@@ -21,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vitlab.diagnostics.measure import synchronize
 from vitlab.models import attention
 from vitlab.models.flops import CHECKPOINTING
 from vitlab.runs.muted_logs import muted_logs
@@ -106,42 +106,12 @@ def train_step(module: Classifier, optimizer: Optimizer, images: Tensor, targets
     optimizer.step()
 
 
-def measure_step(
-    build: Callable[[], Classifier], images: int, shape: Shape, *, precision: str, device: torch.device
-) -> tuple[float, int]:
-    """Seconds of a step on a device, without loading and augmentation, and the peak of the memory that it allocates."""
-    module = build().to(device)
-    batch = zero_batch(module, images, shape)
-    optimizer = module.build_optimizer()
-    held = sum(tensor.nbytes for tensor in [*module.network.parameters(), *module.network.buffers(), *batch])
-    step = lambda: train_step(module, optimizer, *batch, precision)  # noqa: E731
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device) - held
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        step()
-        peak = torch.cuda.max_memory_allocated(device) - before
-    else:
-        peak = held + profile_peak(lambda: (step(), step()))
-    seconds, end = [], time.perf_counter() + 3
-    while len(seconds) < 2 or time.perf_counter() < end:
+def step_seconds(module: Classifier, images: int, shape: Shape, precision: str) -> float:
+    """Seconds of a step on the network's device, measured for three seconds, without loading and augmentation."""
+    batch, optimizer, seconds = zero_batch(module, images, shape), module.build_optimizer(), list[float]()
+    while len(seconds) < 3 or sum(seconds) < 3:
         start = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        train_step(module, optimizer, *batch, precision)
+        synchronize(batch[0].device)
         seconds.append(time.perf_counter() - start)
-    return median(seconds), peak
-
-
-def profile_peak(run: Callable[[], object]) -> int:
-    """Peak of the bytes that torch's CPU allocator hands out during a call, by torch's profiler."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print to the console
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    live = peak = 0
-    results: Any = profiler.profiler
-    for event in results.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
+    return median(seconds[1:])

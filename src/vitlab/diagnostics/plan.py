@@ -1,9 +1,11 @@
 """Plan a training without its data and devices: steps, rates, FLOPs, memory, hours."""
 
+import glob
 import json
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.sampler import count_steps
 from vitlab.data.source import loader_facts, loader_settings
 from vitlab.diagnostics import plan_report
-from vitlab.diagnostics.memory import DTYPES, count_step, measure_step
+from vitlab.diagnostics.memory import DTYPES, count_step, step_seconds
 from vitlab.distributed import environment
 from vitlab.models import flops
 from vitlab.runs.folder import read_overrides
@@ -32,7 +34,21 @@ POINTS = 1000  # of a curve
 MOST_IMAGES = 32  # whose memory is counted; that of more grows linearly
 RESERVE = 0.9  # of a device's memory: the rest is for its context, libraries and fragmentation
 KINDS = {"stored": False, "recomputed": True}  # activations without and with checkpointing
-Memory = dict[str, int]  # bytes by part
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on a device by part; the activations of an image, and those of a batch without any."""
+
+    parts: dict[str, int]
+    per_image: float
+    constant: float
+
+    def total(self, images: int) -> int:
+        return sum(self.of(images).values())
+
+    def of(self, images: int) -> dict[str, int]:
+        return self.parts | {"activations": round(self.constant + self.per_image * images)}
 
 
 def write_plan(
@@ -47,77 +63,77 @@ def write_plan(
     classes: int | None,
 ) -> Node:
     """Plan a training of train.py's settings, and write `plan.json` and `plan.png` to a folder."""
-    precision, accelerator = str(training["trainer"]["precision"]), training["trainer"]["accelerator"]
-    data, status = planned_data(training, images, classes)
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    here = torch.device("cuda" if on_gpu else "cpu")
-    ranks, parts = data.trainer.world_size, data.trainer.world_size * data.trainer.accumulate_grad_batches  # type: ignore[union-attr]
-    each, shape = -(-data.batch_size // parts), (data.channels, *data.image_size)
+    trainer, (data, status) = training["trainer"], planned_data(training, images, classes)
+    here = torch.device("cuda" if trainer["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu")
+    ranks, precision = data.trainer.world_size, str(trainer["precision"])  # type: ignore[union-attr]
+    each = -(-data.batch_size // (ranks * data.trainer.accumulate_grad_batches))  # type: ignore[union-attr]
+    shape, make = (data.channels, *data.image_size), partial(planned_classifier, training, data)
     log.info("counting FLOPs and memory of %d images on each of %d devices", each, ranks)
-    make = partial(planned_classifier, training, data)
-    network, steps, per_epoch = make("meta").network, make("meta").total_steps(), data.samples["train"]
-    names = flops.CHECKPOINTING
-    chosen = "recomputed" if any(getattr(m, name, 0) is True for m in network.modules() for name in names) else "stored"
-    memory, per_image, common = dict[str, Memory](), dict[str, float](), {"precision": precision}
-    on_cpu = device == "here" and not on_gpu
+    needs, scheduler = dict[str, Need](), None
     for kind, checkpointing in KINDS.items():
-        sizes = sorted({min(each, MOST_IMAGES), -(-min(each, MOST_IMAGES) // 2)})
-        kwargs: Any = {**common, "checkpointing": checkpointing, "on_cpu": on_cpu}
-        counts = [count_step(make("meta"), size, shape, **kwargs) for size in sizes]
-        *_, (counted, scheduler) = counts
-        grown = counted["activations"] - (counts[0][0]["activations"] if len(counts) > 1 else 0)
-        per_image[kind] = grown / (sizes[-1] - sizes[0] if len(counts) > 1 else 1)
-        counted["activations"] += round(per_image[kind] * (each - sizes[-1]))
-        memory[kind] = device_memory(counted, training, ranks)
-    image_flops, groups = flops.training_flops(network, shape), scheduler.optimizer.param_groups
-    count = count_steps(per_epoch, data.batch_size, data.drop_last)
-    seen = round(steps * (count * data.batch_size if data.drop_last else per_epoch) / count)
-    curves, peak = rates(scheduler, steps), max(range(len(groups)), key=lambda index: scheduler.base_lrs[index])
+        options: Any = {"checkpointing": checkpointing, "on_cpu": device == "here" and here.type == "cpu"}
+        few = min(each, MOST_IMAGES)
+        counts = [count_step(make("meta"), n, shape, precision=precision, **options) for n in (-(-few // 2), few)]
+        (half, _), (counted, scheduler) = counts
+        per_image = (counted["activations"] - half["activations"]) / max(1, few // 2)
+        constant = counted["activations"] - per_image * few
+        needs[kind] = Need(device_memory(counted, training, ranks), per_image, constant)
+    module = make("meta")
+    network, steps, groups = module.network, module.total_steps(), scheduler.optimizer.param_groups
+    options = {getattr(part, name, None) for part in network.modules() for name in flops.CHECKPOINTING}
+    chosen, memory = (
+        ("recomputed" if True in options else "stored"),
+        {kind: need.of(each) for kind, need in needs.items()},
+    )
+    image_flops, samples = flops.training_flops(network, shape), data.samples["train"]
+    count = count_steps(samples, data.batch_size, data.drop_last)
+    seen = round(steps * (count * data.batch_size if data.drop_last else samples) / count)
+    curves, main = rates(scheduler, steps), max(range(len(groups)), key=lambda index: scheduler.base_lrs[index])
     decays = [group.get("weight_decay", 0.0) for group in groups]
+    peak = flops.peak_flops(here, precision) if device == "here" else flops.named_peak_flops(device, precision)
+    hours, source = None, "not measured"
+    if device != "here" and peak:
+        hours, source = seen * image_flops / (peak * mfu * ranks) / 3600, f"{device}, MFU {mfu:g} assumed"
+    elif measure:
+        few = max(1, min(each, int(0.3 * (peak or math.inf) / image_flops) if here.type == "cpu" else each))
+        log.info("measuring steps of %d images on this %s; measure=false skips it", few, here.type)
+        hours = seen / few * step_seconds(make("cpu").to(here), few, shape, precision) / ranks / 3600
+        source = f"measured on this {here.type}"
+    if memory_gb is None and device == "here" and here.type == "cuda":
+        memory_gb = torch.cuda.get_device_properties(here).total_memory / 1e9
     plan: Node = {
         "name": training["name"],
         "overrides": read_overrides(folder),
+        "data": status,
+        "images": samples,
+        "classes": data.num_classes,
         "parameters": sum(p.numel() for p in network.parameters()),
         "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
-        "data": status,
-        "images": per_epoch,
-        "classes": data.num_classes,
+        "flops_per_image": image_flops,
+        "flops_per_step": image_flops * data.batch_size,
         "batch_size": data.batch_size,
         "devices": ranks,
         "images_per_device": each,
-        "precision": precision,
-        "flops_per_image": image_flops,
-        "flops_per_step": image_flops * data.batch_size,
         "steps_per_epoch": data.steps_per_epoch,
         "steps": steps,
         "images_seen": seen,
-        "memory": memory[chosen] | {"total": sum(memory[chosen].values())},
-        "memory_by_activations": {kind: sum(memory[kind].values()) for kind in KINDS},
-        "learning_rate": curves[peak],
-        "weight_decay": [[step, decays[peak]] for step, _ in curves[peak]],
+        "hours": hours,
+        "hours_from": source,
+        "memory_gb": memory_gb,
+        "memory": memory[chosen] | {"total": needs[chosen].total(each)},
+        "memory_by_activations": {kind: need.total(each) for kind, need in needs.items()},
         "groups": [
             {"name": group["name"], "learning_rate": rate, "weight_decay": decay}
             for group, rate, decay in zip(groups, scheduler.base_lrs, decays, strict=True)
         ],
+        "learning_rate": curves[main],
+        "weight_decay": [[step, decays[main]] for step, _ in curves[main]],
     }
-    plan |= {"hours": None, "hours_from": "not measured"}
-    if device != "here":
-        speed = (flops.named_peak_flops(device, precision) or math.nan) * mfu  # checked before the start
-        plan |= {"hours": seen * image_flops / (speed * ranks) / 3600, "hours_from": f"{device}, MFU {mfu:g} assumed"}
-    elif measure:
-        # on a CPU about a second's images
-        most = each if on_gpu else int(0.3 * (flops.peak_flops(here, precision) or 0) / image_flops)
-        few = max(1, min(each, most))
-        log.info("measuring steps of %d images on this %s; measure=false skips it", few, here.type)
-        seconds, measured = measure_step(partial(make, "cpu"), few, shape, device=here, **common)
-        counted, _ = count_step(make("meta"), few, shape, checkpointing=KINDS[chosen], on_cpu=on_cpu, **common)
-        plan["measurement"] = {"images": few, "seconds": seconds, "memory": measured, "plan": sum(counted.values())}
-        plan |= {"hours": seen / few * seconds / ranks / 3600, "hours_from": f"measured on this {here.type}"}
-    if memory_gb is None and device == "here" and on_gpu:
-        memory_gb = torch.cuda.get_device_properties(here).total_memory / 1e9
-    kinds = [k for k in KINDS if k == chosen or "activation_checkpointing" in parameters(training["model"]["_target_"])]
-    plan["memory_gb"] = memory_gb
-    plan["advice"] = list(advice(plan, memory, per_image, kinds)) if memory_gb else []
+    has_knob = "activation_checkpointing" in parameters(training["model"]["_target_"])
+    settings = {chosen: ""} | (
+        {"recomputed": "model.activation_checkpointing=true "} if has_knob and chosen == "stored" else {}
+    )
+    plan["advice"] = list(advice(plan, needs, settings)) if memory_gb else []
     atomic_write(folder / plan_report.FILE, json.dumps(plan, indent=1))
     plan_report.draw_plan(plan, memory, curves, folder / "plan.png")
     return plan
@@ -132,7 +148,8 @@ def planned_data(training: Node, images: int | None, classes: int | None) -> tup
     facts, settings = loader_facts(node["source"]["_target_"]), loader_settings(node["source"])
     problems = list(facts.problems(**settings)) if facts.problems else []
     status = f"not here: {'; '.join(problems)}" if problems else "here"
-    if not problems and facts.present and not facts.present(**settings):
+    patterns = [str(Path(settings["data_dir"]).expanduser() / name) for name in facts.files]
+    if patterns and not any(map(glob.glob, patterns)):
         status = f"not in {settings['data_dir']}: downloaded when the training starts"
     data: DataModule = build_object(node)
     published, channels = False, facts.channels or settings.get("channels") or 3
@@ -177,12 +194,12 @@ def planned_classifier(training: Node, data: DataModule, device: str) -> Classif
     return module
 
 
-def device_memory(counted: Memory, training: Node, ranks: int) -> Memory:
+def device_memory(counted: dict[str, int], training: Node, ranks: int) -> dict[str, int]:
     """The memory with what averages, gradient buckets and sharding over devices change."""
     strategy, callbacks = training["trainer"]["strategy"], (training["callbacks"] or {}).values()
     options = strategy if isinstance(strategy, dict) else {}
     if "FullyShardedParallel" in options.get("_target_", ""):
-        return {name: size if name == "activations" else -(-size // ranks) for name, size in counted.items()}
+        return {name: -(-size // ranks) for name, size in counted.items()}
     others = {"average": counted["weights"]} if any("Averaging" in str(n["_target_"]) for n in callbacks if n) else {}
     if ranks > 1 and not options.get("gradient_as_bucket_view"):
         others["buckets"] = counted["gradients"]  # of DistributedDataParallel
@@ -196,21 +213,17 @@ def rates(scheduler: LambdaLR, steps: int) -> list[list[list[float]]]:
     return [[[step, float(rate) * factor(step)] for step in shown] for rate, factor in pairs]
 
 
-def advice(plan: Node, memory: dict[str, Memory], per_image: dict[str, float], kinds: list[str]) -> Iterator[str]:
-    """Whether it fits into the memory, and what would; the configured one of `kinds` of activations comes first."""
-    total, each, room = plan["memory"]["total"], plan["images_per_device"], RESERVE * plan["memory_gb"] * 1e9
+def advice(plan: Node, needs: dict[str, Need], settings: dict[str, str]) -> Iterator[str]:
+    """Whether it fits into the memory, and what would, by the settings of each kind of activations."""
+    total, room, devices = plan["memory"]["total"], RESERVE * plan["memory_gb"] * 1e9, plan["devices"]
     verdict = "fits" if total <= room else "does not fit"
     yield f"{verdict}: {total / 1e9:.2f} GB on a device of {plan['memory_gb']:.4g} GB, a tenth of which is kept free"
-    if total <= room:
-        return
-    for kind in kinds:
-        fixed = sum(memory[kind].values()) - per_image[kind] * each
-        if (most := math.floor((room - fixed) / per_image[kind])) < 1:  # images at a time
-            continue
-        parts = -(-plan["batch_size"] // (plan["devices"] * most))
-        settings = ["model.activation_checkpointing=true"] if sum(memory[kind].values()) < total else []
-        settings += [f"trainer.accumulate_grad_batches={parts}"] if parts > 1 else []
-        needed = fixed + per_image[kind] * -(-plan["batch_size"] // (plan["devices"] * parts))
-        yield f"fits with {' '.join(settings)}: {needed / 1e9:.2f} GB"
-    if min(sum(memory[kind].values()) - memory[kind]["activations"] for kind in memory) > room:
+    for kind, setting in settings.items() if total > room else ():
+        most = math.floor((room - needs[kind].total(0)) / needs[kind].per_image)  # images at a time
+        if most > 0:
+            parts = -(-plan["batch_size"] // (devices * most))
+            setting += f"trainer.accumulate_grad_batches={parts}" if parts > 1 else ""
+            needed = needs[kind].total(-(-plan["batch_size"] // (devices * parts)))
+            yield f"fits with {setting.strip()}: {needed / 1e9:.2f} GB"
+    if min(need.total(0) for need in needs.values()) > room:
         yield "weights, gradients and optimizer alone don't fit: trainer=fsdp shards them over devices"

@@ -16,30 +16,16 @@ Memory = dict[str, dict[str, int]]  # bytes by part, with activations stored and
 
 
 def plan_lines(plan: Node) -> Iterator[str]:
-    """The plan as text."""
-    memory = plan["memory_by_activations"]
-    yield f"{plan['name']}: {plan['parameters']:,} parameters, of which {plan['trained_parameters']:,} are trained"
-    yield f"  data: {plan['images']:,} images to train on, {plan['classes']} classes; {plan['data']}"
-    yield (
-        f"  steps: {plan['steps']:,} of {plan['batch_size']} images, {plan['steps_per_epoch']:,} an epoch; "
-        f"{plan['images_seen']:,} images seen"
-    )
-    groups = plan["groups"] if len(plan["groups"]) <= 4 else [plan["groups"][0], plan["groups"][-1]]
-    listed = (f"{g['name']} at most {g['learning_rate']:.3g}, weight decay {g['weight_decay']:g}" for g in groups)
-    yield f"  learning rates: {'; '.join(listed)}"
-    yield f"  FLOPs: {plan['flops_per_image'] / 1e9:.4g} G an image, {plan['flops_per_step'] / 1e12:.4g} T a step"
-    parts = ", ".join(f"{name} {size / GB:.3f}" for name, size in plan["memory"].items() if name != "total")
-    yield f"  memory: {plan['memory']['total'] / GB:.3f} GB on each of {plan['devices']} devices ({parts})"
-    stored, recomputed = (f"{memory[kind] / GB:.3f} GB" for kind in ("stored", "recomputed"))
-    yield f"  memory with activations stored {stored}, recomputed (activation checkpointing) {recomputed}"
-    if measured := plan.get("measurement"):
-        difference = measured["plan"] / measured["memory"] - 1
-        yield (
-            f"  measured at {measured['images']} images: {measured['memory'] / GB:.3f} GB, planned "
-            f"{measured['plan'] / GB:.3f} ({difference:+.1%})"
-        )
-    if plan["hours"] is not None:
-        yield f"  hours: {plan['hours']:.3g} ({plan['hours_from']}; without loading and validation)"
+    """The numbers of the plan, and its advice."""
+    for key, value in plan.items():
+        text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
+        if isinstance(value, dict):
+            text = ", ".join(f"{name} {size / GB:.3f} GB" for name, size in value.items())
+        if not isinstance(value, list):
+            yield f"{key.replace('_', ' '):<22} {text}"
+    for group in plan["groups"][:1] + plan["groups"][1:][-1:]:
+        rates = f"learning rate at most {group['learning_rate']:.3g}, weight decay {group['weight_decay']:g}"
+        yield f"{'group ' + group['name']:<22} {rates}"
     yield from (f"- {line}" for line in plan["advice"])
 
 
@@ -48,26 +34,16 @@ def plan_table(folder: Path) -> list[str]:
     files = sorted(folder.glob(f"*/{FILE}"), key=lambda file: (len(file.parent.name), file.parent.name))
     plans = [json.loads(file.read_text()) for file in files]
     common = set.intersection(*(set(plan["overrides"]) for plan in plans))
-    head = (
-        "plan",
-        "parameters",
-        "G FLOPs an image",
-        "steps",
-        "images seen",
-        "GB a device",
-        "recomputed",
-        "measured",
-        "hours",
-    )
-    rows = [head, tuple("---" for _ in head)]
+    head = ["plan", "parameters", "G FLOPs an image", "steps", "images seen", "GB a device", "GB recomputed", "hours"]
+    rows = [head, ["---"] * len(head)]
     for plan in plans:
-        own, measured = [o for o in plan["overrides"] if o not in common], plan.get("measurement")
-        sizes = (plan["memory"]["total"], plan["memory_by_activations"]["recomputed"])
-        ratio = f"{measured['plan'] / measured['memory'] - 1:+.1%} of {measured['memory'] / GB:.3f}" if measured else ""
+        own = [override for override in plan["overrides"] if override not in common]
         hours = "" if plan["hours"] is None else f"{plan['hours']:.3g}"
-        numbers = (f"{plan['parameters']:,}", f"{plan['flops_per_image'] / 1e9:.4g}", f"{plan['steps']:,}")
-        row = (*numbers, f"{plan['images_seen']:,}", *(f"{size / GB:.2f}" for size in sizes), ratio, hours)
-        rows.append((" ".join(own) or plan["name"], *row))
+        row = (
+            f"{plan['parameters']:,}\t{plan['flops_per_image'] / 1e9:.4g}\t{plan['steps']:,}\t{plan['images_seen']:,}\t"
+        )
+        row += f"{plan['memory']['total'] / GB:.2f}\t{plan['memory_by_activations']['recomputed'] / GB:.2f}\t{hours}"
+        rows.append([" ".join(own) or plan["name"], *row.split("\t")])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows]
 

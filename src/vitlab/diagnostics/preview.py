@@ -1,7 +1,5 @@
 """What the network sees at an optimizer step: the images and targets of training, evaluation's crops, augmentations."""
 
-import copy
-import inspect
 import logging
 from collections.abc import Sequence
 from itertools import takewhile
@@ -14,9 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vitlab.config.schema import Node, format_value
+from vitlab.config.schema import Node
 from vitlab.data import augment_ops
-from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch, TrainBatch
 from vitlab.data.sampler import BatchPlan
@@ -25,7 +22,6 @@ from vitlab.training import build
 
 log = logging.getLogger(__name__)
 
-FEW = 6  # images of each setting alone
 STRONGEST = {"SolarizeAdd": 110.0, "Blur": 2.0, "Cutout": 8.0}  # of operations that torchvision's table doesn't have
 
 
@@ -40,14 +36,12 @@ def draw_previews(
     images, targets = (torch.cat([batch[part].cpu() for batch in batches])[:count] for part in range(2))
     chosen = plans[0]._replace(indices=[index for plan in plans for index in plan.indices][:count])
     evaluated = cast(Any, data.loader("train").dataset).__getitems__(chosen)
-    alone = settings_alone(data, chosen._replace(indices=chosen.indices[:FEW]))
     sheets: dict[str, Any] = {
         "training": {"images": images, "titles": [target_title(target, classes) for target in targets]},
         "evaluation": {
             "images": to_device(data, evaluated).images,
             "titles": [classes[int(label)] for label in evaluated.targets],
         },
-        "settings": {"images": torch.cat([*alone.values()]), "rows": [*alone], "columns": min(FEW, len(images))},
     }
     if data.channels in (1, 3):
         cells, titles = operations(evaluated.images[:1], levels)
@@ -56,7 +50,6 @@ def draw_previews(
     titles = {
         "training": f"training at step {step}, with targets",
         "evaluation": "evaluation of the same images",
-        "settings": "each setting of data.augment alone",
         "operations": f"each operation at levels {', '.join(map(str, levels))} of RandAugment, with its magnitude",
     }
     for name, sheet in sheets.items():
@@ -100,32 +93,6 @@ def to_device(data: DataModule, batch: Any) -> Any:
     return data.on_after_batch_transfer(batch, 0)
 
 
-def settings_alone(data: DataModule, plan: BatchPlan) -> dict[str, Tensor]:
-    """The images of a plan with each setting of the augmentation alone.
-
-    A setting that changes nothing on its own (the magnitude of RandAugment), or can't be alone, is set in all rows.
-    """
-    defaults = {name: p.default for name, p in inspect.signature(Augment).parameters.items()}
-    own = {name: getattr(data.augment, name, default) for name, default in defaults.items()}
-    alone, changed = copy.copy(data), {name: value for name, value in own.items() if value != defaults[name]}
-
-    def images(settings: Node) -> Tensor | None:
-        try:
-            alone.augment = Augment(**settings)
-        except ValueError:
-            return None
-        return training_batch(alone, plan).images.cpu()
-
-    rows: dict[str, Any] = {"none": images({})}
-    single = {name: images({name: value}) for name, value in changed.items()}
-    others = {n: changed[n] for n, row in single.items() if row is None or torch.equal(row, rows["none"])}
-    for name, row in single.items():
-        if name not in others and row is not None:
-            both = images(others | {name: changed[name]})
-            rows[f"{name}={format_value(changed[name])}"] = row if both is None else both
-    return rows
-
-
 def operations(image: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[str]]:
     """An image uint8 [1, C, H, W] after each operation at each level of 0 to 30, and the magnitudes as text."""
     height, width = image.shape[-2:]
@@ -167,7 +134,7 @@ def draw_grid(
     )
     figure.suptitle(title)
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-    pixels = (images.cpu().float() * std + mean).clamp(0, 1).movedim(1, -1).expand(-1, -1, -1, 3)
+    pixels = (images.cpu().float() * std + mean).clamp(0, 1).movedim(1, -1).expand(-1, -1, -1, 3).numpy()
     axes = figure.subplots(count, columns, squeeze=False)
     for index, axis in enumerate(axes.flat):
         axis.set(xticks=[], yticks=[])

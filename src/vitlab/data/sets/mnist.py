@@ -16,17 +16,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+SIZES: dict[str, int] = {"native_size": 28, "channels": 1, "num_classes": 10, "train_samples": 60_000, "epochs": 20}
+FIRST = "train-images-idx3-ubyte*"
 
 
-@Facts(
-    native_size=28,
-    channels=1,
-    num_classes=10,
-    train_samples=60_000,
-    in_memory=True,
-    epochs=20,
-    present=lambda data_dir: bool(find_idx("mnist", "MNIST", data_dir)[1]),
-)
+@Facts(**SIZES, in_memory=True, files=(f"mnist/{FIRST}", f"MNIST/raw/{FIRST}", FIRST))
 def mnist(*, data_dir: str) -> Source:
     """MNIST (LeCun et al., 1998): idx files under `data_dir`, else downloaded there.
 
@@ -39,13 +33,9 @@ def mnist(*, data_dir: str) -> Source:
 
 
 @Facts(
-    native_size=28,
-    channels=1,
-    num_classes=10,
-    train_samples=60_000,
+    **SIZES,
     in_memory=True,
-    epochs=20,
-    present=lambda data_dir: bool(find_idx("fashion_mnist", "FashionMNIST", data_dir, DEBIAN_FASHION_MNIST)[1]),
+    files=(f"fashion_mnist/{FIRST}", f"FashionMNIST/raw/{FIRST}", FIRST, f"{DEBIAN_FASHION_MNIST}/{FIRST}"),
 )
 def fashion_mnist(*, data_dir: str) -> Source:
     """Fashion-MNIST (Xiao et al., 2017): idx files under `data_dir` or from Debian, else downloaded.
@@ -68,33 +58,29 @@ def load_idx(
     Otherwise, torchvision downloads them. Raises `FileNotFoundError`, with `remedy` at its end, or `ValueError` for a
     file that is truncated or not what its name says.
     """
-    parts, paths = find_idx(name, torchvision_name, data_dir, *other_folders)
+    folders = [Path(data_dir, name), Path(data_dir, torchvision_name, "raw"), Path(data_dir), *other_folders]
+    parts = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+
+    def find() -> list[Path]:
+        for folder in (folder.expanduser() for folder in folders):
+            files = [next(filter(Path.is_file, (folder / part, folder / f"{part}.gz")), None) for part in parts]
+            if paths := [file for file in files if file is not None and None not in files]:
+                return paths
+        return []
 
     def fetch() -> list[Path]:
         from torchvision import datasets
 
-        if not (paths := find_idx(name, torchvision_name, data_dir, *other_folders)[1]):  # else another rank was faster
+        if not find():  # else another rank was faster
             getattr(datasets, torchvision_name)(data_dir, download=True)
-            paths = find_idx(name, torchvision_name, data_dir, *other_folders)[1]
-        if not paths:
+        if not (paths := find()):
             raise OSError("the download left no complete set of files")
         return paths
 
-    remedy = f"put {', '.join(parts)} (plain or .gz) into {Path(data_dir, name)}{remedy}"
-    train_x, train_y, test_x, test_y = paths or download(name, data_dir, fetch, remedy)
+    remedy = f"put {', '.join(parts)} (plain or .gz) into {folders[0]}{remedy}"
+    train_x, train_y, test_x, test_y = find() or download(name, data_dir, fetch, remedy)
     log.info("%s: read from %s", name, train_x.parent)
     return read_pair(train_x, train_y), read_pair(test_x, test_y)
-
-
-def find_idx(name: str, torchvision_name: str, data_dir: str, *other_folders: Path) -> tuple[list[str], list[Path]]:
-    """Names of the files, and their paths in the first folder that has all of them, plain or gzip; else no paths."""
-    folders = [Path(data_dir, name), Path(data_dir, torchvision_name, "raw"), Path(data_dir), *other_folders]
-    parts = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    for folder in (folder.expanduser() for folder in folders):
-        files = [next(filter(Path.is_file, (folder / part, folder / f"{part}.gz")), None) for part in parts]
-        if paths := [file for file in files if file is not None and None not in files]:
-            return parts, paths
-    return parts, []
 
 
 def read_pair(image_file: Path, label_file: Path) -> Labeled:
