@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,9 +18,11 @@ def test_pictures_are_written_and_tracked(monkeypatch: pytest.MonkeyPatch, tmp_p
     torch.use_deterministic_algorithms(False)
     pictures = {"training", "evaluation", "operations"}
     assert {file.stem for file in (tmp_path / "out").glob("*.png")} == pictures
-    [(_, rows)] = tracked(tmp_path / "out")
-    keys: set[Any] = {item.get("key") or ".".join(item["nestedKey"][:1]) for row in rows for item in row}
-    assert {f"preview/{name}" for name in pictures} <= keys
+    [(summary, _)] = tracked(tmp_path / "out")
+    for name in pictures:
+        assert summary["summary"][f"preview/{name}"]["count"] == 1
+        [file] = (tmp_path / "out" / "wandb").glob(f"offline-run-*/files/media/images/preview/{name}*.png")
+        assert file.read_bytes() == (tmp_path / "out" / f"{name}.png").read_bytes()
 
 
 def test_a_step_that_training_does_not_have_is_refused(
