@@ -51,8 +51,9 @@ def main(
     from vitlab.diagnostics import plan, plan_report
     from vitlab.storage.atomic import atomic_write
 
-    folder, known = Path(run_dir), {"images": images, "classes": classes}
-    result = plan.write_plan(training, folder, device=device, mfu=mfu, memory_gb=memory_gb, measure=measure, **known)
+    folder, (data, status) = Path(run_dir), plan.planned_data(training, images, classes)
+    options: Any = {"device": device, "mfu": mfu, "memory_gb": memory_gb, "measure": measure}
+    result = plan.write_plan(training, data, status, folder, **options)
     for line in plan_report.plan_lines(result):
         log.info("%s", line)
     if folder.name.isdigit():  # a job of -m

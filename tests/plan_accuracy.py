@@ -5,6 +5,7 @@
 The real training is Lightning's, of three steps, under torch's profiler.
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sets.fake import fake
 from vitlab.diagnostics import plan
+from vitlab.diagnostics.memory import count_step
 from vitlab.jobs.compose import CONF, resolve_config
 from vitlab.training import build
 
@@ -52,6 +54,7 @@ def planned_configuration(overrides: list[str], folder: Path) -> Node:
 def profile_peak(run: Callable[[], object]) -> int:
     """Peak of the bytes that torch's CPU allocator hands out during a call."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print to the console
+    gc.collect()  # what is freed during the call would count
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     live = peak = 0
@@ -70,7 +73,7 @@ def compare(overrides: list[str], folder: Path) -> tuple[int, int]:
     options: Any = {"precision": str(config["trainer"]["precision"]), "on_cpu": True}
     options["checkpointing"] = bool(config["model"].get("activation_checkpointing"))
     shape = (data.channels, *data.image_size)
-    counted, _ = plan.count_step(plan.planned_classifier(config, data, "meta"), data.batch_size, shape, **options)
+    counted, _ = count_step(plan.planned_classifier(config, data), data.batch_size, shape, **options)
 
     size, images = config["image_size"], data.batch_size
     source = partial(fake, samples=8 * images, test_samples=10, size=size, channels=data.channels)

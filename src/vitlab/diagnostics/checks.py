@@ -18,9 +18,9 @@ def doctor_problems(read: ConfigView) -> Iterator[str]:
 def plan_problems(read: ConfigView) -> Iterator[str]:
     if (device := read("device", str)) in (None, "here"):
         return
-    from vitlab.models.flops import PEAKS, named_peak_flops
+    from vitlab.models.flops import PEAKS, peak_flops
 
-    if named_peak_flops(device, precision := str(read("trainer.precision"))) is None:
+    if peak_flops(device, precision := str(read("trainer.precision"))) is None:
         names = ", ".join(re.sub(r"[^\w |]", "", pattern.replace("\\b", "")) for pattern, _ in PEAKS)
         yield f"device={device}: its FLOPs per second in trainer.precision={precision} are unknown; known are {names}"
 

@@ -30,11 +30,11 @@ Shape = tuple[int, int, int]  # C, H, W
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}  # by the start of trainer.precision
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the storages that are alive, and their peak. A value that fake tensors don't have is read as 1."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._known = set[int]()
         self.add(tensors)

@@ -5,11 +5,9 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,6 +25,7 @@ from vitlab.runs.folder import read_overrides
 from vitlab.storage.atomic import atomic_write
 from vitlab.training import build
 from vitlab.training.classifier import Classifier
+from vitlab.training.optimizer import group_table
 
 log = logging.getLogger(__name__)
 
@@ -36,106 +35,88 @@ RESERVE = 0.9  # of a device's memory: the rest is for its context, libraries an
 KINDS = {"stored": False, "recomputed": True}  # activations without and with checkpointing
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """Bytes on a device by part; the activations of an image, and those of a batch without any."""
 
     parts: dict[str, int]
     per_image: float
     constant: float
 
-    def total(self, images: int) -> int:
-        return sum(self.of(images).values())
-
     def of(self, images: int) -> dict[str, int]:
         return self.parts | {"activations": round(self.constant + self.per_image * images)}
+
+    def total(self, images: int) -> int:
+        return sum(self.of(images).values())
 
 
 def write_plan(
     training: Node,
+    data: DataModule,
+    status: str,
     folder: Path,
     *,
     device: str,
     mfu: float,
     memory_gb: float | None,
     measure: bool,
-    images: int | None,
-    classes: int | None,
 ) -> Node:
-    """Plan a training of train.py's settings, and write `plan.json` and `plan.png` to a folder."""
-    trainer, (data, status) = training["trainer"], planned_data(training, images, classes)
-    here = torch.device("cuda" if trainer["accelerator"] != "cpu" and torch.cuda.is_available() else "cpu")
-    ranks, precision = data.trainer.world_size, str(trainer["precision"])  # type: ignore[union-attr]
-    each = -(-data.batch_size // (ranks * data.trainer.accumulate_grad_batches))  # type: ignore[union-attr]
-    shape, make = (data.channels, *data.image_size), partial(planned_classifier, training, data)
+    """Plan a training with the settings of train.py on `planned_data`; write `plan.json` and `plan.png`."""
+    trainer, precision = data.trainer, str(training["trainer"]["precision"])
+    assert trainer is not None
+    on_gpu = training["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
+    here, ranks = torch.device("cuda" if on_gpu else "cpu"), trainer.world_size
+    shape, each = (data.channels, *data.image_size), -(-data.batch_size // (ranks * trainer.accumulate_grad_batches))
     log.info("counting FLOPs and memory of %d images on each of %d devices", each, ranks)
-    needs, scheduler = dict[str, Need](), None
+    options: Any = {"precision": precision, "on_cpu": device == "here" and not on_gpu}
+    needs, few = dict[str, Need](), min(max(2, each), MOST_IMAGES)
     for kind, checkpointing in KINDS.items():
-        options: Any = {"checkpointing": checkpointing, "on_cpu": device == "here" and here.type == "cpu"}
-        few = min(each, MOST_IMAGES)
-        counts = [count_step(make("meta"), n, shape, precision=precision, **options) for n in (-(-few // 2), few)]
-        (half, _), (counted, scheduler) = counts
-        per_image = (counted["activations"] - half["activations"]) / max(1, few // 2)
-        constant = counted["activations"] - per_image * few
-        needs[kind] = Need(device_memory(counted, training, ranks), per_image, constant)
-    module = make("meta")
-    network, steps, groups = module.network, module.total_steps(), scheduler.optimizer.param_groups
-    options = {getattr(part, name, None) for part in network.modules() for name in flops.CHECKPOINTING}
-    chosen, memory = (
-        ("recomputed" if True in options else "stored"),
-        {kind: need.of(each) for kind, need in needs.items()},
-    )
-    image_flops, samples = flops.training_flops(network, shape), data.samples["train"]
+        half, module = planned_classifier(training, data), planned_classifier(training, data)
+        before, _ = count_step(half, -(-few // 2), shape, checkpointing=checkpointing, **options)
+        counted, scheduler = count_step(module, few, shape, checkpointing=checkpointing, **options)
+        per_image = max(1.0, (counted["activations"] - before["activations"]) / (few // 2))
+        parts = device_memory(counted, training, ranks)
+        needs[kind] = Need(parts, per_image, counted["activations"] - per_image * few)
+    for line in group_table(module.network, scheduler.optimizer):
+        log.info(line)
+    module = planned_classifier(training, data)
+    network, steps, samples = module.network, module.total_steps(), data.samples["train"]
+    is_on = any(getattr(part, name, False) is True for part in network.modules() for name in flops.CHECKPOINTING)
+    chosen, image_flops = "recomputed" if is_on else "stored", flops.training_flops(network, shape)
     count = count_steps(samples, data.batch_size, data.drop_last)
     seen = round(steps * (count * data.batch_size if data.drop_last else samples) / count)
-    curves, main = rates(scheduler, steps), max(range(len(groups)), key=lambda index: scheduler.base_lrs[index])
-    decays = [group.get("weight_decay", 0.0) for group in groups]
-    peak = flops.peak_flops(here, precision) if device == "here" else flops.named_peak_flops(device, precision)
+    peak = flops.peak_flops(here if device == "here" else device, precision)
     hours, source = None, "not measured"
     if device != "here" and peak:
         hours, source = seen * image_flops / (peak * mfu * ranks) / 3600, f"{device}, MFU {mfu:g} assumed"
     elif measure:
-        few = max(1, min(each, int(0.3 * (peak or math.inf) / image_flops) if here.type == "cpu" else each))
+        few = each if on_gpu or not peak else max(1, min(each, int(0.3 * peak / image_flops)))
         log.info("measuring steps of %d images on this %s; measure=false skips it", few, here.type)
-        hours = seen / few * step_seconds(make("cpu").to(here), few, shape, precision) / ranks / 3600
-        source = f"measured on this {here.type}"
-    if memory_gb is None and device == "here" and here.type == "cuda":
+        seconds = step_seconds(planned_classifier(training, data, "cpu").to(here), few, shape, precision)
+        hours, source = seen / few * seconds / ranks / 3600, f"measured on this {here.type}"
+    if memory_gb is None and device == "here" and on_gpu:
         memory_gb = torch.cuda.get_device_properties(here).total_memory / 1e9
-    plan: Node = {
-        "name": training["name"],
-        "overrides": read_overrides(folder),
-        "data": status,
-        "images": samples,
-        "classes": data.num_classes,
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
-        "flops_per_image": image_flops,
-        "flops_per_step": image_flops * data.batch_size,
-        "batch_size": data.batch_size,
-        "devices": ranks,
-        "images_per_device": each,
-        "steps_per_epoch": data.steps_per_epoch,
-        "steps": steps,
-        "images_seen": seen,
-        "hours": hours,
-        "hours_from": source,
-        "memory_gb": memory_gb,
-        "memory": memory[chosen] | {"total": needs[chosen].total(each)},
-        "memory_by_activations": {kind: need.total(each) for kind, need in needs.items()},
-        "groups": [
-            {"name": group["name"], "learning_rate": rate, "weight_decay": decay}
-            for group, rate, decay in zip(groups, scheduler.base_lrs, decays, strict=True)
-        ],
-        "learning_rate": curves[main],
-        "weight_decay": [[step, decays[main]] for step, _ in curves[main]],
-    }
-    has_knob = "activation_checkpointing" in parameters(training["model"]["_target_"])
-    settings = {chosen: ""} | (
-        {"recomputed": "model.activation_checkpointing=true "} if has_knob and chosen == "stored" else {}
-    )
+    groups = [
+        {"name": group["name"], "learning_rate": rate, "weight_decay": group.get("weight_decay", 0.0)}
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True)
+    ]
+    curves, main = rates(scheduler, steps), max(range(len(groups)), key=lambda n: groups[n]["learning_rate"])
+    plan: Node = {"name": training["name"], "overrides": read_overrides(folder), "data": status}
+    plan |= {"images": samples, "classes": data.num_classes, "parameters": sum(p.numel() for p in network.parameters())}
+    plan["trained_parameters"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    plan |= {"flops_per_image": image_flops, "flops_per_step": image_flops * data.batch_size}
+    plan |= {"batch_size": data.batch_size, "devices": ranks, "images_per_device": each}
+    plan |= {"steps_per_epoch": data.steps_per_epoch, "steps": steps, "images_seen": seen}
+    plan |= {"hours": hours, "hours_from": source, "memory_gb": memory_gb}
+    plan["memory"] = needs[chosen].of(each) | {"total": needs[chosen].total(each)}
+    plan["memory_by_activations"] = {kind: need.total(each) for kind, need in needs.items()}
+    plan |= {"groups": groups, "learning_rate": curves[main]}
+    plan["weight_decay"] = [[step, groups[main]["weight_decay"]] for step, _ in curves[main]]
+    settings = {chosen: ""}
+    if chosen == "stored" and "activation_checkpointing" in parameters(training["model"]["_target_"]):
+        settings["recomputed"] = "model.activation_checkpointing=true "
     plan["advice"] = list(advice(plan, needs, settings)) if memory_gb else []
     atomic_write(folder / plan_report.FILE, json.dumps(plan, indent=1))
-    plan_report.draw_plan(plan, memory, curves, folder / "plan.png")
+    plan_report.draw_plan(plan, {kind: need.of(each) for kind, need in needs.items()}, curves, folder / "plan.png")
     return plan
 
 
@@ -177,7 +158,7 @@ def planned_data(training: Node, images: int | None, classes: int | None) -> tup
     return data, status
 
 
-def planned_classifier(training: Node, data: DataModule, device: str) -> Classifier:
+def planned_classifier(training: Node, data: DataModule, device: str = "meta") -> Classifier:
     """The classifier with its optimizer and schedule, with random weights, on a device."""
     fixed = {"pretrained": False} if "pretrained" in training["model"] else {}
     with torch.device(device):
@@ -190,7 +171,7 @@ def planned_classifier(training: Node, data: DataModule, device: str) -> Classif
         )
     kind, _, scope = str(training["trainer"]["precision"]).partition("-")
     module.network.to(DTYPES[kind] if scope == "true" and kind in DTYPES else torch.float32)
-    module._trainer = data.trainer  # type: ignore[assignment]
+    module._trainer = data.trainer
     return module
 
 

@@ -23,9 +23,6 @@ def plan_lines(plan: Node) -> Iterator[str]:
             text = ", ".join(f"{name} {size / GB:.3f} GB" for name, size in value.items())
         if not isinstance(value, list):
             yield f"{key.replace('_', ' '):<22} {text}"
-    for group in plan["groups"][:1] + plan["groups"][1:][-1:]:
-        rates = f"learning rate at most {group['learning_rate']:.3g}, weight decay {group['weight_decay']:g}"
-        yield f"{'group ' + group['name']:<22} {rates}"
     yield from (f"- {line}" for line in plan["advice"])
 
 
@@ -39,11 +36,9 @@ def plan_table(folder: Path) -> list[str]:
     for plan in plans:
         own = [override for override in plan["overrides"] if override not in common]
         hours = "" if plan["hours"] is None else f"{plan['hours']:.3g}"
-        row = (
-            f"{plan['parameters']:,}\t{plan['flops_per_image'] / 1e9:.4g}\t{plan['steps']:,}\t{plan['images_seen']:,}\t"
-        )
-        row += f"{plan['memory']['total'] / GB:.2f}\t{plan['memory_by_activations']['recomputed'] / GB:.2f}\t{hours}"
-        rows.append([" ".join(own) or plan["name"], *row.split("\t")])
+        sizes = (plan["memory"]["total"], plan["memory_by_activations"]["recomputed"])
+        row = f"{plan['parameters']:,}\t{plan['flops_per_image'] / 1e9:.4g}\t{plan['steps']:,}\t{plan['images_seen']:,}"
+        rows.append([" ".join(own) or plan["name"], *row.split("\t"), *(f"{size / GB:.2f}" for size in sizes), hours])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows]
 

@@ -33,28 +33,20 @@ def draw_previews(
     plans, classes = step_plans(data), data.source.classes
     log.info("augmenting the %d images of step %d", plans[0].count, step)
     batches = [training_batch(data, plan) for plan in plans]
-    images, targets = (torch.cat([batch[part].cpu() for batch in batches])[:count] for part in range(2))
+    images, targets = torch.cat([b.images for b in batches])[:count], torch.cat([b.targets for b in batches])[:count]
+    titles = [target_title(target, classes) for target in targets]
+    draw_grid(folder / "training.png", data, images, f"training at step {step}, with targets", titles)
     chosen = plans[0]._replace(indices=[index for plan in plans for index in plan.indices][:count])
-    evaluated = cast(Any, data.loader("train").dataset).__getitems__(chosen)
-    sheets: dict[str, Any] = {
-        "training": {"images": images, "titles": [target_title(target, classes) for target in targets]},
-        "evaluation": {
-            "images": to_device(data, evaluated).images,
-            "titles": [classes[int(label)] for label in evaluated.targets],
-        },
-    }
+    same: EvalBatch = cast(Any, data.loader("train").dataset).__getitems__(chosen)
+    titles = [classes[int(label)] for label in same.targets]
+    draw_grid(folder / "evaluation.png", data, to_device(data, same).images, "evaluation of the same images", titles)
     if data.channels in (1, 3):
-        cells, titles = operations(evaluated.images[:1], levels)
+        cells, titles = operations(same.images[:1], levels)
         cells = to_device(data, EvalBatch(cells, torch.zeros(len(cells)))).images
-        sheets["operations"] = {"images": cells, "titles": titles, "rows": augment_ops.NAMES, "columns": len(levels)}
-    titles = {
-        "training": f"training at step {step}, with targets",
-        "evaluation": "evaluation of the same images",
-        "operations": f"each operation at levels {', '.join(map(str, levels))} of RandAugment, with its magnitude",
-    }
-    for name, sheet in sheets.items():
-        draw_grid(folder / f"{name}.png", data, title=titles[name], **sheet)
-    return [folder / f"{name}.png" for name in sheets]
+        title = f"each operation at levels {', '.join(map(str, levels))} of RandAugment, with its magnitude"
+        rows: Any = {"rows": augment_ops.NAMES, "columns": len(levels)}
+        draw_grid(folder / "operations.png", data, cells, title, titles, **rows)
+    return sorted(folder.glob("*.png"))
 
 
 def go_to_step(data: DataModule, node: Node, step: int, folder: Path) -> None:
@@ -119,30 +111,26 @@ def target_title(target: Tensor, classes: Sequence[str]) -> str:
 def draw_grid(
     file: Path,
     data: DataModule,
-    *,
     images: Tensor,
     title: str,
-    titles: Sequence[str] = (),
+    titles: Sequence[str],
+    *,
     rows: Sequence[str] = (),
     columns: int = 8,
 ) -> None:
     """Draw normalized images in rows, with a title above each image and a text before each row."""
     columns = min(columns, len(images))
     count = -(-len(images) // columns)
-    figure = Figure(
-        figsize=(1.5 * columns + 1.8 * bool(rows), (1.75 if titles else 1.5) * count + 0.5), layout="constrained"
-    )
+    figure = Figure(figsize=(1.5 * columns + 1.8 * bool(rows), 1.75 * count + 0.5), layout="constrained")
     figure.suptitle(title)
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
     pixels = (images.cpu().float() * std + mean).clamp(0, 1).movedim(1, -1).expand(-1, -1, -1, 3).numpy()
-    axes = figure.subplots(count, columns, squeeze=False)
-    for index, axis in enumerate(axes.flat):
-        axis.set(xticks=[], yticks=[])
-        if index >= len(images):
-            axis.set_axis_off()
-            continue
-        axis.imshow(pixels[index])
-        axis.set_title(titles[index] if titles else "", fontsize=8)
+    axes = figure.subplots(count, columns, squeeze=False).flat
+    for index, axis in enumerate(axes):
+        axis.set(xticks=[], yticks=[], visible=index < len(images))
+        if index < len(images):
+            axis.imshow(pixels[index])
+            axis.set_title(titles[index], fontsize=8)
         if rows and index % columns == 0:
             axis.set_ylabel(rows[index // columns], rotation=0, ha="right", va="center")
     figure.savefig(file, dpi=100)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm.optim
 import torch
+from timm.optim.lamb import Lamb
 
 import plan_accuracy
 from vitlab.diagnostics.memory import Allocations, count_step, step_seconds
@@ -15,7 +15,7 @@ from vitlab.models.vit import VisionTransformer
 from vitlab.training import schedules
 from vitlab.training.classifier import Classifier
 
-SMALL = ["model.dim=32", "model.depth=3", "model.heads=2"]
+SMALL = ["model.dim=32", "model.depth=3", "model.heads=2", "batch_size=128"]
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*limit_val_batches")
@@ -57,7 +57,7 @@ def classifier(make: Any, **settings: Any) -> Classifier:
         (partial(torch.optim.SGD, lr=0.1), 0),
         (partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True), 1),
         (partial(torch.optim.AdamW, lr=0.1), 2),  # reads its step, which fake tensors don't have
-        (partial(timm.optim.Lamb, lr=0.1), 2),
+        (partial(Lamb, lr=0.1), 2),
     ],
     ids=["sgd", "momentum", "adamw", "lamb"],
 )

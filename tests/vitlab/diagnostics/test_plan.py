@@ -11,13 +11,14 @@ from vitlab.diagnostics.plan import Need, advice, device_memory, planned_classif
 from vitlab.training import build
 
 SMALL = ["model.dim=16", "model.depth=1", "model.heads=2"]
-OPTIONS: Any = {"device": "here", "mfu": 0.4, "memory_gb": None, "measure": False, "images": None, "classes": None}
+OPTIONS: Any = {"device": "here", "mfu": 0.4, "memory_gb": None, "measure": False}
 
 
 def plan_of(folder: Path, *overrides: str, **options: Any) -> Any:
     (folder / ".hydra").mkdir(exist_ok=True)
     (folder / ".hydra" / "overrides.yaml").write_text("[]")
-    return write_plan(planned_configuration([*SMALL, *overrides], folder), folder, **{**OPTIONS, **options})
+    config = planned_configuration([*SMALL, *overrides], folder)
+    return write_plan(config, *planned_data(config, None, None), folder, **{**OPTIONS, **options})
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_steps_and_rates_are_those_of_the_training(overrides: list[str], tmp_pat
     module = build.build_classifier(
         config["model"], data, config["classifier"], optimizer=config["optimizer"], schedule=config["schedule"]
     )
-    trainer.datamodule = data.trainer = data
+    trainer.datamodule = data
     data.trainer, module.trainer = trainer, trainer
     assert (found["steps_per_epoch"], found["steps"]) == (data.steps_per_epoch, module.total_steps())
     assert (found["images"], found["classes"]) == (data.samples["train"], data.num_classes)

@@ -38,7 +38,7 @@ def test_the_numbers_are_lines_with_units() -> None:
     lines = [line.split(maxsplit=1) for line in plan_lines(plan())]
     assert ["parameters", "1,234,567"] in lines
     assert ["memory", "weights 1.000 GB, activations 2.000 GB, total 3.000 GB"] in lines
-    assert ["group", "decay            learning rate at most 0.1, weight decay 0.05"] in lines
+    assert ["hours", "0.25"] in lines
     assert lines[-1] == ["-", "fits"]
 
 

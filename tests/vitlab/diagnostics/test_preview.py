@@ -143,5 +143,5 @@ def test_each_operation_is_torchvision_s_at_its_level() -> None:
 
 def test_the_pictures_are_drawn(tmp_path: Path) -> None:
     files = preview.draw_previews(loaded(memory_data()), TRAINER, tmp_path, step=2, count=5, levels=[0, 30])
-    assert [file.name for file in files] == ["training.png", "evaluation.png", "operations.png"]
+    assert [file.name for file in files] == ["evaluation.png", "operations.png", "training.png"]
     assert all(file.stat().st_size > 5000 for file in files)

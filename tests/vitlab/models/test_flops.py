@@ -200,7 +200,7 @@ def test_a_cpu_is_measured_once() -> None:
 
 
 def test_a_named_device_has_the_peak_of_its_card() -> None:
-    assert flops.named_peak_flops("h100", "bf16-mixed") == 989.4e12
-    assert flops.named_peak_flops("h100", "32-true") == pytest.approx(66.9e12), "TensorFloat-32 is off"
-    assert flops.named_peak_flops("h100", "64-true") is None
-    assert flops.named_peak_flops("abacus", "bf16-mixed") is None
+    assert flops.peak_flops("h100", "bf16-mixed") == 989.4e12
+    assert flops.peak_flops("h100", "32-true") == pytest.approx(66.9e12), "TensorFloat-32 is off"
+    assert flops.peak_flops("h100", "64-true") is None
+    assert flops.peak_flops("abacus", "bf16-mixed") is None

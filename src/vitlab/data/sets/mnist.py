@@ -5,7 +5,7 @@ import logging
 import math
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitlab.data.sets.download import Labeled, download
 from vitlab.data.source import Facts, Source, Split
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-SIZES: dict[str, int] = {"native_size": 28, "channels": 1, "num_classes": 10, "train_samples": 60_000, "epochs": 20}
+SIZES: Any = {"native_size": 28, "channels": 1, "num_classes": 10, "train_samples": 60_000, "epochs": 20}
 FIRST = "train-images-idx3-ubyte*"
 
 
