@@ -76,6 +76,8 @@ def write_plan(
         per_image = max(1.0, (counted["activations"] - before["activations"]) / (few // 2))
         parts = device_memory(counted, training, ranks)
         needs[kind] = Need(parts, per_image, counted["activations"] - per_image * few)
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = rate
     for line in group_table(module.network, scheduler.optimizer):
         log.info(line)
     module = planned_classifier(training, data)
@@ -96,8 +98,8 @@ def write_plan(
     if memory_gb is None and device == "here" and on_gpu:
         memory_gb = torch.cuda.get_device_properties(here).total_memory / 1e9
     groups = [
-        {"name": group["name"], "learning_rate": rate, "weight_decay": group.get("weight_decay", 0.0)}
-        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True)
+        {"name": group["name"], "learning_rate": group["lr"], "weight_decay": group.get("weight_decay", 0.0)}
+        for group in scheduler.optimizer.param_groups
     ]
     curves, main = rates(scheduler, steps), max(range(len(groups)), key=lambda n: groups[n]["learning_rate"])
     plan: Node = {"name": training["name"], "overrides": read_overrides(folder), "data": status}

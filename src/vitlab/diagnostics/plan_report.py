@@ -65,9 +65,9 @@ def draw_plan(plan: Node, memory: Memory, curves: list[Curve], file: Path) -> No
             axis.plot(steps, line, color=color, clip_on=False, label=text if shown else None)
         axis.set(xlabel="optimizer step", ylabel=label)
         axis.margins(x=0.01)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.45 * max(map(max, lines)) or None)  # room for the legend
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(loc="upper right", fontsize=9)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.secondary_xaxis("top", functions=(lambda x: x / each, lambda x: x * each)).set_xlabel("epoch")
     parts, bottoms = list(memory["stored"]), [0.0] * len(memory)
@@ -79,7 +79,7 @@ def draw_plan(plan: Node, memory: Memory, curves: list[Curve], file: Path) -> No
         bars.text(index, total, f"{total:.3g}", ha="center", va="bottom")
     if plan["memory_gb"]:
         bars.axhline(plan["memory_gb"], color="black", linestyle="--", label=f"device: {plan['memory_gb']:.4g} GB")
-    bars.set(ylabel="GB on each device", ylim=(0, 1.3 * max([*bottoms, plan["memory_gb"] or 0])))
+    bars.set(ylabel="GB on each device", ylim=(0, 1.5 * max([*bottoms, plan["memory_gb"] or 0])))
     bars.set_title(f"{plan['images_per_device']} images a device at a time", fontsize=10)
     bars.legend(loc="upper right")
     bars.grid(axis="y", alpha=0.3)
