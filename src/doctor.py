@@ -9,15 +9,18 @@ without communication between several.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import train
 from vitlab.cli.command import command
-from vitlab.config.bounds import NonNegativeInt, PositiveInt, Seed
+from vitlab.cli.program import with_settings_of
+from vitlab.config.bounds import NonNegativeInt, PositiveInt
 from vitlab.config.schema import Node
 from vitlab.diagnostics import checks
 
 
 @command("doctor", check=checks.doctor_problems)
+@with_settings_of(train.main, without=("logger", "resume", "sweep", "max_restarts", "max_failures_per_job"))
 def main(
     *,
     changes: list[Literal["num_workers", "precision", "batch_size", "log_every_n_steps", "compile", "auto_augment"]],
@@ -26,22 +29,8 @@ def main(
     warmup: PositiveInt,
     rounds: PositiveInt,
     trace: bool,
-    image_size: PositiveInt | tuple[PositiveInt, PositiveInt],
-    batch_size: PositiveInt,
-    seed: Seed,
-    data_dir: str,
     run_dir: str,
-    name: str,
-    objective: str,
-    compile: bool,
-    data: Node,
-    model: Node,
-    weights: Node,
-    classifier: Node,
-    optimizer: Node,
-    schedule: Node,
-    trainer: Node,
-    callbacks: dict[str, Node | None],
+    **training: Any,
 ) -> Node:
     """Measure a training.
 
@@ -52,23 +41,7 @@ def main(
         warmup: Steps before them; more with data workers, which load ahead.
         rounds: Rounds, each of which trains the configuration and every change once.
         trace: Write a Chrome trace of every operator to RUN/trace/, for chrome://tracing.
-        image_size: Height and width of the model's input in pixels, or [height, width]. By default those of the data
-            set's images; presets set 224 or 384.
-        batch_size: Images of an optimizer step.
-        seed: Seed of weights, order, augmentation and dropout.
-        data_dir: Folder of the data sets; missing ones are downloaded to it.
         run_dir: Folder of the report. Set by the program; choose another with `hydra.run.dir`.
-        name: Name of the report's folder, made of the data, the model and the image size.
-        objective: As in train.py; the callbacks refer to it.
-        compile: Compile the network with torch.compile, as in train.py.
-        data: The data set, its splits, batches and augmentation.
-        model: The network.
-        weights: How the weights that `model.weights` names are loaded.
-        classifier: The loss, further metrics, and settings of fine-tuning.
-        optimizer: The optimizer, with its learning rate.
-        schedule: The learning rate as a function of the step.
-        trainer: lightning.Trainer: devices, precision, gradient clipping.
-        callbacks: As in train.py.
     """
     from lightning import seed_everything
 
@@ -77,14 +50,19 @@ def main(
     from vitlab.models.compile import compile_network
     from vitlab.training import build
 
-    datamodule = build.build_data(data)
-    seed_everything(seed, verbose=False)
+    datamodule = build.build_data(training["data"])
+    seed_everything(training["seed"], verbose=False)
     module = build.build_classifier(
-        model, datamodule, classifier, weights=weights, optimizer=optimizer, schedule=schedule
+        training["model"],
+        datamodule,
+        training["classifier"],
+        **{name: training[name] for name in ("weights", "optimizer", "schedule")},
     )
-    if compile:
+    if training["compile"]:
         compile_network(module.network)
-    run = ProfiledRun(datamodule=datamodule, module=module, trainer=trainer, callbacks=callbacks)
+    run = ProfiledRun(
+        datamodule=datamodule, module=module, trainer=training["trainer"], callbacks=training["callbacks"]
+    )
     report = diagnose(
         run, Path(run_dir), changes=changes, workers=workers, steps=steps, warmup=warmup, rounds=rounds, trace=trace
     )

@@ -57,8 +57,10 @@ def problems(program: Program, config: Node | str, *, remote: bool = False) -> l
         return [config]
     if refused := allowlist.problems(config) or allowlist.database_problems(config):
         return refused
-    lines = signature_problems(program.function, config)
+    lines, remote = signature_problems(program.function, config), remote or "devices" in program.absent
     for rule in (program.check, *RULES):
+        if "data" in program.absent and rule is data_checks.source_problems:
+            continue
         lines += rule(view_of(config, lines, remote))
     for rule in () if lines else LAST_RULES:
         lines += rule(view_of(config, lines, remote))

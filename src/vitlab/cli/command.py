@@ -100,7 +100,7 @@ class Command(Program):
             return self.function(**config)
 
 
-def command(name: str, *, check: Rule = no_problems) -> Callable[[Function], Command]:
+def command(name: str, *, check: Rule = no_problems, absent: tuple[str, ...] = ()) -> Callable[[Function], Command]:
     """Make a program of a function, whose keyword parameters are the root keys of `conf/NAME.yaml`.
 
     The function returns its results, with the value of the configuration's `objective` if there is one. `check` yields
@@ -108,7 +108,8 @@ def command(name: str, *, check: Rule = no_problems) -> Callable[[Function], Com
     """
 
     def wrap(function: Function) -> Command:
-        return Command(name, function, check, Path(sys.modules[function.__module__].__file__ or "").resolve())
+        entry = Path(sys.modules[function.__module__].__file__ or "").resolve()
+        return Command(name, function, check, absent, entry)
 
     return wrap
 
@@ -138,7 +139,9 @@ def run_job(program: Command, cfg: DictConfig) -> float | None:
         return None
 
     def start(config: Node) -> None:
-        start_job(program.name, program.run, program.entry, config, sweep=sweep)
+        if "devices" in program.absent:
+            return run_here(program.name, program.run, run_dir, config)
+        return start_job(program.name, program.run, program.entry, config, sweep=sweep)
 
     if environment.rank(os.environ) != 0:
         if environment.node_from_env(os.environ):  # another machine of a job: it starts its own ranks

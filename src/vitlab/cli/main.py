@@ -23,6 +23,7 @@ def main() -> None:
         sys.exit(2)
     else:
         sys.argv = [str(programs[name]), *arguments]
+        sys.path.insert(0, str(PROGRAMS))  # as `python FILE` does
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -34,7 +34,8 @@ class Facts:
 
     Functions of the loader's settings: `problems` yields what is wrong with them, `count` returns the number of train
     images and whether there is a validation split. `label` maps `data.source` to the set's name in names of runs (else
-    the loader's), `normalize` the group `data` to the form that is recorded, with absolute paths.
+    the loader's), `normalize` the group `data` to the form that is recorded, with absolute paths. `files` are patterns
+    below `data_dir`, one of which names what would be downloaded.
     """
 
     native_size: int | None = None  # side in pixels
@@ -42,6 +43,7 @@ class Facts:
     num_classes: int | None = None
     train_samples: int | None = None
     in_memory: bool | None = None  # or decoded from files
+    files: tuple[str, ...] = ()
     epochs: int | None = None  # of a training, unless `trainer.max_epochs` is set
     problems: Callable[..., Iterator[str]] | None = None
     count: Callable[..., tuple[int, bool]] | None = None

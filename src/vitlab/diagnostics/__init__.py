@@ -1,1 +1,1 @@
-"""Find where a configuration spends its time, and where a step stops being finite."""
+"""Plan and preview a training, find where it spends its time, and where a step stops being finite."""

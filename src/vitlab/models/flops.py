@@ -125,20 +125,21 @@ NO_BFLOAT16 = r"v100|\bt4\b"
 SLOWER = r"laptop|max-q|\bmig\b|\bd( v\d)?$"  # other cards of that name, or a slice of one
 
 
-def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOPs per second of a device with Lightning's `trainer.precision`; None if unknown.
+def peak_flops(device: torch.device | str, precision: str) -> float | None:
+    """FLOPs per second of a device, or of a GPU by its name, with Lightning's `trainer.precision`; None if unknown.
 
     For a GPU the datasheet's dense peak; float32 counts as TensorFloat-32 if torch's matmul precision allows it. For a
     CPU the speed of a large matrix product, measured with the threads of this process.
     """
     half = torch.bfloat16 if precision.startswith("bf16") else torch.float16
     dtype = half if precision.startswith(("bf16", "16")) else torch.float32
-    if device.type == "cpu":
+    if isinstance(device, torch.device) and device.type == "cpu":
         return measured_peak_flops(dtype, torch.get_num_threads())
-    if device.type != "cuda" or precision.startswith(("64", "transformer-engine")):
+    is_gpu = isinstance(device, str) or device.type == "cuda"
+    if not is_gpu or precision.startswith(("64", "transformer-engine")):
         return None
-    tf32 = torch.get_float32_matmul_precision() != "highest"
-    return datasheet_peak_flops(torch.cuda.get_device_name(device), dtype, tf32=tf32)
+    name = device if isinstance(device, str) else torch.cuda.get_device_name(device)
+    return datasheet_peak_flops(name, dtype, tf32=torch.get_float32_matmul_precision() != "highest")
 
 
 def datasheet_peak_flops(name: str, dtype: torch.dtype, *, tf32: bool) -> float | None:

@@ -37,6 +37,8 @@ def test_it_runs_the_program_as_its_file_does(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["vitlab", "train", "--version"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
     vitlab.cli.main.main()
+    assert sys.path[0] == str(paths.PROGRAMS), "programs may import each other"
     assert sys.argv == [str(SRC / "train.py"), "--version"]
     assert capfd.readouterr().out == f"vitlab {paths.version()}\n", "not Hydra's"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vitlab.config.view import ConfigView
-from vitlab.diagnostics.checks import doctor_problems, replay_problems
+from vitlab.diagnostics.checks import doctor_problems, plan_problems, replay_problems
 from vitlab.runs.folder import write_config
 from vitlab.training import nonfinite
 
@@ -37,3 +37,15 @@ def test_a_doctor_of_several_devices_is_refused() -> None:
     settings = {"trainer": {"devices": 2, "accelerator": "cpu", "num_nodes": 1}, "batch_size": 64}
     (line,) = doctor_problems(ConfigView(settings, set()))
     assert line.endswith("use trainer.devices=1 trainer.num_nodes=1 batch_size=32, the share of one")
+
+
+@pytest.mark.parametrize("device", ["here", "h100", "NVIDIA A100-SXM4-80GB", "rtx 4090"])
+def test_a_known_device_can_be_planned_for(device: str) -> None:
+    assert list(plan_problems(ConfigView({"device": device, "trainer": {"precision": "bf16-mixed"}}, set()))) == []
+
+
+@pytest.mark.parametrize(("device", "precision"), [("abacus", "32-true"), ("v100s", "bf16-mixed"), ("h100", "64-true")])
+def test_a_device_of_unknown_speed_is_refused(device: str, precision: str) -> None:
+    (line,) = plan_problems(ConfigView({"device": device, "trainer": {"precision": precision}}, set()))
+    assert line.startswith(f"device={device}: its FLOPs per second in trainer.precision={precision} are unknown; known")
+    assert ", h100|h200|gh200, a100, a40, " in line

@@ -197,3 +197,10 @@ def test_a_cpu_is_measured_once() -> None:
     assert first is not None
     assert 1e8 < first < 1e15
     assert flops.peak_flops(torch.device("cpu"), "32-true") == first
+
+
+def test_a_named_device_has_the_peak_of_its_card() -> None:
+    assert flops.peak_flops("h100", "bf16-mixed") == 989.4e12
+    assert flops.peak_flops("h100", "32-true") == pytest.approx(66.9e12), "TensorFloat-32 is off"
+    assert flops.peak_flops("h100", "64-true") is None
+    assert flops.peak_flops("abacus", "bf16-mixed") is None

@@ -7,7 +7,7 @@ from vitlab.data.sets.download import download
 from vitlab.data.source import Facts, Source, Split
 
 
-@Facts(native_size=32, channels=3, num_classes=10, train_samples=50_000, in_memory=True)
+@Facts(native_size=32, channels=3, num_classes=10, train_samples=50_000, in_memory=True, files=("cifar-10-batches-py",))
 def cifar10(*, data_dir: str) -> Source:
     """CIFAR-10 (Krizhevsky, 2009): `data_dir`/cifar-10-batches-py, else downloaded.
 
@@ -17,7 +17,7 @@ def cifar10(*, data_dir: str) -> Source:
     return load_cifar("CIFAR10", data_dir, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
-@Facts(native_size=32, channels=3, num_classes=100, train_samples=50_000, in_memory=True)
+@Facts(native_size=32, channels=3, num_classes=100, train_samples=50_000, in_memory=True, files=("cifar-100-python",))
 def cifar100(*, data_dir: str) -> Source:
     """CIFAR-100 with its 100 fine labels: `data_dir`/cifar-100-python, else downloaded.
 

@@ -5,7 +5,7 @@ import logging
 import math
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitlab.data.sets.download import Labeled, download
 from vitlab.data.source import Facts, Source, Split
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+SIZES: Any = {"native_size": 28, "channels": 1, "num_classes": 10, "train_samples": 60_000, "epochs": 20}
+FIRST = "train-images-idx3-ubyte*"
 
 
-@Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True, epochs=20)
+@Facts(**SIZES, in_memory=True, files=(f"mnist/{FIRST}", f"MNIST/raw/{FIRST}", FIRST))
 def mnist(*, data_dir: str) -> Source:
     """MNIST (LeCun et al., 1998): idx files under `data_dir`, else downloaded there.
 
@@ -30,7 +32,11 @@ def mnist(*, data_dir: str) -> Source:
     return Source("mnist", classes, 1, (0.1307,), (0.3081,), 28, Split(*train), Split(*test))
 
 
-@Facts(native_size=28, channels=1, num_classes=10, train_samples=60_000, in_memory=True, epochs=20)
+@Facts(
+    **SIZES,
+    in_memory=True,
+    files=(f"fashion_mnist/{FIRST}", f"FashionMNIST/raw/{FIRST}", FIRST, f"{DEBIAN_FASHION_MNIST}/{FIRST}"),
+)
 def fashion_mnist(*, data_dir: str) -> Source:
     """Fashion-MNIST (Xiao et al., 2017): idx files under `data_dir` or from Debian, else downloaded.
 
