@@ -55,9 +55,11 @@ NEEDS = {
 # Experiments that begin from weights that somebody else keeps: a tiny model with this patch stands for them.
 PRETRAINED = {
     "model=auto": 2,
-    "experiment=cifar10_vit_b16": 16,
-    "experiment=cifar100_vit_b16": 16,
-    "experiment=dinov2_s14": 14,
+    "experiment=paper_finetune_cifar10": 16,
+    "experiment=paper_finetune_cifar100": 16,
+    "experiment=dinov2_linear": 14,
+    "experiment=mae_finetune_b16": 16,
+    "experiment=deit3_b16_224": 16,
 }
 # Parts of a search, which need one, and change nothing of a run
 SEARCHES = [option for option in OPTIONS if option.startswith("hydra/")]
