@@ -60,7 +60,7 @@ class Recipe:
         overrides = [f"experiment={name}", f"data_dir={folder}", "trainer.accelerator=cpu", "logger=csv"]
         text = (paths.EXPERIMENTS / f"{name}.yaml").read_text()
         if "/model: auto" in text:
-            overrides.append(f"model.weights={write_weights(folder, name)}")
+            overrides += [f"model.weights={write_weights(folder, name)}", "++model.heads=2"]
         if "teacher:" in text:
             overrides.append("classifier.teacher=null")
             overrides.append("classifier.distillation=none")
