@@ -169,7 +169,7 @@ def test_rates(recipe: Recipe) -> None:
 def test_loss(recipe: Recipe) -> None:
     ((kind, values),) = recipe.expected["loss"].items()
     classes = recipe.data.num_classes
-    assert recipe.module.loss == kind
+    assert recipe.module.losses.name == kind
     logits = torch.zeros(1, classes)
     logits[0, :2] = torch.tensor([2.0, 1.0])
     mixed = torch.zeros(1, classes)
