@@ -20,6 +20,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from vitlab.cli.register import register
+from vitlab.cli.resolvers import register_resolvers
 from vitlab.config.schema import Node
 from vitlab.jobs.compose import CONF, compose, resolve_config
 from vitlab.training import build
@@ -98,6 +99,7 @@ def losses(name: str, folder: Path) -> list[float]:
 
 def main() -> int:
     register()
+    register_resolvers()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     curves = {}

@@ -19,6 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from vitlab.cli.register import register
+from vitlab.cli.resolvers import register_resolvers
 from vitlab.config import paths, signatures
 from vitlab.config.overrides import fixed_settings
 from vitlab.config.schema import Node
@@ -195,6 +196,7 @@ def text(found: dict[str, dict[str, list[Node]]]) -> str:
 
 def main(arguments: list[str]) -> int:
     register()
+    register_resolvers()
     folders = [Path(argument) for argument in arguments]
     for folder in folders:
         for run in [folder] if (folder / "config.yaml").is_file() else list_jobs(folder):
