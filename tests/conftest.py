@@ -79,12 +79,18 @@ def train_function() -> Callable[..., Node]:
 @pytest.fixture
 def configure(tmp_path: Path) -> Configure:
     """Overrides -> the resolved configuration of `conf/train.yaml` as plain data, unchecked."""
+    return functools.partial(compose_train, tmp_path / "run")
 
-    def configured(*overrides: str) -> Any:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return resolve_config(compose("train", list(overrides)), str(tmp_path / "run"))
 
-    return configured
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> Configure:
+    """The same for a module."""
+    return functools.partial(compose_train, tmp_path_factory.mktemp("configured") / "run")
+
+
+def compose_train(run: Path, *overrides: str) -> Any:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve_config(compose("train", list(overrides)), str(run))
 
 
 @pytest.fixture

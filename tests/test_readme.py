@@ -147,7 +147,7 @@ def stand_in(name: str, argument: str) -> list[str]:
         return []
     if key == "model.weights" and value.startswith(("timm:", "hf:", "FILE", "SOURCE")):
         return ["model.weights=weights.safetensors", "model.heads=2"]
-    if value == "cifar10_vit_b16":
+    if value.startswith("paper_finetune_"):
         return [argument, "model.weights=weights.safetensors", "model.heads=2"]
     if key == "data.name" and "..." not in value and "photos" not in value:
         return ["data.name=photos"]
