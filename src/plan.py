@@ -1,6 +1,6 @@
 """Plan a training before it costs anything: steps, rates, FLOPs, memory, hours. Settings are those of train.py.
 
-    python src/plan.py experiment=imagenet_s16 trainer.devices=8 device=h100 memory_gb=80 images=1281167 classes=1000
+    python src/plan.py experiment=plain_s16 trainer.devices=8 device=h100 memory_gb=80 images=1281167 classes=1000
     python src/plan.py schedule=reciprocal_sqrt schedule.cooldown_steps=200       any schedule, drawn
     python src/plan.py -m model=vit_ti16,vit_s16,vit_b16 measure=false            several plans in a table
 

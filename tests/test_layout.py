@@ -16,7 +16,8 @@ TEXTS = [*SOURCES, *PAGES, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((RO
 NO_SOURCE = {
     Path(f"test_{name}.py")
     for name in (
-        *("conf", "faults", "language", "layout", "legacy_runs", "mutations", "own_code", "readme", "scale", "wheel"),
+        *("conf", "faults", "golden_curves", "language", "layout", "legacy_runs", "mutations", "own_code", "readme"),
+        *("recipes", "results", "scale", "wheel"),
     )
 }
 

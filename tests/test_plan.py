@@ -29,7 +29,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plan:
 
 def test_a_plan_needs_neither_data_nor_devices(planned: Plan) -> None:
     sizes = ["images=1281167", "classes=1000", "trainer.devices=8", "device=h100", "memory_gb=80"]
-    folder = planned("experiment=imagenet_s16", "model.depth=1", "hydra.run.dir=out", *sizes) / "out"
+    folder = planned("experiment=plain_s16", "model.depth=1", "hydra.run.dir=out", *sizes) / "out"
     found: Any = json.loads((folder / "plan.json").read_text())
     assert found["parameters"] > 10**6
     assert found["steps"] == len(range(90 * 1239))
