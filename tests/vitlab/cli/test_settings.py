@@ -62,7 +62,9 @@ def test_every_setting_of_a_target_has_an_explanation(target: str) -> None:
     known = schema.parameters(target).values()
     names = [parameter.name for parameter in known if parameter.kind is not parameter.VAR_KEYWORD]
     lines = argument_lines(target)
-    passed = SUPPLIED["schedule"] if target.startswith("vitlab.training.schedules.") else ()  # which the module explains
+    passed = (
+        SUPPLIED["schedule"] if target.startswith("vitlab.training.schedules.") else ()
+    )  # which the module explains
     assert [name for name in names if not lines.get(name) and name not in passed] == []
 
 
