@@ -22,8 +22,7 @@ def register() -> None:
     network = signature("vitlab.models.vit.VisionTransformer", "image_size", "num_classes", "in_channels")
     data = signature("vitlab.data.datamodule.DataModule")
     data["augment"] = signature("vitlab.data.augment.Augment")
-    supplied = ("_target_", "optimizer", "schedule", "batch_size")
-    classifier = signature("vitlab.training.classifier.Classifier", *supplied)
+    classifier = signature("vitlab.training.classifier.Classifier", "_target_", "optimizer", "schedule", "batch_size")
     weights = signature("vitlab.weights.load.load_network", "_target_")
     for group, name, node in (
         ("model", "vit_signature", network),

@@ -23,8 +23,10 @@ STRATEGIES = (
 )
 SHARES = ("overfit_batches", "val_check_interval", *(f"limit_{x}_batches" for x in ("train", "val", "test", "predict")))
 AT_LEAST_1 = ("accumulate_grad_batches", "num_nodes", "log_every_n_steps", "check_val_every_n_epoch")
-
-
+UNSHARDED = {
+    "vitlab.training.optimizer.MuonQKV": {"optimizer=muon_qkv": "split matrices"},
+    "timm.optim.AdafactorBigVision": {"optimizer=adafactor": "save moments"},  # torch knows no dtypes in its settings
+}
 SHARDED = ("lightning.pytorch.strategies.ModelParallelStrategy",)  # its subclasses shard weights
 
 
@@ -64,8 +66,7 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
     if is_kind_of(view("trainer.strategy._target_", str) or "", SHARDED):
         work = {f"callbacks.{key}": "average weights" for key in averaging}
         work |= {f"classifier.adaptive_clip={clip}": "clip gradients"} if clip else {}
-        work |= {"optimizer=muon_qkv": "split matrices"} if optimizer.endswith(".MuonQKV") else {}
-        for setting, what in work.items():
+        for setting, what in {**work, **UNSHARDED.get(optimizer, {})}.items():
             yield f"{setting} can't {what} that trainer=fsdp shards over devices; use trainer=ddp, or leave it out"
     if clip and view("trainer.precision", str) in ("16", "16-mixed"):
         yield f"classifier.adaptive_clip={clip} needs gradients without a scale; use trainer.precision=bf16-mixed"

@@ -175,6 +175,10 @@ ONE_LINE: list[tuple[list[str], str]] = [
         ["optimizer=muon_qkv", "trainer=fsdp", CPU],
         "optimizer=muon_qkv can't split matrices that trainer=fsdp shards over devices; use trainer=ddp, or",
     ),
+    (
+        ["optimizer=adafactor", "trainer=fsdp", CPU],
+        "optimizer=adafactor can't save moments that trainer=fsdp shards over devices; use trainer=ddp, or",
+    ),
     (["optimizer=muon_qkv", "++optimizer.algo=adamuon"], "optimizer.algo=adamuon is not for optimizer=muon_qkv; use"),
     (["classifier.base_batch_size=0"], "classifier.base_batch_size=0 must be at least 1"),
     # the network

@@ -38,6 +38,9 @@ HARD = [  # everything that draws random numbers or keeps state
     "model.drop_path=0.2",
     "trainer.accumulate_grad_batches=2",
     "callbacks=ema",
+    "callbacks.ema.every_n_steps=2",
+    "callbacks.ema.start_step=4",
+    "callbacks.ema.use_warmup=true",
 ]
 STEPS = 5
 
