@@ -59,9 +59,7 @@ def test_steps_and_rates_are_those_of_the_training(overrides: list[str], tmp_pat
 
 
 def test_the_data_may_be_absent_if_its_sizes_are_given(tmp_path: Path) -> None:
-    config = planned_configuration(
-        ["experiment=plain_s16", "trainer.devices=8", f"data_dir={tmp_path}/no"], tmp_path
-    )
+    config = planned_configuration(["experiment=plain_s16", "trainer.devices=8", f"data_dir={tmp_path}/no"], tmp_path)
     with pytest.raises(
         ValueError, match=r"no is not a folder.*; set images and classes \(of ImageNet-1k images=1281167"
     ):
