@@ -2,23 +2,17 @@
 
 import json
 import os
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobStatus
 from omegaconf import DictConfig
 
-from sweep_jobs import batch
-from vitlab.cli import register, resolvers
+from vitlab.cli import resolvers
 from vitlab.distributed import launch
 from vitlab.distributed.signals import STATUS, StopRequested
 from vitlab.jobs import compose
-from vitlab.sweeps.launchers import ray
 
 resolvers.register_resolvers()  # in workers too
 ROOT = compose.CONF.parent
@@ -62,34 +56,3 @@ def rank_environments(folder: Path, job: int) -> list[Any]:
 
 def seeds(*numbers: int) -> list[list[str]]:
     return [[f"seed={number}", "trainer.devices=2"] for number in numbers]
-
-
-def on_two_nodes(folder: Path) -> None:
-    """Start a cluster, run a sweep on it, and another that is interrupted: in its own process, for the tests of Ray."""
-    from ray.cluster_utils import Cluster
-
-    register.register()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    cluster.add_node(num_cpus=2)
-    settings: dict[str, Any] = {"address": cluster.address, "cpus_per_device": 1.0, "gpus": None}
-    try:
-        jobs = batch(ranks, folder, *seeds(0, 1, 2), ["seed=3", "trainer.devices=2", "trainer.num_nodes=2"])
-        results = ray.launch_on_ray(jobs, **settings)
-        ended = [[result.status == JobStatus.COMPLETED, str(result._return_value)] for result in results]
-        (folder / "ended.json").write_text(json.dumps(ended))
-
-        waiting = folder / "interrupted"
-        waiting.mkdir()
-        (waiting / "wait").touch()
-        (waiting / "rank.py").write_text(RANK)
-
-        def interrupt() -> None:
-            while len([*waiting.glob("[01]/[01]")]) < 4:
-                time.sleep(0.05)
-            time.sleep(0.5)
-            os.kill(os.getpid(), signal.SIGINT)
-
-        threading.Thread(target=interrupt, daemon=True).start()
-        ray.launch_on_ray(batch(ranks, waiting, *seeds(0, 3, 4)), **settings)
-    finally:
-        cluster.shutdown()

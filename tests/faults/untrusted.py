@@ -71,7 +71,6 @@ def hostile_settings(url: str, file: Path) -> list[tuple[str, Any]]:
         ("hydra.searchpath", ["pkg://antigravity"]),
         ("hydra.job_logging.handlers.x", {"class": "logging.FileHandler", "filename": str(file)}),
         ("hydra.callbacks.x", {"_target_": "hydra.experimental.callbacks.PickleJobInfoCallback"}),
-        ("hydra.launcher", {"_target_": "hydra_plugins.vitlab.launchers.RayLauncher", "address": f"ray://{url[7:]}"}),
         ("hydra.sweeper.storage", f"postgresql://{url[7:]}/x"),
         ("hydra.run.dir", str(file)),
         ("name", "${oc.env:WANDB_API_KEY}"),

@@ -1,4 +1,4 @@
-"""Hydra's entry to `hydra/launcher=local`, `slurm` and `ray`; the work is in `vitlab.sweeps.launchers`.
+"""Hydra's entry to `hydra/launcher=local` and `slurm`; the work is in `vitlab.sweeps.launchers`.
 
 Each launcher's arguments are the settings of `hydra.launcher`. Hydra imports this at each start: nothing heavy here.
 """
@@ -85,23 +85,3 @@ class SlurmLauncher(JobsLauncher):
         from vitlab.sweeps.launchers import slurm
 
         return slurm.launch_on_slurm([*self.jobs(job_overrides, initial_job_idx)], self.settings)
-
-
-class RayLauncher(JobsLauncher):
-    """Run jobs on a Ray cluster, each where devices are free; a job of several nodes waits for all of them.
-
-    Args:
-        address: The cluster's; None: RAY_ADDRESS, or the cluster that runs on this machine, else a new one here.
-        cpus_per_device: Cores to reserve with each device.
-        gpus: Whether a device is a GPU; None: if the cluster has any.
-    """
-
-    def __init__(
-        self, *, address: str | None = None, cpus_per_device: PositiveFloat = 1.0, gpus: bool | None = None
-    ) -> None:
-        self.settings: dict[str, Any] = {"address": address, "cpus_per_device": cpus_per_device, "gpus": gpus}
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from vitlab.sweeps.launchers import ray
-
-        return ray.launch_on_ray([*self.jobs(job_overrides, initial_job_idx)], **self.settings)

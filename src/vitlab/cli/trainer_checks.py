@@ -85,7 +85,7 @@ def device_problems(view: ConfigView) -> Iterator[str]:
         if not (by_others or each or view.remote):
             yield (
                 f"trainer.num_nodes={nodes}: start the processes of all nodes yourself, with torchrun or srun, "
-                "or leave that to -m hydra/launcher=slurm or ray"
+                "or leave that to -m hydra/launcher=slurm"
             )
         elif view("max_restarts", int) and not by_others:
             remedy = f"starts one machine's processes again, not {nodes}; use max_restarts=0"

@@ -64,7 +64,7 @@ FUNCTIONS = (  # functions, or modules of vitlab with nothing else
     *("vitlab.models.timm_model", "vitlab.training.schedules", "vitlab.runs.wandb.wandb_logger"),
     *(f"torch.optim.swa_utils.get_{kind}_avg_fn" for kind in ("ema", "ema_multi", "swa", "swa_multi")),
 )
-LAUNCHERS = tuple(f"hydra_plugins.vitlab.launchers.{kind}Launcher" for kind in ("Local", "Slurm", "Ray"))
+LAUNCHERS = tuple(f"hydra_plugins.vitlab.launchers.{kind}Launcher" for kind in ("Local", "Slurm"))
 NO_PART = "it is none of the classes and functions that experiments use"
 DEEPEST = 64  # levels of a configuration; one that contains itself has no end
 MOST_VALUES = 100_000  # in a configuration, which has a few hundred; shared ones count as often as they are used

@@ -153,10 +153,7 @@ def export_pythonpath(source: Path) -> None:
 
 
 def exit_with_parent(parent: int) -> None:
-    """Unblock the signals to stop, and on Linux get SIGTERM when the process `parent` ends.
-
-    Ray blocks SIGINT in its workers, and child processes inherit that.
-    """
+    """Unblock the signals to stop, and on Linux get SIGTERM when the process `parent` ends."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

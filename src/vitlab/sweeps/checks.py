@@ -13,7 +13,7 @@ from vitlab.sweeps import ledger
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # Hydra's own: one job after the other
 OURS = "hydra_plugins.vitlab.launchers"
-REMOTE = {f"{OURS}.SlurmLauncher": "submitit", f"{OURS}.RayLauncher": "ray"}  # and the packages they need
+REMOTE = {f"{OURS}.SlurmLauncher": "submitit"}  # and the packages they need
 
 
 def sweep_action_problems(read: ConfigView) -> Iterator[str]:

@@ -12,7 +12,7 @@ from vitlab.config.signatures import defaults
 from vitlab.jobs import compose
 
 
-@pytest.mark.parametrize("name", ["local", "slurm", "ray"])
+@pytest.mark.parametrize("name", ["local", "slurm"])
 def test_hydra_knows_each_launcher_and_its_file_holds_the_signature(name: str) -> None:
     file = compose.CONF / "hydra" / "launcher" / f"{name}.yaml"
     node = yaml.safe_load(file.read_text())
@@ -32,7 +32,6 @@ def test_finding_them_imports_nothing_heavy() -> None:
     assert not loaded & {
         "torch",
         "lightning",
-        "ray",
         "submitit",
         "vitlab.sweeps.launchers.local",
         "vitlab.sweeps.launchers.slurm",

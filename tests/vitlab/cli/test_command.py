@@ -55,7 +55,7 @@ def test_questions_are_answered_without_importing_anything_heavy(
     loaded = imported(ended.stderr)
     assert "vitlab.cli.command" in loaded
     heavy = {"torch", "torchvision", "lightning", "torchmetrics", "timm", "transformers", "wandb", "sklearn", "scipy"}
-    assert not loaded & {*heavy, "matplotlib", "numpy", "PIL", "optuna", "ray"}
+    assert not loaded & {*heavy, "matplotlib", "numpy", "PIL", "optuna"}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -52,7 +52,7 @@ def test_the_default_run_imports_no_library_that_it_does_not_use(started: list[o
     modules = started[1]
     assert isinstance(modules, list)
     assert {"torch", "lightning", "vitlab.cli.checks"} <= set(modules)
-    unused = {"timm", "datasets", "webdataset", "optuna", "ray", "onnx", "onnxscript", "onnxruntime"}
+    unused = {"timm", "datasets", "webdataset", "optuna", "onnx", "onnxscript", "onnxruntime"}
     unused |= {"tensorboard", "torch._inductor.compile_fx", "sklearn", "wandb_workspaces", "submitit", "joblib"}
     assert unused & set(modules) == set()
 

@@ -10,7 +10,7 @@ from vitlab.config.signatures import defaults
 from vitlab.config.view import ConfigView
 from vitlab.sweeps import checks
 
-LOCAL, SLURM, RAY = (f"{checks.OURS}.{kind}Launcher" for kind in ("Local", "Slurm", "Ray"))
+LOCAL, SLURM = (f"{checks.OURS}.{kind}Launcher" for kind in ("Local", "Slurm"))
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def node(target: str, **settings: Any) -> Node:
     return {**defaults(target), **settings}
 
 
-@pytest.mark.parametrize(("target", "elsewhere"), [(LOCAL, False), (SLURM, True), (RAY, True)])
+@pytest.mark.parametrize(("target", "elsewhere"), [(LOCAL, False), (SLURM, True)])
 def test_our_launchers_have_no_problem_and_are_local_or_remote(target: str, elsewhere: bool) -> None:
     assert checks.launcher_problems(node(target), sweep=True) == ([], elsewhere)
 
@@ -45,7 +45,6 @@ def test_hydras_own_launcher_is_for_runs_and_sweeps() -> None:
         (node(LOCAL, jobs="all"), True, "hydra.launcher.jobs=all is not an int or null"),
         (node(LOCAL, jbos=2), True, "hydra.launcher.jbos=2: there is no such setting; did you mean 'jobs'?"),
         (node(SLURM, timeout_min=-5), True, "hydra.launcher.timeout_min=-5 must be at least 1"),
-        (node(RAY, cpus_per_device=0.0), True, "hydra.launcher.cpus_per_device=0.0 must be above 0"),
         (None, True, "hydra.launcher=null is not a mapping"),
     ],
 )
@@ -55,11 +54,8 @@ def test_a_wrong_setting_is_reported(launcher: Any, sweep: bool, problem: str) -
 
 def test_a_missing_package_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    found = [checks.launcher_problems(node(target), sweep=True)[0] for target in (SLURM, RAY)]
-    assert found == [
-        ["hydra/launcher=slurm is not installed: pip install submitit"],
-        ["hydra/launcher=ray is not installed: pip install ray"],
-    ]
+    problems = checks.launcher_problems(node(SLURM), sweep=True)[0]
+    assert problems == ["hydra/launcher=slurm is not installed: pip install submitit"]
 
 
 def test_slurm_without_its_programs_is_reported(programs: Path) -> None:
