@@ -10,7 +10,6 @@ from annotated_types import Gt, Le
 from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
@@ -205,6 +204,8 @@ class Classifier(LightningModule):
         elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         if self.adaptive_clip is not None:
+            from timm.utils.agc import adaptive_clip_grad
+
             body = [p for n, p in self.network.named_parameters() if not freezing.is_head_parameter(self.network, n)]
             adaptive_clip_grad(body, self.adaptive_clip)  # type: ignore[no-untyped-call]
 
