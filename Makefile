@@ -42,6 +42,9 @@ faults: $(DEV) ## do to runs what happens to runs, and count what was lost: 40 m
 mutations: $(DEV) ## change the source in 300 places, and count the changes that no test notices: an hour
 	$(VENV)/bin/python tests/mutations.py $(ARGS)
 
+results: $(DEV) ## keep the results of runs (ARGS="runs/digits/*") and write the tables of experiments/README.md
+	$(VENV)/bin/python tests/results.py $(ARGS)
+
 scale: $(DEV) ## measure how the cost around training grows: with files, jobs, runs and rows
 	$(VENV)/bin/python tests/scale $(ARGS)
 

@@ -1,7 +1,7 @@
 """Keep the results of runs in the repository, and write the tables and pictures of experiments/README.md from them.
 
-    python tests/results.py                       check what is kept, and write the tables and pictures again
-    python tests/results.py runs/digits/* ...     first keep these runs, or all jobs of these sweeps
+    make results                              check what is kept, and write the tables and pictures again
+    make results ARGS="runs/digits/* ..."     first keep these runs, or all jobs of these sweeps
 
 A kept run is a line of experiments/runs/NAME.jsonl: its command, configuration, results and a short curve, and where it
 ran. A command must still compose to the configuration that was trained, or this fails: then run it again, or remove its
