@@ -24,7 +24,9 @@ from vitlab.config.instantiate import build_object
 from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, Split
+from vitlab.models.layers import LayerScale
 from vitlab.training import build
+from vitlab.training.averages import WeightAveraging
 from vitlab.training.classifier import Classifier
 from vitlab.training.schedules import call_schedule
 
@@ -61,9 +63,9 @@ class Recipe:
         text = (paths.EXPERIMENTS / f"{name}.yaml").read_text()
         if "/model: auto" in text:
             overrides += [f"model.weights={write_weights(folder, name)}", "++model.heads=2"]
-        if "teacher:" in text:
-            overrides.append("classifier.teacher=null")
-            overrides.append("classifier.distillation=none")
+        self.teaching = configure(*overrides)["classifier"]
+        if self.teaching["teacher"]:
+            overrides += ["classifier.teacher=null", "classifier.distillation=none"]
         self.config = configure(*overrides, "trainer.enable_progress_bar=false")
         source = self.config["data"].pop("source")["_target_"].rpartition(".")[2]
         loaded = {"cifar10": functools.partial(cifar, 10), "cifar100": functools.partial(cifar, 100)}
@@ -141,6 +143,15 @@ def test_network(recipe: Recipe) -> None:
     ladder = torch.linspace(first, last, 12 if len(blocks) == 12 else len(blocks)).tolist()
     assert [block.drop_path for block in blocks] == pytest.approx(ladder)
     assert {block.attn.dropout for block in blocks} == {expected.get("dropout", 0.0)}
+    built = {name: getattr(network, name, None) for name in ("heads", "position_dropout")}
+    built |= {"norm_eps": blocks[0].norm1.eps, "attention_dropout": blocks[-1].attn.attention_dropout}
+    built |= {"fc_norm": isinstance(network.fc_norm, nn.LayerNorm)}
+    built |= {"layer_scale": float(scale.gamma.detach()[0]) if isinstance(scale := blocks[-1].ls2, LayerScale) else None}
+    wanted = expected.get("network", {})
+    assert {name: built[name] for name in wanted} == pytest.approx(wanted)
+    for parameter, std in expected.get("start", {}).items():
+        found = float(network.get_parameter(parameter).detach().std())
+        assert found == pytest.approx(std, rel=0.1, abs=1e-9), parameter
     if "head" in expected:
         std, bias = expected["head"]
         head: Any = network.head
@@ -177,9 +188,8 @@ def test_loss(recipe: Recipe) -> None:
     mixed[0, :2] = torch.tensor([0.7, 0.3])
     found = [float(recipe.module.losses(logits, targets)) for targets in (torch.tensor([0]), mixed)]
     assert found == pytest.approx(values, rel=1e-6)
-    teaching = recipe.expected.get("distillation", {})
-    written = yaml.safe_load((paths.EXPERIMENTS / "deit_s16_distilled.yaml").read_text())["classifier"]
-    assert {key: written[key] for key in teaching} == teaching
+    teaching = recipe.expected.get("distillation", {"teacher": None, "distillation": "none"})
+    assert {key: recipe.teaching[key] for key in teaching} == teaching
 
 
 def test_augmentation_and_evaluation(recipe: Recipe) -> None:
@@ -189,16 +199,44 @@ def test_augmentation_and_evaluation(recipe: Recipe) -> None:
     if "randaugment" in settings["auto_augment"]:
         named |= {key: settings[key] for key in ("randaugment_ops", "randaugment_magnitude")}
     assert named == {k: pytest.approx(v) if k == "erasing_area" else v for k, v in expected["augment"].items()}
+    augment, kind = data.augment, settings["auto_augment"]
+    values = {key: getattr(augment, key) for key in AUGMENTATION}
+    assert {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()} == {k: settings[k] for k in values}
+    if kind != "none":
+        auto = augment.auto(data.interpolation, (0.5, 0.5, 0.5))
+        assert (auto.kind, auto.ops) == (kind, settings["randaugment_ops"])
+        assert (auto.level, auto.std) == (settings["randaugment_magnitude"], settings["randaugment_std"])
+    if "transforms" in expected:
+        dataset: Any = data.train_dataloader().dataset
+        assert dataset.crop == "inception"
+        assert [type(step).__name__ for step in dataset.steps] == expected["transforms"]
+    assert data.interpolation == expected.get("interpolation", data.interpolation)
     if "evaluation" in expected:
         short, size, interpolation = expected["evaluation"]
         assert data.image_size == (size, size)
         assert int(size / data.augment.crop_fraction) == short
         assert data.interpolation == interpolation
     if "normalize" in expected:
-        assert data.mean is not None
-        assert data.std is not None
-        assert [data.mean[0], data.std[0]] == expected["normalize"]
+        imagenet_s = expected["normalize"] == [0.485, 0.229]
+        assert data.mean == pytest.approx(IMAGENET_MEAN if imagenet_s else [0.5] * 3)
+        assert data.std == pytest.approx(IMAGENET_STD if imagenet_s else [0.5] * 3)
     assert data.image_size[0] == recipe.config["image_size"]
+
+
+def test_average(recipe: Recipe) -> None:
+    averages: list[Any] = [c for c in recipe.trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+    assert len(averages) == ("ema" in recipe.expected)
+    for average in averages:
+        trainer: Any = recipe.trainer
+        trainer.datamodule, recipe.data.trainer, recipe.module.trainer = recipe.data, trainer, trainer
+        average.setup(trainer, recipe.module, "fit")
+        expected = recipe.expected["ema"]
+        assert (average.every_n_steps, average._start, average.per_epoch) == (
+            expected["every_n_steps"],
+            expected["start"],
+            True,
+        )
+        assert [average.decay_of(update) for update in (1, 1000)] == pytest.approx([expected["decay"]] * 2)
 
 
 AUGMENTATION: Node = {  # that does nothing, or as torchvision has it
