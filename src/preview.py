@@ -8,6 +8,7 @@ targets after mixing, `evaluation.png` evaluation's crops of the same images, an
 automatic augmentation alone, at its levels.
 """
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,8 @@ from vitlab.cli.command import command
 from vitlab.cli.program import with_settings_of
 from vitlab.config.bounds import NonNegativeInt, PositiveInt
 from vitlab.config.schema import Node
+
+log = logging.getLogger(__name__)
 
 
 @command("preview", absent=("devices",))
@@ -49,6 +52,7 @@ def main(
         loggers = [build_object(node) for node in (training["logger"] or {}).values() if node]
         for file in files:
             wandb.log_image(loggers, f"preview/{file.stem}", file)
+    log.info("pictures: %s", ", ".join(map(str, files)))
     return {"pictures": [str(file) for file in files]}
 
 

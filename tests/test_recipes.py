@@ -146,7 +146,9 @@ def test_network(recipe: Recipe) -> None:
     built = {name: getattr(network, name, None) for name in ("heads", "position_dropout")}
     built |= {"norm_eps": blocks[0].norm1.eps, "attention_dropout": blocks[-1].attn.attention_dropout}
     built |= {"fc_norm": isinstance(network.fc_norm, nn.LayerNorm)}
-    built |= {"layer_scale": float(scale.gamma.detach()[0]) if isinstance(scale := blocks[-1].ls2, LayerScale) else None}
+    built |= {
+        "layer_scale": float(scale.gamma.detach()[0]) if isinstance(scale := blocks[-1].ls2, LayerScale) else None
+    }
     wanted = expected.get("network", {})
     assert {name: built[name] for name in wanted} == pytest.approx(wanted)
     for parameter, std in expected.get("start", {}).items():

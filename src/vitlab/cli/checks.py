@@ -199,6 +199,7 @@ LAST_RULES: tuple[Rule, ...] = (
     lambda view: allowlist.import_problems(view.config),
     metric_problems,
     trainer_checks.gpu_problems,
+    data_checks.augment_problems,
     model_checks.fine_tuning_problems,
     model_checks.loss_problems,
 )

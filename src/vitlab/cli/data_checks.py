@@ -7,6 +7,8 @@ from vitlab.config.schema import Node
 from vitlab.config.view import ConfigView
 from vitlab.data.source import Facts, loader_facts, loader_settings
 
+AUGMENT = "vitlab.data.augment.Augment"
+
 
 def facts_of(view: ConfigView) -> Facts:
     """Facts about the data set, without loading it."""
@@ -52,6 +54,18 @@ def data_problems(view: ConfigView) -> Iterator[str]:
             yield f"data.on_error=skip is for image folders, and {name} is none; leave it out"
         elif view("data.scan", str) == "none":
             yield "data.on_error=skip decodes every image beforehand, which data.scan=none forbids; leave one out"
+
+
+def augment_problems(view: ConfigView) -> Iterator[str]:
+    """What the constructor says of settings of the augmentation that don't go together."""
+    settings = view("data.augment", dict) or {}
+    if settings.get("_target_") == AUGMENT and not view.has_problem("data.augment"):
+        from vitlab.data.augment import Augment
+
+        try:
+            Augment(**{key: value for key, value in settings.items() if key != "_target_"})
+        except ValueError as error:
+            yield from str(error).splitlines()
 
 
 def source_problems(view: ConfigView) -> Iterator[str]:

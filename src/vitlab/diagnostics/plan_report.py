@@ -21,7 +21,7 @@ def plan_lines(plan: Node) -> Iterator[str]:
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
         if isinstance(value, dict):
             text = ", ".join(f"{name} {size / GB:.3f} GB" for name, size in value.items())
-        if not isinstance(value, list):
+        if value is not None and not isinstance(value, list):
             yield f"{key.replace('_', ' '):<22} {text}"
     yield from (f"- {line}" for line in plan["advice"])
 

@@ -89,6 +89,10 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["data.eval_batch_size=0"], "data.eval_batch_size=0 must be at least 1"),
     (["data.augment.erasing=2"], "data.augment.erasing=2 must be at least 0 and at most 1 (a probability)"),
     (["data.augment.scale=[2,1]"], "data.augment.scale=[2, 1] must be [low, high] with low <= high"),
+    (
+        ["data=fashion_mnist", "data.augment.crop=inception"],
+        "data.augment.crop_padding=2 is for data.augment.crop=simple and none, not inception; set crop_padding to 0",
+    ),
     (["data.max_skipped=1.0"], "data.max_skipped=1.0 must be at least 0 and below 1 (a share of the images)"),
     (["data.on_error=skip"], "data.on_error=skip is for image folders, and digits is none; leave it out"),
     (
