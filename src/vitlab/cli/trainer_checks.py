@@ -24,7 +24,7 @@ STRATEGIES = (
 SHARES = ("overfit_batches", "val_check_interval", *(f"limit_{x}_batches" for x in ("train", "val", "test", "predict")))
 AT_LEAST_1 = ("accumulate_grad_batches", "num_nodes", "log_every_n_steps", "check_val_every_n_epoch")
 UNSHARDED = {
-    "vitlab.training.optimizer.MuonQKV": {"optimizer=muon_qkv": "split matrices"},
+    "vitlab.training.muon.MuonQKV": {"optimizer=muon_qkv": "split matrices"},
     "timm.optim.AdafactorBigVision": {"optimizer=adafactor": "save moments"},  # torch knows no dtypes in its settings
 }
 SHARDED = ("lightning.pytorch.strategies.ModelParallelStrategy",)  # its subclasses shard weights
