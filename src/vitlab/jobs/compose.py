@@ -48,10 +48,16 @@ def ensure_hydra() -> Iterator[None]:
             yield
 
 
-def add_searchpath(folders: list[str]) -> None:
-    """Add folders with options to the search path of Hydra's loader, which has listed its folders already."""
+def config_loader() -> ConfigLoaderImpl:
+    """Hydra's loader, with the repository of its files."""
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)
+    return loader
+
+
+def add_searchpath(folders: list[str]) -> None:
+    """Add folders with options to the search path of Hydra's loader, which has listed its folders already."""
+    loader = config_loader()
     _cache.get({}).clear()
     for folder in folders:
         loader.config_search_path.prepend("command-line", folder, anchor="schema")
