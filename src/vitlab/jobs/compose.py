@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,10 @@ def initialize_hydra(arguments: Namespace) -> Iterator[None]:
             _cache.reset(token)
 
 
-@contextmanager
-def ensure_hydra() -> Iterator[None]:
+def ensure_hydra() -> AbstractContextManager[object]:
     """Set up Hydra's loader on `conf/`, unless a command has set up its own."""
-    if GlobalHydra.instance().is_initialized():
-        yield
-    else:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            yield
+    is_set_up = GlobalHydra.instance().is_initialized()
+    return nullcontext() if is_set_up else hydra.initialize_config_dir(str(CONF), version_base="1.3")
 
 
 def config_loader() -> ConfigLoaderImpl:
