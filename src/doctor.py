@@ -52,12 +52,8 @@ def main(
 
     datamodule = build.build_data(training["data"])
     seed_everything(training["seed"], verbose=False)
-    module = build.build_classifier(
-        training["model"],
-        datamodule,
-        training["classifier"],
-        **{name: training[name] for name in ("weights", "optimizer", "schedule")},
-    )
+    parts = {name: training[name] for name in ("weights", "optimizer", "schedule")}
+    module = build.build_classifier(training["model"], datamodule, training["classifier"], **parts)
     if training["compile"]:
         compile_network(module.network)
     run = ProfiledRun(

@@ -8,9 +8,8 @@
 If it is killed, the same command resumes and writes the same bytes (docs/large_data.md).
 """
 
-import sys
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from annotated_types import Le
 
@@ -19,13 +18,11 @@ from vitlab.config.bounds import NonNegativeInt, PositiveInt
 from vitlab.config.schema import Node
 from vitlab.data.packing import checks
 
-Action = Literal["pack", "verify", "index"]
-
 
 @command("prepare", check=checks.problems)
 def main(
     *,
-    action: Action,
+    action: Literal["pack", "verify", "index"],
     size: PositiveInt | None,
     quality: Annotated[PositiveInt, Le(100), "null is PNG"] | None,
     out: str | None,
@@ -78,11 +75,5 @@ def main(
     )
 
 
-def with_action(arguments: list[str]) -> list[str]:
-    """The arguments, with `action=verify` for `verify`."""
-    return [f"action={word}" if word in get_args(Action) else word for word in arguments]
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = with_action(sys.argv[1:])
     main()

@@ -10,10 +10,9 @@
 in; `dashboard.json` in the sweep's or run's folder is the same view as a file.
 """
 
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from vitlab.cli.command import command
 from vitlab.config.schema import Node
@@ -22,11 +21,9 @@ from vitlab.sweeps.ledger import Job, Sweep
 from vitlab.sweeps.report import table
 from vitlab.sweeps.status import MAX_ERROR, shorten
 
-Action = Literal["status", "report", "cancel", "dashboard"]
-
 
 @command("sweep", check=checks.sweep_action_problems)
-def main(*, action: Action, sweep: str | None, run: str | None) -> Node:
+def main(*, action: Literal["status", "report", "cancel", "dashboard"], sweep: str | None, run: str | None) -> Node:
     """Act on a sweep or a run.
 
     Args:
@@ -60,10 +57,8 @@ def save_dashboard(sweep: Sweep | None, run: str | None) -> None:
 
     folder = sweep.folder if sweep else Path(run or "").absolute()
     project = wandb_dashboard.wandb_project(folder)
-    if sweep:
-        dashboard = wandb_dashboard.sweep_dashboard(sweep, project)
-    else:
-        dashboard = wandb_dashboard.run_dashboard(folder, project)
+    of_run = wandb_dashboard.run_dashboard
+    dashboard = wandb_dashboard.sweep_dashboard(sweep, project) if sweep else of_run(folder, project)
     wandb_dashboard.write_specification(dashboard, folder / wandb_dashboard.FILE)
     if wandb.is_logged_in():
         print(f"saved: {wandb_dashboard.save_dashboard(dashboard)}")
@@ -97,11 +92,5 @@ def table_row(job: Job, keys: list[str], objectives: list[str]) -> list[str]:
     return [job.status, *(job.choices.get(key, "") for key in keys), *scores, str(job.attempts), seconds, error]
 
 
-def expand_action(arguments: list[str]) -> list[str]:
-    """Write `status` as `action=status`."""
-    return [f"action={word}" if word in get_args(Action) else word for word in arguments]
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = expand_action(sys.argv[1:])
     main()

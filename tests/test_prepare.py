@@ -30,9 +30,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Prepared:
 
     def run(*overrides: str) -> Any:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(
-            sys, "argv", ["prepare.py", *prepare.with_action(["processes=0", "hydra.run.dir=log", *overrides])]
-        )
+        monkeypatch.setattr(sys, "argv", ["prepare.py", "processes=0", "hydra.run.dir=log", *overrides])
         prepare.main()
         return json.loads((tmp_path / "log" / "results.json").read_text())
 

@@ -17,6 +17,7 @@ import prepare
 import sweep
 import train
 from vitlab.cli import imports
+from vitlab.cli.arguments import with_action
 from vitlab.cli.preflight import preflight
 from vitlab.models import attention, vit
 from vitlab.runs.folder import write_config
@@ -159,7 +160,8 @@ def stand_in(name: str, argument: str) -> list[str]:
         return [f"{key}=imagenet"]
     if key == "seed":  # one is as good as another, and each takes time
         return ["seed=0"]
-    return {"sweep": sweep.expand_action, "prepare": prepare.with_action}.get(name, list)([argument])
+    programs = {"sweep": sweep.main, "prepare": prepare.main}
+    return with_action([argument], programs[name].function) if name in programs else [argument]
 
 
 def test_the_commands_of_the_pages_are_found() -> None:

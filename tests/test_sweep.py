@@ -14,6 +14,7 @@ import pytest
 import sweep
 from conftest import Program, Tracked
 from vitlab.cli import preflight
+from vitlab.cli.arguments import with_action
 from vitlab.runs import lock, wandb
 from vitlab.runs.folder import RESULTS, write_config
 from vitlab.storage import atomic
@@ -49,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def inside(*arguments: str) -> None:
         quiet = "hydra/hydra_logging=none"
-        monkeypatch.setattr(sys, "argv", ["sweep.py", *sweep.expand_action(list(arguments)), quiet])
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *arguments, quiet])
         sweep.main()
 
     return inside
@@ -121,7 +122,7 @@ def test_cancel_marks_the_sweep_and_says_how_to_continue_it(
 def test_what_is_no_sweep_is_reported(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_config(Path("untracked"), {"logger": {"csv": None}, "name": "x"})
     with pytest.raises(SystemExit):
-        preflight.preflight(sweep.main, sweep.expand_action(arguments))
+        preflight.preflight(sweep.main, with_action(arguments, sweep.main.function))
     assert f"  - {problem}" in capsys.readouterr().err
 
 

@@ -32,10 +32,6 @@ class Case:
     def __getitem__(self, name: str) -> Measurement:
         return next(measurement for measurement in self.measured if measurement.name == name)
 
-    @property
-    def has_ours(self) -> bool:
-        return any(measurement.name == OURS for measurement in self.measured)
-
     def speed(self, measurement: Measurement) -> float:
         return measurement.rate if self.unit else measurement.median
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
@@ -48,7 +47,7 @@ def train_config(lines: Sequence[str], run_dir: str = compose.UNSET_RUN_DIR) -> 
     """The configuration of `train.py` with these settings. Raises `ValueError`, a line for each problem."""
     with compose.ensure_hydra():
         try:
-            parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+            parser = OverridesParser.create(compose.config_loader())
             overrides = [(o, bool(arguments.group_options(o))) for o in parser.parse_overrides([*lines])]
             spelled = [line for o, is_group in overrides for line in arguments.spellings(o, is_group, False)]
             config = compose.resolve_config(compose.compose("train", spelled), run_dir)

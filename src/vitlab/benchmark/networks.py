@@ -106,7 +106,7 @@ def contender(
     """A network's step, after a first one. Figures are of one image, except for the memory."""
     torch.manual_seed(0)
     network, side, trains = build(name, size), size.image, task == "training"
-    counted = (flops.training_flops if trains else flops.forward_flops)(network, (3, side, side))
+    counted = flops.count_flops(network, (3, side, side), backward=trains)
     network.to(device).train(trains)
     if mode == "compiled":
         compile_network(network)

@@ -39,7 +39,7 @@ def table(cases: Sequence[Case]) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"part": case.part, "case": case.name, "contender": m.name}
             row |= {f"{case.unit} a second": m.rate} if case.unit else {}
             row |= {"seconds": items / m.rate, "spread %": 100 * m.spread, "rounds": len(m.seconds)}
-            row |= {f"{OURS} is": case[OURS].ratio(m)} if case.has_ours else {}
+            row |= {f"{OURS} is": each.ratio(m) for each in case.measured if each.name == OURS}
             rows.append(row | dict(m.figures) | {ROUNDS: " ".join(map(repr, m.seconds))})
     return rows
 

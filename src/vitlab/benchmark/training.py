@@ -24,7 +24,7 @@ from vitlab.benchmark.networks import MFLOPS
 from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
-from vitlab.diagnostics.timing import Clock, Measurement
+from vitlab.diagnostics.timing import Clock, Measurement, synchronize
 from vitlab.models import flops
 from vitlab.training import build
 from vitlab.training.classifier import Classifier
@@ -109,8 +109,7 @@ class Turns(Callback):
         self.begin = self.now()
 
     def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
 

@@ -4,11 +4,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
 from hydra.core.default_element import ConfigDefault, GroupDefault
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -18,6 +17,8 @@ from vitlab.config import allowlist
 from vitlab.config.guesses import advice, without_dashes
 from vitlab.config.overrides import hydra_quote
 from vitlab.config.schema import suggest
+from vitlab.jobs.compose import config_loader
+from vitlab.jobs.run import Function
 from vitlab.runs.folder import list_runs
 
 MANY = 32  # values of one setting, each of which is checked before a sweep starts
@@ -25,8 +26,6 @@ MANY = 32  # values of one setting, each of which is checked before a sweep star
 
 def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
     """Parse a command line as Hydra does. Also returns whether it only asks for help or for the configuration."""
-    from hydra._internal.utils import get_args_parser
-
     flags = get_args_parser().parse_args(argv)
     asks = any(getattr(flags, flag) for flag in ("help", "hydra_help", "cfg", "info", "shell_completion"))
     return flags, asks and not flags.experimental_rerun  # which Hydra looks at first
@@ -34,8 +33,6 @@ def parse_arguments(argv: list[str]) -> tuple[Namespace, bool]:
 
 def plain_arguments(argv: list[str]) -> list[str]:
     """A command line in Hydra's grammar: `--key value` becomes `key=value`, and `last` the path of the newest run."""
-    from hydra._internal.utils import get_args_parser
-
     line = without_dashes(argv, set(get_args_parser()._option_string_actions))
     flags = [word for word in line if word in ("-m", "--multirun")]  # argparse accepts it at the ends alone
     line = [*flags, *(word for word in line if word not in flags)]
@@ -43,6 +40,12 @@ def plain_arguments(argv: list[str]) -> list[str]:
     if not newest.keys() & set(line) or not (runs := list_runs(Path("runs"))):
         return line
     return [f"{newest[argument]}={hydra_quote(runs[-1])}" if argument in newest else argument for argument in line]
+
+
+def with_action(argv: list[str], function: Function) -> list[str]:
+    """A command line with `action=status` for `status`, if that is an action of the function."""
+    actions = get_args(function.__annotations__.get("action"))
+    return [f"action={word}" if word in actions else word for word in argv]
 
 
 def unreadable_overrides(overrides: list[str]) -> list[str]:
@@ -83,11 +86,9 @@ def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
     In Hydra, the primary file takes precedence over a file that it includes.
     """
     parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(overrides)}
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
     added = []
     for name in as_list(parsed["experiment"].value()) if "experiment" in parsed else []:
-        file = loader.repository.load_config(f"experiment/{name}") if isinstance(name, str) else None
+        file = config_loader().repository.load_config(f"experiment/{name}") if isinstance(name, str) else None
         for default in file.defaults_list or [] if file else []:
             if default.is_override() and isinstance(default, GroupDefault):
                 group = (default.group or "").lstrip("/")
@@ -98,9 +99,7 @@ def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
 
 def searchpath_problems(primary: str) -> list[str]:
     """What a primary file adds to Hydra's search path that composing would import."""
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
-    file = loader.repository.load_config(primary)
+    file = config_loader().repository.load_config(primary)
     config = file.config if file else None
     folders: Any = OmegaConf.select(config, "hydra.searchpath") if isinstance(config, DictConfig) else None
     listed = OmegaConf.to_container(folders) if OmegaConf.is_config(folders) else folders
@@ -109,13 +108,12 @@ def searchpath_problems(primary: str) -> list[str]:
 
 def group_options(override: Override) -> list[str]:
     """Options of the group that an override chooses from; empty for a value."""
-    loader = GlobalHydra.instance().config_loader()
-    return loader.get_group_options(override.key_or_group)
+    return config_loader().get_group_options(override.key_or_group)
 
 
 def visible_options(group: str) -> list[str]:
     """The options of a group, without those that others are made of."""
-    names = GlobalHydra.instance().config_loader().get_group_options(group)
+    names = config_loader().get_group_options(group)
     return [name for name in names if not name.endswith("signature") and f"{group}/{name}" != "data/base"]
 
 
@@ -124,13 +122,11 @@ def group_problems(override: Override, options: list[str], name: str, primary: s
 
     A primary file that includes another may have any group of that file.
     """
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
     key = override.key_or_group
     plain = not (override.is_add() or override.is_force_add() or override.is_delete())
     if not options or not plain or key.startswith("hydra/"):
         return []
-    file = loader.repository.load_config(primary)
+    file = config_loader().repository.load_config(primary)
     defaults = file.defaults_list or [] if file else []
     if any(isinstance(default, ConfigDefault) and not default.is_self() for default in defaults):
         return []
@@ -144,10 +140,8 @@ def group_problems(override: Override, options: list[str], name: str, primary: s
 
 def option_hint(override: Override, option: str, options: list[str]) -> str:
     """What an option that doesn't exist may mean."""
-    if similar := suggest(option, options):
-        return similar
     hint = advice(f"{override.key_or_group}={option}")
-    return f"; {hint}" if hint else ""
+    return suggest(option, options) or (f"; {hint}" if hint else "")
 
 
 def option_problems(override: Override, options: list[str]) -> list[str]:
@@ -182,7 +176,7 @@ def spellings(override: Override, is_group: bool, multirun: bool) -> list[str]:
 
 def single_values(lines: list[str], *, multirun: bool = False) -> list[str]:
     """One value of each override, written so that composing never fails on an unknown key."""
-    overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(lines)
+    overrides = OverridesParser.create(config_loader()).parse_overrides(lines)
     values = [spellings(override, bool(group_options(override)), multirun) for override in overrides]
     return [of_override[0] for of_override in values if of_override]
 

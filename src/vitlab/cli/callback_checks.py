@@ -34,13 +34,11 @@ NARROW = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-floa
 def group_problems(view: ConfigView) -> Iterator[str]:
     """Callbacks that every run needs, and entries of `callbacks` and `logger` that are none."""
     callbacks = view("callbacks", dict)
-    targets = [node["_target_"] for node in child_nodes(callbacks or {}).values()]
+    targets = {key: node["_target_"] for key, node in child_nodes(callbacks or {}).items()}
     for needed, what in NEEDED.items():
-        if callbacks is not None and needed not in targets:
+        if callbacks is not None and needed not in targets.values():
             yield f"callbacks has no {needed}, which {what}; use callbacks=default and add to it"
-    bars = [
-        f"callbacks.{key}" for key, node in child_nodes(callbacks or {}).items() if is_kind_of(node["_target_"], BARS)
-    ]
+    bars = [f"callbacks.{key}" for key, target in targets.items() if is_kind_of(target, BARS)]
     if len(bars) > 1:
         yield f"{' and '.join(bars)} are progress bars, and a run has one; set {bars[0]}=null"
     for key, kind in (("logger", "logger"), ("callbacks", "callback")):

@@ -135,9 +135,8 @@ def optimizer_problems(view: ConfigView) -> Iterator[str]:
         yield f"optimizer.lr={format_value(lr)} must be above 0"
     if (decay := view("optimizer.weight_decay", float)) is not None and decay < 0:
         yield f"optimizer.weight_decay={format_value(decay)} must be 0 or more"
-    if (algo := view("optimizer.algo", str)) not in (None, "muon") and "MuonQKV" in view.config["optimizer"][
-        "_target_"
-    ]:
+    algo, target = view("optimizer.algo", str), view("optimizer._target_", str) or ""
+    if algo not in (None, "muon") and "MuonQKV" in target:
         yield f"optimizer.algo={algo} is not for optimizer=muon_qkv; use optimizer=muon"
 
 

@@ -20,8 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vitlab.cli import checks, imports, register, resolvers
-from vitlab.cli.arguments import parse_arguments, plain_arguments
-from vitlab.cli.program import Program, Rule, message, no_problems
+from vitlab.cli.arguments import parse_arguments, plain_arguments, with_action
+from vitlab.cli.program import Program, Rule, message
 from vitlab.config import allowlist, paths
 from vitlab.config.schema import Node
 from vitlab.distributed import environment, launch, signals
@@ -52,7 +52,7 @@ class Command(Program):
             launch.export_pythonpath(paths.PROGRAMS)
         with imports.pause_gc():
             register.register()
-            sys.argv[1:] = plain_arguments(sys.argv[1:])
+            sys.argv[1:] = plain_arguments(with_action(sys.argv[1:], self.function))
             flags, asks = parse_arguments(sys.argv[1:])
             allowlist.trust_named_packages(flags.overrides, flags.config_dir)
             if asks:
@@ -100,7 +100,7 @@ class Command(Program):
             return self.function(**config)
 
 
-def command(name: str, *, check: Rule = no_problems, absent: tuple[str, ...] = ()) -> Callable[[Function], Command]:
+def command(name: str, *, check: Rule = lambda view: (), absent: tuple[str, ...] = ()) -> Callable[[Function], Command]:
     """Make a program of a function, whose keyword parameters are the root keys of `conf/NAME.yaml`.
 
     The function returns its results, with the value of the configuration's `objective` if there is one. `check` yields

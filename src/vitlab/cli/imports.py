@@ -55,9 +55,8 @@ def print_importing(name: str) -> None:
 
 def preload(config: Node) -> None:
     """Import what a job of this configuration needs, in the fastest order."""
-    if "torch" not in sys.modules and any(
-        node["_target_"] == WANDB for node in child_nodes(config.get("logger")).values()
-    ):
+    loggers = [node["_target_"] for node in child_nodes(config.get("logger")).values()]
+    if "torch" not in sys.modules and WANDB in loggers:
         for name in WANDB_MODULES:
             with suppress(ImportError):  # reported where it is used
                 importlib.import_module(name)

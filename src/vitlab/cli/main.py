@@ -17,9 +17,8 @@ def main() -> None:
     elif name == "--version":
         print(f"vitlab {version()}", file=sys.stdout)
     elif name not in programs:
-        print(
-            f"vitlab: there is no program {name!r}{suggest(name, programs)} (of {', '.join(programs)})", file=sys.stderr
-        )
+        there = f"{suggest(name, programs)} (of {', '.join(programs)})"
+        print(f"vitlab: there is no program {name!r}{there}", file=sys.stderr)
         sys.exit(2)
     else:
         sys.argv = [str(programs[name]), *arguments]

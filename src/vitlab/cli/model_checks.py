@@ -24,13 +24,11 @@ VIT, TIMM = "vitlab.models.vit.VisionTransformer", "vitlab.models.timm_model.tim
 
 def model_problems(view: ConfigView) -> Iterator[str]:
     facts, target = facts_of(view), view("model._target_", str)
-    for key, known, unit in (
-        ("num_classes", facts.num_classes if facts else None, "classes"),
-        ("in_channels", facts.channels if facts else None, "channels"),
-    ):
+    for key, known in (("num_classes", facts.num_classes), ("in_channels", facts.channels)):
         value = view(f"model.{key}", int)
         if value is not None and known is not None and value != known:
-            yield f"model.{key}={value}, but the data has {known} {unit}; leave model.{key} out to take the data's"
+            has = f"{known} {key.partition('_')[2]}"
+            yield f"model.{key}={value}, but the data has {has}; leave model.{key} out to take the data's"
     if target == VIT and not view.has_problem("model", "image_size"):
         given = arguments_of(view.config["model"])
         try:
@@ -94,8 +92,8 @@ def source_problems(source: str, options: Node, view: ConfigView) -> Iterator[st
     except (ValueError, OSError, RuntimeError) as error:
         yield f"model.weights={source}: {error}"
         return
-    if (facts := facts_of(view)) is not None and facts.num_classes:
-        given |= {"num_classes": facts.num_classes}
+    if classes := facts_of(view).num_classes:
+        given |= {"num_classes": classes}
     if view.has_problem("model", "image_size"):
         return
     with suppress(ValueError):  # a model that can't be, which another rule reports
@@ -137,10 +135,9 @@ def loss_problems(view: ConfigView) -> Iterator[str]:
         return
     from vitlab.training import distillation, losses
 
-    classes, channels = (facts.num_classes, facts.channels) if facts else (None, None)
     threshold, weights, teacher, kind = (given.get(name) for name in names)
-    yield from losses.loss_problems(given["loss"], classes, given["label_smoothing"], threshold, weights)
-    yield from distillation.distillation_problems(str(kind), teacher, classes, channels)
+    yield from losses.loss_problems(given["loss"], facts.num_classes, given["label_smoothing"], threshold, weights)
+    yield from distillation.distillation_problems(str(kind), teacher, facts.num_classes, facts.channels)
 
 
 def outline(node: Node) -> "nn.Module | None":

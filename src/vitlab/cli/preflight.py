@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -28,7 +27,7 @@ from vitlab.config.overrides import swept_keys
 from vitlab.config.schema import Node
 from vitlab.distributed import environment
 from vitlab.jobs import identity, resume
-from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, initialize_hydra, resolve_config
+from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, config_loader, initialize_hydra, resolve_config
 from vitlab.runs.folder import write_problem
 from vitlab.sweeps import ledger
 from vitlab.sweeps.checks import launcher_problems
@@ -118,7 +117,7 @@ def parse(program: Program, flags: Namespace) -> Request:
     problems: list[str] = []
     added = resume.resumed_overrides(flags.overrides, problems)
     added += arguments.hydra_groups_of_experiments(flags.overrides)
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    parser = OverridesParser.create(config_loader())
     overrides = parser.parse_overrides([*added, *flags.overrides])
     paths = [o.value() for o in overrides if o.key_or_group == "hydra.searchpath"]
     add_searchpath([str(folder) for path in paths for folder in arguments.as_list(path)])
@@ -170,7 +169,6 @@ def composed_problems(program: Program, primary: str, overrides: list[str], *, s
 def search_problems(request: Request) -> list[str]:
     """Problems of a search: its settings, and the configurations at the ends of its ranges."""
     from vitlab.sweeps.search import checks as search_checks
-    from vitlab.sweeps.search.checks import SWEEPERS
     from vitlab.sweeps.search.space import boundary_points
 
     try:
@@ -178,13 +176,12 @@ def search_problems(request: Request) -> list[str]:
         sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError):
         return []  # already reported
-    config, loader = resolve_config(cfg, UNSET_RUN_DIR), GlobalHydra.instance().config_loader()
-    if not isinstance(sweeper, dict) or sweeper.get("_target_") not in SWEEPERS:
+    config, loader = resolve_config(cfg, UNSET_RUN_DIR), config_loader()
+    if not isinstance(sweeper, dict) or sweeper.get("_target_") not in search_checks.SWEEPERS:
         return []
-    if isinstance(config, str) or not is_multirun(request, cfg):
-        return []
-    if allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)):
-        return []  # already reported
+    refused = allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra))
+    if refused or isinstance(config, str) or not is_multirun(request, cfg):
+        return []  # already reported, or no search
     lines = [o.input_line or "" for o in request.overrides if not o.is_hydra_override()]
     parameters, problems = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
     known = {o.key_or_group for o in request.overrides if o.is_discrete_sweep()}  # each value has been checked

@@ -13,11 +13,6 @@ from vitlab.jobs.run import Function
 Rule = Callable[[ConfigView], Iterable[str]]  # yields the problems of a configuration, a line each
 
 
-def no_problems(view: ConfigView) -> Iterable[str]:
-    """The rule of a program without one."""
-    return ()
-
-
 @dataclass(frozen=True)
 class Program:
     """A program: its name (and that of its file in `conf`), its function, and the rule for its own settings.
@@ -27,16 +22,14 @@ class Program:
 
     name: str
     function: Function
-    check: Rule = no_problems
+    check: Rule = lambda view: ()
     absent: tuple[str, ...] = ()
 
 
 def with_settings_of(program: Program, *, without: Iterable[str]) -> Callable[[Function], Function]:
     """Give a function that takes `**settings` those of another program, with their types and explanations."""
-    theirs, lines = (
-        inspect.signature(program.function),
-        docstrings.parse_arguments(inspect.getdoc(program.function) or ""),
-    )
+    theirs = inspect.signature(program.function)
+    lines = docstrings.parse_arguments(inspect.getdoc(program.function) or "")
 
     def extend(function: Function) -> Function:
         own: Any = inspect.signature(function)

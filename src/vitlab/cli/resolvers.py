@@ -117,10 +117,8 @@ def patch_for(image_size: int | Sequence[int]) -> int:
     sides = [image_size] if isinstance(image_size, int) else image_size
     if not isinstance(sides, Sequence) or not all(isinstance(side, int) for side in sides):
         return 1
-    for patch in range(2, max(sides, default=0) + 1):
-        if all(side % patch == 0 and side // patch <= 8 for side in sides):
-            return patch
-    return 1
+    patches = range(2, max(sides, default=0) + 1)
+    return next((p for p in patches if all(side % p == 0 and side // p <= 8 for side in sides)), 1)
 
 
 def run_name(*, _root_: DictConfig) -> str | None:

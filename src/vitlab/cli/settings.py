@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,7 +21,7 @@ from vitlab.cli.program import Program
 from vitlab.config import allowlist, docstrings
 from vitlab.config.annotations import format_type
 from vitlab.config.schema import Node, format_value, parameters
-from vitlab.jobs.compose import compose
+from vitlab.jobs.compose import compose, config_loader
 
 OTHER_GROUPS = {
     "experiment": "A recipe: it takes precedence over the groups, the command line over it.",
@@ -131,8 +129,7 @@ class ProgramSettings:
 
 def group_names(cfg: DictConfig, names: Iterable[str]) -> list[str]:
     """The groups among the root keys of a program, with those inside them, and Hydra's if the program can sweep."""
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
+    loader = config_loader()
     groups = [name for name in names if loader.get_group_options(name)]
     groups += ["experiment"] if "experiment" in cfg.hydra.runtime.choices else []
     groups += ["hydra/launcher", "hydra/sweeper"] if "max_failures_per_job" in cfg else []

@@ -120,9 +120,8 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
     if samples and batch and epochs is not None and epochs > 0:
         per_epoch = samples // batch if view("data.drop_last", bool) else math.ceil(samples / batch)
         accumulate = view("trainer.accumulate_grad_batches", int) or 1
-        most = per_epoch * accumulate
+        most = batches = per_epoch * accumulate
         if (limit := view("trainer.limit_train_batches", float)) is not None:
-            batches = per_epoch * accumulate
             if (most := min(batches, limit) if isinstance(limit, int) else int(batches * limit)) < 1 <= batches:
                 remedy = "raise it, or leave it out"
                 yield f"trainer.limit_train_batches={limit} of the {batches} batches of an epoch is none; {remedy}"

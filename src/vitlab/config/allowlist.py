@@ -148,9 +148,8 @@ def trust_named_packages(overrides: Iterable[str], config_dir: str | None) -> No
     if config_dir is not None:  # its groups alone: a run folder below it may be somebody else's
         groups = [folder.name for folder in paths.CONF.iterdir() if folder.is_dir()]
         patterns = ("*.yaml", *(f"{group}/**/*.yaml" for group in (*groups, "classifier", "experiment")))
-        texts += [
-            file.read_text(errors="replace") for pattern in patterns for file in sorted(Path(config_dir).glob(pattern))
-        ]
+        files = (file for pattern in patterns for file in sorted(Path(config_dir).glob(pattern)))
+        texts += [file.read_text(errors="replace") for file in files]
     targets = [target for text in texts for names in TARGET.findall(text) for target in re.split(r"\s*,\s*", names)]
     packages = dict.fromkeys(target.partition(".")[0] for target in targets)
     known = (*OFFERED_PACKAGES, *sys.stdlib_module_names, *ALLOWED)

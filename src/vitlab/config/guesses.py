@@ -67,22 +67,15 @@ def advice(line: str) -> str | None:
 
 def without_dashes(arguments: list[str], flags: set[str]) -> list[str]:
     """Rewrite `--key=value`, `--key value` and `--key` as Hydra's `key=value`; `flags` are Hydra's own."""
-    result: list[str] = []
-    key = None  # of a `--key` whose value may follow
-    for argument in arguments:
-        option = argument.startswith("--") and len(argument) > 2 and argument.partition("=")[0] not in flags
-        if key is not None:
-            follows = not (option or argument.startswith("-") or "=" in argument)
-            result.append(f"{key}={argument if follows else 'true'}")
-            key = None
-            if follows:
-                continue
-        if not option:
-            result.append(argument)
+    result, words = list[str](), list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--" or word.partition("=")[0] in flags:
+            result.append(word)
             continue
-        name, equals, value = argument[2:].partition("=")
-        if equals:
-            result.append(f"{name.replace('-', '_')}={value}")
-        else:
-            key = name.replace("-", "_")
-    return result if key is None else [*result, f"{key}=true"]
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            follows = bool(words) and not (words[0].startswith("-") or "=" in words[0])
+            value = words.pop(0) if follows else "true"
+        result.append(f"{name.replace('-', '_')}={value}")
+    return result

@@ -30,10 +30,8 @@ ADDRESSES = {"launcher.address": r"auto|local", "sweeper.storage": r"sqlite:///.
 
 def reason_to_name(path: str) -> str | None:
     """Why only the user may choose the part that is defined at a path; None if a configuration may."""
-    for part, reason in CHOSEN_BY_NAME.items():
-        if path == part or path.startswith(f"{part}."):
-            return f"{reason}; choose it on the command line"
-    return None
+    reasons = (reason for part, reason in CHOSEN_BY_NAME.items() if path == part or path.startswith(f"{part}."))
+    return next((f"{reason}; choose it on the command line" for reason in reasons), None)
 
 
 def named_by_user(overrides: Iterable[str], targets: Iterable[str]) -> Iterator[str]:

@@ -154,6 +154,5 @@ def child_nodes(value: Any) -> dict[str, Node]:
 
 def format_value(value: Any) -> str:
     """A value as it would be typed on the command line, shortened."""
-    text = {None: "null", True: "true", False: "false"}.get(value) if not isinstance(value, dict | list) else None
-    text = text if isinstance(value, bool | None) and text else str(value)
+    text = {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

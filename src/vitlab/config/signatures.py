@@ -9,8 +9,6 @@ from typing import Annotated, Any, ForwardRef, Literal, Union, cast, get_origin
 from vitlab.config import definitions
 from vitlab.config.definitions import Definition
 
-Node = dict[str, Any]
-
 # Modules of annotations are imported; other names stay names until a value is compared with them.
 IMPORTED = ("builtins", "typing", "types", "collections", "pathlib", "datetime", "os", "numbers", "annotated_types")
 WITHOUT_INIT = ("builtins.object", "abc.ABC", "typing.Generic", "typing.Protocol")
@@ -94,7 +92,7 @@ def _function_of(definition: Definition) -> Definition | None:
     return Definition("builtins", "object.__init__", NO_INIT)
 
 
-def defaults(target: str) -> Node:
+def defaults(target: str) -> dict[str, Any]:
     """`{"_target_": target, parameter: default, ...}` of a callable whose defaults are literals."""
     if (known := parameters(target)) is None:
         raise LookupError(f"{target} is not defined in a source file")

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
@@ -139,10 +139,6 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         return Box(**self.inception.make_params([torch.empty(1).expand(1, height, width)]))  # only the shape is used
 
 
-def identity(batch: TrainBatch | EvalBatch) -> TrainBatch | EvalBatch:
-    return batch
-
-
 def build_loader(
     dataset: MemoryDataset | FilesDataset, plans: Sampler[BatchPlan], *, workers: int, keep: bool, pin: bool, seed: int
 ) -> Loader:
@@ -150,7 +146,7 @@ def build_loader(
     return DataLoader(
         dataset,
         batch_sampler=plans,  # type: ignore[arg-type]  # a plan instead of a list of indices
-        collate_fn=identity,  # type: ignore[arg-type]  # the dataset returns a batch
+        collate_fn=nn.Identity(),  # the dataset returns a batch
         num_workers=workers,
         pin_memory=pin,
         persistent_workers=keep and workers > 0,

@@ -159,12 +159,7 @@ def is_plain_jpeg(file: BinaryIO) -> bool:
     file.seek(0)
     data = file.read(JPEG_START)
     frame = next((at for marker, at, _ in jpeg_segments(data) if marker in FRAMES), None) if data[:2] == JPEG else None
-    if (
-        frame is None
-        or data[frame + 1] not in (0xC0, 0xC1, 0xC2)
-        or data[frame + 4] != 8
-        or data[frame + 9] not in (1, 3)
-    ):
+    if frame is None or data[frame + 1] > 0xC2 or data[frame + 4] != 8 or data[frame + 9] not in (1, 3):
         return False
     width, height = frame_size(data, frame)
     file.seek(-2, os.SEEK_END)

@@ -9,7 +9,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -123,11 +123,8 @@ def read_listing(file: Path) -> Listing | None:
             if not is_unchanged(head["times"]):
                 return None
             files = FileList([], head["state"])
-            files.buffer, files.ends, files.chosen = (
-                bytes(saved["buffer"]),
-                saved["ends"],
-                np.arange(len(saved["ends"])),
-            )
+            files.buffer, files.ends = bytes(saved["buffer"]), saved["ends"]
+            files.chosen = np.arange(len(files.ends))
             files.first, files.last = os.fsencode(head["first"]), os.fsencode(head["last"])
             labels = saved["labels"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -169,22 +166,17 @@ def folder_cache_lock(file: Path, subject: str) -> Iterator[None]:
     """Hold a lock next to a file of the cache; a process that waits logs it. A dead process holds no lock."""
     from filelock import FileLock, Timeout
 
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{file}.lock")
-        while True:
-            with suppress(Timeout):
-                lock.acquire(timeout=WAIT)
-                break
-            log.info("waiting for another process, which reads %s", subject)
-    except (OSError, NotImplementedError) as error:  # no cache here: each process reads the folders
-        log.debug("%s can't be locked: %s", file, error)
+    with ExitStack() as stack:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                with suppress(Timeout):
+                    stack.enter_context(FileLock(f"{file}.lock").acquire(timeout=WAIT))
+                    break
+                log.info("waiting for another process, which reads %s", subject)
+        except (OSError, NotImplementedError) as error:  # no cache here: each process reads the folders
+            log.debug("%s can't be locked: %s", file, error)
         yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def remove_old_files(folder: Path) -> None:

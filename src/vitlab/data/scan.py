@@ -105,7 +105,7 @@ def scan_id(source: Source, scan: Scan) -> str:
 def find_bad_files(source: Source, scan: Scan) -> list[BadFile]:
     images = ((path, name) for name, split in source.splits.items() for path in split.files or [])
     root, total = common_folder(source), sum(len(split) for split in source.splits.values() if split.files)
-    check, content = partial(check_files, decode_all=scan != "headers"), "headers" if scan == "headers" else "all bytes"
+    check, content = partial(check_file, decode_all=scan != "headers"), "headers" if scan == "headers" else "all bytes"
     bad, finished, start = list[BadFile](), 0, time.monotonic()
     logged = start
     # Python's own work is one thread at a time: more threads help those that wait for a disk or decode
@@ -113,7 +113,8 @@ def find_bad_files(source: Source, scan: Scan) -> list[BadFile]:
     with quiet(), ThreadPoolExecutor(threads) as pool:
         while part := list(islice(images, 64 * threads)):
             chunks = [[path for path, _ in part[at : at + size]] for at in range(0, len(part), size)]
-            for (path, name), reason in zip(part, chain.from_iterable(pool.map(check, chunks)), strict=True):
+            reasons = chain.from_iterable(pool.map(lambda paths: [*map(check, paths)], chunks))
+            for (path, name), reason in zip(part, reasons, strict=True):
                 if reason:
                     bad.append(BadFile(path.removeprefix(root), name, reason))
             finished += len(part)
@@ -124,10 +125,6 @@ def find_bad_files(source: Source, scan: Scan) -> list[BadFile]:
     seconds = time.monotonic() - start
     log.info("read %s of %d images in %.1f s, %.0f a second", content, total, seconds, total / seconds)
     return bad
-
-
-def check_files(paths: list[str], *, decode_all: bool) -> list[str]:
-    return [check_file(path, decode_all=decode_all) for path in paths]
 
 
 def check_file(path: str, *, decode_all: bool) -> str:

@@ -109,10 +109,8 @@ def advice(shares: dict[str, float], epoch: dict[str, float], trials: Sequence[T
         yield f"{command_line(trial.overrides)}: {trial.gain:.2f} x the images per second{note}"
     if trials and not faster:
         yield "no tried change gains more than the noise"
-    for name, knob in {
-        "validation": "trainer.check_val_every_n_epoch",
-        "checkpoint": "callbacks.last.every_n_epochs",
-    }.items():
+    knobs = {"validation": "trainer.check_val_every_n_epoch", "checkpoint": "callbacks.last.every_n_epochs"}
+    for name, knob in knobs.items():
         if (share := epoch[name] / sum(epoch.values())) > WORTH:
             yield f"{name} takes {share:.0%} of an epoch; {knob}=N divides that by N"
 

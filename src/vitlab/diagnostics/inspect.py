@@ -5,11 +5,10 @@ needs, and so change the step. A layer whose weights are used without a call cou
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.utils._pytree import tree_leaves
@@ -114,29 +113,22 @@ class ModuleTrace:
                 # a next module records it as its input; otherwise the surrounding module's arithmetic reads it
                 self._record_gradients(output, f"output of {name}", origin=stack[-1][0] if stack else "loss")
 
-        handles = [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave)]
-        try:
+        with hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def backward(self) -> Iterator[None]:
         """Record the backward pass in the block."""
-        handles = []
-        for name, parameter in self.network.named_parameters():
-            if parameter.requires_grad:
+        with ExitStack() as handles:
+            for name, parameter in self.network.named_parameters():
+                if parameter.requires_grad:
 
-                def note(parameter: Tensor, name: str = name) -> None:
-                    self.gradients.append(Gradient(name, tensor_stats(parameter.grad), owner_name(name), id(parameter)))
+                    def note(leaf: Tensor, name: str = name) -> None:
+                        self.gradients.append(Gradient(name, tensor_stats(leaf.grad), owner_name(name), id(leaf)))
 
-                handles.append(parameter.register_post_accumulate_grad_hook(note))  # type: ignore[no-untyped-call]
-        try:
+                    hook = parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
+                    handles.enter_context(hook)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _record_gradients(self, value: Any, of: str, *, origin: str) -> None:
         for tensor in tree_leaves(value):
@@ -157,8 +149,3 @@ def parameter_lines(network: nn.Module, name: str) -> list[str]:
     """Statistics of the parameters of a module and its submodules, a line each."""
     module, prefix = (network, "") if name == "network" else (network.get_submodule(name), f"{name}.")
     return [f"{prefix}{inner}: {tensor_stats(parameter)}" for inner, parameter in module.named_parameters()]
-
-
-def gradient_norm(network: nn.Module) -> float:
-    """The norm of all gradients, as in clipping."""
-    return float(torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None]))

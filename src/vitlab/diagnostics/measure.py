@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vitlab.config.schema import Node, resolve
 from vitlab.data.datamodule import DataModule
+from vitlab.diagnostics.timing import synchronize
 from vitlab.models import flops
 from vitlab.models.compile import compile_network
 from vitlab.runs.muted_logs import muted_logs
@@ -208,11 +209,6 @@ class ProfiledRun:
         del trainer
         gc.collect()  # end the data workers
         return timing
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def is_skipped(callback: Node) -> bool:

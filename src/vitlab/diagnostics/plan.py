@@ -163,14 +163,10 @@ def planned_data(training: Node, images: int | None, classes: int | None) -> tup
 def planned_classifier(training: Node, data: DataModule, device: str = "meta") -> Classifier:
     """The classifier with its optimizer and schedule, with random weights, on a device."""
     fixed = {"pretrained": False} if "pretrained" in training["model"] else {}
+    model, options = training["model"] | fixed, training["classifier"] | {"metrics": {}}
+    parts = {name: training[name] for name in ("optimizer", "schedule")}
     with torch.device(device):
-        module = build.build_classifier(
-            training["model"] | fixed,
-            data,
-            training["classifier"] | {"metrics": {}},
-            optimizer=training["optimizer"],
-            schedule=training["schedule"],
-        )
+        module = build.build_classifier(model, data, options, **parts)
     kind, _, scope = str(training["trainer"]["precision"]).partition("-")
     module.network.to(DTYPES[kind] if scope == "true" and kind in DTYPES else torch.float32)
     module._trainer = data.trainer

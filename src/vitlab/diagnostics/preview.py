@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from vitlab.config.schema import Node
 from vitlab.data import augment_ops
+from vitlab.data.auto_augment import LEVELS, magnitude_table
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch, TrainBatch
 from vitlab.data.sampler import BatchPlan
@@ -87,15 +88,11 @@ def to_device(data: DataModule, batch: Any) -> Any:
 
 def operations(image: Tensor, levels: Sequence[int]) -> tuple[Tensor, list[str]]:
     """An image uint8 [1, C, H, W] after each operation at each level of 0 to 30, and the magnitudes as text."""
-    height, width = image.shape[-2:]
-    space: Any = v2.RandAugment._AUGMENTATION_SPACE
-    rows = []
-    for name in augment_ops.NAMES:
-        values = space[name][0](31, height, width) if name in space else torch.linspace(0, STRONGEST.get(name, 0), 31)
-        values = torch.zeros(31) if values is None else values.float()
-        rows.append(values.trunc() if name.startswith("Translate") else values)  # complete pixels
-    chosen = torch.arange(len(rows)).repeat_interleave(len(levels))
-    magnitudes = torch.cat([row[list(levels)] for row in rows])
+    table = magnitude_table(v2.RandAugment, LEVELS, image.shape[-2], image.shape[-1])[0].clone()
+    for name, strongest in STRONGEST.items():
+        table[augment_ops.NAMES.index(name)] = torch.linspace(0, strongest, LEVELS)
+    chosen = torch.arange(len(table)).repeat_interleave(len(levels))
+    magnitudes = table[:, list(levels)].flatten()
     cells = augment_ops.apply_ops(image.expand(len(chosen), -1, -1, -1), chosen, magnitudes)
     return cells, [f"{value:.3g}" for value in magnitudes.tolist()]
 

@@ -1,5 +1,6 @@
 """Replay a captured step: repeat forward and backward, and find the first value that isn't finite."""
 
+import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from vitlab.diagnostics import inspect
 from vitlab.diagnostics.inspect import ModuleCall, ModuleTrace, tensor_stats
 from vitlab.runs.folder import read_config
 from vitlab.training import build, nonfinite
-from vitlab.training.classifier import Classifier, loss_scale
+from vitlab.training.classifier import Classifier, gradient_norm, loss_scale
 from vitlab.training.nonfinite import json_number
 from vitlab.training.random_state import restore_random_state
 
@@ -104,7 +105,8 @@ def equal(one: Tensor, two: Tensor) -> bool:
 
 def replay_capture(folder: Path, *, rank: int = 0, accelerator: str = "auto") -> ReplayResult:
     """Repeat a rank's captured step: forward, loss and backward of each micro-batch."""
-    info, config = nonfinite.read_info(folder), read_config(folder)
+    info: Node = json.loads((folder / nonfinite.INFO).read_text())
+    config = read_config(folder)
     parts, weights = nonfinite.read_parts(folder, rank), nonfinite.read_weights(folder)
     torch.set_num_threads(info["threads"])  # the number of threads affects the rounding of sums
     kept = {k: v for k, v in config["trainer"].items() if k in ("deterministic", "benchmark")}
@@ -153,11 +155,12 @@ def replay_capture(folder: Path, *, rank: int = 0, accelerator: str = "auto") ->
                 result.record("a gradient", gradient.origin, lines, index)
         if result.trace is None or (result.what and result.part == index):
             result.trace = trace
-    if result.what is None and not torch.tensor(inspect.gradient_norm(network)).isfinite():
-        gradients = {k: tensor_stats(p.grad) for k, p in network.named_parameters() if p.grad is not None}
-        name = max(gradients, key=lambda k: max(abs(gradients[k].low), abs(gradients[k].high)))
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    if result.what is None and not gradient_norm(gradients).isfinite():
+        ranges = {k: tensor_stats(p.grad) for k, p in network.named_parameters() if p.grad is not None}
+        name = max(ranges, key=lambda k: max(abs(ranges[k].low), abs(ranges[k].high)))
         lines = ["each gradient is finite, but the sum of their squares is not; the largest:"]
-        result.record("the gradient's norm", inspect.owner_name(name), [*lines, f"{name}: {gradients[name]}"])
+        result.record("the gradient's norm", inspect.owner_name(name), [*lines, f"{name}: {ranges[name]}"])
     return result
 
 

@@ -105,7 +105,7 @@ class Clock:
         if contender.self_timed:
             return 1
         contender.run()
-        self.synchronize()
+        synchronize(self.device)
         once = self.time(contender, 1)
         return max(1, round(self.seconds / once)) if once > 0 else 1
 
@@ -113,13 +113,14 @@ class Clock:
         """Seconds per call."""
         if contender.self_timed:
             return cast(float, contender.run())
-        self.synchronize()
+        synchronize(self.device)
         start = time.perf_counter()
         for _ in range(calls):
             contender.run()
-        self.synchronize()
+        synchronize(self.device)
         return (time.perf_counter() - start) / calls
 
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -78,8 +78,3 @@ def rank(environment: Mapping[str, str]) -> int:
 def is_restart(environment: Mapping[str, str]) -> bool:
     """Whether torchrun, the cluster or vitlab has restarted this job, which then resumes."""
     return any(int(environment.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-
-
-def local_rank(environment: Mapping[str, str]) -> int:
-    """This process's rank on its machine; 0 if no launcher set it."""
-    return int(environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", "0")))

@@ -59,11 +59,8 @@ class Extractor(LightningModule):
         if self.kind == "pooled":
             inputs: list[Tensor] = []
             head = network.get_submodule(freezing.head_names(network)[0])
-            hook = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-            try:
+            with head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])):
                 network(images)
-            finally:
-                hook.remove()
             return inputs[0].flatten(1)
         tokens = network.forward_features(images)
         cls, mean = tokens[:, 0], tokens[:, self.prefix :].mean(dim=1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from vitlab.config.allowlist import NotTrusted
 from vitlab.config.schema import Node
 from vitlab.export import graph, model_card, safetensors, timm, transformers
-from vitlab.export.checkpoint import CheckpointWeights, ExportModel, Kind, load_weights, random_images
+from vitlab.export.checkpoint import CheckpointWeights, ExportModel, Kind, load_weights
 from vitlab.export.folder import CARD, RECORD, atomic_folder, folder_problem, write_json
 from vitlab.export.processor import SIZES, compare_processor
 from vitlab.runs.folder import write_problem
@@ -160,8 +160,7 @@ def largest_difference(format_: Format, trained: ExportModel, folder: Path, fold
     largest = torch.zeros(())
     with torch.no_grad():
         for seed, count in enumerate(BATCH_SIZES):
-            batch = random_images(trained, count, seed=seed)
-            batch = batch if fold else trained.prepare()(batch)
+            batch = graph.example_input(trained, fold, count, seed=seed)
             expected, outputs = live(batch), exported(batch)
             if outputs.shape != expected.shape:
                 shapes = f"outputs have the shape {tuple(outputs.shape)}, the live network's {tuple(expected.shape)}"

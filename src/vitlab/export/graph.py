@@ -37,8 +37,8 @@ def graph_module(trained: ExportModel, fold: bool) -> nn.Module:
     return (FoldedNetwork(trained) if fold else trained.network).eval()
 
 
-def example_input(trained: ExportModel, fold: bool) -> Tensor:
-    images = random_images(trained, EXAMPLE)
+def example_input(trained: ExportModel, fold: bool, count: int = EXAMPLE, *, seed: int = 0) -> Tensor:
+    images = random_images(trained, count, seed=seed)
     return images if fold else trained.prepare()(images)
 
 

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,22 @@ def initialize_hydra(arguments: Namespace) -> Iterator[None]:
             _cache.reset(token)
 
 
-@contextmanager
-def ensure_hydra() -> Iterator[None]:
+def ensure_hydra() -> AbstractContextManager[object]:
     """Set up Hydra's loader on `conf/`, unless a command has set up its own."""
-    if GlobalHydra.instance().is_initialized():
-        yield
-    else:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            yield
+    is_set_up = GlobalHydra.instance().is_initialized()
+    return nullcontext() if is_set_up else hydra.initialize_config_dir(str(CONF), version_base="1.3")
+
+
+def config_loader() -> ConfigLoaderImpl:
+    """Hydra's loader, with the repository of its files."""
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader
 
 
 def add_searchpath(folders: list[str]) -> None:
     """Add folders with options to the search path of Hydra's loader, which has listed its folders already."""
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
+    loader = config_loader()
     _cache.get({}).clear()
     for folder in folders:
         loader.config_search_path.prepend("command-line", folder, anchor="schema")

@@ -9,23 +9,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from vitlab.config import renamed
-from vitlab.config.overrides import as_single_run, hydra_quote
+from vitlab.config.overrides import as_single_run, hydra_quote, parse_overrides
 from vitlab.config.schema import Node
 from vitlab.jobs.fingerprint import incompatibilities, setting_changes, training_settings
-from vitlab.runs import lock
-from vitlab.runs.folder import (
-    CONFIG,
-    OVERRIDES,
-    UnreadableRun,
-    find_run_dir,
-    is_edited,
-    read_config,
-    read_overrides,
-    read_results,
-)
+from vitlab.runs import folder, lock
 
 LAST = "checkpoints/last.ckpt"
 
@@ -38,28 +26,26 @@ class CannotResume(ValueError):
 
 def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
     """Return the overrides that the run of `resume=FOLDER` was started with, except those that `overrides` replaces."""
-    parser = OverridesParser.create()
-    given = {o.key_or_group: o for o in parser.parse_overrides(overrides)}
+    given = {o.key_or_group: o for o in parse_overrides(overrides)}
     if "resume" not in given or (target := str(given["resume"].value())) in ("auto", "None", "null"):
         return []
-    run_dir = find_run_dir(Path(target))
+    run_dir = folder.find_run_dir(Path(target))
     if run_dir is None:
         problems.append(f"resume={target}: no run folder, nor a checkpoint in one; use resume=auto or a path")
         return []
     try:
-        saved, config = read_overrides(run_dir), read_config(run_dir)
-    except (OSError, UnreadableRun) as error:
+        saved, config = folder.read_overrides(run_dir), folder.read_config(run_dir)
+    except (OSError, folder.UnreadableRun) as error:
         problems.append(f"resume={target}: {error}; resume=FILE.ckpt hydra.run.dir=NEW with its settings continues it")
         return []
     warn_of_edits(run_dir)
-    parsed = parser.parse_overrides([new for old in saved if (new := renamed.current_override(old))])
+    parsed = parse_overrides([new for old in saved if (new := renamed.current_override(old))])
     of_hydra = [
         o.input_line for o in parsed if any(re.match(r"hydra\b", name or "") for name in (o.key_or_group, o.package))
     ]
     if of_hydra:  # its search path, launchers, callbacks and logging; a run saves none of them
-        problems.append(
-            f"resume={target}: {OVERRIDES} has {', '.join(map(str, of_hydra))}; a run's own sets nothing of hydra"
-        )
+        listed = ", ".join(map(str, of_hydra))
+        problems.append(f"resume={target}: {folder.OVERRIDES} has {listed}; a run's own sets nothing of hydra")
         return []
     kept = [o.input_line or "" for o in parsed if o.key_or_group not in {*given, "resume", "sweep"}]
     if config.get("sweep"):
@@ -75,14 +61,14 @@ def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.
     """
     job, settings = environment.get("SLURM_JOB_ID"), training_settings(config)
     candidates, others = [], Counter[str]()
-    for file in sorted(search.glob(f"*/{CONFIG}")):
-        run_dir, results = file.parent, read_results(file.parent)
+    for file in sorted(search.glob(f"*/{folder.CONFIG}")):
+        run_dir, results = file.parent, folder.read_results(file.parent)
         if results.get("status") == "finished":  # of thousands, these are most: their configurations aren't read
             others["finished"] += 1
             continue
         try:
-            other = training_settings(read_config(run_dir))
-        except (OSError, UnreadableRun) as error:
+            other = training_settings(folder.read_config(run_dir))
+        except (OSError, folder.UnreadableRun) as error:
             log.warning("%s can't be read (%s), and is skipped", file, error)
             others["unreadable"] += 1
             continue
@@ -109,9 +95,9 @@ def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.
 
 
 def warn_of_edits(run_dir: Path) -> None:
-    if is_edited(run_dir):
+    if folder.is_edited(run_dir):
         hint = f"resume={run_dir} KEY=VALUE changes a setting of a resumed run"
-        log.warning("%s was edited, which changes no setting of the run; %s", run_dir / CONFIG, hint)
+        log.warning("%s was edited, which changes no setting of the run; %s", run_dir / folder.CONFIG, hint)
 
 
 def last_step(run_dir: Path) -> int:
@@ -124,7 +110,7 @@ def folder_problems(config: Node, run_dir: Path) -> list[str]:
     """Return why a run of this configuration can't start or resume in a folder without losing what is saved there."""
     if "resume" not in config:
         return []
-    resume, results = config["resume"], read_results(run_dir)
+    resume, results = config["resume"], folder.read_results(run_dir)
     if lock.is_held(run_dir):
         return [f"hydra.run.dir={run_dir} is being trained in by {lock.owner(results)}; two can't share a folder"]
     if not any((run_dir / "checkpoints").glob("*.ckpt")):
@@ -132,8 +118,9 @@ def folder_problems(config: Node, run_dir: Path) -> list[str]:
         return [] if resume in (None, "auto") or str(resume).endswith(".ckpt") else [missing]
     if resume is None:
         return [f"hydra.run.dir={run_dir} has a run already; resume it with resume={run_dir}, or set another folder"]
-    with suppress(OSError, UnreadableRun):
-        if results.get("status") == "finished" and training_settings(read_config(run_dir)) == training_settings(config):
+    is_finished = results.get("status") == "finished"
+    with suppress(OSError, folder.UnreadableRun):
+        if is_finished and training_settings(folder.read_config(run_dir)) == training_settings(config):
             hint = "raise trainer.max_epochs or trainer.max_steps to continue it"
             return [f"resume={resume}: {run_dir} is finished; {hint}"]
     return []

@@ -26,18 +26,16 @@ BATCH = 2  # BatchNorm can't train on a single image
 CHECKPOINTING = ("activation_checkpointing", "grad_checkpointing", "gradient_checkpointing", "kept_only")
 
 
-def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """FLOPs of the forward pass of one image (C, H, W) in evaluation mode."""
-    return count_flops(network, image_shape, backward=False)
-
-
 def training_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """FLOPs of forward and backward of one image (C, H, W), without frozen parameters and recomputed activations."""
     return count_flops(network, image_shape, backward=any(p.requires_grad for p in network.parameters()))
 
 
 def count_flops(network: nn.Module, image_shape: tuple[int, int, int], *, backward: bool) -> int:
-    """Count on the meta device, which takes no memory and little time. The network stays unchanged."""
+    """FLOPs of one image (C, H, W), of forward in evaluation mode, or of forward and `backward` in training.
+
+    They are counted on the meta device, which takes no memory and little time. The network stays unchanged.
+    """
     tensors = {
         name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad and backward)
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]

@@ -30,12 +30,6 @@ def timm_model(
     if not timm.is_model(model_name):
         raise ValueError(f"model.model_name={model_name} is no timm model{suggest(model_name, timm.list_models())}")
     cfg = timm.get_pretrained_cfg(model_name)
-    size: dict[str, Any] = {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
-    return timm.create_model(
-        model_name,
-        pretrained=pretrained,
-        num_classes=num_classes,
-        in_chans=in_channels,
-        drop_path_rate=drop_path,
-        **size,
-    )
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels, "drop_path_rate": drop_path}
+    options |= {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
+    return timm.create_model(model_name, pretrained=pretrained, **options)

@@ -150,7 +150,5 @@ def list_runs(folder: Path) -> list[Path]:
 
 def find_run_dir(path: Path) -> Path | None:
     """The run folder of a path: the path, its parent or grandparent."""
-    for folder in (path, path.parent, path.parent.parent):
-        if (folder / CONFIG).is_file():
-            return folder.resolve()
-    return None
+    folders = (path, path.parent, path.parent.parent)
+    return next((folder.resolve() for folder in folders if (folder / CONFIG).is_file()), None)

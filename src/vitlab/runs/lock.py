@@ -4,8 +4,8 @@ import fcntl
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,13 @@ ORPHAN_TIMEOUT = 20.0  # seconds in which the data-loading workers of a killed p
 PROBE_TIMEOUT = 0.5  # seconds in which `is_locked` of another process releases a lock
 
 
-@contextmanager
-def run_lock(run_dir: Path, role: str) -> Iterator[None]:
-    """Own a run folder until the block or the process ends. Raises `RunInUse`."""
+def run_lock(run_dir: Path, role: str) -> AbstractContextManager[object]:
+    """Own a run folder now, until the block or the process ends. Raises `RunInUse`."""
     timeout = ORPHAN_TIMEOUT if is_lock_orphaned(run_dir) else PROBE_TIMEOUT
     try:
-        lock = folder_lock(run_dir, LOCKS[role], "make sure that only one process trains in it", timeout=timeout)
+        return folder_lock(run_dir, LOCKS[role], "make sure that only one process trains in it", timeout=timeout)
     except TimeoutError:
         raise RunInUse(f"{run_dir} is being trained in by {owner(read_results(run_dir))}") from None
-    with lock:
-        yield
 
 
 def folder_lock(folder: Path, name: str, remedy: str, *, timeout: float = -1) -> AbstractContextManager[object]:

@@ -173,7 +173,6 @@ def git_commit() -> str | None:
     """The source's git commit, with `+changes` if files differ from it; None outside a repository."""
     if paths.IN_WHEEL:  # the environment may be in another repository
         return None
-
     folder = str(Path(__file__).resolve().parent)
     command = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     with suppress(OSError, subprocess.CalledProcessError):

@@ -16,9 +16,7 @@ from vitlab.config.allowlist import MOST_VALUES, NotTrusted, has_too_many_values
 
 
 @contextmanager
-def explain_unsafe_pickle(
-    file: Path | str | None, remedy: str = "use a checkpoint that vitlab saved"
-) -> Iterator[None]:
+def explain_unsafe_pickle(file: Path, remedy: str = "use a checkpoint that vitlab saved") -> Iterator[None]:
     """Replace torch's refusal of a file, which suggests to run its code, by a line with the remedy."""
     try:
         yield

@@ -20,7 +20,6 @@ def sweep_action_problems(read: ConfigView) -> Iterator[str]:
     action, sweep, run = read("action", str), read("sweep", str), read("run", str)
     if action is None or {"sweep", "run"} & read.bad:
         return
-
     takes = f"{action} takes sweep=NAME" + " or run=FOLDER" * (action == "dashboard")
     if action != "dashboard" and (sweep is None or run is not None):
         yield f"{'sweep is not set' if run is None else f'run={run} is for dashboard'}; {takes}"

@@ -198,10 +198,7 @@ class Classifier(LightningModule):
             fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip by norm with one pass over the gradients, and keep the norm for the log.
 

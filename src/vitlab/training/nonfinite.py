@@ -227,11 +227,6 @@ def write_capture(folder: Path, module: Classifier, parts: Sequence[MicroBatch],
         unfinished.rename(folder)
 
 
-def read_info(folder: Path) -> Node:
-    info: Node = json.loads((folder / INFO).read_text())
-    return info
-
-
 def read_parts(folder: Path, rank: int) -> list[MicroBatch]:
     """A rank's micro-batches, on the CPU."""
     parts = torch.load(folder / f"rank{rank}" / PARTS, map_location="cpu", weights_only=True)

@@ -154,11 +154,8 @@ def timm_cosine(
     import torch
     from timm.scheduler.cosine_lr import CosineLRScheduler
 
-    interval, peak, cooldown = (
-        steps_per_epoch if per_epoch else 1,
-        peak_rate(optimizer),
-        cooldown_epochs * steps_per_epoch,
-    )
+    interval, peak = steps_per_epoch if per_epoch else 1, peak_rate(optimizer)
+    cooldown = cooldown_epochs * steps_per_epoch
     counts = {"steps_per_epoch": steps_per_epoch, "cooldown_steps": cooldown}
     warmup = count_warmup(total_steps, warmup_steps, epochs=warmup_epochs, **counts)
     rate = torch.optim.SGD([torch.zeros(1)], lr=peak)

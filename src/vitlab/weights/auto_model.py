@@ -73,13 +73,9 @@ def fill_model(config: Node, arguments: Node, data: Node, auto: bool) -> Node:
 
 def fill_image_size(config: Node, size: Any) -> Node:
     """A configuration of model=auto with an image size if it has none."""
-    if config.get("image_size", "") is not None:
-        return config
-    config = {**config, "image_size": size}
-    for group in ("model", "data"):
-        if isinstance(node := config.get(group), dict) and node.get("image_size", "") is None:
-            config[group] = {**node, "image_size": size}
-    return config
+    groups = [group for group in ("model", "data") if isinstance(config.get(group), dict)]
+    known = {"image_size": size, **{group: {"image_size": size} for group in groups}}
+    return merge_settings(config, known) if config.get("image_size", "") is None else config
 
 
 def merge_settings(node: Node, known: Node) -> Node:

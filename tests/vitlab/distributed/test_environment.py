@@ -10,7 +10,6 @@ from vitlab.distributed.environment import (
     NodeInfo,
     is_restart,
     launched_externally,
-    local_rank,
     node_from_env,
     ranks_per_node,
 )
@@ -86,12 +85,6 @@ def test_a_machines_place_in_a_job_is_what_its_launcher_says_or_slurm_with_one_t
 )
 def test_a_process_knows_its_number(environment: dict[str, str], rank: int) -> None:
     assert distributed_environment.rank(environment) == rank
-
-
-def test_a_process_knows_its_number_on_its_machine() -> None:
-    assert local_rank({}) == 0
-    assert local_rank({"RANK": "9", "LOCAL_RANK": "1"}) == 1
-    assert local_rank({"SLURM_PROCID": "9", "SLURM_LOCALID": "2"}) == 2
 
 
 @pytest.mark.parametrize(

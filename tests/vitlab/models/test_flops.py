@@ -8,7 +8,7 @@ from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from vitlab.models import flops, freezing
-from vitlab.models.flops import forward_flops, training_flops
+from vitlab.models.flops import count_flops, training_flops
 from vitlab.models.vit import VisionTransformer
 
 CLASSES, TOKENS, PATCHES, DIM, DEPTH = 10, 17, 16, 64, 3
@@ -34,7 +34,7 @@ def block(queries: int) -> int:
 def test_a_vits_flops_are_those_of_the_formula(pool: str, last: int, settings: dict[str, object]) -> None:
     network = vit(pool=pool, **settings)
     forward = 2 * (EMBEDDING + (DEPTH - 1) * block(TOKENS) + block(last) + HEAD)
-    assert forward_flops(network, IMAGE) == forward
+    assert count_flops(network, IMAGE, backward=False) == forward
     # each product has two more in backward, for what it multiplied; images need none
     assert training_flops(network, IMAGE) == 3 * forward - 2 * EMBEDDING
 
@@ -42,12 +42,12 @@ def test_a_vits_flops_are_those_of_the_formula(pool: str, last: int, settings: d
 def test_frozen_parts_have_no_gradients_to_compute() -> None:
     network = vit(pool="avg")
     freezing.freeze(network, "all-but-head")
-    assert training_flops(network, IMAGE) == forward_flops(network, IMAGE) + 2 * HEAD
+    assert training_flops(network, IMAGE) == count_flops(network, IMAGE, backward=False) + 2 * HEAD
     network.blocks[-1].mlp.fc2.requires_grad_(True)
     last = TOKENS * 4 * DIM * DIM  # of its weight alone: no trained layer is below
-    assert training_flops(network, IMAGE) == forward_flops(network, IMAGE) + 2 * (2 * HEAD + last)
+    assert training_flops(network, IMAGE) == count_flops(network, IMAGE, backward=False) + 2 * (2 * HEAD + last)
     network.requires_grad_(False)
-    assert training_flops(network, IMAGE) == forward_flops(network, IMAGE)
+    assert training_flops(network, IMAGE) == count_flops(network, IMAGE, backward=False)
 
 
 def test_counting_is_not_disturbed_by_anomaly_detection(recwarn: pytest.WarningsRecorder) -> None:
@@ -65,7 +65,7 @@ def test_counting_leaves_a_network_as_it_was() -> None:
     network(torch.zeros(2, *IMAGE))
     network[1].eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    assert training_flops(network, IMAGE) > forward_flops(network, IMAGE) > 0
+    assert training_flops(network, IMAGE) > count_flops(network, IMAGE, backward=False) > 0
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert network.training
     assert not network[1].training
@@ -84,12 +84,13 @@ def test_peers_count_as_the_same_model_of_ours() -> None:
     small = {"dim": 192, "depth": 2, "heads": 3}
     peer = timm.create_model("vit_tiny_patch16_224", depth=2)
     ours = vit(pool="avg", image_size=224, patch_size=16, num_classes=1000, **small)
-    assert forward_flops(peer, shape) == forward_flops(ours, shape)
+    assert count_flops(peer, shape, backward=False) == count_flops(ours, shape, backward=False)
     assert training_flops(peer, shape) == training_flops(ours, shape)
     encoder = torchvision.models.VisionTransformer(
         image_size=224, patch_size=16, num_layers=2, num_heads=3, hidden_dim=192, mlp_dim=768
     )
-    assert forward_flops(encoder, shape) == forward_flops(ours, shape)  # its fused operator of inference is seen too
+    # its fused operator of inference is seen too
+    assert count_flops(encoder, shape, backward=False) == count_flops(ours, shape, backward=False)
 
 
 @pytest.mark.parametrize(

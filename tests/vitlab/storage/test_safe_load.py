@@ -66,5 +66,5 @@ def test_a_checkpoint_that_would_run_code_is_refused_in_one_line(
 
 
 def test_other_errors_of_loading_are_left_as_they_are() -> None:
-    with pytest.raises(RuntimeError, match="other"), safe_load.explain_unsafe_pickle("x"):
+    with pytest.raises(RuntimeError, match="other"), safe_load.explain_unsafe_pickle(Path("x")):
         raise RuntimeError("other")

@@ -25,7 +25,7 @@ from vitlab.data.sampler import EpochBatches
 from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
 from vitlab.training import schedules
-from vitlab.training.classifier import Classifier
+from vitlab.training.classifier import Classifier, gradient_norm
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -389,3 +389,10 @@ def test_the_groups_are_reported_when_a_run_starts(make_trainer: MakeTrainer, ca
         *("group", "layer0_decay", "layer0_no_decay", "layer1_no_decay", "head_decay", "head_no_decay", "frozen"),
     ]
     assert lines[1][2] == "0.025", "0.1 x 0.5 ^ 2: the peak, not the first step's"
+
+
+def test_the_norm_is_that_of_clipping() -> None:
+    model = nn.Linear(3, 1)
+    model(torch.ones(2, 3)).sum().backward()
+    expected = nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    torch.testing.assert_close(gradient_norm([p.grad for p in model.parameters() if p.grad is not None]), expected)

@@ -49,17 +49,16 @@ def folder_problem(out: Path) -> str | None:
 def folder_lock(out: Path) -> Iterator[None]:
     """Lock a folder. Raises `ValueError` if another process holds the lock."""
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK)
     try:
-        lock.acquire(timeout=LOCK_TIMEOUT)
+        lock = FileLock(out / LOCK).acquire(timeout=LOCK_TIMEOUT)
     except Timeout:
         raise ValueError(f"{out} is being packed by another process; wait for it, or end it") from None
-    try:
-        yield
-    finally:
-        if (out / manifest.NAME).is_file():  # the set is complete, also for a process that waits for the lock
-            (out / LOCK).unlink(missing_ok=True)
-        lock.release()
+    with lock:
+        try:
+            yield
+        finally:
+            if (out / manifest.NAME).is_file():  # the set is complete, also for a process that waits for the lock
+                (out / LOCK).unlink(missing_ok=True)
 
 
 def pack(

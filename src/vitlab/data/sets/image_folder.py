@@ -178,14 +178,6 @@ def class_names(folder: Path, classes: list[str] | None, expected: list[str] | N
     return names
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; one that leads nowhere is a bad file, for the scan to report."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
 def images_below(
     folder: str, times: dict[str, int], by_link: set[str], linked: bool = False, above: tuple[tuple[int, int], ...] = ()
 ) -> list[str]:
@@ -207,7 +199,8 @@ def images_below(
     images = list[str]()
     for entry in entries:
         link = entry.is_symlink()
-        if is_folder(entry) if link else entry.is_dir():
+        # a link that leads nowhere is a bad file, for the scan to report
+        if os.path.isdir(entry.path) if link else entry.is_dir():  # noqa: PTH112
             images += images_below(entry.path, times, by_link, linked=linked or link, above=(*above, here))
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
             images.append(entry.path)

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-SIZES: Any = {"native_size": 28, "channels": 1, "num_classes": 10, "train_samples": 60_000, "epochs": 20}
+FASHION_MNIST = ("fashion_mnist", "FashionMNIST/raw", DEBIAN_FASHION_MNIST)  # folders of its files
+KNOWN: Any = {"native_size": 28, "channels": 1, "num_classes": 10, "train_samples": 60_000}
+KNOWN |= {"epochs": 20, "in_memory": True}
 FIRST = "train-images-idx3-ubyte*"
 
 
-@Facts(**SIZES, in_memory=True, files=(f"mnist/{FIRST}", f"MNIST/raw/{FIRST}", FIRST))
+@Facts(**KNOWN, files=(f"mnist/{FIRST}", f"MNIST/raw/{FIRST}", FIRST))
 def mnist(*, data_dir: str) -> Source:
     """MNIST (LeCun et al., 1998): idx files under `data_dir`, else downloaded there.
 
@@ -32,11 +34,7 @@ def mnist(*, data_dir: str) -> Source:
     return Source("mnist", classes, 1, (0.1307,), (0.3081,), 28, Split(*train), Split(*test))
 
 
-@Facts(
-    **SIZES,
-    in_memory=True,
-    files=(f"fashion_mnist/{FIRST}", f"FashionMNIST/raw/{FIRST}", FIRST, f"{DEBIAN_FASHION_MNIST}/{FIRST}"),
-)
+@Facts(**KNOWN, files=(*(f"{folder}/{FIRST}" for folder in FASHION_MNIST), FIRST))
 def fashion_mnist(*, data_dir: str) -> Source:
     """Fashion-MNIST (Xiao et al., 2017): idx files under `data_dir` or from Debian, else downloaded.
 

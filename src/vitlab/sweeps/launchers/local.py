@@ -114,8 +114,7 @@ class Job:
         return result
 
     def exit_failure(self, status: int | str | None) -> JobReturn:
-        outcomes = {number: outcome for outcome, number in signals.STATUS.items()}
-        known = outcomes.get(status) if isinstance(status, int) else None
+        known = next((outcome for outcome, number in signals.STATUS.items() if number == status), None)
         return self.failure(known or f"its process ended with status {status}", hint=True)
 
 
