@@ -18,6 +18,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from vitlab.cli.checks import CALLED
 from vitlab.cli.register import register
 from vitlab.cli.resolvers import register_resolvers
 from vitlab.config import paths, signatures
@@ -122,7 +123,8 @@ def default(config: Node, path: str) -> Any:
     node: Any = config
     for parent in parents:
         node = node[parent]
-    known = signatures.defaults(node["_target_"]) if "_target_" in node else {}
+    target = node.get("_target_") or CALLED.get(".".join(parents))
+    known = signatures.defaults(target) if target else {}
     return known.get(key, object())
 
 
