@@ -17,11 +17,7 @@ from vitlab.diagnostics import checks
 
 @command("replay", check=checks.replay_problems)
 def main(
-    *,
-    capture: str,
-    rank: NonNegativeInt,
-    accelerator: Literal["auto", "cpu", "gpu", "mps"],
-    run_dir: str,
+    *, capture: str, rank: NonNegativeInt, accelerator: Literal["auto", "cpu", "gpu", "mps"], run_dir: str
 ) -> Node:
     """Repeat a step.
 

@@ -58,9 +58,8 @@ def problems(program: Program, config: Node | str, *, remote: bool = False) -> l
     if refused := allowlist.problems(config) or allowlist.database_problems(config):
         return refused
     lines, remote = signature_problems(program.function, config), remote or "devices" in program.absent
-    for rule in (program.check, *RULES):
-        if "data" in program.absent and rule is data_checks.source_problems:
-            continue
+    needless = data_checks.source_problems if "data" in program.absent else None
+    for rule in (rule for rule in (program.check, *RULES) if rule is not needless):
         lines += rule(view_of(config, lines, remote))
     for rule in () if lines else LAST_RULES:
         lines += rule(view_of(config, lines, remote))

@@ -75,7 +75,6 @@ LOGGING = ("hydra_logging", "job_logging")
 LOG_CLASSES = ("logging.FileHandler", "logging.Formatter", "logging.NullHandler", "logging.StreamHandler")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
-
 # In an override or a YAML file; a sweep names several.
 TARGET = re.compile(r"\b_target_['\"]?\s*[:=]\s*['\"]?([a-zA-Z]\w*(?:\.\w+)+(?:\s*,\s*[a-zA-Z]\w*(?:\.\w+)+)*)")
 

@@ -37,7 +37,6 @@ PARENT_VARIABLE = "VITLAB_PARENT"  # the process that started a rank; the rank e
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # for the first machine of a job
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
-
 _stores: dict[Path, Any] = {}  # kept until this process ends: ranks use them to the end
 
 log = logging.getLogger(__name__)
