@@ -47,6 +47,7 @@ def keep(folder: Path) -> None:
     others = (
         "commit",
         "started",
+        "process",
         "seconds",
         "steps",
         "epochs",
@@ -67,13 +68,14 @@ def keep(folder: Path) -> None:
     run["config"] = training_settings(read_config(folder))
     file = RUNS / f"{settings.get('experiment', UNNAMED)}.jsonl"
     kept = read(file)
-    if all((old["settings"], old["started"]) != (settings, run["started"]) for old in kept):
+    if all((old["started"], old["process"]) != (run["started"], run["process"]) for old in kept):
         RUNS.mkdir(exist_ok=True)
         file.write_text("".join(json.dumps(line) + "\n" for line in [*kept, run]))
 
 
 def list_jobs(folder: Path) -> list[Path]:
-    return [run for run in list_runs(folder) if run.name != ".hydra"]
+    """The trainings in a folder."""
+    return [run for run in list_runs(folder) if run.name != ".hydra" and "steps" in read_results(run)]
 
 
 def thin(points: list[tuple[float, float]]) -> list[list[float]]:
@@ -197,8 +199,6 @@ def text(found: dict[str, dict[str, list[Node]]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    register()
-    register_resolvers()
     folders = [Path(argument) for argument in arguments]
     for folder in folders:
         for run in [folder] if (folder / "config.yaml").is_file() else list_jobs(folder):
@@ -217,4 +217,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    register()
+    register_resolvers()
     sys.exit(main(sys.argv[1:]))

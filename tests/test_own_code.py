@@ -113,9 +113,9 @@ class Salt(Augment):
         super().__init__(**options)
         self.share = share
 
-    def vary(self, images: Tensor, *, cropped: bool = False) -> Tensor:
+    def vary(self, images: Tensor, *args, **options) -> Tensor:
         salted = images.masked_fill(torch.rand_like(images, dtype=torch.float) < self.share, 255)
-        return super().vary(salted, cropped=cropped)
+        return super().vary(salted, *args, **options)
 ''',
     # a metric
     "worst_class.py": '''

@@ -32,7 +32,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_runs_are_kept_once_and_written_into_the_tables(twins: list[Path], place: Path) -> None:
-    arguments = [str(twins[0]), str(twins[0].parent)]
+    arguments = [str(twins[0]), str(twins[1]), str(twins[0])]
     assert results.main(arguments) == 0
     runs = results.read(place / "runs" / "default.jsonl")
     assert len(runs) == 2, "the first was named twice"

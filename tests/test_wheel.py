@@ -49,7 +49,7 @@ def test_the_wheel_holds_programs_configuration_and_experiments(wheel: Path) -> 
     expected = {"vitlab/py.typed", "hydra_plugins/vitlab/grid.py"}
     expected |= {f"vitlab/programs/{file.name}" for file in paths.PROGRAMS.glob("*.py")}
     expected |= {f"vitlab/conf/{file.relative_to(paths.CONF).as_posix()}" for file in paths.CONF.rglob("*.yaml")}
-    expected |= {f"vitlab/experiments/{file.name}" for file in paths.EXPERIMENTS.iterdir()}
+    expected |= {f"vitlab/experiments/{file.name}" for file in paths.EXPERIMENTS.glob("*.*")}
     assert expected - names == set()
 
 

@@ -59,7 +59,9 @@ def data_problems(view: ConfigView) -> Iterator[str]:
 def augment_problems(view: ConfigView) -> Iterator[str]:
     """What the constructor says of settings of the augmentation that don't go together."""
     settings = view("data.augment", dict) or {}
-    if settings.get("_target_") == AUGMENT and not view.has_problem("data.augment"):
+    combined = any(settings.get(name) for name in ("crop", "crop_interpolation", "randaugment_std"))
+    combined |= settings.get("crop_antialias") is False  # torch is imported for these alone
+    if combined and settings.get("_target_") == AUGMENT and not view.has_problem("data.augment"):
         from vitlab.data.augment import Augment
 
         try:

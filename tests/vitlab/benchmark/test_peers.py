@@ -17,7 +17,7 @@ MINI = peers.SIZES["mini"]
 def test_the_sizes_are_those_of_conf_and_of_the_cifar_experiment() -> None:
     files = {"ti16": "tiny", "s16": "small", "b16": "base", "l16": "large", "mini": "mini"}
     nodes = {size: OmegaConf.load(compose.CONF / "model" / "size" / f"{file}.yaml") for size, file in files.items()}
-    nodes["cifar"] = OmegaConf.load(paths.EXPERIMENTS / "cifar10.yaml").model
+    nodes["cifar"] = OmegaConf.load(paths.EXPERIMENTS / "cifar10_spt.yaml").model
     for name, node in nodes.items():
         size = peers.SIZES[cast(peers.Size, name)]
         expected = (node.dim, node.depth, node.heads, int(node.dim * node.mlp_ratio))

@@ -70,8 +70,8 @@ def test_the_data_may_be_absent_if_its_sizes_are_given(tmp_path: Path) -> None:
     assert status.startswith("not here: data_dir=")
     assert (data.samples["train"], data.num_classes, data.channels) == (1_268_355, 1000, 3)
     module = planned_classifier(config, data, "meta")
-    assert sum(p.numel() for p in module.network.parameters()) == 21_974_632
-    assert (data.steps_per_epoch, module.total_steps()) == (1239, 90 * 1239)
+    assert sum(p.numel() for p in module.network.parameters()) == 22_122_472
+    assert (data.steps_per_epoch, module.total_steps()) == (1238, 111_477)
 
 
 def test_a_folder_that_is_here_is_listed(drawn: Path, tmp_path: Path) -> None:
