@@ -17,6 +17,7 @@ from textwrap import shorten
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vitlab.cli.checks import CALLED
 from vitlab.cli.register import register
@@ -183,7 +184,8 @@ def draw(found: dict[str, dict[str, list[Node]]]) -> dict[str, Figure]:
                         axis.plot(*zip(*points, strict=True), style, linewidth=1)
             axis.set_ylabel(label)
             axis.set_xlabel("images seen")
-            axis.set_title(f"{name}: {'training (line), validation (dots)' if label == 'loss' else ''}", fontsize=9)
+            axis.set_title(f"{name}, training (line) and validation (dots)" if label == "loss" else name, fontsize=9)
+            axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.grid(alpha=0.3)
     return {"results.png": scores, "curves.png": curves}
 
