@@ -1,6 +1,7 @@
 """Check the configured callbacks: those that a run needs, those that can't work here, and the scores they monitor."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from vitlab.config.definitions import is_kind_of
 from vitlab.config.objective import objectives
@@ -62,6 +63,20 @@ def callback_problems(view: ConfigView) -> Iterator[str]:
         stops = is_kind_of(str(node["_target_"]), MONITORS[:1]) and str(monitor).startswith("val/")
         if stops and view("data.val_fraction", float) == 0:
             yield f"callbacks.{key} reads {monitor}, and data.val_fraction=0 holds out no validation; set it to 0.1"
-        if kind == "WeightAveraging" and precision in NARROW:
+        if "WeightAveraging" in kind and precision in NARROW:
             remedy = f"use trainer.precision={'16' if precision == '16-true' else 'bf16'}-mixed"
             yield f"callbacks.{key} with trainer.precision={precision}: an average of 16 bits stands still; {remedy}"
+    yield from schedule_free_problems(view)
+
+
+def schedule_free_problems(view: ConfigView) -> Iterator[str]:
+    """Schedule-free AdamW and the callback that reads its average need each other."""
+    targets = [str(node["_target_"]) for node in child_nodes(view("callbacks", dict) or {}).values()]
+    optimizer = (view("optimizer._target_", str) or "").endswith(".ScheduleFreeAdamW")
+    average = any(target.endswith(".ScheduleFreeWeightAveraging") for target in targets)
+    if optimizer and not average:
+        yield "optimizer=schedule_free trains another point than its average; set callbacks=schedule_free to use that"
+    if average and not optimizer:
+        yield "callbacks=schedule_free reads the average of optimizer=schedule_free; set both, or callbacks=ema"
+    if optimizer and find_spec("schedulefree") is None:
+        yield "optimizer=schedule_free needs a package: python -m pip install schedulefree"

@@ -68,6 +68,11 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
         work |= {f"classifier.adaptive_clip={clip}": "clip gradients"} if clip else {}
         for setting, what in {**work, **UNSHARDED.get(optimizer, {})}.items():
             yield f"{setting} can't {what} that trainer=fsdp shards over devices; use trainer=ddp, or leave it out"
+    if optimizer.endswith("training.sam.SAM"):
+        if (parts := view("trainer.accumulate_grad_batches", int) or 1) > 1:
+            yield f"optimizer=sam with trainer.accumulate_grad_batches={parts}: it runs each batch twice; set it to 1"
+        if view("trainer.precision", str) in ("16", "16-mixed"):
+            yield "optimizer=sam needs gradients without a scale; use trainer.precision=bf16-mixed"
     if clip and view("trainer.precision", str) in ("16", "16-mixed"):
         yield f"classifier.adaptive_clip={clip} needs gradients without a scale; use trainer.precision=bf16-mixed"
 

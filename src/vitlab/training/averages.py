@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging as LightningAveraging
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -81,3 +82,22 @@ class WeightAveraging(LightningAveraging):
         if stage == "fit" and self._average_model is not None:
             self._copy_average_to_current(pl_module)
             self._average_model = None
+
+
+class ScheduleFreeWeightAveraging(WeightAveraging):
+    """The average x that `optimizer=schedule_free` keeps of its steps z: y + (1 - 1 / beta1) (z - y) (2405.15682)."""
+
+    def __init__(self) -> None:
+        super().__init__(decay=None)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if (model := self._average_model) is None:
+            return
+        optimizer = trainer.optimizers[0]
+        weights = {p: 1 - 1 / group["betas"][0] for group in optimizer.param_groups for p in group["params"]}
+        with torch.no_grad():
+            for average, parameter in zip(model.module.parameters(), pl_module.parameters(), strict=True):
+                z = optimizer.state[parameter].get("z") if parameter in weights else None
+                average.copy_(parameter if z is None else parameter.lerp(z, weights[parameter]))
+            for copy, buffer in zip(model.module.buffers(), pl_module.buffers(), strict=True):
+                copy.copy_(buffer)

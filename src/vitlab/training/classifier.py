@@ -27,6 +27,9 @@ from vitlab.training.optimizer import OptimizerFactory, build_optimizer, group_t
 from vitlab.training.schedules import ScheduleFactory, call_schedule
 from vitlab.training.scores import Count, Mean, Scores, at_least_float32
 
+# What optimizers count in their parameter groups, next to their settings
+PROGRESS = {"ScheduleFreeAdamW": ("k", "weight_sum", "lr_max", "scheduled_lr")}
+
 log = logging.getLogger(__name__)
 
 
@@ -248,8 +251,10 @@ class Classifier(LightningModule):
             log.info("peak learning rates: optimizer.lr x %g, which is batch_size / classifier.base_batch_size", scale)
         steps = {"total_steps": self.total_steps(), "steps_per_epoch": self.steps_per_epoch()}
         schedule = call_schedule(self.make_schedule, optimizer, **steps)
-        groups = optimizer.param_groups
-        self.configured = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
+        progress = PROGRESS.get(type(optimizer).__name__, ())
+        self.configured = [
+            {k: v for k, v in group.items() if k not in ("params", "lr", *progress)} for group in optimizer.param_groups
+        ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:

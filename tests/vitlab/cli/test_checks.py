@@ -183,6 +183,13 @@ ONE_LINE: list[tuple[list[str], str]] = [
         ["optimizer=adafactor", "trainer=fsdp", CPU],
         "optimizer=adafactor can't save moments that trainer=fsdp shards over devices; use trainer=ddp, or",
     ),
+    (
+        ["optimizer=sam", "trainer.accumulate_grad_batches=2"],
+        "optimizer=sam with trainer.accumulate_grad_batches=2: it runs each batch twice; set it to 1",
+    ),
+    (["optimizer=sam", "trainer.precision=16-mixed"], "optimizer=sam needs gradients without a scale; use trainer."),
+    (["optimizer=schedule_free"], "optimizer=schedule_free trains another point than its average; set callbacks=sch"),
+    (["callbacks=schedule_free"], "callbacks=schedule_free reads the average of optimizer=schedule_free; set both,"),
     (["optimizer=muon_qkv", "++optimizer.algo=adamuon"], "optimizer.algo=adamuon is not for optimizer=muon_qkv; use"),
     (["classifier.base_batch_size=0"], "classifier.base_batch_size=0 must be at least 1"),
     # the network

@@ -21,18 +21,18 @@ from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
 from vitlab.storage.safe_load import load_checkpoint
 from vitlab.training import build, schedules
-from vitlab.training.averages import WeightAveraging
+from vitlab.training.averages import ScheduleFreeWeightAveraging, WeightAveraging
 from vitlab.training.classifier import Classifier
+from vitlab.training.schedule_free import ScheduleFreeAdamW
 
 MakeTrainer = Callable[..., Trainer]
 Average = Callable[[int, nn.Module], nn.Module]  # optimizer steps done, network -> its average
 BATCH, PER_EPOCH, EPOCHS = 20, 5, 3
 
 
-def classifier() -> Classifier:
+def classifier(optimizer: Callable[..., Any] = partial(torch.optim.SGD, lr=0.5)) -> Classifier:  # noqa: B008
     torch.manual_seed(0)
     network = VisionTransformer(image_size=8, patch_size=4, dim=16, depth=1, heads=2, num_classes=10, in_channels=1)
-    optimizer = partial(torch.optim.SGD, lr=0.5)
     return Classifier(network, num_classes=10, optimizer=optimizer, schedule=schedules.constant, batch_size=BATCH)
 
 
@@ -50,6 +50,14 @@ def _restored() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+class Save(Callback):
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.file)
 
 
 class Compare(Callback):
@@ -72,10 +80,16 @@ class Compare(Callback):
         self.moved.append(float(torch.dist(weight.detach(), average.module.network.head.weight.detach())))
 
 
-def compare(make_trainer: MakeTrainer, average: WeightAveraging, reference: Average, **trainer: Any) -> list[float]:
+def compare(
+    make_trainer: MakeTrainer,
+    average: WeightAveraging,
+    reference: Average,
+    module: Classifier | None = None,
+    **trainer: Any,
+) -> list[float]:
     check = Compare(average, reference)
     options = {"max_epochs": EPOCHS, "limit_val_batches": 0} | trainer
-    make_trainer(callbacks=[average, check], **options).fit(classifier(), data())
+    make_trainer(callbacks=[average, check], **options).fit(module or classifier(), data())
     assert check.steps == EPOCHS * PER_EPOCH
     return check.moved
 
@@ -160,17 +174,52 @@ def test_without_a_decay_the_average_is_the_mean_of_the_last_steps(every: int, m
     assert len(kept) == {1: 9, 4: 2}[every]
 
 
+def test_a_schedule_free_average_is_the_mean_of_the_optimizer_s_steps(make_trainer: MakeTrainer) -> None:
+    built: list[ScheduleFreeAdamW] = []
+    means: dict[str, Tensor] = {}
+
+    def make(parameters: Any) -> ScheduleFreeAdamW:
+        built.append(ScheduleFreeAdamW(parameters, lr=0.01, weight_decay=0.05))
+        return built[0]
+
+    def reference(step: int, network: nn.Module) -> nn.Module:
+        copy = deepcopy(network)
+        for (name, parameter), mean in zip(network.named_parameters(), copy.parameters(), strict=True):
+            z = built[0].state[parameter]["z"]
+            means[name] = z.clone() if name not in means else means[name] + (z - means[name]) / step
+            mean.data.copy_(means[name])
+        return copy
+
+    moved = compare(make_trainer, ScheduleFreeWeightAveraging(), reference, classifier(make))
+    assert min(moved[1:]) > 1e-4
+
+
+def test_a_schedule_free_run_resumes_bit_for_bit(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    states: list[dict[str, Tensor]] = []
+    for stops in ([3], [1, 3]):
+        start: Path | None = None
+        for epochs in stops:
+            module = classifier(partial(ScheduleFreeAdamW, lr=0.01))
+            file = tmp_path / f"{len(states)}-{epochs}.ckpt"
+            callbacks = [ScheduleFreeWeightAveraging(), Save(file)]
+            trainer = make_trainer(callbacks=callbacks, max_epochs=epochs, limit_val_batches=0)
+            trainer.fit(module, data(), ckpt_path=start, weights_only=True)
+            start = file
+        assert start is not None
+        states.append(load_checkpoint(start)["current_model_state"] | module.state_dict(prefix="average."))
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert torch.dist(states[0]["network.head.weight"], states[0]["average.network.head.weight"]) > 1e-4
+
+
 def test_after_training_the_module_has_the_averages_and_the_checkpoint_both(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
     module = classifier()
     average = WeightAveraging(decay=0.9)
 
-    class Save(Callback):
-        def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            trainer.save_checkpoint(tmp_path / "end.ckpt")
-
-    make_trainer(callbacks=[average, Save()], max_epochs=2, limit_val_batches=0).fit(module, data())
+    make_trainer(callbacks=[average, Save(tmp_path / "end.ckpt")], max_epochs=2, limit_val_batches=0).fit(
+        module, data()
+    )
     content = load_checkpoint(tmp_path / "end.ckpt")
     name = "network.head.weight"
     assert torch.equal(content["state_dict"][name], module.state_dict()[name])
