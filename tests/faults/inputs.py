@@ -1,6 +1,7 @@
 """Bad input: broken images, data that vanishes, losses that aren't finite, too little memory."""
 
 import random
+import re
 import resource
 import shutil
 import time
@@ -8,7 +9,6 @@ from pathlib import Path
 
 from faults.runs import DIGITS, SMALL, assert_same_run, finish, images, start, start_for
 from faults.trials import Trial, fault
-from vitlab.diagnostics import replay
 from vitlab.storage import safe_load
 
 
@@ -79,7 +79,7 @@ def vanished(trial: Trial) -> None:
     assert_same_run(expected, finish(trial.folder, *settings))
 
 
-@fault("a loss that isn't finite: stopped, captured, replayed", 4)
+@fault("a loss that isn't finite: stopped, with the first module", 4)
 def diverged(trial: Trial) -> None:
     rate = 10 ** trial.random.uniform(12, 30)
     settings = [*DIGITS, f"optimizer.lr={rate:.3g}", "trainer.gradient_clip_val=0", "schedule.warmup_steps=0"]
@@ -87,13 +87,10 @@ def diverged(trial: Trial) -> None:
     run = trial.folder / "run"
     program = start(trial.folder, *settings, ranks=ranks)
     assert program.wait_for_all() == 1, program.text()[-2000:]
-    (capture,) = (run / "captures").iterdir()
-    assert f"capture={capture}" in program.text().replace("'", ""), program.text()[-2000:]
+    why = r"gradient norm .* (first output that isn't|aren't finite|a gradient is not)"
+    assert re.search(why, program.text()), program.text()[-2000:]
     for file in (run / "checkpoints").glob("*.ckpt"):
         assert safe_load.corruption(file) is None
-    results = replay.replay_capture(capture, rank=trial.random.randrange(ranks), accelerator="cpu").results()
-    assert results["reproduced"], results
-    assert results["module"], results
 
 
 @fault("out of memory: the message says what fits", 2)

@@ -30,12 +30,13 @@ SETTINGS = {
     "model.embedding": "model.patch_projection",
     "model.checkpointing": "model.activation_checkpointing",
     "callbacks.nonfinite.limit": "callbacks.nonfinite.max_skipped_steps",
-    "callbacks.nonfinite.keep": "callbacks.nonfinite.max_captures",
     "callbacks.ema.multi_avg_fn.decay": "callbacks.ema.decay",
     "restarts": "max_restarts",
     "retries": "max_failures_per_job",
 }
 REMOVED = {
+    "callbacks.nonfinite.dirpath": "the message names the first module whose output isn't finite",
+    "callbacks.nonfinite.max_captures": "the message names the first module whose output isn't finite",
     "on_out_of_memory": "an out-of-memory error names the trainer.accumulate_grad_batches that fits",
     "data.source.max_pixels": "src/prepare.py packs images at a smaller size",
     "data.source.verify": "`python src/prepare.py verify data_dir=FOLDER` compares all checksums",

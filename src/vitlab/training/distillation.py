@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,6 @@ class Distillation:
         if problems := list(distillation_problems(kind, source)):
             raise ValueError("\n".join(problems))
         self.kind, self.source, self.alpha, self.temperature = kind, source, alpha, temperature
-        self.data: dict[str, Any] = {}  # arguments of `load_teacher`, for the capture of a step
         self.teacher: nn.Module | None = None
 
     def load_teacher(self, *, classes: Sequence[str], mean: Numbers, std: Numbers) -> None:
@@ -91,7 +90,6 @@ class Distillation:
         assert self.source is not None
         if problems := list(distillation_problems(self.kind, self.source, len(classes), len(mean), classes)):
             raise ValueError("\n".join(problems))
-        self.data = {"classes": list(classes), "mean": list(mean), "std": list(std)}
         opened = open_teacher(self.source)
         with torch.random.fork_rng(devices=[]):  # the training draws the same numbers as without a teacher
             self.teacher = opened.build(len(mean)).float().eval().requires_grad_(False)

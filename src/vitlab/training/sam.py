@@ -39,9 +39,10 @@ class SAM(torch.optim.AdamW):
         moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         before = [p.clone() for p in moved]
         gradients: list[Tensor] = [p.grad for p in moved if p.grad is not None]
-        if gradients:
-            scale = self.rho / (torch.nn.utils.get_total_norm(gradients) + 1e-12)
-            torch._foreach_add_(moved, torch._foreach_mul(gradients, scale))
+        if not gradients:  # the step is skipped
+            return loss
+        scale = self.rho / (torch.nn.utils.get_total_norm(gradients) + 1e-12)
+        torch._foreach_add_(moved, torch._foreach_mul(gradients, scale))
         with torch.enable_grad():
             closure()
         for parameter, old in zip(moved, before, strict=True):

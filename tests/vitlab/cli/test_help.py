@@ -88,8 +88,6 @@ def test_an_unknown_topic_is_refused_with_the_closest(shown) -> None:  # type: i
         "train", "dim", status=2
     )
     assert "the closest: model" in shown("train", "modle", status=2).replace("\n", " ")
-    assert "the closest: run, rank" not in shown("replay", "seed", status=2)
-    assert "capture, rank" in shown("replay", "qqqqqqqqqq", status=2)
     assert "no group or setting" in shown("export", "model", status=2)
 
 

@@ -21,7 +21,6 @@ PROGRAMS = (
     "export",
     "prepare",
     "doctor",
-    "replay",
     "benchmark",
     "plan",
     "preview",

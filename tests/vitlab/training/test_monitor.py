@@ -88,7 +88,7 @@ def test_no_step_waits_for_the_device_but_to_know_that_it_is_finite(make_trainer
     counts = []
     for steps in (6, 26):
         source = DataModule(source=digits, batch_size=30, augment=Augment(mixup=0.4), image_size=8, seed=0)
-        watchers = [Monitor(), NonFinite(dirpath=str(tmp_path)), ProgressBar()]
+        watchers = [Monitor(), NonFinite(), ProgressBar()]
         options: dict[str, Any] = {"max_steps": steps, "log_every_n_steps": 40, "limit_val_batches": 0}
         options |= {"gradient_clip_val": 1.0, "enable_progress_bar": True, "max_epochs": -1}
         trainer = make_trainer(logger=[MetricsFile(folder=str(tmp_path))], callbacks=watchers, **options)
