@@ -4,6 +4,7 @@ kinds of changes -> candidates -> rounds, in each of which the configuration and
 """
 
 import math
+import random
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ import torch
 
 from vitlab.data.datamodule import MOST_WORKERS
 from vitlab.diagnostics.measure import Overrides, ProfiledRun
-from vitlab.diagnostics.timing import turns
 from vitlab.distributed import environment
 
 NOISE = 0.03  # smaller gains are always noise
@@ -77,7 +77,7 @@ def try_changes(
     everything, errors = [{}, *changes], dict[int, str]()
     rates: list[list[float]] = [[] for _ in everything]
     for number in range(rounds):
-        for index in turns(len(everything), number):
+        for index in random.Random(number).sample(range(len(everything)), len(everything)):
             if index not in errors:
                 try:
                     timing = run.train(everything[index], steps=steps, warmup=warmup)

@@ -24,7 +24,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vitlab.config.schema import Node, resolve
 from vitlab.data.datamodule import DataModule
-from vitlab.diagnostics.timing import synchronize
 from vitlab.models import flops
 from vitlab.models.compile import compile_network
 from vitlab.runs.muted_logs import muted_logs
@@ -215,3 +214,8 @@ def is_skipped(callback: Node) -> bool:
     """Whether a callback saves checkpoints, shows progress or stops early."""
     kind = resolve(str(callback["_target_"]))
     return isinstance(kind, type) and issubclass(kind, Checkpoint | ProgressBar | EarlyStopping)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitlab.diagnostics.timing import synchronize
+from vitlab.diagnostics.measure import synchronize
 from vitlab.models import attention
 from vitlab.models.flops import CHECKPOINTING
 from vitlab.runs.muted_logs import muted_logs
