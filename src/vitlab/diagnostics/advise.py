@@ -91,15 +91,6 @@ def try_changes(
     return trials, rates[0]
 
 
-def combination(trials: Sequence[Trial]) -> Overrides:
-    """The best value of each setting with a gain that doesn't change the scores; empty if there are fewer than two."""
-    faster = [t for t in trials if t.verdict == "faster" and not OTHER_SCORES & t.overrides.keys()]
-    best: Overrides = {}
-    for trial in sorted(faster, key=lambda trial: trial.gain):
-        best |= trial.overrides
-    return best if len(best) > 1 else {}
-
-
 def command_line(overrides: Overrides) -> str:
     """Overrides for a shell, quoted only if Hydra's grammar needs it."""
     plain = re.compile(r"[\w/.-]+")
