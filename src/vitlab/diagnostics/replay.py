@@ -146,17 +146,17 @@ def replay_capture(folder: Path, *, rank: int = 0, accelerator: str = "auto") ->
             if not loss.isfinite():
                 count = f"{int((~losses.isfinite()).sum())} of {len(losses)}"
                 result.record("the loss", None, [f"all outputs are finite; the losses of {count} images aren't"])
-            with trace.backward():
-                (loss * info["gradient_scale"]).backward()
-            if gradient := trace.first_gradient():
-                lines = [f"gradient of {gradient.of}: {gradient.stats}"]
-                if gradient.origin != "loss":
-                    lines += inspect.parameter_lines(network, gradient.origin)
-                result.record("a gradient", gradient.origin, lines, index)
+            (loss * info["gradient_scale"]).backward()
+            gradients = {name: tensor_stats(p.grad) for name, p in network.named_parameters() if p.grad is not None}
+            if wrong := [name for name, stats in gradients.items() if not stats.finite]:
+                name = wrong[-1]  # the first one of the backward pass
+                owner = inspect.owner_name(name)
+                lines = [f"gradient of {name}: {gradients[name]}", *inspect.parameter_lines(network, owner)]
+                result.record("a gradient", owner, lines, index)
         if result.trace is None or (result.what and result.part == index):
             result.trace = trace
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    if result.what is None and not gradient_norm(gradients).isfinite():
+    last = [p.grad for p in network.parameters() if p.grad is not None]
+    if result.what is None and not gradient_norm(last).isfinite():
         ranges = {k: tensor_stats(p.grad) for k, p in network.named_parameters() if p.grad is not None}
         name = max(ranges, key=lambda k: max(abs(ranges[k].low), abs(ranges[k].high)))
         lines = ["each gradient is finite, but the sum of their squares is not; the largest:"]

@@ -144,6 +144,18 @@ def test_a_loss_of_finite_outputs_is_named(capture: Capture) -> None:
     assert result.lines == ["all outputs are finite; the losses of 62 of 62 images aren't"]
 
 
+def test_the_last_layer_whose_gradient_is_not_finite_is_named(capture: Capture) -> None:
+    def steep(self: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+        return (logits - logits.detach()).sqrt().sum(dim=1)  # 0, with an infinite slope
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loss, "__call__", steep)
+        result = replay.replay_capture(capture(), accelerator="cpu")
+    assert (result.what, result.module) == ("a gradient", "head")
+    assert result.lines[0].startswith("gradient of head.bias: ")
+    assert result.lines[1].startswith("head.weight: ")
+
+
 def test_a_norm_that_overflows_though_no_gradient_does_is_named(capture: Capture) -> None:
     weights = {"norm.weight": 1e-25, "head.weight": 0.0, "head.bias": 0.0}
     folder = capture(**weights, **{"norm.bias": 1e25})
