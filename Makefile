@@ -11,10 +11,10 @@ ARGS   ?=
 TORCH  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test long faults mutations scale results bench check format
+.PHONY: help install train test long faults mutations scale results benchmark check format
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make the environment for training in .venv (`make train` does it too)
 
@@ -48,8 +48,8 @@ results: $(DEV) ## keep the results of runs (ARGS="runs/digits/*") and write the
 scale: $(DEV) ## measure how the cost around training grows: with files, jobs, runs and rows
 	$(VENV)/bin/python tests/scale $(ARGS)
 
-bench: $(DEV) ## measure vitlab against timm, torchvision, transformers and vit-pytorch
-	$(VENV)/bin/python src/benchmark.py $(ARGS)
+benchmark: $(DEV) ## measure vitlab against timm, torchvision, transformers and vit-pytorch
+	$(VENV)/bin/python tests/benchmark $(ARGS)
 
 check: $(DEV) ## format, lint and types: nothing is changed
 	$(VENV)/bin/ruff format --check .

@@ -1,7 +1,7 @@
 """Report where the time of a training goes, and which changes make it faster. Settings are those of train.py.
 
     python src/doctor.py model=vit_s16 data=image_folder data_dir=photos
-    python src/doctor.py model=vit_b16 data=cifar10 batch_size=256 changes=[num_workers,precision,compile] trace=true
+    python src/doctor.py model=vit_b16 data=cifar10 batch_size=256 changes=[num_workers,precision,compile]
 
 The configuration trains for some tens of steps, measured part by part. Then each change that applies is tried, in
 rounds with the configuration. Weights don't change; `doctor.json` is written. It measures one device,
@@ -28,7 +28,6 @@ def main(
     steps: PositiveInt,
     warmup: PositiveInt,
     rounds: PositiveInt,
-    trace: bool,
     run_dir: str,
     **training: Any,
 ) -> Node:
@@ -40,7 +39,6 @@ def main(
         steps: Timed optimizer steps of each training.
         warmup: Steps before them; more with data workers, which load ahead.
         rounds: Rounds, each of which trains the configuration and every change once.
-        trace: Write a Chrome trace of every operator to RUN/trace/, for chrome://tracing.
         run_dir: Folder of the report. Set by the program; choose another with `hydra.run.dir`.
     """
     from lightning import seed_everything
@@ -59,9 +57,7 @@ def main(
     run = ProfiledRun(
         datamodule=datamodule, module=module, trainer=training["trainer"], callbacks=training["callbacks"]
     )
-    report = diagnose(
-        run, Path(run_dir), changes=changes, workers=workers, steps=steps, warmup=warmup, rounds=rounds, trace=trace
-    )
+    report = diagnose(run, Path(run_dir), changes=changes, workers=workers, steps=steps, warmup=warmup, rounds=rounds)
     return {key: report[key] for key in ("images_per_second", "mfu", "bottleneck", "advice")}
 
 

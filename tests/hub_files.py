@@ -35,9 +35,7 @@ def saved(folder: Path, **splits: datasets.Dataset) -> str:
 
 
 class Ranges(SimpleHTTPRequestHandler):
-    """Serves files and parts of them, as the Hub does, and counts the bytes."""
-
-    sent = 0
+    """Serves files and parts of them, as the Hub does."""
 
     def do_GET(self) -> None:
         file = Path(self.translate_path(self.path))
@@ -45,7 +43,6 @@ class Ranges(SimpleHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         start, stop = (int(asked[1]), int(asked[2] or len(data) - 1) + 1) if asked else (0, len(data))
         part = data[start:stop]
-        Ranges.sent += len(part) if asked else 0  # fsspec asks once for all of a file, to see that it is there
         self.send_response(206 if asked else 200)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(data)}")

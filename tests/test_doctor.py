@@ -38,20 +38,18 @@ def diagnose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Diagno
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.filterwarnings("ignore:.*epoch_id.*")
 def test_a_diagnosis_writes_numbers_and_advice_and_no_run(diagnose: Diagnose, tmp_path: Path) -> None:
-    report = diagnose("changes=[num_workers,batch_size,log_every_n_steps]", "workers=[1]", "trace=true")
+    report = diagnose("changes=[num_workers,batch_size,log_every_n_steps]", "workers=[1]")
     assert sum(report["shares"].values()) == pytest.approx(1)
     assert all(0 <= share <= 1 for share in report["shares"].values())
     assert sum(report["parts_ms"].values()) == pytest.approx(report["step_ms"])
-    for number in (report["images_per_second"], report["mfu"], *report["epoch_seconds"].values()):
+    for number in (report["images_per_second"], report["mfu"]):
         assert math.isfinite(number)
         assert number > 0
     changes = ["data.num_workers=1", "batch_size=128", "trainer.log_every_n_steps=50"]
     assert [trial["change"] for trial in report["trials"]][:3] == changes
     assert all(trial["gain"] > 0 and len(trial["gains"]) == 1 for trial in report["trials"])
     assert "is the bottleneck" in report["advice"][0]
-    assert list((tmp_path / "out" / "trace").rglob("*.json*")), "a Chrome trace was asked for"
     log = (tmp_path / "out" / "doctor.log").read_text()
     assert "as configured: " in log
     results = json.loads((tmp_path / "out" / "results.json").read_text())

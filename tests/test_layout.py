@@ -12,12 +12,12 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*SOURCES, *PAGES, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((ROOT / "experiments").rglob("*.[jmy]*"))]
 
-# Tests of what is no module: the configuration files, `make faults`, the README, the wheel, and the layout itself.
+# Tests of what is no module: the configuration files, the programs of `make`, the README, the wheel, the layout itself.
 NO_SOURCE = {
     Path(f"test_{name}.py")
     for name in (
-        *("conf", "faults", "golden_curves", "language", "layout", "legacy_runs", "mutations", "own_code", "readme"),
-        *("recipes", "results", "scale", "wheel"),
+        *("benchmark", "conf", "faults", "golden_curves", "language", "layout", "legacy_runs", "mutations", "own_code"),
+        *("readme", "recipes", "results", "scale", "wheel"),
     )
 }
 
@@ -42,17 +42,13 @@ def test_every_module_has_its_tests_and_every_test_its_module() -> None:
 
 
 def test_no_other_file_names_a_data_set() -> None:
-    """A set is one file and one YAML; only the benchmark says which sets it measures with."""
+    """A set is one file and one YAML."""
     folder = ROOT / "src" / "vitlab"
     sets = {file.stem for file in (ROOT / "conf" / "data").glob("*.yaml")} - {"base", "shards"}  # as files have them
     name = re.compile(rf"(.*\.)?({'|'.join(sets)})|.*data\.sets\.\w.*")
     found = []
     for file in folder.rglob("*.py"):
-        if (
-            file.is_relative_to(folder / "data" / "sets")
-            or file.is_relative_to(folder / "benchmark")
-            or file.stem == "renamed"
-        ):
+        if file.is_relative_to(folder / "data" / "sets") or file.stem == "renamed":
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""

@@ -47,10 +47,7 @@ def test_digits_are_packed_verified_and_recorded(prepared: Prepared, tmp_path: P
     assert json.loads((tmp_path / "digits" / NAME).read_text())["name"] == "digits"
 
 
-@pytest.mark.parametrize("streaming", ["true", "false"])
-def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
-    prepared: Prepared, tmp_path: Path, streaming: str
-) -> None:
+def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(prepared: Prepared, tmp_path: Path) -> None:
     files = sorted(map(str, image_fixtures.draw(tmp_path / "drawn").rglob("*.*")))[:20]
     kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
     images = [{"bytes": Path(file).read_bytes(), "path": None} for file in files]
@@ -58,7 +55,7 @@ def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(
     (tmp_path / "tiny").mkdir()
     for split, rows in (("train", range(14)), ("test", range(14, 20))):
         complete.select(rows).to_parquet(tmp_path / "tiny" / f"{split}.parquet", batch_size=5)
-    line = ["data=huggingface", "data.name=tiny", f"data.source.streaming={streaming}", "data.source.cache_dir=cache"]
+    line = ["data=huggingface", "data.name=tiny", "data.source.cache_dir=cache"]
     found = prepared(*line, "shard_images=8", "out=packed")
     assert (found["train/images"], found["train/shards"], found["test/images"], found["broken"]) == (14, 2, 6, 0)
     source = shards(data_dir="packed")

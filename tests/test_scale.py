@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
+from benchmark.case import EXPONENT, OURS
+from benchmark.timing import Clock, Measurement
 from scale import made_up, subjects
 from scale.costs import PEAK, PRIVATE, forked_contender, real_costs, subject_cases
 from scale.subjects import SUBJECTS, Subject
-from vitlab.benchmark.case import EXPONENT, OURS
-from vitlab.diagnostics.timing import Clock, Measurement
 from vitlab.runs.folder import list_runs, read_config, read_metrics
 from vitlab.sweeps import ledger
 

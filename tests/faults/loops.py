@@ -1,9 +1,6 @@
 """Loops of any geometry, and what else a training may be made of: killed after a random checkpoint, and resumed."""
 
-from functools import partialmethod
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import datasets
 import torch
@@ -25,7 +22,7 @@ from faults.runs import (
     start,
 )
 from faults.trials import Trial, fault
-from hub_files import Ranges, table
+from hub_files import table
 from vitlab.runs.folder import read_results
 from vitlab.storage import safe_load
 
@@ -168,24 +165,15 @@ def packed(trial: Trial) -> None:
         resume_exactly(trial, "shards", *settings, f"data_dir={folder}")
 
 
-@fault("a set of the Hub, streamed over HTTP", 6)
-def streamed(trial: Trial) -> None:
+@fault("a set of the Hub's kind, mapped into memory", 6)
+def mapped(trial: Trial) -> None:
     folder = trial.work / "hub"
     with lock(trial.work, "hub"):
         if not folder.exists():
             folder.mkdir()
             labels = [i % 2 for i in range(400)]
             table(labels, datasets.ClassLabel(names=["even", "odd"])).to_parquet(folder / "all.parquet", batch_size=40)
-    datasets.config.HF_HUB_OFFLINE = False
-
-    class Here(Ranges):
-        __init__ = partialmethod(Ranges.__init__, directory=str(folder))
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Here) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        name = f"http://127.0.0.1:{server.server_address[1]}/all.parquet"
-        settings = ["data=huggingface", f"data.name={name}", "data.source.streaming=true", "image_size=8"]
-        settings += ["data.source.shuffle_buffer=100", f"data.source.cache_dir={trial.work / 'hub-cache'}"]
-        settings += [f"data.num_workers={trial.random.choice((0, 2))}", *SMALL, *HARD]
-        resume_exactly(trial, "streamed", *settings, "data.max_train_samples=250", SAVED[-1])
-        server.shutdown()
+    settings = ["data=huggingface", f"data.name={folder}", "image_size=8"]
+    settings += [f"data.source.cache_dir={trial.work / 'hub-cache'}"]
+    settings += [f"data.num_workers={trial.random.choice((0, 2))}", *SMALL, *HARD]
+    resume_exactly(trial, "mapped", *settings, "data.max_train_samples=250", SAVED[-1])

@@ -15,11 +15,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
+from benchmark import results, run
+from benchmark.case import Case
+from benchmark.timing import Clock
 from scale.costs import PART, subject_cases
 from scale.subjects import SUBJECTS
-from vitlab.benchmark import results, run
-from vitlab.benchmark.case import Case
-from vitlab.diagnostics.timing import Clock
 
 
 def main() -> int:

@@ -20,9 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmark.case import EXPONENT, Case, with_exponents
+from benchmark.timing import Clock, Contender, Measurement
 from scale.subjects import Subject
-from vitlab.benchmark.case import EXPONENT, Case, with_exponents
-from vitlab.diagnostics.timing import Clock, Contender, Measurement
 from vitlab.runs.muted_logs import muted_logs
 
 PART = "scale"

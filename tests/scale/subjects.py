@@ -19,8 +19,8 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
+from benchmark.case import OURS
 from scale import made_up
-from vitlab.benchmark.case import OURS
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.file_list import FileList

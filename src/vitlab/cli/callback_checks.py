@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from vitlab.config.definitions import is_kind_of
+from vitlab.config.definitions import find_spec, is_kind_of
 from vitlab.config.objective import objectives
 from vitlab.config.schema import child_nodes, suggest
 from vitlab.config.view import ConfigView
@@ -56,6 +56,9 @@ def callback_problems(view: ConfigView) -> Iterator[str]:
         monitor = node.get("monitor")
         if kind in REFUSED:
             yield f"callbacks.{key}: {kind} {REFUSED[kind]}, and leave callbacks.{key} out"
+        if kind == "DeviceStatsMonitor" and node.get("cpu_stats") is not False and find_spec("psutil") is None:
+            remedy = f"pip install psutil, or set callbacks.{key}.cpu_stats=false"
+            yield f"callbacks.{key}: {kind} needs psutil, which isn't installed: {remedy}"
         known = [*scores, view.config.get("objective")]  # which has its own check
         if isinstance(monitor, str) and monitor not in known and is_kind_of(str(node["_target_"]), MONITORS):
             there = f"{suggest(monitor, scores)} (of {', '.join(scores)})"

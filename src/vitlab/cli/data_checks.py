@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from vitlab.config.schema import Node
 from vitlab.config.view import ConfigView
-from vitlab.data.source import Facts, loader_facts, loader_settings
+from vitlab.data.source import Facts, images_to_train_on, loader_facts, loader_settings
 
 AUGMENT = "vitlab.data.augment.Augment"
 
@@ -24,17 +24,10 @@ def source_settings(view: ConfigView) -> Node | None:
 def train_samples(view: ConfigView) -> int | None:
     """Training images without those of validation; None if that is known only after loading."""
     facts, settings, fraction = facts_of(view), source_settings(view), view("data.val_fraction", float)
-    if facts.train_samples is not None:
-        samples, has_validation = facts.train_samples, False
-    elif facts.count is not None and settings is not None:
-        samples, has_validation = facts.count(**settings)
-    else:
+    samples, has_validation = (facts.train_samples, False) if settings is None else facts.size(settings)
+    if samples is None or fraction is None:
         return None
-    if fraction is None:
-        return None
-    limit = view("data.max_train_samples", int)
-    left = samples if has_validation else samples - math.ceil(samples * fraction)
-    return int(min(left, limit)) if limit else left
+    return images_to_train_on(samples, has_validation, fraction, view("data.max_train_samples", int))
 
 
 def data_problems(view: ConfigView) -> Iterator[str]:
@@ -49,6 +42,12 @@ def data_problems(view: ConfigView) -> Iterator[str]:
     name = (view("data.source._target_", str) or "").rpartition(".")[2]
     if view("data.scaled_decoding", bool) and facts.in_memory:
         yield f"data.scaled_decoding=true is for JPEG files, and {name} is stored in memory; leave it out"
+    elif view("data.scaled_decoding", bool) and (crop := view("data.augment.crop", str)) in ("simple", "none"):
+        yield f"data.scaled_decoding=true has no effect with data.augment.crop={crop}; use inception, or leave it out"
+    if not view("data.augment.mixup") and not view("data.augment.cutmix"):
+        for name, off in (("mix_mode", "batch"), ("mix_off_epoch", None)):
+            if (value := view(f"data.augment.{name}", int | str)) not in (None, off):
+                yield f"data.augment.{name}={value} has no effect without mixing; set data.augment.mixup or cutmix"
     if view("data.on_error", str) == "skip":
         if facts.in_memory:
             yield f"data.on_error=skip is for image folders, and {name} is none; leave it out"

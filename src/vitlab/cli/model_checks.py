@@ -40,6 +40,9 @@ def model_problems(view: ConfigView) -> Iterator[str]:
                 yield line if word == "image_size" or word not in given else f"model.{line}"
         if given.get("pool") == "none":
             yield "model.pool=none gives logits for each token, which is not for training; use cls or avg"
+    if view("model.drop_path_kept_only", bool) and (rate := view("model.drop_path", float)) is not None and rate <= 0.1:
+        remedy = "it is for rates above 0.1; raise model.drop_path, or leave it out"
+        yield f"model.drop_path_kept_only=true has no effect with model.drop_path={format_value(rate)}: {remedy}"
     name = view("model.model_name", str)
     if target == TIMM and name is not None and name.partition(".")[0] not in (names := timm_names()):
         yield f"model.model_name={name} is no timm model{suggest(name, names)}"

@@ -56,7 +56,7 @@ KINDS = (
     *("lightning.pytorch.accelerators.Accelerator", "lightning.pytorch.strategies.Strategy"),
     *("lightning.pytorch.plugins.Precision", "lightning.pytorch.plugins.LayerSync"),
     *("lightning.fabric.plugins.CheckpointIO", "lightning.fabric.plugins.ClusterEnvironment"),
-    *("vitlab.evaluation.probes.Probe", "vitlab.benchmark.case.Part"),
+    "vitlab.evaluation.probes.Probe",
     *("hydra.experimental.callback.Callback", "hydra.plugins.launcher.Launcher", "hydra.plugins.sweeper.Sweeper"),
     *("optuna.samplers.BaseSampler", "optuna.pruners.BasePruner"),
 )

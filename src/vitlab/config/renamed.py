@@ -39,6 +39,7 @@ REMOVED = {
     "callbacks.nonfinite.max_captures": "the message names the first module whose output isn't finite",
     "on_out_of_memory": "an out-of-memory error names the trainer.accumulate_grad_batches that fits",
     "data.source.max_pixels": "src/prepare.py packs images at a smaller size",
+    "data.source.streaming": "the set is downloaded; src/prepare.py packs it into shards for object storage",
     "data.source.verify": "`python src/prepare.py verify data_dir=FOLDER` compares all checksums",
 }
 
@@ -55,6 +56,8 @@ def current_config(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     for key, value in config.items():
         where = f"{path}{key}"
         if where in REMOVED and str(config.get("_target_", "vitlab.")).startswith("vitlab."):  # not a user's own
+            continue
+        if where == "data.source.shuffle_buffer" and "streaming" in config:  # of streaming, which was removed
             continue
         name = SETTINGS.get(where, where).rpartition(".")[2]
         if isinstance(value, Mapping):

@@ -62,6 +62,11 @@ def count_steps(samples: int, batch_size: int, drop_last: bool) -> int:
     return samples // batch_size if drop_last else -(-samples // batch_size)
 
 
+def count_training_steps(max_steps: int, max_epochs: int | None, steps_per_epoch: int) -> int:
+    """Steps of a training that ends by the Trainer's `max_steps` or `max_epochs`, whichever is first; -1: no limit."""
+    return min(end for end in (max_steps, (max_epochs or -1) * steps_per_epoch) if end > 0)
+
+
 def cut(samples: int, parts: int) -> list[range]:
     """`range(samples)` in `parts` ranges whose lengths differ by one at most, the longer ones first."""
     short, longer = divmod(samples, parts)

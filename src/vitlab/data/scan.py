@@ -60,7 +60,7 @@ def drop_bad_files(source: Source, *, on_error: OnError, max_skipped: float, sca
     """
     if on_error == "raise":
         if scan == "headers" and source.train.blocks is not None:
-            log.info("streamed images are not checked before training; data.scan=decode reads all of them")
+            log.info("images in shards are not checked before training; data.scan=decode reads all of them")
         elif scan != "none":
             done = cache_folder() / f"{scan_id(source, scan)}.scanned"
             with folder_cache_lock(done, common_folder(source)):

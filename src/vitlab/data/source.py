@@ -7,6 +7,7 @@ configuration, so heavy libraries are imported inside its functions.
 
 import hashlib
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,12 @@ class Facts:
         vars(loader)["facts"] = self
         return loader
 
+    def size(self, settings: Node) -> tuple[int | None, bool]:
+        """The number of train images, if it is known, and whether there is a validation split."""
+        if self.train_samples is None and self.count is not None:
+            return self.count(**settings)
+        return self.train_samples, False
+
     def check(self, source: "Source") -> None:
         loaded = {"native_size": source.native_size, "channels": source.channels, "num_classes": len(source.classes)}
         for name, value in loaded.items():
@@ -78,6 +85,12 @@ def loader_settings(source: Node) -> Node:
     parameters = inspect.signature(resolve(str(source["_target_"]))).parameters.values()
     defaults = {known.name: known.default for known in parameters if known.default is not known.empty}
     return defaults | {key: value for key, value in source.items() if not key.startswith("_")}
+
+
+def images_to_train_on(images: int, has_validation: bool, val_fraction: float, limit: int | None) -> int:
+    """Train images without those that are held out for validation, at most `limit`."""
+    left = images if has_validation else images - math.ceil(images * val_fraction)
+    return min(left, limit or left)
 
 
 def folder_label(source: Mapping[str, Any]) -> str:

@@ -19,14 +19,14 @@ DRAWS = 20
 def hold_out(split: Split, share: float, *, seed: int, knob: str) -> tuple[Split, Split]:
     """Split into (kept, held out), with about `share` of the samples held out, stratified by class.
 
-    Streamed images are split by block, so that either part can be read without the other, unless a class would then be
-    on one side only. A `ValueError` names the setting `knob`.
+    Many shards are split by shard, so that either part can be read without the other, unless a class would then be on
+    one side only. A `ValueError` names the setting `knob`.
     """
     if isinstance(split.files, Rows) and split.files.split_by_block and split.blocks is not None and 0 < share < 1:
         if (mask := block_mask(split.labels, split.blocks, share, seed)) is not None:
             return split.subset((~mask).nonzero().flatten()), split.subset(mask.nonzero().flatten())
         reason = "no draw of complete ones has every class on both sides"
-        log.warning("%s=%g is held out of all row groups or shards, so both parts read them: %s", knob, share, reason)
+        log.warning("%s=%g is held out of all shards, so both parts read them: %s", knob, share, reason)
     kept, out = stratified_split(split.labels, share, seed=seed, knob=knob)
     return split.subset(kept), split.subset(out)
 

@@ -4,6 +4,7 @@ kinds of changes -> candidates -> rounds, in each of which the configuration and
 """
 
 import math
+import random
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ import torch
 
 from vitlab.data.datamodule import MOST_WORKERS
 from vitlab.diagnostics.measure import Overrides, ProfiledRun
-from vitlab.diagnostics.timing import turns
 from vitlab.distributed import environment
 
 NOISE = 0.03  # smaller gains are always noise
@@ -77,7 +77,7 @@ def try_changes(
     everything, errors = [{}, *changes], dict[int, str]()
     rates: list[list[float]] = [[] for _ in everything]
     for number in range(rounds):
-        for index in turns(len(everything), number):
+        for index in random.Random(number).sample(range(len(everything)), len(everything)):
             if index not in errors:
                 try:
                     timing = run.train(everything[index], steps=steps, warmup=warmup)
@@ -89,15 +89,6 @@ def try_changes(
         gains = () if index in errors else tuple(a / b for a, b in zip(rates[index], rates[0], strict=True))
         trials.append(Trial(overrides=overrides, gains=gains, error=errors.get(index, "")))
     return trials, rates[0]
-
-
-def combination(trials: Sequence[Trial]) -> Overrides:
-    """The best value of each setting with a gain that doesn't change the scores; empty if there are fewer than two."""
-    faster = [t for t in trials if t.verdict == "faster" and not OTHER_SCORES & t.overrides.keys()]
-    best: Overrides = {}
-    for trial in sorted(faster, key=lambda trial: trial.gain):
-        best |= trial.overrides
-    return best if len(best) > 1 else {}
 
 
 def command_line(overrides: Overrides) -> str:

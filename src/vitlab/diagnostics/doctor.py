@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from lightning.pytorch.profilers import PyTorchProfiler
 
 from vitlab.config.schema import Node
 from vitlab.diagnostics import advise
@@ -20,8 +19,6 @@ from vitlab.storage.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 
-WORTH = 0.1  # smallest share of an epoch for advice
-
 
 def diagnose(
     run: ProfiledRun,
@@ -32,7 +29,6 @@ def diagnose(
     steps: int,
     warmup: int,
     rounds: int,
-    trace: bool,
 ) -> Node:
     """Measure the configuration, try changes, log the report, and write `doctor.json`."""
     run.train({}, steps=1, warmup=1)  # allocations, kernels, files
@@ -41,19 +37,8 @@ def diagnose(
     shares = {name: seconds / total for name, seconds in profiled.parts.items()}
     timed: Any = {"steps": steps, "warmup": warmup, "rounds": rounds}
     trials, rates = advise.try_changes(run, advise.candidates(run, changes, workers), **timed)
-    if best := advise.combination(trials):
-        trials += advise.try_changes(run, [best], **timed)[0]
-    if trace:
-        trace_of: Any = {"dirpath": str(folder / "trace"), "filename": "operators", "export_to_chrome": True}
-        schedule = torch.profiler.schedule(wait=warmup, warmup=1, active=min(steps, 5), repeat=1)
-        run.train({}, steps=steps, warmup=warmup, profiler=PyTorchProfiler(**trace_of, schedule=schedule))
     data, rate = run.datamodule, median(rates)
     step, peak = profiled.images / rate, flops.peak_flops(run.device, str(run.trainer["precision"]))
-    epoch = {
-        "training": step * data.steps_per_epoch,
-        "validation": profiled.validation_batch * len(data.val_dataloader()),
-        "checkpoint": profiled.checkpoint,
-    }
     report: Node = {
         "images_per_second": rate,
         "mfu": run.flops * rate / peak if peak else None,
@@ -67,7 +52,6 @@ def diagnose(
         "bottleneck": bottleneck(shares),
         "shares": shares,
         "parts_ms": {name: 1000 * step * share for name, share in shares.items()},
-        "epoch_seconds": epoch,
         "rounds": rounds,
         "trials": [
             {
@@ -79,7 +63,7 @@ def diagnose(
             }
             for trial in trials
         ],
-        "advice": list(advice(shares, epoch, trials, in_files=data.split("train").files is not None)),
+        "advice": list(advice(shares, trials, in_files=data.split("train").files is not None)),
     }
     atomic_write(folder / "doctor.json", json.dumps(report, indent=2))
     for line in report_lines(report):
@@ -94,7 +78,7 @@ def bottleneck(shares: dict[str, float]) -> str:
     return max(grouped, key=lambda name: grouped[name])
 
 
-def advice(shares: dict[str, float], epoch: dict[str, float], trials: Sequence[Trial], in_files: bool) -> Iterator[str]:
+def advice(shares: dict[str, float], trials: Sequence[Trial], in_files: bool) -> Iterator[str]:
     """Advice, the largest gain first. in_files: whether images are decoded from files."""
     worst, computing = bottleneck(shares), sum(shares[name] for name in STEP)
     if worst == "step":
@@ -109,10 +93,6 @@ def advice(shares: dict[str, float], epoch: dict[str, float], trials: Sequence[T
         yield f"{command_line(trial.overrides)}: {trial.gain:.2f} x the images per second{note}"
     if trials and not faster:
         yield "no tried change gains more than the noise"
-    knobs = {"validation": "trainer.check_val_every_n_epoch", "checkpoint": "callbacks.last.every_n_epochs"}
-    for name, knob in knobs.items():
-        if (share := epoch[name] / sum(epoch.values())) > WORTH:
-            yield f"{name} takes {share:.0%} of an epoch; {knob}=N divides that by N"
 
 
 def report_lines(report: Node) -> Iterator[str]:
@@ -123,7 +103,6 @@ def report_lines(report: Node) -> Iterator[str]:
     )
     for name, label in PARTS.items():
         yield f"  {label:<46} {report['parts_ms'][name]:9.2f} ms {report['shares'][name]:5.0%}"
-    yield "  an epoch: " + ", ".join(f"{name} {value:.3g} s" for name, value in report["epoch_seconds"].items())
     if report["trials"]:
         yield f"  {'tried, median of rounds':<46} {'images/s':>9}  spread"
     for trial in report["trials"]:

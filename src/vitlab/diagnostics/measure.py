@@ -1,7 +1,5 @@
 """Time short trainings with Lightning's loop and the configured callbacks.
 
-    warm-up steps | timed steps | with `Stages`: a checkpoint and some batches of validation
-
 Times are from the end of one step to the end of another. `Stages` splits them into parts; on a GPU it synchronizes at
 both ends of each part, so their sum is longer than a step without a profiler.
 """
@@ -12,19 +10,17 @@ import logging
 import math
 import time
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
-from lightning.pytorch.profilers import Profiler, SimpleProfiler
+from lightning.pytorch.profilers import SimpleProfiler
 from torch.optim.lr_scheduler import LambdaLR
 
 from vitlab.config.schema import Node, resolve
 from vitlab.data.datamodule import DataModule
-from vitlab.diagnostics.timing import synchronize
 from vitlab.models import flops
 from vitlab.models.compile import compile_network
 from vitlab.runs.muted_logs import muted_logs
@@ -90,10 +86,6 @@ class Stages(SimpleProfiler):
         parts = {name: max(0.0, value) for name, value in parts.items()}
         return {**parts, "loop": max(0.0, seconds - sum(parts.values()))}
 
-    def seconds_of(self, *endings: str) -> float:
-        """The sum of the median seconds of the actions with these endings."""
-        return math.fsum(median(times) for name, times in self.recorded_durations.items() if name.endswith(endings))
-
 
 class Timing(Callback):
     """Times optimizer steps from the end of the warm-up.
@@ -101,13 +93,11 @@ class Timing(Callback):
     seconds, images    of a step, with all its accumulated batches
     workers            data workers
     parts              with `Stages`: the seconds of each part, which sum to `seconds`
-    checkpoint         with `Stages`: seconds to write a checkpoint
-    validation_batch   with `Stages`: seconds of a batch
     """
 
     def __init__(self, *, warmup: int, steps: int) -> None:
         self.warmup, self.steps, self._step, self._start = warmup, steps, 0, 0.0
-        self.seconds = self.images = self.checkpoint = self.validation_batch = 0.0
+        self.seconds = self.images = 0.0
         self.parts: dict[str, float] = {}
         self.workers = 0
 
@@ -131,11 +121,6 @@ class Timing(Callback):
             self.seconds = seconds / self.steps
             if isinstance(profiler, Stages):
                 self.parts = {name: value / self.steps for name, value in profiler.parts(seconds).items()}
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(profiler := trainer.profiler, Stages):  # type: ignore[attr-defined]
-            trainer.save_checkpoint(Path(trainer.default_root_dir) / "timed.ckpt", weights_only=False)
-            self.checkpoint = profiler.seconds_of("save_checkpoint")
 
 
 class ProfiledRun:
@@ -174,9 +159,9 @@ class ProfiledRun:
         return self._compiled
 
     def make_trainer(self, overrides: Overrides, *, folder: str, max_steps: int) -> Trainer:
-        """A Trainer without progress bar and checkpoints, that validates a few batches on request."""
+        """A Trainer without progress bar, validation and checkpoints."""
         node = {**self.trainer, "max_steps": max_steps, "max_epochs": -1, "check_val_every_n_epoch": 10**9}
-        node |= {"limit_val_batches": 8, "num_sanity_val_steps": 0}
+        node |= {"limit_val_batches": 0, "num_sanity_val_steps": 0}
         node |= {"enable_progress_bar": False, "enable_checkpointing": False}
         node |= {k.removeprefix("trainer."): v for k, v in overrides.items() if k.startswith("trainer.")}
         trainer = build.build_trainer(node, run_dir=Path(folder), logger={}, callbacks=self.callbacks)
@@ -185,10 +170,8 @@ class ProfiledRun:
                 callback.meter.flops = self.flops  # or it would count them in a timed step
         return trainer
 
-    def train(
-        self, overrides: Overrides, *, steps: int, warmup: int, stages: bool = False, profiler: Profiler | None = None
-    ) -> Timing:
-        """Train for `warmup` steps and for `steps` timed ones, with `Stages` or another profiler.
+    def train(self, overrides: Overrides, *, steps: int, warmup: int, stages: bool = False) -> Timing:
+        """Train for `warmup` steps and for `steps` timed ones, with `Stages` or without.
 
         The warm-up is longer with data workers, which load the first batches in advance.
         """
@@ -199,13 +182,9 @@ class ProfiledRun:
             trainer: Any = self.make_trainer(overrides, folder=folder, max_steps=timing.warmup + steps)
             self.device, timing.workers = trainer.strategy.root_device, workers
             trainer.callbacks.append(timing)
-            if profiler := Stages(self.device) if stages else profiler:
-                trainer.profiler = profiler
+            if stages:
+                trainer.profiler = Stages(self.device)
             trainer.fit(module, data)
-            if isinstance(profiler, Stages):
-                profiler.recorded_durations.clear()
-                trainer.validate(module, data, verbose=False)
-                timing.validation_batch = profiler.seconds_of(".val_next", ".batch_to_device", ".validation_step")
         del trainer
         gc.collect()  # end the data workers
         return timing
@@ -215,3 +194,8 @@ def is_skipped(callback: Node) -> bool:
     """Whether a callback saves checkpoints, shows progress or stops early."""
     kind = resolve(str(callback["_target_"]))
     return isinstance(kind, type) and issubclass(kind, Checkpoint | ProgressBar | EarlyStopping)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

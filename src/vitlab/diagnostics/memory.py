@@ -5,11 +5,10 @@ the second counts. The last gradients are alive during forward, so the peak is a
 """
 
 import logging
-import time
 import weakref
 from collections.abc import Iterable
 from contextlib import nullcontext
-from statistics import median
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,8 +18,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.benchmark import Timer
 
-from vitlab.diagnostics.timing import synchronize
 from vitlab.models import attention
 from vitlab.models.flops import CHECKPOINTING
 from vitlab.runs.muted_logs import muted_logs
@@ -108,10 +107,7 @@ def train_step(module: Classifier, optimizer: Optimizer, images: Tensor, targets
 
 def step_seconds(module: Classifier, images: int, shape: Shape, precision: str) -> float:
     """Seconds of a step on the network's device, measured for three seconds, without loading and augmentation."""
-    batch, optimizer, seconds = zero_batch(module, images, shape), module.build_optimizer(), list[float]()
-    while len(seconds) < 3 or sum(seconds) < 3:
-        start = time.perf_counter()
-        train_step(module, optimizer, *batch, precision)
-        synchronize(batch[0].device)
-        seconds.append(time.perf_counter() - start)
-    return median(seconds[1:])
+    batch, optimizer = zero_batch(module, images, shape), module.build_optimizer()
+    step = partial(train_step, module, optimizer, *batch, precision)
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=3).median

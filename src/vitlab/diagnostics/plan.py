@@ -7,16 +7,17 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from vitlab.config.instantiate import build_object
 from vitlab.config.schema import Node, parameters
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sampler import count_steps
-from vitlab.data.source import loader_facts, loader_settings
+from vitlab.data.source import images_to_train_on, loader_facts, loader_settings
 from vitlab.diagnostics import plan_report
 from vitlab.diagnostics.memory import DTYPES, count_step, step_seconds
 from vitlab.distributed import environment
@@ -49,6 +50,14 @@ class Need(NamedTuple):
         return sum(self.of(images).values())
 
 
+class Step(NamedTuple):
+    """A step of the training: its network, its parameter groups with their peak rates, and its memory by `KINDS`."""
+
+    network: nn.Module
+    scheduler: LambdaLR
+    needs: dict[str, Need]
+
+
 def write_plan(
     training: Node,
     data: DataModule,
@@ -61,40 +70,30 @@ def write_plan(
     measure: bool,
 ) -> Node:
     """Plan a training with the settings of train.py on `planned_data`; write `plan.json` and `plan.png`."""
-    trainer, precision = data.trainer, str(training["trainer"]["precision"])
-    assert trainer is not None
     on_gpu = training["trainer"]["accelerator"] != "cpu" and torch.cuda.is_available()
-    here, ranks = torch.device("cuda" if on_gpu else "cpu"), trainer.world_size
-    shape, each = (data.channels, *data.image_size), -(-data.batch_size // (ranks * trainer.accumulate_grad_batches))
+    here, ranks = torch.device("cuda" if on_gpu else "cpu"), cast(Any, data.trainer).world_size
+    each = -(-data.batch_size // (ranks * cast(Any, data.trainer).accumulate_grad_batches))
     log.info("counting FLOPs and memory of %d images on each of %d devices", each, ranks)
-    options: Any = {"precision": precision, "on_cpu": device == "here" and not on_gpu}
-    needs, few = dict[str, Need](), min(max(2, each), MOST_IMAGES)
-    for kind, checkpointing in KINDS.items():
-        half, module = planned_classifier(training, data), planned_classifier(training, data)
-        before, _ = count_step(half, -(-few // 2), shape, checkpointing=checkpointing, **options)
-        counted, scheduler = count_step(module, few, shape, checkpointing=checkpointing, **options)
-        per_image = max(1.0, (counted["activations"] - before["activations"]) / (few // 2))
-        parts = device_memory(counted, training, ranks)
-        needs[kind] = Need(parts, per_image, counted["activations"] - per_image * few)
-    for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
-        group["lr"] = rate
-    for line in group_table(module.network, scheduler.optimizer):
+    network, scheduler, needs = counted_step(training, data, each, on_cpu=device == "here" and not on_gpu)
+    for line in group_table(network, scheduler.optimizer):
         log.info(line)
     module = planned_classifier(training, data)
     network, steps, samples = module.network, module.total_steps(), data.samples["train"]
     is_on = any(getattr(part, name, False) is True for part in network.modules() for name in flops.CHECKPOINTING)
-    chosen, image_flops = "recomputed" if is_on else "stored", flops.training_flops(network, shape)
+    chosen = "recomputed" if is_on else "stored"
+    image_flops = flops.training_flops(network, (data.channels, *data.image_size))
     count = count_steps(samples, data.batch_size, data.drop_last)
     seen = round(steps * (count * data.batch_size if data.drop_last else samples) / count)
-    peak = flops.peak_flops(here if device == "here" else device, precision)
+    peak = flops.peak_flops(here if device == "here" else device, str(training["trainer"]["precision"]))
     hours, source = None, "not measured"
     if device != "here" and peak:
         hours, source = seen * image_flops / (peak * mfu * ranks) / 3600, f"{device}, MFU {mfu:g} assumed"
     elif measure:
         few = each if on_gpu or not peak else max(1, min(each, int(0.3 * peak / image_flops)))
-        log.info("measuring steps of %d images on this %s; measure=false skips it", few, here.type)
-        seconds = step_seconds(planned_classifier(training, data, "cpu").to(here), few, shape, precision)
-        hours, source = seen / few * seconds / ranks / 3600, f"measured on this {here.type}"
+        hours, source = (
+            seen * measured_seconds(training, data, few, here) / ranks / 3600,
+            f"measured on this {here.type}",
+        )
     if memory_gb is None and device == "here" and on_gpu:
         memory_gb = torch.cuda.get_device_properties(here).total_memory / 1e9
     groups = [
@@ -102,17 +101,31 @@ def write_plan(
         for group in scheduler.optimizer.param_groups
     ]
     curves, main = rates(scheduler, steps), max(range(len(groups)), key=lambda n: groups[n]["learning_rate"])
-    plan: Node = {"name": training["name"], "overrides": read_overrides(folder), "data": status}
-    plan |= {"images": samples, "classes": data.num_classes, "parameters": sum(p.numel() for p in network.parameters())}
-    plan["trained_parameters"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    plan |= {"flops_per_image": image_flops, "flops_per_step": image_flops * data.batch_size}
-    plan |= {"batch_size": data.batch_size, "devices": ranks, "images_per_device": each}
-    plan |= {"steps_per_epoch": data.steps_per_epoch, "steps": steps, "images_seen": seen}
-    plan |= {"hours": hours, "hours_from": source, "memory_gb": memory_gb}
-    plan["memory"] = needs[chosen].of(each) | {"total": needs[chosen].total(each)}
-    plan["memory_by_activations"] = {kind: need.total(each) for kind, need in needs.items()}
-    plan |= {"groups": groups, "learning_rate": curves[main]}
-    plan["weight_decay"] = [[step, groups[main]["weight_decay"]] for step, _ in curves[main]]
+    plan: Node = {
+        "name": training["name"],
+        "overrides": read_overrides(folder),
+        "data": status,
+        "images": samples,
+        "classes": data.num_classes,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        "flops_per_image": image_flops,
+        "flops_per_step": image_flops * data.batch_size,
+        "batch_size": data.batch_size,
+        "devices": ranks,
+        "images_per_device": each,
+        "steps_per_epoch": data.steps_per_epoch,
+        "steps": steps,
+        "images_seen": seen,
+        "hours": hours,
+        "hours_from": source,
+        "memory_gb": memory_gb,
+        "memory": needs[chosen].of(each) | {"total": needs[chosen].total(each)},
+        "memory_by_activations": {kind: need.total(each) for kind, need in needs.items()},
+        "groups": groups,
+        "learning_rate": curves[main],
+        "weight_decay": [[step, groups[main]["weight_decay"]] for step, _ in curves[main]],
+    }
     settings = {chosen: ""}
     if chosen == "stored" and "activation_checkpointing" in parameters(training["model"]["_target_"]):
         settings["recomputed"] = "model.activation_checkpointing=true "
@@ -120,6 +133,30 @@ def write_plan(
     atomic_write(folder / plan_report.FILE, json.dumps(plan, indent=1))
     plan_report.draw_plan(plan, {kind: need.of(each) for kind, need in needs.items()}, curves, folder / "plan.png")
     return plan
+
+
+def counted_step(training: Node, data: DataModule, images: int, *, on_cpu: bool) -> Step:
+    """A step of `images` on each device; the memory of more than `MOST_IMAGES` is extrapolated."""
+    needs, few, shape = dict[str, Need](), min(max(2, images), MOST_IMAGES), (data.channels, *data.image_size)
+    options: Any = {"precision": str(training["trainer"]["precision"]), "on_cpu": on_cpu}
+    for kind, checkpointing in KINDS.items():
+        half, module = planned_classifier(training, data), planned_classifier(training, data)
+        before, _ = count_step(half, -(-few // 2), shape, checkpointing=checkpointing, **options)
+        counted, scheduler = count_step(module, few, shape, checkpointing=checkpointing, **options)
+        per_image = max(1.0, (counted["activations"] - before["activations"]) / (few // 2))
+        parts = device_memory(counted, training, cast(Any, data.trainer).world_size)
+        needs[kind] = Need(parts, per_image, counted["activations"] - per_image * few)
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = rate
+    return Step(module.network, scheduler, needs)
+
+
+def measured_seconds(training: Node, data: DataModule, images: int, here: torch.device) -> float:
+    """The seconds of an image, in steps of `images` on this device."""
+    log.info("measuring steps of %d images on this %s; measure=false skips it", images, here.type)
+    module = planned_classifier(training, data, "cpu").to(here)
+    precision = str(training["trainer"]["precision"])
+    return step_seconds(module, images, (data.channels, *data.image_size), precision) / images
 
 
 def planned_data(training: Node, images: int | None, classes: int | None) -> tuple[DataModule, str]:
@@ -135,12 +172,9 @@ def planned_data(training: Node, images: int | None, classes: int | None) -> tup
     if patterns and not any(map(glob.glob, patterns)):
         status = f"not in {settings['data_dir']}: downloaded when the training starts"
     data: DataModule = build_object(node)
-    published, channels = False, facts.channels or settings.get("channels") or 3
+    counted, published = facts.size(settings)
+    images, published = (counted, published) if images is None else (images, False)
     classes = classes or facts.num_classes or settings.get("num_classes")
-    if images is None and facts.train_samples is not None:
-        images = facts.train_samples
-    elif images is None and facts.count is not None:
-        images, published = facts.count(**settings)
     if (images is None or classes is None) and status == "here" and Path(settings.get("data_dir", "")).is_dir():
         log.info("listing the images of %s", settings["data_dir"])
         source = data.load_source()
@@ -148,9 +182,9 @@ def planned_data(training: Node, images: int | None, classes: int | None) -> tup
     if images is None or classes is None:
         unknown = " and ".join(key for key, value in {"images": images, "classes": classes}.items() if value is None)
         raise ValueError(f"the data is {status}; set {unknown} (of ImageNet-1k images=1281167 classes=1000)")
-    left = images if published else images - math.ceil(images * data.val_fraction)
+    channels = facts.channels or settings.get("channels") or 3
     sizes: Any = SimpleNamespace(classes=range(classes), channels=channels)
-    splits: Any = {"train": range(min(left, data.max_train_samples or left))}
+    splits: Any = {"train": range(images_to_train_on(images, published, data.val_fraction, data.max_train_samples))}
     data._source, data._splits = sizes, splits
     ranks = environment.ranks_per_node(trainer["devices"], trainer["accelerator"]) * trainer["num_nodes"]
     ends: Any = {key: trainer.get(key) or -1 for key in ("max_steps", "max_epochs")}

@@ -17,7 +17,7 @@ from vitlab.data import augment_ops
 from vitlab.data.auto_augment import LEVELS, magnitude_table
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch, TrainBatch
-from vitlab.data.sampler import BatchPlan
+from vitlab.data.sampler import BatchPlan, count_training_steps
 from vitlab.distributed import environment
 from vitlab.training import build
 
@@ -64,8 +64,7 @@ def go_to_step(data: DataModule, node: Node, step: int, folder: Path) -> None:
     known = {name: getattr(trainer, name) for name in names} | {"overfit_batches": node.get("overfit_batches", 0)}
     known |= {"accumulate_grad_batches": accumulate * ranks, "limit_train_batches": limit, "global_step": step}
     data.trainer = cast(Any, SimpleNamespace(**known, global_rank=0, world_size=1, num_devices=1))
-    ends = (trainer.max_steps, (trainer.max_epochs or -1) * data.steps_per_epoch)
-    if step >= (total := min(end for end in ends if end > 0)):
+    if step >= (total := count_training_steps(trainer.max_steps, trainer.max_epochs, data.steps_per_epoch)):
         raise ValueError(f"step={step}: this training has the steps 0 to {total - 1}; choose one of them")
 
 

@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from vitlab.config.bounds import NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Rate, check_bounds
 from vitlab.data.dataset import EvalBatch, TrainBatch
+from vitlab.data.sampler import count_training_steps
 from vitlab.models import freezing
 from vitlab.training.distillation import Distillation
 from vitlab.training.losses import Loss
@@ -234,8 +235,7 @@ class Classifier(LightningModule):
         """Optimizer steps of the training. Lightning's own count would start the loader's workers too early."""
         if (steps_per_epoch := self.steps_per_epoch()) is None:
             return int(self.trainer.estimated_stepping_batches)
-        ends = [self.trainer.max_steps, (self.trainer.max_epochs or -1) * steps_per_epoch]
-        return int(min(end for end in ends if end > 0))
+        return count_training_steps(self.trainer.max_steps, self.trainer.max_epochs, steps_per_epoch)
 
     def build_optimizer(self) -> Optimizer:
         assert self.make_optimizer is not None

@@ -33,6 +33,13 @@ def test_a_score_that_nothing_measures_is_refused(target: str) -> None:
         assert problems({"_target_": target, "monitor": monitor}) == []
 
 
+def test_device_stats_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.cli.callback_checks.find_spec", lambda name: None)
+    (line,) = problems({"_target_": f"{LIGHTNING}.DeviceStatsMonitor"})
+    assert "needs psutil, which isn't installed: pip install psutil" in line
+    assert problems({"_target_": f"{LIGHTNING}.DeviceStatsMonitor", "cpu_stats": False}) == []
+
+
 def test_a_callback_of_ones_own_may_monitor_anything() -> None:
     assert problems({"_target_": "vitlab.training.monitor.Monitor", "monitor": "anything"}) == []
 

@@ -99,6 +99,26 @@ ONE_LINE: list[tuple[list[str], str]] = [
         ["data=image_folder", "data_dir=.", "data.on_error=skip", "data.scan=none"],
         "data.on_error=skip decodes every image",
     ),
+    (
+        ["data.augment.mix_mode=pair", "data.augment.mixup=0"],
+        "mix_mode=pair has no effect without mixing; set data.augment",
+    ),
+    (["data.augment.mix_off_epoch=9", "data.augment.mixup=0"], "mix_off_epoch=9 has no effect without mixing"),
+    (
+        ["model.drop_path_kept_only=true", "model.drop_path=0.1"],
+        "no effect with model.drop_path=0.1: it is for rates above",
+    ),
+    (
+        [
+            "data=image_folder",
+            "data_dir=.",
+            "image_size=32",
+            "data.scan=none",
+            "data.scaled_decoding=true",
+            "data.augment.crop=none",
+        ],
+        "data.scaled_decoding=true has no effect with data.augment.crop=none",
+    ),
     (["data.scaled_decoding=true"], "data.scaled_decoding=true is for JPEG files, and digits is stored in memory"),
     (["data.on_error=ignore"], "data.on_error=ignore is not one of 'raise', 'skip'"),
     (["data=image_folder", "data_dir=no/such"], "no/such is not a folder; data=image_folder wants"),

@@ -80,7 +80,6 @@ def test_a_topic_is_a_group_a_node_or_a_setting(shown) -> None:  # type: ignore[
     assert "hydra.sweeper.n_trials: an int of at least 1; value: 20" in shown(
         "train", "hydra/sweeper", "hydra/sweeper=optuna"
     )
-    assert "networks.sizes" in shown("benchmark", "networks")
 
 
 def test_an_unknown_topic_is_refused_with_the_closest(shown) -> None:  # type: ignore[no-untyped-def]

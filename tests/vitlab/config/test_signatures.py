@@ -28,7 +28,7 @@ LIBRARIES = [
         "vitlab.training.checkpoints.LastCheckpoint",
     ),
     *("hydra_plugins.vitlab.launchers.SlurmLauncher", "vitlab.weights.load.load_network"),
-    *("hydra_plugins.vitlab.optuna.OptunaSweeper", "vitlab.benchmark.training.Training"),  # dataclasses
+    *("hydra_plugins.vitlab.optuna.OptunaSweeper", "vitlab.evaluation.probes.Linear"),
 ]
 
 

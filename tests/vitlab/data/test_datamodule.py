@@ -1,7 +1,6 @@
 """The data module, with real Lightning runs of a tiny model on real digits."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +13,12 @@ from sklearn.datasets import load_digits
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch, TrainBatch
+from vitlab.data.rows import Rows
 from vitlab.data.sampler import EpochBatches, reseed
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.fake import fake
-from vitlab.data.sets.huggingface import huggingface
 from vitlab.data.sets.image_folder import image_folder
-from vitlab.data.source import Source
+from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, Split
 
 # Lightning 2.6.6 with torch 2.15
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
@@ -276,11 +275,28 @@ def test_a_share_of_the_batches_is_that_share_of_an_epoch(
     ]
 
 
+class Blocks(Rows):
+    """Rows in blocks of 50."""
+
+    @property
+    def blocks(self) -> torch.Tensor:
+        return self.chosen // 50
+
+    def read(self, row: int) -> bytes:
+        raise NotImplementedError
+
+    def content(self) -> bytes:
+        return b""
+
+
 @pytest.mark.parametrize(("buffer", "least", "most"), [(100, 1, 3), (600, 4, 6), (None, 7, 12)])
 def test_a_step_mixes_as_many_blocks_of_rows_as_the_shuffle_buffer_has_room_for(
-    parquet: Path, buffer: int | None, least: int, most: int
+    buffer: int | None, least: int, most: int
 ) -> None:
-    source = replace(huggingface(name=str(parquet), streaming=True), shuffle_buffer=buffer)
+    labels = torch.arange(600) % 10
+    train, test = (Split(None, labels[:n], Blocks("set", torch.arange(n))) for n in (600, 200))
+    facts = (tuple("0123456789"), 3, IMAGENET_MEAN, IMAGENET_STD, None)
+    source = Source("set", *facts, train, test, shuffle_buffer=buffer)
     data = datamodule(lambda: source, batch_size=20, num_workers=0)
     data.setup()
     blocks = data.split("train").blocks

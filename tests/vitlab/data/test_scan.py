@@ -638,8 +638,8 @@ def test_names_of_skipped_files_are_listed_safely_and_found_again(folder: Path, 
     assert b"caf\\udce9.png" in listed
 
 
-def test_rows_have_a_common_folder_too(parquet: Path) -> None:
-    source = huggingface(name=str(parquet), streaming=True)
+def test_rows_have_a_common_folder_too(parquet: Path, tmp_path: Path) -> None:
+    source = huggingface(name=str(parquet), cache_dir=str(tmp_path))
     root = scan.common_folder(source)
     assert root.endswith("/")
     assert all(name.startswith(root) for split in source.splits.values() for name in split.files or [])

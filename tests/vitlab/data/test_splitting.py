@@ -9,15 +9,28 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from vitlab.data.rows import Rows
 from vitlab.data.sets.digits import digits
 from vitlab.data.source import Split
 from vitlab.data.splitting import hold_out, stratified_split
-from vitlab.data.tables import Group, ParquetRows
 
 
-def streamed(labels: Tensor, rows: int = 10) -> Split:
-    groups = tuple(Group(0, i, start, rows, 1) for i, start in enumerate(range(0, len(labels), rows)))
-    return Split(None, labels, ParquetRows("set", ("none.parquet",), "image", groups, 100, torch.arange(len(labels))))
+class Blocks(Rows):
+    """Rows in blocks of ten."""
+
+    @property
+    def blocks(self) -> Tensor:
+        return self.chosen // 10
+
+    def read(self, row: int) -> bytes:
+        raise NotImplementedError
+
+    def content(self) -> bytes:
+        return b""
+
+
+def in_blocks(labels: Tensor) -> Split:
+    return Split(None, labels, Blocks("set", torch.arange(len(labels))))
 
 
 def test_images_in_memory_are_cut_by_class() -> None:
@@ -26,15 +39,15 @@ def test_images_in_memory_are_cut_by_class() -> None:
     assert int(val.labels.bincount().min()) >= 14
 
 
-def test_what_is_streamed_is_cut_between_its_blocks() -> None:
+def test_images_in_blocks_are_cut_between_them() -> None:
     labels = torch.arange(1000) % 7
-    train, val = hold_out(streamed(labels), 0.1, seed=0, knob="data.val_fraction")
+    train, val = hold_out(in_blocks(labels), 0.1, seed=0, knob="data.val_fraction")
     assert train.blocks is not None
     assert val.blocks is not None
     assert (len(train), len(val)) == (900, 100)
     assert not set(train.blocks.tolist()) & set(val.blocks.tolist())
     assert torch.equal(torch.cat([train.labels, val.labels]).bincount(), labels.bincount())
-    again, other = (hold_out(streamed(labels), 0.1, seed=seed, knob="data.val_fraction")[1] for seed in (0, 1))
+    again, other = (hold_out(in_blocks(labels), 0.1, seed=seed, knob="data.val_fraction")[1] for seed in (0, 1))
     assert torch.equal(again.blocks, val.blocks)  # type: ignore[arg-type]
     assert not torch.equal(other.blocks, val.blocks)  # type: ignore[arg-type]
 
@@ -42,16 +55,16 @@ def test_what_is_streamed_is_cut_between_its_blocks() -> None:
 def test_blocks_of_one_class_each_are_cut_through_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     labels = torch.arange(100) // 10
     with caplog.at_level(logging.WARNING):
-        train, val = hold_out(streamed(labels), 0.2, seed=0, knob="data.val_fraction")
+        train, val = hold_out(in_blocks(labels), 0.2, seed=0, knob="data.val_fraction")
     assert val.labels.bincount().tolist() == [2] * 10
     assert train.labels.bincount().tolist() == [8] * 10
-    assert "data.val_fraction=0.2 is held out of all row groups" in caplog.text
+    assert "data.val_fraction=0.2 is held out of all shards" in caplog.text
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_share_that_leaves_nothing_is_named(share: float) -> None:
     with pytest.raises(ValueError, match=r"data\.val_fraction=\d must be between 0 and 1"):
-        hold_out(streamed(torch.arange(100) % 2), share, seed=0, knob="data.val_fraction")
+        hold_out(in_blocks(torch.arange(100) % 2), share, seed=0, knob="data.val_fraction")
 
 
 @pytest.mark.parametrize("held_out", [0.01, 0.1, 0.5, 0.9, 360])

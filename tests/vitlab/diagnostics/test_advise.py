@@ -52,16 +52,6 @@ def test_changes_that_apply_are_candidates_in_the_order_asked_for(monkeypatch: p
     assert MOST_WORKERS == 16
 
 
-def test_what_gains_is_combined_unless_it_changes_the_scores() -> None:
-    def trial(gain: float, **change: object) -> Trial:
-        return Trial(overrides=change, gains=(gain,) * 3)
-
-    one, two, low = trial(1.2, num_workers=1), trial(1.5, num_workers=2), trial(1.4, precision="bf16-mixed")
-    large, slow = trial(1.9, batch_size=64), trial(0.5, log_every_n_steps=50)
-    assert advise.combination([two, one, low, large, slow]) == {"num_workers": 2, "precision": "bf16-mixed"}
-    assert advise.combination([one, two, large, trial(1.9, **{"data.augment.auto_augment": "none"})]) == {}
-
-
 @FEW_WORKERS
 def test_a_batch_that_does_not_fit_ends_its_own_trial_only() -> None:
     class Small(VisionTransformer):

@@ -6,7 +6,6 @@ from vitlab.diagnostics.advise import Trial
 from vitlab.diagnostics.measure import PARTS
 
 SHARES = dict(zip(PARTS, (0.5, 0.01, 0.04, 0.12, 0.2, 0.03, 0.05, 0.05), strict=True))
-EPOCH = {"training": 10.0, "validation": 5.0, "checkpoint": 0.1}
 
 
 def test_the_advice_names_the_bottleneck_and_the_largest_gain_first() -> None:
@@ -15,16 +14,15 @@ def test_the_advice_names_the_bottleneck_and_the_largest_gain_first() -> None:
         Trial(overrides={"batch_size": 64}, gains=(1.5, 1.5)),
         Trial(overrides={"trainer.precision": "bf16-mixed"}, gains=(1.0, 1.0)),
     ]
-    assert list(doctor.advice(SHARES, EPOCH, trials, True)) == [
+    assert list(doctor.advice(SHARES, trials, True)) == [
         "waiting for data (decoding, augmenting files) is the bottleneck: 50% of a step",
         "large images load faster when packed at about the training size: src/prepare.py size=...",
         "batch_size=64: 1.50 x the images per second; changes the scores too: compare them",
         "data.num_workers=1: 1.20 x the images per second",
-        "validation takes 33% of an epoch; trainer.check_val_every_n_epoch=N divides that by N",
     ]
     computing = SHARES | {"data_wait": 0.1, "forward": 0.52}
     assert doctor.bottleneck(computing) == "step"
-    assert list(doctor.advice(computing, EPOCH | {"validation": 0.1}, trials[2:], False)) == [
+    assert list(doctor.advice(computing, trials[2:], False)) == [
         "the network is the bottleneck: 75% of a step is computing",
         "no tried change gains more than the noise",
     ]
@@ -32,7 +30,7 @@ def test_the_advice_names_the_bottleneck_and_the_largest_gain_first() -> None:
 
 def test_a_change_that_failed_has_a_line() -> None:
     report: Node = {"images_per_second": 10.0, "mfu": None, "step_ms": 1.0, "batch_size": 8, "workers": 0, "cores": 2}
-    report |= {"shares": SHARES, "parts_ms": SHARES, "epoch_seconds": EPOCH, "advice": ["rest"]}
+    report |= {"shares": SHARES, "parts_ms": SHARES, "advice": ["rest"]}
     report["trials"] = [{"change": "batch_size=64", "gain": None, "spread": 0.0, "verdict": "out of memory"}]
     lines = list(doctor.report_lines(report))
     assert lines[0].startswith("as configured: 10 images/s; ")

@@ -20,8 +20,6 @@ def test_parts_sum_to_the_time_of_a_step_and_no_weight_moves(accumulate: int) ->
     assert timing.seconds == pytest.approx(sum(timing.parts.values()))
     assert tuple(timing.parts) == tuple(PARTS)
     assert all(timing.parts[name] > 0 for name in ("forward", "backward", "optimizer", "augmentation", "callbacks"))
-    assert timing.checkpoint > 0
-    assert 0 < timing.validation_batch < 1
     assert all(torch.equal(before[name], tensor) for name, tensor in run.module.network.state_dict().items())
 
 

@@ -173,16 +173,13 @@ def test_cut_at_any_step_images_that_workers_load_resume_where_they_were(
         assert_same_run(complete, run("cut", *settings, resumed=True))
 
 
-@pytest.mark.parametrize(
-    ("streaming", "workers"),
-    [("true", 0), pytest.param("false", 2, marks=pytest.mark.long)],
-)
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_cut_at_any_step_rows_of_larger_files_resume_where_they_were(
-    run: Callable[..., Path], parquet: Path, tmp_path: Path, streaming: str, workers: int
+    run: Callable[..., Path], parquet: Path, tmp_path: Path, workers: int
 ) -> None:
-    settings = ["data=huggingface", f"data.name={parquet}", f"data.source.streaming={streaming}", "image_size=8"]
+    settings = ["data=huggingface", f"data.name={parquet}", "image_size=8"]
     settings += [f"data.source.cache_dir={tmp_path / 'cache'}", f"data.num_workers={workers}"]
-    settings += ["data.source.shuffle_buffer=400", "data.max_train_samples=null", "batch_size=128"]
+    settings += ["data.max_train_samples=null", "batch_size=128"]
     settings += ["trainer.max_epochs=2", "callbacks.last.every_n_train_steps=1"]
     complete = run("complete", *settings)
     assert read_results(complete)["steps"] == 10

@@ -1,9 +1,9 @@
 """Image classification sets of the Hugging Face Hub, or local ones, read with the library `datasets`.
 
 `huggingface_index` resolves name, splits and columns before any download. Then the set is downloaded and mapped into
-memory, or, with `streaming`, read where it is stored. Either way each row has a number and all labels are known at the
-start, as exact evaluation and resuming need. `datasets.IterableDataset` can't give that: its ranks get files of unequal
-length, and its order depends on the number of workers. No code of a set is run: `datasets` 4 and later has no scripts.
+memory: each row has a number and all labels are known at the start, as exact evaluation and resuming need.
+`datasets.IterableDataset` can't give that: its ranks get files of unequal length, and its order depends on the number
+of workers. No code of a set is run: `datasets` 4 and later has no scripts.
 """
 
 import logging
@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitlab.config.bounds import Fraction, PositiveInt, check_bounds
+from vitlab.config.bounds import Fraction, check_bounds
 from vitlab.config.schema import Node
 from vitlab.data.sets.huggingface_index import DatasetNotFound, choose_columns, choose_splits, resolve_dataset
-from vitlab.data.sets.huggingface_tables import class_labels, mapped_tables, parquet_files, streamed_tables
+from vitlab.data.sets.huggingface_tables import class_labels, load_tables
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Facts, Source, Split
 
 log = logging.getLogger(__name__)
@@ -23,15 +23,13 @@ log = logging.getLogger(__name__)
 HELD_OUT = "held out from train"
 
 
-def problems(*, streaming: bool, **settings: Any) -> Iterator[str]:
+def problems(**settings: Any) -> Iterator[str]:
     """Problems of the settings that the set's description shows."""
     try:
         resolved = resolve_dataset(**{key: settings[key] for key in ("name", "subset", "revision", "cache_dir")})
         choose_splits(resolved, *(settings[f"{split}_split"] for split in ("train", "val", "test")))
         if resolved.columns is not None:
             choose_columns(resolved, resolved.columns, settings["image_column"], settings["label_column"])
-        if streaming:
-            parquet_files(resolved)
     except DatasetNotFound as error:
         yield str(error)
 
@@ -66,8 +64,6 @@ def huggingface(
     val_split: str | None = None,
     test_split: str | None = None,
     test_fraction: Fraction = 0.2,
-    streaming: bool = False,
-    shuffle_buffer: PositiveInt = 10_000,
     cache_dir: str | None = None,
 ) -> Source:
     """An image classification set of the Hugging Face Hub, or a local one in the formats of its library `datasets`.
@@ -83,9 +79,6 @@ def huggingface(
         val_split: None: `validation` if it isn't the test split, else held out from train.
         test_split: None: `test`; without one that has labels, `validation`, else a `test_fraction` of train.
         test_fraction: Share of the images that becomes the test split, if the set has none.
-        streaming: Read parquet files where they are stored, by row group, instead of downloading them first.
-        shuffle_buffer: Number of streamed images from which those of a step are drawn. As many encoded images, and at
-            least two row groups, are in the memory of a machine.
         cache_dir: Folder of downloads; None: that of the Hub's library (`HF_HOME`).
 
     Raises:
@@ -97,10 +90,7 @@ def huggingface(
     resolved = resolve_dataset(name, subset=subset, revision=revision, cache_dir=cache_dir)
     train, val, test = choose_splits(resolved, train_split, val_split, test_split)
     chosen = [split for split in (train, val, test) if split]
-    if streaming:
-        tables = streamed_tables(resolved, chosen, image_column, label_column, shuffle_buffer)
-    else:
-        tables = mapped_tables(resolved, chosen, image_column, label_column)
+    tables = load_tables(resolved, chosen, image_column, label_column)
     hidden = {split for split, table in tables.items() if table.missing_labels == len(table.labels)}
     if test in hidden and test_split is None:
         instead = None if val_split else val
@@ -111,11 +101,10 @@ def huggingface(
     used = {split: table for split, table in tables.items() if split in (train, val, test)}
     classes, labels = class_labels(resolved, used, train)
     splits = {split: Split(None, labels[split], table.rows) for split, table in used.items()}
-    version, how = f" at {resolved.version}" if resolved.version else "", "streamed" if streaming else "mapped"
-    names = (train, val or HELD_OUT, test or HELD_OUT)
-    log.info("%s%s: train split %s, validation %s, test %s, %s", resolved.name, version, *names, how)
+    version, names = f" at {resolved.version}" if resolved.version else "", (train, val or HELD_OUT, test or HELD_OUT)
+    log.info("%s%s: train split %s, validation %s, test %s", resolved.name, version, *names)
     training, testing = splits[train], splits[test] if test else None
     if testing is None:
         training, testing = hold_out(training, test_fraction, seed=0, knob="data.source.test_fraction")
     facts = (resolved.short, classes, 3, IMAGENET_MEAN, IMAGENET_STD, None)
-    return Source(*facts, training, testing, val=splits[val] if val else None, shuffle_buffer=shuffle_buffer)
+    return Source(*facts, training, testing, val=splits[val] if val else None)

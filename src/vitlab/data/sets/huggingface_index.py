@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config.schema import suggest
-from vitlab.data.tables import open_parquet
 from vitlab.storage.hub import hub_problem
 
 log = logging.getLogger(__name__)
@@ -132,16 +131,16 @@ def describe_dataset(
         raise DatasetNotFound(f"data.name={name} matches no file")
     splits = tuple(map(str, builder.info.splits or files))
     columns = builder.info.features
-    if columns is None and is_parquet(builder):
-        columns = datasets.Features.from_arrow_schema(open_parquet(str(next(iter(files.values()))[0])).schema_arrow)
+    if columns is None and type(builder).__module__ == "datasets.packaged_modules.parquet.parquet":
+        import fsspec
+        import pyarrow.parquet as pq
+
+        with fsspec.open(str(next(iter(files.values()))[0])) as file:
+            columns = datasets.Features.from_arrow_schema(pq.read_schema(file))
     return ResolvedDataset(name, splits, columns, builder, None, str(builder.hash) if on_hub else "")
 
 
 load_builder = cache(describe_dataset)  # one request for all jobs of a sweep and for loading
-
-
-def is_parquet(builder: Any) -> bool:
-    return type(builder).__module__ == "datasets.packaged_modules.parquet.parquet"
 
 
 def first_line(error: BaseException) -> str:

@@ -1,21 +1,55 @@
-"""The splits of a set as tables: their labels, and the rows with their images."""
+"""The splits of a set as tables, mapped into memory: their labels, and the rows with their images."""
 
+import hashlib
 import logging
+import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vitlab.config.printable import format_names
-from vitlab.data.sets.huggingface_index import DatasetNotFound, ResolvedDataset, choose_columns, first_line, is_parquet
-from vitlab.data.tables import ArrowRows, Group, ParquetRows, open_parquet
+from vitlab.data.rows import InvalidImage, Rows
+from vitlab.data.sets.huggingface_index import DatasetNotFound, ResolvedDataset, choose_columns, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-THREADS = 16  # that wait for a network
+
+class TableRows(Rows):
+    """Rows of a `datasets.Dataset` in local files, with the images or their paths."""
+
+    def __init__(self, place: str, dataset: Any, column: str, chosen: "Tensor") -> None:
+        from datasets import Image
+
+        super().__init__(place, chosen)
+        self.column = column
+        self.dataset = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+
+    def read(self, row: int) -> bytes:
+        value = self.dataset[row][self.column] or {}
+        if (data := value.get("bytes")) is not None:
+            return bytes(data)
+        if (path := value.get("path")) is None:
+            raise InvalidImage("the row holds no image")
+        if not os.path.isabs(path):  # noqa: PTH117 a million
+            raise InvalidImage(f"the row holds no image, but the name {path}")
+        from vitlab.data.decode import read_bytes
+
+        return read_bytes(path)
+
+    def content(self) -> bytes:
+        """The length of each encoded image, or the name of its file."""
+        import pyarrow.compute as pc
+
+        column = self.dataset.data.column(self.column)  # of `bytes` and `path`
+        lengths = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), -1)
+        digest = hashlib.blake2b(lengths.to_numpy().astype("<i8").tobytes(), digest_size=16)
+        if pc.any(pc.equal(lengths, -1)).as_py():
+            for path in pc.struct_field(column, "path").to_pylist():
+                digest.update("/".join((path or "").split("/")[-2:]).encode() + b"\0")
+        return digest.digest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +58,7 @@ class Table:
 
     labels: Any  # pyarrow.ChunkedArray
     feature: Any  # of the labels
-    rows: ArrowRows | ParquetRows
+    rows: TableRows
 
     @property
     def missing_labels(self) -> int:
@@ -38,10 +72,8 @@ class Table:
         return missing + int(pc.sum(pc.less(self.labels, 0)).as_py() or 0)
 
 
-def mapped_tables(
-    resolved: ResolvedDataset, splits: list[str], image: str | None, label: str | None
-) -> dict[str, Table]:
-    """Arrow tables on the local disk; missing ones are downloaded and prepared."""
+def load_tables(resolved: ResolvedDataset, splits: list[str], image: str | None, label: str | None) -> dict[str, Table]:
+    """The tables of splits; missing ones are downloaded and prepared."""
     import torch
 
     sets = resolved.saved
@@ -56,73 +88,24 @@ def mapped_tables(
     for split in splits:
         dataset = sets[split]
         images, classes = choose_columns(resolved, dataset.features, image, label)
+        check_class_names(resolved, split, classes, dataset.features[classes])
         labels = dataset.select_columns([classes]).with_format("arrow")[:].column(classes)
-        rows = ArrowRows(f"{resolved.short}/{split}", dataset, images, torch.arange(len(labels)))
+        rows = TableRows(f"{resolved.short}/{split}", dataset, images, torch.arange(len(labels)))
         tables[split] = Table(labels, dataset.features[classes], rows)
     return tables
 
 
-def parquet_files(resolved: ResolvedDataset) -> dict[str, tuple[str, ...]]:
-    """The parquet files of each split. Raises `DatasetNotFound` if the set has none."""
-    if resolved.builder is None:
-        saved = "was written by save_to_disk and is mapped into memory anyway; use streaming=false"
-        raise DatasetNotFound(f"data.source.streaming=true: {resolved.name} {saved}")
-    if not is_parquet(resolved.builder):
-        made_of = type(resolved.builder).__module__.split(".")[-1]
-        on_hub = ", or data.source.revision=refs/convert/parquet, if the Hub has made that" if resolved.version else ""
-        kind = f"{resolved.name} is of the kind {made_of}; use streaming=false{on_hub}"
-        raise DatasetNotFound(f"data.source.streaming=true reads parquet files, and {kind}")
-    return {str(split): tuple(map(str, files)) for split, files in resolved.builder.config.data_files.items()}
-
-
-def streamed_tables(
-    resolved: ResolvedDataset, splits: list[str], image: str | None, label: str | None, buffer: int
-) -> dict[str, Table]:
-    """Row groups of parquet files: their positions and the column of labels are read, but no image."""
+def check_class_names(resolved: ResolvedDataset, split: str, column: str, feature: Any) -> None:
+    """Raise `DatasetNotFound` for a local parquet file with other classes: `datasets` takes those of the first file."""
     import datasets
-    import pyarrow as pa
-    import torch
+    import pyarrow.parquet as pq
 
-    files, columns = parquet_files(resolved), resolved.columns
-    assert isinstance(columns, datasets.Features), "parquet files describe themselves"
-    image, label = choose_columns(resolved, columns, image, label)
-
-    def read_groups(place: str) -> tuple[list[tuple[int, int]], Any]:
-        file = open_parquet(place)
-        if missing := {image, label}.difference(file.schema_arrow.names):
-            column = f"no column {min(missing)}, which other files have"
-            raise DatasetNotFound(f"data.name={resolved.name}: {place} has {column}")
-        feature = datasets.Features.from_arrow_schema(file.schema_arrow)[label]
-        if getattr(feature, "names", None) not in (None, getattr(columns[label], "names", None)):
-            other = f"the classes of {place} have other names, or another order"
-            raise DatasetNotFound(f"data.name={resolved.name}: {other}")
-        groups = []
-        for group in map(file.metadata.row_group, range(file.num_row_groups)):
-            parts = map(group.column, range(group.num_columns))
-            size = sum(part.total_compressed_size for part in parts if part.path_in_schema.split(".")[0] == image)
-            groups.append((group.num_rows, size))
-        labels = file.read(columns=[label], use_threads=False).column(0)
-        file.close()
-        return groups, labels
-
-    tables = {}
-    for split in splits:
-        try:
-            with ThreadPoolExecutor(THREADS) as pool:
-                contents = list(pool.map(read_groups, files[split]))
-        except (OSError, pa.ArrowException) as error:
-            reason = f"a file of {split} can't be read ({first_line(error)})"
-            raise DatasetNotFound(f"data.name={resolved.name}: {reason}") from error
-        groups, start = list[Group](), 0
-        for file, (sizes, _) in enumerate(contents):
-            for number, (rows, size) in enumerate(sizes):
-                groups += [Group(file, number, start, rows, size)] if rows else []
-                start += rows
-        labels = pa.chunked_array([chunk for _, column in contents for chunk in column.chunks], contents[0][1].type)
-        place, chosen = f"{resolved.short}/{split}", torch.arange(len(labels))
-        parquet = ParquetRows(place, files[split], image, tuple(groups), buffer, chosen)
-        tables[split] = Table(labels, columns[label], parquet)
-    return tables
+    for file in (resolved.builder.config.data_files or {}).get(split, ()) if resolved.builder else ():
+        if str(file).endswith(".parquet") and "://" not in str(file):
+            other = datasets.Features.from_arrow_schema(pq.read_schema(file)).get(column)
+            if getattr(other, "names", None) not in (None, getattr(feature, "names", None)):
+                problem = f"the classes of {file} have other names, or another order"
+                raise DatasetNotFound(f"data.name={resolved.name}: {problem}, than those of other files")
 
 
 def class_labels(

@@ -1,4 +1,4 @@
-"""The share of a sweep's differences that each setting explains: fANOVA (Hutter et al. 2014), of any sweep."""
+"""The share of a sweep's differences that each setting explains: permutation importance (Breiman 2001)."""
 
 import math
 import random
@@ -48,7 +48,7 @@ def setting_importance(jobs: Sequence[Job], objective: str) -> Importance:
             columns[name] = numbers
         else:
             left_out[name] = "nearly every job has another value, and they are not numbers"
-    shares = fanova(columns, scores) if len(scored) >= FEWEST and len(set(scores)) > 1 and columns else {}
+    shares = permutation_shares(columns, scores) if len(scored) >= FEWEST and len(set(scores)) > 1 and columns else {}
     return Importance(shares, len(scored), count, left_out)
 
 
@@ -59,52 +59,17 @@ def as_numbers(values: Sequence[str]) -> list[float] | None:
     return None
 
 
-def fanova(columns: Mapping[str, Sequence[Any]], scores: Sequence[float]) -> dict[str, float]:
-    """Return the shares of a table with a column for each setting, largest first.
+def permutation_shares(columns: Mapping[str, Sequence[Any]], scores: Sequence[float]) -> dict[str, float]:
+    """Return the shares of a table with a column of strings or numbers for each setting, largest first.
 
-    Strings are categories of the same weight, numbers a range: logarithmic if half of them are in its lowest quarter.
+    A forest, for which only the order of numbers counts, predicts the scores; a setting's importance is by how much the
+    prediction suffers if its column is shuffled.
     """
     from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
 
-    parts = list[Any]()  # float32 [jobs, 1] of numbers, [jobs, categories] of categories
-    for values in columns.values():
-        column = np.asarray(values)
-        if isinstance(values[0], str):
-            part = column[:, None] == np.unique(column)
-        else:
-            if column.min() > 0 and np.median(column) < column.min() + np.ptp(column) / 4:
-                column = np.log(column)
-            part = ((column - column.min()) / (np.ptp(column) or 1.0))[:, None]  # float32 holds no large differences
-        parts.append(part.astype(np.float32))
-    forest = RandomForestRegressor(64, random_state=0).fit(np.hstack(parts), scores)
-    shares = np.mean([tree_shares(tree.tree_, parts) for tree in forest.estimators_], axis=0)
-    shares /= shares.sum() or 1.0
+    ranks = np.column_stack([np.unique(np.asarray(values), return_inverse=True)[1] for values in columns.values()])
+    forest = RandomForestRegressor(64, random_state=0).fit(ranks, scores)
+    found = permutation_importance(forest, ranks, scores, n_repeats=20, random_state=0).importances_mean.clip(min=0)
+    shares = found / (found.sum() or 1.0)
     return dict(sorted(zip(columns, shares.tolist(), strict=True), key=lambda item: -item[1]))
-
-
-def tree_shares(tree: Any, parts: Sequence[Any]) -> Any:
-    """Return the share of a tree's variance that each setting explains alone, float64 [settings].
-
-    A setting has cells: its categories, or the intervals between the tree's thresholds. A leaf is some cells of each.
-    """
-    sizes, places = list[Any](), list[Any]()  # of a cell: its share of the setting, its point in the table
-    ends = np.cumsum([part.shape[1] for part in parts])
-    for end, part in zip(ends, parts, strict=True):
-        first, width = end - part.shape[1], part.shape[1]
-        edges = np.hstack([part.min(), np.unique(tree.threshold[tree.feature == first]), part.max()]).astype(float)
-        sizes.append(np.full(width, 1 / width) if width > 1 else np.diff(edges) / (np.ptp(edges) or 1.0))
-        places.append(np.full((len(sizes[-1]), ends[-1]), np.nan))  # NaN in the columns of other settings
-        places[-1][:, first:end] = np.eye(width) if width > 1 else (edges[1:] + edges[:-1])[:, None] / 2
-    counts, size, place = [*map(len, sizes)], np.hstack(sizes), np.vstack(places)
-    starts = np.cumsum([0, *counts[:-1]])
-    inside = np.ones((tree.node_count, len(size)), bool)
-    for node in np.flatnonzero(tree.feature >= 0):  # parents come before their children
-        point = place[:, tree.feature[node]]  # NaN is in both children
-        inside[tree.children_left[node]] = inside[node] & ~(point > tree.threshold[node])
-        inside[tree.children_right[node]] = inside[node] & ~(point <= tree.threshold[node])
-    inside, values = inside[tree.feature < 0], tree.value[tree.feature < 0, 0, 0]
-    covered = np.maximum(np.add.reduceat(inside * size, starts, axis=1), 1e-12)  # [leaves, settings]
-    volume = covered.prod(axis=1)
-    values = values - np.average(values, weights=volume)
-    marginal = (inside * np.repeat((values * volume)[:, None] / covered, counts, axis=1)).sum(axis=0)
-    return np.add.reduceat(size * marginal**2, starts) / (volume @ values**2 or 1.0)

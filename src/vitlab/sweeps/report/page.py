@@ -26,7 +26,7 @@ from vitlab.sweeps.report.importance import RELIABLE, as_numbers, setting_import
 from vitlab.sweeps.report.table import COSTS, Configuration, MeanStd, finite_numbers
 
 PAGE, RESULTS, JOBS = "index.html", "results.csv", "jobs.csv"
-GRAY_POINTS = 14_000  # of all gray curves of a chart
+GRAY_POINTS = 12_000  # of all gray curves of a chart
 MAX_PICTURE_BYTES = 8 * 2**20  # in a page
 ARROWS: dict[Direction, str] = {"min": "↓", "max": "↑"}  # the better direction
 

@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial, partialmethod
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import numpy as np
@@ -61,11 +61,8 @@ def digits(start: int, stop: int) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------- formats and splits
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_parquet_files_are_the_images_and_classes_that_were_written(
-    load: Load, parquet: Path, *, streaming: bool
-) -> None:
-    source = load(name=str(parquet), streaming=streaming)
+def test_parquet_files_are_the_images_and_classes_that_were_written(load: Load, parquet: Path) -> None:
+    source = load(name=str(parquet))
     assert source.name == "digits"
     assert source.classes == tuple(f"digit {i}" for i in range(10))
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 600, "test": 200}
@@ -97,9 +94,9 @@ def test_one_file_or_a_pattern_of_files_is_cut_by_vitlab(load: Load, parquet: Pa
     one = load(name=str(parquet / "data" / "test-0.parquet"), test_fraction=0.25)
     assert {name: len(split) for name, split in one.splits.items()} == {"train": 150, "test": 50}
     assert int(one.test.labels.bincount().min()) >= 4, "stratified"
-    streamed = load(name=str(parquet / "data" / "t*.parquet"), test_fraction=0.25, streaming=True)
-    assert {name: len(split) for name, split in streamed.splits.items()} == {"train": 600, "test": 200}
-    assert not set(streamed.train.files or []) & set(streamed.test.files or [])
+    several = load(name=str(parquet / "data" / "t*.parquet"), test_fraction=0.25)
+    assert {name: len(split) for name, split in several.splits.items()} == {"train": 600, "test": 200}
+    assert not set(several.train.files or []) & set(several.test.files or [])
 
 
 def test_a_published_validation_split_is_validated_on(load: Load, tmp_path: Path) -> None:
@@ -231,8 +228,6 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
         ({"label_column": "image"}, "data.source.label_column=image has several labels"),
         ({"image_column": "id"}, "data.source.image_column=id has no images, but"),
         ({"name": "scripted"}, "no code of a set is run"),
-        ({"name": "saved", "streaming": True}, "is mapped into memory anyway"),
-        ({"name": "images", "streaming": True}, "is of the kind imagefolder; use streaming=false"),
         ({"name": "text.txt"}, "is no parquet file; of other files, name their folder"),
         ({"name": "none-*.parquet"}, "data.name=none-*.parquet matches no file"),
     ],
@@ -244,11 +239,6 @@ def test_an_impossible_setting_is_reported(
     Path("scripted").mkdir()
     Path("scripted/scripted.py").write_text("raise SystemExit('this was run')")
     Path("text.txt").write_text("text")
-    if settings.get("name") == "saved":
-        saved(Path("saved"), train=table([0, 1], CLASSES))
-    for name in ("a", "b"):
-        Path("images", name).mkdir(parents=True)
-        Path("images", name, "0.png").write_bytes(png(load_digits().images[0]))
     found = list(problems(**loader_settings({"_target_": TARGET, "name": str(parquet), **settings})))
     assert len(found) == 1, found
     assert reported in found[0]
@@ -265,7 +255,7 @@ def test_a_program_reports_it_before_anything_starts(configure: Configure, parqu
 
 
 def test_a_good_configuration_has_no_problems_and_is_named_by_its_data(configure: Configure, parquet: Path) -> None:
-    config = configure("data=huggingface", f"data.name={parquet}", "image_size=8", "data.source.streaming=true")
+    config = configure("data=huggingface", f"data.name={parquet}", "image_size=8")
     assert all_problems(train.main, config) == []
     assert config["name"].startswith("digits-vit_")
     assert "name" not in config["data"], "the source has it"
@@ -274,52 +264,14 @@ def test_a_good_configuration_has_no_problems_and_is_named_by_its_data(configure
     assert hub["name"].startswith("uoft-cs_cifar100-vit_")
 
 
-# ------------------------------------------------------------------------------------------------------------ streamed
+# ------------------------------------------------------------------------------------------------------------ training
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The URL of a folder that a server offers, and the folder."""
-
-    class Here(Ranges):
-        __init__ = partialmethod(Ranges.__init__, directory=str(tmp_path))
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Here) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", tmp_path
-        server.shutdown()
-
-
-def test_over_a_network_only_the_row_groups_that_are_asked_for_are_read(
-    served: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    url, folder = served
-    noise = np.random.default_rng(0)
-    images = [Image.fromarray(noise.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(80)]
-    features = datasets.Features({"image": datasets.Image(), "label": CLASSES})
-    complete = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 40}, features=features)
-    complete.to_parquet(folder / "all.parquet", batch_size=10)
-    size = (folder / "all.parquet").stat().st_size
-    Ranges.sent = 0
-    source = source_of(name=f"{url}/all.parquet", streaming=True, cache_dir=str(folder / "cache"))
-    assert Ranges.sent < 0.5 * size, "footers and labels"
-    before, group_and_footer = Ranges.sent, size / 8 + 65_536
-    files: Any = source.train.files or []
-    assert torch.equal(
-        read_image(files[0]), torch.from_numpy(np.array(images[int(files[0].split("/")[-1])])).permute(2, 0, 1)
-    )
-    for index in range(1, 10):
-        read_image(files[index])
-    assert 0.9 * group_and_footer < Ranges.sent - before < 1.1 * group_and_footer, "one row group, once"
-
-
-@pytest.mark.parametrize("streaming", [pytest.param(False, marks=pytest.mark.long), True])
 def test_epochs_draw_each_image_once_on_any_number_of_ranks_with_workers(
-    load: Load, parquet: Path, monkeypatch: pytest.MonkeyPatch, *, streaming: bool
+    load: Load, parquet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = DataModule(
-        source=partial(load, name=str(parquet), streaming=streaming, shuffle_buffer=400),
+        source=partial(load, name=str(parquet)),
         augment=Augment(crop_scale=(1.0, 1.0), crop_fraction=1.0),
         image_size=8,
         batch_size=64,
@@ -348,27 +300,17 @@ def test_epochs_draw_each_image_once_on_any_number_of_ranks_with_workers(
 
 
 def test_the_data_of_a_checkpoint_is_distinguished_from_other_data(load: Load, parquet: Path, tmp_path: Path) -> None:
-    def identity(name: Path, *, streaming: bool) -> Node:
-        data = DataModule(
-            source=partial(load, name=str(name), streaming=streaming),
-            augment=Augment(),
-            image_size=8,
-            batch_size=64,
-            seed=0,
-        )
+    def identity(name: Path) -> Node:
+        data = DataModule(source=partial(load, name=str(name)), augment=Augment(), image_size=8, batch_size=64, seed=0)
         data.setup()
         return {"config": {}, "data": data.fingerprint()}
 
     shutil.copytree(parquet, other := tmp_path / "digits")
-    for streaming in (False, True):
-        first = identity(parquet, streaming=streaming)
-        assert fingerprint.incompatibilities(first, identity(other, streaming=streaming)) == []
+    first = identity(parquet)
+    assert fingerprint.incompatibilities(first, identity(other)) == []
     shutil.copy(other / "data" / "train-0.parquet", other / "data" / "test-0.parquet")
-    for streaming in (False, True):
-        reported = fingerprint.incompatibilities(
-            identity(parquet, streaming=streaming), identity(other, streaming=streaming)
-        )
-        assert reported == ["data: test images: the number is the same, the images differ"]
+    reported = fingerprint.incompatibilities(first, identity(other))
+    assert reported == ["data: test images: the number is the same, the images differ"]
 
 
 @pytest.mark.long
@@ -377,8 +319,14 @@ def test_one_two_and_three_ranks_train_and_count_alike_and_resume_exactly(
 ) -> None:
     """Real processes with gloo, two loading workers each, out of parquet files."""
     settings = [setting for setting in small if not setting.startswith("trainer.max_epochs")]
-    settings += ["data=huggingface", f"data.name={parquet}", "data.source.streaming=true", "data.num_workers=2"]
-    settings += ["data.source.shuffle_buffer=400", "batch_size=100", "image_size=8", "logger=csv", "schedule=constant"]
+    settings += ["data=huggingface", f"data.name={parquet}", f"data.source.cache_dir={tmp_path / 'cache'}"]
+    settings += [
+        f"data.source.cache_dir={tmp_path / 'cache'}",
+        "batch_size=100",
+        "image_size=8",
+        "logger=csv",
+        "schedule=constant",
+    ]
     settings += ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "data.augment.flip=false"]
     cut = [*settings, "trainer.max_steps=8", "callbacks.last.every_n_train_steps=1"]
     jobs: list[list[Any]] = [["train", str(ranks), ranks, *settings] for ranks in (1, 2, 3)]
@@ -389,12 +337,12 @@ def test_one_two_and_three_ranks_train_and_count_alike_and_resume_exactly(
     def losses(run: str) -> list[float]:
         return [float(row["train/loss"]) for row in rows(tmp_path / run) if row["train/loss"]]
 
-    assert len(losses("1")) == 2 * 6, "550 images in steps of at most 100"
+    assert len(losses("1")) == 2 * 6, "539 images in steps of at most 100"
     one = read_results(tmp_path / "1")
     for ranks in ("2", "3"):
         assert losses(ranks) == pytest.approx(losses("1"), rel=1e-4)
         found = read_results(tmp_path / ranks)
-        assert (found["val/count"], found["test/count"], found["images"]) == (50, 200, 2 * 550)
+        assert (found["val/count"], found["test/count"], found["images"]) == (61, 200, 2 * 539)
         assert found["test/correct"] == one["test/correct"]
     assert losses("cut") == losses("2")[:8]
     assert losses("on") == losses("2")[8:]
@@ -428,9 +376,7 @@ class Hub(Ranges):
             self.answer(200, json.dumps({"id": "some/digits", "sha": COMMIT, "siblings": []}).encode())
         elif (file := root / asked.partition(f"/resolve/{COMMIT}/")[2]).is_file():
             data = file.read_bytes()
-            part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            Hub.parts += [asked] if part else []
-            if part:
+            if part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
                 at, to = int(part[1]), int(part[2]) + 1
                 self.answer(206, data[at:to], Content_Range=f"bytes {at}-{to - 1}/{len(data)}")
             else:
@@ -439,21 +385,20 @@ class Hub(Ranges):
             self.answer(404, X_Error_Code="EntryNotFound" if "/some/digits/" in asked else "RepoNotFound")
 
     do_HEAD = do_GET
-    parts: ClassVar[list[str]] = []
 
 
 COMMIT = "c0ffee" + "0" * 34
 
 
 @pytest.mark.long
-def test_a_run_streams_a_set_by_its_name_on_the_hub(parquet: Path, small: list[str], tmp_path: Path) -> None:
+def test_a_run_trains_on_a_set_by_its_name_on_the_hub(parquet: Path, small: list[str], tmp_path: Path) -> None:
     class Here(Hub):
         __init__ = partialmethod(Hub.__init__, directory=str(parquet))
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Here) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "HF_HOME": str(tmp_path / "home")}
-        command = [*small, "data=huggingface", "data.source.streaming=true", "data.num_workers=2", "logger=csv"]
+        command = [*small, "data=huggingface", "data.num_workers=2", "logger=csv"]
         command += ["image_size=8", "trainer.max_epochs=1", "hydra.run.dir=run"]
         environment = {**os.environ, **hub, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
 
@@ -467,8 +412,6 @@ def test_a_run_streams_a_set_by_its_name_on_the_hub(parquet: Path, small: list[s
     assert "data.name=some/other can't be opened: Dataset 'some/other' doesn't exist on the Hub" in missing.stderr
     assert done.returncode == 0, done.stdout + done.stderr
     log = (tmp_path / "run" / "train.log").read_text()
-    assert f"some/digits at {COMMIT}: train split train, validation held out from train, test test, streamed" in log
+    assert f"some/digits at {COMMIT}: train split train, validation held out from train, test test" in log
     assert "HTTP" not in log
     assert read_results(tmp_path / "run")["test/count"] == 200
-    assert len(Hub.parts) > 12, "row groups"
-    assert not list((tmp_path / "home").rglob("*.parquet")), "nothing was downloaded"

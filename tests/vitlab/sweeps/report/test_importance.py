@@ -9,7 +9,7 @@ import pytest
 
 from vitlab.sweeps.ledger import Job, Status
 from vitlab.sweeps.report import importance
-from vitlab.sweeps.report.importance import RELIABLE, fanova, setting_importance
+from vitlab.sweeps.report.importance import RELIABLE, permutation_shares, setting_importance
 
 
 def job(choices: dict[str, str], value: float, status: Status = "finished") -> Job:
@@ -38,30 +38,14 @@ def test_numbers_that_a_search_drew_are_a_range() -> None:
     assert found.left_out == {"name": "nearly every job has another value, and they are not numbers"}
 
 
-def test_the_shares_of_numbers_are_those_of_optuna() -> None:
-    optuna = pytest.importorskip("optuna")
-    draw = random.Random(1)
-    columns = {name: [draw.uniform(1, 2) for _ in range(40)] for name in "abc"}
-    scores = [a * a + 0.3 * a * b + draw.random() / 10 for a, b in zip(columns["a"], columns["b"], strict=True)]
-    study = optuna.create_study()
-    for i, score in enumerate(scores):
-        distributions = {
-            name: optuna.distributions.FloatDistribution(min(values), max(values)) for name, values in columns.items()
-        }
-        params = {name: values[i] for name, values in columns.items()}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    expected = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    assert fanova(columns, scores) == pytest.approx(expected, rel=1e-6)
-
-
-def test_rates_weigh_by_their_logarithm() -> None:
+def test_only_the_order_of_numbers_counts() -> None:
     draw = random.Random(2)
-    rates = [10 ** draw.uniform(-5, 0) for _ in range(100)]
-    other = [draw.uniform(0, 1) for _ in rates]
-    scores = [1.0 * (rate < 1e-3) + 0.5 * value for rate, value in zip(rates, other, strict=True)]
-    shares = fanova({"rate": rates, "other": other}, scores)
-    assert shares["rate"] == pytest.approx(0.24 / (0.24 + 0.25 / 12), abs=0.03), "0.4 x 0.6, and 0.5^2 / 12"
+    exponents, other = ([draw.uniform(-5, 0) for _ in range(100)] for _ in range(2))
+    scores = [1.0 * (exponent < -3) + 0.1 * value for exponent, value in zip(exponents, other, strict=True)]
+    shares = permutation_shares({"rate": [10**x for x in exponents], "other": other}, scores)
+    assert shares == permutation_shares({"rate": exponents, "other": other}, scores)
+    rate, slope = 0.4 * 0.6, 0.5**2 / 12  # the variances
+    assert shares["rate"] == pytest.approx(rate / (rate + slope), abs=0.05)
 
 
 def test_numbers_of_any_kind_have_a_share() -> None:

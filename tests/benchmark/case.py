@@ -2,15 +2,13 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, get_type_hints
+from typing import ClassVar
 
 import numpy as np
 
-from vitlab.config.annotations import bound_problem
-from vitlab.config.schema import format_value
-from vitlab.diagnostics.timing import Clock, Measurement
+from benchmark.timing import Clock, Measurement
 
 OURS = "vitlab"
 EXPONENT, IDEAL = "exponent", "ideal exponent"  # figures: of a line through the sizes, log against log
@@ -52,31 +50,9 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 @dataclass(kw_only=True)
 class Part(ABC):
-    """A part of the benchmark. Its fields are its settings; the constructor only checks them.
-
-    part   its name on the command line
-    fixed  prefixes of settings of train.py that the part sets, and `settings` may not
-    """
+    """A part of the benchmark: `part` is its name on the command line, its fields are its settings."""
 
     part: ClassVar[str]
-    fixed: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        if problems := list(self.problems()):
-            raise ValueError("\n".join(problems))
-
-    def problems(self) -> Iterator[str]:
-        """Problems of the settings, except for their types."""
-        for name, annotation in get_type_hints(type(self), include_extras=True).items():
-            if problem := bound_problem(getattr(self, name), annotation):
-                yield f"{self.part}.{name}={format_value(getattr(self, name))} {problem}"
-        for line in getattr(self, "settings", ()):
-            if line.lstrip("+~").startswith(self.fixed):
-                yield f"{self.part}.settings: {line} is set by this part of the benchmark; leave it out"
-
-    def runs(self, device: str) -> Mapping[str, list[str]]:
-        """The settings of the runs of `train.py` that the part measures, by name."""
-        return {}
 
     @abstractmethod
     def cases(self, clock: Clock) -> Iterator[Case]:

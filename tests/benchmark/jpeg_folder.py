@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import decode_image
 from torchvision.transforms import v2
 
-from vitlab.benchmark.checks import train_config
+from benchmark.training import train_config
 from vitlab.data.datamodule import DataModule
 from vitlab.training import build
 

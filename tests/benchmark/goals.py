@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from vitlab.benchmark.case import OURS, Case
-from vitlab.diagnostics.timing import Measurement
+from benchmark.case import OURS, Case
+from benchmark.timing import Measurement
 
 SECONDS = "seconds"
 

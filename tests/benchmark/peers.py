@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vitlab.benchmark.case import OURS
+from benchmark.case import OURS
 from vitlab.config.schema import resolve
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def available_peers(peers: Sequence[Peer]) -> list[Peer]:
     """Peers whose library is installed; missing ones are logged."""
     available = [peer for peer in peers if find_spec(CLASSES[peer][0].partition(".")[0])]
     for peer in [peer for peer in peers if peer not in available]:
-        log.warning("%s is not installed and is skipped: pip install -e '.[benchmark]'", peer)
+        log.warning("%s is not installed and is skipped: pip install -e '.[dev]'", peer)
     return available
 
 

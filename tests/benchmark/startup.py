@@ -20,10 +20,10 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 import torch
 
-from vitlab.benchmark.case import OURS, Case, Part
-from vitlab.diagnostics.timing import Clock, Contender
+from benchmark.case import OURS, Case, Part
+from benchmark.timing import Clock, Contender
 
-SOURCE = Path(__file__).resolve().parents[2]
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 FIRST_STEP = "first step of the default run"
 MAX_ROUNDS = 5  # each takes a minute
 POLL_SECONDS = 0.002
@@ -39,13 +39,9 @@ class Startup(Part):
     """
 
     part = "start"
-    fixed = ("hydra.", "trainer.log_every_n_steps=")
 
     commands: tuple[str, ...] = tuple(sorted(file.stem for file in SOURCE.glob("*.py")))
     settings: tuple[str, ...] = ()
-
-    def runs(self, device: str) -> dict[str, list[str]]:
-        return {FIRST_STEP: [*self.settings]}
 
     def cases(self, clock: Clock) -> Iterator[Case]:
         # log the first step at once; otherwise the default run

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vitlab.benchmark.case import EXPONENT, IDEAL, OURS, Case
-from vitlab.benchmark.goals import outcomes
+from benchmark.case import EXPONENT, IDEAL, OURS, Case
+from benchmark.goals import outcomes
 from vitlab.storage.atomic import atomic_write
 
 ROUNDS = "seconds of each round"

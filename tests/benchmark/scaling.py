@@ -13,11 +13,10 @@ from typing import Literal
 
 import torch
 
-from vitlab.benchmark.case import Case, Part, slope, with_exponents
-from vitlab.benchmark.networks import MFLOPS, Precision, Task, contender, measure_with_limit
-from vitlab.benchmark.peers import Architecture
-from vitlab.config.bounds import PositiveInt
-from vitlab.diagnostics.timing import Clock, Contender
+from benchmark.case import Case, Part, slope, with_exponents
+from benchmark.networks import MFLOPS, Precision, Task, contender, measure_with_limit
+from benchmark.peers import Architecture
+from benchmark.timing import Clock, Contender
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +41,19 @@ class Scaling(Part):
 
     part = "scaling"
 
-    tokens: Sequence[PositiveInt] = (50, 101, 197, 401, 785)
-    width: Sequence[PositiveInt] = (64, 128, 256, 512)
-    depth: Sequence[PositiveInt] = (2, 4, 8, 16)
-    batch: Sequence[PositiveInt] = (1, 2, 4, 8, 16)
-    at: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (197, 192, 4, 2)
+    tokens: Sequence[int] = (50, 101, 197, 401, 785)
+    width: Sequence[int] = (64, 128, 256, 512)
+    depth: Sequence[int] = (2, 4, 8, 16)
+    batch: Sequence[int] = (1, 2, 4, 8, 16)
+    at: tuple[int, int, int, int] = (197, 192, 4, 2)
     networks: Sequence[Literal["vitlab", "timm", "torchvision"]] = ("vitlab", "timm")
     task: Task = "training"
     precision: Precision = "float32"
 
-    def problems(self) -> Iterator[str]:
-        yield from super().problems()
-        yield from (f"scaling.{axis} needs two sizes, or none" for axis in AXES if len(set(getattr(self, axis))) == 1)
+    def __post_init__(self) -> None:
         if wrong := [n for n in (*self.tokens, self.at[0]) if isqrt(max(n - 1, 1)) ** 2 != n - 1]:
             nearest = [1 + isqrt(max(n - 1, 1)) ** 2 for n in wrong]
-            yield f"scaling.tokens: {wrong} are not [cls] and a square of patches; use {nearest}"
+            raise ValueError(f"scaling.tokens: {wrong} are not [cls] and a square of patches; use {nearest}")
 
     def cases(self, clock: Clock) -> Iterator[Case]:
         for axis, sizes in ((axis, getattr(self, axis)) for axis in AXES if getattr(self, axis)):

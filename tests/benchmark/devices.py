@@ -13,15 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from annotated_types import Ge
 
-from vitlab.benchmark.case import Case, Part, with_exponents
-from vitlab.benchmark.startup import SOURCE, run_process
-from vitlab.config.bounds import PositiveInt
-from vitlab.diagnostics.timing import Clock, Contender
+from benchmark.case import Case, Part, with_exponents
+from benchmark.startup import SOURCE, run_process
+from benchmark.timing import Clock, Contender
 
 log = logging.getLogger(__name__)
 
@@ -50,21 +48,17 @@ class Devices(Part):
         counts: Numbers of devices. None: 1, 2, 4 ... and all GPUs of this machine, if it has two or more.
         strategy: Strategy of several devices: `trainer=ddp` or `trainer=fsdp`.
         batch_size: Batch size per device. None: 128, on a CPU 64.
-        steps: Optimizer steps of a program, including ten of warm-up.
+        steps: Optimizer steps of a program, including ten of warm-up; at least 20.
         settings: Overrides of all runs of train.py, such as model=vit_b16.
     """
 
     part = "devices"
-    fixed = ("hydra.", "batch_size=", "trainer=", *(f"trainer.{key}=" for key in FIXED))
 
-    counts: Sequence[PositiveInt] | None = None
+    counts: Sequence[int] | None = None
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    batch_size: PositiveInt | None = None
-    steps: Annotated[int, Ge(2 * ROW)] = 60
+    batch_size: int | None = None
+    steps: int = 60
     settings: tuple[str, ...] = ()
-
-    def runs(self, device: str) -> dict[str, list[str]]:
-        return {str(program): self.lines(program, device) for row in self.table(device).values() for program in row}
 
     def cases(self, clock: Clock) -> Iterator[Case]:
         device, table = clock.device.type, self.table(clock.device.type)

@@ -6,27 +6,25 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from vitlab.benchmark import results
-from vitlab.benchmark.case import Case, Part
-from vitlab.benchmark.goals import outcomes
-from vitlab.config.schema import Node
-from vitlab.diagnostics.timing import Clock
+from benchmark import results
+from benchmark.case import Case, Part
+from benchmark.goals import outcomes
+from benchmark.timing import Clock
 from vitlab.runs.muted_logs import muted_logs
 
 log = logging.getLogger(__name__)
 
 
-def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
-    """Return the numbers of goals reached and missed. An error ends its part, and is raised after the last one."""
+def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> None:
+    """Measure the parts. An error ends its part, and is raised after the last one."""
     title, cases, errors = description(clock), list[Case](), list[str]()
     log.info("%s", title)
     for name, part in parts.items():
         begin = time.monotonic()
-        own = muted_logs("vitlab.benchmark", level=logging.INFO)
+        own = muted_logs("benchmark", level=logging.INFO)
         try:
             with muted_logs("vitlab", level=logging.WARNING), own:
                 for case in part.cases(clock):
@@ -42,7 +40,6 @@ def run(parts: Mapping[str, Part], clock: Clock, folder: Path) -> Node:
     log.info("%s", f"{goals}{folder / 'benchmark.md'}" if cases else "nothing was measured")
     if errors:
         raise RuntimeError(f"parts failed: {'; '.join(errors)}")
-    return {"cases": len(cases), "goals reached": sum(ends), "goals missed": len(ends) - sum(ends)}
 
 
 def line(case: Case) -> str:
@@ -52,11 +49,11 @@ def line(case: Case) -> str:
     return f"{case.part}: {case.name}   {speeds} {f'{case.unit}/s' if case.unit else 's'}{goals}"
 
 
-def clock(*, rounds: int, seconds: float, threads: int | None, accelerator: Literal["auto", "cpu", "gpu"]) -> Clock:
+def clock(*, rounds: int, seconds: float, threads: int | None, gpu: bool) -> Clock:
     """A clock for these settings. Sets torch's number of threads."""
     if threads is not None:
         torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and gpu else "cpu")
     return Clock(rounds=rounds, seconds=seconds, device=device)
 
 

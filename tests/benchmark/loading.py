@@ -14,23 +14,21 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from annotated_types import Ge
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
-from vitlab.benchmark.case import OURS, Case, Part
-from vitlab.benchmark.jpeg_folder import loaders, write_photographs
-from vitlab.config.bounds import NonNegativeInt, PositiveInt
+from benchmark.case import OURS, Case, Part
+from benchmark.jpeg_folder import loaders, write_photographs
+from benchmark.timing import Clock, Contender
 from vitlab.data.augment import Augment, Prepare
 from vitlab.data.dataset import MemoryDataset
 from vitlab.data.decode import quiet
 from vitlab.data.sampler import BatchPlan
 from vitlab.data.sets.digits import digits
 from vitlab.data.sets.fake import fake
-from vitlab.diagnostics.timing import Clock, Contender
 
 Recipe = Literal["digits", "cifar", "cifar randaugment"]
 MEMORY_BATCH = 512
@@ -66,15 +64,14 @@ class Loading(Part):
     part = "loading"
 
     recipes: tuple[Recipe, ...] = tuple(RECIPES)
-    images: Annotated[int, Ge(20)] = 256
-    image_size: PositiveInt = 224
-    batch_size: PositiveInt = 32
-    workers: tuple[NonNegativeInt, ...] = (0, 1)
+    images: int = 256
+    image_size: int = 224
+    batch_size: int = 32
+    workers: tuple[int, ...] = (0, 1)
 
-    def problems(self) -> Iterator[str]:
-        yield from super().problems()
+    def __post_init__(self) -> None:
         if self.images < self.batch_size:  # timm's loader would drop the incomplete batch
-            yield f"loading.images={self.images} must be at least loading.batch_size={self.batch_size}"
+            raise ValueError(f"loading.images={self.images} must be at least loading.batch_size={self.batch_size}")
 
     def cases(self, clock: Clock) -> Iterator[Case]:
         clock = Clock(rounds=clock.rounds, seconds=clock.seconds)  # loading runs on the CPU

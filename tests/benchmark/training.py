@@ -8,7 +8,7 @@ bare loop    the same network, precision, optimizer and clipping on the batches 
 import io
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +18,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from vitlab.benchmark.case import OURS, Case, Part
-from vitlab.benchmark.checks import train_config
-from vitlab.benchmark.networks import MFLOPS
+from benchmark.case import OURS, Case, Part
+from benchmark.networks import MFLOPS
+from benchmark.timing import Clock, Measurement, synchronize
 from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
-from vitlab.diagnostics.timing import Clock, Measurement, synchronize
+from vitlab.jobs import compose
 from vitlab.models import flops
 from vitlab.training import build
 from vitlab.training.classifier import Classifier
@@ -44,13 +44,13 @@ class Training(Part):
     """
 
     part = "training"
-    fixed = ("hydra.",)
 
     default: bool = True
     networks: Mapping[str, int] = field(default_factory=lambda: {"vit_mini": 32, "vit_s16": 64})
     settings: tuple[str, ...] = ()
 
     def runs(self, device: str) -> dict[str, list[str]]:
+        """The settings of the runs of `train.py`, by name."""
         accelerator = f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}"
         common = [accelerator, "logger=csv", "schedule.warmup_steps=0", *self.settings]
         random = [*common, "data=fake", "data.source.samples=1024"]
@@ -135,6 +135,14 @@ def measure_turns(config: Node, folder: Path, *, rounds: int) -> list[Measuremen
         m = Measurement(name=name, seconds=tuple(seconds), items=turns.images)
         measured.append(replace(m, figures={MFLOPS: count / 1e6, "MFU %": 100 * count * m.rate / peak}))
     return measured
+
+
+def train_config(lines: Sequence[str], run_dir: str = compose.UNSET_RUN_DIR) -> Node:
+    """The configuration of `train.py` with these settings."""
+    with compose.ensure_hydra():
+        config = compose.resolve_config(compose.compose("train", [*lines]), run_dir)
+    assert isinstance(config, dict), config
+    return config
 
 
 def build_training(config: Node) -> tuple[DataModule, Classifier]:

@@ -23,11 +23,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from vitlab.benchmark.case import OURS, Case, Part
-from vitlab.benchmark.peers import SIZES, Architecture, Peer, Size, available_peers, build, parameters
-from vitlab.config.bounds import PositiveInt
+from benchmark.case import OURS, Case, Part
+from benchmark.peers import SIZES, Architecture, Peer, Size, available_peers, build, parameters
+from benchmark.timing import Clock, Contender, Measurement
 from vitlab.config.instantiate import build_object
-from vitlab.diagnostics.timing import Clock, Contender, Measurement
 from vitlab.jobs import compose
 from vitlab.models import flops
 from vitlab.models.compile import compile_network
@@ -54,7 +53,7 @@ class Networks(Part):
     """Steps of the same network in several libraries.
 
     Args:
-        sizes: Sizes of the network, see `vitlab.benchmark.peers`.
+        sizes: Sizes of the network, see `benchmark.peers`.
         tasks: Inference, training.
         batches: Batch sizes; None: 1, and a larger one by size and device.
         precisions: float32, or bfloat16 with torch.autocast.
@@ -66,7 +65,7 @@ class Networks(Part):
 
     sizes: Sequence[Size] = ("cifar", "ti16", "s16", "b16")
     tasks: Sequence[Task] = ("inference", "training")
-    batches: Sequence[PositiveInt] | None = None
+    batches: Sequence[int] | None = None
     precisions: Sequence[Precision] = ("float32", "bf16")
     modes: Sequence[Mode] = ("eager",)
     peers: Sequence[Peer] = ("timm", "torchvision", "transformers", "vit-pytorch")
