@@ -1,14 +1,13 @@
 """What a Vision Transformer attends to: its exact attention maps, rollout, attention distance and entropy.
 
-`trace` runs a network once, with torch's fused attention replaced by its formula. So the maps are those of the network
-as it runs, with its norms of queries and keys, rotary positions and biases. It takes networks whose blocks each call
-the fused attention once: vitlab's and timm's ViTs, DeiT, BEiT, EVA and DINOv3.
+`trace` runs a network with torch's fused attention replaced by its formula, so the maps are those of the network as it
+runs, with its norms of queries and keys, rotary positions and biases. It takes networks whose blocks each call the
+fused attention once: vitlab's, and timm's ViT, DeiT, BEiT, EVA, DINOv3 and others.
 
 Shapes in the comments: B images, L blocks, h heads, N tokens: a prefix ([cls], registers), then the R * S patches.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# While a network is traced: the fused attention, which is replaced, and no activations that are computed twice.
+# In a trace: fused attention, which is replaced, and no activations that are computed twice.
 TRACED = {"fused": True, "fused_attn": True, "activation_checkpointing": False, "grad_checkpointing": False}
 
 
@@ -48,8 +47,7 @@ class FormulaAttention(TorchFunctionMode):
         return (self.attend if func is F.scaled_dot_product_attention else func)(*args, **(kwargs or {}))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **others: Any) -> Any:
-        scale = others.get("scale") or query.shape[-1] ** -0.5
-        scores = query * scale @ key.transpose(-2, -1)
+        scores = query * (others.get("scale") or query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         if attn_mask is not None:
             keeps = attn_mask.dtype == torch.bool
             scores = scores.masked_fill(~attn_mask, float("-inf")) if keeps else scores + attn_mask
@@ -66,67 +64,42 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
     The last block computes all tokens, also where `forward` leaves out those that the head doesn't read. Raises
     `ValueError` for a network without such maps.
     """
-    name, vit = type(network).__name__, cast(Any, network)
-    grid, prefix = patch_grid(network, images), prefix_tokens(network)
-    tokens: list[Tensor] = []
-    calls: list[int] = []
-    mode = FormulaAttention()
+    name, vit, blocks = type(network).__name__, cast(Any, network), getattr(network, "blocks", None)
+    embed, size = getattr(network, "patch_embed", None), tuple(images.shape[2:])
+    grid = getattr(embed, "dynamic_feat_size", lambda size: getattr(embed, "grid", None))(size)
+    if not isinstance(blocks, nn.Module) or grid is None:
+        raise ValueError(
+            f"{name} is no Vision Transformer of vitlab or timm: it has no `blocks` on one grid of patches"
+        )
+    if network.training:
+        raise ValueError("the network is in training mode; call network.eval() first")
+    mode, tokens, calls = FormulaAttention(), list[Tensor](), list[int]()
 
     def keep(block: nn.Module, arguments: Any, output: Tensor) -> None:
         tokens.append(output)
         calls.append(len(mode.maps))
 
-    with ExitStack() as stack, traced(network):
-        for block in blocks(network):
+    with ExitStack() as stack:
+        for attributes in map(vars, network.modules()):
+            for key in TRACED.keys() & attributes.keys():
+                stack.callback(attributes.update, {key: attributes[key]})
+                attributes[key] = TRACED[key]
+        for block in blocks.children():
             stack.callback(block.register_forward_hook(keep).remove)
         with mode:
             logits = vit.forward_head(vit.forward_features(images))
-    depth, expected = len(tokens), prefix + grid[0] * grid[1]
+    depth, (rows, columns) = len(tokens), grid
     if not calls or calls != [*range(1, depth + 1)]:
-        raise ValueError(f"{name} has no attention maps: a block of it doesn't call torch's attention exactly once")
-    if any(x.shape[-1] != expected or x.shape[-2] != expected for x in mode.maps[:depth]):
+        raise ValueError(f"{name} has no attention maps: its blocks don't call torch's attention once each")
+    prefix = int(getattr(network, "prefix", getattr(network, "num_prefix_tokens", 0)))
+    if any(x.shape[-2:] != (prefix + rows * columns,) * 2 for x in mode.maps[:depth]):
         shape = tuple(mode.maps[0].shape[-2:])
-        raise ValueError(f"{name}: attention of {shape} doesn't fit {prefix} + {grid[0]} x {grid[1]} tokens")
+        raise ValueError(f"{name}: its attention {shape} isn't of {prefix} tokens and {rows} x {columns} patches")
     pooled = mode.maps[depth] if len(mode.maps) > depth else None
     read = head_reads(network, tokens[-1], prefix) if pooled is None else pooled.mean(dim=(1, 2)).detach()
     logits = logits.mean(dim=1) if logits.ndim == 3 else logits  # of a network that classifies each token
-    patch = (images.shape[2] // grid[0], images.shape[3] // grid[1])
-    return Trace(mode.maps[:depth], pooled, tokens, logits, read, prefix, grid, patch)
-
-
-@contextmanager
-def traced(network: nn.Module) -> Iterator[None]:
-    """Set the attributes `TRACED` of all modules that have them, and afterwards what they were."""
-    if network.training:
-        raise ValueError("the network is in training mode; call network.eval() first")
-    former = [(vars(m), key, vars(m)[key]) for m in network.modules() for key in TRACED if key in vars(m)]
-    for attributes, key, _ in former:
-        attributes[key] = TRACED[key]
-    try:
-        yield
-    finally:
-        for attributes, key, value in former:
-            attributes[key] = value
-
-
-def blocks(network: nn.Module) -> list[nn.Module]:
-    blocks = getattr(network, "blocks", None)
-    if not isinstance(blocks, nn.Module) or not hasattr(network, "forward_head"):
-        raise ValueError(f"{type(network).__name__} is no Vision Transformer of vitlab or timm: it has no `blocks`")
-    return [*blocks.children()]
-
-
-def patch_grid(network: nn.Module, images: Tensor) -> tuple[int, int]:
-    """Rows and columns of patches, of networks for any image size those of these images."""
-    embed: Any = getattr(network, "patch_embed", None)
-    size = getattr(embed, "dynamic_feat_size", lambda size: getattr(embed, "grid", None))
-    if (grid := size(tuple(images.shape[2:]))) is None:
-        raise ValueError(f"{type(network).__name__} has no grid of patches of one size, as a Vision Transformer has")
-    return int(grid[0]), int(grid[1])
-
-
-def prefix_tokens(network: nn.Module) -> int:
-    return int(getattr(network, "prefix", getattr(network, "num_prefix_tokens", 0)))
+    patch = (size[0] // rows, size[1] // columns)
+    return Trace(mode.maps[:depth], pooled, tokens, logits, read, prefix, (rows, columns), patch)
 
 
 def head_reads(network: nn.Module, tokens: Tensor, prefix: int) -> Tensor:
@@ -160,17 +133,17 @@ def rollout(trace: Trace) -> Tensor:
 
 
 def attention_distance(trace: Trace) -> Tensor:
-    """Mean distance in pixels between a query patch and the patches that it attends to, weighted by attention: B L h.
+    """Mean distance in pixels between a patch and the patches that it attends to, weighted by attention: B L h.
 
     Figures 7 and 11 of the ViT paper. The weights of the patches sum to 1, without those of the prefix.
     """
-    rows, columns = torch.meshgrid(*(torch.arange(count) for count in trace.grid), indexing="ij")
-    places = torch.stack([rows.flatten() * trace.patch[0], columns.flatten() * trace.patch[1]], dim=1).float()
+    axes = (torch.arange(count) * float(side) for count, side in zip(trace.grid, trace.patch, strict=True))
+    places = torch.cartesian_prod(*axes)  # n 2
     distances, start = torch.cdist(places, places).to(trace.read), trace.prefix  # n n
     weights = [F.normalize(x[:, :, start:, start:], p=1, dim=-1) for x in trace.maps]
     return torch.stack([(x * distances).sum(dim=-1).mean(dim=-1) for x in weights], dim=1)
 
 
 def attention_entropy(trace: Trace) -> Tensor:
-    """Mean entropy in nats of the attention of a token to all tokens, at most log N: B L h."""
+    """Mean entropy in nats of a token's attention to all tokens, at most log N: B L h."""
     return torch.stack([torch.special.entr(x).sum(dim=-1).mean(dim=-1) for x in trace.maps], dim=1)

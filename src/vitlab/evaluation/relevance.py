@@ -2,10 +2,10 @@
 
 A map is right if removing its first patches lowers the probability of the class faster than removing random ones
 (deletion), and adding them to an image without content raises it faster (insertion; https://arxiv.org/abs/1806.07421).
-Both are scored by the area under the curve of the probability: deletion low is good, insertion high.
+A score is the area under the curve of the probability: low is good in deletion, high in insertion.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,8 +19,8 @@ Baseline = Literal["blur", "mean"]
 RANDOM = "random"
 
 
-def relevance(network: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Trace]:
-    """Relevance of the patches for the target classes (B), B R S, and the trace of the network.
+def relevance(network: nn.Module, images: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Trace]:
+    """Relevance of the patches for the target classes (B; None: the predicted ones), B R S, and the network's trace.
 
     In each block the attention weights are multiplied by the gradients of the class's logit, negative products are
     dropped, heads averaged, and the result is added to the identity (Chefer et al. 2021,
@@ -29,12 +29,14 @@ def relevance(network: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tens
     with torch.enable_grad():
         result = trace(network, images)
         maps = result.maps if result.pooled is None else [*result.maps, result.pooled]
+        targets = result.logits.argmax(dim=1) if targets is None else targets
         gradients = torch.autograd.grad(result.logits.gather(1, targets[:, None]).sum(), maps)
     kept = [(m.detach() * g).clamp(min=0).mean(dim=1) for m, g in zip(maps, gradients, strict=True)]  # B N N
     row = result.read[:, None] if result.pooled is None else kept.pop().mean(dim=1, keepdim=True)  # B 1 N
     for weights in reversed(kept):
         row = row + row @ weights
-    return result.to_grid(row[:, 0]).detach(), result
+    detached = [[x.detach() for x in part] for part in (result.maps, result.tokens)]
+    return result.to_grid(row[:, 0]), result._replace(maps=detached[0], tokens=detached[1])
 
 
 class Curves(NamedTuple):
@@ -45,10 +47,11 @@ class Curves(NamedTuple):
     insertion: Tensor
 
     def areas(self) -> tuple[Tensor, Tensor]:
-        """Areas under the curves of deletion and insertion, B each."""
+        """The scores of deletion and insertion, B each."""
         return torch.trapezoid(self.deletion, self.shares), torch.trapezoid(self.insertion, self.shares)
 
 
+@torch.no_grad()
 def perturbation_curves(
     probabilities: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -57,48 +60,45 @@ def perturbation_curves(
     *,
     baseline: Baseline = "blur",
     steps: int = 16,
-    batch_size: int = 64,
 ) -> Curves:
     """Curves of images B C H W under maps B R S; `probabilities` computes those of all classes for a batch."""
     patches = maps[0].numel()
     counts = torch.linspace(0, patches, min(steps, patches) + 1).round()
-    rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(maps.shape)
+    rank = maps.to(images.device).flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(maps.shape)
     ranks = F.interpolate(rank[:, None].float(), size=images.shape[2:], mode="nearest")  # B 1 H W
     empty = images_without_content(images, baseline)
 
-    def perturbed() -> Iterator[Tensor]:
-        for count in counts.tolist():
-            for first, other in ((empty, images), (images, empty)):
-                yield torch.where(ranks < count, first, other)
+    def values(first: Tensor, other: Tensor) -> Tensor:  # B steps+1
+        batches = (torch.where(ranks < count, first, other) for count in counts.tolist())
+        return torch.cat([probabilities(batch).gather(1, targets[:, None]) for batch in batches], dim=1)
 
-    batches = torch.stack([*perturbed()]).flatten(0, 1).split(batch_size)
-    values = torch.cat([probabilities(batch) for batch in batches]).view(len(counts), 2, len(images), -1)
-    of_target = values.gather(3, targets.expand(len(counts), 2, -1)[..., None])[..., 0]
-    return Curves((counts / patches).to(of_target), *of_target.permute(1, 2, 0))
+    return Curves((counts / patches).to(images), values(empty, images), values(images, empty))
 
 
 def images_without_content(images: Tensor, baseline: Baseline) -> Tensor:
-    """The images under a Gaussian of an eighth of their side, or the mean color of the data: 0 after normalization."""
+    """The images under a Gaussian of an eighth of their sides, or the mean color of the data: 0 after normalization."""
     if baseline == "mean":
         return torch.zeros_like(images)
     sigma = [side / 8 for side in images.shape[:1:-1]]  # of x, then y
     return gaussian_blur(images, [2 * int(2 * s) + 1 for s in sigma], sigma)
 
 
-def random_maps(maps: Tensor, count: int, seed: int = 0) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        yield torch.rand(maps.shape, generator=generator).to(maps.device)
+def compare_with_random(maps: Mapping[str, Tensor], orders: int, score: Callable[[Tensor], Curves]) -> dict[str, Curves]:
+    """The curves of each map by `score`, and of `RANDOM` the mean over so many random orders, always the same."""
+    generator, shape = torch.Generator().manual_seed(0), next(iter(maps.values())).shape
+    drawn = [score(torch.rand(shape, generator=generator)) for _ in range(orders)]
+    average = Curves(*(torch.stack(parts).mean(dim=0) for parts in zip(*drawn, strict=True)))
+    return {name: score(values.cpu()) for name, values in maps.items()} | {RANDOM: average}
 
 
-def score_table(areas: Mapping[str, tuple[Tensor, Tensor]]) -> list[dict[str, str | int | float]]:
-    """A row for each method: mean areas over the images, and the paired difference from random orders with its
-    standard error. `areas`: of each method and of `RANDOM`, those of each image.
+def score_table(curves: Mapping[str, Curves]) -> list[dict[str, str | int | float]]:
+    """A row for each method: its mean scores over the images, and the paired differences from `RANDOM` with their
+    standard errors.
     """
     rows = []
-    for method, values in areas.items():
-        row: dict[str, str | int | float] = {"method": method, "images": len(values[0])}
-        for name, value, of_random in zip(("deletion", "insertion"), values, areas[RANDOM], strict=True):
+    for method, curve in curves.items():
+        row: dict[str, str | int | float] = {"method": method, "images": len(curve.deletion)}
+        for name, value, of_random in zip(Curves._fields[1:], curve.areas(), curves[RANDOM].areas(), strict=True):
             difference = value - of_random
             error = float(difference.std() / len(value) ** 0.5) if len(value) > 1 else float("nan")
             row |= {name: float(value.mean()), f"{name} - random": float(difference.mean()), f"{name} se": error}
