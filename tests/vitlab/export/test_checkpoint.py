@@ -11,7 +11,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from conftest import Configure, Exportable
 from vitlab.config import allowlist
-from vitlab.export.checkpoint import load_export_model, load_weights, random_images
+from vitlab.evaluation.checkpoint import load_weights
+from vitlab.export.checkpoint import load_export_model, random_images
 from vitlab.jobs import fingerprint
 from vitlab.runs import folder
 from vitlab.training import build

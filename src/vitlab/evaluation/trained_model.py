@@ -1,0 +1,186 @@
+"""A trained network with its classes and preprocessing, from a run, an export, or weights of others.
+
+model = vitlab.load("runs/NAME/STAMP")          or an export's folder, model.onnx, timm:NAME, hf:NAME, a file
+model.predict("photos").top(5)                  paths, folders, Pillow's images, arrays, tensors
+model.embed("photos"), model.attention("cat.jpg"), model.network, model.transform
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from vitlab.config import instantiate
+from vitlab.config.schema import Node
+from vitlab.data.augment import Prepare
+from vitlab.data.dataset import center_crop
+from vitlab.evaluation import images as user_images
+from vitlab.evaluation.checkpoint import NOT_BUILT, CheckpointWeights, load_weights
+from vitlab.evaluation.features import Extractor, Kind
+from vitlab.evaluation.images import Images
+from vitlab.models.vit_validation import pair
+from vitlab.runs import folder
+
+TEMPERATURE = "evaluation/temperature.json"  # of a run: {"temperature": T}
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Probabilities of images, float32 [N, classes] on the CPU."""
+
+    probabilities: Tensor
+    classes: tuple[str, ...] | None
+
+    def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
+        """Each image's `k` most probable classes (numbers, if they have no names) with their probabilities."""
+        values, indices = self.probabilities.topk(min(k, self.probabilities.shape[1]), dim=1)
+        names = self.classes or [str(i) for i in range(self.probabilities.shape[1])]
+        pairs = zip(indices.tolist(), values.tolist(), strict=True)
+        return [[(names[i], value) for i, value in zip(*row, strict=True)] for row in pairs]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainedModel:
+    """A network in evaluation mode, float32, with all that a prediction needs."""
+
+    network: nn.Module
+    classes: tuple[str, ...] | None  # names, in the order of the logits
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    crop_fraction: float | None = None  # None: images are resized to `image_size` without a crop
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    temperature: float = 1.0  # divides the logits
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+    @property
+    def preprocessing(self) -> Node:
+        """The preprocessing as in a checkpoint."""
+        normalization = {"mean": list(self.mean), "std": list(self.std)}
+        return {**normalization, "interpolation": self.interpolation, "crop_fraction": self.crop_fraction}
+
+    def prepare(self) -> Prepare:
+        """A module that turns uint8 images into the network's input."""
+        return Prepare(image_size=self.image_size, mean=self.mean, std=self.std, interpolation=self.interpolation)
+
+    def transform(self, image: Any) -> Tensor:
+        """The network's input, float [C, H, W], of an image, or of a batch; a float tensor must be one already."""
+        pixels = user_images.pixels(image, self.channels)
+        if pixels.is_floating_point():
+            if tuple(pixels.shape[-3:]) != (expected := (self.channels, *self.image_size)):
+                raise ValueError(f"a float tensor must be the network's input, {list(expected)}: {list(pixels.shape)}")
+            return pixels
+        if self.crop_fraction is not None:
+            mode = v2.InterpolationMode(self.interpolation)
+            pixels = center_crop(pixels, self.image_size, self.crop_fraction, mode)
+        prepared: Tensor = self.prepare().to(pixels.device)(pixels if pixels.ndim == 4 else pixels[None])
+        return prepared if pixels.ndim == 4 else prepared[0]
+
+    def batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
+        """The network's inputs, at most `batch_size` at a time, on its device."""
+        few: list[Tensor] = []
+        for image in user_images.flat_images(images):
+            if getattr(image, "ndim", 3) == 4:
+                if few:
+                    yield torch.stack(few).to(self.device)
+                few = []
+                for start in range(0, len(image), batch_size):
+                    pixels = user_images.pixels(image[start : start + batch_size], self.channels)
+                    yield self.transform(pixels.to(self.device))
+                continue
+            few.append(self.transform(image))
+            if len(few) == batch_size:
+                yield torch.stack(few).to(self.device)
+                few = []
+        if few:
+            yield torch.stack(few).to(self.device)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        scaled = logits.float() / self.temperature
+        return scaled.softmax(dim=-1) if self.loss == "softmax" else scaled.sigmoid()
+
+    @torch.inference_mode()
+    def predict(self, images: Images, *, batch_size: int = 64) -> Predictions:
+        """The probabilities of images: paths, folders, images of Pillow, uint8 arrays or tensors, or lists of them."""
+        parts = [self.probabilities(self.network(batch)).cpu() for batch in self.batches(images, batch_size)]
+        return Predictions(concatenate(parts), self.classes)
+
+    @torch.inference_mode()
+    def embed(self, images: Images, *, kind: Kind = "pooled", batch_size: int = 64) -> Tensor:
+        """Features [N, D]: the head's input, or another kind of `vitlab.evaluation.features.Extractor`."""
+        extractor = Extractor(self.network, kind)
+        return concatenate([extractor(batch).float().cpu() for batch in self.batches(images, batch_size)])
+
+    @torch.inference_mode()
+    def attention(self, image: Any) -> Tensor:
+        """Attention weights [depth, heads, N, N] of an image; row i, of query i, sums to 1."""
+        network: Any = self.network
+        return torch.cat(network.attention_maps(self.transform(image)[None].to(self.device))).cpu()
+
+
+def concatenate(parts: list[Tensor]) -> Tensor:
+    if not parts:
+        raise ValueError("there are no images")
+    return torch.cat(parts)
+
+
+def load_model(
+    source: str | Path, *, checkpoint: str = "best", part: str | None = None, device: str | torch.device | None = None
+) -> TrainedModel:
+    """Load a trained network.
+
+    Args:
+        source: Folder of a run.
+        checkpoint: Of a run: `best`, `last` or another name.
+        part: Which weights of a checkpoint with averages, `ema` or `raw`. None: the tested ones, the averages.
+        device: Of the network; None: the CPU.
+    """
+    path = Path(source).expanduser()
+    if (path / folder.CONFIG).is_file():
+        model = load_checkpoint_model(load_weights(path, checkpoint, part))
+    else:
+        raise FileNotFoundError(f"{source} is no run")
+    model.network.to(device or "cpu")
+    return model
+
+
+def load_checkpoint_model(weights: CheckpointWeights) -> TrainedModel:
+    """The network of a run's checkpoint, with the temperature that an evaluation has fitted."""
+    identity = weights.content["vitlab"]
+    classes, preprocessing = identity["data"]["classes"], identity["preprocessing"]
+    inferred = {"num_classes": len(classes), "in_channels": len(preprocessing["mean"])}
+    model = {k: v for k, v in weights.config["model"].items() if k != NOT_BUILT}
+    network = instantiate.build_object(model, **inferred)
+    network.load_state_dict(weights.state)
+    trained = trained_model(network, weights.config, classes, preprocessing, pair(weights.config["image_size"]))
+    file = weights.run / TEMPERATURE
+    return replace(trained, temperature=json.loads(file.read_text())["temperature"]) if file.is_file() else trained
+
+
+def trained_model(
+    network: nn.Module, config: Node, classes: Any, preprocessing: Node, image_size: tuple[int, int]
+) -> TrainedModel:
+    crop = preprocessing["crop_fraction"]
+    return TrainedModel(
+        network=network.float().eval().requires_grad_(False),
+        classes=None if classes is None else tuple(classes),
+        image_size=image_size,
+        mean=tuple(preprocessing["mean"]),
+        std=tuple(preprocessing["std"]),
+        interpolation=preprocessing["interpolation"],
+        crop_fraction=None if crop is None else float(crop),
+        loss="softmax" if (config.get("classifier") or {}).get("loss", "softmax") == "softmax" else "sigmoid",
+    )
