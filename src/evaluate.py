@@ -9,9 +9,9 @@
     python src/evaluate.py run=runs/NAME/STAMP fit_temperature=true
 
 Scores are logged and written to `RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the best checkpoint's on the test split
-equal training's. Next to it are the judgement (`vitlab.evaluation.judgement`): intervals, classes, images, confusion,
-calibration; all of a run's are on the page `RUN/report/index.html`. Without a probe the head is scored: weights from elsewhere need a head
-with the classes of the data, in their order.
+equal training's. The judgement is next to it: intervals, classes, images, confusion and calibration
+(`vitlab.evaluation.judgement`), and `RUN/report/index.html` has all of a run. Without a probe the head is scored:
+weights from elsewhere need a head with the classes of the data, in their order.
 
 `probe=linear` or `probe=knn` scores the features before the head (`vitlab.evaluation.probes`). They are computed once,
 and cached in `features_dir`: `RUN/features`, or `runs/features`.
@@ -62,8 +62,8 @@ def main(
         seed: Seed of weights that are drawn at random.
         data_dir: Folder of the data sets; missing ones are downloaded to it. None: the run's.
         features_dir: Folder in which a probe caches features.
-        fit_temperature: Fit the temperature that divides the best checkpoint's logits to the validation split, and write
-            it to RUN/evaluation/temperature.json.
+        fit_temperature: Fit a temperature, which divides the best checkpoint's logits, to the validation split, and
+            write it to RUN/evaluation/temperature.json.
         name: Name of the results' folder, made of the data, the model and the image size. None: of a run.
         run_dir: Folder of the results. Set by the program; choose another with `hydra.run.dir`.
         data: The data set on which weights are evaluated, if not a run's.
@@ -110,22 +110,28 @@ def main(
         return {**results, **subject}
     if fit_temperature:
         module.split = datamodule.tested = "val"
-        logits = judgement.test_rows(tester, module, datamodule, out, lambda logits, _: logits)
+        logits = judgement.collect_rows(tester, module, datamodule, out, lambda logits, _: logits)
         calibration.write_temperature(Path(str(run)), logits, datamodule.split("val").labels)
         tester.strategy.barrier("temperature")
     temperature = calibration.read_temperature(Path(run)) if run and checkpoint == "best" else None
     module.split = datamodule.tested = split
-    rows = judgement.test_rows(tester, module, datamodule, out, partial(judgement.image_rows, temperature=temperature))
+    rows = judgement.collect_rows(
+        tester, module, datamodule, out, partial(judgement.image_rows, temperature=temperature)
+    )
     results, raw = {**logged_scores(tester, split), **subject}, None
     if averaged_from is not None:
         module.load_state_dict(averaged_from)
         module.split = "raw"
-        raw = judgement.test_rows(tester, module, datamodule, out)
+        raw = judgement.collect_rows(tester, module, datamodule, out)
         results |= logged_scores(tester, "raw")
     if rows is not None:
         about = {**subject, "temperature": temperature}
         results["judgement"] = judgement.write_judgement(out, rows, datamodule, about=about, raw=raw)
-        page = run_report.write_run_report(Path(run)) if run else run_report.write_report(out / "index.html", out.name, [out], {})
+        page = (
+            run_report.write_run_report(Path(run))
+            if run
+            else run_report.write_report(out / "index.html", out.name, [out], {})
+        )
         log.info("report: %s", page)
     build.log_results(results, out)
     return results

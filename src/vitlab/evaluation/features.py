@@ -116,7 +116,7 @@ def extract(
 
 
 def gather_rows(trainer: Trainer, rows: Tensor, split: Split, file: Path) -> None:
-    """Merge the ranks' rows, of the images of their `eval_share`, into a file of the first rank. Every rank calls it."""
+    """Merge the ranks' rows, of the images of their `eval_share`, into one file. Every rank calls it."""
     torch.save(rows, share_file(file, trainer.global_rank))
     trainer.strategy.barrier(file.name)
     if trainer.is_global_zero:

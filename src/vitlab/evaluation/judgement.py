@@ -70,7 +70,7 @@ class RowCollector(Callback):
         self.parts.append(self.compute(self.logits, batch.targets).float())
 
 
-def test_rows(
+def collect_rows(
     trainer: Trainer,
     module: Any,
     datamodule: DataModule,

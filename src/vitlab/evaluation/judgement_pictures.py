@@ -1,11 +1,12 @@
 """Pictures of a judgement, in its folder."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,12 +14,13 @@ from vitlab.config.printable import one_line
 from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sampler import BatchPlan
+from vitlab.data.scan import SplitName
 
 if TYPE_CHECKING:
     from vitlab.evaluation.judgement import Predictions
 
 CAPTIONS = {
-    "confusion": "Confusion: images by label (rows) and prediction (columns); colored by the share of the label's images",
+    "confusion": "Confusion: images by label (rows) and prediction (columns); the color is the share of the row",
     "pairs": "The most confused pairs, label → prediction, with its probability and the image's index",
     "errors": "The most confident errors, label → prediction",
     "hits": "The least confident hits",
@@ -33,7 +35,6 @@ def draw(folder: Path, found: "Predictions", datamodule: DataModule, judgement: 
     correct = found.correct[order]
     examples = [index for *_, which in pairs[: MOST // 4] for index in which[:4]]
     galleries = {"pairs": examples, "errors": order[~correct][:MOST], "hits": order[correct][::-1][:MOST]}
-    dataset: Any = datamodule.loader(datamodule.tested).dataset
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         if len(names) <= MOST_CLASSES:
@@ -42,8 +43,16 @@ def draw(folder: Path, found: "Predictions", datamodule: DataModule, judgement: 
         for name, index in galleries.items():
             (folder / f"{name}.png").unlink(missing_ok=True)
             if len(index):
-                images = dataset.__getitems__(BatchPlan(0, 0, [int(i) for i in index], len(index))).images
+                images = dataset_images(datamodule, datamodule.tested, index)
                 draw_gallery(folder / f"{name}.png", images, [image_title(found, names, i) for i in index])
+
+
+def dataset_images(datamodule: DataModule, split: SplitName, index: Iterable[int]) -> Tensor:
+    """Images of a split as evaluation gets them, before they are normalized: uint8 [n, C, H, W]."""
+    dataset: Any = datamodule.loader(split).dataset
+    numbers = [int(i) for i in index]
+    images: Tensor = dataset.__getitems__(BatchPlan(0, 0, numbers, len(numbers))).images
+    return images
 
 
 def image_title(found: "Predictions", names: Sequence[str], index: int) -> str:
@@ -72,6 +81,15 @@ def draw_gallery(file: Path, images: Tensor, titles: Sequence[str]) -> None:
         axis.imshow(tile, extent=(left, left + SIDE, top + height, top), aspect="auto", interpolation="nearest")
         axis.text(left, top + height + 4, title, va="top", fontsize=7, linespacing=1.3, parse_math=False)
     figure.savefig(file, dpi=150)
+
+
+def draw_attention(file: Path, images: Tensor, maps: Tensor) -> None:
+    """Draw images [n, C, H, W], and again below, bright where the attention [n, R, S] to patches is large."""
+    size = (images.shape[2], images.shape[3])
+    shares = F.interpolate((maps / maps.amax(dim=(1, 2), keepdim=True))[:, None].float(), size, mode="nearest")
+    rgb = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    lit = (rgb * (0.15 + 0.85 * shares)).byte()
+    draw_gallery(file, torch.cat([rgb, lit]), ["image"] * len(rgb) + [f"peak {peak:.1%}" for peak in maps.amax((1, 2))])
 
 
 def draw_confusion(file: Path, found: "Predictions", names: Sequence[str]) -> None:

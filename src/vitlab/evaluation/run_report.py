@@ -2,40 +2,109 @@
 
 import csv
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning import Trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
 from vitlab.config.schema import Node
-from vitlab.evaluation.judgement_pictures import CAPTIONS
-from vitlab.runs.folder import read_results
+from vitlab.data.datamodule import DataModule
+from vitlab.data.dataset import EvalBatch
+from vitlab.evaluation import judgement
+from vitlab.evaluation.judgement_pictures import CAPTIONS, dataset_images, draw_attention
+from vitlab.runs import wandb
+from vitlab.runs.folder import read_config
 from vitlab.runs.html_page import Page
 
 SCORES = {"acc": "accuracy", "acc5": "top-5 accuracy", "macro_f1": "mean F1", "loss": "loss", "brier": "Brier score"}
 SCORES |= {"ece": "ECE", "adaptive_ece": "adaptive ECE"}
-METHOD = """Intervals: {level:.0%} {interval} bootstrap, {resamples:,} resamples of the images (seed {seed}); they leave out
-the seed of training. Probabilities are the softmax of the logits, and the loss is their cross-entropy. ECE has 15 bins of
-equal width, the adaptive one 15 bins of equal numbers of images. Mean F1 is over the classes that have images."""
+ATTENTION = "Attention of what the head reads, in the last block, mean over heads"
+METHOD = (
+    "Intervals: {level:.0%} {interval} bootstrap, {resamples:,} resamples of the images (seed {seed}); another seed of "
+    "training isn't in them. Probabilities are the softmax of the logits, the loss is their cross-entropy. ECE has 15 "
+    "bins of equal width, adaptive ECE 15 of equal numbers of images. Mean F1 is over the classes that have images."
+)
+
+log = logging.getLogger(__name__)
 
 
-def write_report(file: Path, title: str, folders: list[Path], pictures: dict[str, Path]) -> Path:
-    """Write the page of the judgements in `folders`, after pictures by their captions."""
-    page = Page(title, "vitlab report")
-    for caption, picture in pictures.items():
-        if picture.is_file():
+def write_report(folder: Path, judgements: list[Path], title: str = "") -> Path:
+    """Write the page of a run, or of another folder, with the judgements in some folders."""
+    page = Page(title or folder.resolve().name, "vitlab report")
+    for caption, name in (("Curves", "curves"), (ATTENTION, "attention")):
+        if (picture := folder.parent / "figures" / f"{name}.png").is_file():
             page.add_picture(picture, caption)
-    for folder in folders:
-        add_judgement(page, folder, json.loads((folder / "judgement.json").read_text()))
-    page.write(file)
-    return file
+    for inner in judgements:
+        add_judgement(page, inner, json.loads((inner / "judgement.json").read_text()))
+    page.write(folder / "index.html")
+    return folder / "index.html"
 
 
 def write_run_report(run_dir: Path) -> Path:
     """Write the page of a run, with all its judgements."""
-    title = str(read_results(run_dir).get("name") or run_dir.resolve().name)
     folders = [file.parent for file in sorted((run_dir / "evaluation").glob("*/judgement.json"))]
-    pictures = {"Curves": run_dir / "figures" / "curves.png"}
-    pictures["Attention of the head's query in the last block, mean over heads"] = run_dir / "figures" / "attention.png"
-    return write_report(run_dir / "report" / "index.html", title, folders, pictures)
+    return write_report(run_dir / "report", folders, f"{read_config(run_dir)['name']}   {run_dir.resolve().name}")
+
+
+@contextmanager
+def warn_of_errors() -> Iterator[None]:
+    """A report that fails is no failure of the run."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("report: %s: %s; report=false leaves it out", type(error).__name__, error, exc_info=error)
+
+
+def test(
+    run: Trainer, module: Any, datamodule: DataModule, run_dir: Path, *, report: bool, **options: Any
+) -> Tensor | None:
+    """Test a trained network; returns the rows for its report, on the first rank, and draws its attention."""
+    if not report:
+        run.test(module, datamodule, verbose=False, **options)
+        return None
+    rows = judgement.collect_rows(run, module, datamodule, run_dir, **options)
+    if rows is not None and not any(isinstance(p, DTensor) for p in module.network.parameters()):
+        with warn_of_errors():
+            (run_dir / "figures").mkdir(exist_ok=True)
+            draw_validation_attention(module.network, datamodule, run_dir / "figures" / "attention.png")
+    return rows
+
+
+def draw_validation_attention(network: torch.nn.Module, datamodule: DataModule, file: Path) -> None:
+    """Draw the attention to a few validation images, of networks that have such maps."""
+    from vitlab.evaluation import attention
+
+    split = datamodule.split("val" if datamodule.samples["val"] else "test")
+    images = dataset_images(datamodule, "val" if datamodule.samples["val"] else "test", range(min(6, len(split))))
+    device = next(network.parameters()).device
+    batch = datamodule.on_after_batch_transfer(EvalBatch(images.to(device), split.labels[:6]), 0).images
+    network.eval()
+    with torch.no_grad():
+        try:
+            trace = attention.trace(network, batch)
+        except ValueError as error:
+            log.info("report: no attention: %s", error)
+            return
+    draw_attention(file, images, attention.head_attention(trace)[:, -1].mean(dim=1).cpu())
+
+
+def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, datamodule: DataModule) -> None:
+    """Judge the test of a training, write the run's page, and log its pictures and classes."""
+    with warn_of_errors():
+        folder = run_dir / "evaluation" / "best-test"
+        datamodule.tested = "test"
+        judgement.write_judgement(folder, rows, datamodule, about={"split": "test", "checkpoint": "best"})
+        log.info("report: %s", write_run_report(run_dir))
+        for file in (*sorted(folder.glob("*.png")), run_dir / "figures" / "attention.png"):
+            if file.is_file():
+                wandb.log_image(run.loggers, file.stem, file)
+        wandb.log_table(run.loggers, "classes", *read_classes(folder))
 
 
 def add_judgement(page: Page, folder: Path, judgement: Node) -> None:
@@ -48,8 +117,13 @@ def add_judgement(page: Page, folder: Path, judgement: Node) -> None:
             page.add_picture(folder / f"{name}.png", caption)
     if judgement["confused"]:
         page.add_table(["label", "prediction", "images"], [list(pair.values())[:3] for pair in judgement["confused"]])
-    header, *rows = csv.reader((folder / "classes.csv").open(newline=""))
-    page.add_table(header, [[name, *(float(cell) if cell else None for cell in cells)] for name, *cells in rows])
+    page.add_table(*read_classes(folder))
+
+
+def read_classes(folder: Path) -> tuple[list[str], list[list[Any]]]:
+    with (folder / "classes.csv").open(newline="") as lines:
+        header, *rows = csv.reader(lines)
+    return header, [[name, *(float(cell) if cell else None for cell in cells)] for name, *cells in rows]
 
 
 def columns(judgement: Node) -> dict[str, Node]:
