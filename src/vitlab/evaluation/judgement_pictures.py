@@ -65,20 +65,23 @@ def short(name: str, most: int = 12) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def draw_gallery(file: Path, images: Tensor, titles: Sequence[str]) -> None:
+def draw_gallery(
+    file: Path, images: Tensor, titles: Sequence[str], *, columns: int = COLUMNS, side: int = SIDE
+) -> None:
     """Draw uint8 images [n, C, H, W] with their titles below."""
-    height = max(1, round(SIDE * images.shape[2] / images.shape[3]))
+    height, gap = max(1, round(side * images.shape[2] / images.shape[3])), side // 8
     rgb = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
-    scaled = F.interpolate(rgb.float(), (height, SIDE), mode="area" if images.shape[3] > SIDE else "nearest")
+    scaled = F.interpolate(rgb.float(), (height, side), mode="area" if images.shape[3] > side else "nearest")
     tiles = scaled.byte().permute(0, 2, 3, 1).numpy()
-    down, right, rows = height + 44, SIDE + 14, -(-len(tiles) // COLUMNS)
-    width = right * COLUMNS
+    text = 15 * (1 + max(title.count("\n") for title in titles)) if any(titles) else 0
+    down, right, rows = height + gap + text, side + gap, -(-len(tiles) // columns)
+    width = right * columns
     figure, axis = new_figure(width / 100, rows * down / 100)
     axis.set(position=(0, 0, 1, 1), xlim=(0, width), ylim=(rows * down, 0))
     axis.set_axis_off()
     for number, (tile, title) in enumerate(zip(tiles, titles, strict=True)):
-        top, left = number // COLUMNS * down + 4, number % COLUMNS * right + 7
-        axis.imshow(tile, extent=(left, left + SIDE, top + height, top), aspect="auto", interpolation="nearest")
+        top, left = number // columns * down + 4, number % columns * right + gap // 2
+        axis.imshow(tile, extent=(left, left + side, top + height, top), aspect="auto", interpolation="nearest")
         axis.text(left, top + height + 4, title, va="top", fontsize=7, linespacing=1.3, parse_math=False)
     figure.savefig(file, dpi=150)
 

@@ -1,20 +1,23 @@
-"""Pictures of a network: position embeddings, patch filters, spread of attention, norms and colors of tokens, CKA.
+"""Pictures of what a network attends to and has learned. Each `draw_` function writes one PNG.
 
-Each `draw_` function writes one PNG; `NotDrawn` says why a network has no such picture.
+Position embeddings, patch filters, spread of attention, norms and colors of tokens, CKA. `NotDrawn` says why a network
+has no such picture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitlab.evaluation.attention import Trace, attention_distance, attention_entropy
-from vitlab.evaluation.image_pictures import Line, colors, draw_lines, draw_tiles, evenly
+from vitlab.evaluation.judgement_pictures import draw_gallery, new_figure
 
+MOST = 16  # rows or columns of a picture
 OUTLIER = 3.0  # norm of a patch token, in medians of its block's
 
 
@@ -44,13 +47,11 @@ def cka(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
     An image with all its tokens is an example (https://arxiv.org/abs/2108.08810); the mean of the unbiased HSIC over
     batches of at least 4 images is that of all images (https://arxiv.org/abs/2010.15327).
     """
-    pairs = [(k, m) for k, m in zip(x, y, strict=True) if k.shape[1] > 3]
+    pairs = [pair for pair in zip(x, y, strict=True) if pair[0].shape[1] > 3]
     if not pairs:
         raise NotDrawn("CKA needs a batch of at least 4 images")
-    xy, xx, yy = (
-        torch.stack([hsic(pair[i], pair[j]) for pair in pairs]).mean(dim=0) for i, j in ((0, 1), (0, 0), (1, 1))
-    )
-    return xy / (xx.diagonal()[:, None] * yy.diagonal()).sqrt()
+    means = [torch.stack([hsic(p[i], p[j]) for p in pairs]).mean(dim=0) for i, j in ((0, 1), (0, 0), (1, 1))]
+    return means[0] / (means[1].diagonal()[:, None] * means[2].diagonal()).sqrt()
 
 
 def hsic(k: Tensor, m: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def position_similarity(network: nn.Module, grid: tuple[int, int]) -> Tensor:
     table, patches = getattr(network, "pos_embed", None), grid[0] * grid[1]
     if not isinstance(table, Tensor) or table.ndim != 3 or table.shape[1] < patches:
         raise NotDrawn("the network has no table with a position embedding of each patch")
-    rows = F.normalize(table[0, -patches:].detach().float(), dim=1)  # the prefix is first
+    rows = F.normalize(table[0, -patches:].detach().float().cpu(), dim=1)  # the prefix is first
     return (rows @ rows.T).view(*grid, *grid)
 
 
@@ -82,7 +83,7 @@ def filter_components(network: nn.Module, count: int = 28) -> Tensor:
     weight = getattr(getattr(getattr(network, "patch_embed", None), "proj", None), "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 4:
         raise NotDrawn("the patch embedding is no convolution of patches")
-    rows = weight.detach().flatten(1)
+    rows = weight.detach().cpu().flatten(1)
     return principal_components(rows, min(count, *rows.shape)).view(-1, *weight.shape[1:])
 
 
@@ -92,61 +93,95 @@ def outlier_shares(norms: Tensor, prefix: int) -> Tensor:
     return (patches > OUTLIER * patches.median(dim=1, keepdim=True).values).float().mean(dim=1)
 
 
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def colors(maps: Tensor, colormap: str = "viridis") -> Tensor:
+    """Maps B R S of values from 0 to 1 as images B 3 R S, uint8."""
+    return torch.from_numpy(matplotlib.colormaps[colormap](maps.cpu().numpy(), bytes=True)[..., :3]).movedim(3, 1)
+
+
+def overlay(image: Tensor, maps: Tensor) -> Tensor:
+    """A gray copy of an image C H W, uint8, under maps B R S in colors, each from 0 to its maximum: uint8 B 3 H W."""
+    shares = maps.clamp(min=0) / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    heat = F.interpolate(colors(shares, "inferno").float(), image.shape[1:], mode="nearest")
+    return (0.35 * image.float().mean(dim=0) + 0.65 * heat).byte()
+
+
+def evenly(count: int) -> list[int]:
+    """At most `MOST` of so many indices, with the first and the last."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, MOST))})
+
+
+def draw_heads(file: Path, image: Tensor, maps: Tensor) -> None:
+    """Attention maps L h R S over an image: a row for each block, a column for each head and their mean."""
+    blocks, heads = evenly(maps.shape[0]), evenly(maps.shape[1])
+    shown = torch.cat([maps[blocks][:, heads], maps[blocks].mean(dim=1, keepdim=True)], dim=1).flatten(0, 1)
+    titles = [f"block {block}, {head}" for block in blocks for head in (*(f"head {i}" for i in heads), "mean")]
+    draw_gallery(file, overlay(image, shown), titles, columns=len(heads) + 1, side=96)
+
+
 def draw_positions(file: Path, similarity: Tensor) -> None:
     rows, columns = evenly(similarity.shape[0]), evenly(similarity.shape[1])
-    tiles = [[colors(similarity[row, column] / 2 + 0.5) for column in columns] for row in rows]
-    title = "similarity of each patch's position embedding to all others, dark -1, light 1"
-    draw_tiles(file, tiles, title, [str(i) for i in rows], [str(i) for i in columns], inches=0.5)
+    tiles = colors(similarity[rows][:, columns].flatten(0, 1) / 2 + 0.5)
+    draw_gallery(file, tiles, [""] * len(tiles), columns=len(columns), side=48)
 
 
 def draw_filters(file: Path, components: Tensor) -> None:
-    scaled = (components / components.abs().amax(dim=(1, 2, 3), keepdim=True) / 2 + 0.5).cpu()
-    shown = scaled if scaled.shape[1] == 3 else scaled[:, :1].expand(-1, 3, -1, -1)
-    columns = min(7, len(shown))
-    tiles = [*shown, *torch.ones_like(shown[: -len(shown) % columns])]
-    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
-    draw_tiles(file, rows, f"the first {len(shown)} principal components of the patch filters")
+    tiles = (127.5 * components / components.abs().amax(dim=(1, 2, 3), keepdim=True) + 127.5).byte()
+    draw_gallery(file, tiles, [""] * len(tiles), columns=7, side=64)
 
 
-def draw_cka(file: Path, similarity: Tensor, names: tuple[str, str]) -> None:
-    """CKA L M from 0 (black) to 1."""
-    tiles = [[colors(value.clamp(0, 1).view(1, 1), "magma") for value in row] for row in similarity]
-    title = f"linear CKA, dark 0, light 1: blocks of {names[0]} (rows) and of {names[1]} (columns)"
-    draw_tiles(file, tiles, title, *([str(i) for i in range(n)] for n in similarity.shape), inches=0.35, gap=1)
-
-
-def draw_spread(file: Path, distance: Tensor, entropy: Tensor, tokens: int) -> None:
-    """Mean attention distance and entropy, L h, over blocks: a dot for each head."""
-    blocks, panels = range(len(distance)), dict[tuple[str, str], list[Line]]()
-    for values, label in ((distance, "mean attention distance in pixels"), (entropy, "entropy of attention in nats")):
-        dots = [(blocks, head, "o", {"label": f"head {i}"}) for i, head in enumerate(values.T.tolist())]
-        panels["block", label] = [*dots, (blocks, values.mean(dim=1).tolist(), "-", {"color": "gray", "label": "mean"})]
-    equal = [float(np.log(tokens))] * len(blocks)
-    panels["block", label].append((blocks, equal, ":", {"color": "black", "label": "equal weights"}))
-    draw_lines(file, "spread of attention", panels)
-
-
-def draw_norms(file: Path, norms: Tensor, prefix: int) -> None:
-    """Norms of tokens B L N, and the share of outliers, over blocks."""
-    blocks, patches = range(norms.shape[1]), norms[:, :, prefix:].transpose(0, 1).flatten(1).cpu().numpy()
-    levels = {"median of patches": 0.5, "99 % of patches": 0.99, "largest of patches": 1.0}
-    lines: list[Line] = [(blocks, np.quantile(patches, q, axis=1), "-", {"label": n}) for n, q in levels.items()]
-    of_prefix = norms[:, :, :prefix].mean(dim=0).T.tolist()
-    lines += [(blocks, values, "--", {"label": f"prefix token {i}"}) for i, values in enumerate(of_prefix)]
-    shares: list[Line] = [(blocks, outlier_shares(norms, prefix).tolist(), "k-", {})]
-    share = f"share of patches above {OUTLIER:g} medians"
-    draw_lines(file, "norms of tokens", {("block", share): shares, ("block", "norm"): lines})
-
-
-def draw_tokens(file: Path, tokens: Tensor, grid: tuple[int, int], images: Tensor) -> None:
-    """Images, the first three principal components of their patch tokens B n D as colors, and the tokens' norms.
+def draw_tokens(file: Path, images: Tensor, tokens: Tensor, grid: tuple[int, int]) -> None:
+    """Images B 3 H W, uint8, the first three principal components of their patch tokens B n D as colors, and norms.
 
     The components are of the normalized tokens of all these images, as in DINOv2's pictures.
     """
     rows, norms = F.layer_norm(tokens.float(), tokens.shape[-1:]).flatten(0, 1).cpu(), tokens.norm(dim=-1).cpu()
     values = (rows - rows.mean(dim=0)) @ principal_components(rows, 3).T
     low, high = (torch.quantile(values, q, dim=0) for q in (0.02, 0.98))
-    parts = ((values - low) / (high - low)).clamp(0, 1).view(len(tokens), *grid, 3).movedim(3, 1)
-    heats = [colors(norm.view(grid) / norms.max()) for norm in norms]
-    names = ["image", "components", f"norm, 0 to {norms.max():.3g}"]
-    draw_tiles(file, [[*images], [*parts], heats], "patch tokens after the last block", names, inches=1.1)
+    parts = (255 * (values - low) / (high - low)).clamp(0, 255).byte().view(len(tokens), *grid, 3).movedim(3, 1)
+    tiles = (F.interpolate(x, images.shape[2:]) for x in (parts, colors((norms / norms.max()).view(-1, *grid))))
+    titles = [title for title in ("image", "components", f"norm, 0 to {norms.max():.3g}") for _ in images]
+    draw_gallery(file, torch.cat([images, *tiles]), titles, columns=len(images))
+
+
+def draw_cka(file: Path, similarity: Tensor, names: tuple[str, str]) -> None:
+    figure, axis = new_figure(5, 4.2)
+    figure.colorbar(axis.imshow(similarity.cpu(), vmin=0, vmax=1, cmap="magma", origin="lower"), label="linear CKA")
+    axis.set(ylabel=f"block of {names[0]}", xlabel=f"block of {names[1]}")
+    figure.savefig(file, dpi=110)
+
+
+def draw_lines(file: Path, xlabel: str, panels: Mapping[str, Mapping[str, tuple[Any, Any, str]]]) -> None:
+    """Draw lines (x, y, matplotlib's format) by their names, in panels by the labels of their y axes."""
+    figure, _ = new_figure(4 * len(panels) + 1, 3.4)
+    figure.clear()
+    for axis, (ylabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, line in lines.items():
+            axis.plot(*line, label=name, markersize=4)
+        axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(file, dpi=110)
+
+
+def draw_spread(file: Path, distance: Tensor, entropy: Tensor, tokens: int) -> None:
+    """Mean attention distance and entropy, L h, over blocks: a dot for each head."""
+    blocks, panels = range(len(distance)), dict[str, Any]()
+    for values, label in ((distance, "mean attention distance in pixels"), (entropy, "entropy of attention in nats")):
+        panels[label] = {f"head {i}": (blocks, head, "o") for i, head in enumerate(values.T.tolist())}
+        panels[label]["mean"] = (blocks, values.mean(dim=1).tolist(), "k-")
+    panels[label]["equal weights"] = (blocks, [float(np.log(tokens))] * len(blocks), "k:")
+    draw_lines(file, "block", panels)
+
+
+def draw_norms(file: Path, norms: Tensor, prefix: int) -> None:
+    """The share of outliers, and norms of tokens B L N, over blocks."""
+    blocks, patches = range(norms.shape[1]), norms[:, :, prefix:].transpose(0, 1).flatten(1).cpu().numpy()
+    levels = {"median": 0.5, "99 %": 0.99, "largest": 1.0}
+    lines = {name: (blocks, np.quantile(patches, q, axis=1), "-") for name, q in levels.items()}
+    of_prefix = norms[:, :, :prefix].mean(dim=0).T.tolist()
+    lines |= {f"prefix token {i}": (blocks, values, "--") for i, values in enumerate(of_prefix)}
+    shares = {"": (blocks, outlier_shares(norms, prefix).tolist(), "k-")}
+    draw_lines(file, "block", {f"share of patches above {OUTLIER:g} medians": shares, "norm of tokens": lines})

@@ -64,7 +64,9 @@ def perturbation_curves(
     """Curves of images B C H W under maps B R S; `probabilities` computes those of all classes for a batch."""
     patches = maps[0].numel()
     counts = torch.linspace(0, patches, min(steps, patches) + 1).round()
-    rank = maps.to(images.device).flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(maps.shape)
+    rank = (
+        maps.to(images.device).flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(maps.shape)
+    )
     ranks = F.interpolate(rank[:, None].float(), size=images.shape[2:], mode="nearest")  # B 1 H W
     empty = images_without_content(images, baseline)
 
@@ -83,7 +85,9 @@ def images_without_content(images: Tensor, baseline: Baseline) -> Tensor:
     return gaussian_blur(images, [2 * int(2 * s) + 1 for s in sigma], sigma)
 
 
-def compare_with_random(maps: Mapping[str, Tensor], orders: int, score: Callable[[Tensor], Curves]) -> dict[str, Curves]:
+def compare_with_random(
+    maps: Mapping[str, Tensor], orders: int, score: Callable[[Tensor], Curves]
+) -> dict[str, Curves]:
     """The curves of each map by `score`, and of `RANDOM` the mean over so many random orders, always the same."""
     generator, shape = torch.Generator().manual_seed(0), next(iter(maps.values())).shape
     drawn = [score(torch.rand(shape, generator=generator)) for _ in range(orders)]
