@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitlab.data import decode
-from vitlab.data.sets.image_folder import images_below
+from vitlab.data.file_list import images_below
 
 Images = Any  # a path of a file or folder, an image of Pillow, an array, a tensor, or any iterable of them
 
@@ -39,7 +39,7 @@ def pixels(image: Any, channels: int) -> Tensor:
         image = decode.pixels(image)
     elif isinstance(image, np.ndarray):
         last = image.ndim > 2 and image.shape[-1] in (1, 3, 4)
-        image = torch.from_numpy(np.moveaxis(image, -1, -3).copy() if last else image)
+        image = torch.from_numpy(np.array(np.moveaxis(image, -1, -3) if last else image))
     if not isinstance(image, Tensor):
         raise TypeError(f"{type(image).__name__} is no image; pass a path, an image of Pillow, an array or a tensor")
     image = image[None] if image.ndim == 2 else image

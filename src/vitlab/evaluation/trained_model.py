@@ -6,8 +6,9 @@ model.embed("photos"), model.attention("cat.jpg"), model.network, model.transfor
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +23,19 @@ from vitlab.data.dataset import center_crop
 from vitlab.evaluation import images as user_images
 from vitlab.evaluation.checkpoint import NOT_BUILT, CheckpointWeights, load_weights
 from vitlab.evaluation.features import Extractor, Kind
+from vitlab.evaluation.graph_network import GraphNetwork
 from vitlab.evaluation.images import Images
 from vitlab.models.vit_validation import pair
 from vitlab.runs import folder
+from vitlab.weights import labels
+from vitlab.weights.files import UnreadableWeights
+from vitlab.weights.layouts import LAYOUTS
+from vitlab.weights.load import load_pretrained
+from vitlab.weights.locate import clear_cache, locate_weights
+from vitlab.weights.open import open_weights
+from vitlab.weights.preprocessing import preprocessing
+
+log = logging.getLogger(__name__)
 
 TEMPERATURE = "evaluation/temperature.json"  # of a run: {"temperature": T}
 
@@ -112,10 +123,16 @@ class TrainedModel:
         scaled = logits.float() / self.temperature
         return scaled.softmax(dim=-1) if self.loss == "softmax" else scaled.sigmoid()
 
+    def logits(self, batch: Tensor) -> Tensor:
+        if getattr(self.network, "num_classes", None) == 0:
+            raise ValueError("these weights have no head, so there are no classes to predict; use embed")
+        logits: Tensor = self.network(batch)
+        return logits
+
     @torch.inference_mode()
     def predict(self, images: Images, *, batch_size: int = 64) -> Predictions:
         """The probabilities of images: paths, folders, images of Pillow, uint8 arrays or tensors, or lists of them."""
-        parts = [self.probabilities(self.network(batch)).cpu() for batch in self.batches(images, batch_size)]
+        parts = [self.probabilities(self.logits(batch)).cpu() for batch in self.batches(images, batch_size)]
         return Predictions(concatenate(parts), self.classes)
 
     @torch.inference_mode()
@@ -128,6 +145,8 @@ class TrainedModel:
     def attention(self, image: Any) -> Tensor:
         """Attention weights [depth, heads, N, N] of an image; row i, of query i, sums to 1."""
         network: Any = self.network
+        if not hasattr(network, "attention_maps"):
+            raise TypeError(f"{type(network).__name__} has no attention_maps; vitlab's VisionTransformer has them")
         return torch.cat(network.attention_maps(self.transform(image)[None].to(self.device))).cpu()
 
 
@@ -140,19 +159,24 @@ def concatenate(parts: list[Tensor]) -> Tensor:
 def load_model(
     source: str | Path, *, checkpoint: str = "best", part: str | None = None, device: str | torch.device | None = None
 ) -> TrainedModel:
-    """Load a trained network.
+    """Load a trained network with its classes and preprocessing.
 
     Args:
-        source: Folder of a run.
+        source: Folder of a run or of an export, an ONNX file that vitlab exported, `timm:NAME`, `hf:NAME`, or a file or
+            folder of weights.
         checkpoint: Of a run: `best`, `last` or another name.
-        part: Which weights of a checkpoint with averages, `ema` or `raw`. None: the tested ones, the averages.
+        part: Which weights of a file with several, such as `ema` or `raw`. None: the tested ones, the averages.
         device: Of the network; None: the CPU.
+
+    Raises `OSError` and `ValueError` if there is no such network, `allowlist.NotTrusted` if loading it would run code.
     """
     path = Path(source).expanduser()
     if (path / folder.CONFIG).is_file():
         model = load_checkpoint_model(load_weights(path, checkpoint, part))
+    elif path.suffix == ".onnx" or (path / "model.onnx").is_file():
+        model = load_onnx_model(path if path.suffix == ".onnx" else path / "model.onnx")
     else:
-        raise FileNotFoundError(f"{source} is no run")
+        model = load_weights_model(str(source), part)
     model.network.to(device or "cpu")
     return model
 
@@ -162,16 +186,53 @@ def load_checkpoint_model(weights: CheckpointWeights) -> TrainedModel:
     identity = weights.content["vitlab"]
     classes, preprocessing = identity["data"]["classes"], identity["preprocessing"]
     inferred = {"num_classes": len(classes), "in_channels": len(preprocessing["mean"])}
-    model = {k: v for k, v in weights.config["model"].items() if k != NOT_BUILT}
-    network = instantiate.build_object(model, **inferred)
+    network = instantiate.build_object({k: v for k, v in weights.config["model"].items() if k != NOT_BUILT}, **inferred)
     network.load_state_dict(weights.state)
-    trained = trained_model(network, weights.config, classes, preprocessing, pair(weights.config["image_size"]))
     file = weights.run / TEMPERATURE
-    return replace(trained, temperature=json.loads(file.read_text())["temperature"]) if file.is_file() else trained
+    temperature = float(json.loads(file.read_text())["temperature"]) if file.is_file() else 1.0
+    known = {"loss": labels.config_loss(weights.config), "temperature": temperature}
+    return trained_model(network, classes, pair(weights.config["image_size"]), preprocessing, **known)
+
+
+def load_weights_model(source: str, part: str | None) -> TrainedModel:
+    """A network of weights, with what the configuration next to them says about classes and preprocessing."""
+    files = locate_weights(source)
+    cfg = files.config.get("pretrained_cfg") or {}
+    network: Any
+    try:
+        weights = open_weights(source, part=part)
+        network, report = load_pretrained(weights)
+        known, size = report.preprocessing, network.image_size
+    except UnreadableWeights:
+        if files.timm_name is None:
+            raise
+        import timm  # which has more than Vision Transformers
+
+        network = timm.create_model(source.removeprefix("timm:"), pretrained=True)
+        known, size = preprocessing(files, LAYOUTS["timm"]), tuple(cfg["input_size"][1:])
+    finally:
+        clear_cache()
+    if known.mean is None:
+        log.warning("%s has no record of its preprocessing: images are scaled to -1 .. 1, and not cropped", source)
+    squash = cfg.get("crop_mode") == "squash" or (files.preprocessor and not files.preprocessor.get("do_center_crop"))
+    half = [0.5] * getattr(network, "in_channels", 3)
+    settings: Node = {"mean": half, "std": half, "interpolation": "bicubic", **known.settings()}
+    settings["crop_fraction"] = None if squash else known.crop_fraction
+    names = labels.class_names(files, network.num_classes)
+    return trained_model(network, names, size, settings, loss=labels.loss_kind(files))
+
+
+def load_onnx_model(file: Path) -> TrainedModel:
+    """An ONNX file of vitlab; its metadata are those of `vitlab.export.graph`."""
+    network = GraphNetwork(file)
+    known = {"interpolation": "bicubic", "crop_fraction": None, "loss": "softmax", **network.metadata}
+    if network.folded:  # it normalizes
+        known |= {"mean": [0.0] * network.channels, "std": [1.0] * network.channels}
+    return trained_model(network, known["classes"], pair(known["image_size"]), known, loss=known["loss"])
 
 
 def trained_model(
-    network: nn.Module, config: Node, classes: Any, preprocessing: Node, image_size: tuple[int, int]
+    network: nn.Module, classes: Sequence[str] | None, image_size: tuple[int, int], preprocessing: Node, **others: Any
 ) -> TrainedModel:
     crop = preprocessing["crop_fraction"]
     return TrainedModel(
@@ -182,5 +243,5 @@ def trained_model(
         std=tuple(preprocessing["std"]),
         interpolation=preprocessing["interpolation"],
         crop_fraction=None if crop is None else float(crop),
-        loss="softmax" if (config.get("classifier") or {}).get("loss", "softmax") == "softmax" else "sigmoid",
+        **others,
     )
