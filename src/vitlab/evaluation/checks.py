@@ -72,3 +72,20 @@ def probe_problems(read: ConfigView) -> Iterator[str]:
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:
         yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
+
+
+def explain_problems(read: ConfigView) -> Iterator[str]:
+    """A run or weights, images that are there, and a network to compare with."""
+    run, weights, images, compare = (read(key, str) for key in ("run", "model.weights", "images", "compare"))
+    if (run is None) == (weights is None):
+        yield "set either run=FOLDER or model.weights=SOURCE (a file, a folder, timm:NAME or hf:NAME)"
+    if images is None and run is None and weights is not None:
+        yield "images is not set; name an image, a folder or a pattern, such as images='photos/*.jpg'"
+    if images is not None:
+        from vitlab.evaluation.explanation import image_files
+
+        if not image_files(images):
+            yield f"images={images} names no image; set a file, a folder or a pattern, such as images='photos/*.jpg'"
+    if compare is not None and not compare.startswith(("timm:", "hf:")) and not Path(compare).exists():
+        yield f"compare={compare} is not there; set a run's folder, weights, timm:NAME or hf:NAME"
+    yield from run_problems(read)

@@ -1,9 +1,10 @@
-"""Pictures of what a network attends to and has learned. Each `draw_` function writes one PNG.
+"""Pictures of what a network attends to and has learned, and the numbers that they show.
 
-Position embeddings, patch filters, spread of attention, norms and colors of tokens, CKA. `NotDrawn` says why a network
-has no such picture.
+Figures 7 and 11 of the ViT paper, norms of tokens (https://arxiv.org/abs/2309.16588), colors of tokens as DINOv2's, and
+linear CKA between blocks. Shapes are those of `attention.py`.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from vitlab.evaluation.attention import Trace, attention_distance, attention_entropy
@@ -20,36 +22,32 @@ from vitlab.evaluation.judgement_pictures import draw_gallery, new_figure
 MOST = 16  # rows or columns of a picture
 OUTLIER = 3.0  # norm of a patch token, in medians of its block's
 
-
-class NotDrawn(ValueError):
-    """The network lacks what a picture shows."""
+log = logging.getLogger(__name__)
 
 
 class Statistics(NamedTuple):
-    """Numbers of a batch of images, after each of L blocks."""
+    """Numbers of a batch of images, after each block."""
 
     distance: Tensor  # of attention in pixels, B L h
     entropy: Tensor  # of attention in nats, B L h
     norms: Tensor  # of tokens, B L N
     kernels: Tensor  # dot products of the images' tokens, L B B
 
-    @classmethod
-    def of(cls, trace: Trace) -> "Statistics":
-        norms = torch.stack([tokens.norm(dim=-1) for tokens in trace.tokens], dim=1)
-        rows = torch.stack([tokens.flatten(1) / tokens.norm() for tokens in trace.tokens]).double()  # L B N*D
-        kernels = (rows @ rows.mT) * (1 - torch.eye(rows.shape[1]).to(rows))
-        return cls(attention_distance(trace), attention_entropy(trace), norms, kernels)
+
+def batch_statistics(trace: Trace) -> Statistics:
+    norms = torch.stack([tokens.norm(dim=-1) for tokens in trace.tokens], dim=1)
+    rows = torch.stack([tokens.flatten(1) / tokens.norm() for tokens in trace.tokens]).double()  # L B N*D
+    kernels = (rows @ rows.mT) * (1 - torch.eye(rows.shape[1]).to(rows))
+    return Statistics(attention_distance(trace), attention_entropy(trace), norms, kernels)
 
 
 def cka(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
-    """Linear CKA between the blocks of two networks, L M, from the kernels (L B B and M B B) of the same batches.
+    """Linear CKA between the blocks of two networks, L M, from their kernels (L B B and M B B) of the same batches.
 
     An image with all its tokens is an example (https://arxiv.org/abs/2108.08810); the mean of the unbiased HSIC over
     batches of at least 4 images is that of all images (https://arxiv.org/abs/2010.15327).
     """
     pairs = [pair for pair in zip(x, y, strict=True) if pair[0].shape[1] > 3]
-    if not pairs:
-        raise NotDrawn("CKA needs a batch of at least 4 images")
     means = [torch.stack([hsic(p[i], p[j]) for p in pairs]).mean(dim=0) for i, j in ((0, 1), (0, 0), (1, 1))]
     return means[0] / (means[1].diagonal()[:, None] * means[2].diagonal()).sqrt()
 
@@ -57,43 +55,33 @@ def cka(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
 def hsic(k: Tensor, m: Tensor) -> Tensor:
     """The unbiased HSIC of kernels L B B and M B B with zeros on their diagonals, L M."""
     n, k_rows, m_rows = k.shape[1], k.sum(dim=2), m.sum(dim=2)
-    product = torch.einsum("aij,bij->ab", k, m)
     means = k_rows.sum(dim=1)[:, None] * m_rows.sum(dim=1) / ((n - 1) * (n - 2))
-    return (product + means - 2 / (n - 2) * k_rows @ m_rows.T) / (n * (n - 3))
+    return (torch.einsum("aij,bij->ab", k, m) + means - 2 / (n - 2) * k_rows @ m_rows.T) / (n * (n - 3))
 
 
-def principal_components(rows: Tensor, count: int) -> Tensor:
-    """The first principal components of rows m D, count D; the largest element of each is positive."""
-    centered = rows.float() - rows.float().mean(dim=0)
-    components = torch.linalg.svd(centered, full_matrices=False).Vh[:count]
-    return components * components.gather(1, components.abs().argmax(dim=1, keepdim=True)).sign()
-
-
-def position_similarity(network: nn.Module, grid: tuple[int, int]) -> Tensor:
-    """Cosine similarity of the position embeddings of any two patches, R S R S (figure 7, center, of the ViT paper)."""
+def position_similarity(network: nn.Module, grid: tuple[int, int]) -> Tensor | None:
+    """Cosine similarity of the position embeddings of any two patches, R S R S; None without a table of them."""
     table, patches = getattr(network, "pos_embed", None), grid[0] * grid[1]
     if not isinstance(table, Tensor) or table.ndim != 3 or table.shape[1] < patches:
-        raise NotDrawn("the network has no table with a position embedding of each patch")
+        return None
     rows = F.normalize(table[0, -patches:].detach().float().cpu(), dim=1)  # the prefix is first
     return (rows @ rows.T).view(*grid, *grid)
 
 
-def filter_components(network: nn.Module, count: int = 28) -> Tensor:
-    """The first principal components of the patch projection's filters, K C P Q (figure 7, left)."""
+def filter_components(network: nn.Module, count: int = 28) -> Tensor | None:
+    """The first principal components of the patch projection's filters, K C P Q; None if it is no convolution."""
     weight = getattr(getattr(getattr(network, "patch_embed", None), "proj", None), "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 4:
-        raise NotDrawn("the patch embedding is no convolution of patches")
+        return None
     rows = weight.detach().cpu().flatten(1)
-    return principal_components(rows, min(count, *rows.shape)).view(-1, *weight.shape[1:])
+    components = PCA(min(count, *rows.shape), svd_solver="full").fit(rows.numpy()).components_
+    return torch.from_numpy(components).view(-1, *weight.shape[1:])
 
 
 def outlier_shares(norms: Tensor, prefix: int) -> Tensor:
-    """The share of patch tokens with a norm (B L N) above `OUTLIER` medians, of each block (arXiv 2309.16588)."""
+    """The share of patch tokens with a norm (B L N) above `OUTLIER` medians, of each block."""
     patches = norms[:, :, prefix:].transpose(0, 1).flatten(1)  # L B*n
     return (patches > OUTLIER * patches.median(dim=1, keepdim=True).values).float().mean(dim=1)
-
-
-# ------------------------------------------------------------------------------------------------------------ drawing
 
 
 def colors(maps: Tensor, colormap: str = "viridis") -> Tensor:
@@ -121,42 +109,10 @@ def draw_heads(file: Path, image: Tensor, maps: Tensor) -> None:
     draw_gallery(file, overlay(image, shown), titles, columns=len(heads) + 1, side=96)
 
 
-def draw_positions(file: Path, similarity: Tensor) -> None:
-    rows, columns = evenly(similarity.shape[0]), evenly(similarity.shape[1])
-    tiles = colors(similarity[rows][:, columns].flatten(0, 1) / 2 + 0.5)
-    draw_gallery(file, tiles, [""] * len(tiles), columns=len(columns), side=48)
-
-
-def draw_filters(file: Path, components: Tensor) -> None:
-    tiles = (127.5 * components / components.abs().amax(dim=(1, 2, 3), keepdim=True) + 127.5).byte()
-    draw_gallery(file, tiles, [""] * len(tiles), columns=7, side=64)
-
-
-def draw_tokens(file: Path, images: Tensor, tokens: Tensor, grid: tuple[int, int]) -> None:
-    """Images B 3 H W, uint8, the first three principal components of their patch tokens B n D as colors, and norms.
-
-    The components are of the normalized tokens of all these images, as in DINOv2's pictures.
-    """
-    rows, norms = F.layer_norm(tokens.float(), tokens.shape[-1:]).flatten(0, 1).cpu(), tokens.norm(dim=-1).cpu()
-    values = (rows - rows.mean(dim=0)) @ principal_components(rows, 3).T
-    low, high = (torch.quantile(values, q, dim=0) for q in (0.02, 0.98))
-    parts = (255 * (values - low) / (high - low)).clamp(0, 255).byte().view(len(tokens), *grid, 3).movedim(3, 1)
-    tiles = (F.interpolate(x, images.shape[2:]) for x in (parts, colors((norms / norms.max()).view(-1, *grid))))
-    titles = [title for title in ("image", "components", f"norm, 0 to {norms.max():.3g}") for _ in images]
-    draw_gallery(file, torch.cat([images, *tiles]), titles, columns=len(images))
-
-
-def draw_cka(file: Path, similarity: Tensor, names: tuple[str, str]) -> None:
-    figure, axis = new_figure(5, 4.2)
-    figure.colorbar(axis.imshow(similarity.cpu(), vmin=0, vmax=1, cmap="magma", origin="lower"), label="linear CKA")
-    axis.set(ylabel=f"block of {names[0]}", xlabel=f"block of {names[1]}")
-    figure.savefig(file, dpi=110)
-
-
 def draw_lines(file: Path, xlabel: str, panels: Mapping[str, Mapping[str, tuple[Any, Any, str]]]) -> None:
     """Draw lines (x, y, matplotlib's format) by their names, in panels by the labels of their y axes."""
-    figure, _ = new_figure(4 * len(panels) + 1, 3.4)
-    figure.clear()
+    figure, axis = new_figure(4 * len(panels) + 1, 3.4)
+    axis.remove()
     for axis, (ylabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, line in lines.items():
             axis.plot(*line, label=name, markersize=4)
@@ -166,22 +122,77 @@ def draw_lines(file: Path, xlabel: str, panels: Mapping[str, Mapping[str, tuple[
     figure.savefig(file, dpi=110)
 
 
-def draw_spread(file: Path, distance: Tensor, entropy: Tensor, tokens: int) -> None:
-    """Mean attention distance and entropy, L h, over blocks: a dot for each head."""
-    blocks, panels = range(len(distance)), dict[str, Any]()
-    for values, label in ((distance, "mean attention distance in pixels"), (entropy, "entropy of attention in nats")):
-        panels[label] = {f"head {i}": (blocks, head, "o") for i, head in enumerate(values.T.tolist())}
-        panels[label]["mean"] = (blocks, values.mean(dim=1).tolist(), "k-")
-    panels[label]["equal weights"] = (blocks, [float(np.log(tokens))] * len(blocks), "k:")
+def draw_cka(file: Path, similarity: Tensor, names: tuple[str, str]) -> None:
+    figure, axis = new_figure(5, 4.2)
+    figure.colorbar(axis.imshow(similarity.cpu(), vmin=0, vmax=1, cmap="magma", origin="lower"), label="linear CKA")
+    axis.set(ylabel=f"block of {names[0]}", xlabel=f"block of {names[1]}")
+    figure.savefig(file, dpi=110)
+
+
+def draw_spread(file: Path, statistics: Statistics) -> None:
+    """Mean attention distance and entropy over blocks: a dot for each head."""
+    blocks, panels = range(statistics.norms.shape[1]), dict[str, Any]()
+    labels = ("mean attention distance in pixels", "entropy of attention in nats")
+    for label, values in zip(labels, statistics[:2], strict=True):
+        dots = {f"head {i}": (blocks, head, "o") for i, head in enumerate(values.mean(dim=0).T.tolist())}
+        panels[label] = dots | {"mean": (blocks, values.mean(dim=(0, 2)).tolist(), "k-")}
+    panels[labels[1]]["equal weights"] = (blocks, [float(np.log(statistics.norms.shape[2]))] * len(blocks), "k:")
     draw_lines(file, "block", panels)
 
 
 def draw_norms(file: Path, norms: Tensor, prefix: int) -> None:
     """The share of outliers, and norms of tokens B L N, over blocks."""
-    blocks, patches = range(norms.shape[1]), norms[:, :, prefix:].transpose(0, 1).flatten(1).cpu().numpy()
+    blocks, patches = range(norms.shape[1]), norms[:, :, prefix:].transpose(0, 1).flatten(1).numpy()
     levels = {"median": 0.5, "99 %": 0.99, "largest": 1.0}
     lines = {name: (blocks, np.quantile(patches, q, axis=1), "-") for name, q in levels.items()}
-    of_prefix = norms[:, :, :prefix].mean(dim=0).T.tolist()
-    lines |= {f"prefix token {i}": (blocks, values, "--") for i, values in enumerate(of_prefix)}
+    of_prefix = enumerate(norms[:, :, :prefix].mean(dim=0).T.tolist())
+    lines |= {f"prefix token {i}": (blocks, values, "--") for i, values in of_prefix}
     shares = {"": (blocks, outlier_shares(norms, prefix).tolist(), "k-")}
     draw_lines(file, "block", {f"share of patches above {OUTLIER:g} medians": shares, "norm of tokens": lines})
+
+
+def draw_tokens(file: Path, images: Tensor, tokens: Tensor, grid: tuple[int, int]) -> None:
+    """Images uint8 B 3 H W, three principal components of all their patch tokens B n D as colors, and their norms."""
+    rows, norms = F.layer_norm(tokens, tokens.shape[-1:]).flatten(0, 1).cpu(), tokens.norm(dim=-1).cpu()
+    parts = torch.from_numpy(PCA(3, svd_solver="full").fit_transform(rows.numpy()))
+    low, high = (torch.quantile(parts, q, dim=0) for q in (0.02, 0.98))
+    parts = (255 * (parts - low) / (high - low)).clamp(0, 255).byte().view(len(tokens), *grid, 3).movedim(3, 1)
+    tiles = (F.interpolate(x, images.shape[2:]) for x in (parts, colors((norms / norms.max()).view(-1, *grid))))
+    titles = [title for title in ("image", "components", f"norm, 0 to {norms.max():.3g}") for _ in images]
+    draw_gallery(file, torch.cat([images, *tiles]), titles, columns=len(images))
+
+
+def draw_network(
+    out: Path, network: nn.Module, trace: Trace, batches: Sequence[Statistics], images: Tensor, tokens: Tensor
+) -> tuple[dict[str, str], dict[str, list[float]]]:
+    """Draw all pictures of a network but CKA; `tokens` are those of the patches of a few `images`.
+
+    Returns the pictures' names with their captions, and numbers of each block.
+    """
+    statistics = Statistics(*(torch.cat(parts).cpu() for parts in list(zip(*batches, strict=True))[:3]), torch.empty(0))
+    draw_spread(out / "spread.png", statistics)
+    draw_norms(out / "norms.png", statistics.norms, trace.prefix)
+    draw_tokens(out / "tokens.png", images, tokens, trace.grid)
+    captions = {
+        "spread": "Attention by block and head: mean distance between a patch and the patches it attends to; entropy",
+        "norms": f"Share of patch tokens with a norm above {OUTLIER:g} medians of their block, and norms of tokens",
+        "tokens": "Patch tokens after the last block: three principal components as colors, and norms",
+        "positions": "Similarity of each patch's position embedding to all others: dark -1, light 1",
+        "filters": "The first principal components of the patch projection's filters",
+    }
+    if (similarity := position_similarity(network, trace.grid)) is None:
+        log.info("no picture of position embeddings: the network has no table of them")
+        del captions["positions"]
+    else:
+        rows, columns = map(evenly, trace.grid)
+        tiles = colors(similarity[rows][:, columns].flatten(0, 1) / 2 + 0.5)
+        draw_gallery(out / "positions.png", tiles, [""] * len(tiles), columns=len(columns), side=48)
+    if (parts := filter_components(network)) is None:
+        log.info("no picture of patch filters: the patch embedding is no convolution")
+        del captions["filters"]
+    else:
+        tiles = (127.5 * parts / parts.abs().amax(dim=(1, 2, 3), keepdim=True) + 127.5).byte()
+        draw_gallery(out / "filters.png", tiles, [""] * len(tiles), columns=7, side=64)
+    by_block = {"distance": statistics.distance.mean(dim=(0, 2)), "entropy": statistics.entropy.mean(dim=(0, 2))}
+    by_block |= {"outliers": outlier_shares(statistics.norms, trace.prefix)}
+    return captions, {name: [round(x, 4) for x in values.tolist()] for name, values in by_block.items()}

@@ -5,7 +5,7 @@ A map is right if removing its first patches lowers the probability of the class
 A score is the area under the curve of the probability: low is good in deletion, high in insertion.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,28 +61,25 @@ def perturbation_curves(
     baseline: Baseline = "blur",
     steps: int = 16,
 ) -> Curves:
-    """Curves of images B C H W under maps B R S; `probabilities` computes those of all classes for a batch."""
+    """Curves of images B C H W under maps B R S; `probabilities` computes those of all classes for a batch.
+
+    Removed patches are those of the image under a Gaussian of an eighth of its sides, or the mean color of the data, 0.
+    """
     patches = maps[0].numel()
     counts = torch.linspace(0, patches, min(steps, patches) + 1).round()
     rank = (
         maps.to(images.device).flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(maps.shape)
     )
     ranks = F.interpolate(rank[:, None].float(), size=images.shape[2:], mode="nearest")  # B 1 H W
-    empty = images_without_content(images, baseline)
+    sigma = [side / 8 for side in images.shape[:1:-1]]  # of x, then y
+    blurred = gaussian_blur(images, [2 * int(2 * s) + 1 for s in sigma], sigma)
+    empty = blurred if baseline == "blur" else torch.zeros_like(images)
 
     def values(first: Tensor, other: Tensor) -> Tensor:  # B steps+1
         batches = (torch.where(ranks < count, first, other) for count in counts.tolist())
         return torch.cat([probabilities(batch).gather(1, targets[:, None]) for batch in batches], dim=1)
 
     return Curves((counts / patches).to(images), values(empty, images), values(images, empty))
-
-
-def images_without_content(images: Tensor, baseline: Baseline) -> Tensor:
-    """The images under a Gaussian of an eighth of their sides, or the mean color of the data: 0 after normalization."""
-    if baseline == "mean":
-        return torch.zeros_like(images)
-    sigma = [side / 8 for side in images.shape[:1:-1]]  # of x, then y
-    return gaussian_blur(images, [2 * int(2 * s) + 1 for s in sigma], sigma)
 
 
 def compare_with_random(
@@ -93,6 +90,12 @@ def compare_with_random(
     drawn = [score(torch.rand(shape, generator=generator)) for _ in range(orders)]
     average = Curves(*(torch.stack(parts).mean(dim=0) for parts in zip(*drawn, strict=True)))
     return {name: score(values.cpu()) for name, values in maps.items()} | {RANDOM: average}
+
+
+def join_curves(batches: Sequence[Mapping[str, Curves]]) -> dict[str, Curves]:
+    """The curves of all batches' images by method."""
+    parts = {name: [batch[name] for batch in batches] for name in batches[0]}
+    return {n: Curves(p[0].shares, *(torch.cat([c[k] for c in p]) for k in (1, 2))) for n, p in parts.items()}
 
 
 def score_table(curves: Mapping[str, Curves]) -> list[dict[str, str | int | float]]:
