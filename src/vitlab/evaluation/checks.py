@@ -1,6 +1,7 @@
 """Check the settings of an evaluation: the run or weights, the data, the probe."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from vitlab.config import allowlist
@@ -74,12 +75,20 @@ def probe_problems(read: ConfigView) -> Iterator[str]:
         yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
 
 
-def explain_problems(read: ConfigView) -> Iterator[str]:
-    """A run or weights, images that are there, and a network to compare with."""
-    run, weights, images, compare = (read(key, str) for key in ("run", "model.weights", "images", "compare"))
-    if (run is None) == (weights is None):
+def demo_problems(read: ConfigView) -> Iterator[str]:
+    """A run or weights to show, and Gradio."""
+    if (read("run", str) is None) == (read("model.weights", str) is None):
         yield "set either run=FOLDER or model.weights=SOURCE (a file, a folder, timm:NAME or hf:NAME)"
-    if images is None and run is None and weights is not None:
+    if "host" in read.config and find_spec("gradio") is None:
+        yield "the demo needs Gradio; install it with pip install 'vitlab[demo]'"
+    yield from run_problems(read)
+
+
+def explain_problems(read: ConfigView) -> Iterator[str]:
+    """The demo's rules, images that are there, and another network."""
+    yield from demo_problems(read)
+    images, compare = read("images", str), read("compare", str)
+    if images is None and read("run", str) is None:
         yield "images is not set; name an image, a folder or a pattern, such as images='photos/*.jpg'"
     if images is not None:
         from vitlab.evaluation.explanation import image_files
@@ -88,4 +97,3 @@ def explain_problems(read: ConfigView) -> Iterator[str]:
             yield f"images={images} names no image; set a file, a folder or a pattern, such as images='photos/*.jpg'"
     if compare is not None and not compare.startswith(("timm:", "hf:")) and not Path(compare).exists():
         yield f"compare={compare} is not there; set a run's folder, weights, timm:NAME or hf:NAME"
-    yield from run_problems(read)

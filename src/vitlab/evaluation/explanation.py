@@ -30,6 +30,11 @@ from vitlab.runs import folder
 from vitlab.runs.html_page import Page
 
 REMOVED = {"blur": "that of the blurred image", "mean": "of the data's mean color"}
+SCORES = (
+    "Area under the probability of the class while patches are removed in the order of a map (deletion: low is good) or "
+    "inserted (insertion: high is good). A removed patch is {removed}. random: the mean of {orders} random orders. "
+    "se: standard error of the paired difference."
+)
 ORDERS = 5  # random orders of patches with which a map is compared
 
 log = logging.getLogger(__name__)
@@ -55,6 +60,12 @@ def load_inputs(model: TrainedModel, images: str | None, run: str | None, count:
     labels = [one_line(data.source.classes[label]) for label in data.split(split).labels[rows]]
     names = [f"{split} {row}, {label}" for row, label in zip(rows, labels, strict=True)]
     return model.prepare()(dataset_images(data, split, rows)), names
+
+
+def to_images(model: TrainedModel, inputs: Tensor) -> Tensor:
+    """The images of a network's inputs, uint8 B C H W."""
+    prepare = model.prepare()
+    return ((inputs - prepare.shift) / prepare.scale).round().clamp(0, 255).byte()
 
 
 def class_index(classes: tuple[str, ...] | None, name: str | int) -> int:
@@ -139,8 +150,7 @@ def explain_images(
     `target`: the class to explain, None: the predicted one; `other`: another network, for CKA. Returns the rows of
     scores, none without a head, and other numbers.
     """
-    prepare = model.prepare()
-    images = ((inputs - prepare.shift) / prepare.scale).round().clamp(0, 255).byte()
+    images = to_images(model, inputs)
     batches, curves, kernels, tokens, predictions = list[Any](), list[Any](), list[Any](), list[Tensor](), list[Node]()
     page.add_section("Images")
     for start in range(0, len(inputs), batch_size):
@@ -168,11 +178,7 @@ def explain_images(
     rows = score_table(joined := join_curves(curves))
     if rows:
         page.add_section("Scores")
-        page.add_text(
-            f"Area under the probability of the class while patches are removed in the order of a map (deletion, low is "
-            f"good) or inserted (insertion, high is good). A removed patch is {REMOVED[baseline]}. random: mean of "
-            f"{ORDERS} random orders; se: standard error of the paired difference."
-        )
+        page.add_text(SCORES.format(removed=REMOVED[baseline], orders=ORDERS))
         page.add_table(list(rows[0]), [list(row.values()) for row in rows])
         parts = ("deletion", "insertion")
         panels = {

@@ -90,8 +90,9 @@ def colors(maps: Tensor, colormap: str = "viridis") -> Tensor:
 
 
 def overlay(image: Tensor, maps: Tensor) -> Tensor:
-    """A gray copy of an image C H W, uint8, under maps B R S in colors, each from 0 to its maximum: uint8 B 3 H W."""
-    shares = maps.clamp(min=0) / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    """A gray copy of an image C H W, uint8, under maps B R S in colors from their minimum to maximum: uint8 B 3 H W."""
+    shares = maps - maps.amin(dim=(1, 2), keepdim=True)
+    shares = shares / shares.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
     heat = F.interpolate(colors(shares, "inferno").float(), image.shape[1:], mode="nearest")
     return (0.35 * image.float().mean(dim=0) + 0.65 * heat).byte()
 
@@ -118,6 +119,7 @@ def draw_lines(file: Path, xlabel: str, panels: Mapping[str, Mapping[str, tuple[
             axis.plot(*line, label=name, markersize=4)
         axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
         axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=isinstance(line[0], range))
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(file, dpi=110)
 
@@ -125,6 +127,8 @@ def draw_lines(file: Path, xlabel: str, panels: Mapping[str, Mapping[str, tuple[
 def draw_cka(file: Path, similarity: Tensor, names: tuple[str, str]) -> None:
     figure, axis = new_figure(5, 4.2)
     figure.colorbar(axis.imshow(similarity.cpu(), vmin=0, vmax=1, cmap="magma", origin="lower"), label="linear CKA")
+    for side in (axis.xaxis, axis.yaxis):
+        side.get_major_locator().set_params(integer=True)
     axis.set(ylabel=f"block of {names[0]}", xlabel=f"block of {names[1]}")
     figure.savefig(file, dpi=110)
 
@@ -177,22 +181,21 @@ def draw_network(
         "spread": "Attention by block and head: mean distance between a patch and the patches it attends to; entropy",
         "norms": f"Share of patch tokens with a norm above {OUTLIER:g} medians of their block, and norms of tokens",
         "tokens": "Patch tokens after the last block: three principal components as colors, and norms",
-        "positions": "Similarity of each patch's position embedding to all others: dark -1, light 1",
-        "filters": "The first principal components of the patch projection's filters",
     }
     if (similarity := position_similarity(network, trace.grid)) is None:
         log.info("no picture of position embeddings: the network has no table of them")
-        del captions["positions"]
     else:
-        rows, columns = map(evenly, trace.grid)
-        tiles = colors(similarity[rows][:, columns].flatten(0, 1) / 2 + 0.5)
+        low, rows, columns = float(similarity.min()), *map(evenly, trace.grid)
+        tiles = colors((similarity[rows][:, columns].flatten(0, 1) - low) / max(1 - low, 1e-6))
         draw_gallery(out / "positions.png", tiles, [""] * len(tiles), columns=len(columns), side=48)
+        captions["positions"] = f"Similarity of each patch's position embedding to all others: dark {low:.2f}, light 1"
     if (parts := filter_components(network)) is None:
         log.info("no picture of patch filters: the patch embedding is no convolution")
-        del captions["filters"]
     else:
-        tiles = (127.5 * parts / parts.abs().amax(dim=(1, 2, 3), keepdim=True) + 127.5).byte()
-        draw_gallery(out / "filters.png", tiles, [""] * len(tiles), columns=7, side=64)
+        parts = parts / parts.abs().amax(dim=(1, 2, 3), keepdim=True) / 2 + 0.5
+        tiles = (255 * parts).byte() if parts.shape[1] == 3 else colors(parts[:, 0])
+        draw_gallery(out / "filters.png", tiles, [""] * len(tiles), columns=min(7, len(tiles)), side=64)
+        captions["filters"] = f"The first {len(tiles)} principal components of the patch projection's filters"
     by_block = {"distance": statistics.distance.mean(dim=(0, 2)), "entropy": statistics.entropy.mean(dim=(0, 2))}
     by_block |= {"outliers": outlier_shares(statistics.norms, trace.prefix)}
     return captions, {name: [round(x, 4) for x in values.tolist()] for name, values in by_block.items()}
