@@ -19,6 +19,12 @@ from vitlab.config.bounds import PositiveInt
 from vitlab.config.schema import Node
 from vitlab.evaluation import checks
 
+REMOVED = {"blur": "that of the blurred image", "mean": "of the data's mean color"}
+ABOUT_SCORES = """
+The area under the probability of the class while patches are removed in the order of a map (deletion: low is good) or
+inserted (insertion: high is good). A removed patch is {removed}. random: the mean of {orders} random orders. se: standard
+error of the paired difference."""
+
 log = logging.getLogger(__name__)
 
 
@@ -54,8 +60,15 @@ def main(
         device: Of the computation, such as cpu or cuda.
         run_dir: Folder of the pictures. Set by the program; choose another with `hydra.run.dir`.
     """
+    import torch
+
     from vitlab.evaluation import explanation
-    from vitlab.evaluation.trained_model import load_model
+    from vitlab.evaluation import network_pictures as pictures
+    from vitlab.evaluation.attention import head_attention, trace
+    from vitlab.evaluation.images import with_channels
+    from vitlab.evaluation.judgement_pictures import draw_gallery
+    from vitlab.evaluation.relevance import join_curves, score_table
+    from vitlab.evaluation.trained_model import Predictions, load_model
     from vitlab.runs.html_page import Page
     from vitlab.storage.csv_files import write_csv
 
@@ -64,20 +77,69 @@ def main(
     other = load_model(compare, device=device) if compare else None
     wanted = None if target is None else explanation.class_index(subject.classes, target)
     inputs, names = explanation.load_inputs(subject, images, run, samples)
-    page, settings = Page(f"What {source} looks at", "explanation"), {"count": count, "batch_size": batch_size}
-    scores, numbers = explanation.explain_images(
-        subject, inputs, names, page, out, target=wanted, other=other, baseline=baseline, **settings
-    )
+    shown, page = explanation.to_images(subject, inputs), Page(f"What {source} looks at", "explanation")
+    statistics, kernels, curves, tokens, classes = [], [], [], [], []
+    page.add_section("Images")
+    for start in range(0, len(inputs), batch_size):
+        batch, pixels = inputs[start : start + batch_size].to(device), shown[start : start + batch_size]
+        result = explanation.explain(subject, batch, wanted)
+        statistics.append(pictures.batch_statistics(result.trace))
+        curves.append(explanation.score_maps(subject, batch, result, baseline))
+        areas = {name: torch.stack(curve.areas(), dim=1).tolist() for name, curve in curves[-1].items()}
+        tokens += result.trace.tokens[-1][: max(0, count - start), result.trace.prefix :]
+        if result.probabilities is not None:
+            classes += Predictions(result.probabilities, subject.classes).top(3)
+        if other is not None:
+            with torch.no_grad():
+                compared = trace(other.network, other.prepare()(with_channels(pixels, other.channels)).to(device))
+            kernels.append(pictures.batch_statistics(compared).kernels)
+        for i, name in enumerate(names[start : min(count, start + batch_size)]):
+            files = [out / f"{kind}_{start + i}.png" for kind in ("maps", "heads")]
+            tiles = pictures.overlay(pixels[i], torch.stack([values[i] for values in result.maps.values()]))
+            titles = {k: f"deletion {values[i][0]:.2f}, insertion {values[i][1]:.2f}" for k, values in areas.items()}
+            texts = [f"image\nrandom: {titles.get('random')}", *(f"{key}\n{titles.get(key)}" for key in result.maps)]
+            draw_gallery(
+                files[0], torch.cat([with_channels(pixels[i : i + 1], 3), tiles]), texts, columns=len(texts), side=224
+            )
+            pictures.draw_heads(files[1], pixels[i], head_attention(result.trace)[i])
+            top = ", ".join(f"{label} {share:.1%}" for label, share in (classes[start + i] if classes else ()))
+            page.add_picture(files[0], f"{name}: {top}")
+            page.add_picture(files[1], f"{name}: attention by block and head")
+        log.info("explained %d of %d images", start + len(batch), len(inputs))
+    captions, numbers = pictures.draw_network(out, subject.network, result.trace, statistics)
+    few = with_channels(shown[:count], 3)
+    pictures.draw_tokens(out / "tokens.png", few, torch.stack(tokens), result.trace.grid)
+    captions["tokens"] = "Patch tokens after the last block: three principal components as colors, and norms"
+    own = [batch.kernels for batch in statistics]
+    if own[0].shape[1] > 3:
+        pictures.draw_cka(out / "cka.png", pictures.cka(own, kernels or own), (source, compare or source))
+        captions["cka"] = "Linear CKA between the tokens after two blocks; an image is one example"
+    joined = join_curves(curves)
+    if scores := score_table(joined):
+        table = [list(scores[0]), *(list(row.values()) for row in scores)]
+        page.add_section("Scores")
+        page.add_text(ABOUT_SCORES.format(removed=REMOVED[baseline], orders=explanation.ORDERS))
+        page.add_table(table[0], table[1:])
+        write_csv(out / "scores.csv", table)
+        panels = {
+            f"probability, {part}": {
+                n: (c.shares.cpu(), getattr(c, part).mean(dim=0).cpu(), "-") for n, c in joined.items()
+            }
+            for part in ("deletion", "insertion")
+        }
+        pictures.draw_lines(out / "curves.png", "share of the patches", panels)
+        page.add_picture(out / "curves.png", "Mean probability of the class while patches are removed and inserted")
+        log.info("\n".join("  ".join(f"{cell:<20}" for cell in row) for row in table))
+    page.add_section("Network")
+    for name, caption in captions.items():
+        page.add_picture(out / f"{name}.png", caption)
     page.write(out / "index.html")
-    (out / "explain.json").write_text(json.dumps({"source": source, "baseline": baseline, "scores": scores, **numbers}))
-    if scores:
-        write_csv(out / "scores.csv", [list(scores[0]), *(list(row.values()) for row in scores)])
-    for row in scores:
-        log.info(
-            "  ".join(f"{key} {value:.3f}" if isinstance(value, float) else str(value) for key, value in row.items())
-        )
+    results = {"source": source, "baseline": baseline, "scores": scores, "blocks": numbers}
+    (out / "explain.json").write_text(
+        json.dumps(results | {"images": dict(zip(names, classes, strict=False))}, indent=2)
+    )
     log.info("page: %s", out / "index.html")
-    return {"page": str(out / "index.html"), "scores": scores}
+    return results
 
 
 if __name__ == "__main__":

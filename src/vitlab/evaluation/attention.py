@@ -1,8 +1,8 @@
 """What a Vision Transformer attends to: its exact attention maps, rollout, attention distance and entropy.
 
 `trace` runs a network with torch's fused attention replaced by its formula, so the maps are those of the network as it
-runs, with its norms of queries and keys, rotary positions and biases. It takes networks whose blocks each call the
-fused attention once: vitlab's, and timm's ViT, DeiT, BEiT, EVA, DINOv3 and others.
+runs, with norms of queries and keys, rotary positions and biases. It takes networks whose blocks each call the fused
+attention once: vitlab's, and timm's ViT, DeiT, BEiT, EVA, DINOv3 and others.
 
 Shapes in the comments: B images, L blocks, h heads, N tokens: a prefix ([cls], registers), then the R * S patches.
 """
@@ -59,21 +59,24 @@ class FormulaAttention(TorchFunctionMode):
 
 
 def trace(network: nn.Module, images: Tensor) -> Trace:
-    """Run a network in evaluation mode on normalized images B C height width.
+    """Run a network in evaluation mode on normalized images B C height width; ValueError if it has no such maps.
 
-    The last block computes all tokens, also where `forward` leaves out those that the head doesn't read. Raises
-    `ValueError` for a network without such maps.
+    The last block computes all tokens, also where `forward` leaves out those that the head doesn't read.
     """
-    name, vit, blocks = type(network).__name__, cast(Any, network), getattr(network, "blocks", None)
-    embed, size = getattr(network, "patch_embed", None), tuple(images.shape[2:])
-    grid = getattr(embed, "dynamic_feat_size", lambda size: getattr(embed, "grid", None))(size)
-    if not isinstance(blocks, nn.Module) or grid is None:
-        raise ValueError(
-            f"{name} is no Vision Transformer of vitlab or timm: it has no `blocks` on one grid of patches"
+    vit, size, mode, tokens, calls = (
+        cast(Any, network),
+        images.shape[2:],
+        FormulaAttention(),
+        list[Tensor](),
+        list[int](),
+    )
+    blocks, embed = (getattr(network, name, None) for name in ("blocks", "patch_embed"))
+    grid = getattr(embed, "dynamic_feat_size", lambda size: getattr(embed, "grid", None))(tuple(size))
+    if not isinstance(blocks, nn.Module) or grid is None or network.training:
+        wanted = (
+            "attention maps need a Vision Transformer of vitlab or timm in evaluation mode, with one grid of patches"
         )
-    if network.training:
-        raise ValueError("the network is in training mode; call network.eval() first")
-    mode, tokens, calls = FormulaAttention(), list[Tensor](), list[int]()
+        raise ValueError(f"{type(network).__name__}: {wanted}")
 
     def keep(block: nn.Module, arguments: Any, output: Tensor) -> None:
         tokens.append(output)
@@ -88,31 +91,26 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
             stack.callback(block.register_forward_hook(keep).remove)
         with mode:
             logits = vit.forward_head(vit.forward_features(images))
-    depth, (rows, columns) = len(tokens), grid
-    if not calls or calls != [*range(1, depth + 1)]:
-        raise ValueError(f"{name} has no attention maps: its blocks don't call torch's attention once each")
-    prefix = int(getattr(network, "prefix", getattr(network, "num_prefix_tokens", 0)))
-    if any(x.shape[-2:] != (prefix + rows * columns,) * 2 for x in mode.maps[:depth]):
-        shape = tuple(mode.maps[0].shape[-2:])
-        raise ValueError(f"{name}: its attention {shape} isn't of {prefix} tokens and {rows} x {columns} patches")
+    prefix, depth = int(getattr(network, "prefix", getattr(network, "num_prefix_tokens", 0))), len(tokens)
+    shapes = {tuple(x.shape[-2:]) for x in mode.maps[:depth]}
+    if calls != [*range(1, depth + 1)] or shapes != {(prefix + grid[0] * grid[1],) * 2}:
+        raise ValueError(f"{type(network).__name__}: a block doesn't call torch's attention once, over all its tokens")
     pooled = mode.maps[depth] if len(mode.maps) > depth else None
     read = head_reads(network, tokens[-1], prefix) if pooled is None else pooled.mean(dim=(1, 2)).detach()
     logits = logits.mean(dim=1) if logits.ndim == 3 else logits  # of a network that classifies each token
-    patch = (size[0] // rows, size[1] // columns)
-    return Trace(mode.maps[:depth], pooled, tokens, logits, read, prefix, (rows, columns), patch)
+    patch = (size[0] // grid[0], size[1] // grid[1])
+    return Trace(mode.maps[:depth], pooled, tokens, logits, read, prefix, (grid[0], grid[1]), patch)
 
 
 def head_reads(network: nn.Module, tokens: Tensor, prefix: int) -> Tensor:
     """The share of each of the tokens B N D in what the head reads, B N."""
     read = tokens.new_zeros(tokens.shape[:2])
-    pool = getattr(network, "global_pool", getattr(network, "pool", "avg"))  # timm's `pool` is a method
+    start, end = 0 if getattr(network, "pool_include_prefix", False) else prefix, read.shape[1]
     if getattr(network, "dist_token", None) is not None:
-        read[:, :2] = 0.5  # both heads have an equal share in the logits
-    elif pool in ("cls", "token"):
-        read[:, 0] = 1.0
-    else:
-        patches = slice(0 if getattr(network, "pool_include_prefix", False) else prefix, None)
-        read[:, patches] = 1.0 / read[:, patches].shape[1]
+        start, end = 0, 2  # both heads have an equal share in the logits
+    elif getattr(network, "global_pool", getattr(network, "pool", "avg")) in ("cls", "token"):  # timm's pool: a method
+        start, end = 0, 1
+    read[:, start:end] = 1 / (end - start)
     return read
 
 
@@ -123,9 +121,7 @@ def head_attention(trace: Trace) -> Tensor:
 
 
 def rollout(trace: Trace) -> Tensor:
-    """Attention through all blocks with their residual connections, B R S: the product of (A + I) / 2, A the mean of
-    the heads (Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928).
-    """
+    """The product of (A + I) / 2 over the blocks, A the mean of the heads: B R S (https://arxiv.org/abs/2005.00928)."""
     row = trace.read[:, None]  # B 1 N; from the left, no product of two N x N matrices is needed
     for weights in reversed(trace.maps):
         row = (row + row @ weights.mean(dim=1)) / 2
@@ -133,15 +129,11 @@ def rollout(trace: Trace) -> Tensor:
 
 
 def attention_distance(trace: Trace) -> Tensor:
-    """Mean distance in pixels between a patch and the patches that it attends to, weighted by attention: B L h.
-
-    Figures 7 and 11 of the ViT paper. The weights of the patches sum to 1, without those of the prefix.
-    """
+    """Mean distance in pixels between a patch and the patches that it attends to, weighted by attention: B L h."""
     axes = (torch.arange(count) * float(side) for count, side in zip(trace.grid, trace.patch, strict=True))
-    places = torch.cartesian_prod(*axes)  # n 2
-    distances, start = torch.cdist(places, places).to(trace.read), trace.prefix  # n n
-    weights = [F.normalize(x[:, :, start:, start:], p=1, dim=-1) for x in trace.maps]
-    return torch.stack([(x * distances).sum(dim=-1).mean(dim=-1) for x in weights], dim=1)
+    places, start = torch.cartesian_prod(*axes).to(trace.read), trace.prefix  # n 2
+    weights = [F.normalize(x[:, :, start:, start:], p=1, dim=-1) for x in trace.maps]  # without the prefix
+    return torch.stack([(x * torch.cdist(places, places)).sum(dim=-1).mean(dim=-1) for x in weights], dim=1)
 
 
 def attention_entropy(trace: Trace) -> Tensor:

@@ -119,7 +119,7 @@ def draw_lines(file: Path, xlabel: str, panels: Mapping[str, Mapping[str, tuple[
             axis.plot(*line, label=name, markersize=4)
         axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
         axis.grid(alpha=0.3)
-        axis.xaxis.get_major_locator().set_params(integer=isinstance(line[0], range))
+        axis.locator_params(axis="x", integer=isinstance(line[0], range))
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(file, dpi=110)
 
@@ -127,32 +127,9 @@ def draw_lines(file: Path, xlabel: str, panels: Mapping[str, Mapping[str, tuple[
 def draw_cka(file: Path, similarity: Tensor, names: tuple[str, str]) -> None:
     figure, axis = new_figure(5, 4.2)
     figure.colorbar(axis.imshow(similarity.cpu(), vmin=0, vmax=1, cmap="magma", origin="lower"), label="linear CKA")
-    for side in (axis.xaxis, axis.yaxis):
-        side.get_major_locator().set_params(integer=True)
     axis.set(ylabel=f"block of {names[0]}", xlabel=f"block of {names[1]}")
+    axis.locator_params(integer=True)
     figure.savefig(file, dpi=110)
-
-
-def draw_spread(file: Path, statistics: Statistics) -> None:
-    """Mean attention distance and entropy over blocks: a dot for each head."""
-    blocks, panels = range(statistics.norms.shape[1]), dict[str, Any]()
-    labels = ("mean attention distance in pixels", "entropy of attention in nats")
-    for label, values in zip(labels, statistics[:2], strict=True):
-        dots = {f"head {i}": (blocks, head, "o") for i, head in enumerate(values.mean(dim=0).T.tolist())}
-        panels[label] = dots | {"mean": (blocks, values.mean(dim=(0, 2)).tolist(), "k-")}
-    panels[labels[1]]["equal weights"] = (blocks, [float(np.log(statistics.norms.shape[2]))] * len(blocks), "k:")
-    draw_lines(file, "block", panels)
-
-
-def draw_norms(file: Path, norms: Tensor, prefix: int) -> None:
-    """The share of outliers, and norms of tokens B L N, over blocks."""
-    blocks, patches = range(norms.shape[1]), norms[:, :, prefix:].transpose(0, 1).flatten(1).numpy()
-    levels = {"median": 0.5, "99 %": 0.99, "largest": 1.0}
-    lines = {name: (blocks, np.quantile(patches, q, axis=1), "-") for name, q in levels.items()}
-    of_prefix = enumerate(norms[:, :, :prefix].mean(dim=0).T.tolist())
-    lines |= {f"prefix token {i}": (blocks, values, "--") for i, values in of_prefix}
-    shares = {"": (blocks, outlier_shares(norms, prefix).tolist(), "k-")}
-    draw_lines(file, "block", {f"share of patches above {OUTLIER:g} medians": shares, "norm of tokens": lines})
 
 
 def draw_tokens(file: Path, images: Tensor, tokens: Tensor, grid: tuple[int, int]) -> None:
@@ -167,20 +144,28 @@ def draw_tokens(file: Path, images: Tensor, tokens: Tensor, grid: tuple[int, int
 
 
 def draw_network(
-    out: Path, network: nn.Module, trace: Trace, batches: Sequence[Statistics], images: Tensor, tokens: Tensor
+    out: Path, network: nn.Module, trace: Trace, batches: Sequence[Statistics]
 ) -> tuple[dict[str, str], dict[str, list[float]]]:
-    """Draw all pictures of a network but CKA; `tokens` are those of the patches of a few `images`.
-
-    Returns the pictures' names with their captions, and numbers of each block.
-    """
-    statistics = Statistics(*(torch.cat(parts).cpu() for parts in list(zip(*batches, strict=True))[:3]), torch.empty(0))
-    draw_spread(out / "spread.png", statistics)
-    draw_norms(out / "norms.png", statistics.norms, trace.prefix)
-    draw_tokens(out / "tokens.png", images, tokens, trace.grid)
+    """Draw the pictures of a network's weights and statistics; returns their names with captions, and numbers by block."""
+    distance, entropy, norms = (torch.cat([batch[k] for batch in batches]).cpu() for k in range(3))
+    blocks, outliers, panels = range(len(trace.maps)), outlier_shares(norms, trace.prefix), dict[str, Any]()
+    for values, label in ((distance, "mean attention distance in pixels"), (entropy, "entropy of attention in nats")):
+        panels[label] = {f"head {i}": (blocks, head, "o") for i, head in enumerate(values.mean(dim=0).T.tolist())}
+        panels[label]["mean"] = (blocks, values.mean(dim=(0, 2)).tolist(), "k-")
+    panels[label]["equal weights"] = (blocks, [float(np.log(norms.shape[2]))] * len(blocks), "k:")
+    draw_lines(out / "spread.png", "block", panels)
+    patches, of_prefix = norms[:, :, trace.prefix :].transpose(0, 1).flatten(1), norms[:, :, : trace.prefix].mean(dim=0)
+    lines = {
+        n: (blocks, np.quantile(patches, q, axis=1), "-") for n, q in (("median", 0.5), ("99 %", 0.99), ("largest", 1))
+    }
+    lines |= {f"prefix token {i}": (blocks, values, "--") for i, values in enumerate(of_prefix.T.tolist())}
+    shares = {"": (blocks, outliers.tolist(), "k-")}
+    draw_lines(
+        out / "norms.png", "block", {f"share of patches above {OUTLIER:g} medians": shares, "norm of tokens": lines}
+    )
     captions = {
         "spread": "Attention by block and head: mean distance between a patch and the patches it attends to; entropy",
         "norms": f"Share of patch tokens with a norm above {OUTLIER:g} medians of their block, and norms of tokens",
-        "tokens": "Patch tokens after the last block: three principal components as colors, and norms",
     }
     if (similarity := position_similarity(network, trace.grid)) is None:
         log.info("no picture of position embeddings: the network has no table of them")
@@ -196,6 +181,5 @@ def draw_network(
         tiles = (255 * parts).byte() if parts.shape[1] == 3 else colors(parts[:, 0])
         draw_gallery(out / "filters.png", tiles, [""] * len(tiles), columns=min(7, len(tiles)), side=64)
         captions["filters"] = f"The first {len(tiles)} principal components of the patch projection's filters"
-    by_block = {"distance": statistics.distance.mean(dim=(0, 2)), "entropy": statistics.entropy.mean(dim=(0, 2))}
-    by_block |= {"outliers": outlier_shares(statistics.norms, trace.prefix)}
+    by_block = {"distance": distance.mean(dim=(0, 2)), "entropy": entropy.mean(dim=(0, 2)), "outliers": outliers}
     return captions, {name: [round(x, 4) for x in values.tolist()] for name, values in by_block.items()}

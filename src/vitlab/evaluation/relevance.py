@@ -6,7 +6,7 @@ A score is the area under the curve of the probability: low is good in deletion,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +22,19 @@ RANDOM = "random"
 def relevance(network: nn.Module, images: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Trace]:
     """Relevance of the patches for the target classes (B; None: the predicted ones), B R S, and the network's trace.
 
-    In each block the attention weights are multiplied by the gradients of the class's logit, negative products are
-    dropped, heads averaged, and the result is added to the identity (Chefer et al. 2021,
-    https://arxiv.org/abs/2103.15679).
+    The product over the blocks of I + E_h[(gradient of the class's logit * A)+] (https://arxiv.org/abs/2103.15679).
     """
     with torch.enable_grad():
         result = trace(network, images)
-        maps = result.maps if result.pooled is None else [*result.maps, result.pooled]
+        maps = [*result.maps, *([] if result.pooled is None else [result.pooled])]
         targets = result.logits.argmax(dim=1) if targets is None else targets
         gradients = torch.autograd.grad(result.logits.gather(1, targets[:, None]).sum(), maps)
     kept = [(m.detach() * g).clamp(min=0).mean(dim=1) for m, g in zip(maps, gradients, strict=True)]  # B N N
     row = result.read[:, None] if result.pooled is None else kept.pop().mean(dim=1, keepdim=True)  # B 1 N
     for weights in reversed(kept):
         row = row + row @ weights
-    detached = [[x.detach() for x in part] for part in (result.maps, result.tokens)]
-    return result.to_grid(row[:, 0]), result._replace(maps=detached[0], tokens=detached[1])
+    plain: Any = {name: [x.detach() for x in getattr(result, name)] for name in ("maps", "tokens")}
+    return result.to_grid(row[:, 0]), result._replace(logits=result.logits.detach(), **plain)
 
 
 class Curves(NamedTuple):
@@ -65,12 +63,9 @@ def perturbation_curves(
 
     Removed patches are those of the image under a Gaussian of an eighth of its sides, or the mean color of the data, 0.
     """
-    patches = maps[0].numel()
-    counts = torch.linspace(0, patches, min(steps, patches) + 1).round()
-    rank = (
-        maps.to(images.device).flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(maps.shape)
-    )
-    ranks = F.interpolate(rank[:, None].float(), size=images.shape[2:], mode="nearest")  # B 1 H W
+    counts = torch.linspace(0, maps[0].numel(), min(steps, maps[0].numel()) + 1).round()
+    order = maps.to(images.device).flatten(1).argsort(dim=1, descending=True, stable=True)
+    ranks = F.interpolate(order.argsort(dim=1).view(maps.shape)[:, None].float(), images.shape[2:])  # B 1 H W
     sigma = [side / 8 for side in images.shape[:1:-1]]  # of x, then y
     blurred = gaussian_blur(images, [2 * int(2 * s) + 1 for s in sigma], sigma)
     empty = blurred if baseline == "blur" else torch.zeros_like(images)
@@ -79,7 +74,7 @@ def perturbation_curves(
         batches = (torch.where(ranks < count, first, other) for count in counts.tolist())
         return torch.cat([probabilities(batch).gather(1, targets[:, None]) for batch in batches], dim=1)
 
-    return Curves((counts / patches).to(images), values(empty, images), values(images, empty))
+    return Curves((counts / maps[0].numel()).to(images), values(empty, images), values(images, empty))
 
 
 def compare_with_random(
@@ -89,7 +84,7 @@ def compare_with_random(
     generator, shape = torch.Generator().manual_seed(0), next(iter(maps.values())).shape
     drawn = [score(torch.rand(shape, generator=generator)) for _ in range(orders)]
     average = Curves(*(torch.stack(parts).mean(dim=0) for parts in zip(*drawn, strict=True)))
-    return {name: score(values.cpu()) for name, values in maps.items()} | {RANDOM: average}
+    return {name: score(values) for name, values in maps.items()} | {RANDOM: average}
 
 
 def join_curves(batches: Sequence[Mapping[str, Curves]]) -> dict[str, Curves]:
@@ -98,16 +93,15 @@ def join_curves(batches: Sequence[Mapping[str, Curves]]) -> dict[str, Curves]:
     return {n: Curves(p[0].shares, *(torch.cat([c[k] for c in p]) for k in (1, 2))) for n, p in parts.items()}
 
 
-def score_table(curves: Mapping[str, Curves]) -> list[dict[str, str | int | float]]:
-    """A row for each method: its mean scores over the images, and the paired differences from `RANDOM` with their
-    standard errors.
-    """
+def score_table(curves: Mapping[str, Curves]) -> list[dict[str, Any]]:
+    """A row for each method: its mean scores, and the paired differences from `RANDOM` with their standard errors."""
     rows = []
     for method, curve in curves.items():
-        row: dict[str, str | int | float] = {"method": method, "images": len(curve.deletion)}
+        row: dict[str, Any] = {"method": method, "images": len(curve.deletion)}
         for name, value, of_random in zip(Curves._fields[1:], curve.areas(), curves[RANDOM].areas(), strict=True):
             difference = value - of_random
-            error = float(difference.std() / len(value) ** 0.5) if len(value) > 1 else float("nan")
-            row |= {name: float(value.mean()), f"{name} - random": float(difference.mean()), f"{name} se": error}
+            error = difference.std(correction=min(1, len(value) - 1)) / len(value) ** 0.5
+            numbers = {name: value.mean(), f"{name} - random": difference.mean(), f"{name} se": error}
+            row |= {key: round(float(number), 4) for key, number in numbers.items()}
         rows.append(row)
     return rows
