@@ -13,6 +13,18 @@ def evaluation_problems(read: ConfigView) -> Iterator[str]:
     yield from source_problems(read)
     yield from probe_problems(read)
     yield from run_problems(read)
+    yield from temperature_problems(read)
+
+
+def temperature_problems(read: ConfigView) -> Iterator[str]:
+    if not read("fit_temperature", bool):
+        return
+    if (run := read("run", str)) is None or read("checkpoint", str) != "best" or read.config.get("probe"):
+        yield "fit_temperature=true is for the best checkpoint of a run and its head; set run=FOLDER, or leave it out"
+    elif (Path(run) / folder.CONFIG).is_file() and not read.has_problem("run"):
+        loss = folder.read_config(Path(run)).get("classifier", {}).get("loss", "softmax")
+        if loss in ("sigmoid", "bce", "focal"):
+            yield f"fit_temperature=true: classifier.loss={loss} of {run} has no softmax to calibrate; leave it out"
 
 
 def run_problems(read: ConfigView) -> Iterator[str]:
