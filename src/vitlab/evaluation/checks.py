@@ -72,3 +72,20 @@ def probe_problems(read: ConfigView) -> Iterator[str]:
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:
         yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
+
+
+def prediction_problems(read: ConfigView) -> Iterator[str]:
+    run, images = read("run", str), read("images", str | list[str])
+    if run is not None and not run.startswith(("timm:", "hf:")):
+        path = Path(run).expanduser()
+        if (path / folder.CONFIG).is_file():
+            yield from run_problems(read)
+        elif not path.exists():
+            yield f"run={run} doesn't exist; name a run, an export, an ONNX file, weights, timm:NAME or hf:NAME"
+    if images is not None:
+        from vitlab.data.file_list import find_images
+
+        try:
+            find_images(images)
+        except ValueError as error:
+            yield str(error)

@@ -88,16 +88,25 @@ class TrainedModel:
         """A module that turns uint8 images into the network's input."""
         return Prepare(image_size=self.image_size, mean=self.mean, std=self.std, interpolation=self.interpolation)
 
-    def crop(self, image: Any) -> Tensor:
-        """The pixels that the network sees, uint8 [C, H, W], of an image or a batch; not of the network's input."""
-        pixels = user_images.pixels(image, self.channels)
-        if self.crop_fraction is not None and not pixels.is_floating_point():
-            mode = v2.InterpolationMode(self.interpolation)
+    def crop(self, pixels: Tensor) -> Tensor:
+        """The part of an image uint8 [..., C, H, W] that the network sees, of `image_size`."""
+        mode = v2.InterpolationMode(self.interpolation)
+        if self.crop_fraction is not None:
             return center_crop(pixels, self.image_size, self.crop_fraction, mode)
-        return pixels
+        resized: Tensor = v2.functional.resize(pixels, list(self.image_size), mode, antialias=True)
+        return resized
 
     def transform(self, image: Any, device: torch.device | str | None = None) -> Tensor:
         """The network's input, float [C, H, W], of an image, or of a batch; a float tensor must be one already."""
+        pixels = user_images.pixels(image, self.channels).to(device)
+        if pixels.is_floating_point():
+            if tuple(pixels.shape[-3:]) != (expected := (self.channels, *self.image_size)):
+                raise ValueError(f"a float tensor must be the network's input, {list(expected)}: {list(pixels.shape)}")
+            return pixels
+        cropped = self.crop(pixels)
+        prepared: Tensor = self.prepare().to(device)(cropped.view(-1, *cropped.shape[-3:]))
+        return prepared.view_as(cropped)
+
     def batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
         """The network's inputs, at most `batch_size` at a time, on its device."""
         for is_batch, group in groupby(user_images.flat_images(images), lambda image: getattr(image, "ndim", 3) == 4):

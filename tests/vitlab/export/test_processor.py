@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from conftest import Exportable
 from vitlab.export.export import export_network
-from vitlab.export.processor import SIZES, textured_image
+from vitlab.export.processor import SIZES
 
 GIVEN: dict[str, Any] = {"fold": False, "tolerance": 1e-4, "license": None}
 
