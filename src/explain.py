@@ -3,7 +3,7 @@
     python src/explain.py run=runs/NAME/STAMP
     python src/explain.py run=runs/NAME/STAMP images=photos/cat.jpg target=cat
     python src/explain.py run=runs/NAME/STAMP compare=runs/NAME/OTHER
-    python src/explain.py model.weights=timm:vit_small_patch16_224 'images=photos/*.jpg'
+    python src/explain.py run=timm:vit_small_patch16_224 'images=photos/*.jpg'
 
 `index.html` has all pictures, `scores.csv` the maps' deletion and insertion next to random orders of the patches, and
 `explain.json` the numbers.
@@ -22,19 +22,30 @@ from vitlab.evaluation import checks
 REMOVED = {"blur": "that of the blurred image", "mean": "of the data's mean color"}
 ABOUT_SCORES = """
 The area under the probability of the class while patches are removed in the order of a map (deletion: low is good) or
-inserted (insertion: high is good). A removed patch is {removed}. random: the mean of {orders} random orders. se: standard
-error of the paired difference."""
+inserted (insertion: high is good). A removed patch is {removed}. random: the mean of {orders} random orders. se: the
+standard error of the paired difference."""
 
 log = logging.getLogger(__name__)
 
 
-@command("explain", check=checks.explain_problems, absent=("devices", "data"))
+OWN = (
+    "images",
+    "target",
+    "compare",
+    "count",
+    "samples",
+    "batch_size",
+    "baseline",
+    "run_dir",
+)  # settings not of the demo
+
+
+@command("explain", check=checks.explanation_problems, absent=("devices", "data"))
 def main(
     *,
-    run: str | None,
+    run: str,
     checkpoint: str,
-    model: Node,
-    images: str | None,
+    images: str | list[str] | None,
     target: str | int | None,
     compare: str | None,
     count: PositiveInt,
@@ -47,10 +58,10 @@ def main(
     """Explain a network.
 
     Args:
-        run: Folder of a run; images of its validation split, or of its test split, are explained.
-        checkpoint: Which of the run's checkpoints: `best`, `last` or another name.
-        model: In place of a run, `model.weights`: a file, a folder, timm:NAME or hf:NAME.
-        images: An image, a folder, or a pattern such as 'photos/*.jpg'. None: the run's.
+        run: Folder of a run, or weights: a file, a folder, `timm:NAME` or `hf:NAME`.
+        checkpoint: Of a run: `best`, `last` or another name.
+        images: A file, a folder, a pattern such as `photos/*.jpg`, or several. None: of the run's validation split, or
+            of its test split if it has none.
         target: The class to explain, by name or number. None: for each image the predicted one.
         compare: Another run, or other weights, for CKA between the blocks of both networks.
         count: Images of which pictures are drawn.
@@ -72,12 +83,12 @@ def main(
     from vitlab.runs.html_page import Page
     from vitlab.storage.csv_files import write_csv
 
-    source, out = run or model["weights"], Path(run_dir)
-    subject = load_model(source, checkpoint=checkpoint, device=device)
+    out = Path(run_dir)
+    subject = load_model(run, checkpoint=checkpoint, device=device)
     other = load_model(compare, device=device) if compare else None
     wanted = None if target is None else explanation.class_index(subject.classes, target)
-    inputs, names = explanation.load_inputs(subject, images, run, samples)
-    shown, page = explanation.to_images(subject, inputs), Page(f"What {source} looks at", "explanation")
+    inputs, names = explanation.load_inputs(subject, run, images, samples)
+    shown, page = explanation.to_images(subject, inputs), Page(f"What {run} looks at", "explanation")
     statistics, kernels, curves, tokens, classes = [], [], [], [], []
     page.add_section("Images")
     for start in range(0, len(inputs), batch_size):
@@ -112,7 +123,7 @@ def main(
     captions["tokens"] = "Patch tokens after the last block: three principal components as colors, and norms"
     own = [batch.kernels for batch in statistics]
     if own[0].shape[1] > 3:
-        pictures.draw_cka(out / "cka.png", pictures.cka(own, kernels or own), (source, compare or source))
+        pictures.draw_cka(out / "cka.png", pictures.cka(own, kernels or own), (run, compare or run))
         captions["cka"] = "Linear CKA between the tokens after two blocks; an image is one example"
     joined = join_curves(curves)
     if scores := score_table(joined):
@@ -134,7 +145,7 @@ def main(
     for name, caption in captions.items():
         page.add_picture(out / f"{name}.png", caption)
     page.write(out / "index.html")
-    results = {"source": source, "baseline": baseline, "scores": scores, "blocks": numbers}
+    results = {"run": run, "baseline": baseline, "scores": scores, "blocks": numbers}
     (out / "explain.json").write_text(
         json.dumps(results | {"images": dict(zip(names, classes, strict=False))}, indent=2)
     )

@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -217,3 +218,15 @@ def images_below(
             if linked or link:
                 by_link.add(entry.path)
     return images
+
+
+def find_images(images: str | Sequence[str]) -> list[str]:
+    """Paths of files, of a pattern's or a folder's images, or of several of them. Raises `ValueError` for none."""
+    paths = list[str]()
+    for each in [images] if isinstance(images, str) else images:
+        path = Path(each).expanduser()
+        for one in [str(path)] if path.exists() else sorted(glob(str(path), recursive=True)):  # noqa: PTH207
+            paths += sorted(images_below(one, {}, set())) if Path(one).is_dir() else [one]
+        if not paths:
+            raise ValueError(f"images={each} is no image, and no folder or pattern with images")
+    return paths

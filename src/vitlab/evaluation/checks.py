@@ -75,25 +75,33 @@ def probe_problems(read: ConfigView) -> Iterator[str]:
         yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
 
 
-def demo_problems(read: ConfigView) -> Iterator[str]:
-    """A run or weights to show, and Gradio."""
-    if (read("run", str) is None) == (read("model.weights", str) is None):
-        yield "set either run=FOLDER or model.weights=SOURCE (a file, a folder, timm:NAME or hf:NAME)"
-    if "host" in read.config and find_spec("gradio") is None:
-        yield "the demo needs Gradio; install it with pip install 'vitlab[demo]'"
-    yield from run_problems(read)
-
-
-def explain_problems(read: ConfigView) -> Iterator[str]:
-    """The demo's rules, images that are there, and another network."""
-    yield from demo_problems(read)
-    images, compare = read("images", str), read("compare", str)
-    if images is None and read("run", str) is None:
-        yield "images is not set; name an image, a folder or a pattern, such as images='photos/*.jpg'"
+def prediction_problems(read: ConfigView) -> Iterator[str]:
+    run, images = read("run", str), read("images", str | list[str])
+    if run is not None and not run.startswith(("timm:", "hf:")):
+        path = Path(run).expanduser()
+        if (path / folder.CONFIG).is_file():
+            yield from run_problems(read)
+        elif not path.exists():
+            yield f"run={run} doesn't exist; name a run, an export, an ONNX file, weights, timm:NAME or hf:NAME"
     if images is not None:
-        from vitlab.evaluation.explanation import image_files
+        from vitlab.data.file_list import find_images
 
-        if not image_files(images):
-            yield f"images={images} names no image; set a file, a folder or a pattern, such as images='photos/*.jpg'"
+        try:
+            find_images(images)
+        except ValueError as error:
+            yield str(error)
+
+
+def demo_problems(read: ConfigView) -> Iterator[str]:
+    yield from prediction_problems(read)
+    if find_spec("gradio") is None:
+        yield "the demo needs Gradio; install it with pip install 'vitlab[demo]'"
+
+
+def explanation_problems(read: ConfigView) -> Iterator[str]:
+    yield from prediction_problems(read)
+    run, compare = read("run", str), read("compare", str)
+    if run is not None and read("images", str | list[str]) is None and not (Path(run) / folder.CONFIG).is_file():
+        yield f"images is not set, and run={run} has none; name a file, a folder or a pattern such as photos/*.jpg"
     if compare is not None and not compare.startswith(("timm:", "hf:")) and not Path(compare).exists():
-        yield f"compare={compare} is not there; set a run's folder, weights, timm:NAME or hf:NAME"
+        yield f"compare={compare} doesn't exist; name a run, weights, timm:NAME or hf:NAME"

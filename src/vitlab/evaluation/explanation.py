@@ -1,6 +1,5 @@
 """The images that are explained, and their maps for a class."""
 
-from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +9,8 @@ from torch import Tensor
 from vitlab.config import instantiate
 from vitlab.config.printable import one_line
 from vitlab.config.schema import suggest
+from vitlab.data.file_list import find_images
 from vitlab.evaluation.attention import Trace, head_attention, rollout, trace
-from vitlab.evaluation.images import flat_images
 from vitlab.evaluation.judgement_pictures import dataset_images
 from vitlab.evaluation.relevance import Baseline, Curves, compare_with_random, perturbation_curves, relevance
 from vitlab.evaluation.trained_model import TrainedModel
@@ -20,19 +19,14 @@ from vitlab.runs import folder
 ORDERS = 5  # random orders of patches with which a map is compared
 
 
-def image_files(pattern: str) -> list[str]:
-    """The images of a file, a folder or a pattern."""
-    return [*flat_images(sorted(glob(pattern, recursive=True)))]  # noqa: PTH207 (of any folder)
-
-
-def load_inputs(model: TrainedModel, images: str | None, run: str | None, count: int) -> tuple[Tensor, list[str]]:
+def load_inputs(model: TrainedModel, run: str, images: str | list[str] | None, count: int) -> tuple[Tensor, list[str]]:
     """The first of the `images`, or some of a run's validation split (without one, of its test split): the network's
     inputs B C H W, and their names.
     """
     if images is not None:
-        files = image_files(images)[:count]
+        files = find_images(images)[:count]
         return torch.stack([model.transform(file) for file in files]), [one_line(Path(file).name) for file in files]
-    path = Path(str(run))
+    path = Path(run)
     data = instantiate.build_object(folder.data_without_scan(folder.read_config(path)["data"], path))
     data.setup()
     split = "val" if data.samples["val"] else "test"

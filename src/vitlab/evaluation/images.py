@@ -50,9 +50,7 @@ def pixels(image: Any, channels: int) -> Tensor:
 
 
 def with_channels(image: Tensor, channels: int) -> Tensor:
-    """uint8 [..., C, H, W] with the channels of a network: gray repeated, or the luminance; transparency over white."""
-    if image.shape[-3] == 4 != channels:
-        image = decode.over_white(image.movedim(-3, 0)).movedim(0, -3)
+    """uint8 [..., C, H, W] with the channels of a network: gray is repeated, colors become their luminance."""
     if image.shape[-3] == channels:
         return image
     if image.shape[-3] == 1:

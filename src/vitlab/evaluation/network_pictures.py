@@ -146,7 +146,7 @@ def draw_tokens(file: Path, images: Tensor, tokens: Tensor, grid: tuple[int, int
 def draw_network(
     out: Path, network: nn.Module, trace: Trace, batches: Sequence[Statistics]
 ) -> tuple[dict[str, str], dict[str, list[float]]]:
-    """Draw the pictures of a network's weights and statistics; returns their names with captions, and numbers by block."""
+    """Draw the pictures of a network's weights and statistics. Returns their names with captions, and numbers."""
     distance, entropy, norms = (torch.cat([batch[k] for batch in batches]).cpu() for k in range(3))
     blocks, outliers, panels = range(len(trace.maps)), outlier_shares(norms, trace.prefix), dict[str, Any]()
     for values, label in ((distance, "mean attention distance in pixels"), (entropy, "entropy of attention in nats")):

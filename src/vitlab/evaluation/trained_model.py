@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,37 +88,36 @@ class TrainedModel:
         """A module that turns uint8 images into the network's input."""
         return Prepare(image_size=self.image_size, mean=self.mean, std=self.std, interpolation=self.interpolation)
 
-    def transform(self, image: Any) -> Tensor:
+    def crop(self, pixels: Tensor) -> Tensor:
+        """The part of an image uint8 [..., C, H, W] that the network sees, of `image_size`."""
+        mode = v2.InterpolationMode(self.interpolation)
+        if self.crop_fraction is not None:
+            return center_crop(pixels, self.image_size, self.crop_fraction, mode)
+        resized: Tensor = v2.functional.resize(pixels, list(self.image_size), mode, antialias=True)
+        return resized
+
+    def transform(self, image: Any, device: torch.device | str | None = None) -> Tensor:
         """The network's input, float [C, H, W], of an image, or of a batch; a float tensor must be one already."""
-        pixels = user_images.pixels(image, self.channels)
+        pixels = user_images.pixels(image, self.channels).to(device)
         if pixels.is_floating_point():
             if tuple(pixels.shape[-3:]) != (expected := (self.channels, *self.image_size)):
                 raise ValueError(f"a float tensor must be the network's input, {list(expected)}: {list(pixels.shape)}")
             return pixels
-        if self.crop_fraction is not None:
-            mode = v2.InterpolationMode(self.interpolation)
-            pixels = center_crop(pixels, self.image_size, self.crop_fraction, mode)
-        prepared: Tensor = self.prepare().to(pixels.device)(pixels if pixels.ndim == 4 else pixels[None])
-        return prepared if pixels.ndim == 4 else prepared[0]
+        cropped = self.crop(pixels)
+        prepared: Tensor = self.prepare().to(device)(cropped.view(-1, *cropped.shape[-3:]))
+        return prepared.view_as(cropped)
 
     def batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
         """The network's inputs, at most `batch_size` at a time, on its device."""
-        few: list[Tensor] = []
-        for image in user_images.flat_images(images):
-            if getattr(image, "ndim", 3) == 4:
-                if few:
+        for is_batch, group in groupby(user_images.flat_images(images), lambda image: getattr(image, "ndim", 3) == 4):
+            if is_batch:
+                for each in group:
+                    for start in range(0, len(each), batch_size):
+                        yield self.transform(each[start : start + batch_size], self.device)
+            else:
+                inputs = map(self.transform, group)
+                while few := list(islice(inputs, batch_size)):
                     yield torch.stack(few).to(self.device)
-                few = []
-                for start in range(0, len(image), batch_size):
-                    pixels = user_images.pixels(image[start : start + batch_size], self.channels)
-                    yield self.transform(pixels.to(self.device))
-                continue
-            few.append(self.transform(image))
-            if len(few) == batch_size:
-                yield torch.stack(few).to(self.device)
-                few = []
-        if few:
-            yield torch.stack(few).to(self.device)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         scaled = logits.float() / self.temperature

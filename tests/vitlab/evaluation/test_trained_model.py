@@ -12,13 +12,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 import vitlab
 from conftest import Exportable
+from vitlab.data.dataset import center_crop
 from vitlab.evaluation.features import Extractor
 from vitlab.evaluation.trained_model import load_model
 from vitlab.export import export
-from vitlab.export.processor import evaluated_input, textured_image
+from vitlab.export.processor import textured_image
 from vitlab.models.vit import VisionTransformer
 
 
@@ -42,7 +44,9 @@ def test_probabilities_are_those_of_the_network_on_evaluations_input(
     trained = exportable(crop_fraction=crop_fraction)
     model = vitlab.load(str(trained.weights.run))
     pixels = [torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1) for file in files]
-    logits = trained.network(torch.cat([evaluated_input(image, trained) for image in pixels]))
+    mode = v2.InterpolationMode.BICUBIC
+    cropped = [center_crop(image, (16, 16), crop_fraction, mode) if crop_fraction else image for image in pixels]
+    logits = trained.network(torch.cat([trained.prepare()(image[None]) for image in cropped]))
     predicted = model.predict(files, batch_size=2)
     torch.testing.assert_close(predicted.probabilities, logits.softmax(1))
     assert predicted.classes == trained.classes
