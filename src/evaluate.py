@@ -6,14 +6,19 @@
     python src/evaluate.py model.weights=hf:google/vit-base-patch16-224 data=image_folder data_dir=imagenet
     python src/evaluate.py model=timm model.model_name=resnet18 model.pretrained=true data=cifar100 probe=knn
 
+    python src/evaluate.py run=runs/NAME/STAMP fit_temperature=true
+
 Scores are logged and written to `RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the best checkpoint's on the test split
-equal training's. The run is not changed. Without a probe the head is scored: weights from elsewhere need a head
-with the classes of the data, in their order.
+equal training's. The judgement is next to it: intervals, classes, images, confusion and calibration
+(`vitlab.evaluation.judgement`), and `RUN/report/index.html` has all of a run. Without a probe the head is scored:
+weights from elsewhere need a head with the classes of the data, in their order.
 
 `probe=linear` or `probe=knn` scores the features before the head (`vitlab.evaluation.probes`). They are computed once,
 and cached in `features_dir`: `RUN/features`, or `runs/features`.
 """
 
+import logging
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +26,8 @@ from vitlab.cli.command import command
 from vitlab.config.bounds import PositiveInt, Seed
 from vitlab.config.schema import Node
 from vitlab.evaluation import checks
+
+log = logging.getLogger(__name__)
 
 
 @command("evaluate", check=checks.evaluation_problems)
@@ -34,6 +41,7 @@ def main(
     seed: Seed,
     data_dir: str | None,
     features_dir: str,
+    fit_temperature: bool,
     name: str | None,
     run_dir: str,
     data: Node | None = None,
@@ -54,6 +62,8 @@ def main(
         seed: Seed of weights that are drawn at random.
         data_dir: Folder of the data sets; missing ones are downloaded to it. None: the run's.
         features_dir: Folder in which a probe caches features.
+        fit_temperature: Fit a temperature, which divides the best checkpoint's logits, to the validation split, and
+            write it to RUN/evaluation/temperature.json.
         name: Name of the results' folder, made of the data, the model and the image size. None: of a run.
         run_dir: Folder of the results. Set by the program; choose another with `hydra.run.dir`.
         data: The data set on which weights are evaluated, if not a run's.
@@ -65,12 +75,13 @@ def main(
     from lightning import seed_everything
 
     from vitlab.config import instantiate
-    from vitlab.evaluation import probes
+    from vitlab.evaluation import calibration, judgement, probes, run_report
     from vitlab.runs import folder
     from vitlab.storage import safe_load
     from vitlab.training import build
     from vitlab.training.classifier import logged_scores
 
+    out, averaged_from = Path(run_dir), None
     seed_everything(seed, verbose=False)  # the same weights in every rank, also if they are random
     if run is None:
         assert data is not None
@@ -87,18 +98,42 @@ def main(
         datamodule = build.build_data(data)
         module = build.build_classifier(model, datamodule, config["classifier"])
         safe_load.verify_checkpoint(file)
-        module.load_state_dict(safe_load.load_checkpoint(file)["state_dict"])
+        state = safe_load.load_checkpoint(file)
+        averaged_from = state.get("current_model_state")
+        module.load_state_dict(state["state_dict"])
         subject = {"run": run, "split": split, "checkpoint": str(file)}
-    tester = build.build_trainer(trainer, run_dir=Path(run_dir))
+    tester = build.build_trainer(trainer, run_dir=out)
     if probe is not None:
         built, cache = instantiate.build_object(probe), Path(features_dir)
         results = probes.measure(built, module.network, datamodule, tester, split=split, model=model, folder=cache)
-        probes.log_results(results, split, Path(run_dir))
+        probes.log_results(results, split, out)
         return {**results, **subject}
+    if fit_temperature:
+        module.split = datamodule.tested = "val"
+        logits = judgement.collect_rows(tester, module, datamodule, out, lambda logits, _: logits)
+        calibration.write_temperature(Path(str(run)), logits, datamodule.split("val").labels)
+        tester.strategy.barrier("temperature")
+    temperature = calibration.read_temperature(Path(run)) if run and checkpoint == "best" else None
     module.split = datamodule.tested = split
-    tester.test(module, datamodule, verbose=False)
-    results = {**logged_scores(tester, split), **subject}
-    build.log_results(results, Path(run_dir))
+    rows = judgement.collect_rows(
+        tester, module, datamodule, out, partial(judgement.image_rows, temperature=temperature)
+    )
+    results, raw = {**logged_scores(tester, split), **subject}, None
+    if averaged_from is not None:
+        module.load_state_dict(averaged_from)
+        module.split = "raw"
+        raw = judgement.collect_rows(tester, module, datamodule, out)
+        results |= logged_scores(tester, "raw")
+    if rows is not None:
+        about = {**subject, "temperature": temperature}
+        results["judgement"] = judgement.write_judgement(out, rows, datamodule, about=about, raw=raw)
+        page = (
+            run_report.write_run_report(Path(run))
+            if run
+            else run_report.write_report(out / "index.html", out.name, [out], {})
+        )
+        log.info("report: %s", page)
+    build.log_results(results, out)
     return results
 
 

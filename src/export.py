@@ -42,8 +42,9 @@ def main(
         out: Folder of the export; it appears only when complete.
         run_dir: Folder of the log. Set by the program.
     """
+    from vitlab.evaluation.checkpoint import load_weights
     from vitlab.export import export
-    from vitlab.export.checkpoint import load_export_model, load_weights
+    from vitlab.export.checkpoint import load_export_model
 
     trained = load_export_model(load_weights(Path(run), checkpoint, part))
     return export.export_network(trained, format, Path(out), fold=fold, tolerance=tolerance, license=license)

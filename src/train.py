@@ -43,6 +43,7 @@ def main(
     trainer: Node,
     logger: dict[str, Node | None],
     callbacks: dict[str, Node | None],
+    report: bool = True,
 ) -> Node:
     """Train a network.
 
@@ -70,11 +71,13 @@ def main(
         trainer: lightning.Trainer: devices, precision, epochs, gradient clipping.
         logger: Where metrics are logged, in addition to metrics.csv.
         callbacks: Checkpoints, the training log, the check for values that aren't finite.
+        report: Write RUN/report/index.html at the end: curves, scores, confusion, errors, attention.
     """
     config: Node = {**locals()}  # as in config.yaml, which torchrun's first rank may not have written yet
     from lightning import seed_everything
 
     from vitlab.distributed import environment, signals
+    from vitlab.evaluation import run_report
     from vitlab.jobs.fingerprint import run_identity
     from vitlab.jobs.resume import checkpoint_to_resume
     from vitlab.models.compile import compile_network
@@ -99,6 +102,7 @@ def main(
         run = build.build_trainer(trainer, run_dir=folder, logger=logger or {}, callbacks=callbacks)
         module.identity = {**now, "wandb": wandb.existing_run_id(folder)}
         build.log_run_description(run, module, datamodule, batch_size=batch_size, config=config)
+        rows = None
         with out_of_memory.explain_out_of_memory(run, module, datamodule, batch_size=batch_size):
             with signals.graceful_shutdown():
                 run.fit(module, datamodule, ckpt_path=start, weights_only=True)
@@ -111,7 +115,8 @@ def main(
                 results |= {"status": "pruned", "ended_by": "pruning"}
             else:
                 verify_checkpoint(Path(results["checkpoint"]))
-                run.test(module, datamodule, ckpt_path=results["checkpoint"], weights_only=True, verbose=False)
+                best = {"ckpt_path": results["checkpoint"], "weights_only": True}
+                rows = run_report.test(run, module, datamodule, folder, report=report, **best)
                 results |= logged_scores(run, "test")
                 results |= build.raw_scores(run, module, datamodule, Path(results["checkpoint"]))
 
@@ -120,6 +125,8 @@ def main(
             score = "test/acc" if "test/acc" in results else "val/acc"
             plots.plot_curves(folder / "metrics.csv", figure, f"{name}   {score} {results[score]:.4f}")
             wandb.log_image(run.loggers, "curves", figure)
+            if rows is not None:
+                run_report.write_training_report(run, folder, rows, datamodule)
             wandb.log_results(run.loggers, results)
             build.log_results(results, folder)
     return results

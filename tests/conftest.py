@@ -312,7 +312,8 @@ def exportable(tmp_path: Path) -> Exportable:
     import yaml
 
     from parity import fill
-    from vitlab.export.checkpoint import load_export_model, load_weights
+    from vitlab.evaluation.checkpoint import load_weights
+    from vitlab.export.checkpoint import load_export_model
     from vitlab.models.vit import VisionTransformer
 
     def make(

@@ -1,1 +1,21 @@
 """vitlab: Vision Transformer experiments."""
+
+from importlib import import_module
+from typing import Any
+
+# imported on first use: `import vitlab` is free
+NAMES = {
+    "load": ("vitlab.evaluation.trained_model", "load_model"),
+    "VisionTransformer": ("vitlab.models.vit", "VisionTransformer"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in NAMES:
+        raise AttributeError(f"module 'vitlab' has no attribute {name!r}")
+    module, attribute = NAMES[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *NAMES])

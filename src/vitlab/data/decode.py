@@ -235,18 +235,23 @@ def decode_with_pillow(data: bytes) -> Tensor:
         # missing rows are zeros; of an interlaced image also between others
         if is_png and (opened.info.get("interlace") or not any(opened.crop((0, height - 1, width, height)).tobytes())):
             png.check_pixels(data)
-        image: Image.Image = opened
-        with suppress(Exception):  # damaged metadata; the pixels are intact
-            if opened.getexif().get(0x0112, 1) != 1:
-                image = ImageOps.exif_transpose(opened)
+        return pixels(opened)
+
+
+def pixels(opened: Image.Image) -> Tensor:
+    """The pixels of an image of Pillow, as `read_image` returns those of a file."""
+    image = opened
+    with suppress(Exception):  # damaged metadata; the pixels are intact
+        if opened.getexif().get(0x0112, 1) != 1:
+            image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I"):  # 16 bits; in a PNG file, Pillow before 11 has mode I
         return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8)).expand(3, -1, -1)
     if image.has_transparency_data:
         # in parts: products need four times the memory
         rows = v2.functional.pil_to_tensor(image.convert("RGBA")).split(256, dim=1)
         return torch.cat([over_white(part) for part in rows], dim=1)
-    pixels: Tensor = v2.functional.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
-    return pixels
+    rgb: Tensor = v2.functional.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
+    return rgb
 
 
 def over_white(rgba: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,7 @@ SETTLED = 2.0  # seconds after which a changed folder has another time of change
 KEPT = 90 * 86400  # seconds for which a listing is kept after its last use
 WAIT = 30.0  # seconds between two lines of a process that waits for another one
 SLASH = ord("/")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 
 
 class FileList(Sequence[str]):
@@ -185,3 +187,46 @@ def remove_old_files(folder: Path) -> None:
         with suppress(OSError):
             if file.stat().st_mtime < time.time() - KEPT:
                 file.unlink()
+
+
+def images_below(
+    folder: str, times: dict[str, int], by_link: set[str], linked: bool = False, above: tuple[tuple[int, int], ...] = ()
+) -> list[str]:
+    """The images in a folder and the folders in it, also linked ones; `by_link` gets those to which a link leads.
+
+    `times` gets the time of change of each folder. Raises `ValueError` if a folder can't be read, or contains itself by
+    a link.
+    """
+    try:
+        status = os.stat(folder)  # noqa: PTH116 (as all of this: a million times)
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if entry.name[0] != "."]
+    except OSError as error:
+        remedy = "make it readable, or remove it"
+        raise ValueError(f"data_dir: {folder} can't be read: {error.strerror}; {remedy}") from error
+    times[folder], here = status.st_mtime_ns, (status.st_dev, status.st_ino)
+    if here in above:
+        raise ValueError(f"data_dir: {folder} is a link to a folder that contains it; remove the link")
+    images = list[str]()
+    for entry in entries:
+        link = entry.is_symlink()
+        # a link that leads nowhere is a bad file, for the scan to report
+        if os.path.isdir(entry.path) if link else entry.is_dir():  # noqa: PTH112
+            images += images_below(entry.path, times, by_link, linked=linked or link, above=(*above, here))
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            images.append(entry.path)
+            if linked or link:
+                by_link.add(entry.path)
+    return images
+
+
+def find_images(images: str | Sequence[str]) -> list[str]:
+    """Paths of files, of a pattern's or a folder's images, or of several of them. Raises `ValueError` for none."""
+    paths = list[str]()
+    for each in [images] if isinstance(images, str) else images:
+        path = Path(each).expanduser()
+        for one in [str(path)] if path.exists() else sorted(glob(str(path), recursive=True)):  # noqa: PTH207
+            paths += sorted(images_below(one, {}, set())) if Path(one).is_dir() else [one]
+        if not paths:
+            raise ValueError(f"images={each} is no image, and no folder or pattern with images")
+    return paths

@@ -1,6 +1,7 @@
 """Check the settings of an evaluation: the run or weights, the data, the probe."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from vitlab.config import allowlist
@@ -13,6 +14,18 @@ def evaluation_problems(read: ConfigView) -> Iterator[str]:
     yield from source_problems(read)
     yield from probe_problems(read)
     yield from run_problems(read)
+    yield from temperature_problems(read)
+
+
+def temperature_problems(read: ConfigView) -> Iterator[str]:
+    if not read("fit_temperature", bool):
+        return
+    if (run := read("run", str)) is None or read("checkpoint", str) != "best" or read.config.get("probe"):
+        yield "fit_temperature=true is for the best checkpoint of a run and its head; set run=FOLDER, or leave it out"
+    elif (Path(run) / folder.CONFIG).is_file() and not read.has_problem("run"):
+        loss = folder.read_config(Path(run)).get("classifier", {}).get("loss", "softmax")
+        if loss in ("sigmoid", "bce", "focal"):
+            yield f"fit_temperature=true: classifier.loss={loss} of {run} has no softmax to calibrate; leave it out"
 
 
 def run_problems(read: ConfigView) -> Iterator[str]:
@@ -60,3 +73,35 @@ def probe_problems(read: ConfigView) -> Iterator[str]:
     kind, class_token = node.get("features"), read("model.class_token", bool)
     if kind in ("cls", "both") and class_token is False:
         yield f"probe.features={kind}: model.class_token=false leaves no [cls] token to read; use mean or pooled"
+
+
+def prediction_problems(read: ConfigView) -> Iterator[str]:
+    run, images = read("run", str), read("images", str | list[str])
+    if run is not None and not run.startswith(("timm:", "hf:")):
+        path = Path(run).expanduser()
+        if (path / folder.CONFIG).is_file():
+            yield from run_problems(read)
+        elif not path.exists():
+            yield f"run={run} doesn't exist; name a run, an export, an ONNX file, weights, timm:NAME or hf:NAME"
+    if images is not None:
+        from vitlab.data.file_list import find_images
+
+        try:
+            find_images(images)
+        except ValueError as error:
+            yield str(error)
+
+
+def demo_problems(read: ConfigView) -> Iterator[str]:
+    yield from prediction_problems(read)
+    if find_spec("gradio") is None:
+        yield "the demo needs Gradio; install it with pip install 'vitlab[demo]'"
+
+
+def explanation_problems(read: ConfigView) -> Iterator[str]:
+    yield from prediction_problems(read)
+    run, compare = read("run", str), read("compare", str)
+    if run is not None and read("images", str | list[str]) is None and not (Path(run) / folder.CONFIG).is_file():
+        yield f"images is not set, and run={run} has none; name a file, a folder or a pattern such as photos/*.jpg"
+    if compare is not None and not compare.startswith(("timm:", "hf:")) and not Path(compare).exists():
+        yield f"compare={compare} doesn't exist; name a run, weights, timm:NAME or hf:NAME"

@@ -22,6 +22,7 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch
 from vitlab.data.sampler import eval_share
 from vitlab.data.scan import SplitName
+from vitlab.data.source import Split
 from vitlab.models import freezing
 from vitlab.storage import safe_load
 from vitlab.storage.atomic import atomic_path
@@ -100,7 +101,6 @@ def extract(
         files[split] = folder / f"{split}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.pt"
     # equal on all ranks: a new file is complete only after each rank's share
     missing = [split for split, file in files.items() if not file.is_file() or safe_load.corruption(file)]
-    rank, ranks = trainer.global_rank, trainer.world_size
     folder.mkdir(parents=True, exist_ok=True)
     for split in splits:
         if split not in missing:
@@ -109,13 +109,18 @@ def extract(
         datamodule.tested, extractor.parts = split, []
         trainer.test(extractor, datamodule, verbose=False)
         share = torch.cat(extractor.parts) if extractor.parts else torch.empty(0)
-        torch.save(share, share_file(files[split], rank))
-        trainer.strategy.barrier("features")
-        if rank == 0:
-            part = datamodule.split(split)
-            merge_shares(files[split], ranks, len(part), in_blocks=part.blocks is not None)
-            log.info("features of %s: %d images, written to %s", split, len(part), files[split])
+        gather_rows(trainer, share, datamodule.split(split), files[split])
+        if trainer.is_global_zero:
+            log.info("features of %s: %d images, written to %s", split, len(datamodule.split(split)), files[split])
     return files
+
+
+def gather_rows(trainer: Trainer, rows: Tensor, split: Split, file: Path) -> None:
+    """Merge the ranks' rows, of the images of their `eval_share`, into one file. Every rank calls it."""
+    torch.save(rows, share_file(file, trainer.global_rank))
+    trainer.strategy.barrier(file.name)
+    if trainer.is_global_zero:
+        merge_shares(file, trainer.world_size, len(split), in_blocks=split.blocks is not None)
 
 
 def share_file(file: Path, rank: int) -> Path:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vitlab.config.allowlist import NotTrusted
 from vitlab.config.schema import Node
+from vitlab.evaluation.checkpoint import CheckpointWeights, Kind, load_weights
 from vitlab.export import graph, model_card, safetensors, timm, transformers
-from vitlab.export.checkpoint import CheckpointWeights, ExportModel, Kind, load_weights
+from vitlab.export.checkpoint import ExportModel
 from vitlab.export.folder import CARD, RECORD, atomic_folder, folder_problem, write_json
 from vitlab.export.processor import SIZES, compare_processor
 from vitlab.runs.folder import write_problem

@@ -70,6 +70,7 @@ def write_onnx(trained: ExportModel, folder: Path, *, fold: bool) -> None:
     with muted_logs("torch.onnx", "onnxscript", "onnx_ir"):
         program: Any = torch.onnx.export(export_program(trained, fold), **names, dynamo=True, verbose=False)
     known: Node = {"classes": json.dumps(list(trained.classes)), "image_size": list(trained.image_size)}
+    known |= {"interpolation": trained.interpolation, "crop_fraction": trained.crop_fraction, "loss": trained.loss}
     known |= {} if fold else {"mean": list(trained.mean), "std": list(trained.std)}
     program.model.metadata_props.update({key: str(value) for key, value in known.items()})
     program.save(folder / "model.onnx", external_data=size > LARGEST_FILE)

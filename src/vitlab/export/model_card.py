@@ -13,7 +13,8 @@ from jinja2 import Environment, StrictUndefined
 
 from vitlab.config.printable import one_line, printable
 from vitlab.config.schema import Node
-from vitlab.export.checkpoint import CheckpointWeights, ExportModel
+from vitlab.evaluation.checkpoint import CheckpointWeights
+from vitlab.export.checkpoint import ExportModel
 from vitlab.runs import folder
 
 SHOWN = ("image_size", "batch_size", "seed", "model", "data", "classifier", "optimizer", "schedule", "trainer")

@@ -8,7 +8,6 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from vitlab.config.schema import Node
-from vitlab.data.dataset import center_crop
 from vitlab.export.checkpoint import ExportModel
 
 SIZES = (
@@ -28,7 +27,7 @@ def compare_processor(
     largest, others = 0.0, []
     for seed, (height, width) in enumerate(SIZES):
         image = textured_image(trained.channels, height, width, seed=seed)
-        expected, got = evaluated_input(image, trained), process(v2.functional.to_pil_image(image))[None]
+        expected, got = trained.transform(image)[None], process(v2.functional.to_pil_image(image))[None]
         std = torch.tensor(trained.std)[:, None, None]
         if got.shape != expected.shape or ((got - expected) * std).abs().mean() * 255 > ROUNDING:
             others.append(f"{height} x {width}")
@@ -46,12 +45,3 @@ def textured_image(channels: int, height: int, width: int, *, seed: int) -> Tens
     noise = 0.15 * torch.randn(channels, height, width, generator=generator)
     pixels: Tensor = ((smooth + noise).clamp(0, 1) * 255).to(torch.uint8)
     return pixels
-
-
-def evaluated_input(image: Tensor, trained: ExportModel) -> Tensor:
-    """The network's input [1, C, H, W] as in vitlab's evaluation."""
-    if trained.crop_fraction is not None:
-        mode = v2.InterpolationMode(trained.interpolation)
-        image = center_crop(image, trained.image_size, trained.crop_fraction, mode)
-    prepared: Tensor = trained.prepare()(image[None])
-    return prepared

@@ -16,7 +16,8 @@ def write_safetensors(trained: ExportModel, folder: Path, *, fold: bool) -> None
     write_tensors(folder / "model.safetensors", dict(trained.network.state_dict()))
     model = {"_target_": trained.weights.config["model"]["_target_"], **trained.arguments}
     data = {"classes": list(trained.classes)}
-    identity = {"config": {"model": model}, "data": data, "preprocessing": trained.preprocessing}
+    config = {"model": model, "classifier": {"loss": trained.loss}}
+    identity = {"config": config, "data": data, "preprocessing": trained.preprocessing}
     write_json(folder / "config.json", {"vitlab": identity})
 
 

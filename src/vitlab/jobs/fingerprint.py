@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 # settings that may differ between two runs with the same weights, bit for bit
 WITHOUT_EFFECT = (
-    r"run_dir|resume|sweep|max_failures_per_job|name|logger|logger\..*|max_restarts|data_dir|weights\.strict",
+    r"run_dir|resume|sweep|max_failures_per_job|name|report|logger|logger\..*|max_restarts|data_dir|weights\.strict",
     r"data\.(num_workers|eval_batch_size|source\.(data_dir|cache_dir|cache_gb|verify)|skipped_file|scan)",
     r"callbacks\.(last|progress|nonfinite|pruning)(\..*)?|callbacks\.best\.keep|callbacks\.\w+\.dirpath",
     r"classifier\.metrics(\..*)?|trainer\.(enable_\w+|log_every_n_steps|profiler|num_sanity_val_steps)",

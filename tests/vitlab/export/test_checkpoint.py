@@ -1,6 +1,5 @@
 """Weights are exported as in the checkpoint, averaged or not, with the classes and preprocessing of the run."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from conftest import Configure, Exportable
-from vitlab.config import allowlist
-from vitlab.export.checkpoint import load_export_model, load_weights, random_images
+from vitlab.evaluation.checkpoint import load_weights
+from vitlab.export.checkpoint import load_export_model, random_images
 from vitlab.jobs import fingerprint
 from vitlab.runs import folder
 from vitlab.training import build
@@ -50,43 +49,6 @@ def test_averaged_and_raw_weights_are_chosen_by_name(averaging: Path) -> None:
     assert content["state_dict"].keys() == content["current_model_state"].keys()
     assert trained.classes == tuple("0123456789")
     assert (trained.channels, trained.image_size, trained.crop_fraction) == (1, (8, 8), None)
-
-
-def test_a_checkpoint_without_averages_has_no_parts(exportable: Exportable) -> None:
-    run = exportable().weights.run
-    assert load_weights(run, "best", None).chosen is None
-    with pytest.raises(ValueError, match=r"part=ema: .*best.ckpt has only one set of weights"):
-        load_weights(run, "best", "ema")
-
-
-def test_a_missing_and_a_damaged_checkpoint_are_named(exportable: Exportable) -> None:
-    file = exportable().weights.file
-    with pytest.raises(FileNotFoundError, match=r"checkpoint=last: .* has no last.ckpt"):
-        load_weights(file.parents[1], "last", None)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(OSError, match="is damaged"):
-        load_weights(file.parents[1], "best", None)
-
-
-def test_a_checkpoint_names_nothing_that_may_not_be_called(exportable: Exportable) -> None:
-    weights = exportable().weights
-    content = torch.load(weights.file, weights_only=True)
-    content["vitlab"]["config"]["model"] = {"_target_": "antigravity.webbrowser.open"}
-    torch.save(content, weights.file)
-    with pytest.raises(allowlist.NotTrusted, match=r"model._target_=antigravity.webbrowser.open is refused"):
-        load_weights(weights.run, "best", None)
-    assert "antigravity" not in sys.modules
-
-
-def test_a_checkpoint_that_does_not_describe_its_data_is_refused(exportable: Exportable) -> None:
-    file = exportable().weights.file
-    content = torch.load(file, weights_only=True)
-    del content["vitlab"]["preprocessing"]
-    torch.save(content, file)
-    with pytest.raises(ValueError, match="has no configuration, classes and preprocessing of vitlab"):
-        load_weights(file.parents[1], "best", None)
 
 
 def test_a_network_of_half_precision_is_computed_in_float32(exportable: Exportable) -> None:

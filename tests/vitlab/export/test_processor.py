@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from conftest import Exportable
 from vitlab.export.export import export_network
-from vitlab.export.processor import SIZES, evaluated_input, textured_image
+from vitlab.export.processor import SIZES
 
 GIVEN: dict[str, Any] = {"fold": False, "tolerance": 1e-4, "license": None}
 
@@ -49,10 +48,3 @@ def test_sizes_that_a_library_crops_elsewhere_are_told(
     words = "crops other pixels than were evaluated"
     assert words in caplog.text
     assert words in (tmp_path / "out" / "README.md").read_text()
-
-
-def test_an_evaluated_input_is_cropped_scaled_and_normalized(exportable: Exportable) -> None:
-    trained = exportable(image_size=16, crop_fraction=1.0)
-    image = textured_image(3, 20, 16, seed=0)
-    (prepared,) = evaluated_input(image, trained)
-    assert torch.equal(prepared[None], trained.prepare()(image[None, :, 2:18]))

@@ -23,8 +23,6 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
-
 
 def problems(*, data_dir: str, **_: Any) -> Iterator[str]:
     if data_dir and not Path(data_dir).is_dir():
@@ -133,7 +131,7 @@ def list_images(folder: Path, classes: list[str] | None, expected: list[str] | N
     """
     import numpy as np
 
-    from vitlab.data.file_list import FileList, Listing, folders_state
+    from vitlab.data.file_list import FileList, Listing, folders_state, images_below
 
     names = class_names(folder, classes, expected)
     times, notes = {str(folder): folder.stat().st_mtime_ns}, list[str]()
@@ -162,6 +160,8 @@ def list_images(folder: Path, classes: list[str] | None, expected: list[str] | N
 def class_names(folder: Path, classes: list[str] | None, expected: list[str] | None) -> list[str]:
     existing = class_folders(folder)
     if not existing:
+        from vitlab.data.file_list import IMAGE_SUFFIXES
+
         layout = f"{folder}/CLASS/IMAGE with one of {' '.join(IMAGE_SUFFIXES)}"
         raise FileNotFoundError(f"data_dir: {folder} holds no class folders; expected {layout}")
     names = list(expected or classes or existing)
@@ -176,34 +176,3 @@ def class_names(folder: Path, classes: list[str] | None, expected: list[str] | N
     if len(names) < 2:
         raise ValueError(f"data_dir: {folder} has the one class {names[0]!r}; classification needs two")
     return names
-
-
-def images_below(
-    folder: str, times: dict[str, int], by_link: set[str], linked: bool = False, above: tuple[tuple[int, int], ...] = ()
-) -> list[str]:
-    """The images in a folder and the folders in it, also linked ones; `by_link` gets those to which a link leads.
-
-    `times` gets the time of change of each folder. Raises `ValueError` if a folder can't be read, or contains itself by
-    a link.
-    """
-    try:
-        status = os.stat(folder)  # noqa: PTH116 (as all of this: a million times)
-        with os.scandir(folder) as scan:
-            entries = [entry for entry in scan if entry.name[0] != "."]
-    except OSError as error:
-        remedy = "make it readable, or remove it"
-        raise ValueError(f"data_dir: {folder} can't be read: {error.strerror}; {remedy}") from error
-    times[folder], here = status.st_mtime_ns, (status.st_dev, status.st_ino)
-    if here in above:
-        raise ValueError(f"data_dir: {folder} is a link to a folder that contains it; remove the link")
-    images = list[str]()
-    for entry in entries:
-        link = entry.is_symlink()
-        # a link that leads nowhere is a bad file, for the scan to report
-        if os.path.isdir(entry.path) if link else entry.is_dir():  # noqa: PTH112
-            images += images_below(entry.path, times, by_link, linked=linked or link, above=(*above, here))
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-            images.append(entry.path)
-            if linked or link:
-                by_link.add(entry.path)
-    return images

@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitlab.runs.folder import read_metrics
+from vitlab.runs.html_page import style_sheet
 from vitlab.storage import atomic
 from vitlab.sweeps.ledger import Direction, Job, Status, Sweep
 from vitlab.sweeps.report import charts, table
@@ -60,7 +61,7 @@ def render_page(sweep: Sweep) -> str:
         created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         script=Markup(script),
         script_hash=f"sha256-{digest}",
-        style=Markup((sources / "page.css").read_text()),
+        style=style_sheet(),
         colors=charts.COLORS,
         arrows=ARROWS,
         reliable=RELIABLE,

@@ -3,16 +3,13 @@
 Only finished jobs count in the scores: a pruned or crashed one was trained less than the others.
 """
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from vitlab.config.printable import table_cell
-from vitlab.storage import atomic
+from vitlab.storage.csv_files import write_csv
 from vitlab.sweeps.ledger import Direction, Job, Sweep, choices_text
 
 SEED = "seed"  # differs among the jobs of a configuration
@@ -138,10 +135,3 @@ def write_jobs(sweep: Sweep, file: Path) -> None:
         cells = [job.id, *map(job.choices.get, names), job.status, job.attempts]
         lines.append([*cells, *map(finite_numbers(job).get, measured), job.results.get("error"), job.folder])
     write_csv(file, lines)
-
-
-def write_csv(file: Path, lines: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO(newline="")
-    cells = ([table_cell(cell) if isinstance(cell, str) else cell for cell in line] for line in lines)
-    csv.writer(text, lineterminator="\n").writerows(cells)  # writes None as an empty cell
-    atomic.atomic_write(file, text.getvalue())

@@ -1,0 +1,87 @@
+"""The images that are explained, and their maps for a class."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitlab.config import instantiate
+from vitlab.config.printable import one_line
+from vitlab.config.schema import suggest
+from vitlab.data.file_list import find_images
+from vitlab.evaluation.attention import Trace, head_attention, rollout, trace
+from vitlab.evaluation.judgement_pictures import dataset_images
+from vitlab.evaluation.relevance import Baseline, Curves, compare_with_random, perturbation_curves, relevance
+from vitlab.evaluation.trained_model import TrainedModel
+from vitlab.runs import folder
+
+ORDERS = 5  # random orders of patches with which a map is compared
+
+
+def load_inputs(model: TrainedModel, run: str, images: str | list[str] | None, count: int) -> tuple[Tensor, list[str]]:
+    """The first of the `images`, or some of a run's validation split (without one, of its test split): the network's
+    inputs B C H W, and their names.
+    """
+    if images is not None:
+        files = find_images(images)[:count]
+        return torch.stack([model.transform(file) for file in files]), [one_line(Path(file).name) for file in files]
+    path = Path(run)
+    data = instantiate.build_object(folder.data_without_scan(folder.read_config(path)["data"], path))
+    data.setup()
+    split = "val" if data.samples["val"] else "test"
+    rows = sorted(torch.randperm(data.samples[split], generator=torch.Generator().manual_seed(0))[:count].tolist())
+    labels = [one_line(data.source.classes[label]) for label in data.split(split).labels[rows]]
+    names = [f"{split} {row}, {label}" for row, label in zip(rows, labels, strict=True)]
+    return model.prepare()(dataset_images(data, split, rows)), names
+
+
+def to_images(model: TrainedModel, inputs: Tensor) -> Tensor:
+    """The images of a network's inputs, uint8 B C H W."""
+    prepare = model.prepare()
+    return ((inputs - prepare.shift) / prepare.scale).round().clamp(0, 255).byte()
+
+
+def class_index(classes: tuple[str, ...] | None, name: str | int) -> int:
+    """The number of a class by its name or number. Raises `ValueError`."""
+    if str(name) in (names := classes or ()):
+        return names.index(str(name))
+    if str(name).isdecimal() and (not names or int(name) < len(names)):
+        return int(name)
+    raise ValueError(f"target={name} is no class of the network{suggest(str(name), names)}")
+
+
+class Explanation(NamedTuple):
+    """Of a batch of images."""
+
+    trace: Trace
+    maps: dict[str, Tensor]  # B R S; attention is that of the last block, the mean of its heads
+    targets: Tensor  # the class explained, B
+    probabilities: Tensor | None  # B classes; None: the network has no head, and there is no relevance
+
+
+def explain(model: TrainedModel, inputs: Tensor, target: int | None = None) -> Explanation:
+    """The maps of images for a class; None: for each image's predicted one."""
+    if getattr(model.network, "num_classes", None) == 0:
+        with torch.no_grad():
+            traced = trace(model.network, inputs)
+        relevant, targets, probabilities = {}, torch.zeros(len(inputs)).long(), None
+    else:
+        given = None if target is None else torch.full((len(inputs),), target, device=inputs.device)
+        values, traced = relevance(model.network, inputs, given)
+        probabilities = model.probabilities(traced.logits)
+        relevant, targets = {"relevance": values}, probabilities.argmax(dim=1) if given is None else given
+    maps = {"attention": head_attention(traced)[:, -1].mean(dim=1), "rollout": rollout(traced), **relevant}
+    return Explanation(traced, maps, targets, probabilities)
+
+
+def score_maps(model: TrainedModel, inputs: Tensor, result: Explanation, baseline: Baseline) -> dict[str, Curves]:
+    """The curves of all maps, and of random orders; none without a head."""
+
+    def score(maps: Tensor) -> Curves:
+        return perturbation_curves(probabilities, inputs, maps, result.targets, baseline=baseline)
+
+    def probabilities(batch: Tensor) -> Tensor:
+        return model.probabilities(model.logits(batch))
+
+    return {} if result.probabilities is None else compare_with_random(result.maps, ORDERS, score)
