@@ -11,6 +11,7 @@ import pytest
 
 from vitlab.runs.folder import read_metrics
 from vitlab.sweeps.ledger import Job, Status, Sweep
+from vitlab.storage.csv_files import write_csv
 from vitlab.sweeps.report import table
 
 MakeJob = Callable[..., Job]
@@ -147,5 +148,5 @@ def test_the_files_hold_every_configuration_and_every_job(make_job: MakeJob, tmp
 
 
 def test_a_setting_is_no_formula_and_no_control_character(tmp_path: Path) -> None:
-    table.write_csv(tmp_path / "jobs.csv", [["=1+1", -1.5, "-1.5", None, "a\x1b[2J\nb"]])
+    write_csv(tmp_path / "jobs.csv", [["=1+1", -1.5, "-1.5", None, "a\x1b[2J\nb"]])
     assert (tmp_path / "jobs.csv").read_text() == "'=1+1,-1.5,-1.5,,a\\x1b[2J\\nb\n"
