@@ -8,6 +8,9 @@ from torch.optim import Optimizer
 
 from vitlab.models.freezing import is_head_parameter
 
+# What optimizers count in their parameter groups, next to their settings
+PROGRESS = {"ScheduleFreeAdamW": ("k", "weight_sum", "lr_max", "scheduled_lr")}
+
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 
 
@@ -81,6 +84,12 @@ def build_optimizer(make: OptimizerFactory, network: nn.Module, *, scale: float 
     for group in optimizer.param_groups:
         group["lr"] *= scale * group.get("lr_factor", 1.0)
     return optimizer
+
+
+def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The settings of each parameter group, except its rate."""
+    others = ("params", "lr", *PROGRESS.get(type(optimizer).__name__, ()))
+    return [{key: value for key, value in group.items() if key not in others} for group in optimizer.param_groups]
 
 
 def logged_rates(optimizer: Optimizer) -> dict[str, float]:
