@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitlab.models.shortcuts import has_plain_weights
+
 MAX_TOKENS = 256  # of an image
 CHUNK_WEIGHTS = 900_000  # attention weights at a time: three images of a ViT-S/16, seven of a Ti/16
 MIN_QUERIES = 2**14  # elements; for fewer, torch's kernel is as fast without a backward pass
@@ -46,9 +48,7 @@ def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
 def project_heads(layer: nn.Linear, x: Tensor, heads: int, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """Queries B h M d (of the first `queries` tokens), keys and values B h N d, by one layer D -> 3*D."""
     dim = x.shape[2]
-    # A layer with hooks, or one that replaced it (LoRA, quantized), is called as usual.
-    special = type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks
-    if queries is None or special:
+    if queries is None or not has_plain_weights(x, layer):
         q, k, v = split_heads(layer(x), 3, heads)
         return q if queries is None else q[:, :, :queries], k, v
     weight, bias = layer.weight, layer.bias

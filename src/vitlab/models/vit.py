@@ -25,6 +25,7 @@ from vitlab.models.attention import attention, attention_weights, project_heads
 from vitlab.models.init import initialize
 from vitlab.models.layers import ACTIVATIONS, LayerScale, add_branch, drop_path, dropout, patch_dropout
 from vitlab.models.positions import sincos2d_table
+from vitlab.models.shortcuts import has_plain_weights, is_plain
 from vitlab.models.vit_validation import block_indices, check_arguments, check_images, pair
 
 New = Callable[..., nn.Module]  # makes a layer
@@ -47,7 +48,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images.shape, self.expected)
-        if not self.linear:
+        if not (self.linear and has_plain_weights(images, self.proj)):
             x: Tensor = self.proj(images)  # B D R S
             return x.flatten(2).transpose(1, 2)  # B n D
         (rows, columns), (channels, height, width) = self.grid, self.proj.weight.shape[1:]
@@ -105,11 +106,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """All tokens, or the first `queries` of them, which still attend to all: B N D -> B M D."""
-        residual = x if queries is None else x[:, :queries]
+        residual, attn = (x, self.attn) if queries is None else (x[:, :queries], partial(self.attn, queries=queries))
         if self.training and self.kept_only:
-            x = add_branch(residual, self.drop_path, lambda kept: self.ls1(self.attn(self.norm1(x[kept]), queries)))
+            x = add_branch(residual, self.drop_path, lambda kept: self.ls1(attn(self.norm1(x[kept]))))
             return add_branch(x, self.drop_path, lambda kept: self.ls2(self.mlp(self.norm2(x[kept]))))
-        x = residual + self.drop(self.ls1(self.attn(self.norm1(x), queries)))
+        x = residual + self.drop(self.ls1(attn(self.norm1(x))))
         return x + self.drop(self.ls2(self.mlp(self.norm2(x))))
 
     def drop(self, x: Tensor) -> Tensor:
@@ -242,9 +243,10 @@ class VisionTransformer(nn.Module):
         initialize(self, init, head_std, head_bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        x, read = self.embed(images), 2 if self.distilled else 1  # B N D
-        for index, block in enumerate(self.blocks, start=1):
-            x = self.run(block, x, queries=read if self.pool == "cls" and index == self.depth else None)
+        x, blocks = self.embed(images), [*self.blocks]  # B N D
+        short = self.pool == "cls" and is_plain(x, blocks[-1], self.norm)  # else all tokens go through
+        for block in blocks:
+            x = self.run(block, x, (2 if self.distilled else 1) if short and block is blocks[-1] else None)
         return self.forward_head(self.norm(x))  # B N D, or B 1 D with pool="cls"
 
     @overload
@@ -308,7 +310,7 @@ class VisionTransformer(nn.Module):
         x = dropout(x, self.position_dropout, self.training)
         return cast(Tensor, self.norm_pre(patch_dropout(x, self.patch_dropout, self.prefix, self.training)))
 
-    def run(self, block: Block, x: Tensor, queries: int | None = None) -> Tensor:
+    def run(self, block: New, x: Tensor, queries: int | None = None) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(block, x, queries, use_reentrant=False))
-        return cast(Tensor, block(x, queries))
+            block = partial(checkpoint, block, use_reentrant=False)
+        return cast(Tensor, block(x) if queries is None else block(x, queries))
