@@ -4,9 +4,8 @@
     python src/plan.py schedule=reciprocal_sqrt schedule.cooldown_steps=200       any schedule, drawn
     python src/plan.py -m model=vit_ti16,vit_s16,vit_b16 measure=false            several plans in a table
 
-`plan.json` has the numbers, `plan.png` the curves of rate and weight decay and the parts of the memory. Neither the
-data nor the devices are needed. Memory is counted, without allocating it; hours are measured on this machine, or
-computed for a named device.
+`plan.json` has the numbers, `plan.png` the curves of the rates. Neither the data nor the devices are needed. Memory is
+counted, without allocating it; hours are measured on this machine, or computed for a named device.
 """
 
 import logging

@@ -3,7 +3,6 @@
     python src/prepare.py data=image_folder data_dir=imagenet size=256 out=imagenet-256
     python src/train.py data=shards data_dir=imagenet-256
     python src/prepare.py verify data_dir=imagenet-256        compare every checksum
-    python src/prepare.py index data_dir=tars                 index a WebDataset from elsewhere for data=shards
 
 If it is killed, the same command resumes and writes the same bytes (docs/large_data.md).
 """
@@ -22,7 +21,7 @@ from vitlab.data.packing import checks
 @command("prepare", check=checks.problems)
 def main(
     *,
-    action: Literal["pack", "verify", "index"],
+    action: Literal["pack", "verify"],
     size: PositiveInt | None,
     quality: Annotated[PositiveInt, Le(100), "null is PNG"] | None,
     out: str | None,
@@ -36,10 +35,10 @@ def main(
     run_dir: str,
     data: Node,
 ) -> Node:
-    """Pack, verify or index shards.
+    """Pack or verify shards.
 
     Args:
-        action: `pack` a data set, `verify` the checksums of `data_dir`, or `index` WebDataset's tar files there.
+        action: `pack` a data set, or `verify` the checksums of `data_dir`.
         size: Pixels of the shorter side of a packed image. None: files keep their own bytes.
         quality: JPEG quality of images that are encoded again. None: PNG.
         out: Folder of the packed set, complete once it has prepared.json.
@@ -47,7 +46,7 @@ def main(
         shuffle: Shuffle the train split, once. Shards of one class each would be shuffled badly in training.
         seed: Seed of that order.
         processes: Processes that read and encode. None: one for each core; 0: the program itself.
-        data_dir: Folder of the images; for `verify` of a packed set, for `index` of tar files.
+        data_dir: Folder of the images; for `verify` of a packed set.
         image_size: Height and width of the images of `data=fake`.
         batch_size: Unused; the group `data` refers to it.
         run_dir: Folder of the log. Set by the program.
@@ -60,8 +59,6 @@ def main(
 
     if action == "verify":
         return pack.verify(Path(data_dir))
-    if action == "index":
-        return pack.index(Path(data_dir))
     assert out is not None
     datamodule = instantiate.build_object(data)
     return pack.pack(

@@ -38,7 +38,7 @@ def test_a_plan_needs_neither_data_nor_devices(planned: Plan) -> None:
     assert found["hours"] > 0
     warmup = max(rate for step, rate in found["learning_rate"] if step < 9_000)
     assert warmup < 1e-3 == pytest.approx(max(rate for _, rate in found["learning_rate"]), rel=1e-3)
-    assert {decay for _, decay in found["weight_decay"]} == {0.1}
+    assert {group["weight_decay"] for group in found["groups"]} == {0.0, 0.1}
     assert found["advice"][0].startswith("fits")
     assert found["data"].startswith("not here: data_dir=")
     assert (folder / "plan.png").stat().st_size > 10_000

@@ -71,8 +71,8 @@ def test_parquet_files_of_the_hub_s_kind_are_packed_and_keep_their_bytes(prepare
         ([], ["out is not set; name the folder to pack into: out=FOLDER"]),
         (["verify", "data_dir=b"], ["data_dir=b is no folder; data=shards needs one that src/prepare.py made"]),
         (
-            ["index", "data_dir=b", "out=c"],
-            ["out=c is where images are packed, and index packs", "data_dir=b has no tar files of a train split"],
+            ["verify", "data_dir=b", "out=c"],
+            ["out=c is where images are packed, and verify packs", "data_dir=b is no folder; data=shards needs one"],
         ),
         (["out=/proc/x"], ["out=/proc/x"]),
         (["out=log", "size=0", "processes=-1"], ["processes=-1 must be at least 0", "size=0 must be at least 1"]),

@@ -132,10 +132,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, parquet: Path, packed: Call
     folder = tmp_path_factory.mktemp("reader")
     (folder / "imagenet" / "train").mkdir(parents=True)
     (folder / "photos").symlink_to(parquet / "data")
-    for name in ("imagenet-256", "tars"):
-        (folder / name).symlink_to(packed())
-    (folder / "not-indexed" / "train").mkdir(parents=True)
-    (folder / "not-indexed" / "train" / "0.tar").touch()
+    (folder / "imagenet-256").symlink_to(packed())
     weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=32, depth=1, heads=2, num_classes=10)
     save_file(weights.state_dict(), folder / "weights.safetensors")
     return folder
@@ -154,8 +151,6 @@ def stand_in(name: str, argument: str) -> list[str]:
         return ["data.name=photos"]
     if key == "data.source.label_column":  # of the set in the place of the Hub's
         return [f"{key}=label"]
-    if name == "prepare" and value == "tars":
-        return ["data_dir=not-indexed"]
     if value == "/data/imagenet":
         return [f"{key}=imagenet"]
     if key == "seed":  # one is as good as another, and each takes time

@@ -124,14 +124,13 @@ def write_plan(
         "memory_by_activations": {kind: need.total(each) for kind, need in needs.items()},
         "groups": groups,
         "learning_rate": curves[main],
-        "weight_decay": [[step, groups[main]["weight_decay"]] for step, _ in curves[main]],
     }
     settings = {chosen: ""}
     if chosen == "stored" and "activation_checkpointing" in parameters(training["model"]["_target_"]):
         settings["recomputed"] = "model.activation_checkpointing=true "
     plan["advice"] = list(advice(plan, needs, settings)) if memory_gb else []
     atomic_write(folder / plan_report.FILE, json.dumps(plan, indent=1))
-    plan_report.draw_plan(plan, {kind: need.of(each) for kind, need in needs.items()}, curves, folder / "plan.png")
+    plan_report.draw_plan(plan, curves, folder / "plan.png")
     return plan
 
 

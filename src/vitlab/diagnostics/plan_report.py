@@ -12,7 +12,6 @@ from vitlab.config.schema import Node
 
 FILE, GB = "plan.json", 1e9
 Curve = list[list[float]]  # pairs of step and rate
-Memory = dict[str, dict[str, int]]  # bytes by part, with activations stored and recomputed
 
 
 def plan_lines(plan: Node) -> Iterator[str]:
@@ -43,45 +42,26 @@ def plan_table(folder: Path) -> list[str]:
     return [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows]
 
 
-def draw_plan(plan: Node, memory: Memory, curves: list[Curve], file: Path) -> None:
-    """Draw the rate and decay of each group against steps and epochs, and the parts of the memory."""
-    figure = Figure(figsize=(12, 7), layout="constrained")
-    hours = "" if plan["hours"] is None else f", {plan['hours']:.3g} hours ({plan['hours_from']})"
+def draw_plan(plan: Node, curves: list[Curve], file: Path) -> None:
+    """Draw the rate of each group against steps and epochs."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axis, each, hours = figure.subplots(), plan["steps_per_epoch"], ""
+    if plan["hours"] is not None:
+        hours = f", {plan['hours']:.3g} hours ({plan['hours_from']})"
     figure.suptitle(f"{plan['name']}: {plan['steps']:,} steps of {plan['batch_size']} images{hours}")
-    grid = figure.add_gridspec(2, 3)
-    rate, decay, bars = (figure.add_subplot(place) for place in (grid[0, :2], grid[1, :2], grid[:, 2]))
-    names, each = [group["name"] for group in plan["groups"]], plan["steps_per_epoch"]
-    steps = [step for step, _ in curves[0]]
-    rates = [tuple(value for _, value in curve) for curve in curves]
-    decays = [(group["weight_decay"],) * len(steps) for group in plan["groups"]]
-    for axis, label, lines in ((rate, "learning rate", rates), (decay, "weight decay", decays)):
-        distinct = sorted(set(lines), key=max)
-        for index, line in enumerate(distinct):
-            of = [name for name, own in zip(names, lines, strict=True) if own == line]
-            most = f"{'at most ' * (axis is rate)}{max(line):.3g}"
-            text = f"{', '.join(of[:2])}{' ...' * (len(of) > 2)}: {most}"
-            shown = len(distinct) <= 4 or index in (0, len(distinct) - 1)
-            color = f"C{index}" if len(distinct) <= 4 else colormaps["viridis"](index / len(distinct))
-            axis.plot(steps, line, color=color, clip_on=False, label=text if shown else None)
-        axis.set(xlabel="optimizer step", ylabel=label)
-        axis.margins(x=0.01)
-        axis.set_ylim(0, 1.45 * max(map(max, lines)) or None)  # room for the legend
-        axis.grid(alpha=0.3)
-        axis.legend(loc="upper right", fontsize=9)
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.secondary_xaxis("top", functions=(lambda x: x / each, lambda x: x * each)).set_xlabel("epoch")
-    parts, bottoms = list(memory["stored"]), [0.0] * len(memory)
-    for part in parts:
-        heights = [kind[part] / GB for kind in memory.values()]
-        bars.bar([f"activations\n{kind}" for kind in memory], heights, bottom=bottoms, label=part, width=0.6)
-        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
-    for index, total in enumerate(bottoms):
-        bars.text(index, total, f"{total:.3g}", ha="center", va="bottom")
-    if plan["memory_gb"]:
-        bars.axhline(plan["memory_gb"], color="black", linestyle="--", label=f"device: {plan['memory_gb']:.4g} GB")
-    bars.set(ylabel="GB on each device", ylim=(0, 1.5 * max([*bottoms, plan["memory_gb"] or 0])))
-    bars.set_title(f"{plan['images_per_device']} images a device at a time", fontsize=10)
-    bars.legend(loc="upper right")
-    bars.grid(axis="y", alpha=0.3)
-    bars.set_axisbelow(True)
+    groups: dict[tuple[float, ...], list[str]] = {}  # with the same rates
+    for group, curve in zip(plan["groups"], curves, strict=True):
+        groups.setdefault(tuple(rate for _, rate in curve), []).append(group["name"])
+    for index, rates in enumerate(sorted(groups, key=max)):
+        names, few = groups[rates], len(groups) <= 4
+        label = f"{', '.join(names[:2])}{' ...' * (len(names) > 2)}: at most {max(rates):.3g}"
+        color = f"C{index}" if few else colormaps["viridis"](index / len(groups))
+        shown = label if few or index in (0, len(groups) - 1) else None
+        axis.plot([step for step, _ in curves[0]], rates, color=color, clip_on=False, label=shown)
+    axis.set(xlabel="optimizer step", ylabel="learning rate", ylim=(0, 1.45 * max(map(max, groups)) or None))
+    axis.margins(x=0.01)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="upper right", fontsize=9)  # ylim has room for it
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.secondary_xaxis("top", functions=(lambda x: x / each, lambda x: x * each)).set_xlabel("epoch")
     figure.savefig(file, dpi=110)

@@ -9,20 +9,20 @@ from vitlab.storage.remote import Storage, is_remote
 
 
 def problems(view: ConfigView) -> Iterator[str]:
-    """Problems of the settings of packing, verifying or indexing."""
+    """Problems of the settings of packing or verifying."""
     if not {"action", "shard_images"} <= view.config.keys():
         return
     from vitlab.data.packing import manifest, pack
 
     action, out, folder = (view(key, str) for key in ("action", "out", "data_dir"))
-    if action in ("verify", "index"):
+    if action == "verify":
         if out is not None:
-            yield f"out={out} is where images are packed, and {action} packs none; leave it out"
+            yield f"out={out} is where images are packed, and verify packs none; leave it out"
         if folder is not None and is_remote(folder):
-            yield f"data_dir={folder}: {action} reads a folder of this machine; do it before the set is uploaded"
+            yield f"data_dir={folder}: verify reads a folder of this machine; do it before the set is uploaded"
         elif folder is not None:
             try:
-                manifest.read_manifest(Storage(folder)) if action == "verify" else pack.split_files(Path(folder))
+                manifest.read_manifest(Storage(folder))
             except manifest.NotShardedData as error:
                 yield str(error)
     elif view.config.get("out") is None:

@@ -49,7 +49,7 @@ def write_table(file: Path, table: Table) -> None:
 def write_manifest(
     folder: Path, shards: Mapping[str, Sequence[tuple[Table, Node]]], *, classes: Sequence[str], **content: Any
 ) -> Node:
-    """Write the indices, then `prepared.json`; `shards` has the table and the `read_tar` entry of each shard."""
+    """Write the indices, then `prepared.json`; `shards` has the table and the entry of each shard."""
     splits: Node = {}
     for split, parts in shards.items():
         for number, (part, _) in enumerate(parts):
@@ -115,7 +115,8 @@ def missing_manifest(folder: Path) -> str:
     if (folder / WORK).is_dir():
         return f"{problem}: packing it was interrupted; the same command of src/prepare.py resumes it"
     if any(folder.glob("*.tar")) or any(folder.glob("*/*.tar")):
-        return f"{problem}; `python src/prepare.py index data_dir={folder}` makes one of a WebDataset from elsewhere"
+        command = f"`python src/prepare.py data=huggingface data.name={folder} out={folder}-packed`"
+        return f"{problem}; {command} packs a WebDataset from elsewhere"
     command = f"`python src/prepare.py data=image_folder data_dir={folder} out={folder}-packed`"
     return f"{problem}; {command} packs images of that folder, and data=image_folder reads them as they are"
 

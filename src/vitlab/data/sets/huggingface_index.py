@@ -15,7 +15,7 @@ from vitlab.storage.hub import hub_problem
 
 log = logging.getLogger(__name__)
 
-LABELS = ("label", "labels", "class", "target")  # columns that are used even if they are not of class labels
+LABELS = ("label", "labels", "class", "target", "cls")  # columns that are used even if they are not of class labels
 VALIDATION = ("validation", "valid", "val", "dev")
 cached_hub_problem = cache(hub_problem)
 

@@ -70,6 +70,6 @@ def permutation_shares(columns: Mapping[str, Sequence[Any]], scores: Sequence[fl
 
     ranks = np.column_stack([np.unique(np.asarray(values), return_inverse=True)[1] for values in columns.values()])
     forest = RandomForestRegressor(64, random_state=0).fit(ranks, scores)
-    found = permutation_importance(forest, ranks, scores, n_repeats=20, random_state=0).importances_mean.clip(min=0)
-    shares = found / (found.sum() or 1.0)
+    losses = permutation_importance(forest, ranks, scores, n_repeats=20, random_state=0).importances_mean.clip(min=0)
+    shares = losses / (losses.sum() or 1.0)
     return dict(sorted(zip(columns, shares.tolist(), strict=True), key=lambda item: -item[1]))

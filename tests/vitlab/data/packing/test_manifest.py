@@ -72,7 +72,7 @@ def test_a_file_that_was_changed_is_named(
     ("files", "problem"),
     [
         ({"cats/1.jpg": "x"}, "-packed` packs images of that folder, and data=image_folder reads them as they are"),
-        ({"train/0.tar": "x"}, "; `python src/prepare.py index data_dir="),
+        ({"train/0.tar": "x"}, "; `python src/prepare.py data=huggingface data.name="),
         ({".prepare/plan.json": "{}"}, "packing it was interrupted; the same command of src/prepare.py resumes it"),
         ({"prepared.json": "{"}, "prepared.json is damaged"),
         ({"prepared.json": '{"vitlab": 2}'}, "has version 2, and this vitlab reads version 1"),

@@ -16,7 +16,6 @@ from filelock import FileLock
 from PIL import Image
 
 import image_fixtures
-from image_fixtures import tar
 from vitlab.data.decode import UnreadableImage, read_bytes, read_image
 from vitlab.data.file_list import FileList
 from vitlab.data.packing import pack, shard_writer
@@ -40,12 +39,12 @@ def test_interrupted_in_a_shard_and_resumed_it_ends_in_the_same_bytes(
     begun: list[Path] = []
     out = tmp_path / "out"
 
-    def killed_in_the_fourth(file: Path, items: Any) -> None:
+    def killed_in_the_fourth(file: Path, items: Any) -> Any:
         begun.append(file)
         if len(begun) == 4:
             file.write_bytes(b"half of it")
             raise Killed
-        write_tar(file, items)
+        return write_tar(file, items)
 
     with monkeypatch.context() as patch:
         patch.setattr(shard_writer, "write_tar", killed_in_the_fourth)
@@ -226,53 +225,6 @@ def test_a_class_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
             name="x",
             processes=0,
         )
-
-
-# ------------------------------------------------------------------- what was packed, and tar files from elsewhere
-
-
-@pytest.fixture
-def foreign(drawn: Path, tmp_path: Path) -> Path:
-    """Tar files as others write them: a class next to or before each image, other members between, folders in names."""
-    files = sorted(drawn.rglob("*.png"))[:24]
-    members = [
-        part
-        for number, file in enumerate(files)
-        for part in (
-            (f"some/{number:04d}.cls", str(number % 3).encode()),
-            (f"some/{number:04d}.json", b"{}"),
-            (f"some/{number:04d}.png", file.read_bytes()),
-        )
-    ]
-    for part in range(2):
-        tar(tmp_path / "theirs" / "train" / f"imagenet-{part}.tar", members[36 * part : 36 * part + 36])
-    tar(tmp_path / "theirs" / "val" / "0.tar", members[:18])
-    return tmp_path / "theirs"
-
-
-def test_its_images_are_read_in_place_with_their_classes(foreign: Path, drawn: Path) -> None:
-    before = {file: file.read_bytes() for file in foreign.glob("*/*.tar")}
-    found = pack.index(foreign)
-    assert (found["train/images"], found["test/images"], found["train/shards"]) == (24, 6, 2)
-    source = shards(data_dir=str(foreign))
-    assert (source.name, source.classes) == ("theirs", ("0", "1", "2"))
-    images = [file.read_bytes() for file in sorted(drawn.rglob("*.png"))[:24]]
-    assert [file.read() for file in source.train.files or []] == images  # type: ignore[attr-defined]
-    assert source.train.labels.tolist() == [number % 3 for number in range(24)]
-    assert {file: file.read_bytes() for file in before} == before
-    assert pack.verify(foreign)["test/images"] == 6
-
-
-def test_classes_have_the_names_in_classes_txt(foreign: Path) -> None:
-    (foreign / "classes.txt").write_text("ant\nbee\ncat\ndog\n")
-    pack.index(foreign)
-    assert shards(data_dir=str(foreign)).classes == ("ant", "bee", "cat", "dog")
-
-
-def test_too_few_names_are_refused(foreign: Path) -> None:
-    (foreign / "classes.txt").write_text("ant\nbee\n")
-    with pytest.raises(NotShardedData, match="names 2 classes, and the labels go up to 2"):
-        pack.index(foreign)
 
 
 def test_verifying_names_every_file_that_isn_t_what_was_packed(packed: Callable[..., Path], tmp_path: Path) -> None:

@@ -26,12 +26,13 @@ from conftest import SRC, Configure
 from faults.runs import rows, same
 from forked_ranks import RANKS
 from hub_files import CLASSES, Ranges, png, saved, table
+from image_fixtures import tar
 from vitlab.cli.checks import problems as all_problems
 from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
-from vitlab.data.decode import UnreadableImage, read_image
+from vitlab.data.decode import UnreadableImage, read_bytes, read_image
 from vitlab.data.sets.huggingface import huggingface as source_of
 from vitlab.data.sets.huggingface import problems
 from vitlab.data.source import Source, Split, loader_settings
@@ -97,6 +98,26 @@ def test_one_file_or_a_pattern_of_files_is_cut_by_vitlab(load: Load, parquet: Pa
     several = load(name=str(parquet / "data" / "t*.parquet"), test_fraction=0.25)
     assert {name: len(split) for name, split in several.splits.items()} == {"train": 600, "test": 200}
     assert not set(several.train.files or []) & set(several.test.files or [])
+
+
+def test_the_tar_files_of_webdataset_are_read_with_their_bytes(load: Load, tmp_path: Path) -> None:
+    images = [png(image) for image in load_digits().images[:24]]
+    members = [
+        part
+        for number, data in enumerate(images)
+        for part in (
+            (f"some/{number:04d}.cls", str(number % 3).encode()),
+            (f"some/{number:04d}.json", b"{}"),
+            (f"some/{number:04d}.png", data),
+        )
+    ]
+    for part in range(2):
+        tar(tmp_path / "theirs" / "train" / f"imagenet-{part}.tar", members[36 * part : 36 * part + 36])
+    tar(tmp_path / "theirs" / "val" / "0.tar", members[:18])
+    source = load(name=str(tmp_path / "theirs"))
+    assert (source.classes, len(source.test)) == (("0", "1", "2"), 6)
+    assert [read_bytes(file) for file in source.train.files or []] == images
+    assert source.train.labels.tolist() == [number % 3 for number in range(24)]
 
 
 def test_a_published_validation_split_is_validated_on(load: Load, tmp_path: Path) -> None:
