@@ -107,8 +107,9 @@ def main(
         for i, name in enumerate(names[start : min(count, start + batch_size)]):
             files = [out / f"{kind}_{start + i}.png" for kind in ("maps", "heads")]
             tiles = pictures.overlay(pixels[i], torch.stack([values[i] for values in result.maps.values()]))
-            titles = {k: f"deletion {values[i][0]:.2f}, insertion {values[i][1]:.2f}" for k, values in areas.items()}
-            texts = [f"image\nrandom: {titles.get('random')}", *(f"{key}\n{titles.get(key)}" for key in result.maps)]
+            scores = {k: f"\ndeletion {x[i][0]:.2f}, insertion {x[i][1]:.2f}" for k, x in areas.items()}
+            random = scores.get("random", "").replace("\n", "\nrandom: ")
+            texts = [f"image{random}", *(key + scores.get(key, "") for key in result.maps)]
             draw_gallery(
                 files[0], torch.cat([with_channels(pixels[i : i + 1], 3), tiles]), texts, columns=len(texts), side=224
             )
@@ -126,8 +127,8 @@ def main(
         pictures.draw_cka(out / "cka.png", pictures.cka(own, kernels or own), (run, compare or run))
         captions["cka"] = "Linear CKA between the tokens after two blocks; an image is one example"
     joined = join_curves(curves)
-    if scores := score_table(joined):
-        table = [list(scores[0]), *(list(row.values()) for row in scores)]
+    if rows := score_table(joined):
+        table = [list(rows[0]), *(list(row.values()) for row in rows)]
         page.add_section("Scores")
         page.add_text(ABOUT_SCORES.format(removed=REMOVED[baseline], orders=explanation.ORDERS))
         page.add_table(table[0], table[1:])
@@ -145,7 +146,7 @@ def main(
     for name, caption in captions.items():
         page.add_picture(out / f"{name}.png", caption)
     page.write(out / "index.html")
-    results = {"run": run, "baseline": baseline, "scores": scores, "blocks": numbers}
+    results = {"run": run, "baseline": baseline, "scores": rows, "blocks": numbers}
     (out / "explain.json").write_text(
         json.dumps(results | {"images": dict(zip(names, classes, strict=False))}, indent=2)
     )

@@ -117,7 +117,7 @@ def draw_lines(file: Path, xlabel: str, panels: Mapping[str, Mapping[str, tuple[
     for axis, (ylabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, line in lines.items():
             axis.plot(*line, label=name, markersize=4)
-        axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+        axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05 * axis.dataLim.ymax or 1))
         axis.grid(alpha=0.3)
         axis.locator_params(axis="x", integer=isinstance(line[0], range))
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
