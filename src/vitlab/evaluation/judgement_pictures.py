@@ -97,7 +97,7 @@ def draw_confusion(file: Path, label: Any, prediction: Any, names: Sequence[str]
 
 def draw_reliability(file: Path, judgement: Node) -> None:
     figure, axis = new_figure(5.4, 4.6)
-    axis.plot([0, 1], [0, 1], "--", color="gray", linewidth=1)
+    axis.plot([0, 1], [0, 1], "--", color="gray", linewidth=1, label="calibrated")
     for (name, bins), style in zip(judgement["bins"].items(), ("o-", "s:", "^-"), strict=False):
         if bins:
             _, means, accuracies = zip(*bins, strict=True)

@@ -44,6 +44,7 @@ def write_comparison(runs: list[Path], evaluation: str, out: Path) -> Sweep:
     folders = {name: run / "evaluation" / evaluation for name, run in zip(names, runs, strict=True)}
     judged = {name: own for name, own in folders.items() if (own / "judgement.json").is_file()}
     page = Page("")
+    out.mkdir(parents=True, exist_ok=True)
     for name, lines in comparison_tables(judged).items() if judged else ():
         write_csv(out / f"{name}.csv", lines)
         page.add_section(f"{name.capitalize()} of {evaluation}")
