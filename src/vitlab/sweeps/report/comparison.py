@@ -61,7 +61,7 @@ def comparison_tables(folders: dict[str, Path]) -> dict[str, list[list[Any]]]:
     scores = {name: own["scores"]["predictions"] for name, own in judged.items()}
     rows = [[key, name, *(own.get(key, []) + [None] * 3)[:3]] for key in scores[first] for name, own in scores.items()]
     same = [name for name in judged if judged[name]["digest"] == judged[first]["digest"]]
-    images = {name: [*csv.DictReader((folders[name] / "images.csv").open(newline=""))] for name in same}
+    images = {name: [*csv.DictReader((folders[name] / "images.csv").read_text().splitlines())] for name in same}
     correct = {name: np.array([line["correct"] == "True" for line in lines], float) for name, lines in images.items()}
     paired = [[name, *paired_test(correct[first], correct[name])] for name in same[1:]]
     recalls = [{line[0]: line[2] for line in own["classes"][1:]} for own in judged.values()]
