@@ -45,9 +45,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     loss = lambda x: float(F.cross_entropy(logits / float(np.exp(x)), labels))  # noqa: E731
     best = minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-7})
     temperature = float(np.exp(best.x))
-    if not torch.isfinite(logits).all() or not 0.0101 < temperature < 99:
+    right = bool((logits.argmax(dim=1) == labels).all())  # the loss then falls as long as T does
+    if right or not torch.isfinite(logits).all() or not 0.0101 < temperature < 99:
         raise ValueError(
-            f"fit_temperature=true: the loss of {len(labels)} validation images has no minimum between 0.01 and 100; "
-            "all of them may be classified right. Validate on more images, or leave it out"
+            f"fit_temperature=true: the loss of {len(labels)} validation images has no minimum between 0.01 and 100"
+            f"{', as all are classified right' * right}; validate on more images, or leave it out"
         )
     return temperature

@@ -36,7 +36,8 @@ Rows = Callable[[Tensor, Tensor], Tensor]  # logits [B, classes], labels [B] -> 
 def image_rows(logits: Tensor, labels: Tensor, temperature: float | None = None) -> Tensor:
     """`COLUMNS` of images, [B, 5]; with a temperature T followed by those of logits / T, [B, 10]."""
     probabilities, prediction = logits.softmax(dim=1), logits.argmax(dim=1, keepdim=True)
-    brier = (probabilities - F.one_hot(labels, logits.shape[1])).square().sum(dim=1, keepdim=True)
+    own = probabilities.gather(1, labels[:, None])
+    brier = (probabilities.square().sum(dim=1, keepdim=True) - 2 * own + 1).clamp(min=0)
     loss = F.cross_entropy(logits, labels, reduction="none")[:, None]
     first = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(dim=1, keepdim=True)
     rows = torch.cat([prediction, probabilities.gather(1, prediction), loss, brier, first], dim=1)

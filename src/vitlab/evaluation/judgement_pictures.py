@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -85,7 +86,9 @@ def draw_confusion(file: Path, label: Any, prediction: Any, names: Sequence[str]
     shares, few = counts / np.maximum(1, counts.sum(axis=1, keepdims=True)), len(names) <= MOST_NAMES
     side = 5.2 + 0.3 * max(0, len(names) - 10) if few else 8
     figure, axis = new_figure(side + 0.8, side)
-    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest" if few else "antialiased")
+    pooled = F.adaptive_max_pool2d(torch.from_numpy(shares)[None], min(len(names), 250))[0]  # what the eye can see
+    ends = (-0.5, len(names) - 0.5)
+    picture = axis.imshow(pooled, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=ends + ends[::-1])
     figure.colorbar(picture, shrink=0.8)
     axis.set(xlabel="prediction", ylabel="label")
     if few:
@@ -100,7 +103,7 @@ def draw_confusion(file: Path, label: Any, prediction: Any, names: Sequence[str]
 
 def draw_reliability(file: Path, judgement: Node) -> None:
     figure, axis = new_figure(5.4, 4.6)
-    axis.plot([0, 1], [0, 1], "--", color="gray", linewidth=1)
+    axis.plot([0, 1], [0, 1], "--", color="gray", linewidth=1, label="calibrated")
     for (name, bins), style in zip(judgement["bins"].items(), ("o-", "s:", "^-"), strict=False):
         if bins:
             _, means, accuracies = zip(*bins, strict=True)

@@ -57,7 +57,7 @@ def write_report(folder: Path, judgements: list[Path], title: str = "") -> Path:
 def write_run_report(run_dir: Path) -> Path:
     """Write the page of a run, with all its judgements."""
     folders = [file.parent for file in sorted((run_dir / "evaluation").glob("*/judgement.json"))]
-    return write_report(run_dir / "report", folders, f"{read_config(run_dir)['name']}   {run_dir.resolve().name}")
+    return write_report(run_dir / "report", folders, f"{read_config(run_dir).get('name')}   {run_dir.resolve().name}")
 
 
 def format_score(name: str, values: list[float]) -> str | None:
@@ -76,8 +76,9 @@ def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, network: nn
     folder, attention = run_dir / "evaluation" / "best-test", run_dir / "figures" / "attention.png"
     try:
         judgement = write_judgement(folder, rows, data, about={"split": "test", "checkpoint": "best"})
+        sharded = any(isinstance(p, DTensor) for p in network.parameters())  # which all ranks compute together
         with suppress(ValueError):  # of a network without attention maps
-            if not any(isinstance(p, DTensor) for p in network.parameters()):  # which all ranks compute together
+            if not sharded and not any(m._compiled_call_impl for m in network.modules()):
                 draw_attention(network, data, attention)
         log.info("report: %s", write_run_report(run_dir))
         for file in filter(Path.is_file, (*sorted(folder.glob("*.png")), attention)):

@@ -14,8 +14,8 @@ from vitlab.config import paths, schema
 from vitlab.config.docstrings import argument_lines
 from vitlab.jobs.compose import ensure_hydra
 
-PROGRAMS = ("train", "evaluate", "compare", "predict", "explain", "demo", "sweep", "soup", "export", "prepare", "doctor")
-PROGRAMS += ("plan", "preview")
+NAMES = "train evaluate compare predict explain demo sweep soup export prepare doctor plan preview"
+PROGRAMS = tuple(NAMES.split())
 TRAINING = {"data", "model", "model/patch", "model/resolution", "model/size", "weights", "classifier"}
 TRAINING |= {"optimizer", "schedule", "trainer", "callbacks", "experiment"}
 SWEEPING = {"hydra/launcher", "hydra/sweeper", "hydra/sweeper/pruner", "hydra/sweeper/sampler"}

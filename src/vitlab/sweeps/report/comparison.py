@@ -44,6 +44,7 @@ def write_comparison(runs: list[Path], evaluation: str, out: Path) -> Sweep:
     folders = {name: run / "evaluation" / evaluation for name, run in zip(names, runs, strict=True)}
     judged = {name: own for name, own in folders.items() if (own / "judgement.json").is_file()}
     page = Page("")
+    out.mkdir(parents=True, exist_ok=True)
     for name, lines in comparison_tables(judged).items() if judged else ():
         write_csv(out / f"{name}.csv", lines)
         page.add_section(f"{name.capitalize()} of {evaluation}")
@@ -60,7 +61,7 @@ def comparison_tables(folders: dict[str, Path]) -> dict[str, list[list[Any]]]:
     scores = {name: own["scores"]["predictions"] for name, own in judged.items()}
     rows = [[key, name, *(own.get(key, []) + [None] * 3)[:3]] for key in scores[first] for name, own in scores.items()]
     same = [name for name in judged if judged[name]["digest"] == judged[first]["digest"]]
-    images = {name: [*csv.DictReader((folders[name] / "images.csv").open(newline=""))] for name in same}
+    images = {name: [*csv.DictReader((folders[name] / "images.csv").read_text().splitlines())] for name in same}
     correct = {name: np.array([line["correct"] == "True" for line in lines], float) for name, lines in images.items()}
     paired = [[name, *paired_test(correct[first], correct[name])] for name in same[1:]]
     recalls = [{line[0]: line[2] for line in own["classes"][1:]} for own in judged.values()]
