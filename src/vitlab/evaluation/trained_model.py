@@ -5,7 +5,6 @@ model.predict("photos").top(5)                  paths, folders, Pillow's images,
 model.embed("photos"), model.attention("cat.jpg"), model.network, model.transform
 """
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from vitlab.config import instantiate
 from vitlab.config.schema import Node
 from vitlab.data.augment import Prepare
 from vitlab.data.dataset import center_crop
+from vitlab.evaluation import calibration
 from vitlab.evaluation import images as user_images
 from vitlab.evaluation.checkpoint import NOT_BUILT, CheckpointWeights, load_weights
 from vitlab.evaluation.features import Extractor, Kind
@@ -37,8 +37,6 @@ from vitlab.weights.open import open_weights
 from vitlab.weights.preprocessing import preprocessing
 
 log = logging.getLogger(__name__)
-
-TEMPERATURE = "evaluation/temperature.json"  # of a run: {"temperature": T}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +75,10 @@ class TrainedModel:
     @property
     def device(self) -> torch.device:
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+    @property
+    def has_head(self) -> bool:
+        return getattr(self.network, "num_classes", None) != 0
 
     @property
     def preprocessing(self) -> Node:
@@ -120,19 +122,15 @@ class TrainedModel:
                     yield torch.stack(few).to(self.device)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        scaled = logits.float() / self.temperature
+        scaled = logits.float() if self.temperature == 1 else logits.float() / self.temperature
         return scaled.softmax(dim=-1) if self.loss == "softmax" else scaled.sigmoid()
-
-    def logits(self, batch: Tensor) -> Tensor:
-        if getattr(self.network, "num_classes", None) == 0:
-            raise ValueError("these weights have no head, so there are no classes to predict; use embed")
-        logits: Tensor = self.network(batch)
-        return logits
 
     @torch.inference_mode()
     def predict(self, images: Images, *, batch_size: int = 64) -> Predictions:
         """The probabilities of images: paths, folders, images of Pillow, uint8 arrays or tensors, or lists of them."""
-        parts = [self.probabilities(self.logits(batch)).cpu() for batch in self.batches(images, batch_size)]
+        if not self.has_head:
+            raise ValueError("these weights have no head, so there are no classes to predict; use embed")
+        parts = [self.probabilities(self.network(batch)).cpu() for batch in self.batches(images, batch_size)]
         return Predictions(concatenate(parts), self.classes)
 
     @torch.inference_mode()
@@ -188,9 +186,9 @@ def load_checkpoint_model(weights: CheckpointWeights) -> TrainedModel:
     inferred = {"num_classes": len(classes), "in_channels": len(preprocessing["mean"])}
     network = instantiate.build_object({k: v for k, v in weights.config["model"].items() if k != NOT_BUILT}, **inferred)
     network.load_state_dict(weights.state)
-    file = weights.run / TEMPERATURE
-    temperature = float(json.loads(file.read_text())["temperature"]) if file.is_file() else 1.0
-    known = {"loss": labels.config_loss(weights.config), "temperature": temperature}
+    is_best = weights.file.stem == "best" and weights.chosen != "raw"  # whose temperature it is
+    known = {"loss": labels.config_loss(weights.config)}
+    known |= {"temperature": calibration.read_temperature(weights.run) or 1.0} if is_best else {}
     return trained_model(network, classes, pair(weights.config["image_size"]), preprocessing, **known)
 
 
@@ -226,9 +224,10 @@ def load_onnx_model(file: Path) -> TrainedModel:
     """An ONNX file of vitlab; its metadata are those of `vitlab.export.graph`."""
     network = GraphNetwork(file)
     known = {"interpolation": "bicubic", "crop_fraction": None, "loss": "softmax", **network.metadata}
+    others = {"loss": known["loss"], "temperature": 1.0 if network.folded else known.get("temperature", 1.0)}
     if network.folded:  # it normalizes
         known |= {"mean": [0.0] * network.channels, "std": [1.0] * network.channels}
-    return trained_model(network, known["classes"], pair(known["image_size"]), known, loss=known["loss"])
+    return trained_model(network, known["classes"], pair(known["image_size"]), known, **others)
 
 
 def trained_model(
