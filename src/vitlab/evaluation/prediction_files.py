@@ -135,7 +135,9 @@ def write_predictions(
         if is_readable:
             bar = [f"{('█' * round(value * BAR)).ljust(BAR, '░')} {value:.0%}" for value in values[:1]]
             titles[path] = "\n".join([*(short(name, 18) for name in names[:1]), *bar, short(Path(path).name, 18)])
-    lines = [["path", *(f"{what}{i + 1}" for i in range(count) for what in ("class", "probability")), "error"]]
+    lines: list[list[Any]] = [
+        ["path", *(f"{w}{i + 1}" for i in range(count) for w in ("class", "probability")), "error"]
+    ]
     for row in rows:
         pairs = zip(*(row.get(key, [None] * count) for key in ("classes", "probabilities")), strict=True)
         lines.append([row["path"], *(cell for pair in pairs for cell in pair), row.get("error")])

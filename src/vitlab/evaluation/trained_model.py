@@ -5,6 +5,7 @@ model.predict("photos").top(5)                  paths, folders, Pillow's images,
 model.embed("photos"), model.attention("cat.jpg"), model.network, model.transform
 """
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from vitlab.config import instantiate
 from vitlab.config.schema import Node
 from vitlab.data.augment import Prepare
 from vitlab.data.dataset import center_crop
-from vitlab.evaluation import calibration
 from vitlab.evaluation import images as user_images
 from vitlab.evaluation.checkpoint import NOT_BUILT, CheckpointWeights, load_weights
 from vitlab.evaluation.features import Extractor, Kind
@@ -37,6 +37,8 @@ from vitlab.weights.open import open_weights
 from vitlab.weights.preprocessing import preprocessing
 
 log = logging.getLogger(__name__)
+
+TEMPERATURE = "evaluation/temperature.json"  # of a run's best weights: {"temperature": T}
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,9 +188,9 @@ def load_checkpoint_model(weights: CheckpointWeights) -> TrainedModel:
     inferred = {"num_classes": len(classes), "in_channels": len(preprocessing["mean"])}
     network = instantiate.build_object({k: v for k, v in weights.config["model"].items() if k != NOT_BUILT}, **inferred)
     network.load_state_dict(weights.state)
-    is_best = weights.file.stem == "best" and weights.chosen != "raw"  # whose temperature it is
-    known = {"loss": labels.config_loss(weights.config)}
-    known |= {"temperature": calibration.read_temperature(weights.run) or 1.0} if is_best else {}
+    known: Node = {"loss": labels.config_loss(weights.config)}
+    if weights.file.stem == "best" and weights.chosen != "raw" and (file := weights.run / TEMPERATURE).is_file():
+        known |= json.loads(file.read_text())
     return trained_model(network, classes, pair(weights.config["image_size"]), preprocessing, **known)
 
 
