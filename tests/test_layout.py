@@ -16,8 +16,8 @@ TEXTS = [*SOURCES, *PAGES, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((RO
 NO_SOURCE = {
     Path(f"test_{name}.py")
     for name in (
-        *("benchmark", "conf", "faults", "golden_curves", "language", "layout", "legacy_runs", "lightning", "mutations"),
-        *("own_code", "readme", "recipes", "results", "scale", "wheel"),
+        *("benchmark", "conf", "examples", "faults", "golden_curves", "language", "layout", "legacy_runs", "lightning"),
+        *("mutations", "own_code", "python", "readme", "recipes", "results", "scale", "wheel"),
     )
 }
 

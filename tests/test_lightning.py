@@ -46,9 +46,11 @@ class Theirs(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
 
-def data(**settings: Any) -> DataModule:
+def data(*, tuples: bool = False, **settings: Any) -> DataModule:
     given = {"augment": Augment(translate=0.1), "image_size": 8, "batch_size": 64, "seed": 0, "max_train_samples": 300}
-    return DataModule(source=digits, **{**given, **settings})
+    module = DataModule(source=digits, **{**given, **settings})
+    module.tuples = tuples
+    return module
 
 
 def network() -> VisionTransformer:

@@ -37,7 +37,6 @@ TAKEN = {
     "trainer.logger": "use the group logger",
     "trainer.callbacks": "use the group callbacks",
     "trainer.default_root_dir": "use hydra.run.dir",
-    "data.tuples": "it is for other modules, in Python",
     "classifier.network": "use the group model",
     "classifier.num_classes": "the data has it",
     "classifier.optimizer": "use the group optimizer",

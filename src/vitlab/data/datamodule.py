@@ -55,7 +55,6 @@ class DataModule(LightningDataModule):
             the source's.
         std: Standard deviation per channel; None: likewise.
         interpolation: Of resizing; None: that of the weights that training starts from, else bicubic.
-        tuples: Return (images, targets), for modules that aren't vitlab's, instead of batches with their position.
         scaled_decoding: Decode JPEG files at 1/2, 1/4 or 1/8 if the training crop is at least four times as large as
             `image_size`. Faster for large photographs, with slightly different pixels. For sets that aren't in memory.
     """
@@ -83,7 +82,6 @@ class DataModule(LightningDataModule):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         interpolation: Literal["bicubic", "bilinear"] | None = None,
-        tuples: bool = False,
         scaled_decoding: bool = False,
     ) -> None:
         super().__init__()
@@ -91,7 +89,7 @@ class DataModule(LightningDataModule):
         self.load_source, self.augment, self.batch_size, self.seed = source, augment, batch_size, seed
         self.val_fraction, self.split_seed, self.max_train_samples = val_fraction, split_seed, max_train_samples
         self.num_workers, self.drop_last, self.scaled_decoding = num_workers, drop_last, scaled_decoding
-        self.repeats, self.tuples = repeats, tuples
+        self.repeats, self.tuples = repeats, False  # True: batches are (images, targets), for others' modules
         self.epoch, self.is_first = 0, False  # of iterations without a Trainer; whether the next batch is the first one
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.on_error, self.max_skipped, self.scan = on_error, max_skipped, scan

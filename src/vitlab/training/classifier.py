@@ -195,7 +195,7 @@ class Classifier(LightningModule):
             elif len(batch.targets):  # none of a rank without images, which other metrics can't be updated with
                 metric.update(logits, batch.targets)
             # to `callback_metrics` and the progress bar; Monitor logs it to the loggers, at the right step
-            shown = {"prog_bar": split == "val" and name in ("acc", "loss"), "logger": self.own_log()}
+            shown: Any = {"prog_bar": split == "val" and name in ("acc", "loss"), "logger": self.own_log()}
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, **shown)
 
     def own_log(self) -> bool:
