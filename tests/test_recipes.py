@@ -144,7 +144,7 @@ def test_network(recipe: Recipe) -> None:
     assert [block.drop_path for block in blocks] == pytest.approx(ladder)
     assert {block.attn.dropout for block in blocks} == {expected.get("dropout", 0.0)}
     built = {name: getattr(network, name, None) for name in ("heads", "position_dropout")}
-    built |= {"norm_eps": blocks[0].norm1.eps, "attention_dropout": blocks[-1].attn.attention_dropout}
+    built |= {"norm_eps": blocks[0].norm1.eps, "attention_dropout": blocks[-1].attn.attn_drop.p}
     built |= {"fc_norm": isinstance(network.fc_norm, nn.LayerNorm)}
     built |= {
         "layer_scale": float(scale.gamma.detach()[0]) if isinstance(scale := blocks[-1].ls2, LayerScale) else None

@@ -19,14 +19,15 @@ from vitlab.models.shortcuts import has_plain_weights
 MAX_TOKENS = 256  # of an image
 CHUNK_WEIGHTS = 900_000  # attention weights at a time: three images of a ViT-S/16, seven of a Ti/16
 MIN_QUERIES = 2**14  # elements; for fewer, torch's kernel is as fast without a backward pass
+NO_DROPOUT = nn.Dropout(0.0)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, fused: bool = True) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, B h M d; `fused=False` computes the formula step by step."""
-    if not fused:
-        weights = attention_weights(q, k)
-        return (F.dropout(weights, dropout) if dropout > 0.0 else weights) @ v
-    if has_cpu_kernel(q, k, dropout):
+def attention(q: Tensor, k: Tensor, v: Tensor, drop: nn.Dropout = NO_DROPOUT, *, fused: bool = True) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, B h M d. `fused=False`, or a hook on `drop`: step by step, the weights by `drop`."""
+    if not fused or drop._forward_hooks or drop._forward_pre_hooks:
+        return torch.matmul(drop(attention_weights(q, k)), v)
+    dropout = drop.p if drop.training else 0.0
+    if isinstance(q, Tensor) and has_cpu_kernel(q, k, dropout):  # torch.fx traces with a Proxy
         return cpu_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
@@ -40,8 +41,9 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """B N parts*D -> `parts` times B h N d. With gradients, chunks before views save a copy in backward."""
     images, tokens, width = x.shape[0], x.shape[1], x.shape[2] // (parts * heads)
-    if torch.is_grad_enabled():
-        return tuple(p.view(images, tokens, heads, width).transpose(1, 2) for p in x.chunk(parts, dim=2))
+    if torch.is_grad_enabled() or torch.jit.is_tracing():  # which checks a trace without gradients
+        chunks = x.chunk(parts, dim=2)  # torch.fx can't iterate over them
+        return tuple(chunks[i].view(images, tokens, heads, width).transpose(1, 2) for i in range(parts))
     return x.view(images, tokens, parts, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
 
 
@@ -60,7 +62,9 @@ def project_heads(layer: nn.Linear, x: Tensor, heads: int, queries: int | None) 
 def has_cpu_kernel(q: Tensor, k: Tensor, dropout: float) -> bool:
     """Whether `cpu_attention` is the fastest for queries B h M d and keys B h N d; if compiled, in training alone."""
     narrow = q.is_cpu and q.dtype == torch.bfloat16 and dropout == 0.0 and k.shape[2] <= MAX_TOKENS
-    return narrow and (q.requires_grad or (q.numel() >= MIN_QUERIES and not torch.compiler.is_compiling()))
+    eager = narrow and not torch.compiler.is_compiling()
+    vectorized = eager and torch._C._are_functorch_transforms_active()  # by torch.func, which needs torch's kernel
+    return narrow and not vectorized and (q.requires_grad or (eager and q.numel() >= MIN_QUERIES))
 
 
 def cpu_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class LayerScale(nn.Module):
 
 def drop_path(x: Tensor, keep: Tensor) -> Tensor:
     """Stochastic depth (https://arxiv.org/abs/1603.09382): zero a sample's branch with probability 1 - `keep`."""
-    kept = torch.rand(x.shape[0], 1, 1, device=x.device) < keep  # B 1 1
+    kept = x.new_empty(x.shape[0], 1, 1, dtype=torch.get_default_dtype()).uniform_() < keep  # B 1 1
     return x * (kept.to(x.dtype) / keep)
 
 

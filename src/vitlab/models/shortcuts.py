@@ -10,8 +10,10 @@ def is_plain(x: Tensor, *modules: nn.Module) -> bool:
     that isn't torch's or ours (LoRA, offloading), or is parametrized; and for torch.fx, which traces calls.
     """
     for each in modules:
-        if (each._forward_hooks or each._forward_pre_hooks) and has_foreign_hooks(each):
-            return False
+        if each._forward_hooks or each._forward_pre_hooks:
+            hooks = [*each._forward_hooks.values(), *each._forward_pre_hooks.values()]
+            if not all(str(getattr(hook, "__module__", "")).startswith("torch.distributed.") for hook in hooks):
+                return False
         if each._backward_hooks or each._backward_pre_hooks or "forward" in each.__dict__:
             return False
         if not getattr(type(each).forward, "__module__", "").startswith(("torch.nn.modules.", "vitlab.models.")):
@@ -21,12 +23,7 @@ def is_plain(x: Tensor, *modules: nn.Module) -> bool:
     return isinstance(x, Tensor)
 
 
-def has_foreign_hooks(module: nn.Module) -> bool:
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return not all(str(getattr(hook, "__module__", "")).startswith("torch.distributed.") for hook in hooks)
-
-
 def has_plain_weights(x: Tensor, layer: nn.Module) -> bool:
     """Whether F.linear with the layer's weights is its call; quantized and sharded weights compute their own."""
-    exactly = type(layer) in (nn.Linear, nn.Conv2d)
-    return exactly and not hasattr(layer.weight, "__tensor_flatten__") and is_plain(x, layer)
+    kinds = (nn.Linear, nn.Conv2d)
+    return type(layer) in kinds and not hasattr(layer.weight, "__tensor_flatten__") and is_plain(x, layer)

@@ -14,7 +14,7 @@ Shapes in the comments:
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, cast, overload
+from typing import Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 from vitlab.models.attention import attention, attention_weights, project_heads
 from vitlab.models.init import initialize
-from vitlab.models.layers import ACTIVATIONS, LayerScale, add_branch, drop_path, dropout, patch_dropout
+from vitlab.models.layers import ACTIVATIONS, LayerScale, add_branch, drop_path, dropout
 from vitlab.models.positions import sincos2d_table
 from vitlab.models.shortcuts import has_plain_weights, is_plain
+from vitlab.models.timm_interface import TimmInterface
 from vitlab.models.vit_validation import block_indices, check_arguments, check_images, pair
 
 New = Callable[..., nn.Module]  # makes a layer
@@ -43,11 +44,16 @@ class PatchEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.expected, self.linear = (channels, *image), linear
-        self.grid = (image[0] // patch[0], image[1] // patch[1])
+        self.grid = self.grid_size = (image[0] // patch[0], image[1] // patch[1])
+        self.num_patches = self.grid[0] * self.grid[1]
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch, bias=bias)
 
+    def dynamic_feat_size(self, _images: tuple[int, int]) -> tuple[int, int]:
+        return self.grid
+
     def forward(self, images: Tensor) -> Tensor:
-        check_images(images.shape, self.expected)
+        if isinstance(images, Tensor) and not torch.jit.is_tracing():  # while traced, sizes are unknown
+            check_images(images.shape, self.expected)
         if not (self.linear and has_plain_weights(images, self.proj)):
             x: Tensor = self.proj(images)  # B D R S
             return x.flatten(2).transpose(1, 2)  # B n D
@@ -62,20 +68,20 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, *, dim: int, heads: int, bias: bool, dropout: float, attention_dropout: float, fused: bool):
         super().__init__()
-        self.heads, self.fused = heads, fused
-        self.dropout, self.attention_dropout = dropout, attention_dropout
+        self.num_heads, self.head_dim, self.fused_attn, self.dropout = heads, dim // heads, fused, dropout
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.attn_drop = nn.Dropout(attention_dropout)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """Mix for all tokens, or for the first `queries` of them: B N D -> B M D."""
         q, k, v = self.project(x, queries)
-        x = attention(q, k, v, dropout=self.attention_dropout if self.training else 0.0, fused=self.fused)  # B h M d
+        x = attention(q, k, v, self.attn_drop, fused=self.fused_attn)  # B h M d
         return dropout(self.proj(x.transpose(1, 2).flatten(2)), self.dropout, self.training)  # B M D
 
     def project(self, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries B h M d, keys and values B h N d: views of the projection, nothing is copied."""
-        return project_heads(self.qkv, x, self.heads, queries)
+        return project_heads(self.qkv, x, self.num_heads, queries)
 
 
 class MLP(nn.Module):
@@ -107,7 +113,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """All tokens, or the first `queries` of them, which still attend to all: B N D -> B M D."""
         residual, attn = (x, self.attn) if queries is None else (x[:, :queries], partial(self.attn, queries=queries))
-        if self.training and self.kept_only:
+        if self.training and self.kept_only and isinstance(x, Tensor):  # torch.fx traces with a Proxy
             x = add_branch(residual, self.drop_path, lambda kept: self.ls1(attn(self.norm1(x[kept]))))
             return add_branch(x, self.drop_path, lambda kept: self.ls2(self.mlp(self.norm2(x[kept]))))
         x = residual + self.drop(self.ls1(attn(self.norm1(x))))
@@ -117,7 +123,7 @@ class Block(nn.Module):
         return drop_path(x, self.keep) if self.training and self.drop_path > 0.0 else x
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(TimmInterface, nn.Module):
     """Vision Transformer: images B C height width -> logits B classes.
 
     Args:
@@ -204,9 +210,10 @@ class VisionTransformer(nn.Module):
         super().__init__()
         image, patch, hidden = pair(image_size), pair(patch_size), int(dim * mlp_ratio)
         self.image_size, self.patch_size, self.in_channels = image, patch, in_channels
-        self.num_classes, self.dim, self.depth, self.heads = num_classes, dim, depth, heads
+        self.num_classes, self.heads, self.head_hidden_size = num_classes, heads, pre_logits_dim or dim
+        self.dim = self.embed_dim = self.num_features = dim
         self.pool, self.position_dropout, self.patch_dropout = pool, position_dropout, patch_dropout
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing = self.grad_checkpointing = activation_checkpointing
         self.distilled, self.distilled_training, norm = distilled, False, partial(nn.LayerNorm, eps=norm_eps)
         bias, linear = not pre_norm, patch_projection == "linear"
         self.patch_embed = PatchEmbedding(
@@ -217,7 +224,8 @@ class VisionTransformer(nn.Module):
         self.dist_token = nn.Parameter(torch.empty(1, 1, dim)) if distilled else None
         self.reg_token = nn.Parameter(torch.empty(1, num_registers, dim)) if num_registers else None
         covered = self.prefix if pos_embed_on_registers else self.prefix - num_registers
-        length = self.grid[0] * self.grid[1] + (0 if pos_embed_on_patches_only else covered)
+        self.covered = 0 if pos_embed_on_patches_only else covered  # prefix tokens with a position, the first ones
+        length = self.covered + self.patch_embed.num_patches
         self.pos_embed: Tensor | None
         if pos_embed == "learned":
             self.pos_embed = nn.Parameter(torch.empty(1, length, dim))
@@ -233,12 +241,12 @@ class VisionTransformer(nn.Module):
         grows, last = drop_path_schedule == "linear", max(depth - 1, 1)
         drops = [drop_path * index / last if grows else drop_path for index in range(depth)]
         blocks = [block(attn=attention(), mlp=mlp(), drop_path=rate) for rate in drops]
-        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))  # which loses the type of its elements
+        self.blocks = cast(Sequence[Block], nn.Sequential(*blocks))  # which loses the type of its elements
         norm_pooled = pool == "avg" if fc_norm is None else fc_norm
         self.norm = nn.Identity() if norm_pooled else norm(dim)
         self.fc_norm = norm(dim) if norm_pooled else nn.Identity()
         self.pre_logits = nn.Linear(dim, pre_logits_dim) if pre_logits_dim else None
-        self.head = nn.Linear(pre_logits_dim or dim, num_classes) if num_classes else nn.Identity()
+        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
         self.head_dist = nn.Linear(dim, num_classes) if num_classes and distilled else nn.Identity()
         initialize(self, init, head_std, head_bias)
 
@@ -263,10 +271,12 @@ class VisionTransformer(nn.Module):
                 outputs[index] = x
         return self.norm(x) if layers is None else [outputs[index] for index in chosen]
 
-    def forward_head(self, tokens: Tensor) -> Tensor:
-        """The output of forward_features, B N D -> logits B classes; of both heads in distillation, 2 B classes."""
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens B N D -> logits B classes; of both heads in distillation, 2 B classes; or what the head reads, B D."""
         if self.distilled:
             x = self.fc_norm(tokens[:, :2])
+            if pre_logits:
+                return cast(Tensor, x.mean(dim=1))
             logits = self.head(x[:, 0]), self.head_dist(x[:, 1])
             return torch.stack(logits) if self.distilled_training else cast(Tensor, (logits[0] + logits[1]) / 2)
         if self.pool == "cls":
@@ -274,7 +284,8 @@ class VisionTransformer(nn.Module):
         elif self.pool == "avg":
             tokens = tokens[:, self.prefix :].mean(dim=1)  # B D
         x = self.fc_norm(tokens)
-        return cast(Tensor, self.head(x if self.pre_logits is None else self.pre_logits(x).tanh()))
+        x = x if self.pre_logits is None else self.pre_logits(x).tanh()
+        return x if pre_logits else cast(Tensor, self.head(x))
 
     def attention_maps(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Attention weights B h N N of the blocks `layers` (None: all); row i, of query i, sums to 1."""
@@ -287,30 +298,23 @@ class VisionTransformer(nn.Module):
             x = self.run(block, x)
         return [maps[index] for index in chosen]
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay: tokens and positions (timm's protocol)."""
-        return {"pos_embed", "cls_token", "dist_token", "reg_token"}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns from a parameter's name to its layer, in timm's protocol (99999: the layer before)."""
-        stem = r"^(?:cls_token|dist_token|reg_token|pos_embed|patch_embed|norm_pre)"
-        return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
-
     def embed(self, images: Tensor) -> Tensor:
         """Prefix and patch tokens with their positions, the input of the first block: B N D [equation 1]."""
-        x = self.patch_embed(images)  # B n D
+        x = self._pos_embed(self.patch_embed(images))
+        return cast(Tensor, self.norm_pre(self.patch_drop(x)))
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Add prefix and positions to the patches: B n D -> B N D."""
         tokens: list[Tensor] = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else x.new_empty(1, 0, self.dim)  # 1 prefix D
-        if self.pos_embed is not None:
-            covered = self.pos_embed.shape[1] - x.shape[1]  # prefix tokens with a position, the first ones
-            if covered:
-                prefix = prefix + F.pad(self.pos_embed[:, :covered], (0, 0, 0, self.prefix - covered))
-            x = x + self.pos_embed[:, covered:]
+        if (table := self.pos_embed) is not None:
+            if covered := self.covered:
+                prefix = prefix + F.pad(table[:, :covered], (0, 0, 0, self.prefix - covered))
+            x = x + table[:, covered:]
         x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1) if tokens else x  # B N D
-        x = dropout(x, self.position_dropout, self.training)
-        return cast(Tensor, self.norm_pre(patch_dropout(x, self.patch_dropout, self.prefix, self.training)))
+        return dropout(x, self.position_dropout, self.training)
 
     def run(self, block: New, x: Tensor, queries: int | None = None) -> Tensor:
-        if self.activation_checkpointing and torch.is_grad_enabled():
+        if self.activation_checkpointing and torch.is_grad_enabled() and isinstance(x, Tensor):
             block = partial(checkpoint, block, use_reentrant=False)
         return cast(Tensor, block(x) if queries is None else block(x, queries))

@@ -93,7 +93,7 @@ def test_fused_or_step_by_step_it_is_the_formula(fused: bool) -> None:
 def test_dropout_drops_weights_and_keeps_the_expectation(fused: bool) -> None:
     torch.manual_seed(0)
     q, v = torch.zeros(500, 2, 16, 12), torch.ones(500, 2, 16, 12)
-    mixed = attention.attention(q, q, v, dropout=0.25, fused=fused)[..., 0]
+    mixed = attention.attention(q, q, v, torch.nn.Dropout(0.25), fused=fused)[..., 0]
     kept = mixed * 0.75 * 16  # of 16 equal weights
     torch.testing.assert_close(kept, kept.round())
     assert float(kept.mean()) == pytest.approx(12, abs=0.1)  # the standard error is 0.014
