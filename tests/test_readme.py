@@ -209,7 +209,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
     if "--config-name=config" in words:  # of a run that was trained
         write_config(tmp_path / "trained", configure())
         arguments[arguments.index("--config-dir=runs/NAME/STAMP")] = f"--config-dir={tmp_path / 'trained'}"
-    if name in ("train", "doctor", "evaluate", "preview", "predict"):  # whatever devices this machine has
+    if name in ("train", "evaluate", "preview", "predict"):  # whatever devices this machine has
         arguments.append("trainer.accelerator=cpu")
     program = importlib.import_module(name)
     try:

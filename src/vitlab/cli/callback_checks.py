@@ -16,7 +16,7 @@ NEEDED = {
 # Lightning's callbacks that change the size or number of batches (vitlab's follow from the step: data.sampler), the
 # optimizer's rates, or modules that the network doesn't have or calls otherwise
 REFUSED = {
-    "BatchSizeFinder": "changes the batch size during training; python src/doctor.py finds the largest that fits",
+    "BatchSizeFinder": "changes the batch size during training; python src/plan.py says what fits",
     "LearningRateFinder": "trains before training; sweep the rate: -m optimizer.lr=0.0003,0.001,0.003",
     "GradientAccumulationScheduler": "changes the accumulation between epochs; set trainer.accumulate_grad_batches",
     "StochasticWeightAveraging": "replaces the rates of the schedule; use callbacks=ema",

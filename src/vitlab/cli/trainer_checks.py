@@ -57,7 +57,7 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
     if view("trainer.use_distributed_sampler", bool):
         yield "trainer.use_distributed_sampler=true would divide the data twice, after vitlab's samplers; use false"
     if view("trainer.barebones", bool):
-        yield "trainer.barebones=true leaves out checkpoints and logs; python src/doctor.py measures speed"
+        yield "trainer.barebones=true leaves out checkpoints and logs; trainer.profiler=simple measures speed"
     if view("trainer.fast_dev_run"):
         yield f"trainer.fast_dev_run={view('trainer.fast_dev_run')} leaves out checkpoints and logs; use trainer=debug"
     callbacks = child_nodes(view("callbacks", dict) or {})

@@ -1,16 +1,9 @@
-"""Check the settings of the doctor and of a plan."""
+"""Check the settings of a plan."""
 
 import re
 from collections.abc import Iterator
 
-from vitlab.config.schema import format_value
 from vitlab.config.view import ConfigView
-
-
-def doctor_problems(read: ConfigView) -> Iterator[str]:
-    if (ranks := read.ranks()) > 1 and (batch := read("batch_size", int)) is not None:
-        share = f"use trainer.devices=1 trainer.num_nodes=1 batch_size={max(1, batch // ranks)}, the share of one"
-        yield f"trainer.devices={format_value(read('trainer.devices'))}: the doctor measures one device; {share}"
 
 
 def plan_problems(read: ConfigView) -> Iterator[str]:

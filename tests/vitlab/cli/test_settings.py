@@ -14,14 +14,13 @@ from vitlab.config import paths, schema
 from vitlab.config.docstrings import argument_lines
 from vitlab.jobs.compose import ensure_hydra
 
-NAMES = "train evaluate compare predict explain demo sweep soup export prepare doctor plan preview"
+NAMES = "train evaluate compare predict explain demo sweep soup export prepare plan preview"
 PROGRAMS = tuple(NAMES.split())
 TRAINING = {"data", "model", "model/patch", "model/resolution", "model/size", "weights", "classifier"}
 TRAINING |= {"optimizer", "schedule", "trainer", "callbacks", "experiment"}
 SWEEPING = {"hydra/launcher", "hydra/sweeper", "hydra/sweeper/pruner", "hydra/sweeper/sampler"}
 GROUPS = {
     "train": TRAINING | SWEEPING | {"logger"},
-    "doctor": TRAINING,
     "plan": TRAINING | {"logger"},
     "preview": TRAINING | {"logger"},
     "evaluate": TRAINING - {"classifier", "optimizer", "schedule", "callbacks"} | {"probe"},

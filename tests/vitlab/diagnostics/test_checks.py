@@ -1,15 +1,9 @@
-"""Mistakes in the settings of the doctor and of a plan are reported with value, knob and remedy."""
+"""Mistakes in the settings of a plan are reported with value, knob and remedy."""
 
 import pytest
 
 from vitlab.config.view import ConfigView
-from vitlab.diagnostics.checks import doctor_problems, plan_problems
-
-
-def test_a_doctor_of_several_devices_is_refused() -> None:
-    settings = {"trainer": {"devices": 2, "accelerator": "cpu", "num_nodes": 1}, "batch_size": 64}
-    (line,) = doctor_problems(ConfigView(settings, set()))
-    assert line.endswith("use trainer.devices=1 trainer.num_nodes=1 batch_size=32, the share of one")
+from vitlab.diagnostics.checks import plan_problems
 
 
 @pytest.mark.parametrize("device", ["here", "h100", "NVIDIA A100-SXM4-80GB", "rtx 4090"])
