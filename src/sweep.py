@@ -71,7 +71,10 @@ def format_table(sweep: Sweep) -> str:
     """Format the sweep's jobs as a table, below the count of each state and above the best score of each objective."""
     counts = Counter(job.status for job in sweep.jobs)
     count = f"{len(sweep.jobs)} job{'s' * (len(sweep.jobs) != 1)}"
-    lines = [f"{sweep.name}: {', '.join([count, *(f'{number} {status}' for status, number in counts.items())])}"]
+    parts = [count, *(f"{number} {status}" for status, number in counts.items())]
+    if (unplanned := sweep.total - len(sweep.jobs)) > 0:
+        parts.append(f"{unplanned} more not planned yet")
+    lines = [f"{sweep.name}: {', '.join(parts)}"]
     keys = list(dict.fromkeys(key for job in sweep.jobs for key in job.choices))
     rows = [["status", *keys, *sweep.objectives, "starts", "seconds", "error"]]
     rows += [table_row(job, keys, list(sweep.objectives)) for job in sweep.jobs]

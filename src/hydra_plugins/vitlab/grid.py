@@ -36,8 +36,8 @@ class GridSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from vitlab.distributed import signals
 
-        with signals.handle_signals(lambda outcome: None), self.planner(arguments) as planner:
-            return self.launch_rounds(planner)
+        with signals.handle_signals(lambda outcome: None):
+            return self.launch_rounds(self.planner(arguments))
 
     def planner(self, arguments: list[str]) -> "Planner":
         from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
@@ -91,8 +91,8 @@ class GridSweeper(BasicSweeper):
             if launched == before:
                 time.sleep(claim.POLL)
             jobs = iter(left.items())
-        if planner.failed:
-            raise RuntimeError("not all jobs could be planned; the error is above")
+        if planner.error is not None:
+            raise planner.error
         for end in failures:
             _ = end.return_value  # raises
         return returns

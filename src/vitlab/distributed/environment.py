@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-NODES_VARIABLE = "VITLAB_NODES"  # a `NodeInfo` as text, for a job on several machines
 # SLURM's variables, removed for the ranks: they describe the process that starts them, and Lightning reads them.
 TASK_VARIABLES = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID")
 
@@ -40,18 +39,9 @@ class NodeInfo:
     address: str = "127.0.0.1"
     port: int = 0  # any that is free
 
-    def __str__(self) -> str:
-        return f"{self.node} {self.nodes} {self.address} {self.port}"
-
 
 def node_from_env(environment: Mapping[str, str]) -> NodeInfo | None:
-    """The machine's index in a job with one process on each of several machines; None for other jobs.
-
-    vitlab's launchers set it, and `srun` with one task on each of several nodes.
-    """
-    if text := environment.get(NODES_VARIABLE):
-        node, nodes, address, port = text.split()
-        return NodeInfo(int(node), int(nodes), address, int(port))
+    """The machine's index in a job that `srun` started with one task on each of several nodes; None for others."""
     machines, tasks = (int(environment.get(f"SLURM_{name}", "1")) for name in ("NNODES", "NTASKS"))
     if "TORCHELASTIC_RUN_ID" in environment or machines == 1 or tasks != machines:
         return None
@@ -70,8 +60,6 @@ def launched_externally(environment: Mapping[str, str]) -> bool:
 
 def rank(environment: Mapping[str, str]) -> int:
     """This process's rank in its job; 0 if no launcher set it."""
-    if "RANK" not in environment and NODES_VARIABLE in environment and (here := node_from_env(environment)):
-        return here.node
     return int(environment.get("RANK", environment.get("SLURM_PROCID", "0")))
 
 

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 from hydra.errors import CompactHydraException
 
 from vitlab.distributed import signals
-from vitlab.distributed.environment import NODES_VARIABLE, TASK_VARIABLES, NodeInfo, cores, node_from_env
+from vitlab.distributed.environment import TASK_VARIABLES, NodeInfo, cores, node_from_env
 from vitlab.distributed.signals import Outcome, StopRequested
 
 TAKEDOWN = 15.0  # seconds for the other ranks to end after one has
@@ -109,7 +109,7 @@ def start_ranks(
     entry: Path, run_dir: Path, ranks: int, attempt: int, max_restarts: int, here: NodeInfo
 ) -> list["subprocess.Popen[bytes]"]:
     """Start this machine's ranks with torchrun's environment variables."""
-    own = ("MASTER_ADDR", "MASTER_PORT", NODES_VARIABLE, *TASK_VARIABLES)
+    own = ("MASTER_ADDR", "MASTER_PORT", *TASK_VARIABLES)
     environment = {k: v for k, v in os.environ.items() if k not in own}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // ranks)))
     environment |= {RUN_VARIABLE: str(run_dir), PARENT_VARIABLE: str(os.getpid())}

@@ -1,7 +1,7 @@
 """The ledger of a sweep: its jobs and their states.
 
-SWEEP/sweep.json       the command, the keys that vary, the objectives, and the jobs that are planned or were started;
-                       while jobs are being planned, their total
+SWEEP/sweep.json       the command, the keys that vary, the objectives, the jobs that are planned or were started, and
+                       the total of a grid's
 SWEEP/cancelled        exists once the sweep was cancelled: no further job starts until its command is given again
 SWEEP/JOB/job.json     the starts of the job, with the errors of those that failed
 SWEEP/JOB/...          its run folder (vitlab.runs.folder): results.json has its status, a lock shows that it is running
@@ -75,6 +75,7 @@ class Sweep:
     command: str
     objectives: dict[str, Direction]
     jobs: list[Job]
+    total: int = 0  # jobs of the last grid, of which some may not be planned yet
 
 
 class NoSweep(ValueError):
@@ -96,7 +97,7 @@ def read_sweep(folder: Path) -> Sweep:
     head = read_head(folder)
     varies = varying_keys(head)
     jobs = [read_job(folder, name, entry, varies) for name, entry in head.get("jobs", {}).items()]
-    return Sweep(folder, folder.name, head.get("command", ""), head.get("objectives", {}), jobs)
+    return Sweep(folder, folder.name, head.get("command", ""), head.get("objectives", {}), jobs, head.get("total") or 0)
 
 
 def varying_keys(head: Node) -> list[str]:
@@ -191,12 +192,14 @@ def add_jobs(
     folder: Path,
     jobs: Mapping[str, Node],
     *,
-    planned: Mapping[str, Mapping[str, str]] | None = None,
+    planned: Mapping[str, str] | None = None,
+    digest: str = "",
     total: int | None = None,
 ) -> None:
     """Add jobs to the list, by identity, and remove those with the same settings, which had other defaults.
 
-    `planned` has the identities of jobs by digests of files and of settings; `total` counts jobs that aren't listed.
+    `planned` has the identities of a grid's jobs by the digest of their settings, under the `digest` of the files from
+    which they are composed; `total` counts those that aren't listed.
     """
     with ledger_lock(folder):
         head = read_head(folder)
@@ -206,10 +209,10 @@ def add_jobs(
         for name in [name for name in listed if name not in kept]:
             log.warning("%s was made with other defaults, and leaves the sweep", folder / listed[name]["folder"])
         new = {**head, "jobs": {**kept, **jobs}}
-        for digest, names in (planned or {}).items():
+        if planned is not None:
             others = {key: value for key, value in head.get("planned", {}).items() if key != digest}
             latest = dict([*others.items()][-1:])  # of another configuration folder, or before a change
-            new["planned"] = latest | {digest: {**head.get("planned", {}).get(digest, {}), **names}}
+            new["planned"] = latest | {digest: {**head.get("planned", {}).get(digest, {}), **planned}}
             new["total"] = total
         if new != read_json(folder / SWEEP):
             atomic.atomic_write(folder / SWEEP, json.dumps(new, indent=1))

@@ -63,7 +63,6 @@ SLURM = {"SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NODEID": "1", "SLURM_P
     ("environment", "place"),
     [
         ({}, None),
-        ({"VITLAB_NODES": str(NodeInfo(1, 3, "ten", 7))}, NodeInfo(1, 3, "ten", 7)),
         ({**SLURM, "SLURM_JOB_NODELIST": "gpu[03,07-09]"}, NodeInfo(1, 2, "gpu03", 15042)),
         ({**SLURM, "SLURM_NTASKS": "8"}, None),
         ({**SLURM, "TORCHELASTIC_RUN_ID": "none"}, None),

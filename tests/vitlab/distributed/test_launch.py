@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from vitlab.distributed import launch
-from vitlab.distributed.environment import NODES_VARIABLE, NodeInfo
 from vitlab.distributed.signals import StopRequested
 from vitlab.jobs.compose import CONF
 
@@ -73,13 +72,12 @@ def test_machines_of_a_job_count_their_ranks_on_and_meet_at_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = script(tmp_path, "write(json.dumps(dict(os.environ)))\n")
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        port = listener.getsockname()[1]
+    port = next(port for _ in range(100) if (port := launch.free_port()) < 25_000)
+    slurm = {"NNODES": "2", "NTASKS": "2", "JOB_ID": f"{port - 15_000}", "JOB_NODELIST": "127.0.0.1"}
     kept: list[Any] = []
     for node in range(2):
-        monkeypatch.setenv(NODES_VARIABLE, str(NodeInfo(node, 2, "127.0.0.1", port)))
-        monkeypatch.setenv("SLURM_NTASKS", "2")  # of which Lightning must not think that they are the ranks
+        for name, value in {**slurm, "NODEID": str(node), "PROCID": str(node)}.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)  # Lightning must not think that the tasks are the ranks
         launch.run_ranks(entry, tmp_path, 2)
         kept.append(launch._stores[tmp_path])  # as the first machine's process does as long as it lives
     ranks = [json.loads((tmp_path / rank).read_text()) for rank in "0123"]
@@ -87,7 +85,7 @@ def test_machines_of_a_job_count_their_ranks_on_and_meet_at_the_first(
     assert [rank["GROUP_RANK"] for rank in ranks] == ["0", "0", "1", "1"]
     assert {rank["WORLD_SIZE"] for rank in ranks} == {"4"}
     assert {rank["MASTER_PORT"] for rank in ranks} == {str(port)}
-    assert not any({"SLURM_NTASKS", NODES_VARIABLE} & set(rank) for rank in ranks)
+    assert not any("SLURM_NTASKS" in rank for rank in ranks)
     with pytest.raises(launch.JobFailed, match=r"^rank 3 of 4 ended with status 3"):
         launch.run_ranks(script(tmp_path, "sys.exit(3 * (rank == '3'))\n"), tmp_path, 2)
 

@@ -1,8 +1,7 @@
-"""A grid's jobs are planned once, in order, by a process that ends with its parent."""
+"""A grid's jobs are planned once, in order, each when its turn comes."""
 
 import json
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plann
     monkeypatch.chdir(tmp_path)
     ledger.write_sweep(tmp_path / "s", command="c", varies=["seed"], objectives={"val/loss": "min"})
 
-    def make(seeds: Any, *, seconds: float = 0.0, broken: int | None = None) -> Planner:
+    def make(seeds: Any, *, broken: int | None = None) -> Planner:
         def describe(overrides: list[str]) -> tuple[str, Any]:
-            time.sleep(seconds)
             seed = overrides[0].partition("=")[2]
             if broken == int(seed):
                 raise ValueError(f"seed {seed} can't be composed")
@@ -43,58 +41,49 @@ def seeds(planner: Planner) -> list[int]:
 
 
 def test_what_is_planned_is_not_composed_again_until_a_file_changes(plan: Callable[..., Planner]) -> None:
-    with plan(range(5)) as planner:
-        assert seeds(planner) == [0, 1, 2, 3, 4]
+    assert seeds(plan(range(5))) == [0, 1, 2, 3, 4]
     assert composed() == [0, 1, 2, 3, 4]
     assert [job.choices["seed"] for job in ledger.read_sweep(Path("s")).jobs] == list("01234")
-    with plan([3, 7, 1]) as planner:
-        assert planner.process is not None
-        assert seeds(planner) == [3, 7, 1]
+    assert seeds(plan([3, 7, 1])) == [3, 7, 1]
     assert composed()[5:] == [7]
-    with plan(range(5)) as planner:
-        assert planner.process is None, "nothing is to be planned"
-        assert seeds(planner) == [0, 1, 2, 3, 4]
+    assert seeds(plan(range(5))) == [0, 1, 2, 3, 4]
     Path("conf").mkdir()
     Path("conf", "train.yaml").write_text("seed: 0")
-    with plan([0]) as planner:
-        assert seeds(planner) == [0]
+    assert seeds(plan([0])) == [0]
     assert composed()[6:] == [0]
 
 
-def test_the_first_job_comes_before_the_others_are_planned(plan: Callable[..., Planner]) -> None:
-    with plan(range(1000), seconds=0.05) as planner:
-        begin = time.monotonic()
-        folder, overrides = next(planner.jobs())
-        assert (overrides, time.monotonic() - begin < 10) == (["seed=0"], True)
-        assert folder.name.startswith("seed_0-")
-        assert planner.missing > 900
-        assert json.loads(Path("s/sweep.json").read_text())["total"] == 1000
-        process = planner.process
-    assert process is not None
-    assert not process.is_alive(), "it ends with the block"
+def test_a_job_is_planned_when_its_turn_comes(plan: Callable[..., Planner]) -> None:
+    planner = plan(range(1000))
+    folder, overrides = next(planner.jobs())
+    assert overrides == ["seed=0"]
+    assert folder.name.startswith("seed_0-")
+    assert (composed(), planner.missing) == ([0], 999)
+    assert json.loads(Path("s/sweep.json").read_text())["total"] == 1000
+
+
+def test_the_total_is_that_of_the_last_command(plan: Callable[..., Planner]) -> None:
+    next(plan(range(1000)).jobs())
+    assert seeds(plan([0])) == [0]
+    assert json.loads(Path("s/sweep.json").read_text())["total"] == 1
 
 
 def test_the_same_job_comes_once(plan: Callable[..., Planner], caplog: pytest.LogCaptureFixture) -> None:
-    with plan([1, 1]) as planner:
-        assert seeds(planner) == [1]
+    assert seeds(plan([1, 1])) == [1]
     assert caplog.messages == ["['seed=1'] is the same job as ['seed=1']"]
 
 
-def test_a_job_that_can_not_be_composed_ends_the_plan_after_those_before_it(
-    plan: Callable[..., Planner], capfd: pytest.CaptureFixture[str]
-) -> None:
-    with plan([0, 1, 2], broken=1) as planner:
-        assert seeds(planner) == [0]
-        assert planner.failed
-    assert "ValueError: seed 1 can't be composed" in capfd.readouterr().err
+def test_a_job_that_can_not_be_composed_ends_the_plan_after_those_before_it(plan: Callable[..., Planner]) -> None:
+    planner = plan([0, 1, 2], broken=1)
+    assert seeds(planner) == [0]
+    assert str(planner.error) == "seed 1 can't be composed"
 
 
 def test_a_damaged_ledger_is_planned_again(plan: Callable[..., Planner], caplog: pytest.LogCaptureFixture) -> None:
-    with plan([0, 1]) as planner:
-        assert seeds(planner) == [0, 1]
-    Path("s/sweep.json").write_text("{")
-    with caplog.at_level(logging.ERROR), plan([0, 1]) as planner:
-        assert seeds(planner) == [0, 1]
+    assert seeds(plan([0, 1])) == [0, 1]
+    Path("s", ledger.SWEEP).write_text("{")
+    with caplog.at_level(logging.ERROR):
+        assert seeds(plan([0, 1])) == [0, 1]
     assert composed() == [0, 1, 0, 1]
 
 
