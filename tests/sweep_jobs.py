@@ -16,10 +16,13 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from vitlab.jobs import compose
+from vitlab.runs import lock
 from vitlab.runs.folder import CONFIG, RESULTS
 from vitlab.sweeps import ledger
 from vitlab.sweeps.launchers import local
 from vitlab.sweeps.launchers.local import Job
+
+RUNNING: dict[Path, Any] = {}  # the locks of jobs
 
 
 def batch(task: Callable[[DictConfig], Any], folder: Path, *jobs: list[str], shared: list[str] = []) -> list[Job]:  # noqa: B006
@@ -51,6 +54,9 @@ def write_job(sweep: Path, number: int, status: str, **results: Any) -> Path:
     """Write what a job's process writes."""
     folder = sweep / f"job{number}"
     folder.mkdir(exist_ok=True)
+    RUNNING.pop(folder, None)
+    if status == "running":
+        RUNNING[folder] = lock.run_lock(folder, "job")
     record = {"status": status, "host": platform.node(), "process": os.getpid(), **results}
     (folder / RESULTS).write_text(json.dumps(record))
     (folder / CONFIG).write_text(yaml.safe_dump({"trainer": {"max_epochs": 8}}))

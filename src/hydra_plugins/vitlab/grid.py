@@ -3,9 +3,7 @@
 Hydra takes plugins from the package `hydra_plugins` alone, and imports all of it at each start: nothing heavy here.
 """
 
-import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +16,6 @@ from omegaconf import OmegaConf
 
 if TYPE_CHECKING:
     from vitlab.sweeps.planner import Planner
-
-log = logging.getLogger(__name__)
 
 
 class GridSweeper(BasicSweeper):
@@ -65,14 +61,10 @@ class GridSweeper(BasicSweeper):
 
         assert self.launcher is not None
         returns, failures = list[Sequence[JobReturn]](), list[JobReturn]()
-        jobs, last_line, launched = planner.jobs(), "", 0
+        jobs, launched = planner.jobs(), 0
         started = set[Path]()  # while this process has run: those that end by trainer.max_time wait for the next one
-        planned = {planner.folders[key] for key in planner.keys if key in planner.folders}
-        known = {folder: ledger.job_status(folder) for folder in planned}
         while True:
             claim.exit_on_cancel(planner.sweep)
-            if (line := round_line(known.values(), planner.missing, len(failures))) != last_line:
-                log.info(last_line := line)
             left, before = dict[Path, list[str]](), launched
             while (batch := FreeJobs(jobs, planner, started, self.max_batch_size)).has_one():
                 ends = self.launcher.launch(batch, initial_job_idx=launched)
@@ -83,10 +75,8 @@ class GridSweeper(BasicSweeper):
                 left |= {**dict(good), **batch.busy}
                 claim.exit_on_cancel(planner.sweep)  # a cancelled job would look like a failure
             left |= batch.busy
-            known = {folder: ledger.job_status(folder) for folder in left}
-            ended = [folder for folder, status in known.items() if status in ledger.DONE]
-            ended += [folder for folder, status in known.items() if status == "stopped" and folder in started]
-            if not (left := {folder: overrides for folder, overrides in left.items() if folder not in ended}):
+            left = {job: values for job, values in left.items() if not is_over(ledger.job_status(job), job in started)}
+            if not left:
                 break
             if launched == before:
                 time.sleep(claim.POLL)
@@ -135,22 +125,17 @@ class FreeJobs(Sequence[Sequence[str]]):
         if len(self.taken) >= self.most or ledger.cancelled_problem(self.sweep):
             raise IndexError
         for folder, overrides in self.jobs:
-            status = ledger.job_status(folder)
+            status, begun = ledger.job_status(folder), folder in self.started
+            self.started.add(folder)
             if status == "running":
                 self.busy[folder] = overrides
-            elif status not in ledger.DONE and not (status == "stopped" and folder in self.started):
-                self.started.add(folder)
+            elif not is_over(status, begun):
                 return folder, overrides
-            self.started.add(folder)
         raise IndexError
 
 
-def round_line(states: Any, missing: int, failed: int) -> str:
-    """`4 jobs: 1 done, 1 run by other processes, 2 to be started`."""
+def is_over(status: str, begun: bool) -> bool:
+    """Whether a job needs no start by this process, which may have begun it already."""
     from vitlab.sweeps import ledger
 
-    kinds = Counter(
-        "done" if s in ledger.DONE else "run by other processes" if s == "running" else "to be started" for s in states
-    )
-    counts = {**kinds, "failed": failed, "to be planned": missing}
-    return f"{sum(counts.values())} jobs: {', '.join(f'{n} {what}' for what, n in counts.items() if n)}"
+    return status in ledger.DONE or (status == "stopped" and begun)

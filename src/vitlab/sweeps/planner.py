@@ -46,10 +46,6 @@ class Planner:
     def add(self, jobs: dict[str, Node], planned: dict[str, str]) -> None:
         ledger.add_jobs(self.sweep, jobs, planned=planned, digest=self.digest, total=len(set(self.keys)))
 
-    @property
-    def missing(self) -> int:
-        return sum(key not in self.folders for key in self.keys)
-
     def jobs(self) -> Iterator[tuple[Path, list[str]]]:
         """Folders and overrides, without combinations that are the same job as one before.
 

@@ -1,11 +1,11 @@
-"""The status of a sweep, read every second without locks.
+"""The status of a sweep, read every second.
 
-Read are the ledger, `results.json` of the jobs that are not done, and the last lines of `metrics.csv` of running ones.
+Read are the ledger, locks and `results.json` of the jobs that are not done, and the last lines of `metrics.csv` of
+running ones.
 """
 
 import csv
 import math
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitlab.config.printable import printable
-from vitlab.config.schema import Node
-from vitlab.runs import lock
-from vitlab.runs.folder import read_config, read_results
+from vitlab.runs.folder import read_config
 from vitlab.sweeps import ledger
 from vitlab.sweeps.ledger import Job, Status, Sweep
 from vitlab.sweeps.report import table
@@ -63,14 +61,8 @@ class StatusPoller:
         head = ledger.read_head(self.folder, warn=False)
         if not (objectives := head.get("objectives")):
             return None
-        varies, jobs = ledger.varying_keys(head), list[Job]()
-        for key, entry in head.get("jobs", {}).items():
-            if key not in self.done:
-                folder, choices = self.folder / entry["folder"], ledger.choices(entry, varies)
-                results, attempts = read_results(folder), len(ledger.read_attempts(folder))
-                jobs.append(Job(key, folder, choices, recorded_status(results), attempts, results))
-            else:
-                jobs.append(self.done[key])
+        varies, entries = ledger.varying_keys(head), head.get("jobs", {})
+        jobs = [self.done.get(key) or ledger.read_job(self.folder, key, entries[key], varies) for key in entries]
         self.done = {job.id: job for job in jobs if job.status in ledger.DONE}
         started = [job for job in jobs if job.status not in (*ledger.DONE, "waiting")]
         progress = {job.id: self.job_progress(job.folder, next(iter(objectives))) for job in started}
@@ -100,14 +92,6 @@ class StatusPoller:
             self.work_before = work
         gained, elapsed = work - self.work_before, time.time() - self.start
         return elapsed * (total - work) / gained if gained > 0.1 and elapsed > 1 else None
-
-
-def recorded_status(results: Node) -> Status:
-    """Return the status that a run has recorded, or `interrupted` if it was killed before it could record its end."""
-    status: Status = results.get("status", "waiting")
-    here = results.get("host") == platform.node()
-    killed = status == "running" and here and not lock.pid_alive(results.get("process"))
-    return "interrupted" if killed else status
 
 
 def finite_score(value: Any) -> float | None:
