@@ -77,6 +77,15 @@ def test_status_shows_every_job_and_the_best(
     assert sorted(Path().rglob("*")) == there, "it only looks"
 
 
+def test_status_counts_the_jobs_that_are_not_planned_yet(
+    mine: Path, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger.add_jobs(mine, {}, planned={}, digest="of files", total=6)
+    run("status", "sweep=mine")
+    head = "mine: 4 jobs, 2 finished, 1 crashed, 1 waiting, 2 more not planned yet"
+    assert capsys.readouterr().out.splitlines()[0] == head
+
+
 def test_status_shows_what_is_damaged_and_what_ended_by_time(
     mine: Path, run: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
