@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vitlab.runs import lock
-from vitlab.runs.folder import CONFIG, RESULTS
+from vitlab.runs.folder import CONFIG, RESULTS, write_config
 from vitlab.storage import atomic
 from vitlab.sweeps import ledger
 
