@@ -24,7 +24,7 @@ NO_DROPOUT = nn.Dropout(0.0)
 
 def attention(q: Tensor, k: Tensor, v: Tensor, drop: nn.Dropout = NO_DROPOUT, *, fused: bool = True) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, B h M d. `fused=False`, or a hook on `drop`: step by step, the weights by `drop`."""
-    if not fused or drop._forward_hooks or drop._forward_pre_hooks:
+    if not fused or drop._forward_hooks or drop._forward_pre_hooks or drop._backward_hooks or drop._backward_pre_hooks:
         return torch.matmul(drop(attention_weights(q, k)), v)
     dropout = drop.p if drop.training else 0.0
     if isinstance(q, Tensor) and has_cpu_kernel(q, k, dropout):  # torch.fx traces with a Proxy
@@ -41,7 +41,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """B N parts*D -> `parts` times B h N d. With gradients, chunks before views save a copy in backward."""
     images, tokens, width = x.shape[0], x.shape[1], x.shape[2] // (parts * heads)
-    if torch.is_grad_enabled() or torch.jit.is_tracing():  # which checks a trace without gradients
+    if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
         chunks = x.chunk(parts, dim=2)  # torch.fx can't iterate over them
         return tuple(chunks[i].view(images, tokens, heads, width).transpose(1, 2) for i in range(parts))
     return x.view(images, tokens, parts, heads, width).permute(2, 0, 3, 1, 4).unbind(0)

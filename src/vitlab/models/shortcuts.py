@@ -18,7 +18,7 @@ def is_plain(x: Tensor, *modules: nn.Module) -> bool:
             return False
         if not getattr(type(each).forward, "__module__", "").startswith(("torch.nn.modules.", "vitlab.models.")):
             return False
-        if each._modules and not is_plain(x, *each._modules.values()):  # also the parametrizations
+        if each._modules and not is_plain(x, *filter(None, each._modules.values())):  # also the parametrizations
             return False
     return isinstance(x, Tensor)
 

@@ -26,6 +26,7 @@ def timm_method(name: str) -> Callable[..., Any]:
 
 
 class TimmInterface(nn.Module):
+    pos_embed: Tensor | None
     forward_intermediates = timm_method("forward_intermediates")
     get_intermediate_layers = timm_method("get_intermediate_layers")
     prune_intermediate_layers = timm_method("prune_intermediate_layers")
@@ -62,28 +63,26 @@ class TimmInterface(nn.Module):
         return patch_dropout(x, self.patch_dropout, self.prefix, self.training)
 
     def get_last_selfattention(self: Any, images: Tensor) -> Tensor:
-        """Attention weights of the last block, B h N N."""
-        return cast(Tensor, self.attention_maps(images, [-1])[0])
+        return cast(Tensor, self.attention_maps(images, [-1])[0])  # B h N N
 
     def get_classifier(self: Any) -> Any:
         return (self.head, self.head_dist) if self.distilled else self.head
 
     def reset_classifier(self: Any, num_classes: int, global_pool: str | None = None) -> None:
-        """New heads, normal of deviation 0.02; of 0 classes: none. `global_pool`: token, avg, empty, or as it is."""
+        """New heads, initialized by torch; of 0 classes: none. `global_pool`: token, avg, empty, or None: as it is."""
         ours = {theirs: pool for pool, theirs in POOLS.items()} | {None: self.pool}
         if global_pool not in ours or (global_pool == "token" and self.cls_token is None):
             raise ValueError(f"global_pool={global_pool!r} doesn't fit; use 'avg', '', or 'token' with a class token")
         self.pool, self.num_classes = ours[global_pool], num_classes
         for name in ("head", "head_dist") if self.distilled else ("head",):
             head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
-            for parameter in head.parameters():
-                nn.init.normal_(parameter, std=0.02 if parameter.ndim > 1 else 0.0)
             setattr(self, name, head.to(self.patch_embed.proj.weight).train(self.training))
 
     @torch.no_grad()
     def set_input_size(self: Any, img_size: Any = None, patch_size: Any = None) -> None:
         """Resample weights and positions for images or patches of another size; None: the size that they have."""
-        from timm.layers import resample_abs_pos_embed, resample_patch_embed
+        from timm.layers.patch_embed import resample_patch_embed
+        from timm.layers.pos_embed import resample_abs_pos_embed
 
         image, patch = pair(img_size or self.image_size), pair(patch_size or self.patch_size)
         if image[0] % patch[0] or image[1] % patch[1]:
@@ -99,4 +98,4 @@ class TimmInterface(nn.Module):
             new = resample_abs_pos_embed(table, list(self.grid), list(old), num_prefix_tokens=self.covered)
             self.pos_embed = nn.Parameter(new, table.requires_grad)
         elif table is not None and self.grid != old:
-            self.pos_embed = sincos2d_table(*self.grid, self.dim, self.covered + embed.num_patches).to(table)
+            self.pos_embed = sincos2d_table(*pair(self.grid), self.dim, self.covered + embed.num_patches).to(table)

@@ -19,6 +19,7 @@ from typing import Literal, cast, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from torch.utils.checkpoint import checkpoint
 
 from vitlab.models.attention import attention, attention_weights, project_heads
@@ -52,7 +53,7 @@ class PatchEmbedding(nn.Module):
         return self.grid
 
     def forward(self, images: Tensor) -> Tensor:
-        if isinstance(images, Tensor) and not torch.jit.is_tracing():  # while traced, sizes are unknown
+        if isinstance(images, Tensor) and not is_tracing():  # type: ignore[no-untyped-call]
             check_images(images.shape, self.expected)
         if not (self.linear and has_plain_weights(images, self.proj)):
             x: Tensor = self.proj(images)  # B D R S
@@ -226,7 +227,6 @@ class VisionTransformer(TimmInterface, nn.Module):
         covered = self.prefix if pos_embed_on_registers else self.prefix - num_registers
         self.covered = 0 if pos_embed_on_patches_only else covered  # prefix tokens with a position, the first ones
         length = self.covered + self.patch_embed.num_patches
-        self.pos_embed: Tensor | None
         if pos_embed == "learned":
             self.pos_embed = nn.Parameter(torch.empty(1, length, dim))
         else:  # sines are computed, not learned: a buffer that no optimizer sees and no checkpoint carries

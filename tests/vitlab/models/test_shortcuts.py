@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import distributed, nn
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.module import register_module_forward_hook
@@ -29,7 +30,14 @@ def _seed() -> None:
 
 def twins() -> tuple[nn.Module, VisionTransformer]:
     """timm's model and ours, of the same weights of ordinary size."""
-    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
+    sizes: dict[str, Any] = {
+        "img_size": 16,
+        "patch_size": 4,
+        "embed_dim": 24,
+        "depth": 3,
+        "num_heads": 2,
+        "num_classes": 5,
+    }
     one, two = timm.create_model("vit_tiny_patch16_224", **sizes).eval(), toy().eval()
     one.load_state_dict({name: torch.randn_like(value) * 0.3 for name, value in one.state_dict().items()})
     two.load_state_dict(one.state_dict())
@@ -49,7 +57,9 @@ def double_norm(model: nn.Module) -> None:
 
 
 def prune_and_double(model: nn.Module) -> None:
-    projection = prune.l1_unstructured(model.get_submodule("patch_embed.proj"), "weight", 0.5)
+    projection = prune.l1_unstructured(  # type: ignore[no-untyped-call]
+        model.get_submodule("patch_embed.proj"), "weight", 0.5
+    )
     with torch.no_grad():  # what is pruned is computed from it in a hook
         projection.get_parameter("weight_orig").mul_(2)
 
@@ -97,7 +107,7 @@ def test_a_hook_on_the_last_block_gets_all_tokens_and_one_on_the_projection_all_
     for name, module in model.named_modules():
         if not name.startswith(("patch_embed.proj", "blocks.2", "norm")) or name == "norm_pre":
             continue
-        shapes = []
+        shapes: list[torch.Size] = []
 
         def note(*call: Any, shapes: list[torch.Size] = shapes) -> None:
             shapes.append((call[-1] if isinstance(call[-1], torch.Tensor) else call[-1][0]).shape)
@@ -105,14 +115,13 @@ def test_a_hook_on_the_last_block_gets_all_tokens_and_one_on_the_projection_all_
         with getattr(module, f"register_{kind}")(note):
             model(torch.randn(2, 3, 16, 16, requires_grad=True)).sum().backward()
         assert len(shapes) == 1, name
-        assert shapes[0][:2] == ((2, 17) if "patch" not in name else (2, 3 if "forward_pre" in kind else 24)), name
+        expected = 17 if "patch" not in name else 3 if "forward_pre" in kind else 24
+        assert shapes[0][-2 if "attn_drop" in name else 1] == expected, name
     assert is_plain(torch.zeros(1), model), "a hook that was removed leaves no trace"
 
 
 def test_sharding_and_hooks_on_all_modules_keep_the_shortcut(tmp_path: Path) -> None:
-    distributed.init_process_group(
-        "gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
-    )
+    distributed.init_process_group("gloo", store=FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         mesh, model, tokens = init_device_mesh("cpu", (1,)), toy().eval(), []
         for module in (*model.blocks, model):
