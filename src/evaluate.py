@@ -5,7 +5,6 @@
     python src/evaluate.py model.weights=timm:vit_small_patch14_dinov2 data=cifar100 image_size=224 probe=linear
     python src/evaluate.py model.weights=hf:google/vit-base-patch16-224 data=image_folder data_dir=imagenet
     python src/evaluate.py model=timm model.model_name=resnet18 model.pretrained=true data=cifar100 probe=knn
-
     python src/evaluate.py run=runs/NAME/STAMP fit_temperature=true
 
 Scores are logged and written to `RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the best checkpoint's on the test split
@@ -17,6 +16,7 @@ weights from elsewhere need a head with the classes of the data, in their order.
 and cached in `features_dir`: `RUN/features`, or `runs/features`.
 """
 
+import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -76,8 +76,10 @@ def main(
 
     from vitlab.config import instantiate
     from vitlab.evaluation import calibration, judgement, probes, run_report
+    from vitlab.evaluation.trained_model import TEMPERATURE
     from vitlab.runs import folder
     from vitlab.storage import safe_load
+    from vitlab.storage.atomic import atomic_write
     from vitlab.training import build
     from vitlab.training.classifier import logged_scores
 
@@ -111,13 +113,16 @@ def main(
     if fit_temperature:
         module.split = datamodule.tested = "val"
         logits = judgement.collect_rows(tester, module, datamodule, out, lambda logits, _: logits)
-        calibration.write_temperature(Path(str(run)), logits, datamodule.split("val").labels)
+        if logits is not None:
+            fitted = calibration.fit_temperature(logits, datamodule.split("val").labels)
+            log.info("temperature %.4f, fitted to %d validation images", fitted, len(logits))
+            atomic_write(Path(str(run)) / TEMPERATURE, json.dumps({"temperature": fitted}))
         tester.strategy.barrier("temperature")
-    temperature = calibration.read_temperature(Path(run)) if run and checkpoint == "best" else None
+    known = Path(run) / TEMPERATURE if run and checkpoint == "best" else None
+    temperature = json.loads(known.read_text())["temperature"] if known and known.is_file() else None
     module.split = datamodule.tested = split
-    rows = judgement.collect_rows(
-        tester, module, datamodule, out, partial(judgement.image_rows, temperature=temperature)
-    )
+    rows_of = partial(judgement.image_rows, temperature=temperature)
+    rows = judgement.collect_rows(tester, module, datamodule, out, rows_of)
     results, raw = {**logged_scores(tester, split), **subject}, None
     if averaged_from is not None:
         module.load_state_dict(averaged_from)
@@ -126,13 +131,8 @@ def main(
         results |= logged_scores(tester, "raw")
     if rows is not None:
         about = {**subject, "temperature": temperature}
-        results["judgement"] = judgement.write_judgement(out, rows, datamodule, about=about, raw=raw)
-        page = (
-            run_report.write_run_report(Path(run))
-            if run
-            else run_report.write_report(out / "index.html", out.name, [out], {})
-        )
-        log.info("report: %s", page)
+        results["judgement"] = judgement.write_judgement(out, rows, datamodule, about=about, raw=raw)["scores"]
+        log.info("report: %s", run_report.write_run_report(Path(run)) if run else run_report.write_report(out, [out]))
     build.log_results(results, out)
     return results
 

@@ -77,7 +77,7 @@ def main(
     from lightning import seed_everything
 
     from vitlab.distributed import environment, signals
-    from vitlab.evaluation import run_report
+    from vitlab.evaluation import judgement, run_report
     from vitlab.jobs.fingerprint import run_identity
     from vitlab.jobs.resume import checkpoint_to_resume
     from vitlab.models.compile import compile_network
@@ -116,7 +116,7 @@ def main(
             else:
                 verify_checkpoint(Path(results["checkpoint"]))
                 best = {"ckpt_path": results["checkpoint"], "weights_only": True}
-                rows = run_report.test(run, module, datamodule, folder, report=report, **best)
+                rows = judgement.collect_rows(run, module, datamodule, folder, **best)
                 results |= logged_scores(run, "test")
                 results |= build.raw_scores(run, module, datamodule, Path(results["checkpoint"]))
 
@@ -125,8 +125,8 @@ def main(
             score = "test/acc" if "test/acc" in results else "val/acc"
             plots.plot_curves(folder / "metrics.csv", figure, f"{name}   {score} {results[score]:.4f}")
             wandb.log_image(run.loggers, "curves", figure)
-            if rows is not None:
-                run_report.write_training_report(run, folder, rows, datamodule)
+            if report and rows is not None:
+                run_report.write_training_report(run, folder, rows, module.network, datamodule)
             wandb.log_results(run.loggers, results)
             build.log_results(results, folder)
     return results

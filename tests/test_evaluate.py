@@ -2,6 +2,7 @@
 measures any weights on any data, and finds the features that another probe has kept.
 """
 
+import csv
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 
 import evaluate
 import parity
+import vitlab
 from conftest import SRC, Program
 from forked_ranks import RANKS
 from vitlab.data.sets.digits import digits
@@ -128,6 +130,90 @@ def test_one_two_and_three_processes_count_the_same_images_right(
         assert found["val/acc"] == pytest.approx(one["val/acc"], rel=1e-6)
         assert found["val/acc5"] == pytest.approx(one["val/acc5"], rel=1e-6)
         assert found["val/loss"] == pytest.approx(one["val/loss"], rel=1e-5)
+        rows, alone = (rows_of(twins[0] / "evaluation" / name) for name in (job, "best-val"))
+        assert [row[:4] for row in rows] == [row[:4] for row in alone], "the same predictions, in the split's order"
+        torch.testing.assert_close(numbers(rows), numbers(alone), rtol=1e-3, atol=1e-5)
+        assert not [*(twins[0] / "evaluation" / job).glob("*rows*")], "the ranks' shares are deleted"
+
+
+def rows_of(folder: Path) -> list[list[str]]:
+    with (folder / "images.csv").open(newline="") as lines:
+        return [*csv.reader(lines)][1:]
+
+
+def numbers(rows: list[list[str]]) -> torch.Tensor:
+    return torch.tensor([[float(cell) for cell in row[4:7]] for row in rows])
+
+
+# ---------------------------------------------------------------------------------------------------------- judgement
+
+
+def test_the_judgement_s_scores_are_the_results(twins: list[Path], evaluated: Evaluate, tmp_path: Path) -> None:
+    shutil.copytree(twins[0], run := tmp_path / "run")
+    shutil.rmtree(run / "evaluation")
+    found = evaluated(run)
+    own = found["judgement"]["predictions"]
+    for name in ("acc", "acc5", "loss"):
+        assert own[name][0] == pytest.approx(found[f"test/{name}"], rel=1e-6)
+        assert own[name][1] <= own[name][0] <= own[name][2]
+    rows = rows_of(run / "evaluation" / "best-test")
+    assert sum(row[-1] == "True" for row in rows) == found["test/correct"]
+    assert [row[2] for row in rows] == [str(int(label)) for label in digits().test.labels]
+    page = (run / "report" / "index.html").read_text()
+    assert "<h2>best-test</h2>" in page
+    assert page.count("data:image/png") >= 5
+
+
+def test_a_temperature_is_fitted_to_validation_alone_and_loaded_with_the_run(
+    twins: list[Path], evaluated: Evaluate, tmp_path: Path
+) -> None:
+    shutil.copytree(twins[0], run := tmp_path / "run")
+    before = evaluated(run)
+    found = evaluated(run, "fit_temperature=true")
+    temperature = json.loads((run / "evaluation" / "temperature.json").read_text())["temperature"]
+    assert scores(found, "test") == scores(before, "test")
+    assert found["judgement"]["predictions"] == before["judgement"]["predictions"]
+    assert found["judgement"]["tempered"]["acc"] == before["judgement"]["predictions"]["acc"]
+    val = evaluated(run, "split=val")["judgement"]
+    assert val["tempered"]["loss"][0] < val["predictions"]["loss"][0], "the best for validation"
+    again = evaluated(run, "fit_temperature=true", "split=val")
+    assert json.loads((run / "evaluation" / "temperature.json").read_text())["temperature"] == temperature
+    assert again["judgement"] == val
+    loaded = vitlab.load(str(run))
+    assert loaded.temperature == temperature
+    assert "tempered" not in evaluated(run, "checkpoint=last")["judgement"], "of other weights"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reported"),
+    [
+        (["checkpoint=last"], "fit_temperature=true is for the best checkpoint of a run and its head"),
+        (["probe=knn"], "fit_temperature=true is for the best checkpoint of a run and its head"),
+        ([], "fit_temperature=true: classifier.loss=sigmoid of run has no softmax to calibrate; leave it out"),
+    ],
+)
+def test_a_temperature_without_meaning_is_refused(
+    twins: list[Path],
+    evaluated: Evaluate,
+    tmp_path: Path,
+    overrides: list[str],
+    reported: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(twins[0], run := tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["classifier"]["loss"] = "sigmoid"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit):
+        evaluated(run, "fit_temperature=true", *overrides)
+    assert reported in capsys.readouterr().err
+
+
+def test_a_part_of_the_images_has_no_judgement(twins: list[Path], evaluated: Evaluate, tmp_path: Path) -> None:
+    shutil.copytree(twins[0], run := tmp_path / "run")
+    shutil.rmtree(run / "evaluation")
+    assert "judgement" not in evaluated(run, "+trainer.limit_test_batches=1")
+    assert not (run / "evaluation" / "best-test" / "images.csv").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------- probes

@@ -158,6 +158,8 @@ def stand_in(name: str, argument: str) -> list[str]:
         return ["data_dir=not-indexed"]
     if value == "/data/imagenet":
         return [f"{key}=imagenet"]
+    if name == "compare":
+        return ["run=[runs/NAME/STAMP,runs/NAME/STAMP]"] if key in ("run", "folder") else [argument]
     if key == "seed":  # one is as good as another, and each takes time
         return ["seed=0"]
     programs = {"sweep": sweep.main, "prepare": prepare.main}
@@ -196,6 +198,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
     if any("runs/NAME/STAMP" in word for word in words) and not Path("runs").exists():
         exportable(keep="last", averaged=True)
         exportable()
+        (tmp_path / "run" / "metrics.csv").touch()
         with (tmp_path / "run" / "config.yaml").open("a") as file:
             file.write("logger: {wandb: {project: vitlab}}\n")
         Path("runs/NAME").mkdir(parents=True)

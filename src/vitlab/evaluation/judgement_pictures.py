@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.sampler import BatchPlan
 from vitlab.data.scan import SplitName
 
-if TYPE_CHECKING:
-    from vitlab.evaluation.judgement import Predictions
-
 CAPTIONS = {
     "confusion": "Confusion: images by label (rows) and prediction (columns); the color is the share of the row",
     "pairs": "The most confused pairs, label → prediction, with its probability and the image's index",
@@ -30,34 +27,31 @@ SIDE, COLUMNS, MOST = 112, 6, 24  # of a gallery: an image's width in pixels, im
 MOST_NAMES, MOST_CLASSES = 40, 2000  # of a confusion matrix
 
 
-def draw(folder: Path, found: "Predictions", datamodule: DataModule, judgement: Node, pairs: Sequence[Any]) -> None:
-    names, order = datamodule.source.classes, np.argsort(-found.probability, kind="stable")
-    correct = found.correct[order]
-    examples = [index for *_, which in pairs[: MOST // 4] for index in which[:4]]
-    galleries = {"pairs": examples, "errors": order[~correct][:MOST], "hits": order[correct][::-1][:MOST]}
+def draw(folder: Path, found: dict[str, Any], datamodule: DataModule, judgement: Node) -> None:
+    """Draw all pictures of a judgement, whose columns of images are `found`."""
+    names, order = datamodule.source.classes, np.argsort(-found["probability"], kind="stable")
+    correct, examples = found["correct"][order], [index for *_, some in judgement["confused"] for index in some[:4]]
+    galleries = {"pairs": examples, "errors": order[~correct], "hits": order[correct][::-1]}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         if len(names) <= MOST_CLASSES:
-            draw_confusion(folder / "confusion.png", found, names)
+            draw_confusion(folder / "confusion.png", found["label"], found["prediction"], names)
         draw_reliability(folder / "reliability.png", judgement)
         for name, index in galleries.items():
             (folder / f"{name}.png").unlink(missing_ok=True)
-            if len(index):
-                images = dataset_images(datamodule, datamodule.tested, index)
-                draw_gallery(folder / f"{name}.png", images, [image_title(found, names, i) for i in index])
+            titles = []
+            for i in index[:MOST]:
+                pair = dict.fromkeys(short(names[found[key][i]]) for key in ("label", "prediction"))
+                titles.append(f"{' → '.join(pair)}\n{found['probability'][i]:.1%}   #{i}")
+            if titles:
+                images = dataset_images(datamodule, datamodule.tested, index[:MOST])
+                draw_gallery(folder / f"{name}.png", images, titles)
 
 
 def dataset_images(datamodule: DataModule, split: SplitName, index: Iterable[int]) -> Tensor:
     """Images of a split as evaluation gets them, before they are normalized: uint8 [n, C, H, W]."""
     dataset: Any = datamodule.loader(split).dataset
-    numbers = [int(i) for i in index]
-    images: Tensor = dataset.__getitems__(BatchPlan(0, 0, numbers, len(numbers))).images
-    return images
-
-
-def image_title(found: "Predictions", names: Sequence[str], index: int) -> str:
-    pair = dict.fromkeys(short(names[part[index]]) for part in (found.label, found.prediction))
-    return f"{' → '.join(pair)}\n{100 * found.probability[index]:.1f} %   #{index}"
+    return cast(Tensor, dataset.__getitems__(BatchPlan(0, 0, [int(i) for i in index], 0)).images)
 
 
 def short(name: str, most: int = 12) -> str:
@@ -86,22 +80,15 @@ def draw_gallery(
     figure.savefig(file, dpi=150)
 
 
-def draw_attention(file: Path, images: Tensor, maps: Tensor) -> None:
-    """Draw images [n, C, H, W], and again below, bright where the attention [n, R, S] to patches is large."""
-    size = (images.shape[2], images.shape[3])
-    shares = F.interpolate((maps / maps.amax(dim=(1, 2), keepdim=True))[:, None].float(), size, mode="nearest")
-    rgb = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
-    lit = (rgb * (0.15 + 0.85 * shares)).byte()
-    draw_gallery(file, torch.cat([rgb, lit]), ["image"] * len(rgb) + [f"peak {peak:.1%}" for peak in maps.amax((1, 2))])
-
-
-def draw_confusion(file: Path, found: "Predictions", names: Sequence[str]) -> None:
+def draw_confusion(file: Path, label: Any, prediction: Any, names: Sequence[str]) -> None:
     counts = np.zeros((len(names), len(names)), int)
-    np.add.at(counts, (found.label, found.prediction), 1)
+    np.add.at(counts, (label, prediction), 1)
     shares, few = counts / np.maximum(1, counts.sum(axis=1, keepdims=True)), len(names) <= MOST_NAMES
     side = 5.2 + 0.3 * max(0, len(names) - 10) if few else 8
     figure, axis = new_figure(side + 0.8, side)
-    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest" if few else "antialiased")
+    pooled = F.adaptive_max_pool2d(torch.from_numpy(shares)[None], min(len(names), 250))[0]  # what the eye can see
+    ends = (-0.5, len(names) - 0.5)
+    picture = axis.imshow(pooled, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=ends + ends[::-1])
     figure.colorbar(picture, shrink=0.8)
     axis.set(xlabel="prediction", ylabel="label")
     if few:
@@ -116,13 +103,13 @@ def draw_confusion(file: Path, found: "Predictions", names: Sequence[str]) -> No
 
 def draw_reliability(file: Path, judgement: Node) -> None:
     figure, axis = new_figure(5.4, 4.6)
-    axis.plot([0, 1], [0, 1], "--", color="gray", linewidth=1)
-    for name, style in (("predictions", "o-"), ("raw", "s:"), ("tempered", "^-")):
-        own = judgement if name == "predictions" else judgement.get(name, {})
-        if bins := own.get("bins"):
-            counts, means, accuracies = zip(*bins, strict=True)
-            axis.plot(means, accuracies, style, markersize=4, label=f"{name}: ECE {own['ece']:.4f}")
-            for point in zip(counts, means, accuracies, strict=True) if name == "predictions" else ():
+    axis.plot([0, 1], [0, 1], "--", color="gray", linewidth=1, label="calibrated")
+    for (name, bins), style in zip(judgement["bins"].items(), ("o-", "s:", "^-"), strict=False):
+        if bins:
+            _, means, accuracies = zip(*bins, strict=True)
+            ece = judgement["scores"][name]["ece"][0]
+            axis.plot(means, accuracies, style, markersize=4, label=f"{name}: ECE {ece:.4f}")
+            for point in bins if name == "predictions" else ():
                 axis.annotate(f"{point[0]}", point[1:], (5, -9), textcoords="offset points", fontsize=7)
     axis.set(xlabel="probability of the prediction", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axis.legend(loc="upper left", fontsize=8)

@@ -1,34 +1,30 @@
-"""`RUN/report/index.html`: the curves, scores and errors of a run, one page that needs no network."""
+"""`RUN/report/index.html`: the curves, scores, errors and attention of a run, one page that needs no network."""
 
-import csv
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 
-from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch
-from vitlab.evaluation import judgement
-from vitlab.evaluation.judgement_pictures import CAPTIONS, dataset_images, draw_attention
+from vitlab.data.scan import SplitName
+from vitlab.evaluation import judgement_pictures
+from vitlab.evaluation.judgement import write_judgement
 from vitlab.runs import wandb
 from vitlab.runs.folder import read_config
 from vitlab.runs.html_page import Page
 
-SCORES = {"acc": "accuracy", "acc5": "top-5 accuracy", "macro_f1": "mean F1", "loss": "loss", "brier": "Brier score"}
-SCORES |= {"ece": "ECE", "adaptive_ece": "adaptive ECE"}
-ATTENTION = "Attention of what the head reads, in the last block, mean over heads"
+FIGURES = {"curves": "Curves", "attention": "Attention of what the head reads, in the last block, mean over heads"}
 METHOD = (
-    "Intervals: {level:.0%} {interval} bootstrap, {resamples:,} resamples of the images (seed {seed}); another seed of "
-    "training isn't in them. Probabilities are the softmax of the logits, the loss is their cross-entropy. ECE has 15 "
-    "bins of equal width, adaptive ECE 15 of equal numbers of images. Mean F1 is over the classes that have images."
+    "Intervals: {}; another seed of training isn't in them. Probabilities are the softmax of the logits, the loss is "
+    "their cross-entropy. ECE has 15 bins of equal width, adaptive ECE 15 of equal numbers of images. Mean F1 is over "
+    "the classes that have images."
 )
 
 log = logging.getLogger(__name__)
@@ -37,11 +33,23 @@ log = logging.getLogger(__name__)
 def write_report(folder: Path, judgements: list[Path], title: str = "") -> Path:
     """Write the page of a run, or of another folder, with the judgements in some folders."""
     page = Page(title or folder.resolve().name, "vitlab report")
-    for caption, name in (("Curves", "curves"), (ATTENTION, "attention")):
+    for name, caption in FIGURES.items():
         if (picture := folder.parent / "figures" / f"{name}.png").is_file():
             page.add_picture(picture, caption)
     for inner in judgements:
-        add_judgement(page, inner, json.loads((inner / "judgement.json").read_text()))
+        judgement = json.loads((inner / "judgement.json").read_text())
+        page.add_section(inner.name)
+        page.add_text(f"{judgement['images']:,} images of the split {judgement['split']}.")
+        scores = judgement["scores"]
+        rows = [[key, *(format_score(key, own[key]) for own in scores.values())] for key in scores["predictions"]]
+        page.add_table(["score", *scores], rows)
+        page.add_text(METHOD.format(judgement["bootstrap"]))
+        for name, caption in judgement_pictures.CAPTIONS.items():
+            if (inner / f"{name}.png").is_file():
+                page.add_picture(inner / f"{name}.png", caption)
+        if judgement["confused"]:
+            page.add_table(["label", "prediction", "images"], [pair[:3] for pair in judgement["confused"]])
+        page.add_table(judgement["classes"][0], judgement["classes"][1:])
     page.write(folder / "index.html")
     return folder / "index.html"
 
@@ -49,102 +57,49 @@ def write_report(folder: Path, judgements: list[Path], title: str = "") -> Path:
 def write_run_report(run_dir: Path) -> Path:
     """Write the page of a run, with all its judgements."""
     folders = [file.parent for file in sorted((run_dir / "evaluation").glob("*/judgement.json"))]
-    return write_report(run_dir / "report", folders, f"{read_config(run_dir)['name']}   {run_dir.resolve().name}")
+    return write_report(run_dir / "report", folders, f"{read_config(run_dir).get('name')}   {run_dir.resolve().name}")
 
 
-@contextmanager
-def warn_of_errors() -> Iterator[None]:
-    """A report that fails is no failure of the run."""
+def format_score(name: str, values: list[float]) -> str | None:
+    """`98.33 % [96.94, 99.44]`, of a value and the ends of its interval; None if a number is missing."""
+    if None in values:
+        return None
+    value, *ends = [f"{100 * number:.2f}" if name.startswith("acc") else f"{number:.4f}" for number in values]
+    return value + " %" * name.startswith("acc") + (f"   [{', '.join(ends)}]" if ends else "")
+
+
+def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, network: nn.Module, data: DataModule) -> None:
+    """Judge the test of a training, write the run's page, and log its pictures and classes.
+
+    An error is a warning: the run has its results.
+    """
+    folder, attention = run_dir / "evaluation" / "best-test", run_dir / "figures" / "attention.png"
     try:
-        yield
+        judgement = write_judgement(folder, rows, data, about={"split": "test", "checkpoint": "best"})
+        sharded = any(isinstance(p, DTensor) for p in network.parameters())  # which all ranks compute together
+        with suppress(ValueError):  # of a network without attention maps
+            if not sharded and not any(m._compiled_call_impl for m in network.modules()):
+                draw_attention(network, data, attention)
+        log.info("report: %s", write_run_report(run_dir))
+        for file in filter(Path.is_file, (*sorted(folder.glob("*.png")), attention)):
+            wandb.log_image(run.loggers, file.stem, file)
+        wandb.log_table(run.loggers, "classes", judgement["classes"])
     except Exception as error:
         log.warning("report: %s: %s; report=false leaves it out", type(error).__name__, error, exc_info=error)
 
 
-def test(
-    run: Trainer, module: Any, datamodule: DataModule, run_dir: Path, *, report: bool, **options: Any
-) -> Tensor | None:
-    """Test a trained network; returns the rows for its report, on the first rank, and draws its attention."""
-    if not report:
-        run.test(module, datamodule, verbose=False, **options)
-        return None
-    rows = judgement.collect_rows(run, module, datamodule, run_dir, **options)
-    if rows is not None and not any(isinstance(p, DTensor) for p in module.network.parameters()):
-        with warn_of_errors():
-            (run_dir / "figures").mkdir(exist_ok=True)
-            draw_validation_attention(module.network, datamodule, run_dir / "figures" / "attention.png")
-    return rows
-
-
-def draw_validation_attention(network: torch.nn.Module, datamodule: DataModule, file: Path) -> None:
-    """Draw the attention to a few validation images, of networks that have such maps."""
+def draw_attention(network: nn.Module, datamodule: DataModule, file: Path) -> None:
+    """Draw a few validation images, and below each how much attention its patches get."""
     from vitlab.evaluation import attention
 
-    split = datamodule.split("val" if datamodule.samples["val"] else "test")
-    images = dataset_images(datamodule, "val" if datamodule.samples["val"] else "test", range(min(6, len(split))))
-    device = next(network.parameters()).device
-    batch = datamodule.on_after_batch_transfer(EvalBatch(images.to(device), split.labels[:6]), 0).images
+    split: SplitName = "val" if datamodule.samples["val"] else "test"
+    images = judgement_pictures.dataset_images(datamodule, split, range(min(6, datamodule.samples[split])))
+    batch = EvalBatch(images.to(next(network.parameters()).device), torch.empty(0))
     network.eval()
     with torch.no_grad():
-        try:
-            trace = attention.trace(network, batch)
-        except ValueError as error:
-            log.info("report: no attention: %s", error)
-            return
-    draw_attention(file, images, attention.head_attention(trace)[:, -1].mean(dim=1).cpu())
-
-
-def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, datamodule: DataModule) -> None:
-    """Judge the test of a training, write the run's page, and log its pictures and classes."""
-    with warn_of_errors():
-        folder = run_dir / "evaluation" / "best-test"
-        datamodule.tested = "test"
-        judgement.write_judgement(folder, rows, datamodule, about={"split": "test", "checkpoint": "best"})
-        log.info("report: %s", write_run_report(run_dir))
-        for file in (*sorted(folder.glob("*.png")), run_dir / "figures" / "attention.png"):
-            if file.is_file():
-                wandb.log_image(run.loggers, file.stem, file)
-        wandb.log_table(run.loggers, "classes", *read_classes(folder))
-
-
-def add_judgement(page: Page, folder: Path, judgement: Node) -> None:
-    page.add_section(folder.name)
-    page.add_text(f"{judgement['images']:,} images of the split {judgement['split']}.")
-    page.add_table(["score", *columns(judgement)], score_rows(judgement))
-    page.add_text(METHOD.format(**judgement["bootstrap"]))
-    for name, caption in CAPTIONS.items():
-        if (folder / f"{name}.png").is_file():
-            page.add_picture(folder / f"{name}.png", caption)
-    if judgement["confused"]:
-        page.add_table(["label", "prediction", "images"], [list(pair.values())[:3] for pair in judgement["confused"]])
-    page.add_table(*read_classes(folder))
-
-
-def read_classes(folder: Path) -> tuple[list[str], list[list[Any]]]:
-    with (folder / "classes.csv").open(newline="") as lines:
-        header, *rows = csv.reader(lines)
-    return header, [[name, *(float(cell) if cell else None for cell in cells)] for name, *cells in rows]
-
-
-def columns(judgement: Node) -> dict[str, Node]:
-    """The variants of a judgement by name: its predictions, those of raw weights, and with a temperature."""
-    names = {"raw": "raw weights", "tempered": f"T = {judgement.get('temperature') or 1:.4g}"}
-    return {"value": judgement, **{text: judgement[key] for key, text in names.items() if key in judgement}}
-
-
-def score_rows(judgement: Node) -> list[list[Any]]:
-    rows = []
-    for name, text in SCORES.items():
-        variants = [({**own, **own["scores"]}, own["intervals"].get(name)) for own in columns(judgement).values()]
-        if name in variants[0][0]:
-            rows.append([text, *(format_interval(own[name], bounds, name) for own, bounds in variants)])
-    return rows
-
-
-def format_interval(value: float | None, bounds: list[float] | None, name: str) -> str | None:
-    """`98.33 % [96.94, 99.44]`"""
-    percent = name.startswith("acc")
-    if value is None or (bounds and None in bounds):
-        return None
-    inside = [f"{100 * number:.2f}" if percent else f"{number:.4f}" for number in (value, *(bounds or ()))]
-    return inside[0] + (" %" if percent else "") + (f"   [{inside[1]}, {inside[2]}]" if bounds else "")
+        trace = attention.trace(network, datamodule.on_after_batch_transfer(batch, 0).images)
+    maps = attention.head_attention(trace)[:, -1].float().mean(dim=1, keepdim=True).cpu()
+    peaks = maps.amax(dim=(1, 2, 3))
+    lit = images * (0.15 + 0.85 * F.interpolate(maps / peaks.view(-1, 1, 1, 1), images.shape[2:]))
+    titles = ["image"] * len(images) + [f"brightest: {peak:.1%}" for peak in peaks]
+    judgement_pictures.draw_gallery(file, torch.cat([images, lit.byte()]), titles)

@@ -6,7 +6,9 @@ train.log        the log
 metrics.csv      every logged number                (vitlab.runs.metrics_file)
 skipped.csv      bad images that were skipped       (vitlab.data.scan)
 checkpoints/     best, last, the one before         (vitlab.training.checkpoints)
-figures/         curves.png                         (vitlab.runs.plots)
+figures/         curves.png, attention.png          (vitlab.runs.plots)
+evaluation/      judgements of its predictions      (vitlab.evaluation.judgement)
+report/          index.html, a page of all of it    (vitlab.evaluation.run_report)
 .hydra/          the overrides of the configuration
 """
 

@@ -172,7 +172,7 @@ def log_image(loggers: list[Logger], name: str, file: Path) -> None:
             logger.log_image(name, [str(file)])
 
 
-def log_table(loggers: list[Logger], name: str, header: list[str], rows: list[list[Any]]) -> None:
+def log_table(loggers: list[Logger], name: str, lines: list[list[Any]]) -> None:
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_table(name, header, rows)
+            logger.log_table(name, lines[0], lines[1:])

@@ -1,6 +1,6 @@
 """Check the settings of `sweep.py`, and the launcher of a sweep (`hydra/launcher=...`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -8,10 +8,11 @@ from typing import Any
 
 from vitlab.config.schema import format_value, node_problems
 from vitlab.config.view import ConfigView
-from vitlab.runs.folder import read_config
+from vitlab.runs.folder import list_runs, read_config
 from vitlab.sweeps import ledger
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # Hydra's own: one job after the other
+METRICS = "metrics.csv"
 OURS = "hydra_plugins.vitlab.launchers"
 REMOTE = {f"{OURS}.SlurmLauncher": "submitit"}  # and the packages they need
 
@@ -40,6 +41,26 @@ def sweep_action_problems(read: ConfigView) -> Iterator[str]:
             yield str(error)
         except ValueError as error:
             yield f"{f'run={run}' if run else f'sweep={sweep}'}: {error}"
+
+
+def runs_to_compare(run: Sequence[str] | None, folder: str | None, newest: int) -> list[Path]:
+    """The runs by name, or the newest of a folder that have a `metrics.csv`, as those of trainings."""
+    runs = list_runs(Path(folder)) if folder else []
+    return [path for path in runs if (path / METRICS).is_file()][-newest:] if run is None else [*map(Path, run)]
+
+
+def comparison_problems(read: ConfigView) -> Iterator[str]:
+    run, folder, newest = read("run", list), read("folder", str), read("newest", int)
+    if {"run", "folder", "newest"} & read.bad:
+        return
+    runs = runs_to_compare(run, folder, newest or 2)
+    if (run is None) == (folder is None):
+        yield f"{'neither run nor folder is' if run is None else 'run and folder are both'} set; set one of them"
+    elif len(runs) < 2:
+        yield f"{'folder' if run is None else 'run'}={folder or run} has {len(runs)} runs; name two or more to compare"
+    for path in runs:
+        if not (path / METRICS).is_file():
+            yield f"run={path} is no training's folder: it has no {METRICS}"
 
 
 def launcher_problems(node: Any, *, sweep: bool) -> tuple[list[str], bool]:

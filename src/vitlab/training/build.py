@@ -214,12 +214,13 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
 def raw_scores(run: Trainer, module: Classifier, datamodule: DataModule, file: Path) -> dict[str, float]:
     """Scores on the test split, as `raw/acc`, of the weights that a checkpoint's averages are of; {} if it has none."""
     averages = any(isinstance(c, WeightAveraging) for c in run.callbacks)  # type: ignore[attr-defined]
-    if not averages or (weights := load_checkpoint(file).get("current_model_state")) is None:
+    if not averages or (weights := (checkpoint := load_checkpoint(file)).get("current_model_state")) is None:
         return {}
     module.load_state_dict(weights)
     module.split = "raw"
     run.test(module, datamodule, verbose=False)
     module.split = "test"
+    module.load_state_dict(checkpoint["state_dict"])
     return logged_scores(run, "raw")
 
 

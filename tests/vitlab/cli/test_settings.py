@@ -14,7 +14,10 @@ from vitlab.config import paths, schema
 from vitlab.config.docstrings import argument_lines
 from vitlab.jobs.compose import ensure_hydra
 
-PROGRAMS = ("train", "evaluate", "sweep", "export", "prepare", "doctor", "replay", "benchmark", "plan", "preview", "explain", "demo")
+PROGRAMS = (
+    *("train", "evaluate", "compare", "predict", "explain", "demo", "sweep", "export", "prepare"),
+    *("doctor", "replay", "benchmark", "plan", "preview"),
+)
 TRAINING = {"data", "model", "model/patch", "model/resolution", "model/size", "weights", "classifier"}
 TRAINING |= {"optimizer", "schedule", "trainer", "callbacks", "experiment"}
 SWEEPING = {"hydra/launcher", "hydra/sweeper", "hydra/sweeper/pruner", "hydra/sweeper/sampler"}

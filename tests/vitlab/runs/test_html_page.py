@@ -43,7 +43,7 @@ def messages(browser: webdriver.Chrome, log: str = "browser") -> list[Any]:
 
 def color_of(browser: webdriver.Chrome, name: str) -> Any:
     script = f"return getComputedStyle(document.querySelector('{name}')).backgroundColor"
-    return browser.execute_script(script)  # type: ignore[no-untyped-call]
+    return browser.execute_script(script)
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -81,4 +81,4 @@ def test_every_text_is_a_text_and_nothing_is_requested(browser: webdriver.Chrome
     assert [image.get_property("naturalWidth") for image in images] == [800, 800]
     assert images[0].get_attribute("alt") == EVIL
     overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert browser.execute_script(overflow) == 0, "no wider than the screen"  # type: ignore[no-untyped-call]
+    assert browser.execute_script(overflow) == 0, "no wider than the screen"

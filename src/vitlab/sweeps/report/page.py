@@ -34,16 +34,16 @@ ARROWS: dict[Direction, str] = {"min": "↓", "max": "↑"}  # the better direct
 log = logging.getLogger(__name__)
 
 
-def write_report(sweep: Sweep, folder: Path) -> Path:
-    """Write the report of a sweep in any state, and return the page's path."""
+def write_report(sweep: Sweep, folder: Path, more: Markup | None = None) -> Path:
+    """Write the report of a sweep in any state, with `more` sections, and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     table.write_results(sweep, folder / RESULTS)
     table.write_jobs(sweep, folder / JOBS)
-    atomic.atomic_write(folder / PAGE, render_page(sweep))
+    atomic.atomic_write(folder / PAGE, render_page(sweep, more))
     return folder / PAGE
 
 
-def render_page(sweep: Sweep) -> str:
+def render_page(sweep: Sweep, more: Markup | None = None) -> str:
     sources = Path(__file__).parent
     script = (sources / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -58,6 +58,8 @@ def render_page(sweep: Sweep) -> str:
     wanted = dict.fromkeys([*sweep.objectives, "test/acc", "raw/acc", "val/acc", "val/loss", *COSTS])
     return environment.get_template("page.html").render(
         sweep=sweep,
+        more=more,
+        kind="sweep" if more is None else "comparison",
         created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         script=Markup(script),
         script_hash=f"sha256-{digest}",

@@ -144,8 +144,3 @@ def test_the_files_hold_every_configuration_and_every_job(make_job: MakeJob, tmp
     assert [row["status"] for row in found] == ["finished", "finished", "crashed"]
     assert found[2]["error"] == r'ValueError: a,"b"\n<c>'
     assert [row["seed"] for row in found] == ["0", "1", "0"]
-
-
-def test_a_setting_is_no_formula_and_no_control_character(tmp_path: Path) -> None:
-    table.write_csv(tmp_path / "jobs.csv", [["=1+1", -1.5, "-1.5", None, "a\x1b[2J\nb"]])
-    assert (tmp_path / "jobs.csv").read_text() == "'=1+1,-1.5,-1.5,,a\\x1b[2J\\nb\n"
