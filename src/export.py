@@ -24,6 +24,7 @@ def main(
     checkpoint: str,
     part: Literal["ema", "raw"] | None,
     fold: bool,
+    channels: Literal[3] | None,
     tolerance: NonNegativeFloat,
     license: str | None,
     out: str,
@@ -37,6 +38,7 @@ def main(
         checkpoint: A checkpoint in RUN/checkpoints: `best`, `last`, or another name.
         part: Which weights of a checkpoint that has both. None: those that were tested, the averages.
         fold: For onnx and torch_export: put normalization and softmax into the graph (bytes in, probabilities out).
+        channels: 3: let a network of gray images take RGB, as many tools open any image. None: the network's channels.
         tolerance: Largest difference allowed between the outputs of the export and those of the network.
         license: License named in the model card, such as mit or apache-2.0. None: none is named.
         out: Folder of the export; it appears only when complete.
@@ -44,9 +46,10 @@ def main(
     """
     from vitlab.evaluation.checkpoint import load_weights
     from vitlab.export import export
-    from vitlab.export.checkpoint import load_export_model
+    from vitlab.export.checkpoint import color_weights, load_export_model
 
-    trained = load_export_model(load_weights(Path(run), checkpoint, part))
+    weights = load_weights(Path(run), checkpoint, part)
+    trained = load_export_model(color_weights(weights) if channels else weights)
     return export.export_network(trained, format, Path(out), fold=fold, tolerance=tolerance, license=license)
 
 

@@ -54,6 +54,8 @@ def main(
     from vitlab.training import build
 
     paths, model = find_images(images), load_model(run, checkpoint=checkpoint, part=part)
+    if not (model.has_head or embed):
+        raise ValueError(f"run={run} has no head, so there are no classes to predict; set embed=true")
     tester = build.build_trainer(trainer, run_dir=Path(run_dir))
     workers = max(1, environment.cores() // tester.num_devices) if num_workers is None else num_workers
     start = time.monotonic()

@@ -17,7 +17,7 @@ NO_SOURCE = {
     Path(f"test_{name}.py")
     for name in (
         *("conf", "faults", "golden_curves", "language", "layout", "legacy_runs", "mutations", "own_code", "readme"),
-        *("recipes", "results", "scale", "wheel"),
+        *("examples", "lightning", "recipes", "results", "scale", "wheel"),
     )
 }
 

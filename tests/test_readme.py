@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -138,6 +139,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, parquet: Path, packed: Call
     (folder / "not-indexed" / "train" / "0.tar").touch()
     weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=32, depth=1, heads=2, num_classes=10)
     save_file(weights.state_dict(), folder / "weights.safetensors")
+    Image.new("RGB", (20, 20)).save(folder / "photo.jpg")
     return folder
 
 
@@ -148,6 +150,10 @@ def stand_in(name: str, argument: str) -> list[str]:
         return []
     if key == "model.weights" and value.startswith(("timm:", "hf:", "FILE", "SOURCE")):
         return ["model.weights=weights.safetensors", "model.heads=2"]
+    if key == "images":
+        return ["images=photo.jpg"]
+    if key == "run" and "/export/" in value:
+        return ["run=weights.safetensors"]
     if value.startswith("paper_finetune_"):
         return [argument, "model.weights=weights.safetensors", "model.heads=2"]
     if key == "data.name" and "..." not in value and "photos" not in value:
@@ -207,7 +213,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
     if "--config-name=config" in words:  # of a run that was trained
         write_config(tmp_path / "trained", configure())
         arguments[arguments.index("--config-dir=runs/NAME/STAMP")] = f"--config-dir={tmp_path / 'trained'}"
-    if name in ("train", "doctor", "evaluate", "preview"):  # whatever devices this machine has
+    if name in ("train", "doctor", "evaluate", "preview", "predict"):  # whatever devices this machine has
         arguments.append("trainer.accelerator=cpu")
     program = importlib.import_module(name)
     try:
@@ -242,10 +248,17 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", (DOCS / "python.md").read_text(),
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_code_of_the_page_on_python_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:.*many workers", "ignore:.*logging interval", "ignore:GPU available")
+def test_the_code_of_the_page_on_python_runs(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exportable: Callable[..., Any]
+) -> None:
     monkeypatch.chdir(tmp_path)
     weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=64, depth=1, heads=1, num_classes=10)
     save_file(weights.state_dict(), "weights.safetensors")
+    if "runs/NAME/STAMP" in BLOCKS[number]:
+        Path("runs/NAME").mkdir(parents=True)
+        Path("runs/NAME/STAMP").symlink_to(exportable().weights.run)
+        Image.new("RGB", (20, 20)).save("photo.jpg")
     exec(compile(BLOCKS[number], f"block {number} of docs/python.md", "exec"), {})
 
 

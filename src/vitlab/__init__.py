@@ -5,6 +5,11 @@ from typing import Any
 
 # imported on first use: `import vitlab` is free
 NAMES = {
+    "CONF": ("vitlab.config.paths", "CONF"),
+    "DataModule": ("vitlab.data.datamodule", "DataModule"),
+    "Classifier": ("vitlab.training.classifier", "Classifier"),
+    "compose": ("vitlab.cli.session", "compose"),
+    "train": ("vitlab.cli.session", "train"),
     "load": ("vitlab.evaluation.trained_model", "load_model"),
     "VisionTransformer": ("vitlab.models.vit", "VisionTransformer"),
 }

@@ -85,10 +85,7 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
             request = parse(program, flags)
         except HydraException as error:
             exit_with_problems(program, arguments.unreadable_overrides(flags.overrides) or [str(error)])
-        wrong = syntax_problems(request)
-        right = replace(request, overrides=[o for o in request.overrides if o.input_line not in wrong])
-        syntax = [problem for problems in wrong.values() for problem in problems]
-        if problems := list(dict.fromkeys([*request.problems, *syntax, *config_problems(right)])):
+        if problems := request_problems(request):
             exit_with_problems(program, problems)
         planned = plan(request)
         if planned.problems:
@@ -123,6 +120,14 @@ def parse(program: Program, flags: Namespace) -> Request:
     add_searchpath([str(folder) for path in paths for folder in arguments.as_list(path)])
     options = {o.input_line: names for o in overrides if (names := arguments.group_options(o))}
     return Request(program, flags, overrides, options, added, problems)
+
+
+def request_problems(request: Request) -> list[str]:
+    """All problems of a parsed command line."""
+    wrong = syntax_problems(request)
+    right = replace(request, overrides=[o for o in request.overrides if o.input_line not in wrong])
+    syntax = [problem for problems in wrong.values() for problem in problems]
+    return list(dict.fromkeys([*request.problems, *syntax, *config_problems(right)]))
 
 
 def syntax_problems(request: Request) -> dict[str | None, list[str]]:

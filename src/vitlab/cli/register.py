@@ -12,9 +12,16 @@ from vitlab.config.signatures import defaults
 
 
 def register() -> None:
-    """Store the defaults of signatures and the experiments, so that no YAML file repeats them."""
+    """Store the defaults of signatures and the experiments."""
     store = ConfigStore.instance()
     store.repo = Stored(store.repo)
+    register_signatures()
+    store.repo["experiment"] = {file.name: ExperimentFile(file) for file in sorted(paths.EXPERIMENTS.glob("*.yaml"))}
+
+
+def register_signatures() -> None:
+    """Store the defaults of signatures, so that no YAML file repeats them."""
+    store = ConfigStore.instance()
 
     def signature(target: str, *supplied: str) -> Node:
         return {k: v for k, v in defaults(target).items() if k not in supplied}
@@ -31,7 +38,6 @@ def register() -> None:
         ("weights", "signature", weights),
     ):
         store.store(group=group, name=name, node=node, provider="signature")
-    store.repo["experiment"] = {file.name: ExperimentFile(file) for file in sorted(paths.EXPERIMENTS.glob("*.yaml"))}
 
 
 class ExperimentFile(ConfigNode):

@@ -89,7 +89,8 @@ class DataModule(LightningDataModule):
         self.load_source, self.augment, self.batch_size, self.seed = source, augment, batch_size, seed
         self.val_fraction, self.split_seed, self.max_train_samples = val_fraction, split_seed, max_train_samples
         self.num_workers, self.drop_last, self.scaled_decoding = num_workers, drop_last, scaled_decoding
-        self.repeats = repeats
+        self.repeats, self.tuples = repeats, False  # True: batches are (images, targets), for others' modules
+        self.epoch, self.is_first = 0, False  # of iterations without a Trainer; whether the next batch is the first one
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.on_error, self.max_skipped, self.scan = on_error, max_skipped, scan
         self.mean, self.std, self.interpolation = mean, std, interpolation or "bicubic"
@@ -188,7 +189,19 @@ class DataModule(LightningDataModule):
 
     def position(self) -> tuple[int, int]:
         """The epoch of training, and its optimizer steps already done."""
-        return divmod(0 if self.trainer is None else self.trainer.global_step, max(1, self.steps_per_epoch))
+        return (
+            (self.epoch, 0) if self.trainer is None else divmod(self.trainer.global_step, max(1, self.steps_per_epoch))
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next iteration over `train_dataloader()` without a Trainer; each one begins another."""
+        self.epoch = epoch
+
+    def begin_epoch(self) -> tuple[int, int]:
+        """The position at which an iteration begins."""
+        position, self.is_first = self.position(), True
+        self.epoch += self.trainer is None
+        return position
 
     def train_dataloader(self) -> Loader:
         # the batches resume at `position` without the `state_dict` that Lightning warns of
@@ -201,7 +214,7 @@ class DataModule(LightningDataModule):
             accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             drop_last=self.drop_last,
             repeats=self.repeats,
-            position=self.position,
+            position=self.begin_epoch,
             limit=None if self.trainer is None else self.batches_per_epoch,
             one_order=bool(getattr(self.trainer, "overfit_batches", 0)),
             blocks=self._splits["train"].blocks if buffer else None,
@@ -216,6 +229,10 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> Loader:
         return self.loader(self.tested)
 
+    def predict_dataloader(self) -> Loader:
+        warnings.filterwarnings("ignore", message="You are using a custom batch sampler")  # which returns all images
+        return self.loader(self.tested)
+
     def loader(self, split: SplitName) -> Loader:
         """This device's share of a split, in order and without augmentation."""
         samples, in_blocks = len(self.split(split)), self.split(split).blocks is not None
@@ -228,7 +245,8 @@ class DataModule(LightningDataModule):
             return batch
         prepare = self._prepare.to(batch.images.device)
         if isinstance(batch, TrainBatch):
-            if self.trainer is not None and (batch.epoch, batch.step) != self.position():
+            is_first, self.is_first = self.is_first, False
+            if self.trainer is not None and is_first and (batch.epoch, batch.step) != self.position():
                 position = f"epoch {batch.epoch}, step {batch.step} instead of {self.position()}"
                 raise RuntimeError(f"the loader was started too early: it returned the batch of {position}")
             reseed(stable_seed(self.seed, batch.epoch, batch.step, batch.micro), batch.images.device)
@@ -237,6 +255,7 @@ class DataModule(LightningDataModule):
             batch = batch._replace(images=images, targets=targets)
         else:
             batch = batch._replace(images=prepare(batch.images))
+        batch = (batch.images, batch.targets) if self.tuples else batch
         # Lightning converted the batch to the Trainer's precision while it was uint8
         return batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
 

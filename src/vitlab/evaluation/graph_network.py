@@ -1,6 +1,5 @@
 """A graph that vitlab exported to ONNX, as a network."""
 
-import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,7 @@ class GraphNetwork(nn.Module):
         known = self.session.get_modelmeta().custom_metadata_map
         if "classes" not in known:
             raise ValueError(f"{file} has no classes in its metadata; only ONNX files that vitlab exported have them")
-        self.metadata: dict[str, Any] = {"classes": json.loads(known.pop("classes"))}
-        self.metadata |= {key: literal(text) for key, text in known.items()}
+        self.metadata: dict[str, Any] = {key: json.loads(text) for key, text in known.items()}
         self.channels = self.session.get_inputs()[0].shape[1]
         self.folded = self.session.get_outputs()[0].name == "probabilities"
 
@@ -37,11 +35,3 @@ class GraphNetwork(nn.Module):
         if not self.folded:
             return logits
         return logits.logit() if self.metadata.get("loss") == "sigmoid" else logits.log()
-
-
-def literal(text: str) -> Any:
-    """A value of the metadata: a number, a list, None, or a word."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

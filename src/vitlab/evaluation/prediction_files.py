@@ -71,12 +71,11 @@ class Predictor(LightningModule):
     def test_step(self, batch: FileBatch, batch_idx: int) -> None:
         features: list[Tensor] = []
         head: Any = self.network.get_submodule(freezing.head_names(self.network)[0]) if self.embed else nn.Identity()
-        images = self.trainer.precision_plugin.convert_input(self.prepare(batch.images))
         with head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].flatten(1))):
-            probabilities = self.model.probabilities(self.model.logits(images))
-        best = probabilities.topk(min(self.top, probabilities.shape[1]), dim=1)
-        part = (batch.numbers, batch.readable, *best, *features)
-        self.parts.append(tuple(t.float().cpu() if t.is_floating_point() else t.cpu() for t in part))
+            outputs = self.network(self.trainer.precision_plugin.convert_input(self.prepare(batch.images)))
+        scores = self.model.probabilities(outputs) if self.model.has_head else outputs[:, :0]
+        best = scores.topk(min(self.top, scores.shape[1]), dim=1)
+        self.parts.append(tuple(part.cpu() for part in (batch.numbers, batch.readable, *best, *features)))
 
 
 def predict_files(
@@ -113,7 +112,7 @@ def predict_files(
     readable, probabilities, classes, *features = (column[order.argsort()] for column in others)
     if features:
         features[0][~readable] = torch.nan
-        np.save(folder / "embeddings.npy", features[0].numpy())
+        np.save(folder / "embeddings.npy", features[0].float().numpy())
     write_predictions(folder, paths, model, readable.tolist(), probabilities.tolist(), classes.tolist())
     log.info("%d images, %d of them unreadable: %s", len(paths), unreadable := int((~readable).sum()), folder)
     return {"images": len(paths), "unreadable": unreadable}
@@ -128,23 +127,21 @@ def write_predictions(
     classes: list[list[int]],
 ) -> None:
     """Write predictions.csv, predictions.jsonl and the contact sheet."""
-    rows, titles = list[dict[str, Any]](), dict[str, str]()
+    count, rows, titles = len(classes[0]), list[dict[str, Any]](), dict[str, str]()
     for path, is_readable, values, indices in zip(paths, readable, probabilities, classes, strict=True):
         names = [model.classes[i] if model.classes else str(i) for i in indices]
+        known = {"classes": names, "probabilities": [round(value, 6) for value in values]}
+        rows.append({"path": path, **(known if is_readable else {"error": read_problem(path)})})
         if is_readable:
-            rows.append({"path": path, "classes": names, "probabilities": [round(value, 6) for value in values]})
-            bar = ("█" * round(values[0] * BAR)).ljust(BAR, "░")
-            titles[path] = f"{short(names[0], 18)}\n{bar} {values[0]:.0%}\n{short(Path(path).name, 18)}"
-        else:
-            rows.append({"path": path, "error": read_problem(path)})
-    columns = [f"{what}{i}" for i in range(1, len(classes[0]) + 1) for what in ("class", "probability")]
-    lines = [
-        [row["path"], *(cell for pair in zip(row["classes"], row["probabilities"], strict=True) for cell in pair), None]
-        if "classes" in row
-        else [row["path"], *[None] * len(columns), row["error"]]
-        for row in rows
+            bar = [f"{('█' * round(value * BAR)).ljust(BAR, '░')} {value:.0%}" for value in values[:1]]
+            titles[path] = "\n".join([*(short(name, 18) for name in names[:1]), *bar, short(Path(path).name, 18)])
+    lines: list[list[Any]] = [
+        ["path", *(f"{w}{i + 1}" for i in range(count) for w in ("class", "probability")), "error"]
     ]
-    write_csv(folder / "predictions.csv", [["path", *columns, "error"], *lines])
+    for row in rows:
+        pairs = zip(*(row.get(key, [None] * count) for key in ("classes", "probabilities")), strict=True)
+        lines.append([row["path"], *(cell for pair in pairs for cell in pair), row.get("error")])
+    write_csv(folder / "predictions.csv", lines)
     atomic_write(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     if shown := [*titles][:MOST_SHOWN]:
         images = ImageFiles(shown, model).__getitems__([*range(len(shown))]).images

@@ -38,7 +38,7 @@ from vitlab.weights.preprocessing import preprocessing
 
 log = logging.getLogger(__name__)
 
-TEMPERATURE = "evaluation/temperature.json"  # of a run: {"temperature": T}
+TEMPERATURE = "evaluation/temperature.json"  # of a run's best weights: {"temperature": T}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,10 @@ class TrainedModel:
     @property
     def device(self) -> torch.device:
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+    @property
+    def has_head(self) -> bool:
+        return getattr(self.network, "num_classes", None) != 0
 
     @property
     def preprocessing(self) -> Node:
@@ -120,19 +124,15 @@ class TrainedModel:
                     yield torch.stack(few).to(self.device)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        scaled = logits.float() / self.temperature
+        scaled = logits.float() if self.temperature == 1 else logits.float() / self.temperature
         return scaled.softmax(dim=-1) if self.loss == "softmax" else scaled.sigmoid()
-
-    def logits(self, batch: Tensor) -> Tensor:
-        if getattr(self.network, "num_classes", None) == 0:
-            raise ValueError("these weights have no head, so there are no classes to predict; use embed")
-        logits: Tensor = self.network(batch)
-        return logits
 
     @torch.inference_mode()
     def predict(self, images: Images, *, batch_size: int = 64) -> Predictions:
         """The probabilities of images: paths, folders, images of Pillow, uint8 arrays or tensors, or lists of them."""
-        parts = [self.probabilities(self.logits(batch)).cpu() for batch in self.batches(images, batch_size)]
+        if not self.has_head:
+            raise ValueError("these weights have no head, so there are no classes to predict; use embed")
+        parts = [self.probabilities(self.network(batch)).cpu() for batch in self.batches(images, batch_size)]
         return Predictions(concatenate(parts), self.classes)
 
     @torch.inference_mode()
@@ -188,9 +188,9 @@ def load_checkpoint_model(weights: CheckpointWeights) -> TrainedModel:
     inferred = {"num_classes": len(classes), "in_channels": len(preprocessing["mean"])}
     network = instantiate.build_object({k: v for k, v in weights.config["model"].items() if k != NOT_BUILT}, **inferred)
     network.load_state_dict(weights.state)
-    file = weights.run / TEMPERATURE
-    temperature = float(json.loads(file.read_text())["temperature"]) if file.is_file() else 1.0
-    known = {"loss": labels.config_loss(weights.config), "temperature": temperature}
+    known: Node = {"loss": labels.config_loss(weights.config)}
+    if weights.file.stem == "best" and weights.chosen != "raw" and (file := weights.run / TEMPERATURE).is_file():
+        known |= json.loads(file.read_text())
     return trained_model(network, classes, pair(weights.config["image_size"]), preprocessing, **known)
 
 
@@ -226,9 +226,10 @@ def load_onnx_model(file: Path) -> TrainedModel:
     """An ONNX file of vitlab; its metadata are those of `vitlab.export.graph`."""
     network = GraphNetwork(file)
     known = {"interpolation": "bicubic", "crop_fraction": None, "loss": "softmax", **network.metadata}
+    others = {"loss": known["loss"], "temperature": 1.0 if network.folded else known.get("temperature", 1.0)}
     if network.folded:  # it normalizes
         known |= {"mean": [0.0] * network.channels, "std": [1.0] * network.channels}
-    return trained_model(network, known["classes"], pair(known["image_size"]), known, loss=known["loss"])
+    return trained_model(network, known["classes"], pair(known["image_size"]), known, **others)
 
 
 def trained_model(

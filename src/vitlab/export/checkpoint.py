@@ -28,6 +28,15 @@ def load_export_model(weights: CheckpointWeights) -> ExportModel:
     return ExportModel(**vars(trained), weights=weights, arguments=arguments, data=data)
 
 
+def color_weights(weights: CheckpointWeights) -> CheckpointWeights:
+    """The weights of a network of gray images, for RGB: three equal channels give the logits of one."""
+    name, identity = "patch_embed.proj.weight", weights.content["vitlab"]
+    state = {**weights.state, name: weights.state[name].float().expand(-1, 3, -1, -1) / 3}
+    thrice = {key: identity["preprocessing"][key] * 3 for key in ("mean", "std")}
+    content = {**weights.content, "vitlab": {**identity, "preprocessing": {**identity["preprocessing"], **thrice}}}
+    return weights._replace(state=state, content=content, arguments={**weights.arguments, "in_channels": 3})
+
+
 def random_images(trained: ExportModel, count: int, *, seed: int = 0) -> Tensor:
     """Random uint8 images [count, C, H, W], the same for each seed."""
     generator = torch.Generator().manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vitlab.config.view import ConfigView
 
@@ -13,4 +14,5 @@ def export_problems(read: ConfigView) -> Iterator[str]:
     from vitlab.export import export
 
     part, fold = read("part", str), bool(read("fold", bool))
-    yield from export.problems(run=Path(run), checkpoint=checkpoint, part=part, name=name, fold=fold, out=Path(out))
+    known: Any = {"part": part, "name": name, "fold": fold, "channels": read("channels", int), "out": Path(out)}
+    yield from export.problems(run=Path(run), checkpoint=checkpoint, **known)

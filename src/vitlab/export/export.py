@@ -80,7 +80,9 @@ FORMATS = {
 }
 
 
-def problems(*, run: Path, checkpoint: str, part: str | None, name: str, fold: bool, out: Path) -> Iterator[str]:
+def problems(
+    *, run: Path, checkpoint: str, part: str | None, name: str, fold: bool, out: Path, channels: int | None = None
+) -> Iterator[str]:
     """Why an export is impossible, a line each, without reading tensors."""
     format_ = FORMATS[name]
     if missing := [package for package in format_.needs if find_spec(package) is None]:
@@ -95,6 +97,8 @@ def problems(*, run: Path, checkpoint: str, part: str | None, name: str, fold: b
     except (OSError, ValueError, NotTrusted) as error:
         yield str(error)
         return
+    if channels and (weights.kind != "vit" or weights.arguments["in_channels"] != 1):
+        yield f"channels={channels} is for vitlab's networks of gray images, and this is none; leave it out"
     if reasons := unsupported_parts(weights, name):
         able = ", ".join(other for other in FORMATS if not unsupported_parts(weights, other))
         yield from (f"format={name} doesn't support {reason}; formats that do: {able}" for reason in reasons)

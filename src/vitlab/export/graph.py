@@ -26,11 +26,10 @@ class FoldedNetwork(nn.Module):
 
     def __init__(self, trained: ExportModel) -> None:
         super().__init__()
-        self.prepare, self.network, self.loss = trained.prepare(), trained.network, trained.loss
+        self.prepare, self.network, self.trained = trained.prepare(), trained.network, trained
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.prepare(images))
-        return logits.softmax(dim=1) if self.loss == "softmax" else logits.sigmoid()
+        return self.trained.probabilities(self.network(self.prepare(images)))
 
 
 def graph_module(trained: ExportModel, fold: bool) -> nn.Module:
@@ -69,10 +68,11 @@ def write_onnx(trained: ExportModel, folder: Path, *, fold: bool) -> None:
     names: Any = {"input_names": [INPUT], "output_names": [output_name(fold)]}
     with muted_logs("torch.onnx", "onnxscript", "onnx_ir"):
         program: Any = torch.onnx.export(export_program(trained, fold), **names, dynamo=True, verbose=False)
-    known: Node = {"classes": json.dumps(list(trained.classes)), "image_size": list(trained.image_size)}
-    known |= {"interpolation": trained.interpolation, "crop_fraction": trained.crop_fraction, "loss": trained.loss}
+    known: Node = {"classes": list(trained.classes), "image_size": list(trained.image_size), "loss": trained.loss}
+    known |= {"interpolation": trained.interpolation, "crop_fraction": trained.crop_fraction}
+    known |= {"temperature": trained.temperature}
     known |= {} if fold else {"mean": list(trained.mean), "std": list(trained.std)}
-    program.model.metadata_props.update({key: str(value) for key, value in known.items()})
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in known.items()})
     program.save(folder / "model.onnx", external_data=size > LARGEST_FILE)
 
 

@@ -27,6 +27,8 @@ from vitlab.training.optimizer import OptimizerFactory, build_optimizer, group_t
 from vitlab.training.schedules import ScheduleFactory, call_schedule
 from vitlab.training.scores import Count, Mean, Scores, at_least_float32
 
+Pair = tuple[Tensor, Tensor]  # images and targets, of anybody's loader
+
 log = logging.getLogger(__name__)
 
 
@@ -105,6 +107,7 @@ class Classifier(LightningModule):
         self.split = "test"  # the test loop's; `evaluate.py` runs it on any split; raw: without averaging
         self.configured: list[dict[str, Any]] = []  # options of each parameter group, except its rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
+        self.monitored = False  # by a Monitor, which logs at the right steps
         self.identity: dict[str, Any] = {}  # the run's, for its checkpoints (`vitlab.jobs.fingerprint`)
         # called before each optimizer step with the norm of its (scaled) gradients; may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
@@ -153,20 +156,31 @@ class Classifier(LightningModule):
         first, second = (logits, logits) if isinstance(logits, Tensor) and logits.ndim == 2 else logits
         return self.distillation.losses(self.losses(first, batch.targets), second, batch.images)
 
-    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TrainBatch | Pair, batch_idx: int) -> Tensor:
         """A micro-batch's share of the mean loss over all images of the step (`loss_scale`)."""
+        ranks, accumulated = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        if not isinstance(batch, TrainBatch):  # of loaders that aren't vitlab's, whose batches are equally large
+            batch = TrainBatch(*batch, len(batch[0]) * ranks * accumulated, self.current_epoch, batch_idx)
         losses = self.batch_losses(batch)
         self.train_loss.update(losses.detach())
-        return losses.sum() * loss_scale(batch, self.trainer.world_size, self.trainer.accumulate_grad_batches)
+        if not self.monitored:
+            self.log("train/loss", losses.detach().mean(), prog_bar=True, logger=self.own_log(), batch_size=len(losses))
+        return losses.sum() * loss_scale(batch, ranks, accumulated)
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: EvalBatch | Pair, batch_idx: int) -> None:
         self.evaluation_step(batch, "val")
 
-    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
+    def test_step(self, batch: EvalBatch | Pair, batch_idx: int) -> None:
         self.evaluation_step(batch, self.split)
 
-    def evaluation_step(self, batch: EvalBatch, split: str) -> None:
+    def predict_step(self, batch: EvalBatch | Pair | Tensor, batch_idx: int) -> Tensor:
+        """Probabilities [B, classes] of a batch, or of its images alone."""
+        logits = at_least_float32(self(batch if isinstance(batch, Tensor) else batch[0]))
+        return logits.softmax(dim=1) if self.losses.name == "softmax" else logits.sigmoid()
+
+    def evaluation_step(self, batch: EvalBatch | Pair, split: str) -> None:
         """Add a batch to the sums of `split`, logged at the end of the loop."""
+        batch = EvalBatch(*batch)
         logits = at_least_float32(self(batch.images))
         scores = self.scores[f"{split}_scores"]
         assert isinstance(scores, MetricCollection)
@@ -179,9 +193,13 @@ class Classifier(LightningModule):
                 metric.update(torch.ones_like(batch.targets))
             elif len(batch.targets):  # none of a rank without images, which other metrics can't be updated with
                 metric.update(logits, batch.targets)
-            in_bar = split == "val" and name in ("acc", "loss")
             # to `callback_metrics` and the progress bar; Monitor logs it to the loggers, at the right step
-            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=in_bar, logger=False)
+            shown: Any = {"prog_bar": split == "val" and name in ("acc", "loss"), "logger": self.own_log()}
+            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, **shown)
+
+    def own_log(self) -> bool:
+        """Whether scores are sent to the loggers from here, without a Monitor."""
+        return not self.monitored and self._trainer is not None and bool(self.trainer.loggers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vitlab"] = self.identity
@@ -189,8 +207,8 @@ class Classifier(LightningModule):
     def configure_model(self) -> None:
         """Shard the network block by block under FSDP2 (`trainer=fsdp`)."""
         sharded = any(isinstance(p, DTensor) for p in self.network.parameters())
-        if sharded or not isinstance(self.trainer.strategy, ModelParallelStrategy):
-            return
+        if sharded or self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return  # no Trainer: under `load_from_checkpoint`
         from torch.distributed.fsdp import fully_shard
 
         assert self.device_mesh is not None
@@ -239,17 +257,19 @@ class Classifier(LightningModule):
         return build_optimizer(self.make_optimizer, self.network, **self.grouping)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        if self.make_optimizer is None or self.make_schedule is None:
+        if self.make_optimizer is None:
             return None
         optimizer = self.build_optimizer()
         for line in group_table(self.network, optimizer):
             log.info(line)
         if (scale := self.grouping["scale"]) != 1:
             log.info("peak learning rates: optimizer.lr x %g, which is batch_size / classifier.base_batch_size", scale)
-        steps = {"total_steps": self.total_steps(), "steps_per_epoch": self.steps_per_epoch()}
-        schedule = call_schedule(self.make_schedule, optimizer, **steps)
         groups = optimizer.param_groups
         self.configured = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]
+        if self.make_schedule is None:
+            return optimizer
+        steps = {"total_steps": self.total_steps(), "steps_per_epoch": self.steps_per_epoch()}
+        schedule = call_schedule(self.make_schedule, optimizer, **steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -259,14 +279,14 @@ class Classifier(LightningModule):
 
     def on_train_start(self) -> None:
         """Let the configuration's rates and decay replace those of a checkpoint."""
-        for optimizer, configuration in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+        for optimizer in self.trainer.optimizers:
             for group, configured in zip(optimizer.param_groups, self.configured, strict=True):
                 group.update(configured)
-            schedule = configuration.scheduler
-            assert isinstance(schedule, LambdaLR)
-            schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-            for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
-                group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+        for schedule in (configuration.scheduler for configuration in self.trainer.lr_scheduler_configs):
+            if isinstance(schedule, LambdaLR):  # vitlab's
+                schedule.base_lrs = [group["initial_lr"] for group in schedule.optimizer.param_groups]
+                for group, factor in zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True):
+                    group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
 
 
 def gradient_norm(gradients: list[Tensor]) -> Tensor:

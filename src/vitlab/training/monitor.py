@@ -71,6 +71,7 @@ class Monitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Classifier)
+        pl_module.monitored = True
         if stage == TrainerFn.FITTING:
             self.meter.prepare(trainer, pl_module.network)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import Exportable
-from vitlab.evaluation.graph_network import GraphNetwork, literal
+from vitlab.evaluation.graph_network import GraphNetwork
 from vitlab.export import graph
 
 
@@ -34,7 +34,3 @@ def test_a_graph_of_others_is_refused(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="only ONNX files that vitlab exported"):
         GraphNetwork(tmp_path / "model.onnx")
-
-
-def test_metadata_are_numbers_lists_or_words() -> None:
-    assert [literal(text) for text in ("None", "0.5", "[1, 2]", "bicubic")] == [None, 0.5, [1, 2], "bicubic"]

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from conftest import Configure, Exportable
 from vitlab.evaluation.checkpoint import load_weights
-from vitlab.export.checkpoint import load_export_model, random_images
+from vitlab.export.checkpoint import color_weights, load_export_model, random_images
 from vitlab.jobs import fingerprint
 from vitlab.runs import folder
 from vitlab.training import build
@@ -75,3 +75,13 @@ def test_random_images_are_bytes_and_reproducible(exportable: Exportable) -> Non
     assert (one.dtype, tuple(one.shape)) == (torch.uint8, (3, 3, 16, 24))
     assert torch.equal(one, random_images(trained, 3, seed=1))
     assert not torch.equal(one, random_images(trained, 3, seed=2))
+
+
+def test_a_network_of_gray_images_takes_gray_colors_with_equal_logits(exportable: Exportable) -> None:
+    gray = exportable(in_channels=1)
+    colors = load_export_model(color_weights(gray.weights))
+    assert (colors.channels, colors.arguments["in_channels"], gray.channels) == (3, 3, 1)
+    images = random_images(gray, 4)
+    expected = gray.network(gray.prepare()(images))
+    logits = colors.network(colors.prepare()(images.expand(-1, 3, -1, -1)))
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
