@@ -133,11 +133,10 @@ def main(
         page.add_text(ABOUT_SCORES.format(removed=REMOVED[baseline], orders=explanation.ORDERS))
         page.add_table(table[0], table[1:])
         write_csv(out / "scores.csv", table)
+        parts = {name: (c.shares.tolist(), *(c[k].mean(dim=0).tolist() for k in (1, 2))) for name, c in joined.items()}
         panels = {
-            f"probability, {part}": {
-                n: (c.shares.cpu(), getattr(c, part).mean(dim=0).cpu(), "-") for n, c in joined.items()
-            }
-            for part in ("deletion", "insertion")
+            f"probability, {part}": {name: (lines[0], lines[k], "-") for name, lines in parts.items()}
+            for k, part in enumerate(("deletion", "insertion"), start=1)
         }
         pictures.draw_lines(out / "curves.png", "share of the patches", panels)
         page.add_picture(out / "curves.png", "Mean probability of the class while patches are removed and inserted")

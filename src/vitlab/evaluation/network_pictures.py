@@ -126,7 +126,9 @@ def draw_lines(file: Path, xlabel: str, panels: Mapping[str, Mapping[str, tuple[
 
 def draw_cka(file: Path, similarity: Tensor, names: tuple[str, str]) -> None:
     figure, axis = new_figure(5, 4.2)
-    figure.colorbar(axis.imshow(similarity.cpu(), vmin=0, vmax=1, cmap="magma", origin="lower"), label="linear CKA")
+    figure.colorbar(
+        axis.imshow(similarity.cpu().numpy(), vmin=0, vmax=1, cmap="magma", origin="lower"), label="linear CKA"
+    )
     axis.set(ylabel=f"block of {names[0]}", xlabel=f"block of {names[1]}")
     axis.locator_params(integer=True)
     figure.savefig(file, dpi=110)
@@ -154,7 +156,8 @@ def draw_network(
         panels[label]["mean"] = (blocks, values.mean(dim=(0, 2)).tolist(), "k-")
     panels[label]["equal weights"] = (blocks, [float(np.log(norms.shape[2]))] * len(blocks), "k:")
     draw_lines(out / "spread.png", "block", panels)
-    patches, of_prefix = norms[:, :, trace.prefix :].transpose(0, 1).flatten(1), norms[:, :, : trace.prefix].mean(dim=0)
+    patches = norms[:, :, trace.prefix :].transpose(0, 1).flatten(1).numpy()
+    of_prefix = norms[:, :, : trace.prefix].mean(dim=0)
     lines = {
         n: (blocks, np.quantile(patches, q, axis=1), "-") for n, q in (("median", 0.5), ("99 %", 0.99), ("largest", 1))
     }
