@@ -67,11 +67,9 @@ def collect_rows(
     """
     collector, callbacks = RowCollector(module.network, rows), trainer.callbacks  # type: ignore[attr-defined]
     callbacks.append(collector)
-    try:
+    with collector.hook:  # which it removes
         trainer.test(module, datamodule, verbose=False, **options)
-    finally:
-        collector.hook.remove()
-        callbacks.remove(collector)
+    callbacks.remove(collector)
     if not isinstance(limit := trainer.limit_test_batches, float) or limit < 1:
         return None
     share = torch.cat(collector.parts).cpu()

@@ -41,8 +41,8 @@ def draw(folder: Path, found: dict[str, Any], datamodule: DataModule, judgement:
             (folder / f"{name}.png").unlink(missing_ok=True)
             titles = []
             for i in index[:MOST]:
-                pair = dict.fromkeys(short(names[found[key][i]]) for key in ("label", "prediction"))
-                titles.append(f"{' → '.join(pair)}\n{found['probability'][i]:.1%}   #{i}")
+                pair = "\n→ ".join(dict.fromkeys(short(names[found[key][i]]) for key in ("label", "prediction")))
+                titles.append(f"{pair}\n{found['probability'][i]:.1%}   #{i}")
             if titles:
                 images = dataset_images(datamodule, datamodule.tested, index[:MOST])
                 draw_gallery(folder / f"{name}.png", images, titles)
@@ -54,7 +54,7 @@ def dataset_images(datamodule: DataModule, split: SplitName, index: Iterable[int
     return cast(Tensor, dataset.__getitems__(BatchPlan(0, 0, [int(i) for i in index], 0)).images)
 
 
-def short(name: str, most: int = 12) -> str:
+def short(name: str, most: int = 18) -> str:
     name = one_line(name)
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
@@ -86,13 +86,13 @@ def draw_confusion(file: Path, label: Any, prediction: Any, names: Sequence[str]
     shares, few = counts / np.maximum(1, counts.sum(axis=1, keepdims=True)), len(names) <= MOST_NAMES
     side = 5.2 + 0.3 * max(0, len(names) - 10) if few else 8
     figure, axis = new_figure(side + 0.8, side)
-    pooled = F.adaptive_max_pool2d(torch.from_numpy(shares)[None], min(len(names), 250))[0]  # what the eye can see
+    pooled = F.adaptive_max_pool2d(torch.from_numpy(shares)[None], min(len(names), 250))[0].numpy()
     ends = (-0.5, len(names) - 0.5)
     picture = axis.imshow(pooled, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=ends + ends[::-1])
     figure.colorbar(picture, shrink=0.8)
     axis.set(xlabel="prediction", ylabel="label")
     if few:
-        texts, places = [short(name, 18) for name in names], range(len(names))
+        texts, places = [short(name) for name in names], range(len(names))
         axis.set_xticks(places, texts, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
         axis.set_yticks(places, texts, parse_math=False)
         for row, column in zip(*np.nonzero(counts), strict=True):

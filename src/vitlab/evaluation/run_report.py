@@ -16,6 +16,7 @@ from vitlab.data.dataset import EvalBatch
 from vitlab.data.scan import SplitName
 from vitlab.evaluation import judgement_pictures
 from vitlab.evaluation.judgement import write_judgement
+from vitlab.evaluation.trained_model import TEMPERATURE
 from vitlab.runs import wandb
 from vitlab.runs.folder import read_config
 from vitlab.runs.html_page import Page
@@ -75,6 +76,7 @@ def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, network: nn
     """
     folder, attention = run_dir / "evaluation" / "best-test", run_dir / "figures" / "attention.png"
     try:
+        (run_dir / TEMPERATURE).unlink(missing_ok=True)  # of a former best checkpoint
         judgement = write_judgement(folder, rows, data, about={"split": "test", "checkpoint": "best"})
         sharded = any(isinstance(p, DTensor) for p in network.parameters())  # which all ranks compute together
         with suppress(ValueError):  # of a network without attention maps

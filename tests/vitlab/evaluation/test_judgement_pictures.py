@@ -34,5 +34,5 @@ def test_a_matrix_is_dark_where_the_images_are(tmp_path: Path, classes: int) -> 
 
 
 def test_a_long_name_is_cut_and_a_control_character_is_shown() -> None:
-    assert short("a" * 30) == "a" * 11 + "…"
+    assert short("a" * 30) == "a" * 17 + "…"
     assert short("a\x1bb\n") == r"a\x1bb\n"
