@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vitlab.config.printable import printable
 from vitlab.runs.folder import read_config
@@ -25,20 +25,12 @@ MAX_ERROR = 120  # characters of an error in a line; results.json has all of it
 STOPPED: tuple[Status, ...] = ("stopped", "preempted", "interrupted", "cancelled", "unreadable")
 
 
-class JobProgress(NamedTuple):
-    """The completed share of a job, its epoch out of all, and its latest score."""
-
-    done: float
-    epochs: str
-    score: float | None
-
-
 @dataclass(frozen=True)
 class SweepStatus:
     """A sweep at one moment: `total` may exceed the number of known jobs, `left` are the estimated seconds."""
 
     sweep: Sweep
-    progress: dict[str, JobProgress]  # of the jobs that have started and are not done, by id
+    progress: dict[str, float]  # the completed share of the jobs that have started and are not done, by id
     total: int
     left: float | None
 
@@ -65,29 +57,27 @@ class StatusPoller:
         jobs = [self.done.get(key) or ledger.read_job(self.folder, key, entries[key], varies) for key in entries]
         self.done = {job.id: job for job in jobs if job.status in ledger.DONE}
         started = [job for job in jobs if job.status not in (*ledger.DONE, "waiting")]
-        progress = {job.id: self.job_progress(job.folder, next(iter(objectives))) for job in started}
+        progress = {job.id: self.completed_share(job.folder) for job in started}
         total = max(len(jobs), self.planned, head.get("total") or 0)
-        ended = sum(1 - progress[job.id].done for job in started if job.status in ("crashed", "stopped"))
+        ended = sum(1 - progress[job.id] for job in started if job.status in ("crashed", "stopped"))
         left = self.remaining_seconds(progress, total - ended)
         return SweepStatus(Sweep(self.folder, self.folder.name, "", objectives, jobs), progress, total, left)
 
-    def job_progress(self, folder: Path, objective: str) -> JobProgress:
+    def completed_share(self, folder: Path) -> float:
         if folder not in self.max_epochs:
             with suppress(OSError, ValueError, AttributeError):
                 epochs = (read_config(folder).get("trainer") or {}).get("max_epochs")
                 self.max_epochs[folder] = epochs if isinstance(epochs, int) else 0
-        epoch, score = 0, None  # epochs count from 1
+        epoch = 0  # counts from 1
         for row in read_last_rows(folder / "metrics.csv"):
             with suppress(ValueError, TypeError, KeyError, OverflowError):
                 epoch = int(float(row["epoch"]))
-            score = finite_score(row.get(objective)) or score
-        if (epochs := self.max_epochs.get(folder, 0)) <= 0:
-            return JobProgress(0.0, f"{epoch}" if epoch else "", score)
-        return JobProgress(min(1.0, max(0, epoch - 1) / epochs), f"{epoch}/{epochs}", score)
+        epochs = self.max_epochs.get(folder, 0)
+        return min(1.0, max(0, epoch - 1) / epochs) if epochs > 0 else 0.0
 
-    def remaining_seconds(self, progress: Mapping[str, JobProgress], total: float) -> float | None:
+    def remaining_seconds(self, progress: Mapping[str, float], total: float) -> float | None:
         """Estimate the remaining time at the speed since the first poll; None before that can be measured."""
-        work = len(self.done) + sum(job.done for job in progress.values())
+        work = len(self.done) + sum(progress.values())
         if self.work_before is None:
             self.work_before = work
         gained, elapsed = work - self.work_before, time.time() - self.start
