@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from torch.utils.checkpoint import checkpoint
 
 from vitlab.models.shortcuts import has_plain_weights
@@ -41,7 +42,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """B N parts*D -> `parts` times B h N d. With gradients, chunks before views save a copy in backward."""
     images, tokens, width = x.shape[0], x.shape[1], x.shape[2] // (parts * heads)
-    if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() or is_tracing():  # type: ignore[no-untyped-call]
         chunks = x.chunk(parts, dim=2)  # torch.fx can't iterate over them
         return tuple(chunks[i].view(images, tokens, heads, width).transpose(1, 2) for i in range(parts))
     return x.view(images, tokens, parts, heads, width).permute(2, 0, 3, 1, 4).unbind(0)

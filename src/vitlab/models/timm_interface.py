@@ -48,8 +48,7 @@ class TimmInterface(nn.Module):
         return sizes | {"pool_size": None, "first_conv": "patch_embed.proj", "classifier": head}
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay: tokens and positions."""
-        return {"pos_embed", "cls_token", "dist_token", "reg_token"}
+        return {"pos_embed", "cls_token", "dist_token", "reg_token"}  # tokens and positions
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns from a parameter's name to its layer (99999: the layer before)."""

@@ -302,7 +302,7 @@ def test_captum_attributes_as_on_timms() -> None:
         lambda model: LayerGradCam(model, model.blocks[2].norm1).attribute(images, target=1, attr_dim_summation=False),
         lambda model: LayerGradCam(model, model.patch_embed.proj).attribute(images, target=1),
     ):
-        close(attribute(two), attribute(one), 1e-3)
+        close(attribute(two), attribute(one), 1e-3)  # type: ignore[no-untyped-call]
 
 
 def test_grad_cam_draws_as_on_timms() -> None:
