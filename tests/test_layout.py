@@ -17,7 +17,7 @@ NO_SOURCE = {
     Path(f"test_{name}.py")
     for name in (
         *("benchmark", "conf", "examples", "faults", "golden_curves", "language", "layout", "legacy_runs", "lightning"),
-        *("mutations", "own_code", "python", "readme", "recipes", "results", "scale", "wheel"),
+        *("mutations", "own_code", "readme", "recipes", "results", "scale", "wheel"),
     )
 }
 

@@ -1,7 +1,6 @@
 """Check the configured callbacks: those that a run needs, those that can't work here, and the scores they monitor."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 from vitlab.config.definitions import find_spec, is_kind_of
 from vitlab.config.objective import objectives

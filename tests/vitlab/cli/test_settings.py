@@ -26,6 +26,7 @@ GROUPS = {
     "evaluate": TRAINING - {"classifier", "optimizer", "schedule", "callbacks"} | {"probe"},
     "prepare": {"data"},
     "soup": {"trainer"},
+    "predict": {"trainer"},
 }
 
 
