@@ -28,6 +28,7 @@ GROUPS = {
     "preview": TRAINING | {"logger"},
     "evaluate": TRAINING - {"classifier", "optimizer", "schedule", "callbacks"} | {"probe"},
     "prepare": {"data"},
+    "predict": {"trainer"},
 }
 
 
