@@ -12,7 +12,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vitlab.cli.command import command
 from vitlab.config.bounds import PositiveInt
@@ -89,7 +89,7 @@ def main(
     wanted = None if target is None else explanation.class_index(subject.classes, target)
     inputs, names = explanation.load_inputs(subject, run, images, samples)
     shown, page = explanation.to_images(subject, inputs), Page(f"What {run} looks at", "explanation")
-    statistics, kernels, curves, tokens, classes = [], [], [], [], []
+    statistics, kernels, curves, tokens, classes = [], [], [], list[Any](), list[Any]()
     page.add_section("Images" if target is None else f"Images, for the class {target}")
     for start in range(0, len(inputs), batch_size):
         batch, pixels = inputs[start : start + batch_size].to(device), shown[start : start + batch_size]
