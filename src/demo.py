@@ -19,6 +19,7 @@ from vitlab.cli.command import command
 from vitlab.cli.program import with_settings_of
 from vitlab.config.bounds import PositiveInt
 from vitlab.config.printable import one_line
+from vitlab.config.schema import Node
 from vitlab.evaluation import checks
 from vitlab.runs.folder import CONFIG
 
@@ -34,7 +35,7 @@ def main(
     share: bool,
     max_megabytes: PositiveInt,
     **network: Any,
-) -> None:
+) -> Node:
     """Serve a page with a network until Ctrl-C.
 
     Args:
@@ -94,6 +95,7 @@ def main(
         plain = gradio.themes.Default(font="sans-serif", font_mono="monospace")  # the usual fonts are Google's
         limits: Any = {"max_file_size": f"{max_megabytes}mb", "footer_links": [], "theme": plain}
         page.launch(server_name=host, server_port=port, share=share, **limits)
+    return {}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vitlab.cli.command import command
 from vitlab.config.bounds import PositiveInt
@@ -89,8 +89,8 @@ def main(
     wanted = None if target is None else explanation.class_index(subject.classes, target)
     inputs, names = explanation.load_inputs(subject, run, images, samples)
     shown, page = explanation.to_images(subject, inputs), Page(f"What {run} looks at", "explanation")
-    statistics, kernels, curves, tokens, classes = [], [], [], [], []
-    page.add_section("Images")
+    statistics, kernels, curves, tokens, classes = [], [], [], list[Any](), list[Any]()
+    page.add_section("Images" if target is None else f"Images, for the class {target}")
     for start in range(0, len(inputs), batch_size):
         batch, pixels = inputs[start : start + batch_size].to(device), shown[start : start + batch_size]
         result = explanation.explain(subject, batch, wanted)
@@ -110,9 +110,8 @@ def main(
             scores = {k: f"\ndeletion {x[i][0]:.2f}, insertion {x[i][1]:.2f}" for k, x in areas.items()}
             random = scores.get("random", "").replace("\n", "\nrandom: ")
             texts = [f"image{random}", *(key + scores.get(key, "") for key in result.maps)]
-            draw_gallery(
-                files[0], torch.cat([with_channels(pixels[i : i + 1], 3), tiles]), texts, columns=len(texts), side=224
-            )
+            tiles = torch.cat([with_channels(pixels[i : i + 1], 3), tiles])
+            draw_gallery(files[0], tiles, texts, columns=len(texts), side=224)
             pictures.draw_heads(files[1], pixels[i], head_attention(result.trace)[i])
             top = ", ".join(f"{label} {share:.1%}" for label, share in (classes[start + i] if classes else ()))
             page.add_picture(files[0], f"{name}: {top}")
@@ -146,9 +145,8 @@ def main(
         page.add_picture(out / f"{name}.png", caption)
     page.write(out / "index.html")
     results = {"run": run, "baseline": baseline, "scores": rows, "blocks": numbers}
-    (out / "explain.json").write_text(
-        json.dumps(results | {"images": dict(zip(names, classes, strict=False))}, indent=2)
-    )
+    more = {"images": dict(zip(names, classes, strict=False))}  # none without a head
+    (out / "explain.json").write_text(json.dumps(results | more, indent=2))
     log.info("page: %s", out / "index.html")
     return results
 

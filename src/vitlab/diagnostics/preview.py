@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -19,6 +18,7 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch, TrainBatch
 from vitlab.data.sampler import BatchPlan, count_training_steps
 from vitlab.distributed import environment
+from vitlab.evaluation.judgement_pictures import draw_gallery
 from vitlab.training import build
 
 log = logging.getLogger(__name__)
@@ -36,17 +36,17 @@ def draw_previews(
     batches = [training_batch(data, plan) for plan in plans]
     images, targets = torch.cat([b.images for b in batches])[:count], torch.cat([b.targets for b in batches])[:count]
     titles = [target_title(target, classes) for target in targets]
-    draw_grid(folder / "training.png", data, images, f"training at step {step}, with targets", titles)
+    draw(folder / "training.png", data, images, titles)
     chosen = plans[0]._replace(indices=[index for plan in plans for index in plan.indices][:count])
     same: EvalBatch = cast(Any, data.loader("train").dataset).__getitems__(chosen)
     titles = [classes[int(label)] for label in same.targets]
-    draw_grid(folder / "evaluation.png", data, to_device(data, same).images, "evaluation of the same images", titles)
+    draw(folder / "evaluation.png", data, to_device(data, same).images, titles)
     if data.channels in (1, 3):
         cells, titles = operations(same.images[:1], levels)
         cells = to_device(data, EvalBatch(cells, torch.zeros(len(cells)))).images
-        title = f"each operation at levels {', '.join(map(str, levels))} of RandAugment, with its magnitude"
-        rows: Any = {"rows": augment_ops.NAMES, "columns": len(levels)}
-        draw_grid(folder / "operations.png", data, cells, title, titles, **rows)
+        names = [name for name in augment_ops.NAMES for _ in levels]
+        named = [f"{name}\n{magnitude}" for name, magnitude in zip(names, titles, strict=True)]
+        draw(folder / "operations.png", data, cells, named, columns=len(levels))
     return sorted(folder.glob("*.png"))
 
 
@@ -104,29 +104,8 @@ def target_title(target: Tensor, classes: Sequence[str]) -> str:
     return "\n".join(f"{classes[label]} {weight:.2f}" for weight, label in weights[:3])
 
 
-def draw_grid(
-    file: Path,
-    data: DataModule,
-    images: Tensor,
-    title: str,
-    titles: Sequence[str],
-    *,
-    rows: Sequence[str] = (),
-    columns: int = 8,
-) -> None:
-    """Draw normalized images in rows, with a title above each image and a text before each row."""
-    columns = min(columns, len(images))
-    count = -(-len(images) // columns)
-    figure = Figure(figsize=(1.5 * columns + 1.8 * bool(rows), 1.75 * count + 0.5), layout="constrained")
-    figure.suptitle(title)
+def draw(file: Path, data: DataModule, images: Tensor, titles: Sequence[str], columns: int = 8) -> None:
+    """Draw normalized images in rows, with their titles."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-    pixels = (images.cpu().float() * std + mean).clamp(0, 1).movedim(1, -1).expand(-1, -1, -1, 3).numpy()
-    axes = figure.subplots(count, columns, squeeze=False).flat
-    for index, axis in enumerate(axes):
-        axis.set(xticks=[], yticks=[], visible=index < len(images))
-        if index < len(images):
-            axis.imshow(pixels[index])
-            axis.set_title(titles[index], fontsize=8)
-        if rows and index % columns == 0:
-            axis.set_ylabel(rows[index // columns], rotation=0, ha="right", va="center")
-    figure.savefig(file, dpi=100)
+    pixels = (255 * (images.cpu().float() * std + mean)).clamp(0, 255).round().byte()
+    draw_gallery(file, pixels, titles, columns=min(columns, len(images)))

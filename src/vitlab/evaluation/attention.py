@@ -33,7 +33,7 @@ class Trace(NamedTuple):
 
     def to_grid(self, rows: Tensor) -> Tensor:
         """The patches' part of values of tokens, ... N -> ... R S."""
-        return rows[..., self.prefix :].unflatten(-1, self.grid)
+        return rows[..., self.prefix :].reshape(*rows.shape[:-1], *self.grid)
 
 
 class FormulaAttention(TorchFunctionMode):

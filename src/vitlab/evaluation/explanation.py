@@ -10,6 +10,7 @@ from vitlab.config import instantiate
 from vitlab.config.printable import one_line
 from vitlab.config.schema import suggest
 from vitlab.data.file_list import find_images
+from vitlab.data.scan import SplitName
 from vitlab.evaluation.attention import Trace, head_attention, rollout, trace
 from vitlab.evaluation.judgement_pictures import dataset_images
 from vitlab.evaluation.relevance import Baseline, Curves, compare_with_random, perturbation_curves, relevance
@@ -29,7 +30,7 @@ def load_inputs(model: TrainedModel, run: str, images: str | list[str] | None, c
     path = Path(run)
     data = instantiate.build_object(folder.data_without_scan(folder.read_config(path)["data"], path))
     data.setup()
-    split = "val" if data.samples["val"] else "test"
+    split: SplitName = "val" if data.samples["val"] else "test"
     rows = sorted(torch.randperm(data.samples[split], generator=torch.Generator().manual_seed(0))[:count].tolist())
     labels = [one_line(data.source.classes[label]) for label in data.split(split).labels[rows]]
     names = [f"{split} {row}, {label}" for row, label in zip(rows, labels, strict=True)]
@@ -62,7 +63,7 @@ class Explanation(NamedTuple):
 
 def explain(model: TrainedModel, inputs: Tensor, target: int | None = None) -> Explanation:
     """The maps of images for a class; None: for each image's predicted one."""
-    if getattr(model.network, "num_classes", None) == 0:
+    if not model.has_head:
         with torch.no_grad():
             traced = trace(model.network, inputs)
         relevant, targets, probabilities = {}, torch.zeros(len(inputs)).long(), None
@@ -82,6 +83,6 @@ def score_maps(model: TrainedModel, inputs: Tensor, result: Explanation, baselin
         return perturbation_curves(probabilities, inputs, maps, result.targets, baseline=baseline)
 
     def probabilities(batch: Tensor) -> Tensor:
-        return model.probabilities(model.logits(batch))
+        return model.probabilities(model.network(batch))
 
     return {} if result.probabilities is None else compare_with_random(result.maps, ORDERS, score)

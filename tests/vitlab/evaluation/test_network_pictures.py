@@ -97,7 +97,7 @@ def test_the_pictures_of_a_network_are_drawn_and_none_without_its_subject(
     built = network(**settings)
     images = torch.randn(6, built.in_channels, 16, 24)
     with torch.no_grad():
-        traces = [trace(built, part) for part in images.split(4)]
+        traces = [trace(built, part) for part in torch.split(images, 4)]
     batches = [pictures.batch_statistics(each) for each in traces]
     captions, numbers = pictures.draw_network(tmp_path, built, traces[0], batches)
     expected = {"spread", "norms", "filters"} | ({"positions"} if not settings else set())

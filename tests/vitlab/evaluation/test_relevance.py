@@ -23,7 +23,7 @@ from vitlab.evaluation.relevance import (
 )
 from vitlab.models.vit import VisionTransformer
 
-TINY = {"img_size": (32, 48), "depth": 3, "num_classes": 5}
+TINY: dict[str, Any] = {"img_size": (32, 48), "depth": 3, "num_classes": 5}
 
 
 def reference(network: Any, images: Tensor, targets: Tensor) -> Tensor:
@@ -152,9 +152,9 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
     network = VisionTransformer(**shape, init="timm")
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     for _ in range(9):
-        for rows in torch.randperm(len(images)).split(32):
+        for rows in torch.split(torch.randperm(len(images)), 32):
             optimizer.zero_grad()
-            F.cross_entropy(network(images[rows]), labels[rows]).backward()
+            torch.autograd.backward(F.cross_entropy(network(images[rows]), labels[rows]))
             optimizer.step()
     test = source.test.images[:32] / 127.5 - 1
     return network.eval().requires_grad_(False), test, source.test.labels[:32]
