@@ -86,10 +86,6 @@ class Pieces(NamedTuple):
     turns: int
     stretch: int  # number of samples that are shuffled together
 
-    def blocks_in_use(self, rows: int) -> int:
-        """Number of blocks of `rows` samples in use at a time."""
-        return self.lanes * self.turns * (1 + math.ceil(self.stretch / rows))
-
 
 def pieces(rows: int, buffer: int) -> Pieces:
     """The layout for blocks of `rows` samples, with about `buffer` samples in use at a time."""

@@ -1,6 +1,7 @@
 """Which samples form which batch."""
 
 import itertools
+import math
 import random
 from collections import Counter
 from typing import Any
@@ -15,6 +16,7 @@ from vitlab.data.sampler import (
     BatchPlan,
     EpochBatches,
     EvalBatches,
+    Pieces,
     cut,
     pieces,
     reseed,
@@ -255,6 +257,11 @@ def test_a_step_mixes_samples_of_several_blocks() -> None:
     assert all(step.sort().values.ne(step).any() for step in drawn), "no step is in the files' order"
 
 
+def blocks_in_use(layout: Pieces, rows: int) -> int:
+    """Number of blocks of `rows` samples in use at a time."""
+    return layout.lanes * layout.turns * (1 + math.ceil(layout.stretch / rows))
+
+
 @pytest.mark.parametrize(
     ("rows", "buffer", "expected"),
     [(100, 10_000, (4, 8)), (100, 1_000_000, (8, 8)), (1000, 10_000, (2, 2)), (1000, 10, (1, 1)), (1, 1, (1, 1))],
@@ -262,7 +269,7 @@ def test_a_step_mixes_samples_of_several_blocks() -> None:
 def test_large_blocks_are_used_few_at_a_time(rows: int, buffer: int, expected: tuple[int, int]) -> None:
     layout = pieces(rows, buffer)
     assert (layout.lanes, layout.turns) == expected
-    assert layout.blocks_in_use(rows) * rows <= max(2 * buffer, 2 * rows)
+    assert blocks_in_use(layout, rows) * rows <= max(2 * buffer, 2 * rows)
 
 
 def reads(ranks: int, workers: int, accumulate: int) -> float:
@@ -290,7 +297,7 @@ def reads(ranks: int, workers: int, accumulate: int) -> float:
                 mine[block] -= 1
                 if not mine[block]:
                     del mine[block]
-                assert len(mine) <= layout.blocks_in_use(20)
+                assert len(mine) <= blocks_in_use(layout, 20)
     return count / 300
 
 
