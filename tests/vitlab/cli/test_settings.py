@@ -18,6 +18,7 @@ PROGRAMS = (
     "train",
     "evaluate",
     "compare",
+    "predict",
     "sweep",
     "export",
     "prepare",
@@ -37,6 +38,7 @@ GROUPS = {
     "preview": TRAINING | {"logger"},
     "evaluate": TRAINING - {"classifier", "optimizer", "schedule", "callbacks"} | {"probe"},
     "prepare": {"data"},
+    "predict": {"trainer"},
 }
 
 
