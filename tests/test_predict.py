@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torch.nn import functional as F
 
 import image_fixtures
 import predict
 from conftest import Exportable, Program
 from vitlab.evaluation.trained_model import load_model
+from vitlab.models.vit import VisionTransformer
 
 Predict = Callable[..., Path]
 
@@ -119,6 +122,25 @@ def test_mistakes_are_reported_before_the_start(
         with pytest.raises(SystemExit):
             predicted(source, given, *overrides)
         assert message in capsys.readouterr().err
+
+
+def test_weights_without_a_head_give_features_in_any_precision(
+    images: Path, predicted: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = VisionTransformer(image_size=16, patch_size=4, num_classes=0, dim=64, depth=1, heads=1)
+    save_file(network.state_dict(), file := tmp_path / "vit.safetensors")
+    features = {}
+    for precision in ("32-true", "bf16-true"):
+        out = predicted(file, images, "embed=true", f"trainer.precision={precision}", out=precision)
+        features[precision] = torch.from_numpy(np.load(out / "embeddings.npy"))
+    exact, rounded = features.values()
+    assert exact.shape == (14, 64)
+    readable = ~exact[:, 0].isnan()
+    assert not torch.equal(exact[readable], rounded[readable]), "bfloat16 rounds"
+    assert F.cosine_similarity(exact[readable], rounded[readable]).min() > 0.98
+    with pytest.raises(SystemExit):
+        predicted(file, images)
+    assert "has no head, so there are no classes to predict; set embed=true" in capsys.readouterr().err
 
 
 @pytest.mark.long

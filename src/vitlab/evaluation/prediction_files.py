@@ -65,14 +65,15 @@ class Predictor(LightningModule):
 
     def __init__(self, model: TrainedModel, top: int, embed: bool) -> None:
         super().__init__()
-        self.network, self.prepare, self.model, self.top, self.embed = model.network, model.prepare(), model, top, embed
+        self.network, self.model, self.top, self.embed = model.network, model, top, embed
         self.parts: list[tuple[Tensor, ...]] = []  # numbers, readable, probabilities, classes, features
 
     def test_step(self, batch: FileBatch, batch_idx: int) -> None:
         features: list[Tensor] = []
         head: Any = self.network.get_submodule(freezing.head_names(self.network)[0]) if self.embed else nn.Identity()
         with head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].flatten(1))):
-            outputs = self.network(self.trainer.precision_plugin.convert_input(self.prepare(batch.images)))
+            images = self.model.prepare().to(self.device)(batch.images)  # in float32, also under bf16-true
+            outputs = self.network(self.trainer.precision_plugin.convert_input(images))
         scores = self.model.probabilities(outputs) if self.model.has_head else outputs[:, :0]
         best = scores.topk(min(self.top, scores.shape[1]), dim=1)
         self.parts.append(tuple(part.cpu() for part in (batch.numbers, batch.readable, *best, *features)))

@@ -15,8 +15,20 @@ from vitlab.config.docstrings import argument_lines
 from vitlab.jobs.compose import ensure_hydra
 
 PROGRAMS = (
-    *("train", "evaluate", "compare", "predict", "explain", "demo", "sweep", "export", "prepare"),
-    *("doctor", "replay", "benchmark", "plan", "preview"),
+    "train",
+    "evaluate",
+    "compare",
+    "predict",
+    "explain",
+    "demo",
+    "sweep",
+    "export",
+    "prepare",
+    "doctor",
+    "replay",
+    "benchmark",
+    "plan",
+    "preview",
 )
 TRAINING = {"data", "model", "model/patch", "model/resolution", "model/size", "weights", "classifier"}
 TRAINING |= {"optimizer", "schedule", "trainer", "callbacks", "experiment"}
