@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from vitlab.cli.command import command
 from vitlab.config.bounds import PositiveInt
+from vitlab.config.printable import one_line
 from vitlab.config.schema import Node
 from vitlab.evaluation import checks
 
@@ -123,7 +124,8 @@ def main(
     captions["tokens"] = "Patch tokens after the last block: three principal components as colors, and norms"
     own = [batch.kernels for batch in statistics]
     if own[0].shape[1] > 3:
-        pictures.draw_cka(out / "cka.png", pictures.cka(own, kernels or own), (run, compare or run))
+        networks = one_line(Path(run).name), one_line(Path(compare or run).name)
+        pictures.draw_cka(out / "cka.png", pictures.cka(own, kernels or own), networks)
         captions["cka"] = "Linear CKA between the tokens after two blocks; an image is one example"
     joined = join_curves(curves)
     if rows := score_table(joined):

@@ -147,7 +147,7 @@ def stand_in(name: str, argument: str) -> list[str]:
         return []
     if key == "model.weights" and value.startswith(("timm:", "hf:", "FILE", "SOURCE")):
         return ["model.weights=weights.safetensors", "model.heads=2"]
-    if key == "images":
+    if key == "images" and name != "plan":
         return ["images=photo.jpg"]
     if key == "run" and "/export/" in value:
         return ["run=weights.safetensors"]

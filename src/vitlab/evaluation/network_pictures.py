@@ -129,7 +129,8 @@ def draw_cka(file: Path, similarity: Tensor, names: tuple[str, str]) -> None:
     figure.colorbar(
         axis.imshow(similarity.cpu().numpy(), vmin=0, vmax=1, cmap="magma", origin="lower"), label="linear CKA"
     )
-    axis.set(ylabel=f"block of {names[0]}", xlabel=f"block of {names[1]}")
+    axis.set_ylabel(f"block of {names[0]}", parse_math=False)
+    axis.set_xlabel(f"block of {names[1]}", parse_math=False)
     axis.locator_params(integer=True)
     figure.savefig(file, dpi=110)
 

@@ -190,7 +190,7 @@ def load_checkpoint_model(weights: CheckpointWeights) -> TrainedModel:
     network.load_state_dict(weights.state)
     known: Node = {"loss": labels.config_loss(weights.config)}
     if weights.file.stem == "best" and weights.chosen != "raw" and (file := weights.run / TEMPERATURE).is_file():
-        known |= json.loads(file.read_text())
+        known["temperature"] = json.loads(file.read_text())["temperature"]
     return trained_model(network, classes, pair(weights.config["image_size"]), preprocessing, **known)
 
 

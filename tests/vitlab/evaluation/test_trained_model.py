@@ -109,7 +109,7 @@ def test_the_temperature_of_an_evaluation_divides_the_logits(files: list[Path], 
     before = load_model(trained.weights.run).predict(files).probabilities
     file = trained.weights.run / "evaluation" / "temperature.json"
     file.parent.mkdir()
-    file.write_text(json.dumps({"temperature": 2.0}))
+    file.write_text(json.dumps({"temperature": 2.0, "images": 10}))
     after = load_model(trained.weights.run).predict(files).probabilities
     torch.testing.assert_close(after, (before.log() / 2).softmax(1))
 
