@@ -86,7 +86,7 @@ PAGES = [
 ]
 # Arguments that stand for what only the reader has, and no stand-in is made of: these alone may be what is wrong.
 YOURS = re.compile(
-    r"(sweep|capture)=.*|resume=runs/NAME/STAMP|run=\.\.\.|data\.name=\.\.\.|experiment=NAME|model=mine"
+    r"(sweep|runs)=.*|resume=runs/NAME/STAMP|run=\.\.\.|data\.name=\.\.\.|experiment=NAME|model=mine"
     r"|model\.weights=B_16\.npz|classifier\.teacher=runs/NAME/STAMP"
 )
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "mine", "RANK": "0", "LOCAL_RANK": "0"}
