@@ -35,6 +35,7 @@ BEGIN, END = "<!-- written by `make results` -->\n", "<!-- end -->\n"
 CURVES = ("train/loss", "val/loss", "val/acc")
 POINTS = 60  # of a curve
 UNNAMED = "default"  # runs without experiment=NAME
+HOW = ("trainer.accelerator", "trainer.enable_progress_bar")
 AWAY = ("hydra.", "data_dir", "logger", "resume", "sweep", "run_dir")  # settings that aren't a part of the question
 
 
@@ -161,17 +162,22 @@ def where(found: dict[str, dict[str, list[Node]]]) -> str:
     return f"\n{len(runs)} runs; device: {devices}; torch {torch}. ± is the standard deviation over seeds.\n"
 
 
+def question(settings: str) -> str:
+    """Settings without those that only say how it was run, for a label."""
+    return " ".join(word for word in settings.split() if not word.startswith(HOW))
+
+
 def draw(found: dict[str, dict[str, list[Node]]]) -> dict[str, Figure]:
     """The test accuracy of every run, and the curves of each experiment's first variant."""
     rows = [(name, settings, runs) for name, variants in found.items() for settings, runs in variants.items()]
-    labels = {f"{name}\n{shorten(settings, 60)}".strip(): runs for name, settings, runs in rows}
+    labels = [f"{name}\n{shorten(question(settings), 60)}".strip() for name, settings, _ in rows]
     scores = Figure(figsize=(9, 1.2 + 0.6 * len(labels)), layout="constrained")
     axis = scores.subplots()
-    for place, runs in enumerate(labels.values()):
+    for place, (_, _, runs) in enumerate(rows):
         values = [100 * run["scores"]["test/acc"] for run in runs]
         axis.plot(values, [place] * len(values), "o", alpha=0.6)
         axis.plot([fmean(values)], [place], "k|", markersize=18)
-    axis.set_yticks(range(len(labels)), list(labels), fontsize=8)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("test accuracy, %: a point is a run, a line the mean")
     axis.grid(alpha=0.3)
