@@ -117,9 +117,10 @@ def first_nonfinite(module: Classifier, batch: TrainBatch, state: dict[str, Any]
 
     The random state is the same afterwards.
     """
-    device, trainer, places = batch.images.device, module.trainer, list[str]()
+    device, trainer = batch.images.device, module.trainer
     names: dict[nn.Module, str] = {part: name for name, part in module.network.named_modules()}
-    places += [f"the weights {name} aren't finite" for name, p in module.network.named_parameters() if not is_finite(p)]
+    weights = [name for name, parameter in module.network.named_parameters() if not is_finite(parameter)]
+    places = [f"the weights {name} aren't finite" for name in weights]
     places += [] if is_finite(batch.images) else ["the images aren't finite"]
 
     def check(part: nn.Module, _: Any, output: Any) -> None:

@@ -91,7 +91,8 @@ def fit(make: MakeTrainer, folder: Path, module: Classifier, *callbacks: Callbac
 
 def skipped(folder: Path) -> list[tuple[int, float]]:
     with (folder / "metrics.csv").open(newline="") as lines:
-        return [(int(r["step"]), float(r["train/skipped_steps"])) for r in csv.DictReader(lines)]
+        rows = [(int(row["step"]), row["train/skipped_steps"]) for row in csv.DictReader(lines)]
+    return [(step, float(count)) for step, count in rows if count]
 
 
 # ------------------------------------------------------------------------------------------------------------ stop

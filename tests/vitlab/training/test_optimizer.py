@@ -223,7 +223,7 @@ def test_every_optimizer_of_conf_moves_each_layer_by_its_own_rate(file: Path) ->
         torch.manual_seed(1)
         for parameter in network.parameters():
             parameter.grad = torch.randn_like(parameter)
-        optimizer.step()
+        optimizer.step(lambda: 0.0)
         moved[layered] = {name: (p.detach() - before[name]).double() for name, p in network.named_parameters()}
         apart = [group.get("use_fallback") for group in optimizer.param_groups if group["part"] == "layer1"]
         expected = {"muon": [False, True], "muon_qkv": [False, False, True]}.get(file.stem, [None, None])
@@ -280,7 +280,7 @@ def test_every_optimizer_of_conf_moves_every_parameter_and_lowers_the_loss(file:
         optimizer.zero_grad()
         loss = F.cross_entropy(network(images), targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        optimizer.step(lambda: 0.0)
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     still = [name for name, parameter in network.named_parameters() if torch.equal(parameter, before[name])]

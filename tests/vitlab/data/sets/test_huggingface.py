@@ -306,6 +306,7 @@ def test_epochs_draw_each_image_once_on_any_number_of_ranks_with_workers(
         data.num_workers = 2 if ranks == 1 else 0
         for rank in range(ranks):
             monkeypatch.setattr(data, "_share", partial(dict, rank=rank, world_size=ranks))
+            data.set_epoch(0)
             steps.append([batch for batch in data.train_dataloader() if isinstance(batch, TrainBatch)])
     one, three = steps[0], [torch.cat([batch.images for batch in parts]) for parts in zip(*steps[1:], strict=True)]
     seen = torch.cat([batch.images for batch in one])[:, 0].flatten(1).tolist()
