@@ -29,12 +29,7 @@ EXAMPLES = 6
 @command("demo", check=checks.demo_problems, absent=("devices", "data"))
 @with_settings_of(explain.main, without=explain.OWN)
 def main(
-    *,
-    host: str,
-    port: Annotated[int, Ge(1), Le(65535)] | None,
-    share: bool,
-    max_megabytes: PositiveInt,
-    **network: Any,
+    *, host: str, port: Annotated[int, Ge(1), Le(65535)] | None, share: bool, max_megabytes: PositiveInt, **network: Any
 ) -> Node:
     """Serve a page with a network until Ctrl-C.
 

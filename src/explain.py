@@ -26,19 +26,10 @@ The area under the probability of the class while patches are removed in the ord
 inserted (insertion: high is good). A removed patch is {removed}. random: the mean of {orders} random orders. se: the
 standard error of the paired difference."""
 
+# Settings that the demo lacks
+OWN = ("images", "target", "compare", "count", "samples", "batch_size", "baseline", "run_dir")
+
 log = logging.getLogger(__name__)
-
-
-OWN = (
-    "images",
-    "target",
-    "compare",
-    "count",
-    "samples",
-    "batch_size",
-    "baseline",
-    "run_dir",
-)  # settings not of the demo
 
 
 @command("explain", check=checks.explanation_problems, absent=("devices", "data"))
@@ -124,7 +115,7 @@ def main(
     captions["tokens"] = "Patch tokens after the last block: three principal components as colors, and norms"
     own = [batch.kernels for batch in statistics]
     if own[0].shape[1] > 3:
-        networks = one_line(Path(run).name), one_line(Path(compare or run).name)
+        networks = one_line(Path(run).name)[-24:], one_line(Path(compare or run).name)[-24:]
         pictures.draw_cka(out / "cka.png", pictures.cka(own, kernels or own), networks)
         captions["cka"] = "Linear CKA between the tokens after two blocks; an image is one example"
     joined = join_curves(curves)
@@ -141,7 +132,7 @@ def main(
         }
         pictures.draw_lines(out / "curves.png", "share of the patches", panels)
         page.add_picture(out / "curves.png", "Mean probability of the class while patches are removed and inserted")
-        log.info("\n".join("  ".join(f"{cell:<20}" for cell in row) for row in table))
+        log.info("\n".join("  ".join(f"{'' if cell is None else cell:<20}" for cell in row) for row in table))
     page.add_section("Network")
     for name, caption in captions.items():
         page.add_picture(out / f"{name}.png", caption)

@@ -125,6 +125,8 @@ def main(
             score = "test/acc" if "test/acc" in results else "val/acc"
             plots.plot_curves(folder / "metrics.csv", figure, f"{name}   {score} {results[score]:.4f}")
             wandb.log_image(run.loggers, "curves", figure)
+            if "test/acc" in results:
+                run_report.forget_former_best(folder)
             if report and rows is not None:
                 run_report.write_training_report(run, folder, rows, module.network, datamodule)
             wandb.log_results(run.loggers, results)

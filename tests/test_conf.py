@@ -49,6 +49,8 @@ SEVERAL_PROCESSES = ["trainer=ddp", "trainer=fsdp"]  # trained in tests/test_tra
 
 # What a file can't do without.
 NEEDS = {
+    "callbacks=schedule_free": ["optimizer=schedule_free"],
+    "optimizer=schedule_free": ["callbacks=schedule_free"],
     "model=vit": ["image_size=224"],
     "model/patch=p14": ["image_size=28"],
     "model/patch=p16": ["image_size=32"],

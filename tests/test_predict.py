@@ -155,3 +155,6 @@ def test_one_two_and_three_processes_write_the_same_files(
     for name in ("predictions.csv", "predictions.jsonl", "embeddings.npy"):
         content: set[Any] = {(tmp_path / devices / name).read_bytes() for devices in ("1", "2", "3")}
         assert len(content) == 1, name
+    program("predict", *place, "batch_size=99", "trainer.devices=2", "hydra.run.dir=few", cwd=tmp_path)
+    lines = [(tmp_path / devices / "predictions.csv").read_text().count("\n") for devices in ("1", "few")]
+    assert lines[0] == lines[1], "one of two devices has no batch"

@@ -57,7 +57,7 @@ def job_config(number: int) -> dict[str, Any]:
 
 
 def write_run(folder: Path, number: int) -> None:
-    folder.mkdir(parents=True)
+    (folder / "checkpoints").mkdir(parents=True)
     (folder / CONFIG).write_text(yaml.safe_dump(job_config(number)))
     record = {"status": "finished", "seconds": 60.0, "val/loss": 1 / (1 + number), "val/acc": 0.5, "steps": 100}
     (folder / RESULTS).write_text(json.dumps(record))

@@ -76,9 +76,7 @@ def schedule_free_problems(view: ConfigView) -> Iterator[str]:
     targets = [str(node["_target_"]) for node in child_nodes(view("callbacks", dict) or {}).values()]
     optimizer = (view("optimizer._target_", str) or "").endswith(".ScheduleFreeAdamW")
     average = any(target.endswith(".ScheduleFreeWeightAveraging") for target in targets)
-    if optimizer and not average:
-        yield "optimizer=schedule_free trains another point than its average; set callbacks=schedule_free to use that"
-    if average and not optimizer:
-        yield "callbacks=schedule_free reads the average of optimizer=schedule_free; set both, or callbacks=ema"
+    if optimizer != average:
+        yield "optimizer=schedule_free and callbacks=schedule_free need each other: the average is the model; set both"
     if optimizer and find_spec("schedulefree") is None:
         yield "optimizer=schedule_free needs a package: python -m pip install schedulefree"

@@ -83,6 +83,9 @@ def prediction_problems(read: ConfigView) -> Iterator[str]:
             yield from run_problems(read)
         elif not path.exists():
             yield f"run={run} doesn't exist; name a run, an export, an ONNX file, weights, timm:NAME or hf:NAME"
+    is_onnx = run is not None and (run.endswith(".onnx") or (Path(run) / "model.onnx").is_file())
+    if is_onnx and (read("embed", bool) or "baseline" in read.config):
+        yield f"run={run}: an ONNX file has logits alone, no features and no attention; name the run or another export"
     if images is not None:
         from vitlab.data.file_list import find_images
 

@@ -1,5 +1,6 @@
 """The images that are explained, and their maps for a class."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from vitlab.config import instantiate
 from vitlab.config.printable import one_line
 from vitlab.config.schema import suggest
+from vitlab.data.decode import UnreadableImage
 from vitlab.data.file_list import find_images
 from vitlab.data.scan import SplitName
 from vitlab.evaluation.attention import Trace, head_attention, rollout, trace
@@ -16,6 +18,8 @@ from vitlab.evaluation.judgement_pictures import dataset_images
 from vitlab.evaluation.relevance import Baseline, Curves, compare_with_random, perturbation_curves, relevance
 from vitlab.evaluation.trained_model import TrainedModel
 from vitlab.runs import folder
+
+log = logging.getLogger(__name__)
 
 ORDERS = 5  # random orders of patches with which a map is compared
 
@@ -25,8 +29,16 @@ def load_inputs(model: TrainedModel, run: str, images: str | list[str] | None, c
     inputs B C H W, and their names.
     """
     if images is not None:
-        files = find_images(images)[:count]
-        return torch.stack([model.transform(file) for file in files]), [one_line(Path(file).name) for file in files]
+        inputs, names = list[Tensor](), list[str]()
+        for file in find_images(images)[:count]:
+            try:
+                inputs.append(model.transform(file))
+                names.append(one_line(Path(file).name))
+            except UnreadableImage as error:
+                log.warning("left out: %s", str(error).rsplit("; ", 1)[0])
+        if not inputs:
+            raise ValueError(f"images={images}: none of them can be read")
+        return torch.stack(inputs), names
     path = Path(run)
     data = instantiate.build_object(folder.data_without_scan(folder.read_config(path)["data"], path))
     data.setup()

@@ -112,7 +112,7 @@ def draw_reliability(file: Path, judgement: Node) -> None:
             for point in bins if name == "predictions" else ():
                 axis.annotate(f"{point[0]}", point[1:], (5, -9), textcoords="offset points", fontsize=7)
     axis.set(xlabel="probability of the prediction", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    axis.legend(loc="upper left", fontsize=8)
+    axis.legend(loc="lower right", fontsize=8)
     axis.grid(alpha=0.3)
     figure.savefig(file, dpi=110)
 

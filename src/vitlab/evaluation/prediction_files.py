@@ -66,6 +66,7 @@ class Predictor(LightningModule):
     def __init__(self, model: TrainedModel, top: int, embed: bool) -> None:
         super().__init__()
         self.network, self.model, self.top, self.embed = model.network, model, top, embed
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.parts: list[tuple[Tensor, ...]] = []  # numbers, readable, probabilities, classes, features
 
     def test_step(self, batch: FileBatch, batch_idx: int) -> None:
@@ -154,5 +155,5 @@ def read_problem(path: str) -> str:
     try:
         read_image(path)
     except UnreadableImage as error:
-        return one_line(str(error).removeprefix(path).partition(";")[0].strip())
+        return one_line(str(error).removeprefix(path).rsplit("; ", 1)[0].strip())
     return "it could not be read, and now it can"

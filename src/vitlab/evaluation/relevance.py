@@ -100,8 +100,9 @@ def score_table(curves: Mapping[str, Curves]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"method": method, "images": len(curve.deletion)}
         for name, value, of_random in zip(Curves._fields[1:], curve.areas(), curves[RANDOM].areas(), strict=True):
             difference = value - of_random
-            error = difference.std(correction=min(1, len(value) - 1)) / len(value) ** 0.5
-            numbers = {name: value.mean(), f"{name} - random": difference.mean(), f"{name} se": error}
-            row |= {key: round(float(number), 4) for key, number in numbers.items()}
+            row[name] = float(f"{value.mean():.3g}")
+            row[f"{name} - random"] = None if method == RANDOM else float(f"{difference.mean():.2g}")
+            error = difference.std() / len(value) ** 0.5 if method != RANDOM and len(value) > 1 else None
+            row[f"{name} se"] = None if error is None else float(f"{error:.2g}")
         rows.append(row)
     return rows

@@ -69,6 +69,12 @@ def format_score(name: str, values: list[float]) -> str | None:
     return value + " %" * name.startswith("acc") + (f"   [{', '.join(ends)}]" if ends else "")
 
 
+def forget_former_best(run_dir: Path) -> None:
+    """Remove the temperature and the judgements of a checkpoint that was the best before the run was resumed."""
+    for file in (run_dir / TEMPERATURE, *run_dir.glob("evaluation/best-*/judgement.json")):
+        file.unlink(missing_ok=True)
+
+
 def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, network: nn.Module, data: DataModule) -> None:
     """Judge the test of a training, write the run's page, and log its pictures and classes.
 
@@ -76,7 +82,6 @@ def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, network: nn
     """
     folder, attention = run_dir / "evaluation" / "best-test", run_dir / "figures" / "attention.png"
     try:
-        (run_dir / TEMPERATURE).unlink(missing_ok=True)  # of a former best checkpoint
         judgement = write_judgement(folder, rows, data, about={"split": "test", "checkpoint": "best"})
         sharded = any(isinstance(p, DTensor) for p in network.parameters())  # which all ranks compute together
         with suppress(ValueError):  # of a network without attention maps

@@ -33,7 +33,7 @@ class Soup(NamedTuple):
 def read_runs(runs: str | Sequence[str]) -> list[Path]:
     """The runs that are named, or those in a folder (a sweep), with a best checkpoint."""
     if not isinstance(runs, str):
-        return [Path(run) for run in runs]
+        return [Path(run) for run in dict.fromkeys(runs)]
     return [run for run in folder.list_runs(Path(runs)) if folder.checkpoint_file(run, "best").is_file()]
 
 

@@ -22,6 +22,7 @@ from vitlab.config.schema import Node
 from vitlab.data.augment import Prepare
 from vitlab.data.dataset import center_crop
 from vitlab.evaluation import images as user_images
+from vitlab.evaluation.attention import trace
 from vitlab.evaluation.checkpoint import NOT_BUILT, CheckpointWeights, load_weights
 from vitlab.evaluation.features import Extractor, Kind
 from vitlab.evaluation.graph_network import GraphNetwork
@@ -138,16 +139,15 @@ class TrainedModel:
     @torch.inference_mode()
     def embed(self, images: Images, *, kind: Kind = "pooled", batch_size: int = 64) -> Tensor:
         """Features [N, D]: the head's input, or another kind of `vitlab.evaluation.features.Extractor`."""
+        if isinstance(self.network, GraphNetwork):
+            raise TypeError("an ONNX file has logits alone, no features; embed with the run or another export")
         extractor = Extractor(self.network, kind)
         return concatenate([extractor(batch).float().cpu() for batch in self.batches(images, batch_size)])
 
     @torch.inference_mode()
     def attention(self, image: Any) -> Tensor:
         """Attention weights [depth, heads, N, N] of an image; row i, of query i, sums to 1."""
-        network: Any = self.network
-        if not hasattr(network, "attention_maps"):
-            raise TypeError(f"{type(network).__name__} has no attention_maps; vitlab's VisionTransformer has them")
-        return torch.cat(network.attention_maps(self.transform(image)[None].to(self.device))).cpu()
+        return torch.cat(trace(self.network, self.transform(image)[None].to(self.device)).maps).cpu()
 
 
 def concatenate(parts: list[Tensor]) -> Tensor:
@@ -218,8 +218,9 @@ def load_weights_model(source: str, part: str | None) -> TrainedModel:
     half = [0.5] * getattr(network, "in_channels", 3)
     settings: Node = {"mean": half, "std": half, "interpolation": "bicubic", **known.settings()}
     settings["crop_fraction"] = None if squash else known.crop_fraction
-    names = labels.class_names(files, network.num_classes)
-    return trained_model(network, names, size, settings, loss=labels.loss_kind(files))
+    names, export = labels.class_names(files, network.num_classes), Path(source) / "export.json"
+    divisor = json.loads(export.read_text()).get("temperature", 1.0) if export.is_file() else 1.0
+    return trained_model(network, names, size, settings, loss=labels.loss_kind(files), temperature=divisor)
 
 
 def load_onnx_model(file: Path) -> TrainedModel:

@@ -191,6 +191,7 @@ def export_record(trained: ExportModel, name: str, folder: Path, *, fold: bool, 
         "preprocessing": {**shape, **trained.preprocessing},
         "output": graph.output_name(fold),
         "loss": trained.loss,
+        "temperature": trained.temperature,
         "commit": git_commit(),
         "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
     }

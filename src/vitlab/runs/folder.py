@@ -145,9 +145,10 @@ def write_problem(setting: str, run_dir: Path) -> str | None:
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """The run folders in a folder, at most three levels below it, the newest last."""
+    """The runs with checkpoints in a folder, at most three levels below it, the newest last."""
     files = [file for level in ("*", "*/*", "*/*/*") for file in folder.glob(f"{level}/{CONFIG}")]
-    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+    runs = [file for file in files if (file.parent / "checkpoints").is_dir()]
+    return [file.parent for file in sorted(runs, key=lambda file: file.stat().st_mtime)]
 
 
 def find_run_dir(path: Path) -> Path | None:

@@ -1,5 +1,8 @@
 """What a command line asks for: values and options of groups, alone and in a sweep."""
 
+import os
+from pathlib import Path
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -48,3 +51,15 @@ def test_what_the_grammar_can_not_read_is_told_by_itself_and_how_a_list_of_setti
 def test_the_flag_of_a_sweep_may_be_anywhere(line: list[str]) -> None:
     assert arguments.plain_arguments(line) == ["-m", "a=1", "b=2"]
     assert arguments.parse_arguments(arguments.plain_arguments(line))[0].overrides == ["a=1", "b=2"]
+
+
+def test_the_last_run_is_the_newest_with_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("digits/a", "digits/b", "explanations/c")):
+        (folder := Path("runs", name)).mkdir(parents=True)
+        (folder / "config.yaml").touch()
+        os.utime(folder / "config.yaml", (number, number))
+    assert arguments.plain_arguments(["run=last"]) == ["run=last"], "there is none yet"
+    for name in ("a", "b"):
+        Path("runs/digits", name, "checkpoints").mkdir()
+    assert arguments.plain_arguments(["run=last", "split=val"]) == ["run='runs/digits/b'", "split=val"]

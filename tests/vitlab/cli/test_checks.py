@@ -208,8 +208,8 @@ ONE_LINE: list[tuple[list[str], str]] = [
         "optimizer=sam with trainer.accumulate_grad_batches=2: it runs each batch twice; set it to 1",
     ),
     (["optimizer=sam", "trainer.precision=16-mixed"], "optimizer=sam needs gradients without a scale; use trainer."),
-    (["optimizer=schedule_free"], "optimizer=schedule_free trains another point than its average; set callbacks=sch"),
-    (["callbacks=schedule_free"], "callbacks=schedule_free reads the average of optimizer=schedule_free; set both,"),
+    (["optimizer=schedule_free"], "optimizer=schedule_free and callbacks=schedule_free need each other: the average"),
+    (["callbacks=schedule_free"], "optimizer=schedule_free and callbacks=schedule_free need each other: the average"),
     (["optimizer=muon_qkv", "++optimizer.algo=adamuon"], "optimizer.algo=adamuon is not for optimizer=muon_qkv; use"),
     (["classifier.base_batch_size=0"], "classifier.base_batch_size=0 must be at least 1"),
     # the network

@@ -32,6 +32,22 @@ def test_a_users_images_are_prepared_as_for_a_prediction(exportable: Exportable,
     torch.testing.assert_close(subject.prepare()(images), inputs, rtol=0, atol=1e-5)
 
 
+def test_a_file_that_can_not_be_read_is_left_out(
+    exportable: Exportable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exportable()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "bad.png").write_bytes(b"no image")
+    subject = load_model(tmp_path / "run")
+    with pytest.raises(ValueError, match="none of them can be read"):
+        explanation.load_inputs(subject, "", str(tmp_path / "images"), 4)
+    Image.new("RGB", (20, 20)).save(tmp_path / "images" / "good.png")
+    inputs, names = explanation.load_inputs(subject, "", str(tmp_path / "images"), 4)
+    assert (len(inputs), names) == (1, ["good.png"])
+    assert "left out" in caplog.text
+    assert "bad.png" in caplog.text
+
+
 def test_a_class_is_named_by_its_name_or_number() -> None:
     classes = ("cat", "dog", "7")
     assert [explanation.class_index(classes, name) for name in ("dog", "7", 0, "1")] == [1, 2, 0, 1]

@@ -125,11 +125,11 @@ def test_a_table_compares_each_method_with_random_image_by_image() -> None:
     assert rows["map"]["images"] == 3
     assert rows["map"]["deletion"] == pytest.approx(0.2)
     assert rows["map"]["deletion - random"] == pytest.approx(-0.2)
-    assert rows["map"]["deletion se"] == pytest.approx(0.1 / 3**0.5, abs=1e-4)
+    assert rows["map"]["deletion se"] == pytest.approx(0.1 / 3**0.5, rel=0.05)
     assert rows["map"]["insertion - random"] == pytest.approx(0.2)
-    assert rows[RANDOM]["insertion - random"] == 0
+    assert rows[RANDOM]["insertion - random"] is None
     assert score_table(join_curves([{}])) == []
-    assert score_table({"map": curve(0.1), RANDOM: curve(0.4)})[0]["deletion se"] == 0  # of one image
+    assert score_table({"map": curve(0.1), RANDOM: curve(0.4)})[0]["deletion se"] is None  # of one image
 
 
 @pytest.fixture(scope="module")

@@ -45,14 +45,16 @@ def test_the_page_of_a_training_has_all_parts(data: DataModule, tmp_path: Path) 
     data.tested = "test"
     rows = image_rows(torch.randn(360, 10), data.split("test").labels)
     write_judgement(tmp_path / "evaluation" / "last-test", rows, data, about={"split": "test"})
-    (tmp_path / "evaluation" / "temperature.json").write_text('{"temperature": 2.0}')
     run_report.write_training_report(Run(), tmp_path, rows, make_network(), data)  # type: ignore[arg-type]
     page = (tmp_path / "report" / "index.html").read_text()
     assert "&lt;b&gt;digits" in page
     assert [f"<h2>{name}</h2>" in page for name in ("best-test", "last-test")] == [True, True]
     assert "Attention of what the head reads" in page
     assert json.loads((tmp_path / "evaluation" / "best-test" / "judgement.json").read_text())["images"] == 360
-    assert not (tmp_path / "evaluation" / "temperature.json").exists(), "it was fitted to a former checkpoint"
+    (tmp_path / "evaluation" / "temperature.json").write_text('{"temperature": 2.0}')
+    run_report.forget_former_best(tmp_path)
+    left = {str(file.relative_to(tmp_path / "evaluation")) for file in tmp_path.glob("evaluation/**/*.json")}
+    assert left == {"last-test/judgement.json"}, "the others are of a former checkpoint"
 
 
 def test_a_network_without_attention_has_the_other_parts(data: DataModule, tmp_path: Path) -> None:

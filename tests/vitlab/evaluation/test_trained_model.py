@@ -1,6 +1,7 @@
 """A run, its exports and other weights give the same model: probabilities, features, attention."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,13 @@ def test_the_temperature_of_an_evaluation_divides_the_logits(files: list[Path], 
     file.write_text(json.dumps({"temperature": 2.0, "images": 10}))
     after = load_model(trained.weights.run).predict(files).probabilities
     torch.testing.assert_close(after, (before.log() / 2).softmax(1))
+
+
+@pytest.mark.parametrize("name", ["safetensors", "timm", "hf"])
+def test_an_export_keeps_the_temperature(name: str, exportable: Exportable, tmp_path: Path) -> None:
+    trained = replace(exportable(), temperature=2.5)
+    export.export_network(trained, name, tmp_path / "out", fold=False, tolerance=1e-3, license=None)
+    assert load_model(tmp_path / "out").temperature == 2.5
 
 
 def test_averages_and_raw_weights_are_parts(files: list[Path], exportable: Exportable) -> None:
