@@ -37,18 +37,21 @@ def test_every_example_is_tested() -> None:
     assert [file.name for file in EXAMPLES.iterdir() if file.is_file() and f'"{file.name}"' not in text] == []
 
 
+@pytest.mark.long
 def test_a_training_in_python_ends_with_predictions(example: Example) -> None:
     shown = example("train_in_python.py", *TINY)
     assert "finished: test accuracy" in shown
     assert shown.count("label ") == 5
 
 
+@pytest.mark.long
 def test_own_data_trains_in_an_own_loop_and_in_lightning(example: Example) -> None:
     shown = example("own_data_and_loop.py", "2")
     assert "epoch 2: " in shown
     assert "Lightning: val/acc" in shown
 
 
+@pytest.mark.long
 def test_predictions_and_attention_are_shown(example: Example, exportable: Exportable, tmp_path: Path) -> None:
     run = exportable(image_size=16, patch_size=4).weights.run
     (tmp_path / "photos").mkdir()
@@ -60,6 +63,7 @@ def test_predictions_and_attention_are_shown(example: Example, exportable: Expor
         assert picture.width > picture.height
 
 
+@pytest.mark.long
 def test_the_cells_of_the_notebook_run(example: Example, tmp_path: Path) -> None:
     notebook = json.loads((EXAMPLES / "from_data_to_attention.ipynb").read_text())
     assert (notebook["nbformat"], [cell["outputs"] for cell in notebook["cells"] if "outputs" in cell]) == (4, [[]] * 6)
