@@ -189,9 +189,9 @@ class DataModule(LightningDataModule):
 
     def position(self) -> tuple[int, int]:
         """The epoch of training, and its optimizer steps already done."""
-        return (
-            (self.epoch, 0) if self.trainer is None else divmod(self.trainer.global_step, max(1, self.steps_per_epoch))
-        )
+        if self.trainer is None:
+            return self.epoch, 0
+        return divmod(self.trainer.global_step, max(1, self.steps_per_epoch))
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next iteration over `train_dataloader()` without a Trainer; each one begins another."""

@@ -8,9 +8,6 @@ from torch.optim import Optimizer
 
 from vitlab.models.freezing import is_head_parameter
 
-# What optimizers count in their parameter groups, next to their settings
-PROGRESS = {"ScheduleFreeAdamW": ("k", "weight_sum", "lr_max", "scheduled_lr")}
-
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 
 
@@ -87,8 +84,8 @@ def build_optimizer(make: OptimizerFactory, network: nn.Module, *, scale: float 
 
 
 def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The settings of each parameter group, except its rate."""
-    others = ("params", "lr", *PROGRESS.get(type(optimizer).__name__, ()))
+    """The settings of each parameter group, except its rate, and what the optimizer `counts` in its groups."""
+    others = ("params", "lr", *getattr(optimizer, "counts", ()))
     return [{key: value for key, value in group.items() if key not in others} for group in optimizer.param_groups]
 
 

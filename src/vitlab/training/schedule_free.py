@@ -12,6 +12,8 @@ from schedulefree import AdamWScheduleFree
 class ScheduleFreeAdamW(AdamWScheduleFree):  # type: ignore[misc]
     """AdamWScheduleFree that is always in training mode: the parameters are y. Use it with `schedule=constant`."""
 
+    counts = ("k", "weight_sum", "lr_max", "scheduled_lr")  # in its parameter groups, next to settings
+
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(params, **options)
         for group in self.param_groups:

@@ -1,4 +1,4 @@
-"""Relevance is the paper's, and its scores tell maps from random orders on a trained network."""
+"""Relevance is the paper's, and its scores separate maps from random orders on a trained network."""
 
 import copy
 from typing import Any

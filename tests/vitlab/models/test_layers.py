@@ -1,17 +1,14 @@
 """Stochastic depth drops whole samples, in both of its forms; patches are dropped as timm drops them."""
 
-from functools import partial
-
 import pytest
 import torch
 from timm.layers.patch_dropout import PatchDropout
 from torch import nn
 from transformers.activations import ACT2FN
 
+from toy_vit import toy
 from vitlab.models import layers
-from vitlab.models.vit import Block, VisionTransformer
-
-toy = partial(VisionTransformer, image_size=16, patch_size=4, dim=24, depth=3, heads=2, num_classes=5)
+from vitlab.models.vit import Block
 
 
 @pytest.fixture(autouse=True)

@@ -1,17 +1,15 @@
 """Fixed positions are the documented sines and cosines."""
 
 import math
-from functools import partial
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
+from toy_vit import toy
 from vitlab.models.positions import sincos2d_table
 from vitlab.models.vit import VisionTransformer
-
-toy = partial(VisionTransformer, image_size=16, patch_size=4, dim=24, depth=3, heads=2, num_classes=5)
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
+from toy_vit import TIMM_TOY, toy
 from vitlab.models.shortcuts import is_plain
 from vitlab.models.vit import VisionTransformer
-
-toy = partial(VisionTransformer, image_size=16, patch_size=4, dim=24, depth=3, heads=2, num_classes=5)
 
 
 @pytest.fixture(autouse=True)
@@ -30,15 +29,7 @@ def _seed() -> None:
 
 def twins() -> tuple[nn.Module, VisionTransformer]:
     """timm's model and ours, of the same weights of ordinary size."""
-    sizes: dict[str, Any] = {
-        "img_size": 16,
-        "patch_size": 4,
-        "embed_dim": 24,
-        "depth": 3,
-        "num_heads": 2,
-        "num_classes": 5,
-    }
-    one, two = timm.create_model("vit_tiny_patch16_224", **sizes).eval(), toy().eval()
+    one, two = timm.create_model("vit_tiny_patch16_224", **TIMM_TOY).eval(), toy().eval()
     one.load_state_dict({name: torch.randn_like(value) * 0.3 for name, value in one.state_dict().items()})
     two.load_state_dict(one.state_dict())
     return one, two

@@ -16,6 +16,7 @@ from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from toy_vit import TIMM_TOY, toy
 from vitlab.models import vit
 from vitlab.models.vit import VisionTransformer
 
@@ -24,7 +25,6 @@ SMALL = {"dim": 384, "heads": 6}
 BASE: dict[str, Any] = {}
 LARGE = {"dim": 1024, "depth": 24, "heads": 16}
 HUGE = {"dim": 1280, "depth": 32, "heads": 16, "patch_size": 14}
-toy = partial(VisionTransformer, image_size=16, patch_size=4, dim=24, depth=3, heads=2, num_classes=5)
 
 
 @pytest.fixture(autouse=True)
@@ -208,15 +208,7 @@ SILU: Any = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
     ],
 )
 def test_activations_and_norms_by_choice_give_timms_logits(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    small: dict[str, Any] = {
-        "img_size": 16,
-        "patch_size": 4,
-        "embed_dim": 24,
-        "depth": 3,
-        "num_heads": 2,
-        "num_classes": 5,
-    }
-    one, two = timm.create_model("vit_tiny_patch16_224", **small, **theirs).eval(), toy(**ours).eval()
+    one, two = timm.create_model("vit_tiny_patch16_224", **TIMM_TOY, **theirs).eval(), toy(**ours).eval()
     state = fill(one)
     one.load_state_dict(state)
     two.load_state_dict(state)

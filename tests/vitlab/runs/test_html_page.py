@@ -1,8 +1,6 @@
 """A page of tables and pictures in a real browser: no request, no error, no text that becomes markup, any width."""
 
 import io
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +12,6 @@ from selenium.webdriver.common.by import By
 from vitlab.runs.html_page import Page
 
 EVIL = "<img src=x onerror=\"document.title='broken'\">&amp;{{ 7 * 7 }}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[webdriver.Chrome]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no browser: pages are tested with Debian's packages chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
 
 
 def picture(color: str = "navy") -> bytes:
