@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from vitlab.cli.data_checks import facts_of
 from vitlab.config import definitions, signatures
-from vitlab.config.schema import Node, format_value, resolve, suggest
+from vitlab.config.schema import Node, arguments_of, format_value, resolve, suggest
 from vitlab.config.view import ConfigView
-from vitlab.models.vit_validation import check_arguments
+from vitlab.models.vit_validation import combination_problems
 from vitlab.weights import auto_model
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ def model_problems(view: ConfigView) -> Iterator[str]:
         if value is not None and known is not None and value != known:
             has = f"{known} {key.partition('_')[2]}"
             yield f"model.{key}={value}, but the data has {has}; leave model.{key} out to take the data's"
-    if target == VIT and not view.has_problem("model", "image_size"):
-        given = arguments_of(view.config["model"])
-        try:
-            check_arguments({**signatures.defaults(VIT), **given})
-        except ValueError as error:
-            for line in str(error).splitlines():
-                # an option of the class by its name in the configuration
-                word = line.split("=")[0]
-                yield line if word == "image_size" or word not in given else f"model.{line}"
+    if target == VIT:
+        usual = signatures.defaults(VIT)
+        given = {
+            k: v for k, v in arguments_of(view.config["model"]).items() if k in usual and f"model.{k}" not in view.bad
+        }
+        for line in combination_problems({**usual, **given}):
+            # an option of the class by its name in the configuration
+            word = line.split("=")[0]
+            yield line if word == "image_size" or word not in given else f"model.{line}"
         if given.get("pool") == "none":
             yield "model.pool=none gives logits for each token, which is not for training; use cls or avg"
     if view("model.drop_path_kept_only", bool) and (rate := view("model.drop_path", float)) is not None and rate <= 0.1:
@@ -46,11 +46,6 @@ def model_problems(view: ConfigView) -> Iterator[str]:
     name = view("model.model_name", str)
     if target == TIMM and name is not None and name.partition(".")[0] not in (names := timm_names()):
         yield f"model.model_name={name} is no timm model{suggest(name, names)}"
-
-
-def arguments_of(node: Node) -> Node:
-    """The arguments that a node passes to its target."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
 
 
 def timm_names() -> list[str]:

@@ -152,6 +152,11 @@ def child_nodes(value: Any) -> dict[str, Node]:
     return {}
 
 
+def arguments_of(node: Node) -> Node:
+    """The arguments that a node passes to its target; lists are tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if not k.startswith("_")}
+
+
 def format_value(value: Any) -> str:
     """A value as it would be typed on the command line, shortened."""
     text = {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else str(value)

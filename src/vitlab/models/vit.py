@@ -28,7 +28,7 @@ from vitlab.models.layers import ACTIVATIONS, LayerScale, add_branch, drop_path,
 from vitlab.models.positions import sincos2d_table
 from vitlab.models.shortcuts import has_plain_weights, is_plain
 from vitlab.models.timm_interface import TimmInterface
-from vitlab.models.vit_validation import block_indices, check_arguments, check_images, pair
+from vitlab.models.vit_validation import Count, PositiveInt, Rate, block_indices, check_arguments, check_images, pair
 
 New = Callable[..., nn.Module]  # makes a layer
 
@@ -172,17 +172,17 @@ class VisionTransformer(TimmInterface, nn.Module):
         self,
         *,
         image_size: int | tuple[int, int] = 224,
-        patch_size: int | tuple[int, int] = 16,
-        in_channels: int = 3,
-        num_classes: int = 1000,
-        dim: int = 768,
-        depth: int = 12,
-        heads: int = 12,
+        patch_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 16,
+        in_channels: PositiveInt = 3,
+        num_classes: Count = 1000,
+        dim: PositiveInt = 768,
+        depth: PositiveInt = 12,
+        heads: PositiveInt = 12,
         mlp_ratio: float = 4.0,
         pool: Literal["cls", "avg", "none"] = "cls",
         pos_embed: Literal["learned", "sincos2d", "none"] = "learned",
         class_token: bool = True,
-        num_registers: int = 0,
+        num_registers: Count = 0,
         distilled: bool = False,
         pos_embed_on_patches_only: bool = False,
         pos_embed_on_registers: bool = True,
@@ -192,14 +192,14 @@ class VisionTransformer(TimmInterface, nn.Module):
         pre_norm: bool = False,
         fc_norm: bool | None = None,
         norm_eps: float = 1e-6,
-        pre_logits_dim: int | None = None,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        position_dropout: float = 0.0,
-        drop_path: float = 0.0,
+        pre_logits_dim: PositiveInt | None = None,
+        dropout: Rate = 0.0,
+        attention_dropout: Rate = 0.0,
+        position_dropout: Rate = 0.0,
+        drop_path: Rate = 0.0,
         drop_path_schedule: Literal["linear", "constant"] = "linear",
         drop_path_kept_only: bool = False,
-        patch_dropout: float = 0.0,
+        patch_dropout: Rate = 0.0,
         activation_checkpointing: bool = False,
         patch_projection: Literal["conv", "linear"] = "linear",
         fused_attention: bool = True,
@@ -207,7 +207,7 @@ class VisionTransformer(TimmInterface, nn.Module):
         head_std: float | None = None,
         head_bias: float = 0.0,
     ) -> None:
-        check_arguments({name: value for name, value in locals().items() if name not in ("self", "__class__")})
+        check_arguments(VisionTransformer.__init__.__annotations__, locals())
         super().__init__()
         image, patch, hidden = pair(image_size), pair(patch_size), int(dim * mlp_ratio)
         self.image_size, self.patch_size, self.in_channels = image, patch, in_channels

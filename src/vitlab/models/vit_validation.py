@@ -1,49 +1,26 @@
 """Check the arguments and inputs of a Vision Transformer, with all problems in one `ValueError`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-CHOICES = {
-    "pool": ("cls", "avg", "none"),
-    "pos_embed": ("learned", "sincos2d", "none"),
-    "activation": ("gelu", "gelu_tanh", "quick_gelu", "swiglu"),
-    "patch_projection": ("conv", "linear"),
-    "drop_path_schedule": ("linear", "constant"),
-    "init": ("xavier", "paper", "big_vision", "timm", "deit", "mae", "torchvision"),
-}
-RATES = ("dropout", "attention_dropout", "position_dropout", "drop_path", "patch_dropout")
+from vitlab.config.annotations import bound_problem
+from vitlab.config.bounds import NonNegativeInt as Count
+from vitlab.config.bounds import PositiveInt, Rate
+
+__all__ = ["Count", "PositiveInt", "Rate", "block_indices", "check_arguments", "check_images", "pair"]
 
 
-def check_arguments(arguments: dict[str, Any]) -> None:
-    """Raise `ValueError` with a line per problem of all arguments of `VisionTransformer`."""
-    if problems := [*value_problems(arguments), *combination_problems(arguments)]:
+def check_arguments(annotations: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raise `ValueError` with a line per problem of the annotated arguments of `VisionTransformer` among `values`."""
+    arguments = {name: values[name] for name in annotations if name in values}
+    pairs = [(name, value, bound_problem(value, annotations[name])) for name, value in arguments.items()]
+    problems = [f"{name}={value} {problem}" for name, value, problem in pairs if problem]
+    if problems := [*problems, *combination_problems(arguments)]:
         raise ValueError("\n".join(problems))
 
 
-def value_problems(given: dict[str, Any]) -> Iterator[str]:
-    sizes = {"patch_size": min(pair(given["patch_size"]))}
-    sizes |= {name: given[name] for name in ("in_channels", "dim", "depth", "heads")}
-    if given["dim"] > 0:
-        sizes["dim * mlp_ratio"] = int(given["dim"] * given["mlp_ratio"])
-    if given["pre_logits_dim"] is not None:
-        sizes["pre_logits_dim"] = given["pre_logits_dim"]
-    yield from (f"{name}={value} must be at least 1" for name, value in sizes.items() if value < 1)
-    for name in ("num_classes", "num_registers"):
-        if given[name] < 0:
-            yield f"{name}={given[name]} must be at least 0, which means none"
-    for name in RATES:
-        if not 0 <= given[name] < 1:
-            yield f"{name}={given[name]} is not a rate: it must be at least 0 (off) and below 1"
-    for name, choices in CHOICES.items():
-        if given[name] not in choices:
-            yield f"{name}={given[name]!r} is none of {', '.join(choices)}"
-    if given["head_std"] is not None and not given["head_std"] >= 0:
-        yield f"head_std={given['head_std']} must be at least 0, which is a zero head"
-    if not given["norm_eps"] > 0:
-        yield f"norm_eps={given['norm_eps']} must be above 0"
-
-
-def combination_problems(given: dict[str, Any]) -> Iterator[str]:
+def combination_problems(given: Mapping[str, Any]) -> Iterator[str]:
+    """Problems of settings, each within its bounds, that don't go together."""
     image, patch, dim, heads = pair(given["image_size"]), pair(given["patch_size"]), given["dim"], given["heads"]
     if given["pool"] == "cls" and not given["class_token"]:
         remedy = "set class_token=True or pool='avg'"
@@ -52,6 +29,10 @@ def combination_problems(given: dict[str, Any]) -> Iterator[str]:
         yield "distilled=True adds a second token and head to those of [cls], so it needs pool='cls'"
     if given["distilled"] and given["pre_logits_dim"] is not None:
         yield "distilled=True has two heads, but pre_logits_dim is for one; leave one of them out"
+    if given["head_std"] is not None and not given["head_std"] >= 0:
+        yield f"head_std={given['head_std']} must be at least 0, which is a zero head"
+    if not given["norm_eps"] > 0:
+        yield f"norm_eps={given['norm_eps']} must be above 0"
     if min(*patch, dim, heads) < 1:
         return
     uneven = f"image_size={given['image_size']} is not a multiple of patch_size={given['patch_size']}"
@@ -61,7 +42,8 @@ def combination_problems(given: dict[str, Any]) -> Iterator[str]:
         yield f"dim={dim} is not a multiple of heads={heads}; {nearest(dim, heads)}, or use {fitting} heads"
     if given["pos_embed"] == "sincos2d" and dim % 4:
         yield f"dim={dim} is not a multiple of 4, which pos_embed='sincos2d' needs; {nearest(dim, 4)}"
-    hidden = int(dim * given["mlp_ratio"])
+    if (hidden := int(dim * given["mlp_ratio"])) < 1:
+        yield f"dim * mlp_ratio={hidden} must be at least 1"
     if given["activation"] == "swiglu" and hidden % 2:
         yield f"dim * mlp_ratio={hidden} is odd, and activation='swiglu' halves it; {nearest(hidden, 2)}"
 

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 from vitlab.config import allowlist
 from vitlab.config.instantiate import build_object
-from vitlab.config.schema import Node, parameters
+from vitlab.config.schema import Node, arguments_of, parameters
 from vitlab.data.datamodule import DataModule
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.storage.safe_load import load_checkpoint
@@ -103,9 +103,7 @@ def build_pretrained_network(
 ) -> nn.Module:
     """A network with pretrained weights; logs the source of each tensor, and the preprocessing."""
     allowlist.require_allowed(model)
-    arguments: Node = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items() if not k.startswith("_")}
-    options: Node = {key: tuple(value) if isinstance(value, list) else value for key, value in weights.items()}
-    network, report = load.load_network(arguments | from_data, **options)
+    network, report = load.load_network(arguments_of(model) | from_data, **arguments_of(weights))
     if own_head and (why := report.new.get("head.weight")):
         raise load.IncompatibleWeights(load.NO_HEAD.format(source=weights["source"], why=why))
     known, now = report.preprocessing.settings(), datamodule.preprocessing()

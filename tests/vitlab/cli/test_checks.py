@@ -222,7 +222,7 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["image_size=[8,9]", "model.patch_size=2"], "image_size=(8, 9) is not a multiple of patch_size=2"),
     (["model.heads=7"], "model.dim=64 is not a multiple of heads=7; the nearest are 63 and 70"),
     (["model.dim=66", "model.heads=6"], "model.dim=66 is not a multiple of 4, which pos_embed='sincos2d' needs"),
-    (["model.drop_path=1.0"], "model.drop_path=1.0 is not a rate: it must be at least 0 (off) and below 1"),
+    (["model.drop_path=1.0"], "model.drop_path=1.0 must be at least 0 and below 1"),
     (["model.class_token=false"], "model.pool='cls' reads a token that class_token=False leaves out; set"),
     (["model.pool=none"], "model.pool=none gives logits for each token, which is not for training; use cls or avg"),
     (["model=timm", "model.model_name=resnet81"], "model.model_name=resnet81 is no timm model; did you mean"),

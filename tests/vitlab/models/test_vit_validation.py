@@ -33,16 +33,19 @@ from vitlab.models.vit import VisionTransformer
             {"dim": 10, "heads": 2, "pos_embed": "sincos2d"},
             "dim=10 is not a multiple of 4, which pos_embed='sincos2d' needs; the nearest are 8 and 12",
         ),
-        ({"pool": "mean"}, "pool='mean' is none of cls, avg, none"),
-        ({"drop_path_schedule": "cosine"}, "drop_path_schedule='cosine' is none of linear, constant"),
-        ({"init": "jax"}, "init='jax' is none of xavier, paper, big_vision, timm, deit, mae, torchvision"),
-        ({"pos_embed": "rope"}, "pos_embed='rope' is none of learned, sincos2d, none"),
-        ({"patch_projection": "mlp"}, "patch_projection='mlp' is none of conv, linear"),
-        ({"num_classes": -1}, "num_classes=-1 must be at least 0, which means none"),
-        ({"num_registers": -1}, "num_registers=-1 must be at least 0, which means none"),
+        ({"pool": "mean"}, "pool=mean is not one of 'cls', 'avg', 'none'"),
+        ({"drop_path_schedule": "cosine"}, "drop_path_schedule=cosine is not one of 'linear', 'constant'"),
+        (
+            {"init": "jax"},
+            "init=jax is not one of 'xavier', 'paper', 'big_vision', 'timm', 'deit', 'mae', 'torchvision'",
+        ),
+        ({"pos_embed": "rope"}, "pos_embed=rope is not one of 'learned', 'sincos2d', 'none'"),
+        ({"patch_projection": "mlp"}, "patch_projection=mlp is not one of 'conv', 'linear'"),
+        ({"num_classes": -1}, "num_classes=-1 must be at least 0"),
+        ({"num_registers": -1}, "num_registers=-1 must be at least 0"),
         ({"norm_eps": 0.0}, "norm_eps=0.0 must be above 0"),
         ({"pre_logits_dim": 0}, "pre_logits_dim=0 must be at least 1"),
-        ({"activation": "relu"}, "activation='relu' is none of gelu, gelu_tanh, quick_gelu, swiglu"),
+        ({"activation": "relu"}, "activation=relu is not one of 'gelu', 'gelu_tanh', 'quick_gelu', 'swiglu'"),
         (
             {"dim": 2, "heads": 1, "mlp_ratio": 1.5, "activation": "swiglu"},
             "dim * mlp_ratio=3 is odd, and activation='swiglu' halves it; the nearest are 2 and 4",
@@ -58,7 +61,7 @@ from vitlab.models.vit import VisionTransformer
         ({"mlp_ratio": 0.0}, "dim * mlp_ratio=0 must be at least 1"),
         *[({name: 0}, f"{name}=0 must be at least 1") for name in ("depth", "heads", "dim", "in_channels")],
         *[
-            ({name: rate}, f"{name}={rate} is not a rate: it must be at least 0 (off) and below 1")
+            ({name: rate}, f"{name}={rate} must be at least 0 and below 1")
             for name in ("dropout", "attention_dropout", "position_dropout", "drop_path", "patch_dropout")
             for rate in (-0.1, 1.0, math.nan)
         ],
