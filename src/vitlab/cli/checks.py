@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 
-from vitlab.cli import callback_checks, data_checks, model_checks, trainer_checks
+from vitlab.cli import data_checks, model_checks, trainer_checks
 from vitlab.cli.program import Program, Rule
 from vitlab.config import allowlist
 from vitlab.config.objective import SCORES, direction, objectives
@@ -188,8 +188,8 @@ RULES: tuple[Rule, ...] = (
     trainer_checks.schedule_problems,
     name_problems,
     optimizer_problems,
-    callback_checks.group_problems,
-    callback_checks.callback_problems,
+    trainer_checks.group_problems,
+    trainer_checks.callback_problems,
     root_problems,
 )
 # Checked only if there are no other problems: they import what a run needs.

@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 from vitlab.config import bounds
 from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from vitlab.data import augment_ops, crops
+from vitlab.data.augment_ops import erase
 from vitlab.data.auto_augment import AutoAugmentation, color_jitter
-from vitlab.data.erasing import erase
 from vitlab.data.sampler import seed_python_and_numpy
 from vitlab.data.source import Source
 

@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vitlab.config.schema import Node
-from vitlab.export import reparametrize
-from vitlab.export.checkpoint import ExportModel
+from vitlab.export.checkpoint import ExportModel, network_tensors, unit_scales
 from vitlab.export.folder import write_json, write_tensors
 from vitlab.models.vit_validation import pair
 from vitlab.runs.muted_logs import muted_logs
@@ -92,9 +91,9 @@ def timm_state(trained: ExportModel) -> dict[str, Tensor]:
     elif arguments["pos_embed"] != "none":
         prefix = int(arguments["class_token"]) + int(arguments["num_registers"])
         covered = 0 if has_positions_on_patches_only(arguments) else prefix
-    ours = reparametrize.network_tensors(trained, covered=covered)
+    ours = network_tensors(trained, covered=covered)
     if layer_scale(arguments) is not None and arguments["layer_scale"] is None:
-        ours |= reparametrize.unit_scales(arguments)
+        ours |= unit_scales(arguments)
     return ours
 
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from vitlab.config.schema import Node
-from vitlab.export import reparametrize
-from vitlab.export.checkpoint import ExportModel
+from vitlab.export.checkpoint import ExportModel, network_tensors, unit_scales
 from vitlab.export.folder import write_json, write_tensors
 from vitlab.models.vit_validation import pair
 from vitlab.weights.layouts import LAYOUTS
@@ -97,9 +96,9 @@ def mlp_ratio(arguments: Node) -> int | None:
 def transformers_state(trained: ExportModel) -> dict[str, Tensor]:
     """The tensors under transformers' names."""
     arguments, kind = trained.arguments, family(trained.arguments)
-    ours = reparametrize.network_tensors(trained, covered=2 if kind is DEIT else 1)
+    ours = network_tensors(trained, covered=2 if kind is DEIT else 1)
     if kind in (DINOV2, REGISTERS) and arguments["layer_scale"] is None:
-        ours |= reparametrize.unit_scales(arguments)
+        ours |= unit_scales(arguments)
     theirs = from_ours(ours, LAYOUTS[kind.layout], heads=arguments["heads"], inner=kind.inner)
     if kind in (DINOV2, REGISTERS):  # its head takes [cls] and the patches' mean, concatenated
         weight, zeros = theirs["classifier.weight"], torch.zeros_like(theirs["classifier.weight"])

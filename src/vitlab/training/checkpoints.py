@@ -25,10 +25,9 @@ from vitlab.config.bounds import PositiveFloat, PositiveInt, check_bounds
 from vitlab.distributed import signals
 from vitlab.distributed.signals import Outcome, StopRequested
 from vitlab.storage.safe_load import corruption
-from vitlab.training.callback_states import keep_settings
 from vitlab.training.checkpoint_files import hardlink
 from vitlab.training.classifier import logged_scores
-from vitlab.training.loop_progress import set_loop_progress
+from vitlab.training.loop_progress import keep_settings, set_loop_progress
 from vitlab.training.random_state import random_state, restore_random_state
 
 STOPS: tuple[Outcome | None, ...] = (None, "preempted", "interrupted")

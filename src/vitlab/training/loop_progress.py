@@ -1,4 +1,4 @@
-"""The progress of Lightning's fit loop in a checkpoint.
+"""The progress of Lightning's fit loop, and the states of callbacks, in a checkpoint.
 
 Lightning's own counters depend on the hook that saves, and some are resumed wrongly (lightning 2.6: after a checkpoint
 in an epoch's last `on_train_batch_end` the validation is left out, and with `max_steps` an epoch's end is counted
@@ -6,7 +6,11 @@ twice). Here there are three states, each resumed exactly: within an epoch, befo
 training batches follow from the step (`DataModule.position`).
 """
 
+import inspect
 from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import Checkpoint, Timer
 
 
 def set_loop_progress(loops: Any, *, step: int, batches_per_epoch: int, accumulate: int, validation_due: bool) -> None:
@@ -36,3 +40,17 @@ def set_loop_progress(loops: Any, *, step: int, batches_per_epoch: int, accumula
 def set_counters(name: str, loops: dict[str, Any], counts: dict[str, int]) -> None:
     """Set a counter for this epoch and for the training."""
     loops[name]["total"], loops[name]["current"] = dict(counts), dict(counts)
+
+
+def keep_settings(trainer: Trainer, states: dict[str, Any]) -> None:
+    """Let the configuration's settings of callbacks replace those in a checkpoint's states, and start a new timer.
+
+    `trainer.max_time` counts from each start. The states of checkpoints hold paths and scores, not settings.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        state = states.get(callback.state_key, {})
+        if isinstance(callback, Timer):
+            states.pop(callback.state_key, None)
+        elif not isinstance(callback, Checkpoint):
+            settings = inspect.signature(type(callback).__init__).parameters
+            state.update({key: getattr(callback, key) for key in state if key in settings and hasattr(callback, key)})

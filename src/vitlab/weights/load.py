@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from vitlab.config.printable import format_names
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.locate import clear_cache
-from vitlab.weights.match import StateDictMatcher
+from vitlab.weights.match import Report, StateDictMatcher
 from vitlab.weights.open import WeightSource, open_weights
-from vitlab.weights.report import Report
 
 NO_HEAD = (
     "without a probe the weights' own head is scored, but {source} would get a new one: {why}; take data with the "

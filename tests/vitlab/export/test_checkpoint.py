@@ -10,8 +10,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from conftest import Configure, Exportable
 from vitlab.evaluation.checkpoint import load_weights
-from vitlab.export.checkpoint import color_weights, load_export_model, random_images
+from vitlab.export.checkpoint import color_weights, load_export_model, network_tensors, random_images, unit_scales
 from vitlab.jobs import fingerprint
+from vitlab.models.vit import VisionTransformer
 from vitlab.runs import folder
 from vitlab.training import build
 from vitlab.training.checkpoint_files import AtomicFiles
@@ -85,3 +86,43 @@ def test_a_network_of_gray_images_takes_gray_colors_with_equal_logits(exportable
     expected = gray.network(gray.prepare()(images))
     logits = colors.network(colors.prepare()(images.expand(-1, 3, -1, -1)))
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("before", "covered", "after"),
+    [
+        ({"num_registers": 2}, 0, {"pos_embed_on_patches_only": True}),
+        ({"num_registers": 2, "pos_embed_on_registers": False}, 0, {"pos_embed_on_patches_only": True}),
+        ({"num_registers": 2, "pos_embed_on_patches_only": True}, 3, {"pos_embed_on_patches_only": False}),
+        ({"num_registers": 2}, 1, {"pos_embed_on_registers": False}),
+        ({"pos_embed": "sincos2d"}, 1, {"pos_embed": "learned"}),
+        ({"pos_embed": "none"}, 1, {"pos_embed": "learned"}),
+        ({"distilled": True}, 2, {}),
+        ({"fc_norm": True}, 1, {"fc_norm": False}),
+    ],
+    ids=str,
+)
+def test_positions_and_norms_in_other_places_give_the_same_numbers(
+    before: dict[str, Any], covered: int, after: dict[str, Any], exportable: Exportable
+) -> None:
+    trained = exportable(**before)
+    names = ("image_size", "patch_size", "num_classes", "dim", "depth", "heads")
+    other = VisionTransformer(**{name: trained.arguments[name] for name in names} | before | after).eval()
+    other.load_state_dict(network_tensors(trained, covered=covered))
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(other(images), trained.network(images), atol=1e-6, rtol=1e-6)
+
+
+def test_without_a_number_of_tokens_nothing_is_moved(exportable: Exportable) -> None:
+    trained = exportable(num_registers=2)
+    found, state = network_tensors(trained, covered=None), trained.network.state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    assert "pos_embed" not in network_tensors(exportable(pos_embed="none"), covered=None)
+
+
+def test_scales_of_one_are_for_every_block(exportable: Exportable) -> None:
+    scales = unit_scales(exportable().arguments)
+    assert set(scales) == {f"blocks.{i}.ls{n}.gamma" for i in (0, 1) for n in (1, 2)}
+    assert all(torch.equal(gamma, torch.ones(32)) for gamma in scales.values())

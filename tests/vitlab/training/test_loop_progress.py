@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+from lightning import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 
-from vitlab.training.loop_progress import set_loop_progress
+from vitlab.training.loop_progress import keep_settings, set_loop_progress
 
 
 def counters() -> dict[str, Any]:
@@ -52,3 +54,18 @@ def test_every_counter_of_the_optimizer_is_set_and_no_validation_is_over() -> No
         optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
         for counter in (loops["epoch_loop.scheduler_progress"], optimizer["zero_grad"]):
             assert counter["current"]["ready"] == (5 if due else 0)
+
+
+def test_settings_are_the_configurations_and_the_rest_is_the_checkpoints() -> None:
+    stopping, best = EarlyStopping("val/loss", patience=3), ModelCheckpoint(monitor="val/loss", save_top_k=2)
+    trainer = Trainer(callbacks=[stopping, best, Timer(duration={"hours": 1})], logger=False, accelerator="cpu")
+    states: dict[str, Any] = {
+        stopping.state_key: {**stopping.state_dict(), "patience": 9, "wait_count": 2},
+        best.state_key: {**best.state_dict(), "monitor": "val/acc"},
+        "Timer": {"time_elapsed": {"train": 3600.0}},
+    }
+    keep_settings(trainer, states)
+    assert states[stopping.state_key]["patience"] == 3
+    assert states[stopping.state_key]["wait_count"] == 2
+    assert states[best.state_key]["monitor"] == "val/acc"
+    assert "Timer" not in states

@@ -1,6 +1,7 @@
 """Write shards: WebDataset's tar files, in which 000000123.jpg is followed by 000000123.cls, its class.
 
-A shard depends on the images and the settings alone.
+A shard depends on the images and the settings alone. An image keeps its own bytes if possible, else it is downscaled
+and encoded again.
 """
 
 import io
@@ -14,17 +15,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from vitlab.config.schema import Node
-from vitlab.data.decode import error_reason, is_out_of_memory, read_error
-from vitlab.data.packing.encode import image_bytes
+from vitlab.data.decode import decode, error_reason, image_is_at_fault, is_out_of_memory, quiet, read_bytes, read_error
 from vitlab.data.packing.manifest import ENTRY, STARTS, WORK, Table, write_table
 from vitlab.data.rows import InvalidImage
 from vitlab.data.sampler import cut, shuffled_blocks, stable_seed
 from vitlab.data.scan import BadFile
-from vitlab.data.source import Source
+from vitlab.data.source import Source, Split
 from vitlab.storage.atomic import atomic_path, atomic_write, file_sha256
 
 BUFFER = 10_000  # number of images from which those of a shard are drawn, for rows read in blocks
@@ -128,3 +130,46 @@ def write_tar(file: Path, items: Sequence[Item]) -> Table:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     return np.array(entries, ENTRY)
+
+
+def image_bytes(split: Split, index: int, *, size: int | None, quality: int | None) -> bytes:
+    """The image at `index` of a split, upright, with a shorter side of at most `size` pixels; never enlarged.
+
+    Upright JPEG and PNG files that are small enough keep their bytes, as do all files without a `size`. Others become
+    JPEG of a `quality`, or PNG without one, and images in memory PNG. Raises `InvalidImage` if the image is missing or
+    can't be decoded, and another error if the machine is at fault.
+    """
+    if split.files is None:
+        return encode(downscale(split.images_at(torch.tensor([index]))[0], size), None)
+    data = read_bytes(split.files[index])
+    try:
+        with quiet():
+            image = decode(data)
+            if size is None or (min(image.shape[-2:]) <= size and is_upright(data)):
+                return data
+            return encode(downscale(image, size), quality)
+    except Exception as error:  # Pillow raises a dozen kinds
+        if image_is_at_fault(error):
+            raise InvalidImage(error_reason(error)) from error
+        raise
+
+
+def is_upright(data: bytes) -> bool:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.format in ("JPEG", "PNG") and image.getexif().get(0x0112, 1) == 1  # orientation
+
+
+def downscale(image: Tensor, size: int | None) -> Tensor:
+    """uint8 [C, H, W] with a shorter side of at most `size`."""
+    if size is None or (shorter := min(image.shape[-2:])) <= size:
+        return image
+    sides = [max(size, round(side * (size / shorter))) for side in image.shape[-2:]]
+    smaller: Tensor = v2.functional.resize(image, sides, v2.InterpolationMode.BICUBIC, antialias=True)
+    return smaller
+
+
+def encode(image: Tensor, quality: int | None) -> bytes:
+    """uint8 [1 or 3, H, W] as JPEG, or as PNG without a `quality`."""
+    options = {"format": "PNG"} if quality is None else {"format": "JPEG", "quality": quality}
+    v2.functional.to_pil_image(image).save(file := io.BytesIO(), **options)
+    return file.getvalue()

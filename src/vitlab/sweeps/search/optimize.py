@@ -38,9 +38,8 @@ from vitlab.jobs import fingerprint
 from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
 from vitlab.runs.folder import read_results
 from vitlab.sweeps import claim, ledger
-from vitlab.sweeps.search.results import Search, write_results
 from vitlab.sweeps.search.space import Parameter, boundary_points, read_space
-from vitlab.sweeps.search.study import build_sampler, open_study, suggest_overrides
+from vitlab.sweeps.search.study import Search, build_sampler, open_study, suggest_overrides, write_results
 
 DATABASE, LOCKS = "study.db", ".claims"
 
