@@ -85,8 +85,8 @@ def main(
     from vitlab.storage.safe_load import verify_checkpoint
     from vitlab.sweeps.search.pruning import is_pruned
     from vitlab.training import build, out_of_memory
+    from vitlab.training.build import end_reason
     from vitlab.training.classifier import logged_scores
-    from vitlab.training.end_reason import end_reason
 
     folder = Path(run_dir)
     datamodule = build.build_data(data)

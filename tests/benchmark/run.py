@@ -13,7 +13,7 @@ from benchmark import results
 from benchmark.case import Case, Part
 from benchmark.goals import outcomes
 from benchmark.timing import Clock
-from vitlab.runs.muted_logs import muted_logs
+from vitlab.runs.record import muted_logs
 
 log = logging.getLogger(__name__)
 

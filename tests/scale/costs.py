@@ -23,7 +23,7 @@ from typing import Any
 from benchmark.case import EXPONENT, Case, with_exponents
 from benchmark.timing import Clock, Contender, Measurement
 from scale.subjects import Subject
-from vitlab.runs.muted_logs import muted_logs
+from vitlab.runs.record import muted_logs
 
 PART = "scale"
 PEAK, PRIVATE = "peak MB", "private MB"

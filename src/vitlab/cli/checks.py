@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 
-from vitlab.cli import data_checks, model_checks, trainer_checks
+from vitlab.cli import model_checks, trainer_checks
 from vitlab.cli.program import Program, Rule
 from vitlab.config import allowlist
 from vitlab.config.objective import SCORES, direction, objectives
@@ -58,7 +58,7 @@ def problems(program: Program, config: Node | str, *, remote: bool = False) -> l
     if refused := allowlist.problems(config) or allowlist.database_problems(config):
         return refused
     lines, remote = signature_problems(program.function, config), remote or "devices" in program.absent
-    needless = data_checks.source_problems if "data" in program.absent else None
+    needless = model_checks.source_problems if "data" in program.absent else None
     for rule in (rule for rule in (program.check, *RULES) if rule is not needless):
         lines += rule(view_of(config, lines, remote))
     for rule in () if lines else LAST_RULES:
@@ -164,7 +164,7 @@ def metric_problems(view: ConfigView) -> Iterator[str]:
     for name, node in nodes.items():
         path, score = f"classifier.metrics.{name}", f"val/{name}"
         try:
-            metric: Any = build_metrics({name: node}, data_checks.facts_of(view).num_classes or 1000)[name]
+            metric: Any = build_metrics({name: node}, model_checks.facts_of(view).num_classes or 1000)[name]
         except InstantiationException as error:
             yield f"{path} can't be built: {error.__cause__ or error}"
             continue
@@ -182,9 +182,9 @@ RULES: tuple[Rule, ...] = (
     trainer_checks.device_problems,
     model_checks.weights_problems,
     model_checks.model_problems,
-    data_checks.data_problems,
-    data_checks.source_problems,
-    data_checks.batch_problems,
+    model_checks.data_problems,
+    model_checks.source_problems,
+    model_checks.batch_problems,
     trainer_checks.schedule_problems,
     name_problems,
     optimizer_problems,
@@ -197,7 +197,7 @@ LAST_RULES: tuple[Rule, ...] = (
     lambda view: allowlist.import_problems(view.config),
     metric_problems,
     trainer_checks.gpu_problems,
-    data_checks.augment_problems,
+    model_checks.augment_problems,
     model_checks.fine_tuning_problems,
     model_checks.loss_problems,
 )

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from vitlab.cli.data_checks import train_samples
+from vitlab.cli.model_checks import train_samples
 from vitlab.config.definitions import find_spec, is_kind_of
 from vitlab.config.objective import objectives
 from vitlab.config.schema import child_nodes, suggest

@@ -22,7 +22,7 @@ from torch.utils.benchmark import Timer
 
 from vitlab.models import attention
 from vitlab.models.flops import CHECKPOINTING
-from vitlab.runs.muted_logs import muted_logs
+from vitlab.runs.record import muted_logs
 from vitlab.training.classifier import Classifier, gradient_norm
 
 Shape = tuple[int, int, int]  # C, H, W

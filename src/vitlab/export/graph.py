@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitlab.config.schema import Node
 from vitlab.export.checkpoint import ExportModel, random_images
-from vitlab.runs.muted_logs import muted_logs
+from vitlab.runs.record import muted_logs
 
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one .onnx: protobuf's limit, less room for the graph
 INPUT = "images"

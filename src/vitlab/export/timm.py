@@ -13,7 +13,7 @@ from vitlab.config.schema import Node
 from vitlab.export.checkpoint import ExportModel, network_tensors, unit_scales
 from vitlab.export.folder import write_json, write_tensors
 from vitlab.models.vit_validation import pair
-from vitlab.runs.muted_logs import muted_logs
+from vitlab.runs.record import muted_logs
 
 # Architectures by what config.json can't set: the norms' epsilon, the distillation token, the kind of MLP.
 PLAIN, CLIP = "vit_base_patch16_224", "vit_base_patch16_clip_224"

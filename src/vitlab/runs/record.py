@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -178,3 +179,19 @@ def git_commit() -> str | None:
     with suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return None
+
+
+@contextmanager
+def muted_logs(*loggers: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Mute these loggers below `level` within the block; if that is above WARNING, Python's warnings too."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            if level > logging.WARNING:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, former in levels.items():
+            logging.getLogger(name).setLevel(former)

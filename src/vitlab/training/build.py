@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, WeightAveraging
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.loggers import Logger
 from torch import nn
@@ -230,3 +230,18 @@ def log_results(results: dict[str, Any], folder: Path) -> None:
             counts = f"{results[f'{split}/correct']} of {results[f'{split}/count']}"
             log.info("%s accuracy %.2f %% (%s)   loss %.4f", split, 100 * accuracy, counts, loss)
     log.info("run folder: %s", folder)
+
+
+def end_reason(trainer: Trainer) -> str:
+    """The setting that ended a training: `max_epochs`, `max_steps`, `max_time`, `early_stopping`, or `callback`."""
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    if 0 < steps <= trainer.global_step:
+        return "max_steps"
+    if 0 < epochs <= trainer.current_epoch:
+        return "max_epochs"
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0 for callback in callbacks):
+        return "max_time"
+    if any(isinstance(callback, EarlyStopping) and callback.stopped_epoch for callback in callbacks):
+        return "early_stopping"
+    return "callback"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from vitlab.config.schema import suggest
 from vitlab.runs.folder import CONFIG, checkpoint_file
-from vitlab.storage.hub import hub_problem
+from vitlab.storage.remote import hub_problem
 from vitlab.weights.files import FileContent, UnreadableWeights, explain_damage, read_weights
 
 # in the order of search in a folder or repository

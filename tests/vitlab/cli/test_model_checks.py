@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from vitlab.cli.model_checks import train_samples
+from vitlab.config.schema import Node
+from vitlab.config.view import ConfigView
 from vitlab.models.vit import VisionTransformer
 
 Found = Callable[..., list[str]]
@@ -76,3 +79,20 @@ def test_weights_that_cant_be_loaded_are_told_before_anything_starts(
 def test_weights_that_cant_be_read_hide_no_other_mistake(found: Found) -> None:
     lines = found("model=auto", "model.weights=gone.pth", "++sede=7", "seed=abc")
     assert [line.split("=")[0] for line in lines] == ["seed", "sede", "model.weights"]
+
+
+@pytest.mark.parametrize(
+    ("data", "left"),
+    [
+        ({}, 1293),
+        ({"max_train_samples": 100}, 100),
+        ({"source": {"_target_": "vitlab.data.sets.image_folder.image_folder"}}, None),
+        ({"source": {"_target_": "vitlab.data.sets.fake.fake", "samples": 25}}, 22),
+    ],
+    ids=str,
+)
+def test_the_images_to_train_on_are_counted_where_the_data_s_size_is_known(data: Node, left: int | None) -> None:
+    view = ConfigView(
+        {"data": {"source": {"_target_": "vitlab.data.sets.digits.digits"}, "val_fraction": 0.1, **data}}, set()
+    )
+    assert train_samples(view) == left

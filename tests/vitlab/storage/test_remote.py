@@ -1,13 +1,17 @@
 """Files of a data set elsewhere: fetched when they are needed, complete, and no more of them than allowed."""
 
 import os
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from vitlab.storage.remote import Storage, is_remote, secret_problem, url_problem
+from vitlab.storage.remote import Storage, hub_problem, is_remote, secret_problem, url_problem
 
 
 @pytest.fixture
@@ -142,3 +146,29 @@ def test_where_credentials_are_documented_is_said(far: Path, monkeypatch: pytest
     monkeypatch.setattr(LocalFileSystem, "get_file", denied)
     with pytest.raises(OSError, match=r"\(Unable to locate credentials\); docs/large_data.md says where"):
         storage(far).local_file("train/0.tar")
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """Answers, if only with an error."""
+
+    def do_HEAD(self) -> None:
+        self.send_error(403)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_hub_that_answers_is_reached_and_one_that_does_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub_problem() == "HF_HUB_OFFLINE is set"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        assert hub_problem() == ""
+    with socket.socket() as nobody:  # a port at which nobody listens
+        nobody.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        begun = time.monotonic()
+        assert hub_problem().startswith(f"{endpoint} can't be reached (")
+        assert time.monotonic() - begun < 5

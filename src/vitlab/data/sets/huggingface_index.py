@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.config.schema import suggest
-from vitlab.storage.hub import hub_problem
+from vitlab.storage.remote import hub_problem
 
 log = logging.getLogger(__name__)
 
