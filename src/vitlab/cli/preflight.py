@@ -29,8 +29,8 @@ from vitlab.distributed import environment
 from vitlab.jobs import identity, resume
 from vitlab.jobs.compose import UNSET_RUN_DIR, add_searchpath, compose, config_loader, initialize_hydra, resolve_config
 from vitlab.runs.folder import write_problem
+from vitlab.sweeps import checks as sweep_checks
 from vitlab.sweeps import ledger
-from vitlab.sweeps.checks import launcher_problems
 
 
 @dataclass(frozen=True)
@@ -159,21 +159,18 @@ def composed_problems(program: Program, primary: str, overrides: list[str], *, s
     if refused := allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra)):
         return refused
     storage = OmegaConf.select(cfg, "hydra.sweeper.storage")
-    if not sweep and isinstance(storage, str):  # in .hydra of a single run too
-        from vitlab.sweeps.search.checks import url_problem
-
-        if problem := url_problem(storage):
-            return [problem]
+    # in .hydra of a single run too
+    if not sweep and isinstance(storage, str) and (problem := sweep_checks.url_problem(storage)):
+        return [problem]
     if any(line.lstrip("+").startswith("run_dir=") for line in overrides):
         return [f"run_dir={cfg.run_dir} can't be set: the program sets it; use hydra.run.dir={cfg.run_dir}"]
     sweep = sweep or cfg.hydra.mode == RunMode.MULTIRUN
-    problems, remote = launcher_problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)
+    problems, remote = sweep_checks.launcher_problems(OmegaConf.to_container(cfg.hydra.launcher), sweep=sweep)
     return problems + cli_checks.problems(program, resolve_config(cfg, UNSET_RUN_DIR), remote=remote)
 
 
 def search_problems(request: Request) -> list[str]:
     """Problems of a search: its settings, and the configurations at the ends of its ranges."""
-    from vitlab.sweeps.search import checks as search_checks
     from vitlab.sweeps.search.space import boundary_points
 
     try:
@@ -182,13 +179,13 @@ def search_problems(request: Request) -> list[str]:
     except (HydraException, OmegaConfBaseException, ValueError):
         return []  # already reported
     config, loader = resolve_config(cfg, UNSET_RUN_DIR), config_loader()
-    if not isinstance(sweeper, dict) or sweeper.get("_target_") not in search_checks.SWEEPERS:
+    if not isinstance(sweeper, dict) or sweeper.get("_target_") not in sweep_checks.SWEEPERS:
         return []
     refused = allowlist.hydra_problems(OmegaConf.to_container(cfg.hydra))
     if refused or isinstance(config, str) or not is_multirun(request, cfg):
         return []  # already reported, or no search
     lines = [o.input_line or "" for o in request.overrides if not o.is_hydra_override()]
-    parameters, problems = search_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
+    parameters, problems = sweep_checks.problems({str(k): v for k, v in sweeper.items()}, lines, config, loader)
     known = {o.key_or_group for o in request.overrides if o.is_discrete_sweep()}  # each value has been checked
     for point in () if problems else boundary_points(parameters, known):
         chosen = [*request.single, *arguments.single_values(point)]

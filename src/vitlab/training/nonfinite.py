@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from vitlab.config.bounds import NonNegativeInt, check_bounds
 from vitlab.data.dataset import TrainBatch
+from vitlab.training.checkpoints import all_gather_object
 from vitlab.training.classifier import Classifier
 from vitlab.training.optimizer import logged_rates
 from vitlab.training.random_state import random_state, restore_random_state
@@ -137,8 +138,7 @@ def first_nonfinite(module: Classifier, batch: TrainBatch, state: dict[str, Any]
         restore_random_state(now, device)
     places += [] if is_finite(losses) else ["all outputs are finite, and the loss is not"]
     if trainer.world_size > 1:
-        every: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(every, places[:1])
+        every = all_gather_object(trainer, places[:1])
         places = [f"rank {rank}: {first[0]}" for rank, first in enumerate(every) if first]
     return next(iter(places), "the forward pass is finite: a gradient is not, or their norm is too large")
 
