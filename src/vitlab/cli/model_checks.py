@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 VIT, TIMM = "vitlab.models.vit.VisionTransformer", "vitlab.models.timm_model.timm_model"
+AUGMENT = "vitlab.data.augment.Augment"
 
 
 def model_problems(view: ConfigView) -> Iterator[str]:
@@ -151,9 +152,6 @@ def outline(node: Node) -> "nn.Module | None":
     with torch.device("meta"):
         network: nn.Module = resolve(target)(**arguments)
     return network
-
-
-AUGMENT = "vitlab.data.augment.Augment"
 
 
 def facts_of(view: ConfigView) -> Facts:

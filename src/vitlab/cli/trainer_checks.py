@@ -29,6 +29,28 @@ UNSHARDED = {
     "timm.optim.AdafactorBigVision": {"optimizer=adafactor": "save moments"},  # torch knows no dtypes in its settings
 }
 SHARDED = ("lightning.pytorch.strategies.ModelParallelStrategy",)  # its subclasses shard weights
+NEEDED = {
+    "vitlab.training.checkpoints.BestCheckpoint": "keeps the checkpoint that is tested",
+    "vitlab.training.checkpoints.LastCheckpoint": "keeps the checkpoint that a run is resumed from",
+    "vitlab.training.monitor.Monitor": "logs the training",
+}
+# Lightning's callbacks that change the size or number of batches (vitlab's follow from the step: data.sampler), the
+# optimizer's rates, or modules that the network doesn't have or calls otherwise
+REFUSED = {
+    "BatchSizeFinder": "changes the batch size during training; python src/plan.py says what fits",
+    "LearningRateFinder": "trains before training; sweep the rate: -m optimizer.lr=0.0003,0.001,0.003",
+    "GradientAccumulationScheduler": "changes the accumulation between epochs; set trainer.accumulate_grad_batches",
+    "StochasticWeightAveraging": "replaces the rates of the schedule; use callbacks=ema",
+    "BackboneFinetuning": "trains a module called backbone, and the network has none; set classifier.freeze",
+    "ModelPruning": "prunes by hooks that the network doesn't call; prune an exported network",
+}
+MONITORS = (  # and what is derived from them
+    "lightning.pytorch.callbacks.early_stopping.EarlyStopping",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+)
+BARS = ("lightning.pytorch.callbacks.progress.progress_bar.ProgressBar",)
+CALLBACK_METRICS = ("val/correct", "val/count", "epoch", "step")  # what may be monitored, next to the objectives
+NARROW = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 
 
 def trainer_problems(view: ConfigView) -> Iterator[str]:
@@ -153,30 +175,6 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
             count_warmup(int(total), length, fraction, epochs, per_epoch, cooldown)
         except ValueError as error:
             yield str(error)
-
-
-NEEDED = {
-    "vitlab.training.checkpoints.BestCheckpoint": "keeps the checkpoint that is tested",
-    "vitlab.training.checkpoints.LastCheckpoint": "keeps the checkpoint that a run is resumed from",
-    "vitlab.training.monitor.Monitor": "logs the training",
-}
-# Lightning's callbacks that change the size or number of batches (vitlab's follow from the step: data.sampler), the
-# optimizer's rates, or modules that the network doesn't have or calls otherwise
-REFUSED = {
-    "BatchSizeFinder": "changes the batch size during training; python src/plan.py says what fits",
-    "LearningRateFinder": "trains before training; sweep the rate: -m optimizer.lr=0.0003,0.001,0.003",
-    "GradientAccumulationScheduler": "changes the accumulation between epochs; set trainer.accumulate_grad_batches",
-    "StochasticWeightAveraging": "replaces the rates of the schedule; use callbacks=ema",
-    "BackboneFinetuning": "trains a module called backbone, and the network has none; set classifier.freeze",
-    "ModelPruning": "prunes by hooks that the network doesn't call; prune an exported network",
-}
-MONITORS = (  # and what is derived from them
-    "lightning.pytorch.callbacks.early_stopping.EarlyStopping",
-    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
-)
-BARS = ("lightning.pytorch.callbacks.progress.progress_bar.ProgressBar",)
-CALLBACK_METRICS = ("val/correct", "val/count", "epoch", "step")  # what may be monitored, next to the objectives
-NARROW = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 
 
 def group_problems(view: ConfigView) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Files of a packed data set in a folder, or in object storage, from which fsspec fetches them when needed.
+"""Files of a packed data set in a folder, or in object storage, from which fsspec fetches them when needed; the Hub.
 
 Fetched files are kept in a folder that all processes of a machine share, up to a size; the least recently used are
 removed first. A file appears once it is complete, and one that another process reads may be removed meanwhile.
@@ -8,14 +8,12 @@ import hashlib
 import logging
 import os
 import re
-import ssl
-import urllib.error
-import urllib.request
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vitlab.storage.atomic import atomic_path
 
+HUB_TIMEOUT = 5  # seconds
 CACHE = "~/.cache/vitlab/shards"
 NAME = re.compile("[0-9a-f]{16}")  # of a set's folder in the cache: nothing else there is removed
 
@@ -141,17 +139,18 @@ def short_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-TIMEOUT = 5  # seconds
-
-
 def hub_problem() -> str:
     """Why the Hub can't be reached; empty if it can. One attempt, of a few seconds."""
+    import ssl
+    import urllib.error
+    import urllib.request
+
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT).close()
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT).close()
     except OSError as error:
         reason = getattr(error, "reason", error)
         # an HTTP error is an answer; and the Hub's client may have its own certificates

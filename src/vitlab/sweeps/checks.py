@@ -20,6 +20,12 @@ BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # Hydra's o
 METRICS = "metrics.csv"
 OURS = "hydra_plugins.vitlab.launchers"
 REMOTE = {f"{OURS}.SlurmLauncher": "submitit"}  # and the packages they need
+GRID = "hydra_plugins.vitlab.grid.GridSweeper"
+SWEEPERS = (GRID, "hydra_plugins.vitlab.optuna.OptunaSweeper")
+# a database's URL without a place for a password
+URL = re.compile(
+    r"sqlite:///[^?]+|\w+(\+\w+)?://(([\w.-]|%40)+@)?([\w.-]*|\[[\da-f:.]+\])(:\d+)?/[\w-]+(\?sslmode=[\w-]+)?"
+)
 
 
 def sweep_action_problems(read: ConfigView) -> Iterator[str]:
@@ -86,14 +92,6 @@ def launcher_problems(node: Any, *, sweep: bool) -> tuple[list[str], bool]:
     if target.startswith(f"{OURS}."):
         lines += node_problems("hydra.launcher", node)
     return lines, package is not None
-
-
-GRID = "hydra_plugins.vitlab.grid.GridSweeper"
-SWEEPERS = (GRID, "hydra_plugins.vitlab.optuna.OptunaSweeper")
-# a database's URL without a place for a password
-URL = re.compile(
-    r"sqlite:///[^?]+|\w+(\+\w+)?://(([\w.-]|%40)+@)?([\w.-]*|\[[\da-f:.]+\])(:\d+)?/[\w-]+(\?sslmode=[\w-]+)?"
-)
 
 
 def problems(
