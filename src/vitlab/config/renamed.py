@@ -3,10 +3,45 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vitlab.config.tables import read_table
-
-TABLES: dict[str, dict[str, str]] = read_table(__file__)
-TARGETS, SETTINGS, REMOVED = TABLES["targets"], TABLES["settings"], TABLES["removed"]
+SETS = ("digits", "mnist", "fake", "shards", "image_folder", "huggingface")  # each in a module of its name
+TARGETS = {
+    "vitlab.vit.VisionTransformer": "vitlab.models.vit.VisionTransformer",
+    "vitlab.baselines.timm_model": "vitlab.models.timm_model.timm_model",
+    "vitlab.data.module.DataModule": "vitlab.data.datamodule.DataModule",
+    **{f"vitlab.data.sources.{name}": f"vitlab.data.sets.{name}.{name}" for name in SETS},
+    **{f"vitlab.data.sources.{name}": f"vitlab.data.sets.cifar.{name}" for name in ("cifar10", "cifar100")},
+    "vitlab.data.sources.fashion_mnist": "vitlab.data.sets.mnist.fashion_mnist",
+    "vitlab.optim": "vitlab.training.schedules",
+    "vitlab.callbacks": "vitlab.training.monitor",
+    "vitlab.training.monitor.ProgressBar": "vitlab.training.progress_bar.ProgressBar",
+    "vitlab.checkpoints": "vitlab.training.checkpoints",
+    "vitlab.nonfinite": "vitlab.training.nonfinite",
+    "vitlab.tracking": "vitlab.runs.wandb",
+    "vitlab.sharding.ModelParallel": "vitlab.distributed.fsdp.FullyShardedParallel",
+    "vitlab.probing": "vitlab.evaluation.probes",
+    "vitlab.pruning": "vitlab.sweeps.search.pruning",
+}
+SETTINGS = {
+    "model.registers": "model.num_registers",
+    "model.representation": "model.pre_logits_dim",
+    "model.position": "model.pos_embed",
+    "model.position_on_patches_only": "model.pos_embed_on_patches_only",
+    "model.position_on_registers": "model.pos_embed_on_registers",
+    "model.embedding": "model.patch_projection",
+    "model.checkpointing": "model.activation_checkpointing",
+    "callbacks.nonfinite.limit": "callbacks.nonfinite.max_skipped_steps",
+    "callbacks.ema.multi_avg_fn.decay": "callbacks.ema.decay",
+    "restarts": "max_restarts",
+    "retries": "max_failures_per_job",
+}
+REMOVED = {
+    "callbacks.nonfinite.dirpath": "the message names the first module whose output isn't finite",
+    "callbacks.nonfinite.max_captures": "the message names the first module whose output isn't finite",
+    "on_out_of_memory": "an out-of-memory error names the trainer.accumulate_grad_batches that fits",
+    "data.source.max_pixels": "src/prepare.py packs images at a smaller size",
+    "data.source.streaming": "the set is downloaded; src/prepare.py packs it into shards for object storage",
+    "data.source.verify": "`python src/prepare.py verify data_dir=FOLDER` compares all checksums",
+}
 
 
 def current_target(target: str) -> str:

@@ -12,5 +12,5 @@ def plan_problems(read: ConfigView) -> Iterator[str]:
     from vitlab.models.flops import PEAKS, peak_flops
 
     if peak_flops(device, precision := str(read("trainer.precision"))) is None:
-        names = ", ".join(re.sub(r"[^\w |]", "", pattern.replace("\\b", "")) for pattern in PEAKS)
+        names = ", ".join(re.sub(r"[^\w |]", "", pattern.replace("\\b", "")) for pattern, _ in PEAKS)
         yield f"device={device}: its FLOPs per second in trainer.precision={precision} are unknown; known are {names}"

@@ -19,8 +19,6 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitlab.config.tables import read_table
-
 log = logging.getLogger(__name__)
 
 BATCH = 2  # BatchNorm can't train on a single image
@@ -87,8 +85,40 @@ def countable_network(network: nn.Module, *, training: bool) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-# of dense matrix products in 1e12 FLOPs per second: (16 bit, TensorFloat-32, float32); None: it has none
-PEAKS: dict[str, tuple[float | None, float | None, float]] = read_table(__file__)
+# Peaks of dense matrix products in 1e12 FLOPs per second: (16 bit accumulated in 32, TensorFloat-32, float32), or None.
+# The first pattern in the device's name counts. From NVIDIA's datasheets of data center cards, and the appendices of
+# its white papers on GA102, Ada and RTX Blackwell; half of those for sparse products. (Lightning's table has sparse
+# products for the H200, two cards for the H100 NVL, no tensor cores in 16 bit for GeForce, RTX A6000 and A40; it takes
+# an L40 or L40S for an L4, and lacks A10, A30, RTX 6000 Ada and B200.)
+PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
+    (r"gb200", (2500, 1250, 80)),
+    (r"\bb200", (2250, 1100, 75)),
+    (r"h200 nvl|h100 nvl", (835.5, 417.7, 60)),
+    (r"h100.*(pcie|hbm2e)", (756, 378, 51.2)),
+    (r"h100|h200|gh200", (989.4, 494.7, 66.9)),
+    (r"a100", (312, 156, 19.5)),
+    (r"a40\b", (149.7, 74.8, 37.4)),
+    (r"a30\b", (165, 82, 10.3)),
+    (r"a10g", (70, 35, 31.5)),
+    (r"a10\b", (125, 62.5, 31.2)),
+    (r"rtx a6000", (154.8, 77.4, 38.7)),
+    (r"rtx 6000 ada", (364.2, 182.1, 91.1)),
+    (r"l40s", (362, 183, 91.6)),
+    (r"l40\b", (181, 90.5, 90.5)),
+    (r"l4\b", (121, 60, 30.3)),
+    (r"rtx 5090", (209.5, 104.8, 104.8)),
+    (r"rtx 4090", (165.2, 82.6, 82.6)),
+    (r"rtx 4080 super", (104.4, 52.2, 52.2)),
+    (r"rtx 4080", (97.5, 48.7, 48.7)),
+    (r"rtx 3090 ti", (80, 40, 40)),
+    (r"rtx 3090", (71, 35.6, 35.6)),
+    (r"rtx 3080 ti", (68.2, 34.1, 34.1)),
+    (r"rtx 3080", (59.5, 29.8, 29.8)),
+    (r"v100s", (130, None, 16.4)),
+    (r"v100.*pcie", (112, None, 14)),
+    (r"v100-sxm", (125, None, 15.7)),
+    (r"\bt4\b", (65, None, 8.1)),
+)
 NO_BFLOAT16 = r"v100|\bt4\b"
 SLOWER = r"laptop|max-q|\bmig\b|\bd( v\d)?$"  # other cards of that name, or a slice of one
 
@@ -113,7 +143,7 @@ def peak_flops(device: torch.device | str, precision: str) -> float | None:
 def datasheet_peak_flops(name: str, dtype: torch.dtype, *, tf32: bool) -> float | None:
     """The dense peak of a GPU by its driver's name; None for slower ones of that name: laptops and slices (MIG)."""
     name = name.lower()
-    peaks = next((peaks for pattern, peaks in PEAKS.items() if re.search(pattern, name)), None)
+    peaks = next((peaks for pattern, peaks in PEAKS if re.search(pattern, name)), None)
     if peaks is None or re.search(SLOWER, name):
         log.info("the peak of %s is unknown: no train/mfu", name)
         return None

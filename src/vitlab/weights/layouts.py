@@ -1,20 +1,25 @@
 """The libraries' layouts, read from `layouts.yaml`."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from vitlab.config.tables import read_table
+import yaml
+
 from vitlab.weights.rules import TRANSFORMS, Layout, Rule
 
 LAYER = (".weight", ".bias")
 
 
-def read_layout(name: str, entry: dict[str, Any]) -> Layout:
-    """The layout of an entry of the table."""
-    rules = [*read_rules(entry.pop("gated", {}), LAYER, gated=True)]
-    rules += read_rules(entry.pop("ungated", {}), LAYER, gated=False)
-    rules += [*read_rules(entry.pop("tensors"), ("",)), *read_rules(entry.pop("layers", {}), LAYER)]
-    return Layout(name=name, rules=tuple(rules), **entry)
+def read_layouts(file: Path) -> dict[str, Layout]:
+    """The layouts of a table, by name."""
+    layouts: dict[str, Layout] = {}
+    for name, entry in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+        rules = [*read_rules(entry.pop("gated", {}), LAYER, gated=True)]
+        rules += read_rules(entry.pop("ungated", {}), LAYER, gated=False)
+        rules += [*read_rules(entry.pop("tensors", {}), ("",)), *read_rules(entry.pop("layers", {}), LAYER)]
+        layouts[name] = Layout(name=name, rules=tuple(rules), **entry)
+    return layouts
 
 
 def read_rules(section: Mapping[str, Any], ends: tuple[str, ...], *, gated: bool | None = None) -> Iterator[Rule]:
@@ -27,4 +32,4 @@ def read_rules(section: Mapping[str, Any], ends: tuple[str, ...], *, gated: bool
                 yield Rule(f"{ours}{end}", tuple(f"{name}{end}" for name in names), TRANSFORMS[form], gated)
 
 
-LAYOUTS = {name: read_layout(name, entry) for name, entry in read_table(__file__).items()}
+LAYOUTS = read_layouts(Path(__file__).with_suffix(".yaml"))
