@@ -42,7 +42,7 @@ def infer_architecture(
     the size in training, if the user has set it. Raises `UnreadableWeights` if our model can't have the tensors.
     """
     hints, origin = config_hints(files)
-    hints = {**layout.settings, **hints}
+    hints = {**(layout.settings or {}), **hints}
     depth = len({name.split(".")[1] for name in ours if name.startswith("blocks.")})
     check_is_vit(ours, depth, files.source)
     patches = ours["patch_embed.proj.weight"]

@@ -1,4 +1,4 @@
-"""Map names and shapes of another library to ours and back, by the tables of `layouts.yaml`.
+"""Map names and shapes of another library to ours and back, by the tables of `layouts`.
 
     plan = plan_mapping(recognize_networks(names)[0])                       which of their tensors make ours
     theirs = from_ours(ours, LAYOUTS["hf_vit"], heads=12, inner="vit.")
@@ -58,7 +58,7 @@ def recognize_networks(names: Iterable[str]) -> list[StoredNetwork]:
 
 
 def layout_name(name: str, layout: Layout) -> str:
-    for pattern, replacement in layout.spellings.items():
+    for pattern, replacement in layout.spellings:
         name = re.sub(pattern, replacement, name)
     return name
 
@@ -83,7 +83,7 @@ def plan_mapping(network: StoredNetwork) -> MappingPlan:
                 used.update(theirs)
     skipped, unknown = {}, []
     for name in (name for name in network.names if name not in used):
-        reason = next((why for pattern, why in network.layout.skipped.items() if re.fullmatch(pattern, name)), None)
+        reason = next((why for pattern, why in network.layout.skipped if re.fullmatch(pattern, name)), None)
         if reason is None:
             unknown.append(network.names[name])
         else:
@@ -111,7 +111,7 @@ def from_ours(state: Mapping[str, Tensor], layout: Layout, *, heads: int, inner:
     if unplaced:
         raise ValueError(f"{layout.title} has no place for {', '.join(unplaced)}")
     patches = state["patch_embed.proj.weight"]
-    for name, shape in layout.zeros.items():
+    for name, shape in (layout.zeros or {}).items():
         theirs[inner + name] = patches.new_zeros([len(patches) if side == "D" else int(side) for side in shape])
     return theirs
 

@@ -50,7 +50,7 @@ def test_a_network_written_in_a_layout_is_recognized_and_comes_back_bit_for_bit(
     assert found.layout is layout
     assert found.others == []
     assert plan_mapping(found).unknown == []
-    assert list(plan_mapping(found).skipped) == [f"{found.prefix}{zero}" for zero in layout.zeros]
+    assert list(plan_mapping(found).skipped) == [f"{found.prefix}{zero}" for zero in layout.zeros or {}]
     back = {
         key: form.to([theirs[each] for each in names]) for key, (form, names) in plan_mapping(found).sources.items()
     }
@@ -112,6 +112,6 @@ def test_a_layouts_norms_have_the_epsilon_of_its_library() -> None:
         "torchvision": inspect.signature(torchvision.models.VisionTransformer).parameters["norm_layer"].default(1).eps,
         "google": 1e-6,  # flax
     }
-    settings = {name: dict(layout.settings) for name, layout in LAYOUTS.items()}
+    settings = {name: dict(layout.settings or {}) for name, layout in LAYOUTS.items()}
     own = {name: each["norm_eps"] for name, each in settings.items() if "norm_eps" in each}
     assert own == libraries

@@ -3,31 +3,31 @@
 import pytest
 import torch
 
-from vitlab.weights.rules import TRANSFORMS
+from vitlab.weights import rules
+from vitlab.weights.rules import Transform
 
 HEADS = 2
 
 
-FORMS: list[tuple[str, list[tuple[int, ...]], tuple[int, ...]]] = [
-    ("same", [(4, 3)], (4, 3)),
-    ("stacked", [(4, 4)] * 3, (12, 4)),
-    ("halves", [(8, 4)] * 2, (16, 4)),
-    ("token", [(4,)], (1, 1, 4)),
-    ("table", [(5, 4)], (1, 5, 4)),
-    ("transposed", [(4, 7)], (7, 4)),
-    ("jax", [(2, 3, 1, 4)], (4, 1, 2, 3)),
-    ("jax", [(4, 7)], (7, 4)),
-    ("jax_qkv", [(4, HEADS, 2)] * 3, (12, 4)),
-    ("jax_qkv_bias", [(HEADS, 2)] * 3, (12,)),
-    ("jax_out", [(HEADS, 2, 4)], (4, 4)),
-]
-
-
-@pytest.mark.parametrize(("name", "shapes", "ours"), FORMS)
+@pytest.mark.parametrize(
+    ("form", "shapes", "ours"),
+    [
+        (rules.SAME, [(4, 3)], (4, 3)),
+        (rules.STACKED, [(4, 4)] * 3, (12, 4)),
+        (rules.HALVES, [(8, 4)] * 2, (16, 4)),
+        (rules.TOKEN, [(4,)], (1, 1, 4)),
+        (rules.TABLE, [(5, 4)], (1, 5, 4)),
+        (rules.TRANSPOSED, [(4, 7)], (7, 4)),
+        (rules.JAX, [(2, 3, 1, 4)], (4, 1, 2, 3)),
+        (rules.JAX, [(4, 7)], (7, 4)),
+        (rules.JAX_QKV, [(4, HEADS, 2)] * 3, (12, 4)),
+        (rules.JAX_QKV_BIAS, [(HEADS, 2)] * 3, (12,)),
+        (rules.JAX_OUT, [(HEADS, 2, 4)], (4, 4)),
+    ],
+)
 def test_a_transform_and_its_way_back_keep_every_number(
-    name: str, shapes: list[tuple[int, ...]], ours: tuple[int, ...]
+    form: Transform, shapes: list[tuple[int, ...]], ours: tuple[int, ...]
 ) -> None:
-    form = TRANSFORMS[name]
     theirs = [torch.randn(shape) for shape in shapes]
     made = form.to(theirs)
     assert tuple(made.shape) == ours
@@ -36,5 +36,8 @@ def test_a_transform_and_its_way_back_keep_every_number(
     assert sorted(made.flatten().tolist()) == sorted(torch.cat([each.flatten() for each in theirs]).tolist())
 
 
-def test_every_transform_is_tried() -> None:
-    assert {name for name, *_ in FORMS} == set(TRANSFORMS)
+def test_rules_are_written_for_weight_and_bias() -> None:
+    (weight, bias) = rules.weight_and_bias("norm", "layernorm")
+    assert (weight.ours, weight.theirs, bias.ours) == ("norm.weight", ("layernorm.weight",), "norm.bias")
+    (rule, _) = rules.block_layers("layer.{i}", mlp_fc1="dense", gated=True)
+    assert (rule.ours, rule.theirs, rule.gated) == ("blocks.{i}.mlp.fc1.weight", ("layer.{i}.dense.weight",), True)
