@@ -24,7 +24,7 @@ from vitlab.cli.arguments import parse_arguments, plain_arguments, with_action
 from vitlab.cli.program import Program, Rule, message
 from vitlab.config import allowlist, paths
 from vitlab.config.schema import Node
-from vitlab.distributed import environment, launch, signals
+from vitlab.distributed import environment, launch, signals, template
 from vitlab.distributed.signals import StopRequested
 from vitlab.jobs.compose import CONF, resolve_config
 from vitlab.jobs.run import Function, run_here, start_job
@@ -43,7 +43,10 @@ class Command(Program):
     entry: Path = Path()
 
     def __call__(self) -> None:
-        if run_dir := os.environ.pop(launch.RUN_VARIABLE, None):
+        if socket := os.environ.pop(template.REQUESTS_VARIABLE, None):
+            template.serve(int(socket), self.prepare)
+            imports.set_rank()
+        if run_dir := os.environ.pop(template.RUN_VARIABLE, None):
             return self.run_rank(Path(run_dir))
         if "--version" in sys.argv[1:]:  # Hydra's parser would print Hydra's
             print(f"vitlab {paths.version()}", file=sys.stdout)
@@ -72,6 +75,7 @@ class Command(Program):
         def job(cfg: DictConfig) -> float | None:
             return run_job(self, cfg)
 
+        launch.TEMPLATE.entry = self.entry
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.name)(job)()
         except StopRequested as stop:  # a sweep, between two jobs
@@ -80,9 +84,16 @@ class Command(Program):
             if shown := sys.modules.get("vitlab.sweeps.progress"):  # a sweep's
                 shown.stop_progress()
 
+    def prepare(self, run_dir: Path) -> None:
+        """Import in a template what a run needs, and read the commit of what is imported."""
+        with imports.pause_gc():
+            imports.print_importing(self.name)
+            imports.preload(folder.read_config(run_dir), None)
+        record.git_commit()
+
     def run_rank(self, run_dir: Path) -> None:
         """Run (a rank of) a job that another process prepared."""
-        if parent := os.environ.pop(launch.PARENT_VARIABLE, None):
+        if parent := os.environ.pop(template.PARENT_VARIABLE, None):
             launch.exit_with_parent(int(parent))
         config = folder.read_config(run_dir)
         with imports.pause_gc():

@@ -19,6 +19,7 @@ from vitlab.distributed import environment
 WANDB = "vitlab.runs.wandb.wandb_logger"
 # the second is imported by `wandb.init` in every run
 WANDB_MODULES = ("wandb", "wandb.sdk.launch.inputs.internal")
+TRAINING = ("training.build", "evaluation.run_report", "runs.plots", "sweeps.search.pruning", "sweeps.claim")
 
 
 @contextmanager
@@ -53,12 +54,19 @@ def print_importing(name: str) -> None:
         print(f"{name}: importing torch and Lightning", file=sys.stderr, flush=True)
 
 
-def preload(config: Node) -> None:
-    """Import what a job of this configuration needs, in the fastest order."""
+def preload(config: Node, first: int | None = 1) -> None:
+    """Import what a job of this configuration needs, in the fastest order: the `first` modules that train, or all."""
     loggers = [node["_target_"] for node in child_nodes(config.get("logger")).values()]
     if "torch" not in sys.modules and WANDB in loggers:
         for name in WANDB_MODULES:
             with suppress(ImportError):  # reported where it is used
                 importlib.import_module(name)
-    if "trainer" in config:
-        importlib.import_module("vitlab.training.build")
+    for name in TRAINING[:first] if "trainer" in config else ():
+        importlib.import_module(f"vitlab.{name}")
+
+
+def set_rank() -> None:
+    """Set the rank that Lightning and torchmetrics have read from the environment of the process that was forked."""
+    modules = {"lightning.fabric.utilities.rank_zero": "RANK", "torchmetrics.utilities.prints": "LOCAL_RANK"}
+    for name in modules.keys() & sys.modules.keys():
+        sys.modules[name].rank_zero_only.rank = int(os.environ.get(modules[name], "0"))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -169,8 +170,12 @@ def provenance(run_dir: Path) -> Node:
     }
 
 
+@cache
 def git_commit() -> str | None:
-    """The source's git commit, with `+changes` if files differ from it; None outside a repository."""
+    """The source's git commit, with `+changes` if files differ from it; None outside a repository.
+
+    As it was at the first call: a template's, for the ranks that are forked from it.
+    """
     if paths.IN_WHEEL:  # the environment may be in another repository
         return None
     folder = str(Path(__file__).resolve().parent)
