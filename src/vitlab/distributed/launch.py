@@ -207,7 +207,7 @@ def wait_for_ranks(processes: list[Rank]) -> tuple[int, int, float] | None:
         first = first or first_failure(codes)
         if ended and time.monotonic() - ended > (TAKEDOWN if first else 4 * TAKEDOWN):
             for process in processes:
-                process.kill()
+                process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.02)
     else:
