@@ -43,9 +43,7 @@ class Command(Program):
     entry: Path = Path()
 
     def __call__(self) -> None:
-        if socket := os.environ.pop(template.REQUESTS_VARIABLE, None):
-            template.serve(int(socket), self.prepare)
-            imports.set_rank()
+        template.serve(self.preload)
         if run_dir := os.environ.pop(template.RUN_VARIABLE, None):
             return self.run_rank(Path(run_dir))
         if "--version" in sys.argv[1:]:  # Hydra's parser would print Hydra's
@@ -84,23 +82,22 @@ class Command(Program):
             if shown := sys.modules.get("vitlab.sweeps.progress"):  # a sweep's
                 shown.stop_progress()
 
-    def prepare(self, run_dir: Path) -> None:
-        """Import in a template what a run needs, and read the commit of what is imported."""
-        with imports.pause_gc():
-            imports.print_importing(self.name)
-            imports.preload(folder.read_config(run_dir), None)
-        record.git_commit()
-
     def run_rank(self, run_dir: Path) -> None:
         """Run (a rank of) a job that another process prepared."""
         if parent := os.environ.pop(template.PARENT_VARIABLE, None):
             launch.exit_with_parent(int(parent))
+        imports.set_rank()
+        run_here(self.name, self.run, run_dir, self.preload(run_dir))
+
+    def preload(self, run_dir: Path) -> Node:
+        """Import what a job needs, and look up its commit. Returns its configuration."""
         config = folder.read_config(run_dir)
         with imports.pause_gc():
             if "trainer" in config:  # or `run` prints it
                 imports.print_importing(self.name)
             imports.preload(config)
-        run_here(self.name, self.run, run_dir, config)
+        record.git_commit()
+        return config
 
     def run(self, **config: Any) -> Node:
         """Call the function in a process of a job, which ends if the job's sweep is canceled."""

@@ -54,19 +54,18 @@ def print_importing(name: str) -> None:
         print(f"{name}: importing torch and Lightning", file=sys.stderr, flush=True)
 
 
-def preload(config: Node, first: int | None = 1) -> None:
-    """Import what a job of this configuration needs, in the fastest order: the `first` modules that train, or all."""
+def preload(config: Node) -> None:
+    """Import what a job of this configuration needs, in the fastest order."""
     loggers = [node["_target_"] for node in child_nodes(config.get("logger")).values()]
     if "torch" not in sys.modules and WANDB in loggers:
         for name in WANDB_MODULES:
             with suppress(ImportError):  # reported where it is used
                 importlib.import_module(name)
-    for name in TRAINING[:first] if "trainer" in config else ():
+    for name in TRAINING if "trainer" in config else ():
         importlib.import_module(f"vitlab.{name}")
 
 
 def set_rank() -> None:
-    """Set the rank that Lightning and torchmetrics have read from the environment of the process that was forked."""
-    modules = {"lightning.fabric.utilities.rank_zero": "RANK", "torchmetrics.utilities.prints": "LOCAL_RANK"}
-    for name in modules.keys() & sys.modules.keys():
-        sys.modules[name].rank_zero_only.rank = int(os.environ.get(modules[name], "0"))
+    """Set the rank that Lightning and torchmetrics have read when a template imported them."""
+    for name in {"lightning.fabric.utilities.rank_zero", "torchmetrics.utilities.prints"} & sys.modules.keys():
+        sys.modules[name].rank_zero_only.rank = environment.rank(os.environ)

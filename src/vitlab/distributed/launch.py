@@ -208,12 +208,8 @@ def wait_for_ranks(processes: list[Rank]) -> tuple[int, int, float] | None:
         if ended and time.monotonic() - ended > (TAKEDOWN if first else 4 * TAKEDOWN):
             for process in processes:
                 process.send_signal(signal.SIGKILL)
-            break
         time.sleep(0.02)
-    else:
-        first = first or first_failure(codes)
-    for process in processes:
-        process.wait()
+    first = first or first_failure(codes)
     return (*first, time.monotonic() - ended if ended else 0.0) if first else None
 
 

@@ -4,8 +4,7 @@ launcher  sends its standard streams and an end of a new pipe, then through the 
 template  imports what the first run needs, and forks a keeper
 keeper    forks the rank, sends its pid and in the end its status, and signals it to stop if the launcher has ended
 
-`python entry.py` starts a template, so `__main__`, `sys.argv` and `sys.path` are a rank's. All launchers of a command
-inherit the socket for requests. It has no address: no other process can connect to it.
+All launchers of a command inherit the socket for requests. It has no address: no other process can connect to it.
 """
 
 import atexit
@@ -29,10 +28,10 @@ from vitlab.distributed import signals
 RUN_VARIABLE = "VITLAB_RUN"  # the run folder of a rank
 PARENT_VARIABLE = "VITLAB_PARENT"  # the process that started a rank; the rank ends with it
 REQUESTS_VARIABLE = "VITLAB_TEMPLATE"  # a template's socket for requests
-# what ranks may have of their own: Lightning alone reads some of it (the rank) when it is imported
+# what a rank has of its own: when libraries are imported, they read nothing of it but the rank
 OWN = re.compile(r"CUDA_VISIBLE_DEVICES|GROUP_RANK|(LOCAL_)?(RANK|WORLD_SIZE)|(MASTER|TORCHELASTIC|VITLAB)_\w+")
 
-_connections: list[Any] = []  # a rank's: closed by its end alone
+_connections: list[Connection] = []  # a rank's, closed by its end
 
 
 @dataclass
@@ -43,16 +42,12 @@ class ForkedRank:
     connection: Connection
     returncode: int | None = None
 
-    def poll(self, seconds: float | None = 0) -> int | None:
-        if self.returncode is None and self.connection.poll(seconds):
-            try:
+    def poll(self) -> int | None:
+        if self.returncode is None and self.connection.poll():
+            self.returncode = -signal.SIGTERM  # that is what a rank gets, and ends by, if its keeper is killed
+            with suppress(EOFError, OSError):
                 self.returncode = self.connection.recv()
-            except (EOFError, OSError):  # the keeper was killed, so the rank got a signal, and has ended
-                self.returncode = -signal.SIGTERM
         return self.returncode
-
-    def wait(self) -> int | None:
-        return self.poll(None)
 
     def send_signal(self, sig: int, /) -> None:
         if self.poll() is None:
@@ -61,10 +56,10 @@ class ForkedRank:
 
 
 class Template:
-    """The template of a command, as its launchers see it. Without `entry`, all ranks are new processes."""
+    """A command's template, as its launchers see it. Without the program's `entry`, ranks are new processes."""
 
     entry: Path | None = None
-    process: "subprocess.Popen[bytes] | None" = None
+    process: Any = None
 
     def start(self, environment: Mapping[str, str]) -> None:
         """Start the template once: with the first rank, or before launchers are forked."""
@@ -78,25 +73,23 @@ class Template:
             self.process = subprocess.Popen(line, env={**self.shared[0], **own}, **options)
         atexit.register(self.stop)
 
+    def stop(self) -> None:
+        self.requests.close()
+        with suppress(subprocess.TimeoutExpired):  # ranks that still run are stopped after the end of this process
+            self.process.wait(5)
+
     def fork(self, entry: Path, environment: Mapping[str, str]) -> ForkedRank | None:
-        """Fork a rank; None if the template has ended, or read another environment when it imported libraries."""
+        """Fork a rank; None if the template has ended, or has imported its libraries in another environment."""
         if not self.process or entry != self.entry or self.shared != shared_state(environment):
             return None
         ours, theirs = Pipe()
-        try:
+        with suppress(EOFError, OSError):
             with theirs:
                 run = os.fsencode(environment[RUN_VARIABLE])
                 socket.send_fds(self.requests, [run], [0, 1, 2, theirs.fileno()])
             ours.send((dict(environment), os.sched_getaffinity(0), os.nice(0)))
             return ForkedRank(ours.recv(), ours)
-        except (EOFError, OSError):
-            return None
-
-    def stop(self) -> None:
-        assert self.process is not None
-        self.requests.close()
-        with suppress(subprocess.TimeoutExpired):  # if ranks run, they are stopped after the end of this process
-            self.process.wait(5)
+        return None
 
 
 def shared_state(environment: Mapping[str, str]) -> tuple[dict[str, str], Path]:
@@ -104,15 +97,16 @@ def shared_state(environment: Mapping[str, str]) -> tuple[dict[str, str], Path]:
     return {key: value for key, value in environment.items() if not OWN.fullmatch(key)}, Path.cwd()
 
 
-def serve(number: int, prepare: Callable[[Path], None]) -> None:
-    """Fork ranks at the requests of the socket `number`, in each of which this returns as in a new process.
+def serve(prepare: Callable[[Path], Any]) -> None:
+    """Return at once in a process that is no template; else fork ranks, and return in each as in a new process.
 
-    `prepare` imports what a run needs. If that fails or starts a thread, this process ends, and ranks are new
-    processes.
+    `prepare` imports what a run needs. If it fails or starts a thread, the template ends.
     """
+    if (number := int(os.environ.pop(REQUESTS_VARIABLE, "-1"))) < 0:
+        return None
     signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)  # until a rank calls `exit_with_parent`
     requests, before = socket.socket(fileno=number), dict(os.environ)
-    imported: dict[str, str] | None = None  # variables that the imports have set
+    imported: dict[str, str] | None = None  # variables that imports have set
     while True:
         run, files, _, _ = socket.recv_fds(requests, 4096, 4)
         with suppress(ChildProcessError):
@@ -141,11 +135,10 @@ def keep_rank(files: list[int], imported: dict[str, str]) -> None:
         os.dup2(file, number)
         os.close(file)
     environment, cores, nice = connection.recv()
-    environment[PARENT_VARIABLE] = str(os.getpid())
     os.sched_setaffinity(0, cores)
     os.nice(max(0, nice - os.nice(0)))
     os.environ.clear()
-    os.environ.update(imported | environment)
+    os.environ.update(imported | environment | {PARENT_VARIABLE: str(os.getpid())})
     if not (pid := os.fork()):
         os.setpgid(0, 0)
         _connections.append(connection)

@@ -172,10 +172,7 @@ def provenance(run_dir: Path) -> Node:
 
 @cache
 def git_commit() -> str | None:
-    """The source's git commit, with `+changes` if files differ from it; None outside a repository.
-
-    As it was at the first call: a template's, for the ranks that are forked from it.
-    """
+    """The source's commit at the first call, with `+changes` if files differ from it; None outside a repository."""
     if paths.IN_WHEEL:  # the environment may be in another repository
         return None
     folder = str(Path(__file__).resolve().parent)

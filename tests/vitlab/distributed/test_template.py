@@ -31,8 +31,7 @@ def prepare(run):
         file.write(f"{os.getpid()}\\n")
     exec(os.environ.get("PREPARE", ""))
 
-if socket := os.environ.pop(template.REQUESTS_VARIABLE, None):
-    template.serve(int(socket), prepare)
+template.serve(prepare)
 import_libraries()
 parent = int(os.environ.pop(template.PARENT_VARIABLE))
 launch.exit_with_parent(parent)
@@ -89,6 +88,12 @@ def wait_for(file: Path, seconds: float = 60) -> str:
         assert time.monotonic() < end, f"waited {seconds} s in vain for {file}"
         time.sleep(0.02)
     return file.read_text()
+
+
+def wait(rank: ForkedRank) -> int:
+    while (status := rank.poll()) is None:
+        time.sleep(0.01)
+    return status
 
 
 def is_alive(process: int) -> bool:
@@ -159,7 +164,7 @@ def test_a_forked_rank_ends_with_the_status_of_a_new_process(
     launch.TEMPLATE.start(environment)
     rank = launch.TEMPLATE.fork(program, environment)
     assert isinstance(rank, ForkedRank)
-    assert rank.wait() == rank.poll() == rank.returncode == status
+    assert wait(rank) == rank.returncode == status
     rank.send_signal(signal.SIGTERM)  # as a process that has ended takes it
     new = subprocess.run([sys.executable, str(program)], env=environment, stderr=subprocess.DEVNULL, check=False)
     assert new.returncode == status
@@ -176,11 +181,11 @@ def test_a_signal_reaches_a_forked_rank_and_one_at_its_start_is_not_lost(
     wait_for(tmp_path / "0")
     assert rank.poll() is None
     rank.send_signal(signal.SIGUSR1)
-    assert rank.wait() == 75
+    assert wait(rank) == 75
     rank = launch.TEMPLATE.fork(program, environment)
     assert rank
     rank.send_signal(signal.SIGTERM)
-    assert rank.wait() == -signal.SIGTERM
+    assert wait(rank) == -signal.SIGTERM
 
 
 @pytest.fixture
