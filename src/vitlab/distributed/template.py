@@ -31,8 +31,6 @@ REQUESTS_VARIABLE = "VITLAB_TEMPLATE"  # a template's socket for requests
 # what a rank has of its own: when libraries are imported, they read nothing of it but the rank
 OWN = re.compile(r"CUDA_VISIBLE_DEVICES|GROUP_RANK|(LOCAL_)?(RANK|WORLD_SIZE)|(MASTER|TORCHELASTIC|VITLAB)_\w+")
 
-_connections: list[Connection] = []  # a rank's, closed by its end
-
 
 @dataclass
 class ForkedRank:
@@ -105,8 +103,7 @@ def serve(prepare: Callable[[Path], Any]) -> None:
     if (number := int(os.environ.pop(REQUESTS_VARIABLE, "-1"))) < 0:
         return None
     signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)  # until a rank calls `exit_with_parent`
-    requests, before = socket.socket(fileno=number), dict(os.environ)
-    imported: dict[str, str] | None = None  # variables that imports have set
+    requests, prepared = socket.socket(fileno=number), False
     while True:
         run, files, _, _ = socket.recv_fds(requests, 4096, 4)
         with suppress(ChildProcessError):
@@ -114,20 +111,20 @@ def serve(prepare: Callable[[Path], Any]) -> None:
                 pass
         if not run:  # no launcher is left
             os._exit(0)
-        if imported is None:
+        if not prepared:
             prepare(Path(os.fsdecode(run)))
             torch: Any = sys.modules.get("torch")
             if threading.active_count() > 1 or (torch and torch.cuda.is_initialized()):
                 os._exit(1)
-            imported = {key: value for key, value in os.environ.items() if key not in before}
+            prepared = True
         if not os.fork():
             requests.close()
-            return keep_rank(files, imported)
+            return keep_rank(files)
         for file in files:
             os.close(file)
 
 
-def keep_rank(files: list[int], imported: dict[str, str]) -> None:
+def keep_rank(files: list[int]) -> None:
     """Fork a rank, in which this returns, and wait for its end or the launcher's."""
     connection = Connection(files.pop())
     os.set_inheritable(connection.fileno(), False)
@@ -137,11 +134,10 @@ def keep_rank(files: list[int], imported: dict[str, str]) -> None:
     environment, cores, nice = connection.recv()
     os.sched_setaffinity(0, cores)
     os.nice(max(0, nice - os.nice(0)))
-    os.environ.clear()
-    os.environ.update(imported | environment | {PARENT_VARIABLE: str(os.getpid())})
+    os.environ.update({**environment, PARENT_VARIABLE: str(os.getpid())})  # it has none that a rank has not
     if not (pid := os.fork()):
         os.setpgid(0, 0)
-        _connections.append(connection)
+        os.dup(connection.fileno())  # so that its end closes the pipe
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed()  # Python seeds its own generator
         return
