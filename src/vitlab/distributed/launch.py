@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.errors import CompactHydraException
 
@@ -164,15 +164,9 @@ def exit_with_parent(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Process(Protocol):
-    """What `subprocess.Popen` and the processes of launchers have in common."""
-
-    def send_signal(self, sig: int, /) -> None: ...
-
-
 @contextmanager
-def forward_signals(processes: Sequence[Process]) -> Iterator[list[Outcome]]:
-    """Forward signals to the processes within the block, which may change the list.
+def forward_signals(processes: Sequence[Any]) -> Iterator[list[Outcome]]:
+    """Forward signals to the processes (by their `send_signal`) within the block, which may change the list.
 
     Yields a list of the requested outcomes.
     """

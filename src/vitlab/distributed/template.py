@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.distributed import signals
+from vitlab.distributed.environment import TASK_VARIABLES
 
 RUN_VARIABLE = "VITLAB_RUN"  # the run folder of a rank
 PARENT_VARIABLE = "VITLAB_PARENT"  # the process that started a rank; the rank ends with it
 REQUESTS_VARIABLE = "VITLAB_TEMPLATE"  # a template's socket for requests
-# what a rank has of its own: when libraries are imported, they read nothing of it but the rank
-OWN = re.compile(r"CUDA_VISIBLE_DEVICES|GROUP_RANK|(LOCAL_)?(RANK|WORLD_SIZE)|(MASTER|TORCHELASTIC|VITLAB)_\w+")
+# what a rank has of its own, or not at all: when libraries are imported, they read nothing of it but the rank
+NAMES = r"CUDA_VISIBLE_DEVICES|GROUP_RANK|(LOCAL_)?(RANK|WORLD_SIZE)|(MASTER|TORCHELASTIC|VITLAB)_\w+"
+OWN = re.compile("|".join((NAMES, *TASK_VARIABLES)))
 
 
 @dataclass

@@ -158,7 +158,8 @@ def read_json(file: Path) -> Node:
     """Return the content of a file of the ledger, empty if it does not exist or is damaged."""
     with suppress(FileNotFoundError, ValueError, RecursionError):
         status = file.stat()
-        content = parse_json(file, status.st_mtime_ns, status.st_ino, status.st_size)
+        parse = parse_json if file.name == SWEEP else parse_json.__wrapped__
+        content = parse(file, status.st_mtime_ns, status.st_ino, status.st_size)
         return content if isinstance(content, dict) else {}
     return {}
 

@@ -108,6 +108,7 @@ def test_a_forked_rank_is_in_the_state_of_a_new_process(
 ) -> None:
     monkeypatch.setenv("ODD", "a=b\udcff\nc")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("SLURM_PROCID", "0")  # of an allocation, in which this process starts the ranks
     program, states = entry("write(json.dumps(state()))\n"), dict[bool, list[Any]]()
     cores = os.sched_getaffinity(0)
     for forks in (True, False):
