@@ -59,12 +59,12 @@ def state():
 
 
 @pytest.fixture
-def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """The text of a program's rank -> its file, for which this process has a template."""
     ours = Template()
     monkeypatch.setattr(launch, "TEMPLATE", ours)
     monkeypatch.setenv("PYTHONPATH", str(CONF.parent / "src"))
-    monkeypatch.setattr(template.atexit, "register", lambda function: None)
+    monkeypatch.setattr("atexit.register", lambda function: None)
 
     def make(text: str) -> Path:
         ours.entry = tmp_path / "entry.py"
