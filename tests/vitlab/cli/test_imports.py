@@ -95,7 +95,7 @@ def test_a_collector_that_was_off_stays_off() -> None:
 
 @pytest.mark.parametrize("rank", ["1", None])
 def test_lightning_and_torchmetrics_get_the_rank_of_a_fork(rank: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+    from lightning.pytorch.utilities import rank_zero_only
     from torchmetrics.utilities import prints
 
     monkeypatch.delenv("RANK", raising=False)
