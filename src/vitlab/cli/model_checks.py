@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vitlab.cli.data_checks import facts_of
 from vitlab.config import definitions, signatures
-from vitlab.config.schema import Node, format_value, resolve, suggest
+from vitlab.config.schema import Node, child_nodes, format_value, resolve, suggest
 from vitlab.config.view import ConfigView
 from vitlab.models.vit_validation import check_arguments
 from vitlab.weights import auto_model
@@ -46,6 +46,11 @@ def model_problems(view: ConfigView) -> Iterator[str]:
     name = view("model.model_name", str)
     if target == TIMM and name is not None and name.partition(".")[0] not in (names := timm_names()):
         yield f"model.model_name={name} is no timm model{suggest(name, names)}"
+    elif target == TIMM and (options := view("model.options", dict)) and not child_nodes(options):
+        try:
+            outline(view.config["model"])
+        except ValueError as error:
+            yield str(error)
 
 
 def arguments_of(node: Node) -> Node:

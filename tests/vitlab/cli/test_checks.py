@@ -225,6 +225,11 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["model.drop_path=1.0"], "model.drop_path=1.0 is not a rate: it must be at least 0 (off) and below 1"),
     (["model.class_token=false"], "model.pool='cls' reads a token that class_token=False leaves out; set"),
     (["model.pool=none"], "model.pool=none gives logits for each token, which is not for training; use cls or avg"),
+    (["model=timm", "model.options={num_heads: 5}"], "model.options={'num_heads': 5}: timm can't build this"),
+    (
+        ["model=timm", "model.options={dept: 5}"],
+        "model.options.dept: timm's VisionTransformer has no such argument;",
+    ),
     (["model=timm", "model.model_name=resnet81"], "model.model_name=resnet81 is no timm model; did you mean"),
     (["classifier.layer_decay=0"], "classifier.layer_decay=0 must be above 0 and at most 1 (1 is off)"),
     (["classifier.head_lr_factor=-1"], "classifier.head_lr_factor=-1 must be above 0"),
