@@ -28,6 +28,7 @@ MONITORS = (  # and what is derived from them
 )
 BARS = ("lightning.pytorch.callbacks.progress.progress_bar.ProgressBar",)
 CALLBACK_METRICS = ("val/correct", "val/count", "epoch", "step")  # what may be monitored, next to the objectives
+AVERAGE = "vitlab.training.averages.WeightAveraging"  # in float32
 NARROW = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 
 
@@ -65,7 +66,7 @@ def callback_problems(view: ConfigView) -> Iterator[str]:
         stops = is_kind_of(str(node["_target_"]), MONITORS[:1]) and str(monitor).startswith("val/")
         if stops and view("data.val_fraction", float) == 0:
             yield f"callbacks.{key} reads {monitor}, and data.val_fraction=0 holds out no validation; set it to 0.1"
-        if "WeightAveraging" in kind and precision in NARROW:
+        if "WeightAveraging" in kind and node["_target_"] != AVERAGE and precision in NARROW:
             remedy = f"use trainer.precision={'16' if precision == '16-true' else 'bf16'}-mixed"
             yield f"callbacks.{key} with trainer.precision={precision}: an average of 16 bits stands still; {remedy}"
     yield from schedule_free_problems(view)

@@ -49,8 +49,8 @@ def model_problems(view: ConfigView) -> Iterator[str]:
     elif target == TIMM and (options := view("model.options", dict)) and not child_nodes(options):
         try:
             outline(view.config["model"])
-        except ValueError as error:
-            yield str(error)
+        except (AssertionError, TypeError, ValueError) as error:
+            yield str(error) if isinstance(error, ValueError) else f"model.options={options}: {name}: {error}"
 
 
 def arguments_of(node: Node) -> Node:

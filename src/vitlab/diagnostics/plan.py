@@ -210,9 +210,11 @@ def device_memory(counted: dict[str, int], training: Node, ranks: int) -> dict[s
     """The memory with what averages, gradient buckets and sharding over devices change."""
     strategy, callbacks = training["trainer"]["strategy"], (training["callbacks"] or {}).values()
     options = strategy if isinstance(strategy, dict) else {}
+    factor = 2 if str(training["trainer"]["precision"]) in ("bf16-true", "16-true") else 1  # it is kept in float32
+    averaged = any("Averaging" in str(n["_target_"]) for n in callbacks if n)
+    others = {"average": factor * counted["weights"]} if averaged else {}
     if "FullyShardedParallel" in options.get("_target_", ""):
-        return {name: -(-size // ranks) for name, size in counted.items()}
-    others = {"average": counted["weights"]} if any("Averaging" in str(n["_target_"]) for n in callbacks if n) else {}
+        return {name: -(-size // ranks) for name, size in (counted | others).items()}
     if ranks > 1 and not options.get("gradient_as_bucket_view"):
         others["buckets"] = counted["gradients"]  # of DistributedDataParallel
     return counted | others

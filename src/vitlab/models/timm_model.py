@@ -40,22 +40,17 @@ def timm_model(
     cfg, further = timm.get_pretrained_cfg(model_name), dict(options or {})
     given: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels, "drop_path_rate": drop_path}
     given |= {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
-    if not further:
-        return timm.create_model(model_name, pretrained=pretrained, **given)
-    check_options(model_name, further)
-    try:
-        return timm.create_model(model_name, pretrained=pretrained, **given, **further)
-    except (TypeError, AssertionError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"model.options={further}: timm can't build this {model_name}: {reason}") from error
+    if further:
+        check_options(model_name, further)
+    return timm.create_model(model_name, pretrained=pretrained, **given, **further)
 
 
 def check_options(model_name: str, options: Mapping[str, Any]) -> None:
     """Raise `ValueError` for arguments that the model's class doesn't have, or that other settings decide."""
     with torch.device("meta"):
         kinds = type(timm.create_model(model_name)).__mro__
-    names = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters} - DECIDED_BY.keys()  # type: ignore[misc]
-    names -= {"self", "args", "kwargs"}
+    names = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}  # type: ignore[misc]
+    names -= {"self", "args", "kwargs", *DECIDED_BY}
     for name in options:
         if name in DECIDED_BY:
             raise ValueError(f"model.options.{name} can't be set here: {DECIDED_BY[name]} decides it")

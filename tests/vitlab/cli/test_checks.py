@@ -25,6 +25,7 @@ WARMUP = "schedule.warmup_steps=50"
         ["logger=[wandb,csv,tensorboard]", "optimizer=muon", "schedule=reciprocal_sqrt"],
         ["model=timm", "model.model_name=resnet18"],
         ["trainer=fsdp", CPU],
+        ["trainer=fsdp", "callbacks=ema", "trainer.precision=bf16-true", CPU],
         ["++trainer.devices=[0,1]", CPU],
         ["trainer.devices='2'", CPU],
         ["trainer.max_epochs=-1", "trainer.max_steps=51"],
@@ -134,8 +135,12 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["data.drop_last=true", "batch_size=1294"], "more than the 1293 images to train on, and data.drop_last drops"),
     # the trainer, its devices and the schedule
     (
-        ["trainer=fsdp", "callbacks=ema", CPU],
+        ["trainer=fsdp", "callbacks=ema", "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", CPU],
         "callbacks.ema can't average weights that trainer=fsdp shards over devices",
+    ),
+    (
+        ["trainer=fsdp", "callbacks=ema", "trainer.strategy.save_distributed_checkpoint=true", CPU],
+        "callbacks.ema needs trainer=fsdp with trainer.strategy.save_distributed_checkpoint=false",
     ),
     (["trainer.accelerator=cpuu"], "trainer.accelerator=cpuu: there is no such accelerator; did you mean 'cpu'"),
     (["trainer.strategy=dpd"], "trainer.strategy=dpd: there is no such strategy; did you mean 'ddp'"),
@@ -225,7 +230,10 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["model.drop_path=1.0"], "model.drop_path=1.0 is not a rate: it must be at least 0 (off) and below 1"),
     (["model.class_token=false"], "model.pool='cls' reads a token that class_token=False leaves out; set"),
     (["model.pool=none"], "model.pool=none gives logits for each token, which is not for training; use cls or avg"),
-    (["model=timm", "model.options={num_heads: 5}"], "model.options={'num_heads': 5}: timm can't build this"),
+    (
+        ["model=timm", "model.options={num_heads: 5}"],
+        "model.options={'num_heads': 5}: vit_tiny_patch16_224: dim should",
+    ),
     (
         ["model=timm", "model.options={dept: 5}"],
         "model.options.dept: timm's VisionTransformer has no such argument;",

@@ -107,10 +107,12 @@ def test_averages_buckets_and_shards_change_the_memory(tmp_path: Path) -> None:
         "trainer=default": counted,
         "trainer=ddp": counted,  # gradients are views of the buckets
         "callbacks=ema": {**counted, "average": 8},
+        "callbacks=ema trainer.precision=bf16-true": {**counted, "average": 16},
         "trainer=fsdp": {"weights": 4, "gradients": 4, "optimizer": 8},
+        "trainer=fsdp callbacks=ema": {"weights": 4, "gradients": 4, "optimizer": 8, "average": 4},
     }
     for override, memory in expected.items():
-        config = planned_configuration([override], tmp_path)
+        config = planned_configuration(override.split(), tmp_path)
         assert device_memory(counted, config, config["trainer"]["devices"]) == memory, override
     assert device_memory(counted, planned_configuration([], tmp_path), 2) == {**counted, "buckets": 8}
 
