@@ -183,6 +183,7 @@ RULES: tuple[Rule, ...] = (
     model_checks.weights_problems,
     model_checks.model_problems,
     data_checks.data_problems,
+    data_checks.size_problems,
     data_checks.source_problems,
     data_checks.batch_problems,
     trainer_checks.schedule_problems,

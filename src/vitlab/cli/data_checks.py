@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from vitlab.config.schema import Node
 from vitlab.config.view import ConfigView
 from vitlab.data.source import Facts, images_to_train_on, loader_facts, loader_settings
+from vitlab.models.vit_validation import nearest, pair
 
 AUGMENT = "vitlab.data.augment.Augment"
 
@@ -53,6 +54,19 @@ def data_problems(view: ConfigView) -> Iterator[str]:
             yield f"data.on_error=skip is for image folders, and {name} is none; leave it out"
         elif view("data.scan", str) == "none":
             yield "data.on_error=skip decodes every image beforehand, which data.scan=none forbids; leave one out"
+
+
+def size_problems(view: ConfigView) -> Iterator[str]:
+    schedule, end = view("data.size_schedule", dict) or {}, view("trainer.max_epochs", int) or -1
+    patch = view("model.patch_size", int | tuple[int, int])
+    for start, size in schedule.items():
+        if type(start) is not int or start < 0 or size < 1:
+            yield f"data.size_schedule={schedule} has {start}: {size}; set sizes by epoch, such as {{0: 160, 60: 192}}"
+        elif 0 < end <= start:
+            yield f"data.size_schedule has {size} from epoch {start} on, and trainer.max_epochs={end}; begin it earlier"
+        for side in {*pair(patch)} if patch else ():
+            if size % max(1, side):
+                yield f"data.size_schedule: {size} is not a multiple of model.patch_size={side}; {nearest(size, side)}"
 
 
 def augment_problems(view: ConfigView) -> Iterator[str]:

@@ -64,10 +64,9 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
     averages = {key: str(node["_target_"]) for key, node in callbacks.items() if "WeightAveraging" in node["_target_"]}
     clip, optimizer = view("classifier.adaptive_clip", float), view("optimizer._target_", str) or ""
     if is_kind_of(strategy := view("trainer.strategy._target_", str) or "", SHARDED):
-        whole = view("trainer.strategy.save_distributed_checkpoint", bool) is False and strategy.startswith("vitlab.")
-        work = {f"callbacks.{key}": "average weights" for key, target in averages.items() if "lightning." in target}
-        for key in averages if not whole else ():
-            yield f"callbacks.{key} needs trainer=fsdp with trainer.strategy.save_distributed_checkpoint=false"
+        parts = view("trainer.strategy.save_distributed_checkpoint", bool) is not False
+        others = [key for key, target in averages.items() if parts or "lightning." in target + strategy]
+        work = {f"callbacks.{key}": "average weights" for key in others}
         work |= {f"classifier.adaptive_clip={clip}": "clip gradients"} if clip else {}
         for setting, what in {**work, **UNSHARDED.get(optimizer, {})}.items():
             yield f"{setting} can't {what} that trainer=fsdp shards over devices; use trainer=ddp, or leave it out"

@@ -24,8 +24,9 @@ def copy_complete(complete: Mapping[str, Any], state: Mapping[str, Tensor]) -> N
     """Copy complete tensors into those of a state dict, which may be sharded; collective."""
     for name, tensor in state.items():
         full = complete[name].to(tensor.device)
-        sharded = isinstance(tensor, DTensor)
-        tensor.copy_(distribute_tensor(full, tensor.device_mesh, tensor.placements) if sharded else full)
+        if isinstance(tensor, DTensor):
+            full = distribute_tensor(full, tensor.device_mesh, tensor.placements)
+        tensor.copy_(full)
 
 
 class WeightAveraging(LightningAveraging):

@@ -18,6 +18,7 @@ from vitlab.config import allowlist
 from vitlab.config.instantiate import build_object
 from vitlab.config.schema import Node, parameters
 from vitlab.data.datamodule import DataModule
+from vitlab.models.vit import VisionTransformer
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.storage.safe_load import load_checkpoint
 from vitlab.training.averages import copy_complete
@@ -76,6 +77,8 @@ def build_classifier(
         network = build_pretrained_network(model, from_data, weights, datamodule, own_head=own_head)
     else:
         network = build_object(model, **from_data)
+    if isinstance(network, VisionTransformer) and datamodule.train_sizes != {network.image_size}:
+        network.patch_embed.strict_img_size = False
     if options.get("class_weights") == "balanced":
         labels = datamodule.split("train").labels
         options = {**options, "class_weights": balanced_weights(labels, datamodule.num_classes)}

@@ -24,6 +24,7 @@ WARMUP = "schedule.warmup_steps=50"
         ["data=fake", "++data.source.size=40", "image_size=40", "schedule.warmup_steps=5"],
         ["logger=[wandb,csv,tensorboard]", "optimizer=muon", "schedule=reciprocal_sqrt"],
         ["model=timm", "model.model_name=resnet18"],
+        ["data.size_schedule={0: 4, 2: 6}"],
         ["trainer=fsdp", CPU],
         ["trainer=fsdp", "callbacks=ema", "trainer.precision=bf16-true", CPU],
         ["++trainer.devices=[0,1]", CPU],
@@ -133,6 +134,13 @@ ONE_LINE: list[tuple[list[str], str]] = [
         "batch_size=64: 5 images can't be shared by 8 processes",
     ),
     (["data.drop_last=true", "batch_size=1294"], "more than the 1293 images to train on, and data.drop_last drops"),
+    (["data.size_schedule={0: 7}"], "data.size_schedule: 7 is not a multiple of model.patch_size=2; the nearest are 6"),
+    (["data.size_schedule={a: 8}"], "data.size_schedule={'a': 8} has a: 8; set sizes by epoch, such as {0: 160, 60:"),
+    (["data.size_schedule={0: 0}"], "data.size_schedule={0: 0} has 0: 0; set sizes by epoch"),
+    (
+        ["data.size_schedule={0: 4, 10: 8}", "trainer.max_epochs=10", "schedule.warmup_steps=0"],
+        "data.size_schedule has 8 from epoch 10 on, and trainer.max_epochs=10; begin it earlier",
+    ),
     # the trainer, its devices and the schedule
     (
         ["trainer=fsdp", "callbacks=ema", "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", CPU],
@@ -140,7 +148,7 @@ ONE_LINE: list[tuple[list[str], str]] = [
     ),
     (
         ["trainer=fsdp", "callbacks=ema", "trainer.strategy.save_distributed_checkpoint=true", CPU],
-        "callbacks.ema needs trainer=fsdp with trainer.strategy.save_distributed_checkpoint=false",
+        "callbacks.ema can't average weights that trainer=fsdp shards over devices",
     ),
     (["trainer.accelerator=cpuu"], "trainer.accelerator=cpuu: there is no such accelerator; did you mean 'cpu'"),
     (["trainer.strategy=dpd"], "trainer.strategy=dpd: there is no such strategy; did you mean 'ddp'"),

@@ -58,6 +58,15 @@ def test_steps_and_rates_are_those_of_the_training(overrides: list[str], tmp_pat
     assert [(group["name"], group["weight_decay"]) for group in found["groups"]] == decays
 
 
+def test_flops_are_those_of_the_sizes_of_the_epochs_and_memory_that_of_the_largest(tmp_path: Path) -> None:
+    options = ["model.patch_size=4", "trainer.max_epochs=3"]
+    sizes = {size: plan_of(tmp_path, f"image_size={size}", *options) for size in (8, 12, 16)}
+    found = plan_of(tmp_path, "image_size=12", "data.size_schedule={0: 8, 2: 16}", *options)
+    assert found["flops_per_image"] == (2 * sizes[8]["flops_per_image"] + sizes[16]["flops_per_image"]) // 3
+    assert found["memory"]["activations"] == sizes[16]["memory"]["activations"]
+    assert [found[key] for key in ("steps", "images_seen")] == [sizes[8][key] for key in ("steps", "images_seen")]
+
+
 def test_the_data_may_be_absent_if_its_sizes_are_given(tmp_path: Path) -> None:
     config = planned_configuration(["experiment=plain_s16", "trainer.devices=8", f"data_dir={tmp_path}/no"], tmp_path)
     with pytest.raises(
