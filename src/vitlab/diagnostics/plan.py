@@ -89,9 +89,9 @@ def write_plan(
     if source := training["classifier"]["teacher"]:
         opened = open_teacher(source)
         other = opened.build(in_chans=data.channels, pretrained=False)
-        teacher["teacher_parameters"] = sum(p.numel() for p in other.parameters())
         forward = flops.count_flops(other, (data.channels, *opened.image_size), backward=False)
-        teacher["teacher_flops_per_image"], work = forward, work + forward
+        teacher = {"teacher_parameters": sum(p.numel() for p in other.parameters()), "teacher_flops_per_image": forward}
+        work += forward
         for need in needs.values():
             need.parts["teacher"] = 4 * teacher["teacher_parameters"]
     count = count_steps(samples, data.batch_size, data.drop_last)

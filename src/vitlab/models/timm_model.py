@@ -10,8 +10,7 @@ from torch import nn
 
 from vitlab.config.schema import suggest
 
-DECIDED_BY = {"in_chans": "the data", "num_classes": "the data", "img_size": "image_size"}
-DECIDED_BY |= {"drop_path_rate": "model.drop_path"}
+OURS = {"in_chans": "data", "num_classes": "data", "img_size": "image_size", "drop_path_rate": "model.drop_path"}
 
 
 def timm_model(
@@ -50,10 +49,10 @@ def check_options(model_name: str, options: Mapping[str, Any]) -> None:
     with torch.device("meta"):
         kinds = type(timm.create_model(model_name)).__mro__
     names = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}  # type: ignore[misc]
-    names -= {"self", "args", "kwargs", *DECIDED_BY}
+    names -= {"self", "args", "kwargs", *OURS}
     for name in options:
-        if name in DECIDED_BY:
-            raise ValueError(f"model.options.{name} can't be set here: {DECIDED_BY[name]} decides it")
+        if name in OURS:
+            raise ValueError(f"model.options.{name} can't be set here: {OURS[name]} decides it")
         if name not in names:
             known = f"{suggest(name, sorted(names))} (of {', '.join(sorted(names))})"
             raise ValueError(f"model.options.{name}: timm's {kinds[0].__name__} has no such argument{known}")

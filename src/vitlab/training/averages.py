@@ -13,6 +13,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Rate, check_bounds
 from vitlab.training.classifier import Classifier
 
+WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
 
 def own(tensor: Tensor) -> Tensor:
     """What this rank has of a tensor that FSDP2 may have sharded."""
@@ -30,9 +32,7 @@ def copy_complete(complete: Mapping[str, Any], state: Mapping[str, Tensor]) -> N
 
 
 class WeightAveraging(LightningAveraging):
-    """Average the weights, exponentially (EMA) or equally (SWA, arXiv 1803.05407); the first update is a copy.
-
-    The average is in float32 under 16-bit weights, and in shards under FSDP2.
+    """Average the weights in float32, exponentially (EMA) or equally (SWA, arXiv 1803.05407); first comes a copy.
 
     Args:
         decay: Of the exponential average, which reaches back over about 1 / (1 - decay) updates; None: all updates
@@ -80,11 +80,9 @@ class WeightAveraging(LightningAveraging):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with the weights on their device, in their precision and shards, or with the checkpoint's average."""
-        kinds = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-        self._average_model = {
-            name: tensor.to(kinds.get(tensor.dtype, tensor.dtype), copy=True)
-            for name, tensor in pl_module.state_dict().items()
-        }
+        state = pl_module.state_dict().items()
+        average, self._updates = {n: t.to(dtype=WIDE.get(t.dtype, t.dtype), copy=True) for n, t in state}, 0
+        self._average_model = average
         if self._loaded is not None:
             (complete, self._updates), self._loaded = self._loaded, None
             copy_complete(complete, self._average_model)

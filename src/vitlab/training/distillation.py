@@ -69,9 +69,7 @@ def open_teacher(source: str) -> Teacher:
     )
 
 
-def build_from_checkpoint(
-    file: Path, model: Node, classes: int, *, in_chans: int, pretrained: bool = True
-) -> nn.Module:
+def build_from_checkpoint(file: Path, model: Node, classes: int, in_chans: int, pretrained: bool = True) -> nn.Module:
     node = {key: value for key, value in model.items() if key != "pretrained"}
     network: nn.Module = build_object(node, num_classes=classes, in_channels=in_chans)
     if pretrained:

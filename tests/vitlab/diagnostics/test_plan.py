@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from plan_accuracy import planned_configuration
+from teachers import VIT, digits_teacher
 from vitlab.diagnostics import plan
 from vitlab.diagnostics.plan import Need, advice, device_memory, planned_classifier, planned_data, rates, write_plan
+from vitlab.models.flops import count_flops
+from vitlab.models.vit import VisionTransformer
 from vitlab.training import build
 
 SMALL = ["model.dim=16", "model.depth=1", "model.heads=2"]
@@ -65,6 +68,24 @@ def test_flops_are_those_of_the_sizes_of_the_epochs_and_memory_that_of_the_large
     assert found["flops_per_image"] == (2 * sizes[8]["flops_per_image"] + sizes[16]["flops_per_image"]) // 3
     assert found["memory"]["activations"] == sizes[16]["memory"]["activations"]
     assert [found[key] for key in ("steps", "images_seen")] == [sizes[8][key] for key in ("steps", "images_seen")]
+
+
+def test_a_teacher_counts_in_parameters_memory_and_hours(tmp_path: Path) -> None:
+    (tmp_path / "plan").mkdir()
+    teacher = digits_teacher(tmp_path / "teacher")
+    network = VisionTransformer(image_size=8, **VIT)
+    parameters = sum(p.numel() for p in network.parameters())
+    forward = count_flops(network, (1, 8, 8), backward=False)
+    options: dict[str, Any] = {"device": "h100", "mfu": 0.5}
+    alone = plan_of(tmp_path / "plan", "trainer.precision=bf16-mixed", **options)
+    settings = [f"classifier.teacher={teacher}", "classifier.distillation=hard", "trainer.precision=bf16-mixed"]
+    found = plan_of(tmp_path / "plan", *settings, **options)
+    assert (found["teacher_parameters"], found["teacher_flops_per_image"]) == (parameters, forward)
+    assert found["memory"]["teacher"] == 4 * parameters
+    assert found["memory"]["total"] == alone["memory"]["total"] + 4 * parameters
+    assert found["flops_per_image"] == alone["flops_per_image"]
+    assert found["hours"] / alone["hours"] == pytest.approx(1 + forward / alone["flops_per_image"])
+    assert "teacher_parameters" not in alone
 
 
 def test_the_data_may_be_absent_if_its_sizes_are_given(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_vit_of_equal_geometry_is_the_same_network_as_ours() -> None:
     [
         ({"patchsize": 2}, r"model\.options\.patchsize: .* no such argument; did you mean 'patch_size'.*, embed_dim,"),
         ({"drop_path_rate": 0.1}, r"model\.options\.drop_path_rate can't be set here: model\.drop_path decides it"),
-        ({"in_chans": 1}, r"model\.options\.in_chans can't be set here: the data decides it"),
+        ({"in_chans": 1}, r"model\.options\.in_chans can't be set here: data decides it"),
     ],
 )
 def test_arguments_that_timm_lacks_or_others_decide_are_refused(options: dict[str, Any], message: str) -> None:
