@@ -61,11 +61,13 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
     if view("trainer.fast_dev_run"):
         yield f"trainer.fast_dev_run={view('trainer.fast_dev_run')} leaves out checkpoints and logs; use trainer=debug"
     callbacks = child_nodes(view("callbacks", dict) or {})
-    averages = {key: str(node["_target_"]) for key, node in callbacks.items() if "WeightAveraging" in node["_target_"]}
+    averages = {
+        key: str(node["_target_"]) for key, node in callbacks.items() if "WeightAveraging" in str(node["_target_"])
+    }
     clip, optimizer = view("classifier.adaptive_clip", float), view("optimizer._target_", str) or ""
     if is_kind_of(strategy := view("trainer.strategy._target_", str) or "", SHARDED):
-        parts = view("trainer.strategy.save_distributed_checkpoint", bool) is not False
-        others = [key for key, target in averages.items() if parts or "lightning." in target + strategy]
+        sharded = view("trainer.strategy.save_distributed_checkpoint", bool) is not False
+        others = [key for key, target in averages.items() if sharded or "lightning." in target + strategy]
         work = {f"callbacks.{key}": "average weights" for key in others}
         work |= {f"classifier.adaptive_clip={clip}": "clip gradients"} if clip else {}
         for setting, what in {**work, **UNSHARDED.get(optimizer, {})}.items():
