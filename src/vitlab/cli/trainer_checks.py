@@ -60,10 +60,8 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
         yield "trainer.barebones=true leaves out checkpoints and logs; trainer.profiler=simple measures speed"
     if view("trainer.fast_dev_run"):
         yield f"trainer.fast_dev_run={view('trainer.fast_dev_run')} leaves out checkpoints and logs; use trainer=debug"
-    callbacks = child_nodes(view("callbacks", dict) or {})
-    averages = {
-        key: str(node["_target_"]) for key, node in callbacks.items() if "WeightAveraging" in str(node["_target_"])
-    }
+    targets = {key: str(node["_target_"]) for key, node in child_nodes(view("callbacks", dict) or {}).items()}
+    averages = {key: target for key, target in targets.items() if "WeightAveraging" in target}
     clip, optimizer = view("classifier.adaptive_clip", float), view("optimizer._target_", str) or ""
     if is_kind_of(strategy := view("trainer.strategy._target_", str) or "", SHARDED):
         sharded = view("trainer.strategy.save_distributed_checkpoint", bool) is not False

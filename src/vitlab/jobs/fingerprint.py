@@ -31,9 +31,9 @@ GROUPED_BY = ("layer_decay", "head_lr_factor", "decay_all", "freeze")
 
 
 def training_settings(config: Node) -> dict[str, Any]:
-    """Return the settings that decide what is trained, by dotted paths; null is as good as not set."""
+    """Return the settings that decide what is trained, by dotted paths."""
     ignored = re.compile("|".join((*WITHOUT_EFFECT, r"trainer\.accumulate_grad_batches")))
-    return {path: v for path, v in flatten(config).items() if v is not None and not ignored.fullmatch(path)}
+    return {path: value for path, value in flatten(config).items() if not ignored.fullmatch(path)}
 
 
 def flatten(config: Node, path: str = "") -> dict[str, Any]:

@@ -73,7 +73,7 @@ def resume_auto(config: Node, *search: Path, environment: Mapping[str, str] = os
             others["unreadable"] += 1
             continue
         warn_of_edits(run_dir)
-        if other != settings:
+        if any(other.get(path) != settings.get(path) for path in other.keys() | settings.keys()):  # null is not set
             others["with other settings"] += 1
             continue
         checkpoints = [f for f in (run_dir / "checkpoints").glob("*.ckpt") if not f.name.startswith(".")]
