@@ -53,8 +53,6 @@ def main(
     folder, (data, status) = Path(run_dir), plan.planned_data(training, images, classes)
     options: Any = {"device": device, "mfu": mfu, "memory_gb": memory_gb, "measure": measure}
     result = plan.write_plan(training, data, status, folder, **options)
-    if training["classifier"]["teacher"]:
-        log.warning("the teacher's forward pass, %s, is not counted", training["classifier"]["teacher"])
     for line in plan_report.plan_lines(result):
         log.info("%s", line)
     if folder.name.isdigit():  # a job of -m

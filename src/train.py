@@ -56,7 +56,7 @@ def main(
         run_dir: The run folder. Set by the program; choose another with `hydra.run.dir`.
         resume: `auto` (the newest unfinished run of this configuration), a run folder, or a checkpoint.
         sweep: With `-m`: the sweep's name, a folder below runs/sweeps. None: named by the data and what varies.
-        name: The run's name. By default made of the data, the model and the image size.
+        name: The run's name. By default the experiment's, else made of the data, the model and the image size.
         objective: Score by which the best checkpoint is chosen and the jobs of a sweep are compared. By default
             accuracy, or loss for data sets of fewer than 5,000 images.
         max_restarts: How often a job with a failed process is restarted from its last checkpoint.

@@ -183,6 +183,7 @@ RULES: tuple[Rule, ...] = (
     model_checks.weights_problems,
     model_checks.model_problems,
     model_checks.data_problems,
+    model_checks.size_problems,
     model_checks.source_problems,
     model_checks.batch_problems,
     trainer_checks.schedule_problems,

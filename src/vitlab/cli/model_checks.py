@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.config import definitions, signatures
-from vitlab.config.schema import Node, arguments_of, format_value, resolve, suggest
+from vitlab.config.schema import Node, arguments_of, child_nodes, format_value, resolve, suggest
 from vitlab.config.view import ConfigView
 from vitlab.data.source import Facts, images_to_train_on, loader_facts, loader_settings
-from vitlab.models.vit_validation import combination_problems
+from vitlab.models.vit_validation import combination_problems, nearest, pair
 from vitlab.weights import auto_model
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ def model_problems(view: ConfigView) -> Iterator[str]:
     name = view("model.model_name", str)
     if target == TIMM and name is not None and name.partition(".")[0] not in (names := timm_names()):
         yield f"model.model_name={name} is no timm model{suggest(name, names)}"
+    elif target == TIMM and (options := view("model.options", dict)) and not child_nodes(options):
+        try:
+            outline(view.config["model"])
+        except (AssertionError, TypeError, ValueError) as error:
+            yield str(error) if isinstance(error, ValueError) else f"model.options={options}: {name}: {error}"
 
 
 def timm_names() -> list[str]:
@@ -197,6 +202,19 @@ def data_problems(view: ConfigView) -> Iterator[str]:
             yield f"data.on_error=skip is for image folders, and {name} is none; leave it out"
         elif view("data.scan", str) == "none":
             yield "data.on_error=skip decodes every image beforehand, which data.scan=none forbids; leave one out"
+
+
+def size_problems(view: ConfigView) -> Iterator[str]:
+    schedule, end = view("data.size_schedule", dict) or {}, view("trainer.max_epochs", int) or -1
+    patch = view("model.patch_size", int | tuple[int, int])
+    for start, size in schedule.items():
+        if type(start) is not int or start < 0 or size < 1:
+            yield f"data.size_schedule={schedule} has {start}: {size}; set sizes by epoch, such as {{0: 160, 60: 192}}"
+        elif 0 < end <= start:
+            yield f"data.size_schedule has {size} from epoch {start} on, and trainer.max_epochs={end}; begin it earlier"
+        for side in {*pair(patch)} if patch else ():
+            if size % max(1, side):
+                yield f"data.size_schedule: {size} is not a multiple of model.patch_size={side}; {nearest(size, side)}"
 
 
 def augment_problems(view: ConfigView) -> Iterator[str]:

@@ -232,7 +232,9 @@ def plan_run(request: Request, cfg: DictConfig, config: Node) -> Plan:
         first = environment.rank(os.environ) == 0
         return Plan(added, resume.folder_problems(config, Path(cfg.hydra.run.dir).resolve()) if first else [])
     if config.get("resume") == "auto":
-        added += resume.resume_auto(config, Path(cfg.hydra.run.dir).parent)
+        former = [] if request.sets("name") else ["name=${vitlab.name:}"]  # before experiments named their runs
+        folders = [c.hydra.run.dir for c in (cfg, compose(request.primary, [*request.single, *former]))]
+        added += resume.resume_auto(config, *dict.fromkeys(Path(run).parent for run in folders))
     return Plan(added, [])
 
 

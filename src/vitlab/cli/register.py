@@ -41,7 +41,7 @@ def register_signatures() -> None:
 
 
 class ExperimentFile(ConfigNode):
-    """A file that is read only when it is chosen."""
+    """A file that is read only when it is chosen, and names the runs."""
 
     def __init__(self, file: Path) -> None:
         self.name, self.group, self.package, self.provider = file.name, "experiment", "_global_", "experiments"
@@ -49,7 +49,7 @@ class ExperimentFile(ConfigNode):
 
     def __getattr__(self, name: str) -> Any:
         if name == "node":
-            return OmegaConf.load(self.file)
+            return OmegaConf.merge({"name": self.file.stem}, OmegaConf.load(self.file))
         raise AttributeError(name)
 
 

@@ -50,6 +50,7 @@ MONITORS = (  # and what is derived from them
 )
 BARS = ("lightning.pytorch.callbacks.progress.progress_bar.ProgressBar",)
 CALLBACK_METRICS = ("val/correct", "val/count", "epoch", "step")  # what may be monitored, next to the objectives
+AVERAGE = "vitlab.training.averages.WeightAveraging"  # in float32
 NARROW = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 
 
@@ -83,11 +84,13 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
         yield "trainer.barebones=true leaves out checkpoints and logs; trainer.profiler=simple measures speed"
     if view("trainer.fast_dev_run"):
         yield f"trainer.fast_dev_run={view('trainer.fast_dev_run')} leaves out checkpoints and logs; use trainer=debug"
-    callbacks = child_nodes(view("callbacks", dict) or {})
-    averaging = [key for key, node in callbacks.items() if "WeightAveraging" in str(node["_target_"])]
+    targets = {key: str(node["_target_"]) for key, node in child_nodes(view("callbacks", dict) or {}).items()}
+    averages = {key: target for key, target in targets.items() if "WeightAveraging" in target}
     clip, optimizer = view("classifier.adaptive_clip", float), view("optimizer._target_", str) or ""
-    if is_kind_of(view("trainer.strategy._target_", str) or "", SHARDED):
-        work = {f"callbacks.{key}": "average weights" for key in averaging}
+    if is_kind_of(strategy := view("trainer.strategy._target_", str) or "", SHARDED):
+        sharded = view("trainer.strategy.save_distributed_checkpoint", bool) is not False
+        others = [key for key, target in averages.items() if sharded or "lightning." in target + strategy]
+        work = {f"callbacks.{key}": "average weights" for key in others}
         work |= {f"classifier.adaptive_clip={clip}": "clip gradients"} if clip else {}
         for setting, what in {**work, **UNSHARDED.get(optimizer, {})}.items():
             yield f"{setting} can't {what} that trainer=fsdp shards over devices; use trainer=ddp, or leave it out"
@@ -211,7 +214,7 @@ def callback_problems(view: ConfigView) -> Iterator[str]:
         stops = is_kind_of(str(node["_target_"]), MONITORS[:1]) and str(monitor).startswith("val/")
         if stops and view("data.val_fraction", float) == 0:
             yield f"callbacks.{key} reads {monitor}, and data.val_fraction=0 holds out no validation; set it to 0.1"
-        if "WeightAveraging" in kind and precision in NARROW:
+        if "WeightAveraging" in kind and node["_target_"] != AVERAGE and precision in NARROW:
             remedy = f"use trainer.precision={'16' if precision == '16-true' else 'bf16'}-mixed"
             yield f"callbacks.{key} with trainer.precision={precision}: an average of 16 bits stands still; {remedy}"
     yield from schedule_free_problems(view)

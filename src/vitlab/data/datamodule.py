@@ -7,8 +7,9 @@ The Trainer must run with `use_distributed_sampler=False`.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from vitlab.config.bounds import NonNegativeInt, PositiveInt, Rate, Seed, check_bounds
 from vitlab.config.schema import Node
 from vitlab.data.augment import Augment, Prepare, per_channel
-from vitlab.data.dataset import EvalBatch, FilesDataset, Loader, MemoryDataset, TrainBatch, build_loader
+from vitlab.data.dataset import EvalBatch, FilesDataset, Loader, MemoryDataset, TrainBatch, build_loader, size_at
 from vitlab.data.sampler import EpochBatches, EvalBatches, count_steps, reseed, stable_seed
 from vitlab.data.scan import SplitName, drop_bad_files
 from vitlab.data.source import Source, Split, loader_facts
@@ -35,6 +36,8 @@ class DataModule(LightningDataModule):
         source: Loads the data set; called once.
         augment: The augmentation of training images.
         image_size: Input size of the model in pixels, a side or (height, width).
+        size_schedule: Size of training images from an epoch on, such as {0: 160, 60: 192}. Evaluation has `image_size`,
+            as have the ViT's positions, which are resampled for other sizes.
         batch_size: Images per optimizer step, over all devices and accumulated batches.
         seed: Seed of the order and the augmentation.
         val_fraction: Share of the train split that is held out for validation, stratified by class, if the source has
@@ -83,9 +86,12 @@ class DataModule(LightningDataModule):
         std: tuple[float, ...] | None = None,
         interpolation: Literal["bicubic", "bilinear"] | None = None,
         scaled_decoding: bool = False,
+        size_schedule: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.train_size = partial(size_at, dict(size_schedule or {}), self.image_size)  # of an epoch
+        self.train_sizes = {self.train_size(epoch) for epoch in (0, *(size_schedule or {}))}
         self.load_source, self.augment, self.batch_size, self.seed = source, augment, batch_size, seed
         self.val_fraction, self.split_seed, self.max_train_samples = val_fraction, split_seed, max_train_samples
         self.num_workers, self.drop_last, self.scaled_decoding = num_workers, drop_last, scaled_decoding
@@ -244,6 +250,7 @@ class DataModule(LightningDataModule):
         if not isinstance(batch, TrainBatch | EvalBatch):
             return batch
         prepare = self._prepare.to(batch.images.device)
+        prepare.image_size = self.train_size(batch.epoch) if isinstance(batch, TrainBatch) else self.image_size
         if isinstance(batch, TrainBatch):
             is_first, self.is_first = self.is_first, False
             if self.trainer is not None and is_first and (batch.epoch, batch.step) != self.position():
@@ -268,7 +275,7 @@ class DataModule(LightningDataModule):
         if split.files is None:
             dataset: MemoryDataset | FilesDataset = MemoryDataset(split, training=training)
         else:
-            names = ("image_size", "augment", "interpolation", "mean", "seed", "scaled_decoding")
+            names = ("image_size", "augment", "interpolation", "mean", "seed", "scaled_decoding", "train_size")
             dataset = FilesDataset(split, training=training, **{name: getattr(self, name) for name in names})
         workers = self.num_workers
         if workers is None and split.files is None:

@@ -4,7 +4,7 @@ The batch sampler yields a `BatchPlan`, which the loader passes to `__getitems__
 training. The augmentation of a file depends on (seed, epoch, index, repeat) alone, never on the workers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -41,6 +41,12 @@ class EvalBatch(NamedTuple):
 
 
 Loader = DataLoader[TrainBatch | EvalBatch]
+
+
+def size_at(schedule: Mapping[int, int], image_size: tuple[int, int], epoch: int) -> tuple[int, int]:
+    """Height and width of training images in an epoch: of the last phase that has begun, if any."""
+    begun = [start for start in schedule if start <= epoch]
+    return (schedule[max(begun)],) * 2 if begun else image_size
 
 
 def make_batch(images: Tensor, targets: Tensor, plan: BatchPlan, training: bool) -> TrainBatch | EvalBatch:
@@ -82,10 +88,12 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         scaled_decoding: bool = False,
+        train_size: Callable[[int], tuple[int, int]] | None = None,
     ) -> None:
         assert split.files is not None
         self.files, self.labels, self.seed, self.training = split.files, split.labels, seed, training
         self.image_size, self.crop_fraction = image_size, augment.crop_fraction
+        self.train_size = train_size if train_size and training else lambda epoch: image_size
         self.interpolation, self.scaled_decoding = v2.InterpolationMode(interpolation), scaled_decoding
         self.crop, self.crop_interpolation = augment.crop or "inception", augment.crop_interpolation or interpolation
         self.crop_antialias = augment.crop_antialias
@@ -102,7 +110,8 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
         return len(self.labels)
 
     def __getitems__(self, plan: BatchPlan) -> TrainBatch | EvalBatch:
-        images = torch.empty(len(plan.indices), 3, *self.image_size, dtype=torch.uint8)
+        self.size = self.shift.size = self.train_size(plan.epoch)  # of the crops
+        images = torch.empty(len(plan.indices), 3, *self.size, dtype=torch.uint8)
         with torch.random.fork_rng(devices=[]):
             for place, index in enumerate(plan.indices):
                 if self.training:
@@ -127,12 +136,12 @@ class FilesDataset(Dataset[TrainBatch | EvalBatch]):
             name = "bilinear" if torch.rand(()) < 0.5 else "bicubic"
         mode = v2.InterpolationMode(name)
         if self.crop == "none":
-            return center_crop(read_image(path), self.image_size, self.crop_fraction, mode)
+            return center_crop(read_image(path), self.size, self.crop_fraction, mode)
         if self.crop == "simple":
-            shifted: Tensor = self.shift(cover(read_image(path), self.image_size, mode, antialias=self.crop_antialias))
+            shifted: Tensor = self.shift(cover(read_image(path), self.size, mode, antialias=self.crop_antialias))
             return shifted
         settings = {"interpolation": mode, "antialias": self.crop_antialias, "scaled": self.scaled_decoding}
-        return read_image(path, partial(decode_crop, choose=self._box, size=self.image_size, **settings))
+        return read_image(path, partial(decode_crop, choose=self._box, size=self.size, **settings))
 
     def _box(self, height: int, width: int) -> Box:
         """A random crop of an image, as torchvision draws it."""

@@ -26,6 +26,7 @@ from vitlab.runs.folder import read_overrides
 from vitlab.storage.atomic import atomic_write
 from vitlab.training import build
 from vitlab.training.classifier import Classifier
+from vitlab.training.distillation import open_teacher
 from vitlab.training.optimizer import group_table
 
 log = logging.getLogger(__name__)
@@ -81,19 +82,28 @@ def write_plan(
     network, steps, samples = module.network, module.total_steps(), data.samples["train"]
     is_on = any(getattr(part, name, False) is True for part in network.modules() for name in flops.CHECKPOINTING)
     chosen = "recomputed" if is_on else "stored"
-    image_flops = flops.training_flops(network, (data.channels, *data.image_size))
+    counted = {size: flops.training_flops(network, (data.channels, *size)) for size in data.train_sizes}
+    epochs, largest = range(-(-steps // data.steps_per_epoch)), counted[max(counted)]
+    image_flops = sum(counted[data.train_size(epoch)] for epoch in epochs) // len(epochs)
+    work, teacher = image_flops, Node()
+    if source := training["classifier"]["teacher"]:
+        opened = open_teacher(source)
+        other = opened.build(in_chans=data.channels, pretrained=False)
+        forward = flops.count_flops(other, (data.channels, *opened.image_size), backward=False)
+        teacher = {"teacher_parameters": sum(p.numel() for p in other.parameters()), "teacher_flops_per_image": forward}
+        work += forward
+        for need in needs.values():
+            need.parts["teacher"] = 4 * teacher["teacher_parameters"]
     count = count_steps(samples, data.batch_size, data.drop_last)
     seen = round(steps * (count * data.batch_size if data.drop_last else samples) / count)
     peak = flops.peak_flops(here if device == "here" else device, str(training["trainer"]["precision"]))
     hours, source = None, "not measured"
     if device != "here" and peak:
-        hours, source = seen * image_flops / (peak * mfu * ranks) / 3600, f"{device}, MFU {mfu:g} assumed"
+        hours, source = seen * work / (peak * mfu * ranks) / 3600, f"{device}, MFU {mfu:g} assumed"
     elif measure:
         few = each if on_gpu or not peak else max(1, min(each, int(0.3 * peak / image_flops)))
-        hours, source = (
-            seen * measured_seconds(training, data, few, here) / ranks / 3600,
-            f"measured on this {here.type}",
-        )
+        seconds = measured_seconds(training, data, few, here) * work / largest
+        hours, source = seen * seconds / ranks / 3600, f"measured on this {here.type}"
     if memory_gb is None and device == "here" and on_gpu:
         memory_gb = torch.cuda.get_device_properties(here).total_memory / 1e9
     groups = [
@@ -110,6 +120,7 @@ def write_plan(
         "parameters": sum(p.numel() for p in network.parameters()),
         "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
         "flops_per_image": image_flops,
+        **teacher,
         "flops_per_step": image_flops * data.batch_size,
         "batch_size": data.batch_size,
         "devices": ranks,
@@ -136,7 +147,7 @@ def write_plan(
 
 def counted_step(training: Node, data: DataModule, images: int, *, on_cpu: bool) -> Step:
     """A step of `images` on each device; the memory of more than `MOST_IMAGES` is extrapolated."""
-    needs, few, shape = dict[str, Need](), min(max(2, images), MOST_IMAGES), (data.channels, *data.image_size)
+    needs, few, shape = dict[str, Need](), min(max(2, images), MOST_IMAGES), (data.channels, *max(data.train_sizes))
     options: Any = {"precision": str(training["trainer"]["precision"]), "on_cpu": on_cpu}
     for kind, checkpointing in KINDS.items():
         half, module = planned_classifier(training, data), planned_classifier(training, data)
@@ -155,7 +166,7 @@ def measured_seconds(training: Node, data: DataModule, images: int, here: torch.
     log.info("measuring steps of %d images on this %s; measure=false skips it", images, here.type)
     module = planned_classifier(training, data, "cpu").to(here)
     precision = str(training["trainer"]["precision"])
-    return step_seconds(module, images, (data.channels, *data.image_size), precision) / images
+    return step_seconds(module, images, (data.channels, *max(data.train_sizes)), precision) / images
 
 
 def planned_data(training: Node, images: int | None, classes: int | None) -> tuple[DataModule, str]:
@@ -210,9 +221,11 @@ def device_memory(counted: dict[str, int], training: Node, ranks: int) -> dict[s
     """The memory with what averages, gradient buckets and sharding over devices change."""
     strategy, callbacks = training["trainer"]["strategy"], (training["callbacks"] or {}).values()
     options = strategy if isinstance(strategy, dict) else {}
+    factor = 2 if str(training["trainer"]["precision"]) in ("bf16-true", "16-true") else 1  # it is kept in float32
+    averaged = any("Averaging" in str(n["_target_"]) for n in callbacks if n)
+    others = {"average": factor * counted["weights"]} if averaged else {}
     if "FullyShardedParallel" in options.get("_target_", ""):
-        return {name: -(-size // ranks) for name, size in counted.items()}
-    others = {"average": counted["weights"]} if any("Averaging" in str(n["_target_"]) for n in callbacks if n) else {}
+        return {name: -(-size // ranks) for name, size in (counted | others).items()}
     if ranks > 1 and not options.get("gradient_as_bucket_view"):
         others["buckets"] = counted["gradients"]  # of DistributedDataParallel
     return counted | others

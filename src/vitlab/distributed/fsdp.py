@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -35,6 +36,9 @@ class FullyShardedParallel(ModelParallelStrategy):
         for optimizer, state in zip(optimizers, checkpoint["optimizer_states"], strict=True):
             named = state_by_name(state, optimizer, self.model)
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
+        if "averaging_state" in checkpoint:  # Lightning leaves the average out, which is in `state_dict`
+            content = torch.load(checkpoint_path, mmap=True, map_location="cpu", weights_only=weights_only)
+            checkpoint["state_dict"] = content["state_dict"]
         return checkpoint
 
 

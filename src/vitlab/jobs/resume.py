@@ -53,7 +53,7 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
     return [*kept, f"hydra.run.dir={hydra_quote(run_dir)}"]
 
 
-def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.environ) -> list[str]:
+def resume_auto(config: Node, *search: Path, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the unfinished run of the same configuration below `search`, for `resume=auto`, as an override.
 
     Of several it is the run of this cluster job if it was requeued, else the one with the most steps, then the one
@@ -61,7 +61,7 @@ def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.
     """
     job, settings = environment.get("SLURM_JOB_ID"), training_settings(config)
     candidates, others = [], Counter[str]()
-    for file in sorted(search.glob(f"*/{folder.CONFIG}")):
+    for file in sorted(file for below in search for file in below.glob(f"*/{folder.CONFIG}")):
         run_dir, results = file.parent, folder.read_results(file.parent)
         if results.get("status") == "finished":  # of thousands, these are most: their configurations aren't read
             others["finished"] += 1
@@ -73,7 +73,7 @@ def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.
             others["unreadable"] += 1
             continue
         warn_of_edits(run_dir)
-        if other != settings:
+        if any(other.get(path) != settings.get(path) for path in other.keys() | settings.keys()):  # null is not set
             others["with other settings"] += 1
             continue
         checkpoints = [f for f in (run_dir / "checkpoints").glob("*.ckpt") if not f.name.startswith(".")]
@@ -87,7 +87,7 @@ def resume_auto(config: Node, search: Path, environment: Mapping[str, str] = os.
             candidates.append((same_job, last_step(run_dir), newest, run_dir, results.get("status", "killed")))
     if not candidates:
         why = ", ".join(f"{count} {reason}" for reason, count in others.items()) or "there is no run"
-        print(f"resume=auto: starts a new run; in {search}: {why}", file=sys.stderr)
+        print(f"resume=auto: starts a new run; in {' and '.join(map(str, search))}: {why}", file=sys.stderr)
         return []
     _, step, _, run_dir, status = max(candidates)
     print(f"resume=auto: resumes {run_dir}, which has logged {step} steps ({status})", file=sys.stderr)

@@ -1,7 +1,9 @@
-"""Fixed position embeddings."""
+"""Position embeddings: fixed ones, and tables for another grid of patches."""
+
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sincos2d_table(rows: int, columns: int, dim: int, length: int) -> Tensor:
@@ -13,3 +15,14 @@ def sincos2d_table(rows: int, columns: int, dim: int, length: int) -> Tensor:
     waves = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
     table[:, length - rows * columns :] = torch.cat(waves, dim=1)
     return table
+
+
+def table_for(table: Tensor | None, grid: tuple[int, int], old: tuple[int, int], prefix: int) -> Tensor | None:
+    """A table 1 length D for another grid: learned positions resampled as in timm, with gradients, or sines for it."""
+    if table is None or grid == old:
+        return table
+    if not isinstance(table, nn.Parameter):
+        return sincos2d_table(*grid, table.shape[2], prefix + grid[0] * grid[1]).to(table)
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
+    return cast(Tensor, resample_abs_pos_embed(table, list(grid), list(old), num_prefix_tokens=prefix))

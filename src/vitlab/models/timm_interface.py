@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.models.layers import patch_dropout
-from vitlab.models.positions import sincos2d_table
+from vitlab.models.positions import table_for
 from vitlab.models.vit_validation import pair
 
 POOLS = {"cls": "token", "avg": "avg", "none": ""}  # ours and timm's
@@ -81,7 +81,6 @@ class TimmInterface(nn.Module):
     def set_input_size(self: Any, img_size: Any = None, patch_size: Any = None) -> None:
         """Resample weights and positions for images or patches of another size; None: the size that they have."""
         from timm.layers.patch_embed import resample_patch_embed
-        from timm.layers.pos_embed import resample_abs_pos_embed
 
         image, patch = pair(img_size or self.image_size), pair(patch_size or self.patch_size)
         if image[0] % patch[0] or image[1] % patch[1]:
@@ -93,8 +92,5 @@ class TimmInterface(nn.Module):
         self.image_size, self.patch_size, self.grid = image, patch, (image[0] // patch[0], image[1] // patch[1])
         embed.expected, embed.grid, embed.grid_size = (self.in_channels, *image), self.grid, self.grid
         embed.num_patches, self.pretrained_cfg["input_size"] = self.grid[0] * self.grid[1], embed.expected
-        if isinstance(table, nn.Parameter) and self.grid != old:
-            new = resample_abs_pos_embed(table, list(self.grid), list(old), num_prefix_tokens=self.covered)
-            self.pos_embed = nn.Parameter(new, table.requires_grad)
-        elif table is not None and self.grid != old:
-            self.pos_embed = sincos2d_table(*pair(self.grid), self.dim, self.covered + embed.num_patches).to(table)
+        new: Any = table_for(table, self.grid, old, self.covered)
+        self.pos_embed = nn.Parameter(new, table.requires_grad) if isinstance(table, nn.Parameter) else new

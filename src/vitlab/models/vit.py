@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from vitlab.models.attention import attention, attention_weights, project_heads
 from vitlab.models.init import initialize
 from vitlab.models.layers import ACTIVATIONS, LayerScale, add_branch, drop_path, dropout
-from vitlab.models.positions import sincos2d_table
+from vitlab.models.positions import sincos2d_table, table_for
 from vitlab.models.shortcuts import has_plain_weights, is_plain
 from vitlab.models.timm_interface import TimmInterface
 from vitlab.models.vit_validation import Count, PositiveInt, Rate, block_indices, check_arguments, check_images, pair
@@ -44,22 +44,22 @@ class PatchEmbedding(nn.Module):
         self, *, image: tuple[int, int], patch: tuple[int, int], channels: int, dim: int, bias: bool, linear: bool
     ) -> None:
         super().__init__()
-        self.expected, self.linear = (channels, *image), linear
+        self.expected, self.linear, self.strict_img_size = (channels, *image), linear, True  # False: any grid
         self.grid = self.grid_size = (image[0] // patch[0], image[1] // patch[1])
         self.num_patches = self.grid[0] * self.grid[1]
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch, bias=bias)
 
-    def dynamic_feat_size(self, _images: tuple[int, int]) -> tuple[int, int]:
-        return self.grid
+    def dynamic_feat_size(self, size: Sequence[int]) -> tuple[int, int]:
+        (height, width), (rows, columns) = self.expected[1:], self.grid
+        return self.grid if self.strict_img_size else (size[0] * rows // height, size[1] * columns // width)
 
     def forward(self, images: Tensor) -> Tensor:
         if isinstance(images, Tensor) and not is_tracing():  # type: ignore[no-untyped-call]
-            check_images(images.shape, self.expected)
+            check_images(images.shape, self.expected if self.strict_img_size else images.shape[1:])
         if not (self.linear and has_plain_weights(images, self.proj)):
-            x: Tensor = self.proj(images)  # B D R S
-            return x.flatten(2).transpose(1, 2)  # B n D
-        (rows, columns), (channels, height, width) = self.grid, self.proj.weight.shape[1:]
-        x = images.reshape(images.shape[0], channels, rows, height, columns, width)  # B C R P S Q
+            return cast(Tensor, self.proj(images)).flatten(2).transpose(1, 2)  # B D R S -> B n D
+        (channels, height, width), grid = self.proj.weight.shape[1:], self.dynamic_feat_size(images.shape[2:])
+        x = images.reshape(images.shape[0], channels, grid[0], height, grid[1], width)  # B C R P S Q
         x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # B n C*P*Q
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)  # B n D
 
@@ -300,14 +300,14 @@ class VisionTransformer(TimmInterface, nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Prefix and patch tokens with their positions, the input of the first block: B N D [equation 1]."""
-        x = self._pos_embed(self.patch_embed(images))
+        x = self._pos_embed(self.patch_embed(images), self.patch_embed.dynamic_feat_size(images.shape[2:]))
         return cast(Tensor, self.norm_pre(self.patch_drop(x)))
 
-    def _pos_embed(self, x: Tensor) -> Tensor:
+    def _pos_embed(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Add prefix and positions to the patches: B n D -> B N D."""
         tokens: list[Tensor] = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
         prefix = torch.cat(tokens, dim=1) if tokens else x.new_empty(1, 0, self.dim)  # 1 prefix D
-        if (table := self.pos_embed) is not None:
+        if (table := table_for(self.pos_embed, grid or self.grid, self.grid, self.covered)) is not None:
             if covered := self.covered:
                 prefix = prefix + F.pad(table[:, :covered], (0, 0, 0, self.prefix - covered))
             x = x + table[:, covered:]

@@ -18,8 +18,10 @@ from vitlab.config import allowlist
 from vitlab.config.instantiate import build_object
 from vitlab.config.schema import Node, arguments_of, parameters
 from vitlab.data.datamodule import DataModule
+from vitlab.models.vit import VisionTransformer
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.storage.safe_load import load_checkpoint
+from vitlab.training.averages import copy_complete
 from vitlab.training.checkpoint_files import AtomicFiles
 from vitlab.training.checkpoints import BestCheckpoint, LastCheckpoint
 from vitlab.training.classifier import Classifier, logged_scores
@@ -29,7 +31,7 @@ from vitlab.training.progress_bar import ProgressBar
 from vitlab.weights import load
 
 IGNORED_WARNINGS = (
-    "WeightAveraging callback with a model that overrides",  # Classifier does, for FSDP2 alone, which excludes EMA
+    "WeightAveraging callback with a model that overrides",  # Classifier does, for FSDP2 alone; of Lightning's own
     "WeightAveraging callback, but loading a checkpoint outside the 'fit'",  # the best checkpoint's averages are tested
     "Checkpoint directory .* exists and is not empty",  # in a resumed run
     "is smaller than the logging interval",  # Monitor logs at each epoch's end as well
@@ -75,6 +77,8 @@ def build_classifier(
         network = build_pretrained_network(model, from_data, weights, datamodule, own_head=own_head)
     else:
         network = build_object(model, **from_data)
+    if isinstance(network, VisionTransformer) and datamodule.train_sizes != {network.image_size}:
+        network.patch_embed.strict_img_size = False
     if options.get("class_weights") == "balanced":
         labels = datamodule.split("train").labels
         options = {**options, "class_weights": balanced_weights(labels, datamodule.num_classes)}
@@ -214,11 +218,11 @@ def raw_scores(run: Trainer, module: Classifier, datamodule: DataModule, file: P
     averages = any(isinstance(c, WeightAveraging) for c in run.callbacks)  # type: ignore[attr-defined]
     if not averages or (weights := (checkpoint := load_checkpoint(file)).get("current_model_state")) is None:
         return {}
-    module.load_state_dict(weights)
+    copy_complete(weights, module.state_dict())
     module.split = "raw"
     run.test(module, datamodule, verbose=False)
     module.split = "test"
-    module.load_state_dict(checkpoint["state_dict"])
+    copy_complete(checkpoint["state_dict"], module.state_dict())
     return logged_scores(run, "raw")
 
 

@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 class Teacher(NamedTuple):
     """What is known of a teacher before its weights are read; None is unknown, or any."""
 
-    build: Callable[[int], nn.Module]  # its network, for a number of channels
+    build: Callable[
+        ..., nn.Module
+    ]  # its network, for `in_chans` channels; with pretrained=False perhaps without weights
     num_classes: int
     classes: list[str] | None
     channels: int | None
@@ -54,7 +56,7 @@ def open_teacher(source: str) -> Teacher:
 
         cfg, create = files.config["pretrained_cfg"], partial(timm.create_model, source[5:], pretrained=True)
         size = cfg["input_size"][1], cfg["input_size"][2]
-        return Teacher(lambda count: create(in_chans=count), cfg["num_classes"], None, None, size, *mean_and_std(cfg))
+        return Teacher(create, cfg["num_classes"], None, None, size, *mean_and_std(cfg))
     if classes and "state_dict" in files.content.parts:  # a run's checkpoint, not an export
         config, (mean, std) = files.record["config"], mean_and_std(files.record["preprocessing"])
         build = partial(build_from_checkpoint, files.file, config["model"], len(classes))
@@ -62,17 +64,18 @@ def open_teacher(source: str) -> Teacher:
     weights = open_weights(source)
     known, prepared = weights.architecture.arguments, weights.preprocessing
     return Teacher(
-        lambda count: load.load_pretrained(weights, in_channels=count)[0],
+        lambda in_chans, **_: load.load_pretrained(weights, in_channels=in_chans)[0],
         *(known["num_classes"], classes, None, pair(known["image_size"]), prepared.mean, prepared.std),
     )
 
 
-def build_from_checkpoint(file: Path, model: Node, num_classes: int, channels: int) -> nn.Module:
-    safe_load.verify_checkpoint(file)
-    state = safe_load.load_checkpoint(file)["state_dict"]
+def build_from_checkpoint(file: Path, model: Node, classes: int, in_chans: int, pretrained: bool = True) -> nn.Module:
     node = {key: value for key, value in model.items() if key != "pretrained"}
-    network: nn.Module = build_object(node, num_classes=num_classes, in_channels=channels)
-    network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
+    network: nn.Module = build_object(node, num_classes=classes, in_channels=in_chans)
+    if pretrained:
+        safe_load.verify_checkpoint(file)
+        state = safe_load.load_checkpoint(file)["state_dict"]
+        network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
     return network
 
 
@@ -92,7 +95,7 @@ class Distillation:
             raise ValueError("\n".join(problems))
         opened = open_teacher(self.source)
         with torch.random.fork_rng(devices=[]):  # the training draws the same numbers as without a teacher
-            self.teacher = opened.build(len(mean)).float().eval().requires_grad_(False)
+            self.teacher = opened.build(in_chans=len(mean)).float().eval().requires_grad_(False)
         known = [torch.tensor(own or data) for own, data in ((opened.mean, mean), (opened.std, std))]
         own_mean, own_std = (v if len(v) == len(mean) else v.mean().expand(len(mean)) for v in known)  # gray
         self.scale = (torch.tensor(std) / own_std).view(-1, 1, 1)

@@ -140,7 +140,8 @@ def dry_run(trainer: Trainer, module: Classifier, datamodule: DataModule, part: 
     buffers = [torch.empty_like(p) for p in parameters] if trainer.world_size > 1 else []
     optimizer = module.build_optimizer()
     stored = datamodule._splits["train"].stored
-    shape = (datamodule.channels, *datamodule.image_size) if stored is None else stored.shape[1:]
+    size = datamodule.train_size(datamodule.position()[0])
+    shape = (datamodule.channels, *size) if stored is None else stored.shape[1:]
     for images in (1, part, part):
         black = torch.zeros(images, *shape, dtype=torch.uint8, device=device)
         targets = torch.zeros(images, dtype=torch.int64, device=device)

@@ -76,7 +76,8 @@ class ThroughputMeter:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
-        self.flops: int | None = None  # of an image
+        self.flops: int | None = None  # of an image, in the last row
+        self._counted: dict[tuple[int, int], int] = {}  # of an image, by its size
         self.waiting = WaitTimer(torch.device("cpu"))  # Monitor stops it when a batch is ready on the device
         self._summarized = 0  # rows
         self._peak: float | None = None
@@ -115,7 +116,8 @@ class ThroughputMeter:
                 self._measure(trainer, cast(nn.Module, module.network))
                 now = time.perf_counter()
             row[SPEED] = images / seconds
-            if self.flops and self._peak:
+            if self._peak:
+                self.flops = self._counted[trainer.datamodule.train_size(trainer.current_epoch)]  # type: ignore[attr-defined]
                 row[UTILIZATION] = row[SPEED] * self.flops / (self._peak * trainer.world_size)
             share = torch.tensor(min(1.0, waited / seconds), device=trainer.strategy.root_device)
             row[WAIT] = float(trainer.strategy.reduce(share, reduce_op="max"))
@@ -140,8 +142,8 @@ class ThroughputMeter:
         data, device = getattr(trainer, "datamodule", None), trainer.strategy.root_device
         state = random_state(device)  # a resumed run measures at another step: training must not notice
         try:
-            if self.flops is None:
-                self.flops = flops.training_flops(network, (data.channels, *data.image_size))  # type: ignore[union-attr]
+            for size in data.train_sizes:  # type: ignore[union-attr]
+                self._counted[size] = flops.training_flops(network, (data.channels, *size))  # type: ignore[union-attr]
         except Exception as error:  # a network may need values to run
             log.info("no train/mfu: FLOPs can't be counted (%s: %s)", type(error).__name__, error)
         else:

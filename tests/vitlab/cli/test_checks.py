@@ -24,7 +24,9 @@ WARMUP = "schedule.warmup_steps=50"
         ["data=fake", "++data.source.size=40", "image_size=40", "schedule.warmup_steps=5"],
         ["logger=[wandb,csv,tensorboard]", "optimizer=muon", "schedule=reciprocal_sqrt"],
         ["model=timm", "model.model_name=resnet18"],
+        ["data.size_schedule={0: 4, 2: 6}"],
         ["trainer=fsdp", CPU],
+        ["trainer=fsdp", "callbacks=ema", "trainer.precision=bf16-true", CPU],
         ["++trainer.devices=[0,1]", CPU],
         ["trainer.devices='2'", CPU],
         ["trainer.max_epochs=-1", "trainer.max_steps=51"],
@@ -132,9 +134,20 @@ ONE_LINE: list[tuple[list[str], str]] = [
         "batch_size=64: 5 images can't be shared by 8 processes",
     ),
     (["data.drop_last=true", "batch_size=1294"], "more than the 1293 images to train on, and data.drop_last drops"),
+    (["data.size_schedule={0: 7}"], "data.size_schedule: 7 is not a multiple of model.patch_size=2; the nearest are 6"),
+    (["data.size_schedule={a: 8}"], "data.size_schedule={'a': 8} has a: 8; set sizes by epoch, such as {0: 160, 60:"),
+    (["data.size_schedule={0: 0}"], "data.size_schedule={0: 0} has 0: 0; set sizes by epoch"),
+    (
+        ["data.size_schedule={0: 4, 10: 8}", "trainer.max_epochs=10", "schedule.warmup_steps=0"],
+        "data.size_schedule has 8 from epoch 10 on, and trainer.max_epochs=10; begin it earlier",
+    ),
     # the trainer, its devices and the schedule
     (
-        ["trainer=fsdp", "callbacks=ema", CPU],
+        ["trainer=fsdp", "callbacks=ema", "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", CPU],
+        "callbacks.ema can't average weights that trainer=fsdp shards over devices",
+    ),
+    (
+        ["trainer=fsdp", "callbacks=ema", "trainer.strategy.save_distributed_checkpoint=true", CPU],
         "callbacks.ema can't average weights that trainer=fsdp shards over devices",
     ),
     (["trainer.accelerator=cpuu"], "trainer.accelerator=cpuu: there is no such accelerator; did you mean 'cpu'"),
@@ -225,6 +238,14 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["model.drop_path=1.0"], "model.drop_path=1.0 must be at least 0 and below 1"),
     (["model.class_token=false"], "model.pool='cls' reads a token that class_token=False leaves out; set"),
     (["model.pool=none"], "model.pool=none gives logits for each token, which is not for training; use cls or avg"),
+    (
+        ["model=timm", "model.options={num_heads: 5}"],
+        "model.options={'num_heads': 5}: vit_tiny_patch16_224: dim should",
+    ),
+    (
+        ["model=timm", "model.options={dept: 5}"],
+        "model.options.dept: timm's VisionTransformer has no such argument;",
+    ),
     (["model=timm", "model.model_name=resnet81"], "model.model_name=resnet81 is no timm model; did you mean"),
     (["classifier.layer_decay=0"], "classifier.layer_decay=0 must be above 0 and at most 1 (1 is off)"),
     (["classifier.head_lr_factor=-1"], "classifier.head_lr_factor=-1 must be above 0"),

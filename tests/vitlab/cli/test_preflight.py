@@ -396,6 +396,22 @@ def test_resume_auto_overlooks_what_does_not_change_the_training(
     assert folder(preflight("resume=auto", "seed=1")) == []
 
 
+def test_resume_auto_finds_a_run_that_began_before_experiments_named_their_runs(
+    preflight: Preflight, make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert folder(preflight("experiment=digits", "resume=auto")) == []
+    assert (
+        "starts a new run; in runs/digits and runs/digits-vit_64x4_p2-8px: there is no run" in capsys.readouterr().err
+    )
+    former = make_run("former", "experiment=digits", "name=digits-vit_64x4_p2-8px")
+    assert former.parent.name == "digits-vit_64x4_p2-8px"
+    assert folder(preflight("experiment=digits", "resume=auto")) == [former]
+    assert folder(preflight("experiment=digits", "resume=auto", "name=mine")) == []
+    newer = make_run("newer", "experiment=digits", age=-50)
+    assert newer.parent.name == "digits"
+    assert folder(preflight("experiment=digits", "resume=auto")) == [newer]
+
+
 def test_resume_auto_starts_anew_where_there_is_nothing_to_go_on_from(preflight: Preflight) -> None:
     assert preflight("resume=auto") == ["resume=auto"]
 

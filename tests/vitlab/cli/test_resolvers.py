@@ -33,6 +33,8 @@ from vitlab.sweeps import ledger
         (["model=timm", "model.model_name=hf-hub:timm/x"], "digits-hf-hub:timm_x-224px"),
         (["~model.dim", "model._target_=elsewhere.SomeNetwork"], "digits-SomeNetwork-8px"),
         (["name=mine"], "mine"),
+        (["experiment=deit_b16", "model=vit_s16"], "deit_b16"),
+        (["experiment=digits", "name=mine"], "mine"),
     ],
 )
 def test_a_run_is_named_by_what_it_is_after_all_overrides(

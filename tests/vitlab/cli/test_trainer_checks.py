@@ -120,8 +120,9 @@ def test_a_second_progress_bar_is_refused() -> None:
     )
 
 
-def test_an_average_of_16_bits_is_refused() -> None:
+def test_an_average_of_16_bits_is_refused_unless_it_is_kept_in_float32() -> None:
     average = {"_target_": f"{LIGHTNING}.WeightAveraging"}
     (line,) = problems(average, precision="bf16-true")
     assert line.endswith("use trainer.precision=bf16-mixed")
     assert problems(average, precision="bf16-mixed") == []
+    assert problems({"_target_": "vitlab.training.averages.WeightAveraging"}, precision="bf16-true") == []

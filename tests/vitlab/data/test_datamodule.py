@@ -1,6 +1,11 @@
 """The data module, with real Lightning runs of a tiny model on real digits."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +15,9 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from conftest import SRC
+from forked_ranks import RANKS
+from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch, TrainBatch
@@ -19,6 +27,7 @@ from vitlab.data.sets.digits import digits
 from vitlab.data.sets.fake import fake
 from vitlab.data.sets.image_folder import image_folder
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, Split
+from vitlab.storage.safe_load import load_checkpoint
 
 # Lightning 2.6.6 with torch 2.15
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
@@ -395,3 +404,88 @@ def test_images_are_prepared_as_asked_for_or_as_the_source_is() -> None:
 def test_colors_for_another_number_of_channels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.mean=\[0\.1, 0\.2\] is for 2 channels, and fake has 3"):
         datamodule(fake, mean=(0.1, 0.2)).setup()
+
+
+SIZES = {0: 8, 1: 12, 2: 16}
+
+
+def test_training_images_have_the_size_of_their_epoch_and_others_that_of_the_model(tmp_path: Path) -> None:
+    class Sizes(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), self.net)
+            self.sizes: list[tuple[int, int]] = []
+
+        def training_step(self, batch: TrainBatch, index: int) -> torch.Tensor:
+            self.sizes.append((batch.epoch, *batch.images.shape[3:]))
+            assert batch.images.shape[2] == batch.images.shape[3]
+            return super().training_step(batch, index)
+
+        def validation_step(self, batch: EvalBatch, index: int) -> None:
+            assert batch.images.shape[2:] == (20, 20)
+
+    data, model = datamodule(image_size=20, size_schedule={**SIZES, 1: 12}, batch_size=500), Sizes()
+    trainer(tmp_path, max_epochs=4).fit(model, datamodule=data)
+    assert sorted(set(model.sizes)) == [(0, 8), (1, 12), (2, 16), (3, 16)]
+    assert data.train_sizes == {(8, 8), (12, 12), (16, 16)}
+    assert datamodule(size_schedule={3: 12}).train_sizes == {(8, 8), (12, 12)}
+
+
+@pytest.mark.parametrize("crop", ["inception", "simple", "none"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_are_cropped_at_the_size_of_their_epoch(drawn: Path, crop: Any, workers: int) -> None:
+    source = partial(image_folder, data_dir=str(drawn))
+    options: dict[str, Any] = {"augment": Augment(crop=crop), "batch_size": 4, "num_workers": workers}
+    data = datamodule(source, image_size=16, size_schedule=SIZES, **options)
+    plain = datamodule(source, image_size=12, **options)
+    for module in (data, plain):
+        module.setup()
+        module.set_epoch(1)
+    ours, theirs = (next(iter(module.train_dataloader())) for module in (data, plain))
+    assert torch.equal(ours.images, theirs.images)
+    assert ours.images.shape[2:] == (12, 12)
+    evaluated: Any = next(iter(data.val_dataloader()))
+    assert evaluated.images.shape[2:] == (16, 16)
+
+
+SIZED = [
+    *("model.dim=16", "model.depth=1", "model.heads=2", "model.pos_embed=learned", "trainer.accelerator=cpu"),
+    *("image_size=16", "model.patch_size=4", "data.size_schedule={0: 8, 1: 12, 2: 16}", "data.max_train_samples=100"),
+    *("batch_size=20", "trainer.max_epochs=3", "logger=csv", "report=false", "trainer.enable_progress_bar=false"),
+]
+
+
+@pytest.fixture
+def sized(configured: Callable[..., Node], train_function: Callable[..., Node]) -> Path:
+    """A run with a size for each epoch of five steps, and its checkpoints of some steps."""
+    config = configured(*SIZED, "callbacks.last.keep_every_n_train_steps=1")
+    if not (folder := Path(config["run_dir"])).is_dir():
+        folder.mkdir()
+        train_function(**config)
+    return folder
+
+
+@pytest.mark.parametrize("step", [7, 10])
+def test_a_run_resumes_bit_for_bit_within_a_phase_and_at_its_edge(
+    sized: Path, configure: Callable[..., Node], train_function: Callable[..., Node], tmp_path: Path, step: int
+) -> None:
+    (tmp_path / "run").mkdir()
+    train_function(**configure(*SIZED, f"resume={sized}/checkpoints/step-{step:06d}.ckpt"))
+    ends = [load_checkpoint(run / "checkpoints/last.ckpt") for run in (sized, tmp_path / "run")]
+    assert [end["global_step"] for end in ends] == [15, 15]
+    assert all(torch.equal(value, ends[1]["state_dict"][name]) for name, value in ends[0]["state_dict"].items())
+
+
+@pytest.mark.long
+def test_two_ranks_train_on_the_sizes_of_one_process_also_in_shards_and_compiled(tmp_path: Path) -> None:
+    plain = ["degrees=0", "translate=0", "scale=[1,1]", "shear=0", "mixup=0"]
+    fixed = [f"data.augment.{setting}" for setting in plain] + ["model.drop_path=0", "schedule=constant"]
+    shared = [*SIZED, *fixed, "optimizer=sgd", "optimizer.fused=false", "optimizer.lr=0.1"]
+    jobs: list[list[Any]] = [["train", "one", 1, *shared], ["train", "compiled", 1, *shared, "compile=true"]]
+    jobs += [["train", name, 2, *shared, f"trainer={name}"] for name in ("ddp", "fsdp")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)}
+    subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=tmp_path, env=environment, check=True)
+    one, *others = (load_checkpoint(tmp_path / str(job[1]) / "checkpoints/last.ckpt")["state_dict"] for job in jobs)
+    for other in others:
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=0, atol=1e-5, msg=name)

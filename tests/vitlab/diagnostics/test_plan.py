@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from plan_accuracy import planned_configuration
+from teachers import VIT, digits_teacher
 from vitlab.diagnostics import plan
 from vitlab.diagnostics.plan import Need, advice, device_memory, planned_classifier, planned_data, rates, write_plan
+from vitlab.models.flops import count_flops
+from vitlab.models.vit import VisionTransformer
 from vitlab.training import build
 
 SMALL = ["model.dim=16", "model.depth=1", "model.heads=2"]
@@ -56,6 +59,33 @@ def test_steps_and_rates_are_those_of_the_training(overrides: list[str], tmp_pat
     assert max(expected) == found["steps"] - 1
     decays = [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
     assert [(group["name"], group["weight_decay"]) for group in found["groups"]] == decays
+
+
+def test_flops_are_those_of_the_sizes_of_the_epochs_and_memory_that_of_the_largest(tmp_path: Path) -> None:
+    options = ["model.patch_size=4", "trainer.max_epochs=3"]
+    sizes = {size: plan_of(tmp_path, f"image_size={size}", *options) for size in (8, 12, 16)}
+    found = plan_of(tmp_path, "image_size=12", "data.size_schedule={0: 8, 2: 16}", *options)
+    assert found["flops_per_image"] == (2 * sizes[8]["flops_per_image"] + sizes[16]["flops_per_image"]) // 3
+    assert found["memory"]["activations"] == sizes[16]["memory"]["activations"]
+    assert [found[key] for key in ("steps", "images_seen")] == [sizes[8][key] for key in ("steps", "images_seen")]
+
+
+def test_a_teacher_counts_in_parameters_memory_and_hours(tmp_path: Path) -> None:
+    (tmp_path / "plan").mkdir()
+    teacher = digits_teacher(tmp_path / "teacher")
+    network = VisionTransformer(image_size=8, **VIT)
+    parameters = sum(p.numel() for p in network.parameters())
+    forward = count_flops(network, (1, 8, 8), backward=False)
+    options: dict[str, Any] = {"device": "h100", "mfu": 0.5}
+    alone = plan_of(tmp_path / "plan", "trainer.precision=bf16-mixed", **options)
+    settings = [f"classifier.teacher={teacher}", "classifier.distillation=hard", "trainer.precision=bf16-mixed"]
+    found = plan_of(tmp_path / "plan", *settings, **options)
+    assert (found["teacher_parameters"], found["teacher_flops_per_image"]) == (parameters, forward)
+    assert found["memory"]["teacher"] == 4 * parameters
+    assert found["memory"]["total"] == alone["memory"]["total"] + 4 * parameters
+    assert found["flops_per_image"] == alone["flops_per_image"]
+    assert found["hours"] / alone["hours"] == pytest.approx(1 + forward / alone["flops_per_image"])
+    assert "teacher_parameters" not in alone
 
 
 def test_the_data_may_be_absent_if_its_sizes_are_given(tmp_path: Path) -> None:
@@ -107,10 +137,12 @@ def test_averages_buckets_and_shards_change_the_memory(tmp_path: Path) -> None:
         "trainer=default": counted,
         "trainer=ddp": counted,  # gradients are views of the buckets
         "callbacks=ema": {**counted, "average": 8},
+        "callbacks=ema trainer.precision=bf16-true": {**counted, "average": 16},
         "trainer=fsdp": {"weights": 4, "gradients": 4, "optimizer": 8},
+        "trainer=fsdp callbacks=ema": {"weights": 4, "gradients": 4, "optimizer": 8, "average": 4},
     }
     for override, memory in expected.items():
-        config = planned_configuration([override], tmp_path)
+        config = planned_configuration(override.split(), tmp_path)
         assert device_memory(counted, config, config["trainer"]["devices"]) == memory, override
     assert device_memory(counted, planned_configuration([], tmp_path), 2) == {**counted, "buckets": 8}
 

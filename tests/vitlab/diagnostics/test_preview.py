@@ -105,6 +105,17 @@ def test_the_pixels_and_targets_are_those_of_a_real_training(where: str, drawn: 
     assert not torch.equal(preview.training_batch(data, preview.step_plans(data)[0]).images, trained[0].images)
 
 
+def test_a_step_is_shown_at_the_size_of_its_epoch(tmp_path: Path) -> None:
+    data = loaded(
+        DataModule(source=digits, augment=Augment(), image_size=16, batch_size=96, seed=3, size_schedule={1: 12})
+    )
+    shown = []
+    for step in (6, 20):
+        preview.go_to_step(data, TRAINER, step, tmp_path)
+        shown.append(preview.training_batch(data, preview.step_plans(data)[0]).images.shape[-1])
+    assert shown == [16, 12]
+
+
 def test_two_devices_are_shown_as_two_parts_of_one_step(tmp_path: Path) -> None:
     preview.go_to_step(data := loaded(memory_data()), {**TRAINER, "devices": 2}, 5, tmp_path)
     plans = preview.step_plans(data)

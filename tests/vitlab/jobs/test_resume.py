@@ -76,6 +76,12 @@ def test_what_does_not_change_the_training_does_not_hinder_resuming(tmp_path: Pa
     assert resume_auto({**CONFIG, "resume": "auto"}, tmp_path) == [f"hydra.run.dir='{run}'"]
 
 
+def test_a_setting_that_is_null_may_be_one_that_the_run_did_not_know_yet(tmp_path: Path) -> None:
+    run = made(tmp_path / "a")
+    assert resume_auto({**CONFIG, "data": {"later": None}}, tmp_path) == [f"hydra.run.dir='{run}'"]
+    assert resume_auto({**CONFIG, "data": {"later": 1}}, tmp_path) == []
+
+
 def test_a_run_killed_before_it_could_record_anything_can_be_resumed(tmp_path: Path) -> None:
     run = made(tmp_path / "a", status=None)
     assert resume_auto(CONFIG, tmp_path) == [f"hydra.run.dir='{run}'"]
@@ -96,7 +102,7 @@ def test_auto_takes_the_run_that_was_trained_furthest_whatever_the_clock_says(tm
 def test_a_requeued_job_finds_its_own_run_before_any_other(tmp_path: Path) -> None:
     mine = made(tmp_path / "a", status="preempted", job="17", last=False)
     made(tmp_path / "b", steps=90, job="18")
-    assert resume_auto(CONFIG, tmp_path, {"SLURM_JOB_ID": "17"}) == [f"hydra.run.dir='{mine}'"]
+    assert resume_auto(CONFIG, tmp_path, environment={"SLURM_JOB_ID": "17"}) == [f"hydra.run.dir='{mine}'"]
 
 
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sets.fake import fake
 from vitlab.models.timm_model import timm_model
+from vitlab.models.vit import VisionTransformer
 from vitlab.training import schedules
 from vitlab.training.classifier import Classifier
 
@@ -55,3 +57,29 @@ def test_stochastic_depth_is_passed_on() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest_ones() -> None:
     with pytest.raises(ValueError, match=r"model\.model_name=resnet81 is no timm model; did you mean .*resnet"):
         timm_model(model_name="resnet81", num_classes=3, in_channels=3)
+
+
+MINI = {"patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4}
+
+
+def test_a_vit_of_equal_geometry_is_the_same_network_as_ours() -> None:
+    sizes: dict[str, Any] = {"num_classes": 10, "in_channels": 1, "image_size": 8, "drop_path": 0.1}
+    theirs = timm_model(model_name="vit_tiny_patch16_224", options=MINI, **sizes).eval()
+    ours = VisionTransformer(patch_size=2, dim=64, depth=4, heads=4, init="timm", **sizes).eval()
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters()) == 202_186
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patchsize": 2}, r"model\.options\.patchsize: .* no such argument; did you mean 'patch_size'.*, embed_dim,"),
+        ({"drop_path_rate": 0.1}, r"model\.options\.drop_path_rate can't be set here: model\.drop_path decides it"),
+        ({"in_chans": 1}, r"model\.options\.in_chans can't be set here: data decides it"),
+    ],
+)
+def test_arguments_that_timm_lacks_or_others_decide_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        timm_model(model_name="test_vit", num_classes=3, in_channels=3, image_size=32, options=options)

@@ -1,6 +1,10 @@
 """Averages step by step next to timm's and torchvision's, through resumes, and their scores next to the raw ones."""
 
+import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
@@ -14,6 +18,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from conftest import SRC
+from forked_ranks import RANKS
 from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
@@ -73,11 +79,11 @@ class Compare(Callback):
         self.steps = trainer.global_step
         assert isinstance(pl_module, Classifier)
         expected = self.reference(self.steps, pl_module.network)
-        average: Any = self.average._average_model
-        for (name, mine), theirs in zip(average.module.network.named_parameters(), expected.parameters(), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7, msg=f"{name} at {self.steps}")
-        weight = pl_module.get_parameter("network.head.weight")
-        self.moved.append(float(torch.dist(weight.detach(), average.module.network.head.weight.detach())))
+        averages = self.average._average_model
+        for name, theirs in expected.named_parameters(prefix="network"):
+            torch.testing.assert_close(averages[name], theirs, rtol=1e-6, atol=1e-7, msg=f"{name} at {self.steps}")
+        weight, mean = pl_module.get_parameter("network.head.weight"), averages["network.head.weight"]
+        self.moved.append(float(torch.dist(weight.detach(), mean)))
 
 
 def compare(
@@ -211,6 +217,31 @@ def test_a_schedule_free_run_resumes_bit_for_bit(make_trainer: MakeTrainer, tmp_
     assert torch.dist(states[0]["network.head.weight"], states[0]["average.network.head.weight"]) > 1e-4
 
 
+def test_the_average_of_weights_of_16_bits_is_kept_in_float32(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    """An average of 16 bits wouldn't move: one of 1000 parts of a step is below their resolution."""
+    kept: list[nn.Module] = []
+
+    def reference(step: int, network: nn.Module) -> nn.Module:
+        kept[:] = kept or [deepcopy(network).float()]
+        for mean, now in zip(kept[0].parameters(), network.parameters(), strict=True):
+            mean.data.lerp_(now.data.float(), 1 - 0.999 if step > 1 else 1.0)
+        return kept[0]
+
+    average, file, stops = WeightAveraging(decay=0.999), tmp_path / "end.ckpt", [2, EPOCHS]
+    moved = compare(make_trainer, average, reference, precision="bf16-true", limit_val_batches=1)
+    assert min(moved[1:]) > 1e-4
+    assert len({*moved}) == EPOCHS * PER_EPOCH, "it moves in each step"
+    states = []
+    for start, epochs in ((None, EPOCHS), (None, stops[0]), (file, stops[1])):
+        options: dict[str, Any] = {"max_epochs": epochs, "precision": "bf16-true", "limit_val_batches": 0}
+        trainer = make_trainer(callbacks=[WeightAveraging(decay=0.999), Save(file)], **options)
+        trainer.fit(classifier(), data(), ckpt_path=start, weights_only=True)
+        states.append(load_checkpoint(file))
+    for part, dtype in (("state_dict", torch.float32), ("current_model_state", torch.bfloat16)):
+        assert {value.dtype for value in states[0][part].values()} == {dtype}
+        assert all(torch.equal(value, states[2][part][name]) for name, value in states[0][part].items())
+
+
 def test_after_training_the_module_has_the_averages_and_the_checkpoint_both(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
@@ -262,3 +293,53 @@ def without_averages(file: Path) -> Path:
 def test_settings_out_of_bounds_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WeightAveraging(**settings)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs with an average by one process, and by two ranks with and without shards, complete and in two parts."""
+    folder = tmp_path_factory.mktemp("ranks")
+    sizes = ["model.dim=16", "model.depth=1", "model.heads=2", "batch_size=256", "trainer.accelerator=cpu"]
+    quiet = ["report=false", "logger=csv", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1"]
+    settings = [*sizes, *quiet, "callbacks=ema", "callbacks.ema.decay=0.9"]
+    ends = {epochs: f"trainer.max_epochs={epochs}" for epochs in (1, 2)}
+    plain = ["degrees=0", "translate=0", "scale=[1,1]", "shear=0", "mixup=0"]  # the same images on any number of ranks
+    fixed = [f"data.augment.{setting}" for setting in plain] + ["model.drop_path=0"]
+    shared = [*settings, *fixed, "schedule=constant", "optimizer=sgd", "optimizer.fused=false", "optimizer.lr=0.1"]
+    jobs: list[list[Any]] = [
+        ["train", "one", 1, *shared, ends[2]],
+        ["train", "ddp", 2, "trainer=ddp", *shared, ends[2]],
+        ["train", "fsdp", 2, "trainer=fsdp", *shared, ends[2]],
+        ["train", "first", 2, "trainer=fsdp", *shared, ends[1]],
+        ["train", "second", 2, "trainer=fsdp", *shared, ends[2], f"resume={folder}/first/checkpoints/last.ckpt"],
+        ["train", "one-of-fsdp", 1, *shared, ends[2], f"resume={folder}/first/checkpoints/last.ckpt"],
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)}
+    subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=folder, env=environment, check=True)
+    return folder
+
+
+PARTS = ("state_dict", "current_model_state")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "one-of-fsdp"])
+def test_ranks_average_as_one_process_does_also_in_shards(ranks: Path, name: str) -> None:
+    one, other = (load_checkpoint(ranks / run / "checkpoints/last.ckpt") for run in ("one", name))
+    for part in PARTS:
+        assert one[part].keys() == other[part].keys()
+        for key, value in one[part].items():
+            torch.testing.assert_close(other[part][key], value, rtol=0, atol=1e-6)
+    assert one["averaging_state"] == other["averaging_state"]
+    scores, others = (json.loads((ranks / run / "results.json").read_text()) for run in ("one", name))
+    for score in ("val/loss", "test/loss", "raw/loss"):
+        assert others[score] == pytest.approx(scores[score], rel=1e-5), score
+    assert scores["test/loss"] != pytest.approx(scores["raw/loss"], rel=1e-3)
+
+
+@pytest.mark.long
+def test_a_sharded_average_resumes_bit_for_bit(ranks: Path) -> None:
+    one, other = (load_checkpoint(ranks / run / "checkpoints/last.ckpt") for run in ("fsdp", "second"))
+    for part in PARTS:
+        assert all(torch.equal(value, other[part][key]) for key, value in one[part].items())
+    assert not torch.equal(*(one[part]["network.head.weight"] for part in PARTS))

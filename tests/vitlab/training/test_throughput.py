@@ -46,6 +46,7 @@ class SlowStep(Callback):
 def fitted(make: MakeTrainer, data: DataModule, *callbacks: Callback, **knobs: Any) -> ThroughputMeter:
     torch.manual_seed(0)
     network = VisionTransformer(image_size=8, patch_size=4, in_channels=1, num_classes=10, dim=16, depth=1, heads=2)
+    network.patch_embed.strict_img_size = data.train_sizes == {(8, 8)}
     optimizer = partial(torch.optim.SGD, lr=0.1)
     module = Classifier(network, num_classes=10, optimizer=optimizer, schedule=schedules.constant)
     monitor = Monitor()
@@ -71,6 +72,12 @@ def test_utilization_is_the_work_done_divided_by_the_peak(make_trainer: MakeTrai
     assert peak is not None
     for row in meter.rows:
         assert row["train/mfu"] == pytest.approx(row["train/images_per_second"] * meter.flops / peak)
+
+
+def test_utilization_is_that_of_the_size_of_the_epoch(make_trainer: MakeTrainer) -> None:
+    meters = [fitted(make_trainer, Slowly(size_schedule=sizes)) for sizes in (None, {0: 4}, {0: 4, 1: 8})]
+    assert [meter.flops for meter in meters] == [meters[0].flops, meters[1].flops, meters[0].flops]
+    assert (meters[0].flops or 0) > (meters[1].flops or 0) > 0
 
 
 def test_saving_is_no_training(make_trainer: MakeTrainer, tmp_path: Any) -> None:
