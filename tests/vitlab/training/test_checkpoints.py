@@ -400,9 +400,7 @@ def test_a_run_of_no_validation_that_is_cut_after_its_last_step_is_tested_when_i
     complete = run("complete", *settings)
     assert not (run("cut", *settings, cut=CutAfterTraining()) / "checkpoints" / "best.ckpt").exists()
     cut = run("cut", *settings, resumed=True)
-    assert rows(cut) == rows(complete)
-    first, second = (safe_load.load_checkpoint(folder / "checkpoints" / "best.ckpt") for folder in (complete, cut))
-    assert same(first["state_dict"], second["state_dict"])
+    assert_same_run(complete, cut)
     one, two = (read_results(folder) for folder in (complete, cut))
     scores = {key for key in one if key.startswith(("val/", "test/"))}
     assert {key: one[key] for key in scores} == {key: two[key] for key in scores}
