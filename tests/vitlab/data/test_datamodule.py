@@ -1,6 +1,7 @@
 """The data module, with real Lightning runs of a tiny model on real digits."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -395,3 +396,13 @@ def test_images_are_prepared_as_asked_for_or_as_the_source_is() -> None:
 def test_colors_for_another_number_of_channels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.mean=\[0\.1, 0\.2\] is for 2 channels, and fake has 3"):
         datamodule(fake, mean=(0.1, 0.2)).setup()
+
+
+@pytest.mark.parametrize(("labels", "refused"), [([0, 0, 0, 0], True), ([0, 1, 0, 1], False)])
+def test_one_class_to_train_on_is_refused_and_two_are_enough(labels: list[int], refused: bool) -> None:
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    split, test = Split(images, torch.tensor(labels)), Split(images[:3], torch.arange(3))
+    source = Source("tiny", ("a", "b", "c"), 1, (0.5,), (0.5,), 8, split, test)
+    expected = pytest.raises(ValueError, match="tiny has the one class 'a' to train on") if refused else nullcontext()
+    with expected:
+        datamodule(lambda: source, batch_size=2, val_fraction=0.0).setup()
