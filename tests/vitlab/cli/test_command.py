@@ -72,6 +72,13 @@ def test_a_wrong_command_line_ends_with_status_2_and_starts_nothing(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("shown", [["--cfg", "job"], ["--info"]])
+def test_the_configuration_of_several_jobs_at_once_is_refused(shown: list[str], tmp_path: Path) -> None:
+    ended = run(tmp_path, "-m", "seed=0,1", *shown)
+    assert ended.returncode == 2
+    assert f"  - {shown[0]} is for one run, and -m starts several; leave out -m" in ended.stderr
+
+
 def cpu_seconds(line: list[str], folder: Path) -> float:
     """Of all processes that a command has."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
