@@ -46,8 +46,14 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 }  # fmt: skip
 # mutants that compute the same: a module, the change, a part of the source line, and why
 EQUIVALENT = """
+data/augment.py | one more | few = max(1, CACHE_SIZE | images that are prepared at once
 data/auto_augment.py | another operator | level + std * torch.randn | a normal distribution is symmetric
 data/crops.py | another comparison | torch.rand(batch, 1).flatten() < 0.5 | 0.5 is drawn once in 2**24 times
+data/dataset.py | other branch | if torch.rand(()) < 0.5 else | either has the same probability
+data/jpeg.py | another comparison | metadata.find(tag, at + 1)) >= 0 | the metadata begins with Exif
+data/packing/pack.py | one more | - last > 10 | seconds between two lines of the log
+data/source.py | another comparison | 2 * len(indices) < len(self.stored) | copied or not, the images are the same
+data/splitting.py | one more | * 8 // len(numbers) | classes that are sorted at once
 models/attention.py | other truth value | use_reentrant=False | the compiler, which it is for, traces both alike
 models/init.py | other truth value | recurse=False | only the model itself has parameters of these names
 models/layers.py | another comparison | rate > 0.0 | dropout at rate 0 returns its input

@@ -115,6 +115,12 @@ def test_no_box_is_empty() -> None:
     assert bool((boxes[2:] >= 1).all())
 
 
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_crop_of_one_color_has_that_color(value: int) -> None:
+    batch = torch.full((8, 3, 20, 20), value, dtype=torch.uint8)
+    assert bool((crops.random_resized_crop(batch, (12, 12), (0.1, 1.0), "bicubic") == value).all())
+
+
 @pytest.mark.parametrize("shape", [(20, 30), (31, 20)])
 def test_an_image_covers_a_size_that_is_not_square_as_timms_does(shape: tuple[int, int]) -> None:
     batch = images(1, 32)[:, :, : shape[0], : shape[1]]
