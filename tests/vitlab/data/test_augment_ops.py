@@ -261,12 +261,3 @@ def test_random_affine_turns_and_shears_both_ways_up_to_its_limit(degrees: float
     distances = torch.stack([(drawn.int() - a.int()).abs().float().mean((1, 2, 3)) for a in angles], dim=1)
     nearest = distances.argmin(1) - 20
     assert (int(nearest.min()), int(nearest.max())) == (-10, 10)
-
-
-def test_a_blur_is_pillows_of_any_radius() -> None:
-    radii = torch.linspace(0.1, 2.0, 96)
-    photo = Image.effect_noise((24, 20), 80).convert("RGB")
-    batch = v2.functional.pil_to_tensor(photo).expand(len(radii), -1, -1, -1).contiguous()
-    theirs = [v2.functional.pil_to_tensor(photo.filter(ImageFilter.GaussianBlur(radius))) for radius in radii.tolist()]
-    difference = augment_ops._blur(batch, radii).int() - torch.stack(theirs).int()
-    assert int(difference.abs().max()) <= 1
