@@ -207,7 +207,7 @@ class LineRecorder:
         sys.settrace(None)
         self.lines[item.nodeid], self.seconds[item.nodeid] = sorted(lines), time.monotonic() - start
         self.record.write_text(
-            json.dumps({test: self.lines[test] for test in sorted(self.lines, key=self.seconds.get)})
+            json.dumps({test: self.lines[test] for test in sorted(self.lines, key=lambda test: self.seconds[test])})
         )
 
 

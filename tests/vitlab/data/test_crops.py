@@ -1,6 +1,6 @@
 """Crops of batches: each equals torchvision's of one image, and the draws have torchvision's distribution."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -127,7 +127,8 @@ def test_an_image_covers_a_size_that_is_not_square_as_timms_does(shape: tuple[in
     covered = crops.cover(batch, (12, 10), v2.InterpolationMode.BICUBIC)
     ratio = min(shape[0] / 12, shape[1] / 10)  # of ResizeKeepRatio(longest=0.0)
     assert covered.shape[-2:] == (round(shape[0] / ratio), round(shape[1] / ratio))
-    theirs = ResizeKeepRatio((12, 10), longest=0.0, interpolation="bicubic")(tv.to_pil_image(batch[0]))
+    resize: Any = ResizeKeepRatio
+    theirs = resize((12, 10), longest=0.0, interpolation="bicubic")(tv.to_pil_image(batch[0]))
     assert theirs.size == covered.shape[:1:-1]
 
 
