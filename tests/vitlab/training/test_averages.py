@@ -262,3 +262,7 @@ def without_averages(file: Path) -> Path:
 def test_settings_out_of_bounds_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WeightAveraging(**settings)
+
+
+def test_a_training_that_has_no_average_yet_ends_without_one() -> None:
+    WeightAveraging(decay=0.9).teardown(None, None, "fit")  # type: ignore[arg-type]

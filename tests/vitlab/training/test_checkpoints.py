@@ -406,3 +406,8 @@ def test_a_run_of_no_validation_that_is_cut_after_its_last_step_is_tested_when_i
     assert {key: one[key] for key in scores} == {key: two[key] for key in scores}
     assert ("val/loss" in scores) == ("data.val_fraction=0" not in settings)
     assert "test/acc" in scores
+
+
+def test_a_checkpoint_is_saved_after_every_epoch_or_ten_minutes_by_default(tmp_path: Path) -> None:
+    last = checkpoints.LastCheckpoint(dirpath=str(tmp_path))
+    assert (last.epochs, last.steps, last.minutes, last.kept_epochs, last.kept_steps) == (1, None, 10.0, None, None)
