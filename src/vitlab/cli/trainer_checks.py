@@ -154,7 +154,7 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
             yield str(error)
 
 
-def check_loaded(config: Node, samples: int) -> None:
+def check_samples(config: Node, samples: int) -> None:
     """Raise `ValueError` for a batch or schedule that doesn't fit the images to train on, now that they are loaded."""
     view = ConfigView(config, set())
     view.samples = samples

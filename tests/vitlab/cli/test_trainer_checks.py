@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 import train
 from conftest import Configure
 from vitlab.cli import checks
-from vitlab.cli.trainer_checks import ACCELERATORS, STRATEGIES, check_loaded
+from vitlab.cli.trainer_checks import ACCELERATORS, STRATEGIES, check_samples
 from vitlab.training import build
 
 Found = Callable[..., list[str]]
@@ -86,9 +86,9 @@ def test_a_cluster_has_other_machines_and_must_be_asked_for_a_number_of_devices(
 )
 def test_what_doesnt_fit_the_loaded_images_is_an_error(configure: Configure, settings: list[str], problem: str) -> None:
     config = configure(CPU, *settings)
-    check_loaded(config, 1293)
+    check_samples(config, 1293)
     with pytest.raises(ValueError, match=re.escape(problem)):
-        check_loaded(config, 50)
+        check_samples(config, 50)
 
 
 def test_a_training_says_so_before_it_builds_the_network(
