@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vitlab.cli.checks import sweep_problems
 from vitlab.cli.command import command
+from vitlab.cli.trainer_checks import check_samples
 from vitlab.config.bounds import NonNegativeInt, PositiveInt, Seed
 from vitlab.config.schema import Node
 
@@ -90,6 +91,7 @@ def main(
 
     folder = Path(run_dir)
     datamodule = build.build_data(data)
+    check_samples(config, datamodule.samples["train"])
     now = run_identity(config, datamodule)
     start = checkpoint_to_resume(resume, folder, now, first_rank=environment.rank(os.environ) == 0)
     seed_everything(seed, verbose=False)

@@ -1,6 +1,9 @@
 """vitlab: Vision Transformer experiments."""
 
+import signal
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 # imported on first use: `import vitlab` is free
@@ -13,6 +16,10 @@ NAMES = {
     "load": ("vitlab.evaluation.trained_model", "load_model"),
     "VisionTransformer": ("vitlab.models.vit", "VisionTransformer"),
 }
+
+HERE, MAIN = Path(__file__).resolve().parent, getattr(sys.modules["__main__"], "__file__", None)
+if MAIN and Path(MAIN).resolve().parent in (HERE.parent, HERE / "programs"):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while a program starts, Ctrl-C ends it without a traceback
 
 
 def __getattr__(name: str) -> Any:

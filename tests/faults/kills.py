@@ -99,6 +99,20 @@ def signalled_twice(trial: Trial) -> None:
     assert_same_run(expected, finish(trial.folder, *settings))
 
 
+@fault("Ctrl-C or SIGTERM while train.py starts: ends without a traceback, and the run can be made (real processes)", 4)
+def stopped_at_start(trial: Trial) -> None:
+    line, number = (str(SRC / "train.py"), *DIGITS, "resume=auto"), trial.random.choice((signal.SIGINT, *STOP))
+    with real_process(trial.folder, *line) as process:
+        time.sleep(trial.random.uniform(0.2, 6.0))
+        process.send_signal(number)
+        status = process.wait(60)
+    output, outcome = text(trial.folder), signals.SIGNALS[number]
+    assert status in (-number, signals.STATUS[outcome], 0), f"ended with {status}\n{output[-2000:]}"
+    assert "Traceback" not in output, output[-2000:]
+    run_command(trial.folder, "train", *DIGITS, "resume=auto")
+    assert_same_run(reference(trial.work, "digits", *DIGITS)[0], finished_run(trial.folder))
+
+
 @fault("two processes in one run folder: the second refused", 3)
 def occupied(trial: Trial) -> None:
     expected, _ = reference(trial.work, "digits", *DIGITS)

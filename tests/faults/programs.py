@@ -45,8 +45,11 @@ class ForkedProgram:
     ) -> None:
         self.returncode: int | None = None
         self.output = output
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)  # until the new process has handlers of its own
         self.pid = os.fork()
-        if self.pid == 0:
+        if self.pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
+        else:
             status = 70
             try:
                 if process_group is None:
@@ -66,9 +69,9 @@ class ForkedProgram:
                 status = 0
             except SystemExit as error:
                 status = error.code if isinstance(error.code, int) else int(error.code is not None)
-            except BaseException as error:
+            except BaseException:
                 traceback.print_exc()
-                status = 130 if isinstance(error, KeyboardInterrupt) else 70  # as Python has it, on Ctrl-C
+                status = 70
             finally:
                 with suppress(Exception):
                     sys.stdout.flush()
@@ -124,7 +127,8 @@ def new_interpreter(env: Mapping[str, str], cwd: Path | None) -> None:
         os.chdir(cwd)
     allowlist.WORKING_DIR = Path.cwd().resolve()
     for number in signals.SIGNALS:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)  # SIGINT too: `import vitlab` in a program does it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.SIGNALS)
     logging.getLogger().handlers = []
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None

@@ -2,6 +2,7 @@
 
 import ast
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def main() -> None:
         print(f"vitlab: there is no program {name!r}{there}", file=sys.stderr)
         sys.exit(2)
     else:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in vitlab/__init__.py
         sys.argv = [str(programs[name]), *arguments]
         sys.path.insert(0, str(PROGRAMS))  # as `python FILE` does
         runpy.run_path(sys.argv[0], run_name="__main__")

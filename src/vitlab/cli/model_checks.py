@@ -173,10 +173,12 @@ def source_settings(view: ConfigView) -> Node | None:
 def train_samples(view: ConfigView) -> int | None:
     """Training images without those of validation; None if that is known only after loading."""
     facts, settings, fraction = facts_of(view), source_settings(view), view("data.val_fraction", float)
+    if view.samples is not None or fraction is None or (facts.count and view("data.on_error", str) == "skip"):
+        return view.samples
     samples, has_validation = (facts.train_samples, False) if settings is None else facts.size(settings)
-    if samples is None or fraction is None:
-        return None
-    return images_to_train_on(samples, has_validation, fraction, view("data.max_train_samples", int))
+    if samples is not None:
+        view.samples = images_to_train_on(samples, has_validation, fraction, view("data.max_train_samples", int))
+    return view.samples
 
 
 def data_problems(view: ConfigView) -> Iterator[str]:

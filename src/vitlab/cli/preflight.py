@@ -106,6 +106,9 @@ def unsafe_sources(program: Program, flags: Namespace) -> list[str]:
     if flags.experimental_rerun:
         remedy = "use resume=RUN, or RUN/config.yaml"
         return [f"--experimental-rerun reads a pickle, which may run code; {remedy}"]
+    shows = [name for name in ("cfg", "info", "shell_completion", "run") if getattr(flags, name)]
+    if shows and flags.multirun:
+        return [f"--{shows[0]} is for one run, and -m starts several; leave out -m, and give each setting one value"]
     return arguments.searchpath_problems(flags.config_name or program.name)
 
 

@@ -5,10 +5,10 @@ import os
 import re
 from collections.abc import Iterator
 
-from vitlab.cli.model_checks import train_samples
+from vitlab.cli.model_checks import batch_problems, train_samples
 from vitlab.config.definitions import find_spec, is_kind_of
 from vitlab.config.objective import objectives
-from vitlab.config.schema import child_nodes, suggest
+from vitlab.config.schema import Node, child_nodes, suggest
 from vitlab.config.view import ConfigView
 from vitlab.distributed import environment
 from vitlab.training.schedules import count_warmup
@@ -178,6 +178,14 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
             count_warmup(int(total), length, fraction, epochs, per_epoch, cooldown)
         except ValueError as error:
             yield str(error)
+
+
+def check_samples(config: Node, samples: int) -> None:
+    """Raise `ValueError` for a batch or schedule that doesn't fit the images to train on, now that they are loaded."""
+    view = ConfigView(config, set())
+    view.samples = samples
+    if problems := [*batch_problems(view), *schedule_problems(view)]:
+        raise ValueError("; ".join(problems))
 
 
 def group_problems(view: ConfigView) -> Iterator[str]:

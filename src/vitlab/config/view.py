@@ -12,6 +12,7 @@ class ConfigView:
 
     def __init__(self, config: Node, bad: set[str], *, remote: bool = False) -> None:
         self.config, self.bad, self.remote = config, bad, remote
+        self.samples: int | None = None  # to train on, once they are counted
 
     def __call__(self, path: str, kind: Any = object) -> Any:
         value: Any = self.config

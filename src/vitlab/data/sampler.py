@@ -196,7 +196,7 @@ class EpochBatches(Sampler[BatchPlan]):
                 yield BatchPlan(epoch, step, indices[here], micros[-1].stop, micro, repeats[here])
 
 
-def eval_share(samples: int, rank: int, world_size: int, *, in_blocks: bool = False) -> range:
+def eval_share(samples: int, rank: int, world_size: int, *, in_blocks: bool) -> range:
     """The samples that a device evaluates: every `world_size`-th, or a range if they are read in blocks."""
     return cut(samples, world_size)[rank] if in_blocks else range(rank, samples, world_size)
 

@@ -34,9 +34,9 @@ class Facts:
     """What is known of a data set before it is loaded, as a decorator of its loader.
 
     Functions of the loader's settings: `problems` yields what is wrong with them, `count` returns the number of train
-    images and whether there is a validation split. `label` maps `data.source` to the set's name in names of runs (else
-    the loader's), `normalize` the group `data` to the form that is recorded, with absolute paths. `files` are patterns
-    below `data_dir`, one of which names what would be downloaded.
+    images, if it is known, and whether there is a validation split. `label` maps `data.source` to the set's name in
+    names of runs (else the loader's), `normalize` the group `data` to the form that is recorded, with absolute paths.
+    `files` are patterns below `data_dir`, one of which names what would be downloaded.
     """
 
     native_size: int | None = None  # side in pixels
@@ -47,7 +47,7 @@ class Facts:
     files: tuple[str, ...] = ()
     epochs: int | None = None  # of a training, unless `trainer.max_epochs` is set
     problems: Callable[..., Iterator[str]] | None = None
-    count: Callable[..., tuple[int, bool]] | None = None
+    count: Callable[..., tuple[int | None, bool]] | None = None
     label: Callable[[Mapping[str, Any]], str] | None = None
     normalize: Callable[[Node], Node] | None = None
 

@@ -201,7 +201,7 @@ def best_scores(run: Trainer, module: Classifier, datamodule: DataModule) -> Nod
         "checkpoint": checkpoint.best_model_path,
         "checkpoint_seconds": round(last.seconds / last.saves, 3) if last and last.saves else None,  # of one
         "steps": run.global_step,
-        "epochs": run.current_epoch,
+        "epochs": max(run.current_epoch, -(-run.global_step // max(1, datamodule.steps_per_epoch))),  # started
         "images": monitor.images,
         "images_per_second": 0.0,  # of a run without new steps
         **{name: float(f"{value:.4g}") for name, value in monitor.meter.medians().items()},

@@ -88,6 +88,7 @@ class LastCheckpoint(Checkpoint):
         self._seen, self._time = trainer.global_step, time.monotonic()
         if trainer.global_rank < len(self._random):  # a new rank has no state
             restore_random_state(self._random[trainer.global_rank], trainer.strategy.root_device)
+        self._random = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
@@ -148,7 +149,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the random states, and progress of the loops that can be resumed."""
-        checkpoint["random"] = all_gather_object(trainer, random_state(trainer.strategy.root_device))
+        own = random_state(trainer.strategy.root_device)
+        checkpoint["random"] = self._random or all_gather_object(trainer, own)  # resumed after its last step: as saved
         checkpoint["accumulate"] = trainer.accumulate_grad_batches
         if trainer.state.fn == TrainerFn.FITTING:
             set_loop_progress(

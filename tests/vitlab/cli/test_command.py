@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -71,6 +72,13 @@ def test_a_wrong_command_line_ends_with_status_2_and_starts_nothing(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("shown", [["--cfg", "job"], ["--info"]])
+def test_the_configuration_of_several_jobs_at_once_is_refused(shown: list[str], tmp_path: Path) -> None:
+    ended = run(tmp_path, "-m", "seed=0,1", *shown)
+    assert ended.returncode == 2
+    assert f"  - {shown[0]} is for one run, and -m starts several; leave out -m" in ended.stderr
+
+
 def cpu_seconds(line: list[str], folder: Path) -> float:
     """Of all processes that a command has."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -98,3 +106,14 @@ def test_a_mistake_and_help_take_little_longer_than_importing_hydra(tmp_path: Pa
     assert ratios["a value out of bounds"] < 6
     assert ratios["--help"] < 4
     assert ratios["--help model"] < 5
+
+
+@pytest.mark.parametrize("moment", ["| hydra.version", "| vitlab.cli.preflight", "importing torch and Lightning"])
+def test_ctrl_c_while_it_starts_ends_it_without_a_traceback(moment: str, tmp_path: Path) -> None:
+    line = [sys.executable, "-X", "importtime", str(SOURCE / "train.py"), "trainer.max_epochs=1"]
+    with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any(moment in " ".join(text.split()) for text in process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == -signal.SIGINT

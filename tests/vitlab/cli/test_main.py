@@ -1,5 +1,6 @@
 """The command `vitlab` in the source tree; tests/test_wheel.py trains with it."""
 
+import signal
 import subprocess
 import sys
 
@@ -38,7 +39,9 @@ def test_it_runs_the_program_as_its_file_does(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["vitlab", "train", "--version"])
     monkeypatch.setattr(sys, "path", [*sys.path])
+    former = signal.getsignal(signal.SIGINT)
     vitlab.cli.main.main()
+    assert signal.signal(signal.SIGINT, former) == signal.SIG_DFL, "Ctrl-C ends it without a traceback"
     assert sys.path[0] == str(paths.PROGRAMS), "programs may import each other"
     assert sys.argv == [str(SRC / "train.py"), "--version"]
     assert capfd.readouterr().out == f"vitlab {paths.version()}\n", "not Hydra's"

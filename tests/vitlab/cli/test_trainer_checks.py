@@ -1,6 +1,8 @@
 """The rules of the Trainer, its devices and the schedule."""
 
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,16 @@ from lightning.pytorch.strategies import StrategyRegistry
 import train
 from conftest import Configure
 from vitlab.cli import checks
-from vitlab.cli.trainer_checks import ACCELERATORS, REFUSED, STRATEGIES, callback_problems, group_problems
+from vitlab.cli.trainer_checks import (
+    ACCELERATORS,
+    REFUSED,
+    STRATEGIES,
+    callback_problems,
+    check_samples,
+    group_problems,
+)
 from vitlab.config.view import ConfigView
+from vitlab.training import build
 
 Found = Callable[..., list[str]]
 CPU = "trainer.accelerator=cpu"
@@ -72,6 +82,30 @@ def test_a_cluster_has_other_machines_and_must_be_asked_for_a_number_of_devices(
     assert problem == "trainer.devices=-1: a cluster needs a number of devices; set one"
     (problem,) = checks.problems(train.main, {**several, "max_restarts": 2}, remote=True)
     assert problem == "max_restarts=2 starts one machine's processes again, not 2; use max_restarts=0"
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["batch_size=64", "data.drop_last=true"], "batch_size=64 is more than the 50 images to train on"),
+        (["batch_size=32", "+trainer.val_check_interval=3"], "trainer.val_check_interval=3 is above the 2 batches"),
+        (["trainer.max_epochs=1", "schedule.warmup_steps=9"], "schedule.warmup_steps=9 leaves nothing of the 1 steps"),
+    ],
+)
+def test_what_doesnt_fit_the_loaded_images_is_an_error(configure: Configure, settings: list[str], problem: str) -> None:
+    config = configure(CPU, *settings)
+    check_samples(config, 1293)
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        check_samples(config, 50)
+
+
+def test_a_training_says_so_before_it_builds_the_network(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "build_classifier", pytest.fail)
+    config = configure(CPU, "data.max_train_samples=50", "batch_size=64", "data.drop_last=true")
+    with pytest.raises(ValueError, match="batch_size=64 is more than the 50 images"):
+        train.main.function(**{**config, "run_dir": str(tmp_path)})
 
 
 LIGHTNING = "lightning.pytorch.callbacks"

@@ -222,6 +222,13 @@ def test_prepare_resizes_and_normalizes_like_torchvision() -> None:
         ]
     )(images)
     assert torch.allclose(ours, theirs, atol=1e-5)
+    assert images is not None
+    prepare = Prepare(image_size=(12, 12), mean=mean, std=std)
+    assert torch.allclose(prepare(images.float()), prepare(images), atol=1e-5)
+
+
+def test_the_crop_fraction_is_timms_unless_it_is_set() -> None:
+    assert [Augment(crop_fraction=fraction).crop_fraction for fraction in (None, 0.95)] == [0.875, 0.95]
 
 
 def test_erased_pixels_have_the_mean_color() -> None:

@@ -1,9 +1,10 @@
 """Crops of batches: each equals torchvision's of one image, and the draws have torchvision's distribution."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
+from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
@@ -106,6 +107,29 @@ def test_each_image_has_its_crop_and_perhaps_its_interpolation(
         assert max(counts) > 180
     varied = crops.random_resized_crop(batch[:50], (24, 24), (0.1, 0.5), interpolation)
     assert len({tuple(image) for image in varied.flatten(1).tolist()}) == 50
+
+
+def test_no_box_is_empty() -> None:
+    torch.manual_seed(0)
+    boxes = crops.inception_boxes(200, (2, 2), (0.01, 0.1))
+    assert bool((boxes[2:] >= 1).all())
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_crop_of_one_color_has_that_color(value: int) -> None:
+    batch = torch.full((8, 3, 20, 20), value, dtype=torch.uint8)
+    assert bool((crops.random_resized_crop(batch, (12, 12), (0.1, 1.0), "bicubic") == value).all())
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (31, 20)])
+def test_an_image_covers_a_size_that_is_not_square_as_timms_does(shape: tuple[int, int]) -> None:
+    batch = images(1, 32)[:, :, : shape[0], : shape[1]]
+    covered = crops.cover(batch, (12, 10), v2.InterpolationMode.BICUBIC)
+    ratio = min(shape[0] / 12, shape[1] / 10)  # of ResizeKeepRatio(longest=0.0)
+    assert covered.shape[-2:] == (round(shape[0] / ratio), round(shape[1] / ratio))
+    resize: Any = ResizeKeepRatio
+    theirs = resize((12, 10), longest=0.0, interpolation="bicubic")(tv.to_pil_image(batch[0]))
+    assert theirs.size == covered.shape[:1:-1]
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (20, 29), (26, 20)])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -489,3 +490,13 @@ def test_two_ranks_train_on_the_sizes_of_one_process_also_in_shards_and_compiled
     for other in others:
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("labels", "refused"), [([0, 0, 0, 0], True), ([0, 1, 0, 1], False)])
+def test_one_class_to_train_on_is_refused_and_two_are_enough(labels: list[int], refused: bool) -> None:
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    split, test = Split(images, torch.tensor(labels)), Split(images[:3], torch.arange(3))
+    source = Source("tiny", ("a", "b", "c"), 1, (0.5,), (0.5,), 8, split, test)
+    expected = pytest.raises(ValueError, match="tiny has the one class 'a' to train on") if refused else nullcontext()
+    with expected:
+        datamodule(lambda: source, batch_size=2, val_fraction=0.0).setup()

@@ -228,3 +228,14 @@ def test_images_are_resized_by_the_interpolation_asked_for(photos: Split) -> Non
         data = FilesDataset(photos, image_size=(24, 24), augment=Augment(), seed=0, training=False, interpolation=kind)
         pictures[kind] = data.__getitems__(BatchPlan(0, 0, [0], 1)).images
     assert not torch.equal(pictures["bicubic"], pictures["bilinear"])
+
+
+def test_crops_of_files_are_augmented_with_gray_around_them(photos: Split) -> None:
+    augment = Augment(auto_augment="randaugment", randaugment_ops=3)
+    data = FilesDataset(photos, image_size=(24, 24), augment=augment, seed=5, training=True)
+    loaded = data.__getitems__(BatchPlan(2, 0, list(range(10)), 10)).images
+    assert photos.files is not None
+    for index, image in enumerate(loaded):
+        torch.manual_seed(stable_seed(5, 2, index))
+        transform = augment.auto("bicubic", (0.5, 0.5, 0.5)).image_transform()
+        assert torch.equal(image, transform(data._crop(photos.files[index])))

@@ -72,6 +72,13 @@ def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
     assert read_image(str(path))[:, 0, 0].tolist() == [255, 255, 255]
 
 
+def test_every_color_is_blended_to_the_nearest_value() -> None:
+    color, alpha = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
+    blended = decode.over_white(torch.stack([color, color, color, alpha]).to(torch.uint8))
+    exact = (color * alpha + 255 * (255 - alpha)).double() / 255
+    assert torch.equal(blended, exact.round().to(torch.uint8).expand(3, -1, -1))
+
+
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by a quarter to the right
@@ -177,18 +184,25 @@ def test_what_the_machine_lacks_is_no_fault_of_an_image() -> None:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_a_header_is_enough_only_if_the_end_of_the_file_is_there(tmp_path: Path, format: str) -> None:
+def test_a_header_is_enough_only_if_the_end_of_the_file_is_there(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "image"
     Image.effect_noise((64, 48), 50).convert("RGB").save(file, format)
     content = file.read_bytes()
     with decode.quiet():
-        decode.check_header(str(file))
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, "decode", pytest.fail)  # not needed
+            decode.check_header(str(file))
         file.write_bytes(content + b"bytes of another program")
         decode.check_header(str(file))
-    for end in (0, 1, 20, len(content) * 3 // 4):
+    for end in (0, 1, 20, len(content) * 3 // 4, len(content) - 1):
         file.write_bytes(content[:end])
         with decode.quiet(), pytest.raises((OSError, ValueError, RuntimeError, SyntaxError)):
             decode.check_header(str(file))
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="the file is empty"):
+        decode.check_header(str(file))
 
 
 @pytest.mark.parametrize("rest", [b"", b"\xff", b"\xff\xff", b"\xff\xc0", b"\xff\xe0\x00\x04ab\xff", b"\xff\xd9" * 9])

@@ -9,8 +9,10 @@ import pytest
 
 from vitlab.data.file_list import (
     FileList,
+    cache_folder,
     folder_cache_lock,
     folders_state,
+    images_below,
     is_unchanged,
     read_listing,
     remove_old_files,
@@ -40,6 +42,7 @@ def test_names_are_the_last_two_parts_in_any_order() -> None:
         expected = [os.fsencode("/".join(Path(paths[i]).parts[-2:])) for i in order]
         digests = [hashlib.blake2b(b"".join(part)).digest() for part in (expected, files.subset(order).names())]
         assert digests[0] == digests[1]
+    assert b"".join(FileList(["a/b/1.jpg", "a/b/2.jpg"]).names()) == b"b/1.jpgb/2.jpg"
 
 
 def test_the_common_folder_is_that_of_the_complete_list() -> None:
@@ -75,3 +78,22 @@ def test_what_was_not_used_for_long_is_removed(tmp_path: Path) -> None:
     os.utime(tmp_path / "old", (1e9, 1e9))
     remove_old_files(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["new"]
+
+
+def test_listings_are_kept_where_the_user_has_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert cache_folder() == Path("/caches/vitlab/folders")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder() == Path.home() / ".cache" / "vitlab" / "folders"
+
+
+def test_images_are_listed_below_a_folder_with_what_links_lead_to(tmp_path: Path) -> None:
+    for name in ("a/1.JPG", "a/b/2.png", "a/notes.txt", "a/.hidden/3.png", "other/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "c").symlink_to(tmp_path / "other")
+    times, by_link = dict[str, int](), set[str]()
+    listed = sorted(images_below(str(tmp_path / "a"), times, by_link))
+    assert listed == [str(tmp_path / "a" / name) for name in ("1.JPG", "b/2.png", "c/4.png")]
+    assert by_link == {str(tmp_path / "a" / "c" / "4.png")}
+    assert set(times) == {str(tmp_path / name) for name in ("a", "a/b", "a/c")}

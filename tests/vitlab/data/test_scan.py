@@ -557,8 +557,9 @@ def test_many_bad_images_are_all_listed_in_a_file_and_ten_on_the_screen(folder: 
     for file in [*(folder / "train" / "a").iterdir(), *(folder / "val" / "a").iterdir()]:
         file.write_bytes(b"no image")
     record = folder.parent / "run" / "skipped.csv"
-    with pytest.raises(ValueError, match=r"14 of 28") as caught:
-        datamodule(folder, skipped_file=str(record)).setup()
+    for _ in range(2):  # the run's folder may be there
+        with pytest.raises(ValueError, match=r"14 of 28") as caught:
+            datamodule(folder, skipped_file=str(record)).setup()
     assert str(caught.value).count("it is no image of the formats JPEG, PNG") == 10
     assert f"and 4 more, all listed in {record.with_name('bad_images.csv')}" in str(caught.value)
     assert len(scan.read_bad_files(record.with_name("bad_images.csv"))) == 14

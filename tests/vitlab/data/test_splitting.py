@@ -12,7 +12,7 @@ from torch import Tensor
 from vitlab.data.rows import Rows
 from vitlab.data.sets.digits import digits
 from vitlab.data.source import Split
-from vitlab.data.splitting import hold_out, stratified_split
+from vitlab.data.splitting import block_mask, hold_out, stratified_split
 
 
 class Blocks(Rows):
@@ -59,6 +59,15 @@ def test_blocks_of_one_class_each_are_cut_through_with_a_warning(caplog: pytest.
     assert val.labels.bincount().tolist() == [2] * 10
     assert train.labels.bincount().tolist() == [8] * 10
     assert "data.val_fraction=0.2 is held out of all shards" in caplog.text
+
+
+def test_blocks_are_drawn_again_until_every_class_is_on_both_sides() -> None:
+    blocks = torch.arange(60) // 10
+    first, last = (block_mask(blocks % 3, blocks, 0.5, seed) for seed in (0, 5))
+    assert first is not None
+    assert last is not None
+    assert torch.equal(first, last), "the draws of seed 0 to 4 have a class on one side"
+    assert first[::10].bool().tolist() == [True, True, False, False, False, True]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -125,3 +125,15 @@ def test_compiled_it_has_the_same_gradients() -> None:
         gradients.append([q.grad, k.grad, v.grad])
     for compiled, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_the_queries_are_those_of_the_first_tokens(hooked: bool) -> None:
+    layer, x = torch.nn.Linear(24, 72), torch.randn(2, 17, 24)
+    if hooked:  # then the layer is called for all tokens
+        layer.register_forward_hook(lambda *_: None)
+    complete = attention.project_heads(layer, x, 2, None)
+    assert [part.shape[2] for part in complete] == [17, 17, 17]
+    few = attention.project_heads(layer, x, 2, 3)
+    for got, expected in zip(few, (complete[0][:, :, :3], *complete[1:]), strict=True):
+        torch.testing.assert_close(got, expected)

@@ -77,6 +77,12 @@ def test_a_rate_of_at_most_a_tenth_and_a_single_sample_are_not_subsets() -> None
     torch.testing.assert_close(block(x), block.eval()(x))
 
 
+def test_of_few_samples_at_a_high_rate_one_is_kept() -> None:
+    sizes: list[int] = []
+    layers.add_branch(torch.zeros(3, 4), 0.9, lambda kept: torch.ones(sizes.append(len(kept)) or len(kept), 4))
+    assert sizes == [1]
+
+
 @pytest.mark.parametrize("prefix", [0, 3])
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.99])
 def test_patches_are_dropped_as_timm_drops_them(prefix: int, rate: float) -> None:

@@ -344,6 +344,11 @@ def test_drop_path_may_be_constant_as_in_deit_iii() -> None:
     assert [block.drop_path for block in model.blocks] == [0.4] * 5
 
 
+def test_blocks_with_a_rate_above_a_tenth_compute_the_kept_samples_alone() -> None:
+    model = toy(drop_path=0.4, depth=5, drop_path_kept_only=True)
+    assert [block.kept_only for block in model.blocks] == [False, False, True, True, True]
+
+
 @pytest.mark.parametrize("variant", ["registers and LayerScale", "avg pooling", "no class token"])
 def test_with_patch_dropout_logits_and_gradients_are_timms(variant: str) -> None:
     theirs, ours = VARIANTS[variant]

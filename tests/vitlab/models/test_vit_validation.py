@@ -77,3 +77,7 @@ def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole text is compared
         VisionTransformer(depth=0, dropout=1.5, image_size=100)
     assert [line.split("=")[0] for line in str(caught.value).splitlines()] == ["depth", "dropout", "image_size"]
+
+
+def test_a_gated_hidden_layer_of_even_width_is_possible() -> None:
+    VisionTransformer(dim=18, heads=2, depth=1, mlp_ratio=3.0, activation="swiglu", image_size=8, patch_size=4)

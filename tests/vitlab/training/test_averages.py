@@ -343,3 +343,7 @@ def test_a_sharded_average_resumes_bit_for_bit(ranks: Path) -> None:
     for part in PARTS:
         assert all(torch.equal(value, other[part][key]) for key, value in one[part].items())
     assert not torch.equal(*(one[part]["network.head.weight"] for part in PARTS))
+
+
+def test_a_training_that_has_no_average_yet_ends_without_one() -> None:
+    WeightAveraging(decay=0.9).teardown(None, None, "fit")  # type: ignore[arg-type]

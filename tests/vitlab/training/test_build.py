@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vitlab.config.schema import Node
 from vitlab.models.vit import VisionTransformer
 from vitlab.runs.metrics_file import MetricsFile
+from vitlab.storage import safe_load
 from vitlab.training import build, losses
 from vitlab.training.build import end_reason
 from vitlab.training.checkpoints import BestCheckpoint
+from vitlab.training.classifier import logged_scores
 from vitlab.training.monitor import Monitor
 from vitlab.training.progress_bar import ProgressBar
 
@@ -214,6 +216,20 @@ def test_a_training_without_validation_is_validated_at_its_end(configure: Config
     assert Path(found["checkpoint"]).is_file()
 
 
+def test_of_averages_the_weights_are_tested_too(configure: Configure, tmp_path: Path) -> None:
+    data, module, run = parts(configure(*TINY, "callbacks=ema"), tmp_path)
+    run.fit(module, data)
+    averages = {name: weight.clone() for name, weight in module.state_dict().items()}
+    file = Path(build.best_scores(run, module, data)["checkpoint"])
+    raw = build.raw_scores(run, module, data, file)
+    assert all(torch.equal(weight, averages[name]) for name, weight in module.state_dict().items())
+    module.load_state_dict(safe_load.load_checkpoint(file)["current_model_state"])
+    run.test(module, data, verbose=False)
+    assert raw["raw/loss"] == logged_scores(run, "test")["test/loss"]
+    run.callbacks = [c for c in run.callbacks if not isinstance(c, WeightAveraging)]
+    assert build.raw_scores(run, module, data, file) == {}
+
+
 def test_the_end_is_reported_in_a_line_for_each_split_that_was_scored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -232,7 +248,9 @@ def test_too_little_space_for_the_checkpoints_is_a_warning(
     config = configure(*TINY)
     data, module, run = parts(config, tmp_path)
     usage = shutil.disk_usage(tmp_path)
-    for free, reported in ((usage.free, 0), (1000, 1)):
+    # weights and two moments of 4 bytes, in last.ckpt, previous.ckpt, a temporary file and best.ckpt
+    needed = 4 * 3 * 4 * sum(p.numel() for p in module.network.parameters())
+    for free, reported in ((usage.free, 0), (needed, 0), (needed - 1, 1), (1000, 1)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
         caplog.clear()
         build.log_run_description(run, module, data, batch_size=64, config=config)

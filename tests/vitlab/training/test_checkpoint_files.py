@@ -2,7 +2,9 @@
 
 import os
 import random
+import re
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,10 @@ def test_a_full_disk_leaves_the_former_file_and_is_reported(tmp_path: Path) -> N
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert str(error.value).startswith(f"{file} can't be written")
-    assert "MiB are free there. The previous checkpoint is intact" in str(error.value)
+    free = shutil.disk_usage(tmp_path).free / 2**20
+    said = re.search(r"; ([\d,]+) MiB are free there. The previous checkpoint is intact", str(error.value))
+    assert said is not None
+    assert int(said[1].replace(",", "")) == pytest.approx(free, rel=0.2)
     assert file.read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 

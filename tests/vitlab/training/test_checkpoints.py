@@ -400,11 +400,14 @@ def test_a_run_of_no_validation_that_is_cut_after_its_last_step_is_tested_when_i
     complete = run("complete", *settings)
     assert not (run("cut", *settings, cut=CutAfterTraining()) / "checkpoints" / "best.ckpt").exists()
     cut = run("cut", *settings, resumed=True)
-    assert rows(cut) == rows(complete)
-    first, second = (safe_load.load_checkpoint(folder / "checkpoints" / "best.ckpt") for folder in (complete, cut))
-    assert same(first["state_dict"], second["state_dict"])
+    assert_same_run(complete, cut)
     one, two = (read_results(folder) for folder in (complete, cut))
     scores = {key for key in one if key.startswith(("val/", "test/"))}
     assert {key: one[key] for key in scores} == {key: two[key] for key in scores}
     assert ("val/loss" in scores) == ("data.val_fraction=0" not in settings)
     assert "test/acc" in scores
+
+
+def test_a_checkpoint_is_saved_after_every_epoch_or_ten_minutes_by_default(tmp_path: Path) -> None:
+    last = checkpoints.LastCheckpoint(dirpath=str(tmp_path))
+    assert (last.epochs, last.steps, last.minutes, last.kept_epochs, last.kept_steps) == (1, None, 10.0, None, None)

@@ -1,17 +1,20 @@
 """Configurations of other libraries give the arguments that shapes don't show."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vitlab.weights.files import UnreadableWeights
-from vitlab.weights.hints import open_clip_hints, timm_hints, transformers_hints
+from vitlab.weights.hints import config_hints, open_clip_hints, timm_hints, transformers_hints
 
 
 def test_transformers_config_of_other_kinds_is_used() -> None:
     assert transformers_hints({"model_type": "ijepa"}) == {"pool": "avg", "fc_norm": False}
     nested = {"model_type": "x", "backbone_config": {"model_type": "dinov2", "num_attention_heads": 6}}
     assert transformers_hints(nested) == {"heads": 6, "norm_eps": 1e-6}
+    sizes = [transformers_hints({"model_type": "x", "image_size": size}) for size in ([32, 48], 32)]
+    assert sizes == [{"image_size": (32, 48)}, {"image_size": 32}]
     with pytest.raises(UnreadableWeights, match="pooler_act=relu: the layer before our model's head has tanh"):
         transformers_hints({"model_type": "vit", "pooler_act": "relu"})
 
@@ -59,3 +62,10 @@ def test_timms_positions_are_on_patches_only_if_there_are_other_tokens(
 
 def test_timms_models_without_positions_have_none() -> None:
     assert timm_hints("vit_tiny_patch16_224", {"depth": 1, "pos_embed": "none"})["pos_embed"] == "none"
+
+
+def test_the_configuration_of_a_run_comes_first_and_may_be_empty() -> None:
+    model = {"_target_": "vitlab.models.vit.VisionTransformer", "heads": 3}
+    for record, hints in (({"config": {"model": model}}, {"heads": 3}), ({"config": {}}, {}), ({"step": 1}, {})):
+        files: Any = SimpleNamespace(record=record, config={"model_type": "vit"})
+        assert config_hints(files) == (hints, "its run's configuration")

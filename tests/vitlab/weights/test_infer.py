@@ -173,3 +173,4 @@ def test_a_runs_own_configuration_is_used() -> None:
 @pytest.mark.parametrize(("hidden", "dim"), [(6144, 1408), (8192, 1664), (4304, 1152), (768, 192), (1, 3)])
 def test_a_ratio_gives_back_the_width_it_is_of(hidden: int, dim: int) -> None:
     assert int(dim * mlp_ratio(hidden, dim)) == hidden
+    assert mlp_ratio(4 * dim, dim) == 4.0

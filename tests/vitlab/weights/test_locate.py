@@ -117,6 +117,12 @@ def test_a_missing_source_is_reported(hub: Path, source: str, message: str) -> N
         locate_weights(source)
 
 
+def test_what_the_hubs_library_says_is_the_reason(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.weights.locate.hub_problem", lambda: None)  # it was reached a moment ago
+    with pytest.raises(UnreadableWeights, match=r"has weights of that name \(.*(offline|connect|find).*\)$"):
+        locate_on_hub("hf:nobody/broken", "nobody/broken")
+
+
 def test_without_a_network_the_cache_is_used_and_errors_come_at_once(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,3 +195,29 @@ def test_long_lists_are_cut_and_counted() -> None:
     assert names_by_reason(dict.fromkeys(map(str, range(8)), "x")) == ["0, 1, 2, 3, 4, 5 and 2 more: x"]
     assert names_by_reason({"a": "x", "b": "y", "c": "x"}) == ["a, c: x", "b: y"]
     assert format_grid((14, 7)) == "14x7"
+
+
+@pytest.mark.parametrize(
+    ("ours", "how"),
+    [
+        ({"patch_size": 2, "image_size": 8}, ["4x4 -> 2x2 pixels (pseudo-inverse of resizing)"]),
+        ({"in_channels": 1}, ["3 -> 1 channels (summed)"]),
+        ({"in_channels": 4}, ["3 -> 4 channels (repeated in turn)"]),
+        (
+            {"in_channels": 1, "patch_size": 2, "image_size": 8},
+            ["4x4 -> 2x2 pixels (pseudo-inverse of resizing)", "3 -> 1 channels (summed)"],
+        ),
+    ],
+)
+def test_how_the_patch_projection_is_changed_is_reported(ours: dict[str, Any], how: list[str], tmp_path: Path) -> None:
+    assert fit(tmp_path, {}, ours).report.resampled["patch_embed.proj.weight"] == ", ".join(how)
+
+
+def test_tensors_that_are_not_of_the_network_are_unused(tmp_path: Path) -> None:
+    state = {f"encoder.{name}": tensor for name, tensor in VisionTransformer(**BASE).state_dict().items()}
+    save_file({**state, "decoder.weight": torch.zeros(3)}, tmp_path / "both")
+    with torch.device("meta"):
+        network = VisionTransformer(**BASE)
+    weights = open_weights(str(tmp_path / "both"), requested=BASE)
+    report = StateDictMatcher(network, BASE, weights, "title").report
+    assert report.unused == {"decoder.weight": "not part of the network encoder"}

@@ -1,8 +1,10 @@
 """Image folders with one folder per class."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +13,7 @@ from vitlab.config.bounds import Fraction, check_bounds
 from vitlab.config.printable import format_names
 from vitlab.config.schema import suggest
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Facts, Source, Split, folder_label
+from vitlab.runs.muted_logs import muted_logs
 
 if TYPE_CHECKING:
     from vitlab.data.file_list import Listing
@@ -29,7 +32,18 @@ def problems(*, data_dir: str, **_: Any) -> Iterator[str]:
         yield f"data_dir={data_dir} is not a folder; data=image_folder wants the folder of the images there"
 
 
-@Facts(channels=3, in_memory=False, problems=problems, label=folder_label)
+def count(
+    *, data_dir: str = "", classes: list[str] | None, test_fraction: float, val_folder: str, **_: Any
+) -> tuple[int | None, bool]:
+    """Count the train images, unless something is wrong with the folder; the run reads the same listing."""
+    with muted_logs(__name__, "vitlab.data.file_list"), suppress(OSError, ValueError):
+        folders = find_splits(Path(data_dir or "?"), val_folder)
+        images = len(find_images(folders["train"], classes).files)
+        return images - (0 if "test" in folders else math.ceil(images * test_fraction)), "val" in folders
+    return None, False
+
+
+@Facts(channels=3, in_memory=False, problems=problems, count=count, label=folder_label)
 @check_bounds
 def image_folder(
     *,

@@ -188,7 +188,7 @@ def test_broken_images_are_all_named_then_left_out_and_listed_or_replaced(broken
     with pytest.raises(ValueError, match=r"\(2\.13%\) can\'t be decoded.* more than data\.max_skipped=0\.01 allows"):
         pack.pack(image_fixtures.source(broken), image_fixtures.SETTINGS, out, on_error="skip", **given)
     found = pack.pack(
-        image_fixtures.source(broken), image_fixtures.SETTINGS, out, on_error="skip", max_skipped=0.1, **given
+        image_fixtures.source(broken), image_fixtures.SETTINGS, out, on_error="skip", max_skipped=2 / 94, **given
     )
     assert (found["broken"], found["train/images"], found["test/images"]) == (2, 73, 19)
     rows = (out / pack.BROKEN).read_text().splitlines()
@@ -237,3 +237,10 @@ def test_verifying_names_every_file_that_isn_t_what_was_packed(packed: Callable[
         pack.verify(copy)
     assert "train/000002.tar: it is missing" in str(caught.value)
     assert "test/000000.tar: its checksum is wrong" in str(caught.value)
+
+
+def test_a_lock_that_another_process_has_removed_is_no_error(tmp_path: Path) -> None:
+    with pack.folder_lock(tmp_path):
+        (tmp_path / NAME).touch()
+        (tmp_path / pack.LOCK).unlink()
+    assert [file.name for file in tmp_path.iterdir()] == [NAME]

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -21,7 +22,7 @@ from hub_files import CLASSES, saved, table
 from vitlab.data.decode import check_header, read_bytes, read_image
 from vitlab.data.rows import Rows
 from vitlab.data.sets.huggingface import huggingface
-from vitlab.data.sets.huggingface_tables import TableRows
+from vitlab.data.sets.huggingface_tables import TableRows, check_class_names
 from vitlab.data.source import Source
 
 Load = Callable[..., Source]
@@ -60,6 +61,12 @@ def test_classes_of_another_order_are_not_mixed_up(load: Load, tmp_path: Path) -
         part.to_parquet(tmp_path / "p" / f"{name}.parquet")
     with pytest.raises(ValueError, match=r"the classes of .*train-1\.parquet have other names, or another order"):
         load(name=str(tmp_path / "p"))
+
+
+def test_class_names_are_read_in_local_parquet_files_alone() -> None:
+    files = {"train": ["https://example.org/a.parquet", "/data/image.png"]}
+    resolved: Any = SimpleNamespace(name="set", builder=SimpleNamespace(config=SimpleNamespace(data_files=files)))
+    check_class_names(resolved, "train", "label", CLASSES)
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
@@ -127,3 +134,6 @@ def test_a_row_without_an_image_and_one_that_is_elsewhere(tmp_path: Path) -> Non
         with pytest.raises(ValueError, match=rf"^set/train/{index} can't be read \({reason}\)"):
             read_image(rows[index])
     assert len(rows.digest()) == 16
+    named = [datasets.Dataset.from_dict({"image": [{"bytes": None, "path": p}]}, features=features) for p in "ab"]
+    one, other = (TableRows("set/train", part, "image", torch.arange(1)).content() for part in named)
+    assert one != other, "the names of files"

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from vitlab.data.sets import image_folder as sets
 from vitlab.data.sets.image_folder import find_images, find_splits, image_folder, list_images
+from vitlab.data.source import loader_facts
 
 
 def write(folder: Path, per_class: dict[str, int]) -> Path:
@@ -43,6 +44,28 @@ def test_imagenets_published_validation_is_the_test_split(tmp_path: Path) -> Non
     source = image_folder(data_dir=str(tmp_path))
     assert (len(source.train), len(source.test)) == (10, 5)
     assert all("/val/" in path for path in source.test.files or [])
+
+
+@pytest.mark.parametrize(
+    ("folders", "val_folder", "size"),
+    [
+        ({"": 13}, "auto", (20, False)),  # 6 of 26 for testing
+        ({"train": 5, "val": 2}, "auto", (10, False)),
+        ({"train": 6, "val": 2}, "val", (9, True)),
+        ({"train": 5, "val": 2, "test": 2}, "auto", (10, True)),
+        ({"test": 5}, "auto", (None, False)),  # which is refused
+    ],
+)
+def test_the_train_images_are_counted_before_they_are_loaded(
+    folders: dict[str, int], val_folder: Any, size: tuple[int | None, bool], tmp_path: Path
+) -> None:
+    for name, count in folders.items():
+        write(tmp_path / name, {"a": count, "b": count})
+    settings = {"data_dir": str(tmp_path), "classes": None, "test_fraction": 0.2, "val_folder": val_folder}
+    assert loader_facts(image_folder).size(settings) == size
+    if size[0] is not None:
+        source = image_folder(**settings)
+        assert (len(source.train), source.val is not None) == size
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from vitlab.data.dataset import TrainBatch
 from vitlab.data.decode import UnreadableImage, read_image
 from vitlab.data.sampler import EpochBatches
 from vitlab.data.sets.image_folder import image_folder
-from vitlab.data.sets.shards import problems, shards
+from vitlab.data.sets.shards import ShardRows, problems, shards
 
 Packed = Callable[..., Path]
 
@@ -181,3 +181,12 @@ def test_missing_shards_are_reported_before_training(packed: Packed, tmp_path: P
     (copy / "train" / "000003.tar").unlink()
     (found,) = problems(data_dir=str(copy), shuffle_buffer=10)
     assert "train/000003.tar: it is missing" in found
+
+
+def test_many_shards_are_cut_between_them_and_the_digest_is_that_of_sizes_and_checksums(packed: Packed) -> None:
+    rows = datamodule(packed()).split("train").files
+    assert isinstance(rows, ShardRows)
+    for count, by_block in ((99, False), (100, True)):
+        many = ShardRows(rows.place, rows.storage, [rows.shards[0]] * count, rows.index_file, rows.chosen)
+        assert many.split_by_block == by_block
+    assert rows.content() == b"".join(rows.entries[name].tobytes() for name in ("size", "crc"))
