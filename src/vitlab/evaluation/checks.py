@@ -3,11 +3,20 @@
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from vitlab.config import allowlist
 from vitlab.config.printable import format_names
 from vitlab.config.view import ConfigView
 from vitlab.runs import folder
+
+TestSet = Literal["folders", "imagenet-a", "imagenet-r", "imagenet-real"]
+Corruption = Literal[
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
+    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+    "speckle_noise", "gaussian_blur", "spatter", "saturate",
+]  # fmt: skip
+FROST = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")  # the published code skips its sixth
 
 
 def evaluation_problems(read: ConfigView) -> Iterator[str]:
@@ -15,6 +24,29 @@ def evaluation_problems(read: ConfigView) -> Iterator[str]:
     yield from probe_problems(read)
     yield from run_problems(read)
     yield from temperature_problems(read)
+    yield from test_set_problems(read)
+
+
+def test_set_problems(read: ConfigView) -> Iterator[str]:
+    folder, kind, mapping = read("test_dir", str), read("test_set", str), read("class_map", str)
+    if folder is not None and not Path(folder).is_dir():
+        yield f"test_dir={folder} is not a folder; it has a folder with images for each class"
+    if folder is None and (kind != "folders" or mapping):
+        yield "test_dir is not set; test_set and class_map are about the images there"
+    if folder is not None and (
+        read("split", str) != "test" or read.config.get("probe") or read("fit_temperature", bool)
+    ):
+        yield "test_dir is tested with the network's head; leave split, probe and fit_temperature out"
+    if mapping is not None and (kind != "folders" or not Path(mapping).is_file()):
+        yield f"class_map={mapping} is a YAML or JSON file, for test_set=folders"
+    wanted, photographs = read.config.get("corruptions") or (), read("frost_dir", str)
+    if photographs is not None:
+        missing = [name for name in FROST if not (Path(photographs) / name).is_file()]
+        yield from (f"frost_dir={photographs} has no {name}, a photograph of ImageNet-C's code" for name in missing)
+    elif "frost" in wanted:
+        yield f"corruptions=[frost] needs photographs of ImageNet-C's code; set frost_dir to the folder of {FROST[0]}"
+    if wanted and (read.config.get("probe") or not read.config.get("severities")):
+        yield "corruptions are measured with the head, at one or more severities; leave probe out"
 
 
 def temperature_problems(read: ConfigView) -> Iterator[str]:
@@ -53,7 +85,7 @@ def source_problems(read: ConfigView) -> Iterator[str]:
     run, model, data = (read.config.get(key) for key in ("run", "model", "data"))
     if run is None and model is None:
         yield "neither run nor model.weights is set; run=FOLDER evaluates a run, model.weights=SOURCE other weights"
-    elif run is None and not (isinstance(data, dict) and "_target_" in data):
+    elif run is None and read("test_dir", str) is None and not (isinstance(data, dict) and "_target_" in data):
         yield "data is not set; name the data set to evaluate on, such as data=cifar100"
     elif run is not None and read("weights.source") is not None:
         yield "run and model.weights are both set; leave one of them out"

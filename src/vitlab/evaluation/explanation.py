@@ -55,13 +55,13 @@ def to_images(model: TrainedModel, inputs: Tensor) -> Tensor:
     return ((inputs - prepare.shift) / prepare.scale).round().clamp(0, 255).byte()
 
 
-def class_index(classes: tuple[str, ...] | None, name: str | int) -> int:
+def class_index(classes: tuple[str, ...] | None, name: str | int, setting: str = "target") -> int:
     """The number of a class by its name or number. Raises `ValueError`."""
     if str(name) in (names := classes or ()):
         return names.index(str(name))
     if str(name).isdecimal() and (not names or int(name) < len(names)):
         return int(name)
-    raise ValueError(f"target={name} is no class of the network{suggest(str(name), names)}")
+    raise ValueError(f"{setting}={name} is no class of the network{suggest(str(name), names)}")
 
 
 class Explanation(NamedTuple):

@@ -26,7 +26,7 @@ from vitlab.evaluation.features import gather_rows
 from vitlab.storage.atomic import atomic_write
 from vitlab.storage.csv_files import write_csv
 
-COLUMNS = ("prediction", "probability", "loss", "brier", "top5")  # of `image_rows`
+COLUMNS = ("prediction", "probability", "loss", "brier", "top5", "label")  # of `image_rows`
 BOOTSTRAP = "95 % percentile bootstrap, 1,000 resamples of the images, seed 0"
 Array = NDArray[Any]
 Images = dict[str, Array]  # the columns, `label` and `correct`, of the images of a split, in its order
@@ -34,13 +34,13 @@ Rows = Callable[[Tensor, Tensor], Tensor]  # logits [B, classes], labels [B] -> 
 
 
 def image_rows(logits: Tensor, labels: Tensor, temperature: float | None = None) -> Tensor:
-    """`COLUMNS` of images, [B, 5]; with a temperature T followed by those of logits / T, [B, 10]."""
+    """`COLUMNS` of images, [B, 6]; with a temperature T followed by those of logits / T, [B, 12]."""
     probabilities, prediction = logits.softmax(dim=1), logits.argmax(dim=1, keepdim=True)
     own = probabilities.gather(1, labels[:, None])
     brier = (probabilities.square().sum(dim=1, keepdim=True) - 2 * own + 1).clamp(min=0)
     loss = F.cross_entropy(logits, labels, reduction="none")[:, None]
     first = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(dim=1, keepdim=True)
-    rows = torch.cat([prediction, probabilities.gather(1, prediction), loss, brier, first], dim=1)
+    rows = torch.cat([prediction, probabilities.gather(1, prediction), loss, brier, first, labels[:, None]], dim=1)
     return rows if temperature is None else torch.cat([rows, image_rows(logits / temperature, labels)], dim=1)
 
 
@@ -55,7 +55,7 @@ class RowCollector(Callback):
         self.logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any) -> None:
-        self.parts.append(self.rows(self.logits, batch.targets).float())
+        self.parts.append(self.rows(self.logits, pl_module.right_classes(self.logits, batch.targets)).float())
 
 
 def collect_rows(
@@ -82,9 +82,9 @@ def collect_rows(
     return share if trainer.is_global_zero else None
 
 
-def image_columns(labels: Tensor, rows: Tensor) -> Images:
+def image_columns(rows: Tensor) -> Images:
     images: Images = dict(zip(COLUMNS, rows.double().T.numpy(), strict=True))
-    images |= {"label": labels.numpy(), "prediction": images["prediction"].astype(np.int64)}
+    images |= {name: images[name].astype(np.int64) for name in ("label", "prediction")}
     return images | {"correct": images["label"] == images["prediction"]}
 
 
@@ -136,8 +136,8 @@ def write_judgement(
 ) -> Node:
     """Write all files; returns the content of `judgement.json`. `raw`: rows of the weights without averaging."""
     split, names = datamodule.split(datamodule.tested), datamodule.source.classes
-    parts = {"predictions": rows[:, :5], "raw": raw, "tempered": rows[:, 5:]}
-    variants = {k: image_columns(split.labels, part) for k, part in parts.items() if part is not None and part.numel()}
+    parts = {"predictions": rows[:, : len(COLUMNS)], "raw": raw, "tempered": rows[:, len(COLUMNS) :]}
+    variants = {k: image_columns(part) for k, part in parts.items() if part is not None and part.numel()}
     images = variants["predictions"]
     pairs = [[i, j, len(index), index[:5].tolist()] for i, j, index in class_pairs(images, names)]
     confused = [pair for pair in pairs if pair[0] != pair[1]]

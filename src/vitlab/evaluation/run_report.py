@@ -1,5 +1,6 @@
 """`RUN/report/index.html`: the curves, scores, errors and attention of a run, one page that needs no network."""
 
+import csv
 import json
 import logging
 from contextlib import suppress
@@ -48,6 +49,9 @@ def write_report(folder: Path, judgements: list[Path], title: str = "") -> Path:
         for name, caption in judgement_pictures.CAPTIONS.items():
             if (inner / f"{name}.png").is_file():
                 page.add_picture(inner / f"{name}.png", caption)
+        if (inner / "corruptions.csv").is_file():
+            table = [*csv.reader((inner / "corruptions.csv").read_text().splitlines())]
+            page.add_table(table[0], [[name, *(float(x) if x else None for x in rest)] for name, *rest in table[1:]])
         if judgement["confused"]:
             page.add_table(["label", "prediction", "images"], [pair[:3] for pair in judgement["confused"]])
         page.add_table(judgement["classes"][0], judgement["classes"][1:])
@@ -71,7 +75,11 @@ def format_score(name: str, values: list[float]) -> str | None:
 
 def forget_former_best(run_dir: Path) -> None:
     """Remove the temperature and the judgements of a checkpoint that was the best before the run was resumed."""
-    for file in (run_dir / TEMPERATURE, *run_dir.glob("evaluation/best-*/judgement.json")):
+    for file in (
+        run_dir / TEMPERATURE,
+        *run_dir.glob("evaluation/best-*/judgement.json"),
+        *run_dir.glob("evaluation/best-*/corr*"),
+    ):
         file.unlink(missing_ok=True)
 
 

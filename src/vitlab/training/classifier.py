@@ -105,6 +105,7 @@ class Classifier(LightningModule):
         self.batch_size, self.adaptive_clip = batch_size, adaptive_clip
         self.grouping = {"layer_decay": layer_decay, "head_lr_factor": head_lr_factor, "decay_all": decay_all}
         self.grouping["scale"] = batch_size / base_batch_size if batch_size and base_batch_size else 1.0
+        self.accepted: Tensor | None = None  # bool [labels, classes]: a label of the test stands for these classes
         self.split = "test"  # the test loop's; `evaluate.py` runs it on any split; raw: without averaging
         self.configured: list[dict[str, Any]] = []  # options of each parameter group, except its rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
@@ -183,6 +184,7 @@ class Classifier(LightningModule):
         """Add a batch to the sums of `split`, logged at the end of the loop."""
         batch = EvalBatch(*batch)
         logits = at_least_float32(self(batch.images))
+        batch = batch._replace(targets=self.right_classes(logits, batch.targets))
         scores = self.scores[f"{split}_scores"]
         assert isinstance(scores, MetricCollection)
         for name, metric in scores.items(keep_base=True, copy_state=False):
@@ -197,6 +199,13 @@ class Classifier(LightningModule):
             # to `callback_metrics` and the progress bar; Monitor logs it to the loggers, at the right step
             shown: Any = {"prog_bar": split == "val" and name in ("acc", "loss"), "logger": self.own_log()}
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, **shown)
+
+    def right_classes(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The labels, or the most probable of the classes for which they stand."""
+        if self.accepted is None:
+            return labels
+        self.accepted = self.accepted.to(logits.device)
+        return logits.masked_fill(~self.accepted[labels], -torch.inf).argmax(dim=1)
 
     def own_log(self) -> bool:
         """Whether scores are sent to the loggers from here, without a Monitor."""
