@@ -9,13 +9,8 @@
     python src/evaluate.py run=runs/NAME/STAMP test_dir=imagenet-a test_set=imagenet-a
     python src/evaluate.py run=runs/NAME/STAMP corruptions=all
 
-Scores are logged and written to `RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the best checkpoint's on the test split
-equal training's. The judgement is next to it: intervals, classes, images, confusion and calibration
-(`vitlab.evaluation.judgement`), and `RUN/report/index.html` has all of a run. Without a probe the head is scored:
-weights from elsewhere need a head with the classes of the data, in their order.
-
-`probe=linear` or `probe=knn` scores the features before the head (`vitlab.evaluation.probes`). They are computed once,
-and cached in `features_dir`: `RUN/features`, or `runs/features`.
+Results are in `RUN/evaluation/CHECKPOINT-SPLIT` and on `RUN/report/index.html`. The head of weights from elsewhere must
+have the classes of the data, in their order; a probe scores the features before it, which are cached.
 """
 
 import json
@@ -49,10 +44,9 @@ def main(
     test_dir: str | None,
     test_set: checks.TestSet,
     class_map: str | None,
-    corruptions: Literal["all"] | tuple[checks.Corruption, ...] | None,
+    corruptions: Literal["all"] | tuple[str, ...] | None,
     severities: tuple[Annotated[int, Ge(1), Le(5)], ...],
     frost_dir: str | None,
-    wandb: bool,
     name: str | None,
     run_dir: str,
     data: Node | None = None,
@@ -75,16 +69,13 @@ def main(
         features_dir: Folder in which a probe caches features.
         fit_temperature: Fit a temperature, which divides the best checkpoint's logits, to the validation split, and
             write it to RUN/evaluation/temperature.json.
-        test_dir: Folder of another test set, of a run or weights: one folder for each class.
-        test_set: How its labels are read and which logits compete: `folders` are named like classes or are WordNet's
-            ids; of ImageNet-A and -R 200 classes compete; `imagenet-real` has several right labels for an image of
-            ImageNet's validation split, whose files are in `test_dir` or folders in it.
-        class_map: YAML or JSON file with a class of the network for each of the `folders`: its name or number, a list
-            of classes that are all right, or null to leave the folder out.
-        corruptions: Also measure errors on images that are corrupted as in ImageNet-C: `all`, or a list of names.
+        test_dir: Folder of other images to test a run or weights on, in a folder for each class.
+        test_set: Of `folders` the names are classes, WordNet's ids, or numbers. Of `imagenet-a` and `imagenet-r` 200
+            classes compete; `imagenet-real` has several right labels for a file of ImageNet's validation split.
+        class_map: YAML or JSON file, from folders to classes by name or number, a list that is all right, or null.
+        corruptions: Also measure errors on images that are corrupted as in ImageNet-C: `all`, or a list.
         severities: Of the corruptions, from 1 to 5.
-        frost_dir: Folder of frost1.png to frost3.png, frost4.jpg and frost5.jpg, without which `all` has no frost.
-        wandb: Log scores and pictures to the run's page at wandb, if its training was logged there.
+        frost_dir: Folder of the photographs for frost, which `all` leaves out without it.
         name: Name of the results' folder, made of the data, the model and the image size. None: of a run.
         run_dir: Folder of the results. Set by the program; choose another with `hydra.run.dir`.
         data: The data set on which weights are evaluated, if not a run's.
@@ -96,7 +87,8 @@ def main(
     from lightning import seed_everything
 
     from vitlab.config import instantiate
-    from vitlab.evaluation import calibration, judgement, probes, robustness, run_report, test_sets
+    from vitlab.evaluation import calibration, judgement, probes, run_report, test_sets
+    from vitlab.evaluation.corruptions import measure_corruptions
     from vitlab.evaluation.trained_model import TEMPERATURE, load_model
     from vitlab.runs import folder
     from vitlab.storage import safe_load
@@ -109,12 +101,9 @@ def main(
     if run is not None:
         trainer["precision"] = trainer["precision"] or folder.read_config(Path(run))["trainer"]["precision"]
     if test_dir is not None:
-        trained, options = (
-            load_model(run or weights["source"], checkpoint=checkpoint),
-            {"batch_size": batch_size or 256},
-        )
-        built = test_sets.build_test(trained, Path(test_dir), test_set, class_map, seed=seed, **options)
-        network, datamodule, accepted = built
+        trained = load_model(run or weights["source"], checkpoint=checkpoint)
+        options: Node = {"batch_size": batch_size or 256, "seed": seed}
+        network, datamodule, accepted = test_sets.build_test(trained, Path(test_dir), test_set, class_map, **options)
         module = Classifier(network, num_classes=datamodule.num_classes)
         module.accepted = accepted
         subject: Node = {"run": run or weights["source"], "split": split, "test_set": test_set, "test_dir": test_dir}
@@ -146,9 +135,12 @@ def main(
         module.split = datamodule.tested = "val"
         logits = judgement.collect_rows(tester, module, datamodule, out, lambda logits, _: logits)
         if logits is not None:
-            fitted = calibration.fit_temperature(logits, datamodule.split("val").labels)
-            log.info("temperature %.4f, fitted to %d validation images", fitted, len(logits))
-            atomic_write(Path(str(run)) / TEMPERATURE, json.dumps({"temperature": fitted}))
+            try:
+                fitted = calibration.fit_temperature(logits, datamodule.split("val").labels)
+                log.info("temperature %.4f, fitted to %d validation images", fitted, len(logits))
+                atomic_write(Path(str(run)) / TEMPERATURE, json.dumps({"temperature": fitted}))
+            except ValueError as error:
+                log.warning("no temperature: %s", error)
         tester.strategy.barrier("temperature")
     known = Path(run) / TEMPERATURE if run and checkpoint == "best" else None
     temperature = json.loads(known.read_text())["temperature"] if known and known.is_file() else None
@@ -157,9 +149,8 @@ def main(
     rows = judgement.collect_rows(tester, module, datamodule, out, rows_of)
     results, raw = {**logged_scores(tester, split), **subject}, None
     if corruptions is not None:
-        robust = robustness.measure(tester, module, datamodule, out, corruptions, severities, frost_dir)
-        log.info("mean error on corrupted images %.2f %%", 100 * robust["mean_error"])
-        results["corruptions"] = robust
+        options = {"names": corruptions, "severities": severities, "frost_dir": frost_dir}
+        results["corruptions"] = measure_corruptions(tester, module, datamodule, out, **options)
     if averaged_from is not None:
         module.load_state_dict(averaged_from)
         module.split = "raw"
@@ -167,8 +158,11 @@ def main(
         results |= logged_scores(tester, "raw")
     if rows is not None:
         about = {**subject, "temperature": temperature}
-        results["judgement"] = judgement.write_judgement(out, rows, datamodule, about=about, raw=raw)["scores"]
+        written = judgement.write_judgement(out, rows, datamodule, about=about, raw=raw)
+        results["judgement"] = written["scores"]
         log.info("report: %s", run_report.write_run_report(Path(run)) if run else run_report.write_report(out, [out]))
+        if "why" in written:
+            log.info("why the most confident errors: %s", written["why"])
     build.log_results(results, out)
     return results
 

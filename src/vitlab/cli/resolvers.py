@@ -34,9 +34,6 @@ def register_resolvers() -> None:
         "epochs": epochs_for,
         "objective": objective_for,
         "probe": lambda probe: f"-{str(probe._target_).rpartition('.')[2].lower()}" if probe else "",
-        "test_set": lambda kind, path, other: (
-            other if path is None else f"{kind}-{Path(path).resolve().name}" if kind == "folders" else kind
-        ),
         "if": lambda condition, value, other: value if condition else other,
         "mode": direction,
         "job": job_folder,

@@ -1,21 +1,21 @@
 """Check the settings of an evaluation: the run or weights, the data, the probe."""
 
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vitlab.config import allowlist
 from vitlab.config.printable import format_names
+from vitlab.config.schema import suggest
 from vitlab.config.view import ConfigView
 from vitlab.runs import folder
+from vitlab.storage.yaml_files import read_yaml
 
+SPLIT_ROW = re.compile(r"(train|val|test):(\d+)")
 TestSet = Literal["folders", "imagenet-a", "imagenet-r", "imagenet-real"]
-Corruption = Literal[
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
-    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-    "speckle_noise", "gaussian_blur", "spatter", "saturate",
-]  # fmt: skip
+CORRUPTIONS: dict[str, Any] = read_yaml(Path(__file__).parent / "corruptions.yaml")
 FROST = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")  # the published code skips its sixth
 
 
@@ -28,25 +28,20 @@ def evaluation_problems(read: ConfigView) -> Iterator[str]:
 
 
 def test_set_problems(read: ConfigView) -> Iterator[str]:
-    folder, kind, mapping = read("test_dir", str), read("test_set", str), read("class_map", str)
-    if folder is not None and not Path(folder).is_dir():
-        yield f"test_dir={folder} is not a folder; it has a folder with images for each class"
-    if folder is None and (kind != "folders" or mapping):
-        yield "test_dir is not set; test_set and class_map are about the images there"
-    if folder is not None and (
-        read("split", str) != "test" or read.config.get("probe") or read("fit_temperature", bool)
-    ):
-        yield "test_dir is tested with the network's head; leave split, probe and fit_temperature out"
-    if mapping is not None and (kind != "folders" or not Path(mapping).is_file()):
-        yield f"class_map={mapping} is a YAML or JSON file, for test_set=folders"
-    wanted, photographs = read.config.get("corruptions") or (), read("frost_dir", str)
-    if photographs is not None:
-        missing = [name for name in FROST if not (Path(photographs) / name).is_file()]
-        yield from (f"frost_dir={photographs} has no {name}, a photograph of ImageNet-C's code" for name in missing)
-    elif "frost" in wanted:
-        yield f"corruptions=[frost] needs photographs of ImageNet-C's code; set frost_dir to the folder of {FROST[0]}"
-    if wanted and (read.config.get("probe") or not read.config.get("severities")):
-        yield "corruptions are measured with the head, at one or more severities; leave probe out"
+    path, kind, mapping, frost = (read(key, str) for key in ("test_dir", "test_set", "class_map", "frost_dir"))
+    wanted = read.config.get("corruptions") or []
+    if (path and not Path(path).is_dir()) or (path is None and (kind != "folders" or mapping)):
+        yield f"test_dir={path or 'null'} is not a folder; test_set and class_map are about the images in one"
+    if mapping and (kind != "folders" or not Path(mapping).is_file()):
+        yield f"class_map={mapping} is not a YAML or JSON file for test_set=folders"
+    refused = read("split", str) != "test" or read("fit_temperature", bool)
+    if (path and refused) or ((path or wanted) and read.config.get("probe")):
+        yield "test_dir and corruptions are for the head of a network; leave split, probe and fit_temperature out"
+    for name in wanted if wanted != "all" else ():
+        if name not in CORRUPTIONS:
+            yield f"corruptions: there is no {name}{suggest(name, CORRUPTIONS)}; choose of {', '.join(CORRUPTIONS)}"
+    if ("frost" in wanted or frost) and not all((Path(str(frost)) / name).is_file() for name in FROST):
+        yield f"frost_dir={frost or 'null'} is not the folder of ImageNet-C's photographs, {', '.join(FROST)}"
 
 
 def temperature_problems(read: ConfigView) -> Iterator[str]:
@@ -118,13 +113,19 @@ def prediction_problems(read: ConfigView) -> Iterator[str]:
     is_onnx = run is not None and (run.endswith(".onnx") or (Path(run) / "model.onnx").is_file())
     if is_onnx and (read("embed", bool) or "baseline" in read.config):
         yield f"run={run}: an ONNX file has logits alone, no features and no attention; name the run or another export"
-    if images is not None:
+    if images is not None and not (split_rows(images) and "baseline" in read.config):
         from vitlab.data.file_list import find_images
 
         try:
             find_images(images)
         except ValueError as error:
             yield str(error)
+
+
+def split_rows(images: str | list[str] | None) -> list[tuple[Any, int]]:
+    """The splits and rows of `test:17` or `[test:17,val:3]`; none for paths."""
+    found = [SPLIT_ROW.fullmatch(str(each)) for each in ([images] if isinstance(images, str) else images or ())]
+    return [(row[1], int(row[2])) for row in found if row] if all(found) else []
 
 
 def demo_problems(read: ConfigView) -> Iterator[str]:
@@ -136,7 +137,8 @@ def demo_problems(read: ConfigView) -> Iterator[str]:
 def explanation_problems(read: ConfigView) -> Iterator[str]:
     yield from prediction_problems(read)
     run, compare = read("run", str), read("compare", str)
-    if run is not None and read("images", str | list[str]) is None and not (Path(run) / folder.CONFIG).is_file():
-        yield f"images is not set, and run={run} has none; name a file, a folder or a pattern such as photos/*.jpg"
+    images = read("images", str | list[str])
+    if run is not None and (images is None or split_rows(images)) and not (Path(run) / folder.CONFIG).is_file():
+        yield f"images is {images or 'not set'}, and run={run} has none; name a file, a folder or a pattern like *.jpg"
     if compare is not None and not compare.startswith(("timm:", "hf:")) and not Path(compare).exists():
         yield f"compare={compare} doesn't exist; name a run, weights, timm:NAME or hf:NAME"

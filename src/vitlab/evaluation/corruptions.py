@@ -1,34 +1,38 @@
-"""The 15 + 4 corruptions of ImageNet-C (https://arxiv.org/abs/1903.12261), five severities of each.
+"""The corruptions of ImageNet-C (https://arxiv.org/abs/1903.12261), and the errors on images with them.
 
-Numbers, and the order of random draws, are those of https://github.com/hendrycks/robustness; a test compares with its
-results. Lengths in pixels are meant for images of 224 x 224, and don't scale.
+Numbers, and the order of random draws, are those of https://github.com/hendrycks/robustness; a test compares. Lengths
+in pixels are meant for images of 224 x 224, and don't scale.
 """
 
 import io
-from collections.abc import Callable
+import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from lightning import Trainer
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from vitlab.evaluation.checks import FROST
+from vitlab.data.datamodule import DataModule
+from vitlab.evaluation.checks import CORRUPTIONS, FROST
+from vitlab.evaluation.images import with_channels
+from vitlab.evaluation.network_pictures import draw_lines
+from vitlab.storage.csv_files import write_csv
 
 Array = NDArray[Any]  # images are [H, W, 3] with values from 0 to 1
+blur = partial(ndimage.gaussian_filter, mode="nearest", axes=(0, 1))
 
-BOX = Image.Resampling.BOX
+log = logging.getLogger(__name__)
 
 
 def to_bytes(x: Array) -> Array:
     return np.uint8(255 * np.clip(x, 0, 1) + 1e-6)
-
-
-def blur(x: Array, sigma: float) -> Array:
-    return np.asarray(ndimage.gaussian_filter(x, (sigma, sigma, 0)[: x.ndim], mode="nearest"))
 
 
 def glass_blur(x: Array, rng: Generator, sigma: float, reach: int, rounds: int) -> Array:
@@ -40,7 +44,7 @@ def glass_blur(x: Array, rng: Generator, sigma: float, reach: int, rounds: int) 
         places, others = rows * width + columns, (rows + dy) * width + columns + dx
         for place, other in zip(places.flat, others.flat, strict=True):
             pixel[place] = pixel[other]  # the published exchange of two views is a copy
-    return blur(image.reshape(-1, 3)[pixel].reshape(x.shape) / 255, sigma)
+    return np.asarray(blur(image.reshape(-1, 3)[pixel].reshape(x.shape) / 255, sigma))
 
 
 def defocus_blur(x: Array, rng: Generator, radius: int, sigma: float) -> Array:
@@ -112,17 +116,17 @@ def change_hsv(x: Array, channel: int, factor: float, more: float) -> Array:
     return hsv_to_rgb(hsv)
 
 
-def pixelate(x: Array, rng: Generator, factor: float) -> Array:
-    size, few = (x.shape[1], x.shape[0]), (max(1, int(x.shape[1] * factor)), max(1, int(x.shape[0] * factor)))
-    return np.asarray(Image.fromarray(to_bytes(x)).resize(few, BOX).resize(size, BOX)) / 255
-
-
 def jpeg_compression(x: Array, rng: Generator, quality: int) -> Array:
     Image.fromarray(to_bytes(x)).save(file := io.BytesIO(), "JPEG", quality=quality)
     return np.asarray(Image.open(file)) / 255
 
 
-def elastic(x: Array, rng: Generator, alpha: float, sigma: float, shift: float) -> Array:
+def resize(x: Array, height: float, width: float) -> Array:
+    size = max(1, int(width)), max(1, int(height))
+    return np.asarray(Image.fromarray(to_bytes(x)).resize(size, Image.Resampling.BOX)) / 255
+
+
+def elastic_transform(x: Array, rng: Generator, alpha: float, sigma: float, shift: float) -> Array:
     """A random affine map, then random displacements; the published code has 244 for 224."""
     center, third = np.array(x.shape[:2]) // 2, min(x.shape[:2]) // 3
     points = center + third * np.array([[1, 1], [1, -1], [-1, -1]])
@@ -137,60 +141,64 @@ def elastic(x: Array, rng: Generator, alpha: float, sigma: float, shift: float) 
     return np.asarray(ndimage.map_coordinates(bent, places, order=1, mode="reflect"))
 
 
-def edges(x: Array, low: float, high: float) -> Array:
-    """Canny's edges of an image [H, W], as OpenCV finds them."""
-    dx, dy = (ndimage.sobel(np.pad(np.float64(x), 1, mode="edge"), axis)[1:-1, 1:-1] for axis in (1, 0))
-    size, slope = np.abs(dx) + np.abs(dy), np.abs(dy) / np.maximum(np.abs(dx), 1e-9)
-    padded, i, (rows, columns) = np.pad(size, 1), slope > 2**0.5 - 1, np.indices(x.shape) + 1
-    j = np.where((dx * dy < 0) & i, -1, 1) * (slope < 2**0.5 + 1)  # with i: the next place across an edge
-    before, after = padded[rows - i, columns - j], padded[rows + i, columns + j]
-    top = (size > before) & ((size > after) | (size == after) & ((i == 0) | (j == 0)))
-    regions = ndimage.label(top & (size > low), np.ones((3, 3)))[0]
-    return np.isin(regions, np.unique(regions[top & (size > high)])) & (regions > 0)
+FUNCTIONS: dict[str, Any] = {  # of image, generator and the parameters of a severity
+    "gaussian_noise": lambda x, rng, c: x + rng.normal(size=x.shape, scale=c),
+    "shot_noise": lambda x, rng, c: rng.poisson(x * c) / c,
+    "impulse_noise": lambda x, rng, c: np.where(rng.random(x.shape) <= c, rng.random(x.shape) <= 0.5, x),
+    "speckle_noise": lambda x, rng, c: x + x * rng.normal(size=x.shape, scale=c),
+    "gaussian_blur": lambda x, rng, c: np.asarray(blur(x, c)),
+    "motion_blur": lambda x, rng, *c: move(x, *c, rng.uniform(-45, 45)),
+    "zoom_blur": lambda x, rng, *c: np.mean([x, *(enlarge(x, factor) for factor in np.arange(1, *c))], axis=0),
+    "contrast": lambda x, rng, c: (x - (mean := x.mean(axis=(0, 1)))) * c + mean,
+    "brightness": lambda x, rng, c: change_hsv(x, 2, 1, c),
+    "pixelate": lambda x, rng, c: resize(resize(x, c * x.shape[0], c * x.shape[1]), *x.shape[:2]),
+    "saturate": lambda x, rng, *c: change_hsv(x, 1, *c),
+    **{f.__name__: f for f in (defocus_blur, glass_blur, snow, frost, fog, elastic_transform, jpeg_compression)},
+}
 
 
-def spatter(x: Array, rng: Generator, *values: float) -> Array:
-    mean, std, sigma, least, amount, is_mud = values
-    layer = blur(rng.normal(mean, std, x.shape[:2]), sigma)
-    if is_mud:
-        share = blur(np.float64(layer > least), amount)[..., None]
-        share *= share >= 0.8
-        return x * (1 - share) + share * np.array([63, 42, 20]) / 255
-    layer, mean_of_9 = to_bytes(layer * (layer >= least)), partial(ndimage.uniform_filter, size=3, mode="mirror")
-    nearest = ndimage.distance_transform_edt(~edges(layer, 50, 150), return_distances=False, return_indices=True)
-    few, many = np.sort(np.abs(np.indices(layer.shape) - nearest), axis=0)  # OpenCV's steps: 1, 1.4 and 2.1969 (knight)
-    distance = np.where(2 * few > many, 2.1969 * (many - few) + 1.4 * (2 * few - many), many + 0.1969 * few)
-    levels = np.uint8(mean_of_9(np.minimum(distance, 20)) + 1e-6)
-    sums = np.cumsum(np.bincount(levels.flat, minlength=256))
-    equalized = np.round(255 * (sums - sums[levels.min()]) / max(1, levels.size - sums[levels.min()]))[levels]
-    light = ndimage.correlate(equalized, [[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], mode="mirror")
-    drops = layer * np.round(mean_of_9(np.clip(light, 0, 255)))
-    return x + (amount * drops / max(1, drops.max()))[..., None] * np.array([175, 238, 238]) / 255
+class Corrupted:
+    """Images of an evaluation, whose corruption depends on its name, its severity and the image's number alone."""
+
+    def __init__(self, dataset: Any, name: str, severity: int, frost_dir: str | None) -> None:
+        values = CORRUPTIONS[name]["severities"][severity - 1]
+        self.values = [*(values if isinstance(values, list) else [values]), *[frost_dir] * (name == "frost")]
+        self.dataset, self.function, self.seed = dataset, name, ([*CORRUPTIONS].index(name), severity)
+
+    def __getitems__(self, plan: Any) -> Any:
+        batch = self.dataset.__getitems__(plan)
+        for image, index in zip(batch.images, plan.indices, strict=True):
+            x, rng = with_channels(image, 3).permute(1, 2, 0).numpy() / 255, np.random.default_rng([*self.seed, index])
+            changed = to_bytes(FUNCTIONS[self.function](x, rng, *self.values))
+            image[:] = with_channels(torch.from_numpy(changed).permute(2, 0, 1), len(image))
+        return batch
 
 
-# Functions of image, generator and parameters, and these for each severity. The last four are the extra ones.
-CORRUPTIONS: dict[str, tuple[Callable[..., Array], list[Any]]] = {
-    "gaussian_noise": (lambda x, g, c: x + g.normal(size=x.shape, scale=c), [.08, .12, .18, .26, .38]),
-    "shot_noise": (lambda x, g, c: g.poisson(x * c) / c, [60, 25, 12, 5, 3]),
-    "impulse_noise": (lambda x, g, c: np.where(g.random(x.shape) <= c, g.random(x.shape) <= .5, x),
-                      [.03, .06, .09, .17, .27]),
-    "defocus_blur": (defocus_blur, [(3, .1), (4, .5), (6, .5), (8, .5), (10, .5)]),
-    "glass_blur": (glass_blur, [(.7, 1, 2), (.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)]),
-    "motion_blur": (lambda x, g, *c: move(x, *c, g.uniform(-45, 45)), [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)]),
-    "zoom_blur": (lambda x, g, *c: np.mean([x, *(enlarge(x, factor) for factor in np.arange(1, *c))], axis=0),
-                  [(1.11, .01), (1.16, .01), (1.21, .02), (1.26, .02), (1.31, .03)]),
-    "snow": (snow, [(.1, .3, 3, .5, 10, 4, .8), (.2, .3, 2, .5, 12, 4, .7), (.55, .3, 4, .9, 12, 8, .7),
-                    (.55, .3, 4.5, .85, 12, 8, .65), (.55, .3, 2.5, .85, 12, 12, .55)]),
-    "frost": (frost, [(1, .4), (.8, .6), (.7, .7), (.65, .7), (.6, .75)]),
-    "fog": (fog, [(1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)]),
-    "brightness": (lambda x, g, c: change_hsv(x, 2, 1, c), [.1, .2, .3, .4, .5]),
-    "contrast": (lambda x, g, c: (x - (mean := x.mean(axis=(0, 1)))) * c + mean, [.4, .3, .2, .1, .05]),
-    "elastic_transform": (elastic, [(2, .7, .1), (2, .08, .2), (.05, .01, .02), (.07, .01, .02), (.12, .01, .02)]),
-    "pixelate": (pixelate, [.6, .5, .4, .3, .25]),
-    "jpeg_compression": (jpeg_compression, [25, 18, 15, 10, 7]),
-    "speckle_noise": (lambda x, g, c: x + x * g.normal(size=x.shape, scale=c), [.15, .2, .35, .45, .6]),
-    "gaussian_blur": (lambda x, g, c: blur(x, c), [1, 2, 3, 4, 6]),
-    "spatter": (spatter, [(.65, .3, 4, .69, .6, 0), (.65, .3, 3, .68, .6, 0), (.65, .3, 2, .68, .5, 0),
-                          (.65, .3, 1, .65, 1.5, 1), (.67, .4, 1, .65, 1.5, 1)]),
-    "saturate": (lambda x, g, *c: change_hsv(x, 1, *c), [(.3, 0), (.1, 0), (2, 0), (5, .1), (20, .2)]),
-}  # fmt: skip
+def measure_corruptions(
+    trainer: Trainer, module: Any, data: DataModule, folder: Path, names: Any, severities: Any, frost_dir: str | None
+) -> dict[str, float]:
+    """Write the errors, on the first rank; every rank calls it. Returns their mean without the extra corruptions; of
+    1,000 classes and all severities also `mce`.
+    """
+    errors = dict[str, list[float]]()
+    for name in CORRUPTIONS if names == "all" else names:
+        for severity in severities if name != "frost" or frost_dir else ():
+            data.view = partial(Corrupted, name=name, severity=severity, frost_dir=frost_dir)
+            trainer.test(module, data, verbose=False)
+            correct, count = (int(trainer.callback_metrics[f"{module.split}/{key}"]) for key in ("correct", "count"))
+            errors.setdefault(name, []).append(round(1 - correct / count, 6))
+        log.info("%s: error %s", name, errors.get(name, "unknown without frost_dir"))
+    data.view, means = None, {name: float(np.mean(own)) for name, own in errors.items()}
+    known = {name: own["alexnet"] for name, own in CORRUPTIONS.items() if "alexnet" in own}
+    summary = {"mean_error": float(np.mean([means[name] for name in known if name in means] or [*means.values()]))}
+    if data.num_classes == 1000 and not known.keys() - means.keys() and len(severities) == 5:
+        summary["mce"] = float(np.mean([100 * means[name] / error for name, error in known.items()]))
+    if trainer.is_global_zero:
+        lines = [[name, *own, means[name]] for name, own in errors.items()]
+        write_csv(folder / "corruptions.csv", [["corruption", *map(str, severities), "mean"], *lines])
+        panel = {
+            name: (severities, own, f"C{k % 10}" + ("o-", "s--")[k // 10])
+            for k, (name, own) in enumerate(errors.items())
+        }
+        draw_lines(folder / "corruptions.png", "severity", {"error": panel})
+    return summary

@@ -1,10 +1,5 @@
 """The judgement of a split's predictions, from a row for each image: no process holds the logits of all images.
-
-FOLDER/judgement.json   scores with bootstrap intervals, calibration, classes, the most confused pairs
-FOLDER/images.csv       label, prediction, probability, loss, Brier score and correctness of each image
-FOLDER/classes.csv      precision, recall, F1 and support of each class; empty where they divide by no image
-FOLDER/confusion.csv    label, prediction and number of images, of pairs that occur
-FOLDER/*.png            `judgement_pictures`
+The files are those of docs/evaluating.md.
 """
 
 import json
@@ -16,7 +11,7 @@ import numpy as np
 import torch
 from lightning import Callback, Trainer
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vitlab.config.schema import Node
@@ -47,15 +42,11 @@ def image_rows(logits: Tensor, labels: Tensor, temperature: float | None = None)
 class RowCollector(Callback):
     """Keeps the rows of a test loop's images, on their device."""
 
-    def __init__(self, network: nn.Module, rows: Rows) -> None:
-        self.rows, self.logits, self.parts = rows, torch.empty(0), list[Tensor]()
-        self.hook = network.register_forward_hook(self.keep_logits)
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.parts = rows, list[Tensor]()
 
-    def keep_logits(self, network: nn.Module, arguments: Any, logits: Tensor) -> None:
-        self.logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any) -> None:
-        self.parts.append(self.rows(self.logits, pl_module.right_classes(self.logits, batch.targets)).float())
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
+        self.parts.append(self.rows(outputs["logits"], outputs["labels"]).float())
 
 
 def collect_rows(
@@ -65,10 +56,9 @@ def collect_rows(
 
     Every rank calls it. None on ranks after the first, or if the Trainer leaves out images.
     """
-    collector, callbacks = RowCollector(module.network, rows), trainer.callbacks  # type: ignore[attr-defined]
+    collector, callbacks = RowCollector(rows), trainer.callbacks  # type: ignore[attr-defined]
     callbacks.append(collector)
-    with collector.hook:  # which it removes
-        trainer.test(module, datamodule, verbose=False, **options)
+    trainer.test(module, datamodule, verbose=False, **options)
     callbacks.remove(collector)
     if not isinstance(limit := trainer.limit_test_batches, float) or limit < 1:
         return None
@@ -147,6 +137,10 @@ def write_judgement(
     judgement |= {"scores": {name: scores_with_intervals(own, len(names)) for name, own in variants.items()}}
     bins = {name: calibration.bin_table(own["probability"], own["correct"]) for name, own in variants.items()}
     judgement |= {"bins": bins, "confused": confused[:20], "classes": [["class", *classes], *lines]}
+    if "run" in about and "test_dir" not in about and not images["correct"].all():
+        order = np.argsort(-images["probability"] * ~images["correct"], kind="stable")[:3]
+        rows = ",".join(f"{about['split']}:{row}" for row in order if not images["correct"][row])
+        judgement["why"] = f'python src/explain.py run={about["run"]} "images=[{rows}]"'
     judgement = json.loads(json.dumps(judgement), parse_constant=lambda constant: None)  # NaN
     folder.mkdir(parents=True, exist_ok=True)
     columns = {"index": range(len(split)), "path": split.files or [None] * len(split)}

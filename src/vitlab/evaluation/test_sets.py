@@ -39,21 +39,18 @@ def build_test(
     own = {name: number for number, name in enumerate(names)}
     if len(names) == len(IDS) and not own.keys() & set(IDS):
         own |= {name: number for number, name in enumerate(IDS)}
-    few = kind in ("imagenet-a", "imagenet-r")
-    only = (LISTS / f"imagenet_{kind[-1]}_synsets.txt").read_text().split() if few else []
-    logits = [own[name] for name in only if name in own] if few else [*range(len(names))]
-    place, rows = {number: k for k, number in enumerate(logits)}, dict[tuple[int, ...], int]()
-    chosen, labels, count = list[str](), list[int](), 0
+    logits = [*range(len(names))]
+    if kind in ("imagenet-a", "imagenet-r"):
+        logits = [own[name] for name in (LISTS / f"imagenet_{kind[-1]}_synsets.txt").read_text().split() if name in own]
+    rows, chosen, labels, count = dict[tuple[int, ...], int](), list[str](), list[int](), 0
     for images, classes in labeled_images(folder, kind, class_map, own, tuple(names)):
         count += len(images)
-        if right := tuple(sorted({place[number] for number in classes if number in place})):
+        if right := tuple(k for k, number in enumerate(logits) if number in classes):
             chosen += images
             labels += [rows.setdefault(right, len(rows))] * len(images)
-    log.info("%d images of %d have a right class among %d that compete", len(chosen), count, len(logits))
+    log.info("%d of %d images have a right class among the %d that compete", len(chosen), count, len(logits))
     if not chosen:
-        raise ValueError(
-            f"test_dir={folder} has no images of the network's classes; test_set={kind} is about other ones"
-        )
+        raise ValueError(f"test_dir={folder} has no images of the network's classes; test_set={kind} needs others")
     accepted, numbers = torch.zeros(len(rows), len(logits), dtype=torch.bool), torch.tensor(logits)
     for right, row in rows.items():
         accepted[row, list(right)] = True
@@ -61,10 +58,10 @@ def build_test(
     if model.channels == 1:  # the luminance of colors
         weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
         network.register_forward_pre_hook(lambda _, x: (x[0] * weights.to(x[0])).sum(dim=1, keepdim=True))
-    mean, std = (values * (3 // len(values)) for values in (model.mean, model.std))
     unused = Split(None, torch.tensor([0, 1]), chosen[:1] * 2)  # nothing is trained
-    listed, classes = Split(None, torch.zeros(len(chosen), dtype=torch.long), chosen), tuple(names[n] for n in logits)
-    source = Source("test set", classes, 3, mean, std, None, train=unused, test=listed)
+    listed = Split(None, torch.zeros(len(chosen), dtype=torch.long), chosen)
+    mean, std = (values * (3 // len(values)) for values in (model.mean, model.std))
+    source = Source("test set", tuple(names[n] for n in logits), 3, mean, std, None, train=unused, test=listed)
     options |= {"image_size": model.image_size, "interpolation": model.interpolation, "val_fraction": 0.0}
     data = DataModule(source=lambda: source, augment=Augment(crop_fraction=model.crop_fraction or 1.0), **options)
     data.setup()
