@@ -75,7 +75,7 @@ def main(
         class_map: YAML or JSON file, from folders to classes by name or number, a list that is all right, or null.
         corruptions: Also measure errors on images that are corrupted as in ImageNet-C: `all`, or a list.
         severities: Of the corruptions, from 1 to 5.
-        frost_dir: Folder of the photographs for frost, which `all` leaves out without it.
+        frost_dir: Folder of the photographs for frost, which `all` otherwise leaves out.
         name: Name of the results' folder, made of the data, the model and the image size. None: of a run.
         run_dir: Folder of the results. Set by the program; choose another with `hydra.run.dir`.
         data: The data set on which weights are evaluated, if not a run's.
@@ -158,11 +158,10 @@ def main(
         results |= logged_scores(tester, "raw")
     if rows is not None:
         about = {**subject, "temperature": temperature}
-        written = judgement.write_judgement(out, rows, datamodule, about=about, raw=raw)
-        results["judgement"] = written["scores"]
+        results["judgement"] = (own := judgement.write_judgement(out, rows, datamodule, about=about, raw=raw))["scores"]
         log.info("report: %s", run_report.write_run_report(Path(run)) if run else run_report.write_report(out, [out]))
-        if "why" in written:
-            log.info("why the most confident errors: %s", written["why"])
+        if "why" in own:
+            log.info("why the most confident errors: %s", own["why"])
     build.log_results(results, out)
     return results
 

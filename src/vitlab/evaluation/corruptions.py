@@ -196,9 +196,7 @@ def measure_corruptions(
     if trainer.is_global_zero:
         lines = [[name, *own, means[name]] for name, own in errors.items()]
         write_csv(folder / "corruptions.csv", [["corruption", *map(str, severities), "mean"], *lines])
-        panel = {
-            name: (severities, own, f"C{k % 10}" + ("o-", "s--")[k // 10])
-            for k, (name, own) in enumerate(errors.items())
-        }
+        styles = [f"C{number}{mark}" for mark in ("o-", "s--") for number in range(10)]
+        panel = {name: (severities, errors[name], style) for name, style in zip(errors, styles, strict=False)}
         draw_lines(folder / "corruptions.png", "severity", {"error": panel})
     return summary

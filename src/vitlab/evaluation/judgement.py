@@ -1,6 +1,4 @@
-"""The judgement of a split's predictions, from a row for each image: no process holds the logits of all images.
-The files are those of docs/evaluating.md.
-"""
+"""The judgement of a split's predictions, from a row for each image: no process holds the logits of all images."""
 
 import json
 from collections.abc import Callable, Sequence

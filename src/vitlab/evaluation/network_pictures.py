@@ -161,10 +161,8 @@ def draw_network(
     quantiles = {"median": 0.5, "99 %": 0.99, "largest": 1}
     lines = {name: (blocks, np.quantile(patches, q, axis=1), "-") for name, q in quantiles.items()}
     lines |= {f"prefix token {i}": (blocks, values, "--") for i, values in enumerate(of_prefix.T.tolist())}
-    panels = {"norm of tokens": lines}
-    if outliers.any():
-        panels = {f"share of patches above {OUTLIER:g} medians": {"": (blocks, outliers.tolist(), "k-")}} | panels
-    draw_lines(out / "norms.png", "block", panels)
+    shares = {f"share of patches above {OUTLIER:g} medians": {"": (blocks, outliers.tolist(), "k-")}}
+    draw_lines(out / "norms.png", "block", {**(shares if outliers.any() else {}), "norm of tokens": lines})
     captions = {
         "spread": "Attention by block and head: mean distance between a patch and the patches it attends to; entropy",
         "norms": f"Share of patch tokens with a norm above {OUTLIER:g} medians of their block, and norms of tokens",
@@ -172,13 +170,11 @@ def draw_network(
     if (similarity := position_similarity(network, trace.grid)) is None:
         log.info("no picture of position embeddings: the network has no table of them")
     else:
-        low, high = np.quantile(similarity.numpy(), (0.0, 0.98)).tolist()
-        rows, columns = map(evenly, trace.grid)
-        shares = (similarity[rows][:, columns].flatten(0, 1) - low) / max(high - low, 1e-6)
-        tiles = colors(shares.clamp(max=1))
+        low, high, rows, columns = *np.quantile(similarity.numpy(), (0.0, 0.98)).tolist(), *map(evenly, trace.grid)
+        tiles = colors(((similarity[rows][:, columns].flatten(0, 1) - low) / max(high - low, 1e-6)).clamp(max=1))
         draw_gallery(out / "positions.png", tiles, [""] * len(tiles), columns=len(columns), side=48)
         captions["positions"] = (
-            f"Similarity of each patch's position embedding to all: dark {low:.2f}, light {high:.2f} to 1"
+            f"Similarity of a patch's position embedding to all: dark {low:.2f}, light {high:.2f} to 1"
         )
     if (parts := filter_components(network)) is None:
         log.info("no picture of patch filters: the patch embedding is no convolution")

@@ -85,9 +85,8 @@ def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, network: nn
     """
     folder, attention = run_dir / "evaluation" / "best-test", run_dir / "figures" / "attention.png"
     try:
-        judgement = write_judgement(
-            folder, rows, data, about={"run": str(run_dir), "split": "test", "checkpoint": "best"}
-        )
+        about = {"run": str(run_dir), "split": "test", "checkpoint": "best"}
+        judgement = write_judgement(folder, rows, data, about=about)
         sharded = any(isinstance(p, DTensor) for p in network.parameters())  # which all ranks compute together
         with suppress(ValueError):  # of a network without attention maps
             if not sharded and not any(m._compiled_call_impl for m in network.modules()):

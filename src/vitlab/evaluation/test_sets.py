@@ -30,15 +30,12 @@ log = logging.getLogger(__name__)
 def build_test(
     model: TrainedModel, folder: Path, kind: str, class_map: str | None, **options: Any
 ) -> tuple[nn.Module, DataModule, Tensor]:
-    """A network of the logits that compete, the data, and the classes that are right for a label, bool [labels, K].
-
-    A network with 1,000 classes has those of ImageNet in their order, unless their names are WordNet's ids.
-    """
+    """A network of the logits that compete, the data, and the classes that are right for a label, bool [labels, K]."""
     network: Any = model.network
     names = model.classes or (IDS if network.num_classes == len(IDS) else [*map(str, range(network.num_classes))])
     own = {name: number for number, name in enumerate(names)}
     if len(names) == len(IDS) and not own.keys() & set(IDS):
-        own |= {name: number for number, name in enumerate(IDS)}
+        own |= {name: number for number, name in enumerate(IDS)}  # ImageNet's 1,000 classes, in their order
     logits = [*range(len(names))]
     if kind in ("imagenet-a", "imagenet-r"):
         logits = [own[name] for name in (LISTS / f"imagenet_{kind[-1]}_synsets.txt").read_text().split() if name in own]
@@ -82,8 +79,6 @@ def labeled_images(
     known, mapping = {*IDS, None}, {str(k): v for k, v in read_yaml(Path(class_map)).items()} if class_map else {}
     for name in class_folders(folder):
         meant = mapping.get(name, name)
-        right = [
-            own.get(value) if value in own or value in known else class_index(names, value, f"class_map: {name}")
-            for value in (meant if isinstance(meant, list) else [meant])
-        ]
+        values = meant if isinstance(meant, list) else [meant]
+        right = [own.get(v) if v in own or v in known else class_index(names, v, f"class_map: {name}") for v in values]
         yield sorted(images_below(str(folder / name), {}, set())), right

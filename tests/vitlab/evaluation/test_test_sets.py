@@ -149,7 +149,7 @@ def test_a_users_folders_are_mapped_and_a_gray_network_gets_the_luminance(judged
     ("classes", "kind", "folder", "message"),
     [
         (4, "folders", "cats", "class_map: cats=cats is no class of the network; did you mean 'cat'?"),
-        (4, "imagenet-a", "cat", "has no images of the network's classes; test_set=imagenet-a is about other ones"),
+        (4, "imagenet-a", "cat", "has no images of the network's classes; test_set=imagenet-a needs others"),
         (1000, "imagenet-real", IDS[0], "has no images of the network's classes; test_set=imagenet-real"),
         (1000, "folders", "1000", "class_map: 1000=1000 is no class of the network"),
     ],
