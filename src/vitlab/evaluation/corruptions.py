@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def to_bytes(x: Array) -> Array:
-    return np.uint8(255 * np.clip(x, 0, 1) + 1e-6)
+    return (255 * np.clip(x, 0, 1) + 1e-6).astype(np.uint8)
 
 
 def glass_blur(x: Array, rng: Generator, sigma: float, reach: int, rounds: int) -> Array:
@@ -113,7 +113,7 @@ def fog(x: Array, rng: Generator, amount: float, decay: float) -> Array:
 def change_hsv(x: Array, channel: int, factor: float, more: float) -> Array:
     hsv = rgb_to_hsv(x)
     hsv[..., channel] = np.clip(hsv[..., channel] * factor + more, 0, 1)
-    return hsv_to_rgb(hsv)
+    return np.asarray(hsv_to_rgb(hsv))
 
 
 def jpeg_compression(x: Array, rng: Generator, quality: int) -> Array:
@@ -147,8 +147,8 @@ FUNCTIONS: dict[str, Any] = {  # of image, generator and the parameters of a sev
     "impulse_noise": lambda x, rng, c: np.where(rng.random(x.shape) <= c, rng.random(x.shape) <= 0.5, x),
     "speckle_noise": lambda x, rng, c: x + x * rng.normal(size=x.shape, scale=c),
     "gaussian_blur": lambda x, rng, c: np.asarray(blur(x, c)),
-    "motion_blur": lambda x, rng, *c: move(x, *c, rng.uniform(-45, 45)),
-    "zoom_blur": lambda x, rng, *c: np.mean([x, *(enlarge(x, factor) for factor in np.arange(1, *c))], axis=0),
+    "motion_blur": lambda x, rng, radius, sigma: move(x, radius, sigma, rng.uniform(-45, 45)),
+    "zoom_blur": lambda x, rng, *c: np.mean([x, *(enlarge(x, float(z)) for z in np.arange(1, *c))], axis=0),
     "contrast": lambda x, rng, c: (x - (mean := x.mean(axis=(0, 1)))) * c + mean,
     "brightness": lambda x, rng, c: change_hsv(x, 2, 1, c),
     "pixelate": lambda x, rng, c: resize(resize(x, c * x.shape[0], c * x.shape[1]), *x.shape[:2]),

@@ -237,7 +237,7 @@ def trained_model(
     network: nn.Module, classes: Sequence[str] | None, image_size: tuple[int, int], preprocessing: Node, **others: Any
 ) -> TrainedModel:
     crop, names = preprocessing["crop_fraction"], None if classes is None else tuple(classes)
-    known = {name: tuple(preprocessing[name]) for name in ("mean", "std")}
+    known: Node = {name: tuple(preprocessing[name]) for name in ("mean", "std")}
     known |= {"interpolation": preprocessing["interpolation"], "crop_fraction": None if crop is None else float(crop)}
     network = network.float().eval().requires_grad_(False)
     return TrainedModel(network=network, classes=names, image_size=image_size, **known, **others)

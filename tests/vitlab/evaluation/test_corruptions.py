@@ -24,7 +24,7 @@ def picture() -> Array:
     y, x = np.mgrid[:224, :224] / 223.0
     waves = [np.sin(9 * x + k) * np.cos(7 * y - k) + (np.hypot(x - 0.4, y - 0.6) < 0.25) for k in range(3)]
     noise = np.random.default_rng(0).normal(scale=0.08, size=(224, 224, 3))
-    return np.uint8(255 * np.clip(0.5 + 0.3 * np.stack(waves, axis=2) + noise, 0, 1)) / 255
+    return (255 * np.clip(0.5 + 0.3 * np.stack(waves, axis=2) + noise, 0, 1)).astype(np.uint8) / 255
 
 
 @pytest.fixture(scope="module")
