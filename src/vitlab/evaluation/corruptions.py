@@ -177,9 +177,7 @@ class Corrupted:
 def measure_corruptions(
     trainer: Trainer, module: Any, data: DataModule, folder: Path, names: Any, severities: Any, frost_dir: str | None
 ) -> dict[str, float]:
-    """Write the errors, on the first rank; every rank calls it. Returns their mean without the extra corruptions; of
-    1,000 classes and all severities also `mce`.
-    """
+    """Write the errors on the first rank; every rank calls it. Returns their mean without the extra ones, and `mce`."""
     errors = dict[str, list[float]]()
     for name in CORRUPTIONS if names == "all" else names:
         for severity in severities if name != "frost" or frost_dir else ():

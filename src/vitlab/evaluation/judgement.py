@@ -137,8 +137,8 @@ def write_judgement(
     judgement |= {"bins": bins, "confused": confused[:20], "classes": [["class", *classes], *lines]}
     if "run" in about and "test_dir" not in about and not images["correct"].all():
         order = np.argsort(-images["probability"] * ~images["correct"], kind="stable")[:3]
-        rows = ",".join(f"{about['split']}:{row}" for row in order if not images["correct"][row])
-        judgement["why"] = f'python src/explain.py run={about["run"]} "images=[{rows}]"'
+        named = ",".join(f"{about['split']}:{row}" for row in order if not images["correct"][row])
+        judgement["why"] = f'python src/explain.py run={about["run"]} "images=[{named}]"'
     judgement = json.loads(json.dumps(judgement), parse_constant=lambda constant: None)  # NaN
     folder.mkdir(parents=True, exist_ok=True)
     columns = {"index": range(len(split)), "path": split.files or [None] * len(split)}

@@ -170,7 +170,8 @@ def draw_network(
     if (similarity := position_similarity(network, trace.grid)) is None:
         log.info("no picture of position embeddings: the network has no table of them")
     else:
-        low, high, rows, columns = *np.quantile(similarity.numpy(), (0.0, 0.98)).tolist(), *map(evenly, trace.grid)
+        low, high = (float(np.quantile(similarity.numpy(), q)) for q in (0, 0.98))
+        rows, columns = map(evenly, trace.grid)
         tiles = colors(((similarity[rows][:, columns].flatten(0, 1) - low) / max(high - low, 1e-6)).clamp(max=1))
         draw_gallery(out / "positions.png", tiles, [""] * len(tiles), columns=len(columns), side=48)
         captions["positions"] = (
