@@ -128,7 +128,9 @@ def main(
     tester = build.build_trainer(trainer, run_dir=out)
     if probe is not None:
         built, cache = instantiate.build_object(probe), Path(features_dir)
-        results = probes.measure(built, module.network, datamodule, tester, split=split, model=model, folder=cache)
+        results = probes.measure(
+            built, module.network, datamodule, tester, split=split, model=model or {}, folder=cache
+        )
         probes.log_results(results, split, out)
         return {**results, **subject}
     if fit_temperature:

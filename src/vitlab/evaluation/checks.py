@@ -124,8 +124,8 @@ def prediction_problems(read: ConfigView) -> Iterator[str]:
 
 def split_rows(images: str | list[str] | None) -> list[tuple[Any, int]]:
     """The splits and rows of `test:17` or `[test:17,val:3]`; none for paths."""
-    found = [SPLIT_ROW.fullmatch(str(each)) for each in ([images] if isinstance(images, str) else images or ())]
-    return [(row[1], int(row[2])) for row in found if row] if all(found) else []
+    rows = [SPLIT_ROW.fullmatch(str(each)) for each in ([images] if isinstance(images, str) else images or ())]
+    return [(row[1], int(row[2])) for row in rows if row] if all(rows) else []
 
 
 def demo_problems(read: ConfigView) -> Iterator[str]:

@@ -57,7 +57,7 @@ def defocus_blur(x: Array, rng: Generator, radius: int, sigma: float) -> Array:
 
 
 def move(x: Array, radius: float, sigma: float, angle: float) -> Array:
-    """ImageMagick's motion blur: half a Gaussian along a line of whole pixels, in 8 bits."""
+    """ImageMagick's motion blur: half a Gaussian along a line of pixels, in 8 bits."""
     steps, moved = np.arange(2 * radius + 1), np.zeros(x.shape)
     weights, pad = np.exp(-(steps**2) / (2 * sigma**2)), len(steps)
     dx, dy = (pad + np.ceil(steps * f(np.deg2rad(angle)) - 0.5).astype(int) for f in (np.cos, np.sin))
@@ -107,7 +107,7 @@ def fog(x: Array, rng: Generator, amount: float, decay: float) -> Array:
         fill(heights[half::step, ::step], centers + np.roll(centers, 1, 1) + corners + np.roll(corners, -1, 0))
         step, wibble = half, wibble / decay
     heights = (heights - heights.min()) / np.ptp(heights)
-    return (x + amount * heights[: x.shape[0], : x.shape[1], None]) * x.max() / (x.max() + amount)
+    return np.asarray((x + amount * heights[: x.shape[0], : x.shape[1], None]) * x.max() / (x.max() + amount))
 
 
 def change_hsv(x: Array, channel: int, factor: float, more: float) -> Array:

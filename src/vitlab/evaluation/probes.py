@@ -159,8 +159,8 @@ def measure(
     features = {name: Features(rows[name], datamodule.split(name).labels) for name in splits}
     scores, results = probe.scores(features["train"], features["val"], features[split])
     about = {"probe": probe.name, "features": probe.features, "width": features[split].rows.shape[1]}
-    found = accuracies(scores, features[split].labels, probe.name)
-    return {**about, **results, **{f"{split}/{key}": value for key, value in found.items()}}
+    scored = accuracies(scores, features[split].labels, probe.name)
+    return {**about, **results, **{f"{split}/{key}": value for key, value in scored.items()}}
 
 
 def accuracies(scores: Tensor, labels: Tensor, name: str) -> Node:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.file_list import images_below
-from vitlab.data.sets.image_folder import class_folders
 from vitlab.data.source import Source, Split
 from vitlab.evaluation.explanation import class_index
 from vitlab.evaluation.trained_model import TrainedModel
@@ -77,7 +76,7 @@ def labeled_images(
                 yield [path], [own.get(IDS[k]) for k in real[int(number[1]) - 1]]
         return
     known, mapping = {*IDS, None}, {str(k): v for k, v in read_yaml(Path(class_map)).items()} if class_map else {}
-    for name in class_folders(folder):
+    for name in sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
         meant = mapping.get(name, name)
         values = meant if isinstance(meant, list) else [meant]
         right = [own.get(v) if v in own or v in known else class_index(names, v, f"class_map: {name}") for v in values]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning import Trainer
 from PIL import Image
-from timm.data import RealLabelsImagenet
+from timm.data.real_labels import RealLabelsImagenet
 
 from vitlab.evaluation import judgement
 from vitlab.evaluation.test_sets import build_test
@@ -28,7 +28,7 @@ def trained(classes: int = 1000, names: tuple[str, ...] | None = None, channels:
     torch.manual_seed(0)
     options: Any = {"image_size": 8, "patch_size": 4, "dim": 32, "depth": 1, "heads": 2, "in_channels": channels}
     network = VisionTransformer(num_classes=classes, **options)
-    torch.nn.init.normal_(network.head.weight)
+    torch.nn.init.normal_(network.get_parameter("head.weight"))
     half = (0.5,) * channels
     return TrainedModel(
         network=network.eval(), classes=names, image_size=(8, 8), mean=half, std=half, crop_fraction=1.0
@@ -113,7 +113,7 @@ def test_an_image_of_real_has_several_right_labels_or_is_left_out(judged: Judge,
         for labels in real[1:30:3]:
             model.network.head.bias[labels[-1:]] += 25  # type: ignore[union-attr,operator,index]
     (tmp_path / "real.json").write_text(json.dumps(real))
-    timm = RealLabelsImagenet(names, real_json=str(tmp_path / "real.json"))
+    timm: Any = RealLabelsImagenet(names, real_json=str(tmp_path / "real.json"))  # type: ignore[no-untyped-call]
     timm.add_result(logits_of(model, folder, paths))
     images, _ = judged(model, folder, "imagenet-real")
     assert len(images["label"]) == sum(map(bool, real)) < 40
