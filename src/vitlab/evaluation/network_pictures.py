@@ -165,7 +165,7 @@ def draw_network(
     draw_lines(out / "norms.png", "block", {**(shares if outliers.any() else {}), "norm of tokens": lines})
     captions = {
         "spread": "Attention by block and head: mean distance between a patch and the patches it attends to; entropy",
-        "norms": f"Share of patch tokens with a norm above {OUTLIER:g} medians of their block, and norms of tokens",
+        "norms": f"Norms of tokens; at most {outliers.max():.2%} of a block's patches are above {OUTLIER:g} medians",
     }
     if (similarity := position_similarity(network, trace.grid)) is None:
         log.info("no picture of position embeddings: the network has no table of them")
