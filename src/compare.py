@@ -3,8 +3,7 @@
     python src/compare.py run=[runs/A/STAMP,runs/B/STAMP]
     python src/compare.py folder=runs/sweeps/NAME newest=4
 
-The page and its tables as CSV are written to `runs/compare/STAMP`. Per image it has what each run's test, or
-`python src/evaluate.py run=...`, has left in `RUN/evaluation/EVALUATION`.
+The page and its tables as CSV are written to `runs/compare/STAMP`.
 """
 
 from pathlib import Path

@@ -21,7 +21,7 @@ from vitlab.config.bounds import PositiveInt
 from vitlab.config.printable import one_line
 from vitlab.config.schema import Node
 from vitlab.evaluation import checks
-from vitlab.runs.folder import CONFIG
+from vitlab.runs.folder import CONFIG, read_config
 
 EXAMPLES = 6
 
@@ -52,6 +52,7 @@ def main(
 
     run, device = network["run"], network["device"]
     subject, in_run = load_model(run, checkpoint=network["checkpoint"], device=device), (Path(run) / CONFIG).is_file()
+    title = f"{read_config(Path(run)).get('name')}, {Path(run).name}" if in_run else Path(run).name
     blank = torch.zeros(1, subject.channels, *subject.image_size)
     few = explanation.load_inputs(subject, run, None, EXAMPLES)[0] if in_run else blank
     known = explanation.explain(subject, few.to(device))
@@ -86,7 +87,7 @@ def main(
         outputs = [gradio.Label(label="classes"), gradio.Image(format="png", label="map", buttons=["fullscreen"])]
         options: Any = {"live": True, "flagging_mode": "never", "cache_examples": False, "analytics_enabled": False}
         options |= {"examples": [[file, None, None, None] for file in files] or None, "delete_cache": (3600, 3600)}
-        page = gradio.Interface(look, inputs, outputs, title=f"vitlab: {one_line(Path(run).name)}", **options)
+        page = gradio.Interface(look, inputs, outputs, title=f"vitlab: {one_line(title)}", **options)
         plain = gradio.themes.Default(font="sans-serif", font_mono="monospace")  # the usual fonts are Google's
         limits: Any = {"max_file_size": f"{max_megabytes}mb", "footer_links": [], "theme": plain}
         page.launch(server_name=host, server_port=port, share=share, **limits)

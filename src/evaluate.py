@@ -6,21 +6,20 @@
     python src/evaluate.py model.weights=hf:google/vit-base-patch16-224 data=image_folder data_dir=imagenet
     python src/evaluate.py model=timm model.model_name=resnet18 model.pretrained=true data=cifar100 probe=knn
     python src/evaluate.py run=runs/NAME/STAMP fit_temperature=true
+    python src/evaluate.py run=runs/NAME/STAMP test_dir=imagenet-a test_set=imagenet-a
+    python src/evaluate.py run=runs/NAME/STAMP corruptions=all
 
-Scores are logged and written to `RUN/evaluation/CHECKPOINT-SPLIT/results.json`; the best checkpoint's on the test split
-equal training's. The judgement is next to it: intervals, classes, images, confusion and calibration
-(`vitlab.evaluation.judgement`), and `RUN/report/index.html` has all of a run. Without a probe the head is scored:
-weights from elsewhere need a head with the classes of the data, in their order.
-
-`probe=linear` or `probe=knn` scores the features before the head (`vitlab.evaluation.probes`). They are computed once,
-and cached in `features_dir`: `RUN/features`, or `runs/features`.
+Results are in `RUN/evaluation/CHECKPOINT-SPLIT` and on `RUN/report/index.html`. The head of weights from elsewhere must
+have the classes of the data, in their order; a probe scores the features before it, which are cached.
 """
 
 import json
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from vitlab.cli.command import command
 from vitlab.config.bounds import PositiveInt, Seed
@@ -42,6 +41,12 @@ def main(
     data_dir: str | None,
     features_dir: str,
     fit_temperature: bool,
+    test_dir: str | None,
+    test_set: checks.TestSet,
+    class_map: str | None,
+    corruptions: Literal["all"] | tuple[str, ...] | None,
+    severities: tuple[Annotated[int, Ge(1), Le(5)], ...],
+    frost_dir: str | None,
     name: str | None,
     run_dir: str,
     data: Node | None = None,
@@ -64,6 +69,13 @@ def main(
         features_dir: Folder in which a probe caches features.
         fit_temperature: Fit a temperature, which divides the best checkpoint's logits, to the validation split, and
             write it to RUN/evaluation/temperature.json.
+        test_dir: Folder of other images to test a run or weights on, in a folder for each class.
+        test_set: Of `folders` the names are classes, WordNet's ids, or numbers. Of `imagenet-a` and `imagenet-r` 200
+            classes compete; `imagenet-real` has several right labels for a file of ImageNet's validation split.
+        class_map: YAML or JSON file, from folders to classes by name or number, a list that is all right, or null.
+        corruptions: Also measure errors on images that are corrupted as in ImageNet-C: `all`, or a list.
+        severities: Of the corruptions, from 1 to 5.
+        frost_dir: Folder of the photographs for frost, which `all` otherwise leaves out.
         name: Name of the results' folder, made of the data, the model and the image size. None: of a run.
         run_dir: Folder of the results. Set by the program; choose another with `hydra.run.dir`.
         data: The data set on which weights are evaluated, if not a run's.
@@ -75,28 +87,37 @@ def main(
     from lightning import seed_everything
 
     from vitlab.config import instantiate
-    from vitlab.evaluation import calibration, judgement, probes, run_report
-    from vitlab.evaluation.trained_model import TEMPERATURE
+    from vitlab.evaluation import calibration, judgement, probes, run_report, test_sets
+    from vitlab.evaluation.corruptions import measure_corruptions
+    from vitlab.evaluation.trained_model import TEMPERATURE, load_model
     from vitlab.runs import folder
     from vitlab.storage import safe_load
     from vitlab.storage.atomic import atomic_write
     from vitlab.training import build
-    from vitlab.training.classifier import logged_scores
+    from vitlab.training.classifier import Classifier, logged_scores
 
     out, averaged_from = Path(run_dir), None
     seed_everything(seed, verbose=False)  # the same weights in every rank, also if they are random
-    if run is None:
+    if run is not None:
+        trainer["precision"] = trainer["precision"] or folder.read_config(Path(run))["trainer"]["precision"]
+    if test_dir is not None:
+        trained = load_model(run or weights["source"], checkpoint=checkpoint)
+        options: Node = {"batch_size": batch_size or 256, "seed": seed}
+        network, datamodule, accepted = test_sets.build_test(trained, Path(test_dir), test_set, class_map, **options)
+        module = Classifier(network, num_classes=datamodule.num_classes)
+        module.accepted = accepted
+        subject: Node = {"run": run or weights["source"], "split": split, "test_set": test_set, "test_dir": test_dir}
+    elif run is None:
         assert data is not None
         assert model is not None  # checked before the start
         datamodule = build.build_data(data)
         module = build.build_classifier(model, datamodule, {}, weights=weights, own_head=probe is None)
-        subject: Node = {"weights": weights["source"], "split": split}
+        subject = {"weights": weights["source"], "split": split}
     else:
         config, file = folder.read_config(Path(run)), folder.checkpoint_file(Path(run), checkpoint)
         model, data = config["model"], folder.data_without_scan(config["data"], Path(run))
         if batch_size is not None:
             data |= {"batch_size": batch_size, "eval_batch_size": batch_size}
-        trainer = {**trainer, "precision": trainer["precision"] or config["trainer"]["precision"]}
         datamodule = build.build_data(data)
         module = build.build_classifier(model, datamodule, config["classifier"])
         safe_load.verify_checkpoint(file)
@@ -107,16 +128,21 @@ def main(
     tester = build.build_trainer(trainer, run_dir=out)
     if probe is not None:
         built, cache = instantiate.build_object(probe), Path(features_dir)
-        results = probes.measure(built, module.network, datamodule, tester, split=split, model=model, folder=cache)
+        results = probes.measure(
+            built, module.network, datamodule, tester, split=split, model=model or {}, folder=cache
+        )
         probes.log_results(results, split, out)
         return {**results, **subject}
     if fit_temperature:
         module.split = datamodule.tested = "val"
         logits = judgement.collect_rows(tester, module, datamodule, out, lambda logits, _: logits)
         if logits is not None:
-            fitted = calibration.fit_temperature(logits, datamodule.split("val").labels)
-            log.info("temperature %.4f, fitted to %d validation images", fitted, len(logits))
-            atomic_write(Path(str(run)) / TEMPERATURE, json.dumps({"temperature": fitted}))
+            try:
+                fitted = calibration.fit_temperature(logits, datamodule.split("val").labels)
+                log.info("temperature %.4f, fitted to %d validation images", fitted, len(logits))
+                atomic_write(Path(str(run)) / TEMPERATURE, json.dumps({"temperature": fitted}))
+            except ValueError as error:
+                log.warning("no temperature: %s", error)
         tester.strategy.barrier("temperature")
     known = Path(run) / TEMPERATURE if run and checkpoint == "best" else None
     temperature = json.loads(known.read_text())["temperature"] if known and known.is_file() else None
@@ -124,6 +150,9 @@ def main(
     rows_of = partial(judgement.image_rows, temperature=temperature)
     rows = judgement.collect_rows(tester, module, datamodule, out, rows_of)
     results, raw = {**logged_scores(tester, split), **subject}, None
+    if corruptions is not None:
+        options = {"names": corruptions, "severities": severities, "frost_dir": frost_dir}
+        results["corruptions"] = measure_corruptions(tester, module, datamodule, out, **options)
     if averaged_from is not None:
         module.load_state_dict(averaged_from)
         module.split = "raw"
@@ -131,8 +160,10 @@ def main(
         results |= logged_scores(tester, "raw")
     if rows is not None:
         about = {**subject, "temperature": temperature}
-        results["judgement"] = judgement.write_judgement(out, rows, datamodule, about=about, raw=raw)["scores"]
+        results["judgement"] = (own := judgement.write_judgement(out, rows, datamodule, about=about, raw=raw))["scores"]
         log.info("report: %s", run_report.write_run_report(Path(run)) if run else run_report.write_report(out, [out]))
+        if "why" in own:
+            log.info("why the most confident errors: %s", own["why"])
     build.log_results(results, out)
     return results
 

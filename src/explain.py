@@ -2,11 +2,11 @@
 
     python src/explain.py run=runs/NAME/STAMP
     python src/explain.py run=runs/NAME/STAMP images=photos/cat.jpg target=cat
+    python src/explain.py run=runs/NAME/STAMP 'images=[test:17,test:3]'
     python src/explain.py run=runs/NAME/STAMP compare=runs/NAME/OTHER
     python src/explain.py run=timm:vit_small_patch16_224 'images=photos/*.jpg'
 
-`index.html` has all pictures, `scores.csv` the maps' deletion and insertion next to random orders of the patches, and
-`explain.json` the numbers.
+`runs/explanations/STAMP/index.html` has all of it.
 """
 
 import json
@@ -52,8 +52,8 @@ def main(
     Args:
         run: Folder of a run, or weights: a file, a folder, `timm:NAME` or `hf:NAME`.
         checkpoint: Of a run: `best`, `last` or another name.
-        images: A file, a folder, a pattern such as `photos/*.jpg`, or several. None: of the run's validation split, or
-            of its test split if it has none.
+        images: A file, a folder, a pattern such as `photos/*.jpg`, or several; or rows of a run's split, as in
+            `test:17`. None: of the run's validation split, or of its test split if it has none.
         target: The class to explain, by name or number. None: for each image the predicted one.
         compare: Another run, or other weights, for CKA between the blocks of both networks.
         count: Images of which pictures are drawn.
@@ -126,10 +126,9 @@ def main(
         page.add_table(table[0], table[1:])
         write_csv(out / "scores.csv", table)
         parts = {name: (c.shares.tolist(), *(c[k].mean(dim=0).tolist() for k in (1, 2))) for name, c in joined.items()}
-        panels = {
-            f"probability, {part}": {name: (lines[0], lines[k], "-") for name, lines in parts.items()}
-            for k, part in enumerate(("deletion", "insertion"), start=1)
-        }
+        panels = dict[str, Any]()
+        for k, part in enumerate(("deletion", "insertion"), start=1):
+            panels[f"probability, {part}"] = {name: (lines[0], lines[k], "-") for name, lines in parts.items()}
         pictures.draw_lines(out / "curves.png", "share of the patches", panels)
         page.add_picture(out / "curves.png", "Mean probability of the class while patches are removed and inserted")
         log.info("\n".join("  ".join(f"{'' if cell is None else cell:<20}" for cell in row) for row in table))

@@ -4,8 +4,7 @@
     python src/predict.py run=runs/NAME/STAMP/export/onnx "images=photos/*.jpg" top=3
     python src/predict.py run=timm:vit_small_patch14_dinov2 images=photos embed=true trainer.devices=2
 
-Writes `predictions.csv`, `predictions.jsonl` and `contact_sheet.png`, with `embed=true` also `embeddings.npy`. Images
-of any size and kind are read as in training; those that can't be read are listed with the reason.
+The files are in `runs/predictions/STAMP`; images that can't be read are listed with the reason.
 """
 
 import time

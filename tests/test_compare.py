@@ -37,6 +37,7 @@ def test_two_runs_of_one_command_are_equal_on_every_image(
     [
         ([], "neither run nor folder is set; set one of them"),
         (["run=[a,b]", "folder=."], "run and folder are both set; set one of them"),
+        (["run=[a,b,a]"], "run=['a', 'b', 'a'] names a run twice; name each once"),
         (["run=[a]"], "run=['a'] has 1 runs; name two or more to compare"),
         (["run=[a,nothing]"], "run=nothing is no training's folder: it has no metrics.csv"),
         (["folder=nowhere"], "folder=nowhere has 0 runs; name two or more to compare"),

@@ -216,6 +216,91 @@ def test_a_part_of_the_images_has_no_judgement(twins: list[Path], evaluated: Eva
     assert not (run / "evaluation" / "best-test" / "images.csv").exists()
 
 
+@pytest.fixture(scope="module")
+def digit_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test images of digits as PNG in folders of other names, and a mapping of them."""
+    folder, test = tmp_path_factory.mktemp("files"), digits().test
+    assert test.images is not None
+    for number, (image, label) in enumerate(zip(test.images, test.labels.tolist(), strict=True)):
+        (folder / "images" / f"digit {label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder / "images" / f"digit {label}" / f"{number}.png")
+    (folder / "map.yaml").write_text(yaml.safe_dump({f"digit {label}": str(label) for label in range(10)}))
+    return folder
+
+
+CORRUPTED = ["corruptions=[gaussian_noise,brightness]", "severities=[1,5]"]
+
+
+def test_another_test_set_and_its_corruptions_are_scored_as_the_runs_own(
+    twins: list[Path], evaluated: Evaluate, digit_files: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(twins[0], run := tmp_path / "run")
+    own = evaluated(run, *CORRUPTED)
+    folder = run / "evaluation" / "folders"
+    other = [f"test_dir={digit_files / 'images'}", f"class_map={digit_files / 'map.yaml'}", f"hydra.run.dir={folder}"]
+    evaluated(run, *other, *CORRUPTED)
+    found = results(folder)
+    assert {key: found[f"test/{key}"] for key in ("correct", "count")} == {
+        key: own[f"test/{key}"] for key in ("correct", "count")
+    }
+    assert found["test/loss"] == pytest.approx(own["test/loss"], rel=1e-4)
+    assert found["judgement"]["predictions"]["acc"][0] == own["judgement"]["predictions"]["acc"][0]
+    for place in (run / "evaluation" / "best-test", folder):
+        with (place / "corruptions.csv").open(newline="") as lines:
+            rows = {row["corruption"]: row for row in csv.DictReader(lines)}
+        assert rows.keys() == {"gaussian_noise", "brightness"}
+        assert 0 < float(rows["gaussian_noise"]["1"]) < float(rows["gaussian_noise"]["5"]) < 1
+    assert "mce" not in own["corruptions"]
+    page = (run / "report" / "index.html").read_text()
+    assert "Errors on images that are corrupted as in ImageNet-C" in page
+    why = json.loads((run / "evaluation" / "best-test" / "judgement.json").read_text())["why"]
+    assert why.startswith('python src/explain.py run=run "images=[test:')
+    assert "images=[test:" in page
+    assert "why" not in json.loads((folder / "judgement.json").read_text()), "of images that aren't the run's"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reported"),
+    [
+        (["test_dir=nowhere"], "test_dir=nowhere is not a folder; test_set and class_map are about the images in one"),
+        (["test_set=imagenet-a"], "test_dir=null is not a folder"),
+        (["test_dir=.", "class_map=gone.yaml"], "class_map=gone.yaml is not a YAML or JSON file"),
+        (["test_dir=.", "split=val"], "test_dir and corruptions are for the head of a network; leave split, probe"),
+        (["corruptions=all", "probe=knn"], "test_dir and corruptions are for the head of a network"),
+        (["corruptions=[fogg]"], "corruptions: there is no fogg; did you mean 'fog'"),
+        (["corruptions=[frost]"], "frost_dir=null is not the folder of ImageNet-C's photographs, frost1.png"),
+        (["corruptions=all", "severities=[6]"], "severities=[6] must be at least 1 and at most 5"),
+    ],
+)
+def test_a_test_set_or_corruption_that_cannot_be_is_refused(
+    twins: list[Path], evaluated: Evaluate, overrides: list[str], reported: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        evaluated(twins[0], *overrides)
+    assert reported in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_test_set_with_several_right_labels_is_scored_alike_on_one_two_and_three_ranks(
+    twins: list[Path], digit_files: Path, tmp_path: Path
+) -> None:
+    names = {f"digit {label}": [str(label), str((label + 3) % 10)] if label % 3 else label for label in range(9)}
+    (tmp_path / "map.json").write_text(json.dumps(names | {"digit 9": None}))
+    settings = [f"run={twins[0]}", f"test_dir={digit_files / 'images'}", f"class_map={tmp_path / 'map.json'}"]
+    settings += [*CORRUPTED, "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+    jobs = [["evaluate", f"ranks{world}", world, *settings] for world in (1, 2, 3)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)}
+    subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=tmp_path, env=environment, check=True)
+    one, *others = (tmp_path / f"ranks{world}" for world in (1, 2, 3))
+    assert results(one)["test/count"] < 360, "images of a folder without a class are left out"
+    for other in others:
+        for key in ("test/correct", "test/count"):
+            assert results(other)[key] == results(one)[key]
+        assert [row[:4] for row in rows_of(other)] == [row[:4] for row in rows_of(one)]
+        torch.testing.assert_close(numbers(rows_of(other)), numbers(rows_of(one)), rtol=1e-3, atol=1e-5)
+        assert (other / "corruptions.csv").read_text() == (one / "corruptions.csv").read_text()
+
+
 # ------------------------------------------------------------------------------------------------------------- probes
 
 

@@ -49,6 +49,21 @@ def test_a_runs_images_are_explained_and_its_networks_compared(twins: list[Path]
     assert json.loads((again / "explain.json").read_text())["scores"] == numbers["scores"]
 
 
+def test_rows_of_a_runs_splits_are_explained_by_the_names_of_images_csv(twins: list[Path], explained: Run) -> None:
+    with (twins[0] / "evaluation" / "best-test" / "images.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    out = explained(f"run={twins[0]}", "images=[test:17,test:3,val:0]", "batch_size=4", "count=1")
+    numbers = json.loads((out / "explain.json").read_text())["images"]
+    assert [*numbers][:2] == [f"test {row}, {rows[row]['label']}" for row in (17, 3)]
+    assert [*numbers][2].startswith("val 0, ")
+    for row, top in zip((17, 3), numbers.values(), strict=False):
+        assert top[0][0] == rows[row]["prediction"]
+        assert top[0][1] == pytest.approx(float(rows[row]["probability"]), abs=1e-4)
+    with pytest.raises(SystemExit):
+        explained(f"run={twins[0]}", "images=test:360")
+    assert "images=test:360: the split has 360 images, from 0" in (out / "results.json").read_text()
+
+
 def test_a_users_images_are_explained_for_a_class_and_names_are_escaped(
     exportable: Exportable, explained: Run, tmp_path: Path
 ) -> None:
@@ -70,6 +85,8 @@ def test_a_users_images_are_explained_for_a_class_and_names_are_escaped(
         (["run=gone"], "run=gone doesn't exist; name a run, an export"),
         (["run=run", "images=gone.png"], "images=gone.png is no image, and no folder or pattern with images"),
         (["run=timm:vit_tiny_patch16_224"], "images is not set, and run=timm:vit_tiny_patch16_224 has none"),
+        (["run=timm:vit_tiny_patch16_224", "images=test:3"], "images is test:3, and run=timm:vit_tiny_patch16_224 has"),
+        (["run=run", "images=[test:3,a.png]"], "images=test:3 is no image, and no folder or pattern with images"),
         (["run=run", "compare=gone"], "compare=gone doesn't exist; name a run, weights, timm:NAME or hf:NAME"),
         (["run=run", "baseline=black"], "baseline=black is not one of 'blur', 'mean'"),
         (["run=run", "count=0"], "count=0 must be at least 1"),

@@ -102,6 +102,7 @@ class DataModule(LightningDataModule):
         self.mean, self.std, self.interpolation = mean, std, interpolation or "bicubic"
         self.skipped_file = None if skipped_file is None else Path(skipped_file)
         self.tested: SplitName = "test"  # the split of the test loop; `evaluate.py` may set another
+        self.view: Callable[[Any], Any] | None = None  # of the data set of an evaluation
         self._source: Source | None = None
         self._splits: dict[SplitName, Split] = {}
 
@@ -277,6 +278,7 @@ class DataModule(LightningDataModule):
         else:
             names = ("image_size", "augment", "interpolation", "mean", "seed", "scaled_decoding", "train_size")
             dataset = FilesDataset(split, training=training, **{name: getattr(self, name) for name in names})
+        dataset = dataset if training or self.view is None else self.view(dataset)
         workers = self.num_workers
         if workers is None and split.files is None:
             # sending a batch between processes costs more than selecting it

@@ -6,7 +6,7 @@ training. The augmentation of a file depends on (seed, epoch, index, repeat) alo
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -152,15 +152,10 @@ def build_loader(
     dataset: MemoryDataset | FilesDataset, plans: Sampler[BatchPlan], *, workers: int, keep: bool, pin: bool, seed: int
 ) -> Loader:
     """A loader that keeps its worker processes if `keep`, and pins memory if `pin`."""
-    return DataLoader(
-        dataset,
-        batch_sampler=plans,  # type: ignore[arg-type]  # a plan instead of a list of indices
-        collate_fn=nn.Identity(),  # the dataset returns a batch
-        num_workers=workers,
-        pin_memory=pin,
-        persistent_workers=keep and workers > 0,
-        generator=torch.Generator().manual_seed(seed),  # else each epoch draws from torch's default generator
-    )
+    loading: Any = {"num_workers": workers, "pin_memory": pin, "persistent_workers": keep and workers > 0}
+    loading |= {"collate_fn": nn.Identity()}  # the dataset returns a batch
+    loading |= {"generator": torch.Generator().manual_seed(seed)}  # else each epoch draws from torch's default one
+    return DataLoader(dataset, batch_sampler=plans, **loading)  # type: ignore[arg-type]  # plans, not lists of indices
 
 
 def center_crop(

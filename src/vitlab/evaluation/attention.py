@@ -63,20 +63,13 @@ def trace(network: nn.Module, images: Tensor) -> Trace:
 
     The last block computes all tokens, also where `forward` leaves out those that the head doesn't read.
     """
-    vit, size, mode, tokens, calls = (
-        cast(Any, network),
-        images.shape[2:],
-        FormulaAttention(),
-        list[Tensor](),
-        list[int](),
-    )
+    vit, size, mode = cast(Any, network), images.shape[2:], FormulaAttention()
+    tokens, calls = list[Tensor](), list[int]()
     blocks, embed = (getattr(network, name, None) for name in ("blocks", "patch_embed"))
     grid = getattr(embed, "dynamic_feat_size", lambda size: getattr(embed, "grid", None))(tuple(size))
     if not isinstance(blocks, nn.Module) or grid is None or network.training:
-        wanted = (
-            "attention maps need a Vision Transformer of vitlab or timm in evaluation mode, with one grid of patches"
-        )
-        raise ValueError(f"{type(network).__name__}: {wanted}")
+        wanted = "maps need a Vision Transformer of vitlab or timm in evaluation mode, with one grid of patches"
+        raise ValueError(f"{type(network).__name__}: attention {wanted}")
 
     def keep(block: nn.Module, arguments: Any, output: Tensor) -> None:
         tokens.append(output)

@@ -44,9 +44,8 @@ def load_weights(run: Path, checkpoint: str, part: str | None) -> CheckpointWeig
     content = safe_load.load_checkpoint(file)
     both = STATES["raw"] in content
     if part is not None and not both:
-        raise ValueError(
-            f"part={part}: {file} has only one set of weights (averages need callbacks=ema); leave part out"
-        )
+        remedy = "(averages need callbacks=ema); leave part out"
+        raise ValueError(f"part={part}: {file} has only one set of weights {remedy}")
     chosen = (part or "ema") if both else None
     state = content[STATES[chosen] if chosen else "state_dict"]
     if not {"config", "data", "preprocessing"} <= (content.get("vitlab") or {}).keys():
@@ -64,9 +63,6 @@ def constructor_arguments(node: Node, state: dict[str, Tensor]) -> tuple[Kind, N
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if k[0] != "_" and k != NOT_BUILT}
     if target is VisionTransformer:
         usual = {k: v for k, v in defaults(node["_target_"]).items() if k[0] != "_"}
-        inferred = {
-            "num_classes": state["head.weight"].shape[0],
-            "in_channels": state["patch_embed.proj.weight"].shape[1],
-        }
+        inferred = {"num_classes": len(state["head.weight"]), "in_channels": state["patch_embed.proj.weight"].shape[1]}
         return "vit", usual | given | inferred
     return ("timm" if target.__module__ == "vitlab.models.timm_model" else "other"), given

@@ -1,13 +1,22 @@
 """Check the settings of an evaluation: the run or weights, the data, the probe."""
 
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 
 from vitlab.config import allowlist
 from vitlab.config.printable import format_names
+from vitlab.config.schema import suggest
 from vitlab.config.view import ConfigView
 from vitlab.runs import folder
+from vitlab.storage.yaml_files import read_yaml
+
+SPLIT_ROW = re.compile(r"(train|val|test):(\d+)")
+TestSet = Literal["folders", "imagenet-a", "imagenet-r", "imagenet-real"]
+CORRUPTIONS: dict[str, Any] = read_yaml(Path(__file__).parent / "corruptions.yaml")
+FROST = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")  # the published code skips its sixth
 
 
 def evaluation_problems(read: ConfigView) -> Iterator[str]:
@@ -15,6 +24,24 @@ def evaluation_problems(read: ConfigView) -> Iterator[str]:
     yield from probe_problems(read)
     yield from run_problems(read)
     yield from temperature_problems(read)
+    yield from test_set_problems(read)
+
+
+def test_set_problems(read: ConfigView) -> Iterator[str]:
+    path, kind, mapping, frost = (read(key, str) for key in ("test_dir", "test_set", "class_map", "frost_dir"))
+    wanted = read.config.get("corruptions") or []
+    if (path and not Path(path).is_dir()) or (path is None and (kind != "folders" or mapping)):
+        yield f"test_dir={path or 'null'} is not a folder; test_set and class_map are about the images in one"
+    if mapping and (kind != "folders" or not Path(mapping).is_file()):
+        yield f"class_map={mapping} is not a YAML or JSON file for test_set=folders"
+    refused = read("split", str) != "test" or read("fit_temperature", bool)
+    if (path and refused) or ((path or wanted) and read.config.get("probe")):
+        yield "test_dir and corruptions are for the head of a network; leave split, probe and fit_temperature out"
+    for name in wanted if wanted != "all" else ():
+        if name not in CORRUPTIONS:
+            yield f"corruptions: there is no {name}{suggest(name, CORRUPTIONS)}; choose of {', '.join(CORRUPTIONS)}"
+    if ("frost" in wanted or frost) and not all((Path(str(frost)) / name).is_file() for name in FROST):
+        yield f"frost_dir={frost or 'null'} is not the folder of ImageNet-C's photographs, {', '.join(FROST)}"
 
 
 def temperature_problems(read: ConfigView) -> Iterator[str]:
@@ -53,7 +80,7 @@ def source_problems(read: ConfigView) -> Iterator[str]:
     run, model, data = (read.config.get(key) for key in ("run", "model", "data"))
     if run is None and model is None:
         yield "neither run nor model.weights is set; run=FOLDER evaluates a run, model.weights=SOURCE other weights"
-    elif run is None and not (isinstance(data, dict) and "_target_" in data):
+    elif run is None and read("test_dir", str) is None and not (isinstance(data, dict) and "_target_" in data):
         yield "data is not set; name the data set to evaluate on, such as data=cifar100"
     elif run is not None and read("weights.source") is not None:
         yield "run and model.weights are both set; leave one of them out"
@@ -86,13 +113,19 @@ def prediction_problems(read: ConfigView) -> Iterator[str]:
     is_onnx = run is not None and (run.endswith(".onnx") or (Path(run) / "model.onnx").is_file())
     if is_onnx and (read("embed", bool) or "baseline" in read.config):
         yield f"run={run}: an ONNX file has logits alone, no features and no attention; name the run or another export"
-    if images is not None:
+    if images is not None and not (split_rows(images) and "baseline" in read.config):
         from vitlab.data.file_list import find_images
 
         try:
             find_images(images)
         except ValueError as error:
             yield str(error)
+
+
+def split_rows(images: str | list[str] | None) -> list[tuple[Any, int]]:
+    """The splits and rows of `test:17` or `[test:17,val:3]`; none for paths."""
+    rows = [SPLIT_ROW.fullmatch(str(each)) for each in ([images] if isinstance(images, str) else images or ())]
+    return [(row[1], int(row[2])) for row in rows if row] if all(rows) else []
 
 
 def demo_problems(read: ConfigView) -> Iterator[str]:
@@ -104,7 +137,8 @@ def demo_problems(read: ConfigView) -> Iterator[str]:
 def explanation_problems(read: ConfigView) -> Iterator[str]:
     yield from prediction_problems(read)
     run, compare = read("run", str), read("compare", str)
-    if run is not None and read("images", str | list[str]) is None and not (Path(run) / folder.CONFIG).is_file():
-        yield f"images is not set, and run={run} has none; name a file, a folder or a pattern such as photos/*.jpg"
+    images = read("images", str | list[str])
+    if run is not None and (images is None or split_rows(images)) and not (Path(run) / folder.CONFIG).is_file():
+        yield f"images is {images or 'not set'}, and run={run} has none; name a file, a folder or a pattern like *.jpg"
     if compare is not None and not compare.startswith(("timm:", "hf:")) and not Path(compare).exists():
         yield f"compare={compare} doesn't exist; name a run, weights, timm:NAME or hf:NAME"

@@ -14,6 +14,7 @@ from vitlab.data.decode import UnreadableImage
 from vitlab.data.file_list import find_images
 from vitlab.data.scan import SplitName
 from vitlab.evaluation.attention import Trace, head_attention, rollout, trace
+from vitlab.evaluation.checks import split_rows
 from vitlab.evaluation.judgement_pictures import dataset_images
 from vitlab.evaluation.relevance import Baseline, Curves, compare_with_random, perturbation_curves, relevance
 from vitlab.evaluation.trained_model import TrainedModel
@@ -25,10 +26,10 @@ ORDERS = 5  # random orders of patches with which a map is compared
 
 
 def load_inputs(model: TrainedModel, run: str, images: str | list[str] | None, count: int) -> tuple[Tensor, list[str]]:
-    """The first of the `images`, or some of a run's validation split (without one, of its test split): the network's
-    inputs B C H W, and their names.
+    """The first of the `images`, rows of a run's splits (`test:17`), or some of its validation split (without one, of
+    its test split): the network's inputs B C H W, and their names.
     """
-    if images is not None:
+    if images is not None and not split_rows(images):
         inputs, names = list[Tensor](), list[str]()
         for file in find_images(images)[:count]:
             try:
@@ -42,11 +43,15 @@ def load_inputs(model: TrainedModel, run: str, images: str | list[str] | None, c
     path = Path(run)
     data = instantiate.build_object(folder.data_without_scan(folder.read_config(path)["data"], path))
     data.setup()
-    split: SplitName = "val" if data.samples["val"] else "test"
-    rows = sorted(torch.randperm(data.samples[split], generator=torch.Generator().manual_seed(0))[:count].tolist())
-    labels = [one_line(data.source.classes[label]) for label in data.split(split).labels[rows]]
-    names = [f"{split} {row}, {label}" for row, label in zip(rows, labels, strict=True)]
-    return model.prepare()(dataset_images(data, split, rows)), names
+    usual: SplitName = "val" if data.samples["val"] else "test"
+    drawn = torch.randperm(data.samples[usual], generator=torch.Generator().manual_seed(0))[:count].sort().values
+    rows = split_rows(images) or [(usual, row) for row in drawn.tolist()]
+    for split, row in rows:
+        if row >= data.samples[split]:
+            raise ValueError(f"images={split}:{row}: the split has {data.samples[split]} images, from 0")
+    labels = [one_line(data.source.classes[data.split(split).labels[row]]) for split, row in rows]
+    names = [f"{split} {row}, {label}" for (split, row), label in zip(rows, labels, strict=True)]
+    return model.prepare()(torch.cat([dataset_images(data, split, [row]) for split, row in rows])), names
 
 
 def to_images(model: TrainedModel, inputs: Tensor) -> Tensor:
@@ -55,13 +60,13 @@ def to_images(model: TrainedModel, inputs: Tensor) -> Tensor:
     return ((inputs - prepare.shift) / prepare.scale).round().clamp(0, 255).byte()
 
 
-def class_index(classes: tuple[str, ...] | None, name: str | int) -> int:
+def class_index(classes: tuple[str, ...] | None, name: str | int, setting: str = "target") -> int:
     """The number of a class by its name or number. Raises `ValueError`."""
     if str(name) in (names := classes or ()):
         return names.index(str(name))
     if str(name).isdecimal() and (not names or int(name) < len(names)):
         return int(name)
-    raise ValueError(f"target={name} is no class of the network{suggest(str(name), names)}")
+    raise ValueError(f"{setting}={name} is no class of the network{suggest(str(name), names)}")
 
 
 class Explanation(NamedTuple):

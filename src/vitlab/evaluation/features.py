@@ -1,9 +1,7 @@
 """Compute the features of a frozen network for all images of a split, on any number of devices, and cache them.
 
-FOLDER/SPLIT-KEY.pt   the features, in the order of the split. KEY is a digest of the weights, the model's settings, the
-                      images, their size and normalization, and the precision
-
-Each rank writes its share next to it, and the first one merges them, so that no process holds more than one copy.
+FOLDER/SPLIT-KEY.pt has them in the order of the split; KEY is a digest of all that they depend on. Each rank writes its
+share next to it, and the first one merges them, so that no process holds more than one copy.
 """
 
 import hashlib
@@ -11,7 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from lightning import LightningModule, Trainer
@@ -47,6 +45,8 @@ class Extractor(LightningModule):
     def __init__(self, network: nn.Module, kind: Kind) -> None:
         super().__init__()
         prefix = getattr(network, "prefix", getattr(network, "num_prefix_tokens", None))
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind={kind!r} is not one of {', '.join(get_args(Kind))}")
         if kind != "pooled" and prefix is None:
             raise ValueError(f"probe.features={kind}: {type(network).__name__} has no tokens; use pooled")
         if kind in ("cls", "both") and getattr(network, "cls_token", None) is None:
@@ -87,14 +87,9 @@ def extract(
     The files are complete when it returns on the first rank. `model` is the network's configuration node.
     """
     extractor, images = Extractor(network, kind), datamodule.fingerprint()
-    depends = {
-        "weights": digest(network.state_dict()),
-        "model": model,
-        "features": kind,
-        "image_size": datamodule.image_size,
-        "preprocessing": datamodule.preprocessing(),
-        "precision": trainer.precision,
-    }
+    depends: Node = {"weights": digest(network.state_dict()), "model": model, "features": kind}
+    depends |= {"image_size": datamodule.image_size, "preprocessing": datamodule.preprocessing()}
+    depends |= {"precision": trainer.precision}
     files: dict[SplitName, Path] = {}
     for split in splits:
         key = json.dumps({**depends, "images": images[f"{split} digest"]}, sort_keys=True, default=str)

@@ -41,9 +41,8 @@ def pixels(image: Any, channels: int) -> Tensor:
         last = image.ndim > 2 and image.shape[-1] in (1, 3, 4)
         if last and image.shape[-1] == 4:  # transparent over white, as in files
             one = image.ndim == 3
-            return (
-                pixels(Image.fromarray(image), channels) if one else torch.stack([pixels(i, channels) for i in image])
-            )
+            parts = [pixels(Image.fromarray(each), channels) for each in ([image] if one else image)]
+            return parts[0] if one else torch.stack(parts)
         image = torch.from_numpy(np.array(np.moveaxis(image, -1, -3) if last else image))
     if not isinstance(image, Tensor):
         raise TypeError(f"{type(image).__name__} is no image; pass a path, an image of Pillow, an array or a tensor")

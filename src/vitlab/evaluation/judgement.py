@@ -1,11 +1,4 @@
-"""The judgement of a split's predictions, from a row for each image: no process holds the logits of all images.
-
-FOLDER/judgement.json   scores with bootstrap intervals, calibration, classes, the most confused pairs
-FOLDER/images.csv       label, prediction, probability, loss, Brier score and correctness of each image
-FOLDER/classes.csv      precision, recall, F1 and support of each class; empty where they divide by no image
-FOLDER/confusion.csv    label, prediction and number of images, of pairs that occur
-FOLDER/*.png            `judgement_pictures`
-"""
+"""The judgement of a split's predictions, from a row for each image: no process holds the logits of all images."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,7 +9,7 @@ import numpy as np
 import torch
 from lightning import Callback, Trainer
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vitlab.config.schema import Node
@@ -26,7 +19,7 @@ from vitlab.evaluation.features import gather_rows
 from vitlab.storage.atomic import atomic_write
 from vitlab.storage.csv_files import write_csv
 
-COLUMNS = ("prediction", "probability", "loss", "brier", "top5")  # of `image_rows`
+COLUMNS = ("prediction", "probability", "loss", "brier", "top5", "label")  # of `image_rows`
 BOOTSTRAP = "95 % percentile bootstrap, 1,000 resamples of the images, seed 0"
 Array = NDArray[Any]
 Images = dict[str, Array]  # the columns, `label` and `correct`, of the images of a split, in its order
@@ -34,28 +27,24 @@ Rows = Callable[[Tensor, Tensor], Tensor]  # logits [B, classes], labels [B] -> 
 
 
 def image_rows(logits: Tensor, labels: Tensor, temperature: float | None = None) -> Tensor:
-    """`COLUMNS` of images, [B, 5]; with a temperature T followed by those of logits / T, [B, 10]."""
+    """`COLUMNS` of images, [B, 6]; with a temperature T followed by those of logits / T, [B, 12]."""
     probabilities, prediction = logits.softmax(dim=1), logits.argmax(dim=1, keepdim=True)
     own = probabilities.gather(1, labels[:, None])
     brier = (probabilities.square().sum(dim=1, keepdim=True) - 2 * own + 1).clamp(min=0)
     loss = F.cross_entropy(logits, labels, reduction="none")[:, None]
     first = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(dim=1, keepdim=True)
-    rows = torch.cat([prediction, probabilities.gather(1, prediction), loss, brier, first], dim=1)
+    rows = torch.cat([prediction, probabilities.gather(1, prediction), loss, brier, first, labels[:, None]], dim=1)
     return rows if temperature is None else torch.cat([rows, image_rows(logits / temperature, labels)], dim=1)
 
 
 class RowCollector(Callback):
     """Keeps the rows of a test loop's images, on their device."""
 
-    def __init__(self, network: nn.Module, rows: Rows) -> None:
-        self.rows, self.logits, self.parts = rows, torch.empty(0), list[Tensor]()
-        self.hook = network.register_forward_hook(self.keep_logits)
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.parts = rows, list[Tensor]()
 
-    def keep_logits(self, network: nn.Module, arguments: Any, logits: Tensor) -> None:
-        self.logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any) -> None:
-        self.parts.append(self.rows(self.logits, batch.targets).float())
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
+        self.parts.append(self.rows(outputs["logits"], outputs["labels"]).float())
 
 
 def collect_rows(
@@ -65,10 +54,9 @@ def collect_rows(
 
     Every rank calls it. None on ranks after the first, or if the Trainer leaves out images.
     """
-    collector, callbacks = RowCollector(module.network, rows), trainer.callbacks  # type: ignore[attr-defined]
+    collector, callbacks = RowCollector(rows), trainer.callbacks  # type: ignore[attr-defined]
     callbacks.append(collector)
-    with collector.hook:  # which it removes
-        trainer.test(module, datamodule, verbose=False, **options)
+    trainer.test(module, datamodule, verbose=False, **options)
     callbacks.remove(collector)
     if not isinstance(limit := trainer.limit_test_batches, float) or limit < 1:
         return None
@@ -82,9 +70,9 @@ def collect_rows(
     return share if trainer.is_global_zero else None
 
 
-def image_columns(labels: Tensor, rows: Tensor) -> Images:
+def image_columns(rows: Tensor) -> Images:
     images: Images = dict(zip(COLUMNS, rows.double().T.numpy(), strict=True))
-    images |= {"label": labels.numpy(), "prediction": images["prediction"].astype(np.int64)}
+    images |= {name: images[name].astype(np.int64) for name in ("label", "prediction")}
     return images | {"correct": images["label"] == images["prediction"]}
 
 
@@ -136,8 +124,8 @@ def write_judgement(
 ) -> Node:
     """Write all files; returns the content of `judgement.json`. `raw`: rows of the weights without averaging."""
     split, names = datamodule.split(datamodule.tested), datamodule.source.classes
-    parts = {"predictions": rows[:, :5], "raw": raw, "tempered": rows[:, 5:]}
-    variants = {k: image_columns(split.labels, part) for k, part in parts.items() if part is not None and part.numel()}
+    parts = {"predictions": rows[:, : len(COLUMNS)], "raw": raw, "tempered": rows[:, len(COLUMNS) :]}
+    variants = {k: image_columns(part) for k, part in parts.items() if part is not None and part.numel()}
     images = variants["predictions"]
     pairs = [[i, j, len(index), index[:5].tolist()] for i, j, index in class_pairs(images, names)]
     confused = [pair for pair in pairs if pair[0] != pair[1]]
@@ -147,6 +135,10 @@ def write_judgement(
     judgement |= {"scores": {name: scores_with_intervals(own, len(names)) for name, own in variants.items()}}
     bins = {name: calibration.bin_table(own["probability"], own["correct"]) for name, own in variants.items()}
     judgement |= {"bins": bins, "confused": confused[:20], "classes": [["class", *classes], *lines]}
+    if "run" in about and "test_dir" not in about and not images["correct"].all():
+        order = np.argsort(-images["probability"] * ~images["correct"], kind="stable")[:3]
+        named = ",".join(f"{about['split']}:{row}" for row in order if not images["correct"][row])
+        judgement["why"] = f'python src/explain.py run={about["run"]} "images=[{named}]"'
     judgement = json.loads(json.dumps(judgement), parse_constant=lambda constant: None)  # NaN
     folder.mkdir(parents=True, exist_ok=True)
     columns = {"index": range(len(split)), "path": split.files or [None] * len(split)}

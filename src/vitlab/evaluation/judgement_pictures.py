@@ -22,6 +22,7 @@ CAPTIONS = {
     "errors": "The most confident errors, label → prediction",
     "hits": "The least confident hits",
     "reliability": "Reliability: accuracy of predictions by their probability, in 15 bins of equal width, with images",
+    "corruptions": "Errors on images that are corrupted as in ImageNet-C",
 }
 SIDE, COLUMNS, MOST = 112, 6, 24  # of a gallery: an image's width in pixels, images in a row and in all
 MOST_NAMES, MOST_CLASSES = 40, 2000  # of a confusion matrix

@@ -119,16 +119,15 @@ def draw_lines(file: Path, xlabel: str, panels: Mapping[str, Mapping[str, tuple[
             axis.plot(*line, label=name, markersize=4)
         axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05 * axis.dataLim.ymax or 1))
         axis.grid(alpha=0.3)
-        axis.locator_params(axis="x", integer=isinstance(line[0], range))
+        axis.locator_params(axis="x", integer=all(isinstance(x, int) for x in line[0]))
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(file, dpi=110)
 
 
 def draw_cka(file: Path, similarity: Tensor, names: tuple[str, str]) -> None:
     figure, axis = new_figure(5, 4.2)
-    figure.colorbar(
-        axis.imshow(similarity.cpu().numpy(), vmin=0, vmax=1, cmap="magma", origin="lower"), label="linear CKA"
-    )
+    picture = axis.imshow(similarity.cpu().numpy(), vmin=0, vmax=1, cmap="magma", origin="lower")
+    figure.colorbar(picture, label="linear CKA")
     axis.set_ylabel(f"block of {names[0]}", parse_math=False)
     axis.set_xlabel(f"block of {names[1]}", parse_math=False)
     axis.locator_params(integer=True)
@@ -159,25 +158,25 @@ def draw_network(
     draw_lines(out / "spread.png", "block", panels)
     patches = norms[:, :, trace.prefix :].transpose(0, 1).flatten(1).numpy()
     of_prefix = norms[:, :, : trace.prefix].mean(dim=0)
-    lines = {
-        n: (blocks, np.quantile(patches, q, axis=1), "-") for n, q in (("median", 0.5), ("99 %", 0.99), ("largest", 1))
-    }
+    quantiles = {"median": 0.5, "99 %": 0.99, "largest": 1}
+    lines = {name: (blocks, np.quantile(patches, q, axis=1), "-") for name, q in quantiles.items()}
     lines |= {f"prefix token {i}": (blocks, values, "--") for i, values in enumerate(of_prefix.T.tolist())}
-    shares = {"": (blocks, outliers.tolist(), "k-")}
-    draw_lines(
-        out / "norms.png", "block", {f"share of patches above {OUTLIER:g} medians": shares, "norm of tokens": lines}
-    )
+    shares = {f"share of patches above {OUTLIER:g} medians": {"": (blocks, outliers.tolist(), "k-")}}
+    draw_lines(out / "norms.png", "block", {**(shares if outliers.any() else {}), "norm of tokens": lines})
     captions = {
         "spread": "Attention by block and head: mean distance between a patch and the patches it attends to; entropy",
-        "norms": f"Share of patch tokens with a norm above {OUTLIER:g} medians of their block, and norms of tokens",
+        "norms": f"Norms of tokens; at most {outliers.max():.2%} of a block's patches are above {OUTLIER:g} medians",
     }
     if (similarity := position_similarity(network, trace.grid)) is None:
         log.info("no picture of position embeddings: the network has no table of them")
     else:
-        low, rows, columns = float(similarity.min()), *map(evenly, trace.grid)
-        tiles = colors((similarity[rows][:, columns].flatten(0, 1) - low) / max(1 - low, 1e-6))
+        low, high = (float(np.quantile(similarity.numpy(), q)) for q in (0, 0.98))
+        rows, columns = map(evenly, trace.grid)
+        tiles = colors(((similarity[rows][:, columns].flatten(0, 1) - low) / max(high - low, 1e-6)).clamp(max=1))
         draw_gallery(out / "positions.png", tiles, [""] * len(tiles), columns=len(columns), side=48)
-        captions["positions"] = f"Similarity of each patch's position embedding to all others: dark {low:.2f}, light 1"
+        captions["positions"] = (
+            f"Similarity of a patch's position embedding to all: dark {low:.2f}, light {high:.2f} to 1"
+        )
     if (parts := filter_components(network)) is None:
         log.info("no picture of patch filters: the patch embedding is no convolution")
     else:

@@ -1,10 +1,5 @@
 """Predict image files on any number of devices.
 
-predictions.csv      a line per image: its path, its most probable classes with their probabilities, or an error
-predictions.jsonl    the same, a JSON object per line
-contact_sheet.png    the first images with their most probable class
-embeddings.npy       float32 [N, D], in the order of the files above, with NaN for images that can't be read
-
 Each batch is that of one device, so predictions don't depend on their number.
 """
 
@@ -94,13 +89,9 @@ def predict_files(
     """Predict files and write the results, on the first rank. Every rank calls it; a summary."""
     predictor, numbers = Predictor(model, top, embed), range(len(paths))
     batches = [[*numbers[start : start + batch_size]] for start in range(0, len(paths), batch_size)]
-    loader = DataLoader(
-        ImageFiles(paths, model),
-        batch_sampler=batches[trainer.global_rank :: trainer.world_size],
-        collate_fn=nn.Identity(),
-        num_workers=workers,
-        pin_memory=trainer.strategy.root_device.type == "cuda",
-    )
+    own, pin = batches[trainer.global_rank :: trainer.world_size], trainer.strategy.root_device.type == "cuda"
+    options: Any = {"collate_fn": nn.Identity(), "num_workers": workers, "pin_memory": pin}
+    loader = DataLoader(ImageFiles(paths, model), batch_sampler=own, **options)
     trainer.test(predictor, loader, verbose=False)
     torch.save(predictor.parts, folder / f".predictions.rank{trainer.global_rank}.pt")
     trainer.strategy.barrier("predictions")
@@ -137,9 +128,8 @@ def write_predictions(
         if is_readable:
             bar = [f"{('█' * round(value * BAR)).ljust(BAR, '░')} {value:.0%}" for value in values[:1]]
             titles[path] = "\n".join([*(short(name, 18) for name in names[:1]), *bar, short(Path(path).name, 18)])
-    lines: list[list[Any]] = [
-        ["path", *(f"{w}{i + 1}" for i in range(count) for w in ("class", "probability")), "error"]
-    ]
+    columns = [f"{word}{i + 1}" for i in range(count) for word in ("class", "probability")]
+    lines: list[list[Any]] = [["path", *columns, "error"]]
     for row in rows:
         pairs = zip(*(row.get(key, [None] * count) for key in ("classes", "probabilities")), strict=True)
         lines.append([row["path"], *(cell for pair in pairs for cell in pair), row.get("error")])

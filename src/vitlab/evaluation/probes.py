@@ -158,13 +158,9 @@ def measure(
     rows = {name: torch.load(files[name], weights_only=True) for name in splits}
     features = {name: Features(rows[name], datamodule.split(name).labels) for name in splits}
     scores, results = probe.scores(features["train"], features["val"], features[split])
-    return {
-        "probe": probe.name,
-        "features": probe.features,
-        "width": features[split].rows.shape[1],
-        **results,
-        **{f"{split}/{key}": value for key, value in accuracies(scores, features[split].labels, probe.name).items()},
-    }
+    about = {"probe": probe.name, "features": probe.features, "width": features[split].rows.shape[1]}
+    scored = accuracies(scores, features[split].labels, probe.name)
+    return {**about, **results, **{f"{split}/{key}": value for key, value in scored.items()}}
 
 
 def accuracies(scores: Tensor, labels: Tensor, name: str) -> Node:

@@ -48,6 +48,8 @@ def write_report(folder: Path, judgements: list[Path], title: str = "") -> Path:
         for name, caption in judgement_pictures.CAPTIONS.items():
             if (inner / f"{name}.png").is_file():
                 page.add_picture(inner / f"{name}.png", caption)
+        if judgement.get("why"):
+            page.add_text(f"Why the most confident errors? {judgement['why']}")
         if judgement["confused"]:
             page.add_table(["label", "prediction", "images"], [pair[:3] for pair in judgement["confused"]])
         page.add_table(judgement["classes"][0], judgement["classes"][1:])
@@ -71,7 +73,8 @@ def format_score(name: str, values: list[float]) -> str | None:
 
 def forget_former_best(run_dir: Path) -> None:
     """Remove the temperature and the judgements of a checkpoint that was the best before the run was resumed."""
-    for file in (run_dir / TEMPERATURE, *run_dir.glob("evaluation/best-*/judgement.json")):
+    stale = (file for name in ("judgement.json", "corruptions.*") for file in run_dir.glob(f"evaluation/best-*/{name}"))
+    for file in (run_dir / TEMPERATURE, *stale):
         file.unlink(missing_ok=True)
 
 
@@ -82,7 +85,8 @@ def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, network: nn
     """
     folder, attention = run_dir / "evaluation" / "best-test", run_dir / "figures" / "attention.png"
     try:
-        judgement = write_judgement(folder, rows, data, about={"split": "test", "checkpoint": "best"})
+        about = {"run": str(run_dir), "split": "test", "checkpoint": "best"}
+        judgement = write_judgement(folder, rows, data, about=about)
         sharded = any(isinstance(p, DTensor) for p in network.parameters())  # which all ranks compute together
         with suppress(ValueError):  # of a network without attention maps
             if not sharded and not any(m._compiled_call_impl for m in network.modules()):

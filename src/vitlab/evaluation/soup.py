@@ -71,12 +71,8 @@ def mean_state(states: Sequence[State]) -> State:
     """The mean of each tensor, computed in float64; counts, which aren't floating, are the first's."""
     import torch
 
-    return {
-        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(first.dtype)
-        if first.is_floating_point()
-        else first
-        for name, first in states[0].items()
-    }
+    means = {name: torch.stack([state[name].double() for state in states]).mean(dim=0) for name in states[0]}
+    return {name: means[name].to(x.dtype) if x.is_floating_point() else x for name, x in states[0].items()}
 
 
 def cook(states: Sequence[State], method: Literal["greedy", "uniform"], score: Score) -> Soup:

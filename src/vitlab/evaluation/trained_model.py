@@ -236,14 +236,8 @@ def load_onnx_model(file: Path) -> TrainedModel:
 def trained_model(
     network: nn.Module, classes: Sequence[str] | None, image_size: tuple[int, int], preprocessing: Node, **others: Any
 ) -> TrainedModel:
-    crop = preprocessing["crop_fraction"]
-    return TrainedModel(
-        network=network.float().eval().requires_grad_(False),
-        classes=None if classes is None else tuple(classes),
-        image_size=image_size,
-        mean=tuple(preprocessing["mean"]),
-        std=tuple(preprocessing["std"]),
-        interpolation=preprocessing["interpolation"],
-        crop_fraction=None if crop is None else float(crop),
-        **others,
-    )
+    crop, names = preprocessing["crop_fraction"], None if classes is None else tuple(classes)
+    known: Node = {name: tuple(preprocessing[name]) for name in ("mean", "std")}
+    known |= {"interpolation": preprocessing["interpolation"], "crop_fraction": None if crop is None else float(crop)}
+    network = network.float().eval().requires_grad_(False)
+    return TrainedModel(network=network, classes=names, image_size=image_size, **known, **others)

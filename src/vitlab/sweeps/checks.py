@@ -67,6 +67,8 @@ def comparison_problems(read: ConfigView) -> Iterator[str]:
     runs = runs_to_compare(run, folder, newest or 2)
     if (run is None) == (folder is None):
         yield f"{'neither run nor folder is' if run is None else 'run and folder are both'} set; set one of them"
+    elif len({path.resolve() for path in runs}) < len(runs):
+        yield f"run={run} names a run twice; name each once"
     elif len(runs) < 2:
         yield f"{'folder' if run is None else 'run'}={folder or run} has {len(runs)} runs; name two or more to compare"
     for path in runs:

@@ -109,6 +109,7 @@ class Classifier(LightningModule):
         self.configured: list[dict[str, Any]] = []  # options of each parameter group, except its rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         self.monitored = False  # by a Monitor, which logs at the right steps
+        self.accepted: Tensor | None = None  # bool [labels, classes], if a label of the test stands for several classes
         self.identity: dict[str, Any] = {}  # the run's, for its checkpoints (`vitlab.jobs.fingerprint`)
         # called before each optimizer step with the norm of its (scaled) gradients; may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
@@ -171,18 +172,22 @@ class Classifier(LightningModule):
     def validation_step(self, batch: EvalBatch | Pair, batch_idx: int) -> None:
         self.evaluation_step(batch, "val")
 
-    def test_step(self, batch: EvalBatch | Pair, batch_idx: int) -> None:
-        self.evaluation_step(batch, self.split)
+    def test_step(self, batch: EvalBatch | Pair, batch_idx: int) -> dict[str, Tensor]:
+        """Returns the logits and labels."""
+        return self.evaluation_step(batch, self.split)
 
     def predict_step(self, batch: EvalBatch | Pair | Tensor, batch_idx: int) -> Tensor:
         """Probabilities [B, classes] of a batch, or of its images alone."""
         logits = at_least_float32(self(batch if isinstance(batch, Tensor) else batch[0]))
         return logits.softmax(dim=1) if self.losses.name == "softmax" else logits.sigmoid()
 
-    def evaluation_step(self, batch: EvalBatch | Pair, split: str) -> None:
+    def evaluation_step(self, batch: EvalBatch | Pair, split: str) -> dict[str, Tensor]:
         """Add a batch to the sums of `split`, logged at the end of the loop."""
         batch = EvalBatch(*batch)
         logits = at_least_float32(self(batch.images))
+        if self.accepted is not None:  # the most probable of the right ones
+            accepted = self.accepted[batch.targets.cpu()].to(logits.device)
+            batch = batch._replace(targets=logits.masked_fill(~accepted, -torch.inf).argmax(dim=1))
         scores = self.scores[f"{split}_scores"]
         assert isinstance(scores, MetricCollection)
         for name, metric in scores.items(keep_base=True, copy_state=False):
@@ -197,6 +202,7 @@ class Classifier(LightningModule):
             # to `callback_metrics` and the progress bar; Monitor logs it to the loggers, at the right step
             shown: Any = {"prog_bar": split == "val" and name in ("acc", "loss"), "logger": self.own_log()}
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, **shown)
+        return {"logits": logits, "labels": batch.targets}
 
     def own_log(self) -> bool:
         """Whether scores are sent to the loggers from here, without a Monitor."""

@@ -48,9 +48,9 @@ def random_rows(data: DataModule, *, wrong: float = 1.0, temperature: float | No
 def test_a_row_has_the_scores_of_its_image() -> None:
     logits, labels = torch.randn(64, 9), torch.randint(9, (64,))
     rows, tempered = image_rows(logits, labels), image_rows(logits, labels, 2.0)
-    assert torch.equal(tempered[:, :5], rows)
-    assert torch.equal(tempered[:, 5:], image_rows(logits / 2, labels))
-    images = image_columns(labels, rows)
+    assert torch.equal(tempered[:, :6], rows)
+    assert torch.equal(tempered[:, 6:], image_rows(logits / 2, labels))
+    images = image_columns(rows)
     probabilities = logits.softmax(dim=1)
     assert images["loss"].mean() == pytest.approx(float(F.cross_entropy(logits, labels)))
     brier = sum(((probabilities[:, k] - (labels == k).float()) ** 2).mean() for k in range(9))
@@ -64,7 +64,7 @@ def test_a_row_has_the_scores_of_its_image() -> None:
 
 
 def test_scores_of_classes_are_those_of_scikit_learn_and_undefined_ones_are_none(data: DataModule) -> None:
-    images = image_columns(data.split("test").labels, random_rows(data))
+    images = image_columns(random_rows(data))
     label, prediction = images["label"], images["prediction"]
     found = class_scores(label, prediction, 8)
     settings: Any = {"labels": range(8), "zero_division": np.nan}
