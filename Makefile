@@ -27,8 +27,8 @@ $(STAMP) $(DEV): pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --editable '.$(if $(filter $(DEV),$@),[dev])'
 	@touch $(STAMP) $@
 
-train: $(STAMP) ## train the default model on handwritten digits: about a minute
-	$(VENV)/bin/python src/train.py $(ARGS)
+train: $(STAMP) ## train on handwritten digits (experiment=digits, or what ARGS names): about a minute
+	$(VENV)/bin/python src/train.py $(or $(ARGS),experiment=digits)
 
 test: $(DEV) ## run the tests: under ten minutes on two cores
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
