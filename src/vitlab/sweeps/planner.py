@@ -8,13 +8,17 @@ configurations are made.
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vitlab.config import paths
 from vitlab.config.schema import Node
 from vitlab.jobs import identity
+from vitlab.runs.folder import RESULTS
 from vitlab.sweeps import ledger
+
+INTERVAL = 0.5  # seconds between two entries of jobs that were started before in the ledger
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +45,13 @@ class Planner:
         # of planned jobs, by the digest of their settings
         self.folders = {key: sweep / jobs[name]["folder"] for key, name in planned.items() if name in jobs}
         self.error: Exception | None = None
-        self.add({}, {})
+        self.new, self.planned = dict[str, Node](), dict[str, str]()  # not in the ledger yet
+        self.write()
 
-    def add(self, jobs: dict[str, Node], planned: dict[str, str]) -> None:
-        ledger.add_jobs(self.sweep, jobs, planned=planned, digest=self.digest, total=len(set(self.keys)))
+    def write(self) -> None:
+        total, self.written = len(set(self.keys)), time.monotonic()
+        ledger.add_jobs(self.sweep, self.new, planned=self.planned, digest=self.digest, total=total)
+        self.new, self.planned = {}, {}
 
     def jobs(self) -> Iterator[tuple[Path, list[str]]]:
         """Folders and overrides, without combinations that are the same job as one before.
@@ -58,15 +65,18 @@ class Planner:
                     name, entry = self.describe(overrides)
                 except Exception as error:  # of many kinds
                     self.error = error
-                    return
-                self.add({name: entry}, {key: name})
+                    break
                 self.folders[key] = self.sweep / entry["folder"]
+                self.new[name], self.planned[key] = entry, name
+                if time.monotonic() - self.written > INTERVAL or not (self.folders[key] / RESULTS).exists():
+                    self.write()
             folder = self.folders[key]
             if folder in known:
                 log.warning("%s is the same job as %s", overrides, known[folder])
             else:
                 known[folder] = overrides
                 yield folder, overrides
+        self.write()
 
 
 def files_digest(folders: Iterable[Path]) -> str:

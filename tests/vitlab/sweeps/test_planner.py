@@ -101,3 +101,28 @@ def test_the_digest_is_of_yaml_files_of_folders_and_python_files_here(
     assert len(known) == 4
     (tmp_path / "notes.txt").write_text("1")
     assert files_digest([folder, tmp_path]) in known
+
+
+def test_jobs_that_will_start_are_in_the_ledger_before_and_others_are_entered_together(
+    plan: Callable[..., Planner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = []
+    for folder, _ in plan(range(20)).jobs():
+        folder.mkdir()
+        listed.append(len(ledger.read_head(Path("s"))["jobs"]))
+        (folder / "results.json").write_text("{}")
+    assert listed == [*range(1, 21)]
+    Path("s/sweep.json").unlink()
+    ledger.write_sweep(Path("s"), command="c", varies=["seed"], objectives={"val/loss": "min"})
+    writes, add_jobs = [], ledger.add_jobs
+
+    def add(folder: Path, jobs: Any, **others: Any) -> None:
+        writes.append(len(jobs))
+        add_jobs(folder, jobs, **others)
+
+    monkeypatch.setattr(ledger, "add_jobs", add)
+    planner = plan(range(20))
+    planner.written += 3600  # however slow this machine is
+    assert seeds(planner) == [*range(20)]
+    assert writes == [0, 20]
+    assert len(ledger.read_head(Path("s"))["jobs"]) == 20
