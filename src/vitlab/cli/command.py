@@ -24,7 +24,7 @@ from vitlab.cli.arguments import parse_arguments, plain_arguments, with_action
 from vitlab.cli.program import Program, Rule, message
 from vitlab.config import allowlist, paths
 from vitlab.config.schema import Node
-from vitlab.distributed import environment, launch, signals
+from vitlab.distributed import environment, launch, signals, template
 from vitlab.distributed.signals import StopRequested
 from vitlab.jobs.compose import CONF, resolve_config
 from vitlab.jobs.run import Function, run_here, start_job
@@ -43,7 +43,8 @@ class Command(Program):
     entry: Path = Path()
 
     def __call__(self) -> None:
-        if run_dir := os.environ.pop(launch.RUN_VARIABLE, None):
+        template.serve(self.preload)
+        if run_dir := os.environ.pop(template.RUN_VARIABLE, None):
             return self.run_rank(Path(run_dir))
         if "--version" in sys.argv[1:]:  # Hydra's parser would print Hydra's
             print(f"vitlab {paths.version()}", file=sys.stdout)
@@ -72,6 +73,7 @@ class Command(Program):
         def job(cfg: DictConfig) -> float | None:
             return run_job(self, cfg)
 
+        launch.TEMPLATE.entry = self.entry
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.name)(job)()
         except StopRequested as stop:  # a sweep, between two jobs
@@ -82,14 +84,20 @@ class Command(Program):
 
     def run_rank(self, run_dir: Path) -> None:
         """Run (a rank of) a job that another process prepared."""
-        if parent := os.environ.pop(launch.PARENT_VARIABLE, None):
+        if parent := os.environ.pop(template.PARENT_VARIABLE, None):
             launch.exit_with_parent(int(parent))
+        imports.set_rank()
+        run_here(self.name, self.run, run_dir, self.preload(run_dir))
+
+    def preload(self, run_dir: Path) -> Node:
+        """Import what a job needs, and look up its commit. Returns its configuration."""
         config = folder.read_config(run_dir)
         with imports.pause_gc():
             if "trainer" in config:  # or `run` prints it
                 imports.print_importing(self.name)
             imports.preload(config)
-        run_here(self.name, self.run, run_dir, config)
+        record.git_commit()
+        return config
 
     def run(self, **config: Any) -> Node:
         """Call the function in a process of a job, which ends if the job's sweep is canceled."""

@@ -19,6 +19,7 @@ from vitlab.distributed import environment
 WANDB = "vitlab.runs.wandb.wandb_logger"
 # the second is imported by `wandb.init` in every run
 WANDB_MODULES = ("wandb", "wandb.sdk.launch.inputs.internal")
+TRAINING = ("training.build", "evaluation.run_report", "runs.plots", "sweeps.search.pruning", "sweeps.claim")
 
 
 @contextmanager
@@ -60,5 +61,11 @@ def preload(config: Node) -> None:
         for name in WANDB_MODULES:
             with suppress(ImportError):  # reported where it is used
                 importlib.import_module(name)
-    if "trainer" in config:
-        importlib.import_module("vitlab.training.build")
+    for name in TRAINING if "trainer" in config else ():
+        importlib.import_module(f"vitlab.{name}")
+
+
+def set_rank() -> None:
+    """Set the rank that Lightning and torchmetrics have read when a template imported them."""
+    for name in {"lightning.fabric.utilities.rank_zero", "torchmetrics.utilities.prints"} & sys.modules.keys():
+        sys.modules[name].rank_zero_only.rank = environment.rank(os.environ)

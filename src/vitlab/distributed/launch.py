@@ -23,20 +23,22 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.errors import CompactHydraException
 
 from vitlab.distributed import signals
 from vitlab.distributed.environment import TASK_VARIABLES, NodeInfo, cores, node_from_env
 from vitlab.distributed.signals import Outcome, StopRequested
+from vitlab.distributed.template import PARENT_VARIABLE, RUN_VARIABLE, ForkedRank, Template
 
 TAKEDOWN = 15.0  # seconds for the other ranks to end after one has
-RUN_VARIABLE = "VITLAB_RUN"  # the run folder of a rank
-PARENT_VARIABLE = "VITLAB_PARENT"  # the process that started a rank; the rank ends with it
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # for the first machine of a job
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
+Rank = subprocess.Popen[bytes] | ForkedRank
+
+TEMPLATE = Template()  # of this command
 _stores: dict[Path, Any] = {}  # kept until this process ends: ranks use them to the end
 
 log = logging.getLogger(__name__)
@@ -86,11 +88,13 @@ def run_ranks(entry: Path, run_dir: Path, ranks: int, *, max_restarts: int = 0) 
     `ranks` counts those of this machine. Signals are forwarded. Raises `JobFailed` if a rank fails after the last
     restart, `StopRequested` after a request to stop.
     """
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[Rank] = []
     here = node_from_env(os.environ) or NodeInfo()
     with forward_signals(processes) as requests:
         for attempt in range(max_restarts + 1):
             processes[:] = start_ranks(entry, run_dir, ranks, attempt, max_restarts, here)
+            for process in processes if requests else ():  # while they were started
+                process.send_signal(signal.SIGINT if requests[0] == "interrupted" else signal.SIGTERM)
             failure = wait_for_ranks(processes)
             for outcome, status in signals.STATUS.items():
                 if any(process.returncode == status for process in processes):
@@ -105,9 +109,7 @@ def run_ranks(entry: Path, run_dir: Path, ranks: int, *, max_restarts: int = 0) 
             log.warning("%s; start %d of %d", reason, attempt + 2, max_restarts + 1)
 
 
-def start_ranks(
-    entry: Path, run_dir: Path, ranks: int, attempt: int, max_restarts: int, here: NodeInfo
-) -> list["subprocess.Popen[bytes]"]:
+def start_ranks(entry: Path, run_dir: Path, ranks: int, attempt: int, max_restarts: int, here: NodeInfo) -> list[Rank]:
     """Start this machine's ranks with torchrun's environment variables."""
     own = ("MASTER_ADDR", "MASTER_PORT", *TASK_VARIABLES)
     environment = {k: v for k, v in os.environ.items() if k not in own}
@@ -131,9 +133,11 @@ def start_ranks(
         environment |= {"TORCHELASTIC_MAX_RESTARTS": str(max_restarts), "GROUP_RANK": str(here.node)}
         environment |= {"WORLD_SIZE": str(ranks * here.nodes), "LOCAL_WORLD_SIZE": str(ranks)}
     places = [{"RANK": str(first + n), "LOCAL_RANK": str(n)} if several else {} for n in range(ranks)]
+    if here.nodes == 1:
+        TEMPLATE.start(environment)
     # Process groups of their own: Ctrl-C reaches this process alone, which forwards it once.
-    line = [sys.executable, str(entry)]
-    return [subprocess.Popen(line, env={**environment, **place}, process_group=0) for place in places]
+    line, environments = [sys.executable, str(entry)], [{**environment, **place} for place in places]
+    return [TEMPLATE.fork(entry, own) or subprocess.Popen(line, env=own, process_group=0) for own in environments]
 
 
 def free_port() -> int:
@@ -160,15 +164,9 @@ def exit_with_parent(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Process(Protocol):
-    """What `subprocess.Popen` and the processes of launchers have in common."""
-
-    def send_signal(self, sig: int, /) -> None: ...
-
-
 @contextmanager
-def forward_signals(processes: Sequence[Process]) -> Iterator[list[Outcome]]:
-    """Forward signals to the processes within the block, which may change the list.
+def forward_signals(processes: Sequence[Any]) -> Iterator[list[Outcome]]:
+    """Forward signals to the processes (by their `send_signal`) within the block, which may change the list.
 
     Yields a list of the requested outcomes.
     """
@@ -189,7 +187,7 @@ def forward_signals(processes: Sequence[Process]) -> Iterator[list[Outcome]]:
             signal.signal(number, handler)
 
 
-def wait_for_ranks(processes: list["subprocess.Popen[bytes]"]) -> tuple[int, int, float] | None:
+def wait_for_ranks(processes: list[Rank]) -> tuple[int, int, float] | None:
     """Wait for all ranks. Returns the first failed rank, its status and the seconds until the others ended, or None.
 
     After a failure the other ranks have `TAKEDOWN` seconds to notice and log it, after a request to stop four times as
@@ -203,13 +201,9 @@ def wait_for_ranks(processes: list["subprocess.Popen[bytes]"]) -> tuple[int, int
         first = first or first_failure(codes)
         if ended and time.monotonic() - ended > (TAKEDOWN if first else 4 * TAKEDOWN):
             for process in processes:
-                process.kill()
-            break
+                process.send_signal(signal.SIGKILL)
         time.sleep(0.02)
-    else:
-        first = first or first_failure(codes)
-    for process in processes:
-        process.wait()
+    first = first or first_failure(codes)
     return (*first, time.monotonic() - ended if ended else 0.0) if first else None
 
 

@@ -26,6 +26,8 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
         return
     if ranks > 1:
         print(f"{name}: starting {ranks} processes", file=sys.stderr, flush=True)
+    elif not sweep:
+        launch.TEMPLATE.entry = None  # one process
     try:
         launch.run_ranks(entry, run_dir, ranks, max_restarts=restarts)
     except StopRequested as stop:

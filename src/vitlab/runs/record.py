@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -169,8 +170,9 @@ def provenance(run_dir: Path) -> Node:
     }
 
 
+@cache
 def git_commit() -> str | None:
-    """The source's git commit, with `+changes` if files differ from it; None outside a repository."""
+    """The source's commit at the first call, with `+changes` if files differ from it; None outside a repository."""
     if paths.IN_WHEEL:  # the environment may be in another repository
         return None
     folder = str(Path(__file__).resolve().parent)

@@ -91,3 +91,23 @@ def test_a_collector_that_was_off_stays_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("rank", ["1", None])
+def test_lightning_and_torchmetrics_get_the_rank_of_a_fork(rank: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+    from torchmetrics.utilities import prints
+
+    monkeypatch.delenv("RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    called = []
+    first_rank_alone = rank_zero_only(lambda: called.append("lightning"))
+    try:
+        imports.set_rank()
+        first_rank_alone()
+        prints.rank_zero_only(lambda: called.append("torchmetrics"))()
+    finally:
+        monkeypatch.delenv("RANK", raising=False)
+        imports.set_rank()
+    assert called == ([] if rank else ["lightning", "torchmetrics"])

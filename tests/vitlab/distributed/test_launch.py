@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vitlab.distributed import launch
+from vitlab.distributed import launch, template
 from vitlab.distributed.signals import StopRequested
 from vitlab.jobs.compose import CONF
 
@@ -64,7 +64,7 @@ def test_two_ranks_know_their_number_their_count_and_their_folder(
         assert rank["MASTER_ADDR"] != "a.job.before"
         assert int(rank["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
     assert ranks[0]["MASTER_PORT"] == ranks[1]["MASTER_PORT"] != "1"
-    assert launch.RUN_VARIABLE not in os.environ
+    assert template.RUN_VARIABLE not in os.environ
 
 
 def test_machines_of_a_job_count_their_ranks_on_and_meet_at_the_first(

@@ -87,16 +87,16 @@ def git(folder: Path, *arguments: str) -> str:
 def test_the_commit_is_the_sources_and_reports_of_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "__file__", str(tmp_path / "runs.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert record.git_commit() is None, "no repository"
+    assert record.git_commit.__wrapped__() is None, "no repository"
     (tmp_path / "runs.py").write_text("one")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "runs.py")
     git(tmp_path, "commit", "-qm", "one")
-    assert record.git_commit() == git(tmp_path, "rev-parse", "HEAD")
+    assert record.git_commit.__wrapped__() == git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "new.txt").touch()
-    assert record.git_commit() == git(tmp_path, "rev-parse", "HEAD"), "what git doesn't know is no source"
+    assert record.git_commit.__wrapped__() == git(tmp_path, "rev-parse", "HEAD"), "what git doesn't know is no source"
     (tmp_path / "runs.py").write_text("two")
-    assert record.git_commit() == git(tmp_path, "rev-parse", "HEAD") + "+changes"
+    assert record.git_commit.__wrapped__() == git(tmp_path, "rev-parse", "HEAD") + "+changes"
 
 
 # ------------------------------------------------------------------------------------------------------------- log

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vitlab.distributed import signals
 from vitlab.distributed.environment import ranks_per_node
-from vitlab.distributed.launch import JobFailed, exit_with_parent, forward_signals
+from vitlab.distributed.launch import TEMPLATE, JobFailed, exit_with_parent, forward_signals
 from vitlab.runs import record
 from vitlab.runs.folder import read_results
 from vitlab.sweeps.launchers.devices import Devices, available_cores, visible_gpus
@@ -213,6 +213,7 @@ def launch(jobs: Iterable[Job], *, at_once: int | None, total: int) -> list[JobR
                 environment = device_environment(job, taken, on_gpus=on_gpus, all_devices=len(names))
                 affinity = [int(core) for core in taken] if not on_gpus and hasattr(os, "sched_setaffinity") else []
                 job.log_start(f"{'GPU' if on_gpus else 'core'}{'s' if len(taken) > 1 else ''} {','.join(taken)}")
+                TEMPLATE.start({**os.environ, **environment})
                 process = ForkedJob(job, environment, affinity, on_gpus=on_gpus)
                 # block signals until the process is in the list of those that get them
                 signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)

@@ -16,7 +16,6 @@ from hydra.core.utils import JobStatus
 from omegaconf import DictConfig
 
 from sweep_jobs import batch
-from vitlab.distributed import launch
 from vitlab.jobs import compose
 from vitlab.sweeps.launchers import devices, local
 from vitlab.sweeps.launchers.local import Job
@@ -232,4 +231,4 @@ def test_a_sweep_restores_the_signal_handlers(tmp_path: Path) -> None:
     former = signal.getsignal(signal.SIGTERM)
     local.launch(batch(write_given, tmp_path, ["seed=0"]), at_once=None, total=1)
     assert signal.getsignal(signal.SIGTERM) is former
-    assert launch.RUN_VARIABLE not in os.environ
+    assert "VITLAB_RUN" not in os.environ
