@@ -79,7 +79,12 @@ def test_a_rate_of_at_most_a_tenth_and_a_single_sample_are_not_subsets() -> None
 
 def test_of_few_samples_at_a_high_rate_one_is_kept() -> None:
     sizes: list[int] = []
-    layers.add_branch(torch.zeros(3, 4), 0.9, lambda kept: torch.ones(sizes.append(len(kept)) or len(kept), 4))
+
+    def branch(kept: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(kept))
+        return kept
+
+    layers.add_branch(torch.zeros(3, 4), 0.9, branch)
     assert sizes == [1]
 
 

@@ -13,7 +13,7 @@ from vitlab.config.bounds import Fraction, check_bounds
 from vitlab.config.printable import format_names
 from vitlab.config.schema import suggest
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Facts, Source, Split, folder_label
-from vitlab.runs.muted_logs import muted_logs
+from vitlab.runs.record import muted_logs
 
 if TYPE_CHECKING:
     from vitlab.data.file_list import Listing
