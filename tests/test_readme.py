@@ -2,8 +2,8 @@
 
 import importlib
 import re
-import shutil
 import shlex
+import shutil
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
