@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -131,7 +132,9 @@ SHOWN = {command: page.name for page in PAGES for command in commands(page.read_
 def reader(tmp_path_factory: pytest.TempPathFactory, parquet: Path, packed: Callable[..., Path]) -> Path:
     """A folder with what the commands name, as a reader would have it."""
     folder = tmp_path_factory.mktemp("reader")
-    (folder / "imagenet" / "train").mkdir(parents=True)
+    for name in ("imagenet/train", "imagenet/val", "imagenetv2", "imagenet-a"):
+        (folder / name).mkdir(parents=True)
+    (folder / "photos.yaml").write_text("kitty: cat")
     (folder / "photos").symlink_to(parquet / "data")
     (folder / "imagenet-256").symlink_to(packed())
     weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=32, depth=1, heads=2, num_classes=10)
@@ -160,7 +163,7 @@ def stand_in(name: str, argument: str) -> list[str]:
     if value == "/data/imagenet":
         return [f"{key}=imagenet"]
     if name == "compare":
-        return ["run=[runs/NAME/STAMP,runs/NAME/STAMP]"] if key in ("run", "folder") else [argument]
+        return ["run=[runs/NAME/STAMP,runs/NAME/OTHER]"] if key in ("run", "folder") else [argument]
     if key == "seed":  # one is as good as another, and each takes time
         return ["seed=0"]
     programs = {"sweep": sweep.main, "prepare": prepare.main}
@@ -207,6 +210,7 @@ def test_each_command_of_the_pages_passes_the_checks_that_it_makes_itself(
             file.write("logger: {wandb: {project: vitlab}}\n")
         Path("runs/NAME").mkdir(parents=True)
         Path("runs/NAME/STAMP").symlink_to(tmp_path / "run")
+        shutil.copytree(tmp_path / "run", "runs/NAME/OTHER")
     arguments = [found for word in words for found in stand_in(name, word)]
     if "--config-name=config" in words:  # of a run that was trained
         write_config(tmp_path / "trained", configure())
