@@ -231,7 +231,7 @@ def test_images_are_resized_by_the_interpolation_asked_for(photos: Split) -> Non
 
 
 def test_crops_of_files_are_augmented_with_gray_around_them(photos: Split) -> None:
-    augment = Augment(auto_augment="randaugment", randaugment_ops=3)
+    augment = Augment(auto_augment="timm_randaugment", randaugment_ops=3)
     data = FilesDataset(photos, image_size=(24, 24), augment=augment, seed=5, training=True)
     loaded = data.__getitems__(BatchPlan(2, 0, list(range(10)), 10)).images
     assert photos.files is not None
