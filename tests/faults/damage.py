@@ -102,8 +102,8 @@ def full(trial: Trial) -> None:
 
     content = (run / "checkpoints" / "last.ckpt").read_bytes()
     assert start(trial.folder, *settings, before=limit).wait() == 1
-    said = text(trial.folder)  # a run that was killed after its last step writes other files
-    assert "can't be written" in said or "training ended by max_epochs" in said, said[-2000:]
+    output = text(trial.folder)  # a run that was killed after its last step writes other files
+    assert "can't be written" in output or "training ended by max_epochs" in output, output[-2000:]
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == content
     assert_same_run(expected, finish(trial.folder, *settings))
 
