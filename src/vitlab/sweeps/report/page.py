@@ -21,7 +21,7 @@ from markupsafe import Markup
 from vitlab.runs.folder import read_metrics
 from vitlab.runs.html_page import style_sheet
 from vitlab.storage import atomic
-from vitlab.sweeps.ledger import Direction, Status, Sweep
+from vitlab.sweeps.ledger import Direction, Status, Sweep, choices_text
 from vitlab.sweeps.report import charts, table
 from vitlab.sweeps.report.charts import Chart
 from vitlab.sweeps.report.importance import RELIABLE, as_numbers, setting_importance
@@ -37,11 +37,6 @@ def write_report(sweep: Sweep, folder: Path, more: Markup | None = None) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     table.write_results(sweep, folder / RESULTS)
     table.write_jobs(sweep, folder / JOBS)
-    atomic.atomic_write(folder / PAGE, render_page(sweep, folder, more))
-    return folder / PAGE
-
-
-def render_page(sweep: Sweep, folder: Path, more: Markup | None) -> str:
     sources = Path(__file__).parent
     script = (sources / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -56,7 +51,7 @@ def render_page(sweep: Sweep, folder: Path, more: Markup | None) -> str:
     shares, scored = setting_importance(sweep.jobs, objective)
     versions = next((job.results["versions"] for job in sweep.jobs if job.results.get("versions")), None)
     wanted = dict.fromkeys([*sweep.objectives, "test/acc", "raw/acc", "val/acc", "val/loss", *COSTS])
-    return environment.get_template("page.html").render(
+    text = environment.get_template("page.html").render(
         sweep=sweep,
         more=more,
         kind="sweep" if more is None else "comparison",
@@ -87,7 +82,10 @@ def render_page(sweep: Sweep, folder: Path, more: Markup | None) -> str:
         pages=job_pages(sweep, folder),
         unfinished=[job for job in sweep.jobs if job.status not in ("finished", "pruned", "waiting", "running")],
         versions=versions if isinstance(versions, dict) else {},
+        choices_text=choices_text,
     )
+    atomic.atomic_write(folder / PAGE, text)
+    return folder / PAGE
 
 
 def format_number(value: float | None, name: str = "") -> str:

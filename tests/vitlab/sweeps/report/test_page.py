@@ -106,7 +106,7 @@ def test_it_has_the_table_best_first_and_all_other_parts(browser: webdriver.Chro
     assert column(browser, 4) == ["0.4050 ± 0.0071", "0.4550 ± 0.0071", "0.5050 ± 0.0071", "0.55"]
     assert column(browser, 5)[0] == "59.50 ± 0.71 %"
     headings = [h.text for h in browser.find_elements(By.TAG_NAME, "h2")]
-    wanted = ["Results", "Curves", "What matters", "Accuracy and cost", "Best run", "What did not finish", "Jobs"]
+    wanted = ["Results", "Curves", "What matters", "Accuracy and cost", "What did not finish", "Jobs"]
     assert headings == [*wanted, "How it was made"]
     charts = {svg.get_attribute("aria-label") for svg in browser.find_elements(By.TAG_NAME, "svg")}
     assert {
