@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 from urllib.parse import quote
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -122,11 +123,15 @@ def setting_values(sweep: Sweep, name: str) -> list[str]:
 
 
 def pareto_configurations(sweep: Sweep, rows: Sequence[Configuration]) -> set[int]:
+    """Return the indices of the configurations that no other one dominates in several objectives."""
     if len(sweep.objectives) < 2:
         return set()
     complete = [k for k, row in enumerate(rows) if row.scores.keys() >= sweep.objectives.keys()]
-    points = [[rows[k].scores[name].mean for name in sweep.objectives] for k in complete]
-    return {complete[i] for i in table.pareto_front(points, list(sweep.objectives.values()))}
+    signs = [1 if direction == "min" else -1 for direction in sweep.objectives.values()]
+    means = [[rows[k].scores[name].mean for name in sweep.objectives] for k in complete]
+    points = np.reshape(means, (-1, len(signs))) * signs
+    beaten = [((points <= point).all(axis=1) & (points < point).any(axis=1)).any() for point in points]
+    return {k for k, is_beaten in zip(complete, beaten, strict=True) if not is_beaten}
 
 
 def axis_name(sweep: Sweep, name: str) -> str:
@@ -178,14 +183,11 @@ def cost_chart(sweep: Sweep, rows: Sequence[Configuration]) -> Markup | None:
     """Draw accuracy against seconds: a point for each configuration."""
     score = next((name for name in ("test/acc", "val/acc") if any(name in row.scores for row in rows)), "")
     chart = Chart(f"seconds a job {ARROWS['min']}", axis_name(sweep, score), log="x", percent=is_percent(score))
-    points = []
     for k, row in reversed([*enumerate(rows)]):
         if "seconds" in row.scores and score in row.scores:
             x, y = row.scores["seconds"], row.scores[score]
             title = f"{row.label}: {format_mean_std(y, score)}, {format_mean_std(x, 'seconds')} seconds"
             chart.draw_point(k, title, x.mean, y.mean, y.deviation)
-            points.append((x.mean, y.mean))
-    chart.draw_front([points[i] for i in table.pareto_front(points, ["min", "max"])])
     return chart.markup()
 
 

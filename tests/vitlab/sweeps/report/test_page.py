@@ -11,9 +11,9 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-from vitlab.sweeps.ledger import Job, Status, Sweep
-from vitlab.sweeps.report.page import format_mean_std, format_number, write_report
-from vitlab.sweeps.report.table import MeanStd
+from vitlab.sweeps.ledger import Direction, Job, Status, Sweep
+from vitlab.sweeps.report.page import format_mean_std, format_number, pareto_configurations, write_report
+from vitlab.sweeps.report.table import Configuration, MeanStd
 
 NOTHING = "\N{EN DASH}"
 EVIL = "<img src=x onerror=\"document.title='broken'\">&amp;"
@@ -272,6 +272,17 @@ def test_a_job_is_linked_to_its_own_page(browser: webdriver.Chrome, sweep: Sweep
     assert len(browser.find_elements(By.LINK_TEXT, job.id)) == 2, "as the best, and in the table"
     browser.find_elements(By.LINK_TEXT, job.id)[0].click()
     assert browser.title == "the job"
+
+
+def test_of_several_objectives_those_that_nothing_is_better_than_in_all() -> None:
+    points = [(0.9, 10.0), (0.8, 20.0), (0.7, 15.0), (0.9, 5.0), (0.8, 20.0)]
+    rows = [Configuration({}, [], {"a": MeanStd(a, None), "b": MeanStd(b, None)}) for a, b in points]
+    rows.append(Configuration({}, [], {"a": MeanStd(1.0, None)}))
+    directions: list[Direction] = ["max", "min"]
+    highest, lowest = (Sweep(Path(), "s", "", {"a": end, "b": end}, []) for end in directions)
+    assert pareto_configurations(highest, rows) == {0, 1, 4}
+    assert pareto_configurations(lowest, rows) == {2, 3}
+    assert pareto_configurations(highest, rows[-1:]) == set()
 
 
 def test_numbers_have_their_significant_digits() -> None:
