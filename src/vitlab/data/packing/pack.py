@@ -73,8 +73,12 @@ def pack(
             stack.enter_context(folder_lock(out, LOCK, remedy, timeout=LOCK_TIMEOUT))
         except TimeoutError:
             raise ValueError(f"{out} is being packed by another process; wait for it, or end it") from None
-        # of a complete set: also a process that waits for the lock has nothing to do
-        stack.callback(lambda: complete.is_file() and (out / LOCK).unlink(missing_ok=True))
+
+        def remove_lock() -> None:
+            if complete.is_file():  # also for a process that waits for the lock
+                (out / LOCK).unlink(missing_ok=True)
+
+        stack.callback(remove_lock)
         for file in out.rglob(".*"):
             if re.fullmatch(r"\..+\.\d+", file.name):  # a killed process was writing it
                 file.unlink()
