@@ -7,16 +7,28 @@
 The folder `RUN/export/FORMAT`, or `out`, appears once the library has loaded the export and its outputs are equal.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vitlab.cli.command import command
 from vitlab.config.bounds import NonNegativeFloat
 from vitlab.config.schema import Node
-from vitlab.export import checks
+from vitlab.config.view import ConfigView
 
 
-@command("export", check=checks.export_problems)
+def problems(read: ConfigView) -> Iterator[str]:
+    name, run, checkpoint, out = (read(key, str) for key in ("format", "run", "checkpoint", "out"))
+    if name is None or run is None or checkpoint is None or out is None:
+        return
+    from vitlab.export import export
+
+    part, fold = read("part", str), bool(read("fold", bool))
+    known: Any = {"part": part, "name": name, "fold": fold, "channels": read("channels", int), "out": Path(out)}
+    yield from export.problems(run=Path(run), checkpoint=checkpoint, **known)
+
+
+@command("export", check=problems)
 def main(
     *,
     run: str,

@@ -18,8 +18,8 @@ from vitlab.cli.command import command
 from vitlab.config.schema import Node
 from vitlab.sweeps import checks
 from vitlab.sweeps.ledger import Job, Sweep
+from vitlab.sweeps.progress import MAX_ERROR, shorten
 from vitlab.sweeps.report import table
-from vitlab.sweeps.status import MAX_ERROR, shorten
 
 
 @command("sweep", check=checks.sweep_action_problems)

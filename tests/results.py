@@ -66,7 +66,7 @@ def keep(folder: Path) -> None:
         "versions": versions,
         "scores": scores,
     }
-    run["curves"] = {k: thin(v) for k, v in read_curves(folder / "metrics.csv").items() if k in CURVES}
+    run["curves"] = {k: thin(v.tolist()) for k, v in read_curves(folder / "metrics.csv").items() if k in CURVES}
     run["config"] = training_settings(read_config(folder))
     file = RUNS / f"{settings.get('experiment', UNNAMED)}.jsonl"
     kept = read(file)

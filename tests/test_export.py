@@ -11,6 +11,8 @@ import onnxruntime
 import pytest
 
 import export
+from conftest import Exportable
+from vitlab.config.view import ConfigView
 from vitlab.data.sets.digits import digits
 
 Exported = Callable[..., Any]
@@ -45,7 +47,7 @@ def test_bytes_into_onnx_runtime_give_the_accuracy_of_training(twins: list[Path]
     training = json.loads((twins[0] / "results.json").read_text())
     assert correct == training["test/correct"]
     card = (folder / "README.md").read_text()
-    assert f"| test | Accuracy | {100 * training['test/acc']:.2f} % | {correct} of 360 |" in card
+    assert f"| test | Accuracy | {100 * training['test/acc']:.2f} % |" in card
     assert f"| commit of the training | {training['commit']} |" in card
 
 
@@ -75,3 +77,20 @@ def test_impossible_exports_are_refused_before_anything_is_written(
     assert problem in output
     assert "1 problem in the configuration" in output
     assert sorted(twins[0].rglob("*")) == before
+
+
+def test_a_missing_checkpoint_is_reported_unless_its_settings_are_wrong(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"format": "timm", "run": "nowhere", "checkpoint": "best", "out": str(tmp_path / "out")}
+    assert list(export.problems(ConfigView(settings, set()))) == [
+        "checkpoint=best: nowhere/checkpoints has no best.ckpt"
+    ]
+    assert list(export.problems(ConfigView(settings, {"format"}))) == []
+
+
+def test_channels_are_added_to_networks_of_gray_images_alone(exportable: Exportable, tmp_path: Path) -> None:
+    for channels, count in ((1, 0), (3, 1)):
+        run = str(exportable(in_channels=channels).weights.run)
+        settings: dict[str, Any] = {"format": "safetensors", "run": run, "checkpoint": "best", "channels": 3}
+        found = list(export.problems(ConfigView({**settings, "out": str(tmp_path / "out")}, set())))
+        message = "channels=3 is for vitlab's networks of gray images, and this is none; leave it out"
+        assert found == [message] * count

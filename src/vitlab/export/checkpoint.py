@@ -45,13 +45,6 @@ def color_weights(weights: CheckpointWeights) -> CheckpointWeights:
     return weights._replace(state=state, content=content, arguments={**weights.arguments, "in_channels": 3})
 
 
-def random_images(trained: ExportModel, count: int, *, seed: int = 0) -> Tensor:
-    """Random uint8 images [count, C, H, W], the same for each seed."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (count, trained.channels, *trained.image_size)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-
-
 def network_tensors(trained: ExportModel, *, covered: int | None) -> dict[str, Tensor]:
     """The network's tensors, with a position table for the first `covered` prefix tokens and all patches.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.config.schema import Node
-from vitlab.export.checkpoint import ExportModel, random_images
+from vitlab.export.checkpoint import ExportModel
 from vitlab.runs.record import muted_logs
 
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights in one .onnx: protobuf's limit, less room for the graph
@@ -37,7 +37,9 @@ def graph_module(trained: ExportModel, fold: bool) -> nn.Module:
 
 
 def example_input(trained: ExportModel, fold: bool, count: int = EXAMPLE, *, seed: int = 0) -> Tensor:
-    images = random_images(trained, count, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, trained.channels, *trained.image_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return images if fold else trained.prepare()(images)
 
 

@@ -5,9 +5,7 @@ Scores are shown only if they were measured with the exported weights.
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
@@ -17,40 +15,47 @@ from vitlab.evaluation.checkpoint import CheckpointWeights
 from vitlab.export.checkpoint import ExportModel
 from vitlab.runs import folder
 
-SHOWN = ("image_size", "batch_size", "seed", "model", "data", "classifier", "optimizer", "schedule", "trainer")
 METRICS = {"acc": ("accuracy", "Accuracy"), "acc5": ("accuracy", "Top-5 accuracy"), "loss": ("loss", "Cross-entropy")}
-SPLITS = {"test": "test", "val": "validation", "train": "training, not augmented"}
 
 
-class Score(NamedTuple):
-    split: str
-    metric: str
-    value: float
-    correct: int
-    images: int
-
-
-def scores(weights: CheckpointWeights) -> list[Score]:
+def scores(weights: CheckpointWeights) -> list[EvalResult]:
     """The scores at the end of training, which are of the best checkpoint, averaged if it has averages."""
-    results = folder.read_results(weights.run)
+    results, data_set = folder.read_results(weights.run), weights.content["vitlab"]["data"]["data set"]
     tested = Path(results.get("checkpoint") or "").name.startswith("best") and results.get("status") == "finished"
     if not tested or weights.file.stem != "best" or weights.chosen == "raw":
         return []
     return [
-        Score(split, metric, results[f"{split}/{metric}"], results[f"{split}/correct"], results[f"{split}/count"])
-        for split in SPLITS
-        for metric in METRICS
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data_set,
+            dataset_name=data_set,
+            dataset_split=split,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=results[f"{split}/{metric}"],
+        )
+        for split in ("test", "val", "train")
+        for metric, (kind, name) in METRICS.items()
         if f"{split}/{metric}" in results and f"{split}/count" in results
     ]
 
 
 def card_text(trained: ExportModel, record: Node, *, library: str, license: str | None) -> str:
     """The card, by the template `model_card.md`."""
-    measured, title = scores(trained.weights), str(trained.weights.config.get("name") or trained.weights.run.name)
+    weights, measured = trained.weights, scores(trained.weights)
+    title = str(weights.config.get("name") or weights.run.name)
+    header = ModelCardData(
+        library_name=library,
+        license=license,
+        pipeline_tag="image-classification",
+        tags=["image-classification", "vision-transformer", "vitlab"],
+        model_name=title if measured else None,
+        eval_results=measured or None,
+    )
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"plain": plain_markdown, "number": "{:.4g}".format}
+    environment.filters |= {"plain": plain_markdown, "number": "{:.4g}".format, "shared": without_local_paths}
     text = environment.from_string(Path(__file__).with_suffix(".md").read_text(encoding="utf-8")).render(
-        header=front_matter(trained, measured, title=title, library=library, license=license).to_yaml(),
+        header=header.to_yaml(),
         title=title,
         trained=trained,
         parameters=sum(p.numel() for p in trained.network.parameters()),
@@ -58,62 +63,10 @@ def card_text(trained: ExportModel, record: Node, *, library: str, license: str 
         width=trained.image_size[1],
         record=record,
         scores=measured,
-        splits=SPLITS,
-        metrics=METRICS,
-        provenance=provenance(trained, record),
-        configuration=configuration_section(trained.weights.config),
+        results=folder.read_results(weights.run),
+        run=weights.run.resolve().name,
     )
     return printable(text)
-
-
-def front_matter(
-    trained: ExportModel, measured: list[Score], *, title: str, library: str, license: str | None
-) -> ModelCardData:
-    """The header that Hugging Face's hub reads."""
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=trained.data["data set"],
-            dataset_name=trained.data["data set"],
-            dataset_split=score.split,
-            metric_type=METRICS[score.metric][0],
-            metric_name=METRICS[score.metric][1],
-            metric_value=score.value,
-        )
-        for score in measured
-    ]
-    return ModelCardData(
-        library_name=library,
-        license=license,
-        pipeline_tag="image-classification",
-        tags=["image-classification", "vision-transformer", "vitlab"],
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
-
-
-def provenance(trained: ExportModel, record: Node) -> Node:
-    results = folder.read_results(trained.weights.run)
-    command = one_line(without_local_paths(str(results.get("command"))))
-    return {
-        "run": plain_markdown(trained.weights.run.resolve().name),
-        "command": f"`{command}`" if results.get("command") else None,
-        "started": results.get("started"),
-        "commit of the training": results.get("commit"),
-        "commit of the export": record["commit"],
-        "versions": ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items()),
-        "device": results.get("device"),
-        "precision": results.get("precision"),
-        "W&B run": trained.weights.content["vitlab"].get("wandb"),
-    }
-
-
-def configuration_section(config: Node) -> str:
-    """The settings that affect the weights, as YAML."""
-    chosen = {key: config[key] for key in SHOWN if key in config}
-    if averaging := [k for k, v in (config.get("callbacks") or {}).items() if "WeightAveraging" in str(v)]:
-        chosen["callbacks"] = {key: config["callbacks"][key] for key in averaging}
-    return without_local_paths(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True))
 
 
 def plain_markdown(name: str) -> str:
@@ -122,5 +75,5 @@ def plain_markdown(name: str) -> str:
 
 
 def without_local_paths(line: str) -> str:
-    """Shorten absolute paths, which are private, to their last part: `.../photos`."""
-    return re.sub(r"(?<![\w./])/(?:[^\s'\"/=,\]]+/)+", ".../", line)
+    """A command in one line; absolute paths, which are private, are shortened to their last part: `.../photos`."""
+    return re.sub(r"(?<![\w./])/(?:[^\s'\"/=,\]]+/)+", ".../", one_line(line))

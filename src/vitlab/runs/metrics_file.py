@@ -102,13 +102,9 @@ class MetricsFile(Logger):
 
     def _write(self, file: Path, rows: Iterable[dict[str, Any]]) -> None:
         self.count = 0
-
-        def count_rows() -> Iterator[dict[str, Any]]:
-            for row in filter(None, rows):
-                self.count += 1
-                yield row
-
         with file.open("w", newline="") as lines:
             writer = csv.DictWriter(lines, self.columns)
             writer.writeheader()
-            writer.writerows(count_rows())
+            for row in filter(None, rows):
+                writer.writerow(row)
+                self.count += 1

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import re
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vitlab.storage.atomic import atomic_path
@@ -64,14 +63,12 @@ class Storage:
 
     def read_description(self, name: str) -> bytes:
         """The current content of the file that describes the data set; each content has its own folder of files."""
-        file = self.folder / name
-        if not self.remote:
-            return file.read_bytes()
-        with file_lock(file.with_name(f".{file.name}.lock")):
-            self._fetch(name, file, None)
-            content = file.read_bytes()
-        self.folder = self.folder / short_hash(content)
-        self.folder.mkdir(exist_ok=True)
+        if self.remote:
+            self._fetch(name, again=True)
+        content = (self.folder / name).read_bytes()
+        if self.remote:
+            self.folder = self.folder / short_hash(content)
+            self.folder.mkdir(exist_ok=True)
         return content
 
     def local_file(self, name: str) -> Path:
@@ -81,58 +78,54 @@ class Storage:
 
     def open(self, name: str, size: int | None = None) -> int:
         """A descriptor to read the file `name`, which stays valid if that is removed. Raises `OSError`."""
-        file = self.folder / name
         while True:
             try:
-                descriptor = os.open(file, os.O_RDONLY)
+                descriptor = os.open(self.folder / name, os.O_RDONLY)
             except FileNotFoundError:
                 if not self.remote:
                     raise
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with file_lock(file.with_name(f".{file.name}.lock")):
-                    if not file.is_file():
-                        self._fetch(name, file, size)
+                self._fetch(name, size)
             else:
                 if self.remote:
                     os.utime(descriptor)  # used, so it stays
                 return descriptor
 
-    def _fetch(self, name: str, file: Path, size: int | None) -> None:
-        """Fetch a file, with its lock held."""
+    def _fetch(self, name: str, size: int | None = None, *, again: bool = False) -> None:
+        """Fetch a file, unless another process has done so and not `again`."""
+        from filelock import FileLock
         from fsspec.core import url_to_fs
 
         for library in ("botocore", "aiobotocore"):  # log where they found credentials, at every connection
             logging.getLogger(library).setLevel(logging.WARNING)
-        self._make_room(size or 0)
-        try:
-            with atomic_path(file, suffix="part") as part:
-                system, path = url_to_fs(f"{self.place}/{name}")
-                system.get_file(path, str(part))
-                if size is not None and (fetched := part.stat().st_size) != size:
-                    raise OSError(f"it came with {fetched:,} bytes instead of {size:,}")
-        except Exception as error:  # networks, credentials and clouds raise as many kinds
-            absent = isinstance(error, FileNotFoundError)
-            text = "there is no such file" if absent else " ".join(str(error).split())[:300] or type(error).__name__
-            remedy = "docs/large_data.md says where credentials are looked for"
-            raise OSError(f"{self.place}/{name} can't be fetched ({text}); {remedy}") from error
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock")):
+            if file.is_file() and not again:
+                return
+            with FileLock(self.cache / ".room.lock"):
+                self._make_room(size or 0)
+            try:
+                with atomic_path(file, suffix="part") as part:
+                    system, path = url_to_fs(f"{self.place}/{name}")
+                    system.get_file(path, str(part))
+                    if size is not None and (fetched := part.stat().st_size) != size:
+                        raise OSError(f"it came with {fetched:,} bytes instead of {size:,}")
+            except Exception as error:  # networks, credentials and clouds raise as many kinds
+                absent = isinstance(error, FileNotFoundError)
+                text = "there is no such file" if absent else " ".join(str(error).split())[:300] or type(error).__name__
+                remedy = "docs/large_data.md says where credentials are looked for"
+                raise OSError(f"{self.place}/{name} can't be fetched ({text}); {remedy}") from error
 
     def _make_room(self, size: int) -> None:
         """Remove the least recently used shards. Indices stay, and files that are being fetched."""
-        with file_lock(self.cache / ".room.lock"):
-            sets = [folder for folder in self.cache.iterdir() if NAME.fullmatch(folder.name)]
-            shards = (file for folder in sets for file in folder.rglob("*") if file.suffix in (".tar", ".bin"))
-            used = [((state := file.stat()).st_mtime, state.st_size, file) for file in shards]
-            total = sum(taken for _, taken, _ in used)
-            for _, taken, file in sorted(used):
-                if total + size > self.limit:
-                    file.unlink(missing_ok=True)
-                    total -= taken
-
-
-def file_lock(file: Path) -> AbstractContextManager[object]:
-    from filelock import FileLock  # only where files are fetched
-
-    return FileLock(file)
+        sets = [folder for folder in self.cache.iterdir() if NAME.fullmatch(folder.name)]
+        shards = (file for folder in sets for file in folder.rglob("*") if file.suffix in (".tar", ".bin"))
+        used = [((state := file.stat()).st_mtime, state.st_size, file) for file in shards]
+        total = sum(taken for _, taken, _ in used)
+        for _, taken, file in sorted(used):
+            if total + size > self.limit:
+                file.unlink(missing_ok=True)
+                total -= taken
 
 
 def short_hash(data: bytes) -> str:

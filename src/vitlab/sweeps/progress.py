@@ -1,10 +1,13 @@
-"""A sweep's progress: a line at each change, from a thread that reads the sweep's folder once a second."""
+"""A sweep's progress: a line at each change, from a thread that reads the sweep's folder once a second.
+
+Read are the ledger, locks and `results.json` of the jobs that are not done.
+"""
 
 import logging
 import sys
 import threading
 import time
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,15 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from vitlab.config.printable import printable
-from vitlab.runs.folder import RESULTS
 from vitlab.sweeps import ledger
+from vitlab.sweeps.ledger import Job, Status, Sweep
 from vitlab.sweeps.report import table
-from vitlab.sweeps.status import STOPPED, StatusPoller, SweepStatus, job_line, status_line
 
 INTERVAL = 1.0  # seconds between two polls
 QUIET = 300.0  # seconds after which a log gets a line although nothing has changed
-REPORT = "report"  # the folder within the sweep's
+MAX_ERROR = 120  # characters of an error in a line; results.json has all of it
+# the same command resumes them
+STOPPED: tuple[Status, ...] = ("stopped", "preempted", "interrupted", "cancelled", "unreadable")
 
 log = logging.getLogger(__name__)
 _progress: "ProgressThread | None" = None  # of this process; not in the callback, which launchers pickle
@@ -58,6 +62,35 @@ def stop_progress() -> None:
         progress.stop()
 
 
+@dataclass
+class StatusPoller:
+    """Reads the status of a sweep; `planned` is its number of jobs if the ledger lists them only as they start."""
+
+    folder: Path
+    planned: int = 0
+
+    def __post_init__(self) -> None:
+        self.done: dict[str, Job] = {}
+        self.done_before: int | None = None  # jobs, at the first poll
+        self.start = time.time()
+        self.left: float | None = None  # seconds, at the speed since the first poll; None before a job is done
+
+    def poll(self) -> Sweep | None:
+        """Return the sweep; None before the ledger is written."""
+        head = ledger.read_head(self.folder, warn=False)
+        if not (objectives := head.get("objectives")):
+            return None
+        varies, entries = ledger.varying_keys(head), head.get("jobs", {})
+        jobs = [self.done.get(key) or ledger.read_job(self.folder, key, entries[key], varies) for key in entries]
+        self.done = {job.id: job for job in jobs if job.status in ledger.DONE}
+        total = max(len(jobs), self.planned, head.get("total") or 0)
+        if self.done_before is None:
+            self.done_before = len(self.done)
+        gained, ended = len(self.done) - self.done_before, count(jobs, *ledger.DONE, "crashed", "stopped")
+        self.left = (time.time() - self.start) * (total - ended) / gained if gained > 0 else None
+        return Sweep(self.folder, self.folder.name, "", objectives, jobs, total)
+
+
 class ProgressThread(threading.Thread):
     """Polls a sweep's status and shows it."""
 
@@ -75,19 +108,19 @@ class ProgressThread(threading.Thread):
     def update(self, *, last: bool = False) -> None:
         """Poll and show the status. An error here must not end the sweep."""
         try:
-            if (status := self.poller.poll()) is not None:
-                self.print_changes(status, last=last)
+            if (sweep := self.poller.poll()) is not None:
+                self.print_changes(sweep, last=last)
         except Exception as error:
             log.debug("progress: %s", error, exc_info=error)
 
-    def print_changes(self, status: SweepStatus, *, last: bool) -> None:
+    def print_changes(self, sweep: Sweep, *, last: bool) -> None:
         """Print a line for each job that has ended since the last poll, and one for the sweep."""
-        ended = [job for job in status.sweep.jobs if job.status in (*ledger.DONE, "crashed", *STOPPED)]
+        ended = [job for job in sweep.jobs if job.status in (*ledger.DONE, "crashed", *STOPPED)]
         before, self.ended = self.ended, {job.name: job.status for job in ended}
         # jobs that had ended before this process began are no news
         new = [] if before is None else [job for job in ended if before.get(job.name) != job.status]
-        objective, _ = table.first_objective(status.sweep)
-        lines = [*(job_line(job, objective) for job in new), status_line(status)]
+        objective, _ = table.first_objective(sweep)
+        lines = [*(job_line(job, objective) for job in new), status_line(sweep, self.poller.left)]
         if new or (last and lines[-1] != self.last_line) or time.monotonic() - self.last_time > QUIET:
             self.last_line, self.last_time = lines[-1], time.monotonic()
             print(printable("\n".join(lines)), file=sys.stderr, flush=True)
@@ -97,20 +130,50 @@ class ProgressThread(threading.Thread):
         self.join()
         self.update(last=True)
         folder = self.poller.folder
-        if self.report and self.poller.poll() is not None and not is_current(folder):
+        if self.report and (folder / ledger.SWEEP).is_file():
             from vitlab.sweeps.report.page import write_report
 
             try:
-                line = f"report: {write_report(ledger.read_sweep(folder), folder / REPORT)}"
+                line = f"report: {write_report(ledger.read_sweep(folder), folder / 'report')}"
             except Exception as error:  # must not end the sweep
                 line = f"the report can't be written: {type(error).__name__}: {error}"
             print(printable(line), file=sys.stderr, flush=True)
 
 
-def is_current(sweep: Path) -> bool:
-    """Whether no job of a sweep has changed since its report was written."""
-    with suppress(OSError):
-        page = sweep / REPORT / "index.html"
-        written = page.stat().st_mtime if page.is_file() else 0.0
-        return all(file.stat().st_mtime < written for file in [sweep / ledger.SWEEP, *sweep.glob(f"*/{RESULTS}")])
-    return False
+def count(jobs: list[Job], *statuses: Status) -> int:
+    return sum(job.status in statuses for job in jobs)
+
+
+def status_line(sweep: Sweep, left: float | None) -> str:
+    """Format the state of a sweep of which `left` seconds remain, as far as is known."""
+    jobs, total = sweep.jobs, sweep.total
+    done, running, failed = count(jobs, *ledger.DONE), count(jobs, "running"), count(jobs, "crashed")
+    line = f"sweep {sweep.name}: {done} of {total} jobs done, {running} running, {failed} failed"
+    waiting, stopped = total - len(jobs) + count(jobs, "waiting"), count(jobs, *STOPPED)
+    line += "".join(f", {n} {kind}" for n, kind in ((stopped, "stopped"), (waiting, "waiting")) if n)
+    if (best := table.best_job(sweep)) is not None:
+        objective, _ = table.first_objective(sweep)
+        line += f"; best {objective} {best.results[objective]:.4g} ({best.name})"
+    return f"{line}; about {format_duration(left)} left" if left else line
+
+
+def job_line(job: Job, objective: str) -> str:
+    if job.status in ("crashed", "unreadable"):
+        error = shorten(str(job.results.get("error", "")), MAX_ERROR)
+        return f"{job.name}: {job.status}: {error or 'no error was recorded'}"
+    score, seconds = map(table.finite_numbers(job).get, (objective, "seconds"))
+    line = f"{job.name}: {job.status}" + (f", {objective} {score:.4g}" if score is not None else "")
+    return f"{line}, {format_duration(seconds)}" if seconds else line
+
+
+def shorten(text: str, length: int) -> str:
+    """Return a text in one line of at most `length` characters."""
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration as `40 s`, `3 min` or `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

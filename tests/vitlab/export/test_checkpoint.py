@@ -10,7 +10,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from conftest import Configure, Exportable
 from vitlab.evaluation.checkpoint import load_weights
-from vitlab.export.checkpoint import color_weights, load_export_model, network_tensors, random_images, unit_scales
+from vitlab.export.checkpoint import color_weights, load_export_model, network_tensors, unit_scales
+from vitlab.export.graph import example_input
 from vitlab.jobs import fingerprint
 from vitlab.models.vit import VisionTransformer
 from vitlab.runs import folder
@@ -72,17 +73,17 @@ def test_the_arguments_hold_what_the_signature_and_the_data_add(exportable: Expo
 
 def test_random_images_are_bytes_and_reproducible(exportable: Exportable) -> None:
     trained = exportable(image_size=(16, 24))
-    one = random_images(trained, 3, seed=1)
+    one = example_input(trained, True, 3, seed=1)
     assert (one.dtype, tuple(one.shape)) == (torch.uint8, (3, 3, 16, 24))
-    assert torch.equal(one, random_images(trained, 3, seed=1))
-    assert not torch.equal(one, random_images(trained, 3, seed=2))
+    assert torch.equal(one, example_input(trained, True, 3, seed=1))
+    assert not torch.equal(one, example_input(trained, True, 3, seed=2))
 
 
 def test_a_network_of_gray_images_takes_gray_colors_with_equal_logits(exportable: Exportable) -> None:
     gray = exportable(in_channels=1)
     colors = load_export_model(color_weights(gray.weights))
     assert (colors.channels, colors.arguments["in_channels"], gray.channels) == (3, 3, 1)
-    images = random_images(gray, 4)
+    images = example_input(gray, True, 4)
     expected = gray.network(gray.prepare()(images))
     logits = colors.network(colors.prepare()(images.expand(-1, 3, -1, -1)))
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)

@@ -11,7 +11,6 @@ import torch
 from conftest import Exportable
 from model_cards import run_card
 from vitlab.export import graph
-from vitlab.export.checkpoint import random_images
 from vitlab.export.export import FORMATS, largest_difference
 
 
@@ -21,7 +20,7 @@ def test_bytes_become_probabilities_in_torchs_graph(exportable: Exportable, tmp_
     difference = largest_difference(FORMATS["torch_export"], trained, tmp_path / "out", True)
     assert difference is not None
     assert difference < 1e-6
-    batch = random_images(trained, 3)
+    batch = graph.example_input(trained, True, 3)
     expected = trained.network(trained.prepare()(batch)).sigmoid()
     torch.testing.assert_close(found["model"](batch), expected, atol=1e-6, rtol=0)
     with pytest.raises(Exception, match=r"size\(\)\[2\] == 16"):

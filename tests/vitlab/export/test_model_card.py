@@ -50,17 +50,14 @@ def test_the_card_says_what_the_run_recorded(exportable: Exportable, tmp_path: P
         ("shapes", "val", "Cross-entropy", 0.25),
     ]
     for line in (
-        "| test | Accuracy | 75.00 % | 15 of 20 |",
-        "| validation | Top-5 accuracy | 100.00 % | 10 |",
-        "| commit of the training | abc123 |",
-        "| started | 2026-11-25T01:37:07+00:00 |",
-        "| versions | torch 2.14.1 |",
-        "| command | `python .../train.py data_dir=.../photos lr=1e-3` |",
+        "| test | Accuracy | 75.00 % |",
+        "| val | Cross-entropy | 0.2500 |",
+        "started 2026-11-25T01:37:07+00:00, commit abc123, torch 2.14.1, an unknown device:",
+        "\npython .../train.py data_dir=.../photos lr=1e-3\n",
         "shapes: 90 images (training), 10 images (validation), 20 images (test).",
         "normalized by mean 0.5, 0.4, 0.3 and std 0.2, 0.25, 0.3.",
         "0 kind 0, 1 kind 1",
         'timm.create_model("local-dir:FOLDER", pretrained=True)',
-        "dim: 32",
     ):
         assert line in found.text or line in found.content, line
 
@@ -90,8 +87,7 @@ def test_the_scores_of_the_best_checkpoint_are_not_those_of_another(exportable: 
 
 
 def test_folders_of_the_machine_are_left_out() -> None:
-    config = {"data": {"source": {"data_dir": "/data/mine/photos"}}, "callbacks": {"best": {"dirpath": "/a/b"}}}
-    assert model_card.configuration_section(config) == "data:\n  source:\n    data_dir: .../photos\n"
+    assert model_card.without_local_paths("x data_dir=/data/mine/photos\n") == r"x data_dir=.../photos\n"
     for line in ("a/b and/or 1/2", "https://arxiv.org/abs/2010.11929", "runs/NAME/STAMP"):
         assert model_card.without_local_paths(line) == line
 

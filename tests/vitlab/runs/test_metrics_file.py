@@ -107,7 +107,7 @@ def test_an_interrupted_rewrite_leaves_the_file_as_it_was(tmp_path: Path, monkey
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(csv.DictWriter, "writerows", killed)
+    monkeypatch.setattr(csv.DictWriter, "writerow", killed)
     with pytest.raises(KeyboardInterrupt):
         file.log_metrics({"b": 1.0}, step=2)
     assert rows(tmp_path) == [{"step": "1", "a": "1.0"}]

@@ -10,12 +10,10 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 
 from vitlab.config.schema import Node, format_value
@@ -25,6 +23,7 @@ from vitlab.data.packing.shard_writer import Settings, ShardWriter
 from vitlab.data.scan import BadFile, bullets, write_bad_files
 from vitlab.data.source import Source
 from vitlab.distributed import environment
+from vitlab.runs.lock import folder_lock
 from vitlab.storage.atomic import atomic_write
 from vitlab.storage.remote import Storage
 
@@ -43,22 +42,6 @@ def folder_problem(out: Path) -> str | None:
         return f"out={out} is a file; name a folder"
     others = ", ".join(sorted({entry.name for entry in out.iterdir()} - {LOCK})[:3])
     return f"out={out} holds something else ({others}); name a new or empty folder" if others else None
-
-
-@contextmanager
-def folder_lock(out: Path) -> Iterator[None]:
-    """Lock a folder. Raises `ValueError` if another process holds the lock."""
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(out / LOCK).acquire(timeout=LOCK_TIMEOUT)
-    except Timeout:
-        raise ValueError(f"{out} is being packed by another process; wait for it, or end it") from None
-    with lock:
-        try:
-            yield
-        finally:
-            if (out / manifest.NAME).is_file():  # the set is complete, also for a process that waits for the lock
-                (out / LOCK).unlink(missing_ok=True)
 
 
 def pack(
@@ -83,12 +66,23 @@ def pack(
     start = time.monotonic()
     if (problem := folder_problem(out)) is not None:
         raise ValueError(problem)
-    with folder_lock(out):
+    complete, work = out / manifest.NAME, out / WORK
+    with ExitStack() as stack:
+        try:
+            remedy = "make sure that only one process packs into it"
+            stack.enter_context(folder_lock(out, LOCK, remedy, timeout=LOCK_TIMEOUT))
+        except TimeoutError:
+            raise ValueError(f"{out} is being packed by another process; wait for it, or end it") from None
+
+        def remove_lock() -> None:
+            if complete.is_file():  # also for a process that waits for the lock
+                (out / LOCK).unlink(missing_ok=True)
+
+        stack.callback(remove_lock)
         for file in out.rglob(".*"):
             if re.fullmatch(r"\..+\.\d+", file.name):  # a killed process was writing it
                 file.unlink()
-        plan, writer, work = packing_plan(source, settings), ShardWriter(source, settings, out), out / WORK
-        complete, begun = out / manifest.NAME, work / "plan.json"
+        plan, writer, begun = packing_plan(source, settings), ShardWriter(source, settings, out), work / "plan.json"
         for file in (complete, begun):
             before: Node = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"plan": plan}
             if differs := differences(before.get("plan", {}), plan):

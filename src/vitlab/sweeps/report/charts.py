@@ -77,10 +77,6 @@ class Chart:
             for n, (group, title, y) in enumerate(points):
                 self.draw_point(group, title, column + (n - (len(points) - 1) / 2) * min(0.1, 0.9 / len(points)), y)
 
-    def draw_front(self, points: Sequence[tuple[float, float]]) -> None:
-        x, y = [x for x, _ in sorted(points)], [y for _, y in sorted(points)]
-        self.axes.plot(x, y, ":", color=MUTED, lw=1.2)
-
     def markup(self) -> Markup | None:
         """Return the chart as an element of a page, without matplotlib's own names and sizes; None if it is empty."""
         if not self.marks:

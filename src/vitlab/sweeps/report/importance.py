@@ -2,10 +2,8 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,39 +15,33 @@ MOST = 1000  # jobs, drawn from more: the time grows with their square
 RELIABLE = 60  # jobs; with fewer the shares are only hints: the tests measure how much they vary
 
 
-@dataclass(frozen=True)
-class Importance:
-    """The share of the variance that each setting explains, largest first, and why the others have no share."""
+def setting_importance(jobs: Sequence[Job], objective: str) -> tuple[dict[str, float], int]:
+    """Return the shares, largest first (none for too few jobs or equal scores), and of how many jobs they are.
 
-    shares: dict[str, float]
-    n: int  # jobs, drawn from all that are scored
-    scored: int
-    left_out: dict[str, str]
-
-
-def setting_importance(jobs: Sequence[Job], objective: str) -> Importance:
-    """Return the shares (none for too few jobs or equal scores) of what varies."""
+    A forest, for which only the order of numbers counts, predicts the scores; a setting's importance is by how much the
+    prediction suffers if its column is shuffled. Settings that don't vary, that some jobs lack, or that are names of
+    single jobs have no share.
+    """
     scored = [job for job in jobs if job.status == "finished" and objective in finite_numbers(job)]
-    count = len(scored)
-    if count > MOST:
+    if len(scored) > MOST:
         scored = random.Random(0).sample(scored, MOST)
     scores = [finite_numbers(job)[objective] for job in scored]
-    left_out: dict[str, str] = {}
-    columns: dict[str, Sequence[Any]] = {}
+    ranks = dict[str, np.ndarray]()
     for name in dict.fromkeys(key for job in scored for key in job.choices):
         values = [job.choices[name] for job in scored if name in job.choices]
-        if len(values) < len(scored):
-            left_out[name] = "not every job has it"
-        elif len(set(values)) == 1:
-            left_out[name] = "all finished jobs have the same"
-        elif len(set(values)) <= max(2, len(scored) // 2):
-            columns[name] = values  # a grid's levels weigh the same, whatever they measure
-        elif (numbers := as_numbers(values)) is not None:
-            columns[name] = numbers
-        else:
-            left_out[name] = "nearly every job has another value, and they are not numbers"
-    shares = permutation_shares(columns, scores) if len(scored) >= FEWEST and len(set(scores)) > 1 and columns else {}
-    return Importance(shares, len(scored), count, left_out)
+        numbers, different = as_numbers(values), len(set(values))
+        if len(values) == len(scored) and different > 1 and (numbers or different <= max(2, len(values) // 2)):
+            ranks[name] = np.unique(np.asarray(numbers or values), return_inverse=True)[1]
+    if len(scored) < FEWEST or len(set(scores)) == 1 or not ranks:
+        return {}, len(scored)
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+
+    columns = np.column_stack([*ranks.values()])
+    forest = RandomForestRegressor(64, random_state=0).fit(columns, scores)
+    losses = permutation_importance(forest, columns, scores, n_repeats=20, random_state=0).importances_mean.clip(min=0)
+    shares = dict(zip(ranks, (losses / (losses.sum() or 1.0)).tolist(), strict=True))
+    return dict(sorted(shares.items(), key=lambda item: -item[1])), len(scored)
 
 
 def as_numbers(values: Sequence[str]) -> list[float] | None:
@@ -57,19 +49,3 @@ def as_numbers(values: Sequence[str]) -> list[float] | None:
         numbers = [float(value) for value in values]
         return numbers if all(map(math.isfinite, numbers)) else None
     return None
-
-
-def permutation_shares(columns: Mapping[str, Sequence[Any]], scores: Sequence[float]) -> dict[str, float]:
-    """Return the shares of a table with a column of strings or numbers for each setting, largest first.
-
-    A forest, for which only the order of numbers counts, predicts the scores; a setting's importance is by how much the
-    prediction suffers if its column is shuffled.
-    """
-    from sklearn.ensemble import RandomForestRegressor
-    from sklearn.inspection import permutation_importance
-
-    ranks = np.column_stack([np.unique(np.asarray(values), return_inverse=True)[1] for values in columns.values()])
-    forest = RandomForestRegressor(64, random_state=0).fit(ranks, scores)
-    losses = permutation_importance(forest, ranks, scores, n_repeats=20, random_state=0).importances_mean.clip(min=0)
-    shares = losses / (losses.sum() or 1.0)
-    return dict(sorted(zip(columns, shares.tolist(), strict=True), key=lambda item: -item[1]))

@@ -22,23 +22,15 @@ for (const heading of document.querySelectorAll("th button")) {
   });
 }
 
-// Filtering: rows of both tables, and the marks of the charts.
+// Filtering: rows of both tables, by what they are in words, and the marks of the charts.
 const words = document.getElementById("filter");
 const selects = [...document.querySelectorAll("select[data-key]")];
 const rows = [...document.querySelectorAll("tr[data-c]")];
 const configurations = rows.filter(row => row.closest("#configurations"));
-const texts = new Map(rows.map(row => {  // what a row is, as words: its settings, and a job's name and status
-  const keys = [...row.closest("table").tHead.rows[0].cells].map(th => th.dataset.key);
-  const shown = [...row.querySelectorAll(".id, .status")].map(element => element.textContent);
-  const settings = keys.flatMap((key, i) => key && cellValue(row.cells[i]) ? [`${key}=${cellValue(row.cells[i])}`] : []);
-  return [row, [settings, [...settings, ...shown].join(" ").toLowerCase()]];
-}));
 function filter() {
-  const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
-  const fits = row => {
-    const [settings, text] = texts.get(row);
-    return wanted.every(word => text.includes(word)) && selects.every(s => !s.value || settings.includes(`${s.dataset.key}=${s.value}`));
-  };
+  const chosen = selects.filter(select => select.value).map(select => ` ${select.dataset.key}=${select.value} `);
+  const wanted = [...chosen, ...words.value.split(/\s+/)].map(word => word.toLowerCase());
+  const fits = row => wanted.every(word => row.dataset.words.includes(word));
   const left = new Set();
   for (const row of rows) {
     const shown = fits(row);

@@ -6,21 +6,23 @@ security policy names the script by its hash.
 
 import base64
 import hashlib
-import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
+from urllib.parse import quote
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitlab.runs.folder import read_metrics
 from vitlab.runs.html_page import style_sheet
 from vitlab.storage import atomic
-from vitlab.sweeps.ledger import Direction, Job, Status, Sweep
+from vitlab.sweeps.ledger import Direction, Status, Sweep, choices_text
 from vitlab.sweeps.report import charts, table
 from vitlab.sweeps.report.charts import Chart
 from vitlab.sweeps.report.importance import RELIABLE, as_numbers, setting_importance
@@ -28,10 +30,7 @@ from vitlab.sweeps.report.table import COSTS, Configuration, MeanStd, finite_num
 
 PAGE, RESULTS, JOBS = "index.html", "results.csv", "jobs.csv"
 GRAY_POINTS = 12_000  # of all gray curves of a chart
-MAX_PICTURE_BYTES = 8 * 2**20  # in a page
 ARROWS: dict[Direction, str] = {"min": "↓", "max": "↑"}  # the better direction
-
-log = logging.getLogger(__name__)
 
 
 def write_report(sweep: Sweep, folder: Path, more: Markup | None = None) -> Path:
@@ -39,11 +38,6 @@ def write_report(sweep: Sweep, folder: Path, more: Markup | None = None) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     table.write_results(sweep, folder / RESULTS)
     table.write_jobs(sweep, folder / JOBS)
-    atomic.atomic_write(folder / PAGE, render_page(sweep, more))
-    return folder / PAGE
-
-
-def render_page(sweep: Sweep, more: Markup | None = None) -> str:
     sources = Path(__file__).parent
     script = (sources / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -55,8 +49,10 @@ def render_page(sweep: Sweep, more: Markup | None = None) -> str:
     counts = Counter(job.status for job in sweep.jobs)
     measured = {key for row in rows for key in row.scores} | set(sweep.objectives)
     objective = table.first_objective(sweep)[0]
+    shares, scored = setting_importance(sweep.jobs, objective)
+    versions = next((job.results["versions"] for job in sweep.jobs if job.results.get("versions")), None)
     wanted = dict.fromkeys([*sweep.objectives, "test/acc", "raw/acc", "val/acc", "val/loss", *COSTS])
-    return environment.get_template("page.html").render(
+    text = environment.get_template("page.html").render(
         sweep=sweep,
         more=more,
         kind="sweep" if more is None else "comparison",
@@ -80,13 +76,17 @@ def render_page(sweep: Sweep, more: Markup | None = None) -> str:
         seconds=sum(finite_numbers(job).get("seconds", 0.0) for job in sweep.jobs),
         best=best,
         curves=list(filter(None, curve_charts(sweep, rows))),
-        importance=setting_importance(sweep.jobs, objective),
+        shares=shares,
+        scored=scored,
         effects=list(filter(None, effect_charts(sweep, rows))),
-        costs=list(filter(None, cost_charts(sweep, rows))),
-        pictures=job_images(best) if best else [],
+        cost=cost_chart(sweep, rows),
+        pages=job_pages(sweep, folder),
         unfinished=[job for job in sweep.jobs if job.status not in ("finished", "pruned", "waiting", "running")],
-        provenance=provenance_rows(sweep),
+        versions=versions if isinstance(versions, dict) else {},
+        choices_text=choices_text,
     )
+    atomic.atomic_write(folder / PAGE, text)
+    return folder / PAGE
 
 
 def format_number(value: float | None, name: str = "") -> str:
@@ -123,11 +123,15 @@ def setting_values(sweep: Sweep, name: str) -> list[str]:
 
 
 def pareto_configurations(sweep: Sweep, rows: Sequence[Configuration]) -> set[int]:
+    """Return the indices of the configurations that no other one dominates in several objectives."""
     if len(sweep.objectives) < 2:
         return set()
     complete = [k for k, row in enumerate(rows) if row.scores.keys() >= sweep.objectives.keys()]
-    points = [[rows[k].scores[name].mean for name in sweep.objectives] for k in complete]
-    return {complete[i] for i in table.pareto_front(points, list(sweep.objectives.values()))}
+    signs = [1 if direction == "min" else -1 for direction in sweep.objectives.values()]
+    means = [[rows[k].scores[name].mean for name in sweep.objectives] for k in complete]
+    points = np.reshape(means, (-1, len(signs))) * signs
+    beaten = [((points <= point).all(axis=1) & (points < point).any(axis=1)).any() for point in points]
+    return {k for k, is_beaten in zip(complete, beaten, strict=True) if not is_beaten}
 
 
 def axis_name(sweep: Sweep, name: str) -> str:
@@ -175,43 +179,19 @@ def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Marku
         yield chart.markup()
 
 
-def cost_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Markup | None]:
-    """Draw accuracy against seconds, images per second and parameters: a point for each configuration."""
+def cost_chart(sweep: Sweep, rows: Sequence[Configuration]) -> Markup | None:
+    """Draw accuracy against seconds: a point for each configuration."""
     score = next((name for name in ("test/acc", "val/acc") if any(name in row.scores for row in rows)), "")
-    for cost, unit in (("seconds", "seconds a job"), ("images_per_second", "images/s"), ("parameters", "parameters")):
-        better: Direction = "max" if cost == "images_per_second" else "min"
-        chart = Chart(f"{unit} {ARROWS[better]}", axis_name(sweep, score), log="x", percent=is_percent(score))
-        points = []
-        for k, row in reversed([*enumerate(rows)]):
-            if cost in row.scores and score in row.scores:
-                x, y = row.scores[cost], row.scores[score]
-                title = f"{row.label}: {format_mean_std(y, score)}, {format_mean_std(x, cost)} {unit}"
-                chart.draw_point(k, title, x.mean, y.mean, y.deviation)
-                points.append((x.mean, y.mean))
-        chart.draw_front([points[i] for i in table.pareto_front(points, [better, "max"])])
-        yield chart.markup()
+    chart = Chart(f"seconds a job {ARROWS['min']}", axis_name(sweep, score), log="x", percent=is_percent(score))
+    for k, row in reversed([*enumerate(rows)]):
+        if "seconds" in row.scores and score in row.scores:
+            x, y = row.scores["seconds"], row.scores[score]
+            title = f"{row.label}: {format_mean_std(y, score)}, {format_mean_std(x, 'seconds')} seconds"
+            chart.draw_point(k, title, x.mean, y.mean, y.deviation)
+    return chart.markup()
 
 
-def job_images(job: Job) -> list[tuple[str, str]]:
-    """Return a run's pictures by name as `data:` URLs, without those that would make the page too large."""
-    images, room = [], MAX_PICTURE_BYTES
-    for file in sorted((job.folder / "figures").glob("*.png"), key=lambda f: (f.stem != "curves", f.name)):
-        if (size := file.stat().st_size) > room:
-            log.warning("report: %s is left out of the page: its pictures would exceed 8 MiB", file)
-        else:
-            room -= size
-            images.append((file.stem, f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"))
-    return images
-
-
-def provenance_rows(sweep: Sweep) -> dict[str, list[str]]:
-    rows: dict[str, dict[str, None]] = {"commit": {}, "versions": {}, "host": {}, "device": {}}
-    for results in (job.results for job in sweep.jobs):
-        for key in ("commit", "host"):
-            if results.get(key):
-                rows[key][str(results[key])] = None
-        if isinstance(versions := results.get("versions"), dict):
-            rows["versions"][", ".join(f"{name} {version}" for name, version in versions.items())] = None
-        if results.get("device"):
-            rows["device"][f"{results.get('devices', 1)} x {results['device']}, {results.get('precision')}"] = None
-    return {key: list(values) for key, values in rows.items() if values}
+def job_pages(sweep: Sweep, folder: Path) -> dict[str, str]:
+    """Return the addresses of the jobs' own pages, relative to the report's folder."""
+    pages = {job.id: job.folder / "report" / "index.html" for job in sweep.jobs}
+    return {key: quote(os.path.relpath(page, folder)) for key, page in pages.items() if page.is_file()}

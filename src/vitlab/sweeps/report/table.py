@@ -92,14 +92,6 @@ def best_job(sweep: Sweep, among: Iterable[Job] | None = None, *, objective: str
     return choose(scored, key=lambda job: finite_numbers(job)[objective], default=None)
 
 
-def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -> list[int]:
-    """Return the indices of the points that no other one dominates."""
-    import numpy as np
-
-    values = np.array([[v if d == "min" else -v for v, d in zip(p, directions, strict=True)] for p in points])
-    return [i for i, p in enumerate(values) if not ((values <= p).all(axis=1) & (values < p).any(axis=1)).any()]
-
-
 def mean_curve(metrics: Sequence[Sequence[Mapping[str, str]]], name: str) -> dict[float, MeanStd]:
     """Return a logged number by images seen, at the points where all jobs that log it did."""
     places: dict[float, list[float]] = {}

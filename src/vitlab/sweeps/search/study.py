@@ -120,20 +120,15 @@ class Search:
 
 
 def write_results(search: Search) -> Node:
-    objectives, counts = search.objectives, dict(Counter(trial.state.name.lower() for trial in search.trials()))
-    states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    log.info("%s: %d trials (%s)", search.folder, len(search.trials()), states)
+    """Write and log the number of trials by their state, and the best ones."""
+    counts = dict(Counter(trial.state.name.lower() for trial in search.trials()))
+    rows = [solution(search, trial) for trial in search.study.best_trials]
+    results: Node = {"name": "optuna", "objectives": search.objectives, "trials": counts, "solutions": rows}
+    text = yaml.safe_dump(results, sort_keys=False, width=1_000_000)  # a command in one line
+    atomic.atomic_write(search.folder / RESULTS, text)
+    log.info("%s\n%s", search.folder / RESULTS, text)
     if unfinished := counts.get("running", 0) + counts.get("waiting", 0):
         log.info("%d are not finished; run the same command once they are, for the best of all", unfinished)
-    rows = [solution(search, trial) for trial in search.study.best_trials]
-    if len(objectives) > 1:
-        log.info("no trial is better in all of %s than one of these %d:", ", ".join(objectives), len(rows))
-    for row in rows:
-        scores = "   ".join(f"{name} {value:.6g}" for name, value in row["values"].items())
-        log.info("best: trial %d   %s   %s", row["trial"], scores, row["folder"])
-        log.info("  again: %s", row["command"])
-    results: Node = {"name": "optuna", "objectives": objectives, "trials": counts, "solutions": rows}
-    atomic.atomic_write(search.folder / RESULTS, yaml.safe_dump(results, sort_keys=False))
     return results
 
 

@@ -105,19 +105,14 @@ def test_accuracies_are_in_percent() -> None:
     assert {"60 %", "80 %", "100 %"} <= set(texts(parsed(chart.markup())))
 
 
-def test_points_have_bars_and_the_front_is_joined() -> None:
+def test_points_have_bars() -> None:
     chart = Chart("s", "acc")
     chart.draw_point(0, "a", 1, 0.5, 0.1)
     chart.draw_point(1, "b", 2, 0.7)
-    chart.draw_front([(2, 0.7), (1, 0.5)])
     drawn = parsed(chart.markup())
     bar, point = marks(drawn, 0)
     assert [place[0] for place in places(bar)] == [places(point)[0][0]] * 2
     assert len(marks(drawn, 1)) == 1
-    (front,) = [path for path in drawn.iter("path") if "stroke-dasharray" in path.get("style", "")]
-    xs = [float(x) for x in re.findall(r"[ML] ([\d.]+)", front.get("d", ""))]
-    assert len(xs) == 2
-    assert xs == sorted(xs)
 
 
 def test_a_column_of_points_for_each_value_with_their_mean() -> None:

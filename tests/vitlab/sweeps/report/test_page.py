@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-from vitlab.sweeps.ledger import Job, Status, Sweep
-from vitlab.sweeps.report import page as report_page
-from vitlab.sweeps.report.page import format_mean_std, format_number, job_images, write_report
-from vitlab.sweeps.report.table import MeanStd
+from vitlab.sweeps.ledger import Direction, Job, Status, Sweep
+from vitlab.sweeps.report.page import format_mean_std, format_number, pareto_configurations, write_report
+from vitlab.sweeps.report.table import Configuration, MeanStd
 
 NOTHING = "\N{EN DASH}"
 EVIL = "<img src=x onerror=\"document.title='broken'\">&amp;"
@@ -37,8 +35,7 @@ def make_jobs(folder: Path) -> list[Job]:
     for k in range(8):
         lr, model, seed = ("0.001", "0.003")[k // 4], ("a", EVIL)[k // 2 % 2], str(k % 2)
         run = folder / str(k)
-        (run / "figures").mkdir(parents=True)
-        Image.new("RGB", (40, 20), "navy").save(run / "figures" / "curves.png")
+        run.mkdir()
         loss = 0.5 - 0.1 * (k // 4) + 0.05 * (k // 2 % 2) + 0.01 * (k % 2)
         write_metrics(run, loss)
         status: Status = "crashed" if k == 3 else "finished"
@@ -109,7 +106,7 @@ def test_it_has_the_table_best_first_and_all_other_parts(browser: webdriver.Chro
     assert column(browser, 4) == ["0.4050 ± 0.0071", "0.4550 ± 0.0071", "0.5050 ± 0.0071", "0.55"]
     assert column(browser, 5)[0] == "59.50 ± 0.71 %"
     headings = [h.text for h in browser.find_elements(By.TAG_NAME, "h2")]
-    wanted = ["Results", "Curves", "What matters", "Accuracy and cost", "Best run", "What did not finish", "Jobs"]
+    wanted = ["Results", "Curves", "What matters", "Accuracy and cost", "What did not finish", "Jobs"]
     assert headings == [*wanted, "How it was made"]
     charts = {svg.get_attribute("aria-label") for svg in browser.find_elements(By.TAG_NAME, "svg")}
     assert {
@@ -123,7 +120,7 @@ def test_it_has_the_table_best_first_and_all_other_parts(browser: webdriver.Chro
     widths = [bar.find_element(By.TAG_NAME, "i").size["width"] for bar in bars.values()]
     shares = [float(bar.text.split()[-2]) for bar in bars.values()]
     assert widths[0] / widths[1] == pytest.approx(shares[0] / shares[1], rel=0.2), "as long as their shares"
-    assert "test/acc ↑ against images/s ↑" in charts
+    assert "test/acc ↑ against seconds a job ↓" in charts
     assert "ValueError: " + EVIL in browser.find_element(By.CLASS_NAME, "failures").text
     assert "Tried 3 times" in browser.find_element(By.CLASS_NAME, "failures").text
     created = browser.find_element(By.CSS_SELECTOR, "[aria-labelledby=made]").text
@@ -131,8 +128,6 @@ def test_it_has_the_table_best_first_and_all_other_parts(browser: webdriver.Chro
     assert "c0ffee" in created
     assert "torch 2.14.1" in created
     assert "From 7 jobs this is a hint" in browser.find_element(By.TAG_NAME, "main").text
-    picture = browser.find_element(By.CSS_SELECTOR, ".picture img")
-    assert browser.execute_script("return arguments[0].naturalWidth", picture) == 40
 
 
 def test_a_heading_sorts_numbers_as_numbers_and_back(browser: webdriver.Chrome, page: Path) -> None:
@@ -269,6 +264,27 @@ def test_a_page_of_many_jobs_is_small(tmp_path: Path) -> None:
     assert page.stat().st_size < 3e6 * 400 / 1000, "3 MB for a thousand configurations"
 
 
+def test_a_job_is_linked_to_its_own_page(browser: webdriver.Chrome, sweep: Sweep, tmp_path: Path) -> None:
+    job = Job(**{**vars(sweep.jobs[0]), "folder": tmp_path / "a 100% #1"})
+    (job.folder / "report").mkdir(parents=True)
+    (job.folder / "report" / "index.html").write_text("<title>the job</title>")
+    open_page(browser, write_report(Sweep(tmp_path, "s", "c", {"val/loss": "min"}, [job]), tmp_path / "report"))
+    assert len(browser.find_elements(By.LINK_TEXT, job.id)) == 2, "as the best, and in the table"
+    browser.find_elements(By.LINK_TEXT, job.id)[0].click()
+    assert browser.title == "the job"
+
+
+def test_of_several_objectives_those_that_nothing_is_better_than_in_all() -> None:
+    points = [(0.9, 10.0), (0.8, 20.0), (0.7, 15.0), (0.9, 5.0), (0.8, 20.0)]
+    rows = [Configuration({}, [], {"a": MeanStd(a, None), "b": MeanStd(b, None)}) for a, b in points]
+    rows.append(Configuration({}, [], {"a": MeanStd(1.0, None)}))
+    directions: list[Direction] = ["max", "min"]
+    highest, lowest = (Sweep(Path(), "s", "", {"a": end, "b": end}, []) for end in directions)
+    assert pareto_configurations(highest, rows) == {0, 1, 4}
+    assert pareto_configurations(lowest, rows) == {2, 3}
+    assert pareto_configurations(highest, rows[-1:]) == set()
+
+
 def test_numbers_have_their_significant_digits() -> None:
     shown = [
         format_mean_std(MeanStd(0.98333, 0.0046), "test/acc"),
@@ -280,15 +296,3 @@ def test_numbers_have_their_significant_digits() -> None:
     ]
     assert shown == ["98.33 ± 0.46 %", "0.769 ± 0.013", "5,703 ± 72", "25,994", "10.2", NOTHING]
     assert [format_number(v) for v in (0.000123456, 3, 12345.6)] == ["0.0001235", "3", "12,346"]
-
-
-def test_a_picture_that_is_too_large_is_left_out_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "figures").mkdir()
-    for name, size in (("curves", 100), ("all", 150), ("bit", 50)):
-        (tmp_path / "figures" / f"{name}.png").write_bytes(b"x" * size)
-    monkeypatch.setattr(report_page, "MAX_PICTURE_BYTES", 200)
-    found = job_images(Job("a", tmp_path, {}, "finished", 1, {}))
-    assert [name for name, _ in found] == ["curves", "bit"]
-    assert "all.png is left out of the page" in caplog.text

@@ -103,12 +103,6 @@ def test_a_setting_that_some_jobs_lack_is_no_error(make_job: MakeJob) -> None:
     assert table.choice_names(make_sweep(jobs)) == ["opt", "momentum"]
 
 
-def test_of_several_objectives_those_that_nothing_is_better_than_in_all() -> None:
-    points = [(0.9, 10.0), (0.8, 20.0), (0.7, 15.0), (0.9, 5.0), (0.8, 20.0)]
-    assert table.pareto_front(points, ["max", "max"]) == [0, 1, 4]
-    assert table.pareto_front(points, ["min", "min"]) == [2, 3]
-
-
 def test_a_curve_is_the_mean_where_all_jobs_have_logged(make_job: MakeJob) -> None:
     rows = [[{"images": 10 * i, "val/loss": i + s, "other": ""} for i in range(1, 4 + s)] for s in (0, 2)]
     files = [make_job({"seed": str(s)}, metrics=r).folder / "metrics.csv" for s, r in enumerate(rows)]
