@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from vitlab.config.printable import format_names
+from vitlab.weights.configuration import Preprocessing, preprocessing
 from vitlab.weights.files import StoredTensor, UnreadableWeights
 from vitlab.weights.infer import Architecture, infer_architecture
 from vitlab.weights.locate import WeightFiles, locate_weights
 from vitlab.weights.mapping import MappingPlan, StoredNetwork, plan_mapping, recognize_networks
-from vitlab.weights.preprocessing import Preprocessing, preprocessing
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 AVERAGED = ("ema", "teacher")  # words in the names of networks that average others
