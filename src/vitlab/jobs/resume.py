@@ -12,7 +12,7 @@ from pathlib import Path
 from vitlab.config import renamed
 from vitlab.config.overrides import as_single_run, hydra_quote, parse_overrides
 from vitlab.config.schema import Node
-from vitlab.jobs.fingerprint import incompatibilities, setting_changes, training_settings
+from vitlab.jobs.identity import incompatibilities, setting_changes, training_settings
 from vitlab.runs import folder, lock
 
 LAST = "checkpoints/last.ckpt"
@@ -174,14 +174,13 @@ def newest_checkpoint(resume: str, run_dir: Path, *, first_rank: bool) -> Path |
     file, damaged = checkpoint_files.newest_checkpoint(run_dir / "checkpoints")
     for bad, problem in damaged.items():
         log.warning("%s is damaged (%s), and is renamed to %s.damaged", bad, problem, bad.name)
+        if first_rank and file is not None:
+            bad.replace(bad.with_name(f"{bad.name}.damaged"))
     if damaged and file is None:
         names = ", ".join(bad.name for bad in damaged)
         raise CannotResume(
             f"resume={resume}: all checkpoints of {run_dir} are damaged ({names}); start again in another folder"
         )
-    if first_rank:
-        for bad in damaged:
-            bad.replace(bad.with_name(f"{bad.name}.damaged"))
     return file
 
 

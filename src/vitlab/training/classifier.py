@@ -109,7 +109,7 @@ class Classifier(LightningModule):
         self.configured: list[dict[str, Any]] = []  # options of each parameter group, except its rate
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         self.monitored = False  # by a Monitor, which logs at the right steps
-        self.identity: dict[str, Any] = {}  # the run's, for its checkpoints (`vitlab.jobs.fingerprint`)
+        self.identity: dict[str, Any] = {}  # the run's, for its checkpoints (`vitlab.jobs.identity`)
         # called before each optimizer step with the norm of its (scaled) gradients; may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
         own = {name: metric for name, metric in (metrics or {}).items() if metric is not None}

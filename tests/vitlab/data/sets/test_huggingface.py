@@ -41,7 +41,7 @@ from vitlab.data.rows import Rows
 from vitlab.data.sets.huggingface import TableRows, problems
 from vitlab.data.sets.huggingface import huggingface as source_of
 from vitlab.data.source import Source, Split, loader_settings
-from vitlab.jobs import fingerprint
+from vitlab.jobs.identity import incompatibilities
 from vitlab.runs.folder import read_results
 from vitlab.storage import safe_load
 
@@ -429,9 +429,9 @@ def test_the_data_of_a_checkpoint_is_distinguished_from_other_data(load: Load, p
 
     shutil.copytree(parquet, other := tmp_path / "digits")
     first = identity(parquet)
-    assert fingerprint.incompatibilities(first, identity(other)) == []
+    assert incompatibilities(first, identity(other)) == []
     shutil.copy(other / "data" / "train-0.parquet", other / "data" / "test-0.parquet")
-    reported = fingerprint.incompatibilities(first, identity(other))
+    reported = incompatibilities(first, identity(other))
     assert reported == ["data: test images: the number is the same, the images differ"]
 
 
