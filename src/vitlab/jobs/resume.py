@@ -139,15 +139,13 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_
 
     if resume is None:
         return None
-    if resume.endswith(".ckpt"):
-        file = Path(resume)
-        if problem := safe_load.corruption(file):
-            raise CannotResume(f"resume={resume} is damaged ({problem}); resume={run_dir} takes the newest intact one")
-    elif (newest := newest_checkpoint(resume, run_dir, first_rank=first_rank)) is None:
+    is_named = resume.endswith(".ckpt")
+    file = Path(resume) if is_named else newest_checkpoint(resume, run_dir, first_rank=first_rank)
+    if file is None:
         log.info("resume=%s: %s has no checkpoint: training starts from the beginning", resume, run_dir)
         return None
-    else:
-        file = newest
+    if is_named and (problem := safe_load.corruption(file)):
+        raise CannotResume(f"resume={resume} is damaged ({problem}); resume={run_dir} takes the newest intact one")
     content = safe_load.load_checkpoint(file)
     before = content.get("vitlab")
     if not isinstance(before, dict):
@@ -161,7 +159,7 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_
         )
     for change in changes:
         log.warning("resume with another setting: %s", change)
-    if first_rank and resume.endswith(".ckpt") and file.resolve().parent == run_dir.resolve() / "checkpoints":
+    if first_rank and is_named and file.resolve().parent == run_dir.resolve() / "checkpoints":
         abandon_later_checkpoints(file, content["global_step"])
     log.info("resume=%s: training continues at step %s, from %s", resume, content["global_step"], file)
     return file
