@@ -107,7 +107,7 @@ def huggingface(
     tables = load_tables(resolved, (train, *others), image_column, label_column)
     unlabeled = {split for split, table in tables.items() if table.labels.null_count == len(table.labels)}
     if hidden := unlabeled & {*others} - {*named}:
-        log.info("%s: split %s has no labels, and is not used", resolved.name, ", ".join(hidden))
+        log.info("%s: split %s has no labels, and is not used", resolved.name, ", ".join(sorted(hidden)))
         resolved = replace(resolved, splits=tuple(split for split in resolved.splits if split not in hidden))
         train, *others = choose_splits(resolved, *named)
         tables = load_tables(resolved, (train, *others), image_column, label_column)
@@ -173,18 +173,16 @@ def load_tables(
     import pyarrow.compute as pc
     import torch
 
-    splits = [split for split in splits if split]
-
-    sets = resolved.saved
+    chosen, sets = [split for split in splits if split], resolved.saved
     if sets is None:
         try:
             resolved.builder.download_and_prepare()
-            sets = {split: resolved.builder.as_dataset(split=split) for split in splits}
+            sets = {split: resolved.builder.as_dataset(split=split) for split in chosen}
         except Exception as error:  # of networks, disks and files, as many kinds
             reason = f"{first_line(error)} {first_line(error.__cause__) if error.__cause__ else ''}".strip()
             raise DatasetNotFound(f"data.name={resolved.name} can't be loaded: {reason}") from error
     tables = {}
-    for split in splits:
+    for split in chosen:
         dataset = sets[split]
         images, classes = choose_columns(resolved, dataset.features, image, label)
         check_class_names(resolved, split, classes, dataset.features[classes])
