@@ -48,10 +48,10 @@ class WaitTimer:
         """The sum since the last call. Waits for the GPU's last event."""
         waits, self._waits = self._waits, []
         if not self._on_gpu:
-            return sum((end - begin for begin, end in waits), 0.0)
+            return float(sum(end - begin for begin, end in waits))
         for _, end in waits[-1:]:
             end.synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in waits) / 1000
+        return float(sum(begin.elapsed_time(end) for begin, end in waits)) / 1000
 
     def _mark(self) -> Any:
         if not self._on_gpu:
