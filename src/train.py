@@ -79,7 +79,7 @@ def main(
 
     from vitlab.distributed import environment, signals
     from vitlab.evaluation import judgement, run_report
-    from vitlab.jobs.fingerprint import run_identity
+    from vitlab.jobs.identity import run_identity
     from vitlab.jobs.resume import checkpoint_to_resume
     from vitlab.models.compile import compile_network
     from vitlab.runs import plots, wandb

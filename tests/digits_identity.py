@@ -7,7 +7,7 @@ from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sets.digits import digits
-from vitlab.jobs import fingerprint
+from vitlab.jobs.identity import run_identity
 
 
 @cache
@@ -21,4 +21,4 @@ def data(**settings: Any) -> DataModule:
 
 def identity(datamodule: DataModule, **model: Any) -> Node:
     config = {"model": {"dim": 16, "heads": 2, "dropout": 0.0, **model}, "optimizer": {"lr": 0.1}}
-    return fingerprint.run_identity(config, datamodule)
+    return run_identity(config, datamodule)

@@ -26,7 +26,7 @@ from vitlab.config import paths, signatures
 from vitlab.config.overrides import fixed_settings
 from vitlab.config.schema import Node
 from vitlab.jobs import compose
-from vitlab.jobs.fingerprint import training_settings
+from vitlab.jobs.identity import training_settings
 from vitlab.runs.folder import list_runs, read_config, read_overrides, read_results
 from vitlab.runs.plots import read_curves
 

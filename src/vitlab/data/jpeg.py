@@ -28,6 +28,8 @@ BICUBIC = v2.InterpolationMode.BICUBIC
 FACTORS = (8, 4, 2)  # reductions that make libjpeg-turbo faster; 7/8 to 5/8 make it slower
 MIN_OVERSAMPLING = 2  # the reduced side is at least this multiple of the final size
 EXTRA_ROWS = 2  # below the box, since the colors of its last row are interpolated
+# EXIF metadata that may have an orientation other than 1, in either byte order
+ROTATED = re.compile(rb"(?s)\x01\x12(?!.{6}\0\x01)|\x12\x01(?!.{6}\x01\0)")
 # libjpeg-turbo's message about codes after the last row; all others mean damage
 EXTRA_CODES = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
 
@@ -94,7 +96,7 @@ def parse_plain_jpeg(data: bytes) -> PlainJpeg | None:
     plain, markers = None, set()
     for marker, at, length in jpeg_segments(data):
         markers.add(marker)
-        if marker == 0xE1 and may_have_orientation(data[at + 4 : at + 2 + length]):
+        if marker == 0xE1 and data[at + 4 : at + 8] == b"Exif" and ROTATED.search(data, at + 8, at + 2 + length):
             return None
         if marker in FRAMES:
             bits, colors = data[at + 4], data[at + 9]
@@ -103,18 +105,6 @@ def parse_plain_jpeg(data: bytes) -> PlainJpeg | None:
             plain = PlainJpeg(*frame_size(data, at), at + 5, sequential=marker < 0xC2)
     # with restart markers, damage below the box would look like codes after the last row
     return plain._replace(sequential=False) if plain and 0xDD in markers else plain
-
-
-def may_have_orientation(metadata: bytes) -> bool:
-    """Whether EXIF metadata may have an orientation other than 1, in either byte order."""
-    if metadata[:4] != b"Exif":
-        return False
-    for tag, upright in ((b"\x01\x12", b"\0\x01"), (b"\x12\x01", b"\x01\0")):
-        at = -1
-        while (at := metadata.find(tag, at + 1)) >= 0:
-            if metadata[at + 8 : at + 10] != upright:
-                return True
-    return False
 
 
 def decode_rows(data: bytes, plain: PlainJpeg, *, rows: int, factor: int) -> Tensor:

@@ -29,13 +29,12 @@ from vitlab.evaluation.graph_network import GraphNetwork
 from vitlab.evaluation.images import Images
 from vitlab.models.vit_validation import pair
 from vitlab.runs import folder
-from vitlab.weights import labels
+from vitlab.weights.configuration import class_names, config_loss, loss_kind, preprocessing
 from vitlab.weights.files import UnreadableWeights
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.load import load_pretrained
 from vitlab.weights.locate import clear_cache, locate_weights
 from vitlab.weights.open import open_weights
-from vitlab.weights.preprocessing import preprocessing
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +187,7 @@ def load_checkpoint_model(weights: CheckpointWeights) -> TrainedModel:
     inferred = {"num_classes": len(classes), "in_channels": len(preprocessing["mean"])}
     network = instantiate.build_object({k: v for k, v in weights.config["model"].items() if k != NOT_BUILT}, **inferred)
     network.load_state_dict(weights.state)
-    known: Node = {"loss": labels.config_loss(weights.config)}
+    known: Node = {"loss": config_loss(weights.config)}
     if weights.file.stem == "best" and weights.chosen != "raw" and (file := weights.run / TEMPERATURE).is_file():
         known["temperature"] = json.loads(file.read_text())["temperature"]
     return trained_model(network, classes, pair(weights.config["image_size"]), preprocessing, **known)
@@ -218,9 +217,9 @@ def load_weights_model(source: str, part: str | None) -> TrainedModel:
     half = [0.5] * getattr(network, "in_channels", 3)
     settings: Node = {"mean": half, "std": half, "interpolation": "bicubic", **known.settings()}
     settings["crop_fraction"] = None if squash else known.crop_fraction
-    names, export = labels.class_names(files, network.num_classes), Path(source) / "export.json"
+    names, export = class_names(files, network.num_classes), Path(source) / "export.json"
     divisor = json.loads(export.read_text()).get("temperature", 1.0) if export.is_file() else 1.0
-    return trained_model(network, names, size, settings, loss=labels.loss_kind(files), temperature=divisor)
+    return trained_model(network, names, size, settings, loss=loss_kind(files), temperature=divisor)
 
 
 def load_onnx_model(file: Path) -> TrainedModel:

@@ -12,7 +12,7 @@ from pathlib import Path
 from vitlab.config import renamed
 from vitlab.config.overrides import as_single_run, hydra_quote, parse_overrides
 from vitlab.config.schema import Node
-from vitlab.jobs.fingerprint import incompatibilities, setting_changes, training_settings
+from vitlab.jobs.identity import incompatibilities, setting_changes, training_settings
 from vitlab.runs import folder, lock
 
 LAST = "checkpoints/last.ckpt"
@@ -139,15 +139,13 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_
 
     if resume is None:
         return None
-    if resume.endswith(".ckpt"):
-        file = Path(resume)
-        if problem := safe_load.corruption(file):
-            raise CannotResume(f"resume={resume} is damaged ({problem}); resume={run_dir} takes the newest intact one")
-    elif (newest := newest_checkpoint(resume, run_dir, first_rank=first_rank)) is None:
+    is_named = resume.endswith(".ckpt")
+    file = Path(resume) if is_named else newest_checkpoint(resume, run_dir, first_rank=first_rank)
+    if file is None:
         log.info("resume=%s: %s has no checkpoint: training starts from the beginning", resume, run_dir)
         return None
-    else:
-        file = newest
+    if is_named and (problem := safe_load.corruption(file)):
+        raise CannotResume(f"resume={resume} is damaged ({problem}); resume={run_dir} takes the newest intact one")
     content = safe_load.load_checkpoint(file)
     before = content.get("vitlab")
     if not isinstance(before, dict):
@@ -161,7 +159,7 @@ def checkpoint_to_resume(resume: str | None, run_dir: Path, now: Node, *, first_
         )
     for change in changes:
         log.warning("resume with another setting: %s", change)
-    if first_rank and resume.endswith(".ckpt") and file.resolve().parent == run_dir.resolve() / "checkpoints":
+    if first_rank and is_named and file.resolve().parent == run_dir.resolve() / "checkpoints":
         abandon_later_checkpoints(file, content["global_step"])
     log.info("resume=%s: training continues at step %s, from %s", resume, content["global_step"], file)
     return file
@@ -174,14 +172,13 @@ def newest_checkpoint(resume: str, run_dir: Path, *, first_rank: bool) -> Path |
     file, damaged = checkpoint_files.newest_checkpoint(run_dir / "checkpoints")
     for bad, problem in damaged.items():
         log.warning("%s is damaged (%s), and is renamed to %s.damaged", bad, problem, bad.name)
+        if first_rank and file is not None:
+            bad.replace(bad.with_name(f"{bad.name}.damaged"))
     if damaged and file is None:
         names = ", ".join(bad.name for bad in damaged)
         raise CannotResume(
             f"resume={resume}: all checkpoints of {run_dir} are damaged ({names}); start again in another folder"
         )
-    if first_rank:
-        for bad in damaged:
-            bad.replace(bad.with_name(f"{bad.name}.damaged"))
     return file
 
 

@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from vitlab.config import objective
 from vitlab.config.overrides import fixed_settings
 from vitlab.config.schema import Node
-from vitlab.jobs import fingerprint, identity
+from vitlab.jobs import identity
 from vitlab.runs.folder import OVERRIDES, UnreadableRun, read_config, read_overrides
 
 LOST = "the command that started it (sweep.json, which named it, was damaged)"
@@ -34,7 +34,7 @@ def rebuild_ledger(sweep: Path) -> Node:
             configs.append(read_config(folder))
         except (OSError, UnreadableRun, HydraException):
             settings.setdefault(folder.name, {})  # its folder has a name and results still
-    ignored = "|".join(fingerprint.WITHOUT_EFFECT)
+    ignored = "|".join(identity.WITHOUT_EFFECT)
     keys = dict.fromkeys(key for values in settings.values() for key in values if not re.fullmatch(ignored, key))
     varies = [key for key in keys if len({values.get(key) for values in settings.values() if values}) > 1]
     jobs = {

@@ -46,11 +46,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
             raise
         except Exception as error:  # damage raises any error
             damaged.setdefault(file, f"{type(error).__name__}: {error}")
-
-    def rank(file: Path) -> tuple[int, int]:
-        return steps[file], -(ORDER.index(file.name) if file.name in ORDER else len(ORDER))
-
-    for file in sorted(steps.keys() - damaged.keys(), key=rank, reverse=True):
+    intact = steps.keys() - damaged.keys()
+    for file in sorted(intact, key=lambda file: (steps[file], *(file.name == name for name in ORDER)), reverse=True):
         if problem := corruption(file):
             damaged[file] = problem
         else:

@@ -26,9 +26,8 @@ from vitlab.distributed import signals
 from vitlab.distributed.signals import Outcome, StopRequested
 from vitlab.storage.safe_load import corruption
 from vitlab.training.checkpoint_files import hardlink
+from vitlab.training.checkpoint_state import keep_settings, random_state, restore_random_state, set_loop_progress
 from vitlab.training.classifier import logged_scores
-from vitlab.training.loop_progress import keep_settings, set_loop_progress
-from vitlab.training.random_state import random_state, restore_random_state
 
 STOPS: tuple[Outcome | None, ...] = (None, "preempted", "interrupted")
 
@@ -153,13 +152,8 @@ class LastCheckpoint(Checkpoint):
         checkpoint["random"] = self._random or all_gather_object(trainer, own)  # resumed after its last step: as saved
         checkpoint["accumulate"] = trainer.accumulate_grad_batches
         if trainer.state.fn == TrainerFn.FITTING:
-            set_loop_progress(
-                checkpoint["loops"]["fit_loop"],
-                step=trainer.global_step,
-                batches_per_epoch=int(trainer.num_training_batches),
-                accumulate=trainer.accumulate_grad_batches,
-                validation_due=self.validation_due(trainer),
-            )
+            due = self.validation_due(trainer)
+            set_loop_progress(checkpoint, int(trainer.num_training_batches), validation_due=due)
 
     def validation_due(self, trainer: Trainer) -> bool:
         """Whether a validation follows the last step and hasn't run yet."""
@@ -183,14 +177,8 @@ class LastCheckpoint(Checkpoint):
             if trainer.strategy.restore_checkpoint_after_setup:  # else before the schedule is built of `max_steps`
                 self._wait_for_validation(trainer)
         if fitting and data is not None and checkpoint.get("accumulate", 1) != trainer.accumulate_grad_batches:
-            loops = checkpoint["loops"]["fit_loop"]  # other batches, the same steps
-            set_loop_progress(
-                loops,
-                step=checkpoint["global_step"],
-                batches_per_epoch=data.batches_per_epoch,
-                accumulate=trainer.accumulate_grad_batches,
-                validation_due=is_validation_due(checkpoint),
-            )
+            checkpoint["accumulate"] = trainer.accumulate_grad_batches  # other batches, the same steps
+            set_loop_progress(checkpoint, data.batches_per_epoch, validation_due=is_validation_due(checkpoint))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop, not fail, if another rank has already stopped in the validation and no longer responds."""

@@ -110,7 +110,7 @@ class Classifier(LightningModule):
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         self.monitored = False  # by a Monitor, which logs at the right steps
         self.accepted: Tensor | None = None  # bool [labels, classes], if a label of the test stands for several classes
-        self.identity: dict[str, Any] = {}  # the run's, for its checkpoints (`vitlab.jobs.fingerprint`)
+        self.identity: dict[str, Any] = {}  # the run's, for its checkpoints (`vitlab.jobs.identity`)
         # called before each optimizer step with the norm of its (scaled) gradients; may drop the gradients, or raise
         self.before_step: Callable[[Classifier, Optimizer, Tensor], None] | None = None
         own = {name: metric for name, metric in (metrics or {}).items() if metric is not None}

@@ -25,8 +25,8 @@ from vitlab.models.vit_validation import pair
 from vitlab.storage import safe_load
 from vitlab.training.scores import at_least_float32
 from vitlab.weights import load, locate
+from vitlab.weights.configuration import mean_and_std
 from vitlab.weights.open import open_weights
-from vitlab.weights.preprocessing import mean_and_std
 
 Numbers = Sequence[float]
 

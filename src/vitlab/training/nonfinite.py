@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from vitlab.config.bounds import NonNegativeInt, check_bounds
 from vitlab.data.dataset import TrainBatch
+from vitlab.training.checkpoint_state import random_state, restore_random_state
 from vitlab.training.checkpoints import all_gather_object
 from vitlab.training.classifier import Classifier
 from vitlab.training.optimizer import logged_rates
-from vitlab.training.random_state import random_state, restore_random_state
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ class NonFinite(Callback):
     ) -> None:
         self.on_nonfinite, self.max_skipped_steps = on_nonfinite, max_skipped_steps
         self.skipped = 0
-        self._logged = 0
         self._batches: list[tuple[TrainBatch, dict[str, Any]]] = []  # of the current step
         self._done = self._batches  # of the last step that was checked
         self._losses: list[Tensor] = []
@@ -53,7 +52,7 @@ class NonFinite(Callback):
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.skipped = self._logged = state_dict["skipped"]
+        self.skipped = state_dict["skipped"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -70,12 +69,6 @@ class NonFinite(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._losses.append(loss.detach())
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self.skipped > self._logged:
-            self._logged = self.skipped
-            for logger in trainer.loggers:
-                logger.log_metrics({"train/skipped_steps": self.skipped}, step=trainer.global_step)
 
     def before_step(self, module: Classifier, optimizer: Optimizer, norm: Tensor) -> None:
         """Check all gradients of a step; drop them to skip the step, raise to stop the run."""
@@ -104,6 +97,8 @@ class NonFinite(Callback):
             raise NonFiniteError(f"{what}; {remedy}")
         self.skipped += 1
         log.warning("%s; skipped, %d of at most %d", what, self.skipped, self.max_skipped_steps)
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/skipped_steps": self.skipped}, step=trainer.global_step + 1)
         # an optimizer skips parameters without a gradient; a fused one needs gradients, and the scaler skips its step
         fused = scaler is not None and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
         for parameter in module.parameters():

@@ -110,8 +110,5 @@ def group_table(network: nn.Module, optimizer: Optimizer) -> list[str]:
     for group, lr, decay, parameters in groups:
         ends = [names[parameters[0]], names[parameters[-1]]] if len(parameters) > 1 else [names[parameters[0]]]
         rows.append((group, f"{sum(p.numel() for p in parameters):,}", lr, decay, " .. ".join(ends)))
-    first, *others = (max(len(row[column]) for row in rows) for column in range(4))
-    return [
-        "  ".join([row[0].ljust(first), *(c.rjust(w) for c, w in zip(row[1:4], others, strict=True)), row[4]])
-        for row in rows
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e}" for a, b, c, d, e in rows]

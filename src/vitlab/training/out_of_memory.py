@@ -10,6 +10,7 @@ import math
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count, takewhile
 
 import torch
 from lightning import Trainer
@@ -56,18 +57,29 @@ def explain_out_of_memory(
 
 
 def explain_training(trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int) -> str:
-    """The size of the micro-batch that is too large, and of one that fits."""
+    """The size of the micro-batch that is too large, and of the first that fits, by trying."""
     accumulate, ranks = trainer.accumulate_grad_batches, trainer.world_size
-    fitting = fitting_accumulation(trainer, module, datamodule, batch_size=batch_size)
     at_once = f"{math.ceil(batch_size / (ranks * accumulate))} images on each device at once are too many"
-    if fitting is None:
-        return f"{at_once}; raise trainer.accumulate_grad_batches above {accumulate}, or lower batch_size"
-    if fitting == 0:
-        remedy = "take a smaller model or image_size, trainer.precision=bf16-mixed, or trainer=fsdp on more devices"
-        return f"not even one image on {trainer.strategy.root_device} at once fits; {remedy}"
-    fits = math.ceil(batch_size / (ranks * fitting))
-    remedy = f"add trainer.accumulate_grad_batches={fitting} (same batch_size={batch_size}, same training)"
-    return f"{at_once}; {fits} fit: {remedy}, or lower batch_size to {fits * ranks * accumulate}"
+    unknown = f"{at_once}; raise trainer.accumulate_grad_batches above {accumulate}, or lower batch_size"
+    if module.make_optimizer is None or any(isinstance(p, DTensor) for p in module.parameters()):
+        return unknown  # one process can't run a sharded network
+    trainer.strategy.optimizers = []
+    detach_hooks(module)
+    for fitting in accumulation_candidates(batch_size, ranks, accumulate):
+        fits = math.ceil(batch_size / (ranks * fitting))
+        try:
+            dry_run(trainer, module, datamodule, fits)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                log.warning("no search for a micro-batch that fits: %s", error)
+                return unknown
+            module.zero_grad()
+            release_memory(error)
+            continue
+        remedy = f"add trainer.accumulate_grad_batches={fitting} (same batch_size={batch_size}, same training)"
+        return f"{at_once}; {fits} fit: {remedy}, or lower batch_size to {fits * ranks * accumulate}"
+    remedy = "take a smaller model or image_size, trainer.precision=bf16-mixed, or trainer=fsdp on more devices"
+    return f"not even one image on {trainer.strategy.root_device} at once fits; {remedy}"
 
 
 def is_device_memory(error: BaseException) -> bool:
@@ -88,34 +100,8 @@ def release_memory(error: BaseException | None) -> None:
 def accumulation_candidates(batch_size: int, world_size: int, accumulate: int) -> list[int]:
     """Numbers of micro-batches to try after `accumulate`: doubled, until a micro-batch is a single image."""
     most = batch_size // world_size
-    candidates = []
-    while (accumulate := accumulate * 2) < most:
-        candidates.append(accumulate)
-    return [*candidates, most] if most > accumulate // 2 else candidates
-
-
-def fitting_accumulation(
-    trainer: Trainer, module: Classifier, datamodule: DataModule, *, batch_size: int
-) -> int | None:
-    """The first number of micro-batches that fits: 0 if none does, None if it can't be tried."""
-    if module.make_optimizer is None or any(isinstance(p, DTensor) for p in module.parameters()):
-        return None  # one process can't run a sharded network
-    trainer.strategy.optimizers = []
-    detach_hooks(module)
-    for accumulate in accumulation_candidates(batch_size, trainer.world_size, trainer.accumulate_grad_batches):
-        part = math.ceil(batch_size / (trainer.world_size * accumulate))
-        try:
-            dry_run(trainer, module, datamodule, part)
-            return accumulate
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                log.warning("no search for a micro-batch that fits: %s", error)
-                return None
-            release_memory(error)
-        finally:
-            module.zero_grad()
-            gc.collect()
-    return 0
+    doubled = takewhile(lambda parts: parts < most, (accumulate * 2**times for times in count(1)))
+    return [*doubled, most] if most > accumulate else []
 
 
 def detach_hooks(module: nn.Module) -> None:

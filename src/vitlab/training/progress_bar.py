@@ -2,15 +2,15 @@
 
 import logging
 import time
+from datetime import timedelta
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from rich import get_console
-from rich.progress import ProgressColumn, Task
+from rich.progress import ProgressColumn
 from rich.table import Column
-from rich.text import Text
 
 LINES = 30.0  # seconds between two lines
 
@@ -80,18 +80,9 @@ class ProgressBar(RichProgressBar):
         self.progress.live.transient = not self._leave  # nor a bar at the end
         self.progress.stop()
         self.progress.live.auto_refresh = False
-        *columns, metrics = (column for column in self.progress.columns if isinstance(column, ProgressColumn))
-        for column in columns:
-            column._table_column = Column(no_wrap=True)
-        render = metrics.render
-
-        def render_on_one_line(task: Task) -> Text:
-            text = render(task)
-            assert isinstance(text, Text)
-            text.no_wrap, text.overflow = True, "ellipsis"
-            return text
-
-        metrics.render = render_on_one_line  # type: ignore[method-assign]
+        for column in self.progress.columns:
+            if isinstance(column, ProgressColumn):
+                column._table_column = Column(no_wrap=True)
         self.progress.start()
 
     def refresh(self, hard: bool = False) -> None:
@@ -114,7 +105,4 @@ class ProgressBar(RichProgressBar):
         if not since or done <= 0 or total == float("inf"):
             return ""
         seconds = round((time.monotonic() - since) / done * (total - self.trainer.global_step))
-        if seconds < 60:
-            return f"{seconds} s left"
-        minutes = round(seconds / 60)
-        return f"{minutes // 60} h {minutes % 60} min left" if minutes >= 60 else f"{minutes} min left"
+        return f"{timedelta(seconds=seconds)} left"

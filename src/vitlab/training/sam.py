@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vitlab.config.bounds import PositiveFloat, check_bounds
-from vitlab.training.random_state import random_state, restore_random_state
+from vitlab.training.checkpoint_state import random_state, restore_random_state
 
 
 class SAM(torch.optim.AdamW):

@@ -248,8 +248,4 @@ def constant(
     warmup = count_warmup(total_steps, warmup_steps, warmup_fraction)
     begin, power = max(warmup, round((1 - decay_fraction) * total_steps)), 0.5 if decay_shape == "sqrt" else 1.0
     fall = 1 - final_fraction if decay_fraction else 0.0
-
-    def decay(step: int) -> float:
-        return float(1 - fall * decay_progress(step, total_steps, begin) ** power)
-
-    return build_scheduler(optimizer, warmup, decay)
+    return build_scheduler(optimizer, warmup, lambda step: 1 - fall * decay_progress(step, total_steps, begin) ** power)

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 from vitlab.models import flops
-from vitlab.training.random_state import random_state, restore_random_state
+from vitlab.training.checkpoint_state import random_state, restore_random_state
 
 log = logging.getLogger(__name__)
 
@@ -33,33 +33,29 @@ class WaitTimer:
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._seconds, self._since = 0.0, 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._open: torch.cuda.Event | None = None
+        self._open: Any = None  # a CUDA event, or seconds
+        self._waits: list[tuple[Any, Any]] = []
 
     def start(self) -> None:
-        if self._on_gpu:
-            self._open = self._mark()
-        self._since = time.perf_counter()
+        self._open = self._mark()
 
     def stop(self) -> None:
-        if self._on_gpu and self._open is not None:
-            self._events.append((self._open, self._mark()))
+        if self._open is not None:
+            self._waits.append((self._open, self._mark()))
             self._open = None
-        elif self._since:
-            self._seconds += time.perf_counter() - self._since
-        self._since = 0.0
 
     def take(self) -> float:
         """The sum since the last call. Waits for the GPU's last event."""
-        if self._events:
-            self._events[-1][1].synchronize()
-            self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
-            self._events.clear()
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
+        waits, self._waits = self._waits, []
+        if not self._on_gpu:
+            return float(sum(end - begin for begin, end in waits))
+        for _, end in waits[-1:]:
+            end.synchronize()
+        return float(sum(begin.elapsed_time(end) for begin, end in waits)) / 1000
 
-    def _mark(self) -> torch.cuda.Event:
+    def _mark(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event

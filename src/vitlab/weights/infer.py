@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vitlab.models.sizes import SIZES
 from vitlab.models.vit_validation import pair
+from vitlab.weights.configuration import config_hints
 from vitlab.weights.files import UnreadableWeights
-from vitlab.weights.hints import config_hints
 from vitlab.weights.locate import WeightFiles
 from vitlab.weights.mapping import is_gated
 from vitlab.weights.rules import Layout

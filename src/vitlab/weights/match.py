@@ -9,9 +9,9 @@ from torch import Tensor
 
 from vitlab.config.printable import format_names
 from vitlab.models.vit import VisionTransformer
+from vitlab.weights.configuration import Preprocessing
 from vitlab.weights.infer import patch_grid
 from vitlab.weights.open import WeightSource
-from vitlab.weights.preprocessing import Preprocessing
 from vitlab.weights.resample import Slot, change_channels, change_positions
 
 TOKENS = ("cls_token", "dist_token", "reg_token")  # in the order of the prefix

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from vitlab.config.printable import format_names
+from vitlab.weights.configuration import Preprocessing, preprocessing
 from vitlab.weights.files import StoredTensor, UnreadableWeights
 from vitlab.weights.infer import Architecture, infer_architecture
 from vitlab.weights.locate import WeightFiles, locate_weights
 from vitlab.weights.mapping import MappingPlan, StoredNetwork, plan_mapping, recognize_networks
-from vitlab.weights.preprocessing import Preprocessing, preprocessing
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 AVERAGED = ("ema", "teacher")  # words in the names of networks that average others
@@ -72,8 +72,10 @@ def open_weights(
     if odd := [n for _, names in plan.sources.values() for n in names if stored[n].dtype not in FLOATS]:
         dtype = stored[odd[0]].dtype
         raise UnreadableWeights(f"{source}: {format_names(odd)} is of type {dtype}: quantized weights can't be loaded")
-    if foreign := foreign_parts(plan.unknown):
-        raise UnreadableWeights(f"{source}, read as {network.layout.title}, has {foreign}, and vitlab's model has none")
+    for pattern, what in FOREIGN.items():
+        if foreign := [name for name in plan.unknown if re.search(pattern, name)]:
+            has = f"has {what} ({format_names(foreign)}), and vitlab's model has none"
+            raise UnreadableWeights(f"{source}, read as {network.layout.title}, {has}")
     meta = {
         ours: form.to([torch.empty(stored[name].shape, device="meta") for name in names])
         for ours, (form, names) in plan.sources.items()
@@ -85,16 +87,6 @@ def open_weights(
     shapes = {ours: tuple(tensor.shape) for ours, tensor in meta.items()}
     prepared = preprocessing(files, network.layout)
     return WeightSource(files, name, stored, network, plan, shapes, architecture, prepared)
-
-
-def foreign_parts(names: list[str]) -> str:
-    """The parts of a network that our model doesn't have, from its tensors' names; empty if none is known."""
-    parts = [
-        f"{part} ({format_names(of_part)})"
-        for pattern, part in FOREIGN.items()
-        if (of_part := [name for name in names if re.search(pattern, name)])
-    ]
-    return ", and ".join(parts)
 
 
 def choose_network(files: WeightFiles, part: str | None) -> tuple[str, dict[str, StoredTensor], StoredNetwork]:

@@ -33,7 +33,7 @@ from vitlab.data.sets.huggingface import huggingface
 from vitlab.data.sets.image_folder import image_folder, list_images
 from vitlab.data.sets.mnist import mnist
 from vitlab.data.source import Source, Split
-from vitlab.jobs import fingerprint
+from vitlab.jobs import identity
 
 ROOT = Path(__file__).resolve().parents[3]
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((160, 107))
@@ -400,15 +400,15 @@ def vanishes(folder: Path) -> None:
 def other_images(folder: Path) -> None:
     data = datamodule(folder)
     data.setup()
-    before = fingerprint.run_identity({}, data)
+    before = identity.run_identity({}, data)
     shutil.move(folder, moved := folder.with_name("moved"))
     same = datamodule(moved)
     same.setup()
-    assert fingerprint.incompatibilities(before, fingerprint.run_identity({}, same)) == []
+    assert identity.incompatibilities(before, identity.run_identity({}, same)) == []
     (moved / "train" / "a" / "00.png").unlink()
     other = datamodule(moved)
     other.setup()
-    reported = fingerprint.incompatibilities(before, fingerprint.run_identity({}, other))
+    reported = identity.incompatibilities(before, identity.run_identity({}, other))
     assert reported
     assert all(line.startswith("data: ") for line in reported)
 

@@ -12,7 +12,7 @@ from conftest import Configure, Exportable
 from vitlab.evaluation.checkpoint import load_weights
 from vitlab.export.checkpoint import color_weights, load_export_model, network_tensors, unit_scales
 from vitlab.export.graph import example_input
-from vitlab.jobs import fingerprint
+from vitlab.jobs import identity
 from vitlab.models.vit import VisionTransformer
 from vitlab.runs import folder
 from vitlab.training import build
@@ -30,7 +30,7 @@ def averaging(configure: Configure, make_trainer: Any, tmp_path: Path) -> Path:
     datamodule = build.build_data(config["data"])
     parts = {key: config[key] for key in ("optimizer", "schedule")}
     module = build.build_classifier(config["model"], datamodule, config["classifier"], **parts)
-    module.identity = fingerprint.run_identity(config, datamodule)
+    module.identity = identity.run_identity(config, datamodule)
     ema = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.5))  # type: ignore[no-untyped-call]
     trainer = make_trainer(max_steps=3, callbacks=[ema], limit_val_batches=0, plugins=[AtomicFiles()])
     trainer.fit(module, datamodule)

@@ -1,13 +1,18 @@
 """What makes two jobs the same: what decides the result, and nothing else; and names that a command line can hold."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from conftest import Configure
+from digits_identity import data
+from digits_identity import identity as digits_identity
 from vitlab.config.overrides import swept_keys
+from vitlab.config.schema import Node
 from vitlab.jobs import identity
+from vitlab.jobs.identity import incompatibilities
 
 
 def line(*overrides: str) -> list[str]:
@@ -145,3 +150,78 @@ def test_a_sweep_is_about_its_data(configure: Configure) -> None:
     assert identity.sweep_subject(configure("data=huggingface", "data.name=ylecun/mnist"), ["seed"]) == "ylecun_mnist"
     assert identity.sweep_subject(configure("data=huggingface", "data.name=./sets/cats.parquet")) == "cats"
     assert identity.sweep_subject(configure("data=huggingface", "data.name=ylecun/mnist"), ["data.name"]) == "sweep"
+
+
+# ----------------------------------------------------------------------------------------- resuming
+
+
+def test_changed_settings_are_listed_with_their_effects() -> None:
+    before = {"optimizer": {"lr": 0.1}, "trainer": {"devices": 1}, "logger": {"csv": 1}, "seed": 0}
+    after = {"optimizer": {"lr": 0.2}, "trainer": {"devices": 2}, "logger": {"wandb": 1}, "seed": 0, "x": 5}
+    assert identity.setting_changes(before, after) == [
+        "optimizer.lr: 0.1 -> 0.2 (changes the training)",
+        "x: (not set) -> 5 (changes the training)",
+        "trainer.devices: 1 -> 2 (the same up to rounding)",
+        "logger.csv: 1 -> (not set) (no effect on training)",
+        "logger.wandb: (not set) -> 1 (no effect on training)",
+    ]
+
+
+def test_other_callbacks_make_another_run_but_not_another_progress_bar_folder_or_frequency_of_saving() -> None:
+    def settled(**callbacks: object) -> Node:
+        return identity.training_settings({"callbacks": callbacks})
+
+    assert settled(last={"dirpath": "a", "every_n_minutes": 1}, progress={"leave": True}) == settled(
+        last={"dirpath": "b"}, progress=None
+    )
+    assert settled(ema={"decay": 0.9}) != settled()
+
+
+def test_the_same_network_on_the_same_data_can_be_resumed() -> None:
+    one = digits_identity(data())
+    assert incompatibilities(one, digits_identity(data(seed=1, batch_size=10))) == []
+    for setting in ({"dropout": 0.1}, {"activation_checkpointing": True}, {"patch_projection": "linear"}):
+        assert incompatibilities(one, digits_identity(data(), **setting)) == [], "no part of the trained network"
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now"),
+    [("layer_decay", 0.7, 0.8), ("head_lr_factor", 1.0, 10.0), ("freeze", [], ["blocks"]), ("decay_all", False, True)],
+)
+def test_other_parameter_groups_are_refused_since_the_optimizers_state_has_the_old_ones(
+    key: str, before: Any, now: Any
+) -> None:
+    module = data()
+    one, two = (identity.run_identity({"model": {}, "classifier": {key: value}}, module) for value in (before, now))
+    assert incompatibilities(one, two) == [f"classifier.{key}: {before} in the checkpoint's optimizer, {now} now"]
+    assert incompatibilities(one, one) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"split_seed": 1}, "data: train images: the number is the same, the images differ"),
+        ({"val_fraction": 0.2}, "data: val images: 144 in the checkpoint, 288 now"),
+        ({"max_train_samples": 100}, "data: train images: 1293 in the checkpoint, 100 now"),
+    ],
+)
+def test_other_data_is_refused_with_what_differs(change: dict[str, Any], problem: str) -> None:
+    assert problem in incompatibilities(digits_identity(data()), digits_identity(data(**change)))
+
+
+def test_another_network_is_refused_setting_by_setting() -> None:
+    found = incompatibilities(digits_identity(data()), digits_identity(data(), dim=32, heads=4))
+    assert found == ["model.dim: 16 in the checkpoint, 32 now", "model.heads: 2 in the checkpoint, 4 now"]
+
+
+def test_a_run_that_began_from_other_weights_is_another_run() -> None:
+    here = digits_identity(data())
+    there = {**here, "config": {**here["config"], "weights": {"source": "a.pth", "strict": True}}}
+    assert incompatibilities(here, {**here, "config": {**here["config"], "weights": {"source": None}}}) == []
+    assert incompatibilities(there, here) == ["model.weights: a.pth in the checkpoint, None now"]
+
+
+def test_a_checkpoint_records_the_preprocessing() -> None:
+    preprocessing = digits_identity(data())["preprocessing"]
+    assert set(preprocessing) == {"mean", "std", "interpolation", "crop_fraction"}
+    assert preprocessing["interpolation"] == "bicubic"

@@ -23,9 +23,9 @@ from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training import schedules
+from vitlab.training.checkpoint_state import random_state
 from vitlab.training.classifier import Classifier
 from vitlab.training.nonfinite import NonFinite, NonFiniteError, first_nonfinite
-from vitlab.training.random_state import random_state
 
 MakeTrainer = Callable[..., Trainer]
 OPTIMIZERS = sorted(file.stem for file in (Path(__file__).parents[3] / "conf" / "optimizer").glob("*.yaml"))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vitlab.models.vit import VisionTransformer
+from vitlab.weights.configuration import transformers_hints
 from vitlab.weights.files import FileContent, UnreadableWeights
-from vitlab.weights.hints import transformers_hints
 from vitlab.weights.infer import infer_architecture, mlp_ratio
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.locate import WeightFiles

@@ -4,7 +4,8 @@ import glob
 import importlib.util
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -94,16 +95,15 @@ def hub_dataset(name: str, subset: str | None, revision: str | None, cache_dir: 
 
     # otherwise its client would retry for minutes
     datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
-    hub = f"the Hub can't be reached ({absent}), and its cache has"
-    remedy = f"run `hf download --repo-type dataset {name}` where there is a network and name its folder"
-    try:
+    dataset = None
+    with suppress(DatasetNotFound):
         dataset = describe_dataset(name, name, subset, cache_dir, on_hub=True)
-    except DatasetNotFound as error:
-        missing = f"there is no such folder here, {hub} no such set"
-        raise DatasetNotFound(f"data.name={name}: {missing}; {remedy}") from error
-    if revision not in (None, dataset.version):
-        raise DatasetNotFound(f"data.source.revision={revision}: {hub} {dataset.version}; name that, or {remedy}")
-    log.warning("%s: %s; using the cached revision %s", name, absent, dataset.version)
+    if dataset is None or revision not in (None, dataset.version):
+        cached = f"revision {dataset.version}, not {revision}" if dataset else "no such set"
+        missing = f"there is no such folder here, the Hub can't be reached ({absent}), and its cache has {cached}"
+        remedy = f"run `hf download --repo-type dataset {name}` where there is a network and name its folder"
+        raise DatasetNotFound(f"data.name={name}: {missing}; {remedy}")
+    log.warning("%s: the Hub can't be reached (%s); using the cached revision %s", name, absent, dataset.version)
     return dataset
 
 
@@ -113,19 +113,15 @@ def describe_dataset(
     """The set at `path`, a folder, a format or a name on the Hub."""
     import datasets
 
-    for library in ("httpx", "httpx2"):  # they log each request
-        logging.getLogger(library).setLevel(logging.WARNING)
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+    for library in ("httpx", "httpx2", "datasets"):  # they log each request
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         builder = datasets.load_dataset_builder(path, subset, cache_dir=cache_dir, **options)
     except Exception as error:  # of the Hub, of files, of YAML, of configurations: as many kinds
-        text = first_line(error)
+        text, what = first_line(error), f"data.name={name}" + (f" with data.source.subset={subset}" if subset else "")
         if "scripts are no longer supported" in text:
-            remedy = "try data.source.revision=refs/convert/parquet, which the Hub makes of many sets"
-            text = f"it is made by a script, and no code of a set is run; {remedy}"
-        if isinstance(error, ValueError) and "onfig" in text:
-            raise DatasetNotFound(f"data.source.subset={subset or 'null'}: {text}") from error
-        raise DatasetNotFound(f"data.name={name} can't be opened: {text}") from error
+            text += "; try data.source.revision=refs/convert/parquet, which the Hub makes of many sets"
+        raise DatasetNotFound(f"{what} can't be opened: {text}") from error
     files = builder.config.data_files or {}
     if files and not any(files.values()):
         raise DatasetNotFound(f"data.name={name} matches no file")
@@ -175,30 +171,21 @@ def choose_columns(
     import datasets
 
     dataset.check_names("column", columns, image_column=image, label_column=label)
-    if image is None:
-        images = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
-        image = only_candidate("image_column", images, columns, dataset, "of images")
-    elif not isinstance(columns[image], datasets.Image):
+    images = [name for name, kind in columns.items() if isinstance(kind, datasets.Image)]
+    labels = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
+    if len(labels) != 1:
+        labels = [name for name in LABELS if name in (labels or columns)][:1] or labels
+    for knob, value, candidates in (("image_column", image, images), ("label_column", label, labels)):
+        if value is None and len(candidates) != 1:
+            number = "several such columns" if candidates else "no such column"
+            names = f"{number}; name one of {', '.join(candidates or columns)}"
+            raise DatasetNotFound(f"data.source.{knob} is not set, and {dataset.name} has {names}")
+    image, label = image or images[0], label or labels[0]
+    if image not in images:
         raise DatasetNotFound(f"data.source.image_column={image} has no images, but {columns[image]}")
-    if label is None:
-        labels = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
-        if len(labels) != 1:
-            labels = [name for name in LABELS if name in (labels or columns)][:1] or labels
-        label = only_candidate("label_column", labels, columns, dataset, "of class labels")
     kind = columns[label]
     plain = isinstance(kind, datasets.Value) and re.match(r"u?int|bool|(large_)?string", kind.dtype)
     if not isinstance(kind, datasets.ClassLabel) and not plain:
-        content = "a number with fractions" if isinstance(kind, datasets.Value) else "several labels, or none"
-        expected = "expected a class label, an integer or a string"
-        raise DatasetNotFound(f"data.source.label_column={label} has {content} for each image ({kind}); {expected}")
+        expected = "expected a class label, an integer or a string for each image"
+        raise DatasetNotFound(f"data.source.label_column={label} has {kind}; {expected}")
     return image, label
-
-
-def only_candidate(
-    knob: str, candidates: Sequence[str], columns: Mapping[str, Any], dataset: ResolvedDataset, what: str
-) -> str:
-    if len(candidates) == 1:
-        return candidates[0]
-    number = "several columns" if candidates else "no column"
-    names = ", ".join(candidates or columns)
-    raise DatasetNotFound(f"data.source.{knob} is not set, and {dataset.name} has {number} {what}; name one of {names}")

@@ -69,11 +69,8 @@ def load_idx(
     def fetch() -> list[Path]:
         from torchvision import datasets
 
-        if not find():  # else another rank was faster
-            getattr(datasets, torchvision_name)(data_dir, download=True)
-        if not (paths := find()):
-            raise OSError("the download left no complete set of files")
-        return paths
+        getattr(datasets, torchvision_name)(data_dir, download=True)  # does nothing if another rank was faster
+        return find()
 
     remedy = f"put {', '.join(parts)} (plain or .gz) into {folders[0]}{remedy}"
     train_x, train_y, test_x, test_y = find() or download(name, data_dir, fetch, remedy)
@@ -94,18 +91,13 @@ def read_idx(path: Path, item: tuple[int, ...]) -> "Tensor":
     """The bytes of an idx file, uint8 [N, *item]: two zeros, type 8, number of axes, their lengths, the values."""
     import torch
 
-    remedy = f"delete {path} and get it again"
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or no gzip file ({error}); {remedy}") from error
-    axes = 1 + len(item)
-    if data[:4] != bytes([0, 0, 8, axes]):
-        raise ValueError(f"{path} begins with {data[:4].hex()!r}, not with 000008{axes:02x}; {remedy}")
-    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes)]
-    if tuple(shape[1:]) != item or shape[0] == 0:
-        raise ValueError(f"{path} has shape {shape}, expected {['N', *item]}; {remedy}")
-    values = bytearray(data[4 + 4 * axes :])
-    if len(values) != math.prod(shape):
-        raise ValueError(f"{path} holds {len(values):,} values where its header says {math.prod(shape):,}; {remedy}")
-    return torch.frombuffer(values, dtype=torch.uint8).reshape(shape)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        data = b""
+    start = 8 + 4 * len(item)
+    kind, *shape = (int.from_bytes(data[at : at + 4], "big") for at in range(0, start, 4))
+    if kind != 0x801 + len(item) or tuple(shape[1:]) != item or not 0 < math.prod(shape) == len(data) - start:
+        expected = f"an idx file of bytes {['N', *item]}"
+        raise ValueError(f"{path} is truncated, or not {expected}; delete {path} and get it again")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).reshape(shape)

@@ -12,7 +12,7 @@ import numpy as np
 from vitlab.config import paths
 from vitlab.config.objective import direction
 from vitlab.evaluation.judgement import bootstrap
-from vitlab.jobs.fingerprint import WITHOUT_EFFECT, flatten
+from vitlab.jobs.identity import WITHOUT_EFFECT, flatten
 from vitlab.runs.folder import read_config, read_overrides
 from vitlab.runs.html_page import Page
 from vitlab.storage.csv_files import write_csv

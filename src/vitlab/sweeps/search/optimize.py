@@ -34,7 +34,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vitlab.config import instantiate
 from vitlab.config.schema import Node
-from vitlab.jobs import fingerprint
+from vitlab.jobs import identity
 from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
 from vitlab.runs.folder import read_results
 from vitlab.sweeps import claim, ledger
@@ -118,14 +118,14 @@ def check_study(search: Search) -> None:
     assert isinstance(config, dict)
     keys = {p.key for p in search.space}
     groups = {key.partition("/")[0] for key in keys if search.loader.get_group_options(key)}
-    settings = fingerprint.training_settings(config)
+    settings = identity.training_settings(config)
     now: Node = {k: v for k, v in settings.items() if k not in keys and k.split(".")[0] not in groups}
     now |= {f"choice of {p.key}": list(p.values) for p in search.space if p.values}
     now["objectives"] = [list(objective) for objective in search.objectives.items()]
     before = search.study.user_attrs.get("vitlab")
     if before is None:
         search.study.set_user_attr("vitlab", now)
-    elif changes := fingerprint.setting_changes(before, now):
+    elif changes := identity.setting_changes(before, now):
         lines = "".join(f"\n  - {line}" for line in changes)
         log.error("study %s has other settings; name another search with sweep=NAME:%s", search.study.study_name, lines)
         sys.exit(2)

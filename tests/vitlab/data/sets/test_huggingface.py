@@ -1,8 +1,11 @@
 """Sets in the formats of the Hugging Face Hub: files that `datasets` wrote, read from a disk and over HTTP."""
 
+import io
 import json
 import logging
+import multiprocessing
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -12,6 +15,7 @@ from collections.abc import Callable
 from functools import partial, partialmethod
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -23,7 +27,8 @@ from sklearn.datasets import load_digits, load_sample_image
 
 import train
 from conftest import SRC, Configure
-from faults.runs import rows, same
+from faults.runs import rows as metric_rows
+from faults.runs import same
 from forked_ranks import RANKS
 from hub_files import CLASSES, Ranges, png, saved, table
 from image_fixtures import tar
@@ -32,11 +37,12 @@ from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import TrainBatch
-from vitlab.data.decode import UnreadableImage, read_bytes, read_image
+from vitlab.data.decode import UnreadableImage, check_header, read_bytes, read_image
+from vitlab.data.rows import Rows
+from vitlab.data.sets.huggingface import TableRows, check_class_names, problems
 from vitlab.data.sets.huggingface import huggingface as source_of
-from vitlab.data.sets.huggingface import problems
 from vitlab.data.source import Source, Split, loader_settings
-from vitlab.jobs import fingerprint
+from vitlab.jobs.identity import incompatibilities
 from vitlab.runs.folder import read_results
 from vitlab.storage import safe_load
 
@@ -161,7 +167,8 @@ def test_hidden_labels_of_a_test_split_make_validation_the_test_split(
     with caplog.at_level(logging.INFO):
         source = load(name=name)
     assert (len(source.train), source.val, len(source.test)) == (20, None, 4)
-    assert "the labels of test are hidden; test split: validation" in caplog.text
+    assert "split test has no labels, and is not used" in caplog.text
+    assert "validation held out from train, test validation" in caplog.text
     with pytest.raises(ValueError, match="5 of the 5 labels of the split test are -1 or missing"):
         load(name=name, test_split="test")
 
@@ -182,11 +189,44 @@ def test_columns_are_found_by_what_they_hold_or_named(load: Load, tmp_path: Path
         [complete, complete.select_columns("picture").rename_column("picture", "thumb")], axis=1
     )
     name = saved(tmp_path / "u", train=two, test=two)
-    with pytest.raises(
-        ValueError, match=r"image_column is not set, and .* several columns of images; .* picture, thumb"
-    ):
+    with pytest.raises(ValueError, match=r"image_column is not set, and .* several such columns; .* picture, thumb"):
         load(name=name, label_column="fine")
     assert load(name=name, label_column="fine", image_column="thumb").classes == ("zero", "one", "two")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "feature", "reported"),
+    [
+        ([0, 1, -1, 1], [0], CLASSES, "1 of the 4 labels of the split train are -1 or missing"),
+        ([0, 1, None, 1], [0], CLASSES, "1 of the 4 labels of the split train are -1 or missing"),
+        (["a", "b"] * 3, ["c"], datasets.Value("string"), "the split test has the label 'c', which train doesn't have"),
+        ([[0], [1]], [[0]], datasets.List(CLASSES), "label_column=label has List("),
+        ([0.5, 1.5], [0.5], datasets.Value("float32"), "label_column=label has Value('float32')"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(
+    load: Load, tmp_path: Path, train: list[Any], test: list[Any], feature: Any, reported: str
+) -> None:
+    name = saved(tmp_path / "s", train=table(train, feature), test=table(test, feature))
+    with pytest.raises(ValueError, match=re.escape(reported)):
+        load(name=name)
+
+
+def test_classes_of_another_order_are_not_mixed_up(load: Load, tmp_path: Path) -> None:
+    one, other = (table([0, 1] * 4, datasets.ClassLabel(names=names)) for names in (["a", "b"], ["b", "a"]))
+    with pytest.raises(ValueError, match="the classes of the split test have other names, or another order"):
+        load(name=saved(tmp_path / "s", train=one, test=other))
+    (tmp_path / "p").mkdir()
+    for name, part in (("train-0", one), ("train-1", other)):
+        part.to_parquet(tmp_path / "p" / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"the classes of .*train-1\.parquet have other names, or another order"):
+        load(name=str(tmp_path / "p"))
+
+
+def test_class_names_are_read_in_local_parquet_files_alone() -> None:
+    files = {"train": ["https://example.org/a.parquet", "/data/image.png"]}
+    resolved: Any = SimpleNamespace(name="set", builder=SimpleNamespace(config=SimpleNamespace(data_files=files)))
+    check_class_names(resolved, "train", "label", CLASSES)
 
 
 # ------------------------------------------------------------------------------------------------------------- images
@@ -230,6 +270,76 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
     assert [line.split(",")[:2] for line in lines[1:]] == [["train/10", "train"], ["train/11", "train"]]
 
 
+# ------------------------------------------------------------------------------------------------------------- rows
+
+
+@pytest.fixture(scope="module")
+def rows(parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> TableRows:
+    """The 600 training rows."""
+    train = source_of(name=str(parquet), cache_dir=str(tmp_path_factory.mktemp("cache"))).train
+    assert isinstance(train.files, TableRows)
+    return train.files
+
+
+def test_each_row_is_the_image_that_was_written(rows: Rows) -> None:
+    for index in (0, 49, 50, 200, 599):
+        pixels = (load_digits().images[index] * 15).astype(np.uint8)
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(read_bytes(rows[index])))), pixels)
+        assert np.array_equal(read_image(rows[index])[2], pixels)
+        check_header(rows[index])
+    part = rows.subset(torch.tensor([300, 20, 21])).subset(torch.tensor([2, 0]))
+    assert [read_bytes(row) for row in part] == [read_bytes(rows[21]), read_bytes(rows[300])]
+
+
+def test_their_digest_depends_on_content_and_not_on_place(
+    rows: Rows, parquet: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shutil.copytree(parquet, moved := tmp_path / "digits")
+    cache = str(tmp_path_factory.mktemp("cache"))
+    again = source_of(name=str(moved), cache_dir=cache).train.files
+    assert isinstance(again, Rows)
+    assert again.digest() == rows.digest()
+    assert again.subset(torch.arange(1, 600)).digest() != rows.subset(torch.arange(599)).digest()
+    last = moved / "data" / "train-2.parquet"
+    other = datasets.Dataset.from_parquet(str(moved / "data" / "test-0.parquet"), cache_dir=cache)
+    other.to_parquet(last, batch_size=50)
+    changed = source_of(name=str(moved), cache_dir=cache).train.files
+    assert isinstance(changed, Rows)
+    assert changed.digest() != rows.digest()
+
+
+def read_in_child(rows: Rows, indices: list[int]) -> list[bytes]:
+    return [read_bytes(rows[index]) for index in indices]
+
+
+@pytest.mark.parametrize("method", ["fork", "pickle"])
+def test_another_process_reads_the_same_files_and_gets_no_copy_of_the_table(rows: TableRows, method: str) -> None:
+    indices = [3, 250, 599]
+    expected = read_in_child(rows, indices)
+    if method == "pickle":
+        assert len(pickle.dumps(rows)) < 20_000, "the numbers of 600 rows, and the names of files"
+        assert read_in_child(pickle.loads(pickle.dumps(rows)), indices) == expected
+        return
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(read_in_child, (rows, indices)) == expected
+
+
+def test_a_row_without_an_image_and_one_that_is_elsewhere(tmp_path: Path) -> None:
+    Image.fromarray((load_digits().images[0] * 15).astype(np.uint8)).save(tmp_path / "0.png")
+    values = [{"bytes": None, "path": str(tmp_path / "0.png")}, None, {"bytes": None, "path": "0.png"}]
+    features = datasets.Features({"image": datasets.Image()})
+    table = datasets.Dataset.from_dict({"image": values}, features=features)
+    rows = TableRows("set/train", table, "image", torch.arange(3))
+    assert read_image(rows[0]).shape == (3, 8, 8)
+    for index, reason in ((1, "the row holds no image"), (2, "the row holds no image, but the name 0.png")):
+        with pytest.raises(ValueError, match=rf"^set/train/{index} can't be read \({reason}\)"):
+            read_image(rows[index])
+    assert len(rows.digest()) == 16
+    named = [datasets.Dataset.from_dict({"image": [{"bytes": None, "path": p}]}, features=features) for p in "ab"]
+    one, other = (TableRows("set/train", part, "image", torch.arange(1)).content() for part in named)
+    assert one != other, "the names of files"
+
+
 # ----------------------------------------------------------------------------------------- reported before a start
 
 
@@ -242,13 +352,13 @@ def test_odd_images_are_read_as_files_of_folders_are_and_broken_ones_left_out(lo
             "data.name=ylecun/no_such_set: there is no such folder here, the Hub can't be",
         ),
         ({"name": "/no/such/folder"}, "data.name=/no/such/folder: there is no such file or folder"),
-        ({"subset": "plain"}, "data.source.subset=plain: BuilderConfig 'plain' not found"),
+        ({"subset": "plain"}, "with data.source.subset=plain can't be opened: BuilderConfig 'plain' not found"),
         ({"train_split": "trian"}, "data.source.train_split=trian: digits has no such split; did you mean 'train'?"),
         ({"val_split": "other"}, "data.source.val_split=other: digits has no such split; there are train, test"),
         ({"image_column": "imag"}, "data.source.image_column=imag: digits has no such column; did you mean 'image'?"),
-        ({"label_column": "image"}, "data.source.label_column=image has several labels"),
+        ({"label_column": "image"}, "data.source.label_column=image has Image("),
         ({"image_column": "id"}, "data.source.image_column=id has no images, but"),
-        ({"name": "scripted"}, "no code of a set is run"),
+        ({"name": "scripted"}, "data.source.revision=refs/convert/parquet"),
         ({"name": "text.txt"}, "is no parquet file; of other files, name their folder"),
         ({"name": "none-*.parquet"}, "data.name=none-*.parquet matches no file"),
     ],
@@ -329,9 +439,9 @@ def test_the_data_of_a_checkpoint_is_distinguished_from_other_data(load: Load, p
 
     shutil.copytree(parquet, other := tmp_path / "digits")
     first = identity(parquet)
-    assert fingerprint.incompatibilities(first, identity(other)) == []
+    assert incompatibilities(first, identity(other)) == []
     shutil.copy(other / "data" / "train-0.parquet", other / "data" / "test-0.parquet")
-    reported = fingerprint.incompatibilities(first, identity(other))
+    reported = incompatibilities(first, identity(other))
     assert reported == ["data: test images: the number is the same, the images differ"]
 
 
@@ -357,7 +467,7 @@ def test_one_two_and_three_ranks_train_and_count_alike_and_resume_exactly(
     subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=tmp_path, env=environment, check=True)
 
     def losses(run: str) -> list[float]:
-        return [float(row["train/loss"]) for row in rows(tmp_path / run) if row["train/loss"]]
+        return [float(row["train/loss"]) for row in metric_rows(tmp_path / run) if row["train/loss"]]
 
     assert len(losses("1")) == 2 * 6, "539 images in steps of at most 100"
     one = read_results(tmp_path / "1")

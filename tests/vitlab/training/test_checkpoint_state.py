@@ -1,12 +1,19 @@
-"""The three places of training that a checkpoint can be of: within an epoch, before a validation, before an epoch."""
+"""The three places of training that a checkpoint can be of, within an epoch, before a validation, before an epoch; and
+its random states, also in a checkpoint of version 0.0.
+"""
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 
-from vitlab.training.loop_progress import keep_settings, set_loop_progress
+from vitlab.training.checkpoint_state import keep_settings, random_state, restore_random_state, set_loop_progress
+
+CPU = torch.device("cpu")
 
 
 def counters() -> dict[str, Any]:
@@ -35,7 +42,8 @@ def test_the_counters_follow_from_the_steps(
     step: int, batches: int, accumulate: int, due: bool, epoch: int, current: int, last: bool
 ) -> None:
     loops = counters()
-    set_loop_progress(loops, step=step, batches_per_epoch=batches, accumulate=accumulate, validation_due=due)
+    checkpoint = {"loops": {"fit_loop": loops}, "global_step": step, "accumulate": accumulate}
+    set_loop_progress(checkpoint, batches, validation_due=due)
     assert loops["epoch_progress"]["current"]["processed"] == epoch
     assert loops["epoch_loop.batch_progress"]["current"]["ready"] == current
     assert loops["epoch_loop.batch_progress"]["total"]["ready"] == epoch * batches + current
@@ -49,7 +57,8 @@ def test_the_counters_follow_from_the_steps(
 def test_every_counter_of_the_optimizer_is_set_and_no_validation_is_over() -> None:
     for due in (True, False):
         loops = counters()
-        set_loop_progress(loops, step=5, batches_per_epoch=5, accumulate=1, validation_due=due)
+        checkpoint = {"loops": {"fit_loop": loops}, "global_step": 5, "accumulate": 1}
+        set_loop_progress(checkpoint, 5, validation_due=due)
         assert loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"] is False
         optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
         for counter in (loops["epoch_loop.scheduler_progress"], optimizer["zero_grad"]):
@@ -69,3 +78,25 @@ def test_settings_are_the_configurations_and_the_rest_is_the_checkpoints() -> No
     assert states[stopping.state_key]["wait_count"] == 2
     assert states[best.state_key]["monitor"] == "val/acc"
     assert "Timer" not in states
+
+
+def draws() -> list[Any]:
+    return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
+
+
+def test_a_restored_state_repeats_what_was_drawn(tmp_path: Any) -> None:
+    torch.save(random_state(CPU), tmp_path / "state.pt")
+    first = draws()
+    assert draws() != first
+    restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True), CPU)
+    assert draws() == first
+
+
+def test_states_of_version_0_0_are_restored() -> None:
+    states = random_state(CPU)
+    kind, keys, *rest = states["numpy"]
+    first = draws()
+    restore_random_state({**states, "devices": []}, CPU)  # of a checkpoint
+    assert draws() == first
+    restore_random_state({**states, "numpy": [kind, keys.tolist(), *rest]}, CPU)  # of a capture
+    assert draws() == first
