@@ -26,7 +26,7 @@ from vitlab.config import allowlist, paths
 from vitlab.config.schema import Node
 from vitlab.distributed import environment, launch, signals, template
 from vitlab.distributed.signals import StopRequested
-from vitlab.jobs.compose import CONF, resolve_config
+from vitlab.jobs.compose import CONF, initialize_hydra, resolve_config
 from vitlab.jobs.run import Function, run_here, start_job
 from vitlab.runs import folder, lock, record
 from vitlab.sweeps import ledger
@@ -59,7 +59,8 @@ class Command(Program):
             if asks:
                 from vitlab.cli.preflight import check_sources
 
-                check_sources(self, flags)
+                with initialize_hydra(flags):
+                    check_sources(self, flags)
             if flags.help:
                 from vitlab.cli.help import show_help
 
