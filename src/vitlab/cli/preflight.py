@@ -105,7 +105,7 @@ def parse(program: Program, flags: Namespace) -> Request:
     overrides = parser.parse_overrides([*added, *flags.overrides])
     paths = [o.value() for o in overrides if o.key_or_group == "hydra.searchpath"]
     add_searchpath([str(folder) for path in paths for folder in arguments.as_list(path)])
-    options = {o.input_line: names for o in overrides if (names := arguments.group_options(o))}
+    options = {o.input_line: names for o in overrides if (names := config_loader().get_group_options(o.key_or_group))}
     return Request(program, flags, overrides, options, added, problems)
 
 
