@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.cli import checks, imports, register, resolvers
+from vitlab.cli import checks, imports, register
 from vitlab.cli.arguments import parse_arguments, plain_arguments, with_action
 from vitlab.cli.program import Program, Rule, message
 from vitlab.config import allowlist, paths
@@ -31,7 +31,7 @@ from vitlab.jobs.run import Function, run_here, start_job
 from vitlab.runs import folder, lock, record
 from vitlab.sweeps import ledger
 
-resolvers.register_resolvers()  # here, as workers of launchers import this module
+register.register_resolvers()  # here, as workers of launchers import this module
 if str(allowlist.WORKING_DIR) not in sys.path:
     sys.path.append(str(allowlist.WORKING_DIR))  # the user's own code; last, so that it hides no library
 
