@@ -152,9 +152,6 @@ class EpochBatches(Sampler[BatchPlan]):
     ) -> None:
         devices, parts = f"trainer.devices={world_size} (all nodes)", world_size * accumulate
         devices += f" and trainer.accumulate_grad_batches={accumulate}"
-        if batch_size < parts:
-            remedy = f"it counts the images of one optimizer step, so make it at least {parts}"
-            raise ValueError(f"batch_size={batch_size} can't be shared by {devices}; {remedy}")
         if drop_last and batch_size > samples:
             remedy = f"data.drop_last drops incomplete batches; choose batch_size of at most {samples}"
             raise ValueError(f"batch_size={batch_size} exceeds the {samples} training samples, and {remedy}")
