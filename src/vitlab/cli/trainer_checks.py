@@ -114,10 +114,8 @@ def device_problems(view: ConfigView) -> Iterator[str]:
     if (nodes := view("trainer.num_nodes", int) or 1) > 1:
         by_others, each = environment.launched_externally(os.environ), environment.node_from_env(os.environ)
         if not (by_others or each or view.remote):
-            yield (
-                f"trainer.num_nodes={nodes}: start the processes of all nodes yourself, with torchrun or srun, "
-                "or leave that to -m hydra/launcher=slurm"
-            )
+            remedy = "with torchrun or srun, or leave that to -m hydra/launcher=slurm"
+            yield f"trainer.num_nodes={nodes}: start the processes of all nodes yourself, {remedy}"
         elif view("max_restarts", int) and not by_others:
             remedy = f"starts one machine's processes again, not {nodes}; use max_restarts=0"
             yield f"max_restarts={view('max_restarts', int)} {remedy}"
