@@ -68,7 +68,7 @@ def test_a_topic_is_a_group_a_node_or_a_setting(shown) -> None:  # type: ignore[
     model = shown("train", "model")
     assert "vit_mini (default)" in model
     assert "Settings of model (vitlab.models.vit.VisionTransformer)" in model
-    assert "  model.depth: an int; default: 4\n      Number of blocks.\n" in model
+    assert "  model.depth: an int of at least 1; default: 4\n      Number of blocks.\n" in model
     assert "model.num_classes" not in model, "the program sets it"
     augment = shown("train", "data.augment", "data=cifar10")
     assert "  data.augment.flip: true or false; value: true\n" in augment
