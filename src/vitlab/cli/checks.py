@@ -90,9 +90,6 @@ def metric_nodes(config: Node) -> dict[str, Node]:
     return child_nodes(metrics) if isinstance(metrics, dict) and "_target_" not in metrics else {}
 
 
-# ------------------------------------------------------------------------------------------------------------ rules
-
-
 def place_problems(view: ConfigView) -> Iterator[str]:
     """Settings where they have no effect, or only part of it."""
     for path in SHARED:

@@ -123,9 +123,6 @@ def command(name: str, *, check: Rule = lambda view: (), absent: tuple[str, ...]
     return wrap
 
 
-# ---------------------------------------------------------------------------------------------------------- jobs
-
-
 def run_job(program: Command, cfg: DictConfig) -> float | None:
     """Run a job as Hydra starts it: check its configuration again, write it to the run folder, return its score."""
     from vitlab.jobs import resume

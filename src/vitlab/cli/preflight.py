@@ -184,9 +184,6 @@ def is_multirun(request: Request, cfg: DictConfig) -> bool:
     return bool(request.flags.multirun or cfg.hydra.mode == RunMode.MULTIRUN)
 
 
-# ------------------------------------------------------------------------------------------------------------- plan
-
-
 def plan(request: Request) -> list[str]:
     """Overrides to add for a run, a resumed run, or a sweep; exits with status 2 if something prevents its start."""
     cfg = compose(request.primary, request.single)

@@ -74,9 +74,6 @@ class Stored(dict[str, Any]):
         return self
 
 
-# -------------------------------------------------------------------------------------------------------- resolvers
-
-
 def register_resolvers() -> None:
     """Register the resolvers with OmegaConf; can be repeated."""
     resolvers: dict[str, Callable[..., Any]] = {
