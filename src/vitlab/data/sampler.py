@@ -150,8 +150,6 @@ class EpochBatches(Sampler[BatchPlan]):
         buffer: int = 1000,
         repeats: int = 1,
     ) -> None:
-        devices, parts = f"trainer.devices={world_size} (all nodes)", world_size * accumulate
-        devices += f" and trainer.accumulate_grad_batches={accumulate}"
         self.samples, self.seed, self.position = samples, seed, position
         self.limit, self.one_order = limit, one_order
         self.blocks, self.buffer, self.repeats = blocks, buffer, repeats
@@ -161,7 +159,8 @@ class EpochBatches(Sampler[BatchPlan]):
             remedy = "without data.drop_last, it may be larger" if samples else "there are none"
             raise ValueError(f"batch_size={batch_size} exceeds the {samples} training samples; {remedy}")
         self.step_ranges = cut(self.steps * batch_size if drop_last else samples, self.steps)
-        if (smallest := len(self.step_ranges[-1])) < parts:
+        if (smallest := len(self.step_ranges[-1])) < world_size * accumulate:
+            devices = f"trainer.devices={world_size} (all nodes) and trainer.accumulate_grad_batches={accumulate}"
             steps = f"cuts {samples} training samples into {self.steps} steps of {smallest}, too few for {devices}"
             raise ValueError(f"batch_size={batch_size} {steps}; lower one of these, or raise batch_size")
 
