@@ -13,7 +13,6 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config import allowlist
 from vitlab.config.guesses import advice, without_dashes
 from vitlab.config.overrides import hydra_quote
 from vitlab.config.schema import suggest
@@ -94,15 +93,6 @@ def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
                 if group.startswith("hydra/") and group not in parsed:
                     added.append(f"{group}={default.value}")
     return added
-
-
-def searchpath_problems(primary: str) -> list[str]:
-    """What a primary file adds to Hydra's search path that composing would import."""
-    file = config_loader().repository.load_config(primary)
-    config = file.config if file else None
-    folders: Any = OmegaConf.select(config, "hydra.searchpath") if isinstance(config, DictConfig) else None
-    listed = OmegaConf.to_container(folders) if OmegaConf.is_config(folders) else folders
-    return allowlist.hydra_problems({"searchpath": listed})
 
 
 def visible_options(group: str) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -92,7 +92,11 @@ def check_sources(program: Program, flags: Namespace) -> None:
     if shows and flags.multirun:
         why = "is for one run, and -m starts several; leave out -m, and give each setting one value"
         exit_with_problems(program, [f"--{shows[0]} {why}"])
-    if problems := arguments.searchpath_problems(flags.config_name or program.name):
+    file = config_loader().repository.load_config(flags.config_name or program.name)
+    config = file.config if file else None  # which may add to the search path what composing would import
+    folders: Any = OmegaConf.select(config, "hydra.searchpath") if isinstance(config, DictConfig) else None
+    listed = OmegaConf.to_container(folders) if OmegaConf.is_config(folders) else folders
+    if problems := allowlist.hydra_problems({"searchpath": listed}):
         exit_with_problems(program, problems)
 
 
