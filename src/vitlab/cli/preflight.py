@@ -88,16 +88,16 @@ def check_sources(program: Program, flags: Namespace) -> None:
     if flags.experimental_rerun:
         remedy = "use resume=RUN, or RUN/config.yaml"
         exit_with_problems(program, [f"--experimental-rerun reads a pickle, which may run code; {remedy}"])
-    shows = [name for name in ("cfg", "info", "shell_completion", "run") if getattr(flags, name)]
-    if shows and flags.multirun:
-        why = "is for one run, and -m starts several; leave out -m, and give each setting one value"
-        exit_with_problems(program, [f"--{shows[0]} {why}"])
     file = config_loader().repository.load_config(flags.config_name or program.name)
     config = file.config if file else None  # which may add to the search path what composing would import
     folders: Any = OmegaConf.select(config, "hydra.searchpath") if isinstance(config, DictConfig) else None
     listed = OmegaConf.to_container(folders) if OmegaConf.is_config(folders) else folders
     if problems := allowlist.hydra_problems({"searchpath": listed}):
         exit_with_problems(program, problems)
+    shows = [name for name in ("cfg", "info", "shell_completion", "run") if getattr(flags, name)]
+    if shows and flags.multirun:
+        why = "is for one run, and -m starts several; leave out -m, and give each setting one value"
+        exit_with_problems(program, [f"--{shows[0]} {why}"])
 
 
 def parse(program: Program, flags: Namespace) -> Request:
