@@ -9,6 +9,8 @@ counted, without allocating it; hours are measured on this machine, or computed 
 """
 
 import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,22 @@ from vitlab.cli.command import command
 from vitlab.cli.program import with_settings_of
 from vitlab.config.bounds import Fraction, PositiveFloat, PositiveInt
 from vitlab.config.schema import Node
-from vitlab.diagnostics import checks
+from vitlab.config.view import ConfigView
 
 log = logging.getLogger(__name__)
 
 
-@command("plan", check=checks.plan_problems, absent=("devices", "data"))
+def plan_problems(read: ConfigView) -> Iterator[str]:
+    if (device := read("device", str)) in (None, "here"):
+        return
+    from vitlab.models.flops import PEAKS, peak_flops
+
+    if peak_flops(device, precision := str(read("trainer.precision"))) is None:
+        names = ", ".join(re.sub(r"[^\w |]", "", pattern.replace("\\b", "")) for pattern, _ in PEAKS)
+        yield f"device={device}: its FLOPs per second in trainer.precision={precision} are unknown; known are {names}"
+
+
+@command("plan", check=plan_problems, absent=("devices", "data"))
 @with_settings_of(train.main, without=("resume", "max_restarts", "max_failures_per_job"))
 def main(
     *,

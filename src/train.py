@@ -86,7 +86,6 @@ def main(
     from vitlab.storage.safe_load import verify_checkpoint
     from vitlab.sweeps.search.pruning import is_pruned
     from vitlab.training import build, out_of_memory
-    from vitlab.training.build import end_reason
     from vitlab.training.classifier import logged_scores
 
     folder = Path(run_dir)
@@ -108,7 +107,7 @@ def main(
         with out_of_memory.explain_out_of_memory(run, module, datamodule, batch_size=batch_size):
             with signals.graceful_shutdown():
                 run.fit(module, datamodule, ckpt_path=start, weights_only=True)
-            results = {**build.best_scores(run, module, datamodule), "ended_by": end_reason(run)}
+            results = {**build.best_scores(run, module, datamodule), "ended_by": build.end_reason(run)}
             log.info("training ended by %s: epoch %d, step %d", results["ended_by"], run.current_epoch, run.global_step)
             if results["ended_by"] == "max_time":
                 results["status"] = "stopped"  # resume=auto continues it

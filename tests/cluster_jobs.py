@@ -9,12 +9,12 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from vitlab.cli import resolvers
+from vitlab.cli import register
 from vitlab.distributed import launch
 from vitlab.distributed.signals import STATUS, StopRequested
 from vitlab.jobs import compose
 
-resolvers.register_resolvers()  # in workers too
+register.register_resolvers()  # in workers too
 ROOT = compose.CONF.parent
 PYTHONPATH = os.pathsep.join(map(str, (ROOT / "src", ROOT / "tests")))
 RANK = """

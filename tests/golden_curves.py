@@ -19,8 +19,7 @@ import hydra
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
-from vitlab.cli.register import register
-from vitlab.cli.resolvers import register_resolvers
+from vitlab.cli.register import register, register_resolvers
 from vitlab.config.schema import Node
 from vitlab.jobs.compose import CONF, compose, resolve_config
 from vitlab.training import build

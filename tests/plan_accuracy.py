@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from vitlab.cli import register, resolvers
+from vitlab.cli import register
 from vitlab.config.instantiate import build_object
 from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
@@ -43,7 +43,7 @@ MODELS = {
 
 def planned_configuration(overrides: list[str], folder: Path) -> Node:
     """The resolved configuration of train.py."""
-    resolvers.register_resolvers()
+    register.register_resolvers()
     register.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolve_config(compose("train", ["trainer.accelerator=cpu", "logger=csv", *overrides]), str(folder))

@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vitlab.cli.checks import CALLED
-from vitlab.cli.register import register
-from vitlab.cli.resolvers import register_resolvers
+from vitlab.cli.register import register, register_resolvers
 from vitlab.config import paths, signatures
 from vitlab.config.overrides import fixed_settings
 from vitlab.config.schema import Node

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import plan
+from vitlab.config.view import ConfigView
 
 Plan = Callable[..., Path]
 SMALL = ["model.dim=16", "model.depth=1", "model.heads=2", "measure=false"]
@@ -73,3 +74,15 @@ def test_mistakes_are_reported_before_the_start(
     for line in ("mfu=2 must be", "model.dmi=4: there is no such setting", "resume=auto: there is no such setting"):
         assert line in errors
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["here", "h100", "NVIDIA A100-SXM4-80GB", "rtx 4090"])
+def test_a_known_device_can_be_planned_for(device: str) -> None:
+    assert list(plan.plan_problems(ConfigView({"device": device, "trainer": {"precision": "bf16-mixed"}}, set()))) == []
+
+
+@pytest.mark.parametrize(("device", "precision"), [("abacus", "32-true"), ("v100s", "bf16-mixed"), ("h100", "64-true")])
+def test_a_device_of_unknown_speed_is_refused(device: str, precision: str) -> None:
+    (line,) = plan.plan_problems(ConfigView({"device": device, "trainer": {"precision": precision}}, set()))
+    assert line.startswith(f"device={device}: its FLOPs per second in trainer.precision={precision} are unknown; known")
+    assert ", h100|h200|gh200, a100, a40, " in line

@@ -25,7 +25,7 @@ from benchmark.networks import Networks
 from benchmark.scaling import Scaling
 from benchmark.startup import Startup
 from benchmark.training import Training
-from vitlab.cli import register, resolvers
+from vitlab.cli import register
 
 PARTS = {part.part: part for part in (Networks, Training, Loading, Startup, Scaling, Devices)}
 
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     chosen = Settings(**settings)
     parts = {name: PARTS[name](**getattr(chosen, name)) for name in chosen.parts}
     register.register()
-    resolvers.register_resolvers()
+    register.register_resolvers()
     folder = Path(chosen.out)
     folder.mkdir(parents=True, exist_ok=True)
     clock = run.clock(rounds=chosen.rounds, seconds=chosen.seconds, threads=chosen.threads, gpu=chosen.gpu)

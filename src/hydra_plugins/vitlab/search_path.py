@@ -3,10 +3,10 @@
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from vitlab.cli import register, resolvers
+from vitlab.cli import register
 
 
 class VitlabSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         register.register_signatures()
-        resolvers.register_resolvers()
+        register.register_resolvers()

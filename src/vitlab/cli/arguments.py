@@ -13,7 +13,6 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.config import allowlist
 from vitlab.config.guesses import advice, without_dashes
 from vitlab.config.overrides import hydra_quote
 from vitlab.config.schema import suggest
@@ -52,32 +51,31 @@ def unreadable_overrides(overrides: list[str]) -> list[str]:
     """Problems of the overrides that Hydra's grammar can't read."""
     lines = []
     for line in overrides:
-        try:
-            OverridesParser.create().parse_override(line)
-        except HydraException as error:
-            key, equals, value = line.partition("=")
-            remedy = f"Hydra says: {str(error).splitlines()[0]}"
-            if not equals:
-                runs = f", and a run is resume={line} or run={line}" if "/" in line else ""
-                remedy = f"a setting has a value: {'KEY' if runs else key}=VALUE{runs}"
-            elif line.strip() == "=" or key != key.strip():
-                remedy = "leave out the spaces around =: KEY=VALUE"
-            elif not value.startswith(("[", "{")) and is_readable(f"{key}='{value}'"):
-                remedy = f"quote the value, for Hydra and for the shell: \"{key}='{value}'\""
-            if value.startswith("[") and value.endswith("]") and "=" in value and not {"'", '"'} & set(value):
-                entries = ",".join(f"'{entry.strip()}'" for entry in value[1:-1].split(","))
-                remedy = f'settings within a list are quoted, and all of it is for the shell: "{key}=[{entries}]"'
-            lines.append(f"{line} can't be read; {remedy}")
+        if not (problem := grammar_problem(line)):
+            continue
+        key, equals, value = line.partition("=")
+        remedy = f"Hydra says: {problem}"
+        if not equals:
+            runs = f", and a run is resume={line} or run={line}" if "/" in line else ""
+            remedy = f"a setting has a value: {'KEY' if runs else key}=VALUE{runs}"
+        elif line.strip() == "=" or key != key.strip():
+            remedy = "leave out the spaces around =: KEY=VALUE"
+        elif not value.startswith(("[", "{")) and not grammar_problem(f"{key}='{value}'"):
+            remedy = f"quote the value, for Hydra and for the shell: \"{key}='{value}'\""
+        if value.startswith("[") and value.endswith("]") and "=" in value and not {"'", '"'} & set(value):
+            entries = ",".join(f"'{entry.strip()}'" for entry in value[1:-1].split(","))
+            remedy = f'settings within a list are quoted, and all of it is for the shell: "{key}=[{entries}]"'
+        lines.append(f"{line} can't be read; {remedy}")
     return lines
 
 
-def is_readable(override: str) -> bool:
-    """Whether Hydra's grammar can read an override."""
+def grammar_problem(override: str) -> str | None:
+    """Why Hydra's grammar can't read an override; None if it can."""
     try:
         OverridesParser.create().parse_override(override)
-    except HydraException:
-        return False
-    return True
+    except HydraException as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
@@ -95,20 +93,6 @@ def hydra_groups_of_experiments(overrides: list[str]) -> list[str]:
                 if group.startswith("hydra/") and group not in parsed:
                     added.append(f"{group}={default.value}")
     return added
-
-
-def searchpath_problems(primary: str) -> list[str]:
-    """What a primary file adds to Hydra's search path that composing would import."""
-    file = config_loader().repository.load_config(primary)
-    config = file.config if file else None
-    folders: Any = OmegaConf.select(config, "hydra.searchpath") if isinstance(config, DictConfig) else None
-    listed = OmegaConf.to_container(folders) if OmegaConf.is_config(folders) else folders
-    return allowlist.hydra_problems({"searchpath": listed})
-
-
-def group_options(override: Override) -> list[str]:
-    """Options of the group that an override chooses from; empty for a value."""
-    return config_loader().get_group_options(override.key_or_group)
 
 
 def visible_options(group: str) -> list[str]:
@@ -138,12 +122,6 @@ def group_problems(override: Override, options: list[str], name: str, primary: s
     return [f"{override.input_line}: {name}.py has no group {key} ({there}); leave it out"]
 
 
-def option_hint(override: Override, option: str, options: list[str]) -> str:
-    """What an option that doesn't exist may mean."""
-    hint = advice(f"{override.key_or_group}={option}")
-    return suggest(option, options) or (f"; {hint}" if hint else "")
-
-
 def option_problems(override: Override, options: list[str]) -> list[str]:
     """Report chosen options that don't exist; `options` is empty for an override that chooses from no group."""
     if not options:
@@ -151,12 +129,13 @@ def option_problems(override: Override, options: list[str]) -> list[str]:
     chosen = as_list(override.value())
     if override.is_sweep_override():
         chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
-    return [
-        f"{override.key_or_group}={option}: there is no such option{option_hint(override, str(option), options)} "
-        f"(of {', '.join(visible_options(override.key_or_group))})"
-        for option in chosen
-        if isinstance(option, str | int) and str(option) not in options and "*" not in str(option)
-    ]
+    lines, known = [], ", ".join(visible_options(override.key_or_group))
+    for option in (str(value) for value in chosen if isinstance(value, str | int)):
+        if option not in options and "*" not in option:
+            guess = advice(line := f"{override.key_or_group}={option}")
+            hint = suggest(option, options) or (f"; {guess}" if guess else "")
+            lines.append(f"{line}: there is no such option{hint} (of {known})")
+    return lines
 
 
 def spellings(override: Override, is_group: bool, multirun: bool) -> list[str]:
@@ -176,8 +155,9 @@ def spellings(override: Override, is_group: bool, multirun: bool) -> list[str]:
 
 def single_values(lines: list[str], *, multirun: bool = False) -> list[str]:
     """One value of each override, written so that composing never fails on an unknown key."""
-    overrides = OverridesParser.create(config_loader()).parse_overrides(lines)
-    values = [spellings(override, bool(group_options(override)), multirun) for override in overrides]
+    loader = config_loader()
+    overrides = OverridesParser.create(loader).parse_overrides(lines)
+    values = [spellings(o, bool(loader.get_group_options(o.key_or_group)), multirun) for o in overrides]
     return [of_override[0] for of_override in values if of_override]
 
 

@@ -90,9 +90,6 @@ def metric_nodes(config: Node) -> dict[str, Node]:
     return child_nodes(metrics) if isinstance(metrics, dict) and "_target_" not in metrics else {}
 
 
-# ------------------------------------------------------------------------------------------------------------ rules
-
-
 def place_problems(view: ConfigView) -> Iterator[str]:
     """Settings where they have no effect, or only part of it."""
     for path in SHARED:
@@ -123,10 +120,8 @@ def sweep_problems(view: ConfigView) -> Iterator[str]:
     """Problems of a sweep's name."""
     sweep = view("sweep", str)
     if sweep is not None and (sweep != identity.slugify(sweep) or len(os.fsencode(sweep)) > LONGEST_NAME):
-        yield (
-            f"sweep={format_value(sweep)} must be a plain folder name below runs/sweeps: {LONGEST_NAME} letters, "
-            "digits, '.', '_', '-' or '+' at most, a letter or digit first"
-        )
+        name = f"{LONGEST_NAME} letters, digits, '.', '_', '-' or '+' at most, a letter or digit first"
+        yield f"sweep={format_value(sweep)} must be a plain folder name below runs/sweeps: {name}"
 
 
 def optimizer_problems(view: ConfigView) -> Iterator[str]:

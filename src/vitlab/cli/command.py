@@ -19,19 +19,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vitlab.cli import checks, imports, register, resolvers
+from vitlab.cli import checks, imports, register
 from vitlab.cli.arguments import parse_arguments, plain_arguments, with_action
 from vitlab.cli.program import Program, Rule, message
 from vitlab.config import allowlist, paths
 from vitlab.config.schema import Node
 from vitlab.distributed import environment, launch, signals, template
 from vitlab.distributed.signals import StopRequested
-from vitlab.jobs.compose import CONF, resolve_config
+from vitlab.jobs.compose import CONF, initialize_hydra, resolve_config
 from vitlab.jobs.run import Function, run_here, start_job
 from vitlab.runs import folder, lock, record
 from vitlab.sweeps import ledger
 
-resolvers.register_resolvers()  # here, as workers of launchers import this module
+register.register_resolvers()  # here, as workers of launchers import this module
 if str(allowlist.WORKING_DIR) not in sys.path:
     sys.path.append(str(allowlist.WORKING_DIR))  # the user's own code; last, so that it hides no library
 
@@ -59,7 +59,8 @@ class Command(Program):
             if asks:
                 from vitlab.cli.preflight import check_sources
 
-                check_sources(self, flags)
+                with initialize_hydra(flags):
+                    check_sources(self, flags)
             if flags.help:
                 from vitlab.cli.help import show_help
 
@@ -120,9 +121,6 @@ def command(name: str, *, check: Rule = lambda view: (), absent: tuple[str, ...]
         return Command(name, function, check, absent, entry)
 
     return wrap
-
-
-# ---------------------------------------------------------------------------------------------------------- jobs
 
 
 def run_job(program: Command, cfg: DictConfig) -> float | None:

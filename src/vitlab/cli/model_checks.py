@@ -186,10 +186,9 @@ def data_problems(view: ConfigView) -> Iterator[str]:
     if fraction and facts.train_samples and facts.num_classes:
         held_out = math.ceil(facts.train_samples * fraction)
         if held_out < facts.num_classes or facts.train_samples - held_out < facts.num_classes:
-            yield (
-                f"data.val_fraction={fraction} cuts {facts.train_samples} images into {facts.train_samples - held_out} "
-                f"to train on and {held_out} to validate on: fewer than one of each of the {facts.num_classes} classes"
-            )
+            parts = f"{facts.train_samples - held_out} to train on and {held_out} to validate on"
+            few = f"fewer than one of each of the {facts.num_classes} classes"
+            yield f"data.val_fraction={fraction} cuts {facts.train_samples} images into {parts}: {few}"
     name = (view("data.source._target_", str) or "").rpartition(".")[2]
     if view("data.scaled_decoding", bool) and facts.in_memory:
         yield f"data.scaled_decoding=true is for JPEG files, and {name} is stored in memory; leave it out"
@@ -240,14 +239,13 @@ def source_problems(view: ConfigView) -> Iterator[str]:
 
 
 def batch_problems(view: ConfigView) -> Iterator[str]:
-    batch, parts, samples = view("batch_size", int), view.micro_batches(), train_samples(view)
+    batch, parts, samples = view("batch_size", int), view.ranks(), train_samples(view)
+    parts *= view("trainer.accumulate_grad_batches", int) or 1
     if batch is None or batch < 1:
         return
     if batch < parts:
-        yield (
-            f"batch_size={batch} is for all devices together and leaves nothing for some of {parts} parts "
-            f"({view.ranks()} processes x trainer.accumulate_grad_batches); the least is {parts}"
-        )
+        why = f"{parts} parts ({view.ranks()} processes x trainer.accumulate_grad_batches); the least is {parts}"
+        yield f"batch_size={batch} is for all devices together and leaves nothing for some of {why}"
     elif samples is not None and parts > samples:
         yield f"batch_size={batch}: {samples} images can't be shared by {parts} processes and accumulated parts"
     elif samples is not None and batch > samples and view("data.drop_last", bool):

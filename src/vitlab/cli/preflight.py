@@ -1,6 +1,6 @@
 """From a command line to the arguments for Hydra: all mistakes are shown at once, before anything starts.
 
-parse -> Request -> syntax_problems | config_problems -> plan -> Plan
+parse -> Request -> syntax_problems | config_problems -> plan -> hydra_arguments
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -63,14 +63,6 @@ class Request:
         return any(override.key_or_group in keys for override in self.overrides)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Overrides to add to a command line, and problems that prevent its start."""
-
-    added: list[str]
-    problems: list[str]
-
-
 def preflight(program: Program, argv: list[str]) -> list[str]:
     """Check a command line before anything starts: exit with status 2 and all problems, or return Hydra's arguments.
 
@@ -79,37 +71,33 @@ def preflight(program: Program, argv: list[str]) -> list[str]:
     """
     flags, _ = arguments.parse_arguments(argv)
     with initialize_hydra(flags):
-        if problems := unsafe_sources(program, flags):
-            exit_with_problems(program, problems)
+        check_sources(program, flags)
         try:
             request = parse(program, flags)
         except HydraException as error:
             exit_with_problems(program, arguments.unreadable_overrides(flags.overrides) or [str(error)])
         if problems := request_problems(request):
             exit_with_problems(program, problems)
-        planned = plan(request)
-        if planned.problems:
-            exit_with_problems(program, planned.problems)
+        added = plan(request)
         preload_job(request)
-        return hydra_arguments(request, planned, argv)
+        return hydra_arguments(request, added, argv)
 
 
 def check_sources(program: Program, flags: Namespace) -> None:
-    """Exit with status 2 if showing help or a configuration would import or run what a file names."""
-    with initialize_hydra(flags):
-        if problems := unsafe_sources(program, flags):
-            exit_with_problems(program, problems)
-
-
-def unsafe_sources(program: Program, flags: Namespace) -> list[str]:
-    """Problems of what Hydra itself would read code or modules from."""
+    """Exit with status 2 if Hydra itself, even to show help, would import or run what a file names."""
     if flags.experimental_rerun:
         remedy = "use resume=RUN, or RUN/config.yaml"
-        return [f"--experimental-rerun reads a pickle, which may run code; {remedy}"]
+        exit_with_problems(program, [f"--experimental-rerun reads a pickle, which may run code; {remedy}"])
+    file = config_loader().repository.load_config(flags.config_name or program.name)
+    config = file.config if file else None  # which may add to the search path what composing would import
+    folders: Any = OmegaConf.select(config, "hydra.searchpath") if isinstance(config, DictConfig) else None
+    listed = OmegaConf.to_container(folders) if OmegaConf.is_config(folders) else folders
+    if problems := allowlist.hydra_problems({"searchpath": listed}):
+        exit_with_problems(program, problems)
     shows = [name for name in ("cfg", "info", "shell_completion", "run") if getattr(flags, name)]
     if shows and flags.multirun:
-        return [f"--{shows[0]} is for one run, and -m starts several; leave out -m, and give each setting one value"]
-    return arguments.searchpath_problems(flags.config_name or program.name)
+        why = "is for one run, and -m starts several; leave out -m, and give each setting one value"
+        exit_with_problems(program, [f"--{shows[0]} {why}"])
 
 
 def parse(program: Program, flags: Namespace) -> Request:
@@ -121,7 +109,7 @@ def parse(program: Program, flags: Namespace) -> Request:
     overrides = parser.parse_overrides([*added, *flags.overrides])
     paths = [o.value() for o in overrides if o.key_or_group == "hydra.searchpath"]
     add_searchpath([str(folder) for path in paths for folder in arguments.as_list(path)])
-    options = {o.input_line: names for o in overrides if (names := arguments.group_options(o))}
+    options = {o.input_line: names for o in overrides if (names := config_loader().get_group_options(o.key_or_group))}
     return Request(program, flags, overrides, options, added, problems)
 
 
@@ -200,11 +188,8 @@ def is_multirun(request: Request, cfg: DictConfig) -> bool:
     return bool(request.flags.multirun or cfg.hydra.mode == RunMode.MULTIRUN)
 
 
-# ------------------------------------------------------------------------------------------------------------- plan
-
-
-def plan(request: Request) -> Plan:
-    """Plan a run, a resumed run, or a sweep, of a command line without mistakes."""
+def plan(request: Request) -> list[str]:
+    """Overrides to add for a run, a resumed run, or a sweep; exits with status 2 if something prevents its start."""
     cfg = compose(request.primary, request.single)
     config = resolve_config(cfg, UNSET_RUN_DIR)
     assert isinstance(config, dict)  # or it would have been refused
@@ -212,47 +197,49 @@ def plan(request: Request) -> Plan:
     if environment.launched_externally(os.environ) or environment.node_from_env(os.environ):
         if not request.sets("hydra.run.dir"):
             why = "processes started by torchrun or srun need one folder, named by you"
-            return Plan([], [f"hydra.run.dir is not set: {why}"])
+            exit_with_problems(request.program, [f"hydra.run.dir is not set: {why}"])
         if multirun and "max_failures_per_job" in config:
             why = "-m starts several runs, and torchrun or srun the processes of one"
-            return Plan([], [f"{why}; leave one of them out"])
+            exit_with_problems(request.program, [f"{why}; leave one of them out"])
     folder = "hydra.sweep.dir" if multirun else "hydra.run.dir"
     with suppress(OmegaConfBaseException):  # a folder named by what only a job knows
         if problem := write_problem(folder, Path(OmegaConf.select(cfg, folder)).absolute()):
-            return Plan([], [problem])
+            exit_with_problems(request.program, [problem])
     return (plan_sweep if multirun else plan_run)(request, cfg, config)
 
 
-def plan_run(request: Request, cfg: DictConfig, config: Node) -> Plan:
+def plan_run(request: Request, cfg: DictConfig, config: Node) -> list[str]:
     added: list[str] = []
     if "max_failures_per_job" in config and config["sweep"] is not None:
         problem = f"sweep={config['sweep']} names a sweep, and this is one run; add -m, or leave it out"
-        return Plan([], [problem])
+        exit_with_problems(request.program, [problem])
     if config.get("resume", "") is None and environment.is_restart(os.environ):
         config = {**config, "resume": "auto"}
         added.append("resume=auto")  # a requeued job is always resumed
     if request.sets("hydra.run.dir"):
-        first = environment.rank(os.environ) == 0
-        return Plan(added, resume.folder_problems(config, Path(cfg.hydra.run.dir).resolve()) if first else [])
-    if config.get("resume") == "auto":
+        is_first = environment.rank(os.environ) == 0
+        if is_first and (problems := resume.folder_problems(config, Path(cfg.hydra.run.dir).resolve())):
+            exit_with_problems(request.program, problems)
+    elif config.get("resume") == "auto":
         former = [] if request.sets("name") else ["name=${vitlab.name:}"]  # before experiments named their runs
         folders = [c.hydra.run.dir for c in (cfg, compose(request.primary, [*request.single, *former]))]
         added += resume.resume_auto(config, *dict.fromkeys(Path(run).parent for run in folders))
-    return Plan(added, [])
+    return added
 
 
-def plan_sweep(request: Request, cfg: DictConfig, config: Node) -> Plan:
+def plan_sweep(request: Request, cfg: DictConfig, config: Node) -> list[str]:
     if config.get("resume") not in (None, "auto"):
         problem = f"resume={config['resume']} names one run, and -m starts several; leave one of them out"
-        return Plan([], [problem])
+        exit_with_problems(request.program, [problem])
     if "max_failures_per_job" not in config:  # without a ledger
-        return Plan([], [])
+        return []
     if request.sets("hydra.sweep.subdir"):
         why = "a sweep finds its jobs again by the names of their folders"
-        return Plan([], [f"hydra.sweep.subdir can't be set: {why}"])
+        exit_with_problems(request.program, [f"hydra.sweep.subdir can't be set: {why}"])
     name, folder = sweep_name(request, cfg, config)
-    cancelled = ledger.reopen_problem(folder)
-    return Plan([f"sweep={name}"] if config["sweep"] is None else [], [cancelled] if cancelled else [])
+    if cancelled := ledger.reopen_problem(folder):
+        exit_with_problems(request.program, [cancelled])
+    return [f"sweep={name}"] if config["sweep"] is None else []
 
 
 def sweep_name(request: Request, cfg: DictConfig, config: Node) -> tuple[str, Path]:
@@ -267,7 +254,7 @@ def sweep_name(request: Request, cfg: DictConfig, config: Node) -> tuple[str, Pa
     return name, Path(cfg.hydra.sweep.dir) if given else ledger.SWEEPS / name
 
 
-def hydra_arguments(request: Request, planned: Plan, argv: list[str]) -> list[str]:
+def hydra_arguments(request: Request, planned: list[str], argv: list[str]) -> list[str]:
     """The arguments for Hydra."""
     groups = [lines[0] for override, lines in request.choices if override.input_line in request.options]
     values = [o for o in request.overrides if o.input_line not in request.options and not o.is_hydra_override()]
@@ -276,7 +263,7 @@ def hydra_arguments(request: Request, planned: Plan, argv: list[str]) -> list[st
     line = [f"++{argument}" if argument in unlisted else argument for argument in argv]
     first = argv.index(request.flags.overrides[0]) if request.flags.overrides else len(argv)
     quiet = ["hydra.output_subdir=null"] if environment.rank(os.environ) else []  # rank 0 writes it
-    return [*line[:first], *request.added, *planned.added, *line[first:], *quiet]
+    return [*line[:first], *request.added, *planned, *line[first:], *quiet]
 
 
 def preload_job(request: Request) -> None:
@@ -285,9 +272,6 @@ def preload_job(request: Request) -> None:
     if not is_multirun(request, cfg) and cfg.get("trainer") and cfg.trainer.get("devices") in (None, 1):
         imports.print_importing(request.program.name)
         imports.preload({key: OmegaConf.to_container(cfg[key]) for key in ("logger", "trainer") if cfg.get(key)})
-
-
-# ---------------------------------------------------------------------------------------------------------- problems
 
 
 def exit_with_problems(program: Program, problems: list[str]) -> NoReturn:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from vitlab.cli import register, resolvers
+from vitlab.cli import register
 from vitlab.cli.command import Command
 from vitlab.cli.preflight import parse, request_problems
 from vitlab.cli.program import message
@@ -27,7 +27,6 @@ def compose(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None)
         run_dir: The run folder; None: a new one, as train.py names it.
     """
     register.register()
-    resolvers.register_resolvers()
     program, flags = training(), Namespace(overrides=[*overrides], config_name=None, multirun=False)
     with ensure_hydra():
         request = parse(program, flags)

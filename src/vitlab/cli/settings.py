@@ -20,7 +20,7 @@ from vitlab.cli.checks import CALLED, SUPPLIED, TAKEN
 from vitlab.cli.program import Program
 from vitlab.config import allowlist, docstrings
 from vitlab.config.annotations import format_type
-from vitlab.config.schema import Node, format_value, parameters
+from vitlab.config.schema import format_value, parameters
 from vitlab.jobs.compose import compose, config_loader
 
 OTHER_GROUPS = {
@@ -145,24 +145,17 @@ def fill_missing(cfg: DictConfig) -> set[str]:
     Returns the required keys.
     """
     OmegaConf.set_struct(cfg, False)
-    raw = raw_values(cfg, (str(key) for key in cfg if key != "hydra"))
-    missing = {str(key) for key, value in raw.items() if value == "???" and key != "run_dir"}
-    computed = [str(key) for key, value in raw.items() if isinstance(value, str) and "${" in value]
+    raw: Any = OmegaConf.to_container(cfg)  # unresolved
+    missing = {key for key, value in raw.items() if value == "???" and key != "run_dir"}
+    computed = [key for key, value in raw.items() if isinstance(value, str) and "${" in value]
     if "run_dir" in raw:
-        text = raw_values(cfg.hydra.run, ["dir"])["dir"]
+        text = raw["hydra"]["run"]["dir"]
         for key in (*missing, *computed):
             text = text.replace(f"${{{key}}}", key.upper())
         cfg.run_dir = re.sub(r"\$\{now:[^}]*\}", "STAMP", text)
     for key in missing:
         cfg[key] = key.upper()
     return missing
-
-
-def raw_values(node: DictConfig, keys: Iterable[str]) -> Node:
-    """Unresolved values of a node."""
-    values = OmegaConf.to_container(OmegaConf.masked_copy(node, list(keys)))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
 
 
 def default_value(default: Any) -> Any:

@@ -114,10 +114,8 @@ def device_problems(view: ConfigView) -> Iterator[str]:
     if (nodes := view("trainer.num_nodes", int) or 1) > 1:
         by_others, each = environment.launched_externally(os.environ), environment.node_from_env(os.environ)
         if not (by_others or each or view.remote):
-            yield (
-                f"trainer.num_nodes={nodes}: start the processes of all nodes yourself, with torchrun or srun, "
-                "or leave that to -m hydra/launcher=slurm"
-            )
+            remedy = "with torchrun or srun, or leave that to -m hydra/launcher=slurm"
+            yield f"trainer.num_nodes={nodes}: start the processes of all nodes yourself, {remedy}"
         elif view("max_restarts", int) and not by_others:
             remedy = f"starts one machine's processes again, not {nodes}; use max_restarts=0"
             yield f"max_restarts={view('max_restarts', int)} {remedy}"
@@ -206,8 +204,8 @@ def group_problems(view: ConfigView) -> Iterator[str]:
 
 def callback_problems(view: ConfigView) -> Iterator[str]:
     metrics, precision = view("classifier.metrics", dict) or {}, view("trainer.precision", str)
-    scores = [*objectives(metrics), *CALLBACK_METRICS]
-    for key, node in child_nodes(view("callbacks", dict) or {}).items():
+    scores, nodes = [*objectives(metrics), *CALLBACK_METRICS], child_nodes(view("callbacks", dict) or {})
+    for key, node in nodes.items():
         kind = str(node["_target_"]).rpartition(".")[2]
         monitor = node.get("monitor")
         if kind in REFUSED:
@@ -225,14 +223,8 @@ def callback_problems(view: ConfigView) -> Iterator[str]:
         if "WeightAveraging" in kind and node["_target_"] != AVERAGE and precision in NARROW:
             remedy = f"use trainer.precision={'16' if precision == '16-true' else 'bf16'}-mixed"
             yield f"callbacks.{key} with trainer.precision={precision}: an average of 16 bits stands still; {remedy}"
-    yield from schedule_free_problems(view)
-
-
-def schedule_free_problems(view: ConfigView) -> Iterator[str]:
-    """Schedule-free AdamW and the callback that reads its average need each other."""
-    targets = [str(node["_target_"]) for node in child_nodes(view("callbacks", dict) or {}).values()]
     optimizer = (view("optimizer._target_", str) or "").endswith(".ScheduleFreeAdamW")
-    average = any(target.endswith(".ScheduleFreeWeightAveraging") for target in targets)
+    average = any(str(node["_target_"]).endswith(".ScheduleFreeWeightAveraging") for node in nodes.values())
     if optimizer != average:
         yield "optimizer=schedule_free and callbacks=schedule_free need each other: the average is the model; set both"
     if optimizer and find_spec("schedulefree") is None:

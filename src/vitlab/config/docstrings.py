@@ -41,7 +41,9 @@ def argument_lines(target: str) -> Mapping[str, str]:
         return {}
     lines = {name: text for docstring in texts for name, text in parse_arguments(docstring or "").items()}
     if definition.module.partition(".")[0] not in ("vitlab", "hydra_plugins"):
-        lines = {name: first_sentence(text) for name, text in lines.items()}
+        for pattern, plain in MARKUP:
+            lines = {name: re.sub(pattern, plain, text) for name, text in lines.items()}
+        lines = {name: re.split(r"(?<=[^.][.])\s+(?=[A-Z`])", text)[0].strip() for name, text in lines.items()}
     return {**inherited, **lines}
 
 
@@ -84,9 +86,3 @@ def parse_arguments(docstring: str) -> dict[str, str]:
             elif name:
                 entries[name] = f"{entries[name]} {line.strip()}".strip()
     return entries
-
-
-def first_sentence(text: str) -> str:
-    for pattern, plain in MARKUP:
-        text = re.sub(pattern, plain, text)
-    return re.split(r"(?<=[^.][.])\s+(?=[A-Z`])", text)[0].strip()

@@ -30,7 +30,13 @@ def table_cell(text: str) -> str:
     A cell is its own cell.
     """
     line = one_line(text)
-    return f"'{line}" if line.startswith(FORMULA) and not is_number(line) else line
+    if not line.startswith(FORMULA):
+        return line
+    try:
+        float(line)
+    except ValueError:
+        return f"'{line}"
+    return line
 
 
 def escape(character: str) -> str:
@@ -43,11 +49,3 @@ def format_names(names: Iterable[str], most: int = 6) -> str:
     """The first names, and the number of the others."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

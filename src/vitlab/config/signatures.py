@@ -100,9 +100,6 @@ def defaults(target: str) -> dict[str, Any]:
     return {"_target_": target, **{k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}}
 
 
-# ------------------------------------------------------------------------------------------------------ annotations
-
-
 def evaluate(expression: ast.expr, module: str) -> Any:
     """An annotation's value, with `ForwardRef`s of dotted paths as its names; `Any` for what is no type."""
     try:

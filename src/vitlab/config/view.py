@@ -32,7 +32,3 @@ class ConfigView:
         if devices is None or not fits(devices, int | str | list[int]):
             return 1
         return environment.ranks_per_node(devices, accelerator or "auto") * (self("trainer.num_nodes", int) or 1)
-
-    def micro_batches(self) -> int:
-        """Number of parts that a step's batch is split into."""
-        return self.ranks() * (self("trainer.accumulate_grad_batches", int) or 1)

@@ -65,9 +65,6 @@ class Augment(nn.Module):
         mix_off_epoch: Epochs to train before mixing ends; None: never.
         crop_fraction: Share of the resized side that evaluation's center crop keeps; for image folders. None: that of
             the weights that training starts from, else 0.875.
-
-    Raises:
-        ValueError: a setting is outside its range.
     """
 
     @bounds.check_bounds

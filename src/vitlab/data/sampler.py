@@ -150,23 +150,17 @@ class EpochBatches(Sampler[BatchPlan]):
         buffer: int = 1000,
         repeats: int = 1,
     ) -> None:
-        devices, parts = f"trainer.devices={world_size} (all nodes)", world_size * accumulate
-        devices += f" and trainer.accumulate_grad_batches={accumulate}"
-        if batch_size < parts:
-            remedy = f"it counts the images of one optimizer step, so make it at least {parts}"
-            raise ValueError(f"batch_size={batch_size} can't be shared by {devices}; {remedy}")
-        if drop_last and batch_size > samples:
-            remedy = f"data.drop_last drops incomplete batches; choose batch_size of at most {samples}"
-            raise ValueError(f"batch_size={batch_size} exceeds the {samples} training samples, and {remedy}")
-        if samples < 1:
-            raise ValueError("there are no training samples")
         self.samples, self.seed, self.position = samples, seed, position
         self.limit, self.one_order = limit, one_order
         self.blocks, self.buffer, self.repeats = blocks, buffer, repeats
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.steps = count_steps(samples, batch_size, drop_last)
+        if self.steps < 1:
+            remedy = "without data.drop_last, it may be larger" if samples else "there are none"
+            raise ValueError(f"batch_size={batch_size} exceeds the {samples} training samples; {remedy}")
         self.step_ranges = cut(self.steps * batch_size if drop_last else samples, self.steps)
-        if (smallest := len(self.step_ranges[-1])) < parts:
+        if (smallest := len(self.step_ranges[-1])) < world_size * accumulate:
+            devices = f"trainer.devices={world_size} (all nodes) and trainer.accumulate_grad_batches={accumulate}"
             steps = f"cuts {samples} training samples into {self.steps} steps of {smallest}, too few for {devices}"
             raise ValueError(f"batch_size={batch_size} {steps}; lower one of these, or raise batch_size")
 

@@ -1,4 +1,4 @@
-"""Memory of a training step, counted with fake tensors, which have storages without bytes; and its duration.
+"""Memory of a training step, counted with fake tensors, which have storages without bytes.
 
 Two steps are made, as Lightning makes them: the first allocates gradients and the optimizer's state, and the peak of
 the second counts. The last gradients are alive during forward, so the peak is about the sum of all parts.
@@ -8,7 +8,6 @@ import logging
 import weakref
 from collections.abc import Iterable
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +17,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.benchmark import Timer
 
 from vitlab.models import attention
 from vitlab.models.flops import CHECKPOINTING
@@ -103,11 +101,3 @@ def train_step(module: Classifier, optimizer: Optimizer, images: Tensor, targets
     norm = gradient_norm([p.grad for p in parameters if p.grad is not None])
     torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, norm)
     optimizer.step()
-
-
-def step_seconds(module: Classifier, images: int, shape: Shape, precision: str) -> float:
-    """Seconds of a step on the network's device, measured for three seconds, without loading and augmentation."""
-    batch, optimizer = zero_batch(module, images, shape), module.build_optimizer()
-    step = partial(train_step, module, optimizer, *batch, precision)
-    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=3).median

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.benchmark import Timer
 
 from vitlab.config.instantiate import build_object
 from vitlab.config.schema import Node, parameters
@@ -19,7 +21,7 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.sampler import count_steps
 from vitlab.data.source import images_to_train_on, loader_facts, loader_settings
 from vitlab.diagnostics import plan_report
-from vitlab.diagnostics.memory import DTYPES, count_step, step_seconds
+from vitlab.diagnostics.memory import DTYPES, count_step, train_step, zero_batch
 from vitlab.distributed import environment
 from vitlab.models import flops
 from vitlab.runs.folder import read_overrides
@@ -51,12 +53,7 @@ class Need(NamedTuple):
         return sum(self.of(images).values())
 
 
-class Step(NamedTuple):
-    """A step of the training: its network, its parameter groups with their peak rates, and its memory by `KINDS`."""
-
-    network: nn.Module
-    scheduler: LambdaLR
-    needs: dict[str, Need]
+Counted = tuple[nn.Module, LambdaLR, dict[str, Need]]  # groups have their peak rates; memory is by `KINDS`
 
 
 def write_plan(
@@ -145,7 +142,7 @@ def write_plan(
     return plan
 
 
-def counted_step(training: Node, data: DataModule, images: int, *, on_cpu: bool) -> Step:
+def counted_step(training: Node, data: DataModule, images: int, *, on_cpu: bool) -> Counted:
     """A step of `images` on each device; the memory of more than `MOST_IMAGES` is extrapolated."""
     needs, few, shape = dict[str, Need](), min(max(2, images), MOST_IMAGES), (data.channels, *max(data.train_sizes))
     options: Any = {"precision": str(training["trainer"]["precision"]), "on_cpu": on_cpu}
@@ -158,15 +155,17 @@ def counted_step(training: Node, data: DataModule, images: int, *, on_cpu: bool)
         needs[kind] = Need(parts, per_image, counted["activations"] - per_image * few)
     for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
         group["lr"] = rate
-    return Step(module.network, scheduler, needs)
+    return module.network, scheduler, needs
 
 
 def measured_seconds(training: Node, data: DataModule, images: int, here: torch.device) -> float:
-    """The seconds of an image, in steps of `images` on this device."""
+    """The seconds of an image, in three seconds of steps of `images` here, without loading and augmentation."""
     log.info("measuring steps of %d images on this %s; measure=false skips it", images, here.type)
     module = planned_classifier(training, data, "cpu").to(here)
-    precision = str(training["trainer"]["precision"])
-    return step_seconds(module, images, (data.channels, *max(data.train_sizes)), precision) / images
+    batch, optimizer = zero_batch(module, images, (data.channels, *max(data.train_sizes))), module.build_optimizer()
+    step = partial(train_step, module, optimizer, *batch, str(training["trainer"]["precision"]))
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=3).median / images
 
 
 def planned_data(training: Node, images: int | None, classes: int | None) -> tuple[DataModule, str]:

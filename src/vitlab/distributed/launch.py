@@ -195,22 +195,19 @@ def wait_for_ranks(processes: list[Rank]) -> tuple[int, int, float] | None:
     """
     first: tuple[int, int] | None = None
     ended = 0.0
-    while None in (codes := [process.poll() for process in processes]):
+    while True:
+        codes = [process.poll() for process in processes]
         if not ended and any(codes):
             ended = time.monotonic()
-        first = first or first_failure(codes)
+        failures = [(rank, code) for rank, code in enumerate(codes) if code and code not in signals.STATUS.values()]
+        # one killed by a signal precedes those that fail because of it
+        first = first or min(failures, key=lambda failure: failure[1] > 0, default=None)
+        if None not in codes:
+            return (*first, time.monotonic() - ended if ended else 0.0) if first else None
         if ended and time.monotonic() - ended > (TAKEDOWN if first else 4 * TAKEDOWN):
             for process in processes:
                 process.send_signal(signal.SIGKILL)
         time.sleep(0.02)
-    first = first or first_failure(codes)
-    return (*first, time.monotonic() - ended if ended else 0.0) if first else None
-
-
-def first_failure(codes: Sequence[int | None]) -> tuple[int, int] | None:
-    """The first failed rank and its status; one killed by a signal precedes those that fail because of it."""
-    failures = [(rank, code) for rank, code in enumerate(codes) if code and code not in signals.STATUS.values()]
-    return min(failures, key=lambda failure: failure[1] > 0) if failures else None
 
 
 def failure_line(failure: tuple[int, int, float], ranks: int, here: NodeInfo) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.jit._trace import is_tracing
 from torch.utils.checkpoint import checkpoint
 
-from vitlab.models.shortcuts import has_plain_weights
+from vitlab.models.layers import has_plain_weights
 
 MAX_TOKENS = 256  # of an image
 CHUNK_WEIGHTS = 900_000  # attention weights at a time: three images of a ViT-S/16, seven of a Ti/16

@@ -126,8 +126,9 @@ SLOWER = r"laptop|max-q|\bmig\b|\bd( v\d)?$"  # other cards of that name, or a s
 def peak_flops(device: torch.device | str, precision: str) -> float | None:
     """FLOPs per second of a device, or of a GPU by its name, with Lightning's `trainer.precision`; None if unknown.
 
-    For a GPU the datasheet's dense peak; float32 counts as TensorFloat-32 if torch's matmul precision allows it. For a
-    CPU the speed of a large matrix product, measured with the threads of this process.
+    For a GPU the datasheet's dense peak, unknown of laptops and slices (MIG) of that name; float32 counts as
+    TensorFloat-32 if torch's matmul precision allows it. For a CPU the speed of a large matrix product, measured with
+    the threads of this process.
     """
     half = torch.bfloat16 if precision.startswith("bf16") else torch.float16
     dtype = half if precision.startswith(("bf16", "16")) else torch.float32
@@ -136,19 +137,13 @@ def peak_flops(device: torch.device | str, precision: str) -> float | None:
     is_gpu = isinstance(device, str) or device.type == "cuda"
     if not is_gpu or precision.startswith(("64", "transformer-engine")):
         return None
-    name = device if isinstance(device, str) else torch.cuda.get_device_name(device)
-    return datasheet_peak_flops(name, dtype, tf32=torch.get_float32_matmul_precision() != "highest")
-
-
-def datasheet_peak_flops(name: str, dtype: torch.dtype, *, tf32: bool) -> float | None:
-    """The dense peak of a GPU by its driver's name; None for slower ones of that name: laptops and slices (MIG)."""
-    name = name.lower()
+    name = (device if isinstance(device, str) else torch.cuda.get_device_name(device)).lower()
     peaks = next((peaks for pattern, peaks in PEAKS if re.search(pattern, name)), None)
     if peaks is None or re.search(SLOWER, name):
         log.info("the peak of %s is unknown: no train/mfu", name)
         return None
     sixteen, tensor, single = peaks
-    peak: float | None = tensor if tf32 and tensor else single
+    peak: float | None = tensor if tensor and torch.get_float32_matmul_precision() != "highest" else single
     if dtype != torch.float32:
         peak = None if dtype == torch.bfloat16 and re.search(NO_BFLOAT16, name) else sixteen
     return None if peak is None else peak * 1e12

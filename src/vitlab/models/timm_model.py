@@ -39,20 +39,14 @@ def timm_model(
     cfg, further = timm.get_pretrained_cfg(model_name), dict(options or {})
     given: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels, "drop_path_rate": drop_path}
     given |= {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
-    if further:
-        check_options(model_name, further)
-    return timm.create_model(model_name, pretrained=pretrained, **given, **further)
-
-
-def check_options(model_name: str, options: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for arguments that the model's class doesn't have, or that other settings decide."""
     with torch.device("meta"):
-        kinds = type(timm.create_model(model_name)).__mro__
+        kinds = type(timm.create_model(model_name)).__mro__ if further else ()
     names = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}  # type: ignore[misc]
     names -= {"self", "args", "kwargs", *OURS}
-    for name in options:
+    for name in further:
         if name in OURS:
             raise ValueError(f"model.options.{name} can't be set here: {OURS[name]} decides it")
         if name not in names:
             known = f"{suggest(name, sorted(names))} (of {', '.join(sorted(names))})"
             raise ValueError(f"model.options.{name}: timm's {kinds[0].__name__} has no such argument{known}")
+    return timm.create_model(model_name, pretrained=pretrained, **given, **further)

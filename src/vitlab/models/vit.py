@@ -24,9 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vitlab.models.attention import attention, attention_weights, project_heads
 from vitlab.models.init import initialize
-from vitlab.models.layers import ACTIVATIONS, LayerScale, add_branch, drop_path, dropout
+from vitlab.models.layers import ACTIVATIONS, LayerScale, add_branch, drop_path, dropout, has_plain_weights, is_plain
 from vitlab.models.positions import sincos2d_table, table_for
-from vitlab.models.shortcuts import has_plain_weights, is_plain
 from vitlab.models.timm_interface import TimmInterface
 from vitlab.models.vit_validation import Count, PositiveInt, Rate, block_indices, check_arguments, check_images, pair
 

@@ -159,7 +159,7 @@ class Classifier(LightningModule):
         return self.distillation.losses(self.losses(first, batch.targets), second, batch.images)
 
     def training_step(self, batch: TrainBatch | Pair, batch_idx: int) -> Tensor:
-        """A micro-batch's share of the mean loss over all images of the step (`loss_scale`)."""
+        """A micro-batch's share of the mean loss over all images of the step."""
         ranks, accumulated = self.trainer.world_size, self.trainer.accumulate_grad_batches
         if not isinstance(batch, TrainBatch):  # of loaders that aren't vitlab's, whose batches are equally large
             batch = TrainBatch(*batch, len(batch[0]) * ranks * accumulated, self.current_epoch, batch_idx)
@@ -167,7 +167,7 @@ class Classifier(LightningModule):
         self.train_loss.update(losses.detach())
         if not self.monitored:
             self.log("train/loss", losses.detach().mean(), prog_bar=True, logger=self.own_log(), batch_size=len(losses))
-        return losses.sum() * loss_scale(batch, ranks, accumulated)
+        return losses.sum() * (ranks * accumulated / batch.count)  # Lightning divides by both
 
     def validation_step(self, batch: EvalBatch | Pair, batch_idx: int) -> None:
         self.evaluation_step(batch, "val")
@@ -301,11 +301,6 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
         return torch.nn.utils.get_total_norm(gradients)
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
     return cast(Tensor, torch.linalg.vector_norm(torch.stack(norms)))
-
-
-def loss_scale(batch: TrainBatch, ranks: int, accumulated: int) -> float:
-    """The factor of a micro-batch's sum of losses: Lightning divides by `accumulated`, and ranks are averaged."""
-    return ranks * accumulated / batch.count
 
 
 def logged_scores(trainer: Trainer, split: str) -> dict[str, float]:

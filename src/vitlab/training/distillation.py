@@ -36,9 +36,7 @@ log = logging.getLogger(__name__)
 class Teacher(NamedTuple):
     """What is known of a teacher before its weights are read; None is unknown, or any."""
 
-    build: Callable[
-        ..., nn.Module
-    ]  # its network, for `in_chans` channels; with pretrained=False perhaps without weights
+    build: Callable[..., nn.Module]  # for `in_chans` channels; with pretrained=False perhaps without weights
     num_classes: int
     classes: list[str] | None
     channels: int | None

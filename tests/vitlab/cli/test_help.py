@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.cli import register, resolvers
+from vitlab.cli import register
 from vitlab.cli.arguments import parse_arguments, single_values
 from vitlab.cli.help import FLAGS, option_text, show_help, split_docstring
 from vitlab.config import paths
@@ -22,7 +22,7 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch): 
 
     def show(name: str, *words: str, columns: int = 80, status: int = 0) -> str:
         monkeypatch.setenv("COLUMNS", str(columns))
-        resolvers.register_resolvers()
+        register.register_resolvers()
         register.register()
         flags, _ = parse_arguments(["--help", *words])
         assert show_help(importlib.import_module(name).main, flags) == status
@@ -58,7 +58,7 @@ def test_an_example_composes(line: str, name: str) -> None:
     command = re.split(" {2,}", line)[0]  # then what it does
     words = [word for word in shlex.split(command)[2:] if word != "-m"]
     overrides = [f"action={word}" if "=" not in word else word for word in words]
-    resolvers.register_resolvers()
+    register.register_resolvers()
     register.register()
     with ensure_hydra():
         assert compose(name, single_values(overrides, multirun=" -m " in command))
@@ -68,7 +68,7 @@ def test_a_topic_is_a_group_a_node_or_a_setting(shown) -> None:  # type: ignore[
     model = shown("train", "model")
     assert "vit_mini (default)" in model
     assert "Settings of model (vitlab.models.vit.VisionTransformer)" in model
-    assert "  model.depth: an int; default: 4\n      Number of blocks.\n" in model
+    assert "  model.depth: an int of at least 1; default: 4\n      Number of blocks.\n" in model
     assert "model.num_classes" not in model, "the program sets it"
     augment = shown("train", "data.augment", "data=cifar10")
     assert "  data.augment.flip: true or false; value: true\n" in augment

@@ -19,8 +19,8 @@ def test_a_problem_is_one_of_all_that_its_path_is_below() -> None:
     assert not view.has_problem("mod", "model.dim.x")
 
 
-def test_a_steps_batch_is_cut_for_processes_of_all_nodes_and_parts() -> None:
-    trainer = {"devices": 3, "accelerator": "cpu", "num_nodes": 2, "accumulate_grad_batches": 4}
+def test_processes_are_those_of_all_nodes() -> None:
+    trainer = {"devices": 3, "accelerator": "cpu", "num_nodes": 2}
     view = ConfigView({"trainer": trainer}, set())
-    assert (view.ranks(), view.micro_batches()) == (6, 24)
-    assert ConfigView({}, set()).micro_batches() == 1
+    assert view.ranks() == 6
+    assert ConfigView({}, set()).ranks() == 1

@@ -167,7 +167,7 @@ def test_repeats_of_a_sample_are_apart_in_a_step_and_epochs_have_other_samples()
         ({"samples": 9, "batch_size": 3, "world_size": 2, "accumulate": 2}, "batch_size=3.*accumulate"),
         ({"samples": 9, "batch_size": 10, "drop_last": True}, "batch_size=10 exceeds the 9 training samples"),
         ({"samples": 3, "batch_size": 4, "world_size": 4}, "batch_size=4 cuts 3.*trainer.devices=4"),
-        ({"samples": 0, "batch_size": 4}, "no training samples"),
+        ({"samples": 0, "batch_size": 4}, "exceeds the 0 training samples; there are none"),
     ],
 )
 def test_batches_that_cannot_be_shared_are_refused(arguments: dict[str, int], named: str) -> None:

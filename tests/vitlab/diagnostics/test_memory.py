@@ -9,7 +9,7 @@ import torch
 from timm.optim.lamb import Lamb
 
 import plan_accuracy
-from vitlab.diagnostics.memory import Allocations, count_step, step_seconds
+from vitlab.diagnostics.memory import Allocations, count_step
 from vitlab.models import attention
 from vitlab.models.vit import VisionTransformer
 from vitlab.training import schedules
@@ -106,9 +106,3 @@ def test_a_storage_counts_once_and_until_it_is_freed() -> None:
         assert counter.live == 600
         del view
         assert (counter.live, counter.peak) == (400, 600)
-
-
-def test_a_step_is_timed_without_changing_its_number_of_images() -> None:
-    network = VisionTransformer(image_size=16, patch_size=4, num_classes=10, dim=16, depth=1, heads=2)
-    module = Classifier(network, num_classes=10, optimizer=partial(torch.optim.SGD, lr=0.1))
-    assert 0 < step_seconds(module, 4, (3, 16, 16), "32-true") < 1

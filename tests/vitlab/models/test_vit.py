@@ -545,7 +545,7 @@ def test_the_model_stays_a_lesson() -> None:
     assert classes == ["PatchEmbedding", "MultiHeadAttention", "MLP", "Block", "VisionTransformer"]
     imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     imported += [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
-    names = ("attention", "init", "layers", "positions", "shortcuts", "timm_interface", "vit_validation")
+    names = ("attention", "init", "layers", "positions", "timm_interface", "vit_validation")
     siblings = {f"vitlab.models.{name}" for name in names}
     ours = {module for module in imported if module.startswith("vitlab")}
     assert ours == siblings
