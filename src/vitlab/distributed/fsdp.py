@@ -37,7 +37,7 @@ class FullyShardedParallel(ModelParallelStrategy):
             named = state_by_name(state, optimizer, self.model)
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         if "averaging_state" in checkpoint:  # Lightning leaves the average out, which is in `state_dict`
-            content = torch.load(checkpoint_path, mmap=True, map_location="cpu", weights_only=weights_only)
+            content = torch.load(checkpoint_path, mmap=True, map_location="cpu", weights_only=True)
             checkpoint["state_dict"] = content["state_dict"]
         return checkpoint
 
