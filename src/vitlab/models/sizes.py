@@ -6,13 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 # (width, depth, heads) -> name (table 1 of the ViT paper; Ti and S from DeiT)
-SIZES = {
-    (192, 12, 3): "ti",
-    (384, 12, 6): "s",
-    (768, 12, 12): "b",
-    (1024, 24, 16): "l",
-    (1280, 32, 16): "h",
-}
+SIZES = {(192, 12, 3): "ti", (384, 12, 6): "s", (768, 12, 12): "b", (1024, 24, 16): "l", (1280, 32, 16): "h"}
 
 
 def model_name(model: Any) -> str:

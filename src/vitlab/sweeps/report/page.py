@@ -10,6 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -25,7 +26,6 @@ from vitlab.storage import atomic
 from vitlab.sweeps.ledger import Direction, Status, Sweep, choices_text
 from vitlab.sweeps.report import charts, table
 from vitlab.sweeps.report.charts import Chart
-from vitlab.sweeps.report.importance import RELIABLE, as_numbers, setting_importance
 from vitlab.sweeps.report.table import COSTS, Configuration, MeanStd, finite_numbers
 
 PAGE, RESULTS, JOBS = "index.html", "results.csv", "jobs.csv"
@@ -49,7 +49,6 @@ def write_report(sweep: Sweep, folder: Path, more: Markup | None = None) -> Path
     counts = Counter(job.status for job in sweep.jobs)
     measured = {key for row in rows for key in row.scores} | set(sweep.objectives)
     objective = table.first_objective(sweep)[0]
-    shares, scored = setting_importance(sweep.jobs, objective)
     versions = next((job.results["versions"] for job in sweep.jobs if job.results.get("versions")), None)
     wanted = dict.fromkeys([*sweep.objectives, "test/acc", "raw/acc", "val/acc", "val/loss", *COSTS])
     text = environment.get_template("page.html").render(
@@ -62,7 +61,6 @@ def write_report(sweep: Sweep, folder: Path, more: Markup | None = None) -> Path
         style=style_sheet(),
         colors=charts.COLORS,
         arrows=ARROWS,
-        reliable=RELIABLE,
         objective=objective,
         rows=rows,
         names=table.choice_names(sweep),
@@ -76,8 +74,6 @@ def write_report(sweep: Sweep, folder: Path, more: Markup | None = None) -> Path
         seconds=sum(finite_numbers(job).get("seconds", 0.0) for job in sweep.jobs),
         best=best,
         curves=list(filter(None, curve_charts(sweep, rows))),
-        shares=shares,
-        scored=scored,
         effects=list(filter(None, effect_charts(sweep, rows))),
         cost=cost_chart(sweep, rows),
         pages=job_pages(sweep, folder),
@@ -120,6 +116,13 @@ def setting_values(sweep: Sweep, name: str) -> list[str]:
     """Return the values of a setting, numbers by size."""
     values = list(dict.fromkeys(job.choices[name] for job in sweep.jobs if name in job.choices))
     return values if as_numbers(values) is None else sorted(values, key=float)
+
+
+def as_numbers(values: Sequence[str]) -> list[float] | None:
+    with suppress(ValueError):
+        numbers = [float(value) for value in values]
+        return numbers if all(map(math.isfinite, numbers)) else None
+    return None
 
 
 def pareto_configurations(sweep: Sweep, rows: Sequence[Configuration]) -> set[int]:
