@@ -127,10 +127,8 @@ def main(
         subject = {"run": run, "split": split, "checkpoint": str(file)}
     tester = build.build_trainer(trainer, run_dir=out)
     if probe is not None:
-        built, cache = instantiate.build_object(probe), Path(features_dir)
-        results = probes.measure(
-            built, module.network, datamodule, tester, split=split, model=model or {}, folder=cache
-        )
+        given: Node = {"split": split, "model": model or {}, "folder": Path(features_dir)}
+        results = probes.measure(instantiate.build_object(probe), module.network, datamodule, tester, **given)
         probes.log_results(results, split, out)
         return {**results, **subject}
     if fit_temperature:

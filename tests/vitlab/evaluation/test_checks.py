@@ -11,7 +11,7 @@ from vitlab.evaluation import checks
 from vitlab.runs import folder
 
 EXPORT = {"run": "run", "checkpoint": "best"}
-RUN: Node = {**EXPORT, "probe": None, "model": None, "weights": {"source": None}}
+RUN: Node = {**EXPORT, "test_set": "folders", "probe": None, "model": None, "weights": {"source": None}}
 OTHER: Node = {**RUN, "run": None, "model": {}, "data": {"_target_": "a.b"}, "weights": {"source": "w.pth"}}
 
 
