@@ -237,10 +237,3 @@ def test_verifying_names_every_file_that_isn_t_what_was_packed(packed: Callable[
         pack.verify(copy)
     assert "train/000002.tar: it is missing" in str(caught.value)
     assert "test/000000.tar: its checksum is wrong" in str(caught.value)
-
-
-def test_a_lock_that_another_process_has_removed_is_no_error(tmp_path: Path) -> None:
-    with pack.folder_lock(tmp_path):
-        (tmp_path / NAME).touch()
-        (tmp_path / pack.LOCK).unlink()
-    assert [file.name for file in tmp_path.iterdir()] == [NAME]
