@@ -65,13 +65,15 @@ class Template:
         """Start the template once: with the first rank, or before launchers are forked."""
         if self.process or not self.entry or sys.platform != "linux":
             return
-        self.shared = shared_state(environment)
-        self.requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            own, line = {REQUESTS_VARIABLE: str(theirs.fileno())}, [sys.executable, str(self.entry)]
-            options: Any = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL, "process_group": 0}
-            self.process = subprocess.Popen(line, env={**self.shared[0], **own}, **options)
-        atexit.register(self.stop)
+        with suppress(OSError):
+            os.close(os.pidfd_open(os.getpid()))  # since Linux 5.3; where it can't, ranks are new processes
+            self.shared = shared_state(environment)
+            self.requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                own, line = {REQUESTS_VARIABLE: str(theirs.fileno())}, [sys.executable, str(self.entry)]
+                options: Any = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL, "process_group": 0}
+                self.process = subprocess.Popen(line, env={**self.shared[0], **own}, **options)
+            atexit.register(self.stop)
 
     def stop(self) -> None:
         self.requests.close()

@@ -87,8 +87,7 @@ def cook(states: Sequence[State], method: Literal["greedy", "uniform"], score: S
     for index in order[1:]:
         members = [*best.members, index]
         state = mean_state([states[member] for member in members])
-        now = score(state)
-        kept = now >= best.score
+        kept = (now := score(state)) >= best.score
         log.info("run %d: %.4f alone, the mean %.4f: %s", index, scores[index], now, "kept" if kept else "left out")
         best = Soup(state, members, now) if kept else best
     return best

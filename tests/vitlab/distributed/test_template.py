@@ -278,3 +278,15 @@ def test_ranks_are_new_processes_if_they_would_import_something_else(
     launch.run_ranks(program, tmp_path, 1)
     assert str(os.getpid()) in (tmp_path / "0").read_text()
     assert templates(tmp_path) == 0
+
+
+def test_ranks_are_new_processes_where_the_system_cannot_report_their_end(
+    entry: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", fail)  # as before Linux 5.3
+    launch.run_ranks(entry("write(parent)\n"), tmp_path, 1)
+    assert (tmp_path / "0").read_text() == str(os.getpid())
+    assert templates(tmp_path) == 0

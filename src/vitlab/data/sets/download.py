@@ -21,7 +21,5 @@ def download(name: str, data_dir: str, fetch: Callable[[], T], remedy: str) -> T
         with FileLock(folder / f".{name}.lock"):
             return fetch()
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise FileNotFoundError(
-            f"{name} isn't in data_dir={data_dir} and can't be downloaded ({reason}); {remedy}"
-        ) from error
+        absent = f"{name} isn't in data_dir={data_dir} and can't be downloaded ({' '.join(str(error).split())})"
+        raise FileNotFoundError(f"{absent}; {remedy}") from error
