@@ -18,7 +18,8 @@ NAMES = {
 }
 
 HERE, MAIN = Path(__file__).resolve().parent, getattr(sys.modules["__main__"], "__file__", None)
-if MAIN and Path(MAIN).resolve().parent in (HERE.parent, HERE / "programs"):
+IS_PROGRAM = MAIN and Path(MAIN).resolve().parent in (HERE.parent, HERE / "programs")
+if IS_PROGRAM and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nobody ignores it
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while a program starts, Ctrl-C ends it without a traceback
 
 

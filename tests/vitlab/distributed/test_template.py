@@ -115,7 +115,8 @@ def test_a_forked_rank_is_in_the_state_of_a_new_process(
         for file in tmp_path.glob("[01]"):
             file.unlink()
         if forks:
-            launch.TEMPLATE.start(dict(os.environ))
+            with launch.forward_signals([]):  # as while a sweep runs: signals that its terminal ignores are not
+                launch.TEMPLATE.start(dict(os.environ))
         else:
             launch.TEMPLATE.stop()
             monkeypatch.setattr(launch, "TEMPLATE", Template())
