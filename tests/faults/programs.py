@@ -135,6 +135,7 @@ def new_interpreter(env: Mapping[str, str], cwd: Path | None) -> None:
     warnings.resetwarnings()  # under pytest they are errors
     torch.set_num_threads(1)
     vars(launch)["subprocess"] = SimpleNamespace(Popen=ForkedProgram)
+    vars(launch.TEMPLATE)["start"] = lambda environment: None  # this process is the ranks' template
 
 
 def environment(**more: str) -> dict[str, str]:

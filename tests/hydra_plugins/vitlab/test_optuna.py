@@ -54,7 +54,7 @@ def test_a_killed_search_resumes_its_trial_which_both_ranks_end_together(
 
     output = program("train", "-m", *small, *ARGUMENTS, cwd=tmp_path)
     assert "trial 0 is not finished, and is resumed" in output
-    assert "1 trials (1 pruned)" in output
+    assert "trials:\n  pruned: 1\n" in output
     with open_study(url, "killed") as study:
         (trial,) = study.get_trials()
     assert trial.state.name == "PRUNED"
