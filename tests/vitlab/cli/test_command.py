@@ -111,7 +111,9 @@ def test_a_mistake_and_help_take_little_longer_than_importing_hydra(tmp_path: Pa
 @pytest.mark.parametrize("moment", ["| hydra.version", "| vitlab.cli.preflight", "importing torch and Lightning"])
 def test_ctrl_c_while_it_starts_ends_it_without_a_traceback(moment: str, tmp_path: Path) -> None:
     line = [sys.executable, "-X", "importtime", str(SOURCE / "train.py"), "trainer.max_epochs=1"]
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a script it is ignored
     with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, former)
         assert process.stderr is not None
         assert any(moment in " ".join(text.split()) for text in process.stderr)
         process.send_signal(signal.SIGINT)
