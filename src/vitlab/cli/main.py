@@ -22,7 +22,8 @@ def main() -> None:
         print(f"vitlab: there is no program {name!r}{there}", file=sys.stderr)
         sys.exit(2)
     else:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in vitlab/__init__.py
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # as in vitlab/__init__.py
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         sys.argv = [str(programs[name]), *arguments]
         sys.path.insert(0, str(PROGRAMS))  # as `python FILE` does
         runpy.run_path(sys.argv[0], run_name="__main__")

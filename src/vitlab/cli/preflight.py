@@ -221,9 +221,9 @@ def plan_run(request: Request, cfg: DictConfig, config: Node) -> list[str]:
         if is_first and (problems := resume.folder_problems(config, Path(cfg.hydra.run.dir).resolve())):
             exit_with_problems(request.program, problems)
     elif config.get("resume") == "auto":
-        former = [] if request.sets("name") else ["name=${vitlab.name:}"]  # before experiments named their runs
-        folders = [c.hydra.run.dir for c in (cfg, compose(request.primary, [*request.single, *former]))]
-        added += resume.resume_auto(config, *dict.fromkeys(Path(run).parent for run in folders))
+        renamed = cfg.hydra.runtime.choices.get("experiment") and not request.sets("name")  # data and model named it
+        former = [compose(request.primary, [*request.single, "name=${vitlab.name:}"])] if renamed else []
+        added += resume.resume_auto(config, *dict.fromkeys(Path(c.hydra.run.dir).parent for c in (cfg, *former)))
     return added
 
 

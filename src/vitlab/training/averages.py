@@ -80,9 +80,8 @@ class WeightAveraging(LightningAveraging):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with the weights on their device, in their precision and shards, or with the checkpoint's average."""
-        state = pl_module.state_dict().items()
-        average, self._updates = {n: t.to(dtype=WIDE.get(t.dtype, t.dtype), copy=True) for n, t in state}, 0
-        self._average_model = average
+        state, self._updates = pl_module.state_dict().items(), 0
+        self._average_model = {n: t.to(dtype=WIDE.get(t.dtype, t.dtype), copy=True) for n, t in state}
         if self._loaded is not None:
             (complete, self._updates), self._loaded = self._loaded, None
             copy_complete(complete, self._average_model)

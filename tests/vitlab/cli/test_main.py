@@ -39,7 +39,7 @@ def test_it_runs_the_program_as_its_file_does(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["vitlab", "train", "--version"])
     monkeypatch.setattr(sys, "path", [*sys.path])
-    former = signal.getsignal(signal.SIGINT)
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     vitlab.cli.main.main()
     assert signal.signal(signal.SIGINT, former) == signal.SIG_DFL, "Ctrl-C ends it without a traceback"
     assert sys.path[0] == str(paths.PROGRAMS), "programs may import each other"

@@ -92,7 +92,7 @@ def test_a_job_of_a_sweep_has_a_folder_named_by_what_varies_and_what_it_is(tmp_p
 def test_a_job_of_a_sweep_tells_wandb_what_varies_and_a_single_run_nothing(tmp_path: Path) -> None:
     ledger.write_sweep(tmp_path, command="", varies=["optimizer.lr", "model/size"], objectives={})
 
-    def told(mode: str, *overrides: str) -> Any:
+    def wandb_settings(mode: str, *overrides: str) -> Any:
         line = ["optimizer.lr=1e-3", "model/size=mini", "seed=7", f"hydra.sweep.dir='{tmp_path}'", "sweep=mine"]
         with hydra.initialize_config_dir(str(compose.CONF), version_base="1.3"):
             cfg = compose.compose("train", [*line, f"hydra.mode={mode}", *overrides])
@@ -107,10 +107,10 @@ def test_a_job_of_a_sweep_tells_wandb_what_varies_and_a_single_run_nothing(tmp_p
         return node["name"], node["choices"], node["tags"], config["trainer"]["enable_progress_bar"]
 
     chosen = {"optimizer.lr": "0.001", "model/size": "mini"}
-    assert told("MULTIRUN") == ("optimizer.lr=0.001 model/size=mini", chosen, [], False)
-    assert told("RUN") == ("digits-vit_64x4_p2-8px", {}, [], True)
+    assert wandb_settings("MULTIRUN") == ("optimizer.lr=0.001 model/size=mini", chosen, [], False)
+    assert wandb_settings("RUN") == ("digits-vit_64x4_p2-8px", {}, [], True)
     mine = ["logger.wandb.name=x", "logger.wandb.tags=[y]", "trainer.enable_progress_bar=true"]
-    assert told("MULTIRUN", *mine) == ("x", chosen, ["y"], True), "a user's own go before"
+    assert wandb_settings("MULTIRUN", *mine) == ("x", chosen, ["y"], True), "a user's own go before"
 
 
 @pytest.mark.parametrize(("objective", "mode"), [("val/acc", "max"), ("val/acc5", "max"), ("val/loss", "min")])
