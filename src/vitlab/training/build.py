@@ -244,7 +244,7 @@ def end_reason(trainer: Trainer) -> str:
     if 0 < epochs <= trainer.current_epoch:
         return "max_epochs"
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    if any(isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0 for callback in callbacks):
+    if any(isinstance(c, Timer) and (rest := c.time_remaining()) is not None and rest <= 0 for c in callbacks):
         return "max_time"
     if any(isinstance(callback, EarlyStopping) and callback.stopped_epoch for callback in callbacks):
         return "early_stopping"

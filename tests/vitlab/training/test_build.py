@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, Timer, WeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -208,20 +208,29 @@ def test_results_of_a_training_count_what_it_took(configure: Configure, tmp_path
     assert found["parameters"] == sum(p.numel() for p in module.network.parameters())
 
 
-def test_a_training_without_validation_is_validated_at_its_end(configure: Configure, tmp_path: Path) -> None:
+def test_a_training_without_validation_is_validated_at_its_end(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, module, run = parts(configure(*TINY, "trainer.max_steps=2"), Path(tmp_path))
     run.fit(module, data)
+    capsys.readouterr()
     found = build.best_scores(run, module, data)
-    assert (found["steps"], found["val/count"]) == (2, 144)
+    assert capsys.readouterr().out == "", "no table of Lightning's"
+    assert (found["steps"], found["epochs"], found["val/count"]) == (2, 1, 144)
     assert Path(found["checkpoint"]).is_file()
 
 
-def test_of_averages_the_weights_are_tested_too(configure: Configure, tmp_path: Path) -> None:
+def test_of_averages_the_weights_are_tested_too(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, module, run = parts(configure(*TINY, "callbacks=ema"), tmp_path)
     run.fit(module, data)
     averages = {name: weight.clone() for name, weight in module.state_dict().items()}
     file = Path(build.best_scores(run, module, data)["checkpoint"])
+    capsys.readouterr()
     raw = build.raw_scores(run, module, data, file)
+    assert capsys.readouterr().out == "", "no table of Lightning's"
+    assert module.split == "test"
     assert all(torch.equal(weight, averages[name]) for name, weight in module.state_dict().items())
     module.load_state_dict(safe_load.load_checkpoint(file)["current_model_state"])
     run.test(module, data, verbose=False)
@@ -297,6 +306,8 @@ class Model(BoringModel):
         ("max_time", {"max_epochs": -1, "max_time": {"seconds": 0}}),
         ("early_stopping", {"max_epochs": 9, "callbacks": [EarlyStopping("loss", patience=1)]}),
         ("callback", {"max_epochs": 9, "callbacks": [Stop()], "min_steps": 1}),
+        ("callback", {"max_epochs": -1, "callbacks": [Stop()], "min_steps": 1, "max_time": {"hours": 1}}),
+        ("callback", {"max_epochs": 9, "callbacks": [Stop(), Timer()], "min_steps": 1}),  # a timer without an end
     ],
 )
 def test_the_reason_is_the_setting_that_ended_it(reason: str, options: dict[str, Any]) -> None:

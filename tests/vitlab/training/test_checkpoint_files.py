@@ -88,6 +88,42 @@ def test_the_newest_is_found_by_its_steps_and_not_by_its_date(tmp_path: Path) ->
     assert list(damaged) == [tmp_path / "last.ckpt"]
 
 
+def test_every_file_that_cannot_be_loaded_or_has_no_steps_is_reported(tmp_path: Path) -> None:
+    saved(tmp_path).rename(tmp_path / "best.ckpt")
+    (tmp_path / "step-000002.ckpt").write_bytes(b"PK")
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "step-000003.ckpt")
+    (tmp_path / ".best.ckpt").write_bytes(b"PK")  # of a save that was killed
+    newest, damaged = checkpoint_files.newest_checkpoint(tmp_path)
+    assert newest == tmp_path / "best.ckpt"
+    assert sorted(file.name for file in damaged) == ["step-000002.ckpt", "step-000003.ckpt"]
+    assert damaged[tmp_path / "step-000003.ckpt"] == "KeyError: 'global_step'"
+
+
+def test_the_folder_is_made_and_file_then_folder_reach_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(checkpoint_files, "fsync", lambda path: synced.append(path.name))
+    folder = tmp_path / "run" / "checkpoints"
+    for names in ([], ["last.ckpt"]):
+        synced.clear()
+        saved(folder, names=names)
+        assert len(synced) == 2
+        assert synced[0].endswith("tmp")
+        assert synced[1] == "checkpoints"
+
+
+def test_without_links_a_second_name_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    file = saved(tmp_path)
+    monkeypatch.setattr(os, "link", refuse)
+    checkpoint_files.hardlink(file, "best.ckpt")
+    assert (tmp_path / "best.ckpt").read_bytes() == file.read_bytes()
+    assert not (tmp_path / "best.ckpt").samefile(file)
+
+
 def test_of_equally_new_files_the_last_comes_first_then_the_previous(tmp_path: Path) -> None:
     for name in ("best", "previous", "last"):
         saved(tmp_path).rename(tmp_path / f"{name}.ckpt")

@@ -44,11 +44,13 @@ def test_the_counters_follow_from_the_steps(
     loops = counters()
     checkpoint = {"loops": {"fit_loop": loops}, "global_step": step, "accumulate": accumulate}
     set_loop_progress(checkpoint, batches, validation_due=due)
-    assert loops["epoch_progress"]["current"]["processed"] == epoch
+    place = {"ready": epoch + 1, "started": epoch + bool(current), "processed": epoch, "completed": epoch}
+    assert loops["epoch_progress"] == {"total": place, "current": place}
     assert loops["epoch_loop.batch_progress"]["current"]["ready"] == current
     assert loops["epoch_loop.batch_progress"]["total"]["ready"] == epoch * batches + current
     assert loops["epoch_loop.batch_progress"]["is_last_batch"] is last
-    assert loops["epoch_loop.val_loop.batch_progress"]["current"]["ready"] == int(due)
+    begun = {"ready": int(due), "started": int(due), "processed": 0, "completed": 0}
+    assert loops["epoch_loop.val_loop.batch_progress"] == {"total": begun, "current": begun, "is_last_batch": False}
     assert loops["epoch_loop.state_dict"]["_batches_that_stepped"] == step
     steps = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["current"]["ready"]
     assert steps == (-(-batches // accumulate) if last else current // accumulate)
@@ -90,6 +92,30 @@ def test_a_restored_state_repeats_what_was_drawn(tmp_path: Any) -> None:
     assert draws() != first
     restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True), CPU)
     assert draws() == first
+
+
+def test_states_of_all_devices_are_restored_on_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    restored: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    states, device = random_state(CPU), torch.zeros(3, dtype=torch.uint8)
+    for devices in (0, 1, 2, 3):
+        restore_random_state({**states, "devices": [device] * devices}, CPU)
+    assert len(restored) == 1
+    assert len(restored[0]) == 2
+
+
+def test_a_device_s_own_state_is_kept_with_those_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    restored: list[Any] = []
+    device, state = torch.device("cuda", 0), torch.ones(3, dtype=torch.uint8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", restored.append)
+    states = random_state(device)
+    assert states["cuda"] is state
+    restore_random_state(states, device)
+    restore_random_state(states, CPU)
+    assert len(restored) == 1
+    assert torch.equal(restored[0], state)
 
 
 def test_states_of_version_0_0_are_restored() -> None:
