@@ -49,13 +49,17 @@ EQUIVALENT = """
 data/augment.py | one more | few = max(1, CACHE_SIZE | images that are prepared at once
 data/auto_augment.py | another operator | level + std * torch.randn | a normal distribution is symmetric
 data/crops.py | another comparison | torch.rand(batch, 1).flatten() < 0.5 | 0.5 is drawn once in 2**24 times
+data/datamodule.py | one more | buffer=buffer or 0 | without a buffer there are no blocks
 data/dataset.py | other branch | if torch.rand(()) < 0.5 else | either has the same probability
+data/file_list.py | left out | file.parent.mkdir( | filelock makes the folder too
 data/jpeg.py | another comparison | metadata.find(tag, at + 1)) >= 0 | the metadata begins with Exif
 data/packing/pack.py | one more | - last > 10 | seconds between two lines of the log
+data/png.py | another operator | while at + 12 <= len(data) | a part's end is compared as well
 data/source.py | another comparison | 2 * len(indices) < len(self.stored) | copied or not, the images are the same
 data/splitting.py | one more | * 8 // len(numbers) | classes that are sorted at once
 models/attention.py | other truth value | use_reentrant=False | the compiler, which it is for, traces both alike
 models/init.py | other truth value | recurse=False | only the model itself has parameters of these names
+models/layers.py | another comparison | .uniform_() < keep | each number is drawn once in 2**24 times
 models/layers.py | another comparison | rate > 0.0 | dropout at rate 0 returns its input
 training/classifier.py | another comparison | end > 0 | without steps nothing is trained
 weights/locate.py | one more | @lru_cache(maxsize | the size of a cache

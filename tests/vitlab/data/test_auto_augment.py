@@ -194,6 +194,9 @@ def test_big_vision_randaugment_draws_each_of_its_ops_alike(level: int, draws: D
         assert {round(each, 4) for each in values_of(draws, name)} == {
             round(v, 4) for v in ((value, -value) if signed else (value,))
         }
+    for value, threshold in ((2, 51), (5, 128), (9, 230)):  # int(256 x level / 10), of pixels from 0 to 255
+        magnitudes = auto_augment.big_vision_magnitudes(torch.tensor([float(value)], dtype=torch.float64))
+        assert 255 * magnitudes["Solarize"].item() == pytest.approx(threshold - 0.5, abs=1e-9)
     bright = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
     solarize = torch.tensor([NAMES.index("Solarize")]), torch.tensor(values_of(draws, "Solarize")[:1])
     assert torch.equal(augment_ops.apply_ops(bright, *solarize), bright), "the threshold is 256 or more"

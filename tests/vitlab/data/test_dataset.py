@@ -168,6 +168,8 @@ def test_large_crops_come_from_a_smaller_decoding_only_where_that_is_asked_for(p
         pictures[scaled] = data.__getitems__(boxes).images
     assert not torch.equal(pictures[False], pictures[True])
     assert (pictures[False].float() - pictures[True].float()).abs().mean() < 4
+    plain = FilesDataset(photos, image_size=(24, 24), augment=augment, seed=3, training=True)
+    assert torch.equal(plain.__getitems__(boxes).images, pictures[False]), "not by default"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stable_seed(3, 0, 4))
         crop = v2.RandomResizedCrop((24, 24), (0.9, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)

@@ -39,6 +39,20 @@ def test_a_split_selects_in_the_order_asked_for() -> None:
     assert len(part) == 2
 
 
+def test_files_are_of_three_channels_and_images_in_memory_of_the_size_and_channels_stated() -> None:
+    files, images = Split(None, LABELS, [f"{i}.png" for i in range(6)]), Split(IMAGES, LABELS)
+    assert source(files).image_problem(files) is None
+    for size in (8, None):
+        assert source(images, native_size=size).image_problem(images) is None
+    made = source(images)
+    for height, width in ((9, 8), (8, 9)):
+        other = Split(torch.zeros(6, 3, height, width).byte(), LABELS)
+        assert made.image_problem(other) == f"images have {height} x {width} pixels, and native_size=8"
+    last = Split(torch.zeros(6, 8, 8, 3).byte(), LABELS)
+    assert "channels are last" in str(made.image_problem(last))
+    assert "channels are last" not in str(made.image_problem(Split(torch.zeros(6, 1, 8, 8).byte(), LABELS)))
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64, np.bool_])
 def test_arrays_and_integers_of_any_type_are_taken(kind: Any) -> None:
     array = np.zeros((6, 3, 8, 8), np.uint8)

@@ -2,10 +2,13 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from conftest import Configure
@@ -300,6 +303,25 @@ def test_a_checkpoint_is_taken_when_so_many_minutes_are_over(run: Callable[..., 
     seldom = ["callbacks.last.every_n_epochs=null", "callbacks.last.every_n_minutes=1e-9"]
     folder = run("run", *seldom, cut=CutAt(3))
     assert safe_load.load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 3
+
+
+@pytest.mark.parametrize(("late", "reason"), [(0, 0), (1, 0), (0, 1), (1, 2)])
+def test_what_another_rank_decides_all_ranks_do(
+    late: int, reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reduce(flags: torch.Tensor, op: Any) -> None:
+        assert op == torch.distributed.ReduceOp.MAX
+        flags.copy_(flags.maximum(torch.tensor([late, reason])))  # of the other rank
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduce)
+    saved: list[Path] = []
+    trainer: Any = SimpleNamespace(world_size=2, global_step=5, current_epoch=0, is_last_batch=False, loggers=[])
+    trainer.strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer.is_global_zero, trainer.save_checkpoint = False, lambda file, weights_only: saved.append(file)
+    last = checkpoints.LastCheckpoint(dirpath=str(tmp_path), every_n_minutes=None)
+    with pytest.raises(StopRequested) if reason else nullcontext():
+        last.on_train_batch_end(trainer, trainer)
+    assert saved == [tmp_path / "last.ckpt"] * bool(late or reason)
 
 
 @pytest.mark.parametrize("knob", ["every_n_epochs", "every_n_train_steps", "every_n_minutes", "keep_every_n_epochs"])

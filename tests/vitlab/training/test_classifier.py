@@ -24,6 +24,7 @@ from vitlab.data.dataset import EvalBatch
 from vitlab.data.sampler import EpochBatches
 from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
+from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training import schedules
 from vitlab.training.classifier import Classifier, gradient_norm
 
@@ -217,6 +218,19 @@ def test_a_batch_without_images_as_a_rank_may_have_adds_nothing(monkeypatch: pyt
     scores = sums.compute()
     assert scores["test/count"] == 3
     assert math.isfinite(scores["test/loss"])
+
+
+def test_validation_scores_are_exact_too_and_two_are_in_the_bar(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    rows = MetricsFile(folder=str(tmp_path))
+    module, trainer = classifier(), make_trainer(max_epochs=1, log_every_n_steps=1, logger=[rows])
+    trainer.fit(module, digits_module())
+    found = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    assert found["val/count"] == 144
+    assert found["val/acc"] == pytest.approx(found["val/correct"] / 144)
+    assert {name for name in trainer.progress_bar_metrics if "/" in name} == {"train/loss", "val/acc", "val/loss"}
+    assert any("val/acc" in row for row in rows.read_rows()), "without a Monitor they are logged here"
+    module.monitored = True
+    assert not module.own_log()
 
 
 def test_no_smoothing_and_no_other_loss_enters_the_scores(make_trainer: MakeTrainer) -> None:

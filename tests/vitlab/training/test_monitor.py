@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -175,6 +177,40 @@ def test_a_run_that_is_resumed_counts_on_and_repeats_no_row(make_trainer: MakeTr
     assert monitor.images == 303
     for name in ("train/loss", "images", "val/acc", "lr/decay", "train/gradient_norm"):
         assert logged(parts, name) == logged(complete, name), name
+
+
+def test_sums_of_other_numbers_of_ranks_are_taken_by_one(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = [
+        {"mean_value": torch.tensor(v, dtype=torch.float64), "weight": torch.tensor(w)} for v, w in ((6, 3), (1, 4))
+    ]
+    state: dict[str, Any] = {"images": 7, "window_images": 7, "last_loss": 0.5, "rates": {}, "gradient_norm": None}
+    for ranks, rank, expected in ((1, 0, (7, 7)), (2, 0, (6, 3)), (2, 1, (1, 4)), (4, 0, (7, 7)), (4, 1, (0, 0))):
+        monkeypatch.setattr(Trainer, "world_size", ranks)
+        monkeypatch.setattr(Trainer, "global_rank", rank)
+        module, trainer, monitor = classifier(), make_trainer(), Monitor()
+        trainer.state.fn = TrainerFn.FITTING
+        monitor.on_load_checkpoint(trainer, module, {"global_step": 3, "monitor": {**state, "losses": sums, "rows": 2}})
+        assert (module.train_loss.mean_value, module.train_loss.weight) == expected, (ranks, rank)
+        assert (monitor.images, monitor._step, monitor._rows) == (7, 3, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*smaller than the logging interval")
+def test_rows_are_dropped_also_where_the_checkpoint_is_loaded_after_the_setup(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under FSDP2."""
+    monkeypatch.setattr(SingleDeviceStrategy, "restore_checkpoint_after_setup", True)
+    MetricsFile(folder=str(tmp_path)).log_metrics({"train/loss": 9.0}, step=1)  # of a former start
+    first = fit(make_trainer, tmp_path, classifier(), max_epochs=1, log_every_n_steps=4)
+    first.save_checkpoint(saved := tmp_path / "one.ckpt")
+    rows = logged(tmp_path, "images")
+    assert [step for step, _ in rows] == [4, 4], "a row of training, and one of validation"
+    MetricsFile(folder=str(tmp_path)).log_metrics({"train/loss": 9.0}, step=5)
+    fit(make_trainer, tmp_path, classifier(), max_epochs=2, log_every_n_steps=4, ckpt_path=str(saved))
+    assert logged(tmp_path, "images")[:2] == rows
+    assert [step for step, _ in logged(tmp_path, "train/loss")] == [4, 8]
 
 
 def test_without_metrics_csv_a_checkpoint_counts_no_rows(make_trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -84,6 +84,19 @@ def test_the_configuration_of_a_run_comes_first_and_may_be_empty() -> None:
         assert config_hints(files) == (hints, "its run's configuration")
 
 
+def test_hints_are_from_the_first_configuration_that_there_is() -> None:
+    vision = {"width": 128, "head_width": 32}
+    files = opened(config={"architecture": "vit_tiny_patch16_224", "model_args": {"num_heads": 4}})
+    hints, origin = config_hints(files)
+    assert (hints["heads"], origin) == (4, "timm's model vit_tiny_patch16_224")
+    named = opened(timm_name="vit_tiny_patch16_224", config={"model_type": "vit"})
+    assert config_hints(named)[1] == "timm's model vit_tiny_patch16_224"
+    both: dict[str, Any] = {"open_clip": {"model_cfg": {"vision_cfg": vision}}}
+    assert config_hints(opened(**both)) == ({"activation": "gelu", "heads": 4}, "open_clip_config.json")
+    assert config_hints(opened(config={"model_type": "vit"}, **both))[1] == "config.json"
+    assert config_hints(opened(open_clip={"preprocess_cfg": {}})) == ({}, "the tensors' shapes")
+
+
 def opened(**said: Any) -> WeightFiles:
     nothing: dict[str, Any] = {"config": {}, "preprocessor": {}, "open_clip": {}, "record": {}, "timm_name": None}
     return WeightFiles(source="x", file=Path("x"), content=FileContent({}, {}), **nothing | said)

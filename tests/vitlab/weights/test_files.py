@@ -139,6 +139,14 @@ def test_other_files_are_refused_with_a_reason(content: bytes, message: str, tmp
         read_weights(file)
 
 
+def test_a_file_of_64_mebibytes_is_no_index_and_is_not_read(tmp_path: Path) -> None:
+    with (file := tmp_path / "x").open("wb") as stream:
+        stream.write(b'{"a": 1}')
+        stream.truncate(2**26)
+    with pytest.raises(UnreadableWeights, match="is not a file of weights"):
+        read_weights(file)
+
+
 def test_a_zip_of_something_else_and_a_torch_file_without_tensors_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x", "w") as archive:
         archive.writestr("readme.txt", "hello")

@@ -75,8 +75,13 @@ def test_a_norm_after_pooling_is_an_argument_only_where_the_pooling_leaves_it_op
 
 def test_positions_without_a_square_grid_need_the_image_size() -> None:
     odd = state(image_size=(24, 48))
-    with pytest.raises(UnreadableWeights, match=r"pos_embed has 19 positions.*weights\.image_size=\[HEIGHT,WIDTH\]"):
+    with pytest.raises(
+        UnreadableWeights,
+        match=r"pos_embed has 19 positions, not a square grid; set weights\.image_size=\[HEIGHT,WIDTH\]",
+    ):
         infer_architecture(odd, LAYOUTS["timm"], opened(), {})
+    with pytest.raises(UnreadableWeights, match=r"19 positions, not a square grid or that of images of 32; set"):
+        infer_architecture(odd, LAYOUTS["timm"], opened(), {}, 32)
     found = infer_architecture(odd, LAYOUTS["timm"], opened(), {}, (24, 48))
     assert found.arguments["image_size"] == (24, 48)
     assert infer_architecture(odd, LAYOUTS["timm"], opened(), {"image_size": (48, 24)}).arguments["image_size"] == (
@@ -125,7 +130,10 @@ def test_positions_that_nothing_describes_must_be_set() -> None:
     with pytest.raises(UnreadableWeights, match=r"no table of positions.*rotary.*set model\.pos_embed"):
         infer_architecture(tensors, LAYOUTS["timm"], opened(), {})
     asked = {"pos_embed": "sincos2d"}
-    assert infer_architecture(tensors, LAYOUTS["timm"], opened(), asked).arguments["pos_embed"] == "sincos2d"
+    found = infer_architecture(tensors, LAYOUTS["timm"], opened(), asked).arguments
+    assert (found["pos_embed"], found["image_size"]) == ("sincos2d", 8 * 14), "14 x 14 patches, if nothing is known"
+    found = infer_architecture(tensors, LAYOUTS["timm"], opened(), asked, 48).arguments
+    assert found["image_size"] == 48
 
 
 def test_openclips_configuration_is_used_or_refused() -> None:

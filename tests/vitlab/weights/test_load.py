@@ -14,6 +14,7 @@ from torch import Tensor
 
 import parity
 from vitlab.models.vit import VisionTransformer
+from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.load import IncompatibleWeights, load_network, load_pretrained
 from vitlab.weights.mapping import from_ours
 from vitlab.weights.open import open_weights
@@ -209,6 +210,9 @@ def test_weights_that_are_not_finite_are_refused_by_name(saved: Callable[..., Pa
     state["blocks.0.mlp.fc2.weight"][3, 1] = value
     with pytest.raises(IncompatibleWeights, match=r"NaN or infinity in blocks\.0\.mlp\.fc2\.weight"):
         load_network(TOY, str(saved(state)), strict=False)
+    theirs = from_ours(state, LAYOUTS["hf_vit"], heads=3)
+    with pytest.raises(IncompatibleWeights, match=r"NaN or infinity in \S*layer\.0\.output\.dense\.weight"):
+        load_network(TOY, str(saved(theirs, "theirs.safetensors")), strict=False)
 
 
 def test_known_heads_and_activation_must_be_the_models(tmp_path: Path) -> None:

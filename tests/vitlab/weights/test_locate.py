@@ -1,5 +1,6 @@
 """A source is located as a file, in a folder, in the hub's cache, or by timm's name; errors say why not."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.files import UnreadableWeights
-from vitlab.weights.locate import locate_in_folder, locate_on_hub, locate_weights
+from vitlab.weights.locate import cached_read, clear_cache, locate_in_folder, locate_on_hub, locate_weights
 
 STATE = {"a": torch.ones(2)}
 
@@ -98,6 +99,23 @@ def test_timms_name_brings_timms_preprocessing(hub: Path) -> None:
     said = timm.get_pretrained_cfg(name)
     assert said is not None
     assert opened.config["pretrained_cfg"]["mean"] == said.mean == (0.5, 0.5, 0.5)
+    assert locate_on_hub.cache_info().currsize > 0
+    clear_cache()
+    assert locate_on_hub.cache_info().currsize == cached_read.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize("kind", ["file", "url"])
+def test_timms_name_may_be_of_a_file_or_an_address(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    save_file(STATE, file := tmp_path / "w.safetensors")
+    said = timm.get_pretrained_cfg(name)
+    assert said is not None
+    changed = {"file": {"file": str(file)}, "url": {"url": "https://example.org/w", "hf_hub_id": None}}[kind]
+    monkeypatch.setattr("timm.models.get_pretrained_cfg", lambda _: dataclasses.replace(said, **changed))
+    monkeypatch.setattr("timm.models._hub.download_cached_file", {"https://example.org/w": str(file)}.get)
+    opened = locate_weights(f"timm:{name}")
+    assert (opened.file, opened.timm_name) == (file, "vit_tiny_patch16_224")
+    assert list(opened.content.parts[""]) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,10 @@ def test_settings_that_shapes_dont_show_are_compared_where_the_layout_knows_them
         weights = open_weights(str(file), requested=BASE)
         report = StateDictMatcher(model, BASE | ours, weights, "title").report
         known = [note for note in report.notes if not note.startswith("assumed ")]
+        assumed = [note for note in report.notes if note not in known]
+        assert len(assumed) > 1
+        assert assumed[-1] == "assumed norms before attention and MLP: their order isn't in the tensors"
+        assert all("no configuration has it; set model." in note for note in assumed[:-1])
         assert [note.split(" (")[0] for note in known] == notes
         assert [problem.split(" (")[0] for problem in report.problems] == problems
 
