@@ -47,9 +47,15 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 # mutants that compute the same: a module, the change, a part of the source line, and why
 EQUIVALENT = """
 data/augment.py | one more | few = max(1, CACHE_SIZE | images that are prepared at once
+data/augment_ops.py | one more | -MOST_BLUR - 1, side + MOST_BLUR + 1 | places outside of the box weigh nothing
+data/auto_augment.py | another comparison | torch.rand(len(images)) <= step[:, 1] | drawn once in 2**24 times
+data/auto_augment.py | another operator | step[:, 2].long()] * signs | signs are 1 and -1
 data/auto_augment.py | another operator | level + std * torch.randn | a normal distribution is symmetric
+data/crops.py | another comparison | ((part > 0) & (part < length | parts are between integers
+data/crops.py | one more | new = [size[0], size[0] * width // height] | both sides are equal
 data/crops.py | another comparison | torch.rand(batch, 1).flatten() < 0.5 | 0.5 is drawn once in 2**24 times
 data/datamodule.py | one more | buffer=buffer or 0 | without a buffer there are no blocks
+data/dataset.py | one more | torch.empty(1).expand(1, height, width) | its height and width alone are used
 data/dataset.py | other branch | if torch.rand(()) < 0.5 else | either has the same probability
 data/file_list.py | left out | file.parent.mkdir( | filelock makes the folder too
 data/jpeg.py | another comparison | metadata.find(tag, at + 1)) >= 0 | the metadata begins with Exif
@@ -59,9 +65,14 @@ data/source.py | another comparison | 2 * len(indices) < len(self.stored) | copi
 data/splitting.py | one more | * 8 // len(numbers) | classes that are sorted at once
 models/attention.py | other truth value | use_reentrant=False | the compiler, which it is for, traces both alike
 models/init.py | other truth value | recurse=False | only the model itself has parameters of these names
-models/layers.py | another comparison | .uniform_() < keep | each number is drawn once in 2**24 times
+models/layers.py | another comparison | .uniform_() < keep | drawn once in 2**24 times
 models/layers.py | another comparison | rate > 0.0 | dropout at rate 0 returns its input
+models/vit.py | one more | x.new_empty(1, 0, self.dim) | it holds nothing, and nothing takes it
 training/classifier.py | another comparison | end > 0 | without steps nothing is trained
+training/distillation.py | one more | images.shape[-2:] != self.size | images of the same size are resized to themselves
+training/monitor.py | another comparison | trainer.max_epochs > 0 | 0 is left out before
+training/optimizer.py | one more | max(layers.values(), default=0) | without layers all are in the last one
+training/progress_bar.py | one more | self._drawn = 0.0 | a second after the machine was started
 weights/locate.py | one more | @lru_cache(maxsize | the size of a cache
 weights/open.py | another comparison | if len(names) > 1 | of one name the only one is chosen anyway
 """

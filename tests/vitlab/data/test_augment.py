@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from distributions import differ
-from vitlab.data.augment import Augment, AutoAugment, Prepare
+from vitlab.data.augment import Augment, AutoAugment, Prepare, per_channel
 from vitlab.data.sets.fake import fake
 
 KNOBS: list[dict[str, Any]] = [
@@ -82,6 +82,13 @@ def test_what_the_workers_did_is_not_done_again() -> None:
     augment = Augment(crop_padding=2, flip=True, auto_augment="trivialaugment")
     assert torch.equal(augment.vary(images, PREPARE, cropped=True), images)
     assert not torch.equal(augment.vary(images, PREPARE), images)
+
+
+def test_nothing_is_on_by_default_and_randaugment_is_as_strong_as_torchvisions() -> None:
+    augment, theirs = Augment(), v2.RandAugment()
+    assert (augment.randaugment_ops, augment.randaugment_magnitude) == (theirs.num_ops, theirs.magnitude) == (2, 9)
+    gray = fake(channels=1)
+    assert per_channel("mean", (0.2, 0.4), (), gray) == pytest.approx((0.3,)), "of the colors"
 
 
 def test_without_knobs_training_sees_what_evaluation_sees() -> None:

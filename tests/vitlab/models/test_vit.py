@@ -224,6 +224,30 @@ def test_a_distilled_model_gives_timms_tokens_and_the_mean_of_both_heads() -> No
     close(two.forward_features(images), one.forward_features(images))
 
 
+def test_patches_are_projected_by_one_convolution_or_one_matrix_product() -> None:
+    for projection, operations in (("conv", {"convolution"}), ("linear", {"addmm"})):
+        embedding = toy(patch_projection=projection).patch_embed
+        with FlopCounterMode(display=False) as counter:
+            embedding(torch.zeros(2, *embedding.expected))
+        assert {str(each).split(".")[-1] for each in counter.get_flop_counts()["Global"]} == operations
+
+
+def test_by_default_it_is_base_16_of_the_paper_with_nothing_added() -> None:
+    with torch.device("meta"):
+        model = VisionTransformer()
+    assert (model.image_size, model.patch_size, model.in_channels) == ((224, 224), (16, 16), 3)
+    assert (model.dim, len(model.blocks), model.heads, model.num_classes) == (768, 12, 12, 1000)
+    assert (model.pool, model.prefix, model.covered, model.pre_logits) == ("cls", 1, 1, None)
+    assert (model.activation_checkpointing, model.distilled) == (False, False)
+    assert (model.patch_dropout, model.position_dropout) == (0.0, 0.0)
+    assert all(isinstance(layer, nn.Identity) for layer in (model.norm_pre, model.fc_norm, model.head_dist))
+    block = model.blocks[11]
+    assert (block.drop_path, block.attn.dropout, block.mlp.dropout) == (0.0, 0.0, 0.0)
+    assert model.norm.eps == block.norm1.eps == 1e-6
+    assert block.attn.qkv.bias is not None
+    assert model.patch_embed.linear
+
+
 def test_a_hidden_layer_before_the_head_has_a_tanh() -> None:
     model = filled(toy(pre_logits_dim=6))
     images = images_for(model)

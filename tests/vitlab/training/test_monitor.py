@@ -29,6 +29,7 @@ from vitlab.training.classifier import Classifier, logged_scores
 from vitlab.training.monitor import Monitor
 from vitlab.training.nonfinite import NonFinite
 from vitlab.training.progress_bar import ProgressBar
+from vitlab.training.throughput import ThroughputMeter
 
 MakeTrainer = Callable[..., Trainer]
 SIZES = {"image_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "heads": 2, "num_classes": 10, "in_channels": 1}
@@ -112,6 +113,22 @@ def test_a_row_comes_every_n_optimizer_steps_and_at_an_epochs_end(
     assert [step for step, _ in logged(tmp_path, "images")] == [3, 4, 4, 6, 8, 8], "validations have them too"
     assert [images for step, images in logged(tmp_path, "images") if step % 4 == 0] == [101, 101, 202, 202]
     assert logged(tmp_path, "epoch") == [(3, 1), (4, 1), (4, 1), (6, 2), (8, 2), (8, 2)]
+    norms = logged(tmp_path, "train/gradient_norm")
+    assert [step for step, _ in norms] == [3, 4, 6, 8]
+    assert min(norm for _, norm in norms) > 0
+
+
+def test_a_row_of_training_comes_before_each_validation_and_no_step_is_in_two(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[Trainer] = []
+    monkeypatch.setattr(ThroughputMeter, "prepare", lambda self, trainer, network: prepared.append(trainer))
+    trainer = fit(make_trainer, tmp_path, classifier(), max_epochs=1, log_every_n_steps=3, val_check_interval=2)
+    with (tmp_path / "metrics.csv").open(newline="") as lines:
+        rows = [(int(row["step"]), "val/acc" if row["val/acc"] else "train/loss") for row in csv.DictReader(lines)]
+    assert rows == [(2, "train/loss"), (2, "val/acc"), (3, "train/loss"), (4, "train/loss"), (4, "val/acc")]
+    trainer.test(classifier(), data(), verbose=False)
+    assert prepared == [trainer], "for the training, not for the test"
 
 
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval")
@@ -231,6 +248,11 @@ def test_a_line_of_text_reports_of_each_epoch(
     accuracy = logged(tmp_path, "val/acc")[1][1]
     assert lines[1].startswith("epoch 2/2   step 8   train/loss ")
     assert f"val/acc {accuracy:.4f}" in lines[1]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="vitlab"):
+        fit(make_trainer, tmp_path, classifier(), max_epochs=-1, max_steps=4, limit_val_batches=0)
+    lines = [record.getMessage() for record in caplog.records if record.name == "vitlab.training.monitor"]
+    assert [line.split("   ")[:2] for line in lines] == [["epoch 1", "step 4"]], "without a validation too, and no /-1"
 
 
 def test_a_test_is_logged_under_the_splits_name(make_trainer: MakeTrainer, tmp_path: Path) -> None:

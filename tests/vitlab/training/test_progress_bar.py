@@ -20,6 +20,7 @@ def trainer(**options: int) -> Trainer:
 
 def test_epochs_count_from_1() -> None:
     bar = ProgressBar()
+    assert not bar._leave, "no bars stay on the screen by default"
     bar.setup(trainer(max_epochs=12), BoringModel(), "fit")
     assert bar._get_train_description(0) == "Epoch 1/12"
     assert bar._get_train_description(11) == "Epoch 12/12"
