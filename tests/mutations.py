@@ -48,6 +48,7 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 EQUIVALENT = """
 data/augment.py | one more | few = max(1, CACHE_SIZE | images that are prepared at once
 data/augment_ops.py | one more | -MOST_BLUR - 1, side + MOST_BLUR + 1 | places outside of the box weigh nothing
+data/augment_ops.py | another comparison | tall[torch.rand(batch) >= probability] | drawn once in 2**24 times
 data/auto_augment.py | another comparison | torch.rand(len(images)) <= step[:, 1] | drawn once in 2**24 times
 data/auto_augment.py | another operator | step[:, 2].long()] * signs | signs are 1 and -1
 data/auto_augment.py | another operator | level + std * torch.randn | a normal distribution is symmetric
@@ -68,6 +69,7 @@ models/init.py | other truth value | recurse=False | only the model itself has p
 models/layers.py | another comparison | .uniform_() < keep | drawn once in 2**24 times
 models/layers.py | another comparison | rate > 0.0 | dropout at rate 0 returns its input
 models/vit.py | one more | x.new_empty(1, 0, self.dim) | it holds nothing, and nothing takes it
+training/averages.py | one more | if self.use_warmup else 1.0 | the decay, which is below 1, is taken
 training/classifier.py | another comparison | end > 0 | without steps nothing is trained
 training/distillation.py | one more | images.shape[-2:] != self.size | images of the same size are resized to themselves
 training/monitor.py | another comparison | trainer.max_epochs > 0 | 0 is left out before

@@ -20,7 +20,7 @@ from torchmetrics import MetricCollection
 
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
-from vitlab.data.dataset import EvalBatch
+from vitlab.data.dataset import EvalBatch, TrainBatch
 from vitlab.data.sampler import EpochBatches
 from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
@@ -315,6 +315,24 @@ def test_muon_gets_to_know_which_parameters_are_not_for_it(make_trainer: MakeTra
     trainer.fit(module, digits_module())
     fallback = {group["name"]: group["use_fallback"] for group in trainer.optimizers[0].param_groups}
     assert fallback == {"decay": False, "decay_ends": True, "no_decay": True}
+
+
+def test_with_a_teacher_both_heads_learn_of_a_network_with_two_and_the_only_one_of_others() -> None:
+    class Two(nn.Module):
+        distilled_training = False
+
+        def forward(self, x: Tensor) -> Any:
+            return (x, -x) if self.distilled_training else x
+
+    images, labels = torch.randn(3, 10), torch.arange(3)
+    for network, sign in ((Two(), -1), (nn.Identity(), 1)):
+        module = Classifier(network, num_classes=10, distillation="soft", teacher="any")
+        learned: list[tuple[Tensor, Tensor]] = []
+        module.distillation.losses = lambda own, logits, seen, to=learned: to.append((own, logits)) or own  # type: ignore
+        losses = module.batch_losses(TrainBatch(images, labels, 3, 0, 0))
+        torch.testing.assert_close(losses, F.cross_entropy(images, labels, reduction="none"))
+        assert torch.equal(learned[0][1], sign * images)
+        assert not network.distilled_training
 
 
 def test_a_classifier_without_an_optimizer_evaluates_but_has_none() -> None:

@@ -108,7 +108,8 @@ def test_no_step_waits_for_the_device_but_to_know_that_it_is_finite(make_trainer
 def test_a_row_comes_every_n_optimizer_steps_and_at_an_epochs_end(
     parts: int, make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
-    fit(make_trainer, tmp_path, classifier(), log_every_n_steps=3, accumulate_grad_batches=parts)
+    fit(make_trainer, tmp_path, module := classifier(), log_every_n_steps=3, accumulate_grad_batches=parts)
+    assert module.train_loss.weight == 0, "no image is in two rows"
     assert [step for step, _ in logged(tmp_path, "train/loss")] == [3, 4, 6, 8]
     assert [step for step, _ in logged(tmp_path, "images")] == [3, 4, 4, 6, 8, 8], "validations have them too"
     assert [images for step, images in logged(tmp_path, "images") if step % 4 == 0] == [101, 101, 202, 202]
@@ -233,9 +234,11 @@ def test_rows_are_dropped_also_where_the_checkpoint_is_loaded_after_the_setup(
 def test_without_metrics_csv_a_checkpoint_counts_no_rows(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     for logger, rows in (([], 0), ([MetricsFile(folder=str(tmp_path))], 3)):
         trainer = make_trainer(logger=logger, callbacks=[Monitor()], max_epochs=1, log_every_n_steps=2)
-        trainer.fit(classifier(), data())
+        module = classifier()
+        trainer.fit(module, data())
         trainer.save_checkpoint(tmp_path / "x.ckpt")
-        assert torch.load(tmp_path / "x.ckpt", weights_only=True)["monitor"]["rows"] == rows
+        saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["monitor"]
+        assert (saved["rows"], saved["gradient_norm"]) == (rows, module.gradient_norm)
 
 
 def test_a_line_of_text_reports_of_each_epoch(

@@ -132,7 +132,8 @@ def test_images_that_were_not_normalized_keep_their_values() -> None:
 
 
 def test_googles_files_are_of_images_from_minus_one_to_one_and_others_are_unknown() -> None:
-    assert preprocessing(opened(), LAYOUTS["google"]).mean == (0.5, 0.5, 0.5)
+    known = preprocessing(opened(), LAYOUTS["google"])
+    assert (known.mean, known.std, known.interpolation, known.crop_fraction) == ((0.5,) * 3, (0.5,) * 3, None, None)
     assert preprocessing(opened(), LAYOUTS["torchvision"]) == Preprocessing()
 
 

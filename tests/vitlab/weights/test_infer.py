@@ -136,6 +136,13 @@ def test_positions_that_nothing_describes_must_be_set() -> None:
     assert found["image_size"] == 48
 
 
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_an_unknown_epsilon_is_clips_with_a_norm_before_the_blocks_and_else_that_of_vits(pre_norm: bool) -> None:
+    found = infer_architecture(state(pre_norm=pre_norm), LAYOUTS["timm"], opened(), {})
+    assert found.arguments["norm_eps"] == (1e-5 if pre_norm else 1e-6)
+    assert "norm_eps" in found.assumed
+
+
 def test_openclips_configuration_is_used_or_refused() -> None:
     vision = {"width": 128, "head_width": 32, "image_size": 32, "layers": 2, "patch_size": 8}
     files = opened(open_clip={"model_cfg": {"quick_gelu": True, "vision_cfg": vision}})

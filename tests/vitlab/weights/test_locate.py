@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from huggingface_hub import errors
 from safetensors.torch import save_file
 
 from vitlab.models.vit import VisionTransformer
@@ -139,6 +140,21 @@ def test_what_the_hubs_library_says_is_the_reason(hub: Path, monkeypatch: pytest
     monkeypatch.setattr("vitlab.weights.locate.hub_problem", lambda: None)  # it was reached a moment ago
     with pytest.raises(UnreadableWeights, match=r"has weights of that name \(.*(offline|connect|find).*\)$"):
         locate_on_hub("hf:nobody/broken", "nobody/broken")
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [("RevisionNotFoundError", "revision v2 of it"), ("RepositoryNotFoundError", "such repository")],
+)
+def test_what_the_hub_does_not_have_is_named(hub: Path, kind: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        error = getattr(errors, kind)
+        raise error.__new__(error)
+
+    monkeypatch.setattr("vitlab.weights.locate.hub_problem", lambda: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(UnreadableWeights, match=f"^hf:a/b: the hub has no {what}, or it is private"):
+        locate_on_hub("hf:a/b", f"a/b-{kind}@v2")
 
 
 def test_without_a_network_the_cache_is_used_and_errors_come_at_once(
