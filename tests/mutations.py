@@ -53,7 +53,7 @@ data/auto_augment.py | another comparison | torch.rand(len(images)) <= step[:, 1
 data/auto_augment.py | another operator | step[:, 2].long()] * signs | signs are 1 and -1
 data/auto_augment.py | another operator | level + std * torch.randn | a normal distribution is symmetric
 data/crops.py | another comparison | ((part > 0) & (part < length | parts are between integers
-data/crops.py | one more | new = [size[0], size[0] * width // height] | both sides are equal
+data/crops.py | one more | new = [size[0] | both sides are equal
 data/crops.py | another comparison | torch.rand(batch, 1).flatten() < 0.5 | 0.5 is drawn once in 2**24 times
 data/datamodule.py | one more | buffer=buffer or 0 | without a buffer there are no blocks
 data/dataset.py | one more | torch.empty(1).expand(1, height, width) | its height and width alone are used
@@ -73,6 +73,7 @@ training/averages.py | one more | if self.use_warmup else 1.0 | the decay, which
 training/classifier.py | another comparison | end > 0 | without steps nothing is trained
 training/distillation.py | one more | images.shape[-2:] != self.size | images of the same size are resized to themselves
 training/monitor.py | another comparison | trainer.max_epochs > 0 | 0 is left out before
+training/monitor.py | one more | metric._update_count = 1 | any count prevents the warning
 training/optimizer.py | one more | max(layers.values(), default=0) | without layers all are in the last one
 training/progress_bar.py | one more | self._drawn = 0.0 | a second after the machine was started
 weights/locate.py | one more | @lru_cache(maxsize | the size of a cache

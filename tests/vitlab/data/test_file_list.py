@@ -9,11 +9,14 @@ import pytest
 
 from vitlab.data.file_list import (
     FileList,
+    Listing,
     cache_folder,
+    find_images,
     folder_cache_lock,
     folders_state,
     images_below,
     is_unchanged,
+    load_listing,
     read_listing,
     remove_old_files,
 )
@@ -64,6 +67,50 @@ def test_a_folder_that_has_just_changed_has_no_state(tmp_path: Path) -> None:
 def test_a_damaged_listing_is_made_again(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     assert read_listing(tmp_path / "a.npz") is None
+
+
+@pytest.mark.parametrize("state", ["settled", ""])
+def test_a_listing_is_made_once_and_again_if_a_folder_changes(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    (folder := tmp_path / "data").mkdir()
+    os.utime(folder, (1e9, 1e9))
+    made: list[Listing] = []
+
+    def make() -> Listing:
+        times = {str(folder): folder.stat().st_mtime_ns}
+        made.append(Listing(["a", "b"], FileList(PATHS, state), np.arange(5) % 2, times, ["a note"]))
+        return made[-1]
+
+    for _ in range(2):
+        listing = load_listing("key", make)
+        assert (listing.names, list(listing.files), listing.notes) == (["a", "b"], PATHS, ["a note"])
+        files = made[0].files
+        assert (listing.files.state, listing.files.first, listing.files.last) == (state, files.first, files.last)
+        assert listing.labels.tolist() == [0, 1, 0, 1, 0]
+    assert len(made) == (1 if state else 2), "a folder that has just changed is read again"
+    assert [record.message for record in caplog.records] == ["a note"] * 2
+    load_listing("other", make)
+    os.utime(folder, (2e9, 2e9))
+    load_listing("key", make)
+    assert len(made) == (3 if state else 4)
+
+
+def test_a_name_with_characters_of_patterns_is_a_name_if_there_is_such_a_file(tmp_path: Path) -> None:
+    for name in ("[a]/1.png", "a/2.png", "a/b/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for images, found in (
+        ("[a]", ["[a]/1.png"]),
+        ("[a]*", ["a/2.png", "a/b/3.png"]),
+        ("a/*.png", ["a/2.png"]),
+        ("**/3.png", ["a/b/3.png"]),
+        ("a/2.png", ["a/2.png"]),
+    ):
+        assert find_images(str(tmp_path / images)) == [str(tmp_path / name) for name in found]
+    with pytest.raises(ValueError, match=r"is no image, and no folder or pattern with images"):
+        find_images(str(tmp_path / "b*"))
 
 
 def test_the_lock_of_a_folder_without_room_is_no_error(tmp_path: Path) -> None:
