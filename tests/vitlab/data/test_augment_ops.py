@@ -281,6 +281,8 @@ def test_erasing_takes_rectangles_of_the_papers_size() -> None:
         area = (rows[-1] - rows[0] + 1) * (cols[-1] - cols[0] + 1)
         assert int(hole.sum()) == int(area), "a hole is a full rectangle"
         assert 0.01 < area / 1200 < 0.36
+    pixels = (erase(batch, 1.0, (1e-6, 1e-6)) == 0).all(1).flatten(1).sum(1)
+    assert (pixels == 1).all(), "at least one pixel, and no more of so small an area"
     assert torch.equal(erase(batch, 0.0), batch)
     assert (erase(batch, 1.0) == 0).flatten(1).any(1).all()
     assert (batch == 1).all(), "the batch itself stays as it was"

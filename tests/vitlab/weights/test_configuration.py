@@ -32,6 +32,18 @@ def test_transformers_config_of_other_kinds_is_used() -> None:
         transformers_hints({"model_type": "vit", "pooler_act": "relu"})
 
 
+@pytest.mark.parametrize(
+    ("kind", "epsilon"),
+    [
+        *(("vit", 1e-12), ("deit", 1e-12), ("vit_mae", 1e-12), ("vit_msn", 1e-6), ("dinov2", 1e-6)),
+        *(("dinov2_with_registers", 1e-6), ("clip", None), ("clip_vision_model", None), ("other", None)),
+    ],
+)
+def test_transformers_defaults_are_those_of_its_classes(kind: str, epsilon: float | None) -> None:
+    expected = {} if kind == "other" else {"heads": 12}
+    assert transformers_hints({"model_type": kind}) == expected | ({"norm_eps": epsilon} if epsilon else {})
+
+
 def test_timms_models_are_inspected_and_unsupported_ones_are_refused() -> None:
     said = timm_hints("vit_base_patch32_clip_quickgelu_224", {"depth": 1})
     assert (said["heads"], said["activation"], said["norm_eps"], said["pool"]) == (12, "quick_gelu", 1e-5, "cls")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from vitlab.data.sets import image_folder as sets
 from vitlab.data.sets.image_folder import find_images, find_splits, image_folder, list_images
@@ -34,6 +35,12 @@ def test_a_flat_folder_gives_a_fifth_of_each_class_to_the_test_split(tmp_path: P
     assert source.train.labels.bincount().tolist() == [16, 8]
     assert source.train.files == again.train.files
     assert not set(source.train.files or []) & set(source.test.files or [])
+    files = sorted(str(file) for file in tmp_path.glob("*/*.png"))
+    labels = [int(Path(file).parent.name == "b") for file in files]
+    _, held_out = train_test_split(range(30), test_size=6, stratify=labels, random_state=0)
+    assert sorted(map(str, source.test.files or [])) == [files[at] for at in sorted(held_out)], (
+        "as scikit-learn's, seed 0"
+    )
 
 
 def test_imagenets_published_validation_is_the_test_split(tmp_path: Path) -> None:

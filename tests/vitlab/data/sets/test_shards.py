@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,6 +117,13 @@ def test_validation_is_cut_by_class_of_few_shards(packed: Packed) -> None:
     one = datamodule(packed())
     assert one.samples == {"train": 66, "val": 8, "test": 20}
     assert set(one.split("val").labels.tolist()) == {0, 1, 2}
+
+
+def test_an_index_that_would_run_code_is_refused(packed: Packed, tmp_path: Path) -> None:
+    rows: Any = shards(data_dir=str(packed())).train.files
+    np.save(index := tmp_path / "index.npy", np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match=r"allow_pickle=False|Python objects"):
+        ShardRows(rows.place, rows.storage, rows.shards, str(index), rows.chosen)
 
 
 def test_rows_open_files_of_their_own_in_another_process_and_travel_without_them(packed: Packed) -> None:
