@@ -225,7 +225,8 @@ def test_a_distilled_model_gives_timms_tokens_and_the_mean_of_both_heads() -> No
 
 
 def test_patches_are_projected_by_one_convolution_or_one_matrix_product() -> None:
-    for projection, operations in (("conv", {"convolution"}), ("linear", {"addmm"})):
+    cases: list[tuple[Any, set[str]]] = [("conv", {"convolution"}), ("linear", {"addmm"})]
+    for projection, operations in cases:
         embedding = toy(patch_projection=projection).patch_embed
         with FlopCounterMode(display=False) as counter:
             embedding(torch.zeros(2, *embedding.expected))

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -111,7 +112,10 @@ def test_timms_name_may_be_of_a_file_or_an_address(kind: str, tmp_path: Path, mo
     save_file(STATE, file := tmp_path / "w.safetensors")
     said = timm.get_pretrained_cfg(name)
     assert said is not None
-    changed = {"file": {"file": str(file)}, "url": {"url": "https://example.org/w", "hf_hub_id": None}}[kind]
+    kinds: dict[str, dict[str, Any]] = {
+        "file": {"file": str(file)},
+        "url": {"url": "https://example.org/w", "hf_hub_id": None},
+    }[kind]
     monkeypatch.setattr("timm.models.get_pretrained_cfg", lambda _: dataclasses.replace(said, **changed))
     monkeypatch.setattr("timm.models._hub.download_cached_file", {"https://example.org/w": str(file)}.get)
     opened = locate_weights(f"timm:{name}")
