@@ -115,7 +115,8 @@ def test_timms_name_may_be_of_a_file_or_an_address(kind: str, tmp_path: Path, mo
     kinds: dict[str, dict[str, Any]] = {
         "file": {"file": str(file)},
         "url": {"url": "https://example.org/w", "hf_hub_id": None},
-    }[kind]
+    }
+    changed = kinds[kind]
     monkeypatch.setattr("timm.models.get_pretrained_cfg", lambda _: dataclasses.replace(said, **changed))
     monkeypatch.setattr("timm.models._hub.download_cached_file", {"https://example.org/w": str(file)}.get)
     opened = locate_weights(f"timm:{name}")
