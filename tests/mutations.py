@@ -68,7 +68,6 @@ models/attention.py | other truth value | use_reentrant=False | the compiler, wh
 models/init.py | other truth value | recurse=False | only the model itself has parameters of these names
 models/layers.py | another comparison | .uniform_() < keep | drawn once in 2**24 times
 models/layers.py | another comparison | rate > 0.0 | dropout at rate 0 returns its input
-models/vit.py | one more | x.new_empty(1, 0, self.dim) | it holds nothing, and nothing takes it
 training/averages.py | one more | if self.use_warmup else 1.0 | the decay, which is below 1, is taken
 training/classifier.py | another comparison | end > 0 | without steps nothing is trained
 training/distillation.py | one more | images.shape[-2:] != self.size | images of the same size are resized to themselves
