@@ -19,7 +19,7 @@ from vitlab.cli.arguments import visible_options
 from vitlab.cli.checks import CALLED, SUPPLIED, TAKEN
 from vitlab.cli.program import Program
 from vitlab.config import allowlist, docstrings
-from vitlab.config.annotations import format_type
+from vitlab.config.bounds import format_type
 from vitlab.config.schema import format_value, parameters
 from vitlab.jobs.compose import compose, config_loader
 

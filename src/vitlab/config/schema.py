@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from vitlab.config import renamed, signatures
-from vitlab.config.annotations import bound_problem, choices, fits, format_type
+from vitlab.config.bounds import bound_problem, choices, fits, format_type
 from vitlab.config.guesses import advice
 
 Node = dict[str, Any]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vitlab.config.annotations import fits
+from vitlab.config.bounds import fits
 from vitlab.config.schema import Node
 from vitlab.distributed import environment
 

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitlab.config.annotations import bound_problem
 from vitlab.config.bounds import NonNegativeInt as Count
-from vitlab.config.bounds import PositiveInt, Rate
+from vitlab.config.bounds import PositiveInt, Rate, bound_problem
 
 __all__ = ["Count", "PositiveInt", "Rate", "block_indices", "check_arguments", "check_images", "pair"]
 
