@@ -16,14 +16,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers import oc
 
-from vitlab.config import allowlist, paths
+from vitlab.config import allowlist, overrides, paths
 from vitlab.config.objective import direction
 from vitlab.config.schema import resolve
 from vitlab.config.signatures import defaults
 from vitlab.data.source import Facts, loader_facts
-from vitlab.models.sizes import model_name
+from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
+from vitlab.jobs.identity import data_name, model_name
+from vitlab.sweeps import ledger
 
-FEW_IMAGES = 5000  # in a train split
+FEW = 5000  # images of a train split
 SECRET = re.compile("KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL", re.IGNORECASE)  # in names of variables
 UNKNOWN_SIZE = 224  # if the data has no size: the paper's pre-training size
 
@@ -80,8 +82,9 @@ def register_resolvers() -> None:
         "name": run_name,
         "native_size": native_size,
         "patch": patch_for,
-        "epochs": epochs_for,
-        "objective": objective_for,
+        "epochs": lambda *, _root_: loader_facts(OmegaConf.select(_root_, "data.source._target_")).epochs or 100,
+        # accuracy is too coarse for small sets: with 144 digits to validate on, one image is 0.7 %
+        "objective": lambda source: f"val/{'loss' if 0 < (loader_facts(source).train_samples or 0) < FEW else 'acc'}",
         "probe": lambda probe: f"-{str(probe._target_).rpartition('.')[2].lower()}" if probe else "",
         "if": lambda condition, value, other: value if condition else other,
         "mode": direction,
@@ -104,9 +107,6 @@ def environment_variable(name: str, *default: Any) -> str | None:
 
 def job_folder(*, _root_: DictConfig) -> str:
     """Folder of a sweep's job within the sweep's, named by what varies and by the job's identity."""
-    from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
-    from vitlab.sweeps import ledger
-
     return str(ledger.job_entry(_root_.hydra, resolve_config(_root_, UNSET_RUN_DIR))[1]["folder"])
 
 
@@ -117,9 +117,6 @@ def in_sweep() -> bool:
 
 def choices() -> dict[str, str]:
     """The job's values of the settings that its sweep varies; empty in a single run."""
-    from vitlab.config import overrides
-    from vitlab.sweeps import ledger
-
     if not in_sweep():
         return {}
     hydra = HydraConfig.get()
@@ -143,21 +140,6 @@ def native_size(source: str) -> int:
     return facts.native_size or UNKNOWN_SIZE
 
 
-def objective_for(source: str) -> str:
-    """Score by which the best checkpoint is chosen: accuracy, or loss for small sets, where accuracy is too coarse.
-
-    With 144 digits to validate on, one image is 0.7 %.
-    """
-    samples = loader_facts(source).train_samples
-    return "val/loss" if samples is not None and samples < FEW_IMAGES else "val/acc"
-
-
-def epochs_for(*, _root_: DictConfig) -> int:
-    """Epochs of a training on the configured data set: its facts', or 100."""
-    source = OmegaConf.select(_root_, "data.source._target_")
-    return (loader_facts(str(source)).epochs if source else None) or 100
-
-
 def patch_for(image_size: int | Sequence[int]) -> int:
     """The smallest patch of at least 2 pixels that cuts an image into at most 8 x 8: 8 -> 2, 28 -> 4, 32 -> 4.
 
@@ -175,8 +157,6 @@ def run_name(*, _root_: DictConfig) -> str | None:
 
     None without data.
     """
-    from vitlab.jobs.identity import data_name
-
     if "data" not in _root_:
         return None
     data = data_name(_root_.data.source)
