@@ -20,11 +20,12 @@ from vitlab.config.schema import Node, format_value
 from vitlab.data.packing import manifest
 from vitlab.data.packing.manifest import WORK
 from vitlab.data.packing.shard_writer import Settings, ShardWriter
-from vitlab.data.scan import BadFile, bullets, write_bad_files
+from vitlab.data.scan import BadFile, bullets
 from vitlab.data.source import Source
 from vitlab.distributed import environment
 from vitlab.runs.lock import folder_lock
 from vitlab.storage.atomic import atomic_write
+from vitlab.storage.csv_files import write_csv
 from vitlab.storage.remote import Storage
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_s
     broken = [BadFile(*fields) for record in records for fields in record["broken"]]
     if broken:
         file, total = out / WORK / BROKEN, sum(map(len, source.splits.values()))
-        write_bad_files(file, broken)
+        write_csv(file, [BadFile._fields, *broken])
         if on_error == "raise" or len(broken) > max_skipped * total:
             allowed = "" if on_error == "raise" else f", more than data.max_skipped={max_skipped:g} allows; raise that"
             lines = bullets([f"{image.path}: {image.reason}" for image in broken])
