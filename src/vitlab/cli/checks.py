@@ -1,19 +1,21 @@
-"""Check a resolved configuration before anything long starts: keys, types, bounds, and relations between keys.
+"""Programs, and the checks of their configurations before anything long: keys, types, bounds, relations between keys.
 
 Nothing here raises: every problem is a line, so a user sees all of them at once. Bounds are part of the signatures.
 """
 
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
 
 from vitlab.cli import model_checks, trainer_checks
-from vitlab.cli.program import Program, Rule
-from vitlab.config import allowlist
+from vitlab.config import allowlist, docstrings
 from vitlab.config.objective import SCORES, direction, objectives
+from vitlab.config.printable import printable
 from vitlab.config.schema import Node, call_problems, child_nodes, format_value
 from vitlab.config.view import ConfigView
 from vitlab.jobs import identity
@@ -46,6 +48,46 @@ TAKEN = {
     "schedule.steps_per_epoch": "it follows from the data and batch_size",
 }
 LONGEST_NAME = 255  # bytes, on the usual file systems
+
+Rule = Callable[[ConfigView], Iterable[str]]  # yields the problems of a configuration, a line each
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program: its name (and that of its file in `conf`), its function, and the rule for its own settings.
+
+    `absent` are the training's "devices" or "data" that a program needn't have: without devices it is one process.
+    """
+
+    name: str
+    function: Function
+    check: Rule = lambda view: ()
+    absent: tuple[str, ...] = ()
+
+
+def with_settings_of(program: Program, *, without: Iterable[str]) -> Callable[[Function], Function]:
+    """Give a function that takes `**settings` those of another program, with their types and explanations."""
+    theirs = inspect.signature(program.function)
+    lines = docstrings.parse_arguments(inspect.getdoc(program.function) or "")
+
+    def extend(function: Function) -> Function:
+        own: Any = inspect.signature(function)
+        named = {name: p for name, p in own.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        added = {name: p for name, p in theirs.parameters.items() if name not in {*without, *named}}
+        function.__signature__ = own.replace(parameters=[*named.values(), *added.values()])  # type: ignore[attr-defined]
+        function.__annotations__ |= {name: p.annotation for name, p in added.items()}
+        shared = (f"    {name}: {lines[name]}" for name in added)
+        function.__doc__ = "\n".join([inspect.getdoc(function) or "", *shared])
+        return function
+
+    return extend
+
+
+def message(name: str, problems: list[str]) -> str:
+    """All problems of a configuration, a line each."""
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    lines = [f"{name}: {count} in the configuration; nothing was started.", *(f"  - {p}" for p in problems)]
+    return printable("\n".join(lines))
 
 
 def problems(program: Program, config: Node | str, *, remote: bool = False) -> list[str]:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.cli import checks, imports, register
 from vitlab.cli.arguments import parse_arguments, plain_arguments, with_action
-from vitlab.cli.program import Program, Rule, message
+from vitlab.cli.checks import Program, Rule, message
 from vitlab.config import allowlist, paths
 from vitlab.config.schema import Node
 from vitlab.distributed import environment, launch, signals, template

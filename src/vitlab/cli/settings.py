@@ -16,8 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.cli.arguments import visible_options
-from vitlab.cli.checks import CALLED, SUPPLIED, TAKEN
-from vitlab.cli.program import Program
+from vitlab.cli.checks import CALLED, SUPPLIED, TAKEN, Program
 from vitlab.config import allowlist, docstrings
 from vitlab.config.bounds import format_type
 from vitlab.config.schema import format_value, parameters
