@@ -16,8 +16,7 @@ from vitlab.cli import model_checks, trainer_checks
 from vitlab.config import allowlist, docstrings
 from vitlab.config.objective import SCORES, direction, objectives
 from vitlab.config.printable import printable
-from vitlab.config.schema import Node, call_problems, child_nodes, format_value
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, Node, call_problems, child_nodes, format_value
 from vitlab.jobs import identity
 from vitlab.jobs.run import Function
 from vitlab.storage.remote import secret_problem

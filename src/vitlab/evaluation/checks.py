@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from vitlab.config import allowlist
 from vitlab.config.printable import format_names
-from vitlab.config.schema import suggest
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, suggest
 from vitlab.runs import folder
 
 SPLIT_ROW = re.compile(r"(train|val|test):(\d+)")

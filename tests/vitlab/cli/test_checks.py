@@ -13,8 +13,7 @@ from conftest import Configure
 from vitlab.cli import checks
 from vitlab.cli.checks import Program, message, with_settings_of
 from vitlab.config.docstrings import parse_arguments
-from vitlab.config.schema import Node, call_problems
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, Node, call_problems
 
 Found = Callable[..., list[str]]
 CPU = "trainer.accelerator=cpu"
