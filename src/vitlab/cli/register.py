@@ -88,7 +88,7 @@ def register_resolvers() -> None:
         "probe": lambda probe: f"-{str(probe._target_).rpartition('.')[2].lower()}" if probe else "",
         "if": lambda condition, value, other: value if condition else other,
         "mode": direction,
-        "job": job_folder,
+        "job": lambda *, _root_: ledger.job_entry(_root_.hydra, resolve_config(_root_, UNSET_RUN_DIR))[1]["folder"],
         "alone": lambda: not in_sweep(),
         "choices": lambda: OmegaConf.create(choices()),  # Hydra shows no plain dictionary
         "title": lambda name: " ".join(f"{key}={value}" for key, value in choices().items()) or name,
@@ -103,11 +103,6 @@ def environment_variable(name: str, *default: Any) -> str | None:
     if SECRET.search(name):
         raise ValueError(f"${{oc.env:{name}}} is refused: it would copy a credential into the run's files; remove it")
     return oc.env(name, *default)
-
-
-def job_folder(*, _root_: DictConfig) -> str:
-    """Folder of a sweep's job within the sweep's, named by what varies and by the job's identity."""
-    return str(ledger.job_entry(_root_.hydra, resolve_config(_root_, UNSET_RUN_DIR))[1]["folder"])
 
 
 def in_sweep() -> bool:

@@ -79,10 +79,9 @@ def differences(before: Node, after: Node, prefix: str = "") -> dict[str, tuple[
     return {path: (old.get(path, "(not set)"), new.get(path, "(not set)")) for path in differ}
 
 
-def run_identity(config: Node, datamodule: "DataModule", run_id: str | None = None) -> Node:
-    """Return what a checkpoint records of its run: configuration, data, preprocessing, and the id of its wandb run."""
-    preprocessing = datamodule.preprocessing()
-    return {"config": config, "data": datamodule.fingerprint(), "preprocessing": preprocessing, "wandb": run_id}
+def run_identity(config: Node, datamodule: "DataModule") -> Node:
+    """Return what a checkpoint records of its run: configuration, data and preprocessing."""
+    return {"config": config, "data": datamodule.fingerprint(), "preprocessing": datamodule.preprocessing()}
 
 
 def incompatibilities(before: Node, after: Node) -> list[str]:

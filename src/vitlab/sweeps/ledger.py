@@ -109,10 +109,6 @@ def varying_keys(head: Node) -> list[str]:
     return list(dict.fromkeys([*head.get("varies", []), *differ]))
 
 
-def choices(entry: Node, varies: Iterable[str]) -> dict[str, str]:
-    return {key: entry["settings"][key] for key in varies if key in entry["settings"]}
-
-
 def choices_text(choices: Mapping[str, str]) -> str:
     """Format choices as overrides: `optimizer.lr=0.001 model.depth=2`."""
     return " ".join(f"{key}={value}" for key, value in choices.items())
@@ -120,7 +116,8 @@ def choices_text(choices: Mapping[str, str]) -> str:
 
 def read_job(sweep: Path, name: str, entry: Node, varies: list[str]) -> Job:
     status, results, attempts = read_state(sweep / entry["folder"])
-    return Job(name, sweep / entry["folder"], choices(entry, varies), status, len(attempts), results)
+    choices = {key: entry["settings"][key] for key in varies if key in entry["settings"]}
+    return Job(name, sweep / entry["folder"], choices, status, len(attempts), results)
 
 
 def job_status(folder: Path, *, locked_here: bool = False) -> Status:

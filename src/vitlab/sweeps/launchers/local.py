@@ -113,10 +113,6 @@ class Job:
         result.return_value = JobFailed(f"{reason}; {record.resume_hint(self.folder)}" if hint else reason)
         return result
 
-    def exit_failure(self, status: int | str | None) -> JobReturn:
-        known = next((outcome for outcome, number in signals.STATUS.items() if number == status), None)
-        return self.failure(known or f"its process ended with status {status}", hint=True)
-
 
 def compose_jobs(
     job_overrides: Sequence[Sequence[str]], first: int, *, context: HydraContext, task: TaskFunction, config: DictConfig
@@ -184,7 +180,8 @@ class ForkedJob(ForkProcess):
             result = self.results.recv()
         self.results.close()
         self.join()
-        return result or self.job.exit_failure(self.exitcode)
+        known = next((outcome for outcome, number in signals.STATUS.items() if number == self.exitcode), None)
+        return result or self.job.failure(known or f"its process ended with status {self.exitcode}", hint=True)
 
 
 def launch(jobs: Iterable[Job], *, at_once: int | None, total: int) -> list[JobReturn]:

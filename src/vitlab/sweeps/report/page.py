@@ -50,6 +50,7 @@ def write_report(sweep: Sweep, folder: Path, more: Markup | None = None) -> Path
     measured = {key for row in rows for key in row.scores} | set(sweep.objectives)
     objective = table.first_objective(sweep)[0]
     versions = next((job.results["versions"] for job in sweep.jobs if job.results.get("versions")), None)
+    pages = {job.id: job.folder / "report" / PAGE for job in sweep.jobs}  # their own
     wanted = dict.fromkeys([*sweep.objectives, "test/acc", "raw/acc", "val/acc", "val/loss", *COSTS])
     text = environment.get_template("page.html").render(
         sweep=sweep,
@@ -76,7 +77,7 @@ def write_report(sweep: Sweep, folder: Path, more: Markup | None = None) -> Path
         curves=list(filter(None, curve_charts(sweep, rows))),
         effects=list(filter(None, effect_charts(sweep, rows))),
         cost=cost_chart(sweep, rows),
-        pages=job_pages(sweep, folder),
+        pages={key: quote(os.path.relpath(page, folder)) for key, page in pages.items() if page.is_file()},
         unfinished=[job for job in sweep.jobs if job.status not in ("finished", "pruned", "waiting", "running")],
         versions=versions if isinstance(versions, dict) else {},
         choices_text=choices_text,
@@ -192,9 +193,3 @@ def cost_chart(sweep: Sweep, rows: Sequence[Configuration]) -> Markup | None:
             title = f"{row.label}: {format_mean_std(y, score)}, {format_mean_std(x, 'seconds')} seconds"
             chart.draw_point(k, title, x.mean, y.mean, y.deviation)
     return chart.markup()
-
-
-def job_pages(sweep: Sweep, folder: Path) -> dict[str, str]:
-    """Return the addresses of the jobs' own pages, relative to the report's folder."""
-    pages = {job.id: job.folder / "report" / "index.html" for job in sweep.jobs}
-    return {key: quote(os.path.relpath(page, folder)) for key, page in pages.items() if page.is_file()}
