@@ -148,10 +148,7 @@ def patch_for(image_size: int | Sequence[int]) -> int:
 
 
 def run_name(*, _root_: DictConfig) -> str | None:
-    """A run's name, made of resolved values so that overrides change it: `digits-vit_s16-224px`.
-
-    None without data.
-    """
+    """A run's name, made of resolved values so that overrides change it: `digits-vit_s16-224px`. None without data."""
     if "data" not in _root_:
         return None
     data = data_name(_root_.data.source)

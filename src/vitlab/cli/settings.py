@@ -139,10 +139,7 @@ def group_names(cfg: DictConfig, names: Iterable[str]) -> list[str]:
 
 
 def fill_missing(cfg: DictConfig) -> set[str]:
-    """Set required root keys to their names in capitals, and `run_dir` to the pattern of the run folder's path.
-
-    Returns the required keys.
-    """
+    """Set required root keys to their names in capitals, `run_dir` to its pattern; returns the required keys."""
     OmegaConf.set_struct(cfg, False)
     raw: Any = OmegaConf.to_container(cfg)  # unresolved
     missing = {key for key, value in raw.items() if value == "???" and key != "run_dir"}
