@@ -13,8 +13,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 
 from vitlab.cli import model_checks, trainer_checks
-from vitlab.config import allowlist, docstrings
-from vitlab.config.objective import SCORES, direction, objectives
+from vitlab.config import allowlist, docstrings, schema
 from vitlab.config.printable import printable
 from vitlab.config.schema import ConfigView, Node, call_problems, child_nodes, format_value
 from vitlab.jobs import identity
@@ -178,11 +177,11 @@ def optimizer_problems(view: ConfigView) -> Iterator[str]:
 def root_problems(view: ConfigView) -> Iterator[str]:
     objective, folder = view("objective", str), view("data_dir", str)
     metrics = metric_nodes(view.config)
-    if objective is not None and objective not in (known := objectives(metrics)):
+    if objective is not None and objective not in (known := schema.objectives(metrics)):
         yield f"objective={objective} is not measured; use one of {', '.join(known)}"
     for name in metrics:
-        if name in SCORES or not name.isidentifier():
-            yield f"classifier.metrics.{name}: use a plain name; {', '.join(SCORES)} are measured in every run"
+        if name in schema.SCORES or not name.isidentifier():
+            yield f"classifier.metrics.{name}: use a plain name; {', '.join(schema.SCORES)} are measured in every run"
     if folder and (secret := secret_problem(folder)):
         yield secret
     elif folder and Path(folder).exists() and not os.access(folder, os.R_OK):
@@ -207,7 +206,7 @@ def metric_problems(view: ConfigView) -> Iterator[str]:
         higher = getattr(metric, "higher_is_better", None)
         if not isinstance(metric, Metric):
             yield f"{path}._target_={node['_target_']} is no torchmetrics.Metric"
-        elif view("objective", str) == score and higher is not None and higher != (direction(score) == "max"):
+        elif view("objective", str) == score and higher is not None and higher != (schema.direction(score) == "max"):
             remedy = "leave 'loss' and 'error' out of its name" if higher else f"call it {name}_error"
             yield f"objective={score}: {'higher' if higher else 'lower'} values of this metric are better; {remedy}"
 

@@ -17,8 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers import oc
 
 from vitlab.config import allowlist, overrides, paths
-from vitlab.config.objective import direction
-from vitlab.config.schema import resolve
+from vitlab.config.schema import direction, resolve
 from vitlab.config.signatures import defaults
 from vitlab.data.source import Facts, loader_facts
 from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config

@@ -12,7 +12,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from vitlab.config import renamed, signatures
 from vitlab.config.bounds import bound_problem, choices, fits, format_type
@@ -20,6 +20,9 @@ from vitlab.config.guesses import advice
 from vitlab.distributed import environment
 
 Node = dict[str, Any]
+
+SCORES = ("acc", "acc5", "loss", "correct", "count")  # of every evaluation
+OBJECTIVES = ("val/acc", "val/acc5", "val/loss")
 
 # Keys that `instantiate` reads.
 RESERVED = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
@@ -189,3 +192,13 @@ class ConfigView:
         if devices is None or not fits(devices, int | str | list[int]):
             return 1
         return environment.ranks_per_node(devices, accelerator or "auto") * (self("trainer.num_nodes", int) or 1)
+
+
+def objectives(metrics: Iterable[str]) -> list[str]:
+    """The possible objectives: those of every run, and `classifier.metrics` of this one."""
+    return [*OBJECTIVES, *(f"val/{name}" for name in metrics)]
+
+
+def direction(metric: str) -> Literal["min", "max"]:
+    """Whether lower or higher values of a score are better, by its name."""
+    return "min" if "loss" in metric or "error" in metric else "max"

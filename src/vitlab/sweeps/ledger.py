@@ -27,10 +27,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from vitlab.config import paths
-from vitlab.config.objective import direction
 from vitlab.config.overrides import fixed_settings, swept_keys
 from vitlab.config.printable import one_line, printable
-from vitlab.config.schema import Node, suggest
+from vitlab.config.schema import Node, direction, suggest
 from vitlab.distributed import environment
 from vitlab.jobs import identity
 from vitlab.runs import lock

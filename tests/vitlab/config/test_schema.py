@@ -200,3 +200,15 @@ def test_processes_are_those_of_all_nodes() -> None:
     view = ConfigView({"trainer": trainer}, set())
     assert view.ranks() == 6
     assert ConfigView({}, set()).ranks() == 1
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("val/loss", "min"), ("val/acc", "max"), ("val/acc5", "max")])
+def test_a_loss_is_to_be_small_and_all_else_large(metric: str, mode: str) -> None:
+    assert metric in schema.OBJECTIVES
+    assert schema.direction(metric) == mode
+
+
+def test_own_metrics_are_objectives_whose_names_say_what_is_good() -> None:
+    assert schema.objectives(["f1", "calibration_error"])[-2:] == ["val/f1", "val/calibration_error"]
+    assert schema.direction("val/f1") == "max"
+    assert schema.direction("val/calibration_error") == "min"
