@@ -25,7 +25,6 @@ from vitlab.runs.html_page import style_sheet
 from vitlab.storage import atomic
 from vitlab.sweeps.ledger import Direction, Status, Sweep, choices_text
 from vitlab.sweeps.report import charts, table
-from vitlab.sweeps.report.charts import Chart
 from vitlab.sweeps.report.table import COSTS, Configuration, MeanStd, finite_numbers
 
 PAGE, RESULTS, JOBS = "index.html", "results.csv", "jobs.csv"
@@ -152,7 +151,7 @@ def curve_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Markup
     gray = max(10, GRAY_POINTS // max(1, len(rows)))
     for name in dict.fromkeys([*sweep.objectives, "val/acc", "train/loss"]):
         if not name.startswith("test/"):
-            chart = Chart("images seen", axis_name(sweep, name), log="y", percent=is_percent(name))
+            chart = charts.Chart("images seen", axis_name(sweep, name), log="y", percent=is_percent(name))
             for k, row in reversed([*enumerate(rows)]):  # the best one on top
                 chart.draw_curve(k, row.label or sweep.name, table.mean_curve(metrics[k], name), gray=gray)
             yield chart.markup()
@@ -173,7 +172,7 @@ def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Marku
         few = len(columns) <= (12 if numbers is None else 6)
         if len(columns) < 2 or not (few or numbers):
             continue
-        chart = Chart(name, axis_name(sweep, objective), log="x", percent=is_percent(objective))
+        chart = charts.Chart(name, axis_name(sweep, objective), log="x", percent=is_percent(objective))
         if few:
             chart.draw_columns(columns)
         else:
@@ -186,7 +185,7 @@ def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Marku
 def cost_chart(sweep: Sweep, rows: Sequence[Configuration]) -> Markup | None:
     """Draw accuracy against seconds: a point for each configuration."""
     score = next((name for name in ("test/acc", "val/acc") if any(name in row.scores for row in rows)), "")
-    chart = Chart(f"seconds a job {ARROWS['min']}", axis_name(sweep, score), log="x", percent=is_percent(score))
+    chart = charts.Chart(f"seconds a job {ARROWS['min']}", axis_name(sweep, score), log="x", percent=is_percent(score))
     for k, row in reversed([*enumerate(rows)]):
         if "seconds" in row.scores and score in row.scores:
             x, y = row.scores["seconds"], row.scores[score]
