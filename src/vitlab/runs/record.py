@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vitlab.config import paths
 from vitlab.config.overrides import as_single_run
@@ -32,8 +33,7 @@ def log_to(file: Path, first_rank: bool) -> Iterator[None]:
     Replaces the root logger's handlers (Hydra's) within the block, or every line would be shown twice.
     """
     root, level = logging.getLogger(), logging.INFO if first_rank else logging.ERROR
-    console = logging._StderrHandler()  # of the current `sys.stderr`, which a progress bar replaces
-    handlers: list[logging.Handler] = [console, logging.FileHandler(file, delay=True, encoding="utf-8")]
+    handlers: list[logging.Handler] = [CurrentStderr(), logging.FileHandler(file, delay=True, encoding="utf-8")]
     handlers[0].setFormatter(MessageFormatter("%(message)s"))
     handlers[1].setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for handler in handlers:
@@ -64,6 +64,14 @@ class MessageFormatter(PrintableFormatter):
 
     def formatException(self, ei: Any) -> str:
         return ""
+
+
+class CurrentStderr(logging.StreamHandler[TextIO]):
+    """Writes to the current `sys.stderr`, which a progress bar replaces to stay below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 @contextmanager

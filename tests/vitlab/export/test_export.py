@@ -119,9 +119,6 @@ def test_a_network_of_another_kind_goes_where_any_does(exportable: Exportable) -
     assert [n for n in FORMATS if not unsupported_parts(other, n)] == ["safetensors", "onnx", "torch_export"]
 
 
-GIVEN: dict[str, Any] = {"fold": False, "tolerance": 1e-4, "license": None}
-
-
 @pytest.mark.parametrize("size", [32, (84, 112), (112, 84)], ids=str)
 @pytest.mark.parametrize("fraction", [0.875, 1.0, 0.9])
 def test_timm_crops_the_pixels_that_were_evaluated(
