@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from vitlab.cli.command import command
 from vitlab.config.bounds import NonNegativeFloat
-from vitlab.config.schema import Node
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, Node
 
 
 def problems(read: ConfigView) -> Iterator[str]:

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import train
+from vitlab.cli.checks import with_settings_of
 from vitlab.cli.command import command
-from vitlab.cli.program import with_settings_of
 from vitlab.config.bounds import Fraction, PositiveFloat, PositiveInt
-from vitlab.config.schema import Node
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, Node
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from annotated_types import Le
 
 from vitlab.cli.command import command
 from vitlab.config.bounds import NonNegativeInt, PositiveInt
-from vitlab.config.schema import Node
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, Node
 from vitlab.runs.folder import write_problem
 from vitlab.storage.remote import Storage, is_remote
 

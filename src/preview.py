@@ -15,8 +15,8 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 import train
+from vitlab.cli.checks import with_settings_of
 from vitlab.cli.command import command
-from vitlab.cli.program import with_settings_of
 from vitlab.config.bounds import NonNegativeInt, PositiveInt
 from vitlab.config.schema import Node
 

@@ -18,7 +18,7 @@ from vitlab.cli.command import command
 from vitlab.config.schema import Node
 from vitlab.sweeps import checks
 from vitlab.sweeps.ledger import Job, Sweep
-from vitlab.sweeps.progress import MAX_ERROR, shorten
+from vitlab.sweeps.progress import shorten
 from vitlab.sweeps.report import table
 
 
@@ -90,7 +90,7 @@ def table_row(job: Job, keys: list[str], objectives: list[str]) -> list[str]:
     numbers = table.finite_numbers(job)
     scores = [f"{numbers[name]:.6g}" if name in numbers else "" for name in objectives]
     error = str(job.results.get("error", "")) if job.status in ("crashed", "unreadable") else ""
-    error = shorten("ended by trainer.max_time" if job.status == "stopped" else error, MAX_ERROR)
+    error = shorten("ended by trainer.max_time" if job.status == "stopped" else error)
     seconds = f"{numbers['seconds']:.0f}" if "seconds" in numbers else ""
     return [job.status, *(job.choices.get(key, "") for key in keys), *scores, str(job.attempts), seconds, error]
 

@@ -12,7 +12,7 @@ import pytest
 
 import export
 from conftest import Exportable
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView
 from vitlab.data.sets.digits import digits
 
 Exported = Callable[..., Any]

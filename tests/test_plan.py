@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import plan
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView
 
 Plan = Callable[..., Path]
 SMALL = ["model.dim=16", "model.depth=1", "model.heads=2", "measure=false"]

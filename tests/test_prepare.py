@@ -17,8 +17,7 @@ import evaluate
 import image_fixtures
 import prepare
 from conftest import Program, Start
-from vitlab.config.schema import Node
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, Node
 from vitlab.data.decode import read_bytes
 from vitlab.data.packing.manifest import NAME, WORK
 from vitlab.data.sets.shards import shards

@@ -1,21 +1,21 @@
-"""Check a resolved configuration before anything long starts: keys, types, bounds, and relations between keys.
+"""Programs, and the checks of their configurations before anything long: keys, types, bounds, relations between keys.
 
 Nothing here raises: every problem is a line, so a user sees all of them at once. Bounds are part of the signatures.
 """
 
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
 
 from vitlab.cli import model_checks, trainer_checks
-from vitlab.cli.program import Program, Rule
-from vitlab.config import allowlist
-from vitlab.config.objective import SCORES, direction, objectives
-from vitlab.config.schema import Node, call_problems, child_nodes, format_value
-from vitlab.config.view import ConfigView
+from vitlab.config import allowlist, docstrings, schema
+from vitlab.config.printable import printable
+from vitlab.config.schema import ConfigView, Node, call_problems, child_nodes, format_value
 from vitlab.jobs import identity
 from vitlab.jobs.run import Function
 from vitlab.storage.remote import secret_problem
@@ -46,6 +46,46 @@ TAKEN = {
     "schedule.steps_per_epoch": "it follows from the data and batch_size",
 }
 LONGEST_NAME = 255  # bytes, on the usual file systems
+
+Rule = Callable[[ConfigView], Iterable[str]]  # yields the problems of a configuration, a line each
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program: its name (and that of its file in `conf`), its function, and the rule for its own settings.
+
+    `absent` are the training's "devices" or "data" that a program needn't have: without devices it is one process.
+    """
+
+    name: str
+    function: Function
+    check: Rule = lambda view: ()
+    absent: tuple[str, ...] = ()
+
+
+def with_settings_of(program: Program, *, without: Iterable[str]) -> Callable[[Function], Function]:
+    """Give a function that takes `**settings` those of another program, with their types and explanations."""
+    theirs = inspect.signature(program.function)
+    lines = docstrings.parse_arguments(inspect.getdoc(program.function) or "")
+
+    def extend(function: Function) -> Function:
+        own: Any = inspect.signature(function)
+        named = {name: p for name, p in own.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        added = {name: p for name, p in theirs.parameters.items() if name not in {*without, *named}}
+        function.__signature__ = own.replace(parameters=[*named.values(), *added.values()])  # type: ignore[attr-defined]
+        function.__annotations__ |= {name: p.annotation for name, p in added.items()}
+        shared = (f"    {name}: {lines[name]}" for name in added)
+        function.__doc__ = "\n".join([inspect.getdoc(function) or "", *shared])
+        return function
+
+    return extend
+
+
+def message(name: str, problems: list[str]) -> str:
+    """All problems of a configuration, a line each."""
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    lines = [f"{name}: {count} in the configuration; nothing was started.", *(f"  - {p}" for p in problems)]
+    return printable("\n".join(lines))
 
 
 def problems(program: Program, config: Node | str, *, remote: bool = False) -> list[str]:
@@ -137,11 +177,11 @@ def optimizer_problems(view: ConfigView) -> Iterator[str]:
 def root_problems(view: ConfigView) -> Iterator[str]:
     objective, folder = view("objective", str), view("data_dir", str)
     metrics = metric_nodes(view.config)
-    if objective is not None and objective not in (known := objectives(metrics)):
+    if objective is not None and objective not in (known := schema.objectives(metrics)):
         yield f"objective={objective} is not measured; use one of {', '.join(known)}"
     for name in metrics:
-        if name in SCORES or not name.isidentifier():
-            yield f"classifier.metrics.{name}: use a plain name; {', '.join(SCORES)} are measured in every run"
+        if name in schema.SCORES or not name.isidentifier():
+            yield f"classifier.metrics.{name}: use a plain name; {', '.join(schema.SCORES)} are measured in every run"
     if folder and (secret := secret_problem(folder)):
         yield secret
     elif folder and Path(folder).exists() and not os.access(folder, os.R_OK):
@@ -166,7 +206,7 @@ def metric_problems(view: ConfigView) -> Iterator[str]:
         higher = getattr(metric, "higher_is_better", None)
         if not isinstance(metric, Metric):
             yield f"{path}._target_={node['_target_']} is no torchmetrics.Metric"
-        elif view("objective", str) == score and higher is not None and higher != (direction(score) == "max"):
+        elif view("objective", str) == score and higher is not None and higher != (schema.direction(score) == "max"):
             remedy = "leave 'loss' and 'error' out of its name" if higher else f"call it {name}_error"
             yield f"objective={score}: {'higher' if higher else 'lower'} values of this metric are better; {remedy}"
 

@@ -21,11 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitlab.cli import checks, imports, register
 from vitlab.cli.arguments import parse_arguments, plain_arguments, with_action
-from vitlab.cli.program import Program, Rule, message
+from vitlab.cli.checks import Program, Rule, message
 from vitlab.config import allowlist, paths
 from vitlab.config.schema import Node
 from vitlab.distributed import environment, launch, signals, template
-from vitlab.distributed.signals import StopRequested
 from vitlab.jobs.compose import CONF, initialize_hydra, resolve_config
 from vitlab.jobs.run import Function, run_here, start_job
 from vitlab.runs import folder, lock, record
@@ -77,7 +76,7 @@ class Command(Program):
         launch.TEMPLATE.entry = self.entry
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.name)(job)()
-        except StopRequested as stop:  # a sweep, between two jobs
+        except signals.StopRequested as stop:  # a sweep, between two jobs
             sys.exit(signals.STATUS[stop.outcome])
         finally:
             if shown := sys.modules.get("vitlab.sweeps.progress"):  # a sweep's

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.cli import arguments
-from vitlab.cli.program import Program
+from vitlab.cli.checks import Program
 from vitlab.cli.settings import ProgramSettings, Setting
 from vitlab.config import paths
 from vitlab.config.printable import printable

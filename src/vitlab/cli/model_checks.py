@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlab.config import definitions, signatures
-from vitlab.config.schema import Node, arguments_of, child_nodes, format_value, resolve, suggest
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, Node, arguments_of, child_nodes, format_value, resolve, suggest
 from vitlab.data.source import Facts, images_to_train_on, loader_facts, loader_settings
 from vitlab.models.vit_validation import combination_problems, nearest, pair
 from vitlab.weights import auto_model

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.cli import arguments, imports
 from vitlab.cli import checks as cli_checks
-from vitlab.cli.program import Program, message
+from vitlab.cli.checks import Program, message
 from vitlab.config import allowlist
 from vitlab.config.overrides import swept_keys
 from vitlab.config.schema import Node

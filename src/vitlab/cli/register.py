@@ -16,14 +16,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers import oc
 
-from vitlab.config import allowlist, paths
-from vitlab.config.objective import direction
-from vitlab.config.schema import resolve
+from vitlab.config import allowlist, overrides, paths
+from vitlab.config.schema import direction, resolve
 from vitlab.config.signatures import defaults
 from vitlab.data.source import Facts, loader_facts
-from vitlab.models.sizes import model_name
+from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
+from vitlab.jobs.identity import data_name, model_name
+from vitlab.sweeps import ledger
 
-FEW_IMAGES = 5000  # in a train split
+FEW = 5000  # images of a train split
 SECRET = re.compile("KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL", re.IGNORECASE)  # in names of variables
 UNKNOWN_SIZE = 224  # if the data has no size: the paper's pre-training size
 
@@ -80,12 +81,13 @@ def register_resolvers() -> None:
         "name": run_name,
         "native_size": native_size,
         "patch": patch_for,
-        "epochs": epochs_for,
-        "objective": objective_for,
+        "epochs": lambda *, _root_: loader_facts(OmegaConf.select(_root_, "data.source._target_")).epochs or 100,
+        # accuracy is too coarse for small sets: with 144 digits to validate on, one image is 0.7 %
+        "objective": lambda source: f"val/{'loss' if 0 < (loader_facts(source).train_samples or 0) < FEW else 'acc'}",
         "probe": lambda probe: f"-{str(probe._target_).rpartition('.')[2].lower()}" if probe else "",
         "if": lambda condition, value, other: value if condition else other,
         "mode": direction,
-        "job": job_folder,
+        "job": lambda *, _root_: ledger.job_entry(_root_.hydra, resolve_config(_root_, UNSET_RUN_DIR))[1]["folder"],
         "alone": lambda: not in_sweep(),
         "choices": lambda: OmegaConf.create(choices()),  # Hydra shows no plain dictionary
         "title": lambda name: " ".join(f"{key}={value}" for key, value in choices().items()) or name,
@@ -102,14 +104,6 @@ def environment_variable(name: str, *default: Any) -> str | None:
     return oc.env(name, *default)
 
 
-def job_folder(*, _root_: DictConfig) -> str:
-    """Folder of a sweep's job within the sweep's, named by what varies and by the job's identity."""
-    from vitlab.jobs.compose import UNSET_RUN_DIR, resolve_config
-    from vitlab.sweeps import ledger
-
-    return str(ledger.job_entry(_root_.hydra, resolve_config(_root_, UNSET_RUN_DIR))[1]["folder"])
-
-
 def in_sweep() -> bool:
     """Whether this is a job of a sweep; false while a configuration is only checked."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
@@ -117,9 +111,6 @@ def in_sweep() -> bool:
 
 def choices() -> dict[str, str]:
     """The job's values of the settings that its sweep varies; empty in a single run."""
-    from vitlab.config import overrides
-    from vitlab.sweeps import ledger
-
     if not in_sweep():
         return {}
     hydra = HydraConfig.get()
@@ -143,21 +134,6 @@ def native_size(source: str) -> int:
     return facts.native_size or UNKNOWN_SIZE
 
 
-def objective_for(source: str) -> str:
-    """Score by which the best checkpoint is chosen: accuracy, or loss for small sets, where accuracy is too coarse.
-
-    With 144 digits to validate on, one image is 0.7 %.
-    """
-    samples = loader_facts(source).train_samples
-    return "val/loss" if samples is not None and samples < FEW_IMAGES else "val/acc"
-
-
-def epochs_for(*, _root_: DictConfig) -> int:
-    """Epochs of a training on the configured data set: its facts', or 100."""
-    source = OmegaConf.select(_root_, "data.source._target_")
-    return (loader_facts(str(source)).epochs if source else None) or 100
-
-
 def patch_for(image_size: int | Sequence[int]) -> int:
     """The smallest patch of at least 2 pixels that cuts an image into at most 8 x 8: 8 -> 2, 28 -> 4, 32 -> 4.
 
@@ -171,12 +147,7 @@ def patch_for(image_size: int | Sequence[int]) -> int:
 
 
 def run_name(*, _root_: DictConfig) -> str | None:
-    """A run's name, made of resolved values so that overrides change it: `digits-vit_s16-224px`.
-
-    None without data.
-    """
-    from vitlab.jobs.identity import data_name
-
+    """A run's name, made of resolved values so that overrides change it: `digits-vit_s16-224px`. None without data."""
     if "data" not in _root_:
         return None
     data = data_name(_root_.data.source)

@@ -7,9 +7,9 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from vitlab.cli import register
+from vitlab.cli.checks import message
 from vitlab.cli.command import Command
 from vitlab.cli.preflight import parse, request_problems
-from vitlab.cli.program import message
 from vitlab.config import paths
 from vitlab.config.schema import Node
 from vitlab.distributed import launch

@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitlab.cli.arguments import visible_options
-from vitlab.cli.checks import CALLED, SUPPLIED, TAKEN
-from vitlab.cli.program import Program
+from vitlab.cli.checks import CALLED, SUPPLIED, TAKEN, Program
 from vitlab.config import allowlist, docstrings
-from vitlab.config.annotations import format_type
+from vitlab.config.bounds import format_type
 from vitlab.config.schema import format_value, parameters
 from vitlab.jobs.compose import compose, config_loader
 
@@ -140,10 +139,7 @@ def group_names(cfg: DictConfig, names: Iterable[str]) -> list[str]:
 
 
 def fill_missing(cfg: DictConfig) -> set[str]:
-    """Set required root keys to their names in capitals, and `run_dir` to the pattern of the run folder's path.
-
-    Returns the required keys.
-    """
+    """Set required root keys to their names in capitals, `run_dir` to its pattern; returns the required keys."""
     OmegaConf.set_struct(cfg, False)
     raw: Any = OmegaConf.to_container(cfg)  # unresolved
     missing = {key for key, value in raw.items() if value == "???" and key != "run_dir"}

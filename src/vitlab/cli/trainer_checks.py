@@ -7,9 +7,7 @@ from collections.abc import Iterator
 
 from vitlab.cli.model_checks import batch_problems, train_samples
 from vitlab.config.definitions import find_spec, is_kind_of
-from vitlab.config.objective import objectives
-from vitlab.config.schema import Node, child_nodes, suggest
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, Node, child_nodes, objectives, suggest
 from vitlab.distributed import environment
 from vitlab.training.schedules import count_warmup
 

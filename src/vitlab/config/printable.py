@@ -10,10 +10,7 @@ FORMULA = ("=", "+", "-", "@")  # spreadsheets calculate cells that begin with o
 
 
 def printable(text: str) -> str:
-    r"""The text with control characters, and bytes that aren't UTF-8, as escapes (`\x1b`, `\udcff`).
-
-    Line breaks and tabs remain.
-    """
+    r"""The text with escapes (`\x1b`) for control characters and bytes that aren't UTF-8; line breaks, tabs remain."""
     if text.isascii() and text.isprintable():
         return text
     return NOT_TEXT.sub(lambda match: escape(match[0]), text)

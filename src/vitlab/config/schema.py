@@ -12,13 +12,17 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from vitlab.config import renamed, signatures
-from vitlab.config.annotations import bound_problem, choices, fits, format_type
+from vitlab.config.bounds import bound_problem, choices, fits, format_type
 from vitlab.config.guesses import advice
+from vitlab.distributed import environment
 
 Node = dict[str, Any]
+
+SCORES = ("acc", "acc5", "loss", "correct", "count")  # of every evaluation
+OBJECTIVES = ("val/acc", "val/acc5", "val/loss")
 
 # Keys that `instantiate` reads.
 RESERVED = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
@@ -161,3 +165,40 @@ def format_value(value: Any) -> str:
     """A value as it would be typed on the command line, shortened."""
     text = {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+class ConfigView:
+    """Values for the rules of checks, by dotted path; None if a key is missing or has a problem already."""
+
+    def __init__(self, config: Node, bad: set[str], *, remote: bool = False) -> None:
+        self.config, self.bad, self.remote = config, bad, remote  # for a cluster's jobs
+        self.samples: int | None = None  # to train on, once they are counted
+
+    def __call__(self, path: str, kind: Any = object) -> Any:
+        value: Any = self.config
+        for key in path.split("."):
+            if not isinstance(value, dict) or key not in value:
+                return None
+            value = value[key]
+        return value if path not in self.bad and fits(value, kind) else None
+
+    def has_problem(self, *paths: str) -> bool:
+        """Whether one of these paths, or one below it, has a problem."""
+        return any(bad == path or bad.startswith(f"{path}.") for bad in self.bad for path in paths)
+
+    def ranks(self) -> int:
+        """Number of processes that train, on all nodes."""
+        devices, accelerator = self("trainer.devices"), self("trainer.accelerator", str)
+        if devices is None or not fits(devices, int | str | list[int]):
+            return 1
+        return environment.ranks_per_node(devices, accelerator or "auto") * (self("trainer.num_nodes", int) or 1)
+
+
+def objectives(metrics: Iterable[str]) -> list[str]:
+    """The possible objectives: those of every run, and `classifier.metrics` of this one."""
+    return [*OBJECTIVES, *(f"val/{name}" for name in metrics)]
+
+
+def direction(metric: str) -> Literal["min", "max"]:
+    """Whether lower or higher values of a score are better, by its name."""
+    return "min" if "loss" in metric or "error" in metric else "max"

@@ -16,7 +16,6 @@ from torchvision.transforms import v2
 from vitlab.config import bounds
 from vitlab.config.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from vitlab.data import augment_ops, crops
-from vitlab.data.augment_ops import erase
 from vitlab.data.auto_augment import AutoAugmentation, color_jitter
 from vitlab.data.sampler import seed_python_and_numpy
 from vitlab.data.source import Source
@@ -146,7 +145,7 @@ class Augment(nn.Module):
         # soft, float [B, classes]. `cropped`: the workers have cropped, flipped and auto-augmented.
         images = prepare(self.vary(images, prepare, cropped=cropped))
         if self.erasing:
-            images = erase(images, self.erasing, self.erasing_area, self.erasing_mode)
+            images = augment_ops.erase(images, self.erasing, self.erasing_area, self.erasing_mode)
         mixes = (self.mixup or self.cutmix) and (self.mix_off_epoch is None or epoch < self.mix_off_epoch)
         return self.mix(images, targets, num_classes) if mixes else (images, targets)
 

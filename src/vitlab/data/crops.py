@@ -1,7 +1,4 @@
-"""Random crops of batches, with random numbers per image.
-
-Legend: B images, C channels, H x W pixels, h x w pixels of the crop, uint8.
-"""
+"""Random crops of batches, drawn per image. B images, C channels, H x W pixels, h x w pixels of the crop, uint8."""
 
 from typing import Literal
 

@@ -6,7 +6,6 @@ run and evaluation read that list, even if a file was repaired or damaged since.
 
 import csv
 import hashlib
-import io
 import logging
 import os
 import time
@@ -28,7 +27,7 @@ from vitlab.data.file_list import FileList, cache_folder, folder_cache_lock
 from vitlab.data.rows import InvalidImage, Rows
 from vitlab.data.source import Source, Split
 from vitlab.distributed import environment
-from vitlab.storage.atomic import atomic_write
+from vitlab.storage.csv_files import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def drop_bad_files(source: Source, *, on_error: OnError, max_skipped: float, sca
         record.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(record.with_name(f".{record.name}.lock")):  # of several ranks, one scans
             if not record.is_file():
-                write_bad_files(record, find_bad_files(source, "decode"))
+                write_csv(record, [BadFile._fields, *find_bad_files(source, "decode")])
             bad = read_bad_files(record)
     return without_files(source, bad, max_skipped, record)
 
@@ -87,7 +86,7 @@ def raise_bad_files(source: Source, scan: Scan, record: Path | None) -> None:
     total, lines = sum(map(len, source.splits.values())), bad_lines(bad, common_folder(source))
     if len(bad) > MAX_LINES and record is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_bad_files(file := record.with_name(BAD), bad)
+        write_csv(file := record.with_name(BAD), [BadFile._fields, *bad])
         lines += f", all listed in {file}"
     remedy = "replace or remove them, or skip them with data.on_error=skip"
     raise ValueError(f"{len(bad)} of {total} images can't be used (data.scan={scan}):{lines}\n{remedy}")
@@ -188,11 +187,6 @@ def bullets(lines: Sequence[str]) -> str:
     """The first lines of a list under a message, and how many more there are."""
     more = f"\n  - and {len(lines) - MAX_LINES} more" if len(lines) > MAX_LINES else ""
     return "".join(f"\n  - {one_line(line)}" for line in lines[:MAX_LINES]) + more
-
-
-def write_bad_files(file: Path, bad: list[BadFile]) -> None:
-    csv.writer(text := io.StringIO(newline="")).writerows([BadFile._fields, *(map(table_cell, row) for row in bad)])
-    atomic_write(file, text.getvalue())
 
 
 def read_bad_files(file: Path) -> list[BadFile]:

@@ -29,7 +29,6 @@ from hydra.errors import CompactHydraException
 
 from vitlab.distributed import signals
 from vitlab.distributed.environment import TASK_VARIABLES, NodeInfo, cores, node_from_env
-from vitlab.distributed.signals import Outcome, StopRequested
 from vitlab.distributed.template import PARENT_VARIABLE, RUN_VARIABLE, ForkedRank, Template
 
 TAKEDOWN = 15.0  # seconds for the other ranks to end after one has
@@ -98,11 +97,11 @@ def run_ranks(entry: Path, run_dir: Path, ranks: int, *, max_restarts: int = 0) 
             failure = wait_for_ranks(processes)
             for outcome, status in signals.STATUS.items():
                 if any(process.returncode == status for process in processes):
-                    raise StopRequested(outcome)
+                    raise signals.StopRequested(outcome)
             if failure is None:
                 break
             if requests:  # a second signal, or one before the ranks handled any
-                raise StopRequested(requests[0])
+                raise signals.StopRequested(requests[0])
             reason = failure_line(failure, ranks, here)
             if attempt == max_restarts:
                 raise JobFailed(reason, killed=failure[1] < 0)
@@ -165,12 +164,12 @@ def exit_with_parent(parent: int) -> None:
 
 
 @contextmanager
-def forward_signals(processes: Sequence[Any]) -> Iterator[list[Outcome]]:
+def forward_signals(processes: Sequence[Any]) -> Iterator[list[signals.Outcome]]:
     """Forward signals to the processes (by their `send_signal`) within the block, which may change the list.
 
     Yields a list of the requested outcomes.
     """
-    requests: list[Outcome] = []
+    requests: list[signals.Outcome] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
         requests.append(signals.SIGNALS[number])

@@ -49,10 +49,7 @@ def requested_outcome() -> Outcome | None:
 
 @contextmanager
 def graceful_shutdown() -> Iterator[None]:
-    """Within the block, only record the first signal; raise `StopRequested` when the block ends.
-
-    The block checks `requested_outcome`.
-    """
+    """Within the block, only record the first signal, as `requested_outcome`; raise `StopRequested` when it ends."""
     _request.graceful += 1
     try:
         yield

@@ -8,14 +8,12 @@ from typing import Any, Literal
 
 from vitlab.config import allowlist
 from vitlab.config.printable import format_names
-from vitlab.config.schema import suggest
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, suggest
 from vitlab.runs import folder
-from vitlab.storage.yaml_files import read_yaml
 
 SPLIT_ROW = re.compile(r"(train|val|test):(\d+)")
 TestSet = Literal["folders", "imagenet-a", "imagenet-r", "imagenet-real"]
-CORRUPTIONS: dict[str, Any] = read_yaml(Path(__file__).parent / "corruptions.yaml")
+CORRUPTIONS: dict[str, Any] = folder.read_yaml(Path(__file__).parent / "corruptions.yaml")
 FROST = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")  # the published code skips its sixth
 
 

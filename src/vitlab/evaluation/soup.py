@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView
 from vitlab.runs import folder
 from vitlab.storage.atomic import atomic_path
 

@@ -17,7 +17,7 @@ from vitlab.data.file_list import images_below
 from vitlab.data.source import Source, Split
 from vitlab.evaluation.explanation import class_index
 from vitlab.evaluation.trained_model import TrainedModel
-from vitlab.storage.yaml_files import read_yaml
+from vitlab.runs.folder import read_yaml
 
 LISTS = files("timm.data._info")
 IDS = (LISTS / "imagenet_synsets.txt").read_text().split()  # of ImageNet's classes, in WordNet

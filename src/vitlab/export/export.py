@@ -11,20 +11,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
 from vitlab.config.allowlist import NotTrusted
 from vitlab.config.schema import Node
 from vitlab.evaluation.checkpoint import CheckpointWeights, Kind, load_weights
-from vitlab.export import graph, model_card, safetensors, timm, transformers
+from vitlab.export import folder as files
+from vitlab.export import graph, model_card, timm, transformers
 from vitlab.export.checkpoint import ExportModel
-from vitlab.export.folder import CARD, RECORD, atomic_folder, folder_problem, write_json
-from vitlab.export.processor import SIZES, compare_processor
 from vitlab.runs.folder import write_problem
 from vitlab.runs.record import git_commit
 from vitlab.storage.atomic import file_sha256
 
 BATCH_SIZES = (1, 2, 5)  # of the comparison with the live network
+SIZES = (  # odd ones, of images through a preprocessing
+    *((101, 67), (67, 101), (83, 83), (129, 201), (200, 131), (57, 240), (241, 99), (75, 100), (150, 151)),
+    *((333, 500), (375, 500), (500, 333)),  # of photos
+)
+ROUNDING = 2.0  # of 255: mean differences above it aren't those of rounding
 CHANNELS = (1, 3)  # of images that the preprocessing of other libraries takes
 
 log = logging.getLogger(__name__)
@@ -49,7 +55,7 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "safetensors": Format("pytorch", safetensors.write_safetensors, safetensors.load_safetensors, "safetensors"),
+    "safetensors": Format("pytorch", files.write_safetensors, files.load_safetensors, "safetensors"),
     "timm": Format(
         "timm",
         timm.write_timm,
@@ -90,7 +96,7 @@ def problems(
     if fold and not format_.folds:
         able = " or ".join(f"format={other}" for other, known in FORMATS.items() if known.folds)
         yield f"fold=true: format={name} holds weights without preprocessing; use {able}"
-    if problem := folder_problem(out) or write_problem("out", out):
+    if problem := files.folder_problem(out) or write_problem("out", out):
         yield problem
     try:
         weights = load_weights(run, checkpoint, part)
@@ -122,9 +128,9 @@ def export_network(
     Raises `OutputsDiffer` if outputs differ by more than `tolerance`, `FileExistsError` if `out` has files.
     """
     format_, kind = FORMATS[name], graph.output_name(fold)
-    if problem := folder_problem(out):
+    if problem := files.folder_problem(out):
         raise FileExistsError(problem)
-    with atomic_folder(out) as folder:
+    with files.atomic_folder(out) as folder:
         format_.write(trained, folder, fold=fold)
         difference = largest_difference(format_, trained, folder, fold)
         if difference is None:
@@ -148,8 +154,8 @@ def export_network(
                 sizes = ", ".join(through["other_pixels"])
                 log.warning("%s crops other pixels than were evaluated, of images of %s", format_.checked_by, sizes)
         text = model_card.card_text(trained, record, library=format_.library, license=license)
-        (folder / CARD).write_text(text, encoding="utf-8")
-        write_json(folder / RECORD, record)
+        (folder / files.CARD).write_text(text, encoding="utf-8")
+        files.write_json(folder / files.RECORD, record)
     log.info("%s: %s", out, ", ".join(sorted(file.name for file in out.iterdir())))
     return {"out": str(out), **record}
 
@@ -195,3 +201,33 @@ def export_record(trained: ExportModel, name: str, folder: Path, *, fold: bool, 
         "commit": git_commit(),
         "sha256": {file.name: file_sha256(file) for file in sorted(folder.iterdir())},
     }
+
+
+def compare_processor(
+    process: Callable[[Image.Image], Tensor], outputs: Callable[[Tensor], Tensor], trained: ExportModel
+) -> Node:
+    """How far outputs through `process` are from those through vitlab's evaluation, relative as in the comparison.
+
+    `other_pixels`: the sizes (height x width) whose pixels differ by more than rounding.
+    """
+    largest, others = 0.0, []
+    for seed, (height, width) in enumerate(SIZES):
+        image = textured_image(trained.channels, height, width, seed=seed)
+        expected, got = trained.transform(image)[None], process(v2.functional.to_pil_image(image))[None]
+        std = torch.tensor(trained.std)[:, None, None]
+        if got.shape != expected.shape or ((got - expected) * std).abs().mean() * 255 > ROUNDING:
+            others.append(f"{height} x {width}")
+        with torch.no_grad():
+            logits, live = outputs(got), trained.network(expected)
+        largest = max(largest, float((logits - live).abs().max() / live.abs().max().clamp(min=1)))
+    return {"images": len(SIZES), "largest_difference": largest, "other_pixels": others}
+
+
+def textured_image(channels: int, height: int, width: int, *, seed: int) -> Tensor:
+    """Smooth areas with noise, uint8 [C, H, W]: a shift by a pixel changes both."""
+    generator = torch.Generator().manual_seed(seed)
+    areas = torch.rand(1, channels, 7, 9, generator=generator)
+    smooth = v2.functional.resize(areas, [height, width], v2.InterpolationMode.BILINEAR)[0]
+    noise = 0.15 * torch.randn(channels, height, width, generator=generator)
+    pixels: Tensor = ((smooth + noise).clamp(0, 1) * 255).to(torch.uint8)
+    return pixels

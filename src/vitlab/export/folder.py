@@ -1,15 +1,17 @@
-"""Write an export's files, in a folder that appears only when it is complete."""
+"""Write an export's files, in a folder that appears only when it is complete; the format of vitlab's own names."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from vitlab.config import instantiate
+from vitlab.export.checkpoint import ExportModel
 from vitlab.storage.atomic import fsync
 
 RECORD, CARD = "export.json", "README.md"
@@ -57,3 +59,24 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync(out.parent)
+
+
+def write_safetensors(trained: ExportModel, folder: Path, *, fold: bool) -> None:
+    """Write model.safetensors, and config.json with the key `vitlab` as in a checkpoint."""
+    write_tensors(folder / "model.safetensors", dict(trained.network.state_dict()))
+    model = {"_target_": trained.weights.config["model"]["_target_"], **trained.arguments}
+    data = {"classes": list(trained.classes)}
+    config = {"model": model, "classifier": {"loss": trained.loss}}
+    identity = {"config": config, "data": data, "preprocessing": trained.preprocessing}
+    write_json(folder / "config.json", {"vitlab": identity})
+
+
+def load_safetensors(folder: Path, trained: ExportModel) -> Callable[[Tensor], Tensor]:
+    """Build the network from the folder alone."""
+    from safetensors.torch import load_file
+
+    node = json.loads((folder / "config.json").read_text())["vitlab"]["config"]["model"]
+    network = instantiate.build_object(node)
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    loaded: Callable[[Tensor], Tensor] = network.eval()
+    return loaded

@@ -1,4 +1,4 @@
-"""The identity of a job: which settings decide what it trains; and the names of jobs and sweeps.
+"""The identity of a job: which settings decide what it trains; and the names of jobs, sweeps and models.
 
 A job is identified by a hash of what decides its result: its resolved configuration without paths, logging and devices.
 What its sweep varies always counts, so `-m trainer.devices=1,2` is two jobs. Names consist of what varies, without `=`
@@ -11,11 +11,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
 
 from vitlab.config.overrides import fixed_settings
 from vitlab.config.schema import Node
 from vitlab.data.source import loader_facts
+from vitlab.models.vit_validation import SIZES
 
 if TYPE_CHECKING:
     from vitlab.data.datamodule import DataModule
@@ -75,10 +79,9 @@ def differences(before: Node, after: Node, prefix: str = "") -> dict[str, tuple[
     return {path: (old.get(path, "(not set)"), new.get(path, "(not set)")) for path in differ}
 
 
-def run_identity(config: Node, datamodule: "DataModule", run_id: str | None = None) -> Node:
-    """Return what a checkpoint records of its run: configuration, data, preprocessing, and the id of its wandb run."""
-    preprocessing = datamodule.preprocessing()
-    return {"config": config, "data": datamodule.fingerprint(), "preprocessing": preprocessing, "wandb": run_id}
+def run_identity(config: Node, datamodule: "DataModule") -> Node:
+    """Return what a checkpoint records of its run: configuration, data and preprocessing."""
+    return {"config": config, "data": datamodule.fingerprint(), "preprocessing": datamodule.preprocessing()}
 
 
 def incompatibilities(before: Node, after: Node) -> list[str]:
@@ -187,3 +190,19 @@ def data_name(source: Mapping[str, Any]) -> str:
     target = str(source.get("_target_", "sweep"))
     label = loader_facts(target).label
     return label(source) if label else target.rsplit(".", 1)[-1]
+
+
+def model_name(model: Any) -> str:
+    """`vit_s16` for published sizes, `vit_64x4_p2` (width x depth) for others, the weights' name with model=auto, and
+    the class's for other models.
+    """
+    if "model_name" in model:
+        return str(model.model_name).replace("/", "_")
+    if "dim" not in model and isinstance(source := OmegaConf.select(model, "weights"), str):  # model=auto
+        last = Path(source).name or source
+        return last.removeprefix("timm:").removesuffix(Path(last).suffix if Path(source).is_file() else "")
+    if not all(key in model for key in ("patch_size", "dim", "depth", "heads")):
+        return str(model._target_).rsplit(".", 1)[-1]
+    patch = model.patch_size if isinstance(model.patch_size, int) else "x".join(map(str, model.patch_size))
+    size = SIZES.get((model.dim, model.depth, model.heads))
+    return f"vit_{size}{patch}" if size else f"vit_{model.dim}x{model.depth}_p{patch}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from vitlab.config.printable import printable
 from vitlab.config.schema import Node
 from vitlab.distributed import environment, launch, signals
-from vitlab.distributed.signals import StopRequested
 from vitlab.runs import lock, record
 
 Function = Callable[..., Node]  # of a program: its settings -> its results
@@ -30,7 +29,7 @@ def start_job(name: str, function: Function, entry: Path, config: Node, *, sweep
         launch.TEMPLATE.entry = None  # one process
     try:
         launch.run_ranks(entry, run_dir, ranks, max_restarts=restarts)
-    except StopRequested as stop:
+    except signals.StopRequested as stop:
         record.record_end(run_dir, stop.outcome)  # if the first rank was killed before it could
         sys.exit(signals.STATUS[stop.outcome])
     except launch.JobFailed as error:
@@ -66,7 +65,7 @@ def run_here(name: str, function: Function, run_dir: Path, config: Node) -> None
             launch.rejoin_group(os.environ)
             results.update(function(**config))
             launch.leave_group()
-    except StopRequested as stop:
+    except signals.StopRequested as stop:
         sys.exit(signals.STATUS[stop.outcome])
     except (KeyboardInterrupt, SystemExit):
         sys.exit(signals.STATUS["interrupted"])

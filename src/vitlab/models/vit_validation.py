@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitlab.config.annotations import bound_problem
 from vitlab.config.bounds import NonNegativeInt as Count
-from vitlab.config.bounds import PositiveInt, Rate
+from vitlab.config.bounds import PositiveInt, Rate, bound_problem
 
 __all__ = ["Count", "PositiveInt", "Rate", "block_indices", "check_arguments", "check_images", "pair"]
+
+# Published sizes, (width, depth, heads) -> name (table 1 of the ViT paper; Ti and S from DeiT)
+SIZES = {(192, 12, 3): "ti", (384, 12, 6): "s", (768, 12, 12): "b", (1024, 24, 16): "l", (1280, 32, 16): "h"}
 
 
 def check_arguments(annotations: Mapping[str, Any], values: Mapping[str, Any]) -> None:

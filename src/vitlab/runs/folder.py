@@ -23,14 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from vitlab.config import renamed
+from vitlab.config.allowlist import MOST_VALUES
 from vitlab.config.schema import Node
 from vitlab.storage.atomic import atomic_write
-from vitlab.storage.yaml_files import UnreadableYaml, read_yaml
 
 CONFIG, RESULTS, OVERRIDES = "config.yaml", "results.json", ".hydra/overrides.yaml"
 MARK = "# a record: a resumed run takes changed settings from the command line, not from here; checksum "
+MOST_BYTES = 10_000_000  # of a YAML file
 
 log = logging.getLogger(__name__)
 
@@ -53,24 +57,60 @@ def is_edited(run_dir: Path) -> bool:
 
 
 class UnreadableRun(ValueError):
-    """A file of a run is damaged."""
+    """A file of a run is damaged, or has more values than a run's."""
+
+
+if yaml.__with_libyaml__:
+    from yaml._yaml import CParser
+
+    class Loader(Composer, CParser, SafeConstructor, Resolver):
+        """libyaml's parser, six times as fast, with Python's composer: libyaml's overflows the stack of a deep file."""
+
+        def __init__(self, text: str) -> None:
+            CParser.__init__(self, text)
+            Composer.__init__(self)
+            SafeConstructor.__init__(self)
+            Resolver.__init__(self)
+
+else:
+    Loader = yaml.SafeLoader  # type: ignore[misc,assignment]
+
+
+def read_yaml(file: Path) -> Any:
+    """The content of a YAML file, which somebody else may have written. Raises `UnreadableRun`, and `OSError`.
+
+    Aliases count as often as they are used: a few lines of them can stand for more values than a memory holds.
+    """
+    try:
+        if (size := file.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"it has {size:,} bytes; a run's has fewer than {MOST_BYTES:,}")
+        loader = Loader(file.read_text(encoding="utf-8"))
+        if (node := loader.get_single_node()) is None:
+            return None
+        if count_values(node, {}) > MOST_VALUES:
+            raise ValueError(f"it has more than {MOST_VALUES:,} values, as its aliases repeat others")
+        return loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # of encodings, dates and numbers too
+        raise UnreadableRun(f"{file} is damaged ({' '.join(str(error).split())})") from error
+
+
+def count_values(node: yaml.Node, known: dict[int, float]) -> float:
+    """The values of a node, with each alias counted again; infinitely many where it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")  # until it is counted
+        inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        is_leaf = isinstance(node, yaml.ScalarNode)
+        known[id(node)] = 1 if is_leaf else 1 + sum(count_values(part, known) for part in inner)
+    return known[id(node)]
 
 
 def read_overrides(run_dir: Path) -> list[str]:
     """The command line's overrides of a run; none if they weren't saved. Raises `UnreadableRun`."""
     file = run_dir / OVERRIDES
-    lines = read_part(file) if file.is_file() else []
+    lines = read_yaml(file) if file.is_file() else []
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise UnreadableRun(f"{file} is damaged (it has no list of overrides)")
     return lines
-
-
-def read_part(file: Path) -> Any:
-    """The content of a run's YAML file. Raises `UnreadableRun`."""
-    try:
-        return read_yaml(file)
-    except UnreadableYaml as error:
-        raise UnreadableRun(f"{file} is damaged ({error})") from error
 
 
 def read_config(run_dir: Path) -> Node:
@@ -78,7 +118,7 @@ def read_config(run_dir: Path) -> Node:
     file = run_dir / CONFIG
     if not file.is_file():
         raise FileNotFoundError(f"run={run_dir} is not a run folder: it has no {CONFIG}")
-    config = read_part(file)
+    config = read_yaml(file)
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise UnreadableRun(f"{file} is damaged (it has no settings)")
     return renamed.current_config(config)

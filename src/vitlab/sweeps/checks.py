@@ -9,9 +9,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 
-from vitlab.config.objective import OBJECTIVES
-from vitlab.config.schema import Node, format_value, node_problems, suggest
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import OBJECTIVES, ConfigView, Node, format_value, node_problems, suggest
 from vitlab.runs.folder import list_runs, read_config, write_problem
 from vitlab.sweeps import ledger
 from vitlab.sweeps.search.space import InvalidSearchSpace, Parameter, read_space

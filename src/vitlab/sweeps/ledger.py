@@ -27,10 +27,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from vitlab.config import paths
-from vitlab.config.objective import direction
 from vitlab.config.overrides import fixed_settings, swept_keys
 from vitlab.config.printable import one_line, printable
-from vitlab.config.schema import Node, suggest
+from vitlab.config.schema import Node, direction, suggest
 from vitlab.distributed import environment
 from vitlab.jobs import identity
 from vitlab.runs import lock
@@ -109,10 +108,6 @@ def varying_keys(head: Node) -> list[str]:
     return list(dict.fromkeys([*head.get("varies", []), *differ]))
 
 
-def choices(entry: Node, varies: Iterable[str]) -> dict[str, str]:
-    return {key: entry["settings"][key] for key in varies if key in entry["settings"]}
-
-
 def choices_text(choices: Mapping[str, str]) -> str:
     """Format choices as overrides: `optimizer.lr=0.001 model.depth=2`."""
     return " ".join(f"{key}={value}" for key, value in choices.items())
@@ -120,7 +115,8 @@ def choices_text(choices: Mapping[str, str]) -> str:
 
 def read_job(sweep: Path, name: str, entry: Node, varies: list[str]) -> Job:
     status, results, attempts = read_state(sweep / entry["folder"])
-    return Job(name, sweep / entry["folder"], choices(entry, varies), status, len(attempts), results)
+    choices = {key: entry["settings"][key] for key in varies if key in entry["settings"]}
+    return Job(name, sweep / entry["folder"], choices, status, len(attempts), results)
 
 
 def job_status(folder: Path, *, locked_here: bool = False) -> Status:

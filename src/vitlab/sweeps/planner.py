@@ -24,10 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Planner:
-    """The jobs of a grid in order.
-
-    `describe` composes overrides, and returns the job's identity and entry. `folders` have the YAML files.
-    """
+    """The jobs of a grid in order; `describe` returns identity and entry of a job, `folders` have the YAML files."""
 
     def __init__(
         self,

@@ -7,7 +7,6 @@ import logging
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ class Progress(Callback):
 def start_progress(folder: Path, *, planned: int = 0, report: bool = True) -> None:
     global _progress
     stop_progress()
-    _progress = ProgressThread(StatusPoller(folder, planned=planned), report=report)
+    _progress = ProgressThread(folder, planned=planned, report=report)
     _progress.start()
 
 
@@ -62,18 +61,19 @@ def stop_progress() -> None:
         progress.stop()
 
 
-@dataclass
-class StatusPoller:
-    """Reads the status of a sweep; `planned` is its number of jobs if the ledger lists them only as they start."""
+class ProgressThread(threading.Thread):
+    """Polls a sweep's status and shows it; `planned` is its number of jobs if the ledger lists them as they start."""
 
-    folder: Path
-    planned: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self, folder: Path, *, planned: int = 0, report: bool = True) -> None:
+        super().__init__(name="progress", daemon=True)
+        self.folder, self.planned, self.report = folder, planned, report
+        self.over = threading.Event()
         self.done: dict[str, Job] = {}
         self.done_before: int | None = None  # jobs, at the first poll
-        self.start = time.time()
+        self.begin = time.time()
         self.left: float | None = None  # seconds, at the speed since the first poll; None before a job is done
+        self.ended: dict[str, str] | None = None  # jobs that have ended, by name; None before the first poll
+        self.last_line, self.last_time = "", time.monotonic()
 
     def poll(self) -> Sweep | None:
         """Return the sweep; None before the ledger is written."""
@@ -87,19 +87,8 @@ class StatusPoller:
         if self.done_before is None:
             self.done_before = len(self.done)
         gained, ended = len(self.done) - self.done_before, count(jobs, *ledger.DONE, "crashed", "stopped")
-        self.left = (time.time() - self.start) * (total - ended) / gained if gained > 0 else None
+        self.left = (time.time() - self.begin) * (total - ended) / gained if gained > 0 else None
         return Sweep(self.folder, self.folder.name, "", objectives, jobs, total)
-
-
-class ProgressThread(threading.Thread):
-    """Polls a sweep's status and shows it."""
-
-    def __init__(self, poller: StatusPoller, *, report: bool) -> None:
-        super().__init__(name="progress", daemon=True)
-        self.poller, self.report = poller, report
-        self.over = threading.Event()
-        self.ended: dict[str, str] | None = None  # jobs that have ended, by name; None before the first poll
-        self.last_line, self.last_time = "", time.monotonic()
 
     def run(self) -> None:
         while not self.over.wait(INTERVAL):
@@ -108,7 +97,7 @@ class ProgressThread(threading.Thread):
     def update(self, *, last: bool = False) -> None:
         """Poll and show the status. An error here must not end the sweep."""
         try:
-            if (sweep := self.poller.poll()) is not None:
+            if (sweep := self.poll()) is not None:
                 self.print_changes(sweep, last=last)
         except Exception as error:
             log.debug("progress: %s", error, exc_info=error)
@@ -120,7 +109,7 @@ class ProgressThread(threading.Thread):
         # jobs that had ended before this process began are no news
         new = [] if before is None else [job for job in ended if before.get(job.name) != job.status]
         objective, _ = table.first_objective(sweep)
-        lines = [*(job_line(job, objective) for job in new), status_line(sweep, self.poller.left)]
+        lines = [*(job_line(job, objective) for job in new), status_line(sweep, self.left)]
         if new or (last and lines[-1] != self.last_line) or time.monotonic() - self.last_time > QUIET:
             self.last_line, self.last_time = lines[-1], time.monotonic()
             print(printable("\n".join(lines)), file=sys.stderr, flush=True)
@@ -129,7 +118,7 @@ class ProgressThread(threading.Thread):
         self.over.set()
         self.join()
         self.update(last=True)
-        folder = self.poller.folder
+        folder = self.folder
         if self.report and (folder / ledger.SWEEP).is_file():
             from vitlab.sweeps.report.page import write_report
 
@@ -159,17 +148,17 @@ def status_line(sweep: Sweep, left: float | None) -> str:
 
 def job_line(job: Job, objective: str) -> str:
     if job.status in ("crashed", "unreadable"):
-        error = shorten(str(job.results.get("error", "")), MAX_ERROR)
+        error = shorten(str(job.results.get("error", "")))
         return f"{job.name}: {job.status}: {error or 'no error was recorded'}"
     score, seconds = map(table.finite_numbers(job).get, (objective, "seconds"))
     line = f"{job.name}: {job.status}" + (f", {objective} {score:.4g}" if score is not None else "")
     return f"{line}, {format_duration(seconds)}" if seconds else line
 
 
-def shorten(text: str, length: int) -> str:
-    """Return a text in one line of at most `length` characters."""
+def shorten(text: str) -> str:
+    """Return a text in one line of at most `MAX_ERROR` characters."""
     text = printable(" ".join(text.split()))
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+    return text if len(text) <= MAX_ERROR else f"{text[: MAX_ERROR - 3]}..."
 
 
 def format_duration(seconds: float) -> str:

@@ -6,9 +6,8 @@ from typing import Any
 
 from hydra.errors import HydraException
 
-from vitlab.config import objective
 from vitlab.config.overrides import fixed_settings
-from vitlab.config.schema import Node
+from vitlab.config.schema import OBJECTIVES, Node, direction
 from vitlab.jobs import identity
 from vitlab.runs.folder import OVERRIDES, UnreadableRun, read_config, read_overrides
 
@@ -45,5 +44,5 @@ def rebuild_ledger(sweep: Path) -> Node:
         for name, values in settings.items()
     }
     scores = [score for config in configs if isinstance(score := config.get("objective"), str)]
-    score = next(iter(scores), objective.OBJECTIVES[0])
-    return {"command": LOST, "varies": varies, "objectives": {score: objective.direction(score)}, "jobs": jobs}
+    score = next(iter(scores), OBJECTIVES[0])
+    return {"command": LOST, "varies": varies, "objectives": {score: direction(score)}, "jobs": jobs}

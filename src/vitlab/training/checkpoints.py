@@ -23,13 +23,12 @@ from torch import distributed
 
 from vitlab.config.bounds import PositiveFloat, PositiveInt, check_bounds
 from vitlab.distributed import signals
-from vitlab.distributed.signals import Outcome, StopRequested
 from vitlab.storage.safe_load import corruption
 from vitlab.training.checkpoint_files import hardlink
 from vitlab.training.checkpoint_state import keep_settings, random_state, restore_random_state, set_loop_progress
 from vitlab.training.classifier import logged_scores
 
-STOPS: tuple[Outcome | None, ...] = (None, "preempted", "interrupted")
+STOPS: tuple[signals.Outcome | None, ...] = (None, "preempted", "interrupted")
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class LastCheckpoint(Checkpoint):
         self.kept_epochs, self.kept_steps = keep_every_n_epochs, keep_every_n_train_steps
         self.seconds, self.saves = 0.0, 0  # spent on saving
         self._saved = self._seen = self._validated = -1  # optimizer steps
-        self._due: tuple[bool, bool, Outcome | None] = (False, False, None)  # save, keep, stop
+        self._due: tuple[bool, bool, signals.Outcome | None] = (False, False, None)  # save, keep, stop
         self._time = 0.0
         self._random: list[dict[str, Any]] = []
         self._max_steps: int | None = None  # replaced until a validation that comes after the last step
@@ -124,12 +123,12 @@ class LastCheckpoint(Checkpoint):
         if keep and trainer.is_global_zero:
             hardlink(self.file, f"step-{trainer.global_step:06d}.ckpt")
         if stop:
-            raise StopRequested(stop)
+            raise signals.StopRequested(stop)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         stop = signals.requested_outcome()
         if stop and self._saved == trainer.global_step and trainer.state.fn == TrainerFn.FITTING:
-            raise StopRequested(stop)
+            raise signals.StopRequested(stop)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_fitting(trainer):
@@ -184,8 +183,8 @@ class LastCheckpoint(Checkpoint):
         """Stop, not fail, if another rank has already stopped in the validation and no longer responds."""
         stop = signals.requested_outcome()
         saved = self._saved == trainer.global_step and trainer.validating
-        if stop and saved and not isinstance(exception, StopRequested):
-            raise StopRequested(stop) from exception
+        if stop and saved and not isinstance(exception, signals.StopRequested):
+            raise signals.StopRequested(stop) from exception
 
 
 class BestCheckpoint(ModelCheckpoint):

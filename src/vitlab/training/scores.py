@@ -37,10 +37,7 @@ class Count(Metric):
 
 
 class Mean(Metric):
-    """The mean over all ranks, summed in float64; with `finite_only` of the finite values.
-
-    Unlike torchmetrics' own it never waits for the device.
-    """
+    """The mean over all ranks (`finite_only`: of finite values), in float64; torchmetrics' own waits for the device."""
 
     mean_value: Tensor  # the sum so far; checkpoints have this name
     weight: Tensor

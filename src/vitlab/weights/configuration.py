@@ -63,10 +63,7 @@ def transformers_hints(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_clip_hints(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of our model from the image tower in open_clip_config.json.
-
-    Raises `UnreadableWeights` for a setting that our model can't follow.
-    """
+    """Arguments of our model from the image tower in open_clip_config.json; raises `UnreadableWeights` for others."""
     vision = config.get("vision_cfg") or {}
     if refused := sorted(vision.keys() - OPEN_CLIP_KEYS):
         setting = f"vision_cfg.{refused[0]} is a setting that our model doesn't have"

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vitlab.models.sizes import SIZES
-from vitlab.models.vit_validation import pair
+from vitlab.models.vit_validation import SIZES, pair
 from vitlab.weights.configuration import config_hints
 from vitlab.weights.files import UnreadableWeights
 from vitlab.weights.locate import WeightFiles

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from vitlab.cli.model_checks import train_samples
-from vitlab.config.schema import Node
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, Node
 from vitlab.models.vit import VisionTransformer
 
 Found = Callable[..., list[str]]

@@ -20,7 +20,7 @@ from vitlab.cli.trainer_checks import (
     check_samples,
     group_problems,
 )
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView
 from vitlab.training import build
 
 Found = Callable[..., list[str]]

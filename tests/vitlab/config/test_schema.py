@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeVar
 import pytest
 
 from vitlab.config import schema
-from vitlab.config.schema import Node
+from vitlab.config.schema import ConfigView, Node
 
 T = TypeVar("T")
 
@@ -179,3 +179,36 @@ def test_nodes_are_found_in_a_value_and_one_level_below() -> None:
     assert schema.child_nodes([3, node]) == {"1": node}
     assert schema.child_nodes({"a": {"b": node}}) == {}
     assert schema.child_nodes("a") == {}
+
+
+def test_a_view_answers_nothing_for_what_is_missing_wrong_or_of_another_kind() -> None:
+    view = ConfigView({"a": {"b": 3}, "c": None}, bad={"a.bad"})
+    values: list[Any] = [view("a.b"), view("a.b", int), view("a.b", str), view("a.x"), view("a.b.c"), view("c")]
+    assert values == [3, 3, None, None, None, None]
+    assert ConfigView({"a": {"b": 3}}, bad={"a.b"})("a.b") is None
+
+
+def test_a_problem_is_one_of_all_that_its_path_is_below() -> None:
+    view = ConfigView({}, bad={"model.dim"})
+    assert view.has_problem("model")
+    assert view.has_problem("data", "model.dim")
+    assert not view.has_problem("mod", "model.dim.x")
+
+
+def test_processes_are_those_of_all_nodes() -> None:
+    trainer = {"devices": 3, "accelerator": "cpu", "num_nodes": 2}
+    view = ConfigView({"trainer": trainer}, set())
+    assert view.ranks() == 6
+    assert ConfigView({}, set()).ranks() == 1
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("val/loss", "min"), ("val/acc", "max"), ("val/acc5", "max")])
+def test_a_loss_is_to_be_small_and_all_else_large(metric: str, mode: str) -> None:
+    assert metric in schema.OBJECTIVES
+    assert schema.direction(metric) == mode
+
+
+def test_own_metrics_are_objectives_whose_names_say_what_is_good() -> None:
+    assert schema.objectives(["f1", "calibration_error"])[-2:] == ["val/f1", "val/calibration_error"]
+    assert schema.direction("val/f1") == "max"
+    assert schema.direction("val/calibration_error") == "min"

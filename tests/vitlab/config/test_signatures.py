@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vitlab.config import annotations, schema, signatures
+from vitlab.config import bounds, schema, signatures
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.jobs.compose import CONF
@@ -40,8 +40,7 @@ def test_a_signature_of_a_library_is_read_as_importing_gives_it(target: str) -> 
     def in_words(parameters: dict[str, inspect.Parameter]) -> dict[str, Any]:
         named = {n: p for n, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
         return {
-            name: (annotations.format_type(p.annotation), p.default is inspect.Parameter.empty)
-            for name, p in named.items()
+            name: (bounds.format_type(p.annotation), p.default is inspect.Parameter.empty) for name, p in named.items()
         }
 
     assert in_words(read) == in_words(imported)
@@ -131,8 +130,8 @@ def test_a_class_is_called_as_the_first_base_that_says_how(sourced: str) -> None
         known = signatures.parameters(f"{sourced}.{name}")
         assert known is not None
         assert list(known) == ["size", "others"], "*rest can't be named in a file"
-        assert annotations.bound_problem(0, known["size"].annotation) == "must be at least 1"
-        assert annotations.format_type(known["size"].annotation) == "an int"
+        assert bounds.bound_problem(0, known["size"].annotation) == "must be at least 1"
+        assert bounds.format_type(known["size"].annotation) == "an int"
     assert signatures.parameters(f"{sourced}.Nothing") == {}
 
 
@@ -148,7 +147,7 @@ def test_an_annotation_that_is_no_type_accepts_any_value_and_an_alias_of_an_alia
     assert len(known) == 11
     for name, parameter in known.items():
         assert schema.value_problem("text", parameter.annotation) is None or name in ("alias", "bound"), name
-        assert annotations.format_type(parameter.annotation, bounds=True)
+        assert bounds.format_type(parameter.annotation, bounds=True)
     assert schema.value_problem(0, known["alias"].annotation) == "must be at least 1"
     assert schema.value_problem("x", known["alias"].annotation) == "is not an int or null"
 

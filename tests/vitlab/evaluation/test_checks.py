@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from hostile_files import alias_bomb
-from vitlab.config.schema import Node
-from vitlab.config.view import ConfigView
+from vitlab.config.schema import ConfigView, Node
 from vitlab.evaluation import checks
 from vitlab.runs import folder
 

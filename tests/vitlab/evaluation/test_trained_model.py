@@ -21,7 +21,7 @@ from vitlab.data.dataset import center_crop
 from vitlab.evaluation.features import Extractor
 from vitlab.evaluation.trained_model import load_model
 from vitlab.export import export
-from vitlab.export.processor import textured_image
+from vitlab.export.export import textured_image
 from vitlab.models.vit import VisionTransformer
 
 

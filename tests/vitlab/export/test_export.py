@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from conftest import Exportable
 from vitlab.config.schema import Node
 from vitlab.export import export as export_export
-from vitlab.export.export import FORMATS, OutputsDiffer, export_network, problems, unsupported_parts
+from vitlab.export.export import FORMATS, SIZES, OutputsDiffer, export_network, problems, unsupported_parts
 from vitlab.export.folder import RECORD, write_tensors
 
 GIVEN: Node = {"fold": False, "tolerance": 1e-4, "license": None}
@@ -117,3 +117,41 @@ def test_a_network_of_another_kind_goes_where_any_does(exportable: Exportable) -
     assert unsupported_parts(resnet, "hf") == ["timm's resnet18: it is for plain Vision Transformers"]
     other = weights._replace(kind="other")
     assert [n for n in FORMATS if not unsupported_parts(other, n)] == ["safetensors", "onnx", "torch_export"]
+
+
+@pytest.mark.parametrize("size", [32, (84, 112), (112, 84)], ids=str)
+@pytest.mark.parametrize("fraction", [0.875, 1.0, 0.9])
+def test_timm_crops_the_pixels_that_were_evaluated(
+    size: int | tuple[int, int], fraction: float, exportable: Exportable, tmp_path: Path
+) -> None:
+    trained = exportable(image_size=size, patch_size=4, crop_fraction=fraction)
+    record = export_network(trained, "timm", tmp_path / "out", **GIVEN)
+    through = record["through_preprocessing"]
+    assert (through["images"], through["other_pixels"]) == (len(SIZES), [])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "for equal pixels.\nThrough the preprocessing of this folder, on 12 images of odd sizes, they" in card
+    assert "crops other pixels" not in card
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["timm", "hf"])
+def test_squashed_images_have_the_pixels_that_were_evaluated(
+    channels: int, name: str, exportable: Exportable, tmp_path: Path
+) -> None:
+    trained = exportable(in_channels=channels)
+    record = export_network(trained, name, tmp_path / "out", **GIVEN)
+    assert record["through_preprocessing"]["other_pixels"] == []
+
+
+def test_sizes_that_a_library_crops_elsewhere_are_told(
+    exportable: Exportable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = exportable(image_size=(84, 112), patch_size=4, crop_fraction=0.875)
+    record = export_network(trained, "hf", tmp_path / "out", **GIVEN)
+    through = record["through_preprocessing"]
+    assert "83 x 83" in through["other_pixels"], "transformers can't cover a rectangle, and pads"
+    assert "375 x 500" not in through["other_pixels"]
+    assert through["largest_difference"] > 1e-3
+    words = "crops other pixels than were evaluated"
+    assert words in caplog.text
+    assert words in (tmp_path / "out" / "README.md").read_text()

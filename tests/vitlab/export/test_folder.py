@@ -2,12 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import Exportable
+from model_cards import run_card
+from vitlab.export import folder as export_folder
+from vitlab.export.export import FORMATS, largest_difference
 from vitlab.export.folder import RECORD, atomic_folder, folder_problem, write_json, write_tensors
+from vitlab.weights.load import load_pretrained
+from vitlab.weights.open import open_weights
 
 
 def contents(folder: Path) -> set[str]:
@@ -79,3 +86,26 @@ def test_views_are_written_as_what_they_show_and_everybody_who_may_can_read_them
     assert {name: tensor.tolist() for name, tensor in found.items()} == {k: v.tolist() for k, v in state.items()}
     modes = {(tmp_path / f"a.{ending}").stat().st_mode for ending in ("safetensors", "txt")}
     assert len(modes) == 1
+
+
+EVERYTHING = {"num_registers": 2, "layer_scale": 0.1, "pool": "avg", "image_size": (16, 32), "activation": "swiglu"}
+
+
+@pytest.mark.parametrize("options", [{"pos_embed": "sincos2d"}, EVERYTHING], ids=["sincos2d", "everything"])
+def test_the_folder_makes_the_network_again(options: dict[str, Any], exportable: Exportable, tmp_path: Path) -> None:
+    trained = exportable(**options)
+    found = run_card(trained, "safetensors", folder := tmp_path / "out")
+    assert largest_difference(FORMATS["safetensors"], trained, folder, False) == 0
+    images = torch.randn(2, 3, *trained.image_size)
+    assert torch.equal(found["model"](images), trained.network(images))
+
+
+def test_the_folder_is_read_as_weights_with_its_preprocessing(exportable: Exportable, tmp_path: Path) -> None:
+    trained = exportable(**EVERYTHING, heads=4)
+    (folder := tmp_path / "out").mkdir()
+    export_folder.write_safetensors(trained, folder, fold=False)
+    weights = open_weights(str(folder))
+    network, _ = load_pretrained(weights)
+    images = torch.randn(2, 3, *trained.image_size)
+    assert torch.equal(network.eval()(images), trained.network(images))
+    assert weights.preprocessing.mean == trained.mean

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from hostile_files import alias_bomb, merge_bomb
+from vitlab.runs import folder
 from vitlab.runs.folder import (
     UnreadableRun,
     data_without_scan,
     read_config,
     read_metrics,
     read_results,
+    read_yaml,
     write_config,
     write_problem,
 )
@@ -76,3 +80,53 @@ def test_a_folder_without_permission_is_reported(tmp_path: Path) -> None:
     (locked := tmp_path / "locked").mkdir(mode=0o500)
     words = f"hydra.run.dir={locked / 'a'} can't be written to (Permission denied); name another folder"
     assert write_problem("hydra.run.dir", locked / "a") == words
+
+
+def read_written(tmp_path: Path, content: str | bytes) -> object:
+    (file := tmp_path / "config.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_yaml(file)
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": [1, 2.5, None, True, "ü"], "b": {"c": {}}}, [], "text", None], ids=["mapping", "list", "text", "-"]
+)
+def test_what_was_written_is_read(value: object, tmp_path: Path) -> None:
+    assert read_written(tmp_path, yaml.safe_dump(value)) == value
+    assert read_written(tmp_path, yaml.safe_dump(value)) == yaml.safe_load(yaml.safe_dump(value))
+
+
+def test_an_empty_file_is_none(tmp_path: Path) -> None:
+    assert read_written(tmp_path, "") is None
+
+
+def test_the_aliases_of_a_list_that_is_used_twice_are_read(tmp_path: Path) -> None:
+    shared = [1, 2]
+    text = yaml.safe_dump({"a": shared, "b": shared})
+    assert "*id001" in text
+    assert read_written(tmp_path, text) == {"a": [1, 2], "b": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (alias_bomb(), "it has more than 100,000 values"),
+        (merge_bomb(), "more than 100,000 values"),
+        ("a: &a [*a]", "more than 100,000 values"),
+        ("a: &a {b: *a}", "more than 100,000 values"),
+        ("[" * 5000, r"config\.yaml is damaged"),
+        (b"\xff\xfe\x00a", r"config\.yaml is damaged"),
+        ("a: 2024-13-45", r"config\.yaml is damaged"),
+        ("a: [", "expected node content"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: 1\n--- \nb: 2", "expected a single document"),
+    ],
+)
+def test_anything_else_is_one_kind_of_error(content: str | bytes, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UnreadableRun, match=words):
+        read_written(tmp_path, content)
+
+
+def test_a_file_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "MOST_BYTES", 10)
+    with pytest.raises(UnreadableRun, match=r"config\.yaml is damaged \(it has 20 bytes; a run's has fewer than 10"):
+        read_written(tmp_path, "a: " + "x" * 17)

@@ -12,9 +12,8 @@ from omegaconf import OmegaConf
 
 import train
 from vitlab.cli.preflight import preflight
-from vitlab.config.schema import Node
+from vitlab.config.schema import ConfigView, Node
 from vitlab.config.signatures import defaults
-from vitlab.config.view import ConfigView
 from vitlab.jobs.compose import CONF, compose
 from vitlab.sweeps import checks
 

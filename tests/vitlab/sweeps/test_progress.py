@@ -14,7 +14,7 @@ from vitlab.jobs.compose import CONF
 from vitlab.runs.folder import RESULTS
 from vitlab.sweeps import progress
 from vitlab.sweeps.ledger import SWEEP, Job, Status, Sweep
-from vitlab.sweeps.progress import StatusPoller, format_duration, job_line, status_line
+from vitlab.sweeps.progress import ProgressThread, format_duration, job_line, status_line
 
 JOB = "import sys; print('a line of a job'); print('an error', file=sys.stderr)"
 PROGRAM = """
@@ -52,7 +52,7 @@ def test_a_log_gets_a_line_at_each_change(sweep: Path) -> None:
 
 def test_each_end_is_printed_once(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_job(sweep, 0, "crashed", error="old news")
-    watch = progress.ProgressThread(StatusPoller(sweep), report=False)
+    watch = ProgressThread(sweep, report=False)
     watch.update()
     assert capsys.readouterr().err == "", "it had failed before"
     write_job(sweep, 1, "finished", **{"val/loss": 0.25})
@@ -89,19 +89,19 @@ def test_at_the_end_the_report_is_written_and_an_error_there_is_printed(
     assert "the report can't be written: IsADirectoryError" in capsys.readouterr().err
 
 
-def poll(poller: StatusPoller) -> Sweep:
+def poll(poller: ProgressThread) -> Sweep:
     found = poller.poll()
     assert found is not None
     return found
 
 
 def test_before_anything_is_written_there_is_nothing_to_see(tmp_path: Path) -> None:
-    assert StatusPoller(tmp_path).poll() is None
-    assert StatusPoller(tmp_path / "nowhere").poll() is None
+    assert ProgressThread(tmp_path).poll() is None
+    assert ProgressThread(tmp_path / "nowhere").poll() is None
 
 
 def test_a_sweep_is_followed_from_its_start_to_its_end(sweep: Path) -> None:
-    poller = StatusPoller(sweep)
+    poller = ProgressThread(sweep)
     assert [job.status for job in poll(poller).jobs] == ["waiting"] * 3
     write_job(sweep, 0, "running")
     found = poll(poller)
@@ -122,14 +122,14 @@ def test_a_job_that_was_killed_is_not_running(sweep: Path) -> None:
     write_job(sweep, 0, "running")
     RUNNING.clear()
     write_job(sweep, 1, "running")
-    assert [job.status for job in poll(StatusPoller(sweep)).jobs] == ["interrupted", "running", "waiting"]
+    assert [job.status for job in poll(ProgressThread(sweep)).jobs] == ["interrupted", "running", "waiting"]
 
 
 def test_the_time_left_follows_what_was_done_since_the_first_look(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("vitlab.sweeps.progress.time.time", lambda: now[0])
     write_job(sweep, 0, "finished", **{"val/loss": 1.0})
-    poller = StatusPoller(sweep, planned=5)
+    poller = ProgressThread(sweep, planned=5)
     poll(poller)
     assert poller.left is None, "nothing was measured yet"
     write_job(sweep, 1, "crashed")
@@ -144,14 +144,14 @@ def test_a_damaged_job_is_shown_and_hides_no_other(sweep: Path) -> None:
     damaged = write_job(sweep, 1, "interrupted")
     (damaged / RESULTS).write_bytes(b"\xff\x00")
     (write_job(sweep, 2, "running", seconds="x") / "config.yaml").write_text("trainer: [1]")
-    jobs = poll(StatusPoller(sweep)).jobs
+    jobs = poll(ProgressThread(sweep)).jobs
     assert [job.status for job in jobs] == ["running", "unreadable", "running"]
     assert job_line(jobs[1], "val/loss").startswith("lr=1: unreadable: results.json is damaged (")
 
 
 def test_a_job_that_ended_by_time_is_counted_as_stopped(sweep: Path) -> None:
     write_job(sweep, 0, "stopped", **{"val/loss": 1.0})
-    found = poll(StatusPoller(sweep))
+    found = poll(ProgressThread(sweep))
     assert status_line(found, None).endswith("0 of 3 jobs done, 0 running, 0 failed, 1 stopped, 2 waiting")
 
 
@@ -163,7 +163,7 @@ def test_names_and_errors_can_be_printed(sweep: Path) -> None:
     write_job(sweep, 1, "crashed", error="a\x1b[2Jb")
     head = (sweep / SWEEP).read_text()
     (sweep / SWEEP).write_text(head.replace('"lr": "1"', '"lr": "1\\u001b[2J\\n"'))
-    crashed = poll(StatusPoller(sweep)).jobs[1]
+    crashed = poll(ProgressThread(sweep)).jobs[1]
     assert job_line(crashed, "val/loss") == "lr=1\\x1b[2J\\n: crashed: a\\x1b[2Jb"
 
 

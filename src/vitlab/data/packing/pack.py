@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader
 
 from vitlab.config.schema import Node, format_value
 from vitlab.data.packing import manifest
-from vitlab.data.packing.manifest import WORK
 from vitlab.data.packing.shard_writer import Settings, ShardWriter
-from vitlab.data.scan import BadFile, bullets, write_bad_files
+from vitlab.data.scan import BadFile, bullets
 from vitlab.data.source import Source
 from vitlab.distributed import environment
 from vitlab.runs.lock import folder_lock
 from vitlab.storage.atomic import atomic_write
+from vitlab.storage.csv_files import write_csv
 from vitlab.storage.remote import Storage
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ BROKEN = "broken.csv"
 
 def folder_problem(out: Path) -> str | None:
     """Why a folder can't be packed into; None if it is new, empty, or has a set, complete or not."""
-    if not out.exists() or (out / WORK).is_dir() or (out / manifest.NAME).is_file():
+    if not out.exists() or (out / manifest.WORK).is_dir() or (out / manifest.NAME).is_file():
         return None
     if not out.is_dir():
         return f"out={out} is a file; name a folder"
@@ -66,7 +66,7 @@ def pack(
     start = time.monotonic()
     if (problem := folder_problem(out)) is not None:
         raise ValueError(problem)
-    complete, work = out / manifest.NAME, out / WORK
+    complete, work = out / manifest.NAME, out / manifest.WORK
     with ExitStack() as stack:
         try:
             remedy = "make sure that only one process packs into it"
@@ -140,8 +140,8 @@ def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_s
     records = [json.loads(writer.record_file(number).read_text()) for number in range(len(writer))]
     broken = [BadFile(*fields) for record in records for fields in record["broken"]]
     if broken:
-        file, total = out / WORK / BROKEN, sum(map(len, source.splits.values()))
-        write_bad_files(file, broken)
+        file, total = out / manifest.WORK / BROKEN, sum(map(len, source.splits.values()))
+        write_csv(file, [BadFile._fields, *broken])
         if on_error == "raise" or len(broken) > max_skipped * total:
             allowed = "" if on_error == "raise" else f", more than data.max_skipped={max_skipped:g} allows; raise that"
             lines = bullets([f"{image.path}: {image.reason}" for image in broken])
@@ -163,7 +163,7 @@ def finalize(writer: ShardWriter, plan: Node, *, name: str, on_error: str, max_s
     mean, std = (list(values * 3 if source.channels == 1 else values) for values in (source.mean, source.std))
     facts = {"name": name, "mean": mean, "std": std, "broken": len(broken), "plan": plan}
     content = manifest.write_manifest(out, shards, classes=source.classes, **facts)
-    shutil.rmtree(out / WORK)
+    shutil.rmtree(out / manifest.WORK)
     return content
 
 

@@ -65,13 +65,8 @@ class Job:
     def count(self) -> int:
         return len(self.devices) if isinstance(self.devices, list) else self.devices
 
-    @property
-    def accelerator(self) -> str:
-        return str(OmegaConf.select(self.config, "trainer.accelerator") or "auto")
-
-    @property
-    def nodes(self) -> int:
-        return int(OmegaConf.select(self.config, "trainer.num_nodes") or 1)
+    def trainer(self, key: str, default: Any) -> Any:
+        return OmegaConf.select(self.config, f"trainer.{key}") or default
 
     @property
     def folder(self) -> Path:
@@ -112,10 +107,6 @@ class Job:
         result = JobReturn(overrides=self.overrides, status=JobStatus.FAILED)
         result.return_value = JobFailed(f"{reason}; {record.resume_hint(self.folder)}" if hint else reason)
         return result
-
-    def exit_failure(self, status: int | str | None) -> JobReturn:
-        known = next((outcome for outcome, number in signals.STATUS.items() if number == status), None)
-        return self.failure(known or f"its process ended with status {status}", hint=True)
 
 
 def compose_jobs(
@@ -184,7 +175,8 @@ class ForkedJob(ForkProcess):
             result = self.results.recv()
         self.results.close()
         self.join()
-        return result or self.job.exit_failure(self.exitcode)
+        known = next((outcome for outcome, number in signals.STATUS.items() if number == self.exitcode), None)
+        return result or self.job.failure(known or f"its process ended with status {self.exitcode}", hint=True)
 
 
 def launch(jobs: Iterable[Job], *, at_once: int | None, total: int) -> list[JobReturn]:
@@ -203,7 +195,7 @@ def launch(jobs: Iterable[Job], *, at_once: int | None, total: int) -> list[JobR
     with forward_signals(processes) as asked:
         while running or (job and not asked):
             while job and not asked and (at_once is None or len(running) < at_once):
-                on_gpus = job.accelerator != "cpu" and bool(gpus)
+                on_gpus = job.trainer("accelerator", "auto") != "cpu" and bool(gpus)
                 names = gpus if on_gpus else cores
                 # idle cores are shared out
                 share = len(names) // (at_once or max(1, min(total, len(names) // job.count)))

@@ -34,7 +34,7 @@ def launch_on_slurm(jobs: Sequence[Job], settings: Node) -> list[JobReturn]:
         if "\n" in value:  # the rest would be a line of the batch script
             raise ValueError(f"hydra.launcher.{key}={value!r} has several lines; it must be one")
     pending: list[tuple[Job, Any]] = []
-    for (nodes, devices), group in groupby(jobs, key=lambda job: (job.nodes, job.count)):
+    for (nodes, devices), group in groupby(jobs, key=lambda job: (job.trainer("num_nodes", 1), job.count)):
         batch, cpus = list(group), settings["cpus_per_device"] * devices
         executor = submitit.AutoExecutor(folder=settings["folder"], cluster=settings["cluster"])
         executor.update_parameters(
@@ -43,7 +43,7 @@ def launch_on_slurm(jobs: Sequence[Job], settings: Node) -> list[JobReturn]:
             tasks_per_node=1,
             timeout_min=settings["timeout_min"],
             cpus_per_task=cpus,
-            gpus_per_node=0 if batch[0].accelerator == "cpu" else devices,
+            gpus_per_node=0 if batch[0].trainer("accelerator", "auto") == "cpu" else devices,
             slurm_array_parallelism=settings["parallel"],
             slurm_setup=[REQUEUE, *(settings["setup"] or [])],
             # srun ignores sbatch's --cpus-per-task since SLURM 22.05

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitlab.config import paths
-from vitlab.config.objective import direction
+from vitlab.config.schema import direction
 from vitlab.evaluation.judgement import bootstrap
 from vitlab.jobs.identity import WITHOUT_EFFECT, flatten
 from vitlab.runs.folder import read_config, read_overrides

@@ -25,7 +25,6 @@ from vitlab.runs.html_page import style_sheet
 from vitlab.storage import atomic
 from vitlab.sweeps.ledger import Direction, Status, Sweep, choices_text
 from vitlab.sweeps.report import charts, table
-from vitlab.sweeps.report.charts import Chart
 from vitlab.sweeps.report.table import COSTS, Configuration, MeanStd, finite_numbers
 
 PAGE, RESULTS, JOBS = "index.html", "results.csv", "jobs.csv"
@@ -50,6 +49,7 @@ def write_report(sweep: Sweep, folder: Path, more: Markup | None = None) -> Path
     measured = {key for row in rows for key in row.scores} | set(sweep.objectives)
     objective = table.first_objective(sweep)[0]
     versions = next((job.results["versions"] for job in sweep.jobs if job.results.get("versions")), None)
+    pages = {job.id: job.folder / "report" / PAGE for job in sweep.jobs}  # their own
     wanted = dict.fromkeys([*sweep.objectives, "test/acc", "raw/acc", "val/acc", "val/loss", *COSTS])
     text = environment.get_template("page.html").render(
         sweep=sweep,
@@ -76,7 +76,7 @@ def write_report(sweep: Sweep, folder: Path, more: Markup | None = None) -> Path
         curves=list(filter(None, curve_charts(sweep, rows))),
         effects=list(filter(None, effect_charts(sweep, rows))),
         cost=cost_chart(sweep, rows),
-        pages=job_pages(sweep, folder),
+        pages={key: quote(os.path.relpath(page, folder)) for key, page in pages.items() if page.is_file()},
         unfinished=[job for job in sweep.jobs if job.status not in ("finished", "pruned", "waiting", "running")],
         versions=versions if isinstance(versions, dict) else {},
         choices_text=choices_text,
@@ -151,7 +151,7 @@ def curve_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Markup
     gray = max(10, GRAY_POINTS // max(1, len(rows)))
     for name in dict.fromkeys([*sweep.objectives, "val/acc", "train/loss"]):
         if not name.startswith("test/"):
-            chart = Chart("images seen", axis_name(sweep, name), log="y", percent=is_percent(name))
+            chart = charts.Chart("images seen", axis_name(sweep, name), log="y", percent=is_percent(name))
             for k, row in reversed([*enumerate(rows)]):  # the best one on top
                 chart.draw_curve(k, row.label or sweep.name, table.mean_curve(metrics[k], name), gray=gray)
             yield chart.markup()
@@ -172,7 +172,7 @@ def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Marku
         few = len(columns) <= (12 if numbers is None else 6)
         if len(columns) < 2 or not (few or numbers):
             continue
-        chart = Chart(name, axis_name(sweep, objective), log="x", percent=is_percent(objective))
+        chart = charts.Chart(name, axis_name(sweep, objective), log="x", percent=is_percent(objective))
         if few:
             chart.draw_columns(columns)
         else:
@@ -185,16 +185,10 @@ def effect_charts(sweep: Sweep, rows: Sequence[Configuration]) -> Iterator[Marku
 def cost_chart(sweep: Sweep, rows: Sequence[Configuration]) -> Markup | None:
     """Draw accuracy against seconds: a point for each configuration."""
     score = next((name for name in ("test/acc", "val/acc") if any(name in row.scores for row in rows)), "")
-    chart = Chart(f"seconds a job {ARROWS['min']}", axis_name(sweep, score), log="x", percent=is_percent(score))
+    chart = charts.Chart(f"seconds a job {ARROWS['min']}", axis_name(sweep, score), log="x", percent=is_percent(score))
     for k, row in reversed([*enumerate(rows)]):
         if "seconds" in row.scores and score in row.scores:
             x, y = row.scores["seconds"], row.scores[score]
             title = f"{row.label}: {format_mean_std(y, score)}, {format_mean_std(x, 'seconds')} seconds"
             chart.draw_point(k, title, x.mean, y.mean, y.deviation)
     return chart.markup()
-
-
-def job_pages(sweep: Sweep, folder: Path) -> dict[str, str]:
-    """Return the addresses of the jobs' own pages, relative to the report's folder."""
-    pages = {job.id: job.folder / "report" / "index.html" for job in sweep.jobs}
-    return {key: quote(os.path.relpath(page, folder)) for key, page in pages.items() if page.is_file()}
