@@ -168,18 +168,19 @@ def question(settings: str) -> str:
 
 def draw(found: dict[str, dict[str, list[Node]]]) -> dict[str, Figure]:
     """The test accuracy of every run, and the curves of each experiment's first variant."""
-    rows = [(name, settings, runs) for name, variants in found.items() for settings, runs in variants.items()]
-    labels = [f"{name}\n{shorten(question(settings), 60)}".strip() for name, settings, _ in rows]
-    scores = Figure(figsize=(9, 1.2 + 0.6 * len(labels)), layout="constrained")
-    axis = scores.subplots()
-    for place, (_, _, runs) in enumerate(rows):
-        values = [100 * run["scores"]["test/acc"] for run in runs]
-        axis.plot(values, [place] * len(values), "o", alpha=0.6)
-        axis.plot([fmean(values)], [place], "k|", markersize=18)
-    axis.set_yticks(range(len(labels)), labels, fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("test accuracy, %: a point is a run, a line the mean")
-    axis.grid(alpha=0.3)
+    counts = [len(variants) for variants in found.values()]
+    scores = Figure(figsize=(9, 1.2 + 0.6 * sum(counts)), layout="constrained")
+    panels = scores.subplots(len(found), squeeze=False, gridspec_kw={"height_ratios": [1 + count for count in counts]})
+    for (axis,), (name, variants) in zip(panels, found.items(), strict=True):
+        for place, runs in enumerate(variants.values()):
+            values = [100 * run["scores"]["test/acc"] for run in runs]
+            axis.plot(values, [place] * len(values), "o", alpha=0.6)
+            axis.plot([fmean(values)], [place], "k|", markersize=18)
+        labels = [f"{name}\n{shorten(question(settings), 60)}".strip() for settings in variants]
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
+        axis.set_ylim(len(labels) - 0.4, -0.6)
+        axis.grid(alpha=0.3)
+    panels[-1][0].set_xlabel("test accuracy, %: a point is a run, a line the mean")
     curves = Figure(figsize=(9, 3 * len(found)), layout="constrained")
     for row, (name, variants) in zip(curves.subplots(len(found), 2, squeeze=False), found.items(), strict=True):
         for axis, measures, label in ((row[0], CURVES[:2], "loss"), (row[1], CURVES[2:], "validation accuracy")):
