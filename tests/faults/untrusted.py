@@ -61,7 +61,6 @@ def hostile_settings(url: str, file: Path) -> list[tuple[str, Any]]:
         ("callbacks.x", {"_target_": f"{CALLBACKS}.ModelCheckpoint", "dirpath": f"{url}/x"}),
         ("callbacks.best.dirpath", f"{url}/x"),
         ("callbacks.last.dirpath", f"{url}/x"),
-        ("callbacks.nonfinite.dirpath", f"{url}/x"),
         ("callbacks.x", {"_target_": f"{CALLBACKS}.SpikeDetection", "exclude_batches_path": str(file)}),
         ("callbacks.x", {"_target_": "vitlab.sweeps.search.pruning.Pruning", "storage": f"postgresql://{url[7:]}/x"}),
         ("trainer.profiler", {"_target_": "lightning.pytorch.profilers.XLAProfiler", "port": int(url[-5:].strip(":"))}),
