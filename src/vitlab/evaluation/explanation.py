@@ -10,6 +10,7 @@ from torch import Tensor
 from vitlab.config import instantiate
 from vitlab.config.printable import one_line
 from vitlab.config.schema import suggest
+from vitlab.data.datamodule import DataModule
 from vitlab.data.decode import UnreadableImage
 from vitlab.data.file_list import find_images
 from vitlab.data.scan import SplitName
@@ -40,9 +41,7 @@ def load_inputs(model: TrainedModel, run: str, images: str | list[str] | None, c
         if not inputs:
             raise ValueError(f"images={images}: none of them can be read")
         return torch.stack(inputs), names
-    path = Path(run)
-    data = instantiate.build_object(folder.data_without_scan(folder.read_config(path)["data"], path))
-    data.setup()
+    data = run_data(Path(run))
     usual: SplitName = "val" if data.samples["val"] else "test"
     drawn = torch.randperm(data.samples[usual], generator=torch.Generator().manual_seed(0))[:count].sort().values
     rows = split_rows(images) or [(usual, row) for row in drawn.tolist()]
@@ -52,6 +51,12 @@ def load_inputs(model: TrainedModel, run: str, images: str | list[str] | None, c
     labels = [one_line(data.source.classes[data.split(split).labels[row]]) for split, row in rows]
     names = [f"{split} {row}, {label}" for (split, row), label in zip(rows, labels, strict=True)]
     return model.prepare()(torch.cat([dataset_images(data, split, [row]) for split, row in rows])), names
+
+
+def run_data(run: Path) -> DataModule:
+    data: DataModule = instantiate.build_object(folder.data_without_scan(folder.read_config(run)["data"], run))
+    data.setup()
+    return data
 
 
 def to_images(model: TrainedModel, inputs: Tensor) -> Tensor:
