@@ -4,6 +4,7 @@ import json
 import logging
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Trainer
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch
 from vitlab.data.scan import SplitName
@@ -97,6 +99,22 @@ def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, network: nn
         wandb.log_table(run.loggers, "classes", judgement["classes"])
     except Exception as error:
         log.warning("report: %s: %s; report=false leaves it out", type(error).__name__, error, exc_info=error)
+
+
+def log_evaluation(run_dir: Path, folder: Path, name: str, scores: Node, classes: list[list[Any]]) -> None:
+    """Log scores, pictures and classes of an evaluation to the run's wandb run, if it has one, as `evaluate/NAME/...`.
+
+    An error is a warning: the evaluation has its results.
+    """
+    try:
+        with wandb.finish_wandb_run():
+            if logger := wandb.resume_logger(run_dir):
+                logger.experiment.summary.update({f"evaluate/{name}/{key}": value for key, value in scores.items()})
+                for file in sorted(folder.glob("*.png")):
+                    wandb.log_image([logger], f"evaluate/{name}/{file.stem}", file)
+                wandb.log_table([logger], f"evaluate/{name}/classes", classes)
+    except Exception as error:
+        log.warning("wandb: %s: %s; wandb=false leaves it out", type(error).__name__, error)
 
 
 def draw_attention(network: nn.Module, datamodule: DataModule, file: Path) -> None:
