@@ -9,22 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vitlab.config import paths
 from vitlab.config.objective import direction
-from vitlab.evaluation.explanation import run_data
-from vitlab.evaluation.images import pixels
 from vitlab.evaluation.judgement import bootstrap
 from vitlab.evaluation.judgement_pictures import dataset_images, draw_gallery, short
-from vitlab.evaluation.trained_model import load_model
 from vitlab.jobs.identity import flatten, setting_effect
-from vitlab.runs.folder import read_config, read_overrides
+from vitlab.runs.folder import data_without_scan, read_config, read_overrides
 from vitlab.runs.html_page import Page
 from vitlab.storage.csv_files import write_csv
 from vitlab.sweeps.ledger import Job, Sweep, read_state
 from vitlab.sweeps.report.page import write_report
-from vitlab.sweeps.report.table import RUN, SEED
+from vitlab.sweeps.report.table import SEED
+from vitlab.training.build import build_data
 
 MOST = {"settings": 20, "disagreements": 24}  # lines of a table on the page, else 100; images of the gallery
 NOTES = {
@@ -47,7 +44,7 @@ def write_comparison(runs: list[Path], evaluation: str, out: Path) -> Sweep:
     counts = [len({tuple(own.get(key) for key in keys if key != SEED) for own in configs}) for keys in (varies, shown)]
     for run, name, own in zip(runs, names, configs, strict=True):
         status, results, starts = read_state(run)
-        choices = {RUN: name} if counts[0] == len(runs) or counts[1] < counts[0] else {}  # else seeds are averaged
+        choices = {"run": name} if counts[0] == len(runs) or counts[1] < counts[0] else {}  # else seeds are averaged
         choices |= {key: own[key] for key in shown if key in own}
         jobs.append(Job(name, run, choices, status, len(starts) or 1, results))
     objective, command = configs[0]["objective"], paths.command_line(read_overrides(out))
@@ -56,8 +53,8 @@ def write_comparison(runs: list[Path], evaluation: str, out: Path) -> Sweep:
     judged = {name: own for name, own in folders.items() if (own / "judgement.json").is_file()}
     page = Page("")
     out.mkdir(parents=True, exist_ok=True)
-    tables = {"settings": [["setting", *names], *([key, *(own.get(key) for own in configs)] for key in varies)]}
-    for name, lines in (tables | (comparison_tables(judged) if judged else {})).items():
+    settings: list[Any] = [["setting", *names], *([key, *(own.get(key) for own in configs)] for key in varies)]
+    for name, lines in {"settings": settings, **(comparison_tables(judged) if judged else {})}.items():
         write_csv(out / f"{name}.csv", lines)
         page.add_section(name.capitalize() + f" of {evaluation}" * (name != "settings"))
         count, most = len(lines) - 1, MOST.get(name, 100)
@@ -78,8 +75,8 @@ def varying_settings(configs: list[dict[str, str]]) -> list[str]:
     places = {key: place for own in reversed(configs) for place, key in enumerate(own)}
     of_root = re.compile(r"(data|model)\.(seed|image_size|batch_size)")  # and set there
     varies = [key for key in places if len({own.get(key) for own in configs}) > 1 and not of_root.fullmatch(key)]
-    only = {key for key in varies if any(key not in own for own in configs)}  # of a class that not all have
-    order = {key: (setting_effect(key), key in only, not key.startswith("model."), places[key]) for key in varies}
+    lacks = {key: any(key not in own for own in configs) for key in varies}  # with another class
+    order = {key: (setting_effect(key), lacks[key], not key.startswith("model."), places[key]) for key in varies}
     return sorted((key for key in varies if order[key][0] < 2), key=lambda key: order[key])
 
 
@@ -87,10 +84,9 @@ def draw_disagreements(file: Path, evaluation: Path, lines: list[list[Any]]) -> 
     """Draw the images of the first lines of the table, from the data of an evaluation; returns the caption."""
     about, run, rows = json.loads((evaluation / "judgement.json").read_text()), evaluation.parent.parent, lines[1:]
     if "test_dir" in about:
-        model = load_model(run)
-        images = torch.stack([model.crop(pixels(row[1], model.channels)) for row in rows])
-    else:
-        images = dataset_images(run_data(run), about["split"], [int(row[0]) for row in rows])
+        raise ValueError("those of a test_dir are not the run's")
+    data = build_data(data_without_scan(read_config(run)["data"], run))
+    images = dataset_images(data, about["split"], [int(row[0]) for row in rows])
     titles, runs = [], range(3, (len(lines[0]) + 3) // 2)
     for row in rows:
         answers = (f"{k - 2} → {short(row[k], 10)}  {row[k + len(runs)]:.1%}" for k in runs)

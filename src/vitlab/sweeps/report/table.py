@@ -12,7 +12,6 @@ from statistics import fmean, stdev
 from vitlab.storage.csv_files import write_csv
 from vitlab.sweeps.ledger import Direction, Job, Sweep, choices_text
 
-RUN = "run"  # a choice in comparisons alone
 SEED = "seed"  # differs among the jobs of a configuration
 COSTS = ("seconds", "images_per_second", "parameters")
 COUNTS = ("steps", "epochs", "images", "devices")  # results that are no scores
@@ -37,7 +36,7 @@ class Configuration:
     @property
     def label(self) -> str:
         """`optimizer.lr=0.001 model.depth=2`, or the name of a compared run; empty if only the seed varies."""
-        return self.choices.get(RUN) or choices_text(self.choices)
+        return self.choices.get("run") or choices_text(self.choices)
 
     @property
     def finished_jobs(self) -> list[Job]:

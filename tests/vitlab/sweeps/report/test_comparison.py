@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from vitlab.evaluation.explanation import run_data
 from vitlab.evaluation.judgement_pictures import dataset_images, draw_gallery
 from vitlab.runs import folder
 from vitlab.sweeps.report.comparison import paired_test, varying_settings, write_comparison
+from vitlab.training.build import build_data
 
 DATA = {
     "_target_": "vitlab.data.datamodule.DataModule",
@@ -81,7 +81,7 @@ def test_the_tables_have_settings_scores_classes_and_images_that_differ(runs: li
 
 def test_images_on_which_runs_disagree_are_shown_with_the_answers(runs: list[Path], tmp_path: Path) -> None:
     write_comparison(runs, "best-test", out := tmp_path / "out")
-    data = run_data(runs[0])
+    data = build_data(DATA)
     lines = [[str(cell) for cell in line.values()] for line in read(out / "disagreements.csv")]
     assert lines[0][0] == "36"
     rows = [
