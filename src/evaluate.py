@@ -165,10 +165,7 @@ def main(
         if "why" in own:
             log.info("why the most confident errors: %s", own["why"])
         if run and wandb:
-            scores = {key.removeprefix(f"{split}/"): value for key, value in results.items() if "/" in key}
-            scores |= {key: values[0] for key, values in own["scores"]["predictions"].items()}
-            title = f"{'last-' * (checkpoint == 'last')}{test_set if test_dir else split}"
-            run_report.log_evaluation(Path(run), out, title, scores | results.get("corruptions", {}), own["classes"])
+            run_report.log_evaluation(Path(run), out, own, results.get("corruptions", {}))
     build.log_results(results, out)
     return results
 

@@ -151,9 +151,8 @@ def test_the_run_s_wandb_run_gets_scores_pictures_and_classes_unless_wandb_is_fa
     run = tmp_path / "run"
     shutil.copytree(twins[0], run)
     evaluated(run, "split=val")
-    [(trained, history)] = tracked(run)
     found = evaluated(run, "split=val", "wandb=true")
-    _, (summary, resent) = tracked(run)
+    (trained, history), (summary, resent) = tracked(run)
     assert (summary["run_id"], summary["state"]) == (trained["run_id"], "finished")
     logged = summary["summary"]
     assert logged["evaluate/val/acc"] == pytest.approx(found["val/acc"])
@@ -286,11 +285,17 @@ def test_another_test_set_and_its_corruptions_are_scored_as_the_runs_own(
 @pytest.mark.parametrize(
     ("overrides", "reported"),
     [
-        (["test_dir=nowhere"], "test_dir=nowhere is not a folder; test_set and class_map are about the images in one"),
-        (["test_set=imagenet-a"], "test_dir=null is not a folder"),
+        (["test_dir=nowhere"], "test_dir=nowhere is not a folder; name one with a folder of images for each class"),
+        (
+            ["test_set=imagenet-a"],
+            "test_set=imagenet-a and class_map=null, but test_dir=null; set test_dir, or leave them out",
+        ),
         (["test_dir=.", "class_map=gone.yaml"], "class_map=gone.yaml is not a YAML or JSON file"),
-        (["test_dir=.", "split=val"], "test_dir and corruptions are for the head of a network; leave split, probe"),
-        (["corruptions=all", "probe=knn"], "test_dir and corruptions are for the head of a network"),
+        (["test_dir=.", "split=val"], "split=val or fit_temperature=true: test_dir=. has one split; leave it out"),
+        (
+            ["corruptions=all", "probe=knn"],
+            "probe is set: test_dir=null and corruptions are for a network's head; leave probe out",
+        ),
         (["corruptions=[fogg]"], "corruptions: there is no fogg; did you mean 'fog'"),
         (["corruptions=[frost]"], "frost_dir=null is not the folder of ImageNet-C's photographs, frost1.png"),
         (["corruptions=all", "severities=[6]"], "severities=[6] must be at least 1 and at most 5"),

@@ -58,7 +58,7 @@ def print_importing(name: str) -> None:
 def preload(config: Node) -> None:
     """Import what a job of this configuration needs, in the fastest order."""
     loggers = [node["_target_"] for node in child_nodes(config.get("logger")).values()]
-    is_tracked = config.get("wandb") and Path(config.get("run") or "", "wandb", "run_id").is_file()  # an evaluation
+    is_tracked = config.get("wandb") and Path(f"{config.get('run')}/wandb/run_id").exists()
     if "torch" not in sys.modules and (WANDB in loggers or is_tracked):
         for name in WANDB_MODULES:
             with suppress(ImportError):  # reported where it is used

@@ -4,7 +4,6 @@ import json
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Trainer
@@ -101,18 +100,17 @@ def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, network: nn
         log.warning("report: %s: %s; report=false leaves it out", type(error).__name__, error, exc_info=error)
 
 
-def log_evaluation(run_dir: Path, folder: Path, name: str, scores: Node, classes: list[list[Any]]) -> None:
-    """Log scores, pictures and classes of an evaluation to the run's wandb run, if it has one, as `evaluate/NAME/...`.
-
-    An error is a warning: the evaluation has its results.
-    """
+def log_evaluation(run_dir: Path, folder: Path, judgement: Node, more: dict[str, float]) -> None:
+    """Log an evaluation to the run's wandb run, if it has one, as `evaluate/NAME/...`. An error is a warning."""
+    prefix = f"evaluate/{folder.name.removeprefix('best-')}"
+    scores = {key: values[0] for key, values in judgement["scores"]["predictions"].items()} | more
     try:
         with wandb.finish_wandb_run():
             if logger := wandb.resume_logger(run_dir):
-                logger.experiment.summary.update({f"evaluate/{name}/{key}": value for key, value in scores.items()})
+                logger.experiment.summary.update({f"{prefix}/{key}": value for key, value in scores.items()})
                 for file in sorted(folder.glob("*.png")):
-                    wandb.log_image([logger], f"evaluate/{name}/{file.stem}", file)
-                wandb.log_table([logger], f"evaluate/{name}/classes", classes)
+                    wandb.log_image([logger], f"{prefix}/{file.stem}", file)
+                wandb.log_table([logger], f"{prefix}/classes", judgement["classes"])
     except Exception as error:
         log.warning("wandb: %s: %s; wandb=false leaves it out", type(error).__name__, error)
 

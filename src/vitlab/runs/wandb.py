@@ -1,6 +1,5 @@
 """Weights & Biases: its logger, identity of runs, tags and results."""
 
-import json
 import logging
 import os
 import secrets
@@ -16,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from vitlab.config.instantiate import build_object
 from vitlab.distributed import signals
 from vitlab.distributed.signals import StopRequested
-from vitlab.runs.folder import read_config
+from vitlab.runs.folder import read_config, read_results
 from vitlab.runs.metrics_file import MetricsFile
 
 INIT_TIMEOUT = 30  # seconds to reach wandb's server
@@ -137,8 +136,7 @@ def resume_logger(folder: Path) -> WandbLogger | None:
     if logger.experiment.offline:
         logger.log_hyperparams(read_config(folder))
         resend_rows(MetricsFile(folder=str(folder)).read_rows(), [logger])
-        with suppress(OSError):
-            log_results([logger], json.loads((folder / "results.json").read_text()))
+        log_results([logger], read_results(folder))
     return logger
 
 
