@@ -9,8 +9,6 @@ from torch import Tensor
 
 from vitlab.config import instantiate
 from vitlab.config.printable import one_line
-from vitlab.config.schema import suggest
-from vitlab.data.datamodule import DataModule
 from vitlab.data.decode import UnreadableImage
 from vitlab.data.file_list import find_images
 from vitlab.data.scan import SplitName
@@ -41,7 +39,9 @@ def load_inputs(model: TrainedModel, run: str, images: str | list[str] | None, c
         if not inputs:
             raise ValueError(f"images={images}: none of them can be read")
         return torch.stack(inputs), names
-    data = run_data(Path(run))
+    path = Path(run)
+    data = instantiate.build_object(folder.data_without_scan(folder.read_config(path)["data"], path))
+    data.setup()
     usual: SplitName = "val" if data.samples["val"] else "test"
     drawn = torch.randperm(data.samples[usual], generator=torch.Generator().manual_seed(0))[:count].sort().values
     rows = split_rows(images) or [(usual, row) for row in drawn.tolist()]
@@ -53,25 +53,10 @@ def load_inputs(model: TrainedModel, run: str, images: str | list[str] | None, c
     return model.prepare()(torch.cat([dataset_images(data, split, [row]) for split, row in rows])), names
 
 
-def run_data(run: Path) -> DataModule:
-    data: DataModule = instantiate.build_object(folder.data_without_scan(folder.read_config(run)["data"], run))
-    data.setup()
-    return data
-
-
 def to_images(model: TrainedModel, inputs: Tensor) -> Tensor:
     """The images of a network's inputs, uint8 B C H W."""
     prepare = model.prepare()
     return ((inputs - prepare.shift) / prepare.scale).round().clamp(0, 255).byte()
-
-
-def class_index(classes: tuple[str, ...] | None, name: str | int, setting: str = "target") -> int:
-    """The number of a class by its name or number. Raises `ValueError`."""
-    if str(name) in (names := classes or ()):
-        return names.index(str(name))
-    if str(name).isdecimal() and (not names or int(name) < len(names)):
-        return int(name)
-    raise ValueError(f"{setting}={name} is no class of the network{suggest(str(name), names)}")
 
 
 class Explanation(NamedTuple):
