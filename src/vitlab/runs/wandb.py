@@ -126,10 +126,11 @@ def existing_run_id(folder: Path) -> str | None:
 
 
 def resume_logger(folder: Path) -> WandbLogger | None:
-    """wandb's logger of a run that has ended, or None if it is not tracked; offline if the run is."""
+    """wandb's logger of a run that has ended, or None if it runs or is not tracked; offline if the run is."""
     nodes = (node for node in (read_config(folder).get("logger") or {}).values() if node)
     node = next((node for node in nodes if str(node["_target_"]).endswith("wandb_logger")), None)
-    if node is None or existing_run_id(folder) is None or node.get("mode") == "disabled":
+    runs = read_results(folder).get("status") == "running"
+    if node is None or runs or existing_run_id(folder) is None or node.get("mode") == "disabled":
         return None
     offline = {} if [*(folder / "wandb").glob("run-*")] else {"mode": "offline"}
     logger: WandbLogger = build_object({**node, "run_dir": str(folder), **offline})
