@@ -47,6 +47,7 @@ def main(
     corruptions: Literal["all"] | tuple[str, ...] | None,
     severities: tuple[Annotated[int, Ge(1), Le(5)], ...],
     frost_dir: str | None,
+    wandb: bool,
     name: str | None,
     run_dir: str,
     data: Node | None = None,
@@ -76,6 +77,7 @@ def main(
         corruptions: Also measure errors on images that are corrupted as in ImageNet-C: `all`, or a list.
         severities: Of the corruptions, from 1 to 5.
         frost_dir: Folder of the photographs for frost, which `all` otherwise leaves out.
+        wandb: Log scores and pictures to the run's wandb run, if it has one, as `evaluate/SPLIT/...`.
         name: Name of the results' folder, made of the data, the model and the image size. None: of a run.
         run_dir: Folder of the results. Set by the program; choose another with `hydra.run.dir`.
         data: The data set on which weights are evaluated, if not a run's.
@@ -162,6 +164,8 @@ def main(
         log.info("report: %s", run_report.write_run_report(Path(run)) if run else run_report.write_report(out, [out]))
         if "why" in own:
             log.info("why the most confident errors: %s", own["why"])
+        if run and wandb:
+            run_report.log_evaluation(Path(run), out, own, results.get("corruptions", {}))
     build.log_results(results, out)
     return results
 

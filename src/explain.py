@@ -78,7 +78,7 @@ def main(
     out = Path(run_dir)
     subject = load_model(run, checkpoint=checkpoint, device=device)
     other = load_model(compare, device=device) if compare else None
-    wanted = None if target is None else explanation.class_index(subject.classes, target)
+    wanted = None if target is None else checks.class_index(subject.classes, target)
     inputs, names = explanation.load_inputs(subject, run, images, samples)
     shown, page = explanation.to_images(subject, inputs), Page(f"What {run} looks at", "explanation")
     statistics, kernels, curves, tokens, classes = [], [], [], list[Any](), list[Any]()

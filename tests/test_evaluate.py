@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 import evaluate
 import parity
 import vitlab
-from conftest import SRC, Program
+from conftest import SRC, Program, Tracked
 from forked_ranks import RANKS
 from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
@@ -43,7 +43,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Evaluate]:
     """Runs the program in this process, which has torch loaded already: run folder, overrides -> its results."""
 
     def run(folder: Path, *overrides: str) -> Any:
-        quiet = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+        quiet = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "wandb=false"]
         monkeypatch.chdir(folder.parent)
         monkeypatch.setattr(sys, "argv", ["evaluate.py", f"run={folder.name}", *quiet, *overrides])
         evaluate.main()
@@ -121,7 +121,7 @@ def test_one_two_and_three_processes_count_the_same_images_right(
     twins: list[Path], evaluated: Evaluate, program: Program
 ) -> None:
     one = evaluated(twins[0], "split=val")
-    arguments = ["run=a", "split=val", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
+    arguments = ["run=a", "split=val", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "wandb=false"]
     program("evaluate", "-m", "trainer.devices=2,3", *arguments, cwd=twins[0].parent)
     for job in ("0", "1"):
         found = results(twins[0] / "evaluation" / job)
@@ -143,6 +143,29 @@ def rows_of(folder: Path) -> list[list[str]]:
 
 def numbers(rows: list[list[str]]) -> torch.Tensor:
     return torch.tensor([[float(cell) for cell in row[4:7]] for row in rows])
+
+
+def test_the_run_s_wandb_run_gets_scores_pictures_and_classes_unless_wandb_is_false(
+    twins: list[Path], evaluated: Evaluate, tracked: Tracked, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(twins[0], run)
+    evaluated(run, "split=val")
+    found = evaluated(run, "split=val", "wandb=true")
+    (trained, history), (summary, resent) = tracked(run)
+    assert (summary["run_id"], summary["state"]) == (trained["run_id"], "finished")
+    logged = summary["summary"]
+    assert logged["evaluate/val/acc"] == pytest.approx(found["val/acc"])
+    assert logged["evaluate/val/ece"] == pytest.approx(found["judgement"]["predictions"]["ece"][0])
+    assert {"evaluate/val/confusion", "evaluate/val/errors", "evaluate/val/classes"} <= logged.keys()
+    assert logged["best/val/acc"] == trained["summary"]["best/val/acc"], "the newest part of an offline run has all"
+    assert summary["config"]["model"] == trained["config"]["model"]
+    rows = [[row for row in rows if "train/loss" in row or "val/acc" in row] for rows in (history, resent)]
+    assert [row["trainer/global_step"] for row in rows[0]] == [row["trainer/global_step"] for row in rows[1]]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"logger": {"csv": None}}))
+    evaluated(run, "split=val", "wandb=true")
+    assert len([*run.glob("wandb/offline-run-*")]) == 2, "the run's logger is not wandb"
 
 
 # ---------------------------------------------------------------------------------------------------------- judgement
@@ -262,11 +285,17 @@ def test_another_test_set_and_its_corruptions_are_scored_as_the_runs_own(
 @pytest.mark.parametrize(
     ("overrides", "reported"),
     [
-        (["test_dir=nowhere"], "test_dir=nowhere is not a folder; test_set and class_map are about the images in one"),
-        (["test_set=imagenet-a"], "test_dir=null is not a folder"),
+        (["test_dir=nowhere"], "test_dir=nowhere is not a folder; name one with a folder of images for each class"),
+        (
+            ["test_set=imagenet-a"],
+            "test_set=imagenet-a and class_map=null, but test_dir=null; set test_dir, or leave them out",
+        ),
         (["test_dir=.", "class_map=gone.yaml"], "class_map=gone.yaml is not a YAML or JSON file"),
-        (["test_dir=.", "split=val"], "test_dir and corruptions are for the head of a network; leave split, probe"),
-        (["corruptions=all", "probe=knn"], "test_dir and corruptions are for the head of a network"),
+        (["test_dir=.", "split=val"], "split=val or fit_temperature=true: test_dir=. has one split; leave it out"),
+        (
+            ["corruptions=all", "probe=knn"],
+            "probe is set: test_dir=null and corruptions are for a network's head; leave probe out",
+        ),
         (["corruptions=[fogg]"], "corruptions: there is no fogg; did you mean 'fog'"),
         (["corruptions=[frost]"], "frost_dir=null is not the folder of ImageNet-C's photographs, frost1.png"),
         (["corruptions=all", "severities=[6]"], "severities=[6] must be at least 1 and at most 5"),

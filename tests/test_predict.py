@@ -19,6 +19,7 @@ import predict
 from conftest import Exportable, Program
 from vitlab.evaluation.trained_model import load_model
 from vitlab.models.vit import VisionTransformer
+from vitlab.training import progress_bar
 
 Predict = Callable[..., Path]
 
@@ -105,6 +106,17 @@ def test_a_file_a_pattern_and_a_list_are_images_too(images: Path, predicted: Pre
     for number, (given, count) in enumerate([(images / "cmyk.jpg", 1), (images / "c*.jpg", 1), (images / "*.gif", 1)]):
         out = predicted(run, given, out=str(number))
         assert len((out / "predictions.jsonl").read_text().splitlines()) == count
+
+
+def test_a_pipe_gets_lines_with_the_images_done_and_the_remaining_time(
+    images: Path, predicted: Predict, exportable: Exportable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_bar, "LINES", 0.0)
+    out = predicted(exportable().weights.run, images, "trainer.enable_progress_bar=true", "batch_size=2")
+    text = (out / "predict.log").read_text()
+    count = len((out / "predictions.jsonl").read_text().splitlines())
+    assert f"2 of {count} images   batch 1 of {-(-count // 2)}   " in text
+    assert f"{count} of {count} images   batch {-(-count // 2)} of {-(-count // 2)}   0:00:00 left" in text
 
 
 def test_mistakes_are_reported_before_the_start(

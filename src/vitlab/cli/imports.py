@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from vitlab.config.schema import Node, child_nodes
 from vitlab.distributed import environment
@@ -57,7 +58,8 @@ def print_importing(name: str) -> None:
 def preload(config: Node) -> None:
     """Import what a job of this configuration needs, in the fastest order."""
     loggers = [node["_target_"] for node in child_nodes(config.get("logger")).values()]
-    if "torch" not in sys.modules and WANDB in loggers:
+    is_tracked = config.get("wandb") and Path(f"{config.get('run')}/wandb/run_id").exists()
+    if "torch" not in sys.modules and (WANDB in loggers or is_tracked):
         for name in WANDB_MODULES:
             with suppress(ImportError):  # reported where it is used
                 importlib.import_module(name)

@@ -1,5 +1,6 @@
 """Check the settings of an evaluation: the run or weights, the data, the probe."""
 
+import json
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -18,28 +19,38 @@ FROST = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")  
 
 
 def evaluation_problems(read: ConfigView) -> Iterator[str]:
-    yield from source_problems(read)
-    yield from probe_problems(read)
-    yield from run_problems(read)
-    yield from temperature_problems(read)
-    yield from test_set_problems(read)
+    for check in (source_problems, probe_problems, run_problems, temperature_problems, test_set_problems):
+        yield from check(read)
 
 
 def test_set_problems(read: ConfigView) -> Iterator[str]:
     path, kind, mapping, frost = (read(key, str) for key in ("test_dir", "test_set", "class_map", "frost_dir"))
     wanted = read.config.get("corruptions") or []
-    if (path and not Path(path).is_dir()) or (path is None and (kind != "folders" or mapping)):
-        yield f"test_dir={path or 'null'} is not a folder; test_set and class_map are about the images in one"
+    if path and not Path(path).is_dir():
+        yield f"test_dir={path} is not a folder; name one with a folder of images for each class"
+    if path is None and (kind not in (None, "folders") or mapping):
+        yield f"test_set={kind} and class_map={mapping or 'null'}, but test_dir=null; set test_dir, or leave them out"
     if mapping and (kind != "folders" or not Path(mapping).is_file()):
-        yield f"class_map={mapping} is not a YAML or JSON file for test_set=folders"
-    refused = read("split", str) != "test" or read("fit_temperature", bool)
-    if (path and refused) or ((path or wanted) and read.config.get("probe")):
-        yield "test_dir and corruptions are for the head of a network; leave split, probe and fit_temperature out"
+        yield f"class_map={mapping} is not a YAML or JSON file for test_set=folders; name one, or leave it out"
+    if path and ((split := read("split", str)) != "test" or read("fit_temperature", bool)):
+        yield f"split={split} or fit_temperature=true: test_dir={path} has one split; leave it out"
+    if (path or wanted) and read.config.get("probe"):
+        yield f"probe is set: test_dir={path or 'null'} and corruptions are for a network's head; leave probe out"
     for name in wanted if wanted != "all" else ():
         if name not in CORRUPTIONS:
             yield f"corruptions: there is no {name}{suggest(name, CORRUPTIONS)}; choose of {', '.join(CORRUPTIONS)}"
     if ("frost" in wanted or frost) and not all((Path(str(frost)) / name).is_file() for name in FROST):
         yield f"frost_dir={frost or 'null'} is not the folder of ImageNet-C's photographs, {', '.join(FROST)}"
+    elif frost and wanted:
+        from PIL import Image
+
+        config = Path(read("run", str) or "") / folder.CONFIG
+        size = (folder.read_config(config.parent) if config.is_file() else read.config).get("image_size") or 0
+        height, width = size if isinstance(size, list) else (size, size)
+        for name in FROST:
+            with Image.open(Path(frost) / name) as own:
+                if own.height <= height or own.width <= width:
+                    yield f"frost_dir={frost}: {name} of {own.height} x {own.width} is too small for image_size={size}"
 
 
 def temperature_problems(read: ConfigView) -> Iterator[str]:
@@ -106,6 +117,8 @@ def prediction_problems(read: ConfigView) -> Iterator[str]:
         path = Path(run).expanduser()
         if (path / folder.CONFIG).is_file():
             yield from run_problems(read)
+            if (part := read.config.get("part")) not in (None, "ema", "raw"):
+                yield f"part={part}: a run has ema and raw weights, with callbacks=ema; choose one, or leave part out"
         elif not path.exists():
             yield f"run={run} doesn't exist; name a run, an export, an ONNX file, weights, timm:NAME or hf:NAME"
     is_onnx = run is not None and (run.endswith(".onnx") or (Path(run) / "model.onnx").is_file())
@@ -126,6 +139,15 @@ def split_rows(images: str | list[str] | None) -> list[tuple[Any, int]]:
     return [(row[1], int(row[2])) for row in rows if row] if all(rows) else []
 
 
+def class_index(classes: tuple[str, ...] | None, name: str | int, setting: str = "target") -> int:
+    """The number of a class by its name or number. Raises `ValueError`."""
+    if str(name) in (names := classes or ()):
+        return names.index(str(name))
+    if str(name).isdecimal() and (not names or int(name) < len(names)):
+        return int(name)
+    raise ValueError(f"{setting}={name} is no class of the network{suggest(str(name), names)}")
+
+
 def demo_problems(read: ConfigView) -> Iterator[str]:
     yield from prediction_problems(read)
     if find_spec("gradio") is None:
@@ -138,5 +160,11 @@ def explanation_problems(read: ConfigView) -> Iterator[str]:
     images = read("images", str | list[str])
     if run is not None and (images is None or split_rows(images)) and not (Path(run) / folder.CONFIG).is_file():
         yield f"images is {images or 'not set'}, and run={run} has none; name a file, a folder or a pattern like *.jpg"
+    target, known = read.config.get("target"), Path(str(run)) / "evaluation" / "best-test" / "judgement.json"
+    if target is not None and known.is_file():  # else the network's classes are unknown before it is loaded
+        try:
+            class_index(tuple(row[0] for row in json.loads(known.read_text())["classes"][1:]), target)
+        except ValueError as error:
+            yield str(error)
     if compare is not None and not compare.startswith(("timm:", "hf:")) and not Path(compare).exists():
         yield f"compare={compare} doesn't exist; name a run, weights, timm:NAME or hf:NAME"

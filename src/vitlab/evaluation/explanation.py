@@ -9,7 +9,6 @@ from torch import Tensor
 
 from vitlab.config import instantiate
 from vitlab.config.printable import one_line
-from vitlab.config.schema import suggest
 from vitlab.data.decode import UnreadableImage
 from vitlab.data.file_list import find_images
 from vitlab.data.scan import SplitName
@@ -58,15 +57,6 @@ def to_images(model: TrainedModel, inputs: Tensor) -> Tensor:
     """The images of a network's inputs, uint8 B C H W."""
     prepare = model.prepare()
     return ((inputs - prepare.shift) / prepare.scale).round().clamp(0, 255).byte()
-
-
-def class_index(classes: tuple[str, ...] | None, name: str | int, setting: str = "target") -> int:
-    """The number of a class by its name or number. Raises `ValueError`."""
-    if str(name) in (names := classes or ()):
-        return names.index(str(name))
-    if str(name).isdecimal() and (not names or int(name) < len(names)):
-        return int(name)
-    raise ValueError(f"{setting}={name} is no class of the network{suggest(str(name), names)}")
 
 
 class Explanation(NamedTuple):

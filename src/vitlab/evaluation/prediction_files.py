@@ -58,9 +58,9 @@ class ImageFiles(Dataset[FileBatch]):
 class Predictor(LightningModule):
     """Collects the most probable classes, and features, of a test loop's images."""
 
-    def __init__(self, model: TrainedModel, top: int, embed: bool) -> None:
+    def __init__(self, model: TrainedModel, top: int, embed: bool, count: int) -> None:
         super().__init__()
-        self.network, self.model, self.top, self.embed = model.network, model, top, embed
+        self.network, self.model, self.top, self.embed, self.count = model.network, model, top, embed, count
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.parts: list[tuple[Tensor, ...]] = []  # numbers, readable, probabilities, classes, features
 
@@ -73,6 +73,8 @@ class Predictor(LightningModule):
         scores = self.model.probabilities(outputs) if self.model.has_head else outputs[:, :0]
         best = scores.topk(min(self.top, scores.shape[1]), dim=1)
         self.parts.append(tuple(part.cpu() for part in (batch.numbers, batch.readable, *best, *features)))
+        done = min(self.count, self.trainer.world_size * sum(len(numbers) for numbers, *_ in self.parts))
+        self.progress = f"{done:,} of {self.count:,} images"
 
 
 def predict_files(
@@ -87,7 +89,7 @@ def predict_files(
     embed: bool,
 ) -> dict[str, Any]:
     """Predict files and write the results, on the first rank. Every rank calls it; a summary."""
-    predictor, numbers = Predictor(model, top, embed), range(len(paths))
+    predictor, numbers = Predictor(model, top, embed, len(paths)), range(len(paths))
     batches = [[*numbers[start : start + batch_size]] for start in range(0, len(paths), batch_size)]
     own, pin = batches[trainer.global_rank :: trainer.world_size], trainer.strategy.root_device.type == "cuda"
     options: Any = {"collate_fn": nn.Identity(), "num_workers": workers, "pin_memory": pin}

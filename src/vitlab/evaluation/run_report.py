@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch
 from vitlab.data.scan import SplitName
@@ -97,6 +98,21 @@ def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, network: nn
         wandb.log_table(run.loggers, "classes", judgement["classes"])
     except Exception as error:
         log.warning("report: %s: %s; report=false leaves it out", type(error).__name__, error, exc_info=error)
+
+
+def log_evaluation(run_dir: Path, folder: Path, judgement: Node, more: dict[str, float]) -> None:
+    """Log an evaluation to the run's wandb run, if it has one, as `evaluate/NAME/...`. An error is a warning."""
+    prefix = f"evaluate/{folder.name.removeprefix('best-')}"
+    scores = {key: values[0] for key, values in judgement["scores"]["predictions"].items()} | more
+    try:
+        with wandb.finish_wandb_run():
+            if logger := wandb.resume_logger(run_dir):
+                logger.experiment.summary.update({f"{prefix}/{key}": value for key, value in scores.items()})
+                for file in sorted(folder.glob("*.png")):
+                    wandb.log_image([logger], f"{prefix}/{file.stem}", file)
+                wandb.log_table([logger], f"{prefix}/classes", judgement["classes"])
+    except Exception as error:
+        log.warning("wandb: %s: %s; wandb=false leaves it out", type(error).__name__, error)
 
 
 def draw_attention(network: nn.Module, datamodule: DataModule, file: Path) -> None:

@@ -15,7 +15,7 @@ from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.file_list import images_below
 from vitlab.data.source import Source, Split
-from vitlab.evaluation.explanation import class_index
+from vitlab.evaluation.checks import class_index
 from vitlab.evaluation.trained_model import TrainedModel
 from vitlab.runs.folder import read_yaml
 

@@ -63,13 +63,14 @@ def setting_changes(before: Node, after: Node) -> list[str]:
 
     `optimizer.lr: 0.1 -> 0.2 (changes the training)`
     """
-    changes = []
-    for path, (old, new) in differences(before, after).items():
-        lists = ((2, WITHOUT_EFFECT), (1, UP_TO_ROUNDING))
-        effect = next((number for number, paths in lists if re.fullmatch("|".join(paths), path)), 0)
-        if path not in ("run_dir", "resume"):
-            changes.append((effect, f"{path}: {old} -> {new} ({EFFECTS[effect]})"))
-    return [line for _, line in sorted(changes, key=lambda change: change[0])]
+    pairs = {path: pair for path, pair in differences(before, after).items() if path not in ("run_dir", "resume")}
+    effects = {path: EFFECTS[setting_effect(path)] for path in sorted(pairs, key=setting_effect)}
+    return [f"{path}: {pairs[path][0]} -> {pairs[path][1]} ({effect})" for path, effect in effects.items()]
+
+
+def setting_effect(path: str) -> int:
+    """Return the index of a setting's effect in `EFFECTS`."""
+    return 2 if re.fullmatch("|".join(WITHOUT_EFFECT), path) else bool(re.fullmatch("|".join(UP_TO_ROUNDING), path))
 
 
 def differences(before: Node, after: Node, prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -12,8 +12,11 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vitlab.config.instantiate import build_object
 from vitlab.distributed import signals
 from vitlab.distributed.signals import StopRequested
+from vitlab.runs.folder import read_config, read_results
+from vitlab.runs.metrics_file import MetricsFile
 
 INIT_TIMEOUT = 30  # seconds to reach wandb's server
 MAX_TAG_LENGTH = 64  # characters, in wandb
@@ -120,6 +123,22 @@ def existing_run_id(folder: Path) -> str | None:
     """The run's wandb id, or None if it is not tracked."""
     file = folder / "wandb" / "run_id"
     return file.read_text().strip() if file.exists() else None
+
+
+def resume_logger(folder: Path) -> WandbLogger | None:
+    """wandb's logger of a run that has ended, or None if it runs or is not tracked; offline if the run is."""
+    nodes = (node for node in (read_config(folder).get("logger") or {}).values() if node)
+    node = next((node for node in nodes if str(node["_target_"]).endswith("wandb_logger")), None)
+    runs = read_results(folder).get("status") == "running"
+    if node is None or runs or existing_run_id(folder) is None or node.get("mode") == "disabled":
+        return None
+    offline = {} if [*(folder / "wandb").glob("run-*")] else {"mode": "offline"}
+    logger: WandbLogger = build_object({**node, "run_dir": str(folder), **offline})
+    if logger.experiment.offline:
+        logger.log_hyperparams(read_config(folder))
+        resend_rows(MetricsFile(folder=str(folder)).read_rows(), [logger])
+        log_results([logger], read_results(folder))
+    return logger
 
 
 def resend_rows(rows: Iterable[dict[str, Any]], loggers: list[Logger]) -> None:

@@ -34,6 +34,7 @@ class ProgressBar(RichProgressBar):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        self._stage_start = time.monotonic()
         if self.is_enabled and not get_console().is_terminal:
             self.disable()
             self._writes_lines, self._last_line = True, time.monotonic()  # of the first rank: others are disabled
@@ -58,7 +59,7 @@ class ProgressBar(RichProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *more: int
     ) -> None:
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, *more)
-        self._write_line("test", batch_idx, sum(trainer.num_test_batches))
+        self._write_line(getattr(pl_module, "progress", "test"), batch_idx, sum(trainer.num_test_batches))
 
     def _write_line(self, what: str, batch: int, batches: int | float) -> None:
         """Log the progress, if lines are written and it is time for one."""
@@ -69,6 +70,9 @@ class ProgressBar(RichProgressBar):
         if self.trainer.state.fn == TrainerFn.FITTING:
             loss = self.trainer.progress_bar_metrics.get("train/loss")
             parts += ["" if loss is None else f"train/loss {loss:.4f}", self._remaining_time()]
+        elif batches < float("inf"):
+            seconds = round((time.monotonic() - self._stage_start) / (batch + 1) * (batches - batch - 1))
+            parts.append(f"{timedelta(seconds=seconds)} left")
         log.info("   ".join(filter(None, parts)))
 
     def _init_progress(self, trainer: Trainer) -> None:

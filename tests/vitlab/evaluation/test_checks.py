@@ -1,8 +1,10 @@
 """The rules of an evaluation: a run or other weights, their data, the probe."""
 
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hostile_files import alias_bomb
 from vitlab.config.schema import ConfigView, Node
@@ -75,3 +77,56 @@ def test_a_run_whose_configuration_cannot_be_read_is_a_problem(content: str) -> 
     Path("run/config.yaml").write_text(content)
     (problem,) = checks.evaluation_problems(ConfigView({**RUN, "checkpoint": "last"}, set()))
     assert problem.startswith("run=run: run/config.yaml is damaged (")
+
+
+def test_a_class_is_named_by_its_name_or_number() -> None:
+    classes = ("cat", "dog", "7")
+    assert [checks.class_index(classes, name) for name in ("dog", "7", 0, "1")] == [1, 2, 0, 1]
+    assert checks.class_index(None, "12") == 12
+    with pytest.raises(ValueError, match="target=dgo is no class of the network; did you mean 'dog'"):
+        checks.class_index(classes, "dgo")
+    for wrong in (3, "-1", "cow"):
+        with pytest.raises(ValueError, match=f"target={wrong} is no class"):
+            checks.class_index(classes, wrong)
+
+
+def test_a_target_that_the_judged_network_has_not_is_a_problem() -> None:
+    Path("a.png").touch()
+    config: Node = {**EXPORT, "checkpoint": "last", "images": "a.png", "compare": None, "baseline": "blur"}
+    assert [*checks.explanation_problems(ConfigView({**config, "target": "cow"}, set()))] == [], (
+        "its classes are unknown"
+    )
+    Path("run/evaluation/best-test").mkdir(parents=True)
+    rows = [["class", "recall"], ["cat", 1.0], ["dog", None]]
+    Path("run/evaluation/best-test/judgement.json").write_text(json.dumps({"classes": rows}))
+    for target, problems in (
+        ("dog", []),
+        (1, []),
+        (None, []),
+        ("dgo", ["target=dgo is no class of the network; did you mean 'dog'?"]),
+        (2, ["target=2 is no class of the network"]),
+    ):
+        assert [*checks.explanation_problems(ConfigView({**config, "target": target}, set()))] == problems
+
+
+def test_a_run_has_two_parts_at_most() -> None:
+    config: Node = {**EXPORT, "checkpoint": "last", "embed": False}
+    for part, problems in (
+        (None, []),
+        ("ema", []),
+        ("emma", ["part=emma: a run has ema and raw weights, with callbacks=ema; choose one, or leave part out"]),
+    ):
+        assert [*checks.prediction_problems(ConfigView({**config, "part": part}, set()))] == problems
+
+
+def test_a_photograph_for_frost_must_be_larger_than_the_images() -> None:
+    for name in checks.FROST:
+        Image.new("RGB", (40, 30)).save(name)
+    folder.write_config(Path("run"), {"logger": {}, "image_size": [24, 39]})
+    config: Node = {**RUN, "checkpoint": "last", "corruptions": ["frost"], "frost_dir": ".", "test_set": "folders"}
+    assert [*checks.evaluation_problems(ConfigView(config, set()))] == []
+    Image.new("RGB", (39, 30)).save("frost3.png")
+    expected = ["frost_dir=.: frost3.png of 30 x 39 is too small for image_size=[24, 39]"]
+    assert [*checks.evaluation_problems(ConfigView(config, set()))] == expected
+    other = {**OTHER, "corruptions": "all", "frost_dir": ".", "test_set": "folders", "image_size": 30}
+    assert len([*checks.evaluation_problems(ConfigView(other, set()))]) == 5

@@ -48,17 +48,6 @@ def test_a_file_that_can_not_be_read_is_left_out(
     assert "bad.png" in caplog.text
 
 
-def test_a_class_is_named_by_its_name_or_number() -> None:
-    classes = ("cat", "dog", "7")
-    assert [explanation.class_index(classes, name) for name in ("dog", "7", 0, "1")] == [1, 2, 0, 1]
-    assert explanation.class_index(None, "12") == 12
-    with pytest.raises(ValueError, match="target=dgo is no class of the network; did you mean 'dog'"):
-        explanation.class_index(classes, "dgo")
-    for wrong in (3, "-1", "cow"):
-        with pytest.raises(ValueError, match=f"target={wrong} is no class"):
-            explanation.class_index(classes, wrong)
-
-
 def test_a_network_without_a_head_has_attention_and_no_relevance() -> None:
     network = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=(32, 48), depth=2, num_classes=0)
     subject, inputs = model(network), torch.randn(2, 3, 32, 48)

@@ -1,6 +1,7 @@
 """`metrics.csv` loses and repeats nothing; wandb runs are read back with wandb's own reader, without a network."""
 
 import csv
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -11,9 +12,19 @@ import wandb
 from PIL import Image
 
 from conftest import Tracked
+from vitlab.runs import folder
 from vitlab.runs import wandb as runs_wandb
 from vitlab.runs.metrics_file import MetricsFile
-from vitlab.runs.wandb import finish_wandb_run, is_logged_in, log_image, log_results, resend_rows, run_id, wandb_logger
+from vitlab.runs.wandb import (
+    finish_wandb_run,
+    is_logged_in,
+    log_image,
+    log_results,
+    resend_rows,
+    resume_logger,
+    run_id,
+    wandb_logger,
+)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -155,6 +166,17 @@ def test_a_run_that_is_resumed_has_its_id_and_its_earlier_numbers(apart: Path, t
     assert first[0]["run_id"] == second[0]["run_id"] == run_id(apart)
     assert [(row["trainer/global_step"], row["a"]) for row in second[1]] == [(1, 0.5), (2, 1), (3, 1.5), (4, 2)]
     assert [row["trainer/global_step"] for row in first[1]] == [1, 2]
+
+
+@pytest.mark.parametrize("why", ["running", "disabled", "csv", "no id"])
+def test_a_run_that_runs_or_is_not_tracked_has_no_logger_to_resume(why: str, tmp_path: Path) -> None:
+    node = {"_target_": "vitlab.runs.wandb.wandb_logger", "mode": "disabled" if why == "disabled" else "offline"}
+    folder.write_config(tmp_path, {"logger": {"csv": None} if why == "csv" else {"csv": None, "wandb": node}})
+    (tmp_path / "results.json").write_text(json.dumps({"status": "running" if why == "running" else "finished"}))
+    if why != "no id":
+        run_id(tmp_path)
+    assert resume_logger(tmp_path) is None
+    assert not [*tmp_path.glob("wandb/*run-*")]
 
 
 def test_offline_it_says_so_in_one_line_and_how_to_send_the_run(

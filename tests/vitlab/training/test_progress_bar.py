@@ -85,7 +85,7 @@ def test_a_pipe_gets_a_line_at_intervals_and_no_bar(
     lines = [record.message for record in caplog.records if record.name == "vitlab.training.progress_bar"]
     assert len(lines) in range(5, 25)
     assert any(re.fullmatch(r"epoch 1/2   batch \d of 5   \d:\d\d:\d\d left", line) for line in lines), lines
-    for pattern in (r"validation   batch \d+ of 20   .+ left", r"test   batch \d+ of 20"):
+    for pattern in (r"validation   batch \d+ of 20   .+ left", r"test   batch \d+ of 20   \d:\d\d:\d\d left"):
         assert any(re.fullmatch(pattern, line) for line in lines), lines
     assert "━" not in capfd.readouterr().out
 

@@ -35,8 +35,8 @@ class Configuration:
 
     @property
     def label(self) -> str:
-        """`optimizer.lr=0.001 model.depth=2`; empty if only the seed varies."""
-        return choices_text(self.choices)
+        """`optimizer.lr=0.001 model.depth=2`, or the name of a compared run; empty if only the seed varies."""
+        return self.choices.get("run") or choices_text(self.choices)
 
     @property
     def finished_jobs(self) -> list[Job]:
