@@ -110,6 +110,38 @@ def fog(x: Array, rng: Generator, amount: float, decay: float) -> Array:
     return np.asarray((x + amount * heights[: x.shape[0], : x.shape[1], None]) * x.max() / (x.max() + amount))
 
 
+def edges(x: Array, low: float, high: float) -> Array:
+    """Canny's edges of an image [H, W], as OpenCV finds them."""
+    dx, dy = (ndimage.sobel(np.pad(np.float64(x), 1, mode="edge"), axis)[1:-1, 1:-1] for axis in (1, 0))
+    size, slope = np.abs(dx) + np.abs(dy), np.abs(dy) / np.maximum(np.abs(dx), 1e-9)
+    padded, i, (rows, columns) = np.pad(size, 1), slope > 2**0.5 - 1, np.indices(x.shape) + 1
+    j = np.where((dx * dy < 0) & i, -1, 1) * (slope < 2**0.5 + 1)  # with i: the next place across an edge
+    before, after = padded[rows - i, columns - j], padded[rows + i, columns + j]
+    top = (size > before) & ((size > after) | (size == after) & ((i == 0) | (j == 0)))
+    regions = ndimage.label(top & (size > low), np.ones((3, 3)))[0]
+    return np.isin(regions, regions[top & (size > high)])
+
+
+def spatter(x: Array, rng: Generator, *values: float) -> Array:
+    """Mud, or drops of water that are lit from one side."""
+    mean, std, sigma, least, amount, is_mud = values
+    layer = blur(rng.normal(mean, std, x.shape[:2]), sigma)
+    if is_mud:
+        share = blur(np.float64(layer > least), amount)[..., None]
+        share *= share >= 0.8
+        return np.asarray(x * (1 - share) + share * np.array([63, 42, 20]) / 255)
+    layer, mean_of_9 = to_bytes(layer * (layer >= least)), partial(ndimage.uniform_filter, size=3, mode="mirror")
+    nearest = ndimage.distance_transform_edt(~edges(layer, 50, 150), return_distances=False, return_indices=True)
+    few, many = np.sort(np.abs(np.indices(layer.shape) - nearest), axis=0)  # OpenCV's steps: 1, 1.4 and 2.1969 (knight)
+    distance = np.where(2 * few > many, 2.1969 * (many - few) + 1.4 * (2 * few - many), many + 0.1969 * few)
+    levels = np.uint8(mean_of_9(np.minimum(distance, 20)) + 1e-6)
+    sums = np.cumsum(np.bincount(levels.flat, minlength=256))
+    equalized = np.round(255 * (sums - sums[levels.min()]) / max(1, levels.size - sums[levels.min()]))[levels]
+    light = ndimage.correlate(equalized, [[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], mode="mirror")
+    drops = layer * np.round(mean_of_9(np.clip(light, 0, 255)))
+    return np.asarray(x + (amount * drops / max(1, drops.max()))[..., None] * np.array([175, 238, 238]) / 255)
+
+
 def change_hsv(x: Array, channel: int, factor: float, more: float) -> Array:
     hsv = rgb_to_hsv(x)
     hsv[..., channel] = np.clip(hsv[..., channel] * factor + more, 0, 1)
@@ -153,6 +185,7 @@ FUNCTIONS: dict[str, Any] = {  # of image, generator and the parameters of a sev
     "brightness": lambda x, rng, c: change_hsv(x, 2, 1, c),
     "pixelate": lambda x, rng, c: resize(resize(x, c * x.shape[0], c * x.shape[1]), *x.shape[:2]),
     "saturate": lambda x, rng, *c: change_hsv(x, 1, *c),
+    "spatter": spatter,
     **{f.__name__: f for f in (defocus_blur, glass_blur, snow, frost, fog, elastic_transform, jpeg_compression)},
 }
 

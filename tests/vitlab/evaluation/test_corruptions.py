@@ -45,11 +45,11 @@ def changed(name: str, severity: int, image: Array, folder: Path) -> Array:
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_corruption_is_the_published_one_at_each_severity(name: str, photographs: Path) -> None:
-    image = picture()
+    image, step = picture(), 7 if name == "spatter" else 31  # few drops are small
     with np.load(Path(__file__).parent / "imagenet_c.npz") as golden:
         for severity in range(1, 6):
             found, published = changed(name, severity, image, photographs), golden[f"{name}-{severity}"]
-            difference = np.abs(found[5::31, 9::31].astype(int) - published)
+            difference = np.abs(found[5::step, 9::step].astype(int) - published)
             assert difference.max() <= 1, severity
             assert difference.mean() < 0.25, severity  # saturate 3 has exact values of 8 bits, which are rounded down
             assert np.abs(found - 255 * image).mean() > 0.5, f"severity {severity} changes the image"
