@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -85,6 +85,37 @@ def test_the_rate_finder_of_lightning_runs_on_our_data(tmp_path: Path) -> None:
     run.fit(module, data(tuples=True))
     assert run.global_step == 5, "the training is complete after the search"
     assert finder.optimal_lr is not None
+
+
+def test_a_module_with_two_optimizers_of_its_own_gets_the_same_epochs(tmp_path: Path) -> None:
+    class Manual(Theirs):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            one, two = self.optimizers()  # type: ignore[attr-defined]
+            one.zero_grad()
+            self.manual_backward(loss)
+            one.step()
+            two.step()
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return [super().configure_optimizers(), torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)]
+
+    seen = []
+    for module in (Theirs(), Manual()):
+        trainer(tmp_path, max_epochs=3).fit(module, data(tuples=True))
+        seen.append(torch.cat(module.seen).tolist())
+    assert seen[0] == seen[1]
+
+
+def test_a_changing_accumulation_is_refused_for_somebody_elses_module_too(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=2, callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})])
+    with pytest.raises(ValueError, match="set accumulate_grad_batches of the Trainer"):
+        run.fit(Theirs(), data(tuples=True))
 
 
 @pytest.mark.parametrize("tuples", [False, True])

@@ -90,6 +90,8 @@ def trainer_problems(view: ConfigView) -> Iterator[str]:
         others = [key for key, target in averages.items() if sharded or "lightning." in target + strategy]
         work = {f"callbacks.{key}": "average weights" for key in others}
         work |= {f"classifier.adaptive_clip={clip}": "clip gradients"} if clip else {}
+        fused = optimizer == "torch.optim.SGD" and view("optimizer.fused", bool)
+        work |= {"optimizer.fused=true of optimizer=sgd": "update weights"} if fused else {}
         for setting, what in {**work, **UNSHARDED.get(optimizer, {})}.items():
             yield f"{setting} can't {what} that trainer=fsdp shards over devices; use trainer=ddp, or leave it out"
     if optimizer.endswith("training.sam.SAM"):

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from vitlab.config.bounds import NonNegativeInt, PositiveInt, Rate, Seed, check_bounds
 from vitlab.config.schema import Node
@@ -198,6 +199,8 @@ class DataModule(LightningDataModule):
         """The epoch of training, and its optimizer steps already done."""
         if self.trainer is None:
             return self.epoch, 0
+        if not getattr(self.trainer.lightning_module, "automatic_optimization", True):  # any number of steps a batch
+            return self.trainer.current_epoch, 0
         return divmod(self.trainer.global_step, max(1, self.steps_per_epoch))
 
     def set_epoch(self, epoch: int) -> None:
@@ -211,6 +214,12 @@ class DataModule(LightningDataModule):
         return position
 
     def train_dataloader(self) -> Loader:
+        callbacks: Any = getattr(self.trainer, "callbacks", None) or ()
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+            unknown = "the epoch of a step, by which DataModule finds its images"
+            raise ValueError(
+                f"GradientAccumulationScheduler changes {unknown}; set accumulate_grad_batches of the Trainer"
+            )
         # the batches resume at `position` without the `state_dict` that Lightning warns of
         warnings.filterwarnings("ignore", message=".*ended before the epoch ended and your dataloader is not")
         buffer = self.source.shuffle_buffer

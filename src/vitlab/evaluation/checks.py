@@ -160,6 +160,10 @@ def explanation_problems(read: ConfigView) -> Iterator[str]:
     images = read("images", str | list[str])
     if run is not None and (images is None or split_rows(images)) and not (Path(run) / folder.CONFIG).is_file():
         yield f"images is {images or 'not set'}, and run={run} has none; name a file, a folder or a pattern like *.jpg"
+    samples = folder.read_results(Path(run or "")).get("samples") or {}
+    for split, row in split_rows(images) if samples else ():
+        if row >= (count := samples.get(split, 0)):
+            yield f"images={split}:{row}: run={run} has {count:,} {split} images; they count from 0"
     target, known = read.config.get("target"), Path(str(run)) / "evaluation" / "best-test" / "judgement.json"
     if target is not None and known.is_file():  # else the network's classes are unknown before it is loaded
         try:

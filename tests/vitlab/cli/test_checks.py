@@ -218,6 +218,10 @@ ONE_LINE: list[tuple[list[str], str]] = [
         "optimizer=muon_qkv can't split matrices that trainer=fsdp shards over devices; use trainer=ddp, or",
     ),
     (
+        ["optimizer=sgd", "trainer=fsdp", CPU],
+        "optimizer.fused=true of optimizer=sgd can't update weights that trainer=fsdp shards over devices; use",
+    ),
+    (
         ["optimizer=adafactor", "trainer=fsdp", CPU],
         "optimizer=adafactor can't save moments that trainer=fsdp shards over devices; use trainer=ddp, or",
     ),

@@ -109,6 +109,21 @@ def test_a_target_that_the_judged_network_has_not_is_a_problem() -> None:
         assert [*checks.explanation_problems(ConfigView({**config, "target": target}, set()))] == problems
 
 
+def test_a_row_that_a_split_has_not_is_a_problem_before_the_network_is_loaded() -> None:
+    Path("run/results.json").write_text(json.dumps({"samples": {"train": 90, "val": 10, "test": 0}}))
+    config: Node = {**EXPORT, "run": "run", "checkpoint": "last", "compare": None, "baseline": "blur", "target": None}
+    found = [
+        line
+        for images in ("val:9", ["val:10", "test:0"])
+        for line in checks.explanation_problems(ConfigView({**config, "images": images}, set()))
+        if line.startswith("images=")
+    ]
+    assert found == [
+        "images=val:10: run=run has 10 val images; they count from 0",
+        "images=test:0: run=run has 0 test images; they count from 0",
+    ]
+
+
 def test_a_run_has_two_parts_at_most() -> None:
     config: Node = {**EXPORT, "checkpoint": "last", "embed": False}
     for part, problems in (
