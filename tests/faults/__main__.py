@@ -17,6 +17,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,7 @@ assert kinds  # it fills FAULTS
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for programs in the background
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=None, help="of all random choices; printed, to repeat the trials")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the trials, at least one of each kind")

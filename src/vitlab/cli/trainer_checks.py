@@ -146,7 +146,7 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
     samples, batch = train_samples(view), view("batch_size", int)
     epochs, steps = view("trainer.max_epochs", int), view("trainer.max_steps", int)
     total, per_epoch = steps if steps is not None and steps > 0 else math.inf, 0
-    if samples and batch and epochs is not None and epochs > 0:
+    if samples and batch:
         per_epoch = samples // batch if view("data.drop_last", bool) else math.ceil(samples / batch)
         accumulate = view("trainer.accumulate_grad_batches", int) or 1
         most = batches = per_epoch * accumulate
@@ -155,7 +155,7 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
                 remedy = "raise it, or leave it out"
                 yield f"trainer.limit_train_batches={limit} of the {batches} batches of an epoch is none; {remedy}"
             per_epoch = math.ceil(most / accumulate)
-        total = min(total, epochs * per_epoch)
+        total = min(total, epochs * per_epoch) if epochs is not None and epochs > 0 else total
         interval, every = view("trainer.val_check_interval"), view("trainer.check_val_every_n_epoch", int)
         if isinstance(interval, int) and every is not None and interval > per_epoch * accumulate:
             remedy = "lower it, or count over epochs with trainer.check_val_every_n_epoch=null"
@@ -163,9 +163,11 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
             yield f"trainer.val_check_interval={interval} is above the {batches} batches of an epoch; {remedy}"
         elif isinstance(interval, int | float) and accumulate > 1:
             batches = interval if isinstance(interval, int) else int(interval * most)
-            if batches % accumulate and batches < most:
+            uneven = every is None and most % accumulate and batches % most  # an epoch's last step has fewer batches
+            if uneven or (batches % accumulate and (batches < most or every is None)):
                 before = batches // accumulate * accumulate
                 ends = " or ".join(str(end) for end in (before, before + accumulate) if end)
+                ends = f"a multiple of {most}, the batches of an epoch" if uneven else ends
                 why = f"is within a step of trainer.accumulate_grad_batches={accumulate}"
                 yield f"trainer.val_check_interval={interval}, {batches} batches, {why}; use {ends}"
     if 0 < total < math.inf:

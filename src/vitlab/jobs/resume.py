@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from hydra.errors import HydraException
+
 from vitlab.config import renamed
 from vitlab.config.overrides import as_single_run, hydra_quote, parse_overrides
 from vitlab.config.schema import Node
@@ -39,7 +41,11 @@ def resumed_overrides(overrides: list[str], problems: list[str]) -> list[str]:
         problems.append(f"resume={target}: {error}; resume=FILE.ckpt hydra.run.dir=NEW with its settings continues it")
         return []
     warn_of_edits(run_dir)
-    parsed = parse_overrides([new for old in saved if (new := renamed.current_override(old))])
+    try:
+        parsed = parse_overrides([new for old in saved if (new := renamed.current_override(old))])
+    except HydraException as error:
+        problems.append(f"resume={target}: {folder.OVERRIDES} in it is damaged ({error}); restore or correct it")
+        return []
     of_hydra = [
         o.input_line for o in parsed if any(re.match(r"hydra\b", name or "") for name in (o.key_or_group, o.package))
     ]

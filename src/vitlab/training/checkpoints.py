@@ -88,6 +88,10 @@ class LastCheckpoint(Checkpoint):
             restore_random_state(self._random[trainer.global_rank], trainer.strategy.root_device)
         self._random = []
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._random:  # resumed after its last step: now its last row is complete
+            self.save(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step == self._seen:

@@ -132,6 +132,10 @@ class Monitor(Callback):
         if not sum(trainer.num_val_batches):  # else after the validation
             self._log_epoch(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._window_images:  # of a run that was killed after its last step, within an epoch
+            self._log_training(trainer, pl_module)
+
     def _log_training(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, Classifier)
         loss = module.train_loss.compute()  # every rank: this sums over them
