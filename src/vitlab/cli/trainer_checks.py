@@ -166,8 +166,8 @@ def schedule_problems(view: ConfigView) -> Iterator[str]:
             uneven = every is None and most % accumulate and batches % most  # an epoch's last step has fewer batches
             if uneven or (batches % accumulate and (batches < most or every is None)):
                 before = batches // accumulate * accumulate
-                ends = " or ".join(str(end) for end in (before, before + accumulate) if end)
-                ends = f"a multiple of {most}, the batches of an epoch" if uneven else ends
+                near = " or ".join(str(end) for end in (before, before + accumulate) if end)
+                ends = f"a multiple of {most}, the batches of an epoch" if uneven else near
                 why = f"is within a step of trainer.accumulate_grad_batches={accumulate}"
                 yield f"trainer.val_check_interval={interval}, {batches} batches, {why}; use {ends}"
     if 0 < total < math.inf:

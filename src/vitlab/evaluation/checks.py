@@ -157,14 +157,15 @@ def demo_problems(read: ConfigView) -> Iterator[str]:
 def explanation_problems(read: ConfigView) -> Iterator[str]:
     yield from prediction_problems(read)
     run, compare = read("run", str), read("compare", str)
-    images = read("images", str | list[str])
-    if run is not None and (images is None or split_rows(images)) and not (Path(run) / folder.CONFIG).is_file():
+    images, place = read("images", str | list[str]), Path(str(run))
+    rows = split_rows(images)
+    if run is not None and (images is None or rows) and not (place / folder.CONFIG).is_file():
         yield f"images is {images or 'not set'}, and run={run} has none; name a file, a folder or a pattern like *.jpg"
-    samples = folder.read_results(Path(run or "")).get("samples") or {}
-    for split, row in split_rows(images) if samples else ():
+    samples = (folder.read_results(place).get("samples") or {}) if rows else {}
+    for split, row in rows if samples else ():  # else `load_inputs` reports it
         if row >= (count := samples.get(split, 0)):
             yield f"images={split}:{row}: run={run} has {count:,} {split} images; they count from 0"
-    target, known = read.config.get("target"), Path(str(run)) / "evaluation" / "best-test" / "judgement.json"
+    target, known = read.config.get("target"), place / "evaluation" / "best-test" / "judgement.json"
     if target is not None and known.is_file():  # else the network's classes are unknown before it is loaded
         try:
             class_index(tuple(row[0] for row in json.loads(known.read_text())["classes"][1:]), target)
