@@ -136,7 +136,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory, parquet: Path, packed: Call
         (folder / name).mkdir(parents=True)
     (folder / "photos.yaml").write_text("kitty: cat")
     (folder / "photos").symlink_to(parquet / "data")
-    (folder / "imagenet-256").symlink_to(packed())
+    (folder / "imagenet-256").symlink_to(shards := packed())
+    (folder / "data").mkdir()
+    (folder / "data" / "openclipart").symlink_to(shards)  # as experiments/openclipart.yaml says how to make it
     weights = vit.VisionTransformer(image_size=224, patch_size=16, dim=32, depth=1, heads=2, num_classes=10)
     save_file(weights.state_dict(), folder / "weights.safetensors")
     Image.new("RGB", (20, 20)).save(folder / "photo.jpg")

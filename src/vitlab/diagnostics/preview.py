@@ -58,7 +58,8 @@ def go_to_step(data: DataModule, node: Node, step: int, folder: Path) -> None:
     quiet = {"devices": 1, "num_nodes": 1, "strategy": "auto", "enable_checkpointing": False}
     trainer = build.build_trainer(node | quiet | {"enable_progress_bar": False}, run_dir=folder)
     ranks = environment.ranks_per_node(node["devices"], node["accelerator"]) * node["num_nodes"]
-    accumulate, names = trainer.accumulate_grad_batches, ("accelerator", "precision_plugin", "strategy")
+    names = ("accelerator", "precision_plugin", "strategy", "lightning_module")
+    accumulate = trainer.accumulate_grad_batches
     data.trainer = cast(Any, trainer)
     limit = ranks * data.batches_per_epoch
     known = {name: getattr(trainer, name) for name in names} | {"overfit_batches": node.get("overfit_batches", 0)}
