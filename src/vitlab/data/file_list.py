@@ -39,9 +39,8 @@ class FileList(Sequence[str]):
         import numpy as np
 
         names = [*paths]
-        self.buffer, self.state = os.fsencode("".join(names)), state
-        is_ascii = sum(map(len, names)) == len(self.buffer)
-        texts: list[Any] = names if is_ascii else [os.fsencode(path) for path in names]
+        self.buffer, self.state = os.fsencode(text := "".join(names)), state
+        texts: list[Any] = names if text.isascii() else [os.fsencode(path) for path in names]
         self.ends = np.cumsum([*map(len, texts)], dtype=np.int64)
         self.first, self.last = (os.fsencode(min(texts)), os.fsencode(max(texts))) if texts else (b"", b"")
         self.chosen = np.arange(len(texts))

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 Scan = Literal["none", "headers", "decode"]
 OnError = Literal["raise", "skip"]
 SplitName = Literal["train", "val", "test"]
-THREADS = 16  # that wait for a disk or a network
+THREADS = 16  # that wait for a disk or a network: others take turns in Python, at three times the cost
+WAITING = 0.3  # seconds of the processor in one of the clock, below which a thread waits
 MAX_LINES = 10  # of a message
 BAD = "bad_images.csv"
 
@@ -106,17 +107,18 @@ def find_bad_files(source: Source, scan: Scan) -> list[BadFile]:
     root, total = common_folder(source), sum(len(split) for split in source.splits.values() if split.files)
     check, content = partial(check_file, decode_all=scan != "headers"), "headers" if scan == "headers" else "all bytes"
     bad, finished, start = list[BadFile](), 0, time.monotonic()
-    logged = start
-    # Python's own work is one thread at a time: more threads help those that wait for a disk or decode
-    threads, size = (THREADS, 64) if scan == "headers" else (environment.cores(), 1)
-    with quiet(), ThreadPoolExecutor(threads) as pool:
+    logged, (threads, size) = start, (1, 64) if scan == "headers" else (environment.cores(), 1)
+    with quiet(), ThreadPoolExecutor(max(threads, THREADS)) as pool:
         while part := list(islice(images, 64 * threads)):
+            busy, begin = time.process_time(), time.monotonic()
             chunks = [[path for path, _ in part[at : at + size]] for at in range(0, len(part), size)]
             reasons = chain.from_iterable(pool.map(lambda paths: [*map(check, paths)], chunks))
             for (path, name), reason in zip(part, reasons, strict=True):
                 if reason:
                     bad.append(BadFile(path.removeprefix(root), name, reason))
             finished += len(part)
+            if scan == "headers" and time.process_time() - busy < WAITING * (time.monotonic() - begin):
+                threads = THREADS
             if (now := time.monotonic()) - logged > 10:
                 logged, rate = now, finished / (now - start)
                 left = f"about {(total - finished) / rate / 60:.1f} min left"

@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -644,3 +645,23 @@ def test_rows_have_a_common_folder_too(parquet: Path, tmp_path: Path) -> None:
     root = scan.common_folder(source)
     assert root.endswith("/")
     assert all(name.startswith(root) for split in source.splits.values() for name in split.files or [])
+
+
+def test_headers_on_a_disk_that_waits_are_read_by_several_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread reads what is in memory: threads that take turns in Python cost three times as much."""
+    readers = set[int]()
+
+    def read_slowly(path: str) -> None:
+        time.sleep(0.001)
+        readers.add(threading.get_ident())
+
+    for label in ("0", "1"):
+        (tmp_path / label).mkdir()
+        for number in range(200):
+            (tmp_path / label / f"{number}.png").write_bytes(encoded("png", PHOTO.resize((4, 4))))
+    source = image_folder(data_dir=tmp_path)
+    monkeypatch.setattr(scan, "check_header", read_slowly)
+    assert scan.find_bad_files(source, "headers") == []
+    assert len(readers) > 2
