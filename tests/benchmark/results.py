@@ -67,10 +67,14 @@ def plot(cases: Sequence[Case], file: Path, *, title: str) -> None:
     from matplotlib.figure import Figure
 
     axes = list(dict.fromkeys(case.axis for case in cases))
-    height = 5 if axes[0] else 2.5 + 0.25 * len(cases)
-    figure = Figure(figsize=(max(10, 5 * len(axes)), height), layout="constrained")
+    columns = min(len(axes), 4)
+    rows, height = -(-len(axes) // columns), 5 if axes[0] else 2.5 + 0.25 * len(cases)
+    figure = Figure(figsize=(max(10, 5 * columns), height * rows), layout="constrained")
     figure.suptitle(title, fontsize=9)
-    for panel, axis in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel in panels[len(axes) :]:
+        panel.remove()
+    for panel, axis in zip(panels, axes, strict=False):
         draw = draw_lines if axis else draw_rows
         draw(panel, [case for case in cases if case.axis == axis])
         panel.grid(alpha=0.3)
@@ -106,7 +110,7 @@ def draw_lines(panel: Any, cases: Sequence[Case]) -> None:
         panel.errorbar(sizes, values, yerr=[m.spread / 2 for m in row] * values, fmt="o-", color=color, label=label)
     panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    panel.set_xticks(sizes, [f"{size:,g}" for size in sizes])
     panel.xaxis.minorticks_off()
     panel.set_xlabel(cases[0].axis)
     panel.set_ylabel(f"{cases[0].unit} a second" if cases[0].unit else "seconds")
