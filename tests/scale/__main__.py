@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/scale"), help="folder of the results")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("timm").setLevel(logging.WARNING)  # its reader of archives reports each
     torch.set_num_threads(1)  # a forked process has none of the others
     clock, cases = Clock(rounds=arguments.rounds, seconds=0.0), list[Case]()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -3,19 +3,26 @@
 import csv
 import io
 import json
+import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import create_trial
 from PIL import Image
 from torch import Tensor
 
+from vitlab.data.packing import manifest
 from vitlab.data.sets import image_folder
 from vitlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, Split
 from vitlab.runs.folder import CONFIG, RESULTS
+from vitlab.storage.atomic import file_sha256
 from vitlab.sweeps import ledger
+from vitlab.sweeps.search.study import open_study
 
 CLASSES = 100  # folders of a tree
 
@@ -46,6 +53,41 @@ def named_split(folder: Path, size: int) -> Split:
     labels = random_labels(folder, size)
     names = [f"/data/train/n{label:08}/n{label:08}_{i}.JPEG" for i, label in enumerate(labels.tolist())]
     return Split(None, labels, names)
+
+
+def write_shard(folder: Path, size: int) -> Path:
+    """Write a packed set of one shard."""
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image := io.BytesIO(), "jpeg")
+    content, table = image.getvalue(), np.zeros(size, manifest.ENTRY)
+    with tarfile.open(file := folder / "train-000.tar", "w") as tar:
+        for number in range(size):
+            info = tarfile.TarInfo(f"{number % CLASSES:03}/{number:08}.jpg")
+            info.size = len(content)
+            offset = tar.offset + tarfile.BLOCKSIZE
+            tar.addfile(info, io.BytesIO(content))
+            table[number] = (0, offset, info.size, zlib.crc32(content), number % CLASSES, number, 0)
+    entry = {"file": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    facts: dict[str, Any] = {"name": "scale", "broken": 0, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    names = [str(number) for number in range(CLASSES)]
+    splits = {"train": [(table, entry)], "test": [(table[:1], entry)]}
+    manifest.write_manifest(folder, splits, classes=names, **facts)
+    return folder
+
+
+def write_study(folder: Path, size: int) -> Path:
+    """Write a study of finished trials of four parameters."""
+    distributions: dict[str, BaseDistribution] = {f"parameter_{i}": FloatDistribution(0.0, 1.0) for i in range(4)}
+    with open_study(f"sqlite:///{folder}/study.db", "scale", ["min"]) as study:
+        study.add_trials(
+            create_trial(params=dict.fromkeys(distributions, n / size), distributions=distributions, value=n / size)
+            for n in range(size)
+        )
+    return folder
+
+
+def checkpoint(folder: Path, size: int) -> dict[str, Any]:
+    """Tensors of `size` megabytes, and the folder to write to."""
+    return {"folder": folder, **{f"tensor_{i}": torch.rand(250_000) for i in range(size)}}
 
 
 def job_config(number: int) -> dict[str, Any]:

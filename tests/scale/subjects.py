@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
@@ -26,6 +28,7 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.file_list import FileList
 from vitlab.data.scan import find_bad_files
 from vitlab.data.sets import fake, image_folder
+from vitlab.data.sets.shards import shards
 from vitlab.data.source import Source, Split
 from vitlab.data.splitting import stratified_split
 from vitlab.jobs.resume import resume_auto
@@ -34,9 +37,13 @@ from vitlab.runs.folder import RESULTS
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.sweeps import ledger
 from vitlab.sweeps.report.page import write_report
+from vitlab.sweeps.search.study import open_study
+from vitlab.training.checkpoint_files import AtomicFiles
 
 IMAGENET = {"ImageNet-1k": 1_281_167, "ImageNet-21k": 14_197_122}
 JOBS = {"1,000 jobs": 1000, "10,000 jobs": 10_000}
+TRIALS = {"1,000 trials": 1000, "10,000 trials": 10_000}
+CHECKPOINTS = {"ViT-B/16 with AdamW": 1039}  # MB: three times 86.6 million numbers of four bytes
 ROWS = {"300 epochs of ImageNet": 300 * 1_281_167 // 1024 // 10, "a million rows": 1_000_000}
 
 
@@ -107,6 +114,35 @@ def load_images(size: int) -> object:
     return data
 
 
+def open_shards(folder: Path) -> Source:
+    return shards(data_dir=str(folder))
+
+
+def open_tar(folder: Path) -> object:
+    """Without timm's own index, which it keeps for archives above 10 MB."""
+    return ReaderImageInTar(str(next(folder.glob("*.tar"))), cache_tarinfo=False)  # type: ignore[no-untyped-call]
+
+
+def read_trials(folder: Path) -> object:
+    """What each new trial of a search does first."""
+    with open_study(f"sqlite:///{folder}/study.db", "scale") as study:
+        return study.get_trials(deepcopy=False)
+
+
+def read_database(folder: Path) -> object:
+    with sqlite3.connect(folder / "study.db") as database:
+        tables = ("trials", "trial_params", "trial_values")
+        return [database.execute(f"select * from {table}").fetchall() for table in tables]
+
+
+def save_checkpoint(tensors: dict[str, Any]) -> None:
+    AtomicFiles().save_checkpoint(tensors, tensors["folder"] / "last.ckpt")
+
+
+def save_by_torch(tensors: dict[str, Any]) -> None:
+    torch.save(tensors, tensors["folder"] / "torch.ckpt")
+
+
 def read_json_files(folder: Path) -> object:
     return [json.loads(file.read_text()) for file in folder.glob(f"*/{RESULTS}")]
 
@@ -141,10 +177,13 @@ TABLE: dict[str, tuple[str, int, dict[str, int], Any, Any, dict[str, Any]]] = {
     "paths": ("files", 50_000, IMAGENET, made_up.named_split, read_paths, {}),
     "split": ("labels", 100_000, IMAGENET, made_up.random_labels, split_labels, {"torch.argsort": sort_labels}),
     "digest": ("files", 50_000, IMAGENET, made_up.named_split, Split.digest, {"blake2b": hash_paths}),
+    "shards": ("images", 2000, IMAGENET, made_up.write_shard, open_shards, {"timm": open_tar}),
     "memory": ("images", 5000, {}, lambda folder, size: size, load_images, IMAGES),
     "status": ("jobs", 50, JOBS, made_up.write_jobs, ledger.read_sweep, JSON),
     "resume": ("runs", 50, JOBS, made_up.write_runs, partial(resume_auto, made_up.job_config(-1)), JSON),
     "report": ("jobs", 50, JOBS, made_up.write_jobs, write_sweep_report, {}),
+    "study": ("trials", 20, TRIALS, made_up.write_study, read_trials, {"sqlite3": read_database}),
+    "checkpoint": ("MB", 8, CHECKPOINTS, made_up.checkpoint, save_checkpoint, {"torch.save": save_by_torch}),
     "curves": ("rows", 2000, ROWS, made_up.write_rows, draw_curves, CSV),
     "rewind": ("rows", 2000, ROWS, made_up.write_rows, rewind, CSV),
 }

@@ -661,7 +661,7 @@ def test_headers_on_a_disk_that_waits_are_read_by_several_threads(
         (tmp_path / label).mkdir()
         for number in range(200):
             (tmp_path / label / f"{number}.png").write_bytes(encoded("png", PHOTO.resize((4, 4))))
-    source = image_folder(data_dir=tmp_path)
+    source = image_folder(data_dir=str(tmp_path))
     monkeypatch.setattr(scan, "check_header", read_slowly)
     assert scan.find_bad_files(source, "headers") == []
     assert len(readers) > 2
