@@ -77,7 +77,7 @@ training/optimizer.py | one more | max(layers.values(), default=0) | without lay
 training/progress_bar.py | one more | self._drawn = 0.0 | a second after the machine was started
 training/schedules.py | another comparison | step < warmup_steps | the warm-up's end is at 1, as the decay's beginning
 training/schedules.py | another operator | step / warmup_steps) * decay(step) | the decay of a warm-up step is 1
-training/schedules.py | one more | torch.zeros(1)], lr=peak | a parameter that is never read, of the optimizer with timm's rate
+training/schedules.py | one more | torch.zeros(1)], lr=peak | a parameter that is never read
 training/schedules.py | one more | build_scheduler(optimizer, 0, factor) | a warm-up of one step is at the peak as well
 weights/locate.py | one more | @lru_cache(maxsize | the size of a cache
 weights/open.py | another comparison | if len(names) > 1 | of one name the only one is chosen anyway
