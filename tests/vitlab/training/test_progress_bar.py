@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.demos.boring_classes import BoringModel
 from rich.console import Console
+from rich.live import Live
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -100,6 +102,13 @@ def test_a_terminal_has_a_bar_for_each_stage_and_no_lines(
             name = task.description.split(",")[0].strip()
             completed[name] = max(completed.get(name, 0), task.completed)
 
+    starts, start = Counter[int](), Live.start
+
+    def note(self: Live, refresh: bool = False) -> None:
+        starts[id(self)] += 1
+        start(self, refresh)
+
+    monkeypatch.setattr(Live, "start", note)
     monkeypatch.setattr(bar, "refresh", watch)
     run = trainer(max_epochs=2, limit_train_batches=5, limit_val_batches=2, limit_test_batches=4)
     run.num_sanity_val_steps = sanity
@@ -111,6 +120,7 @@ def test_a_terminal_has_a_bar_for_each_stage_and_no_lines(
     assert completed == ({"Sanity Checking": 1} if sanity else {}) | expected
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.file.getvalue())  # type: ignore[attr-defined]
     assert "Epoch 2/2" in shown
+    assert set(starts.values()) == {2}, "by Lightning, and once without its thread: not for each stage"
     assert "━" in shown
     assert not [record for record in caplog.records if record.name == "vitlab.training.progress_bar"]
 
