@@ -31,6 +31,10 @@ from vitlab.models.vit_validation import block_indices, check_images
             "dim=768 is not a multiple of heads=5; the nearest are 765 and 770, or use 1, 2, 3, 4, 6, 8 heads",
         ),
         (
+            {"dim": 6, "heads": 4},
+            "dim=6 is not a multiple of heads=4; the nearest are 4 and 8, or use 1, 2, 3, 6 heads",
+        ),
+        (
             {"dim": 10, "heads": 2, "pos_embed": "sincos2d"},
             "dim=10 is not a multiple of 4, which pos_embed='sincos2d' needs; the nearest are 8 and 12",
         ),
