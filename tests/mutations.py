@@ -82,7 +82,11 @@ training/schedules.py | another comparison | step < warmup_steps | the warm-up's
 training/schedules.py | another operator | step / warmup_steps) * decay(step) | the decay of a warm-up step is 1
 training/schedules.py | one more | torch.zeros(1)], lr=peak | a parameter that is never read
 training/schedules.py | one more | build_scheduler(optimizer, 0, factor) | a warm-up of one step is at the peak as well
+training/scores.py | another comparison | .bits >= 32 else values.float() | float32 in float32 is the same
+training/scores.py | one more | .bits >= 32 else values.float() | float32 in float32 is the same
+training/scores.py | one more | fn(torch.empty(0 | its device alone is used
 weights/locate.py | one more | @lru_cache(maxsize | the size of a cache
+weights/resample.py | another operator | kernel.repeat(1, -(-channels // old), 1, 1) | what is too much is cut off
 weights/open.py | another comparison | if len(names) > 1 | of one name the only one is chosen anyway
 """
 
