@@ -86,8 +86,8 @@ training/scores.py | another comparison | .bits >= 32 else values.float() | floa
 training/scores.py | one more | .bits >= 32 else values.float() | float32 in float32 is the same
 training/scores.py | one more | fn(torch.empty(0 | its device alone is used
 weights/locate.py | one more | @lru_cache(maxsize | the size of a cache
-weights/resample.py | another operator | kernel.repeat(1, -(-channels // old), 1, 1) | what is too much is cut off
 weights/open.py | another comparison | if len(names) > 1 | of one name the only one is chosen anyway
+weights/resample.py | another operator | kernel.repeat(1, -(-channels // old), 1, 1) | what is too much is cut off
 """
 
 

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import OmegaConf
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, distributed, nn
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim.swa_utils import AveragedModel
@@ -325,15 +326,15 @@ def test_a_validation_scores_the_averages_and_training_continues_with_the_weight
 def test_the_first_rank_saves_an_average_in_shards_completely_and_others_nothing(
     make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = distributed.FileStore(str(tmp_path / "store"), 1)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    distributed.init_process_group("gloo", store=FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         average, trainer, saved = WeightAveraging(), make_trainer(), list[Any]()
         shards = distribute_tensor(torch.arange(3.0), init_device_mesh("cpu", (1,)), [Shard(0)])
         average._average_model, average._updates = {"weight": shards}, 3
         for is_first in (True, False):
             monkeypatch.setattr(Trainer, "is_global_zero", is_first)
-            average.on_save_checkpoint(trainer, classifier(), checkpoint := {"state_dict": {}})
+            checkpoint: dict[str, Any] = {"state_dict": {}}
+            average.on_save_checkpoint(trainer, classifier(), checkpoint)
             saved.append(checkpoint["state_dict"]["weight"])
     finally:
         distributed.destroy_process_group()

@@ -109,7 +109,7 @@ def test_what_the_hub_has_is_downloaded_in_the_revision_and_with_all_shards(
         asked.add((repo, revision, local_files_only))
         if not (remote / filename).is_file():
             raise errors.LocalEntryNotFoundError(filename)
-        return shutil.copy(remote / filename, local)
+        return str(shutil.copy(str(remote / filename), str(local)))
 
     monkeypatch.setattr("vitlab.weights.locate.hub_problem", lambda: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
