@@ -503,15 +503,6 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_an_evaluated_batch_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = classifier()
-    monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
-    with Operators() as called:
-        module.evaluation_step(EvalBatch(torch.zeros(3, 1, 8, 8), torch.arange(3)), "val")
-    assert "argmax" in called.names
-    assert not called.names & {"_unique2", "nonzero", "masked_select"}
-
-
 def test_where_a_label_stands_for_several_classes_each_of_them_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Classifier(nn.Identity(), num_classes=3)
     monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
