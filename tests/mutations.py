@@ -72,7 +72,7 @@ models/layers.py | another comparison | .uniform_() < keep | drawn once in 2**24
 models/layers.py | another comparison | rate > 0.0 | dropout at rate 0 returns its input
 training/averages.py | one more | if self.use_warmup else 1.0 | the decay, which is below 1, is taken
 training/classifier.py | one more | len(batch[0]) * ranks | as many labels as images
-training/classifier.py | other truth value | compute_groups=False | the collection's update, which makes groups, isn't called
+training/classifier.py | other truth value | compute_groups=False | the update that makes groups isn't called
 training/classifier.py | other truth value | copy_state=False | without groups no state is shared
 training/distillation.py | one more | images.shape[-2:] != self.size | images of the same size are resized to themselves
 training/monitor.py | another comparison | trainer.max_epochs > 0 | 0 is left out before
