@@ -65,11 +65,15 @@ data/png.py | another operator | while at + 12 <= len(data) | a part's end is co
 data/source.py | another comparison | 2 * len(indices) < len(self.stored) | copied or not, the images are the same
 data/splitting.py | one more | * 8 // len(numbers) | classes that are sorted at once
 models/attention.py | other truth value | use_reentrant=False | the compiler, which it is for, traces both alike
+models/flops.py | one more | size: int = 512 | the speed is that of a product of the size
+models/flops.py | another comparison | time.perf_counter() < end | one product more at the exact end
 models/init.py | other truth value | recurse=False | only the model itself has parameters of these names
 models/layers.py | another comparison | .uniform_() < keep | drawn once in 2**24 times
 models/layers.py | another comparison | rate > 0.0 | dropout at rate 0 returns its input
 training/averages.py | one more | if self.use_warmup else 1.0 | the decay, which is below 1, is taken
-training/classifier.py | another comparison | end > 0 | without steps nothing is trained
+training/classifier.py | one more | len(batch[0]) * ranks | as many labels as images
+training/classifier.py | other truth value | compute_groups=False | the update that makes groups isn't called
+training/classifier.py | other truth value | copy_state=False | without groups no state is shared
 training/distillation.py | one more | images.shape[-2:] != self.size | images of the same size are resized to themselves
 training/monitor.py | another comparison | trainer.max_epochs > 0 | 0 is left out before
 training/monitor.py | one more | metric._update_count = 1 | any count prevents the warning

@@ -68,8 +68,6 @@ def countable_network(network: nn.Module, *, training: bool) -> Iterator[None]:
     """
     modes = {module: module.training for module in network.modules()}
     switched = [(m, name) for m in modes for name in CHECKPOINTING if getattr(m, name, None) is True]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     for module, name in switched:
         setattr(module, name, False)
     if not training:
@@ -82,7 +80,6 @@ def countable_network(network: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = mode
         for module, name in switched:
             setattr(module, name, True)
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 # Peaks of dense matrix products in 1e12 FLOPs per second: (16 bit accumulated in 32, TensorFloat-32, float32), or None.

@@ -1,10 +1,14 @@
 """FLOPs of networks, and peak FLOPs of devices."""
 
+import itertools
+from typing import Any
+
 import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from vitlab.models import flops, freezing
@@ -215,3 +219,54 @@ def test_a_named_device_has_the_peak_of_its_card() -> None:
     assert flops.peak_flops("h100", "32-true") == pytest.approx(66.9e12), "TensorFloat-32 is off"
     assert flops.peak_flops("h100", "64-true") is None
     assert flops.peak_flops("abacus", "bf16-mixed") is None
+
+
+def test_layers_of_training_alone_count_in_training_alone() -> None:
+    """GoogLeNet's auxiliary classifiers."""
+    with torch.device("meta"):
+        plain, auxiliary = (torchvision.models.googlenet(aux_logits=aux, init_weights=False) for aux in (False, True))
+    shape = (3, 224, 224)
+    assert auxiliary.training
+    assert count_flops(auxiliary, shape, backward=False) == count_flops(plain, shape, backward=False)
+    assert training_flops(auxiliary, shape) > training_flops(plain, shape)
+    assert all(module.training for module in auxiliary.modules())
+
+
+def test_gradients_are_counted_wherever_the_caller_needs_none() -> None:
+    network = vit()
+    expected = training_flops(network, IMAGE)
+    with torch.no_grad():
+        assert training_flops(network, IMAGE) == expected
+        assert not torch.is_grad_enabled()
+
+
+class Products(TorchFunctionMode):
+    """Collect the sizes of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("matmul", "__matmul__"):
+            self.sizes.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_fastest_product_within_the_seconds_is_the_peak_but_not_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.chain([0.05, 0.03], itertools.repeat(0.04))  # of each product
+    gaps = ((0.01, each, 0.01) for each in seconds)
+    clock = itertools.accumulate(itertools.chain([0.0], itertools.chain.from_iterable(gaps)))
+    times: list[float] = []
+
+    def read() -> float:
+        times.append(next(clock))
+        return times[-1]
+
+    monkeypatch.setattr("time.perf_counter", read)
+    with Products() as products:
+        peak = flops.measured_peak_flops.__wrapped__(torch.float32, 1)
+    (size,) = set(products.sizes)
+    assert peak == pytest.approx(2 * size**3 / 0.03)
+    assert 0.2 <= times[-1] < 0.3
+    assert len(products.sizes) == 1 + (len(times) - 1) // 3, "warm-up, and one for three times that the clock is read"

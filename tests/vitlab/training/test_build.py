@@ -2,27 +2,33 @@
 
 import logging
 import shutil
+import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer, WeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.precision import DoublePrecision
 
+from teachers import FROM_DATA, VIT, save_run
 from vitlab.config.schema import Node
 from vitlab.models.vit import VisionTransformer
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.storage import safe_load
 from vitlab.training import build, losses
 from vitlab.training.build import end_reason
-from vitlab.training.checkpoints import BestCheckpoint
+from vitlab.training.checkpoint_files import AtomicFiles
+from vitlab.training.checkpoints import BestCheckpoint, LastCheckpoint
 from vitlab.training.classifier import logged_scores
 from vitlab.training.monitor import Monitor
 from vitlab.training.progress_bar import ProgressBar
+from vitlab.weights.load import IncompatibleWeights
 
 Configure = Callable[..., Node]
 TINY = ["model.dim=16", "model.depth=1", "model.heads=2", "schedule.warmup_steps=0", "logger=csv"]
@@ -323,3 +329,131 @@ def test_the_reason_is_the_setting_that_ended_it(reason: str, options: dict[str,
     )
     trainer.fit(Model())
     assert end_reason(trainer) == reason
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        ({"save_top_k": 1}, 4),
+        ({"save_top_k": 2}, 5),
+        ({"save_top_k": 1, "save_last": True}, 5),
+        ({"save_top_k": -1}, 4),  # of all at least one
+        ({"save_top_k": 0, "monitor": None}, 3),
+        (None, 3),
+    ],
+    ids=str,
+)
+def test_the_space_needed_counts_the_files_of_every_callback(
+    options: Any,
+    files: int,
+    configure: Configure,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, module, _ = parts(config := configure(*TINY), tmp_path)
+    callback = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "monitor": "val/acc", **(options or {})}
+    trainer = {**config["trainer"], "enable_checkpointing": options is not None}
+    run = build.build_trainer(trainer, run_dir=tmp_path, callbacks={"a": callback if options else None})
+    needed = files * 3 * 4 * sum(p.numel() for p in module.network.parameters())
+    usage = shutil.disk_usage(tmp_path)
+    for free in (needed, needed - 1):
+        caplog.clear()
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        build.log_run_description(run, module, data, batch_size=64, config=config)
+        assert ("its checkpoints take about" in caplog.text) == (free < needed)
+
+
+def test_speeds_and_the_time_of_a_checkpoint_are_those_measured(configure: Configure, tmp_path: Path) -> None:
+    data, module, run = parts(configure(*TINY, "data.val_fraction=0", "objective=train/loss"), tmp_path)
+    (monitor,) = [c for c in run.callbacks if isinstance(c, Monitor)]
+    (last,) = [c for c in run.callbacks if isinstance(c, LastCheckpoint)]
+    monitor.meter.rows = [{"train/images_per_second": speed} for speed in (9e9, 123.456)]  # the first has the warm-up
+    last.seconds, last.saves = 1.0, 3
+    found = build.best_scores(run, module, data)
+    assert (found["checkpoint_seconds"], found["images_per_second"]) == (0.333, 123.5)
+
+
+def test_the_data_set_is_named_as_it_is_loaded(configure: Configure, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="vitlab"):
+        build.build_data(configure(*TINY)["data"])
+    assert "loading the data: digits" in caplog.text
+
+
+def test_plugins_of_the_trainer_are_one_or_several_and_its_files_are_always_atomic(
+    configure: Configure, tmp_path: Path
+) -> None:
+    config = configure(*TINY)
+    one = {"_target_": "lightning.pytorch.plugins.environments.LightningEnvironment"}
+    two = {"_target_": "lightning.pytorch.plugins.precision.DoublePrecision"}
+    for plugins in (None, one, [one, two]):
+        run = build.build_trainer({**config["trainer"], "precision": None, "plugins": plugins}, run_dir=tmp_path)
+        assert isinstance(run.strategy.checkpoint_io, AtomicFiles)
+        assert isinstance(run.precision_plugin, DoublePrecision) == isinstance(plugins, list)
+
+
+def test_signals_are_left_to_the_run_and_lightning_says_only_what_is_wrong(
+    configure: Configure, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    _, module, run = parts(configure(*TINY), tmp_path)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    seen: list[Any] = []
+
+    class Look(Callback):
+        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            seen.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT))
+            trainer.should_stop = True
+
+    run.callbacks.insert(0, Look())
+    run.fit(module, build.build_data(configure(*TINY)["data"]))
+    assert seen == handlers
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        assert not logging.getLogger(name).isEnabledFor(logging.INFO)
+        assert logging.getLogger(name).isEnabledFor(logging.WARNING)
+    recwarn.clear()
+    for message in ("Checkpoint directory /runs/x exists and is not empty.", "LeafSpec(*) is deprecated"):
+        warnings.warn(message, stacklevel=1)
+    assert not recwarn.list
+
+
+def test_weights_without_the_data_s_head_are_refused_where_it_is_needed(configure: Configure, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 2, "dim": 64, "depth": 1, "heads": 1, "in_channels": 1}
+    for classes in (5, 10):
+        network: Any = VisionTransformer(**sizes, num_classes=classes)
+        torch.save(network.state_dict(), file := tmp_path / f"{classes}.pth")
+        config = configure("model=auto", f"model.weights={file}", "logger=csv")
+        data = build.build_data(config["data"])
+        options = {"weights": config["weights"], "own_head": True}
+        if classes == 10:
+            module: Any = build.build_classifier(config["model"], data, {}, **options)
+            assert torch.equal(module.network.head.weight, network.head.weight)
+        else:
+            with pytest.raises(IncompatibleWeights, match=r"5.pth would get a new one: .*probe=linear or knn"):
+                build.build_classifier(config["model"], data, {}, **options)
+
+
+def test_preprocessing_other_than_that_of_the_weights_is_reported(
+    configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = {"_target_": "vitlab.models.vit.VisionTransformer", "image_size": 8}
+    node |= {key: value for key, value in VIT.items() if key not in FROM_DATA}
+    source = save_run(tmp_path / "run", VisionTransformer(image_size=8, **VIT), node)  # mean 0.4, std 0.2
+    for std, reported in (("0.2", "as in its run"), ("0.3", "as in its run, except for std=[0.2]")):
+        config = configure("model=auto", f"model.weights={source}", f"data.std=[{std}]", "logger=csv")
+        data = build.build_data(config["data"])
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="vitlab"):
+            build.build_classifier(config["model"], data, {}, weights=config["weights"])
+        settings = f"data.{{mean=[0.4], std=[{std}], interpolation=bicubic}}"
+        assert caplog.messages[-1] == f"preprocessing of images: {settings}: {reported}"
+
+
+def test_the_results_of_all_splits_come_in_the_order_of_the_run(tmp_path: Path, caplog: Any) -> None:
+    scores = {"acc": 0.25, "correct": 1, "count": 4, "loss": 2.0}
+    results = {f"{split}/{k}": v for split in ("test", "raw", "train", "val") for k, v in scores.items()}
+    with caplog.at_level(logging.INFO, logger="vitlab"):
+        build.log_results(results, tmp_path)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[:-1] == [
+        f"{split} accuracy 25.00 % (1 of 4)   loss 2.0000" for split in ("train", "val", "test", "raw")
+    ]

@@ -12,12 +12,20 @@ import pytest
 import timm
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.optim.muon import Muon
 from timm.utils.clip_grad import dispatch_clip_grad
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from torchvision.ops import sigmoid_focal_loss
 
+from teachers import NAMES, digits_teacher
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.dataset import EvalBatch, TrainBatch
@@ -26,7 +34,7 @@ from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
 from vitlab.runs.metrics_file import MetricsFile
 from vitlab.training import schedules
-from vitlab.training.classifier import Classifier, gradient_norm
+from vitlab.training.classifier import Classifier, gradient_norm, logged_scores
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -428,3 +436,198 @@ def test_the_norm_is_that_of_clipping() -> None:
     model(torch.ones(2, 3)).sum().backward()
     expected = nn.utils.clip_grad_norm_(model.parameters(), 1e9)
     torch.testing.assert_close(gradient_norm([p.grad for p in model.parameters() if p.grad is not None]), expected)
+
+
+def test_evaluation_mode_is_that_of_the_network_too_and_frozen_parts_stay_in_it() -> None:
+    module = classifier(freeze="blocks")
+    network: Any = module.network
+    assert network.training
+    assert not network.blocks[0].mlp.training
+    assert not any(part.training for part in module.eval().modules())
+    assert module.train().training
+    assert network.training
+    assert not network.blocks[0].mlp.training
+
+
+def test_a_peak_is_scaled_where_both_batch_sizes_are_known() -> None:
+    for base, expected in ((512, 0.1 * 96 / 512), (None, 0.1)):
+        groups = classifier(batch_size=96, base_batch_size=base).build_optimizer().param_groups
+        assert [group["lr"] for group in groups] == pytest.approx([expected] * len(groups))
+
+
+def test_focal_loss_and_distillation_have_their_papers_settings(tmp_path: Path) -> None:
+    """gamma 2 (arXiv 1708.02002); alpha 0.5 and temperature 1 of DeiT's program."""
+    logits, labels = torch.randn(6, 10), torch.arange(6)
+    targets = F.one_hot(labels, 10).float()
+    focal = Classifier(nn.Identity(), num_classes=10, loss="focal").batch_losses(TrainBatch(logits, labels, 6, 0, 0))
+    torch.testing.assert_close(focal, sigmoid_focal_loss(logits, targets, alpha=-1).sum(dim=1))
+
+    module = classifier(distillation="soft", teacher=digits_teacher(tmp_path / "teacher")).eval()
+    module.distillation.load_teacher(classes=NAMES, mean=[0.3], std=[0.4])
+    images = torch.randn(6, 1, 8, 8)
+    learned, taught = (x.log_softmax(dim=1) for x in (module(images), module.distillation.teacher_logits(images)))
+    divergence = F.kl_div(learned, taught, reduction="none", log_target=True).mean(dim=1)
+    expected = (F.nll_loss(learned, labels, reduction="none") + divergence) / 2
+    torch.testing.assert_close(module.batch_losses(TrainBatch(images, labels, 6, 0, 0)), expected)
+
+
+def test_metrics_of_ones_own_are_measured_in_each_split_and_null_turns_one_off(make_trainer: MakeTrainer) -> None:
+    module = classifier(metrics={"own": MulticlassAccuracy(10, average="micro"), "off": None})
+    trainer = make_trainer()
+    trainer.test(module, digits_module(), verbose=False)
+    found = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    assert found["test/own"] == found["test/acc"]
+    assert found.keys() == {f"test/{name}" for name in ("acc", "acc5", "loss", "correct", "count", "own")}
+    with pytest.raises(ValueError, match="metrics has count, loss, which is measured anyway; use another name"):
+        classifier(metrics={name: MulticlassAccuracy(10) for name in ("loss", "own", "count")})
+
+
+def test_the_training_loss_leaves_out_what_is_not_finite_and_scores_do_not() -> None:
+    module = classifier()
+    module.train_loss.update(torch.tensor([1.0, math.nan, 3.0, math.inf]))
+    assert module.train_loss.compute() == 2
+    (val,) = [metric for name, metric in module.scores["val_scores"].items() if name == "val/loss"]  # type: ignore[operator]
+    val.update(torch.tensor([1.0, math.inf]))
+    assert val.compute() == math.inf
+
+
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Collect the names of torch's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names = set[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_where_a_label_stands_for_several_classes_each_of_them_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Classifier(nn.Identity(), num_classes=3)
+    monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
+    module.accepted = torch.tensor([[True, False, True], [False, True, False]])
+    logits = torch.tensor([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0], [0.0, 2.0, 1.0], [2.0, 1.0, 0.0]])
+    found = module.evaluation_step(EvalBatch(logits, torch.tensor([0, 0, 0, 1])), "test")
+    assert found["labels"].tolist() == [2, 0, 2, 1]
+    sums: Any = module.scores["test_scores"]
+    assert sums.compute()["test/correct"] == 2
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "bce", "focal"])
+def test_predictions_are_the_probabilities_of_the_loss(loss: Any) -> None:
+    module, logits = Classifier(nn.Identity(), num_classes=3, loss=loss), torch.randn(2, 3).bfloat16()
+    expected = logits.float().softmax(dim=1) if loss == "softmax" else logits.float().sigmoid()
+    for batch in (logits, EvalBatch(logits, torch.zeros(2, dtype=torch.long))):
+        torch.testing.assert_close(module.predict_step(batch, 0), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_norm_of_gradients_is_not_narrower_than_float32(kind: torch.dtype) -> None:
+    gradients = [torch.full((1000,), 300.0, dtype=kind), torch.full((10, 10), 100.0, dtype=kind)]  # 300^2 > 65504
+    norm = gradient_norm(gradients)
+    assert norm.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
+    assert float(norm) == pytest.approx(math.sqrt(1000 * 300.0**2 + 100 * 100.0**2), rel=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_batches_of_other_loaders_have_the_mean_of_their_images_as_loss(parts: int, make_trainer: MakeTrainer) -> None:
+    module = classifier()
+    nn.init.normal_(module.get_parameter("network.head.weight"))
+    module._trainer, module.monitored = make_trainer(accumulate_grad_batches=parts), True
+    for images, labels in ((torch.randn(5, 1, 8, 8), torch.arange(5)), (torch.randn(3, 1, 8, 8), torch.arange(3))):
+        expected = F.cross_entropy(module(images), labels)
+        torch.testing.assert_close(module.training_step((images, labels), 0), expected)
+        torch.testing.assert_close(module.train_loss.compute(), expected.double())
+        module.train_loss.reset()
+
+
+def test_under_fsdp2_blocks_and_network_are_sharded_once_and_otherwise_nothing_is(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    plain = classifier()
+    plain.configure_model()  # as in load_from_checkpoint
+    plain._trainer = make_trainer()
+    plain.configure_model()
+    assert not any(isinstance(part, FSDPModule) for part in plain.modules())
+    store = distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        module = classifier()
+        module._trainer = make_trainer(strategy=ModelParallelStrategy())
+        module._device_mesh = init_device_mesh("cpu", (1,), mesh_dim_names=("data_parallel",))
+        for _ in range(2):
+            module.configure_model()
+        shards = {name for name, part in module.network.named_modules() if isinstance(part, FSDPModule)}
+        assert shards == {"", "blocks.0"}
+        assert all(isinstance(parameter, DTensor) for parameter in module.network.parameters())
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_before_each_step_the_norm_before_clipping_is_seen_and_gradients_can_be_dropped(
+    make_trainer: MakeTrainer,
+) -> None:
+    norms: list[float] = []
+
+    def drop(module: Classifier, optimizer: Any, norm: Tensor) -> None:
+        norms.append(float(norm))
+        optimizer.zero_grad()
+
+    module, seen = classifier(), Gradients()
+    before = {name: weight.clone() for name, weight in module.network.state_dict().items()}
+    module.before_step = drop
+    make_trainer(max_epochs=1, callbacks=[seen], gradient_clip_val=0.5).fit(module, digits_module())
+    assert norms == pytest.approx(seen.before)
+    assert all(torch.equal(weight, before[name]) for name, weight in module.network.state_dict().items())
+
+
+@pytest.mark.parametrize("lambdas", [True, False])
+def test_the_settings_of_the_configuration_replace_those_of_a_checkpoint(
+    lambdas: bool, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def made(lr: float, decay: float, last: float) -> tuple[Classifier, Trainer]:
+        module = classifier(make_optimizer=partial(torch.optim.AdamW, lr=lr, weight_decay=decay))
+        module.make_schedule = partial(schedules.warmup_linear, final_fraction=last)
+        if not lambdas:
+            module.make_schedule = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)  # type: ignore
+        return module, make_trainer(max_epochs=2)
+
+    module, trainer = made(0.1, 0.3, 0.0)
+    trainer.fit_loop.max_epochs = 1
+    trainer.fit(module, digits_module())
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    module, trainer = made(0.01, 0.2, 0.5)
+    trainer.fit(module, digits_module(), ckpt_path=tmp_path / "one.ckpt", weights_only=True)
+    groups = trainer.optimizers[0].param_groups
+    assert {group["name"]: group["weight_decay"] for group in groups} == {"decay": 0.2, "no_decay": 0.0}
+    expected = 0.01 * 0.5 if lambdas else 0.1 * 0.5**6  # after 6 of 6 steps; other schedules keep their own state
+    assert [group["lr"] for group in groups] == pytest.approx([expected] * 2)
+
+
+def test_the_teacher_is_loaded_once_as_a_training_starts(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    module = classifier(distillation="hard", teacher=digits_teacher(tmp_path / "teacher"))
+    teachers = []
+    for _ in range(2):
+        make_trainer(max_steps=1).fit(module, digits_module())
+        teachers.append(module.distillation.teacher)
+    assert isinstance(teachers[0], VisionTransformer)
+    assert teachers[0] is teachers[1]
+
+
+def test_the_norm_of_float32_gradients_takes_one_pass_over_all_of_them() -> None:
+    with Operators() as called:
+        norm = gradient_norm([torch.full((3,), 2.0) for _ in range(12)])
+    assert float(norm) == 12
+    assert "_foreach_norm" in called.names
+
+
+def test_scores_are_read_by_split_and_counts_are_integers(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    trainer.test(classifier(), digits_module(), verbose=False)
+    found = logged_scores(trainer, "test")
+    assert {name: type(value) for name, value in found.items()} == {
+        **{f"test/{name}": float for name in ("acc", "acc5", "loss")},
+        **{f"test/{name}": int for name in ("correct", "count")},
+    }
+    assert logged_scores(trainer, "tes") == {}

@@ -32,6 +32,7 @@ from vitlab.runs.folder import read_metrics
 from vitlab.training import schedules
 from vitlab.training.classifier import Classifier
 from vitlab.training.distillation import Distillation, open_teacher
+from vitlab.weights import locate
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -171,15 +172,22 @@ def test_a_convolutional_run_teaches_with_its_statistics_which_training_does_not
     assert not any(part.training for part in module.distillation.teacher.modules())
 
 
-def test_a_name_of_timm_is_any_of_its_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    folder = tmp_path / "models--timm--test_resnet.r160_in1k"
+def cached_network_of_timm(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = "test_resnet.r160_in1k"
+) -> tuple[nn.Module, str]:
+    """A network of timm with random weights, which are in the Hub's cache under the name returned."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    folder = folder / f"models--timm--{name}"
     (snapshot := folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("0" * 40)
     network = timm.create_model("test_resnet").eval()
     save_file(network.state_dict(), snapshot / "model.safetensors")
-    source = "timm:test_resnet.r160_in1k"
+    return network, f"timm:{name}"
+
+
+def test_a_name_of_timm_is_any_of_its_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, source = cached_network_of_timm(tmp_path, monkeypatch)
     opened = open_teacher(source)
     assert (opened.num_classes, opened.image_size) == (1000, (160, 160))
     cfg = timm.get_pretrained_cfg("test_resnet.r160_in1k")
@@ -339,3 +347,69 @@ def test_settings_without_meaning_are_refused(
 
 def test_a_teacher_passes_the_checks(teacher: str, found: Callable[..., list[str]], configure: Configure) -> None:
     assert found("classifier.distillation=hard", f"classifier.teacher={teacher}", "model.distilled=true") == []
+
+
+def test_gray_images_are_normalized_with_the_mean_over_the_teachers_colors(tmp_path: Path, monkeypatch: Any) -> None:
+    network, source = cached_network_of_timm(tmp_path, monkeypatch)
+    cfg = timm.get_pretrained_cfg(source.removeprefix("timm:"))
+    assert cfg is not None
+    mean, std = (sum(values) / 3 for values in (cfg.mean, cfg.std))
+    pixels = torch.rand(2, 1, 160, 160)
+    seen = logits_of(source, (pixels - 0.3) / 0.5, classes=[str(i) for i in range(1000)])
+    torch.testing.assert_close(seen, network(((pixels - mean) / std).expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_computes_in_float32_at_least(teacher: str) -> None:
+    images = torch.randn(3, 1, 8, 8).bfloat16()
+    distillation = Distillation("soft", teacher, 0.5, 1.0)
+    distillation.load_teacher(classes=NAMES, mean=[0.3], std=[0.5])
+    logits = distillation.teacher_logits(images)
+    assert logits.dtype == torch.float32
+    assert distillation.teacher is not None
+    assert not any(parameter.requires_grad for parameter in distillation.teacher.parameters())
+    torch.testing.assert_close(logits, logits_of(teacher, images.float()), rtol=0, atol=0)
+    student = torch.randn(3, 10).bfloat16()
+    for labels in (torch.zeros(3), torch.ones(3)):
+        losses = distillation.losses(labels, student, images)
+        torch.testing.assert_close(losses, distillation.losses(labels, student.float(), images), rtol=0, atol=0)
+        assert losses.dtype == torch.float32
+
+
+def test_a_teacher_whose_checkpoint_is_damaged_is_refused_and_its_structure_needs_none(teacher: str) -> None:
+    file = Path(teacher) / "checkpoints" / "best.ckpt"
+    opened = open_teacher(teacher)
+    fresh, loaded = opened.build(in_chans=1, pretrained=False), opened.build(in_chans=1)
+    assert {k: v.shape for k, v in fresh.state_dict().items()} == {k: v.shape for k, v in loaded.state_dict().items()}
+    assert not torch.equal(fresh.state_dict()["head.weight"], loaded.state_dict()["head.weight"])
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    with pytest.raises(OSError, match=r"best.ckpt is damaged"):
+        opened.build(in_chans=1)
+
+
+def test_what_is_known_of_a_teacher_is_reported(teacher: str, tmp_path: Path, caplog: Any) -> None:
+    wide: dict[str, Any] = {**VIT, "dim": 64, "heads": 1}
+    save_file(VisionTransformer(image_size=8, **wide).state_dict(), file := tmp_path / "vit.safetensors")
+    known = {teacher: "mean [0.4]", str(file): "mean and std are unknown: the data's"}
+    for source, normalization in known.items():
+        caplog.clear()
+        with caplog.at_level("INFO", logger="vitlab"):
+            logits_of(source, torch.zeros(1, 1, 8, 8))
+        assert caplog.messages[-1] == f"teacher {source}: images of 8 x 8 pixels, {normalization}"
+
+
+def test_images_for_a_teacher_may_be_higher_than_wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "vit_base_patch16_sapiens2.fb"
+    if (cfg := timm.get_pretrained_cfg(name)) is None:
+        pytest.skip("this timm has only networks for square images")
+    _, source = cached_network_of_timm(tmp_path, monkeypatch, name)
+    assert open_teacher(source).image_size == cfg.input_size[1:] == (1024, 768)
+
+
+def test_a_checkpoint_of_another_program_is_its_weights_alone(tmp_path: Path) -> None:
+    parity.fill(network := VisionTransformer(image_size=8, **{**VIT, "dim": 64, "heads": 1}).eval())
+    torch.save({"state_dict": network.state_dict(), "epoch": 3}, file := tmp_path / "checkpoint.pth")
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(logits_of(str(file), images), network(images))
+    assert locate.cached_read.cache_info().currsize == 0, "the file doesn't stay mapped"
