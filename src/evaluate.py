@@ -160,10 +160,11 @@ def main(
         results |= logged_scores(tester, "raw")
     if rows is not None:
         about = {**subject, "temperature": temperature}
-        results["judgement"] = (own := judgement.write_judgement(out, rows, datamodule, about=about, raw=raw))["scores"]
+        own = judgement.write_judgement(out, rows, datamodule, about=about, network=module.network, raw=raw)
+        results["judgement"] = own["scores"]
         log.info("report: %s", run_report.write_run_report(Path(run)) if run else run_report.write_report(out, [out]))
         if "why" in own:
-            log.info("why the most confident errors: %s", own["why"])
+            log.info("explain the most confident errors: %s", own["why"])
         if run and wandb:
             run_report.log_evaluation(Path(run), out, own, results.get("corruptions", {}))
     build.log_results(results, out)

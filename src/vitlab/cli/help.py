@@ -3,6 +3,7 @@
 import inspect
 import re
 import shutil
+import signal
 import sys
 import textwrap
 from argparse import Namespace
@@ -50,7 +51,8 @@ def show_help(program: Program, flags: Namespace) -> int:
                 print(printable(wrap(f"{program.name} --help {topic}: {closest}")), file=sys.stderr)
                 return 2
             lines += about
-        print("\n".join(lines), file=sys.stdout)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # | head
+        print("\n".join(lines).lstrip("\n"), file=sys.stdout)
     return 0
 
 
@@ -73,7 +75,7 @@ def overview(program: Program, settings: ProgramSettings, label: str) -> Iterato
         if line := settings.line(group):
             yield wrap(line, 6)
     yield from ("", "Flags:")
-    for flag, text in (SWEEP_FLAG, *FLAGS) if "hydra/sweeper" in groups else FLAGS:
+    for flag, text in (SWEEP_FLAG, *FLAGS) if "hydra/sweeper" in groups or " -m " in str(examples) else FLAGS:
         yield wrap(f"{flag:<21} {text}", 2, 24)
     if examples:
         yield from ("", "Examples:", *examples)

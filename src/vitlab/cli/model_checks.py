@@ -211,7 +211,7 @@ def size_problems(view: ConfigView) -> Iterator[str]:
         if type(start) is not int or start < 0 or size < 1:
             yield f"data.size_schedule={schedule} has {start}: {size}; set sizes by epoch, such as {{0: 160, 60: 192}}"
         elif 0 < end <= start:
-            yield f"data.size_schedule has {size} from epoch {start} on, and trainer.max_epochs={end}; begin it earlier"
+            yield f"data.size_schedule has {size} after {start} epochs, and trainer.max_epochs={end}; set it earlier"
         for side in {*pair(patch)} if patch else ():
             if size % max(1, side):
                 yield f"data.size_schedule: {size} is not a multiple of model.patch_size={side}; {nearest(size, side)}"

@@ -106,18 +106,17 @@ def find_bad_files(source: Source, scan: Scan) -> list[BadFile]:
     images = ((path, name) for name, split in source.splits.items() for path in split.files or [])
     root, total = common_folder(source), sum(len(split) for split in source.splits.values() if split.files)
     check, content = partial(check_file, decode_all=scan != "headers"), "headers" if scan == "headers" else "all bytes"
-    bad, finished, start = list[BadFile](), 0, time.monotonic()
+    bad, finished, start, busy = list[BadFile](), 0, time.monotonic(), time.process_time()
     logged, (threads, size) = start, (1, 64) if scan == "headers" else (environment.cores(), 1)
     with quiet(), ThreadPoolExecutor(max(threads, THREADS)) as pool:
         while part := list(islice(images, 64 * threads)):
-            busy, begin = time.process_time(), time.monotonic()
             chunks = [[path for path, _ in part[at : at + size]] for at in range(0, len(part), size)]
             reasons = chain.from_iterable(pool.map(lambda paths: [*map(check, paths)], chunks))
             for (path, name), reason in zip(part, reasons, strict=True):
                 if reason:
                     bad.append(BadFile(path.removeprefix(root), name, reason))
             finished += len(part)
-            if scan == "headers" and time.process_time() - busy < WAITING * (time.monotonic() - begin):
+            if scan == "headers" and time.process_time() - busy < WAITING * (time.monotonic() - start):
                 threads = THREADS
             if (now := time.monotonic()) - logged > 10:
                 logged, rate = now, finished / (now - start)

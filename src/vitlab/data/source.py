@@ -128,7 +128,7 @@ class Split:
         if images is not None and (images.dtype != torch.uint8 or images.ndim != 4):
             remedy = "; use images[:, None] of gray images" if images.ndim == 3 else ""
             if images.is_floating_point():
-                remedy = "; use (255 * images).round().to(torch.uint8) of images in [0, 1]"
+                remedy = "; use (255 * images).round() as uint8, of images in [0, 1]"
             expected = "expected uint8 [N, channels, height, width] with values from 0 to 255"
             raise ValueError(f"images are {shape_and_type(images)}; {expected}{remedy}")
         if len(samples) != len(labels):
@@ -231,7 +231,7 @@ class Source:
             return None if self.channels == 3 else f"files are decoded to 3 channels, and channels={self.channels}"
         channels, height, width = split.stored.shape[1:]
         if channels != self.channels:
-            last = "; channels are last, so use images.permute(0, 3, 1, 2)" if width == self.channels else ""
+            last = "; channels are last, so move that axis to 1: [N, C, H, W]" if width == self.channels else ""
             return f"images are {shape_and_type(split.stored)}, and channels={self.channels}{last}"
         if self.native_size not in (None, height) or self.native_size not in (None, width):
             return f"images have {height} x {width} pixels, and native_size={self.native_size}"

@@ -119,7 +119,7 @@ def class_pairs(images: Images, names: Sequence[str]) -> list[tuple[str, str, Ar
 
 
 def write_judgement(
-    folder: Path, rows: Tensor, datamodule: DataModule, *, about: Node, raw: Tensor | None = None
+    folder: Path, rows: Tensor, datamodule: DataModule, *, about: Node, network: Any = None, raw: Tensor | None = None
 ) -> Node:
     """Write all files; returns the content of `judgement.json`. `raw`: rows of the weights without averaging."""
     split, names = datamodule.split(datamodule.tested), datamodule.source.classes
@@ -134,7 +134,7 @@ def write_judgement(
     judgement |= {"scores": {name: scores_with_intervals(own, len(names)) for name, own in variants.items()}}
     bins = {name: calibration.bin_table(own["probability"], own["correct"]) for name, own in variants.items()}
     judgement |= {"bins": bins, "confused": confused[:20], "classes": [["class", *classes], *lines]}
-    if "run" in about and "test_dir" not in about and not images["correct"].all():
+    if hasattr(network, "blocks") and "run" in about and "test_dir" not in about and not images["correct"].all():
         order = np.argsort(-images["probability"] * ~images["correct"], kind="stable")[:3]
         named = ",".join(f"{about['split']}:{row}" for row in order if not images["correct"][row])
         judgement["why"] = f'python src/explain.py run={about["run"]} "images=[{named}]"'

@@ -50,7 +50,7 @@ def write_report(folder: Path, judgements: list[Path], title: str = "") -> Path:
             if (inner / f"{name}.png").is_file():
                 page.add_picture(inner / f"{name}.png", caption)
         if judgement.get("why"):
-            page.add_text(f"Why the most confident errors? {judgement['why']}")
+            page.add_text(f"Explain the most confident errors: {judgement['why']}")
         if judgement["confused"]:
             page.add_table(["label", "prediction", "images"], [pair[:3] for pair in judgement["confused"]])
         page.add_table(judgement["classes"][0], judgement["classes"][1:])
@@ -87,7 +87,7 @@ def write_training_report(run: Trainer, run_dir: Path, rows: Tensor, network: nn
     folder, attention = run_dir / "evaluation" / "best-test", run_dir / "figures" / "attention.png"
     try:
         about = {"run": str(run_dir), "split": "test", "checkpoint": "best"}
-        judgement = write_judgement(folder, rows, data, about=about)
+        judgement = write_judgement(folder, rows, data, about=about, network=network)
         sharded = any(isinstance(p, DTensor) for p in network.parameters())  # which all ranks compute together
         with suppress(ValueError):  # of a network without attention maps
             if not sharded and not any(m._compiled_call_impl for m in network.modules()):

@@ -86,7 +86,8 @@ def resolve_config(cfg: DictConfig, run_dir: str) -> Node | str:
     except RecursionError:
         return "the configuration contains itself: an interpolation refers to a node that encloses it"
     except (OmegaConfBaseException, ValueError) as error:
-        return str(error).splitlines()[0]
+        missing = " and ".join(str(key) for key in cfg.keys() if OmegaConf.is_missing(cfg, key))  # noqa: SIM118
+        return f"{missing} not set, and without a default: add KEY=VALUE" if missing else str(error).splitlines()[0]
     assert isinstance(resolved, dict)
     config: Node = {str(key): value for key, value in resolved.items()}
     if former:

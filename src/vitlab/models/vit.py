@@ -3,7 +3,7 @@
 "An Image is Worth 16x16 Words", Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929 (sections and
 equations in brackets). Submodules and parameters have timm's names, so `load_state_dict` of timm's weights is
 strict. The file follows the data: patches, attention, MLP, block, model. Details are in the siblings `attention`
-(kernels), `layers` (activations, dropout), `positions`, `init` and `vit_validation`.
+(kernels), `layers` (activations, dropout), `positions`, `init`, `vit_validation` and `timm_interface`.
 
 Shapes in the comments:
     B images in the batch       C channels      D width of a token      h heads     d width of a head, D / h
@@ -85,7 +85,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU (exact, with erf) between them, on each token separately [equation 3]."""
+    """Two linear layers with an activation (GELU, exact) between them, on each token separately [equation 3]."""
 
     def __init__(self, *, dim: int, hidden: int, activation: str, dropout: float) -> None:
         super().__init__()

@@ -144,7 +144,7 @@ ONE_LINE: list[tuple[list[str], str]] = [
     (["data.size_schedule={0: 0}"], "data.size_schedule={0: 0} has 0: 0; set sizes by epoch"),
     (
         ["data.size_schedule={0: 4, 10: 8}", "trainer.max_epochs=10", "schedule.warmup_steps=0"],
-        "data.size_schedule has 8 from epoch 10 on, and trainer.max_epochs=10; begin it earlier",
+        "data.size_schedule has 8 after 10 epochs, and trainer.max_epochs=10; set it earlier",
     ),
     # the trainer, its devices and the schedule
     (

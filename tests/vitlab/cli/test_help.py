@@ -39,7 +39,7 @@ def test_help_shows_what_a_program_does_its_settings_and_examples(name: str, sho
     assert f"Usage: python src/{name}.py" in text
     assert text.index("Settings, with their types and defaults:") < text.index("\nFlags:") < text.index("\nExamples:")
     assert all(flag in text for flag, _ in FLAGS)
-    assert ("one run for each combination" in text) == (name == "train")
+    assert ("one run for each combination" in text) == (name in ("train", "plan"))
     assert "\x1b" not in text
     above = text.partition("\nExamples:")[0].splitlines()
     assert max(map(len, above)) <= 80

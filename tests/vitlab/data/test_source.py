@@ -90,7 +90,7 @@ def test_a_split_of_something_else_says_what_is_expected(images: Any, labels: An
 @pytest.mark.parametrize(
     ("images", "settings", "expected"),
     [
-        (IMAGES.permute(0, 2, 3, 1), {}, r"mine: images are uint8 \[6, 8, 8, 3\], .* use images.permute\(0, 3, 1, 2\)"),
+        (IMAGES.permute(0, 2, 3, 1), {}, r"mine: images are uint8 \[6, 8, 8, 3\], .* so move that axis to 1"),
         (
             IMAGES,
             {"channels": 1, "mean": (0.5,), "std": (0.2,)},

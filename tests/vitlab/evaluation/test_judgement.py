@@ -17,6 +17,7 @@ from vitlab.data.datamodule import DataModule
 from vitlab.data.source import Source, Split
 from vitlab.evaluation import judgement
 from vitlab.evaluation.judgement import class_pairs, class_scores, image_columns, image_rows, write_judgement
+from vitlab.models.vit import VisionTransformer
 
 NAMES = ("=cmd|' /C calc'", "<script>alert(1)</script>", "$\\frac{1}{$", "None", "猫", "a\nb", "seventh", "empty")
 
@@ -147,3 +148,14 @@ def test_losses_that_are_no_numbers_are_none(data: DataModule, tmp_path: Path) -
     assert scores["loss"] == [None] * 3
     assert scores["ece"] == [None]
     assert scores["acc"][0] > 0
+
+
+def test_the_command_that_explains_errors_is_for_networks_with_attention(data: DataModule, tmp_path: Path) -> None:
+    data.tested = "test"
+    network, about = (
+        VisionTransformer(image_size=8, patch_size=4, dim=8, depth=1, heads=1),
+        {"run": "a", "split": "test"},
+    )
+    for kind, expected in ((network, True), (network.head, False)):
+        written = write_judgement(tmp_path, random_rows(data, wrong=2.0), data, about=about, network=kind)
+        assert ("why" in written) is expected

@@ -14,6 +14,11 @@ from vitlab.cli import arguments
 from vitlab.jobs import compose
 
 
+def test_settings_that_others_refer_to_are_named_if_they_are_missing() -> None:
+    cfg = OmegaConf.create({"run": "???", "format": "???", "out": "${run}/export/${format}", "run_dir": "???"})
+    assert compose.resolve_config(cfg, "log") == "run and format not set, and without a default: add KEY=VALUE"
+
+
 def test_composing_a_configuration_imports_nothing_heavy() -> None:
     program = f"""
 import json, sys, hydra

@@ -1,4 +1,4 @@
-"""Images in WebDataset's tar files, packed or indexed by `src/prepare.py`.
+"""Images in WebDataset's tar files, packed by `src/prepare.py`.
 
 The index has the position of each image, so images are read one by one, in the sampler's order, and a run resumes at
 the exact image. The order of a stream of tar files depends on the number of processes that read it.
@@ -105,7 +105,7 @@ def shards(
     cache_dir: str | None = None,
     cache_gb: PositiveFloat = 100.0,
 ) -> Source:
-    """Shards that `src/prepare.py` packed or indexed.
+    """Shards that `src/prepare.py` packed.
 
     Args:
         data_dir: A folder, or its URL (s3://, gs://, ...); remote shards are fetched when they are read.
