@@ -24,7 +24,7 @@ from vitlab.runs.html_page import Page
 
 FIGURES = {"curves": "Curves", "attention": "Attention of what the head reads, in the last block, mean over heads"}
 METHOD = (
-    "Intervals: {}; another seed of training isn't in them. Probabilities are the softmax of the logits, the loss is "
+    "Intervals: {}, without the variance between training seeds. Probabilities are the softmax of the logits, the loss is "
     "their cross-entropy. ECE has 15 bins of equal width, adaptive ECE 15 of equal numbers of images. Mean F1 is over "
     "the classes that have images."
 )
@@ -128,5 +128,5 @@ def draw_attention(network: nn.Module, datamodule: DataModule, file: Path) -> No
     maps = attention.head_attention(trace)[:, -1].float().mean(dim=1, keepdim=True).cpu()
     peaks = maps.amax(dim=(1, 2, 3))
     lit = images * (0.15 + 0.85 * F.interpolate(maps / peaks.view(-1, 1, 1, 1), images.shape[2:]))
-    titles = ["image"] * len(images) + [f"brightest: {peak:.1%}" for peak in peaks]
+    titles = ["image"] * len(images) + [f"maximum {peak:.1%}" for peak in peaks]
     judgement_pictures.draw_gallery(file, torch.cat([images, lit.byte()]), titles)

@@ -26,7 +26,7 @@ from vitlab.training.build import build_data
 MOST = {"settings": 20, "disagreements": 24}  # lines of a table on the page, else 100; images of the gallery
 NOTES = {
     "settings": "The settings that differ; first those that change the training and that each run has.",
-    "scores": "Low and high: 95 % bootstrap intervals over the images; another seed of training isn't in them.",
+    "scores": "Low and high: 95 % bootstrap intervals over the images, without the variance between training seeds.",
     "paired": "Differences to the first run on the same images, with 95 % intervals; p: McNemar's exact test.",
     "classes": "Recall of each class, the largest differences first.",
     "disagreements": "Images with different predictions, the most confident first, of runs with the first's images.",
