@@ -64,6 +64,7 @@ data/packing/pack.py | one more | - last > 10 | seconds between two lines of the
 data/png.py | another operator | while at + 12 <= len(data) | a part's end is compared as well
 data/source.py | another comparison | 2 * len(indices) < len(self.stored) | copied or not, the images are the same
 data/splitting.py | one more | * 8 // len(numbers) | classes that are sorted at once
+models/attention.py | and for or | torch.is_grad_enabled() and q.requires_grad | both have the same values and gradients
 models/attention.py | other truth value | use_reentrant=False | the compiler, which it is for, traces both alike
 models/flops.py | one more | size: int = 512 | the speed is that of a product of the size
 models/flops.py | another comparison | time.perf_counter() < end | one product more at the exact end

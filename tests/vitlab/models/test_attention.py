@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.models import attention
 from vitlab.models.vit import VisionTransformer
@@ -183,11 +184,15 @@ def test_compiled_it_has_the_same_gradients() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("hooked", [False, True])
 def test_the_queries_are_those_of_the_first_tokens(hooked: bool, bias: bool) -> None:
-    layer, x = torch.nn.Linear(24, 72, bias=bias), torch.randn(2, 17, 24)
+    layer, x, seen = torch.nn.Linear(24, 72, bias=bias), torch.randn(2, 17, 24), list[torch.Size]()
     if hooked:  # then the layer is called for all tokens
-        layer.register_forward_hook(lambda *_: None)
+        layer.register_forward_hook(lambda *call: seen.append(call[2].shape))
     complete = attention.project_heads(layer, x, 2, None)
     assert [part.shape[2] for part in complete] == [17, 17, 17]
-    few = attention.project_heads(layer, x, 2, 3)
+    with FlopCounterMode(display=False) as counter:
+        few = attention.project_heads(layer, x, 2, 3)
+    assert seen == [(2, 17, 72)] * (2 * hooked)
+    computed = 3 * 17 if hooked else 3 + 2 * 17  # products of a token with a matrix of width x width
+    assert counter.get_total_flops() == 2 * (2 * 24 * 24) * computed
     for got, expected in zip(few, (complete[0][:, :, :3], *complete[1:]), strict=True):
         torch.testing.assert_close(got, expected)

@@ -179,6 +179,10 @@ def test_what_the_weights_leave_open_is_the_configurations(tmp_path: Path) -> No
     assert filled["image_size"] == filled["model"]["image_size"] == filled["data"]["image_size"] == [16, 32]
     for unknown in ({}, {"heads": None}):
         assert fill_from_weights({**config, "model": {**model, **unknown}})["image_size"] == FALLBACK
+    torch.save({name: value for name, value in network.state_dict().items() if name != "pos_embed"}, file)
+    for positions, size in (("none", [16, 32]), (None, FALLBACK)):
+        filled = fill_from_weights({**config, "model": {**model, "heads": 3, "pos_embed": positions}})
+        assert filled["image_size"] == size
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,8 @@ def test_a_network_without_a_name_is_one_of_several(tmp_path: Path) -> None:
 
 
 def test_the_title_has_the_types_and_a_part_only_of_several(tmp_path: Path) -> None:
-    weights = state(1.0)
-    torch.save(weights | {"head.bias": weights["head.bias"].half()}, file := tmp_path / "file")
+    weights = state(1.0, "backbone.")
+    torch.save(weights | {"backbone.norm.bias": torch.ones(64).half()}, file := tmp_path / "file")
     opened = open_weights(str(file))
     assert opened.title() == f"{file}: file, {opened.network.layout.title}, float16, float32"
     assert opened.part == ""
