@@ -24,9 +24,9 @@ from vitlab.runs.html_page import Page
 
 FIGURES = {"curves": "Curves", "attention": "Attention of what the head reads, in the last block, mean over heads"}
 METHOD = (
-    "Intervals: {}, without the variance between training seeds. Probabilities are the softmax of the logits, the loss is "
-    "their cross-entropy. ECE has 15 bins of equal width, adaptive ECE 15 of equal numbers of images. Mean F1 is over "
-    "the classes that have images."
+    "Intervals: {}, without the variance between training seeds. Probabilities are the softmax of the logits, the loss "
+    "is their cross-entropy. ECE has 15 bins of equal width, adaptive ECE 15 of equal numbers of images. Mean F1 is "
+    "over the classes that have images."
 )
 
 log = logging.getLogger(__name__)
