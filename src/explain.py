@@ -73,7 +73,7 @@ def main(
     from vitlab.evaluation.relevance import join_curves, score_table
     from vitlab.evaluation.trained_model import Predictions, load_model
     from vitlab.runs.html_page import Page
-    from vitlab.storage.csv_files import write_csv
+    from vitlab.storage.atomic import write_csv
 
     out = Path(run_dir)
     subject = load_model(run, checkpoint=checkpoint, device=device)

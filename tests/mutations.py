@@ -79,8 +79,19 @@ training/monitor.py | another comparison | trainer.max_epochs > 0 | 0 is left ou
 training/monitor.py | one more | metric._update_count = 1 | any count prevents the warning
 training/optimizer.py | one more | max(layers.values(), default=0) | without layers all are in the last one
 training/progress_bar.py | one more | self._drawn = 0.0 | a second after the machine was started
+training/progress_bar.py | another comparison | self._drawn > 0.1 | the clock never reads exactly that
+training/progress_bar.py | one more | self._start or (0.0 | no step is done at that time
+training/progress_bar.py | one more | self._writes_lines, self._last_line = False | set where lines are written
+training/schedules.py | another comparison | step < warmup_steps | the warm-up's end is at 1, as the decay's beginning
+training/schedules.py | another operator | step / warmup_steps) * decay(step) | the decay of a warm-up step is 1
+training/schedules.py | one more | torch.zeros(1)], lr=peak | a parameter that is never read
+training/schedules.py | one more | build_scheduler(optimizer, 0, factor) | a warm-up of one step is at the peak as well
+training/scores.py | another comparison | .bits >= 32 else values.float() | float32 in float32 is the same
+training/scores.py | one more | .bits >= 32 else values.float() | float32 in float32 is the same
+training/scores.py | one more | fn(torch.empty(0 | its device alone is used
 weights/locate.py | one more | @lru_cache(maxsize | the size of a cache
 weights/open.py | another comparison | if len(names) > 1 | of one name the only one is chosen anyway
+weights/resample.py | another operator | kernel.repeat(1, -(-channels // old), 1, 1) | what is too much is cut off
 """
 
 

@@ -27,7 +27,7 @@ from vitlab.data.file_list import FileList, cache_folder, folder_cache_lock
 from vitlab.data.rows import InvalidImage, Rows
 from vitlab.data.source import Source, Split
 from vitlab.distributed import environment
-from vitlab.storage.csv_files import write_csv
+from vitlab.storage.atomic import write_csv
 
 log = logging.getLogger(__name__)
 

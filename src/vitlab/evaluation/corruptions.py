@@ -23,7 +23,7 @@ from vitlab.data.datamodule import DataModule
 from vitlab.evaluation.checks import CORRUPTIONS, FROST
 from vitlab.evaluation.images import with_channels
 from vitlab.evaluation.network_pictures import draw_lines
-from vitlab.storage.csv_files import write_csv
+from vitlab.storage.atomic import write_csv
 
 Array = NDArray[Any]  # images are [H, W, 3] with values from 0 to 1
 blur = partial(ndimage.gaussian_filter, mode="nearest", axes=(0, 1))

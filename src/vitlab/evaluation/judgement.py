@@ -16,8 +16,7 @@ from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
 from vitlab.evaluation import calibration, judgement_pictures
 from vitlab.evaluation.features import gather_rows
-from vitlab.storage.atomic import atomic_write
-from vitlab.storage.csv_files import write_csv
+from vitlab.storage.atomic import atomic_write, write_csv
 
 COLUMNS = ("prediction", "probability", "loss", "brier", "top5", "label")  # of `image_rows`
 BOOTSTRAP = "95 % percentile bootstrap, 1,000 resamples of the images, seed 0"

@@ -22,8 +22,7 @@ from vitlab.evaluation import images as user_images
 from vitlab.evaluation.judgement_pictures import draw_gallery, short
 from vitlab.evaluation.trained_model import TrainedModel
 from vitlab.models import freezing
-from vitlab.storage.atomic import atomic_write
-from vitlab.storage.csv_files import write_csv
+from vitlab.storage.atomic import atomic_write, write_csv
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ and values are saved for backward, which computes the weights again (measured in
 Shapes in the comments are those of `vit.py`: B images, h heads, M query tokens of N, d channels of a head.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,12 @@ MAX_TOKENS = 256  # of an image
 CHUNK_WEIGHTS = 900_000  # attention weights at a time: three images of a ViT-S/16, seven of a Ti/16
 MIN_QUERIES = 2**14  # elements; for fewer, torch's kernel is as fast without a backward pass
 NO_DROPOUT = nn.Dropout(0.0)
+
+
+def allows_fused() -> bool:
+    """What timm's `set_fused_attn` says of networks that are built from now on; True where timm isn't imported."""
+    config = sys.modules.get("timm.layers.config")
+    return config is None or bool(config.use_fused_attn())
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, drop: nn.Dropout = NO_DROPOUT, *, fused: bool = True) -> Tensor:

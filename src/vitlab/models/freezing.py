@@ -67,5 +67,5 @@ def set_frozen_to_eval(network: nn.Module) -> None:
         parameters = list(module.parameters(recurse=False)) or list(module.parameters())
         frozen[name] = not any(p.requires_grad for p in parameters)
         if not parameters:
-            frozen[name] = frozen.get(name.rpartition(".")[0], False)
+            frozen[name] = frozen[name.rpartition(".")[0]]
         module.training = not frozen[name]

@@ -44,7 +44,7 @@ SCHEMES = {
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, name: str = "xavier", head_std: float | None = None, head_bias: float = 0.0) -> None:
+def initialize(model: nn.Module, name: str, head_std: float | None, head_bias: float) -> None:
     """Fill the parameters of a new `VisionTransformer`; `head_std` and `head_bias` are its heads'."""
     scheme = SCHEMES[name]
     head = scheme.head if head_std is None else head_std
@@ -57,8 +57,6 @@ def initialize(model: nn.Module, name: str = "xavier", head_std: float | None = 
                 nn.init.constant_(layer.bias, head_bias if is_head else 0.0)
                 if scheme.mlp_bias and ".mlp." in path:
                     nn.init.normal_(layer.bias, std=scheme.mlp_bias)
-        elif isinstance(layer, nn.LayerNorm):
-            layer.reset_parameters()
         elif isinstance(layer, LayerScale):
             nn.init.constant_(layer.gamma, layer.value)
     for token, parameter in model.named_parameters(recurse=False):

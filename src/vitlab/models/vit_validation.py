@@ -40,7 +40,7 @@ def combination_problems(given: Mapping[str, Any]) -> Iterator[str]:
     uneven = f"image_size={given['image_size']} is not a multiple of patch_size={given['patch_size']}"
     yield from sorted({f"{uneven}; {nearest(i, p)}" for i, p in zip(image, patch, strict=True) if i < 1 or i % p})
     if dim % heads:
-        fitting = ", ".join(str(count) for count in range(1, dim + 1) if dim % count == 0 and count <= 2 * heads)
+        fitting = ", ".join(str(count) for count in range(1, 2 * heads) if dim % count == 0)
         yield f"dim={dim} is not a multiple of heads={heads}; {nearest(dim, heads)}, or use {fitting} heads"
     if given["pos_embed"] == "sincos2d" and dim % 4:
         yield f"dim={dim} is not a multiple of 4, which pos_embed='sincos2d' needs; {nearest(dim, 4)}"
@@ -58,7 +58,7 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 def nearest(value: int, step: int) -> str:
     """The multiples of `step` nearest to a value, in words."""
     below = value // step * step
-    return f"the nearest are {below} and {below + step}" if below > 0 else f"the nearest is {step}"
+    return f"the nearest are {below} and {below + step}" if below else f"the nearest is {step}"
 
 
 def check_images(shape: Sequence[int], expected: tuple[int, ...]) -> None:

@@ -1,10 +1,14 @@
-"""Write files atomically; hash them."""
+"""Write files and tables atomically; hash them."""
 
+import csv
 import hashlib
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from vitlab.config.printable import table_cell
 
 
 def fsync(path: Path) -> None:
@@ -42,3 +46,11 @@ def atomic_write(file: Path, content: str | bytes) -> None:
 def file_sha256(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def write_csv(file: Path, lines: Iterable[Sequence[object]]) -> None:
+    """Write a table that spreadsheets can open; texts are made printable and no formulas, None is an empty cell."""
+    text = io.StringIO(newline="")
+    cells = ([table_cell(cell) if isinstance(cell, str) else cell for cell in line] for line in lines)
+    csv.writer(text, lineterminator="\n").writerows(cells)
+    atomic_write(file, text.getvalue())

@@ -66,7 +66,6 @@ class WeightAveraging(LightningAveraging):
         self.start_step, self.start_fraction = start_step, start_fraction
         self.use_warmup, self.warmup_gamma, self.warmup_power = use_warmup, warmup_gamma, warmup_power
         self._average_model: Any = None  # by the names of the state dict, in a fit
-        self._updates = 0
         self._raw: dict[str, Tensor] | None = None  # the weights, while their averages are validated
         self._loaded: tuple[dict[str, Tensor], int] | None = None  # a checkpoint's average
 
@@ -76,7 +75,10 @@ class WeightAveraging(LightningAveraging):
         assert isinstance(pl_module, Classifier)
         steps, self._epoch = pl_module.total_steps(), pl_module.steps_per_epoch() or pl_module.total_steps()
         self._start = round(self.start_fraction * steps) if self.start_step is None else self.start_step
-        self._adjustment = (pl_module.batch_size or 0) * self.every_n_steps * self._epoch / steps
+        if self.adjust:
+            if not pl_module.batch_size:
+                raise ValueError("callbacks.ema.adjust=true needs the batch_size of the Classifier")
+            self._adjustment = pl_module.batch_size * self.every_n_steps * self._epoch / steps
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with the weights on their device, in their precision and shards, or with the checkpoint's average."""

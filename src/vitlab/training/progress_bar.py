@@ -29,7 +29,7 @@ class ProgressBar(RichProgressBar):
     def __init__(self, *, leave: bool = False) -> None:
         super().__init__(leave=leave)
         self._drawn = 0.0  # time
-        self._start = (0.0, 0)  # the time and the step at which training was started or resumed
+        self._start: tuple[float, int] | None = None  # time and step at which training was started or resumed
         self._writes_lines, self._last_line = False, 0.0  # time
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -96,7 +96,7 @@ class ProgressBar(RichProgressBar):
             super().refresh(hard=True)
 
     def _epoch(self, epoch: int) -> str:
-        return f"epoch {epoch + 1}" + (f"/{self.trainer.max_epochs}" if (self.trainer.max_epochs or -1) > 0 else "")
+        return f"epoch {epoch + 1}" + ("" if self.trainer.max_epochs in (None, -1) else f"/{self.trainer.max_epochs}")
 
     def _get_train_description(self, current_epoch: int) -> str:
         parts = filter(None, [self._epoch(current_epoch).capitalize(), self._remaining_time()])
@@ -104,9 +104,9 @@ class ProgressBar(RichProgressBar):
 
     def _remaining_time(self) -> str:
         """At the speed of the steps since the start, with the validations; empty before there are any."""
-        since, step = self._start
+        since, step = self._start or (0.0, self.trainer.global_step)
         done, total = self.trainer.global_step - step, self.trainer.estimated_stepping_batches
-        if not since or done <= 0 or total == float("inf"):
+        if done <= 0 or total == float("inf"):
             return ""
         seconds = round((time.monotonic() - since) / done * (total - self.trainer.global_step))
         return f"{timedelta(seconds=seconds)} left"

@@ -25,7 +25,7 @@ def call_schedule(make: ScheduleFactory, optimizer: "Optimizer", **steps: int | 
 def build_scheduler(
     optimizer: "Optimizer",
     warmup_steps: int,
-    decay: Callable[[int], float] = lambda step: 1.0,
+    decay: Callable[[int], float],
     *,
     start: float | None = None,
     interval: int = 1,
@@ -120,7 +120,7 @@ def warmup_cosine(
         cosine = 0.5 * (1 + math.cos(math.pi * decay_progress(step, total_steps, warmup)))
         return final + (1 - final) * cosine
 
-    interval = (steps_per_epoch or 1) if per_epoch else 1
+    interval = steps_per_epoch if per_epoch and steps_per_epoch else 1
     return build_scheduler(optimizer, warmup, decay, start=warmup_start_fraction, interval=interval)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitlab.models import attention
 from vitlab.models.vit import VisionTransformer
@@ -17,7 +18,9 @@ def tokens(images: int, queries: int = 17, dtype: torch.dtype = torch.bfloat16) 
 
 
 @pytest.mark.parametrize("queries", [17, 1])
-@pytest.mark.parametrize("images", [1, 37, 80])  # less than are taken at a time, all of these, two and a rest
+@pytest.mark.parametrize(
+    "images", [1, 37, 50, 80]
+)  # less than are taken at a time, all of these, one or two and a rest
 def test_it_is_the_formula_and_so_are_its_gradients(images: int, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "CHUNK_WEIGHTS", 37 * 2 * queries * 17)
     found = []
@@ -80,6 +83,51 @@ def test_it_is_for_few_tokens_in_bfloat16_without_dropout(
     assert attention.has_cpu_kernel(q, q, dropout) is served
 
 
+def test_compiled_it_is_for_training_alone_and_never_for_torch_func() -> None:
+    large = torch.zeros(1, 2, 256, 32, dtype=torch.bfloat16)
+    found = list[bool]()
+
+    def note(q: Tensor) -> Tensor:
+        found.append(attention.has_cpu_kernel(q, q, 0.0))
+        return q.float().sum()
+
+    torch.func.grad(note)(large)
+    torch.func.vmap(note)(large.expand(3, 1, 2, 256, 32))
+    assert found == [False, False]
+    compiled = torch.compile(lambda q: q + attention.has_cpu_kernel(q, q, 0.0), backend="eager", fullgraph=True)
+    assert not compiled(large).any()
+    assert compiled(large.requires_grad_()).all()
+
+
+class Weights(torch.nn.Dropout):
+    """Counts the calls."""
+
+    calls = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_a_hook_sees_the_weights_also_of_fused_attention(kind: str) -> None:
+    q, k, v = (x.requires_grad_() for x in tokens(3, 5, torch.float64))
+    drop, seen = Weights(0.0), list[int]()
+    attention.attention(q, k, v, drop)
+    assert drop.calls == 0
+    attention.attention(q, k, v, drop, fused=False)
+    assert drop.calls == 1
+    getattr(drop, f"register_{kind}")(lambda *_: seen.append(1))
+    attention.attention(q, k, v, drop).sum().backward()  # type: ignore[no-untyped-call]
+    assert (drop.calls, seen) == (2, [1])
+
+
+def test_outside_of_bfloat16_it_has_second_derivatives() -> None:
+    q, k, v = (x[:, :, :3].clone().requires_grad_() for x in tokens(1, 3, torch.float64))
+    with sdpa_kernel(SDPBackend.MATH):  # the other kernels have none
+        assert torch.autograd.gradgradcheck(attention.attention, (q, k, v))
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_fused_or_step_by_step_it_is_the_formula(fused: bool) -> None:
     q, k, v = tokens(3, 5, torch.float64)
@@ -98,16 +146,21 @@ def test_dropout_drops_weights_and_keeps_the_expectation(fused: bool) -> None:
     torch.testing.assert_close(kept, kept.round())
     assert float(kept.mean()) == pytest.approx(12, abs=0.1)  # the standard error is 0.014
     assert float(kept.var()) == pytest.approx(3, abs=0.1)
+    drop = torch.nn.Dropout(0.25).eval()
+    torch.testing.assert_close(attention.attention(q, q, v, drop, fused=fused), v)
 
 
 def test_heads_are_split_alike_with_and_without_gradients() -> None:
-    x = torch.randn(2, 5, 3 * 24)
+    x = torch.randn(2, 5, 3 * 24, requires_grad=True)
     expected = [x[..., part * 24 :][..., :24].reshape(2, 5, 2, 12).transpose(1, 2) for part in range(3)]
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
             parts = attention.split_heads(x, 3, 2)
         for part, exact in zip(parts, expected, strict=True):
             assert torch.equal(part, exact)
+        if enabled:
+            functions = {str(part.grad_fn and part.grad_fn.name()) for part in parts}
+            assert functions == {"TransposeBackward0"}, "not of one view: its backward would stack the gradients"
 
 
 def test_as_many_images_are_mixed_at_a_time_as_the_weights_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +180,10 @@ def test_compiled_it_has_the_same_gradients() -> None:
         torch.testing.assert_close(compiled, plain, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("hooked", [False, True])
-def test_the_queries_are_those_of_the_first_tokens(hooked: bool) -> None:
-    layer, x = torch.nn.Linear(24, 72), torch.randn(2, 17, 24)
+def test_the_queries_are_those_of_the_first_tokens(hooked: bool, bias: bool) -> None:
+    layer, x = torch.nn.Linear(24, 72, bias=bias), torch.randn(2, 17, 24)
     if hooked:  # then the layer is called for all tokens
         layer.register_forward_hook(lambda *_: None)
     complete = attention.project_heads(layer, x, 2, None)

@@ -92,6 +92,13 @@ def test_a_pattern_that_has_no_effect_or_too_much_is_an_error(patterns: str | tu
         freeze(toy(), patterns)
 
 
+def test_a_network_of_a_single_parameter_or_none_at_all_is_no_exception() -> None:
+    with pytest.raises(ValueError, match="leaves nothing to train"):
+        freeze(nn.Linear(2, 2, bias=False), "weight")
+    freeze(nn.Identity(), ALL_BUT_HEAD)
+    set_frozen_to_eval(nn.Identity())
+
+
 # ---------------------------------------------------------------------------------------------------------- at rest
 
 

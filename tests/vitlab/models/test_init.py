@@ -146,6 +146,15 @@ def test_the_default_head_is_0_02_of_a_normal_distribution() -> None:
     assert all(torch.equal(one, two) for one, two in zip(default.parameters(), model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("scheme", ["xavier", "paper", "mae", "torchvision"])
+def test_a_head_of_a_single_class_has_the_scale_of_any_other(scheme: Any) -> None:
+    one, many = (
+        tiny(init=scheme, num_classes=classes, head_std=0.1).get_parameter("head.weight") for classes in (1, 9)
+    )
+    assert moments(one)[0] == pytest.approx(0.1, rel=0.3)
+    assert moments(many)[0] == pytest.approx(0.1, rel=0.1)
+
+
 @pytest.mark.parametrize("std", [-1e-9, math.nan])
 def test_a_negative_standard_deviation_of_the_head_is_refused(std: float) -> None:
     with pytest.raises(ValueError, match=rf"head_std={std} must be at least 0, which is a zero head"):

@@ -12,6 +12,7 @@ import torchao.quantization as quantization
 from captum.attr import IntegratedGradients, LayerGradCam
 from pytorch_grad_cam import GradCAM
 from timm.data.config import resolve_model_data_config
+from timm.layers import set_fused_attn
 from timm.models._features import FeatureGetterNet
 from timm.optim._param_groups import param_groups_layer_decay
 from timm.utils.attention_extract import AttentionExtract
@@ -329,3 +330,13 @@ def test_torchao_quantizes_to_int8_as_timms(scheme: str) -> None:
         quantization.quantize_(model, getattr(quantization, scheme)())
     errors = [float((model(images).detach() - exact).norm() / exact.norm()) for model in (one, two)]
     assert 0 < errors[1] < 1.5 * errors[0] < 0.1
+
+
+def test_set_fused_attn_of_timm_holds_for_networks_built_afterwards() -> None:
+    try:
+        set_fused_attn(False)
+        plain = toy()
+    finally:
+        set_fused_attn(True)
+    fused = toy()
+    assert [network.blocks[0].attn.fused_attn for network in (plain, fused)] == [False, True]

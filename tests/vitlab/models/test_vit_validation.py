@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from vitlab.models.vit import VisionTransformer
+from vitlab.models.vit_validation import block_indices, check_images
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,10 @@ from vitlab.models.vit import VisionTransformer
         (
             {"heads": 5},
             "dim=768 is not a multiple of heads=5; the nearest are 765 and 770, or use 1, 2, 3, 4, 6, 8 heads",
+        ),
+        (
+            {"dim": 6, "heads": 4},
+            "dim=6 is not a multiple of heads=4; the nearest are 4 and 8, or use 1, 2, 3, 6 heads",
         ),
         (
             {"dim": 10, "heads": 2, "pos_embed": "sincos2d"},
@@ -81,3 +86,47 @@ def test_all_problems_are_told_at_once() -> None:
 
 def test_a_gated_hidden_layer_of_even_width_is_possible() -> None:
     VisionTransformer(dim=18, heads=2, depth=1, mlp_ratio=3.0, activation="swiglu", image_size=8, patch_size=4)
+
+
+def test_each_side_of_an_image_has_a_line_of_its_own() -> None:
+    for size, sides in (((100, 60), ["48 and 64", "96 and 112"]), ((100, 100), ["96 and 112"]), ((0, 16), ["16"])):
+        with pytest.raises(ValueError, match="not a multiple of patch_size") as caught:
+            VisionTransformer(image_size=size)
+        nearest = [line.removeprefix("is ").removeprefix("are ") for line in str(caught.value).split("the nearest ")]
+        assert [line.splitlines()[0] for line in nearest[1:]] == sides
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"mlp_ratio": 1 / 8},  # one hidden channel
+        {"dim": 4, "pos_embed": "sincos2d"},
+        {"heads": 8},
+        {"dim": 1, "heads": 1},
+        {"head_std": 0.0},
+        {"class_token": False, "pool": "none"},
+        {"distilled": False, "pre_logits_dim": 1},
+    ],
+    ids=str,
+)
+def test_the_smallest_settings_are_possible(sizes: dict[str, Any]) -> None:
+    VisionTransformer(**{"dim": 8, "heads": 2, "depth": 1, "image_size": 4, "patch_size": 4, **sizes})
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16), (2, 3, 16, 16, 1), (2, 1, 16, 16), (2, 3, 8, 16), ()])
+def test_images_of_another_shape_are_refused_with_both(shape: tuple[int, ...]) -> None:
+    check_images((2, 3, 16, 16), (3, 16, 16))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole text is compared
+        check_images(shape, (3, 16, 16))
+    assert str(caught.value) == (
+        f"images are ({', '.join(map(str, shape))}), the model expects (batch, 3, 16, 16): resize or convert the "
+        "images, or set the model's in_channels and image_size"
+    )
+
+
+def test_blocks_are_counted_from_either_end() -> None:
+    assert block_indices([0, 3, -1, -4], 4) == [0, 3, 3, 0]
+    for layer in (4, -5):
+        message = rf"layers=\[0, {layer}\]: {layer} is not a block; depth=4 has 0\.\.3"
+        with pytest.raises(IndexError, match=message):
+            block_indices([0, layer], 4)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vitlab.storage.atomic import atomic_path, atomic_write, file_sha256
+from vitlab.storage.atomic import atomic_path, atomic_write, file_sha256, write_csv
 
 CODE = """
 import sys
@@ -56,3 +56,8 @@ def test_bytes_and_their_digest(tmp_path: Path) -> None:
     atomic_write(tmp_path / "file", b"abc")
     assert (tmp_path / "file").read_bytes() == b"abc"
     assert file_sha256(tmp_path / "file").startswith("ba7816bf8f01cfea")
+
+
+def test_a_cell_is_no_formula_and_no_control_character(tmp_path: Path) -> None:
+    write_csv(tmp_path / "jobs.csv", [["=1+1", -1.5, "-1.5", None, "a\x1b[2J\nb"]])
+    assert (tmp_path / "jobs.csv").read_text() == "'=1+1,-1.5,-1.5,,a\\x1b[2J\\nb\n"

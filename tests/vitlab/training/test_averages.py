@@ -13,9 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from omegaconf import OmegaConf
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed import FileStore  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim.swa_utils import AveragedModel
 
 from conftest import SRC
@@ -24,6 +30,7 @@ from vitlab.config.schema import Node
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
 from vitlab.data.sets.digits import digits
+from vitlab.jobs.compose import CONF
 from vitlab.models.vit import VisionTransformer
 from vitlab.storage.safe_load import load_checkpoint
 from vitlab.training import build, schedules
@@ -34,6 +41,7 @@ from vitlab.training.schedule_free import ScheduleFreeAdamW
 MakeTrainer = Callable[..., Trainer]
 Average = Callable[[int, nn.Module], nn.Module]  # optimizer steps done, network -> its average
 BATCH, PER_EPOCH, EPOCHS = 20, 5, 3
+PARTS = ("state_dict", "current_model_state")
 
 
 def classifier(optimizer: Callable[..., Any] = partial(torch.optim.SGD, lr=0.5)) -> Classifier:  # noqa: B008
@@ -200,6 +208,48 @@ def test_a_schedule_free_average_is_the_mean_of_the_optimizer_s_steps(make_train
     assert min(moved[1:]) > 1e-4
 
 
+def test_a_schedule_free_average_has_the_statistics_of_the_network(make_trainer: MakeTrainer) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+    optimizer = partial(ScheduleFreeAdamW, lr=0.01)
+    module = Classifier(network, num_classes=10, optimizer=optimizer, schedule=schedules.constant)
+
+    class Watch(Callback):
+        steps = 0
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            for name, statistic in network.named_buffers(prefix="network"):
+                assert torch.equal(average._average_model[name], statistic), name
+            self.steps += 1
+
+    average, watch = ScheduleFreeWeightAveraging(), Watch()
+    make_trainer(callbacks=[average, watch], max_epochs=1, limit_val_batches=0).fit(module, data())
+    assert watch.steps == PER_EPOCH
+
+
+def test_an_average_that_is_loaded_after_the_start_continues(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As FSDP2 loads it."""
+    ends = []
+    for start, epochs in ((None, 2), (None, 1), (tmp_path / "1.ckpt", 2)):
+        callbacks = [WeightAveraging(decay=0.9), Save(tmp_path / f"{epochs}.ckpt")]
+        monkeypatch.setattr(SingleDeviceStrategy, "restore_checkpoint_after_setup", start is not None)
+        trainer = make_trainer(callbacks=callbacks, max_epochs=epochs, limit_val_batches=0)
+        trainer.fit(classifier(), data(), ckpt_path=start, weights_only=True)
+        ends.append(load_checkpoint(tmp_path / f"{epochs}.ckpt"))
+    for part in PARTS:
+        assert all(torch.equal(value, ends[2][part][name]) for name, value in ends[0][part].items())
+    assert ends[0]["averaging_state"] == ends[2]["averaging_state"]
+
+
+def test_an_adjustment_to_an_unknown_batch_size_is_refused(make_trainer: MakeTrainer) -> None:
+    module = classifier()
+    module.batch_size = None
+    with pytest.raises(ValueError, match=r"callbacks\.ema\.adjust=true needs the batch_size"):
+        make_trainer(callbacks=[WeightAveraging(adjust=True)], max_epochs=1).fit(module, data())
+    make_trainer(callbacks=[WeightAveraging()], max_epochs=1).fit(module, data())
+
+
 def test_a_schedule_free_run_resumes_bit_for_bit(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     states: list[dict[str, Tensor]] = []
     for stops in ([3], [1, 3]):
@@ -255,6 +305,46 @@ def test_after_training_the_module_has_the_averages_and_the_checkpoint_both(
     name = "network.head.weight"
     assert torch.equal(content["state_dict"][name], module.state_dict()[name])
     assert not torch.equal(content["current_model_state"][name], module.state_dict()[name])
+
+
+def test_a_validation_scores_the_averages_and_training_continues_with_the_weights(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    plain, module, saved = classifier(), classifier(), tmp_path / "end.ckpt"
+    raw = make_trainer(max_epochs=2)
+    raw.fit(plain, data())
+    trainer = make_trainer(max_epochs=2, callbacks=[WeightAveraging(decay=0.9), Save(saved)])
+    trainer.fit(module, data())
+    weights = load_checkpoint(saved)["current_model_state"]
+    assert all(torch.equal(weights[name], value) for name, value in plain.state_dict().items())
+    loss = float(trainer.callback_metrics["val/loss"])
+    tester = make_trainer()
+    tester.validate(module, data(), verbose=False)  # which has the averages
+    assert loss == float(tester.callback_metrics["val/loss"]) != float(raw.callback_metrics["val/loss"])
+
+
+def test_the_first_rank_saves_an_average_in_shards_completely_and_others_nothing(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed.init_process_group("gloo", store=FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        average, trainer, saved = WeightAveraging(), make_trainer(), list[Any]()
+        shards = distribute_tensor(torch.arange(3.0), init_device_mesh("cpu", (1,)), [Shard(0)])
+        average._average_model, average._updates = {"weight": shards}, 3
+        for is_first in (True, False):
+            monkeypatch.setattr(Trainer, "is_global_zero", is_first)
+            checkpoint: dict[str, Any] = {"state_dict": {}}
+            average.on_save_checkpoint(trainer, classifier(), checkpoint)
+            saved.append(checkpoint["state_dict"]["weight"])
+    finally:
+        distributed.destroy_process_group()
+    assert [type(each) for each in saved] == [Tensor, Tensor]
+    assert [each.tolist() for each in saved] == [[0.0, 1.0, 2.0], []]
+
+
+def test_the_defaults_are_those_of_conf() -> None:
+    configured, default = instantiate(OmegaConf.load(CONF / "callbacks" / "ema.yaml").ema), WeightAveraging()
+    assert vars(configured) == vars(default)
 
 
 @pytest.mark.usefixtures("_restored")
@@ -317,9 +407,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SRC)}
     subprocess.run([sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=folder, env=environment, check=True)
     return folder
-
-
-PARTS = ("state_dict", "current_model_state")
 
 
 @pytest.mark.long

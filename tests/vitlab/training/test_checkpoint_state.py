@@ -36,6 +36,8 @@ def counters() -> dict[str, Any]:
         (12, 28, 3, False, 1, 6, False),  # 10 steps an epoch, the last of one batch
         (10, 28, 3, True, 0, 28, True),
         (10, 28, 3, False, 1, 0, False),
+        (1, 1, 1, True, 0, 1, True),  # epochs of a single step
+        (2, 3, 4, False, 2, 0, False),
     ],
 )
 def test_the_counters_follow_from_the_steps(

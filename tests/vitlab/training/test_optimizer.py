@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitlab.models.vit import VisionTransformer
-from vitlab.training.optimizer import build_optimizer, group_table, parameter_groups
+from vitlab.training.optimizer import build_optimizer, group_settings, group_table, parameter_groups
 from vitlab.training.optimizer import logged_rates as rates_of
+from vitlab.training.schedule_free import ScheduleFreeAdamW
 from vitlab.training.schedules import call_schedule
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -236,11 +237,27 @@ def test_what_is_logged_are_the_rates_of_the_first_and_the_last_layer_that_are_t
     network = toy()
     optimizer = build_optimizer(partial(torch.optim.SGD, lr=1.0), network, layer_decay=0.5)
     assert rates_of(optimizer) == {"layer0": 0.125, "head": 1.0}
-    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):
+    for name in ("patch_embed.proj.weight", "head.bias"):  # then a single group each is left of these layers
+        network.get_parameter(name).requires_grad_(False)
+    optimizer = build_optimizer(partial(torch.optim.SGD, lr=1.0), network, layer_decay=0.5)
+    assert rates_of(optimizer) == {"layer0": 0.125, "head": 1.0}
+    for name in ("cls_token", "pos_embed", "patch_embed.proj.bias"):
         network.get_parameter(name).requires_grad_(False)
     optimizer = build_optimizer(partial(torch.optim.SGD, lr=1.0), network, layer_decay=0.5)
     assert rates_of(optimizer) == {"layer1": 0.25, "head": 1.0}
     assert rates_of(build_optimizer(partial(torch.optim.SGD, lr=1.0), network)) == {"decay": 1.0, "no_decay": 1.0}
+
+
+def test_the_settings_of_a_group_are_what_a_configuration_sets_but_its_rate() -> None:
+    network = toy()
+    decay, none = group_settings(build_optimizer(partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05), network))
+    assert (decay["name"], decay["weight_decay"], none["weight_decay"]) == ("decay", 0.05, 0.0)
+    assert not {"params", "lr"} & decay.keys()
+    optimizer = build_optimizer(partial(ScheduleFreeAdamW, lr=1e-3), network)
+    assert optimizer.counts  # type: ignore[attr-defined]
+    for group, settings in zip(optimizer.param_groups, group_settings(optimizer), strict=True):
+        counts: set[str] = {*optimizer.counts}  # type: ignore[attr-defined]
+        assert group.keys() - settings.keys() == {"params", "lr", *counts}, "it counts on"
 
 
 def test_the_table_has_every_parameter_once_with_its_rate_and_decay() -> None:

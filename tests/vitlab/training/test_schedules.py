@@ -99,6 +99,21 @@ def test_reciprocal_sqrt_cools_down_by_a_straight_line_at_the_end_alone() -> Non
     assert shares == pytest.approx([0.8, 0.6, 0.4, 0.2])
 
 
+@pytest.mark.parametrize("warmup", [0, STEPS - 1])
+@pytest.mark.parametrize(
+    ("name", "share"), [("warmup_cosine", 0.0), ("warmup_linear", 0.0), ("warmup_stable_decay", 0.0), ("constant", 1.0)]
+)
+def test_without_a_floor_a_decay_ends_at_0_even_one_of_a_single_step(name: str, share: float, warmup: int) -> None:
+    (factor,) = ALL[name](sgd(), STEPS, warmup_steps=warmup).lr_lambdas
+    assert factor(STEPS) == pytest.approx(share, abs=1e-12)
+
+
+def test_reciprocal_sqrt_has_big_vision_s_time_scale_by_default() -> None:
+    """utils.create_learning_rate_schedule: after 10,000 steps the rate is 1 / sqrt(2) of the peak."""
+    (factor,) = reciprocal_sqrt(sgd(), 10**6, warmup_steps=100).lr_lambdas
+    assert factor(100 + 10_000) == pytest.approx(0.5**0.5, rel=1e-9)
+
+
 def test_constant_stays_at_the_peak() -> None:
     assert rates(partial(constant, warmup_steps=8), STEPS + 5)[8:] == pytest.approx([PEAK] * (STEPS - 3))
 
@@ -126,6 +141,7 @@ def test_a_fraction_is_rounded_to_the_nearest_step() -> None:
     assert [count_warmup(total, None, 0.02) for total in (1, 24, 26, 2520)] == [0, 0, 1, 50]
     assert count_warmup(100, None, 0.29) == 29, "0.29 * 100 is less than 29 in binary"
     assert count_warmup(10, 9, 0.02) == 9, "what was set stays"
+    assert count_warmup(10, None) == 0, "no setting, no warm-up"
 
 
 def test_a_cooldown_that_leaves_nothing_is_refused_as_well() -> None:

@@ -1,8 +1,12 @@
 """Scores are exact sums, whatever the network's precision."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 import torch
 from lightning import Trainer
+from torch.overrides import TorchFunctionMode
 
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
@@ -10,7 +14,7 @@ from vitlab.data.sets.digits import digits
 from vitlab.models.vit import VisionTransformer
 from vitlab.training import schedules
 from vitlab.training.classifier import Classifier, gradient_norm, logged_scores
-from vitlab.training.scores import Mean
+from vitlab.training.scores import Count, Mean, Scores, at_least_float32
 
 
 def module() -> Classifier:
@@ -62,3 +66,33 @@ def test_a_mean_counts_what_is_not_finite_unless_it_is_of_finite_values() -> Non
     finite.update(values)
     assert every.compute().isnan()
     assert finite.compute() == 2
+
+
+class Moves(TorchFunctionMode):
+    """Notes where tensors would be moved, and leaves them where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moves = set[tuple[torch.dtype, str, torch.dtype]]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.Tensor.to:
+            return func(*args, **(kwargs or {}))
+        tensor, device, dtype = args
+        self.moves.add((tensor.dtype, device.type, dtype))
+        return tensor
+
+
+@pytest.mark.parametrize(("device", "widest"), [("cpu", torch.float64), ("mps", torch.float32)])
+def test_sums_are_as_exact_as_a_device_can(device: str, widest: torch.dtype) -> None:
+    scores = Scores({"loss": Mean(), "count": Count()})
+    with Moves() as moves:
+        scores._apply(lambda tensor: cast(torch.Tensor, SimpleNamespace(device=torch.device(device))))
+    assert {(torch.float64, device, widest), (torch.int64, device, torch.int64)} <= moves.moves
+    assert (torch.float64, device, torch.float64) not in moves.moves or widest == torch.float64
+
+
+def test_numbers_are_widened_to_float32_and_never_narrowed() -> None:
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    wide = [at_least_float32(torch.ones(1, dtype=kind)).dtype for kind in kinds]
+    assert wide == [torch.float32, torch.float32, torch.float32, torch.float64]

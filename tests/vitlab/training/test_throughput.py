@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vitlab.data.augment import Augment
 from vitlab.data.datamodule import DataModule
@@ -18,7 +19,7 @@ from vitlab.training import schedules
 from vitlab.training.checkpoints import LastCheckpoint
 from vitlab.training.classifier import Classifier
 from vitlab.training.monitor import Monitor
-from vitlab.training.throughput import ThroughputMeter
+from vitlab.training.throughput import ThroughputMeter, WaitTimer, checkpoint_seconds
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -91,6 +92,140 @@ def test_saving_is_no_training(make_trainer: MakeTrainer, tmp_path: Any) -> None
     assert last.seconds > 8 * 0.1
     seconds = sum(101 / 2 / row["train/images_per_second"] for row in meter.rows)  # two rows an epoch
     assert 0 < seconds < time.perf_counter() - started - 8 * 0.1
+
+
+class Clock:
+    """Seconds that pass where a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.seconds)
+
+    def pass_by(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def test_a_row_has_the_images_of_its_steps_per_second_and_the_share_of_waiting(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(time, "sleep", clock.pass_by)
+
+    class Steps(Callback):
+        def on_before_backward(self, *_: Any) -> None:
+            clock.pass_by(0.3)
+
+        def on_validation_batch_end(self, *_: Any) -> None:
+            clock.pass_by(7.0)
+
+    monkeypatch.setattr(flops, "peak_flops", lambda *_: None)
+    meter = fitted(make_trainer, Slowly(moving=0.1), Steps())
+    speeds = [row["train/images_per_second"] for row in meter.rows]
+    assert speeds == pytest.approx([51 / 0.8, 50 / 0.8] * 2), "two steps each"
+    assert [row["train/data_wait"] for row in meter.rows] == pytest.approx([0.25] * 4)
+
+
+def test_a_row_is_that_of_all_ranks_and_is_left_out_without_images_or_time(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, trainer, data = Clock(monkeypatch), make_trainer(), Slowly()
+    network = VisionTransformer(image_size=8, patch_size=4, in_channels=1, num_classes=10, dim=16, depth=1, heads=2)
+    module, meter = Classifier(network, num_classes=10), ThroughputMeter()
+    data.setup()
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    monkeypatch.setattr(flops, "peak_flops", lambda *_: 1e9)
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    meter.open_row(trainer)
+    assert meter.close_row(trainer, module, 30) == {}, "no time"
+    clock.pass_by(1.0)
+    assert meter.close_row(trainer, module, 0) == {}, "no images"
+    meter.waiting.start()
+    clock.pass_by(10.0)  # a validation
+    meter.open_row(trainer)
+    clock.pass_by(0.1)
+    meter.waiting.stop()
+    clock.pass_by(0.4)
+    row = meter.close_row(trainer, module, 30)
+    assert row == pytest.approx(
+        {"train/images_per_second": 60.0, "train/mfu": 60 * (meter.flops or 0) / 2e9, "train/data_wait": 1.0}
+    )
+    assert meter.rows == [row]
+
+
+def test_measuring_draws_no_random_number_of_the_training(make_trainer: MakeTrainer) -> None:
+    flops.measured_peak_flops.cache_clear()
+    trainer, meter, data = make_trainer(), ThroughputMeter(), Slowly()
+    data.setup()
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    network = VisionTransformer(image_size=8, patch_size=4, in_channels=1, num_classes=10, dim=16, depth=1, heads=2)
+    before = torch.get_rng_state()
+    meter._measure(trainer, network)
+    assert meter._peak is not None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Event:
+    """A CUDA event: its time is known after a later one was waited for."""
+
+    order, reached, made = 0, 0, 0
+    milliseconds = 0.0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.enable_timing = enable_timing
+
+    def record(self) -> None:
+        Event.made += 1
+        self.order, self.at = Event.made, Event.milliseconds
+
+    def synchronize(self) -> None:
+        Event.reached = max(Event.reached, self.order)
+
+    def elapsed_time(self, end: "Event") -> float:
+        assert self.enable_timing
+        assert max(self.order, end.order) <= Event.reached
+        return end.at - self.at
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_waits_add_up_on_either_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+
+    def pass_by(seconds: float) -> None:
+        clock.pass_by(seconds)
+        Event.milliseconds += 1000 * seconds
+
+    timer = WaitTimer(torch.device(kind))
+    timer.stop()  # nothing was begun
+    for waited in (0.5, 2.0, 4.0):
+        timer.start()
+        pass_by(waited)
+        timer.stop()
+        pass_by(1.0)
+        timer.stop()
+    assert timer.take() == pytest.approx(6.5)
+    assert timer.take() == 0.0
+
+
+def test_a_summary_is_of_the_rows_since_the_last_one_without_the_first_of_all() -> None:
+    meter = ThroughputMeter()
+
+    def summary(*speeds: float) -> list[str]:
+        meter.rows += [{"train/images_per_second": speed} for speed in speeds]
+        return meter.summary()
+
+    assert summary(10.0) == ["10 images/s"], "there is no other"
+    assert meter.medians() == {"images_per_second": 10.0}
+    assert summary(20.0, 40.0) == ["30 images/s"]
+    assert meter.medians() == {"images_per_second": 30.0}
+    assert summary() == ["40 images/s"]
+    assert summary(70.0, 90.0) == ["80 images/s"]
+    meter = ThroughputMeter()
+    assert summary(10.0, 20.0, 40.0) == ["30 images/s"]
+
+
+def test_other_checkpoints_take_no_known_time(make_trainer: MakeTrainer) -> None:
+    assert checkpoint_seconds(make_trainer(callbacks=[ModelCheckpoint()], enable_checkpointing=True)) == 0.0
 
 
 def test_medians_leave_out_the_first_row(make_trainer: MakeTrainer) -> None:

@@ -12,6 +12,7 @@ import yaml
 from conftest import Configure
 from vitlab.config.schema import Node
 from vitlab.data.datamodule import DataModule
+from vitlab.models.vit import VisionTransformer
 from vitlab.weights.auto_model import FALLBACK, NETWORK, as_size, fill_from_weights
 
 
@@ -98,7 +99,15 @@ def test_unreadable_weights_leave_the_rest_to_the_checks(configure: Configure) -
     assert fill_from_weights(untouched) is untouched
 
 
-@pytest.mark.parametrize(("value", "size"), [(32, 32), ([32, 48], (32, 48)), ([1], None), ("x", None), (None, None)])
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        (32, 32),
+        ([32, 48], (32, 48)),
+        ((32, 48), (32, 48)),
+        *((wrong, None) for wrong in ([1], [1, 2, 3], ["a", 1], [1, "a"], "x", "ab", {1: 2, 3: 4}, 1.5, None)),
+    ],
+)
 def test_sizes_are_taken_from_yaml(value: Any, size: Any) -> None:
     assert as_size(value) == size
 
@@ -114,3 +123,82 @@ def test_recorded_settings_make_the_data_module(configure: Configure, folder: Pa
     prepared = datamodule.on_after_batch_transfer(batch, 0).images
     assert prepared.shape[1:] == (1, 64, 64)
     assert torch.isfinite(prepared).all()
+
+
+def write_run(folder: Path, **record: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(record))
+    return folder
+
+
+def test_another_network_keeps_its_model_and_takes_the_images(folder: Path) -> None:
+    model = {"_target_": "vitlab.models.timm_model.timm_model", "model_name": "x", "image_size": None}
+    filled = fill_from_weights(
+        {"model": {**model, "weights": str(folder)}, "data": {"std": None, "augment": None}, "image_size": None}
+    )
+    assert filled["model"] == model
+    assert filled["image_size"] is None
+    assert filled["data"] == {"std": [0.229, 0.224, 0.225], "augment": {"crop_fraction": 0.9}}
+
+
+@pytest.mark.parametrize("source", ["???", None, 5, "gone.pth"])
+def test_without_readable_weights_an_open_size_alone_is_filled(source: Any) -> None:
+    model: Node = {"_target_": NETWORK, "image_size": None}
+    config: Node = {"image_size": None, "weights": None, "data": {"image_size": None, "mean": None}}
+    filled = fill_from_weights({**config, "model": {**model, "weights": source}})
+    size = {"image_size": FALLBACK}
+    assert filled == {**size, "weights": {"source": source}, "model": {**model, **size}, "data": {**size, "mean": None}}
+    preset = {**model, "dim": 64}
+    assert fill_from_weights({**config, "model": {**preset, "weights": source}})["model"] == preset
+    sized = fill_from_weights({**config, "image_size": 32, "model": {**model, "weights": source}})
+    assert (sized["image_size"], sized["data"]["image_size"]) == (32, None)
+    assert "image_size" not in fill_from_weights({"model": {**model, "weights": "???"}})
+
+
+def test_a_run_that_is_evaluated_may_have_a_model_of_its_own_settings() -> None:
+    model = {"_target_": NETWORK, "image_size": 32, "dim": 64}
+    filled = fill_from_weights({"run": "x", "model": {**model, "weights": None}, "weights": {}})
+    assert filled == {"run": "x", "model": model, "weights": {"source": None}}
+
+
+def test_what_the_configuration_sets_to_nothing_or_for_the_data_stays(configure: Configure, folder: Path) -> None:
+    settings = ["++model.layer_scale=null", "++model.num_classes=7"]
+    model = auto(configure, f"model.weights={folder}", *settings)["model"]
+    assert (model["layer_scale"], model["num_classes"], model["dim"]) == (None, 7, 384)
+    assert "in_channels" not in model
+    assert not [key for key in model if key.startswith("_") and key != "_target_"]
+
+
+def test_what_the_weights_leave_open_is_the_configurations(tmp_path: Path) -> None:
+    network = VisionTransformer(image_size=(16, 32), patch_size=8, dim=24, depth=1, heads=3, num_classes=3)
+    torch.save(network.state_dict(), file := tmp_path / "bare.pth")
+    model: Node = {"_target_": NETWORK, "image_size": None, "weights": str(file)}
+    config: Node = {"image_size": None, "weights": {"image_size": [16, 32]}, "data": {"image_size": None}}
+    filled = fill_from_weights({**config, "model": {**model, "heads": 3}})
+    assert (filled["model"]["dim"], filled["model"]["heads"]) == (24, 3)
+    assert filled["image_size"] == filled["model"]["image_size"] == filled["data"]["image_size"] == [16, 32]
+    for unknown in ({}, {"heads": None}):
+        assert fill_from_weights({**config, "model": {**model, **unknown}})["image_size"] == FALLBACK
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "is_taken"),
+    [
+        ("run", {"weights": {"source": "gone.pth"}, "model": {"dim": 8, "image_size": 12}}, True),
+        ("run", {"weights": {"source": "other.pth"}, "model": {"dim": 8, "image_size": 12}}, False),
+        ("run", {"weights": {"source": "gone.pth"}, "model": None}, False),
+        ("run", {"weights": None, "model": {"dim": 8, "image_size": 12}}, False),
+        ("auto", {"weights": {"source": "gone.pth"}, "model": {"dim": 8, "image_size": 12}}, False),
+    ],
+)
+def test_the_record_of_a_resumed_run_is_taken_if_it_began_from_the_same_weights(
+    name: str, record: Node, is_taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / name, **record)
+    model = {"_target_": NETWORK, "image_size": None, "weights": "gone.pth"}
+    filled = fill_from_weights({"model": model, "resume": name, "image_size": None})
+    assert filled["image_size"] == (12 if is_taken else FALLBACK)
+    assert ("dim" in filled["model"]) is is_taken
+    (tmp_path / name / "config.yaml").write_text("{")  # damaged: reported where the run is resumed
+    assert fill_from_weights({"model": model, "resume": name, "image_size": None})["image_size"] == FALLBACK

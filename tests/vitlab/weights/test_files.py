@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,8 @@ def test_networks_in_mappings_are_read_with_the_other_entries(tmp_path: Path) ->
     content = read_weights(tmp_path / "x")
     assert set(content.parts) == {"teacher", "deep.er"}
     assert content.plain["epoch"] == 3
+    torch.save(STATE | {"epoch": 3}, tmp_path / "y")
+    assert read_weights(tmp_path / "y").plain == {"epoch": 3}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -97,6 +100,37 @@ def test_a_changed_byte_is_noticed(kind: str, tmp_path: Path) -> None:
     file.write_bytes(complete[:place] + bytes([complete[place] ^ 1]) + complete[place + 1 :])
     with pytest.raises(UnreadableWeights, match="damaged"):
         numbers(next(iter(read_weights(file).parts.values())))
+
+
+@pytest.mark.parametrize(
+    ("error", "member", "message"),
+    [
+        (ValueError("no\nmore"), "", r"^x is damaged \(no\); download or copy it again$"),
+        (EOFError(), "a.npy", r"^x is damaged at a\.npy \(EOFError\); download"),
+    ],
+)
+def test_damage_has_a_place_and_a_reason_of_one_line(error: Exception, member: str, message: str) -> None:
+    with pytest.raises(UnreadableWeights, match=message), files.explain_damage(Path("x"), Exception, member=member):
+        raise error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's list of mapped files")
+def test_a_torch_file_is_mapped_into_memory_not_read(tmp_path: Path) -> None:
+    WRITERS["torch"](file := tmp_path / "weights")
+    content = read_weights(file)
+    assert str(file) in Path("/proc/self/maps").read_text()
+    assert torch.equal(content.parts[""]["a.bias"].read(), STATE["a.bias"])
+
+
+def test_a_file_that_is_exchanged_after_it_was_opened_runs_no_code(tmp_path: Path) -> None:
+    exploded, file = tmp_path / "exploded", tmp_path / "weights"
+    file.write_bytes(npz({"x": np.zeros(2)}))
+    stored = read_weights(file).parts[""]["x"]
+    objects: Any = np.array([Bomb(exploded)], dtype=object)
+    file.write_bytes(npz({"x": objects}))
+    with pytest.raises(UnreadableWeights, match="Object arrays cannot be loaded"):
+        stored.read()
+    assert not exploded.exists()
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "bare", "npz"])

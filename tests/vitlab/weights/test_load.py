@@ -16,6 +16,7 @@ import parity
 from vitlab.models.vit import VisionTransformer
 from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.load import IncompatibleWeights, load_network, load_pretrained
+from vitlab.weights.locate import cached_read
 from vitlab.weights.mapping import from_ours
 from vitlab.weights.open import open_weights
 
@@ -213,6 +214,28 @@ def test_weights_that_are_not_finite_are_refused_by_name(saved: Callable[..., Pa
     theirs = from_ours(state, LAYOUTS["hf_vit"], heads=3)
     with pytest.raises(IncompatibleWeights, match=r"NaN or infinity in \S*layer\.0\.output\.dense\.weight"):
         load_network(TOY, str(saved(theirs, "theirs.safetensors")), strict=False)
+
+
+def test_finite_numbers_whose_sum_overflows_are_weights(saved: Callable[..., Path]) -> None:
+    state = filled().state_dict()
+    state["blocks.0.mlp.fc2.weight"][3, :2] = 3e38
+    ours, report = load_network(TOY, str(saved(state)))
+    assert torch.equal(ours.blocks[0].mlp.fc2.weight, state["blocks.0.mlp.fc2.weight"])
+    assert report.numbers == sum(value.numel() for value in state.values())
+    assert cached_read.cache_info().currsize == 0, "the file is released"
+
+
+def test_a_tensor_that_moves_is_refused_by_our_name(saved: Callable[..., Path]) -> None:
+    state = filled().state_dict()
+    state["norm.bias"][0] = float("nan")
+    with pytest.raises(IncompatibleWeights, match=r"NaN or infinity in fc_norm\.bias; take other"):
+        load_network(TOY | {"pool": "avg"}, str(saved(state)))
+
+
+def test_the_network_of_the_weights_with_another_argument_must_fit_too(saved: Callable[..., Path]) -> None:
+    weights = open_weights(str(saved(filled().state_dict())), requested=TOY)
+    with pytest.raises(IncompatibleWeights, match=r"missing in the weights: blocks\.2\."):
+        load_pretrained(weights, depth=3)
 
 
 def test_known_heads_and_activation_must_be_the_models(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -57,6 +58,67 @@ def test_of_several_files_the_librarys_own_name_is_taken_or_the_choice_is_asked_
     (tmp_path / "none").mkdir()
     with pytest.raises(UnreadableWeights, match="holds no weights"):
         locate_in_folder(tmp_path / "none")
+
+
+def test_folders_and_other_files_are_no_weights_and_the_first_of_many_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    for name in ("readme.txt", "only.fp16.safetensors.index.json"):
+        (tmp_path / name).write_bytes(b"")
+    assert locate_in_folder(tmp_path).name == "only.fp16.safetensors.index.json"
+    for number in range(10):
+        (tmp_path / f"{number}.pt").write_bytes(b"")
+    with pytest.raises(UnreadableWeights, match=r"\((\d\.pt, ){7}7\.pt\); name one"):
+        locate_in_folder(tmp_path)
+
+
+def test_a_folder_in_the_hubs_layout_and_a_home_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "vit").mkdir()
+    save_file(STATE, tmp_path / "vit" / "model.safetensors")
+    (tmp_path / "vit" / "config.json").write_text("[]")
+    for source in ("hf:~/vit", f"hf:{tmp_path}/vit", "~/vit", "~/vit/model.safetensors"):
+        opened = locate_weights(source)
+        assert (opened.source, opened.file) == (source, tmp_path / "vit" / "model.safetensors")
+        assert (opened.config, opened.record, opened.timm_name) == ({}, {}, None)
+
+
+def test_a_run_is_its_best_checkpoint_with_its_record(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: x")
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": STATE, "vitlab": {"run": "x"}}, best := tmp_path / "checkpoints" / "best.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    for source in (tmp_path, tmp_path / "config.yaml", best):
+        opened = locate_weights(str(source))
+        assert (opened.file, opened.record) == (best, {"run": "x"})
+
+
+def test_what_the_hub_has_is_downloaded_in_the_revision_and_with_all_shards(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, local = tmp_path / "remote", tmp_path / "local"
+    for folder in (remote, local):
+        folder.mkdir()
+    for number, name in enumerate("ab"):
+        save_file({name: torch.ones(2)}, remote / f"part-{number}.safetensors")
+    index = {"weight_map": {"a": "part-0.safetensors", "b": "part-1.safetensors"}}
+    (remote / "model.safetensors.index.json").write_text(json.dumps(index))
+    (remote / "config.json").write_text('{"model_type": "vit"}')
+    asked = set[tuple[str, str | None, bool]]()
+
+    def download(repo: str, filename: str, *, revision: str | None, local_files_only: bool) -> str:
+        asked.add((repo, revision, local_files_only))
+        if not (remote / filename).is_file():
+            raise errors.LocalEntryNotFoundError(filename)
+        return str(shutil.copy(str(remote / filename), str(local)))
+
+    monkeypatch.setattr("vitlab.weights.locate.hub_problem", lambda: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    for name, revision in (("some/vit", None), ("some/vit@v2", "v2")):
+        asked.clear()
+        opened = locate_on_hub(f"hf:{name}", name)
+        assert list(opened.content.parts[""]) == ["a", "b"]
+        assert opened.config == {"model_type": "vit"}
+        assert asked == {("some/vit", revision, False)}
 
 
 def test_a_damaged_configuration_is_reported(tmp_path: Path) -> None:
@@ -129,6 +191,9 @@ def test_timms_name_may_be_of_a_file_or_an_address(kind: str, tmp_path: Path, mo
     [
         ("gone.safetensors", "there is no file or folder gone.safetensors"),
         ("google/vit-base-patch16-224", "did you mean hf:google/vit-base-patch16-224"),
+        ("a/b/c", "there is no file or folder a/b/c$"),
+        ("a/b.pth", r"there is no file or folder a/b\.pth$"),
+        ("timm:vit_base_patch16_224.x", r"it has ((, )?vit_base_patch16_224\.\w+)+$"),
         ("hf:nobody/nothing", "neither the hub nor its local cache has weights of that name"),
         ("timm:vit_tny_patch16_224", "timm has no vit_tny_patch16_224; did you mean 'vit_tiny_patch16_224'"),
         ("timm:vit_tiny_patch16_224.nope", r"timm has no such weights; it has vit_tiny_patch16_224\.augreg_in21k"),

@@ -59,6 +59,15 @@ def test_tensors_of_other_networks_and_unknown_ones_are_distinguished(ours: dict
     assert plan_mapping(found).skipped == {"backbone.mask_token": "the token of masked patches in pre-training"}
 
 
+def test_a_part_of_a_stacked_tensor_alone_is_unknown(ours: dict[str, Tensor]) -> None:
+    theirs = from_ours(ours, LAYOUTS["hf_vit"], heads=3)
+    (gone,) = [name for name in theirs if name.endswith("layer.1.attention.attention.key.weight")]
+    (found,) = recognize_networks([name for name in theirs if name != gone])
+    plan = plan_mapping(found)
+    assert "blocks.1.attn.qkv.weight" not in plan.sources
+    assert plan.unknown == [gone.replace("key", part) for part in ("query", "value")]
+
+
 def test_two_networks_in_one_file_are_both_found(ours: dict[str, Tensor]) -> None:
     found = recognize_networks([f"{who}.{key}" for who in ("student", "teacher") for key in ours])
     assert {each.prefix for each in found} == {"student.", "teacher."}

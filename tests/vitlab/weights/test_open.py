@@ -64,6 +64,32 @@ def test_the_choice_is_named_in_the_report_and_asked_for_where_it_is_open(tmp_pa
         open_weights(str(file))
 
 
+def test_a_network_without_a_name_is_one_of_several(tmp_path: Path) -> None:
+    torch.save(state(1.0) | state(2.0, "other."), file := tmp_path / "file")
+    with pytest.raises(UnreadableWeights, match=r"choose one with weights\.part: \(one without a name\), other$"):
+        open_weights(str(file))
+    assert first(file, "other") == 2.0
+    torch.save(state(1.0) | state(2.0, "a.") | state(3.0, "ema."), file)
+    assert (first(file, None), first(file, "ema"), first(file, "a")) == (3.0, 3.0, 2.0)
+    with pytest.raises(UnreadableWeights, match="several networks"):
+        first(file, "raw")
+
+
+def test_the_title_has_the_types_and_a_part_only_of_several(tmp_path: Path) -> None:
+    weights = state(1.0)
+    torch.save(weights | {"head.bias": weights["head.bias"].half()}, file := tmp_path / "file")
+    opened = open_weights(str(file))
+    assert opened.title() == f"{file}: file, {opened.network.layout.title}, float16, float32"
+    assert opened.part == ""
+
+
+def test_arguments_that_the_weights_leave_open_are_those_requested(tmp_path: Path) -> None:
+    model = VisionTransformer(image_size=16, patch_size=8, dim=24, depth=1, heads=3, num_classes=3)
+    torch.save(model.state_dict(), file := tmp_path / "file")
+    for heads in (3, 4):
+        assert open_weights(str(file), requested={"heads": heads}).architecture.arguments["heads"] == heads
+
+
 def test_an_average_is_named_by_a_complete_word(tmp_path: Path) -> None:
     torch.save(state(1.0, "semantic.") | state(2.0, "detail."), file := tmp_path / "file")
     with pytest.raises(UnreadableWeights, match=r"choose one with weights\.part: semantic, detail"):

@@ -1,9 +1,12 @@
 """Each transform from a library's tensors to ours is undone by its way back."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from vitlab.weights import rules
+from vitlab.weights.layouts import LAYOUTS
 from vitlab.weights.rules import Transform
 
 HEADS = 2
@@ -41,3 +44,8 @@ def test_rules_are_written_for_weight_and_bias() -> None:
     assert (weight.ours, weight.theirs, bias.ours) == ("norm.weight", ("layernorm.weight",), "norm.bias")
     (rule, _) = rules.block_layers("layer.{i}", mlp_fc1="dense", gated=True)
     assert (rule.ours, rule.theirs, rule.gated) == ("blocks.{i}.mlp.fc1.weight", ("layer.{i}.dense.weight",), True)
+
+
+def test_a_table_that_all_share_can_not_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LAYOUTS["timm"].anchor = "x"  # type: ignore[misc]

@@ -23,8 +23,7 @@ from vitlab.data.scan import BadFile, bullets
 from vitlab.data.source import Source
 from vitlab.distributed import environment
 from vitlab.runs.lock import folder_lock
-from vitlab.storage.atomic import atomic_write
-from vitlab.storage.csv_files import write_csv
+from vitlab.storage.atomic import atomic_write, write_csv
 from vitlab.storage.remote import Storage
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from vitlab.evaluation.judgement_pictures import dataset_images, draw_gallery, s
 from vitlab.jobs.identity import flatten, setting_effect
 from vitlab.runs.folder import data_without_scan, read_config, read_overrides
 from vitlab.runs.html_page import Page
-from vitlab.storage.csv_files import write_csv
+from vitlab.storage.atomic import write_csv
 from vitlab.sweeps.ledger import Job, Sweep, read_state
 from vitlab.sweeps.report.page import write_report
 from vitlab.sweeps.report.table import SEED

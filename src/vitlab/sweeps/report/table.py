@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from vitlab.storage.csv_files import write_csv
+from vitlab.storage.atomic import write_csv
 from vitlab.sweeps.ledger import Direction, Job, Sweep, choices_text
 
 SEED = "seed"  # differs among the jobs of a configuration
