@@ -1,10 +1,13 @@
 """Where memory is not enough, the message names what fits."""
 
+import gc
 import re
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,24 +205,38 @@ def test_the_hooks_of_another_framework_stay_with_the_old_parameters() -> None:
     assert first.weight.grad is not None
 
 
-def test_nothing_of_the_failed_step_is_held_while_parts_are_tried(failing: Callable[..., Parts]) -> None:
+@pytest.mark.parametrize("cause", ["none", "explicit", "implicit"])
+def test_nothing_of_the_failed_step_is_held_while_parts_are_tried(cause: str) -> None:
     alive: list[Any] = []
 
-    class Held: ...
+    class Held:
+        def __init__(self) -> None:
+            self.own = self  # lives until the next collection of cycles
 
     def fail() -> None:
-        import weakref
-
         held = Held()
         alive.append(weakref.ref(held))
         raise RuntimeError(CPU)
 
+    def explain() -> None:
+        try:
+            fail()
+        except RuntimeError as error:
+            if cause == "explicit":
+                raise RuntimeError("of a framework") from error
+            if cause == "implicit":
+                raise RuntimeError("while it is handled")  # noqa: B904
+            raise
+
+    gc.disable()
     try:
-        fail()
+        explain()
     except RuntimeError as error:
         assert alive[0]() is not None
         out_of_memory.release_memory(error)
         assert alive[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
@@ -237,3 +254,101 @@ def test_what_a_run_with_too_little_memory_says_fits_fits(tmp_path: Path) -> Non
     (knob,) = re.findall(r"512 images on each device at once are too many; \d+ fit: add (\S+=\d+) ", failed.stderr)
     done = run("hydra.run.dir=two", knob)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("batch", "ranks", "each", "half"), [(100, 3, 34, 51), (7, 2, 4, 4), (1, 1, 1, 1)])
+def test_the_images_to_evaluate_are_halved_on_each_device(
+    failing: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch, batch: int, ranks: int, each: int, half: int
+) -> None:
+    run, module, data = failing(0, f"data.eval_batch_size={batch}", evaluating=True)
+
+    @contextmanager
+    def on_several_devices() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            monkeypatch.setattr(Trainer, "world_size", ranks)
+
+    explained = out_of_memory.explain_out_of_memory(run, module, data, batch_size=64)
+    with pytest.raises(out_of_memory.OutOfMemory) as found, explained, on_several_devices():
+        run.validate(module, data)
+    words = f"{each} images on each device at once are too many to evaluate; set data.eval_batch_size={half}, or less"
+    assert str(found.value) == f"out of memory: {words}"
+
+
+def test_several_devices_share_the_images_of_a_step(
+    failing: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, module, data = failing(9)
+    run.datamodule, module.trainer, data.trainer, module.monitored = data, run, run, True  # type: ignore[attr-defined]
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    expected = "32 images on each device at once are too many; 8 fit: add trainer.accumulate_grad_batches=4 "
+    expected += "(same batch_size=64, same training), or lower batch_size to 16"
+    assert out_of_memory.explain_training(run, module, data, batch_size=64) == expected
+    module.make_optimizer = None  # nothing is trained: there is no step to try
+    reason = out_of_memory.explain_training(run, module, data, batch_size=64)
+    assert reason.endswith("too many; raise trainer.accumulate_grad_batches above 1, or lower batch_size")
+
+
+@pytest.mark.parametrize(("error", "host"), [(MemoryError(), True), (torch.OutOfMemoryError(CUDA), False)])
+def test_the_memory_of_the_host_is_told_from_the_device_s(
+    failing: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch, error: BaseException, host: bool
+) -> None:
+    run, module, data = failing(64)
+    module.make_optimizer = None
+    monkeypatch.setattr(type(run.strategy), "root_device", torch.device("cuda"))
+    with (
+        pytest.raises(out_of_memory.OutOfMemory) as found,
+        out_of_memory.explain_out_of_memory(run, module, data, batch_size=64),
+    ):
+        raise error
+    assert ("the host's memory, not the device's, is used up; lower data.num_workers" in str(found.value)) == host
+    assert ("64 images on each device at once are too many" in str(found.value)) != host
+
+
+def test_what_failed_has_released_its_memory_before_less_is_tried(
+    failing: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, module, data = failing(64)
+    run.datamodule, module.trainer, data.trainer, module.monitored = data, run, run, True  # type: ignore[attr-defined]
+    alive: list[weakref.ref[torch.Tensor]] = []
+    held: list[bool] = []
+    maker: Any = module.make_optimizer
+    forward, hooked = module.network.forward, list[int]()
+    next(module.parameters()).register_hook(lambda gradient: hooked.append(1))  # type: ignore[no-untyped-call]
+
+    def fail() -> None:
+        activations, error = torch.zeros(3), RuntimeError(CPU)  # whose frame refers to it, and it to the frame
+        alive.append(weakref.ref(activations))
+        raise error
+
+    def make(groups: Any) -> Any:
+        held.extend([alive[-1]() is not None, any(p.grad is not None for p in module.parameters())])
+        return maker(groups)
+
+    def limited(images: torch.Tensor) -> Any:
+        if len(images) > 9 and any(p.grad is not None for p in module.parameters()):
+            fail()
+        return forward(images)
+
+    module.make_optimizer = make
+    monkeypatch.setattr(module.network, "forward", limited)
+    explained = out_of_memory.explain_out_of_memory(run, module, data, batch_size=64)
+    gc.disable()
+    try:
+        with pytest.raises(out_of_memory.OutOfMemory, match="8 fit"), explained:
+            fail()
+    finally:
+        gc.enable()
+    assert held == [False] * 6, "as 32, 16 and 8 images are tried"
+    assert len(alive) == 3
+    assert hooked == [], "DDP's wait for other ranks"
+
+
+def test_a_compiled_network_is_tried_without_the_compiler() -> None:
+    compiled: list[int] = []
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    network.compile(backend=lambda graph, inputs: compiled.append(1) or graph.forward)  # type: ignore[func-returns-value]
+    out_of_memory.detach_hooks(network)
+    assert network(torch.ones(1, 2)).shape == (1, 2)
+    assert compiled == []
