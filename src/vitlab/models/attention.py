@@ -24,7 +24,7 @@ MIN_QUERIES = 2**14  # elements; for fewer, torch's kernel is as fast without a 
 NO_DROPOUT = nn.Dropout(0.0)
 
 
-def allows_fused() -> bool:
+def has_fused_kernels() -> bool:
     """What timm's `set_fused_attn` says of networks that are built from now on; True where timm isn't imported."""
     config = sys.modules.get("timm.layers.config")
     return config is None or bool(config.use_fused_attn())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.jit._trace import is_tracing
 from torch.utils.checkpoint import checkpoint
 
-from vitlab.models.attention import allows_fused, attention, attention_weights, project_heads
+from vitlab.models.attention import attention, attention_weights, has_fused_kernels, project_heads
 from vitlab.models.init import initialize
 from vitlab.models.layers import ACTIVATIONS, LayerScale, add_branch, drop_path, dropout, has_plain_weights, is_plain
 from vitlab.models.positions import sincos2d_table, table_for
@@ -233,7 +233,7 @@ class VisionTransformer(TimmInterface, nn.Module):
             self.register_buffer("pos_embed", table, persistent=False)
         self.norm_pre = norm(dim) if pre_norm else nn.Identity()
         rates = {"dropout": dropout, "attention_dropout": attention_dropout}
-        fused = fused_attention and allows_fused()
+        fused = fused_attention and has_fused_kernels()
         attention = partial(MultiHeadAttention, dim=dim, heads=heads, bias=qkv_bias, fused=fused, **rates)
         mlp = partial(MLP, dim=dim, hidden=hidden, activation=activation, dropout=dropout)
         scale = nn.Identity if layer_scale is None else partial(LayerScale, dim=dim, value=layer_scale)

@@ -12,7 +12,7 @@ import torchao.quantization as quantization
 from captum.attr import IntegratedGradients, LayerGradCam
 from pytorch_grad_cam import GradCAM
 from timm.data.config import resolve_model_data_config
-from timm.layers import set_fused_attn
+from timm.layers.config import set_fused_attn
 from timm.models._features import FeatureGetterNet
 from timm.optim._param_groups import param_groups_layer_decay
 from timm.utils.attention_extract import AttentionExtract
