@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from vitlab.config import allowlist
-from vitlab.config.schema import Node, resolve
+from vitlab.config.schema import Node, arguments_of, resolve
 from vitlab.config.signatures import defaults
 from vitlab.models.vit import VisionTransformer
 from vitlab.runs import folder
@@ -60,7 +60,7 @@ def constructor_arguments(node: Node, state: dict[str, Tensor]) -> tuple[Kind, N
     """The kind of a network and its constructor's arguments, including those inferred from the data."""
     allowlist.require_allowed(node, "model")  # a checkpoint's configuration isn't checked before the start
     target = resolve(node["_target_"])
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items() if k[0] != "_" and k != NOT_BUILT}
+    given = {name: value for name, value in arguments_of(node).items() if name != NOT_BUILT}
     if target is VisionTransformer:
         usual = {k: v for k, v in defaults(node["_target_"]).items() if k[0] != "_"}
         inferred = {"num_classes": len(state["head.weight"]), "in_channels": state["patch_embed.proj.weight"].shape[1]}
