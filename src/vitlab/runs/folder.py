@@ -108,8 +108,9 @@ def read_overrides(run_dir: Path) -> list[str]:
     """The command line's overrides of a run; none if they weren't saved. Raises `UnreadableRun`."""
     file = run_dir / OVERRIDES
     lines = read_yaml(file) if file.is_file() else []
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise UnreadableRun(f"{file} is damaged (it has no list of overrides)")
+    is_cut = bool(lines) and not file.read_bytes().endswith(b"\n")  # and may mean something else
+    if is_cut or not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise UnreadableRun(f"{file} is damaged (it has no {'end' if is_cut else 'list of overrides'})")
     return lines
 
 
@@ -193,5 +194,4 @@ def list_runs(folder: Path) -> list[Path]:
 
 def find_run_dir(path: Path) -> Path | None:
     """The run folder of a path: the path, its parent or grandparent."""
-    folders = (path, path.parent, path.parent.parent)
-    return next((folder.resolve() for folder in folders if (folder / CONFIG).is_file()), None)
+    return next((folder.resolve() for folder in (path, *path.parents[:2]) if (folder / CONFIG).is_file()), None)

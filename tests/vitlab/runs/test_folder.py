@@ -130,3 +130,13 @@ def test_a_file_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(folder, "MOST_BYTES", 10)
     with pytest.raises(UnreadableRun, match=r"config\.yaml is damaged \(it has 20 bytes; a run's has fewer than 10"):
         read_written(tmp_path, "a: " + "x" * 17)
+
+
+def test_overrides_cut_within_a_line_are_damaged(tmp_path: Path) -> None:
+    file = tmp_path / folder.OVERRIDES
+    file.parent.mkdir()
+    file.write_text("- seed=1\n- trainer.accelerator=cpu\n")
+    assert folder.read_overrides(tmp_path) == ["seed=1", "trainer.accelerator=cpu"]
+    file.write_text("- seed=1\n- trainer.accelerator=")
+    with pytest.raises(folder.UnreadableRun, match=r"overrides\.yaml is damaged \(it has no end\)"):
+        folder.read_overrides(tmp_path)

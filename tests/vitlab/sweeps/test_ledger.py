@@ -183,7 +183,7 @@ def test_a_damaged_ledger_is_rebuilt_from_the_jobs_and_never_taken_for_an_empty_
         record(folder, status="finished", **{"val/loss": 0.5})
         write_config(folder, {"objective": "val/loss"})
         (folder / ".hydra").mkdir()
-        (folder / ".hydra" / "overrides.yaml").write_text(f"[lr=0.1, seed={seed}, sweep=mine]")
+        (folder / ".hydra" / "overrides.yaml").write_text(f"[lr=0.1, seed={seed}, sweep=mine]\n")
     (sweep / ledger.SWEEP).write_bytes(damage)
     found = ledger.read_sweep(sweep)
     assert [(job.choices, job.status) for job in found.jobs] == [({"seed": s}, "finished") for s in ("0", "1")]

@@ -12,7 +12,7 @@ from vitlab.sweeps.rebuild import is_ledger, rebuild_ledger
 def write_job(sweep: Path, name: str, overrides: str | bytes) -> None:
     write_config(sweep / name, {"objective": "val/loss"})
     (sweep / name / ".hydra").mkdir()
-    content = overrides if isinstance(overrides, bytes) else overrides.encode()
+    content = overrides if isinstance(overrides, bytes) else f"{overrides}\n".encode()
     (sweep / name / ".hydra" / "overrides.yaml").write_bytes(content)
 
 
