@@ -22,8 +22,11 @@ def _one_thread() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+LONG = {"deit3-like": pytest.mark.long}
+
+
 @pytest.mark.usefixtures("_one_thread")
-@pytest.mark.parametrize("name", golden_curves.RECIPES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=LONG.get(name, ())) for name in golden_curves.RECIPES])
 def test_losses_are_those_that_were_written_down(name: str, tmp_path: Path) -> None:
     """After a change that is meant to change them: python tests/golden_curves.py"""
     found, expected = golden_curves.losses(name, tmp_path), GOLDEN["losses"][name]

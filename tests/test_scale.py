@@ -54,6 +54,7 @@ def test_the_exponent_leads_to_the_cost_at_a_real_size() -> None:
     assert real_costs(flat, 10, {"x": 100}) == {"s at x": 20.0}, "at least linear"
 
 
+@pytest.mark.long
 def test_the_command_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     line = [sys.executable, str(Path(__file__).parent / "scale"), "--only", "listing", "--size", "0.1", "--rounds", "1"]
     printed = subprocess.run([*line, "--out", str(tmp_path)], check=True, capture_output=True, text=True).stdout

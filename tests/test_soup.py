@@ -32,6 +32,7 @@ def results(folder: Path) -> Any:
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.long
 def test_a_soup_is_a_run_that_scores_what_evaluate_finds(twins: list[Path], tmp_path: Path, call: Call) -> None:
     for name, step in (("one", 0.01), ("two", 0.02), ("bad", 100.0)):
         shutil.copytree(twins[0], tmp_path / name)

@@ -116,7 +116,7 @@ def run(
     ("every", "settings", "steps"),
     [
         (1, [], {STEPS + 2}),
-        (1, HARD, {1, STEPS - 1, STEPS, STEPS + 2, 3 * STEPS - 1}),
+        pytest.param(1, HARD, {1, STEPS - 1, STEPS, STEPS + 2, 3 * STEPS - 1}, marks=pytest.mark.long),
         (3, HARD, {STEPS - 1, STEPS + 2}),
         (3, ["trainer.check_val_every_n_epoch=2"], {STEPS, STEPS + 2}),
         (1, ["++trainer.val_check_interval=0.4", "trainer.max_steps=13"], {STEPS, STEPS + 2}),

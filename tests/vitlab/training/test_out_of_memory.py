@@ -129,8 +129,10 @@ def fitted(parts: Parts, batch_size: int = 64) -> None:
             "out of memory: 32 images on each device at once are too many; 8 fit: add "
             "trainer.accumulate_grad_batches=8 (same batch_size=64, same training), or lower batch_size to 16",
         ),
-        (1, ["optimizer=muon"], "1 fit: add trainer.accumulate_grad_batches=64"),
-        (1, ["optimizer=sgd", "callbacks=ema"], "1 fit: add trainer.accumulate_grad_batches=64"),
+        *(
+            pytest.param(1, overrides, "1 fit: add trainer.accumulate_grad_batches=64", marks=pytest.mark.long)
+            for overrides in (["optimizer=muon"], ["optimizer=sgd", "callbacks=ema"])
+        ),
         (0, [], "out of memory: not even one image on cpu at once fits; take a smaller model or image_size"),
     ],
 )
